@@ -1,0 +1,70 @@
+"""One RPC while it runs: who asks, for what, and what will be written of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from broker.core.audit import AuditEntry, Phase
+from broker.core.model import Principal
+from broker.core.ports import Now
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """Made by the gate for each RPC, handed down as the first argument, never shared between threads.
+
+    The guard fills in ``resource`` and the decision; the nouns add facts with ``note``. ``settled`` is True once an
+    outcome entry is durable; the gate writes one for every call that ends unsettled.
+    """
+
+    id: str
+    rpc: str  # "KeyService/CreateKey"
+    principal: Principal
+    peer: str
+    now: Now
+    request_id: str = ""
+    validate_only: bool = False
+    digest: str = ""  # SHA-256 of the serialised request, hex
+    resource: str = ""
+    decision: str = ""
+    policies: tuple[str, ...] = ()
+    policy_version: int = 0
+    settled: bool = False
+    facts: dict[str, str | int] = field(default_factory=dict)
+
+    @property
+    def action(self) -> str:
+        """The name of the RPC is the name of the Cedar action: nothing can be checked under another's name (AZ-05)."""
+        return self.rpc.rpartition("/")[2]
+
+    def note(self, **facts: str | int) -> None:
+        """Remember facts (names from ``audit.FACTS``) for every entry made from here on."""
+        self.facts.update(facts)
+
+    def intent(self) -> AuditEntry:
+        """The entry to make durable before the outside world is touched."""
+        return self._entry(Phase.INTENT, "", "")
+
+    def outcome(self, status: str = "ok", reason: str = "") -> AuditEntry:
+        """The entry that closes the call; whoever makes it durable sets ``settled``."""
+        return self._entry(Phase.OUTCOME, status, reason)
+
+    def _entry(self, phase: Phase, status: str, reason: str) -> AuditEntry:
+        return AuditEntry(
+            time=self.now(),
+            phase=phase,
+            call_id=self.id,
+            rpc=self.rpc,
+            request_id=self.request_id,
+            principal=str(self.principal) if self.principal.name else "",
+            authn=self.principal.method,
+            credential=self.principal.credential,
+            peer=self.peer,
+            resource=self.resource,
+            decision=self.decision,
+            policies=self.policies,
+            policy_version=self.policy_version,
+            outcome=status,
+            reason=reason,
+            facts=dict(self.facts),
+        )

@@ -1,0 +1,63 @@
+"""The one error vocabulary of the broker.
+
+    BrokerError
+    ├── InvalidRequest      the request can never work as it stands
+    ├── Unauthenticated     who is calling could not be established
+    ├── PermissionDenied    known caller, not allowed
+    ├── NotFound            no such thing
+    ├── AlreadyExists       the name is taken
+    ├── WrongState          right request, wrong moment (disabled, not exportable, changed meanwhile)
+    ├── Exhausted           a limit or quota was reached
+    └── Unavailable         something the broker needs is away; the same call may work later
+
+Each carries a *reason* (UPPER_SNAKE, stable, for programs), a *message* (one clear sentence for people:
+what, why, what to do) and *metadata* (the variable parts). All three reach the caller, so none may hold
+secret material; the cause of a failure travels only as ``__cause__`` and stays in the broker.
+"""
+
+from __future__ import annotations
+
+
+class BrokerError(Exception):
+    """Base of every refusal the broker makes on purpose.
+
+    ``reason`` is 1 to 63 characters of ``A-Z0-9_``, stable across releases. ``message`` is safe to show.
+    """
+
+    def __init__(self, reason: str, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.metadata = metadata
+
+
+class InvalidRequest(BrokerError):
+    """The request can never succeed as it stands."""
+
+
+class Unauthenticated(BrokerError):
+    """The caller's identity could not be established."""
+
+
+class PermissionDenied(BrokerError):
+    """The caller is known and may not do this."""
+
+
+class NotFound(BrokerError):
+    """The thing named does not exist."""
+
+
+class AlreadyExists(BrokerError):
+    """The name is taken, or the request id was used for another request."""
+
+
+class WrongState(BrokerError):
+    """The thing exists but its state forbids the operation now."""
+
+
+class Exhausted(BrokerError):
+    """A size, rate or count limit was reached."""
+
+
+class Unavailable(BrokerError):
+    """A part the broker depends on does not answer; retrying later can help."""

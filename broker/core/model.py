@@ -1,0 +1,281 @@
+"""The nouns of the broker, as frozen records.
+
+A record that the store keeps has a ``revision``: 1 when added, one more at each change, so that a change made from
+an outdated copy is noticed. All times are aware datetimes in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+
+class KeyType(StrEnum):
+    """What kind of key; the value is the name that the CLI, the policies and the audit use."""
+
+    RSA_2048 = "rsa-2048"
+    RSA_3072 = "rsa-3072"
+    RSA_4096 = "rsa-4096"
+    EC_P256 = "ec-p256"
+    EC_P384 = "ec-p384"
+    EC_P521 = "ec-p521"
+    EC_SECP256K1 = "ec-secp256k1"
+    ED25519 = "ed25519"
+    AES_128 = "aes-128"
+    AES_256 = "aes-256"
+
+    @property
+    def symmetric(self) -> bool:
+        """True when there is no public half."""
+        return self in {KeyType.AES_128, KeyType.AES_256}
+
+
+class KeyUsage(StrEnum):
+    """The one purpose of a key (NIST SP 800-57 part 1, 5.2)."""
+
+    SIGN = "sign"
+    ENCRYPT = "encrypt"
+
+
+class SignatureAlgorithm(StrEnum):
+    """JOSE names (RFC 7518, RFC 8037, RFC 8812)."""
+
+    RS256 = "RS256"
+    RS384 = "RS384"
+    RS512 = "RS512"
+    PS256 = "PS256"
+    PS384 = "PS384"
+    PS512 = "PS512"
+    ES256 = "ES256"
+    ES384 = "ES384"
+    ES512 = "ES512"
+    ES256K = "ES256K"
+    EDDSA = "EdDSA"
+
+
+class EncryptionAlgorithm(StrEnum):
+    """AES-GCM (NIST SP 800-38D) and RSAES-OAEP (RFC 8017 7.1, MGF1 hash equal to the OAEP hash, empty label)."""
+
+    AES_GCM = "AES-GCM"
+    RSA_OAEP_SHA1 = "RSA-OAEP-SHA1"
+    RSA_OAEP_SHA256 = "RSA-OAEP-SHA256"
+
+
+class OaepHash(StrEnum):
+    """The hash of an RSAES-OAEP key transport; the value is the name hashlib knows."""
+
+    SHA1 = "sha1"
+    SHA256 = "sha256"
+    SHA384 = "sha384"
+    SHA512 = "sha512"
+
+
+class KeyState(StrEnum):
+    """PENDING (the HSM is asked) → ENABLED ⇄ DISABLED → DESTROY_SCHEDULED → DESTROYED."""
+
+    PENDING = "pending"
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+    DESTROY_SCHEDULED = "destroy-scheduled"
+    DESTROYED = "destroyed"
+
+
+class VersionState(StrEnum):
+    """PENDING until the HSM has made the key; DESTROYED once it is gone from the HSM; FAILED: was never made."""
+
+    PENDING = "pending"
+    ENABLED = "enabled"
+    DESTROYED = "destroyed"
+    FAILED = "failed"
+
+
+class ImportState(StrEnum):
+    """PENDING (may or may not be at the target) → PROVEN (same key, used there) or FAILED (disabled or absent there)."""
+
+    PENDING = "pending"
+    PROVEN = "proven"
+    FAILED = "failed"
+
+
+class OperatorState(StrEnum):
+    """A removed operator's row stays, so that the name is never given to somebody else."""
+
+    ENABLED = "enabled"
+    REMOVED = "removed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A named key; its material lives in its versions. Names are never used again, not even after destruction."""
+
+    name: str
+    type: KeyType
+    usage: KeyUsage
+    exportable: bool
+    labels: Mapping[str, str]
+    owner: str
+    state: KeyState
+    primary: int  # the version that signs and encrypts; 0 until the first one is made
+    latest: int  # the highest version number ever begun
+    created_at: datetime
+    destroy_at: datetime | None = None
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyVersion:
+    """One key in the HSM, found there by ``hsm_id`` (CKA_ID, 16 random bytes, chosen before the HSM is asked)."""
+
+    key: str
+    number: int
+    state: VersionState
+    hsm_id: bytes
+    public_key: bytes | None  # SubjectPublicKeyInfo, DER (RFC 5280); None for symmetric keys
+    sealed: bool  # True: EXTRACTABLE was taken away for good after creation
+    created_at: datetime
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrappingKey:
+    """A target's key-exchange key (KEK): an RSA public key that the target alone can open blobs for."""
+
+    id: str
+    public_key: bytes  # SubjectPublicKeyInfo, DER
+    thumbprint: str  # SHA-256 of ``public_key``, lower-case hex
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A registered place keys can be imported to, with the KEK that was pinned when it was registered."""
+
+    name: str
+    kind: str
+    settings: Mapping[str, str]
+    kek_id: str
+    kek_thumbprint: str
+    created_at: datetime
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """One key version at one target."""
+
+    key: str
+    version: int
+    target: str
+    remote_name: str
+    remote_version: str  # "" until the target has answered
+    state: ImportState
+    kek_thumbprint: str
+    blob_sha256: str  # "" until the blob is made
+    failure: str  # the reason code, "" unless FAILED
+    started_at: datetime
+    proven_at: datetime | None = None
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """A person who may call with a client certificate. Certificates that start before ``not_before`` are refused."""
+
+    name: str
+    groups: tuple[str, ...]
+    state: OperatorState
+    not_before: datetime
+    created_at: datetime
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyDocument:
+    """One version of the whole Cedar policy text; the highest version is in force."""
+
+    version: int
+    text: str
+    author: str
+    created_at: datetime
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a mutation under a request id did, so that its repetition does nothing again (AIP-155)."""
+
+    principal: str
+    request_id: str
+    rpc: str
+    digest: str  # SHA-256 of the serialised request, hex
+    resource: str
+    version: int
+    created_at: datetime
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditHead:
+    """A signed statement of how far one audit chain has come."""
+
+    chain: str
+    sequence: int
+    hash: str  # hex
+    signed_at: datetime
+    signature: bytes  # ECDSA P-256/SHA-256, DER, over ``audit.head_statement``
+    revision: int = 1
+
+
+Record = Key | KeyVersion | Target | Import | Operator | PolicyDocument | Receipt | AuditHead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who calls. ``kind`` and ``name`` together are the identity; two kinds never share one (AN-30)."""
+
+    kind: str
+    name: str
+    groups: tuple[str, ...] = ()
+    method: str = ""  # how it was proven: "mtls"
+    credential: str = ""  # what proved it: the certificate's serial number, hex
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteKey:
+    """What a target says of one version of a key it holds."""
+
+    name: str
+    version: str
+    public_key: bytes | None  # SubjectPublicKeyInfo, DER; None for symmetric keys
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One thing that was tried on the token at start, and how it ended."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HsmReport:
+    """What the token is and what the start-up probe found it can really do."""
+
+    module: str
+    library: str
+    token_label: str
+    token_serial: str
+    manufacturer: str
+    model: str
+    firmware: str
+    key_types: tuple[KeyType, ...]
+    oaep_hashes: tuple[OaepHash, ...]
+    exact_wrap: bool  # True: AES key wrap with padding follows RFC 5649 for every length
+    one_call_wrap: bool  # True: mechanism 0x1054 was proven right and is used
+    probes: tuple[Probe, ...] = field(default_factory=tuple)

@@ -1,0 +1,48 @@
+"""The one grammar of names: what passes here is stored, compared and authorised as the same bytes (AZ-01)."""
+
+from __future__ import annotations
+
+import re
+
+from broker.core.errors import InvalidRequest
+
+NAME = re.compile(r"[a-z](?:-?[a-z0-9]){0,62}", re.ASCII)
+LABEL_VALUE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
+UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
+MAX_LABELS = 16
+
+
+def check_name(text: str, what: str) -> str:
+    """Return ``text`` if it is a name: 1 to 63 of ``a-z 0-9 -``, a letter first, no hyphen at the end or doubled.
+
+    ``what`` says what is being named ("key", "target"). The refusal never quotes the text.
+    """
+    if len(text) > 63 or not NAME.fullmatch(text):
+        raise InvalidRequest(
+            "NAME_INVALID",
+            f"The {what} name is not valid: use 1 to 63 lower-case letters, digits and single hyphens, a letter first.",
+        )
+    return text
+
+
+def check_labels(labels: dict[str, str]) -> dict[str, str]:
+    """Return ``labels`` if there are at most 16, keyed by names, with values of 1 to 63 of ``A-Za-z0-9._-``."""
+    if len(labels) > MAX_LABELS:
+        raise InvalidRequest("LABELS_INVALID", f"There are too many labels: at most {MAX_LABELS} are kept.")
+    for name, value in labels.items():
+        if len(name) > 63 or not NAME.fullmatch(name) or len(value) > 63 or not LABEL_VALUE.fullmatch(value):
+            raise InvalidRequest(
+                "LABELS_INVALID",
+                "A label is not valid: its name follows the grammar of key names, its value is 1 to 63 letters, "
+                "digits, dots, underscores and hyphens, a letter or digit at both ends.",
+            )
+    return dict(labels)
+
+
+def check_request_id(text: str) -> str:
+    """Return ``text`` if it is empty or a lower-case UUID version 4 (AIP-155)."""
+    if text and (len(text) != 36 or not UUID4.fullmatch(text)):
+        raise InvalidRequest(
+            "REQUEST_ID_INVALID", "The request id is not a lower-case UUID of version 4; send a fresh one."
+        )
+    return text

@@ -1,0 +1,257 @@
+"""What the core asks of the outside world.
+
+Everything here is blocking and thread-safe and raises only ``BrokerError``; a bug may raise anything else, and ends
+as INTERNAL. An implementation lives in an edge (``hsm``, ``store``, ``auth/*``, ``targets/*``) and is proven by the
+contract suite of its port in ``tests/contracts``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+from broker.core.audit import AuditEntry
+from broker.core.model import (
+    AuditHead,
+    EncryptionAlgorithm,
+    HsmReport,
+    Key,
+    KeyType,
+    KeyUsage,
+    KeyVersion,
+    OaepHash,
+    Principal,
+    Record,
+    RemoteKey,
+    SignatureAlgorithm,
+    WrappingKey,
+)
+
+R = TypeVar("R", bound=Record)
+
+Now = Callable[[], datetime]
+"""The clock: an aware datetime in UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRef:
+    """Names one key in the HSM: all that an operation needs to know of it, so that none has to ask the store."""
+
+    hsm_id: bytes  # CKA_ID, 16 bytes
+    type: KeyType
+    usage: KeyUsage
+    public_key: bytes | None  # SubjectPublicKeyInfo, DER; None for AES
+
+
+class Hsm(Protocol):
+    """Keys that live in a PKCS#11 token. No slot, session, mechanism number or PIN shows.
+
+    Errors: NotFound ``KEY_NOT_IN_HSM``; WrongState ``HSM_MECHANISM_MISSING`` (this token cannot do that operation),
+    ``KEY_NOT_EXPORTABLE``, ``WRAP_NOT_EXACT``; InvalidRequest ``CIPHERTEXT_INVALID`` (one error for every failed
+    decryption), ``ALGORITHM_MISMATCH``, ``DIGEST_LENGTH``; Unavailable ``HSM_UNAVAILABLE`` (device, session or login
+    lost; the next call tries again) and ``HSM_FAULT`` (a result failed its own check and was withheld).
+    """
+
+    def generate(self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> bytes | None:
+        """Make a token key under ``hsm_id`` and return its SubjectPublicKeyInfo DER (None for AES).
+
+        Never repeats blindly: if a complete key with this id is already there, of this very type, usage and
+        exportability, it is the answer (a crashed earlier call made it). The attributes are read back and the public
+        key is checked for sanity before it is returned. Ed25519 is never exportable (InvalidRequest
+        ``KEY_NOT_EXPORTABLE``).
+        """
+
+    def public_key(self, key: KeyRef) -> bytes | None:
+        """Read the SubjectPublicKeyInfo DER from the token; None for AES. NotFound when the token has no such key."""
+
+    def sign(
+        self, key: KeyRef, algorithm: SignatureAlgorithm, messages: list[bytes], *, prehashed: bool = False
+    ) -> list[bytes]:
+        """Sign each message (or, with ``prehashed``, each digest of the algorithm's hash) in order; all or nothing.
+
+        ECDSA signatures are DER ECDSA-Sig-Value (RFC 3279 2.2.3). Each signature is verified under ``key.public_key``
+        before any is returned. EdDSA takes no digest (InvalidRequest ``DIGEST_LENGTH``).
+        """
+
+    def encrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, plaintext: bytes, aad: bytes) -> bytes:
+        """AES-GCM only: 12-byte IV made here ‖ ciphertext ‖ 16-byte tag.
+
+        (RSA encryption needs no HSM: the core does it with the public key.)
+        """
+
+    def decrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, aad: bytes) -> bytes:
+        """Undo ``encrypt`` or an RSAES-OAEP encryption; ``aad`` must be empty for OAEP."""
+
+    def wrap(self, key: KeyRef, kek: WrappingKey, oaep_hash: OaepHash, *, exact: bool) -> bytes:
+        """Return RSA-OAEP(kek, ephemeral AES-256) ‖ AES-KWP(ephemeral, key), made wholly inside the token.
+
+        The key's PKCS#8 form (raw bytes for AES) is the plaintext. ``exact``: refuse (``WRAP_NOT_EXACT``) unless the
+        token's padding is proven to follow RFC 5649 for this key. The attributes are read back first: a key that is
+        not exportable is refused (``KEY_NOT_EXPORTABLE``). The ephemeral is gone afterwards, whatever happened.
+        """
+
+    def seal(self, key: KeyRef) -> None:
+        """Take EXTRACTABLE away for good. Doing it twice is the same as once."""
+
+    def destroy(self, key: KeyRef) -> None:
+        """Destroy all halves of the key in the token. Doing it twice is the same as once."""
+
+    def random(self, length: int) -> bytes:
+        """Random bytes from the token, 1 to 1024 of them."""
+
+    def report(self) -> HsmReport:
+        """What the token is and what the probe found; does not touch the token."""
+
+    def check(self) -> None:
+        """Return when the token answers and the login holds; raise ``Unavailable`` when it does not. Tries recovery."""
+
+    def close(self) -> None:
+        """Log out and finalise the module."""
+
+
+class Write(Protocol):
+    """An open transaction. What is read here cannot change under the writer before the end."""
+
+    def get(self, kind: type[R], *key: str | int) -> R | None:
+        """As ``Store.get``, and on PostgreSQL the row is locked."""
+
+    def page(
+        self,
+        kind: type[R],
+        *,
+        after: tuple[str | int, ...] = (),
+        limit: int,
+        where: Mapping[str, str | int] | None = None,
+    ) -> list[R]:
+        """As ``Store.page``."""
+
+    def add(self, record: Record) -> None:
+        """Insert. AlreadyExists ``NAME_TAKEN`` when its primary key is in use."""
+
+    def replace(self, old: R, new: R) -> R:
+        """Write ``new`` over ``old`` and return it with ``revision = old.revision + 1``.
+
+        WrongState ``CHANGED_MEANWHILE`` unless the stored row still has ``old.revision``.
+        """
+
+    def delete(self, record: Record) -> None:
+        """Remove the row. WrongState ``CHANGED_MEANWHILE`` unless it still has ``record.revision``."""
+
+    def note(self, **facts: str | int) -> None:
+        """Add facts that only became known inside the transaction to the audit entry that is about to be written."""
+
+
+class Store(Protocol):
+    """Records by primary key, and the audit journal that every change goes through.
+
+    Primary keys: Key (name) · KeyVersion (key, number) · Target (name) · Import (key, version, target) ·
+    Operator (name) · PolicyDocument (version) · Receipt (principal, request_id) · AuditHead (chain, sequence).
+    Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang.
+    """
+
+    def get(self, kind: type[R], *key: str | int) -> R | None:
+        """The record with this whole primary key, or None."""
+
+    def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
+        """A key and one of its versions in one read; ``number`` 0 is the primary version."""
+
+    def page(
+        self,
+        kind: type[R],
+        *,
+        after: tuple[str | int, ...] = (),
+        limit: int,
+        where: Mapping[str, str | int] | None = None,
+    ) -> list[R]:
+        """Up to ``limit`` records in primary-key order (bytewise), strictly after ``after`` (a whole primary key).
+
+        ``where`` keeps only the rows whose named fields equal the given values.
+        """
+
+    def write(self, entry: AuditEntry) -> AbstractContextManager[Write]:
+        """The only way to change anything: the body's changes become visible together, or not at all.
+
+        On leaving: ``entry`` is made durable in the audit journal, then the transaction is committed. If the body
+        raises, nothing is written and the exception goes on; if the journal cannot be written, the transaction is
+        rolled back and Unavailable ``AUDIT_UNAVAILABLE`` is raised. A commit that fails after the entry became
+        durable leaves an entry that says what was intended; the error says so too (``STORE_UNAVAILABLE``).
+        """
+
+    def record(self, entry: AuditEntry) -> None:
+        """Make an entry durable that goes with no change: a read, a use of a key, a refusal."""
+
+    def heads(self) -> list[AuditHead]:
+        """For each audit chain this process appends to, its newest unsigned head (``signature`` empty); [] if none moved."""
+
+    def save_head(self, head: AuditHead) -> None:
+        """Append a signed head to the journal and keep it in the database."""
+
+    def check(self) -> None:
+        """Return when the database answers and the journal is writable; else raise ``Unavailable``."""
+
+    def close(self) -> None:
+        """Release files and connections."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What the transport says of the caller, before anybody believes it."""
+
+    certificate: bytes | None  # the peer's verified certificate, PEM
+    chain_verified: bool  # the TLS layer checked it against the operator CA
+    metadata: Mapping[str, str]
+    peer: str
+
+
+class Authenticator(Protocol):
+    """One way of proving who calls."""
+
+    def authenticate(self, credentials: Credentials) -> Principal | None:
+        """The principal; None when this call carries nothing for this authenticator; Unauthenticated when it does but it is bad."""
+
+
+class Target(Protocol):
+    """A place keys can be imported to. Built from one registered ``model.Target``.
+
+    Errors: Unavailable ``TARGET_UNREACHABLE``, ``TARGET_SEALED``, ``TARGET_THROTTLED``; WrongState
+    ``TARGET_TLS_UNTRUSTED``, ``TARGET_DENIED``, ``TARGET_MOUNT_MISSING``, ``TARGET_NAME_TAKEN``, ``TARGET_REFUSED``
+    (it read the blob and would not have it); InvalidRequest ``KEY_TYPE_UNSUPPORTED``. No message quotes the target's
+    own text beyond its short error strings, and none holds a token.
+    """
+
+    exact_wrap: bool  # True: the target parses PKCS#8 strictly, so only an exact RFC 5649 wrap will do
+
+    def wrapping_key(self) -> WrappingKey:
+        """The KEK the target offers now."""
+
+    def oaep_hash(self, offered: tuple[OaepHash, ...]) -> OaepHash:
+        """The hash to use, of those the token can do; WrongState ``OAEP_HASH_UNSUPPORTED`` when none fits."""
+
+    def supports(self, key_type: KeyType, usage: KeyUsage) -> None:
+        """Return if such a key can be imported; else InvalidRequest ``KEY_TYPE_UNSUPPORTED`` saying what can."""
+
+    def import_key(
+        self, name: str, key_type: KeyType, usage: KeyUsage, blob: bytes, oaep_hash: OaepHash, *, first: bool
+    ) -> None:
+        """Upload the blob: a new remote key when ``first``, else a further version of it."""
+
+    def versions(self, name: str) -> list[RemoteKey]:
+        """All versions the target holds under ``name``, oldest first; [] when there is none."""
+
+    def sign(self, name: str, version: str, algorithm: SignatureAlgorithm, message: bytes) -> bytes:
+        """Let the target sign; ECDSA as DER ECDSA-Sig-Value."""
+
+    def encrypt(self, name: str, version: str, plaintext: bytes) -> bytes:
+        """Let the target encrypt with AES-GCM; same layout as ``Hsm.encrypt``."""
+
+    def decrypt(self, name: str, version: str, algorithm: EncryptionAlgorithm, ciphertext: bytes) -> bytes:
+        """Let the target decrypt what ``Hsm.encrypt`` or RSAES-OAEP made."""
+
+    def disable(self, name: str, version: str) -> None:
+        """Make this remote version unusable. Doing it twice, or for a version that is not there, is no error."""
+
+    def names(self) -> list[str]:
+        """The names of the keys that the target holds, sorted; at most 1000."""

@@ -1,0 +1,43 @@
+"""Idempotency of mutations under the caller's request id (AIP-155)."""
+
+from __future__ import annotations
+
+from broker.core.call import Call
+from broker.core.errors import AlreadyExists
+from broker.core.model import Receipt
+from broker.core.ports import Write
+
+
+def replay(write: Write, call: Call) -> Receipt | None:
+    """The receipt of the same request, if this principal sent it before under the same id; None otherwise.
+
+    AlreadyExists ``REQUEST_ID_REUSED`` when the id was used for a different request.
+    """
+    if not call.request_id:
+        return None
+    receipt = write.get(Receipt, str(call.principal), call.request_id)
+    if receipt is None:
+        return None
+    if receipt.digest != call.digest:
+        raise AlreadyExists(
+            "REQUEST_ID_REUSED",
+            "The request id was already used for a different request; send a fresh UUID with each one.",
+        )
+    write.note(replayed=1)
+    return receipt
+
+
+def keep(write: Write, call: Call, resource: str, version: int = 0) -> None:
+    """Remember, in the same transaction as the change, what this request id did."""
+    if call.request_id:
+        write.add(
+            Receipt(
+                principal=str(call.principal),
+                request_id=call.request_id,
+                rpc=call.rpc,
+                digest=call.digest,
+                resource=resource,
+                version=version,
+                created_at=call.now(),
+            )
+        )

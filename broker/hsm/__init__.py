@@ -1,0 +1,1 @@
+"""The HSM edge: the ``Hsm`` port on a PKCS#11 module. PKCS#11's words stay in this folder."""

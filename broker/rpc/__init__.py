@@ -1,0 +1,1 @@
+"""The gRPC edge: decode, one call into the core, encode."""

@@ -1,0 +1,1 @@
+"""Where a key can be imported to: one folder a target."""

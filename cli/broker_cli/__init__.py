@@ -1,0 +1,1 @@
+"""The command ``broker``: knows the wire and nothing of the server."""
