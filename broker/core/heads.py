@@ -23,7 +23,7 @@ class Heads:
     def sign(self, call: Call) -> list[AuditHead]:
         raise NotImplementedError
 
-    def list(self, call: Call, chain: str, after: tuple[str | int, ...], limit: int) -> Page[AuditHead]:
+    def page(self, call: Call, chain: str, after: tuple[str | int, ...], limit: int) -> Page[AuditHead]:
         raise NotImplementedError
 
     def sign_due(self) -> None:

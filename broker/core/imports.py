@@ -22,5 +22,5 @@ class Imports:
     def prove(self, call: Call, name: str, version: int, target: str) -> Import:
         raise NotImplementedError
 
-    def list(self, call: Call, name: str, target: str, after: tuple[str | int, ...], limit: int) -> Page[Import]:
+    def page(self, call: Call, name: str, target: str, after: tuple[str | int, ...], limit: int) -> Page[Import]:
         raise NotImplementedError

@@ -52,7 +52,7 @@ class Keys:
     def get(self, call: Call, name: str) -> Key:
         raise NotImplementedError
 
-    def list(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Key]:
+    def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Key]:
         raise NotImplementedError
 
     def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[KeyVersion]:

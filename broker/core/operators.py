@@ -40,7 +40,7 @@ class Operators:
     def issue(self, call: Call, name: str, csr_pem: bytes, ttl: timedelta | None) -> Issued:
         raise NotImplementedError
 
-    def list(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Operator]:
+    def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Operator]:
         raise NotImplementedError
 
     def set_groups(self, call: Call, name: str, groups: list[str]) -> Operator:

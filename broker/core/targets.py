@@ -28,7 +28,7 @@ class Targets:
     def get(self, call: Call, name: str) -> Target:
         raise NotImplementedError
 
-    def list(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Target]:
+    def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Target]:
         raise NotImplementedError
 
     def check(self, call: Call, name: str) -> list[Probe]:

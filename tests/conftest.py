@@ -1,0 +1,5 @@
+"""What every test can ask for: real servers, each started once a session on free loopback ports and stopped afterwards."""
+
+from __future__ import annotations
+
+pytest_plugins = ["tests.servers.softhsm", "tests.servers.postgres", "tests.servers.openbao"]
