@@ -1,40 +1,61 @@
-"""Keys: born in the HSM, used there, rotated, disabled and destroyed there."""
+"""Keys: born in the HSM, rotated, disabled, sealed and destroyed there. Their use is in ``key_use``.
+
+Whatever makes or destroys key material is two writes with the HSM between them, so that a crash leaves a row that
+says what was going on: a version stays PENDING until the HSM's answer is stored, and the background loop undoes what
+nobody came back for.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
+from broker.core import receipts, signatures
 from broker.core.call import Call
-from broker.core.guard import Guard
-from broker.core.model import EncryptionAlgorithm, Key, KeyType, KeyUsage, KeyVersion, SignatureAlgorithm
+from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
+from broker.core.guard import BROKER, Guard, of_key, of_unknown_key
+from broker.core.model import Key, KeyState, KeyType, KeyUsage, KeyVersion, Receipt, VersionState
+from broker.core.names import check_labels, check_name
 from broker.core.page import Page
-from broker.core.ports import Hsm, Now, Store
+from broker.core.ports import Hsm, KeyRef, Now, Store, Write
+
+R = TypeVar("R", Key, KeyVersion)
+OWNER = re.compile(r"[a-z]{1,16}/[a-z](?:-?[a-z0-9]){0,62}", re.ASCII)
+ENABLED = frozenset({KeyState.ENABLED})
+USABLE = frozenset({KeyState.ENABLED, KeyState.DISABLED})
+UNDO_AFTER = timedelta(minutes=5)
+"""A version that is still PENDING after this long belongs to a call that died: no HSM takes longer to make a key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signed:
-    """``signatures`` in the order of the inputs; ECDSA as DER."""
+class DestructionDelay:
+    """How long a key can still be saved after its destruction was asked for."""
 
-    signatures: list[bytes]
-    version: int
-    algorithm: SignatureAlgorithm
+    least: timedelta = timedelta(days=1)
+    usual: timedelta = timedelta(days=7)
+    most: timedelta = timedelta(days=30)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encrypted:
-    """``ciphertext`` as the wire carries it (keys.proto, EncryptResponse)."""
-
-    ciphertext: bytes
-    version: int
-    algorithm: EncryptionAlgorithm
+def ref(key: Key, version: KeyVersion) -> KeyRef:
+    """The name of a version's key in the HSM."""
+    return KeyRef(hsm_id=version.hsm_id, type=key.type, usage=key.usage, public_key=version.public_key)
 
 
 class Keys:
-    """The noun behind KeyService. Each method checks the permission first and raises only BrokerError."""
+    """The noun behind KeyService's lifecycle. Each method checks the permission first and raises only BrokerError."""
 
-    def __init__(self, store: Store, hsm: Hsm, guard: Guard, now: Now) -> None:
-        raise NotImplementedError
+    def __init__(self, store: Store, hsm: Hsm, guard: Guard, now: Now, delay: DestructionDelay | None = None) -> None:
+        self._store = store
+        self._hsm = hsm
+        self._guard = guard
+        self._now = now
+        self._delay = delay or DestructionDelay()
 
     def create(
         self,
@@ -47,65 +68,283 @@ class Keys:
         labels: dict[str, str],
         owner: str,
     ) -> Key:
-        raise NotImplementedError
-
-    def get(self, call: Call, name: str) -> Key:
-        raise NotImplementedError
-
-    def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Key]:
-        raise NotImplementedError
-
-    def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[KeyVersion]:
-        raise NotImplementedError
-
-    def public_key(self, call: Call, name: str, version: int) -> tuple[Key, KeyVersion]:
-        """WrongState ``NO_PUBLIC_KEY`` for symmetric keys."""
-        raise NotImplementedError
-
-    def sign(
-        self, call: Call, name: str, algorithm: SignatureAlgorithm | None, inputs: list[bytes], *, prehashed: bool
-    ) -> Signed:
-        raise NotImplementedError
-
-    def verify(
-        self,
-        call: Call,
-        name: str,
-        version: int,
-        algorithm: SignatureAlgorithm | None,
-        data: bytes,
-        signature: bytes,
-        *,
-        prehashed: bool,
-    ) -> tuple[bool, int]:
-        """(valid, version); ECDSA signatures come as DER."""
-        raise NotImplementedError
-
-    def encrypt(
-        self, call: Call, name: str, algorithm: EncryptionAlgorithm | None, plaintext: bytes, aad: bytes
-    ) -> Encrypted:
-        raise NotImplementedError
-
-    def decrypt(
-        self, call: Call, name: str, version: int, algorithm: EncryptionAlgorithm | None, ciphertext: bytes, aad: bytes
-    ) -> tuple[bytes, int]:
-        """(plaintext, version)."""
-        raise NotImplementedError
+        """Make a key with its first version; AlreadyExists ``NAME_TAKEN``."""
+        key = Key(
+            name=check_name(name, "key"),
+            type=key_type,
+            usage=usage,
+            exportable=exportable,
+            labels=check_labels(labels),
+            owner=_check_owner(owner or str(call.principal)),
+            state=KeyState.PENDING,
+            primary=0,
+            latest=1,
+            created_at=self._now(),
+        )
+        self._guard.check(call, of_key(key))
+        self._check_makeable(key)
+        call.note(key_type=key_type.value, key_usage=usage.value, exportable=int(exportable), version=1)
+        if call.validate_only:
+            if self._store.get(Key, name):
+                raise AlreadyExists("NAME_TAKEN", "A key of that name exists or existed; names are never used again.")
+            return key
+        version = self._new_version(key, 1)
+        with self._store.write(call.intent()) as write:
+            receipt = receipts.replay(write, call)
+            if receipt is None:
+                write.add(key)
+                write.add(version)
+                receipts.keep(write, call, name, 1)
+        return self._resume(call, receipt) if receipt else self._make(call, key, version)
 
     def rotate(self, call: Call, name: str) -> Key:
-        raise NotImplementedError
+        """Make a new primary version; the older ones stay for verify and decrypt."""
+        key = self._permitted(call, name)
+        _require(key, ENABLED)
+        self._check_makeable(key)
+        if call.validate_only:
+            return replace(key, primary=key.latest + 1, latest=key.latest + 1)
+        with self._store.write(call.intent()) as write:
+            receipt = receipts.replay(write, call)
+            if receipt is None:
+                key, version = self._begin_version(write, name)
+                receipts.keep(write, call, name, version.number)
+        if receipt:
+            return self._resume(call, receipt)
+        call.note(version=version.number)
+        return self._make(call, key, version)
+
+    def get(self, call: Call, name: str) -> Key:
+        """One key; NotFound ``KEY_NOT_FOUND`` for those who may know."""
+        return self._permitted(call, name)
+
+    def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Key]:
+        """Keys by name; only those that the caller may get, so a page can be shorter than ``limit``."""
+        self._guard.check(call, BROKER)
+        seen = self._store.page(Key, after=after, limit=limit)
+        items = [key for key in seen if self._guard.permits(call.principal, "GetKey", of_key(key))]
+        return Page(items=items, next=(seen[-1].name,) if len(seen) == limit else ())
+
+    def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[KeyVersion]:
+        """The versions of one key, oldest first."""
+        self._permitted(call, name)
+        items = self._store.page(KeyVersion, after=after or (name, 0), limit=limit, where={"key": name})
+        return Page(items=items, next=(name, items[-1].number) if len(items) == limit else ())
+
+    def public_key(self, call: Call, name: str, version: int) -> tuple[Key, KeyVersion]:
+        """A version with its public key; WrongState ``NO_PUBLIC_KEY`` for symmetric keys."""
+        key = self._permitted(call, name)
+        if key.type.symmetric:
+            raise WrongState("NO_PUBLIC_KEY", f"The key {name} is symmetric and so has no public key.")
+        found = self._store.get(KeyVersion, name, version or key.primary)
+        if found is None or found.public_key is None:
+            raise NotFound("KEY_VERSION_NOT_FOUND", f"The key {name} has no such version that was completed.")
+        call.note(version=found.number)
+        return key, found
 
     def enable(self, call: Call, name: str) -> Key:
-        raise NotImplementedError
+        """DISABLED → ENABLED; enabling twice is the same as once."""
+        return self._move(call, self._permitted(call, name), KeyState.ENABLED, USABLE)
 
     def disable(self, call: Call, name: str) -> Key:
-        raise NotImplementedError
-
-    def schedule_destruction(self, call: Call, name: str, delay: timedelta | None) -> Key:
-        raise NotImplementedError
+        """ENABLED → DISABLED: no use at all until it is enabled again."""
+        return self._move(call, self._permitted(call, name), KeyState.DISABLED, USABLE)
 
     def cancel_destruction(self, call: Call, name: str) -> Key:
-        raise NotImplementedError
+        """DESTROY_SCHEDULED → DISABLED, as long as the time has not come."""
+        key = self._permitted(call, name)
+        if key.destroy_at is not None and key.destroy_at <= self._now():
+            raise WrongState("DESTRUCTION_DUE", f"The time to save the key {name} is over; it is being destroyed.")
+        return self._move(call, key, KeyState.DISABLED, frozenset({KeyState.DESTROY_SCHEDULED}))
+
+    def schedule_destruction(self, call: Call, name: str, delay: timedelta | None) -> Key:
+        """Stop all use now, and destroy every version in the HSM when ``delay`` is over."""
+        key = self._permitted(call, name)
+        wait = self._delay.usual if delay is None else delay
+        if not self._delay.least <= wait <= self._delay.most:
+            raise InvalidRequest(
+                "DELAY_OUT_OF_RANGE",
+                f"The delay before destruction must be between {self._delay.least} and {self._delay.most}.",
+            )
+        due = self._now() + wait
+        call.note(destroy_at=due.isoformat(timespec="seconds"))
+        return self._move(call, key, KeyState.DESTROY_SCHEDULED, USABLE, due)
 
     def seal(self, call: Call, name: str) -> Key:
-        raise NotImplementedError
+        """Take the right to be exported away from every version, in the HSM and for good. Repeating it completes it."""
+        key = self._permitted(call, name)
+        _require(key, USABLE)
+        if call.validate_only:
+            return replace(key, exportable=False)
+        with self._store.write(call.intent()) as write:
+            if receipts.replay(write, call) is None:
+                receipts.keep(write, call, name)
+            key = write.get(Key, name) or key
+            key = write.replace(key, replace(key, exportable=False)) if key.exportable else key
+        open_versions = [
+            v for v in self._all(KeyVersion, {"key": name}) if v.state is VersionState.ENABLED and not v.sealed
+        ]
+        for version in open_versions:
+            self._hsm.seal(ref(key, version))
+        with self._store.write(call.outcome()) as write:
+            for version in open_versions:
+                write.replace(version, replace(version, sealed=True))
+        call.settled = True
+        return key
+
+    def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
+        """What the background loop has to do now: (resource, work); each piece stands alone and may be repeated.
+
+        Versions whose call died before the HSM's answer was stored are undone; keys whose time has come are destroyed.
+        """
+        for version in self._all(KeyVersion, {"state": VersionState.PENDING.value}):
+            if version.created_at + UNDO_AFTER < self._now():
+                yield f"key/{version.key}", partial(self._undo, version)
+        for key in self._all(Key, {"state": KeyState.DESTROY_SCHEDULED.value}):
+            if key.destroy_at is not None and key.destroy_at <= self._now():
+                yield f"key/{key.name}", partial(self._destroy, key)
+
+    def _undo(self, version: KeyVersion, call: Call) -> None:
+        key = self._store.get(Key, version.key)
+        if key is not None:
+            self._hsm.destroy(ref(key, version))
+            self._forget(call, key, version)
+
+    def _destroy(self, key: Key, call: Call) -> None:
+        self._store.record(call.intent())
+        versions = list(self._all(KeyVersion, {"key": key.name}))
+        for version in versions:
+            self._hsm.destroy(ref(key, version))
+        with self._store.write(call.outcome()) as write:
+            for version in versions:
+                write.replace(version, replace(version, state=VersionState.DESTROYED))
+            write.replace(key, replace(key, state=KeyState.DESTROYED))
+        call.settled = True
+
+    def _permitted(self, call: Call, name: str) -> Key:
+        key = self._store.get(Key, check_name(name, "key"))
+        self._guard.check(call, of_key(key) if key else of_unknown_key(name))
+        if key is None:
+            raise NotFound("KEY_NOT_FOUND", f"There is no key named {name}; `broker key list` shows those there are.")
+        return key
+
+    def _check_makeable(self, key: Key) -> None:
+        signs = bool(signatures.ALGORITHMS[key.type])
+        encrypts = key.type.symmetric or key.type in signatures.RSA_TYPES
+        if not (signs if key.usage is KeyUsage.SIGN else encrypts):
+            raise InvalidRequest("USAGE_MISMATCH", f"A key of type {key.type} cannot be made to {key.usage}.")
+        if key.exportable and key.type is KeyType.ED25519:
+            raise InvalidRequest(
+                "KEY_NOT_EXPORTABLE", "An Ed25519 key cannot be wrapped by a PKCS#11 token; create it not exportable."
+            )
+        if key.type not in self._hsm.report().key_types:
+            raise WrongState(
+                "HSM_MECHANISM_MISSING", f"This HSM cannot make keys of type {key.type}; see `broker hsm`."
+            )
+
+    def _new_version(self, key: Key, number: int) -> KeyVersion:
+        return KeyVersion(
+            key=key.name,
+            number=number,
+            state=VersionState.PENDING,
+            hsm_id=secrets.token_bytes(16),
+            public_key=None,
+            sealed=False,
+            created_at=self._now(),
+        )
+
+    def _begin_version(self, write: Write, name: str) -> tuple[Key, KeyVersion]:
+        key = write.get(Key, name)
+        if key is None:
+            raise NotFound("KEY_NOT_FOUND", f"There is no key named {name} any more.")
+        _require(key, ENABLED)
+        key = write.replace(key, replace(key, latest=key.latest + 1))
+        version = self._new_version(key, key.latest)
+        write.add(version)
+        write.note(version=version.number)
+        return key, version
+
+    def _make(self, call: Call, key: Key, version: KeyVersion) -> Key:
+        try:
+            public = self._hsm.generate(version.hsm_id, key.type, key.usage, exportable=key.exportable)
+        except Unavailable:
+            raise  # the row stays PENDING: the same request id resumes it, or the background loop undoes it
+        except BrokerError:
+            self._forget(call, key, version)
+            raise
+        with self._store.write(call.outcome()) as write:
+            made = self._complete(write, key.name, version, public)
+        if made is None:
+            self._hsm.destroy(ref(key, version))
+            raise WrongState("CHANGED_MEANWHILE", f"The key {key.name} was given up meanwhile; send the request again.")
+        call.settled = True
+        return made
+
+    def _complete(self, write: Write, name: str, version: KeyVersion, public: bytes | None) -> Key | None:
+        key, stored = write.get(Key, name), write.get(KeyVersion, name, version.number)
+        if key is None or stored is None or stored.state is not VersionState.PENDING:
+            return None
+        write.replace(stored, replace(stored, state=VersionState.ENABLED, public_key=public))
+        if public is not None:
+            write.note(public_key_sha256=hashlib.sha256(public).hexdigest())
+        state = KeyState.ENABLED if key.state is KeyState.PENDING else key.state
+        return write.replace(key, replace(key, state=state, primary=max(key.primary, version.number)))
+
+    def _resume(self, call: Call, receipt: Receipt) -> Key:
+        """Answer a repeated request: with what it made, or by completing what its first try left open."""
+        key, version = (
+            self._store.get(Key, receipt.resource),
+            self._store.get(KeyVersion, receipt.resource, receipt.version),
+        )
+        if key is None or version is None or version.state is VersionState.FAILED:
+            raise WrongState("EARLIER_TRY_UNDONE", "The first try of this request was undone; send it with a fresh id.")
+        return self._make(call, key, version) if version.state is VersionState.PENDING else key
+
+    def _forget(self, call: Call, key: Key, version: KeyVersion) -> None:
+        """Take back a version that was never made; a key that never had one goes with it, and its name is free."""
+        with self._store.write(call.outcome("ABORTED", "KEY_NOT_MADE")) as write:
+            stored = write.get(KeyVersion, version.key, version.number)
+            if stored is None or stored.state is not VersionState.PENDING:
+                return
+            if key.state is not KeyState.PENDING:
+                write.replace(stored, replace(stored, state=VersionState.FAILED))
+                return
+            write.delete(stored)
+            write.delete(key)
+            for receipt in write.page(Receipt, limit=10, where={"resource": key.name, "version": version.number}):
+                write.delete(receipt)
+
+    def _move(
+        self, call: Call, key: Key, to: KeyState, allowed: frozenset[KeyState], destroy_at: datetime | None = None
+    ) -> Key:
+        if call.validate_only:
+            _require(key, allowed)
+            return replace(key, state=to, destroy_at=destroy_at)
+        call.note(state=to.value)
+        with self._store.write(call.outcome()) as write:
+            stored = write.get(Key, key.name) or key
+            if receipts.replay(write, call) is None:
+                _require(stored, allowed)
+                stored = write.replace(stored, replace(stored, state=to, destroy_at=destroy_at))
+                receipts.keep(write, call, key.name)
+        call.settled = True
+        return stored
+
+    def _all(self, kind: type[R], where: dict[str, str | int]) -> Iterator[R]:
+        after: tuple[str | int, ...] = ()
+        while batch := self._store.page(kind, after=after, limit=100, where=where):
+            yield from batch
+            last = batch[-1]
+            after = (last.key, last.number) if isinstance(last, KeyVersion) else (last.name,)
+
+
+def _require(key: Key, allowed: frozenset[KeyState]) -> None:
+    if key.state not in allowed:
+        wanted = " or ".join(sorted(allowed))
+        raise WrongState("KEY_STATE", f"The key {key.name} is {key.state}; this needs it to be {wanted}.")
+
+
+def _check_owner(text: str) -> str:
+    if len(text) > 80 or not OWNER.fullmatch(text):
+        raise InvalidRequest("OWNER_INVALID", "The owner is not valid: name a principal, for example operator/alice.")
+    return text

@@ -92,7 +92,7 @@ class VersionState(StrEnum):
 
 
 class ImportState(StrEnum):
-    """PENDING (may or may not be at the target) → PROVEN (same key, used there) or FAILED (disabled or absent there)."""
+    """PENDING (may or may not have arrived) → PROVEN (same key, used there) or FAILED (disabled or absent there)."""
 
     PENDING = "pending"
     PROVEN = "proven"

@@ -184,7 +184,7 @@ class Store(Protocol):
         """Make an entry durable that goes with no change: a read, a use of a key, a refusal."""
 
     def heads(self) -> list[AuditHead]:
-        """For each audit chain this process appends to, its newest unsigned head (``signature`` empty); [] if none moved."""
+        """The newest unsigned head (``signature`` empty) of each chain this process appends to; [] if none moved."""
 
     def save_head(self, head: AuditHead) -> None:
         """Append a signed head to the journal and keep it in the database."""
@@ -210,7 +210,7 @@ class Authenticator(Protocol):
     """One way of proving who calls."""
 
     def authenticate(self, credentials: Credentials) -> Principal | None:
-        """The principal; None when this call carries nothing for this authenticator; Unauthenticated when it does but it is bad."""
+        """The principal; None when the call carries nothing for this authenticator; Unauthenticated when it is bad."""
 
 
 class Target(Protocol):

@@ -1,0 +1,80 @@
+"""The one TOML file, read once into frozen, typed values. It names files that hold secrets and holds none itself."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from broker.core.errors import InvalidRequest
+from broker.hsm.pkcs11 import HsmConfig
+from broker.rpc.server import ServerConfig
+from broker.store.sql import StoreConfig
+
+MAX_CONFIG_BYTES = 65536
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("the path must be absolute")
+    return path
+
+
+Absolute = Annotated[Path, AfterValidator(_absolute)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TargetsConfig(_Part):
+    """Where keys may go at all. An operator registers targets; only this file says which hosts are thinkable."""
+
+    allowed_hosts: frozenset[str] = Field(default=frozenset(), max_length=64)  # "host:port"
+    credentials: Absolute  # the folder that holds the target tokens, one 0600 file each
+
+
+class KeysConfig(_Part):
+    """How long a key can be saved after its destruction was asked for, in hours."""
+
+    destruction_least_hours: int = Field(default=24, ge=0, le=24 * 365)
+    destruction_usual_hours: int = Field(default=24 * 7, ge=0, le=24 * 365)
+    destruction_most_hours: int = Field(default=24 * 30, ge=0, le=24 * 365)
+
+
+class Config(_Part):
+    """Everything the broker needs to be told, and nothing that it can find out."""
+
+    trust_domain: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?$")  # SPIFFE ID, section 2.1
+    certificates: Absolute  # the folder of the CA certificates that `broker init` made
+    development: bool = False  # said aloud at start and in `broker hsm`; allows nothing that production does not
+    hsm: HsmConfig
+    store: StoreConfig
+    server: ServerConfig
+    targets: TargetsConfig
+    keys: KeysConfig = KeysConfig()
+
+
+def load(path: Path) -> Config:
+    """Read and check the whole file; InvalidRequest ``CONFIG_INVALID`` lists every fault at once.
+
+    Every path in it must be absolute, so that the place the broker is started from means nothing. No value of the file
+    is quoted in a fault.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest("CONFIG_UNREADABLE", f"{path} cannot be read: {error.strerror}.") from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise InvalidRequest("CONFIG_INVALID", f"{path} is larger than {MAX_CONFIG_BYTES} bytes.")
+    try:
+        document = tomllib.loads(raw.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest("CONFIG_INVALID", f"{path} is not valid TOML: {error}.") from error
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise InvalidRequest("CONFIG_INVALID", f"{path} has {error.error_count()} fault(s): {faults}.") from error

@@ -1,0 +1,184 @@
+"""What is done with a key: sign, verify, encrypt, decrypt. One store read, one HSM call; the gate writes the record."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from broker.core import signatures
+from broker.core.call import Call
+from broker.core.errors import InvalidRequest, NotFound, WrongState
+from broker.core.guard import Guard, of_key, of_unknown_key
+from broker.core.keys import ref
+from broker.core.model import (
+    EncryptionAlgorithm,
+    Key,
+    KeyState,
+    KeyUsage,
+    KeyVersion,
+    OaepHash,
+    SignatureAlgorithm,
+    VersionState,
+)
+from broker.core.names import check_name
+from broker.core.ports import Hsm, Store
+
+AES_HEADER = 5
+"""One byte 1, then the version's number, 4 bytes big-endian: what an AES ciphertext of the broker starts with."""
+
+OAEP = {EncryptionAlgorithm.RSA_OAEP_SHA256: OaepHash.SHA256, EncryptionAlgorithm.RSA_OAEP_SHA1: OaepHash.SHA1}
+"""Best first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    """``signatures`` in the order of the inputs; ECDSA as DER."""
+
+    signatures: list[bytes]
+    version: int
+    algorithm: SignatureAlgorithm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encrypted:
+    """``ciphertext`` as the wire carries it (keys.proto, EncryptResponse)."""
+
+    ciphertext: bytes
+    version: int
+    algorithm: EncryptionAlgorithm
+
+
+class KeyUse:
+    """The noun behind KeyService's uses of a key. Each method checks the permission first, raises only BrokerError."""
+
+    def __init__(self, store: Store, hsm: Hsm, guard: Guard) -> None:
+        self._store = store
+        self._hsm = hsm
+        self._guard = guard
+
+    def sign(
+        self, call: Call, name: str, algorithm: SignatureAlgorithm | None, inputs: list[bytes], *, prehashed: bool
+    ) -> Signed:
+        """Sign messages, or digests when ``prehashed``, with the primary version; all or nothing."""
+        key, version = self._usable(call, name, 0, KeyUsage.SIGN)
+        chosen = signatures.choose(key.type, algorithm)
+        _check_digests(chosen, inputs, prehashed=prehashed)
+        call.note(algorithm=chosen.value, count=len(inputs))
+        made = self._hsm.sign(ref(key, version), chosen, inputs, prehashed=prehashed)
+        return Signed(signatures=made, version=version.number, algorithm=chosen)
+
+    def verify(
+        self,
+        call: Call,
+        name: str,
+        version: int,
+        algorithm: SignatureAlgorithm | None,
+        data: bytes,
+        signature: bytes,
+        *,
+        prehashed: bool,
+    ) -> tuple[bool, int]:
+        """(valid, version); version 0 is the primary one. Needs no HSM call: the public key is kept."""
+        key, found = self._usable(call, name, version, KeyUsage.SIGN)
+        chosen = signatures.choose(key.type, algorithm)
+        _check_digests(chosen, [data], prehashed=prehashed)
+        call.note(algorithm=chosen.value)
+        valid = signatures.verify(found.public_key or b"", chosen, data, signature, prehashed=prehashed)
+        return valid, found.number
+
+    def encrypt(
+        self, call: Call, name: str, algorithm: EncryptionAlgorithm | None, plaintext: bytes, aad: bytes
+    ) -> Encrypted:
+        """Encrypt with the primary version; RSA encrypts here, with the public key, what only the HSM can decrypt."""
+        key, version = self._usable(call, name, 0, KeyUsage.ENCRYPT)
+        chosen = self._choose(key, algorithm, aad)
+        call.note(algorithm=chosen.value)
+        if chosen is EncryptionAlgorithm.AES_GCM:
+            sealed = self._hsm.encrypt(ref(key, version), chosen, plaintext, aad)
+            sealed = b"\x01" + version.number.to_bytes(4, "big") + sealed
+        else:
+            sealed = encrypt_oaep(version.public_key or b"", OAEP[chosen], plaintext)
+        return Encrypted(ciphertext=sealed, version=version.number, algorithm=chosen)
+
+    def decrypt(
+        self, call: Call, name: str, version: int, algorithm: EncryptionAlgorithm | None, ciphertext: bytes, aad: bytes
+    ) -> tuple[bytes, int]:
+        """(plaintext, version). An AES ciphertext names its version; for RSA ``version`` 0 is the primary one."""
+        named = _named_version(ciphertext)
+        key, found = self._usable(call, name, version, KeyUsage.ENCRYPT, named)
+        chosen = self._choose(key, algorithm, aad)
+        call.note(algorithm=chosen.value)
+        body = ciphertext[AES_HEADER:] if chosen is EncryptionAlgorithm.AES_GCM else ciphertext
+        return self._hsm.decrypt(ref(key, found), chosen, body, aad), found.number
+
+    def _usable(
+        self, call: Call, name: str, number: int, usage: KeyUsage, named: int | None = None
+    ) -> tuple[Key, KeyVersion]:
+        """The key and the version to use; ``named`` is what stands where an AES ciphertext names its version."""
+        found = self._store.version(check_name(name, "key"), named or number)
+        key = found[0] if found else self._store.get(Key, name)
+        self._guard.check(call, of_key(key) if key else of_unknown_key(name))
+        if key is None:
+            raise NotFound("KEY_NOT_FOUND", f"There is no key named {name}; `broker key list` shows those there are.")
+        if key.state is not KeyState.ENABLED:
+            raise WrongState("KEY_STATE", f"The key {name} is {key.state}; only an enabled key can be used.")
+        if key.usage is not usage:
+            raise WrongState("KEY_USAGE", f"The key {name} was made to {key.usage}; a key has one purpose.")
+        if named and not key.type.symmetric:
+            found = self._store.version(name, number)
+        if found is None or found[1].state is not VersionState.ENABLED:
+            raise NotFound("KEY_VERSION_NOT_FOUND", f"The key {name} has no such version that can be used.")
+        call.note(version=found[1].number)
+        return found
+
+    def _choose(self, key: Key, asked: EncryptionAlgorithm | None, aad: bytes) -> EncryptionAlgorithm:
+        if key.type.symmetric:
+            if asked in (None, EncryptionAlgorithm.AES_GCM):
+                return EncryptionAlgorithm.AES_GCM
+            raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key.type} encrypts with AES-GCM only.")
+        if asked is EncryptionAlgorithm.AES_GCM:
+            raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key.type} encrypts with RSA-OAEP only.")
+        if aad:
+            raise InvalidRequest(
+                "AAD_UNSUPPORTED", "RSA-OAEP takes no associated data; leave it out or use an AES key."
+            )
+        able = [one for one, oaep in OAEP.items() if oaep in self._hsm.report().oaep_hashes]
+        if asked in able or (asked is None and able):
+            return asked or able[0]
+        raise WrongState(
+            "HSM_MECHANISM_MISSING",
+            "This HSM cannot decrypt RSA-OAEP with that hash; see `broker hsm` for what it can.",
+        )
+
+
+def encrypt_oaep(public_key: bytes, oaep_hash: OaepHash, plaintext: bytes) -> bytes:
+    """RSAES-OAEP (RFC 8017 7.1.1) under a SubjectPublicKeyInfo DER; InvalidRequest ``PLAINTEXT_TOO_LONG``."""
+    digest = hashes.SHA1() if oaep_hash is OaepHash.SHA1 else hashes.SHA256()  # noqa: S303  OAEP does not rest on collisions
+    key = signatures.load_public_key(public_key)
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise TypeError("OAEP needs an RSA key")
+    room = key.key_size // 8 - 2 * digest.digest_size - 2
+    if len(plaintext) > room:
+        raise InvalidRequest(
+            "PLAINTEXT_TOO_LONG",
+            f"One RSA block of this key holds {room} bytes; encrypt a data key, or use an AES key.",
+        )
+    return key.encrypt(plaintext, padding.OAEP(padding.MGF1(digest), digest, None))
+
+
+def _named_version(ciphertext: bytes) -> int:
+    if len(ciphertext) > AES_HEADER and ciphertext[0] == 1:
+        return int.from_bytes(ciphertext[1:AES_HEADER], "big") & 0x7FFFFFFF
+    return 0
+
+
+def _check_digests(algorithm: SignatureAlgorithm, inputs: list[bytes], *, prehashed: bool) -> None:
+    if not prehashed:
+        return
+    digest = signatures.digest_of(algorithm)
+    if digest is None or any(len(one) != hashlib.new(digest.name).digest_size for one in inputs):
+        size = "no digest" if digest is None else f"a digest of {digest.digest_size} bytes"
+        raise InvalidRequest("DIGEST_LENGTH", f"{algorithm} takes {size}; send the message to let the broker hash it.")

@@ -1,0 +1,260 @@
+"""`init`: a token, the broker's own keys in it, its CAs, the first policy, the first operator. What is there is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from broker.config import Config, load
+from broker.core import policy
+from broker.core.authority import Authority
+from broker.core.call import Call
+from broker.core.errors import WrongState
+from broker.core.model import KeyType, KeyUsage, Operator, OperatorState, PolicyDocument, Principal
+from broker.core.operators import spiffe_id
+from broker.core.ports import Hsm, KeyRef, Now, Store
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.hsm.tokens import create_softhsm_token, find_softhsm
+from broker.store.sql import SqlStore
+
+AUDIT_KEY = b"broker/audit/001"
+OPERATOR_CA = b"broker/oper-ca/1"
+SERVER_CA = b"broker/tls-ca/01"
+"""CKA_IDs of the broker's own keys. RPCs name keys by their row in the store; these have none (HS-17)."""
+
+SERVER_LIFE = timedelta(days=90)
+RENEW_BEFORE = timedelta(days=30)
+ADMIN_LIFE = timedelta(hours=12)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """An initialised PKCS#11 token and how to log in to it."""
+
+    module: str
+    label: str
+    pin_file: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What can be chosen when a broker is made; everything else follows from it."""
+
+    folder: Path  # absolute
+    operator: str = "admin"
+    hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
+    operators_address: str = "127.0.0.1:7443"
+    pipelines_address: str = "127.0.0.1:7444"
+    allowed_targets: tuple[str, ...] = ()
+    database: str = ""  # "" is SQLite in the folder
+    development: bool = False
+    token: Token | None = None  # None: make a SoftHSM token in the folder
+
+
+def initialise(wishes: Wishes, now: Now) -> Config:
+    """Make what is missing below ``wishes.folder``; a second run changes nothing but a fresh first-operator certificate.
+
+    An existing broker.toml is obeyed and not rewritten. The broker must not be running on the same SQLite file.
+    """
+    folder = wishes.folder
+    for part in (folder, folder / "certificates", folder / "credentials", folder / "journal"):
+        part.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = folder / "broker.toml"
+    if not file.exists():
+        write_private(file, _toml(wishes, wishes.token or _softhsm(folder)).encode())
+    config = load(file)
+    SqlStore.migrate(config.store)
+    store = SqlStore(config.store)
+    try:
+        hsm = Pkcs11Hsm(config.hsm)
+        try:
+            _fill(config, wishes, store, hsm, now)
+        finally:
+            hsm.close()
+    finally:
+        store.close()
+    return config
+
+
+def internal_key(config: Config, name: str, hsm_id: bytes) -> KeyRef:
+    """One of the broker's own keys, by the certificate or public key that ``init`` wrote into the folder.
+
+    WrongState ``NOT_INITIALISED`` when the file is missing, so that a broker never makes itself a new identity.
+    """
+    file = config.certificates / f"{name}.pem"
+    try:
+        pem = file.read_bytes()
+    except OSError as error:
+        raise WrongState("NOT_INITIALISED", f"{file} cannot be read; run `broker init` for this folder first.") from error
+    key = (
+        x509.load_pem_x509_certificate(pem).public_key()
+        if b"BEGIN CERTIFICATE" in pem
+        else serialization.load_pem_public_key(pem)
+    )
+    public = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return KeyRef(hsm_id=hsm_id, type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=public)
+
+
+def check_internal_key(hsm: Hsm, key: KeyRef) -> None:
+    """WrongState ``HSM_NOT_OURS`` when the token does not hold the very key that ``init`` made."""
+    if hsm.public_key(key) != key.public_key:
+        raise WrongState("HSM_NOT_OURS", "The token holds another key than this broker was initialised with.")
+
+
+def authority(config: Config, hsm: Hsm, name: str, hsm_id: bytes) -> Authority:
+    """A CA that ``init`` made, ready to sign."""
+    return Authority(hsm, internal_key(config, name, hsm_id), (config.certificates / f"{name}.pem").read_bytes())
+
+
+def renew_server_certificate(config: Config, hsm: Hsm, now: datetime, hosts: tuple[str, ...] = ()) -> bool:
+    """Sign a new server certificate when there is none or it lapses within a month; True when one was written.
+
+    The names are those of the certificate it replaces, or ``hosts`` for the first one.
+    """
+    file = config.server.certificate_file
+    if file.exists():
+        old = x509.load_pem_x509_certificate(file.read_bytes())
+        if old.not_valid_after_utc - now > RENEW_BEFORE:
+            return False
+        names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        hosts = tuple(str(name.value) for name in names)
+    ca = authority(config, hsm, "server-ca", SERVER_CA)
+    key, csr = make_request()
+    pem, _ = ca.server(csr, list(hosts), now, SERVER_LIFE)
+    write_private(config.server.key_file, key)
+    write_private(file, pem)
+    return True
+
+
+def make_request() -> tuple[bytes, bytes]:
+    """A fresh EC P-256 key and a CSR for it: (PKCS#8 PEM, PKCS#10 PEM)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return pem, csr.public_bytes(serialization.Encoding.PEM)
+
+
+def write_private(file: Path, content: bytes) -> None:
+    """Write a 0600 file whole or not at all, never through a link that somebody put there."""
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(file)
+
+
+def _softhsm(folder: Path) -> Token:
+    pin, pin_file = secrets.token_urlsafe(18), folder / "hsm-pin"
+    environment = create_softhsm_token(folder / "softhsm", "broker", pin, secrets.token_urlsafe(18))
+    write_private(pin_file, pin.encode())
+    return Token(module=str(find_softhsm()), label="broker", pin_file=pin_file, environment=environment)
+
+
+def _toml(wishes: Wishes, token: Token) -> str:
+    folder = wishes.folder
+    database = wishes.database or f"sqlite:///{folder / 'broker.db'}"
+    parts: dict[str, dict[str, object]] = {
+        "": {
+            "trust_domain": "broker.internal",
+            "certificates": str(folder / "certificates"),
+            "development": wishes.development,
+        },
+        "hsm": {"module": token.module, "token_label": token.label, "pin_file": str(token.pin_file)},
+        "hsm.environment": dict(token.environment),
+        "store": {"url": database, "journal": str(folder / "journal")},
+        "server": {
+            "operators_address": wishes.operators_address,
+            "pipelines_address": wishes.pipelines_address,
+            "certificate_file": str(folder / "certificates" / "server.pem"),
+            "key_file": str(folder / "certificates" / "server.key"),
+            "operator_ca_file": str(folder / "certificates" / "operator-ca.pem"),
+        },
+        "targets": {"allowed_hosts": list(wishes.allowed_targets), "credentials": str(folder / "credentials")},
+    }
+    lines = []
+    for title, values in parts.items():
+        lines += [f"\n[{title}]"] if title else []
+        lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _fill(config: Config, wishes: Wishes, store: Store, hsm: Hsm, now: Now) -> None:
+    for name, hsm_id, title in (
+        ("operator-ca", OPERATOR_CA, "broker operator CA"),
+        ("server-ca", SERVER_CA, "broker server CA"),
+    ):
+        if not (file := config.certificates / f"{name}.pem").exists():
+            write_private(file, Authority.create(hsm, hsm_id, title, now())[1])
+    if not (file := config.certificates / "audit.pem").exists():
+        write_private(file, _audit_key(hsm))
+    renew_server_certificate(config, hsm, now(), wishes.hosts)
+    _first_policy(store, now)
+    _first_operator(store, wishes.operator, now)
+    _profile(config, wishes, store, authority(config, hsm, "operator-ca", OPERATOR_CA), now)
+
+
+def _audit_key(hsm: Hsm) -> bytes:
+    spki = hsm.generate(AUDIT_KEY, KeyType.EC_P256, KeyUsage.SIGN, exportable=False)
+    key = serialization.load_der_public_key(spki or b"")
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _call(rpc: str, resource: str, now: Now) -> Call:
+    principal = Principal(kind="broker", name="init")
+    return Call(id=secrets.token_hex(16), rpc=rpc, principal=principal, peer="", now=now, resource=resource)
+
+
+def _first_policy(store: Store, now: Now) -> None:
+    if store.get(PolicyDocument, 1):
+        return
+    document = PolicyDocument(version=1, text=policy.FIRST_POLICY, author="broker/init", created_at=now())
+    call = _call("-/FirstPolicy", "broker/broker", now)
+    call.note(policy_version=1)
+    with store.write(call.outcome()) as write:
+        write.add(document)
+
+
+def _first_operator(store: Store, name: str, now: Now) -> None:
+    if store.get(Operator, name):
+        return
+    start = now().replace(microsecond=0)
+    operator = Operator(
+        name=name, groups=("admins",), state=OperatorState.ENABLED, not_before=start, created_at=start
+    )
+    call = _call("-/FirstOperator", f"operator/{name}", now)
+    with store.write(call.outcome()) as write:
+        write.add(operator)
+
+
+def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, now: Now) -> None:
+    """A folder that the CLI takes as it is: the first operator's key and certificate, and whom to trust."""
+    folder = wishes.folder / "profile"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    key, csr = make_request()
+    start = now().replace(microsecond=0)
+    pem, serial = ca.client(csr, spiffe_id(config.trust_domain, wishes.operator), start, ADMIN_LIFE)
+    call = _call("-/FirstCertificate", f"operator/{wishes.operator}", now)
+    call.note(certificate_serial=serial)
+    store.record(call.outcome())
+    write_private(folder / "key.pem", key)
+    write_private(folder / "cert.pem", pem)
+    write_private(folder / "ca.pem", (config.certificates / "server-ca.pem").read_bytes())
+    address = json.dumps(wishes.operators_address)
+    write_private(
+        folder / "profile.toml",
+        f'address = {address}\nca = "ca.pem"\ncertificate = "cert.pem"\nkey = "key.pem"\n'.encode(),
+    )

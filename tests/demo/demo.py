@@ -1,0 +1,192 @@
+"""`make demo`: the main job on real parts: plain SoftHSM, a real OpenBao, the real broker, driven by the real CLI.
+
+Each step says what happened and how long it took. The last line is ``demo: ok``; any failure ends it non-zero with
+the reason.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.servers import openbao
+
+BIN = Path(sys.executable).parent
+MESSAGE = b"pay 10 to bob\n"
+
+
+class DemoError(Exception):
+    """A step did not end as it must."""
+
+
+class Demo:
+    """The running parts, and the CLI with the first operator's profile."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.profile = folder / "broker" / "profile"
+
+    def cli(self, *words: str, stdin: bytes = b"", expect: int = 0, profile: Path | None = None) -> bytes:
+        """Run one `broker` command as an operator would; its standard output."""
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "BROKER_PROFILE": str(profile or self.profile),
+        }
+        done = subprocess.run([BIN / "broker", *words], input=stdin, capture_output=True, env=environment, check=False)
+        if done.returncode != expect:
+            said = done.stderr.decode(errors="replace").strip()
+            raise DemoError(f"`broker {' '.join(words)}` ended with {done.returncode}, not {expect}: {said}")
+        return done.stdout if expect == 0 else done.stderr
+
+    def answer(self, *words: str, stdin: bytes = b"") -> dict[str, object]:
+        """As ``cli``, its JSON parsed."""
+        parsed: dict[str, object] = json.loads(self.cli(*words, "--format", "json", stdin=stdin))
+        return parsed
+
+
+def say(text: str) -> None:
+    print(f"      {text}", flush=True)
+
+
+@contextmanager
+def step(number: list[int], title: str) -> Iterator[None]:
+    """Print a step's title before and its time after."""
+    number[0] += 1
+    print(f"{number[0]:>3}.  {title}", flush=True)
+    start = time.monotonic()
+    yield
+    say(f"({(time.monotonic() - start) * 1000:.0f} ms)")
+
+
+@contextmanager
+def running_broker(folder: Path, bao: openbao.OpenBao) -> Iterator[subprocess.Popen[bytes]]:
+    """`broker dev` until the block ends; it must drain and end with 0 on SIGTERM."""
+    command = [str(BIN / "broker"), "dev", "--folder", str(folder), "--allow-target", bao.host]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=(folder.parent / "broker.log").open("wb"))
+    try:
+        for line in process.stdout or ():
+            if line.strip() == b"broker: ready":
+                break
+        else:
+            raise DemoError("the broker did not start:\n" + (folder.parent / "broker.log").read_text()[-2000:])
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(20)
+    if code != 0:
+        raise DemoError(f"the broker ended with {code} on SIGTERM")
+
+
+def main_job(demo: Demo, bao: openbao.OpenBao, number: list[int]) -> None:
+    """Born in the HSM, imported, proven, used on both sides, rotated."""
+    with step(number, "What the HSM is, and what it was found to do"):
+        hsm = demo.answer("hsm")
+        say(
+            f"{hsm['manufacturer']} {hsm['model']}, token {hsm['token_label']}; exact RFC 5649 wrap: {hsm['exact_wrap']}"
+        )
+    with step(number, "Register OpenBao as a target; its key-exchange key is pinned"):
+        bao.write_token(demo.folder / "broker" / "credentials")
+        added = demo.answer(
+            "target", "add", "vault", "bao", "--address", bao.address, "--mount", bao.mount,
+            "--ca-file", str(bao.ca_file), "--token-file", "vault-token", "--yes",
+        )  # fmt: skip
+        say(f"KEK pinned: sha256 {str(added['kek_thumbprint'])[:16]}…")
+    with step(number, "A key is born in the HSM"):
+        demo.answer("key", "create", "payments", "--type", "ec-p256", "--usage", "sign", "--exportable")
+        pem = demo.cli("key", "public", "payments")
+        say(f"payments, ec-p256; its private half has never been outside the HSM; public key {len(pem)} bytes of PEM")
+    with step(number, "It is wrapped in the HSM, imported to OpenBao, read back, and proven by use"):
+        proven = demo.answer("key", "import", "payments", "--target", "bao")
+        say(f"{proven['remote_name']} version {proven['remote_version']} at bao: {proven['state']}")
+    with step(number, "Signed in the HSM, verified at OpenBao"):
+        signature = demo.cli("key", "sign", "payments", stdin=MESSAGE)
+        body = {"input": _b64(MESSAGE), "signature": "vault:v1:" + _b64(signature)}
+        if not bao.request("POST", f"{bao.mount}/verify/payments", body)["data"]["valid"]:
+            raise DemoError("OpenBao did not accept the HSM's signature")
+        say("OpenBao says: valid")
+    with step(number, "Signed at OpenBao, verified with the HSM's public key"):
+        made = bao.request("POST", f"{bao.mount}/sign/payments", {"input": _b64(MESSAGE)})["data"]["signature"]
+        theirs = demo.folder / "theirs.sig"
+        theirs.write_bytes(_unb64(made.rpartition(":")[2]))
+        demo.cli("key", "verify", "payments", "--signature-file", str(theirs), stdin=MESSAGE)
+        say("the broker says: valid")
+    with step(number, "Rotated in the HSM; the new version follows to OpenBao, the old one still verifies"):
+        demo.answer("key", "rotate", "payments")
+        proven = demo.answer("key", "import", "payments", "--target", "bao")
+        demo.cli("key", "verify", "payments", "--version", "1", "--signature-file", str(theirs), stdin=MESSAGE)
+        say(f"{proven['remote_name']} version {proven['remote_version']} at bao: {proven['state']}")
+
+
+def who_may(demo: Demo, number: list[int]) -> None:
+    """A second operator with fewer rights, and why they are refused."""
+    auditor = demo.folder / "auditor"
+    with step(number, "A second operator, an auditor, gets a short-lived certificate signed in the HSM"):
+        demo.cli("operator", "add", "eve", "--group", "auditors", "--out", str(auditor))
+        say(demo.cli("operator", "whoami", profile=auditor).decode().strip().replace("\n", "; "))
+    with step(number, "The auditor tries to make a key, and is refused"):
+        words = ("key", "create", "mine", "--type", "aes-256", "--usage", "encrypt")
+        say(demo.cli(*words, expect=3, profile=auditor).decode().strip().splitlines()[0])
+
+
+def proof(demo: Demo, number: list[int]) -> None:
+    """Everything that happened, checked offline from the files."""
+    with step(number, "The audit journal, verified offline with nothing but the files and the public key"):
+        key = demo.folder / "audit.pem"
+        key.write_bytes(demo.cli("audit", "key"))
+        demo.cli("audit", "sign-head")
+        found = demo.cli("audit", "verify", str(demo.folder / "broker" / "journal"), "--public-key", str(key))
+        say(found.decode().strip().splitlines()[-1])
+
+
+def _b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def _unb64(text: str) -> bytes:
+    return base64.b64decode(text)
+
+
+def run(folder: Path) -> None:
+    """All steps, in a folder of their own."""
+    number, demo = [0], Demo(folder)
+    with step(number, "Start a real OpenBao (TLS, raft storage) on a free loopback port"):
+        (folder / "openbao").mkdir()
+        bao = openbao.started(folder / "openbao")
+        say(f"{bao.address}, transit mounted")
+    try:
+        with ExitStack() as running:
+            with step(number, "Start the broker: a SoftHSM token, its own CAs, the first operator"):
+                running.enter_context(running_broker(folder / "broker", bao))
+                say("serving gRPC over TLS 1.3; operators by client certificate")
+            main_job(demo, bao, number)
+            who_may(demo, number)
+            proof(demo, number)
+    finally:
+        bao.close()
+
+
+def main() -> int:
+    """Run in a temporary folder; 0 and ``demo: ok``, or 1 and the reason."""
+    start = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="broker-demo-") as folder:
+            run(Path(folder))
+    except (DemoError, AssertionError, OSError) as error:
+        print(f"demo: failed: {error}", file=sys.stderr)
+        return 1
+    print(f"all steps took {time.monotonic() - start:.1f} s\ndemo: ok")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
