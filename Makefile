@@ -4,7 +4,7 @@
 .NOTPARALLEL:
 PYTHON ?= python3
 BIN := .venv/bin
-UV_VERSION := 0.9.11
+UV_VERSION := 0.13.9
 # The tree at hand is what is checked and tested, whatever tree an installed copy came from.
 IN_TREE := PYTHONPATH=.:cli:protos
 
@@ -75,11 +75,11 @@ protos:  ## generate the stubs from the .proto files
 	$(call generate,protos)
 
 .PHONY: lock
-lock:  ## pin every dependency anew, with hashes
+lock:  ## bring requirements.lock in line with pyproject.toml (UPGRADE=--upgrade: take the newest of everything)
 	$(call prepare,check)
 	$(BIN)/python -m venv .make/uv
-	.make/uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	.make/uv/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --group dev \
+	.make/uv/bin/pip install -qq --disable-pip-version-check uv==$(UV_VERSION)
+	.make/uv/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --group dev $(UPGRADE) \
 		pyproject.toml --output-file requirements.lock
 
 .PHONY: clean

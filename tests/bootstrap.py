@@ -51,8 +51,8 @@ def main(purpose: str) -> None:
         return
     if stamp() == wanted_stamp() and not environment_fault():
         return
-    for clear in ([], ["--clear"]):
-        make_environment(clear)
+    for options in ([], ["--clear"]) if can_install() else (["--clear"],):
+        make_environment(options)
         fault = environment_fault()
         if not fault:
             STAMP.write_text(wanted_stamp(), encoding="ascii")
@@ -116,12 +116,19 @@ def look() -> None:
         sys.exit("the command 'broker' is not installed")
 
 
+def can_install() -> bool:
+    """Whether ``.venv`` has an interpreter and a pip that start, so that it can be mended and need not be made anew."""
+    python = VENV / "bin" / "python"
+    pip = [str(python), "-m", "pip", "--version"]
+    return python.exists() and subprocess.run(pip, capture_output=True, check=False).returncode == 0
+
+
 def make_environment(options: list[str]) -> None:
     """Install exactly the locked files, none of which may run code to be built, and this project on top."""
     say("making .venv from requirements.lock")
     base = getattr(sys, "_base_executable", sys.executable)  # not the environment that is about to be made anew
     run([base, "-m", "venv", *options, str(VENV)])
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     pip += ["--no-warn-script-location", "--root-user-action=ignore"]
     run([*pip, "--require-hashes", "--only-binary", ":all:", "-r", str(LOCK)])
     run([*pip, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
