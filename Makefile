@@ -1,17 +1,88 @@
-# Filled in below as parts arrive; `make` alone lists the commands.
+# Every command prepares what it needs first: tests/bootstrap.py installs missing Debian packages and makes .venv from
+# requirements.lock, and does nothing at all when both are as they should be.
 .DEFAULT_GOAL := help
-PY := .venv/bin/python
+.NOTPARALLEL:
+PYTHON ?= python3
+BIN := .venv/bin
+UV_VERSION := 0.13.9
+# The tree at hand is what is checked and tested, whatever tree an installed copy came from.
+IN_TREE := PYTHONPATH=.:cli:protos
+
+define prepare
+@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or newer (Debian and Ubuntu: apt-get install python3 python3-venv)."; exit 1; }
+@$(PYTHON) -I tests/bootstrap.py $(1)
+endef
+
+# $(1): the folder to write to
+define generate
+PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --grpc_python_out=$(1) \
+	--mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) protos/broker_api/v1/*.proto
+endef
 
 .PHONY: help
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-.make/venv: requirements.lock pyproject.toml
-	python3 -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@mkdir -p .make && touch $@
+.PHONY: demo
+demo:  ## the main job on real parts: a key born in SoftHSM, imported into OpenBao and proven there
+	$(call prepare,demo)
+	@$(BIN)/python tests/demo.py
+
+.PHONY: test
+test: check  ## everything: check, then all tests on real SoftHSM, OpenBao and PostgreSQL
+	$(call prepare,test)
+	$(IN_TREE) $(BIN)/python -m pytest
+
+.PHONY: check
+check: fresh  ## lint, formatting, types, import rules, protos and their stubs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(IN_TREE) $(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint
+
+.PHONY: fresh
+fresh:  ## compare the committed stubs with freshly generated ones
+	$(call prepare,check)
+	@rm -rf .make/stubs && mkdir -p .make/stubs
+	@$(call generate,.make/stubs)
+	@diff -r -x '*.proto' -x __init__.py -x __pycache__ .make/stubs/broker_api protos/broker_api || \
+		{ echo "The committed stubs differ from the .proto files: run 'make protos' and commit the result."; exit 1; }
+
+.PHONY: unit
+unit:  ## the fast tests only
+	$(call prepare,test)
+	$(IN_TREE) $(BIN)/python -m pytest tests/unit tests/house
+
+.PHONY: soak
+soak:  ## the long forms of the proofs (hours)
+	$(call prepare,test)
+	$(IN_TREE) $(BIN)/python -m pytest -m soak --timeout=0
+
+.PHONY: bench
+bench:  ## broker and OpenBao side by side under the same load
+	$(call prepare,bench)
+	@$(BIN)/python tests/bench/run.py $(BENCH)
+
+.PHONY: dev
+dev:  ## a broker for trying out, everything in a temporary folder
+	$(call prepare,demo)
+	@$(BIN)/broker dev
 
 .PHONY: protos
-protos: .make/venv  ## generate the stubs from the .proto files
-	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m grpc_tools.protoc -I protos --python_out=protos --grpc_python_out=protos --mypy_out=protos --mypy_grpc_out=protos protos/broker_api/v1/*.proto
+protos:  ## generate the stubs from the .proto files
+	$(call prepare,check)
+	$(call generate,protos)
+
+.PHONY: lock
+lock:  ## bring requirements.lock in line with pyproject.toml (UPGRADE=--upgrade: take the newest of everything)
+	$(call prepare,check)
+	$(BIN)/python -m venv .make/uv
+	.make/uv/bin/pip install -qq --disable-pip-version-check uv==$(UV_VERSION)
+	.make/uv/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --group dev $(UPGRADE) \
+		pyproject.toml --output-file requirements.lock
+
+.PHONY: clean
+clean:  ## remove everything that was made, the environment too
+	rm -rf .venv .make build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

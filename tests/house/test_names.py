@@ -1,0 +1,90 @@
+"""The size of the rooms and the words on their doors."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("broker", "cli", "softhsm", "tests")
+MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+VAGUE = {
+    "base", "common", "data", "dto", "handler", "handlers", "helper", "helpers", "info", "manager", "managers", "misc",
+    "service", "services", "util", "utils",
+}  # fmt: skip
+
+
+def words(name: str) -> set[str]:
+    """The words of a snake_case or CamelCase name, lower-case."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", name)}
+
+
+def is_servicer(node: ast.ClassDef) -> bool:
+    """A class that implements a proto service, whose name is the wire's."""
+    return any(ast.unparse(base).endswith("Servicer") for base in node.bases)
+
+
+def vague_classes(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and words(node.name) & VAGUE and not is_servicer(node):
+            yield f"line {node.lineno}: class {node.name}"
+
+
+def code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The length of a function without its docstring."""
+    length = (node.end_lineno or node.lineno) - node.lineno + 1
+    first = node.body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        length -= (first.end_lineno or first.lineno) - first.lineno + 1
+    return length
+
+
+def long_functions(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and code_lines(node) > 40:
+            yield f"line {node.lineno}: {node.name} has {code_lines(node)} lines"
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_a_module_is_small_and_says_what_it_is(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    faults = [f"{len(text.splitlines())} lines"] if len(text.splitlines()) > 400 else []
+    faults += [f"the name {path.stem}"] if words(path.stem) & VAGUE else []
+    assert faults + list(long_functions(tree)) + list(vague_classes(tree)) == []
+
+
+def test_the_rules_above_see_what_they_forbid() -> None:
+    body = "\n".join(f"    x = {number}" for number in range(40))
+    assert list(long_functions(ast.parse(f"def f():\n{body}"))) == ["line 1: f has 41 lines"]
+    assert list(vague_classes(ast.parse("class KeyManager: ..."))) == ["line 1: class KeyManager"]
+    assert list(vague_classes(ast.parse("class KeyService(pb.KeyServiceServicer): ..."))) == []
+    assert words("HSMUtils_info") == {"hsm", "utils", "info"}
+
+
+MACHINE_PATHS = re.compile("|".join(["/" + "work/", "/" + "tmp/", "/" + "home/", "/" + "Users/"]))
+WRITTEN = ("*.py", "*.toml", "*.proto", "*.c", "*.h", "*.sh", "*.md", "*.yaml", "Makefile", "run")
+
+
+def written_files() -> Iterator[Path]:
+    yield from (path for path in ROOT.iterdir() if path.is_file() and any(path.match(kind) for kind in WRITTEN))
+    for room in (*ROOMS, "protos", "docs", ".ci"):
+        yield from (path for kind in WRITTEN for path in (ROOT / room).rglob(kind))
+
+
+def test_no_file_names_a_place_on_somebodys_machine() -> None:
+    found = [
+        f"{named(path)}:{number}"
+        for path in written_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if MACHINE_PATHS.search(line)
+    ]
+    assert found == []

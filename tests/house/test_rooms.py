@@ -1,0 +1,104 @@
+"""The rooms of the house: which folders there are, which file of a noun is where, and who may import whom."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TOP = {".ci", ".git", ".github", "broker", "cli", "docs", "protos", "softhsm", "tests"}
+MADE = {
+    ".hypothesis", ".import_linter_cache", ".make", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".venv",
+    "__pycache__", "build", "dist",
+}  # fmt: skip
+ROOMS = {
+    "broker": {"auth", "core", "hsm", "rpc", "store", "targets"},
+    "broker/auth": {"mtls"},
+    "broker/core": set(),
+    "broker/hsm": set(),
+    "broker/rpc": set(),
+    "broker/store": {"migrations"},
+    "broker/targets": {"vault"},
+    "cli": {"broker_cli"},
+    "protos": {"broker_api"},
+    "protos/broker_api": {"v1"},
+    "tests": {"bench", "contracts", "fakes", "house", "integration", "servers", "unit"},
+}
+NOUNS = {path.stem for path in (ROOT / "protos/broker_api/v1").glob("*.proto")}
+ONLY_ON_THE_WIRE = {"hsm"}  # the HSM is a port: the core has no noun of its own for it
+
+
+def folders(place: Path) -> set[str]:
+    """The folders in ``place`` that somebody put there; empty ones are not in the repository."""
+    return {path.name for path in place.iterdir() if path.is_dir() and any(path.iterdir())} - MADE
+
+
+def test_every_folder_is_declared() -> None:
+    assert folders(ROOT) <= TOP
+    for room, declared in ROOMS.items():
+        assert folders(ROOT / room) <= declared, f"{room} has a folder that ROOMS does not declare"
+
+
+def test_a_noun_has_the_same_file_name_in_every_room() -> None:
+    assert NOUNS
+    places = {
+        "broker/core": NOUNS - ONLY_ON_THE_WIRE,
+        "broker/rpc": NOUNS,
+        "cli/broker_cli": NOUNS,
+    }
+    absent = [
+        f"{room}/{noun}.py" for room, nouns in places.items() for noun in sorted(nouns) if not file_of(room, noun)
+    ]
+    assert absent == []
+
+
+def file_of(room: str, noun: str) -> bool:
+    return (ROOT / room / f"{noun}.py").is_file()
+
+
+PLANTS = {
+    "broker/core/planted.py": "import broker.store\nimport socket\n",
+    "broker/store/planted.py": "import broker.hsm\nimport pkcs11\nimport hvac\nimport grpc\nimport click\n",
+    "broker/hsm/planted.py": "import sqlalchemy\nimport tests\n",
+    "broker/auth/__init__.py": "",
+    "broker/auth/planted/__init__.py": "import broker.targets.planted.fake\n",
+    "broker/targets/planted/__init__.py": "",
+    "broker/targets/planted/fake.py": "",
+    "broker/utils/__init__.py": "",
+    "broker/rpc/planted_a.py": "import broker.rpc.planted_b\n",
+    "broker/rpc/planted_b.py": "import broker.rpc.planted_a\n",
+    "cli/broker_cli/planted.py": "import broker.core\n",
+}
+
+
+def lint(tree: Path) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(str(tree / root) for root in (".", "cli", "protos"))
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()"]
+    return subprocess.run(
+        [*command, "--no-cache", "--no-logo"],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_import_rule_bites(tmp_path: Path) -> None:
+    for name in ("broker", "cli", "protos"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name, text in PLANTS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    answer = lint(tmp_path)
+    assert answer.returncode == 1, answer.stderr
+    assert re.findall(r"^.* KEPT.*$", answer.stdout, re.MULTILINE) == []
+    assert answer.stdout.count(" BROKEN") == (ROOT / "pyproject.toml").read_text().count(
+        "[[tool.importlinter.contracts]]"
+    )
+    assert "broker.utils" in answer.stdout
