@@ -1,17 +1,21 @@
-"""The composition root: builds every part once, in order, and alone names concrete classes."""
+"""The composition root: builds every part once, in order, and alone names concrete classes.
+
+The clock lives here, and the background loop: it watches the HSM and the store, signs the audit's heads and does the
+chores that a crash or a passed time left behind.
+"""
 
 from __future__ import annotations
 
+import secrets
 import threading
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import structlog
 
-from broker.auth import mtls
+from broker import setup
+from broker.auth.mtls import MutualTls
 from broker.config import Config
 from broker.core import ports
 from broker.core.authority import Authority
@@ -22,10 +26,9 @@ from broker.core.heads import Heads
 from broker.core.imports import Imports
 from broker.core.key_use import KeyUse
 from broker.core.keys import DestructionDelay, Keys
-from broker.core.model import KeyType, KeyUsage, PolicyDocument, Principal
+from broker.core.model import PolicyDocument, Principal
 from broker.core.operators import Operators
 from broker.core.policies import Policies
-from broker.core.ports import KeyRef
 from broker.core.targets import Targets
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.rpc.server import Nouns, Server
@@ -33,33 +36,172 @@ from broker.store.sql import SqlStore
 
 log = structlog.get_logger("broker")
 
+TICK = 1.0
+"""Seconds between two rounds of the background loop."""
+
+CHECK_EVERY = timedelta(seconds=3)
+CHORES_EVERY = timedelta(seconds=20)
+CERTIFICATE_EVERY = timedelta(hours=6)
+
 
 def now() -> datetime:
     """The broker's clock."""
     return datetime.now(UTC)
 
 
-TICK = 1.0
-"""Seconds between two rounds of the background loop."""
-
-CHECK_EVERY = timedelta(seconds=3)
-SIGN_EVERY = timedelta(seconds=30)
-CHORES_EVERY = timedelta(seconds=20)
-
-
-@dataclass(frozen=True, slots=True)
-class InternalKeys:
-    """The broker's own keys in the HSM. No RPC can name them: RPCs name keys by their row in the store (HS-17)."""
-
-    audit = b"broker/audit/001"
-    operator_ca = b"broker/oper-ca/1"
-    server_ca = b"broker/tls-ca/01"
-
-
-def internal_key(hsm_id: bytes, public_key: bytes) -> KeyRef:
-    """An internal key: always EC P-256, always for signing, never exportable."""
-    return KeyRef(hsm_id=hsm_id, type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=public_key)
-
-
 class Broker:
-    """A broker that is built and not yet serving. ``close`` undoes what the constructor did."""
+    """A broker, built and not yet serving. What the constructor opened, ``close`` closes, in reverse order."""
+
+    def __init__(self, config: Config) -> None:
+        self._parts = ExitStack()
+        try:
+            self._build(config)
+        except BaseException:
+            self._parts.close()
+            raise
+
+    def _build(self, config: Config) -> None:
+        self._config = config
+        self.store = SqlStore(config.store)
+        self._parts.callback(self.store.close)
+        self.hsm = Pkcs11Hsm(config.hsm)
+        self._parts.callback(self.hsm.close)
+        audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
+        setup.check_internal_key(self.hsm, audit_key)
+        setup.renew_server_certificate(config, self.hsm, now())
+        guard = Guard(_policy_in_force(self.store))
+        connect = _connector(config)
+        ca = setup.authority(config, self.hsm, "operator-ca", setup.OPERATOR_CA)
+        self.heads = Heads(self.store, self.hsm, audit_key, guard, now)
+        self.keys = Keys(self.store, self.hsm, guard, now, _delay(config))
+        self.server = Server(
+            config.server,
+            Nouns(
+                keys=self.keys,
+                key_use=KeyUse(self.store, self.hsm, guard),
+                targets=Targets(self.store, self.hsm, guard, connect, now),
+                imports=Imports(self.store, self.hsm, guard, connect, now),
+                operators=Operators(self.store, ca, guard, now, config.trust_domain),
+                policies=Policies(self.store, guard, now),
+                heads=self.heads,
+                hsm=self.hsm,
+                guard=guard,
+            ),
+            store=self.store,
+            authenticators=[MutualTls(self.store, config.trust_domain, now)],
+            now=now,
+        )
+        self._loop = Loop(self)
+
+    def serve(self) -> None:
+        """Start answering, and the background loop with it."""
+        self._parts.callback(self._loop.stop)
+        self.server.start()
+        self._loop.start()
+        self.server.set_serving(True)
+
+    def drain(self) -> None:
+        """Take no new calls, let those in flight finish (at most 10 s), sign the last head."""
+        self.server.drain(10.0)
+        self._loop.stop()
+        self.heads.sign_due()
+
+    def renew_certificate(self) -> None:
+        """Sign a new server certificate in time; the listeners take it up without a restart."""
+        if setup.renew_server_certificate(self._config, self.hsm, now()):
+            log.info("server certificate renewed")
+
+    def close(self) -> None:
+        """Release everything; twice is the same as once."""
+        self._parts.close()
+
+
+class Loop:
+    """The background loop: one thread, one round a second; what fails is logged and tried again in a later round."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="background", daemon=True)
+        start = now()
+        self._work: list[tuple[str, timedelta, Callable[[], None]]] = [
+            ("health", CHECK_EVERY, self._check),
+            ("heads", timedelta(0), broker.heads.sign_due),
+            ("chores", CHORES_EVERY, self._chores),
+            ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
+        ]
+        self._due = {name: start for name, _, _ in self._work}
+
+    def start(self) -> None:
+        """Begin; the first round is at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the round that is under way."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._round()
+            self._stop.wait(TICK)
+
+    def _round(self) -> None:
+        for name, every, work in self._work:
+            if self._due[name] <= now():
+                self._due[name] = now() + every
+                _attempt(name, work)
+
+    def _check(self) -> None:
+        try:
+            self._broker.hsm.check()
+            self._broker.store.check()
+        except BrokerError:
+            self._broker.server.set_serving(False)
+            raise
+        self._broker.server.set_serving(True)
+
+    def _chores(self) -> None:
+        for resource, work in self._broker.keys.chores():
+            call = background_call(resource)
+            if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
+                self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
+
+
+def background_call(resource: str) -> Call:
+    """The broker's own work, as the audit sees it."""
+    principal = Principal(kind="broker", name="background")
+    return Call(id=secrets.token_hex(16), rpc="-/Chore", principal=principal, peer="", now=now, resource=resource)
+
+
+def _attempt(name: str, work: Callable[[], None]) -> bool:
+    """Do the work; a refusal, or a bug, costs this round's work and never the loop."""
+    try:
+        work()
+    except BrokerError as error:
+        log.warning("background work failed", work=name, reason=error.reason)
+    except Exception as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
+        log.error("background work broke", work=name, error=type(error).__name__)  # noqa: TRY400
+    else:
+        return True
+    return False
+
+
+def _policy_in_force(store: ports.Store) -> PolicyDocument:
+    """The newest document; WrongState ``NOT_INITIALISED`` when there is none."""
+    newest: PolicyDocument | None = None
+    while batch := store.page(PolicyDocument, after=(newest.version,) if newest else (), limit=1000):
+        newest = batch[-1]
+    if newest is None:
+        raise WrongState("NOT_INITIALISED", "The store holds no policy; run `broker init` for this broker first.")
+    return newest
+
+
+def _delay(config: Config) -> DestructionDelay:
+    keys = config.keys
+    return DestructionDelay(
+        least=timedelta(hours=keys.destruction_least_hours),
+        usual=timedelta(hours=keys.destruction_usual_hours),
+        most=timedelta(hours=keys.destruction_most_hours),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -164,6 +165,16 @@ def _softhsm(folder: Path) -> Token:
     return Token(module=str(find_softhsm()), label="broker", pin_file=pin_file, environment=environment)
 
 
+def _free(address: str) -> str:
+    """``address``, with a port that is free now in place of port 0."""
+    host, _, port = address.rpartition(":")
+    if port != "0":
+        return address
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
 def _toml(wishes: Wishes, token: Token) -> str:
     folder = wishes.folder
     database = wishes.database or f"sqlite:///{folder / 'broker.db'}"
@@ -177,8 +188,8 @@ def _toml(wishes: Wishes, token: Token) -> str:
         "hsm.environment": dict(token.environment),
         "store": {"url": database, "journal": str(folder / "journal")},
         "server": {
-            "operators_address": wishes.operators_address,
-            "pipelines_address": wishes.pipelines_address,
+            "operators_address": _free(wishes.operators_address),
+            "pipelines_address": _free(wishes.pipelines_address),
             "certificate_file": str(folder / "certificates" / "server.pem"),
             "key_file": str(folder / "certificates" / "server.key"),
             "operator_ca_file": str(folder / "certificates" / "operator-ca.pem"),
@@ -253,7 +264,7 @@ def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, now: N
     write_private(folder / "key.pem", key)
     write_private(folder / "cert.pem", pem)
     write_private(folder / "ca.pem", (config.certificates / "server-ca.pem").read_bytes())
-    address = json.dumps(wishes.operators_address)
+    address = json.dumps(config.server.operators_address)
     write_private(
         folder / "profile.toml",
         f'address = {address}\nca = "ca.pem"\ncertificate = "cert.pem"\nkey = "key.pem"\n'.encode(),

@@ -1,0 +1,155 @@
+"""`python -m broker`: make a broker (`init`), run it (`serve`), try one out (`dev`), look at its set-up (`check`)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import structlog
+
+from broker import app, checkup, setup
+from broker.config import Config, load
+from broker.core.errors import BrokerError, WrongState
+
+REFUSED = (
+    "SSLKEYLOGFILE",  # would write the keys of every TLS connection
+    "GRPC_TRACE",  # would log what is in the messages
+    "LD_PRELOAD",  # would put foreign code beside the PIN
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 refused or failed (one sentence on stderr), 2 wrong usage."""
+    asked = _parser().parse_args(arguments)
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _log_to_stderr()
+    try:
+        _check_environment()
+        result: int = asked.run(asked)
+    except BrokerError as error:
+        print(f"broker: {error.message} ({error.reason})", file=sys.stderr)
+        return 1
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="broker")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="run the broker until SIGTERM")
+    serve.add_argument("--config", type=Path, required=True, metavar="FILE")
+    serve.set_defaults(run=_serve)
+    init = commands.add_parser("init", help="make a broker in a folder: token, CAs, first policy, first operator")
+    init.add_argument("folder", type=Path)
+    _add_wishes(init)
+    init.add_argument("--module", help="PKCS#11 module of an existing token; without it a SoftHSM token is made")
+    init.add_argument("--token-label")
+    init.add_argument("--pin-file", type=Path)
+    init.add_argument("--database", default="", help="postgresql://user@host:port/name; SQLite in the folder by default")
+    init.set_defaults(run=_init)
+    dev = commands.add_parser("dev", help="init and serve in one, in a temporary folder unless one is named")
+    dev.add_argument("--folder", type=Path)
+    _add_wishes(dev)
+    dev.set_defaults(run=_dev)
+    check = commands.add_parser("check", help="look at a broker's set-up without starting it")
+    check.add_argument("--config", type=Path, required=True, metavar="FILE")
+    check.add_argument("--format", choices=["table", "json"], default="table")
+    check.set_defaults(run=checkup.run)
+    return parser
+
+
+def _add_wishes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--operator", default="admin", help="the first operator's name")
+    parser.add_argument("--host", action="append", default=[], help="a name or address the server is reached by")
+    parser.add_argument("--operators-address", default="", metavar="HOST:PORT")
+    parser.add_argument("--pipelines-address", default="", metavar="HOST:PORT")
+    parser.add_argument("--allow-target", action="append", default=[], metavar="HOST:PORT")
+
+
+def _init(asked: argparse.Namespace) -> int:
+    config = setup.initialise(_wishes(asked, asked.folder, development=False), app.now)
+    print(f"broker: initialised in {asked.folder.absolute()}")
+    print(f"broker: start it with: broker serve --config {asked.folder.absolute() / 'broker.toml'}")
+    print(f"broker: the first operator's profile is {config.certificates.parent / 'profile'}")
+    return 0
+
+
+def _serve(asked: argparse.Namespace) -> int:
+    return _run(load(asked.config))
+
+
+def _dev(asked: argparse.Namespace) -> int:
+    if asked.folder:
+        return _develop(asked, asked.folder)
+    with tempfile.TemporaryDirectory(prefix="broker-dev-") as folder:
+        return _develop(asked, Path(folder))
+
+
+def _develop(asked: argparse.Namespace, folder: Path) -> int:
+    return _run(setup.initialise(_wishes(asked, folder, development=True), app.now))
+
+
+def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> setup.Wishes:
+    defaults = setup.Wishes(folder=folder)
+    any_port = "127.0.0.1:0" if development else ""  # nobody types it: the profile says where
+    given = vars(asked)
+    token = None
+    if given.get("module"):
+        token = setup.Token(module=asked.module, label=asked.token_label or "", pin_file=asked.pin_file)
+    return setup.Wishes(
+        folder=folder.absolute(),
+        operator=asked.operator,
+        hosts=(*defaults.hosts, *asked.host),
+        operators_address=asked.operators_address or any_port or defaults.operators_address,
+        pipelines_address=asked.pipelines_address or any_port or defaults.pipelines_address,
+        allowed_targets=tuple(asked.allow_target),
+        database=given.get("database") or "",
+        development=development,
+        token=token,
+    )
+
+
+def _run(config: Config) -> int:
+    asked_to_stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: asked_to_stop.set())
+    broker = app.Broker(config)
+    try:
+        broker.serve()
+        print(f"broker: operators on {broker.server.operators_address}, pipelines on {broker.server.pipelines_address}")
+        if config.development:
+            profile = config.certificates.parent / "profile"
+            print(f"broker: for trying out, not for secrets that matter; use it with: export BROKER_PROFILE={profile}")
+        print("broker: ready", flush=True)
+        asked_to_stop.wait()
+        broker.drain()
+    finally:
+        broker.close()
+    return 0
+
+
+def _check_environment() -> None:
+    for name in REFUSED:
+        if os.environ.get(name):
+            raise WrongState("ENVIRONMENT_REFUSED", f"The environment variable {name} is set and would leak secrets; unset it.")
+
+
+def _log_to_stderr() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

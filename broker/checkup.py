@@ -1,0 +1,149 @@
+"""`check`: look at a broker's set-up from the inside, fault by fault, without serving anything."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+
+from broker import setup
+from broker.app import now
+from broker.config import Config, load
+from broker.core.errors import BrokerError, WrongState
+from broker.core.model import Operator, PolicyDocument, Probe
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.store.sql import SqlStore
+
+SOON = timedelta(days=14)
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Print every finding; 0 when all passed, 10 when one did not."""
+    findings = list(findings_for(asked.config))
+    if asked.format == "json":
+        print(json.dumps([{"name": one.name, "passed": one.passed, "detail": one.detail} for one in findings], indent=2))
+    else:
+        for one in findings:
+            print(f"{'ok  ' if one.passed else 'FAIL'}  {one.name}: {one.detail}")
+    return 0 if all(one.passed for one in findings) else 10
+
+
+def findings_for(file: Path) -> Iterator[Probe]:
+    """Every check in order; those that need a part that failed are left out."""
+    try:
+        config = load(file)
+    except BrokerError as error:
+        yield Probe(name="config", passed=False, detail=error.message)
+        return
+    yield Probe(name="config", passed=True, detail=f"{file} is complete and has no unknown key")
+    for name, check in _CHECKS:
+        yield _finding(name, lambda check=check: check(config))  # type: ignore[misc]
+
+
+def _finding(name: str, check: Callable[[], str]) -> Probe:
+    try:
+        return Probe(name=name, passed=True, detail=check())
+    except BrokerError as error:
+        return Probe(name=name, passed=False, detail=error.message)
+    except OSError as error:
+        return Probe(name=name, passed=False, detail=f"{error.filename}: {error.strerror}.")
+
+
+def _private_files(config: Config) -> str:
+    files = [config.hsm.pin_file, config.server.key_file, *sorted(config.targets.credentials.iterdir())]
+    for file in files:
+        mode = stat.S_IMODE(file.lstat().st_mode)
+        if mode & 0o077:
+            raise WrongState("FILE_TOO_OPEN", f"{file} has mode {mode:04o}; run: chmod 600 {file}")
+    return f"{len(files)} files with secrets are readable by their owner alone"
+
+
+def _certificates(config: Config) -> str:
+    certificate = x509.load_pem_x509_certificate(config.server.certificate_file.read_bytes())
+    left = certificate.not_valid_after_utc - now()
+    if left < SOON:
+        raise WrongState(
+            "CERTIFICATE_LAPSES", f"The server certificate ends {_day(certificate.not_valid_after_utc)}; restart to renew it."
+        )
+    issuer = x509.load_pem_x509_certificate((config.certificates / "server-ca.pem").read_bytes())
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except Exception as error:
+        raise WrongState("CERTIFICATE_NOT_OURS", "The server certificate is not signed by server-ca.pem.") from error
+    return f"the server certificate is good until {_day(certificate.not_valid_after_utc)}"
+
+
+def _hsm(config: Config) -> str:
+    hsm = Pkcs11Hsm(config.hsm)
+    try:
+        setup.check_internal_key(hsm, setup.internal_key(config, "audit", setup.AUDIT_KEY))
+        report = hsm.report()
+    finally:
+        hsm.close()
+    return f"{report.manufacturer} {report.model}, token {report.token_label}: login and the broker's own keys are there"
+
+
+def _store(config: Config) -> str:
+    store = SqlStore(config.store)
+    try:
+        store.check()
+        if not store.page(PolicyDocument, limit=1) or not store.page(Operator, limit=1):
+            raise WrongState("NOT_INITIALISED", "The store is empty; run `broker init` for this folder.")
+    finally:
+        store.close()
+    return "the database answers, its schema is current, the audit journal is writable"
+
+
+def _sqlite(config: Config) -> str:
+    version = sqlite3.sqlite_version
+    return f"SQLite {version}; one writer, one process, so its WAL-reset fault (before 3.51.3) cannot be met"
+
+
+def _ports(config: Config) -> str:
+    for address in (config.server.operators_address, config.server.pipelines_address):
+        host, _, port = address.rpartition(":")
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host.strip("[]"), int(port)))
+            except OSError as error:
+                raise WrongState("PORT_TAKEN", f"{address} cannot be bound: {error.strerror}.") from error
+    return "both listeners' ports are free"
+
+
+def _disk(config: Config) -> str:
+    room = os.statvfs(config.store.journal)
+    free = room.f_bavail * room.f_frsize // 2**20
+    if free < 256:
+        raise WrongState("DISK_ALMOST_FULL", f"Only {free} MiB are free for the audit journal; without room nothing is served.")
+    return f"{free} MiB free for the audit journal"
+
+
+def _targets(config: Config) -> str:
+    if not config.targets.allowed_hosts:
+        return "no host is allowed as a target; add host:port under [targets] allowed_hosts before `broker target add`"
+    return f"{len(config.targets.allowed_hosts)} host(s) allowed as targets"
+
+
+def _day(moment: datetime) -> str:
+    return moment.date().isoformat()
+
+
+_CHECKS: tuple[tuple[str, Callable[[Config], str]], ...] = (
+    ("private files", _private_files),
+    ("certificates", _certificates),
+    ("hsm", _hsm),
+    ("store", _store),
+    ("sqlite", _sqlite),
+    ("ports", _ports),
+    ("disk", _disk),
+    ("targets", _targets),
+)
