@@ -100,9 +100,10 @@ class Guard:
         return self._in_force.document
 
     def load(self, document: PolicyDocument) -> None:
-        """Put another document in force, at once for every thread; InvalidRequest ``POLICY_INVALID`` leaves the old one.
+        """Put another document in force, at once for every thread.
 
-        A document older than the one in force is left aside: two that are set at once may arrive in either order.
+        InvalidRequest ``POLICY_INVALID`` leaves the old one. A document older than the one in force is left aside:
+        two that are set at once may arrive in either order.
         """
         loaded = _InForce(document)
         with self._loading:

@@ -50,8 +50,8 @@ class Operators:
 
     def add(
         self, call: Call, name: str, groups: list[str], csr_pem: bytes, ttl: timedelta | None
-    ) -> tuple[Operator, Issued | None]:
-        """Register an operator and sign a first certificate; with ``validate_only`` there is none.
+    ) -> tuple[Operator, Issued]:
+        """Register an operator and sign a first certificate, which with ``validate_only`` has no ``pem`` or ``serial``.
 
         The same request again gives the operator as it is by then, and a fresh certificate.
         AlreadyExists ``NAME_TAKEN``, also for the name of a removed operator.
@@ -59,17 +59,17 @@ class Operators:
         wanted = _groups(groups)
         stored = self._store.get(Operator, check_name(name, "operator"))
         self._guard.check(call, of_operator(name, stored, asked=wanted))
-        now = self._whole_seconds()
         operator = Operator(
-            name=name, groups=wanted, state=OperatorState.ENABLED, not_before=now - BACKDATED, created_at=self._now()
+            name=name,
+            groups=wanted,
+            state=OperatorState.ENABLED,
+            not_before=self._whole_seconds() - BACKDATED,
+            created_at=self._now(),
         )
         call.note(operator=name, groups=",".join(wanted))
         if call.validate_only:
-            call.note(validate_only=1)
             _refuse_taken(stored)
-            public_key_of(csr_pem)
-            _ttl(ttl)
-            return operator, None
+            return operator, self._validated(call, csr_pem, ttl)
         with self._store.write(call.outcome()) as write:
             if receipts.replay(write, call):
                 operator = _enabled(write.get(Operator, name))
@@ -81,6 +81,13 @@ class Operators:
             write.note(certificate_serial=issued.serial)
         call.settled = True
         return operator, issued
+
+    def _validated(self, call: Call, csr_pem: bytes, ttl: timedelta | None) -> Issued:
+        call.note(validate_only=1)
+        public_key_of(csr_pem)
+        return Issued(
+            pem=b"", ca_pem=self._authority.certificate, serial="", expires_at=self._whole_seconds() + _ttl(ttl)
+        )
 
     def renew(self, call: Call, csr_pem: bytes, ttl: timedelta | None) -> Issued:
         """A fresh certificate for the caller, who proves to hold another key or the same."""
@@ -120,7 +127,7 @@ class Operators:
         is left who could issue a new certificate or change that (WrongState ``POLICY_LOCKS_YOU_OUT``).
         """
         self._authorise(call, name)
-        if name == call.principal.name and not self._another_keeper(call.principal):
+        if _own(call, name) and not self._another_keeper(call.principal):
             raise _locks_out()
         return self._change(call, name, self._without_certificates)
 
@@ -152,8 +159,10 @@ class Operators:
         return operator
 
     def _certificate(self, operator: Operator, csr_pem: bytes, ttl: timedelta | None) -> Issued:
-        start = max(self._whole_seconds() - BACKDATED, operator.not_before)
-        pem, serial = self._authority.client(csr_pem, operator_uri(self._trust_domain, operator.name), start, _ttl(ttl))
+        now = self._whole_seconds()
+        start = max(now - BACKDATED, operator.not_before)
+        uri = operator_uri(self._trust_domain, operator.name)
+        pem, serial = self._authority.client(csr_pem, uri, start, now + _ttl(ttl) - start)
         expires_at = x509.load_pem_x509_certificate(pem).not_valid_after_utc
         return Issued(pem=pem, ca_pem=self._authority.certificate, serial=serial, expires_at=expires_at)
 
@@ -167,10 +176,9 @@ class Operators:
 
     def _refuse_lockout(self, call: Call, name: str, groups: tuple[str, ...] | None) -> None:
         """``groups`` None: the operator is to be removed."""
-        caller = call.principal
-        if name != caller.name or caller.kind != "operator" or not self._keeps_policy(caller):
+        if not _own(call, name) or not self._keeps_policy(call.principal):
             return
-        if groups is None or not self._keeps_policy(replace(caller, groups=groups)):
+        if groups is None or not self._keeps_policy(replace(call.principal, groups=groups)):
             raise _locks_out()
 
     def _keeps_policy(self, principal: Principal) -> bool:
@@ -192,6 +200,10 @@ class Operators:
 def operator_uri(trust_domain: str, name: str) -> str:
     """The one URI that an operator's certificate holds (SPIFFE ID)."""
     return f"spiffe://{trust_domain}/operator/{name}"
+
+
+def _own(call: Call, name: str) -> bool:
+    return (call.principal.kind, call.principal.name) == ("operator", name)
 
 
 def _groups(names: list[str]) -> tuple[str, ...]:
