@@ -1,11 +1,36 @@
-"""A certificate authority whose key is in the HSM (RFC 5280)."""
+"""A certificate authority whose key is in the HSM (RFC 5280).
+
+``cryptography`` signs only with keys it holds, so a certificate is first signed with a throw-away key; its
+to-be-signed part is then signed by the HSM, put together again, and verified before it leaves.
+"""
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
+from ipaddress import ip_address
+
+from asn1crypto.algos import SignedDigestAlgorithm
+from asn1crypto.x509 import Certificate, TbsCertificate
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from broker.core import ports
+from broker.core.errors import InvalidRequest, Unavailable, WrongState
+from broker.core.model import KeyType, KeyUsage, SignatureAlgorithm
 from broker.core.ports import KeyRef
+
+MAX_CSR_BYTES = 8 * 1024
+MAX_SERVER_NAMES = 16
+CA_LIFETIME = timedelta(days=3652)
+BACKDATED = timedelta(seconds=60)
+"""How far a clock may be behind this one and still take a new certificate."""
+
+_DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*")
 
 
 class Authority:
@@ -14,17 +39,170 @@ class Authority:
     certificate: bytes
 
     def __init__(self, hsm: ports.Hsm, key: KeyRef, certificate: bytes) -> None:
-        raise NotImplementedError
+        self.certificate = certificate
+        self._hsm = hsm
+        self._key = key
+        self._ca = _certificate_of(key, certificate)
 
     @staticmethod
     def create(hsm: ports.Hsm, hsm_id: bytes, common_name: str, now: datetime) -> tuple[KeyRef, bytes]:
         """Make the key if it is not there, and a self-signed CA certificate (10 years, path length 0), PEM."""
-        raise NotImplementedError
+        spki = hsm.generate(hsm_id, KeyType.EC_P256, KeyUsage.SIGN, exportable=False)
+        key = KeyRef(hsm_id=hsm_id, type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=spki)
+        public_key = _p256(load_der_public_key(spki or b""))
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+        start = now.replace(microsecond=0) - BACKDATED
+        draft = (
+            _draft(public_key, name, name, start, start + CA_LIFETIME)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(ca=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        )
+        certificate = _sign(hsm, key, draft)
+        _verify(certificate, certificate)
+        return key, certificate.public_bytes(Encoding.PEM)
 
     def client(self, csr_pem: bytes, uri: str, not_before: datetime, ttl: timedelta) -> tuple[bytes, str]:
         """A client-auth leaf for the CSR's public key and one URI SAN; (PEM, serial hex). All else is built here."""
-        raise NotImplementedError
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+        return self._leaf(csr_pem, names, ExtendedKeyUsageOID.CLIENT_AUTH, not_before, ttl)
 
     def server(self, csr_pem: bytes, names: list[str], not_before: datetime, ttl: timedelta) -> tuple[bytes, str]:
         """A server-auth leaf for DNS names and IP addresses; (PEM, serial hex)."""
-        raise NotImplementedError
+        if not 1 <= len(names) <= MAX_SERVER_NAMES:
+            raise InvalidRequest("SERVER_NAME_INVALID", f"A server has 1 to {MAX_SERVER_NAMES} names.")
+        alternatives = x509.SubjectAlternativeName([_server_name(name) for name in names])
+        return self._leaf(csr_pem, alternatives, ExtendedKeyUsageOID.SERVER_AUTH, not_before, ttl)
+
+    def _leaf(
+        self,
+        csr_pem: bytes,
+        names: x509.SubjectAlternativeName,
+        usage: x509.ObjectIdentifier,
+        not_before: datetime,
+        ttl: timedelta,
+    ) -> tuple[bytes, str]:
+        public_key = public_key_of(csr_pem)
+        start = max(not_before.replace(microsecond=0), self._ca.not_valid_before_utc)
+        end = min(start + ttl, self._ca.not_valid_after_utc)
+        if end <= start:
+            raise WrongState("CA_EXPIRED", "The CA certificate has expired; make a new CA to issue certificates again.")
+        draft = (
+            # With an empty subject the names are critical (RFC 5280 4.2.1.6), and no one can read a CN by mistake.
+            _draft(public_key, x509.Name([]), self._ca.subject, start, end)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(ca=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(names, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(_authority_key_identifier(self._ca), critical=False)
+        )
+        certificate = _sign(self._hsm, self._key, draft)
+        _verify(certificate, self._ca)
+        return certificate.public_bytes(Encoding.PEM), f"{certificate.serial_number:x}"
+
+
+def public_key_of(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
+    """The P-256 key that a PKCS#10 request (RFC 2986, PEM) proves to hold; InvalidRequest ``CSR_INVALID`` else."""
+    if len(csr_pem) > MAX_CSR_BYTES:
+        raise _csr_invalid(f"it is longer than {MAX_CSR_BYTES // 1024} KiB")
+    try:
+        request = x509.load_pem_x509_csr(csr_pem)
+        public_key = _p256(request.public_key())
+        signed = request.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise _csr_invalid("it is not a PKCS#10 request in PEM for an EC P-256 key") from error
+    if not signed:
+        raise _csr_invalid("its signature does not match its key")
+    return public_key
+
+
+def _csr_invalid(why: str) -> InvalidRequest:
+    return InvalidRequest("CSR_INVALID", f"The certificate request was not taken: {why}.")
+
+
+def _p256(key: object) -> ec.EllipticCurvePublicKey:
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("not an EC P-256 key")  # noqa: TRY004 - the value is wrong, whatever its class
+    return key
+
+
+def _certificate_of(key: KeyRef, pem: bytes) -> x509.Certificate:
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        own = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == key.public_key
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise WrongState("CA_CERTIFICATE_INVALID", "The CA certificate is not a certificate in PEM.") from error
+    if not own:
+        raise WrongState(
+            "CA_KEY_MISMATCH",
+            "The CA certificate does not belong to the CA key in the HSM; put back the certificate that does.",
+        )
+    return certificate
+
+
+def _authority_key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+
+
+def _server_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        pass
+    if not _DNS_NAME.fullmatch(name):
+        raise InvalidRequest(
+            "SERVER_NAME_INVALID", "A server name is not valid: give a lower-case DNS name or an IP address."
+        )
+    return x509.DNSName(name)
+
+
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _draft(
+    public_key: ec.EllipticCurvePublicKey, subject: x509.Name, issuer: x509.Name, start: datetime, end: datetime
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .serial_number(x509.random_serial_number())  # 159 random bits: unguessable and never twice
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .not_valid_before(start)
+        .not_valid_after(end)
+    )
+
+
+def _sign(hsm: ports.Hsm, key: KeyRef, draft: x509.CertificateBuilder) -> x509.Certificate:
+    to_be_signed = draft.sign(ec.generate_private_key(ec.SECP256R1()), SHA256()).tbs_certificate_bytes
+    [signature] = hsm.sign(key, SignatureAlgorithm.ES256, [to_be_signed])
+    der = Certificate(
+        {
+            "tbs_certificate": TbsCertificate.load(to_be_signed),
+            "signature_algorithm": SignedDigestAlgorithm({"algorithm": "sha256_ecdsa"}),
+            "signature_value": signature,
+        }
+    ).dump()
+    return x509.load_der_x509_certificate(der)
+
+
+def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise Unavailable(
+            "HSM_FAULT", "The HSM's signature on a new certificate did not verify, so it was withheld; try again."
+        ) from error

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from threading import Lock
 
 from broker.core.call import Call
+from broker.core.errors import PermissionDenied
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Target
+from broker.core.policy import Decision, Entity, Policy, Question
+
+CACHED_DECISIONS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
-    """What is being acted on, as the policies see it. ``id`` is always a checked name."""
+    """What is being acted on, as the policies see it. ``id`` is always a checked name.
+
+    ``groups`` are those the thing is in; ``context`` is what the caller asks for, where the schema knows of it.
+    """
 
     kind: str  # the Cedar entity type: "Key", "Target", "Operator", "Broker"
     id: str
     attributes: Mapping[str, str | bool] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
+    context: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.kind.lower()}/{self.id}"
@@ -25,50 +36,139 @@ class Resource:
 BROKER = Resource(kind="Broker", id="broker")
 """The resource of actions on the broker itself: lists, the policy, the audit heads, the HSM."""
 
+ABSENT = "absent"
+"""The state of a key, or the kind of a target, that does not exist."""
+
 
 def of_key(key: Key) -> Resource:
     """A key as the policies see it."""
-    raise NotImplementedError
+    attributes: dict[str, str | bool] = {
+        "type": key.type.value,
+        "usage": key.usage.value,
+        "owner": key.owner,
+        "exportable": key.exportable,
+        "state": key.state.value,
+    }
+    return Resource(kind="Key", id=key.name, attributes=attributes, tags=key.labels)
 
 
 def of_unknown_key(name: str) -> Resource:
     """A key that does not exist, so that the permission is decided before its absence is told."""
-    raise NotImplementedError
+    attributes: dict[str, str | bool] = {"type": "", "usage": "", "owner": "", "exportable": False, "state": ABSENT}
+    return Resource(kind="Key", id=name, attributes=attributes)
 
 
 def of_target(target: Target) -> Resource:
     """A registered target as the policies see it."""
-    raise NotImplementedError
+    return Resource(kind="Target", id=target.name, attributes={"kind": target.kind})
 
 
 def of_unknown_target(name: str) -> Resource:
     """A target that does not exist."""
-    raise NotImplementedError
+    return Resource(kind="Target", id=name, attributes={"kind": ABSENT})
 
 
-def of_operator(name: str, operator: Operator | None) -> Resource:
-    """An operator as the policies see it, existing or not."""
-    raise NotImplementedError
+def of_operator(name: str, operator: Operator | None, *, asked: tuple[str, ...] | None = None) -> Resource:
+    """An operator as the policies see it, existing or not; ``asked``: the groups the operator is to have."""
+    return Resource(
+        kind="Operator",
+        id=name,
+        attributes={"identity": f"operator/{name}"},
+        groups=operator.groups if operator else (),
+        context={} if asked is None else {"groups": asked},
+    )
+
+
+class _InForce:
+    """One document and what was decided by it. A decision is only ever found under everything it was made from."""
+
+    def __init__(self, document: PolicyDocument) -> None:
+        self.document = document
+        self.decide = lru_cache(CACHED_DECISIONS)(Policy(document.text).decide)
 
 
 class Guard:
     """Decides by the policy document in force; deny unless a policy permits, deny on any evaluation error."""
 
     def __init__(self, document: PolicyDocument) -> None:
-        raise NotImplementedError
+        self._in_force = _InForce(document)
+        self._loading = Lock()
+
+    @property
+    def document(self) -> PolicyDocument:
+        """The document in force."""
+        return self._in_force.document
 
     def load(self, document: PolicyDocument) -> None:
-        """Put another document in force, at once for every thread; InvalidRequest ``POLICY_INVALID`` leaves the old one."""
-        raise NotImplementedError
+        """Put another document in force, at once for every thread.
+
+        InvalidRequest ``POLICY_INVALID`` leaves the old one. A document older than the one in force is left aside:
+        two that are set at once may arrive in either order.
+        """
+        loaded = _InForce(document)
+        with self._loading:
+            if document.version >= self.document.version:
+                self._in_force = loaded
 
     def check(self, call: Call, resource: Resource) -> None:
         """Return if ``call.principal`` may do ``call.action`` to ``resource``; else PermissionDenied ``POLICY_DENIED``.
 
         Writes the resource, the decision, the deciding policy ids and the policy version into ``call`` either way.
         Called twice in one call (key, then target), the resource becomes "key/a,target/b" and both must be allowed.
+        A policy that cannot be evaluated denies too, as ``POLICY_ERROR``, so that it is noticed in the audit.
         """
-        raise NotImplementedError
+        in_force = self._in_force
+        decision = in_force.decide(_question(call.principal, call.action, resource))
+        _write_down(call, resource, decision, in_force.document.version)
+        if decision.error:
+            raise PermissionDenied(
+                "POLICY_ERROR",
+                f"{call.action} is refused because the policy could not be evaluated; whoever keeps the policy finds "
+                "the cause with `broker policy explain`.",
+                action=call.action,
+                resource_kind=resource.kind,
+            )
+        if not decision.allowed:
+            raise PermissionDenied(
+                "POLICY_DENIED",
+                f"The policy does not let you do {call.action} on this {resource.kind.lower()}; "
+                "`broker policy explain` tells why.",
+                action=call.action,
+                resource_kind=resource.kind,
+            )
 
     def permits(self, principal: Principal, action: str, resource: Resource) -> bool:
         """The same decision without a record of its own: for filtering lists and for explaining."""
-        raise NotImplementedError
+        return self.decide(principal, action, resource).allowed
+
+    def decide(self, principal: Principal, action: str, resource: Resource) -> Decision:
+        """As ``permits``, with the policies that decide."""
+        return self._in_force.decide(_question(principal, action, resource))
+
+
+def _subject(principal: Principal) -> Entity:
+    """The caller as the policies see it. A kind that the schema does not know is denied everything (AN-30)."""
+    return Entity(
+        principal.kind.capitalize(),
+        principal.name,
+        attributes=(("identity", str(principal)),),
+        groups=principal.groups,
+    )
+
+
+def _question(principal: Principal, action: str, resource: Resource) -> Question:
+    target = Entity(
+        resource.kind,
+        resource.id,
+        tuple(resource.attributes.items()),
+        resource.groups,
+        tuple(resource.tags.items()),
+    )
+    return Question(_subject(principal), action, target, tuple(resource.context.items()))
+
+
+def _write_down(call: Call, resource: Resource, decision: Decision, version: int) -> None:
+    call.resource = f"{call.resource},{resource}" if call.resource else str(resource)
+    call.decision = "allow" if decision.allowed and call.decision != "deny" else "deny"
+    call.policies = tuple(sorted({*call.policies, *decision.policies}))
+    call.policy_version = version

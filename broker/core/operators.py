@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from broker.core import ports
-from broker.core.authority import Authority
+from cryptography import x509
+
+from broker.core import ports, receipts
+from broker.core.authority import BACKDATED, Authority, public_key_of
 from broker.core.call import Call
-from broker.core.guard import Guard
-from broker.core.model import Operator
+from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, WrongState
+from broker.core.guard import BROKER, Guard, of_operator
+from broker.core.model import Operator, OperatorState, Principal
+from broker.core.names import check_name
 from broker.core.page import Page
+
+MAX_GROUPS = 16
+DEFAULT_TTL = timedelta(hours=12)
+MIN_TTL = timedelta(minutes=5)
+MAX_TTL = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,34 +34,211 @@ class Issued:
 
 
 class Operators:
-    """The noun behind OperatorService."""
+    """The noun behind OperatorService.
 
-    def __init__(self, store: ports.Store, authority: Authority, guard: Guard, now: ports.Now) -> None:
-        raise NotImplementedError
+    An operator's certificate names them by one URI, ``spiffe://<trust domain>/operator/<name>``.
+    """
+
+    def __init__(
+        self, store: ports.Store, authority: Authority, guard: Guard, now: ports.Now, trust_domain: str
+    ) -> None:
+        self._store = store
+        self._authority = authority
+        self._guard = guard
+        self._now = now
+        self._trust_domain = trust_domain
 
     def add(
         self, call: Call, name: str, groups: list[str], csr_pem: bytes, ttl: timedelta | None
     ) -> tuple[Operator, Issued]:
-        raise NotImplementedError
+        """Register an operator and sign a first certificate, which with ``validate_only`` has no ``pem`` or ``serial``.
+
+        The same request again gives the operator as it is by then, and a fresh certificate.
+        AlreadyExists ``NAME_TAKEN``, also for the name of a removed operator.
+        """
+        wanted = _groups(groups)
+        stored = self._store.get(Operator, check_name(name, "operator"))
+        self._guard.check(call, of_operator(name, stored, asked=wanted))
+        operator = Operator(
+            name=name,
+            groups=wanted,
+            state=OperatorState.ENABLED,
+            not_before=self._whole_seconds() - BACKDATED,
+            created_at=self._now(),
+        )
+        call.note(operator=name, groups=",".join(wanted))
+        if call.validate_only:
+            _refuse_taken(stored)
+            return operator, self._validated(call, csr_pem, ttl)
+        with self._store.write(call.outcome()) as write:
+            if receipts.replay(write, call):
+                operator = _enabled(write.get(Operator, name))
+            else:
+                write.add(operator)
+                receipts.keep(write, call, f"operator/{name}")
+            # Signed in here: no certificate leaves for an operator that was not added, and none is added without.
+            issued = self._certificate(operator, csr_pem, ttl)
+            write.note(certificate_serial=issued.serial)
+        call.settled = True
+        return operator, issued
+
+    def _validated(self, call: Call, csr_pem: bytes, ttl: timedelta | None) -> Issued:
+        call.note(validate_only=1)
+        public_key_of(csr_pem)
+        return Issued(
+            pem=b"", ca_pem=self._authority.certificate, serial="", expires_at=self._whole_seconds() + _ttl(ttl)
+        )
 
     def renew(self, call: Call, csr_pem: bytes, ttl: timedelta | None) -> Issued:
-        raise NotImplementedError
+        """A fresh certificate for the caller, who proves to hold another key or the same."""
+        return self._issue(call, call.principal.name, csr_pem, ttl)
 
     def issue(self, call: Call, name: str, csr_pem: bytes, ttl: timedelta | None) -> Issued:
-        raise NotImplementedError
+        """A fresh certificate for an operator whose own has lapsed or was revoked."""
+        return self._issue(call, name, csr_pem, ttl)
+
+    def _issue(self, call: Call, name: str, csr_pem: bytes, ttl: timedelta | None) -> Issued:
+        operator = self._store.get(Operator, check_name(name, "operator"))
+        self._guard.check(call, of_operator(name, operator))
+        issued = self._certificate(_enabled(operator), csr_pem, ttl)
+        call.note(operator=name, certificate_serial=issued.serial)
+        return issued
 
     def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Operator]:
-        raise NotImplementedError
+        """Operators by name, removed ones included; only those that the caller may list (AZ-04)."""
+        self._guard.check(call, BROKER)
+        rows = self._store.page(Operator, after=after, limit=limit)
+        seen = [row for row in rows if self._guard.permits(call.principal, call.action, of_operator(row.name, row))]
+        return Page(items=seen, next=(rows[-1].name,) if len(rows) == limit else ())
 
     def set_groups(self, call: Call, name: str, groups: list[str]) -> Operator:
-        raise NotImplementedError
+        """Replace the groups; WrongState ``POLICY_LOCKS_YOU_OUT`` for taking the right to SetPolicy from oneself."""
+        wanted = _groups(groups)
+        stored = self._store.get(Operator, check_name(name, "operator"))
+        self._guard.check(call, of_operator(name, stored, asked=wanted))
+        call.note(groups=",".join(wanted))
+        self._refuse_lockout(call, name, wanted)
+        return self._change(call, name, lambda operator: replace(operator, groups=wanted))
 
     def revoke(self, call: Call, name: str) -> Operator:
-        raise NotImplementedError
+        """Refuse every certificate issued so far.
+
+        Anybody who may do so may revoke their own: a stolen key must be stoppable at once. But not when nobody else
+        is left who could issue a new certificate or change that (WrongState ``POLICY_LOCKS_YOU_OUT``).
+        """
+        self._authorise(call, name)
+        if _own(call, name) and not self._another_keeper(call.principal):
+            raise _locks_out()
+        return self._change(call, name, self._without_certificates)
 
     def remove(self, call: Call, name: str) -> Operator:
-        raise NotImplementedError
+        """Remove for good; the row stays, so that the name is never used again."""
+        self._authorise(call, name)
+        self._refuse_lockout(call, name, None)
+        return self._change(call, name, lambda operator: replace(operator, state=OperatorState.REMOVED))
 
     def whoami(self, call: Call) -> None:
         """Allowed to every established principal; the decision is recorded like any other."""
-        raise NotImplementedError
+        self._guard.check(call, BROKER)
+
+    def _authorise(self, call: Call, name: str) -> None:
+        stored = self._store.get(Operator, check_name(name, "operator"))
+        self._guard.check(call, of_operator(name, stored))
+
+    def _change(self, call: Call, name: str, change: Callable[[Operator], Operator]) -> Operator:
+        call.note(operator=name)
+        if call.validate_only:
+            call.note(validate_only=1)
+            return change(_enabled(self._store.get(Operator, name)))
+        with self._store.write(call.outcome()) as write:
+            operator = _found(write.get(Operator, name))
+            if not receipts.replay(write, call):
+                operator = write.replace(operator, change(_enabled(operator)))
+                receipts.keep(write, call, f"operator/{name}")
+        call.settled = True
+        return operator
+
+    def _certificate(self, operator: Operator, csr_pem: bytes, ttl: timedelta | None) -> Issued:
+        now = self._whole_seconds()
+        start = max(now - BACKDATED, operator.not_before)
+        uri = operator_uri(self._trust_domain, operator.name)
+        pem, serial = self._authority.client(csr_pem, uri, start, now + _ttl(ttl) - start)
+        expires_at = x509.load_pem_x509_certificate(pem).not_valid_after_utc
+        return Issued(pem=pem, ca_pem=self._authority.certificate, serial=serial, expires_at=expires_at)
+
+    def _without_certificates(self, operator: Operator) -> Operator:
+        # Later than the start of any certificate issued so far, even when this is the second time in one second.
+        moment = max(self._whole_seconds(), operator.not_before + timedelta(seconds=1))
+        return replace(operator, not_before=moment)
+
+    def _whole_seconds(self) -> datetime:
+        return self._now().replace(microsecond=0)
+
+    def _refuse_lockout(self, call: Call, name: str, groups: tuple[str, ...] | None) -> None:
+        """``groups`` None: the operator is to be removed."""
+        if not _own(call, name) or not self._keeps_policy(call.principal):
+            return
+        if groups is None or not self._keeps_policy(replace(call.principal, groups=groups)):
+            raise _locks_out()
+
+    def _keeps_policy(self, principal: Principal) -> bool:
+        return self._guard.permits(principal, "SetPolicy", BROKER)
+
+    def _another_keeper(self, caller: Principal) -> bool:
+        """Whether an enabled operator other than the caller may set the policy, if the caller may at all."""
+        if not self._keeps_policy(caller):
+            return True
+        after: tuple[str | int, ...] = ()
+        while rows := self._store.page(Operator, after=after, limit=100, where={"state": OperatorState.ENABLED}):
+            others = (row for row in rows if row.name != caller.name)
+            if any(self._keeps_policy(Principal(kind="operator", name=row.name, groups=row.groups)) for row in others):
+                return True
+            after = (rows[-1].name,)
+        return False
+
+
+def operator_uri(trust_domain: str, name: str) -> str:
+    """The one URI that an operator's certificate holds (SPIFFE ID)."""
+    return f"spiffe://{trust_domain}/operator/{name}"
+
+
+def _own(call: Call, name: str) -> bool:
+    return (call.principal.kind, call.principal.name) == ("operator", name)
+
+
+def _groups(names: list[str]) -> tuple[str, ...]:
+    if len(names) > MAX_GROUPS:
+        raise InvalidRequest("GROUPS_INVALID", f"There are too many groups: an operator is in at most {MAX_GROUPS}.")
+    return tuple(sorted({check_name(name, "group") for name in names}))
+
+
+def _ttl(ttl: timedelta | None) -> timedelta:
+    if ttl is None:
+        return DEFAULT_TTL
+    if not MIN_TTL <= ttl <= MAX_TTL:
+        raise InvalidRequest("TTL_INVALID", "A certificate lives 5 minutes to 7 days; ask for a time in between.")
+    return ttl
+
+
+def _refuse_taken(stored: Operator | None) -> None:
+    if stored:
+        raise AlreadyExists("NAME_TAKEN", "An operator of that name exists or existed; choose another name.")
+
+
+def _found(operator: Operator | None) -> Operator:
+    if operator is None:
+        raise NotFound("OPERATOR_NOT_FOUND", "There is no operator of that name.")
+    return operator
+
+
+def _enabled(operator: Operator | None) -> Operator:
+    if _found(operator).state is not OperatorState.ENABLED:
+        raise WrongState("OPERATOR_REMOVED", "The operator has been removed for good; add one under another name.")
+    return _found(operator)
+
+
+def _locks_out() -> WrongState:
+    return WrongState(
+        "POLICY_LOCKS_YOU_OUT",
+        "You could not set the policy afterwards; let another operator who may set the policy do this.",
+    )

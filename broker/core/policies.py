@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.core import ports
+from broker.core import ports, receipts
 from broker.core.call import Call
-from broker.core.guard import Guard
-from broker.core.model import PolicyDocument
+from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, WrongState
+from broker.core.guard import (
+    BROKER,
+    Guard,
+    Resource,
+    of_key,
+    of_operator,
+    of_target,
+    of_unknown_key,
+    of_unknown_target,
+)
+from broker.core.model import Key, Operator, OperatorState, PolicyDocument, Principal, Target
+from broker.core.names import check_name
+from broker.core.policy import ACTIONS, Decision
+
+_OUTDATED = "Another policy text has come into force meanwhile; read it again and make the change in that one."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,18 +35,131 @@ class Explanation:
 
 
 class Policies:
-    """The noun behind PolicyService."""
+    """The noun behind PolicyService; the background loop calls ``refresh``."""
 
     def __init__(self, store: ports.Store, guard: Guard, now: ports.Now) -> None:
-        raise NotImplementedError
+        self._store = store
+        self._guard = guard
+        self._now = now
 
     def get(self, call: Call, version: int) -> PolicyDocument:
-        raise NotImplementedError
+        """A document of the history; 0 is the one in force. NotFound ``POLICY_NOT_FOUND``."""
+        self._guard.check(call, BROKER)
+        if version == 0:
+            return self._guard.document
+        document = self._store.get(PolicyDocument, version) if 0 < version <= self._guard.document.version else None
+        if document is None:
+            raise NotFound("POLICY_NOT_FOUND", "There is no policy document of that version.")
+        return document
 
     def set(self, call: Call, text: str, expected_version: int) -> PolicyDocument:
-        """Refuses a text under which the caller could not set the policy again (``POLICY_LOCKS_YOU_OUT``)."""
-        raise NotImplementedError
+        """Put ``text`` in force as version ``expected_version + 1``; with ``validate_only`` only say how it would be.
+
+        InvalidRequest ``POLICY_INVALID`` with the lines at fault; WrongState ``CHANGED_MEANWHILE`` when another
+        version is in force; WrongState ``POLICY_LOCKS_YOU_OUT`` for a text under which the caller could not set the
+        policy again.
+        """
+        self._guard.check(call, BROKER)
+        document = PolicyDocument(
+            version=expected_version + 1, text=text, author=str(call.principal), created_at=self._now()
+        )
+        _refuse_lockout(call.principal, document)
+        if call.validate_only:
+            call.note(validate_only=1)
+            _refuse_outdated(self._store, expected_version)
+            return document
+        document = self._put(call, document, expected_version)
+        call.settled = True
+        self._guard.load(document)
+        return document
+
+    def _put(self, call: Call, document: PolicyDocument, expected_version: int) -> PolicyDocument:
+        try:
+            with self._store.write(call.outcome()) as write:
+                if earlier := receipts.replay(write, call):
+                    return _found(write.get(PolicyDocument, earlier.version))
+                _refuse_outdated(write, expected_version)
+                write.add(document)
+                write.note(policy_version=document.version)
+                receipts.keep(write, call, "policy", document.version)
+        except AlreadyExists as error:
+            if error.reason == "NAME_TAKEN":
+                raise WrongState("CHANGED_MEANWHILE", _OUTDATED) from error
+            raise
+        return document
 
     def explain(self, call: Call, operator: str, action: str, kind: str, name: str) -> Explanation:
-        """``kind``: "Key", "Target", "Operator" or "Broker"."""
-        raise NotImplementedError
+        """What an operator may do, and why; ``kind``: "Key", "Target", "Operator" or "Broker" (then no name).
+
+        InvalidRequest ``ACTION_UNKNOWN`` or ``RESOURCE_KIND_WRONG`` when there is no such question to ask.
+        """
+        check_name(operator, "operator")
+        record = self._store.get(Operator, operator)
+        self._guard.check(call, of_operator(operator, record))
+        if action not in ACTIONS:
+            raise InvalidRequest("ACTION_UNKNOWN", "There is no such action; use the name of a method such as Sign.")
+        if record is None:
+            raise NotFound("OPERATOR_NOT_FOUND", "There is no operator of that name.")
+        resource = self._resource(action, kind, name)
+        version = self._guard.document.version
+        decision = self._guard.decide(Principal(kind="operator", name=operator, groups=record.groups), action, resource)
+        if decision.error and not decision.policies:
+            raise InvalidRequest("RESOURCE_KIND_WRONG", f"{action} is not an action on a resource of kind {kind}.")
+        if record.state is OperatorState.REMOVED:
+            return Explanation(allowed=False, policies=(), policy_version=version, sentence=_REMOVED)
+        return Explanation(
+            allowed=decision.allowed, policies=decision.policies, policy_version=version, sentence=_sentence(decision)
+        )
+
+    def _resource(self, action: str, kind: str, name: str) -> Resource:
+        if kind == "Broker":
+            return BROKER
+        if kind not in {"Key", "Target", "Operator"}:
+            raise InvalidRequest("RESOURCE_KIND_WRONG", "Say what it is about: a key, a target, an operator or broker.")
+        check_name(name, kind.lower())
+        if kind == "Key":
+            key = self._store.get(Key, name)
+            return of_key(key) if key else of_unknown_key(name)
+        if kind == "Target":
+            target = self._store.get(Target, name)
+            return of_target(target) if target else of_unknown_target(name)
+        asked = () if action in {"AddOperator", "SetOperatorGroups"} else None
+        return of_operator(name, self._store.get(Operator, name), asked=asked)
+
+    def refresh(self) -> None:
+        """Put in force what another replica has set since this one looked last."""
+        while newer := self._store.get(PolicyDocument, self._guard.document.version + 1):
+            self._guard.load(newer)
+
+
+_REMOVED = "Denied: the operator has been removed."
+
+
+def _sentence(decision: Decision) -> str:
+    names = ", ".join(decision.policies)
+    if decision.error:
+        return f"Denied: evaluation fails in {names}, and whatever fails is denied."
+    if decision.allowed:
+        return f"Allowed by {names}."
+    return f"Denied: {names} forbids it." if names else "Denied: no policy permits it."
+
+
+def _refuse_lockout(principal: Principal, document: PolicyDocument) -> None:
+    if not Guard(document).permits(principal, "SetPolicy", BROKER):
+        raise WrongState(
+            "POLICY_LOCKS_YOU_OUT",
+            "Under this text you could not set the policy again; keep a policy that permits SetPolicy to you.",
+        )
+
+
+def _refuse_outdated(store: ports.Store | ports.Write, expected_version: int) -> None:
+    if expected_version < 1 or expected_version >= 2**31 - 1:
+        raise InvalidRequest("VERSION_INVALID", "Say which version of the policy the text was made from.")
+    if store.get(PolicyDocument, expected_version + 1) or not store.get(PolicyDocument, expected_version):
+        raise WrongState("CHANGED_MEANWHILE", _OUTDATED)
+
+
+def _found(document: PolicyDocument | None) -> PolicyDocument:
+    if document is None:
+        raise NotFound("POLICY_NOT_FOUND", "There is no policy document of that version.")
+    return document

@@ -1,0 +1,44 @@
+"""Calls as the gate makes them, at a time that the test sets."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+from broker.core.call import Call
+from broker.core.model import PolicyDocument, Principal
+from broker.core.policy import FIRST_POLICY
+
+
+class Clock:
+    """``now`` that only moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.time = datetime(2026, 5, 4, 3, 2, 1, 345678, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.time
+
+    def forward(self, **duration: float) -> None:
+        self.time += timedelta(**duration)
+
+
+def operator(name: str = "alice", *groups: str) -> Principal:
+    return Principal(kind="operator", name=name, groups=groups, method="mtls", credential="0a1b")
+
+
+def call(rpc: str, principal: Principal, clock: Clock, *, request_id: str = "", validate_only: bool = False) -> Call:
+    return Call(
+        id=uuid4().hex,
+        rpc=rpc,
+        principal=principal,
+        peer="ipv4:127.0.0.1:4000",
+        now=clock,
+        request_id=request_id,
+        validate_only=validate_only,
+        digest="0" * 64,
+    )
+
+
+def document(text: str = FIRST_POLICY, version: int = 1) -> PolicyDocument:
+    return PolicyDocument(version=version, text=text, author="", created_at=datetime(2026, 5, 4, tzinfo=UTC))
