@@ -1,0 +1,100 @@
+"""The Authenticator port on client certificates.
+
+A certificate is read once; that it is valid now, and that its operator is enabled and has not revoked it, is asked at
+every call, because a connection outlives both (AN-28).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+from cryptography import x509
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from broker.auth.mtls.certificate import TRUST_DOMAIN, Identity, read
+from broker.core import ports
+from broker.core.errors import Unauthenticated
+from broker.core.model import Operator, OperatorState, Principal
+
+MAX_KNOWN = 1024
+
+
+class MtlsConfig(BaseModel):
+    """``operator_ca_file``: PEM with the one certificate that signs operators."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trust_domain: Annotated[str, StringConstraints(max_length=255, pattern=rf"^{TRUST_DOMAIN.pattern}\Z")] = "broker"
+    operator_ca_file: Path
+
+
+class Mtls:
+    """Operators by certificate: ``Principal(kind="operator")`` with the groups of the operator's record."""
+
+    def __init__(self, config: MtlsConfig, store: ports.Store, now: ports.Now) -> None:
+        self._trust_domain = config.trust_domain
+        self._authority = x509.load_pem_x509_certificate(config.operator_ca_file.read_bytes())
+        self._store = store
+        self._now = now
+        self._lock = threading.Lock()
+        self._known: OrderedDict[bytes, Identity] = OrderedDict()  # by the SHA-256 of the PEM
+
+    def authenticate(self, credentials: ports.Credentials) -> Principal | None:
+        """None without a certificate; Unauthenticated ``CERTIFICATE_…`` or ``OPERATOR_…`` for one that will not do."""
+        if credentials.certificate is None:
+            return None
+        if not credentials.chain_verified:
+            raise Unauthenticated(
+                "CERTIFICATE_UNVERIFIED", "The client certificate was not verified by the connection."
+            )
+        identity = self._identity(credentials.certificate)
+        operator = self._store.get(Operator, identity.operator)
+        _current(identity, self._authority, operator, self._now())
+        return Principal(
+            kind="operator",
+            name=identity.operator,
+            groups=operator.groups if operator else (),
+            method="mtls",
+            credential=identity.serial,
+        )
+
+    def _identity(self, pem: bytes) -> Identity:
+        digest = hashlib.sha256(pem).digest()
+        with self._lock:
+            known = self._known.get(digest)
+            if known is not None:
+                self._known.move_to_end(digest)
+                return known
+        identity = read(pem, self._authority, self._trust_domain)
+        with self._lock:
+            self._known[digest] = identity
+            if len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
+        return identity
+
+
+def _current(identity: Identity, authority: x509.Certificate, operator: Operator | None, now: datetime) -> None:
+    """Return if the certificate counts at this moment."""
+    if not identity.not_before <= now <= identity.not_after:
+        raise _refused(identity, "CERTIFICATE_EXPIRED", "The client certificate is not valid now; renew it.")
+    if not authority.not_valid_before_utc <= now <= authority.not_valid_after_utc:
+        raise _refused(identity, "CERTIFICATE_EXPIRED", "The operator CA's certificate is not valid now; renew the CA.")
+    # One answer for an operator who never was and one who was removed: the caller learns nothing of the list.
+    if operator is None or operator.state is not OperatorState.ENABLED:
+        raise _refused(identity, "OPERATOR_UNKNOWN", "The certificate's operator is not registered with this broker.")
+    # Certificates count whole seconds (RFC 5280 4.1.2.5): one that started in the second of its revocation is refused.
+    if identity.not_before < operator.not_before:
+        raise _refused(
+            identity,
+            "CERTIFICATE_REVOKED",
+            "The client certificate was revoked; have an administrator issue a new one.",
+        )
+
+
+def _refused(identity: Identity, reason: str, sentence: str) -> Unauthenticated:
+    return Unauthenticated(reason, sentence, operator=identity.operator, certificate_serial=identity.serial)

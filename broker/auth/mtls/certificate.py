@@ -1,0 +1,108 @@
+"""What a client certificate says, read once: who it is for, from when to when, and whether it may be used so.
+
+The identity is exactly one subject alternative name, a URI ``spiffe://TRUST-DOMAIN/operator/NAME`` (SPIFFE-ID 2.1);
+the common name and every other part of the subject mean nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from broker.core import names
+from broker.core.errors import InvalidRequest, Unauthenticated
+
+TRUST_DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,253}[a-z0-9])?", re.ASCII)
+MAX_PEM = 16 * 1024
+UNDERSTOOD = {
+    x509.BasicConstraints.oid,
+    x509.KeyUsage.oid,
+    x509.ExtendedKeyUsage.oid,
+    x509.SubjectAlternativeName.oid,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """A certificate that is sound in itself; whether it is valid now and not revoked is asked at each call."""
+
+    operator: str
+    serial: str  # lower-case hex
+    not_before: datetime
+    not_after: datetime
+
+
+def read(pem: bytes, authority: x509.Certificate, trust_domain: str) -> Identity:
+    """The identity in a PEM certificate; Unauthenticated, with the reason, when it cannot stand for an operator.
+
+    ``authority`` must have signed it directly: neither an intermediate nor a trusted leaf speaks for the CA.
+    """
+    if len(pem) > MAX_PEM:
+        raise _bad("CERTIFICATE_UNREADABLE", "The client certificate is too long to be one of the broker's.")
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        extensions = certificate.extensions
+        _signed_by(certificate, authority)
+        _usable(extensions)
+        return Identity(
+            operator=_operator(extensions, trust_domain),
+            serial=f"{certificate.serial_number:x}",
+            not_before=certificate.not_valid_before_utc,
+            not_after=certificate.not_valid_after_utc,
+        )
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise _bad("CERTIFICATE_UNREADABLE", "The client certificate is not well formed; get a new one.") from error
+
+
+def _signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> None:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise _bad(
+            "CERTIFICATE_ISSUER", "The client certificate was not signed by this broker's operator CA; get one from it."
+        ) from error
+
+
+def _usable(extensions: x509.Extensions) -> None:
+    found = {each.oid: each.value for each in extensions}
+    if any(each.critical and each.oid not in UNDERSTOOD for each in extensions):
+        raise _bad(
+            "CERTIFICATE_USAGE", "The client certificate has a critical extension that the broker does not know."
+        )
+    constraints = found.get(x509.BasicConstraints.oid)
+    usage = found.get(x509.KeyUsage.oid)
+    extended = found.get(x509.ExtendedKeyUsage.oid)
+    if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
+        raise _bad("CERTIFICATE_IS_CA", "The client certificate is a CA's; call with an operator's own certificate.")
+    if isinstance(usage, x509.KeyUsage) and not usage.digital_signature:
+        raise _bad("CERTIFICATE_USAGE", "The client certificate's key may not sign, so it cannot identify a caller.")
+    if not isinstance(extended, x509.ExtendedKeyUsage) or ExtendedKeyUsageOID.CLIENT_AUTH not in extended:
+        raise _bad("CERTIFICATE_USAGE", "The certificate is not for client authentication; call with an operator's.")
+
+
+def _operator(extensions: x509.Extensions, trust_domain: str) -> str:
+    try:
+        alternatives = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        alternatives = []
+    if len(alternatives) != 1 or not isinstance(alternatives[0], x509.UniformResourceIdentifier):
+        raise _bad("CERTIFICATE_IDENTITY", "The client certificate does not name its operator by exactly one URI.")
+    prefix = f"spiffe://{trust_domain}/operator/"
+    uri = alternatives[0].value
+    if not uri.startswith(prefix):
+        raise _bad(
+            "CERTIFICATE_IDENTITY", "The client certificate is not for an operator of this broker's trust domain."
+        )
+    try:
+        return names.check_name(uri.removeprefix(prefix), "operator")
+    except InvalidRequest as error:
+        raise _bad("CERTIFICATE_IDENTITY", "The client certificate does not hold a valid operator name.") from error
+
+
+def _bad(reason: str, sentence: str) -> Unauthenticated:
+    return Unauthenticated(reason, sentence)

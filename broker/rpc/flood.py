@@ -1,0 +1,72 @@
+"""How many refusals of strangers are written down one by one; the others are counted (AU-15)."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from urllib.parse import unquote
+
+EVERYBODY = ""
+MAX_PEERS = 4096
+
+
+class Flood:
+    """Token buckets, one a peer network and one for all together.
+
+    ``rate`` is records a second, ``burst`` how many at once, for one network; all together get ten times as much.
+    ``clock`` gives seconds that never go back.
+    """
+
+    def __init__(self, rate: float, burst: int, clock: Callable[[], float]) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # network → (tokens, when)
+        self._unrecorded = 0
+
+    def admit(self, peer: str) -> int | None:
+        """None: count this refusal only. A number: write it down, together with so many that were only counted."""
+        with self._lock:
+            if self._take(_network(peer), 1) and self._take(EVERYBODY, 10):
+                return self._reset()
+            self._unrecorded += 1
+            return None
+
+    def count(self) -> None:
+        """One more refusal that nobody will write down on its own."""
+        with self._lock:
+            self._unrecorded += 1
+
+    def unrecorded(self) -> int:
+        """How many were only counted since the last time this was asked or told."""
+        with self._lock:
+            return self._reset()
+
+    def _reset(self) -> int:
+        unrecorded, self._unrecorded = self._unrecorded, 0
+        return unrecorded
+
+    def _take(self, network: str, share: int) -> bool:
+        now = self._clock()
+        tokens, since = self._buckets.pop(network, (float(self._burst * share), now))
+        tokens = min(self._burst * share, tokens + (now - since) * self._rate * share)
+        taken = tokens >= 1
+        self._buckets[network] = (tokens - 1 if taken else tokens, now)
+        if len(self._buckets) > MAX_PEERS:
+            self._buckets.popitem(last=False)
+        return taken
+
+
+def _network(peer: str) -> str:
+    """The address of a gRPC peer ("ipv4:10.0.0.1:5000"); of an IPv6 one its /64, of which one host has as many as it likes."""
+    kind, _, rest = unquote(peer).partition(":")
+    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    if kind != "ipv6":
+        return host
+    try:
+        return str(ipaddress.ip_network(f"{host}/64", strict=False))
+    except ValueError:
+        return host

@@ -1,0 +1,259 @@
+"""The one gate around every method: who calls, a sound request, the answer, one error table, one audit record.
+
+Nothing is read from a stranger: the identity comes from the connection and the headers, before the message is waited
+for. The outcome is durable before the response leaves; when it cannot be made durable, the response is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+import structlog
+
+from broker.core import audit, names, ports
+from broker.core.call import Call
+from broker.core.errors import BrokerError, Unauthenticated
+from broker.core.model import Principal
+from broker.rpc import health, status
+from broker.rpc.deadlines import Deadlines, Gone, Late
+from broker.rpc.flood import Flood
+from broker.rpc.table import Method
+
+NOBODY = Principal(kind="", name="")
+OTHER = "_OTHER"
+"""The name in the audit of a method that does not exist; what the caller wrote instead is not recorded."""
+
+TLS_1_3 = [b"TLSv1.3"]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a call ended: ``wire`` for the caller, or a refusal."""
+
+    code: grpc.StatusCode
+    reason: str = ""
+    sentence: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    wire: bytes = b""
+
+    @property
+    def outcome(self) -> str:
+        """As the audit writes it."""
+        return "ok" if self.code is grpc.StatusCode.OK else self.code.name
+
+
+class Gate(grpc.GenericRpcHandler[bytes, bytes]):
+    """All of the server's methods. ``pool`` answers health and refusals under load; ``max_calls`` are in flight at most."""
+
+    def __init__(  # noqa: PLR0913 (the parts of the gate, each named)
+        self,
+        methods: Mapping[str, Method],
+        *,
+        authenticators: Sequence[ports.Authenticator],
+        store: ports.Store,
+        now: ports.Now,
+        deadlines: Deadlines,
+        flood: Flood,
+        health_check: Callable[[Any, grpc.ServicerContext], bytes],
+        pool: ThreadPoolExecutor,
+        max_calls: int,
+    ) -> None:
+        self._authenticators = tuple(authenticators)
+        self._store = store
+        self._now = now
+        self._deadlines = deadlines
+        self._flood = flood
+        self._max_calls = max_calls
+        self._free = max_calls
+        self._changed = threading.Condition()
+        self._methods = {path: _unary(partial(self._serve, method)) for path, method in methods.items()}
+        self._other = _unary(partial(self._serve, None))
+        self._health = _unary(partial(health_check), pool)
+        self._busy = _unary(partial(self._refuse_busy), pool)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """Route by the exact path. Runs on grpc's own thread for each call, so it only counts."""
+        path = handler_call_details.method
+        if path == health.CHECK:
+            return self._health
+        with self._changed:
+            if self._free <= 0:
+                return self._busy
+            self._free -= 1
+        return self._methods.get(path, self._other)
+
+    def idle(self, timeout: float) -> bool:
+        """Wait until no call is in flight, at most ``timeout`` seconds; whether that came to be."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._free == self._max_calls, timeout)
+
+    def tally(self) -> None:
+        """Record how many refusals were only counted, if there were any; nothing is lost when that fails."""
+        count = self._flood.unrecorded()
+        if not count:
+            return
+        call = Call(id=secrets.token_hex(16), rpc="-", principal=NOBODY, peer="", now=self._now)
+        call.note(count=count)
+        try:
+            self._store.record(call.outcome(grpc.StatusCode.UNAUTHENTICATED.name, "REFUSALS_COUNTED"))
+        except Exception as error:  # noqa: BLE001 (logged; the next tally tries again)
+            _log_bug(call, error)
+            for _ in range(count):
+                self._flood.count()
+
+    def _serve(self, method: Method | None, requests: Any, context: grpc.ServicerContext) -> bytes:
+        self._deadlines.begin(context)
+        try:
+            call = self._call(method, context)
+            end = self._settle(call, self._end(method, call, requests, context))
+        finally:
+            self._deadlines.end(context)
+            with self._changed:
+                self._free += 1
+                self._changed.notify_all()
+        if end.code is not grpc.StatusCode.OK:
+            context.abort_with_status(status.refusal(end.code, end.reason, end.sentence, call.id, end.metadata))
+        return end.wire
+
+    def _refuse_busy(self, _requests: Any, context: grpc.ServicerContext) -> bytes:
+        self._flood.count()
+        code, sentence = grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many calls are in progress; try again in a second."
+        context.abort_with_status(status.refusal(code, "TOO_MANY_CALLS", sentence, secrets.token_hex(16)))
+        raise AssertionError("abort raises")
+
+    def _call(self, method: Method | None, context: grpc.ServicerContext) -> Call:
+        peer = context.peer()
+        return Call(
+            id=secrets.token_hex(16),
+            rpc=method.rpc if method else OTHER,
+            principal=NOBODY,
+            peer=unquote(peer) if "%" in peer else peer,
+            now=self._now,
+        )
+
+    def _end(self, method: Method | None, call: Call, requests: Any, context: grpc.ServicerContext) -> End:
+        """Whatever happens, an end."""
+        try:
+            return self._perform(method, call, requests, context)
+        except BrokerError as error:
+            _note_identity(call, error)
+            return End(status.code_of(error), error.reason, error.message, error.metadata)
+        except Gone:
+            return End(grpc.StatusCode.CANCELLED, "CALL_CANCELLED", "The call was cancelled before it was carried out.")
+        except Late:
+            return End(grpc.StatusCode.DEADLINE_EXCEEDED, "MESSAGE_LATE", "The request did not arrive in time.")
+        except Exception as error:  # noqa: BLE001 (a bug must end in a fixed text and a record)
+            _log_bug(call, error)
+            return End(
+                grpc.StatusCode.INTERNAL, "INTERNAL", f"The broker failed; its log tells more of call {call.id}."
+            )
+
+    def _perform(self, method: Method | None, call: Call, requests: Any, context: grpc.ServicerContext) -> End:
+        if not context.is_active():
+            raise Gone
+        call.principal = self._identify(context, call.peer)
+        if method is None:
+            return End(grpc.StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN", "The broker has no such method.")
+        request = method.plan.decode(self._deadlines.message(requests, context))
+        _describe(call, method, request)
+        response = method.answer(call, request)
+        if type(response) is not method.response:
+            raise TypeError(f"{method.rpc} answered with {type(response).__name__}")
+        return End(grpc.StatusCode.OK, wire=response.SerializeToString())
+
+    def _identify(self, context: grpc.ServicerContext, peer: str) -> Principal:
+        """The principal, from the connection's certificate and at most one authorization value; nothing else counts."""
+        connection: Mapping[str, Sequence[Any]] = context.auth_context()  # type: ignore[assignment]  # as the stub has it
+        if connection.get("ssl_tls_version") != TLS_1_3:
+            raise Unauthenticated("TLS_TOO_OLD", "The connection does not use TLS 1.3; use a client that does.")
+        values = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+        if len(values) > 1:
+            raise Unauthenticated("CREDENTIALS_AMBIGUOUS", "The call carries more than one authorization; send one.")
+        pem = next(iter(connection.get("x509_pem_cert", ())), None)
+        credentials = ports.Credentials(
+            certificate=pem,
+            # Only the operators' port asks for a certificate, and there the handshake fails unless the chain is good.
+            chain_verified=pem is not None and connection.get("transport_security_type") == [b"ssl"],
+            metadata={"authorization": str(values[0])} if values else {},
+            peer=peer,
+        )
+        return _one([found for each in self._authenticators if (found := each.authenticate(credentials))])
+
+    def _settle(self, call: Call, end: End) -> End:
+        """The end that may leave: the one given once it is durable in the audit, else a refusal."""
+        if call.settled:
+            return end
+        if not call.principal.name:
+            counted = self._flood.admit(call.peer)
+            if counted is None:
+                return end
+            if counted:
+                call.note(count=counted)
+        try:
+            self._store.record(call.outcome(end.outcome, end.reason))
+        except Exception as error:  # noqa: BLE001 (whatever the reason: no record, no answer)
+            _log_bug(call, error)
+            sentence = "The audit record of this call could not be written, so its result was dropped; try again later."
+            return End(grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE", sentence)
+        call.settled = True
+        return end
+
+
+def _unary(behavior: Any, pool: ThreadPoolExecutor | None = None) -> grpc.RpcMethodHandler[bytes, bytes]:
+    """A unary method to its callers; inside, the message is only waited for once the gate asks for it, as bytes."""
+    if pool is not None:
+        behavior.experimental_thread_pool = pool
+    return grpc.stream_unary_rpc_method_handler(behavior)
+
+
+def _one(principals: list[Principal]) -> Principal:
+    if not principals:
+        raise Unauthenticated(
+            "CREDENTIALS_MISSING",
+            "The call carries no identity; operators call the operators' port with their certificate.",
+        )
+    if len(principals) > 1:
+        raise Unauthenticated("CREDENTIALS_AMBIGUOUS", "The call carries more than one identity; send one.")
+    return principals[0]
+
+
+def _describe(call: Call, method: Method, request: Any) -> None:
+    """Fill in what the request says of itself: its idempotency id with the digest that it stands for, and dry run."""
+    if method.plan.has_validate_only:
+        call.validate_only = request.validate_only
+    if method.plan.has_request_id and request.request_id:
+        call.request_id = names.check_request_id(request.request_id)
+        # The method is part of it: enable and disable look the same on the wire. Deterministic, because a client may
+        # write a map in another order when it repeats itself.
+        wire = request.SerializeToString(deterministic=True)
+        call.digest = hashlib.sha256(method.rpc.encode("ascii") + b"\0" + wire).hexdigest()
+
+
+def _note_identity(call: Call, error: BrokerError) -> None:
+    """Keep who a refused caller claimed to be; only facts on the allow-list can be noted."""
+    if isinstance(error, Unauthenticated):
+        call.note(**{name: value for name, value in error.metadata.items() if name in audit.FACTS})
+
+
+def _log_bug(call: Call, error: BaseException) -> None:
+    """Where it happened and what kind it was; never the text or the locals, which may hold what the caller sent."""
+    chain: list[str] = []
+    current: BaseException | None = error
+    while current is not None and len(chain) < 8:
+        frames = traceback.extract_tb(current.__traceback__)
+        places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        chain.append(f"{type(current).__module__}.{type(current).__qualname__} at {' > '.join(places)}")
+        current = current.__cause__ or current.__context__
+    _log.error("call failed", call_id=call.id, rpc=call.rpc, error=chain)

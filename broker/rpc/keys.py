@@ -1,0 +1,186 @@
+"""KeyService: decode, one call, encode."""
+
+# ruff: noqa: D102 (the contract of each RPC stands in its .proto file)
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from broker_api.v1 import keys_pb2 as wire
+
+from broker.core.call import Call
+from broker.core.errors import InvalidRequest
+from broker.core.keys import Keys
+from broker.core.model import Key, KeyVersion
+from broker.rpc import codec
+from broker.rpc.jwk import jwk, pem
+from broker.rpc.pages import PageTokens, page_size
+
+MAX_BYTES = 64 * codec.KIBIBYTE
+MAX_DIGEST = 64
+MAX_BATCH = 100
+MAX_CIPHERTEXT = MAX_BYTES + 64
+MAX_SIGNATURE = 1024
+
+
+class KeyMethods:
+    """The RPCs of KeyService."""
+
+    def __init__(self, keys: Keys, pages: PageTokens) -> None:
+        self._keys = keys
+        self._pages = pages
+
+    def create_key(self, call: Call, request: wire.CreateKeyRequest) -> wire.CreateKeyResponse:
+        key = self._keys.create(
+            call,
+            request.name,
+            codec.KEY_TYPE.required(request.type, "type"),
+            codec.KEY_USAGE.required(request.usage, "usage"),
+            exportable=request.exportable,
+            labels=dict(request.labels),
+            owner=request.owner,
+        )
+        return wire.CreateKeyResponse(key=_key(key))
+
+    def get_key(self, call: Call, request: wire.GetKeyRequest) -> wire.GetKeyResponse:
+        return wire.GetKeyResponse(key=_key(self._keys.get(call, request.name)))
+
+    def list_keys(self, call: Call, request: wire.ListKeysRequest) -> wire.ListKeysResponse:
+        after = self._pages.open(call, (), request.page_token)
+        page = self._keys.page(call, after, page_size(request.page_size))
+        return wire.ListKeysResponse(
+            keys=[_key(key) for key in page.items], next_page_token=self._pages.seal(call, (), page.next)
+        )
+
+    def list_key_versions(self, call: Call, request: wire.ListKeyVersionsRequest) -> wire.ListKeyVersionsResponse:
+        query = (request.name,)
+        after = self._pages.open(call, query, request.page_token)
+        page = self._keys.versions(call, request.name, after, page_size(request.page_size))
+        return wire.ListKeyVersionsResponse(
+            versions=[_version(version) for version in page.items],
+            next_page_token=self._pages.seal(call, query, page.next),
+        )
+
+    def get_public_key(self, call: Call, request: wire.GetPublicKeyRequest) -> wire.GetPublicKeyResponse:
+        key, version = self._keys.public_key(call, request.name, codec.version(request.version))
+        if version.public_key is None:
+            raise TypeError("a version without a public key was returned")
+        return wire.GetPublicKeyResponse(
+            version=version.number, pem=pem(version.public_key), jwk=jwk(version.public_key, key.usage)
+        )
+
+    def sign(self, call: Call, request: wire.SignRequest) -> wire.SignResponse:
+        signatures, version, algorithm = self._sign(call, request, [request.input])
+        return wire.SignResponse(signature=signatures[0], version=version, algorithm=algorithm)
+
+    def batch_sign(self, call: Call, request: wire.BatchSignRequest) -> wire.BatchSignResponse:
+        signatures, version, algorithm = self._sign(call, request, request.inputs)
+        return wire.BatchSignResponse(signatures=signatures, version=version, algorithm=algorithm)
+
+    def verify(self, call: Call, request: wire.VerifyRequest) -> wire.VerifyResponse:
+        codec.at_most(len(request.signature), MAX_SIGNATURE, "signature")
+        algorithm = codec.SIGNATURE_ALGORITHM.optional(request.algorithm)
+        inputs, prehashed = _inputs([request.input])
+        signature = request.signature
+        if request.encoding == wire.SIGNATURE_ENCODING_JOSE:
+            signature = codec.der_from_jose(signature, algorithm)
+        valid, version = self._keys.verify(
+            call, request.name, codec.version(request.version), algorithm, inputs[0], signature, prehashed=prehashed
+        )
+        return wire.VerifyResponse(valid=valid, version=version)
+
+    def encrypt(self, call: Call, request: wire.EncryptRequest) -> wire.EncryptResponse:
+        codec.at_most(len(request.plaintext), MAX_BYTES, "plaintext")
+        codec.at_most(len(request.aad), MAX_BYTES, "aad")
+        algorithm = codec.ENCRYPTION_ALGORITHM.optional(request.algorithm)
+        done = self._keys.encrypt(call, request.name, algorithm, request.plaintext, request.aad)
+        return wire.EncryptResponse(
+            ciphertext=done.ciphertext,
+            version=done.version,
+            algorithm=codec.ENCRYPTION_ALGORITHM.wire(done.algorithm),
+        )
+
+    def decrypt(self, call: Call, request: wire.DecryptRequest) -> wire.DecryptResponse:
+        codec.at_most(len(request.ciphertext), MAX_CIPHERTEXT, "ciphertext")
+        codec.at_most(len(request.aad), MAX_BYTES, "aad")
+        algorithm = codec.ENCRYPTION_ALGORITHM.optional(request.algorithm)
+        version = codec.version(request.version)
+        plaintext, used = self._keys.decrypt(call, request.name, version, algorithm, request.ciphertext, request.aad)
+        return wire.DecryptResponse(plaintext=plaintext, version=used)
+
+    def rotate_key(self, call: Call, request: wire.RotateKeyRequest) -> wire.RotateKeyResponse:
+        return wire.RotateKeyResponse(key=_key(self._keys.rotate(call, request.name)))
+
+    def enable_key(self, call: Call, request: wire.EnableKeyRequest) -> wire.EnableKeyResponse:
+        return wire.EnableKeyResponse(key=_key(self._keys.enable(call, request.name)))
+
+    def disable_key(self, call: Call, request: wire.DisableKeyRequest) -> wire.DisableKeyResponse:
+        return wire.DisableKeyResponse(key=_key(self._keys.disable(call, request.name)))
+
+    def schedule_key_destruction(
+        self, call: Call, request: wire.ScheduleKeyDestructionRequest
+    ) -> wire.ScheduleKeyDestructionResponse:
+        key = self._keys.schedule_destruction(call, request.name, codec.duration(request, "delay"))
+        return wire.ScheduleKeyDestructionResponse(key=_key(key))
+
+    def cancel_key_destruction(
+        self, call: Call, request: wire.CancelKeyDestructionRequest
+    ) -> wire.CancelKeyDestructionResponse:
+        return wire.CancelKeyDestructionResponse(key=_key(self._keys.cancel_destruction(call, request.name)))
+
+    def seal_key(self, call: Call, request: wire.SealKeyRequest) -> wire.SealKeyResponse:
+        return wire.SealKeyResponse(key=_key(self._keys.seal(call, request.name)))
+
+    def _sign(
+        self, call: Call, request: wire.SignRequest | wire.BatchSignRequest, given: Sequence[wire.SignInput]
+    ) -> tuple[list[bytes], int, wire.SignatureAlgorithm.ValueType]:
+        inputs, prehashed = _inputs(given)
+        algorithm = codec.SIGNATURE_ALGORITHM.optional(request.algorithm)
+        signed = self._keys.sign(call, request.name, algorithm, inputs, prehashed=prehashed)
+        signatures = signed.signatures
+        if request.encoding == wire.SIGNATURE_ENCODING_JOSE:
+            signatures = [codec.jose_from_der(signature, signed.algorithm) for signature in signatures]
+        return signatures, signed.version, codec.SIGNATURE_ALGORITHM.wire(signed.algorithm)
+
+
+def _inputs(given: Sequence[wire.SignInput]) -> tuple[list[bytes], bool]:
+    """What is to be signed, and whether it is digests; the gate has seen to it that each has one or the other."""
+    codec.at_most(len(given), MAX_BATCH, "inputs")
+    kinds = {each.WhichOneof("data") for each in given}
+    if len(kinds) != 1:
+        raise InvalidRequest(
+            "INPUTS_INVALID", "The inputs are none, or messages and digests mixed; send 1 to 100 of one kind."
+        )
+    prehashed = kinds == {"digest"}
+    inputs = [each.digest if prehashed else each.message for each in given]
+    for each in inputs:
+        codec.at_most(len(each), MAX_DIGEST if prehashed else MAX_BYTES, "digest" if prehashed else "message")
+    return inputs, prehashed
+
+
+def _key(key: Key) -> wire.Key:
+    return wire.Key(
+        name=key.name,
+        type=codec.KEY_TYPE.wire(key.type),
+        usage=codec.KEY_USAGE.wire(key.usage),
+        exportable=key.exportable,
+        labels=key.labels,
+        owner=key.owner,
+        state=codec.KEY_STATE.wire(key.state),
+        primary_version=key.primary,
+        create_time=codec.timestamp(key.created_at),
+        destroy_time=codec.timestamp(key.destroy_at),
+        revision=key.revision,
+    )
+
+
+def _version(version: KeyVersion) -> wire.KeyVersion:
+    public_key = version.public_key
+    return wire.KeyVersion(
+        version=version.number,
+        state=codec.VERSION_STATE.wire(version.state),
+        create_time=codec.timestamp(version.created_at),
+        public_key_sha256=hashlib.sha256(public_key).hexdigest() if public_key else "",
+        sealed=version.sealed,
+    )

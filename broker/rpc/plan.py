@@ -1,0 +1,142 @@
+"""What a request must be besides decodable: worked out once for a message type, applied to each request.
+
+Refused are unknown fields (a newer client may have meant them as a condition), enum numbers that are not declared,
+unset oneofs (all of a request's oneofs must be set), NUL in a string. Protocol Buffers itself refuses bytes that are
+not UTF-8 in a string. Depth needs no counting: request types do not contain themselves, and what is nested deeper
+than the type allows is an unknown field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from broker.core.errors import InvalidRequest
+
+MAX_DEPTH = 64
+MAX_BYTES = 1 << 20
+
+
+def _refuse(reason: str, sentence: str, name: str) -> InvalidRequest:
+    return InvalidRequest(reason, sentence, field=name)
+
+
+def _nul(name: str) -> InvalidRequest:
+    return _refuse("TEXT_INVALID", f"The field {name} contains a NUL character; leave it out.", name)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The checks of one message type; names are field names, ``nested`` has (name, repeated, required, shape)."""
+
+    texts: tuple[str, ...]
+    text_lists: tuple[str, ...]
+    text_maps: tuple[str, ...]
+    enums: tuple[tuple[str, frozenset[int]], ...]
+    oneofs: tuple[str, ...]
+    nested: tuple[tuple[str, bool, bool, Shape], ...] = field(repr=False)
+
+    def check(self, message: Any) -> None:
+        """Return if the message is sound; else InvalidRequest naming the field."""
+        if len(UnknownFieldSet(message)):
+            raise InvalidRequest(
+                "FIELD_UNKNOWN", "The request has a field that this broker does not know; use a client of its version."
+            )
+        for name in self.texts:
+            if "\0" in getattr(message, name):
+                raise _nul(name)
+        for name, numbers in self.enums:
+            if getattr(message, name) not in numbers:
+                raise _refuse("ENUM_UNKNOWN", f"The field {name} has a number that this broker does not know.", name)
+        for name in self.oneofs:
+            if message.WhichOneof(name) is None:
+                raise _refuse("FIELD_MISSING", f"One of the choices of {name} must be set.", name)
+        if self.text_lists or self.text_maps:
+            self._check_many(message)
+        if self.nested:
+            self._check_nested(message)
+
+    def _check_many(self, message: Any) -> None:
+        for name in self.text_lists:
+            if any("\0" in text for text in getattr(message, name)):
+                raise _nul(name)
+        for name in self.text_maps:
+            if any("\0" in key or "\0" in value for key, value in getattr(message, name).items()):
+                raise _nul(name)
+
+    def _check_nested(self, message: Any) -> None:
+        for name, repeated, required, shape in self.nested:
+            if repeated:
+                for item in getattr(message, name):
+                    shape.check(item)
+            elif message.HasField(name):
+                shape.check(getattr(message, name))
+            elif required:
+                raise _refuse("FIELD_MISSING", f"The field {name} is not set; set it and send again.", name)
+
+
+class Plan:
+    """How to decode one request type. Building one raises TypeError for a type the gate could not check."""
+
+    def __init__(self, kind: type[Message]) -> None:
+        self.kind = kind
+        fields = kind.DESCRIPTOR.fields_by_name
+        self.has_request_id = "request_id" in fields
+        self.has_validate_only = "validate_only" in fields
+        self._shape = _shape(kind.DESCRIPTOR, ())
+
+    def decode(self, wire: bytes) -> Any:
+        """The message in ``wire``; InvalidRequest ``MESSAGE_INVALID`` or the reason of a field."""
+        if len(wire) > MAX_BYTES:
+            raise InvalidRequest("MESSAGE_TOO_LARGE", "The request is larger than 1 MiB; send less at once.")
+        try:
+            message = self.kind.FromString(wire)
+        except DecodeError as error:
+            raise InvalidRequest(
+                "MESSAGE_INVALID", "The request is not a valid message of this method; use the broker's client."
+            ) from error
+        self._shape.check(message)
+        return message
+
+
+def _shape(kind: Any, above: tuple[Any, ...]) -> Shape:
+    if kind in above or len(above) >= MAX_DEPTH:
+        raise TypeError(f"{kind.full_name} contains itself; its depth has no limit")
+    maps = [each for each in kind.fields if _is_map(each)]
+    plain = [each for each in kind.fields if not _is_map(each)]
+    texts = [each for each in plain if each.type == FieldDescriptor.TYPE_STRING]
+    return Shape(
+        texts=tuple(each.name for each in texts if not each.is_repeated),
+        text_lists=tuple(each.name for each in texts if each.is_repeated),
+        text_maps=tuple(_text_map(each) for each in maps),
+        enums=tuple(_enum(each) for each in plain if each.enum_type),
+        oneofs=tuple(each.name for each in kind.oneofs),
+        nested=tuple(_nested(each, (*above, kind)) for each in plain if each.message_type),
+    )
+
+
+def _is_map(each: Any) -> bool:
+    return bool(each.message_type and each.message_type.GetOptions().map_entry)
+
+
+def _text_map(each: Any) -> str:
+    if any(part.type != FieldDescriptor.TYPE_STRING for part in each.message_type.fields):
+        raise TypeError(f"{each.full_name}: only maps of strings are checked")
+    return str(each.name)
+
+
+def _enum(each: Any) -> tuple[str, frozenset[int]]:
+    if each.is_repeated:
+        raise TypeError(f"{each.full_name}: lists of enums are not checked")
+    return each.name, frozenset(each.enum_type.values_by_number)
+
+
+def _nested(each: Any, above: tuple[Any, ...]) -> tuple[str, bool, bool, Shape]:
+    """A message that must choose one of several cannot be left out, unless it is itself one of several."""
+    shape = _shape(each.message_type, above)
+    required = bool(shape.oneofs) and each.containing_oneof is None and not each.is_repeated
+    return each.name, each.is_repeated, required, shape

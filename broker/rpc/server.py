@@ -1,0 +1,166 @@
+"""The listening side: two TLS ports on one grpc server, their limits, health, and a clean end.
+
+Both ports are on one server, and yet a call's port cannot be mistaken: only the operators' port asks for a client
+certificate, there without one (or with one that the operator CA did not sign) the handshake fails, and on the
+pipelines' port none is ever asked for. So "has a verified certificate" and "came in by the operators' port" are the
+same statement, made by the TLS layer, and nothing in headers or messages can forge it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from broker.core import ports
+from broker.core.errors import Unavailable
+from broker.rpc import table
+from broker.rpc.deadlines import Deadlines, Ticker
+from broker.rpc.flood import Flood
+from broker.rpc.gate import Gate
+from broker.rpc.health import Health
+from broker.rpc.plan import MAX_BYTES
+from broker.rpc.tls import TlsFiles
+
+TALLY_SECONDS = 60.0
+HEALTH_THREADS = 8
+
+
+class Limits(BaseModel):
+    """What a peer can ask for at most (times in seconds)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calls: PositiveInt = 256
+    connections: PositiveInt = 1000
+    streams_per_connection: int = Field(default=100, ge=1, le=100)
+    metadata_bytes: int = Field(default=16 * 1024, ge=4096, le=16 * 1024)
+    message_seconds: PositiveFloat = 5
+    call_seconds: float = Field(default=30, gt=0, le=30)
+    handshake_seconds: float = Field(default=10, gt=0, le=10)
+    idle_seconds: float = Field(default=60, gt=0, le=60)
+    age_seconds: float = Field(default=180, gt=0, le=180)
+    refusals_per_second: PositiveFloat = 1
+    refusals_at_once: PositiveInt = 20
+
+
+class ServerConfig(BaseModel):
+    """Where to listen and with what. ``key_file`` must be 0600. An address is "host:port"; port 0 takes a free one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operators_address: str = "127.0.0.1:8443"
+    pipelines_address: str = "127.0.0.1:8444"
+    certificate_file: Path
+    key_file: Path
+    operator_ca_file: Path
+    threads: int = Field(default=16, ge=1, le=256)
+    limits: Limits = Limits()
+
+
+class Server:
+    """Answers once ``start`` is called. ``services``: for each service name, the object with its methods."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        services: Mapping[str, object],
+        authenticators: Sequence[ports.Authenticator],
+        store: ports.Store,
+        now: ports.Now,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        limits = config.limits
+        self._clock = clock
+        self._tallied = clock()
+        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="rpc")
+        self._health_pool = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="rpc-health")
+        self._deadlines = Deadlines(limits.message_seconds, limits.call_seconds, clock)
+        self._health = Health((each.full_name for each in table.declared().values()), self._deadlines)
+        self._gate = Gate(
+            table.methods(services),
+            authenticators=authenticators,
+            store=store,
+            now=now,
+            deadlines=self._deadlines,
+            flood=Flood(limits.refusals_per_second, limits.refusals_at_once, clock),
+            health_check=self._health.check,
+            pool=self._health_pool,
+            max_calls=limits.calls,
+        )
+        self._ticker = Ticker(self._tick)
+        self._server = grpc.server(self._pool, handlers=[self._gate], options=options(limits))
+        self.operators_port = self._listen(config, config.operators_address, config.operator_ca_file)
+        self.pipelines_port = self._listen(config, config.pipelines_address, None)
+
+    def start(self) -> None:
+        """Begin to answer; health says NOT_SERVING until ``set_serving`` says otherwise."""
+        self._server.start()
+        self._ticker.start()
+
+    def set_serving(self, serving: bool) -> None:  # noqa: FBT001 (it is the whole state)
+        """What health says from now on; once draining it stays NOT_SERVING."""
+        self._health.set_serving(serving)
+
+    def drain(self, grace: float = 10.0) -> bool:
+        """Take no new call, let those in flight end within ``grace`` seconds; False when some had to be cut off."""
+        self._health.drain()
+        until = self._clock() + grace
+        stopped = self._server.stop(grace)
+        finished = self._gate.idle(grace)
+        stopped.wait(max(0.0, until - self._clock()) + 1)
+        self._ticker.stop()
+        self._gate.tally()
+        for pool in (self._pool, self._health_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+        return finished
+
+    def _listen(self, config: ServerConfig, address: str, client_ca: Path | None) -> int:
+        credentials = TlsFiles(config.certificate_file, config.key_file, client_ca).credentials()
+        try:
+            return self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise Unavailable(
+                "ADDRESS_IN_USE",
+                f"The broker cannot listen on {address}; free the port or configure another.",
+                address=address,
+            ) from error
+
+    def _tick(self) -> None:
+        self._deadlines.sweep()
+        if self._clock() - self._tallied >= TALLY_SECONDS:
+            self._tallied = self._clock()
+            self._gate.tally()
+
+
+def options(limits: Limits) -> list[tuple[str, int]]:
+    """The channel arguments that hold a peer to ``limits`` before any Python runs."""
+    return [
+        # Without this a second process of the same user could bind the same port and take half of the connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", MAX_BYTES),
+        ("grpc.max_metadata_size", limits.metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
+        ("grpc.max_concurrent_streams", limits.streams_per_connection),
+        ("grpc.max_allowed_incoming_connections", limits.connections),
+        # No compressed message is ever expanded: identity is the only encoding (a bitset of one).
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        ("grpc.server_handshake_timeout_ms", _ms(limits.handshake_seconds)),
+        ("grpc.max_connection_idle_ms", _ms(limits.idle_seconds)),
+        ("grpc.max_connection_age_ms", _ms(limits.age_seconds)),
+        ("grpc.max_connection_age_grace_ms", _ms(limits.call_seconds)),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.enable_channelz", 0),
+    ]
+
+
+def _ms(seconds: float) -> int:
+    return max(1, int(seconds * 1000))

@@ -1,0 +1,52 @@
+"""The one table from the broker's errors to gRPC status, and the shape of every refusal (AIP-193).
+
+A refusal carries a ``google.rpc.Status`` with one ``ErrorInfo``: the stable reason, the domain "broker", and the
+variable parts as metadata, the call id among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from broker.core import errors
+
+DOMAIN = "broker"
+
+CODES: Mapping[type[errors.BrokerError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Exhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+}
+
+MAX_SENTENCE = 1024
+"""Characters of a sentence; with the limits below a refusal fits the 8 KiB of metadata that any client takes."""
+
+MAX_PARTS = 16
+MAX_PART = 128
+
+
+def code_of(error: errors.BrokerError) -> grpc.StatusCode:
+    """The status of an error, by its class or the nearest class above it; a bare BrokerError is a bug (INTERNAL)."""
+    return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), grpc.StatusCode.INTERNAL)
+
+
+def refusal(
+    code: grpc.StatusCode, reason: str, sentence: str, call_id: str, metadata: Mapping[str, str] | None = None
+) -> grpc.Status:
+    """A status to abort a call with; too long texts are cut."""
+    parts = {name: str(value)[:MAX_PART] for name, value in list((metadata or {}).items())[:MAX_PARTS]}
+    detail = Any()
+    detail.Pack(ErrorInfo(reason=reason, domain=DOMAIN, metadata={**parts, "call_id": call_id}))
+    number, _ = code.value
+    return rpc_status.to_status(Status(code=number, message=sentence[:MAX_SENTENCE], details=[detail]))

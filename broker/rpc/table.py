@@ -1,0 +1,79 @@
+"""Which function answers which method: worked out from the descriptors, so that nothing can be left out or added."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import broker_api.v1
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from broker.core.call import Call
+from broker.rpc.plan import Plan
+
+Answer = Callable[[Call, Any], Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC: how its request is decoded, who answers, and with what type."""
+
+    rpc: str  # "KeyService/Sign"
+    plan: Plan
+    response: type[Message]
+    answer: Answer
+
+
+def declared() -> dict[str, ServiceDescriptor]:
+    """Every service of package broker_api.v1 by its short name."""
+    modules = (
+        importlib.import_module(f"{broker_api.v1.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(broker_api.v1.__path__)
+        if found.name.endswith("_pb2")
+    )
+    return {name: service for module in modules for name, service in module.DESCRIPTOR.services_by_name.items()}
+
+
+def methods(services: Mapping[str, object]) -> dict[str, Method]:
+    """The methods by path ("/broker_api.v1.KeyService/Sign").
+
+    ``services`` names, for each declared service, the object whose methods carry the RPC names in snake case. TypeError
+    when a service or method is missing, or when an object has a public method that is no RPC.
+    """
+    wanted = declared()
+    if wanted.keys() != services.keys():
+        raise TypeError(f"services that do not match the descriptors: {sorted(wanted.keys() ^ services.keys())}")
+    return {
+        f"/{service.full_name}/{each.name}": _method(service, each, services[name])
+        for name, service in wanted.items()
+        for each in _matched(service, services[name])
+    }
+
+
+def _matched(service: ServiceDescriptor, answers: object) -> list[MethodDescriptor]:
+    found = {name for name in dir(answers) if not name.startswith("_")}
+    wanted = {_snake(each.name) for each in service.methods}
+    if found != wanted:
+        raise TypeError(f"methods that do not match {service.full_name}: {sorted(found ^ wanted)}")
+    return list(service.methods)
+
+
+def _method(service: ServiceDescriptor, each: MethodDescriptor, answers: object) -> Method:
+    if each.client_streaming or each.server_streaming:
+        raise TypeError(f"{each.full_name} streams; the gate carries unary calls only")
+    return Method(
+        rpc=f"{service.name}/{each.name}",
+        plan=Plan(GetMessageClass(each.input_type)),
+        response=GetMessageClass(each.output_type),
+        answer=getattr(answers, _snake(each.name)),
+    )
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -1,0 +1,112 @@
+"""The server's certificate and the operator CA, read again from their files when these change (no restart)."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import grpc
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from broker.core.errors import BrokerError, WrongState
+
+MAX_FILE = 256 * 1024
+
+_log = structlog.get_logger(__name__)
+
+
+def read_key(path: Path) -> bytes:
+    """The private key's PEM. WrongState ``KEY_FILE_EXPOSED`` when anybody but its owner may touch the file."""
+    return _read(path, secret=True)
+
+
+def read_file(path: Path) -> bytes:
+    """A PEM file that is no secret."""
+    return _read(path, secret=False)
+
+
+def _read(path: Path, *, secret: bool) -> bytes:
+    try:
+        with path.open("rb") as opened:
+            # Asked of the open file, so that it cannot be another one than the one that is read.
+            exposed = secret and stat.S_IMODE(os.fstat(opened.fileno()).st_mode) & 0o077
+            content = opened.read(MAX_FILE)
+    except OSError as error:
+        raise WrongState(
+            "TLS_FILE_MISSING", f"The file {path.name} cannot be read; correct its name or its owner."
+        ) from error
+    if exposed:
+        raise WrongState("KEY_FILE_EXPOSED", f"The key file {path.name} is open to others; set its mode to 0600.")
+    return content
+
+
+class TlsFiles:
+    """Port credentials from three PEM files. A changed set that is not sound is logged, and the old one stays."""
+
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
+        """``client_ca`` None: callers are never asked for a certificate."""
+        self._certificate = certificate
+        self._key = key
+        self._client_ca = client_ca
+        self._lock = threading.Lock()
+        self._seen = self._stamp()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For ``add_secure_port``; raises WrongState when the files will not do."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._read(),
+            self._changed,  # type: ignore[arg-type]  # may give None (grpc's documentation), which the stub leaves out
+            require_client_authentication=self._client_ca is not None,
+        )
+
+    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Asked by grpc before each handshake."""
+        with self._lock:
+            stamp = self._stamp()
+            if stamp == self._seen:
+                return None
+            try:
+                fresh = self._read()
+            except BrokerError as error:
+                _log.warning("the new TLS files will not do; the old certificate stays", reason=error.reason)
+                return None
+            self._seen = stamp
+            return fresh
+
+    def _stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
+        return tuple(_identity(path) for path in (self._certificate, self._key, self._client_ca) if path)
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        certificate, key = read_file(self._certificate), read_key(self._key)
+        client_ca = read_file(self._client_ca) if self._client_ca else None
+        _check_pair(certificate, key, client_ca)
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _check_pair(certificate: bytes, key: bytes, client_ca: bytes | None) -> None:
+    try:
+        public = x509.load_pem_x509_certificate(certificate).public_key()
+        private = load_pem_private_key(key, password=None)
+        if client_ca is not None:
+            x509.load_pem_x509_certificate(client_ca)
+    except (ValueError, TypeError) as error:
+        raise WrongState(
+            "TLS_FILE_INVALID", "A TLS file is not an unencrypted PEM file of its kind; replace it."
+        ) from error
+    form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    if public.public_bytes(*form) != private.public_key().public_bytes(*form):
+        raise WrongState(
+            "TLS_FILES_DIFFER", "The server's certificate was not made for its key; replace both together."
+        )
