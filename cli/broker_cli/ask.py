@@ -67,7 +67,9 @@ def waiting(text: str) -> Iterator[Callable[[str], None]]:
 
 def _must_be_interactive() -> None:
     if not sys.stdin.isatty():
-        raise Refusal("CONFIRMATION_NEEDED", "This needs a yes, and there is nobody to ask here: add --yes.", Exit.USAGE)
+        raise Refusal(
+            "CONFIRMATION_NEEDED", "This needs a yes, and there is nobody to ask here: add --yes.", Exit.USAGE
+        )
 
 
 def labels(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -13,14 +13,14 @@ from typing import Any
 import click
 
 from broker_cli import ask, files
-from broker_cli.chain import Chain, Finding, Kept, Limits, Signed, Verdict, Verifier
+from broker_cli.chain import MAX_TAIL_RECORDS, MAX_TAIL_SECONDS, Chain, Kept, Limits, Signed, Verdict, Verifier
 from broker_cli.journal import NotAJournalError, lines, moment
 from broker_cli.journal import files as journal_files
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
-from broker_cli.words import record
 from broker_cli.wire import Wire, remote
+from broker_cli.words import record
 
 MAX_HEADS = 64 * 1024 * 1024
 HEAD_COLUMNS = ("chain", "sequence", "sign_time", "hash")
@@ -29,7 +29,8 @@ _places = click.argument("places", nargs=-1, required=True, type=click.Path(exis
 
 
 @click.group(
-    epilog="\b\nExamples:\n  broker audit key > audit.pem\n  broker audit heads --format json > heads.json   (keep it elsewhere)\n"
+    epilog="\b\nExamples:\n  broker audit key > audit.pem\n"
+    "  broker audit heads --format json > heads.json   (keep it elsewhere)\n"
     "  broker audit verify /var/lib/broker/audit --public-key audit.pem --heads heads.json\n"
 )
 def audit() -> None:
@@ -39,10 +40,17 @@ def audit() -> None:
 @audit.command(epilog="Ends with exit code 10 when anything was found. Folders are searched for *.jsonl.")
 @_places
 @click.option("--public-key", required=True, metavar="FILE", help="The audit key, PEM, got from the broker earlier.")
-@click.option("--heads", "heads_file", metavar="FILE", help="Heads exported earlier as JSON: shows a chain that was cut.")
-@click.option("--max-tail-records", type=click.IntRange(min=0), default=Limits.records, show_default=True,
-              help="So many records may follow the newest signed head.")
-@click.option("--max-tail-seconds", type=click.IntRange(min=0), default=Limits.seconds, show_default=True,
+@click.option(
+    "--heads", "heads_file", metavar="FILE", help="Heads exported earlier as JSON: shows a chain that was cut."
+)
+@click.option(
+    "--max-tail-records",
+    type=click.IntRange(min=0),
+    default=MAX_TAIL_RECORDS,
+    show_default=True,
+    help="So many records may follow the newest signed head.",
+)
+@click.option("--max-tail-seconds", type=click.IntRange(min=0), default=MAX_TAIL_SECONDS, show_default=True,
               help="And span so long.")  # fmt: skip
 @formatted
 def verify(out: Output, places: tuple[Path, ...], public_key: str, heads_file: str | None, **tail: int) -> int:
@@ -203,6 +211,3 @@ def _brief(chain: Chain) -> dict[str, Any]:
         "unsigned": chain.unsigned,
         "unsigned_seconds": chain.unsigned_seconds,
     }
-
-
-__all__ = ["Finding", "audit", "read_heads", "signature_check"]

@@ -12,20 +12,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from broker_cli.journal import Line, NotAJournalError, lines, moment
 
 GENESIS = "0" * 64
 MAX_FINDINGS = 100
+MAX_TAIL_RECORDS = 2000
+MAX_TAIL_SECONDS = 120
+"""Twice what the broker lets pass before it signs a head."""
+
 CLOCK_TOLERANCE = timedelta(seconds=5)
 """Calls that run side by side are recorded a little out of order; more than this is a clock that was moved."""
 
 
-class Signed(Protocol):
-    """Says whether ``signature`` (DER) is the audit key's over ``statement``."""
-
-    def __call__(self, signature: bytes, statement: bytes) -> bool: ...
+Signed = Callable[[bytes, bytes], bool]
+"""Says whether a signature (DER) is the audit key's over a statement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +54,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much may follow the newest signed head: twice what the broker lets pass before it signs."""
+    """How much may follow the newest signed head."""
 
-    records: int = 2000
-    seconds: int = 120
+    records: int = MAX_TAIL_RECORDS
+    seconds: int = MAX_TAIL_SECONDS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -163,9 +165,7 @@ class Verifier:
     def _link(self, chain: Chain, record: dict[str, Any], line: Line) -> None:
         """Check place, link and time against the record before, then take this record as the last one."""
         if record["seq"] != chain.count + 1:
-            self._find(
-                "SEQUENCE_BROKEN", f"record {record['seq']} stands where {chain.count + 1} belongs", chain, line
-            )
+            self._find("SEQUENCE_BROKEN", f"record {record['seq']} stands where {chain.count + 1} belongs", chain, line)
         if record["prev"] != chain.last:
             self._find(
                 "LINK_BROKEN",

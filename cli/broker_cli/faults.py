@@ -29,7 +29,8 @@ _LOCAL = {
     ),
     grpc.StatusCode.UNIMPLEMENTED: (
         "METHOD_UNKNOWN",
-        "What listens at {address} does not know this method: is it the pipelines' port, or an older broker? " + _DOCTOR,
+        "What listens at {address} does not know this method: is it the pipelines' port, or an older broker? "
+        + _DOCTOR,
     ),
     grpc.StatusCode.UNAUTHENTICATED: ("UNAUTHENTICATED", "The broker at {address} does not know you. " + _DOCTOR),
     grpc.StatusCode.PERMISSION_DENIED: ("PERMISSION_DENIED", "The broker at {address} does not allow this."),
@@ -37,7 +38,7 @@ _LOCAL = {
 }
 
 
-def refusal(error: grpc.RpcError, address: str) -> Refusal:
+def refusal(error: Any, address: str) -> Refusal:
     """The refusal for a failed call. Only the broker's own sentence is quoted, never the library's debug text."""
     code, text = error.code(), error.details() or ""
     told = _told(error)
@@ -50,13 +51,13 @@ def refusal(error: grpc.RpcError, address: str) -> Refusal:
     return Refusal(reason, sentence.format(address=address), EXITS.get(code, Exit.FAILURE))
 
 
-def worth_repeating(error: grpc.RpcError) -> bool:
+def worth_repeating(error: Any) -> bool:
     """True when the broker, or the way to it, was only away; a certificate that is not trusted will not become so."""
     away = error.code() is grpc.StatusCode.UNAVAILABLE
     return away and not _distrust(error.details() or "")
 
 
-def _told(error: grpc.RpcError) -> tuple[str, str] | None:
+def _told(error: Any) -> tuple[str, str] | None:
     """(reason, call id) from the ErrorInfo that the broker sends with every refusal; None when it is not from it."""
     from grpc_status import rpc_status  # noqa: PLC0415  only when something failed
 
@@ -91,4 +92,7 @@ def _away(text: str, address: str) -> tuple[str, str]:
         )
     if _distrust(text):
         return "HANDSHAKE_FAILED", f"No TLS connection with {address} came about: {_DOCTOR}"
-    return "BROKER_UNREACHABLE", f"The broker at {address} does not answer: is it running, and the address right? {_DOCTOR}"
+    return (
+        "BROKER_UNREACHABLE",
+        f"The broker at {address} does not answer: is it running, and the address right? {_DOCTOR}",
+    )

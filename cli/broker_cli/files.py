@@ -43,7 +43,9 @@ def read_private(path: Path, limit: int, what: str) -> bytes:
             if not stat.S_ISREG(state.st_mode):
                 raise Refusal("FILE_NOT_REGULAR", f"The {what} {path} is not a regular file.")
             if state.st_uid not in {0, os.geteuid()}:
-                raise Refusal("FILE_NOT_YOURS", f"The {what} {path} belongs to another user; copy it to a file of yours.")
+                raise Refusal(
+                    "FILE_NOT_YOURS", f"The {what} {path} belongs to another user; copy it to a file of yours."
+                )
             if state.st_mode & 0o077:
                 raise Refusal(
                     "FILE_MODE_LOOSE",
@@ -60,7 +62,9 @@ def create(path: Path, content: bytes) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
     except FileExistsError:
-        raise Refusal("FILE_EXISTS", f"{path} exists; nothing is overwritten: name another file.", Exit.CONFLICT) from None
+        raise Refusal(
+            "FILE_EXISTS", f"{path} exists; nothing is overwritten: name another file.", Exit.CONFLICT
+        ) from None
     except OSError as fault:
         raise Refusal("FILE_NOT_WRITTEN", f"{path} cannot be made: {fault.strerror}.") from None
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from broker_cli.output import Output, formatted
-from broker_cli.words import record
 from broker_cli.wire import Wire, remote
+from broker_cli.words import record
 
 
 @click.command()

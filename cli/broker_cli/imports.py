@@ -9,13 +9,15 @@ import click
 from broker_cli import ask
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
-from broker_cli.words import record
 from broker_cli.wire import Change, Wire, changing, remote
+from broker_cli.words import record
 
 COLUMNS = ("key", "version", "target", "remote_name", "remote_version", "state", "prove_time", "failure")
 
 _target = click.option("--target", required=True, metavar="TARGET", help="The target's name.")
-_version = click.option("--version", type=click.IntRange(min=0), default=0, help="A version; the primary one, unless said.")
+_version = click.option(
+    "--version", type=click.IntRange(min=0), default=0, help="A version; the primary one, unless said."
+)
 
 
 @click.command("import", epilog="Repeating an import settles it; the same version is never uploaded twice.")

@@ -11,8 +11,8 @@ import click
 from broker_cli import files, words
 from broker_cli.output import Output, check_raw, check_target, formatted
 from broker_cli.refusal import Exit, Refusal
-from broker_cli.words import record
 from broker_cli.wire import Wire, remote
+from broker_cli.words import record
 
 MAX_MESSAGE = 64 * 1024
 MAX_CIPHERTEXT = MAX_MESSAGE + 64
@@ -23,17 +23,27 @@ _source = click.option(
 )
 _target = click.option("--out", "target", metavar="FILE", help="A new private file for the bytes; never overwritten.")
 _signature_algorithm = click.option(
-    "--algorithm", type=click.Choice(words.SIGNATURE_ALGORITHMS, case_sensitive=False), help="The key's default, unless said."
+    "--algorithm",
+    type=click.Choice(words.SIGNATURE_ALGORITHMS, case_sensitive=False),
+    help="The key's default, unless said.",
 )
 _encoding = click.option(
-    "--encoding", type=click.Choice(words.SIGNATURE_ENCODINGS), default="der", show_default=True, help="Form of an ECDSA signature."
+    "--encoding",
+    type=click.Choice(words.SIGNATURE_ENCODINGS),
+    default="der",
+    show_default=True,
+    help="Form of an ECDSA signature.",
 )
 _digest = click.option("--digest", is_flag=True, help="The input is a digest made with the algorithm's hash.")
 _encryption_algorithm = click.option(
-    "--algorithm", type=click.Choice(words.ENCRYPTION_ALGORITHMS, case_sensitive=False), help="The key's default, unless said."
+    "--algorithm",
+    type=click.Choice(words.ENCRYPTION_ALGORITHMS, case_sensitive=False),
+    help="The key's default, unless said.",
 )
 _aad = click.option("--aad-file", metavar="FILE", help="Associated data (AES only); decryption needs the same.")
-_version = click.option("--version", type=click.IntRange(min=0), default=0, help="A version; the primary one, unless said.")
+_version = click.option(
+    "--version", type=click.IntRange(min=0), default=0, help="A version; the primary one, unless said."
+)
 
 
 @click.command()
@@ -149,7 +159,9 @@ def decrypt(wire: Wire, out: Output, name: str, source: str, target: str | None,
 def words_only(text: str) -> str:
     """PEM and JWK are plain ASCII; anything else in an answer is not shown."""
     if not all(one == "\n" or " " <= one <= "~" for one in text):
-        raise Refusal("ANSWER_INVALID", "The broker's answer is not a public key in text form; report this.", Exit.FAILURE)
+        raise Refusal(
+            "ANSWER_INVALID", "The broker's answer is not a public key in text form; report this.", Exit.FAILURE
+        )
     return text
 
 

@@ -10,8 +10,8 @@ from broker_cli import ask, words
 from broker_cli.imports import import_, prove, where
 from broker_cli.key_use import decrypt, encrypt, public, sign, verify
 from broker_cli.output import Output, formatted
-from broker_cli.words import record
 from broker_cli.wire import Change, Wire, changing, remote
+from broker_cli.words import record
 
 COLUMNS = ("name", "type", "usage", "state", "primary_version", "exportable", "owner", "create_time")
 
@@ -116,14 +116,21 @@ def disable(wire: Wire, out: Output, change: Change, name: str) -> None:
 
 @key.command()
 @click.argument("name")
-@click.option("--in-days", type=click.IntRange(1, 365), help="How long it can still be saved; the broker's default, unless said.")
+@click.option(
+    "--in-days", type=click.IntRange(1, 365), help="How long it can still be saved; the broker's default, unless said."
+)
 @ask.yes
 @changing
 @formatted
 @remote
 def destroy(wire: Wire, out: Output, change: Change, name: str, in_days: int | None, *, sure: bool) -> None:
     """Schedule the destruction of the key NAME, in all its versions."""
-    ask.by_name(name, "The key cannot be used any more, and after the delay it is gone for good.", sure=sure, dry_run=change.dry_run)
+    ask.by_name(
+        name,
+        "The key cannot be used any more, and after the delay it is gone for good.",
+        sure=sure,
+        dry_run=change.dry_run,
+    )
     delay: dict[str, Any] = {}
     if in_days is not None:
         from google.protobuf.duration_pb2 import Duration  # noqa: PLC0415  slow to load
@@ -150,7 +157,9 @@ def cancel_destroy(wire: Wire, out: Output, change: Change, name: str) -> None:
 @remote
 def seal(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) -> None:
     """Take the right to leave the HSM away from every version of the key NAME, for good."""
-    ask.by_name(name, "It can never be imported anywhere again; this cannot be undone.", sure=sure, dry_run=change.dry_run)
+    ask.by_name(
+        name, "It can never be imported anywhere again; this cannot be undone.", sure=sure, dry_run=change.dry_run
+    )
     _changed(out, change, wire.ask("keys", "SealKey", name=name, **change.fields))
 
 

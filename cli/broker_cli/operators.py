@@ -13,14 +13,23 @@ from broker_cli import ask, files, profiles
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
-from broker_cli.words import record
 from broker_cli.wire import Change, Wire, changing, remote
+from broker_cli.words import record
 
 COLUMNS = ("name", "groups", "state", "not_before", "create_time")
 
-_out = click.option("--out", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="A new folder for the profile.")
+_out = click.option(
+    "--out",
+    "folder",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A new folder for the profile.",
+)
 _csr = click.option("--csr", metavar="FILE", help="A request the operator made; then no private key is made here.")
-_hours = click.option("--hours", type=click.FloatRange(0.05, 168), help="How long the certificate lives; 12, unless said.")
+_hours = click.option(
+    "--hours", type=click.FloatRange(0.05, 168), help="How long the certificate lives; 12, unless said."
+)
 
 
 @click.group(
@@ -47,7 +56,9 @@ def add(
     """Register the operator NAME and write a profile folder, ready to hand over."""
 
     def sign(request: bytes) -> Any:
-        return wire.ask("operators", "AddOperator", name=name, groups=groups, csr_pem=request, **_ttl(hours), **change.fields)
+        return wire.ask(
+            "operators", "AddOperator", name=name, groups=groups, csr_pem=request, **_ttl(hours), **change.fields
+        )
 
     if change.dry_run:
         out.one("operator", record(sign(_papers(csr)[1]).operator))

@@ -18,9 +18,7 @@ from broker_cli.refusal import Exit, Refusal
 def fresh_key() -> tuple[bytes, bytes]:
     """(private key, PKCS#8 PEM; certificate request, PKCS#10 PEM) for a new EC P-256 key."""
     key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return pem, _request(key)
 
 
@@ -38,7 +36,9 @@ def request_for(key_pem: bytes) -> bytes:
 def check_request(pem: bytes) -> bytes:
     """Return a request that somebody else made, if it is one and nothing more."""
     if b"PRIVATE KEY" in pem:
-        raise Refusal("CSR_HOLDS_KEY", "That file holds a private key; only the request may be handed over.", Exit.USAGE)
+        raise Refusal(
+            "CSR_HOLDS_KEY", "That file holds a private key; only the request may be handed over.", Exit.USAGE
+        )
     try:
         x509.load_pem_x509_csr(pem)
     except ValueError:

@@ -12,8 +12,8 @@ from broker_cli import ask, files
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat, plain_lines
-from broker_cli.words import record
 from broker_cli.wire import Change, Wire, changing, remote
+from broker_cli.words import record
 
 MAX_POLICY = 64 * 1024
 _RESOURCES = {"key": "key", "target": "target", "operator": "operator_resource"}
@@ -28,7 +28,9 @@ def policy() -> None:
 
 
 @policy.command()
-@click.option("--version", type=click.IntRange(min=0), default=0, help="An older version; the one in force, unless said.")
+@click.option(
+    "--version", type=click.IntRange(min=0), default=0, help="An older version; the one in force, unless said."
+)
 @click.option("--schema", is_flag=True, help="The Cedar schema instead.")
 @formatted
 @remote
@@ -48,9 +50,7 @@ def show(wire: Wire, out: Output, version: int, *, schema: bool) -> None:
 @changing
 @formatted
 @remote
-def set_(
-    wire: Wire, out: Output, change: Change, file: str, expected_version: int | None, *, sure: bool
-) -> None:
+def set_(wire: Wire, out: Output, change: Change, file: str, expected_version: int | None, *, sure: bool) -> None:
     """Put the policy in FILE ("-" for standard input) in force, after showing what changes."""
     text = _text(file)
     now = wire.ask("policies", "GetPolicy").policy

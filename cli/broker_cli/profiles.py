@@ -49,7 +49,9 @@ def profile_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path:
     if "/" in name or name == ".":
         return Path(name)
     if not NAME.fullmatch(name):
-        raise Refusal("PROFILE_NAME_INVALID", "The profile's name is not valid: lower-case letters, digits, - _ .", Exit.USAGE)
+        raise Refusal(
+            "PROFILE_NAME_INVALID", "The profile's name is not valid: lower-case letters, digits, - _ .", Exit.USAGE
+        )
     home = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".config")
     return Path(home) / "broker" / "profiles" / name
 
@@ -93,7 +95,9 @@ def read_profile(folder: Path) -> dict[str, str]:
 def load(place: Place) -> Identity:
     """Read what ``place`` names; the key must be private to us."""
     if not ADDRESS.fullmatch(place.address):
-        raise Refusal("ADDRESS_INVALID", "The address is not valid: write HOST:PORT, without https:// before it.", Exit.USAGE)
+        raise Refusal(
+            "ADDRESS_INVALID", "The address is not valid: write HOST:PORT, without https:// before it.", Exit.USAGE
+        )
     if place.ca is None or place.certificate is None or place.key is None:
         raise Refusal("IDENTITY_INCOMPLETE", "Give --ca-file, --cert and --key together, or a profile.", Exit.USAGE)
     return Identity(

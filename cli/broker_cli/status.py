@@ -9,8 +9,8 @@ import click
 
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit
-from broker_cli.words import record
 from broker_cli.wire import Wire, remote, repeat
+from broker_cli.words import record
 
 
 @click.command(epilog="Ends with exit code 5 while the broker does not serve.")

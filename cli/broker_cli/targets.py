@@ -11,8 +11,8 @@ from broker_cli.output import Output, formatted
 from broker_cli.profiles import MAX_PEM
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
-from broker_cli.words import record
 from broker_cli.wire import Change, Wire, changing, remote, remote_by_profile
+from broker_cli.words import record
 
 COLUMNS = ("name", "vault.address", "vault.mount", "kek_id", "kek_thumbprint")
 
@@ -38,7 +38,9 @@ def add() -> None:
 @click.option("--ca-file", "vault_ca_file", required=True, metavar="FILE", help="CA of that server, PEM; read here.")
 @click.option("--token-file", required=True, metavar="NAME", help="A file in the broker's credentials folder, by name.")
 @click.option("--namespace", default="", help="Namespace, if any.")
-@click.option("--thumbprint", default="", metavar="SHA256", help="The KEK's, got by another way; else what is found is pinned.")
+@click.option(
+    "--thumbprint", default="", metavar="SHA256", help="The KEK's, got by another way; else what is found is pinned."
+)
 @changing
 @formatted
 @remote_by_profile
@@ -95,7 +97,9 @@ def check(wire: Wire, out: Output, name: str) -> int:
 
 @target.command()
 @click.argument("name")
-@click.option("--thumbprint", required=True, metavar="SHA256", help="Of the new KEK, got from the target's administrator.")
+@click.option(
+    "--thumbprint", required=True, metavar="SHA256", help="Of the new KEK, got from the target's administrator."
+)
 @changing
 @formatted
 @remote

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 KEY_TYPES = (
-    "rsa-2048", "rsa-3072", "rsa-4096", "ec-p256", "ec-p384", "ec-p521", "ec-secp256k1", "ed25519", "aes-128", "aes-256",
+    "rsa-2048", "rsa-3072", "rsa-4096", "ec-p256", "ec-p384", "ec-p521", "ec-secp256k1", "ed25519",
+    "aes-128", "aes-256",
 )  # fmt: skip
 KEY_USAGES = ("sign", "encrypt")
 SIGNATURE_ALGORITHMS = (
@@ -28,7 +29,7 @@ def wire_name(prefix: str, word: str | None) -> str:
 
 
 def word(enum: Any, number: int) -> str:
-    """The word for an enum number; "" for the unspecified one, ``unknown-N`` for one that this version does not know."""
+    """The word for an enum number: "" for the unspecified one, ``unknown-N`` for one we do not know."""
     value = enum.values_by_number.get(number)
     if value is None:
         return f"unknown-{number}"
