@@ -1,0 +1,83 @@
+"""Questions before what cannot be undone, and a sign of life while something takes its time."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from broker_cli.refusal import Exit, Refusal
+from broker_cli.screen import chat, plain
+
+yes = click.option("--yes", "sure", is_flag=True, help="Do not ask; for scripts.")
+
+
+def by_name(name: str, consequence: str, *, sure: bool, dry_run: bool) -> None:
+    """Go on only if the person types the name of what will be gone (or said --yes, or nothing will happen)."""
+    if sure or dry_run:
+        return
+    _must_be_interactive()
+    chat(f"{consequence}\nType its name to go on: {name}")
+    if sys.stdin.readline().strip() != name:
+        raise Refusal("NOT_CONFIRMED", "The name was not typed; nothing was changed.")
+
+
+def yes_or_no(question: str, *, sure: bool) -> None:
+    """Go on only after a yes."""
+    if sure:
+        return
+    _must_be_interactive()
+    sys.stderr.write(f"{plain(question)} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise Refusal("NOT_CONFIRMED", "That was no yes; nothing was changed.")
+
+
+def dry_run_note(*, dry_run: bool) -> None:
+    """Say that nothing happened."""
+    if dry_run:
+        chat("Dry run: the broker would do it; nothing was changed.")
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that work goes on, once it has lasted a second, and only to a terminal that can take it."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or os.environ.get("CI"):
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415  slow to load, and only for people
+    from rich.status import Status  # noqa: PLC0415
+
+    status = Status(text, console=Console(stderr=True, markup=False))
+    timer = threading.Timer(1.0, status.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield lambda now: status.update(plain(now))
+    finally:
+        timer.cancel()
+        timer.join()
+        status.stop()
+
+
+def _must_be_interactive() -> None:
+    if not sys.stdin.isatty():
+        raise Refusal(
+            "CONFIRMATION_NEEDED", "This needs a yes, and there is nobody to ask here: add --yes.", Exit.USAGE
+        )
+
+
+def labels(pairs: tuple[str, ...]) -> dict[str, str]:
+    """``NAME=VALUE`` options as a mapping."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or name in found:
+            raise click.BadParameter("Write each label once, as NAME=VALUE.", param_hint="--label")
+        found[name] = value
+    return found

@@ -1,0 +1,98 @@
+"""gRPC failures as refusals: the broker's own sentence where there is one, ours for what never reached it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2
+
+from broker_cli.refusal import Exit, Refusal
+
+MAX_SENTENCE = 2000
+
+EXITS = {
+    grpc.StatusCode.PERMISSION_DENIED: Exit.DENIED,
+    grpc.StatusCode.UNAUTHENTICATED: Exit.NOT_LOGGED_IN,
+    grpc.StatusCode.UNAVAILABLE: Exit.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Exit.UNAVAILABLE,
+    grpc.StatusCode.NOT_FOUND: Exit.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS: Exit.CONFLICT,
+    grpc.StatusCode.FAILED_PRECONDITION: Exit.CONFLICT,
+    grpc.StatusCode.ABORTED: Exit.CONFLICT,
+}
+_DOCTOR = '"broker doctor" finds out why.'
+_LOCAL = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: (
+        "DEADLINE_EXCEEDED",
+        "The broker at {address} did not answer in time; try again, or wait longer with --timeout.",
+    ),
+    grpc.StatusCode.UNIMPLEMENTED: (
+        "METHOD_UNKNOWN",
+        "What listens at {address} does not know this method: is it the pipelines' port, or an older broker? "
+        + _DOCTOR,
+    ),
+    grpc.StatusCode.UNAUTHENTICATED: ("UNAUTHENTICATED", "The broker at {address} does not know you. " + _DOCTOR),
+    grpc.StatusCode.PERMISSION_DENIED: ("PERMISSION_DENIED", "The broker at {address} does not allow this."),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ("MESSAGE_TOO_LONG", "The message is longer than the wire carries."),
+}
+
+
+def refusal(error: Any, address: str) -> Refusal:
+    """The refusal for a failed call. Only the broker's own sentence is quoted, never the library's debug text."""
+    code, text = error.code(), error.details() or ""
+    told = _told(error)
+    if told is not None:
+        reason, call_id = told
+        return Refusal(reason, text[:MAX_SENTENCE], EXITS.get(code, Exit.FAILURE), call_id)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return Refusal(*_away(text, address), Exit.UNAVAILABLE)
+    reason, sentence = _LOCAL.get(code, (code.name, "The broker at {address} failed without saying why."))
+    return Refusal(reason, sentence.format(address=address), EXITS.get(code, Exit.FAILURE))
+
+
+def worth_repeating(error: Any) -> bool:
+    """True when the broker, or the way to it, was only away; a certificate that is not trusted will not become so."""
+    away = error.code() is grpc.StatusCode.UNAVAILABLE
+    return away and not _distrust(error.details() or "")
+
+
+def _told(error: Any) -> tuple[str, str] | None:
+    """(reason, call id) from the ErrorInfo that the broker sends with every refusal; None when it is not from it."""
+    from grpc_status import rpc_status  # noqa: PLC0415  only when something failed
+
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:
+        return None
+    for detail in status.details if status is not None else ():
+        found = error_details_pb2.ErrorInfo()
+        if detail.Unpack(found):
+            return found.reason or "UNKNOWN", _call_id(found, status)
+    return None
+
+
+def _call_id(found: Any, status: Any) -> str:
+    for detail in status.details:
+        request = error_details_pb2.RequestInfo()
+        if detail.Unpack(request):
+            return str(request.request_id)
+    return str(found.metadata.get("call_id", ""))
+
+
+def _distrust(text: str) -> bool:
+    return any(sign in text for sign in ("CERTIFICATE_VERIFY_FAILED", "handshake failed", "handshaker", "verification"))
+
+
+def _away(text: str, address: str) -> tuple[str, str]:
+    if "CERTIFICATE_VERIFY_FAILED" in text or "verification" in text:
+        return "SERVER_NOT_TRUSTED", (
+            f"What listens at {address} has no certificate of the broker's CA for that name: it is another server, "
+            f"or the CA file or the address is wrong. {_DOCTOR}"
+        )
+    if _distrust(text):
+        return "HANDSHAKE_FAILED", f"No TLS connection with {address} came about: {_DOCTOR}"
+    return (
+        "BROKER_UNREACHABLE",
+        f"The broker at {address} does not answer: is it running, and the address right? {_DOCTOR}",
+    )

@@ -1,0 +1,195 @@
+"""``broker key public|sign|verify|encrypt|decrypt``: messages come from files or standard input, never as arguments."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker_cli import files, words
+from broker_cli.output import Output, check_raw, check_target, formatted
+from broker_cli.refusal import Exit, Refusal
+from broker_cli.wire import Wire, remote
+from broker_cli.words import record
+
+MAX_MESSAGE = 64 * 1024
+MAX_CIPHERTEXT = MAX_MESSAGE + 64
+MAX_SIGNATURE = 4096
+
+_source = click.option(
+    "--in", "source", default="-", metavar="FILE", show_default=True, help="Where to read; /dev/fd/N for a descriptor."
+)
+_target = click.option("--out", "target", metavar="FILE", help="A new private file for the bytes; never overwritten.")
+_signature_algorithm = click.option(
+    "--algorithm",
+    type=click.Choice(words.SIGNATURE_ALGORITHMS, case_sensitive=False),
+    help="The key's default, unless said.",
+)
+_encoding = click.option(
+    "--encoding",
+    type=click.Choice(words.SIGNATURE_ENCODINGS),
+    default="der",
+    show_default=True,
+    help="Form of an ECDSA signature.",
+)
+_digest = click.option("--digest", is_flag=True, help="The input is a digest made with the algorithm's hash.")
+_encryption_algorithm = click.option(
+    "--algorithm",
+    type=click.Choice(words.ENCRYPTION_ALGORITHMS, case_sensitive=False),
+    help="The key's default, unless said.",
+)
+_aad = click.option("--aad-file", metavar="FILE", help="Associated data (AES only); decryption needs the same.")
+_version = click.option(
+    "--version", type=click.IntRange(min=0), default=0, help="A version; the primary one, unless said."
+)
+
+
+@click.command()
+@click.argument("name")
+@_version
+@click.option("--jwk", is_flag=True, help="As a JWK instead of PEM.")
+@click.option("--out", "target", metavar="FILE", help="A new file to write it to.")
+@formatted
+@remote
+def public(wire: Wire, out: Output, name: str, version: int, target: str | None, *, jwk: bool) -> None:
+    """Print the public key of NAME."""
+    check_target(target)
+    found = wire.ask("keys", "GetPublicKey", name=name, version=version)
+    text = found.jwk + "\n" if jwk else found.pem
+    if target is not None:
+        files.create(Path(target), text.encode())
+    elif out.asked in {None, "table"}:
+        sys.stdout.write(words_only(text))
+    else:
+        out.one("key", record(found))
+
+
+@click.command(
+    epilog="\b\nExamples:\n  broker key sign payments --in order.json --out order.sig\n"
+    "  openssl dgst -sha256 -binary big.iso | broker key sign payments --digest --out big.sig\n"
+)
+@click.argument("name")
+@_source
+@_target
+@_signature_algorithm
+@_encoding
+@_digest
+@formatted
+@remote
+def sign(wire: Wire, out: Output, name: str, source: str, target: str | None, **how: Any) -> None:
+    """Sign a message with the key NAME."""
+    check_target(target)
+    made = wire.ask("keys", "Sign", name=name, input=_input(source, digest=how.pop("digest")), **_signature(**how))
+    out.raw("signature", made.signature, record(made), target, secret=False, reveal=False)
+
+
+@click.command(epilog="Ends with exit code 1 when the signature is not valid.")
+@click.argument("name")
+@_source
+@click.option("--signature", "signature_file", required=True, metavar="FILE", help="The signature, raw.")
+@_version
+@_signature_algorithm
+@_encoding
+@_digest
+@formatted
+@remote
+def verify(wire: Wire, out: Output, name: str, source: str, signature_file: str, **how: Any) -> None:
+    """Verify a signature that the key NAME made."""
+    answer = wire.ask(
+        "keys",
+        "Verify",
+        name=name,
+        version=how.pop("version"),
+        signature=files.take(signature_file, MAX_SIGNATURE, "signature"),
+        input=_input(source, digest=how.pop("digest")),
+        **_signature(**how),
+    )
+    out.one("signature", record(answer))
+    if not answer.valid:
+        raise Refusal("SIGNATURE_INVALID", "The signature is not valid for this message and key.")
+
+
+@click.command(epilog="\b\nExample:\n  broker key encrypt backups --in dump.key --out dump.key.enc\n")
+@click.argument("name")
+@_source
+@_target
+@_encryption_algorithm
+@_aad
+@formatted
+@remote
+def encrypt(wire: Wire, out: Output, name: str, source: str, target: str | None, **how: Any) -> None:
+    """Encrypt a plaintext under the key NAME."""
+    check_target(target)
+    made = wire.ask(
+        "keys",
+        "Encrypt",
+        name=name,
+        plaintext=files.take(source, MAX_MESSAGE, "plaintext"),
+        **_encryption(**how),
+    )
+    out.raw("ciphertext", made.ciphertext, record(made), target, secret=False, reveal=False)
+
+
+@click.command(epilog="\b\nExample:\n  broker key decrypt backups --in dump.key.enc --out dump.key\n")
+@click.argument("name")
+@_source
+@_target
+@_version
+@_encryption_algorithm
+@_aad
+@click.option("--reveal", is_flag=True, help="Show the plaintext on this terminal.")
+@formatted
+@remote
+def decrypt(wire: Wire, out: Output, name: str, source: str, target: str | None, *, reveal: bool, **how: Any) -> None:
+    """Decrypt a ciphertext with the key NAME."""
+    check_raw(target, reveal=reveal)
+    made = wire.ask(
+        "keys",
+        "Decrypt",
+        name=name,
+        version=how.pop("version"),
+        ciphertext=files.take(source, MAX_CIPHERTEXT, "ciphertext"),
+        **_encryption(**how),
+    )
+    out.raw("plaintext", made.plaintext, record(made), target, secret=True, reveal=reveal)
+
+
+def words_only(text: str) -> str:
+    """PEM and JWK are plain ASCII; anything else in an answer is not shown."""
+    if not all(one == "\n" or " " <= one <= "~" for one in text):
+        raise Refusal(
+            "ANSWER_INVALID", "The broker's answer is not a public key in text form; report this.", Exit.FAILURE
+        )
+    return text
+
+
+def _input(source: str, *, digest: bool) -> dict[str, bytes]:
+    if digest:
+        return {"digest": files.take(source, 64, "digest")}
+    try:
+        return {"message": files.take(source, MAX_MESSAGE, "message")}
+    except Refusal as refused:
+        if refused.reason != "INPUT_TOO_LONG":
+            raise
+        raise Refusal(
+            refused.reason,
+            "The message is longer than 64 KiB: hash it here and sign the digest, for example "
+            '"openssl dgst -sha256 -binary FILE | broker key sign NAME --digest".',
+            Exit.USAGE,
+        ) from None
+
+
+def _signature(*, algorithm: str | None, encoding: str) -> dict[str, str]:
+    return {
+        "algorithm": words.wire_name("SIGNATURE_ALGORITHM", algorithm),
+        "encoding": words.wire_name("SIGNATURE_ENCODING", encoding),
+    }
+
+
+def _encryption(*, algorithm: str | None, aad_file: str | None) -> dict[str, Any]:
+    return {
+        "algorithm": words.wire_name("ENCRYPTION_ALGORITHM", algorithm),
+        "aad": files.take(aad_file, MAX_MESSAGE, "associated data") if aad_file else b"",
+    }

@@ -1,0 +1,172 @@
+"""``broker key``: keys that are born in the HSM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from broker_cli import ask, words
+from broker_cli.imports import import_, prove, where
+from broker_cli.key_use import decrypt, encrypt, public, sign, verify
+from broker_cli.output import Output, formatted
+from broker_cli.wire import Change, Wire, changing, remote
+from broker_cli.words import record
+
+COLUMNS = ("name", "type", "usage", "state", "primary_version", "exportable", "owner", "create_time")
+
+
+@click.group(
+    epilog="\b\nExamples:\n"
+    "  broker key create payments --type ec-p256 --usage sign --exportable --label team=billing\n"
+    "  broker key import payments --target vault-prod\n"
+    "  broker key rotate payments --dry-run\n"
+)
+def key() -> None:
+    """Make, use, rotate, import and destroy keys."""
+
+
+@key.command()
+@click.argument("name")
+@click.option("--type", "type_", type=click.Choice(words.KEY_TYPES), required=True, help="What kind of key.")
+@click.option("--usage", type=click.Choice(words.KEY_USAGES), required=True, help="Its one purpose.")
+@click.option("--exportable", is_flag=True, help="It may leave the HSM, wrapped for a target.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A label; may be repeated.")
+@click.option("--owner", default="", metavar="PRINCIPAL", help="Who answers for it; you, unless said.")
+@changing
+@formatted
+@remote
+def create(
+    wire: Wire, out: Output, change: Change, name: str, type_: str, labels: tuple[str, ...], **rest: Any
+) -> None:
+    """Make the key NAME inside the HSM."""
+    usage = words.wire_name("KEY_USAGE", rest.pop("usage"))
+    with ask.waiting("the HSM makes the key"):
+        made = wire.ask(
+            "keys",
+            "CreateKey",
+            name=name,
+            type=words.wire_name("KEY_TYPE", type_),
+            usage=usage,
+            labels=ask.labels(labels),
+            **rest,
+            **change.fields,
+        )
+    _changed(out, change, made)
+
+
+@key.command()
+@click.argument("name")
+@formatted
+@remote
+def show(wire: Wire, out: Output, name: str) -> None:
+    """Show the key NAME."""
+    out.one("key", record(wire.ask("keys", "GetKey", name=name).key))
+
+
+@key.command("list")
+@formatted
+@remote
+def list_(wire: Wire, out: Output) -> None:
+    """List the keys that you may see."""
+    out.many("key", [record(one) for one in wire.pages("keys", "ListKeys", "keys")], COLUMNS)
+
+
+@key.command()
+@click.argument("name")
+@formatted
+@remote
+def versions(wire: Wire, out: Output, name: str) -> None:
+    """List the versions of the key NAME."""
+    found = [record(one) for one in wire.pages("keys", "ListKeyVersions", "versions", name=name)]
+    out.many("version", found, ("version", "state", "create_time", "sealed", "public_key_sha256"))
+
+
+@key.command()
+@click.argument("name")
+@changing
+@formatted
+@remote
+def rotate(wire: Wire, out: Output, change: Change, name: str) -> None:
+    """Make a new version of the key NAME; the old ones still verify and decrypt."""
+    with ask.waiting("the HSM makes the new version"):
+        made = wire.ask("keys", "RotateKey", name=name, **change.fields)
+    _changed(out, change, made)
+
+
+@key.command()
+@click.argument("name")
+@changing
+@formatted
+@remote
+def enable(wire: Wire, out: Output, change: Change, name: str) -> None:
+    """Let the key NAME be used again."""
+    _changed(out, change, wire.ask("keys", "EnableKey", name=name, **change.fields))
+
+
+@key.command()
+@click.argument("name")
+@changing
+@formatted
+@remote
+def disable(wire: Wire, out: Output, change: Change, name: str) -> None:
+    """Let nobody use the key NAME until it is enabled again."""
+    _changed(out, change, wire.ask("keys", "DisableKey", name=name, **change.fields))
+
+
+@key.command()
+@click.argument("name")
+@click.option(
+    "--in-days", type=click.IntRange(1, 365), help="How long it can still be saved; the broker's default, unless said."
+)
+@ask.yes
+@changing
+@formatted
+@remote
+def destroy(wire: Wire, out: Output, change: Change, name: str, in_days: int | None, *, sure: bool) -> None:
+    """Schedule the destruction of the key NAME, in all its versions."""
+    ask.by_name(
+        name,
+        "The key cannot be used any more, and after the delay it is gone for good.",
+        sure=sure,
+        dry_run=change.dry_run,
+    )
+    delay: dict[str, Any] = {}
+    if in_days is not None:
+        from google.protobuf.duration_pb2 import Duration  # noqa: PLC0415  slow to load
+
+        delay = {"delay": Duration(seconds=in_days * 86_400)}
+    _changed(out, change, wire.ask("keys", "ScheduleKeyDestruction", name=name, **delay, **change.fields))
+
+
+@key.command("cancel-destroy")
+@click.argument("name")
+@changing
+@formatted
+@remote
+def cancel_destroy(wire: Wire, out: Output, change: Change, name: str) -> None:
+    """Save the key NAME from its scheduled destruction; it is disabled afterwards."""
+    _changed(out, change, wire.ask("keys", "CancelKeyDestruction", name=name, **change.fields))
+
+
+@key.command()
+@click.argument("name")
+@ask.yes
+@changing
+@formatted
+@remote
+def seal(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) -> None:
+    """Take the right to leave the HSM away from every version of the key NAME, for good."""
+    ask.by_name(
+        name, "It can never be imported anywhere again; this cannot be undone.", sure=sure, dry_run=change.dry_run
+    )
+    _changed(out, change, wire.ask("keys", "SealKey", name=name, **change.fields))
+
+
+def _changed(out: Output, change: Change, response: Any) -> None:
+    ask.dry_run_note(dry_run=change.dry_run)
+    out.one("key", record(response.key))
+
+
+for use in (public, sign, verify, encrypt, decrypt, import_, prove, where):
+    key.add_command(use)

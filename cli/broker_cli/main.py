@@ -1,0 +1,125 @@
+"""The command ``broker``: its nouns, loaded when they are used, and the one place where failures become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+# command: (module, attribute, line of help). Help and completion of the top level import none of the modules.
+COMMANDS = {
+    "key": ("keys", "key", "Make, use, rotate, import and destroy keys."),
+    "target": ("targets", "target", "Places that keys can be imported to."),
+    "operator": ("operators", "operator", "The people who may call, and their certificates."),
+    "policy": ("policies", "policy", "Who may do what."),
+    "audit": ("audit", "audit", "Verify and read the audit; sign its heads."),
+    "hsm": ("hsm", "hsm", "What the HSM is, and what its probe found."),
+    "status": ("status", "status", "Does the broker answer, and whom does it take you for?"),
+    "doctor": ("doctor", "doctor", "Find set-up mistakes and name the fix of each."),
+    "dev": ("server", "dev", "Start a trial broker with everything, in seconds."),
+    "init": ("server", "init", "Set up a broker for keeps."),
+    "serve": ("server", "serve", "Run the broker."),
+    "completion": ("completion", "completion", "Print the completion script of a shell."),
+}
+
+EPILOG = """\b
+Examples:
+  broker dev
+  broker key create payments --type ec-p256 --usage sign --exportable
+  broker key import payments --target vault-prod
+  broker audit verify /var/lib/broker/audit --public-key audit.pem
+
+\b
+Exit codes: 0 ok, 1 failure, 2 usage, 3 denied, 4 not logged in, 5 unavailable (try again),
+6 not found, 7 conflict, 10 findings.
+"""
+
+
+class Nouns(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The nouns in the order of the table."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one noun."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"broker_cli.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the nouns without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but suggesting names that are not imported yet."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise click.exceptions.NoSuchCommand(args[0], possibilities=list(COMMANDS), ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Nouns, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hsm-broker", prog_name="broker")
+def cli() -> None:
+    """Keys born in the HSM, proven where they are imported."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and end the process; whatever happens, nobody is shown a traceback."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    try:
+        ended: Any = cli.main(args=arguments, prog_name="broker", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as refused:
+        return _refused(refused)
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("broker: interrupted\n")
+        return 130
+    except BrokenPipeError:
+        return _pipe_closed()
+    except Exception as fault:  # noqa: BLE001  the last resort: no traceback, no text that could quote an input
+        return _unexpected(fault)
+    return ended if isinstance(ended, int) else 0
+
+
+def _refused(refused: click.ClickException) -> int:
+    try:
+        if isinstance(refused, click.UsageError):
+            refused.show()
+        else:
+            sys.stderr.write(f"broker: {refused.format_message()}\n")
+    except BrokenPipeError:
+        return _pipe_closed()
+    return int(getattr(refused, "code", refused.exit_code))
+
+
+def _pipe_closed() -> int:
+    """The reader went away: say nothing, also not when Python flushes at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    return 141
+
+
+def _unexpected(fault: Exception) -> int:
+    sys.stderr.write(f"broker: unexpected fault ({type(fault).__name__}); this is a bug. BROKER_DEBUG=1 shows where.\n")
+    if os.environ.get("BROKER_DEBUG") == "1":
+        for frame in traceback.extract_tb(fault.__traceback__):  # places only: the text of an error can hold a value
+            sys.stderr.write(f"  {frame.filename}:{frame.lineno} in {frame.name}\n")
+    return 1

@@ -1,0 +1,215 @@
+"""``broker operator``: the people who may call, and the profile folders they are handed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker_cli import ask, files, profiles
+from broker_cli.output import Output, formatted
+from broker_cli.refusal import Exit, Refusal
+from broker_cli.screen import chat
+from broker_cli.wire import Change, Wire, changing, remote
+from broker_cli.words import record
+
+COLUMNS = ("name", "groups", "state", "not_before", "create_time")
+
+_out = click.option(
+    "--out",
+    "folder",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A new folder for the profile.",
+)
+_csr = click.option("--csr", metavar="FILE", help="A request the operator made; then no private key is made here.")
+_hours = click.option(
+    "--hours", type=click.FloatRange(0.05, 168), help="How long the certificate lives; 12, unless said."
+)
+
+
+@click.group(
+    epilog="\b\nExamples:\n  broker operator add alice --group admins --out alice\n"
+    "  cp -r alice ~/.config/broker/profiles/default   (on alice's machine)\n  broker operator renew\n"
+)
+def operator() -> None:
+    """The people who may call, and their short-lived certificates."""
+
+
+@operator.command()
+@click.argument("name")
+@click.option("--group", "groups", multiple=True, metavar="GROUP", help="A group; may be repeated.")
+@_out
+@_csr
+@_hours
+@changing
+@formatted
+@remote
+def add(
+    wire: Wire, out: Output, change: Change, name: str, groups: tuple[str, ...], folder: Path, csr: str | None,
+    hours: float | None,
+) -> None:  # fmt: skip
+    """Register the operator NAME and write a profile folder, ready to hand over."""
+
+    def sign(request: bytes) -> Any:
+        return wire.ask(
+            "operators", "AddOperator", name=name, groups=groups, csr_pem=request, **_ttl(hours), **change.fields
+        )
+
+    if change.dry_run:
+        out.one("operator", record(sign(_papers(csr)[1]).operator))
+        ask.dry_run_note(dry_run=True)
+    else:
+        _hand_over(wire, out, folder, csr, sign)
+
+
+@operator.command()
+@click.argument("name")
+@_out
+@_csr
+@_hours
+@formatted
+@remote
+def issue(wire: Wire, out: Output, name: str, folder: Path, csr: str | None, hours: float | None) -> None:
+    """Write a new profile folder for the operator NAME, whose certificate has lapsed."""
+
+    def sign(request: bytes) -> Any:
+        return wire.ask("operators", "IssueCertificate", name=name, csr_pem=request, **_ttl(hours))
+
+    _hand_over(wire, out, folder, csr, sign)
+
+
+@operator.command()
+@_hours
+@formatted
+@remote
+def renew(wire: Wire, out: Output, hours: float | None) -> None:
+    """Get a fresh certificate for yourself and put it in the place of the old one; the key stays."""
+    from broker_cli.papers import request_for  # noqa: PLC0415  cryptography is slow to load
+
+    place = wire.place
+    if place.certificate is None or place.key is None:
+        raise Refusal("IDENTITY_INCOMPLETE", "Give --ca-file, --cert and --key together, or a profile.", Exit.USAGE)
+    request = request_for(files.read_private(place.key, profiles.MAX_PEM, "private key"))
+    made = wire.ask("operators", "RenewCertificate", csr_pem=request.decode(), **_ttl(hours)).certificate
+    files.replace(place.certificate, made.pem.encode())
+    chat(f"The certificate in {place.certificate} is fresh.")
+    out.one("certificate", _brief(made))
+
+
+@operator.command("list")
+@formatted
+@remote
+def list_(wire: Wire, out: Output) -> None:
+    """List the operators."""
+    found = wire.pages("operators", "ListOperators", "operators")
+    out.many("operator", [record(one) for one in found], COLUMNS)
+
+
+@operator.command()
+@click.argument("name")
+@click.option("--group", "names", multiple=True, metavar="GROUP", help="A group to be in; may be repeated.")
+@click.option("--none", "no_group", is_flag=True, help="In no group at all.")
+@changing
+@formatted
+@remote
+def groups(wire: Wire, out: Output, change: Change, name: str, names: tuple[str, ...], *, no_group: bool) -> None:
+    """Put the operator NAME into exactly these groups."""
+    if bool(names) == no_group:
+        raise click.UsageError("Give the groups with --group, or --none to take all away.")
+    made = wire.ask("operators", "SetOperatorGroups", name=name, groups=names, **change.fields)
+    ask.dry_run_note(dry_run=change.dry_run)
+    out.one("operator", record(made.operator))
+
+
+@operator.command()
+@click.argument("name")
+@ask.yes
+@changing
+@formatted
+@remote
+def revoke(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) -> None:
+    """Refuse every certificate that the operator NAME holds now."""
+    ask.by_name(name, "None of their certificates will be taken any more.", sure=sure, dry_run=change.dry_run)
+    made = wire.ask("operators", "RevokeCertificates", name=name, **change.fields)
+    ask.dry_run_note(dry_run=change.dry_run)
+    out.one("operator", record(made.operator))
+
+
+@operator.command()
+@click.argument("name")
+@ask.yes
+@changing
+@formatted
+@remote
+def remove(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) -> None:
+    """Remove the operator NAME for good; nobody gets the name again."""
+    ask.by_name(name, "They cannot come back under this name.", sure=sure, dry_run=change.dry_run)
+    made = wire.ask("operators", "RemoveOperator", name=name, **change.fields)
+    ask.dry_run_note(dry_run=change.dry_run)
+    out.one("operator", record(made.operator))
+
+
+@operator.command()
+@formatted
+@remote
+def whoami(wire: Wire, out: Output) -> None:
+    """Show whom the broker takes you for."""
+    out.one("caller", record(wire.ask("operators", "WhoAmI")))
+
+
+def _hand_over(wire: Wire, out: Output, folder: Path, csr: str | None, sign: Callable[[bytes], Any]) -> None:
+    """Make the papers, have them signed, and leave a whole profile folder or none at all."""
+    from broker_cli.papers import folder_in_the_making  # noqa: PLC0415  cryptography is slow to load
+
+    if wire.place.ca is None:
+        raise Refusal("IDENTITY_INCOMPLETE", "Give --ca-file, --cert and --key together, or a profile.", Exit.USAGE)
+    server_ca = files.read(wire.place.ca, profiles.MAX_PEM, "CA file")
+    with folder_in_the_making(folder) as making:
+        key, request = _papers(csr)
+        if key is not None:
+            files.create(making / "key.pem", key)  # before anybody is registered: a full disk must show now
+        made = sign(request)
+        contents = {
+            "cert.pem": made.certificate.pem.encode(),
+            "ca.pem": server_ca,
+            "operator-ca.pem": made.certificate.ca_pem.encode(),
+        }
+        profiles.write(making, wire.place.address, contents)
+    _say_next(folder, whole=key is not None)
+    out.one("certificate", _brief(made.certificate) | {"folder": str(folder)})
+
+
+def _say_next(folder: Path, *, whole: bool) -> None:
+    chat(f"The profile is in {folder}: hand it over by a safe way, and delete it here; it works as --profile {folder}/")
+    if not whole:
+        chat("Its key.pem is missing: the operator puts the private key of the request there (chmod 600).")
+
+
+def _papers(csr: str | None) -> tuple[bytes | None, bytes]:
+    from broker_cli.papers import check_request, fresh_key  # noqa: PLC0415  cryptography is slow to load
+
+    if csr is None:
+        return fresh_key()
+    return None, check_request(files.take(csr, profiles.MAX_PEM, "request"))
+
+
+def _ttl(hours: float | None) -> dict[str, Any]:
+    if hours is None:
+        return {}
+    from google.protobuf.duration_pb2 import Duration  # noqa: PLC0415  slow to load
+
+    return {"ttl": Duration(seconds=int(hours * 3600))}
+
+
+def _brief(certificate: Any) -> dict[str, Any]:
+    left = certificate.expire_time.ToDatetime(tzinfo=UTC) - datetime.now(UTC)
+    return {
+        "serial": certificate.serial,
+        "expire_time": certificate.expire_time.ToJsonString(),
+        "hours_left": round(left.total_seconds() / 3600, 1),
+    }

@@ -1,0 +1,151 @@
+"""Results on standard output: a table for people, JSON, YAML or shell variables for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import update_wrapper
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker_cli import files
+from broker_cli.refusal import Exit, Refusal
+from broker_cli.screen import chat, plain
+from broker_cli.words import flat
+
+FORMATS = ("table", "json", "yaml", "env")
+Entry = Mapping[str, Any]
+
+
+def formatted(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--format`` and hand it an ``Output`` as ``out``."""
+
+    def run(*args: Any, format_: str | None, **options: Any) -> Any:
+        return command(*args, out=Output(format_), **options)
+
+    option = click.option(
+        "--format", "format_", type=click.Choice(FORMATS), envvar="BROKER_FORMAT", help="How results are written."
+    )
+    return option(update_wrapper(run, command))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Writes results; ``asked`` is the format that was asked for, None when none was."""
+
+    asked: str | None
+
+    @property
+    def format(self) -> str:
+        """The format in force."""
+        return self.asked or "table"
+
+    def one(self, kind: str, entry: Entry) -> None:
+        """One result. ``kind`` prefixes shell variables, so that none can be taken for another (or for PATH)."""
+        if self.format == "table":
+            _table(("field", "value"), [(name, _cell(value)) for name, value in flat(entry).items()])
+        elif self.format == "env":
+            _env(kind, entry)
+        else:
+            self._document(dict(entry))
+
+    def many(self, kind: str, entries: Sequence[Entry], columns: Sequence[str]) -> None:
+        """A list of results; ``columns`` are the fields that a table shows (``a.b`` reaches into a nested one)."""
+        if self.format == "table":
+            _table(columns, [[_cell(flat(entry).get(name, "")) for name in columns] for entry in entries])
+        elif self.format == "env":
+            sys.stdout.write(f"{kind.upper()}_COUNT={len(entries)}\n")
+            for number, entry in enumerate(entries):
+                _env(f"{kind}_{number}", entry)
+        else:
+            self._document([dict(entry) for entry in entries])
+
+    def _document(self, content: Any) -> None:
+        if self.format == "json":
+            sys.stdout.write(json.dumps(content, indent=2) + "\n")
+            return
+        import yaml  # noqa: PLC0415  only when asked for
+
+        yaml.safe_dump(content, sys.stdout, sort_keys=False, allow_unicode=False)
+
+    def raw(self, kind: str, content: bytes, entry: Entry, target: str | None, *, secret: bool, reveal: bool) -> None:
+        """Bytes: raw into ``target`` or a pipe, inside ``entry`` (base64) for a terminal or an explicit format.
+
+        A secret reaches a terminal only when revealing it was asked for; ``check_raw`` says so before it is fetched.
+        """
+        if target is not None:
+            files.create(Path(target), content)
+            chat(f"{len(content)} bytes written to {target}.")
+        elif self.asked is None and (not sys.stdout.isatty() or (secret and reveal)):
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+        else:
+            self.one(kind, entry)
+
+
+def check_raw(target: str | None, *, reveal: bool) -> None:
+    """Refuse early what would show a secret on a terminal by accident, or could not be written."""
+    if target is None and sys.stdout.isatty() and not reveal:
+        raise Refusal(
+            "WOULD_BE_SHOWN",
+            "A plaintext is not shown on a terminal unless asked: give --out FILE, use a pipe, or add --reveal.",
+            Exit.USAGE,
+        )
+    check_target(target)
+
+
+def check_target(target: str | None) -> None:
+    """Refuse before the call when the file to write to exists already."""
+    if target is not None and os.path.lexists(target):
+        raise Refusal("FILE_EXISTS", f"{target} exists; nothing is overwritten: name another file.", Exit.CONFLICT)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_cell(item) if not isinstance(item, Mapping) else json.dumps(item) for item in value)
+    return str(value)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console  # noqa: PLC0415  slow to load, and only for people
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name.replace("_", " ").replace(".", " ").upper(), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    # A pipe has no width: what is read by grep must not be folded.
+    console = Console(width=None if sys.stdout.isatty() else 100_000, highlight=False, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(table)
+    # Cells are padded to their column; a line's end needs none of it.
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+
+
+def _env(kind: str, entry: Entry) -> None:
+    for name, value in flat(entry).items():
+        variable = "".join(one if one.isalnum() and one.isascii() else "_" for one in f"{kind}_{name}".upper())
+        sys.stdout.write(f"{variable}={_quoted(value)}\n")
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "" if value is None else str(value).lower()
+    text = ",".join(str(item) for item in value) if isinstance(value, list) else str(value)
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + plain(escaped) + "'"

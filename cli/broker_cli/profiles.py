@@ -1,0 +1,131 @@
+"""Where the broker is and who we are to it: flag before environment before profile.
+
+A profile is a folder: ``profile.toml`` {address, ca, certificate, key}, the last three naming PEM files beside it.
+Profiles live in ``$XDG_CONFIG_HOME/broker/profiles/NAME`` (``~/.config`` when unset); ``default`` is used unless named.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from broker_cli import files
+from broker_cli.refusal import Exit, Refusal
+
+FILE = "profile.toml"
+FIELDS = ("address", "ca", "certificate", "key")
+MAX_PEM = 64 * 1024
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
+ADDRESS = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]):(\d{1,5})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where everything is, before any of it was read. Paths may be None when nobody said."""
+
+    address: str
+    ca: Path | None
+    certificate: Path | None
+    key: Path | None
+    folder: Path | None  # the profile's, None when there is none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a channel needs, read and checked."""
+
+    address: str
+    ca: bytes
+    certificate: bytes
+    key: bytes = field(repr=False)
+
+
+def profile_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of a profile that is named, or given as a folder (anything with a slash, and ``.``)."""
+    if "/" in name or name == ".":
+        return Path(name)
+    if not NAME.fullmatch(name):
+        raise Refusal(
+            "PROFILE_NAME_INVALID", "The profile's name is not valid: lower-case letters, digits, - _ .", Exit.USAGE
+        )
+    home = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".config")
+    return Path(home) / "broker" / "profiles" / name
+
+
+def locate(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Place:
+    """Put together where everything is. ``flags`` and the environment go before the profile, one by one."""
+    given = {
+        "address": flags.get("address") or environ.get("BROKER_ADDRESS"),
+        "ca": flags.get("ca_file") or environ.get("BROKER_CA_FILE"),
+        "certificate": flags.get("cert") or environ.get("BROKER_CERT"),
+        "key": flags.get("key") or environ.get("BROKER_KEY"),
+    }
+    named = flags.get("profile") or environ.get("BROKER_PROFILE")
+    folder = profile_folder(named or "default", environ)
+    if named is None and all(given.values()):
+        return _place(given, {}, None)
+    if not (folder / FILE).is_file():
+        raise Refusal(
+            "PROFILE_MISSING",
+            f"There is no profile at {folder}: put the folder there that an administrator made with "
+            '"broker operator add", name it with --profile, or start a trial broker with "broker dev".',
+            Exit.NOT_LOGGED_IN,
+        )
+    return _place(given, read_profile(folder), folder)
+
+
+def read_profile(folder: Path) -> dict[str, str]:
+    """The settings of a profile; every fault of the file in one refusal."""
+    path = folder / FILE
+    try:
+        settings = tomllib.loads(files.read(path, MAX_PEM, "profile").decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise Refusal("PROFILE_INVALID", f"{path} is not TOML: {fault}.") from None
+    faults = [f"unknown setting {name!r}" for name in settings if name not in FIELDS]
+    faults += [f"no text for {name!r}" for name in FIELDS if not isinstance(settings.get(name), str)]
+    if faults:
+        raise Refusal("PROFILE_INVALID", f"{path} cannot be used: {'; '.join(faults)}.")
+    return settings
+
+
+def load(place: Place) -> Identity:
+    """Read what ``place`` names; the key must be private to us."""
+    if not ADDRESS.fullmatch(place.address):
+        raise Refusal(
+            "ADDRESS_INVALID", "The address is not valid: write HOST:PORT, without https:// before it.", Exit.USAGE
+        )
+    if place.ca is None or place.certificate is None or place.key is None:
+        raise Refusal("IDENTITY_INCOMPLETE", "Give --ca-file, --cert and --key together, or a profile.", Exit.USAGE)
+    return Identity(
+        address=place.address,
+        ca=files.read(place.ca, MAX_PEM, "CA file"),
+        certificate=files.read(place.certificate, MAX_PEM, "certificate"),
+        key=files.read_private(place.key, MAX_PEM, "private key"),
+    )
+
+
+def write(folder: Path, address: str, contents: Mapping[str, bytes]) -> None:
+    """Fill a new profile folder: ``contents`` by file name, and ``profile.toml`` last, so that a torn one is none."""
+    for name, content in contents.items():
+        files.create(folder / name, content)
+    settings = {"address": address, "ca": "ca.pem", "certificate": "cert.pem", "key": "key.pem"}
+    files.create(folder / FILE, "".join(f'{name} = "{value}"\n' for name, value in settings.items()).encode())
+
+
+def _place(given: Mapping[str, str | None], settings: Mapping[str, str], folder: Path | None) -> Place:
+    def path(name: str) -> Path | None:
+        if given[name]:
+            return Path(str(given[name]))
+        return folder / settings[name] if folder is not None and name in settings else None
+
+    return Place(
+        address=given["address"] or settings.get("address", ""),
+        ca=path("ca"),
+        certificate=path("certificate"),
+        key=path("key"),
+        folder=folder,
+    )

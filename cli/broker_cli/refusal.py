@@ -1,0 +1,38 @@
+"""How the command ends when it does not end well: one sentence, a reason, an exit code. Never a traceback."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import click
+
+from broker_cli.screen import plain
+
+
+class Exit(IntEnum):
+    """The exit codes; stable, listed in ``broker --help``."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    DENIED = 3
+    NOT_LOGGED_IN = 4
+    UNAVAILABLE = 5
+    NOT_FOUND = 6
+    CONFLICT = 7
+    FINDINGS = 10
+
+
+class Refusal(click.ClickException):
+    """One clear sentence (what, why, what to do), a stable UPPER_SNAKE reason and how the process ends."""
+
+    def __init__(self, reason: str, message: str, code: Exit = Exit.FAILURE, call_id: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.code = code
+        self.call_id = call_id
+
+    def format_message(self) -> str:
+        """The sentence with its reason, fit for a terminal."""
+        call = f", call {self.call_id}" if self.call_id else ""
+        return plain(f"{self.message} [{self.reason}{call}]")

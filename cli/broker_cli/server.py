@@ -1,0 +1,35 @@
+"""``broker dev``, ``init`` and ``serve`` are the server's own commands: this process becomes the server."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from broker_cli.refusal import Refusal
+
+_PASS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+def become(command: str, options: tuple[str, ...]) -> None:
+    """Replace this process by ``python -m broker COMMAND``; -P keeps a folder named broker nearby from being it."""
+    sys.stdout.flush()
+    try:
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "broker", command, *options])  # noqa: S606  that is the point
+    except OSError as fault:
+        raise Refusal("SERVER_NOT_STARTED", f"The server cannot be started: {fault.strerror}.") from None
+
+
+def _passed_on(name: str, text: str) -> click.Command:
+    @click.command(name, help=text, context_settings=_PASS, add_help_option=False)
+    @click.argument("options", nargs=-1, type=click.UNPROCESSED)
+    def command(options: tuple[str, ...]) -> None:
+        become(name, options)
+
+    return command
+
+
+dev = _passed_on("dev", "Start a trial broker with everything in a temporary folder. Options go to the server.")
+init = _passed_on("init", "Set up a broker for keeps. Options go to the server.")
+serve = _passed_on("serve", "Run the broker until a signal. Options go to the server.")

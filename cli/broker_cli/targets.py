@@ -1,0 +1,125 @@
+"""``broker target``: the places that keys can be imported to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from broker_cli import ask, files
+from broker_cli.output import Output, formatted
+from broker_cli.profiles import MAX_PEM
+from broker_cli.refusal import Exit, Refusal
+from broker_cli.screen import chat
+from broker_cli.wire import Change, Wire, changing, remote, remote_by_profile
+from broker_cli.words import record
+
+COLUMNS = ("name", "vault.address", "vault.mount", "kek_id", "kek_thumbprint")
+
+
+@click.group(
+    epilog="\b\nExample:\n"
+    "  broker target add vault prod --address https://vault.example:8200 --mount transit \\\n"
+    "      --ca-file vault-ca.pem --token-file vault-prod.token\n"
+)
+def target() -> None:
+    """Places that keys can be imported to."""
+
+
+@target.group()
+def add() -> None:
+    """Register a target and pin its key-exchange key; one command a kind."""
+
+
+@add.command()
+@click.argument("name")
+@click.option("--address", "vault_address", required=True, metavar="URL", help="https://HOST:PORT of Vault or OpenBao.")
+@click.option("--mount", default="transit", show_default=True, help="Where the transit engine is mounted.")
+@click.option("--ca-file", "vault_ca_file", required=True, metavar="FILE", help="CA of that server, PEM; read here.")
+@click.option("--token-file", required=True, metavar="NAME", help="A file in the broker's credentials folder, by name.")
+@click.option("--namespace", default="", help="Namespace, if any.")
+@click.option(
+    "--thumbprint", default="", metavar="SHA256", help="The KEK's, got by another way; else what is found is pinned."
+)
+@changing
+@formatted
+@remote_by_profile
+def vault(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, **settings: Any) -> None:
+    """Register the transit engine of a Vault or OpenBao server as NAME.
+
+    The broker's own address and CA come from the profile or the environment here; --address and --ca-file are the
+    target's.
+    """
+    if "/" in settings["token_file"]:
+        raise click.BadParameter("Name a file in the broker's credentials folder; no path.", param_hint="--token-file")
+    ca = files.take(settings.pop("vault_ca_file"), MAX_PEM, "CA file")
+    if b"PRIVATE KEY" in ca:
+        raise Refusal("CA_FILE_HOLDS_KEY", "The CA file holds a private key; give the certificate only.", Exit.USAGE)
+    described = {"address": settings.pop("vault_address"), "ca_pem": ca.decode("ascii", "replace"), **settings}
+    with ask.waiting("connecting to the target"):
+        made = wire.ask(
+            "targets", "CreateTarget", name=name, vault=described, expected_kek_thumbprint=thumbprint, **change.fields
+        )
+    ask.dry_run_note(dry_run=change.dry_run)
+    if not thumbprint:
+        chat("The KEK was pinned as it was found; compare its thumbprint with what the target's administrator says.")
+    out.one("target", record(made.target))
+
+
+@target.command()
+@click.argument("name")
+@formatted
+@remote
+def show(wire: Wire, out: Output, name: str) -> None:
+    """Show the target NAME."""
+    out.one("target", record(wire.ask("targets", "GetTarget", name=name).target))
+
+
+@target.command("list")
+@formatted
+@remote
+def list_(wire: Wire, out: Output) -> None:
+    """List the targets."""
+    out.many("target", [record(one) for one in wire.pages("targets", "ListTargets", "targets")], COLUMNS)
+
+
+@target.command(epilog="Ends with exit code 10 when something does not work.")
+@click.argument("name")
+@formatted
+@remote
+def check(wire: Wire, out: Output, name: str) -> int:
+    """Connect to the target NAME now and say what works."""
+    with ask.waiting("connecting to the target"):
+        found = [record(one) for one in wire.ask("targets", "CheckTarget", name=name).findings]
+    out.many("finding", found, ("name", "passed", "detail"))
+    return int(Exit.OK if found and all(one["passed"] for one in found) else Exit.FINDINGS)
+
+
+@target.command()
+@click.argument("name")
+@click.option(
+    "--thumbprint", required=True, metavar="SHA256", help="Of the new KEK, got from the target's administrator."
+)
+@changing
+@formatted
+@remote
+def repin(wire: Wire, out: Output, change: Change, name: str, thumbprint: str) -> None:
+    """Trust the KEK that the target NAME offers now; it must have the thumbprint given."""
+    with ask.waiting("connecting to the target"):
+        made = wire.ask("targets", "RepinTarget", name=name, expected_kek_thumbprint=thumbprint, **change.fields)
+    ask.dry_run_note(dry_run=change.dry_run)
+    out.one("target", record(made.target))
+
+
+@target.command()
+@click.argument("name")
+@ask.yes
+@changing
+@remote
+def remove(wire: Wire, change: Change, name: str, *, sure: bool) -> None:
+    """Forget the target NAME; refused while keys live there."""
+    ask.by_name(name, "The target and its pin will be forgotten.", sure=sure, dry_run=change.dry_run)
+    wire.ask("targets", "DeleteTarget", name=name, **change.fields)
+    ask.dry_run_note(dry_run=change.dry_run)
+    if not change.dry_run:
+        chat(f"The target {name} is forgotten.")
