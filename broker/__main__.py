@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--module", help="PKCS#11 module of an existing token; without it a SoftHSM token is made")
     init.add_argument("--token-label")
     init.add_argument("--pin-file", type=Path)
-    init.add_argument("--database", default="", help="postgresql://user@host:port/name; SQLite in the folder by default")
+    init.add_argument(
+        "--database", default="", help="postgresql://user@host:port/name; SQLite in the folder by default"
+    )
     init.set_defaults(run=_init)
     dev = commands.add_parser("dev", help="init and serve in one, in a temporary folder unless one is named")
     dev.add_argument("--folder", type=Path)
@@ -122,7 +124,7 @@ def _run(config: Config) -> int:
     broker = app.Broker(config)
     try:
         broker.serve()
-        print(f"broker: operators on {broker.server.operators_address}, pipelines on {broker.server.pipelines_address}")
+        print(f"broker: operators on {config.server.operators_address}, pipelines on {config.server.pipelines_address}")
         if config.development:
             profile = config.certificates.parent / "profile"
             print(f"broker: for trying out, not for secrets that matter; use it with: export BROKER_PROFILE={profile}")
@@ -137,7 +139,9 @@ def _run(config: Config) -> int:
 def _check_environment() -> None:
     for name in REFUSED:
         if os.environ.get(name):
-            raise WrongState("ENVIRONMENT_REFUSED", f"The environment variable {name} is set and would leak secrets; unset it.")
+            raise WrongState(
+                "ENVIRONMENT_REFUSED", f"The environment variable {name} is set and would leak secrets; unset it."
+            )
 
 
 def _log_to_stderr() -> None:

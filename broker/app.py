@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
 from broker import setup
-from broker.auth.mtls import MutualTls
+from broker.auth.mtls import Mtls, MtlsConfig
 from broker.config import Config
-from broker.core import ports
-from broker.core.authority import Authority
+from broker.core import policy, ports
 from broker.core.call import Call
 from broker.core.errors import BrokerError, WrongState
 from broker.core.guard import Guard
@@ -31,8 +30,17 @@ from broker.core.operators import Operators
 from broker.core.policies import Policies
 from broker.core.targets import Targets
 from broker.hsm.pkcs11 import Pkcs11Hsm
-from broker.rpc.server import Nouns, Server
+from broker.rpc.audit import AuditMethods
+from broker.rpc.hsm import HsmMethods
+from broker.rpc.imports import ImportMethods
+from broker.rpc.keys import KeyMethods
+from broker.rpc.operators import OperatorMethods
+from broker.rpc.pages import PageTokens
+from broker.rpc.policies import PolicyMethods
+from broker.rpc.server import Server
+from broker.rpc.targets import TargetMethods
 from broker.store.sql import SqlStore
+from broker.targets import Surroundings, connector
 
 log = structlog.get_logger("broker")
 
@@ -69,29 +77,30 @@ class Broker:
         audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
         setup.check_internal_key(self.hsm, audit_key)
         setup.renew_server_certificate(config, self.hsm, now())
-        guard = Guard(_policy_in_force(self.store))
-        connect = _connector(config)
-        ca = setup.authority(config, self.hsm, "operator-ca", setup.OPERATOR_CA)
-        self.heads = Heads(self.store, self.hsm, audit_key, guard, now)
-        self.keys = Keys(self.store, self.hsm, guard, now, _delay(config))
-        self.server = Server(
-            config.server,
-            Nouns(
-                keys=self.keys,
-                key_use=KeyUse(self.store, self.hsm, guard),
-                targets=Targets(self.store, self.hsm, guard, connect, now),
-                imports=Imports(self.store, self.hsm, guard, connect, now),
-                operators=Operators(self.store, ca, guard, now, config.trust_domain),
-                policies=Policies(self.store, guard, now),
-                heads=self.heads,
-                hsm=self.hsm,
-                guard=guard,
-            ),
-            store=self.store,
-            authenticators=[MutualTls(self.store, config.trust_domain, now)],
-            now=now,
-        )
+        self._guard = Guard(_policy_in_force(self.store))
+        self.keys = Keys(self.store, self.hsm, self._guard, now, _delay(config))
+        self.heads = Heads(self.store, self.hsm, audit_key, self._guard, now)
+        mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
+        self.server = Server(config.server, self._services(), [Mtls(mtls, self.store, now)], self.store, now)
         self._loop = Loop(self)
+
+    def _services(self) -> dict[str, object]:
+        """What answers each service of the wire; the server refuses to start if one is missing."""
+        store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
+        pages = PageTokens(secrets.token_bytes(32))
+        surroundings = Surroundings(allowed_hosts=config.targets.allowed_hosts, credentials=config.targets.credentials)
+        connect = connector(surroundings)
+        ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
+        operators = Operators(store, ca, guard, now, config.trust_domain)
+        return {
+            "KeyService": KeyMethods(self.keys, KeyUse(store, hsm, guard), pages),
+            "TargetService": TargetMethods(Targets(store, hsm, guard, connect, now), pages),
+            "ImportService": ImportMethods(Imports(store, hsm, guard, connect, now), pages),
+            "OperatorService": OperatorMethods(operators, pages),
+            "PolicyService": PolicyMethods(Policies(store, guard, now), policy.SCHEMA),
+            "AuditService": AuditMethods(self.heads, pages),
+            "HsmService": HsmMethods(hsm, guard),
+        }
 
     def serve(self) -> None:
         """Start answering, and the background loop with it."""
@@ -124,7 +133,7 @@ class Loop:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="background", daemon=True)
         start = now()
-        self._work: list[tuple[str, timedelta, Callable[[], None]]] = [
+        self._work: list[tuple[str, timedelta, Callable[[], object]]] = [
             ("health", CHECK_EVERY, self._check),
             ("heads", timedelta(0), broker.heads.sign_due),
             ("chores", CHORES_EVERY, self._chores),
@@ -175,7 +184,7 @@ def background_call(resource: str) -> Call:
     return Call(id=secrets.token_hex(16), rpc="-/Chore", principal=principal, peer="", now=now, resource=resource)
 
 
-def _attempt(name: str, work: Callable[[], None]) -> bool:
+def _attempt(name: str, work: Callable[[], object]) -> bool:
     """Do the work; a refusal, or a bug, costs this round's work and never the loop."""
     try:
         work()

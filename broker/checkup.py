@@ -29,7 +29,9 @@ def run(asked: argparse.Namespace) -> int:
     """Print every finding; 0 when all passed, 10 when one did not."""
     findings = list(findings_for(asked.config))
     if asked.format == "json":
-        print(json.dumps([{"name": one.name, "passed": one.passed, "detail": one.detail} for one in findings], indent=2))
+        print(
+            json.dumps([{"name": one.name, "passed": one.passed, "detail": one.detail} for one in findings], indent=2)
+        )
     else:
         for one in findings:
             print(f"{'ok  ' if one.passed else 'FAIL'}  {one.name}: {one.detail}")
@@ -71,7 +73,8 @@ def _certificates(config: Config) -> str:
     left = certificate.not_valid_after_utc - now()
     if left < SOON:
         raise WrongState(
-            "CERTIFICATE_LAPSES", f"The server certificate ends {_day(certificate.not_valid_after_utc)}; restart to renew it."
+            "CERTIFICATE_LAPSES",
+            f"The server certificate ends {_day(certificate.not_valid_after_utc)}; restart to renew it.",
         )
     issuer = x509.load_pem_x509_certificate((config.certificates / "server-ca.pem").read_bytes())
     try:
@@ -88,7 +91,9 @@ def _hsm(config: Config) -> str:
         report = hsm.report()
     finally:
         hsm.close()
-    return f"{report.manufacturer} {report.model}, token {report.token_label}: login and the broker's own keys are there"
+    return (
+        f"{report.manufacturer} {report.model}, token {report.token_label}: login and the broker's own keys are there"
+    )
 
 
 def _store(config: Config) -> str:
@@ -123,7 +128,9 @@ def _disk(config: Config) -> str:
     room = os.statvfs(config.store.journal)
     free = room.f_bavail * room.f_frsize // 2**20
     if free < 256:
-        raise WrongState("DISK_ALMOST_FULL", f"Only {free} MiB are free for the audit journal; without room nothing is served.")
+        raise WrongState(
+            "DISK_ALMOST_FULL", f"Only {free} MiB are free for the audit journal; without room nothing is served."
+        )
     return f"{free} MiB free for the audit journal"
 
 

@@ -9,9 +9,9 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from broker.core.errors import InvalidRequest
-from broker.hsm.pkcs11 import HsmConfig
+from broker.hsm.config import HsmConfig
 from broker.rpc.server import ServerConfig
-from broker.store.sql import StoreConfig
+from broker.store.config import StoreConfig
 
 MAX_CONFIG_BYTES = 65536
 

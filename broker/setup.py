@@ -21,7 +21,7 @@ from broker.core.authority import Authority
 from broker.core.call import Call
 from broker.core.errors import WrongState
 from broker.core.model import KeyType, KeyUsage, Operator, OperatorState, PolicyDocument, Principal
-from broker.core.operators import spiffe_id
+from broker.core.operators import operator_uri
 from broker.core.ports import Hsm, KeyRef, Now, Store
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm
@@ -96,7 +96,9 @@ def internal_key(config: Config, name: str, hsm_id: bytes) -> KeyRef:
     try:
         pem = file.read_bytes()
     except OSError as error:
-        raise WrongState("NOT_INITIALISED", f"{file} cannot be read; run `broker init` for this folder first.") from error
+        raise WrongState(
+            "NOT_INITIALISED", f"{file} cannot be read; run `broker init` for this folder first."
+        ) from error
     key = (
         x509.load_pem_x509_certificate(pem).public_key()
         if b"BEGIN CERTIFICATE" in pem
@@ -141,9 +143,7 @@ def make_request() -> tuple[bytes, bytes]:
     """A fresh EC P-256 key and a CSR for it: (PKCS#8 PEM, PKCS#10 PEM)."""
     key = ec.generate_private_key(ec.SECP256R1())
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return pem, csr.public_bytes(serialization.Encoding.PEM)
 
 
@@ -243,9 +243,7 @@ def _first_operator(store: Store, name: str, now: Now) -> None:
     if store.get(Operator, name):
         return
     start = now().replace(microsecond=0)
-    operator = Operator(
-        name=name, groups=("admins",), state=OperatorState.ENABLED, not_before=start, created_at=start
-    )
+    operator = Operator(name=name, groups=("admins",), state=OperatorState.ENABLED, not_before=start, created_at=start)
     call = _call("-/FirstOperator", f"operator/{name}", now)
     with store.write(call.outcome()) as write:
         write.add(operator)
@@ -257,7 +255,7 @@ def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, now: N
     folder.mkdir(mode=0o700, exist_ok=True)
     key, csr = make_request()
     start = now().replace(microsecond=0)
-    pem, serial = ca.client(csr, spiffe_id(config.trust_domain, wishes.operator), start, ADMIN_LIFE)
+    pem, serial = ca.client(csr, operator_uri(config.trust_domain, wishes.operator), start, ADMIN_LIFE)
     call = _call("-/FirstCertificate", f"operator/{wishes.operator}", now)
     call.note(certificate_serial=serial)
     store.record(call.outcome())

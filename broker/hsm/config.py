@@ -39,7 +39,9 @@ class HsmConfig(BaseModel):
     def _harmless(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
             if not _VARIABLE.fullmatch(name) or _CODE_LOADING.fullmatch(name):
-                raise ValueError(f"{name[:64]!a} may not be set for the HSM module: it is not the module's own variable")
+                raise ValueError(
+                    f"{name[:64]!a} may not be set for the HSM module: it is not the module's own variable"
+                )
             if "\0" in text or len(text) > 4096:
                 raise ValueError(f"the value of {name} is not valid: at most 4096 characters, no NUL")
         return value

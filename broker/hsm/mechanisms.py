@@ -75,7 +75,9 @@ class Scheme:
             return [hashlib.new(self.hash, message).digest() for message in messages]
         size = hashlib.new(self.hash).digest_size
         if any(len(digest) != size for digest in messages):
-            raise InvalidRequest("DIGEST_LENGTH", f"The digest does not have the {size} bytes of {self.hash}; hash again.")
+            raise InvalidRequest(
+                "DIGEST_LENGTH", f"The digest does not have the {size} bytes of {self.hash}; hash again."
+            )
         return messages
 
     def release(self, public_key: bytes, raw: bytes, digest: bytes) -> bytes:

@@ -153,7 +153,8 @@ def _load(path: Path) -> Library:
         if "OS exception" in str(fault):
             raise _not_pkcs11(path) from fault
         raise Unavailable(
-            "HSM_UNAVAILABLE", f"The PKCS#11 module {path} does not start ({_name(fault)}); check its own configuration."
+            "HSM_UNAVAILABLE",
+            f"The PKCS#11 module {path} does not start ({_name(fault)}); check its own configuration.",
         ) from fault
 
 

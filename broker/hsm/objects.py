@@ -76,7 +76,9 @@ def check_usage(key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> None
     if key_type not in (_SIGNING_TYPES if usage is KeyUsage.SIGN else _ENCRYPTING_TYPES):
         raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key_type} cannot {usage}; choose another type.")
     if exportable and key_type is KeyType.ED25519:
-        raise InvalidRequest("KEY_NOT_EXPORTABLE", "Ed25519 keys cannot be exported from an HSM; make it not exportable.")
+        raise InvalidRequest(
+            "KEY_NOT_EXPORTABLE", "Ed25519 keys cannot be exported from an HSM; make it not exportable."
+        )
 
 
 def make(worker: Worker, hsm_id: bytes | None, recipe: Recipe) -> list[Any]:

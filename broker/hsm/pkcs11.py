@@ -96,7 +96,9 @@ class Pkcs11Hsm:
     def _found_or_made(self, worker: Worker, hsm_id: bytes, recipe: Recipe) -> bytes | None:
         with self._sessions.objects:
             there = objects.search(worker, hsm_id)
-            whole = {recipe.secret_class} if recipe.key_type.symmetric else {recipe.secret_class, ObjectClass.PUBLIC_KEY}
+            whole = (
+                {recipe.secret_class} if recipe.key_type.symmetric else {recipe.secret_class, ObjectClass.PUBLIC_KEY}
+            )
             if there and {thing.object_class for thing in there} >= whole:
                 return _accepted(there, recipe)
             for remnant in there:  # half a pair: a call that was cut short
@@ -107,7 +109,9 @@ class Pkcs11Hsm:
             except (AlreadyExists, Unavailable) as fault:
                 for thing in made:
                     thing.destroy()
-                raise Unavailable("HSM_FAULT", "The HSM made another key than it was asked for; it was removed.") from fault
+                raise Unavailable(
+                    "HSM_FAULT", "The HSM made another key than it was asked for; it was removed."
+                ) from fault
 
     def public_key(self, key: KeyRef) -> bytes | None:
         """See the port."""
@@ -195,7 +199,9 @@ class Pkcs11Hsm:
         one_call = oaep_hash in self._findings.one_call_hashes
         padded_wrap = self._findings.padded_wrap
         if oaep_hash not in self._findings.oaep_hashes or not (one_call or padded_wrap):
-            raise WrongState("HSM_MECHANISM_MISSING", f"This token cannot wrap with OAEP-{oaep_hash}; see 'broker hsm'.")
+            raise WrongState(
+                "HSM_MECHANISM_MISSING", f"This token cannot wrap with OAEP-{oaep_hash}; see 'broker hsm'."
+            )
         if exact and not one_call and key.type not in self._findings.exact_types:
             raise _not_exact(key.type)
 
@@ -335,7 +341,8 @@ def _bad_ciphertext() -> InvalidRequest:
 
 def _not_exportable() -> WrongState:
     return WrongState(
-        "KEY_NOT_EXPORTABLE", "The key may not leave the HSM: it was made not exportable or has been sealed; make a new one."
+        "KEY_NOT_EXPORTABLE",
+        "The key may not leave the HSM: it was made not exportable or has been sealed; make a new one.",
     )
 
 

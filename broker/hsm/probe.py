@@ -166,7 +166,9 @@ class Examination:
             if verdict == "zero-padded" and usable is None:
                 usable = mechanism
         if usable is None:
-            self._note("key wrap", False, "The token has no AES key wrap with padding; keys cannot be exported from it.")
+            self._note(
+                "key wrap", False, "The token has no AES key wrap with padding; keys cannot be exported from it."
+            )
         return usable, False
 
     def _wrap_nine(self, mechanism: Mechanism) -> str:

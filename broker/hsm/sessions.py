@@ -263,5 +263,3 @@ def translated(fault: ck.PKCS11Error) -> BrokerError:
 
 def _unavailable(why: str) -> Unavailable:
     return Unavailable("HSM_UNAVAILABLE", f"The HSM does not answer: {why.rstrip('.')}.")
-
-

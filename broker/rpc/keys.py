@@ -11,6 +11,7 @@ from broker_api.v1 import keys_pb2 as wire
 
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest
+from broker.core.key_use import KeyUse
 from broker.core.keys import Keys
 from broker.core.model import Key, KeyVersion
 from broker.rpc import codec
@@ -27,8 +28,9 @@ MAX_SIGNATURE = 1024
 class KeyMethods:
     """The RPCs of KeyService."""
 
-    def __init__(self, keys: Keys, pages: PageTokens) -> None:
+    def __init__(self, keys: Keys, use: KeyUse, pages: PageTokens) -> None:
         self._keys = keys
+        self._use = use
         self._pages = pages
 
     def create_key(self, call: Call, request: wire.CreateKeyRequest) -> wire.CreateKeyResponse:
@@ -85,7 +87,7 @@ class KeyMethods:
         signature = request.signature
         if request.encoding == wire.SIGNATURE_ENCODING_JOSE:
             signature = codec.der_from_jose(signature, algorithm)
-        valid, version = self._keys.verify(
+        valid, version = self._use.verify(
             call, request.name, codec.version(request.version), algorithm, inputs[0], signature, prehashed=prehashed
         )
         return wire.VerifyResponse(valid=valid, version=version)
@@ -94,7 +96,7 @@ class KeyMethods:
         codec.at_most(len(request.plaintext), MAX_BYTES, "plaintext")
         codec.at_most(len(request.aad), MAX_BYTES, "aad")
         algorithm = codec.ENCRYPTION_ALGORITHM.optional(request.algorithm)
-        done = self._keys.encrypt(call, request.name, algorithm, request.plaintext, request.aad)
+        done = self._use.encrypt(call, request.name, algorithm, request.plaintext, request.aad)
         return wire.EncryptResponse(
             ciphertext=done.ciphertext,
             version=done.version,
@@ -106,7 +108,7 @@ class KeyMethods:
         codec.at_most(len(request.aad), MAX_BYTES, "aad")
         algorithm = codec.ENCRYPTION_ALGORITHM.optional(request.algorithm)
         version = codec.version(request.version)
-        plaintext, used = self._keys.decrypt(call, request.name, version, algorithm, request.ciphertext, request.aad)
+        plaintext, used = self._use.decrypt(call, request.name, version, algorithm, request.ciphertext, request.aad)
         return wire.DecryptResponse(plaintext=plaintext, version=used)
 
     def rotate_key(self, call: Call, request: wire.RotateKeyRequest) -> wire.RotateKeyResponse:
@@ -137,7 +139,7 @@ class KeyMethods:
     ) -> tuple[list[bytes], int, wire.SignatureAlgorithm.ValueType]:
         inputs, prehashed = _inputs(given)
         algorithm = codec.SIGNATURE_ALGORITHM.optional(request.algorithm)
-        signed = self._keys.sign(call, request.name, algorithm, inputs, prehashed=prehashed)
+        signed = self._use.sign(call, request.name, algorithm, inputs, prehashed=prehashed)
         signatures = signed.signatures
         if request.encoding == wire.SIGNATURE_ENCODING_JOSE:
             signatures = [codec.jose_from_der(signature, signed.algorithm) for signature in signatures]

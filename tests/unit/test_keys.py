@@ -34,7 +34,8 @@ from broker.core.model import (
     VersionState,
 )
 from broker.core.policy import FIRST_POLICY
-from broker.store.sql import SqlStore, StoreConfig
+from broker.store.config import StoreConfig
+from broker.store.sql import SqlStore
 from tests.fakes.hsm import SoftwareHsm
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
