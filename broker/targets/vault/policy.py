@@ -1,0 +1,37 @@
+"""The least that the broker's token must be allowed at Vault or OpenBao, in the words an operator pastes there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+RIGHTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "wrapping_key": ("read",),  # the KEK
+    "keys": ("list",),
+    "keys/+": ("read",),  # reading back
+    "keys/+/import": ("create", "update"),
+    "keys/+/import_version": ("create", "update"),
+    "keys/+/soft-delete": ("update", "delete"),  # OpenBao: takes a key that was not proven out of use
+    "sign/+/+": ("create", "update"),  # from here on: proof by use
+    "encrypt/+": ("create", "update"),
+    "decrypt/+": ("create", "update"),
+})  # fmt: skip
+"""Paths below the mount (``+`` stands for one segment) and what must be allowed there.
+
+There is no right to delete, to export, to back up, to rotate or to change the configuration of a key.
+"""
+
+
+def policy(mount: str) -> str:
+    """The whole policy text for a transit engine mounted at ``mount``, in HCL."""
+    return "".join(line(f"{mount}/{path}", rights) for path, rights in RIGHTS.items()) + SELF
+
+
+def line(path: str, rights: tuple[str, ...]) -> str:
+    """One rule of a policy, in HCL."""
+    listed = ", ".join(f'"{right}"' for right in rights)
+    return f'path "{path}" {{ capabilities = [{listed}] }}\n'
+
+
+SELF = line("sys/capabilities-self", ("update",))
+"""Lets ``broker target check`` say what a token lacks before an import finds out (the default policy has it too)."""
