@@ -36,7 +36,7 @@ class StoreConfig(BaseModel):
 
     url: str = Field(max_length=1024)
     journal: AbsolutePath
-    replica: str = Field(default="broker", pattern=r"\A[a-z](?:-?[a-z0-9]){0,31}\Z")
+    replica: str = Field(default="broker", pattern=r"^[a-z](?:-?[a-z0-9]){0,31}$")
     password_file: AbsolutePath | None = None
     tls_root: AbsolutePath | None = None
     journal_file_bytes: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=1024 * 1024 * 1024)

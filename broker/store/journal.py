@@ -63,7 +63,7 @@ class Journal:
             raise
 
     def append(self, record: AuditEntry | AuditHead, patience: float = PATIENCE) -> None:
-        """Return when the record is durable; Unavailable ``AUDIT_UNAVAILABLE`` if it is not within ``patience`` seconds.
+        """Return when the record is durable; Unavailable ``AUDIT_UNAVAILABLE`` if it is not within that many seconds.
 
         A head of a chain other than the present one has no place in it and is left out.
         """
@@ -131,15 +131,14 @@ class Journal:
             return
         good = [ticket for ticket in tickets if _staged(chain, ticket)]
         try:
-            if any(ticket.record is None for ticket in good):
-                chain.check()
             chain.commit()
         except OSError as fault:
             self._take_back(chain, fault)
             _settle_all(good, fault)
             return
         self._tails[chain.name] = chain.durable
-        _settle_all(good, None)
+        for ticket in good:
+            ticket.settle(_doubt(chain) if ticket.record is None else None)
 
     def _begin(self) -> Chain:
         """A new chain, durable with its first record, which names the last one of the chain before."""
@@ -174,6 +173,15 @@ def _staged(chain: Chain, ticket: _Ticket) -> bool:
         ticket.settle(fault)
         return False
     return True
+
+
+def _doubt(chain: Chain) -> OSError | None:
+    """Why the next record could not be written, although the last one was."""
+    try:
+        chain.check()
+    except OSError as fault:
+        return fault
+    return None
 
 
 def _settle_all(tickets: list[_Ticket], fault: Exception | None) -> None:

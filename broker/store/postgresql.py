@@ -38,11 +38,14 @@ _SESSION = {
     "idle_in_transaction_session_timeout": "30s",
     "default_transaction_isolation": "read\\ committed",
     "default_transaction_read_only": "off",
+    "plan_cache_mode": "force_generic_plan",  # every read is by primary key: planning costs more than it gains
     "synchronous_commit": "on",  # a role's setting could turn it off, and a confirmed change be lost
 }
 
 _UNSWERVING = ("PGSERVICE", "PGTZ", "PGDATESTYLE", "PGGEQO")
 """The variables that libpq reads whatever it is told."""
+
+_NOT_EMPTY = {b"min_protocol_version": b"3.0", b"max_protocol_version": b"3.0"}
 
 _time_is_up = threading.local()
 
@@ -75,15 +78,18 @@ class Postgresql:
         self._readers = Readers(self._engine(poolclass=NullPool, isolation_level="AUTOCOMMIT"))
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Row[Any]]:
+        """See ``Database``."""
         self.bound()
         return self._readers.read(statement, parameters)
 
     def transaction(self) -> AbstractContextManager[Connection]:
+        """See ``Database``."""
         self.bound()
         return transaction(self._writers.connect)
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:
+        """See ``Database``."""
         _time_is_up.at = time.monotonic() + MIGRATION_PATIENCE
         with transaction(self._writers.connect) as connection:
             connection.execute(text("SET LOCAL statement_timeout = '100s'"))
@@ -92,9 +98,11 @@ class Postgresql:
             yield connection
 
     def bound(self) -> None:
+        """See ``Database``."""
         _time_is_up.at = time.monotonic() + PATIENCE
 
     def close(self) -> None:
+        """See ``Database``."""
         self.bound()
         self._readers.close()
         self._writers.dispose()
@@ -141,15 +149,16 @@ def conninfo(config: StoreConfig) -> str:
 
 
 def _compiled() -> dict[str, str]:
+    """Each option that has a variable, at the value it would have without; some may not be empty."""
     return {
-        option.keyword.decode(): (option.compiled or b"").decode()
+        option.keyword.decode(): (option.compiled or _NOT_EMPTY.get(option.keyword, b"")).decode()
         for option in Conninfo.get_defaults()
         if option.envvar and option.keyword != b"service"
     }
 
 
 def refuse_environment() -> None:
-    """WrongState ``ENVIRONMENT_REFUSED`` if a variable is set that would change the connection and cannot be overruled."""
+    """WrongState ``ENVIRONMENT_REFUSED`` if a variable is set that libpq obeys over its arguments."""
     found = [name for name in _UNSWERVING if name in os.environ]
     if found:
         raise WrongState(

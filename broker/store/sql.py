@@ -1,4 +1,4 @@
-"""The ``Store`` port on SQLAlchemy Core: one code for SQLite and PostgreSQL, and the audit journal before every commit."""
+"""The ``Store`` port on SQLAlchemy Core: one code for both databases, and the audit journal before every commit."""
 
 from __future__ import annotations
 

@@ -60,10 +60,12 @@ class Sqlite:
         self._readers = Readers(_engine(path, "ro", (*_ALL, *_READER)))
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Row[Any]]:
+        """See ``Database``."""
         return self._readers.read(statement, parameters)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
+        """See ``Database``."""
         if not self._writer_lock.acquire(timeout=WRITER_WAIT):
             raise unavailable("Other changes are being made and do not end")
         try:
@@ -73,12 +75,14 @@ class Sqlite:
             self._writer_lock.release()
 
     def migration(self) -> AbstractContextManager[Connection]:
+        """See ``Database``."""
         return self.transaction()
 
     def bound(self) -> None:
         """SQLite waits for no server."""
 
     def close(self) -> None:
+        """See ``Database``."""
         self._readers.close()
         with self._writer_lock:
             self._writer.dispose()

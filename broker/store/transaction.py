@@ -107,7 +107,7 @@ class SqlWrite:
             raise self.fault from error
 
     def _changed(self, statement: Executable) -> bool:
-        result: CursorResult[Any] = self._connection.execute(statement)
+        result: CursorResult[Any] = self._connection.execute(statement, execution_options={"preserve_rowcount": True})
         return result.rowcount == 1
 
     def _expect(self, changed: bool, record: Record) -> None:  # noqa: FBT001 - the answer of the line before
