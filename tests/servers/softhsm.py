@@ -1,1 +1,45 @@
-"""Fixtures for a real softhsm."""
+"""A real SoftHSM token, and the broker's HSM edge on it.
+
+A PKCS#11 module is initialised once a process, so there is one ``hsm`` a session: a test that needs another token,
+another config or a fresh start runs it in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from broker.hsm.config import HsmConfig
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.hsm.tokens import create_softhsm_token, find_softhsm
+
+PIN = "canary-pin-4711"
+LABEL = "broker-tests"
+
+
+def make_token(folder: Path, *, label: str = LABEL, pin: str = PIN, sessions: int = 8) -> HsmConfig:
+    """A fresh SoftHSM token in this folder and the config for it."""
+    environment = create_softhsm_token(folder, label, pin, "canary-so-pin-4711")
+    pin_file = folder / "pin"
+    descriptor = os.open(pin_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(pin + "\n")
+    return HsmConfig(
+        module=find_softhsm(), token_label=label, pin_file=pin_file, environment=environment, sessions=sessions
+    )
+
+
+@pytest.fixture(scope="session")
+def softhsm(tmp_path_factory: pytest.TempPathFactory) -> HsmConfig:
+    """The config of a token made for this test session."""
+    return make_token(tmp_path_factory.mktemp("softhsm"))
+
+
+@pytest.fixture(scope="session")
+def hsm(softhsm: HsmConfig) -> Iterator[Pkcs11Hsm]:
+    """The HSM edge on that token."""
+    opened = Pkcs11Hsm(softhsm)
+    yield opened
+    opened.close()

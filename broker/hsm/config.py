@@ -1,0 +1,85 @@
+"""How to reach the token, and the PIN's file."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from broker.core.errors import WrongState
+
+# Names that decide what code gets loaded; a config file must not be a way to have some (SC-04).
+_CODE_LOADING = re.compile(r"(LD_|DYLD_|PYTHON|OPENSSL_|GCONV_|P11_KIT_).*|PATH|HOME", re.ASCII)
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
+_MAX_PIN = 256
+
+
+class HsmConfig(BaseModel):
+    """Which PKCS#11 module, which token in it, and where its user PIN is.
+
+    ``environment`` is set in this process before the module is loaded (SoftHSM reads ``SOFTHSM2_CONF``). Times are
+    seconds. No PIN is ever held here: only the name of its file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    module: Path
+    token_label: str = Field(min_length=1, max_length=32)
+    pin_file: Path
+    environment: dict[str, str] = Field(default_factory=dict, max_length=16)
+    sessions: int = Field(default=8, ge=1, le=256)
+    session_wait: float = Field(default=5.0, gt=0, le=60)
+    reload_interval: float = Field(default=30.0, ge=0, le=3600)
+
+    @field_validator("environment")
+    @classmethod
+    def _harmless(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not _VARIABLE.fullmatch(name) or _CODE_LOADING.fullmatch(name):
+                raise ValueError(f"{name[:64]!a} may not be set for the HSM module: it is not the module's own variable")
+            if "\0" in text or len(text) > 4096:
+                raise ValueError(f"the value of {name} is not valid: at most 4096 characters, no NUL")
+        return value
+
+
+def read_pin(path: Path) -> str:
+    """Return the PIN that the file holds, without the line end.
+
+    WrongState ``HSM_PIN_FILE`` unless it is a plain file of this user's that nobody else may read, with a PIN in it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as fault:
+        raise WrongState(
+            "HSM_PIN_FILE", f"The PIN file {path} cannot be read ({fault.strerror}); create it with mode 0600."
+        ) from fault
+    with os.fdopen(descriptor, "rb") as file:
+        _refuse_open_file(path, os.fstat(descriptor))
+        return _parse_pin(path, file.read(_MAX_PIN + 2))
+
+
+def _refuse_open_file(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise WrongState("HSM_PIN_FILE", f"The PIN file {path} is not a plain file; put the PIN into one.")
+    if status.st_uid != os.geteuid():
+        raise WrongState(
+            "HSM_PIN_FILE", f"The PIN file {path} belongs to another user; give it to the user that runs the broker."
+        )
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise WrongState("HSM_PIN_FILE", f"The PIN file {path} is open to other users; run: chmod 600 {path}")
+
+
+def _parse_pin(path: Path, content: bytes) -> str:
+    try:
+        pin = content.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        pin = ""
+    if not pin or len(pin) > _MAX_PIN or not pin.isprintable():
+        # ``from None``: the decoding error would carry the file's bytes.
+        raise WrongState(
+            "HSM_PIN_FILE", f"The PIN file {path} does not hold one line of 1 to {_MAX_PIN} printable characters."
+        ) from None
+    return pin

@@ -1,0 +1,165 @@
+"""One PKCS#11 module, initialised so that threads may use it.
+
+python-pkcs11 calls ``C_Initialize(NULL)`` and then releases the GIL, so SoftHSM would run without its locks and crash.
+The module is therefore finalised once and initialised again here with ``CKF_OS_LOCKING_OK``; and the few functions that
+the binding does not have are called here too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pkcs11
+from pkcs11.exceptions import PKCS11Error
+
+from broker.core.errors import Unavailable, WrongState
+
+if TYPE_CHECKING:
+    from pkcs11._pkcs11 import lib as Library  # noqa: N812 - the binding's class has a lower-case name
+
+_OS_LOCKING_OK = 0x2
+_RW_USER_FUNCTIONS = 3
+CKM_RSA_AES_KEY_WRAP = 0x1054
+_MGF = {0x220: 1, 0x255: 5, 0x250: 2, 0x260: 3, 0x270: 4}
+_NEEDED = ("C_Initialize", "C_Finalize", "C_GetSessionInfo", "C_WrapKey")
+
+
+class _InitializeArguments(ctypes.Structure):
+    _fields_ = (
+        ("create_mutex", ctypes.c_void_p),
+        ("destroy_mutex", ctypes.c_void_p),
+        ("lock_mutex", ctypes.c_void_p),
+        ("unlock_mutex", ctypes.c_void_p),
+        ("flags", ctypes.c_ulong),
+        ("reserved", ctypes.c_void_p),
+    )
+
+
+class _SessionInformation(ctypes.Structure):
+    _fields_ = (
+        ("slot", ctypes.c_ulong),
+        ("state", ctypes.c_ulong),
+        ("flags", ctypes.c_ulong),
+        ("device_error", ctypes.c_ulong),
+    )
+
+
+class _Mechanism(ctypes.Structure):
+    _fields_ = (("mechanism", ctypes.c_ulong), ("parameter", ctypes.c_void_p), ("length", ctypes.c_ulong))
+
+
+class _OaepParameters(ctypes.Structure):
+    _fields_ = (
+        ("hash", ctypes.c_ulong),
+        ("mgf", ctypes.c_ulong),
+        ("source", ctypes.c_ulong),
+        ("source_data", ctypes.c_void_p),
+        ("source_length", ctypes.c_ulong),
+    )
+
+
+class _RsaAesParameters(ctypes.Structure):
+    _fields_ = (("aes_bits", ctypes.c_ulong), ("oaep", ctypes.POINTER(_OaepParameters)))
+
+
+class Module:
+    """A loaded module. ``library`` is python-pkcs11's view of the same one; valid while initialised."""
+
+    def __init__(self, path: Path) -> None:
+        _refuse_loose_file(path)
+        self.path = path
+        self.library: Library = _load(path)
+        self._functions = ctypes.CDLL(str(path))
+        if missing := [name for name in _NEEDED if not hasattr(self._functions, name)]:
+            raise _not_pkcs11(path) from AttributeError(", ".join(missing))
+        self._functions.C_GetSessionInfo.argtypes = (ctypes.c_ulong, ctypes.c_void_p)
+        self.library.finalize()
+
+    def initialize(self) -> None:
+        """Initialise with operating-system locks."""
+        arguments = _InitializeArguments(flags=_OS_LOCKING_OK)
+        if code := self._functions.C_Initialize(ctypes.byref(arguments)):
+            raise Unavailable(
+                "HSM_UNAVAILABLE", f"The PKCS#11 module {self.path} does not initialise for threads (CKR 0x{code:x})."
+            )
+
+    def finalize(self) -> None:
+        """Finalise; every session and handle dies. A module that is not initialised is left as it is."""
+        self._functions.C_Finalize(None)
+
+    def logged_in(self, session: int) -> bool:
+        """True when the module still knows this session and the user is logged in."""
+        information = _SessionInformation()
+        code = self._functions.C_GetSessionInfo(session, ctypes.byref(information))
+        return bool(code == 0 and information.state == _RW_USER_FUNCTIONS)
+
+    def wrap_rsa_aes(self, session: int, kek: int, key: int, oaep_hash: int) -> bytes:
+        """One-call CKM_RSA_AES_KEY_WRAP with an AES-256 ephemeral; raises PKCS11Error.
+
+        Here because python-pkcs11 cannot name this mechanism.
+        """
+        oaep = _OaepParameters(hash=oaep_hash, mgf=_MGF[oaep_hash], source=1, source_data=None, source_length=0)
+        parameters = _RsaAesParameters(aes_bits=256, oaep=ctypes.pointer(oaep))
+        mechanism = _Mechanism(
+            mechanism=CKM_RSA_AES_KEY_WRAP,
+            parameter=ctypes.cast(ctypes.pointer(parameters), ctypes.c_void_p),
+            length=ctypes.sizeof(parameters),
+        )
+        blob = ctypes.create_string_buffer(8192)
+        length = ctypes.c_ulong(len(blob))
+        code = self._functions.C_WrapKey(
+            ctypes.c_ulong(session),
+            ctypes.byref(mechanism),
+            ctypes.c_ulong(kek),
+            ctypes.c_ulong(key),
+            blob,
+            ctypes.byref(length),
+        )
+        if code:
+            raise PKCS11Error(f"C_WrapKey with CKM_RSA_AES_KEY_WRAP gave CKR 0x{code:x}")
+        return blob.raw[: length.value]
+
+
+def _refuse_loose_file(path: Path) -> None:
+    """The module's code runs with the PIN in reach, so nobody else may be able to change it (SC-04)."""
+    try:
+        status = path.stat()
+    except OSError as fault:
+        raise WrongState(
+            "HSM_MODULE_MISSING",
+            f"There is no PKCS#11 module at {path} ({fault.strerror}); install it or correct the path.",
+        ) from fault
+    if not stat.S_ISREG(status.st_mode):
+        raise WrongState("HSM_MODULE_MISSING", f"The PKCS#11 module {path} is not a file; name the .so itself.")
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise WrongState(
+            "HSM_MODULE_UNSAFE",
+            f"The PKCS#11 module {path} can be changed by another user; let root own it, with mode 0644.",
+        )
+
+
+def _load(path: Path) -> Library:
+    try:
+        return pkcs11.lib(str(path))
+    except PKCS11Error as fault:
+        if "already initialized" in str(fault):
+            raise WrongState(
+                "HSM_MODULE_IN_USE", f"The PKCS#11 module {path} is already in use in this process; close that first."
+            ) from fault
+        if "OS exception" in str(fault):
+            raise _not_pkcs11(path) from fault
+        raise Unavailable(
+            "HSM_UNAVAILABLE", f"The PKCS#11 module {path} does not start ({_name(fault)}); check its own configuration."
+        ) from fault
+
+
+def _name(fault: PKCS11Error) -> str:
+    return type(fault).__name__ if type(fault) is not PKCS11Error else str(fault)
+
+
+def _not_pkcs11(path: Path) -> WrongState:
+    return WrongState("HSM_MODULE_INVALID", f"{path} is not a PKCS#11 module; name the vendor's PKCS#11 library.")

@@ -1,0 +1,165 @@
+"""The broker's objects in the token: how they are made, found and read.
+
+The templates are the policy, because a token may enforce little: sensitive, one purpose, no derivation, extractable
+only when created so. What was asked for is read back after creation, since a token may also ignore a template (HS-23).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from asn1crypto.core import OctetString
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pkcs11 import Attribute, Mechanism, MechanismFlag, ObjectClass
+from pkcs11 import KeyType as CkKeyType
+from pkcs11 import exceptions as ck
+
+from broker.core.errors import InvalidRequest, NotFound, Unavailable
+from broker.core.model import KeyType, KeyUsage
+from broker.hsm.mechanisms import AES_BITS, CURVE_OIDS
+from broker.hsm.sanity import CURVES, RSA_BITS
+from broker.hsm.sessions import Worker
+
+Template = dict[Attribute, Any]
+_SIGNING_TYPES: Final = frozenset(KeyType) - frozenset(AES_BITS)
+_ENCRYPTING_TYPES: Final = frozenset(RSA_BITS) | frozenset(AES_BITS)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a key is to be. ``copyable_known``: the token understands CKA_COPYABLE (PKCS#11 2.40)."""
+
+    key_type: KeyType
+    usage: KeyUsage
+    exportable: bool
+    copyable_known: bool = True
+
+    @property
+    def secret_class(self) -> ObjectClass:
+        """The class of the half that is secret."""
+        return ObjectClass.SECRET_KEY if self.key_type.symmetric else ObjectClass.PRIVATE_KEY
+
+    def secret(self) -> Template:
+        """The attributes of the secret half, all of them checked when they are read back."""
+        signs = self.usage is KeyUsage.SIGN
+        template: Template = {
+            Attribute.PRIVATE: True,
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: self.exportable,
+            Attribute.SIGN: signs,
+            Attribute.DECRYPT: not signs,
+            Attribute.UNWRAP: False,
+            Attribute.DERIVE: False,
+        }
+        if self.copyable_known:
+            template[Attribute.COPYABLE] = False  # a copy could be given other attributes (HS-04)
+        if self.key_type.symmetric:
+            template |= {Attribute.ENCRYPT: True, Attribute.VERIFY: False, Attribute.WRAP: False}
+        return template
+
+    def public(self) -> Template:
+        """The attributes of the public half."""
+        signs = self.usage is KeyUsage.SIGN
+        return {
+            Attribute.PRIVATE: False,
+            Attribute.VERIFY: signs,
+            Attribute.ENCRYPT: not signs,
+            Attribute.WRAP: False,
+            Attribute.DERIVE: False,
+        }
+
+
+def check_usage(key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> None:
+    """Return if such a key can exist; else InvalidRequest."""
+    if key_type not in (_SIGNING_TYPES if usage is KeyUsage.SIGN else _ENCRYPTING_TYPES):
+        raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key_type} cannot {usage}; choose another type.")
+    if exportable and key_type is KeyType.ED25519:
+        raise InvalidRequest("KEY_NOT_EXPORTABLE", "Ed25519 keys cannot be exported from an HSM; make it not exportable.")
+
+
+def make(worker: Worker, hsm_id: bytes | None, recipe: Recipe) -> list[Any]:
+    """Generate: [secret] or [private, public]. ``hsm_id`` None makes a session object. Hold the objects lock."""
+    named: dict[str, Any] = {"capabilities": MechanismFlag(0), "store": hsm_id is not None}
+    if hsm_id is not None:
+        named |= {"id": hsm_id, "label": hsm_id.hex()}
+    kind = recipe.key_type
+    if kind in AES_BITS:
+        return [worker.session.generate_key(CkKeyType.AES, AES_BITS[kind], template=recipe.secret(), **named)]
+    named |= {"public_template": recipe.public(), "private_template": recipe.secret()}
+    if kind in RSA_BITS:
+        public, private = worker.session.generate_keypair(CkKeyType.RSA, RSA_BITS[kind], **named)
+    else:
+        edwards = kind is KeyType.ED25519
+        parameters = worker.session.create_domain_parameters(
+            CkKeyType.EC_EDWARDS if edwards else CkKeyType.EC, {Attribute.EC_PARAMS: CURVE_OIDS[kind]}, local=True
+        )
+        mechanism = Mechanism.EC_EDWARDS_KEY_PAIR_GEN if edwards else Mechanism.EC_KEY_PAIR_GEN
+        public, private = parameters.generate_keypair(mechanism=mechanism, **named)
+    return [private, public]
+
+
+def matches(found: Any, template: Template) -> bool:
+    """True when the object really has each of these attributes."""
+    read = found.get_attributes(list(template))
+    return all(read.get(attribute) == value for attribute, value in template.items())
+
+
+def search(worker: Worker, hsm_id: bytes, kind: ObjectClass | None = None) -> list[Any]:
+    """All objects with this CKA_ID (and class). Hold the objects lock."""
+    template: Template = {Attribute.ID: hsm_id}
+    if kind is not None:
+        template[Attribute.CLASS] = kind
+    return list(worker.session.get_objects(template))
+
+
+def only(found: list[Any], *, logged_in: bool) -> Any:
+    """The one object. Private objects are invisible after a logout, so an absence is believed only when logged in."""
+    if not found:
+        if not logged_in:
+            raise ck.UserNotLoggedIn
+        raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key; it was destroyed, or this is another token.")
+    if len(found) > 1:
+        raise Unavailable("HSM_FAULT", "The HSM holds several keys under one id; none is used. Remove the stray one.")
+    return found[0]
+
+
+def read_public_key(public: Any, key_type: KeyType) -> bytes:
+    """The SubjectPublicKeyInfo DER of a public-key object; Unavailable ``HSM_FAULT`` when it is not well-formed."""
+    try:
+        return _read_rsa(public) if key_type in RSA_BITS else _read_point(public, key_type)
+    except (ValueError, TypeError, KeyError) as fault:
+        raise Unavailable(
+            "HSM_FAULT", "The HSM's public key is not well-formed; the key is not used. Check the device."
+        ) from fault
+
+
+def _read_rsa(public: Any) -> bytes:
+    read = public.get_attributes([Attribute.MODULUS, Attribute.PUBLIC_EXPONENT])
+    modulus = int.from_bytes(read[Attribute.MODULUS], "big")
+    exponent = int.from_bytes(read[Attribute.PUBLIC_EXPONENT], "big")
+    return _spki(rsa.RSAPublicNumbers(exponent, modulus).public_key())
+
+
+def _read_point(public: Any, key_type: KeyType) -> bytes:
+    encoded: bytes = public[Attribute.EC_POINT]
+    if key_type is KeyType.ED25519:
+        return _spki(ed25519.Ed25519PublicKey.from_public_bytes(_unwrapped(encoded, 32)))
+    curve = CURVES[key_type]()
+    size = 1 + 2 * ((curve.key_size + 7) // 8)
+    return _spki(ec.EllipticCurvePublicKey.from_encoded_point(curve, _unwrapped(encoded, size)))
+
+
+def _unwrapped(encoded: bytes, size: int) -> bytes:
+    """CKA_EC_POINT is a DER OCTET STRING by the standard; some tokens give the bare point of ``size`` bytes."""
+    if len(encoded) == size:
+        return encoded
+    point = OctetString.load(encoded, strict=True).native
+    if not isinstance(point, bytes) or len(point) != size:
+        raise ValueError("CKA_EC_POINT of wrong length")
+    return point
+
+
+def _spki(key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

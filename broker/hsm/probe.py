@@ -1,0 +1,284 @@
+"""What this token can really do, tried at start with throw-away keys (a mechanism list is only a claim)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.keywrap import (
+    InvalidUnwrap,
+    aes_key_unwrap_with_padding,
+    aes_key_wrap_with_padding,
+)
+from cryptography.hazmat.primitives.serialization import load_der_private_key
+from pkcs11 import Attribute, Mechanism, ObjectClass
+from pkcs11 import KeyType as CkKeyType
+from pkcs11 import exceptions as ck
+
+from broker.core.model import KeyType, KeyUsage, OaepHash, Probe
+from broker.hsm.mechanisms import AES_BITS, CURVE_OIDS, OAEP
+from broker.hsm.module import CKM_RSA_AES_KEY_WRAP
+from broker.hsm.objects import Recipe, make
+from broker.hsm.sanity import RSA_BITS
+from broker.hsm.sessions import Sessions, Worker
+from broker.hsm.wrapping import kek_object
+
+# KWP is PKCS#11 3.1's unambiguous name for RFC 5649; 0x210A may or may not mean it.
+_PADDED_WRAPS: Final = (Mechanism.AES_KEY_WRAP_KWP, Mechanism.AES_KEY_WRAP_PAD)
+T = TypeVar("T")
+_NINE: Final = bytes(range(0x61, 0x6A))
+_NO_COPYABLE: Final = (ck.AttributeTypeInvalid, ck.AttributeValueInvalid, ck.TemplateInconsistent)
+_OAEP_HASHES: Final[dict[OaepHash, hashes.HashAlgorithm]] = {
+    OaepHash.SHA1: hashes.SHA1(),  # noqa: S303 - RSAES-OAEP with SHA-1 is what Azure's import demands
+    OaepHash.SHA256: hashes.SHA256(),
+    OaepHash.SHA384: hashes.SHA384(),
+    OaepHash.SHA512: hashes.SHA512(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What was found. ``padded_wrap`` None: no usable key wrap; ``exact_types``: whose wrap follows RFC 5649."""
+
+    key_types: tuple[KeyType, ...]
+    copyable_known: bool
+    padded_wrap: Mechanism | None
+    exact: bool
+    exact_types: frozenset[KeyType]
+    oaep_hashes: tuple[OaepHash, ...]
+    one_call_hashes: frozenset[OaepHash]
+    probes: tuple[Probe, ...]
+
+
+class Examination:
+    """One run of the probes on one borrowed session. The caller holds no lock."""
+
+    def __init__(self, sessions: Sessions, worker: Worker) -> None:
+        self._sessions = sessions
+        self._worker = worker
+        self._probes: list[Probe] = []
+        self._mechanisms = {int(mechanism) for mechanism in sessions.token.slot.get_mechanisms()}
+        self._wrapping_value = os.urandom(32)
+
+    def findings(self) -> Findings:
+        """Try everything; a part that the token refuses becomes a failed probe, never an error."""
+        copyable = self._copyable_known()
+        key_types = tuple(kind for kind in KeyType if self._can_make(kind, copyable_known=copyable))
+        padded_wrap, exact = self._padded_wrap()
+        exact_types = frozenset(
+            kind for kind in key_types if padded_wrap and (exact or self._is_exact(kind, padded_wrap, copyable))
+        )
+        hashes_done, one_call = self._transport(padded_wrap)
+        return Findings(
+            key_types=key_types,
+            copyable_known=copyable,
+            padded_wrap=padded_wrap,
+            exact=exact,
+            exact_types=exact_types - {KeyType.ED25519},
+            oaep_hashes=hashes_done,
+            one_call_hashes=one_call,
+            probes=tuple(self._probes),
+        )
+
+    def _note(self, name: str, passed: bool, detail: str) -> bool:  # noqa: FBT001 - the probe's own fields, in order
+        self._probes.append(Probe(name=name, passed=passed, detail=detail))
+        return passed
+
+    def _make(self, recipe: Recipe) -> list[Any]:
+        with self._sessions.objects:
+            return make(self._worker, None, recipe)
+
+    def _create(self, template: dict[Attribute, Any]) -> Any:
+        with self._sessions.objects:
+            return self._worker.session.create_object({Attribute.TOKEN: False, **template})
+
+    def _discard(self, *made: Any) -> None:
+        with self._sessions.objects:
+            for thing in made:
+                thing.destroy()
+
+    def _copyable_known(self) -> bool:
+        try:
+            self._discard(*self._make(Recipe(KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False)))
+        except _NO_COPYABLE:
+            return self._note("template copyable", False, "The token does not know CKA_COPYABLE (PKCS#11 2.40).")
+        except ck.PKCS11Error as fault:
+            return self._note("template copyable", False, f"No AES key could be made ({type(fault).__name__}).")
+        return self._note("template copyable", True, "Keys are made not copyable.")
+
+    def _can_make(self, kind: KeyType, *, copyable_known: bool) -> bool:
+        if kind in RSA_BITS:
+            return self._claims_rsa(kind)
+        usage = KeyUsage.ENCRYPT if kind.symmetric else KeyUsage.SIGN
+        try:
+            self._discard(*self._make(Recipe(kind, usage, exportable=False, copyable_known=copyable_known)))
+        except ck.PKCS11Error as fault:
+            return self._note(f"key type {kind}", False, f"The token does not make it ({type(fault).__name__}).")
+        return self._note(f"key type {kind}", True, "A throw-away key was made.")
+
+    def _claims_rsa(self, kind: KeyType) -> bool:
+        """By the token's own words: making an RSA key for trial would take seconds on real devices."""
+        try:
+            said = self._sessions.token.slot.get_mechanism_info(Mechanism.RSA_PKCS_KEY_PAIR_GEN)
+        except ck.PKCS11Error as fault:
+            return self._note(f"key type {kind}", False, f"The token does not make it ({type(fault).__name__}).")
+        able = (said.min_key_length or 0) <= RSA_BITS[kind] <= (said.max_key_length or 0)
+        return self._note(f"key type {kind}", able, f"Key sizes {said.min_key_length} to {said.max_key_length} bits.")
+
+    def _wrapping_key(self, value: bytes) -> Any:
+        return self._create(
+            {
+                Attribute.CLASS: ObjectClass.SECRET_KEY,
+                Attribute.KEY_TYPE: CkKeyType.AES,
+                Attribute.VALUE: value,
+                Attribute.SENSITIVE: True,
+                Attribute.EXTRACTABLE: True,
+                Attribute.WRAP: True,
+                Attribute.ENCRYPT: False,
+                Attribute.DECRYPT: False,
+            }
+        )
+
+    def _nine_bytes(self) -> Any:
+        return self._create(
+            {
+                Attribute.CLASS: ObjectClass.SECRET_KEY,
+                Attribute.KEY_TYPE: CkKeyType.GENERIC_SECRET,
+                Attribute.VALUE: _NINE,
+                Attribute.SENSITIVE: True,
+                Attribute.EXTRACTABLE: True,
+            }
+        )
+
+    def _padded_wrap(self) -> tuple[Mechanism | None, bool]:
+        """The best padded wrap and whether it is RFC 5649 for a length that is not a multiple of 8."""
+        usable: Mechanism | None = None
+        for mechanism in _PADDED_WRAPS:
+            if int(mechanism) not in self._mechanisms:
+                continue
+            verdict = self._attempt(f"key wrap {mechanism.name}", lambda m=mechanism: self._wrap_nine(m))  # type: ignore[misc]
+            if verdict == "exact":
+                return mechanism, True
+            if verdict == "zero-padded" and usable is None:
+                usable = mechanism
+        if usable is None:
+            self._note("key wrap", False, "The token has no AES key wrap with padding; keys cannot be exported from it.")
+        return usable, False
+
+    def _wrap_nine(self, mechanism: Mechanism) -> str:
+        key, nine = self._wrapping_key(self._wrapping_value), self._nine_bytes()
+        try:
+            blob = key.wrap_key(nine, mechanism=mechanism)
+        finally:
+            self._discard(key, nine)
+        name = f"key wrap {mechanism.name}"
+        if blob == aes_key_wrap_with_padding(self._wrapping_value, _NINE):
+            self._note(name, True, "Follows RFC 5649 for every length.")
+            return "exact"
+        if blob == aes_key_wrap_with_padding(self._wrapping_value, _NINE.ljust(16, b"\0")):
+            self._note(name, False, "Not RFC 5649: zero bytes are added before wrapping, so 9 bytes come back as 16.")
+            return "zero-padded"
+        self._note(name, False, "Not RFC 5649, and not readable by anybody who follows it; it is not used.")
+        return "unusable"
+
+    def _is_exact(self, kind: KeyType, mechanism: Mechanism, copyable_known: bool) -> bool:  # noqa: FBT001
+        """Whether this type's plaintext happens to need no padding: wrap a throw-away key and open it strictly.
+
+        RSA lengths differ from key to key, so RSA is never exact under a wrap that is not.
+        """
+        if kind not in CURVE_OIDS and kind not in AES_BITS or kind is KeyType.ED25519:
+            return False
+        usage = KeyUsage.ENCRYPT if kind.symmetric else KeyUsage.SIGN
+        name = f"exact wrap {kind}"
+        verdict = self._attempt(
+            name, lambda: self._wrapped_plaintext(Recipe(kind, usage, True, copyable_known), mechanism)
+        )
+        if not isinstance(verdict, bytes):
+            return False
+        if kind in AES_BITS:
+            exact = len(verdict) * 8 == AES_BITS[kind]
+        else:
+            exact = _parses(verdict)
+        return self._note(name, exact, f"{len(verdict)} bytes, {'none' if exact else 'some'} of them padding.")
+
+    def _wrapped_plaintext(self, recipe: Recipe, mechanism: Mechanism) -> bytes:
+        made = self._make(recipe)
+        try:
+            key = self._wrapping_key(self._wrapping_value)
+            try:
+                return aes_key_unwrap_with_padding(self._wrapping_value, key.wrap_key(made[0], mechanism=mechanism))
+            finally:
+                self._discard(key)
+        finally:
+            self._discard(*made)
+
+    def _transport(self, padded_wrap: Mechanism | None) -> tuple[tuple[OaepHash, ...], frozenset[OaepHash]]:
+        """Which OAEP hashes the token really applies, in two steps and in the one-call wrap."""
+        private = rsa.generate_private_key(65537, 2048)  # throw-away, so that the RSA half can be opened here
+        opened = []
+        one_call = []
+        with kek_object(self._worker, private.public_key().public_numbers(), self._sessions.objects) as kek:
+            for oaep_hash in OaepHash:
+                if self._attempt(f"OAEP {oaep_hash}", lambda h=oaep_hash: self._oaep(kek, private, h)):  # type: ignore[misc]
+                    opened.append(oaep_hash)
+                if CKM_RSA_AES_KEY_WRAP in self._mechanisms and self._attempt(
+                    f"one-call wrap {oaep_hash}",
+                    lambda h=oaep_hash: self._one_call(kek, private, h),  # type: ignore[misc]
+                ):
+                    one_call.append(oaep_hash)
+        if CKM_RSA_AES_KEY_WRAP not in self._mechanisms:
+            self._note("one-call wrap", False, "The token has no CKM_RSA_AES_KEY_WRAP; two steps are used.")
+        offered = opened if padded_wrap else []
+        return tuple(h for h in OaepHash if h in offered or h in one_call), frozenset(one_call)
+
+    def _oaep(self, kek: Any, private: rsa.RSAPrivateKey, oaep_hash: OaepHash) -> bool:
+        value = os.urandom(32)
+        key = self._wrapping_key(value)
+        try:
+            blob = kek.wrap_key(key, mechanism=Mechanism.RSA_PKCS_OAEP, mechanism_param=(*OAEP[oaep_hash], None))
+        finally:
+            self._discard(key)
+        right = _opens(private, blob, oaep_hash) == value
+        return self._note(f"OAEP {oaep_hash}", right, "Opened here." if right else "The token applied another hash.")
+
+    def _one_call(self, kek: Any, private: rsa.RSAPrivateKey, oaep_hash: OaepHash) -> bool:
+        nine = self._nine_bytes()
+        try:
+            blob = self._sessions.module.wrap_rsa_aes(
+                self._worker.session.handle, kek.handle, nine.handle, int(OAEP[oaep_hash][0])
+            )
+        finally:
+            self._discard(nine)
+        ephemeral = _opens(private, blob[:256], oaep_hash)
+        right = len(ephemeral) == 32 and blob[256:] == aes_key_wrap_with_padding(ephemeral, _NINE)
+        return self._note(f"one-call wrap {oaep_hash}", right, "Both halves opened here." if right else "Wrong result.")
+
+    def _attempt(self, name: str, trial: Callable[[], T]) -> T | None:
+        try:
+            return trial()
+        except ck.PKCS11Error as fault:
+            self._note(name, False, f"The token refuses ({type(fault).__name__}).")
+        except InvalidUnwrap:
+            self._note(name, False, "The token's result cannot be opened.")
+        return None
+
+
+def _opens(private: rsa.RSAPrivateKey, blob: bytes, oaep_hash: OaepHash) -> bytes:
+    algorithm = _OAEP_HASHES[oaep_hash]
+    try:
+        return private.decrypt(blob, padding.OAEP(padding.MGF1(algorithm), algorithm, None))
+    except ValueError:
+        return b""
+
+
+def _parses(pkcs8: bytes) -> bool:
+    """True for a PKCS#8 key without a byte too many."""
+    try:
+        load_der_private_key(pkcs8, None)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,112 @@
+"""Refusing to serve from a token that does not enforce what everything else rests on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, Final
+
+from pkcs11 import Attribute, Mechanism, MechanismFlag, ObjectClass
+from pkcs11 import KeyType as CkKeyType
+from pkcs11 import exceptions as ck
+
+from broker.core.errors import WrongState
+from broker.core.model import KeyType
+from broker.hsm.lending import lend
+from broker.hsm.mechanisms import CURVE_OIDS
+from broker.hsm.objects import read_public_key
+from broker.hsm.sanity import RSA_BITS, check_public_key
+from broker.hsm.sessions import Sessions, Worker
+
+_ROLES: Final = (
+    Attribute.SIGN,
+    Attribute.DECRYPT,
+    Attribute.WRAP,
+    Attribute.UNWRAP,
+    Attribute.DERIVE,
+    Attribute.SENSITIVE,
+)
+
+
+def refuse_lax_token(sessions: Sessions, worker: Worker) -> None:
+    """Try what must fail, with throw-away keys; WrongState ``HSM_NOT_ENFORCING`` if any of it works (HS-23)."""
+    with sessions.objects:
+        wrapper = _throw_away(worker, extractable=True, flags=MechanismFlag.WRAP)
+        held = _throw_away(worker, extractable=False, flags=MechanismFlag.ENCRYPT)
+    try:
+        _must_fail("wrapped a key that is not extractable", lambda: _wrap(wrapper, held))
+        _must_fail("showed the value of a sensitive key", lambda: held[Attribute.VALUE])
+        _must_fail("made a key extractable afterwards", lambda: _set(held, Attribute.EXTRACTABLE, value=True))
+        _must_fail("made a sensitive key readable afterwards", lambda: _set(held, Attribute.SENSITIVE, value=False))
+        _must_fail("decrypted with a key that may only wrap", lambda: _decrypt(worker, wrapper))
+    finally:
+        with sessions.objects:
+            wrapper.destroy()
+            held.destroy()
+
+
+def refuse_conflicting_keys(worker: Worker) -> None:
+    """Look at each key of the broker's in the token (HS-01, HS-21). Hold the objects lock.
+
+    WrongState ``HSM_KEY_CONFLICT`` for one that could open what it or another wraps, that may derive, that has two
+    purposes or is readable; Unavailable ``HSM_FAULT`` for a public key that is not sound.
+    """
+    for kind in (ObjectClass.SECRET_KEY, ObjectClass.PRIVATE_KEY):
+        for thing in worker.session.get_objects({Attribute.CLASS: kind, Attribute.TOKEN: True}):
+            if _ours(thing):
+                _refuse_conflict(thing)
+    for thing in worker.session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.TOKEN: True}):
+        if _ours(thing) and (key_type := _type_of(thing)) is not None:
+            check_public_key(key_type, read_public_key(thing, key_type))
+
+
+def _refuse_conflict(thing: Any) -> None:
+    roles = thing.get_attributes(list(_ROLES))
+    purposes = sum(bool(roles.get(role)) for role in (Attribute.SIGN, Attribute.DECRYPT))
+    forbidden = any(roles.get(role) for role in (Attribute.WRAP, Attribute.UNWRAP, Attribute.DERIVE))
+    if purposes != 1 or forbidden or not roles.get(Attribute.SENSITIVE):
+        raise WrongState(
+            "HSM_KEY_CONFLICT",
+            f"The key {thing.label} in the HSM has conflicting roles or is readable: somebody changed it or planted it; "
+            "remove it from the token.",
+        )
+
+
+def _ours(thing: Any) -> bool:
+    """The broker labels each key with its id in hex; nothing else in the token is its business."""
+    with contextlib.suppress(UnicodeDecodeError):
+        return bool(thing.id) and thing.label == thing.id.hex()
+    return False
+
+
+def _type_of(public: Any) -> KeyType | None:
+    if public.key_type is CkKeyType.RSA:
+        bits = len(public[Attribute.MODULUS].lstrip(b"\0")) * 8
+        return next((kind for kind, size in RSA_BITS.items() if size == bits), None)
+    parameters = public[Attribute.EC_PARAMS]
+    return next((kind for kind, oid in CURVE_OIDS.items() if oid == parameters), None)
+
+
+def _throw_away(worker: Worker, *, extractable: bool, flags: MechanismFlag) -> Any:
+    template = {Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: extractable, Attribute.PRIVATE: True}
+    return worker.session.generate_key(CkKeyType.AES, 256, store=False, capabilities=flags, template=template)
+
+
+def _must_fail(what: str, attempt: Callable[[], object]) -> None:
+    with contextlib.suppress(ck.PKCS11Error):
+        attempt()
+        raise WrongState("HSM_NOT_ENFORCING", f"The token {what}; it cannot keep keys safe and is not used.")
+
+
+def _wrap(wrapper: Any, held: Any) -> None:
+    wrapper.wrap_key(held, mechanism=Mechanism.AES_KEY_WRAP)
+
+
+def _set(thing: Any, attribute: Attribute, *, value: bool) -> None:
+    thing[attribute] = value
+
+
+def _decrypt(worker: Worker, wrapper: Any) -> None:
+    lend(worker.session, wrapper.handle, CkKeyType.AES).decrypt(
+        bytes(16), mechanism=Mechanism.AES_CBC, mechanism_param=bytes(16)
+    )

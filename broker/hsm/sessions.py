@@ -1,0 +1,267 @@
+"""The login, the sessions, and getting both back when the device loses them.
+
+PKCS#11's rules that shape this: closing a session that logged in logs the whole process out, so one login session is
+kept and never lent; a session is for one thread at a time, so each operation borrows a worker session that was opened
+without the PIN; ``C_Finalize`` under a running call is undefined, so a reload first takes all workers back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from pkcs11 import exceptions as ck
+from pkcs11.constants import TokenFlag
+
+from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.hsm.config import HsmConfig, read_pin
+from broker.hsm.module import Module
+
+if TYPE_CHECKING:
+    from pkcs11.types import Session, Token
+
+R = TypeVar("R")
+Clock = Callable[[], float]
+"""Seconds that never go back."""
+
+LOST: Final = (
+    ck.GeneralError,
+    ck.DeviceError,
+    ck.DeviceRemoved,
+    ck.TokenNotPresent,
+    ck.TokenNotRecognised,
+    ck.SlotIDInvalid,
+    ck.SessionHandleInvalid,
+    ck.SessionClosed,
+    ck.ObjectHandleInvalid,
+    ck.KeyHandleInvalid,
+    ck.UserNotLoggedIn,
+)
+"""What means that the device, the session or the login is gone."""
+
+_MISSING: Final = (ck.MechanismInvalid, ck.MechanismParamInvalid, ck.FunctionNotSupported)
+_REFUSED_PIN: Final = (ck.PinIncorrect, ck.PinInvalid, ck.PinLenRange, ck.PinExpired)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A borrowed session and the handles that are valid in its login epoch (hsm_id to object handle)."""
+
+    session: Session
+    epoch: int
+    handles: dict[bytes, int] = field(repr=False)
+
+
+class _LostError(Exception):
+    """The operation could not be done because what it ran on is gone; ``epoch`` says which login that was."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(epoch)
+        self.epoch = epoch
+
+
+class Sessions:
+    """A pool of worker sessions in one token. Refusals at start are WrongState or Unavailable, one sentence each."""
+
+    def __init__(self, config: HsmConfig, clock: Clock) -> None:
+        self.objects = threading.Lock()
+        """Held while objects are made, searched and destroyed: SoftHSM 2.6.1 races these against each other."""
+        self.token: Token
+        self._config = config
+        self._clock = clock
+        self._idle: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()  # None: there is no session to be had
+        self._size = 0
+        self._epoch = 0
+        self._login: Session
+        self._reloading = threading.Lock()
+        self._reloaded_at: float | None = None
+        self._serial: bytes | None = None
+        self._halted = ""  # why there will be no further reload
+        os.environ.update(config.environment)
+        self.module = Module(config.module)
+        self.module.initialize()
+        try:
+            self._connect()
+        except BaseException:
+            self.module.finalize()
+            raise
+
+    def run(self, operation: Callable[[Worker], R], *, repeat: bool = True) -> R:
+        """Run the operation on a borrowed session and return what it returns.
+
+        When the device, session or login is lost, the module is reloaded (at most once per ``reload_interval``) and,
+        with ``repeat``, the operation is run once more; it must then be idempotent.
+        """
+        try:
+            return self._once(operation)
+        except _LostError as lost:
+            self._reload(lost.epoch)
+            if not repeat:
+                raise _unavailable("the device or the login was lost during the operation and is back now") from lost
+        try:
+            return self._once(operation)
+        except _LostError as lost:
+            raise _unavailable("the device or the login was lost again") from lost
+
+    def logged_in(self) -> bool:
+        """True when the module answers for the login session and the user is still logged in."""
+        return self.module.logged_in(self._login.handle)
+
+    def close(self) -> None:
+        """Log out and finalise the module. Doing it twice is the same as once."""
+        with self._reloading:
+            if self._halted == "it is closed":
+                return
+            self._halted = "it is closed"
+            self._drain()
+            with contextlib.suppress(ck.PKCS11Error):  # the login may be lost already; finalising ends it anyway
+                self._login.close()
+            self.module.finalize()
+            self._fill([None] * self._size)
+
+    def _once(self, operation: Callable[[Worker], R]) -> R:
+        worker = self._borrow()
+        try:
+            return operation(worker)
+        except ck.PKCS11Error as fault:
+            if isinstance(fault, LOST) or not self.module.logged_in(worker.session.handle):
+                raise _LostError(worker.epoch) from fault
+            worker = self._renew(worker)
+            raise translated(fault) from fault
+        finally:
+            self._idle.put(worker)
+
+    def _borrow(self) -> Worker:
+        try:
+            worker = self._idle.get(timeout=self._config.session_wait)
+        except queue.Empty:
+            raise _unavailable("all its sessions are busy") from None
+        if worker is None:
+            self._idle.put(None)
+            raise _LostError(self._epoch)
+        return worker
+
+    def _renew(self, worker: Worker) -> Worker:
+        """Replace a session that met an error, so that no half-begun operation or session object stays in it."""
+        try:
+            worker.session.close()
+            return Worker(self.token.open(rw=True), worker.epoch, worker.handles)
+        except ck.PKCS11Error:
+            return worker  # it is gone, and its next user will notice and reload
+
+    def _reload(self, epoch: int) -> None:
+        with self._reloading:
+            if self._epoch != epoch:
+                return  # another thread has done it meanwhile
+            if self._halted:
+                raise _unavailable(self._halted)
+            now = self._clock()
+            if self._reloaded_at is not None and now - self._reloaded_at < self._config.reload_interval:
+                wait = self._config.reload_interval - (now - self._reloaded_at)
+                raise _unavailable(f"the next attempt to reach it is due in {wait:.0f} s")
+            self._reloaded_at = now
+            self._drain()
+            try:
+                self.module.finalize()
+                self.module.initialize()
+                self._connect()
+            except (BrokerError, ck.PKCS11Error) as fault:
+                self._fill([None] * self._size)
+                raise _unavailable(fault.message if isinstance(fault, BrokerError) else "it does not start") from fault
+
+    def _connect(self) -> None:
+        """Find the token, log in once and open the workers; a new epoch begins, with no handle known."""
+        self.token = self._find_token()
+        if self._serial not in {None, self.token.serial}:
+            self._halted = "another token took the configured one's place; check the HSM and restart the broker"
+            raise WrongState("HSM_TOKEN_CHANGED", self._halted)
+        self._serial = self.token.serial
+        self._login = self._log_in()
+        workers = self._open_workers()
+        self._size = len(workers)
+        self._epoch += 1
+        handles: dict[bytes, int] = {}
+        self._fill([Worker(session, self._epoch, handles) for session in workers])
+
+    def _find_token(self) -> Token:
+        label, found, blank = self._config.token_label, [], False
+        for slot in self.module.library.get_slots(token_present=True):
+            with contextlib.suppress(ck.TokenNotPresent, ck.TokenNotRecognised):
+                token = slot.get_token()
+                if not token.flags & TokenFlag.TOKEN_INITIALIZED:
+                    blank = True
+                elif token.label == label:
+                    found.append(token)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise WrongState(
+                "HSM_TOKEN_AMBIGUOUS", f"{len(found)} tokens are labelled {label!a}; give each token its own label."
+            )
+        hint = "the module only shows a token that is not initialised: initialise it" if blank else "check the label"
+        raise WrongState("HSM_TOKEN_NOT_FOUND", f"The module shows no token labelled {label!a}; {hint}.")
+
+    def _log_in(self) -> Session:
+        """Exactly one attempt; after a refused PIN none is ever made again by this object."""
+        if self.token.flags & TokenFlag.USER_PIN_LOCKED:
+            raise self._refused("HSM_PIN_LOCKED", "The token's PIN is locked; its security officer must set a new one.")
+        if not self.token.flags & TokenFlag.USER_PIN_INITIALIZED:
+            raise WrongState("HSM_TOKEN_NOT_FOUND", "The token has no user PIN yet; its security officer must set one.")
+        pin = read_pin(self._config.pin_file)
+        try:
+            return self.token.open(rw=True, user_pin=pin)
+        except ck.PinLocked as fault:
+            reason, text = "HSM_PIN_LOCKED", "The token's PIN is locked; its security officer must set a new one."
+            raise self._refused(reason, text) from fault
+        except _REFUSED_PIN as fault:
+            text = f"The token refused the PIN in {self._config.pin_file}; correct the file. It is not tried again."
+            raise self._refused("HSM_PIN_INCORRECT", text) from fault
+        except ck.PKCS11Error as fault:
+            raise _unavailable(f"it does not let the broker log in ({type(fault).__name__})") from fault
+
+    def _refused(self, reason: str, text: str) -> WrongState:
+        self._halted = f"{text} Then restart the broker"
+        return WrongState(reason, text)
+
+    def _open_workers(self) -> list[Session]:
+        workers: list[Session] = []
+        try:
+            while len(workers) < self._config.sessions:
+                workers.append(self.token.open(rw=True))
+        except ck.SessionCount as fault:  # the token allows fewer than configured: use what there is
+            if not workers:
+                raise _unavailable("the token has no free session") from fault
+        return workers
+
+    def _drain(self) -> None:
+        """Take every worker back, so that no call is inside the module."""
+        taken: list[Worker | None] = []
+        try:
+            while len(taken) < self._size:
+                taken.append(self._idle.get(timeout=self._config.session_wait))
+        except queue.Empty:
+            self._fill(taken)
+            raise _unavailable("a call into the module does not return") from None
+
+    def _fill(self, workers: list[Worker | None] | list[Worker]) -> None:
+        for worker in workers:
+            self._idle.put(worker)
+
+
+def translated(fault: ck.PKCS11Error) -> BrokerError:
+    """The refusal for an error that is neither a loss nor expected by the operation."""
+    what = type(fault).__name__
+    if isinstance(fault, _MISSING):
+        return WrongState("HSM_MECHANISM_MISSING", "This token cannot do that operation; use another token for it.")
+    return Unavailable("HSM_FAULT", f"The HSM refused the operation ({what}); nothing was released.", fault=what)
+
+
+def _unavailable(why: str) -> Unavailable:
+    return Unavailable("HSM_UNAVAILABLE", f"The HSM does not answer: {why.rstrip('.')}.")
+
+
