@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core import guard, ports
 from broker.core.call import Call
-from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
+from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, WrongState
 from broker.core.guard import Guard
 from broker.core.model import Import, ImportState, Probe, Receipt, Target, WrappingKey
 from broker.core.names import check_name
