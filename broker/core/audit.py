@@ -20,10 +20,14 @@ GENESIS = "0" * 64
 MAX_RECORD_BYTES = 4096
 """No line of a journal is longer; values are cut to fit, and say so."""
 
+MAX_NUMBER = 2**53 - 1
+"""No number in a journal is further from zero, so that every JSON reader gets it right (RFC 8259 6)."""
+
 FACTS = frozenset({
-    "algorithm", "blob_sha256", "certificate_serial", "count", "groups", "head_sequence", "kek_thumbprint",
-    "key_type", "key_usage", "operator", "policy_version", "public_key_sha256", "remote_name", "remote_version",
-    "replayed", "revision", "state", "target", "validate_only", "version", "destroy_at", "exportable",
+    "algorithm", "blob_sha256", "certificate_serial", "count", "destroy_at", "exportable", "former_chain",
+    "former_hash", "former_sequence", "groups", "head_sequence", "kek_thumbprint", "key_type", "key_usage",
+    "operator", "policy_version", "public_key_sha256", "remote_name", "remote_version", "replayed", "revision",
+    "state", "target", "validate_only", "version",
 })  # fmt: skip
 """The allow-list of fact names. None of them can hold key material, a token, a plaintext or a free text."""
 
@@ -63,8 +67,20 @@ class AuditEntry:
 
 
 def encode(entry: AuditEntry, chain: str, sequence: int, previous: str) -> tuple[bytes, str]:
-    """One journal line (canonical JSON, ASCII, no newline) and its hash, which the next line names as ``prev``."""
-    body: dict[str, object] = {
+    """One journal line (canonical JSON, ASCII, no newline) and its hash, which the next line names as ``prev``.
+
+    Texts are cut to 128 characters, and further if the line would still be longer than ``MAX_RECORD_BYTES`` (a
+    character outside ASCII takes up to twelve bytes).
+    """
+    for limit in (128, 32, 8, 4):
+        line, digest = _seal(_body(entry, chain, sequence, previous, limit))
+        if len(line) <= MAX_RECORD_BYTES:
+            return line, digest
+    raise ValueError("the audit record is too long")
+
+
+def _body(entry: AuditEntry, chain: str, sequence: int, previous: str, limit: int) -> dict[str, object]:
+    return {
         "v": 1,
         "kind": "entry",
         "chain": chain,
@@ -72,22 +88,23 @@ def encode(entry: AuditEntry, chain: str, sequence: int, previous: str) -> tuple
         "prev": previous,
         "time": entry.time.isoformat(timespec="microseconds"),
         "phase": entry.phase.value,
-        "call": entry.call_id,
-        "rpc": _cut(entry.rpc),
-        "request": _cut(entry.request_id),
-        "principal": _cut(entry.principal),
-        "authn": entry.authn,
-        "credential": _cut(entry.credential),
-        "peer": _cut(entry.peer),
-        "resource": _cut(entry.resource),
-        "decision": entry.decision,
-        "policies": [_cut(policy) for policy in entry.policies[:8]],
-        "policy_version": entry.policy_version,
-        "outcome": entry.outcome,
-        "reason": _cut(entry.reason),
-        "facts": {name: _cut(value) if isinstance(value, str) else value for name, value in entry.facts.items()},
+        "call": _cut(entry.call_id, limit),
+        "rpc": _cut(entry.rpc, limit),
+        "request": _cut(entry.request_id, limit),
+        "principal": _cut(entry.principal, limit),
+        "authn": _cut(entry.authn, limit),
+        "credential": _cut(entry.credential, limit),
+        "peer": _cut(entry.peer, limit),
+        "resource": _cut(entry.resource, limit),
+        "decision": _cut(entry.decision, limit),
+        "policies": [_cut(policy, limit) for policy in entry.policies[:8]],
+        "policy_version": _bound(entry.policy_version),
+        "outcome": _cut(entry.outcome, limit),
+        "reason": _cut(entry.reason, limit),
+        "facts": {
+            name: _cut(value, limit) if isinstance(value, str) else _bound(value) for name, value in entry.facts.items()
+        },
     }
-    return _seal(body)
 
 
 def encode_head(head: AuditHead, sequence: int, previous: str) -> tuple[bytes, str]:
@@ -117,5 +134,9 @@ def _seal(body: dict[str, object]) -> tuple[bytes, str]:
     return line, hashlib.sha256(line).hexdigest()
 
 
-def _cut(text: str, limit: int = 128) -> str:
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _bound(number: int) -> int:
+    return max(-MAX_NUMBER, min(int(number), MAX_NUMBER))

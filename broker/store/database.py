@@ -1,0 +1,143 @@
+"""Connections of one database, of either kind: many readers, and transactions.
+
+A reader is a connection that is kept and borrowed by one call at a time; borrowing is one list operation, because
+SQLAlchemy's own pool costs three times as much as the read. A reader that has lost its server is replaced and the
+read made once more, so that a restarted server is noticed by nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Engine, Executable, Row, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from broker.core.errors import WrongState
+from broker.store.refusals import refusal
+from broker.store.tables import REVISION
+
+MAX_IDLE = 64
+
+
+class Database(Protocol):
+    """What ``sqlite`` and ``postgresql`` each make of the configuration."""
+
+    name: str  # SQLAlchemy's name of the dialect
+
+    def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Row[Any]]:
+        """The rows of one SELECT, as of one moment."""
+
+    def transaction(self) -> AbstractContextManager[Connection]:
+        """A transaction whose commit is the caller's; what is not committed on leaving is rolled back."""
+
+    def migration(self) -> AbstractContextManager[Connection]:
+        """A transaction for changing the schema, waiting for any other that does so."""
+
+    def bound(self) -> None:
+        """Give what follows on this thread until its time is up, at most 0.8 s from now."""
+
+    def close(self) -> None:
+        """Close all connections and locks."""
+
+
+class Readers:
+    """Kept connections that each see what is committed at the moment of their read."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._idle: list[Connection] = []
+        self._closed = False
+
+    def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Row[Any]]:
+        """The rows of one SELECT; errors are the broker's."""
+        try:
+            return self._once(statement, parameters)
+        except SQLAlchemyError as error:
+            if not (isinstance(error, DBAPIError) and error.connection_invalidated):
+                raise refusal(error) from error
+        self._forget()  # the others lost the same server
+        try:
+            return self._once(statement, parameters)
+        except SQLAlchemyError as error:
+            raise refusal(error) from error
+
+    def close(self) -> None:
+        """Close the connections that are idle now, and the others as they come back."""
+        self._closed = True
+        self._forget()
+
+    def _once(self, statement: Executable, parameters: Mapping[str, Any] | None) -> list[Row[Any]]:
+        connection = self._take()
+        try:
+            rows = list(connection.execute(statement, parameters).all())
+            connection.rollback()  # no statement to the server: the driver is in autocommit
+        except BaseException:
+            _drop(connection)
+            raise
+        if self._closed or len(self._idle) >= MAX_IDLE:
+            _drop(connection)
+        else:
+            self._idle.append(connection)
+        return rows
+
+    def _take(self) -> Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._engine.connect()
+
+    def _forget(self) -> None:
+        while self._idle:
+            with suppress(IndexError):  # another thread took the last one
+                _drop(self._idle.pop())
+
+
+@contextmanager
+def transaction(connect: Callable[[], Connection]) -> Iterator[Connection]:
+    """A connection with a transaction; rolled back on leaving unless it was committed; errors are the broker's."""
+    try:
+        connection = connect()
+    except SQLAlchemyError as error:
+        raise refusal(error) from error
+    try:
+        yield connection
+    except SQLAlchemyError as error:
+        raise refusal(error) from error
+    finally:
+        _drop(connection)
+
+
+def check_revision(database: Database) -> None:
+    """Return if the schema is this program's; WrongState ``STORE_NOT_MIGRATED`` or ``STORE_TOO_NEW`` if not."""
+    found = database.read(REVISIONS) if database.read(CATALOGUE[database.name]) else []
+    refuse_newer(found)
+    if [row[0] for row in found] != [REVISION]:
+        raise WrongState(
+            "STORE_NOT_MIGRATED",
+            "The database has not the tables of this program yet; run the migration (broker init) first.",
+        )
+
+
+def refuse_newer(found: Sequence[Row[Any]]) -> None:
+    """WrongState ``STORE_TOO_NEW`` if a revision is not one that this program knows."""
+    if any(not str(row[0]).isdecimal() or str(row[0]) > REVISION for row in found):
+        raise WrongState(
+            "STORE_TOO_NEW",
+            "The database was migrated by a newer program than this one; start that program, or restore a backup.",
+        )
+
+
+CATALOGUE = {
+    "sqlite": text("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"),
+    "postgresql": text("SELECT 1 WHERE to_regclass('alembic_version') IS NOT NULL"),
+}
+"""Finds the table of the schema's revision without an error when it is absent."""
+
+REVISIONS = text("SELECT version_num FROM alembic_version")
+
+
+def _drop(connection: Connection) -> None:
+    with suppress(SQLAlchemyError):  # it may be lost already, and it is thrown away in any case
+        connection.close()

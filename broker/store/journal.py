@@ -1,0 +1,220 @@
+"""The audit journal of this process: callers wait, one thread writes, and whoever waits together shares one fdatasync.
+
+The thread is not one of the callers, because a disk that does not answer holds whoever asked it for as long as it
+likes; a caller gives up after ``PATIENCE`` and its entry is withdrawn, unless it is being written at that moment.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from broker.core.audit import AuditEntry, Phase
+from broker.core.errors import BrokerError, Unavailable
+from broker.core.model import AuditHead
+from broker.core.ports import Now
+from broker.store.chain import Chain, Tail
+from broker.store.former import former
+from broker.store.private import private_folder
+
+PATIENCE = 0.9
+"""Seconds that a caller waits for its entry to be durable."""
+
+MAX_WAITING = 4096
+"""Entries that wait for the disk at most; the next ones are refused at once."""
+
+
+class _Ticket:
+    """One caller's record; ``settled`` is locked until it is durable or has failed."""
+
+    __slots__ = ("fault", "record", "settled", "withdrawn")
+
+    def __init__(self, record: AuditEntry | AuditHead | None) -> None:
+        self.record = record  # None: only tell whether the journal is writable
+        self.fault: Exception | None = None
+        self.withdrawn = False
+        self.settled = threading.Lock()
+        self.settled.acquire()
+
+    def settle(self, fault: Exception | None) -> None:
+        self.fault = fault
+        self.settled.release()
+
+
+class Journal:
+    """Opens a new chain at each start, and when the files of the old one can no longer be trusted."""
+
+    def __init__(self, folder: Path, replica: str, now: Now, file_bytes: int) -> None:
+        private_folder(folder)
+        self._folder, self._replica, self._now, self._file_bytes = folder, replica, now, file_bytes
+        self._bell = threading.Condition()
+        self._waiting: list[_Ticket] = []
+        self._closed = False
+        self._chain: Chain | None = None
+        self._tails: dict[str, Tail] = {}
+        self._signed: dict[str, int] = {}
+        self._writer = threading.Thread(target=self._write, name="audit-journal", daemon=True)
+        self._writer.start()
+        try:
+            self.check()
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, record: AuditEntry | AuditHead, patience: float = PATIENCE) -> None:
+        """Return when the record is durable; Unavailable ``AUDIT_UNAVAILABLE`` if it is not within that many seconds.
+
+        A head of a chain other than the present one has no place in it and is left out.
+        """
+        self._submit(_Ticket(record), patience)
+
+    def check(self) -> None:
+        """Return if the journal is writable; else Unavailable ``AUDIT_UNAVAILABLE``."""
+        self._submit(_Ticket(None), PATIENCE)
+
+    def heads(self) -> list[AuditHead]:
+        """See ``Store.heads``."""
+        now = self._now()
+        return [
+            AuditHead(chain=tail.chain, sequence=tail.sequence, hash=tail.hash, signed_at=now, signature=b"")
+            for tail in list(self._tails.values())
+            if tail.entry > self._signed.get(tail.chain, 0)
+        ]
+
+    def signed(self, head: AuditHead) -> None:
+        """Remember that a chain is signed up to this head."""
+        with self._bell:
+            self._signed[head.chain] = max(head.sequence, self._signed.get(head.chain, 0))
+
+    def close(self) -> None:
+        """Write what waits and stop; a disk that hangs is left behind."""
+        with self._bell:
+            self._closed = True
+            self._bell.notify()
+        self._writer.join(PATIENCE)
+
+    def _submit(self, ticket: _Ticket, patience: float) -> None:
+        with self._bell:
+            if self._closed or len(self._waiting) >= MAX_WAITING:
+                raise _unavailable("is closed" if self._closed else "has too much waiting")
+            self._waiting.append(ticket)
+            self._bell.notify()
+        if not ticket.settled.acquire(timeout=max(0.0, patience)):
+            ticket.withdrawn = True
+            raise _unavailable("does not answer in time")
+        if isinstance(ticket.fault, OSError):
+            raise _unavailable(f"reports: {os.strerror(ticket.fault.errno or 0)}") from ticket.fault
+        if isinstance(ticket.fault, BrokerError):
+            raise _unavailable("is not private or not reachable any more") from ticket.fault
+        if ticket.fault is not None:
+            raise ticket.fault
+
+    def _write(self) -> None:
+        while tickets := self._next():
+            self._settle([ticket for ticket in tickets if not ticket.withdrawn])
+        if self._chain is not None:
+            self._chain.close()
+
+    def _next(self) -> list[_Ticket]:
+        with self._bell:
+            self._bell.wait_for(lambda: self._waiting or self._closed)
+            tickets, self._waiting = self._waiting, []
+            return tickets
+
+    def _settle(self, tickets: list[_Ticket]) -> None:
+        """Write the tickets' records together; each caller learns how it went."""
+        try:
+            chain = self._chain or self._begin()
+        except (OSError, BrokerError) as fault:
+            _settle_all(tickets, fault)
+            return
+        good = [ticket for ticket in tickets if _staged(chain, ticket)]
+        try:
+            chain.commit()
+        except OSError as fault:
+            self._take_back(chain, fault)
+            _settle_all(good, fault)
+            return
+        self._tails[chain.name] = chain.durable
+        for ticket in good:
+            ticket.settle(_doubt(chain) if ticket.record is None else None)
+
+    def _begin(self) -> Chain:
+        """A new chain, durable with its first record, which names the last one of the chain before."""
+        private_folder(self._folder)
+        now = self._now()
+        last = former(self._folder, self._replica)
+        chain = Chain(self._folder, self._replica, now, self._file_bytes)
+        chain.stage(_opening(chain.name, last, self._now))
+        try:
+            chain.commit()
+        except OSError:
+            chain.close()
+            raise
+        self._chain, self._tails[chain.name] = chain, chain.durable
+        return chain
+
+    def _take_back(self, chain: Chain, fault: OSError) -> None:
+        try:
+            chain.restore(fault)
+        except OSError:
+            chain.close()  # its file may hold lines that nobody was told of: the chain ends here
+            self._chain = None
+
+
+def _staged(chain: Chain, ticket: _Ticket) -> bool:
+    record = ticket.record
+    if record is None or (isinstance(record, AuditHead) and record.chain != chain.name):
+        return True
+    try:
+        chain.stage(record)
+    except Exception as fault:  # noqa: BLE001 - a record that cannot be encoded is its own caller's fault alone
+        ticket.settle(fault)
+        return False
+    return True
+
+
+def _doubt(chain: Chain) -> OSError | None:
+    """Why the next record could not be written, although the last one was."""
+    try:
+        chain.check()
+    except OSError as fault:
+        return fault
+    return None
+
+
+def _settle_all(tickets: list[_Ticket], fault: Exception | None) -> None:
+    for ticket in tickets:
+        ticket.settle(fault)
+
+
+def _opening(chain: str, last: Tail | None, now: Now) -> AuditEntry:
+    facts: dict[str, str | int] = {}
+    if last is not None:
+        facts = {"former_chain": last.chain, "former_sequence": last.sequence, "former_hash": last.hash}
+    return AuditEntry(
+        time=now(),
+        phase=Phase.OUTCOME,
+        call_id="",
+        rpc="-",
+        request_id="",
+        principal="",
+        authn="",
+        credential="",
+        peer="",
+        resource=f"audit/{chain}",
+        decision="",
+        policies=(),
+        policy_version=0,
+        outcome="ok",
+        reason="",
+        facts=facts,
+    )
+
+
+def _unavailable(what: str) -> Unavailable:
+    return Unavailable(
+        "AUDIT_UNAVAILABLE",
+        f"The audit journal {what}, so the call was refused; see that its volume has room and is writable.",
+    )

@@ -1,0 +1,1 @@
+"""Alembic's folder: how it is entered (``env``) and the migrations (``versions``)."""

@@ -1,0 +1,171 @@
+"""PostgreSQL through psycopg 3: nothing from the environment, TLS off this machine, and no wait without an end."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import waiting
+from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
+from psycopg.errors import OperationalError
+from psycopg.pq import Conninfo
+from sqlalchemy import Connection, Engine, Executable, Row, create_engine, text
+from sqlalchemy.pool import NullPool, QueuePool
+
+from broker.core.errors import WrongState
+from broker.store.config import StoreConfig
+from broker.store.database import Readers, transaction
+from broker.store.private import password
+
+T = TypeVar("T")
+
+PATIENCE = 0.8
+"""Seconds that one call waits for the server, connecting included."""
+
+MIGRATION_PATIENCE = 120.0
+MIGRATION_LOCK = 0x62726F6B65720001
+"""The advisory lock that whoever migrates holds; the same in every release."""
+
+_SESSION = {
+    "statement_timeout": "700ms",
+    "lock_timeout": "500ms",
+    "idle_in_transaction_session_timeout": "30s",
+    "default_transaction_isolation": "read\\ committed",
+    "default_transaction_read_only": "off",
+    "plan_cache_mode": "force_generic_plan",  # every read is by primary key: planning costs more than it gains
+    "synchronous_commit": "on",  # a role's setting could turn it off, and a confirmed change be lost
+}
+
+_UNSWERVING = ("PGSERVICE", "PGTZ", "PGDATESTYLE", "PGGEQO")
+"""The variables that libpq reads whatever it is told."""
+
+_NOT_EMPTY = {b"min_protocol_version": b"3.0", b"max_protocol_version": b"3.0"}
+
+_time_is_up = threading.local()
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """Gives the server up when the time of the thread's call is over, and closes the line to it."""
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """As psycopg's, with an end."""
+        try:
+            return super().wait(gen, interval=interval, timeout=_left() if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout as late:  # noqa: SLF001 - psycopg has no public name for it
+            self.pgconn.finish()  # what the server still sends belongs to nobody
+            raise OperationalError("the server did not answer in time") from late
+
+
+class Postgresql:
+    """A PostgreSQL database; see ``Database`` for the methods."""
+
+    name = "postgresql"
+
+    def __init__(self, config: StoreConfig) -> None:
+        refuse_environment()
+        self._config = config
+        self.bound()
+        # SQLAlchemy keeps the connections of changes, and asks each before its use whether the server is still there
+        self._writers = self._engine(
+            poolclass=QueuePool, pool_size=8, max_overflow=8, pool_timeout=PATIENCE / 2, pool_pre_ping=True
+        )
+        self._readers = Readers(self._engine(poolclass=NullPool, isolation_level="AUTOCOMMIT"))
+
+    def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Row[Any]]:
+        """See ``Database``."""
+        self.bound()
+        return self._readers.read(statement, parameters)
+
+    def transaction(self) -> AbstractContextManager[Connection]:
+        """See ``Database``."""
+        self.bound()
+        return transaction(self._writers.connect)
+
+    @contextmanager
+    def migration(self) -> Iterator[Connection]:
+        """See ``Database``."""
+        _time_is_up.at = time.monotonic() + MIGRATION_PATIENCE
+        with transaction(self._writers.connect) as connection:
+            connection.execute(text("SET LOCAL statement_timeout = '100s'"))
+            connection.execute(text("SET LOCAL lock_timeout = '100s'"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+            yield connection
+
+    def bound(self) -> None:
+        """See ``Database``."""
+        _time_is_up.at = time.monotonic() + PATIENCE
+
+    def close(self) -> None:
+        """See ``Database``."""
+        self.bound()
+        self._readers.close()
+        self._writers.dispose()
+
+    def _engine(self, **how: Any) -> Engine:
+        return create_engine(
+            "postgresql+psycopg://",
+            creator=self._connect,
+            hide_parameters=True,
+            use_native_hstore=False,
+            **how,
+        )
+
+    def _connect(self) -> BoundedConnection:
+        # psycopg's own connect() waits two seconds at least, so its last step is made here
+        generator = BoundedConnection._connect_gen(conninfo(self._config))  # noqa: SLF001
+        try:
+            return waiting.wait_conn(generator, interval=0.1, timeout=_left())
+        except psycopg.errors._WaitTimeout as late:  # noqa: SLF001
+            raise OperationalError("the server did not answer in time") from late
+
+
+def conninfo(config: StoreConfig) -> str:
+    """The whole connection string: every option that libpq would take from the environment is given a value."""
+    parsed = config.parsed
+    chosen = {
+        "host": config.host,
+        "port": config.port,
+        "user": parsed.username,
+        "dbname": parsed.database,
+        "password": password(config.password_file) if config.password_file else "",
+        "passfile": "/dev/null/none",  # an empty one would mean ~/.pgpass
+        "sslmode": "verify-full" if config.tls_root else "disable",
+        "sslrootcert": str(config.tls_root or ""),
+        "sslcertmode": "disable",  # an empty sslcert would mean ~/.postgresql
+        "gssencmode": "disable",
+        "application_name": "broker",
+        "client_encoding": "UTF8",
+        "target_session_attrs": "read-write",
+        "tcp_user_timeout": "5000",
+        "options": " ".join(f"-c {name}={value}" for name, value in _SESSION.items()),
+    }
+    return make_conninfo("", **{**_compiled(), **chosen})
+
+
+def _compiled() -> dict[str, str]:
+    """Each option that has a variable, at the value it would have without; some may not be empty."""
+    return {
+        option.keyword.decode(): (option.compiled or _NOT_EMPTY.get(option.keyword, b"")).decode()
+        for option in Conninfo.get_defaults()
+        if option.envvar and option.keyword != b"service"
+    }
+
+
+def refuse_environment() -> None:
+    """WrongState ``ENVIRONMENT_REFUSED`` if a variable is set that libpq obeys over its arguments."""
+    found = [name for name in _UNSWERVING if name in os.environ]
+    if found:
+        raise WrongState(
+            "ENVIRONMENT_REFUSED",
+            f"The environment variable {found[0]} would change how PostgreSQL is used; unset it and start again.",
+        )
+
+
+def _left() -> float:
+    return max(0.001, float(_time_is_up.at) - time.monotonic())

@@ -1,0 +1,99 @@
+"""Files and folders that only the broker may read, whatever the umask says (0600 and 0700)."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from broker.core.errors import BrokerError, Unavailable, WrongState
+
+MAX_PASSWORD_BYTES = 1024
+
+
+def private_folder(path: Path) -> None:
+    """Make the folder (0700) if it is absent; WrongState ``FILE_NOT_PRIVATE`` if others may enter the one there."""
+    try:
+        path.mkdir(mode=0o700)
+        path.chmod(0o700)
+    except FileExistsError:
+        pass
+    except OSError as fault:
+        raise unusable(path, fault) from fault
+    _check(path, path.lstat(), stat.S_ISDIR, "chmod 700")
+
+
+def private_file(path: Path) -> None:
+    """Make an empty file (0600) if it is absent; WrongState ``FILE_NOT_PRIVATE`` if others may read the one there."""
+    try:
+        os.close(create(path, os.O_RDWR))
+    except FileExistsError:
+        pass
+    except OSError as fault:
+        raise unusable(path, fault) from fault
+    _check(path, path.lstat(), stat.S_ISREG, "chmod 600")
+
+
+def create(path: Path, flags: int) -> int:
+    """A descriptor of a new file with exactly the mode 0600; FileExistsError when there is one, a link included."""
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)  # the umask may have taken the owner's own bits
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def only_process(path: Path) -> int:
+    """Lock ``path`` for this process alone and return the descriptor that holds the lock until it is closed."""
+    private_file(path)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as fault:
+        raise unusable(path, fault) from fault
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as fault:
+        os.close(descriptor)
+        if fault.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+            raise unusable(path, fault) from fault
+        raise WrongState(
+            "STORE_IN_USE",
+            "Another broker process has this SQLite database open; stop it first, or use PostgreSQL for several.",
+        ) from None
+    return descriptor
+
+
+def password(path: Path) -> str:
+    """The one line in a file that is 0600 or stricter."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as fault:
+        raise unusable(path, fault) from fault
+    with os.fdopen(descriptor, "rb") as file:
+        _check(path, os.fstat(descriptor), stat.S_ISREG, "chmod 600")
+        text = file.read(MAX_PASSWORD_BYTES + 1).removesuffix(b"\n")
+    if not text or len(text) > MAX_PASSWORD_BYTES or b"\n" in text or b"\0" in text:
+        raise WrongState(
+            "PASSWORD_FILE_INVALID", f"The password file {path} does not hold one line of 1 to 1024 bytes."
+        )
+    return os.fsdecode(text)
+
+
+def unusable(path: Path, fault: OSError) -> BrokerError:
+    """The refusal for a file that the system would not open."""
+    return Unavailable("STORE_UNAVAILABLE", f"The file {path} cannot be used: {os.strerror(fault.errno or 0)}.")
+
+
+def _check(path: Path, found: os.stat_result, kind: object, cure: str) -> None:
+    if not callable(kind) or not kind(found.st_mode):
+        raise WrongState("FILE_NOT_PRIVATE", f"{path} is not of the expected kind (a link is not followed); move it.")
+    if found.st_uid != os.geteuid():
+        raise WrongState("FILE_NOT_PRIVATE", f"{path} belongs to another user; give it to the broker's own.")
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise WrongState("FILE_NOT_PRIVATE", f"{path} is open to other users; close it with {cure}.")
+    if stat.S_ISREG(found.st_mode) and found.st_nlink != 1:
+        raise WrongState("FILE_NOT_PRIVATE", f"{path} has a second name (hard link); remove that one.")

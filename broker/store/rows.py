@@ -1,0 +1,209 @@
+"""Records and rows: each field of a record is the column of the same name, and one mapping serves both ways.
+
+Texts, enumerations, labels and settings are text (the last two as canonical JSON), times are whole microseconds
+since 1970 in UTC, bytes are a blob. A row that does not fit its record is refused by name and never half read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from broker.core.errors import InvalidRequest, WrongState
+from broker.core.model import (
+    AuditHead,
+    Import,
+    Key,
+    KeyVersion,
+    Operator,
+    PolicyDocument,
+    Receipt,
+    Record,
+    Target,
+)
+
+R = TypeVar("R", bound=Record)
+
+PRIMARY_KEYS: dict[type[Any], tuple[str, ...]] = {
+    Key: ("name",),
+    KeyVersion: ("key", "number"),
+    Target: ("name",),
+    Import: ("key", "version", "target"),
+    Operator: ("name",),
+    PolicyDocument: ("version",),
+    Receipt: ("principal", "request_id"),
+    AuditHead: ("chain", "sequence"),
+}
+
+MAX_CELL = 1024 * 1024
+"""No text or blob in the database is longer; a longer one was not written by the broker."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+INT64 = range(-(2**63), 2**63)
+
+Cell = str | int | bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a record as a column. ``sql`` is the Python type of the cell: str, int or bytes."""
+
+    name: str
+    sql: type
+    nullable: bool
+    encode: Callable[[Any], Cell]
+    decode: Callable[[Any], Any]
+
+
+def row_of(record: Record) -> dict[str, Cell]:
+    """The cells of a record by column name; InvalidRequest ``VALUE_NOT_STORABLE`` for what a database may not keep."""
+    return {field.name: _encoded(field, getattr(record, field.name)) for field in FIELDS[type(record)]}
+
+
+def record_of(kind: type[R], row: Sequence[Cell]) -> R:
+    """The record in a row whose cells are in the order of the fields; WrongState ``ROW_DAMAGED`` if it is none."""
+    try:
+        return kind(**{field.name: field.decode(cell) for field, cell in zip(FIELDS[kind], row, strict=True)})
+    except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as cause:
+        raise WrongState(
+            "ROW_DAMAGED",
+            f"The stored {kind.__name__} {_shown(kind, row)} cannot be read: its row was damaged or changed from "
+            "outside; restore that row from a backup.",
+            kind=kind.__name__,
+        ) from cause
+
+
+def storable(value: str | int) -> str | int:
+    """A value to look for, as a cell. InvalidRequest ``VALUE_NOT_STORABLE`` as for ``row_of``."""
+    return _storable_text(value) if isinstance(value, str) else _storable_integer(value)
+
+
+def _storable_text(text: str) -> str:
+    if len(text) > MAX_CELL or "\0" in text or not _unicode(text):
+        raise InvalidRequest(
+            "VALUE_NOT_STORABLE", "A text is longer than 1 MiB or holds NUL or half a character; change it."
+        )
+    return str.__str__(text)
+
+
+def _unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _storable_integer(number: int) -> int:
+    if number not in INT64:
+        raise InvalidRequest("VALUE_NOT_STORABLE", "A number does not fit in 64 bits; use a smaller one.")
+    return int(number)
+
+
+def _storable_bytes(blob: bytes) -> bytes:
+    if len(blob) > MAX_CELL:
+        raise InvalidRequest("VALUE_NOT_STORABLE", "A value is longer than 1 MiB; shorten it.")
+    return bytes(blob)
+
+
+def _encoded(field: Field, value: Any) -> Cell:
+    return None if value is None and field.nullable else field.encode(value)
+
+
+def _text(cell: Any) -> str:
+    if type(cell) is not str or len(cell) > MAX_CELL:
+        raise TypeError
+    return cell
+
+
+def _integer(cell: Any) -> int:
+    if type(cell) is not int:
+        raise TypeError
+    return cell
+
+
+def _bytes(cell: Any) -> bytes:
+    if type(cell) is not bytes or len(cell) > MAX_CELL:
+        raise TypeError
+    return cell
+
+
+def _boolean(cell: Any) -> bool:
+    return {0: False, 1: True}[_integer(cell)]
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - EPOCH) // MICROSECOND
+
+
+def _moment(cell: Any) -> datetime:
+    return EPOCH + timedelta(microseconds=_integer(cell))
+
+
+def _json(value: Any) -> str:
+    return _storable_text(json.dumps(value, sort_keys=True, separators=(",", ":")))
+
+
+def _mapping(cell: Any) -> dict[str, str]:
+    found = json.loads(_text(cell))
+    if type(found) is not dict or any(type(value) is not str for value in found.values()):
+        raise TypeError
+    return found
+
+
+def _texts(cell: Any) -> tuple[str, ...]:
+    found = json.loads(_text(cell))
+    if type(found) is not list or any(type(value) is not str for value in found):
+        raise TypeError
+    return tuple(found)
+
+
+_Kind = tuple[type, Callable[[Any], Cell], Callable[[Any], Any]]
+
+_KINDS: dict[object, _Kind] = {
+    str: (str, _storable_text, _text),
+    int: (int, _storable_integer, _integer),
+    bool: (int, int, _boolean),
+    bytes: (bytes, _storable_bytes, _bytes),
+    datetime: (int, _microseconds, _moment),
+    Mapping: (str, lambda value: _json(dict(value)), _mapping),
+    tuple: (str, lambda value: _json(list(value)), _texts),
+}
+
+
+def _field(name: str, hint: Any) -> Field:
+    nullable = isinstance(hint, UnionType)
+    if nullable:
+        (hint,) = [part for part in get_args(hint) if part is not NoneType]
+    enumeration = isinstance(hint, type) and issubclass(hint, StrEnum)
+    sql, encode, decode = _enumeration(hint) if enumeration else _KINDS[get_origin(hint) or hint]
+    return Field(name, sql, nullable, encode, _nullable(decode) if nullable else decode)
+
+
+def _enumeration(kind: type[StrEnum]) -> _Kind:
+    members = {member.value: member for member in kind}
+    return str, lambda value: str(value.value), lambda cell: members[_text(cell)]
+
+
+def _nullable(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda cell: None if cell is None else decode(cell)
+
+
+def _fields(kind: type[Record]) -> tuple[Field, ...]:
+    hints = get_type_hints(kind)
+    return tuple(_field(field.name, hints[field.name]) for field in fields(kind))
+
+
+def _shown(kind: type[Any], row: Sequence[Cell]) -> str:
+    names = [field.name for field in FIELDS[kind]]
+    return "/".join(ascii(row[names.index(name)])[:80] for name in PRIMARY_KEYS[kind])
+
+
+FIELDS: dict[type[Any], tuple[Field, ...]] = {kind: _fields(kind) for kind in PRIMARY_KEYS}
+"""The columns of each kind of record, in the order of its fields."""

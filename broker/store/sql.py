@@ -1,0 +1,119 @@
+"""The ``Store`` port on SQLAlchemy Core: one code for both databases, and the audit journal before every commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from broker.core.audit import AuditEntry
+from broker.core.model import AuditHead, Key, KeyVersion, Record
+from broker.core.ports import Now
+from broker.store import migrate
+from broker.store.config import StoreConfig
+from broker.store.database import check_revision
+from broker.store.dialects import open_database
+from broker.store.journal import PATIENCE, Journal
+from broker.store.refusals import unconfirmed
+from broker.store.rows import FIELDS, record_of, storable
+from broker.store.tables import BY_KEY, VERSION, cells, page
+from broker.store.transaction import SqlWrite, insertion
+
+R = TypeVar("R", bound=Record)
+
+_KEY_CELLS = len(FIELDS[Key])
+
+
+class SqlStore:
+    """Open for the life of the process; every method may be called by any thread.
+
+    Raises WrongState ``STORE_NOT_MIGRATED``, ``STORE_TOO_NEW``, ``STORE_IN_USE``, ``FILE_NOT_PRIVATE`` when it
+    cannot be opened, besides the errors of the port.
+    """
+
+    def __init__(self, config: StoreConfig, now: Now) -> None:
+        self._database = open_database(config)
+        try:
+            check_revision(self._database)
+            self._journal = Journal(config.journal, config.replica, now, config.journal_file_bytes)
+        except BaseException:
+            self._database.close()
+            raise
+
+    @staticmethod
+    def migrate(config: StoreConfig) -> None:
+        """Bring the database to this program's schema, in one transaction; does nothing when it is there already."""
+        migrate.run(config)
+
+    def get(self, kind: type[R], *key: str | int) -> R | None:
+        """See ``Store.get``."""
+        found = cells(kind, key)
+        rows = self._database.read(BY_KEY[kind], {f"k{place}": value for place, value in enumerate(found)})
+        return record_of(kind, rows[0]) if rows else None
+
+    def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
+        """See ``Store.version``."""
+        rows = self._database.read(VERSION, {"name": storable(key), "number": storable(number)})
+        if not rows:
+            return None
+        row = rows[0]
+        return record_of(Key, row[:_KEY_CELLS]), record_of(KeyVersion, row[_KEY_CELLS:])
+
+    def page(
+        self,
+        kind: type[R],
+        *,
+        after: tuple[str | int, ...] = (),
+        limit: int,
+        where: Mapping[str, str | int] | None = None,
+    ) -> list[R]:
+        """See ``Store.page``."""
+        return [record_of(kind, row) for row in self._database.read(page(kind, after, limit, where))]
+
+    @contextmanager
+    def write(self, entry: AuditEntry) -> Iterator[SqlWrite]:
+        """See ``Store.write``."""
+        asked = time.monotonic()
+        with self._database.transaction() as connection:
+            waited = time.monotonic() - asked
+            write = SqlWrite(connection, self._database, entry)
+            yield write
+            if write.fault is not None:  # the body went on after a statement had failed
+                raise write.fault
+            self._journal.append(write.entry, PATIENCE - waited)
+            self._database.bound()
+            try:
+                connection.commit()
+            except SQLAlchemyError as error:
+                raise unconfirmed() from error
+
+    def record(self, entry: AuditEntry) -> None:
+        """See ``Store.record``."""
+        self._journal.append(entry)
+
+    def heads(self) -> list[AuditHead]:
+        """See ``Store.heads``."""
+        return self._journal.heads()
+
+    def save_head(self, head: AuditHead) -> None:
+        """See ``Store.save_head``. A head of a chain that this process had to leave is kept in the database alone."""
+        with self._database.transaction() as connection:
+            # two threads may sign the same head: the second signature of it says nothing new
+            connection.execute(insertion(self._database.name, head))
+            self._journal.append(head)
+            self._database.bound()
+            connection.commit()
+        self._journal.signed(head)
+
+    def check(self) -> None:
+        """See ``Store.check``."""
+        check_revision(self._database)
+        self._journal.check()
+
+    def close(self) -> None:
+        """See ``Store.close``."""
+        self._journal.close()
+        self._database.close()

@@ -1,0 +1,129 @@
+"""SQLite: one process, one connection that writes, the others read.
+
+SQLite before 3.51.3 can corrupt a database in WAL mode when two connections checkpoint at once, and Debian 12 has
+3.40.1. So a lock on a file beside the database keeps every other process out, only the writing connection ever
+checkpoints (the others are opened read-only), and it is opened first and closed last.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
+
+from broker.core.errors import WrongState
+from broker.store.config import StoreConfig
+from broker.store.database import Readers, transaction
+from broker.store.private import only_process, private_file, private_folder
+from broker.store.refusals import refusal, unavailable
+
+OLDEST = (3, 37, 0)  # STRICT tables
+
+WRITER_WAIT = 0.4
+"""Seconds that a change waits for the one before it."""
+
+_WRITER = ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "PRAGMA secure_delete=ON")
+_READER = ("PRAGMA query_only=ON", "PRAGMA wal_autocheckpoint=0")
+_ALL = ("PRAGMA trusted_schema=OFF", "PRAGMA cell_size_check=ON", "PRAGMA temp_store=MEMORY")
+
+
+class Sqlite:
+    """The embedded database; see ``Database`` for the methods."""
+
+    name = "sqlite"
+
+    def __init__(self, config: StoreConfig) -> None:
+        if sqlite3.sqlite_version_info < OLDEST:
+            raise WrongState("SQLITE_TOO_OLD", "This SQLite is older than 3.37; install a newer one.")
+        path = Path(config.parsed.database or "")
+        private_folder(path.parent)
+        self._process_lock = only_process(path.with_name(path.name + ".lock"))
+        try:
+            private_file(path)
+            self._writer_lock = threading.Lock()
+            self._writer = _engine(path, "rw", (*_ALL, *_WRITER))
+            event.listen(self._writer, "begin", _begin)
+            self._connect_writer()
+        except BaseException:
+            os.close(self._process_lock)
+            raise
+        self._readers = Readers(_engine(path, "ro", (*_ALL, *_READER)))
+
+    def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Row[Any]]:
+        """See ``Database``."""
+        return self._readers.read(statement, parameters)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """See ``Database``."""
+        if not self._writer_lock.acquire(timeout=WRITER_WAIT):
+            raise unavailable("Other changes are being made and do not end")
+        try:
+            with transaction(self._begun) as connection:
+                yield connection
+        finally:
+            self._writer_lock.release()
+
+    def migration(self) -> AbstractContextManager[Connection]:
+        """See ``Database``."""
+        return self.transaction()
+
+    def bound(self) -> None:
+        """SQLite waits for no server."""
+
+    def close(self) -> None:
+        """See ``Database``."""
+        self._readers.close()
+        with self._writer_lock:
+            self._writer.dispose()
+            os.close(self._process_lock)
+
+    def _connect_writer(self) -> None:
+        try:
+            self._begun().close()
+        except SQLAlchemyError as error:
+            self._writer.dispose()
+            raise refusal(error) from error
+
+    def _begun(self) -> Connection:
+        connection = self._writer.connect()
+        connection.begin()
+        return connection
+
+
+def _engine(path: Path, mode: str, pragmas: tuple[str, ...]) -> Engine:
+    def connect() -> sqlite3.Connection:
+        uri = f"file:{quote(str(path))}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, timeout=WRITER_WAIT, isolation_level=None, check_same_thread=False)
+
+    def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        connection.text_factory = _text
+        for pragma in pragmas:
+            connection.execute(pragma).close()
+
+    pool = StaticPool if mode == "rw" else NullPool
+    engine = create_engine("sqlite://", creator=connect, poolclass=pool, hide_parameters=True)
+    event.listen(engine, "connect", prepare)
+    return engine
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _text(cell: bytes) -> str | bytes:
+    """Text that is not UTF-8 stays bytes, so that the mapping refuses that one row by name."""
+    try:
+        return cell.decode()
+    except UnicodeDecodeError:
+        return cell

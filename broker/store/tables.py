@@ -1,0 +1,150 @@
+"""The tables, one for each kind of record, and the statements that are always the same.
+
+Text is compared byte by byte on both databases (SQLite's BINARY, PostgreSQL's "C"), so that what is equal, and what
+comes first, does not depend on a locale. SQLite's tables are STRICT: a cell has the type of its column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Column,
+    ColumnElement,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    literal,
+    select,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import TEXT
+from sqlalchemy.types import TypeEngine
+
+from broker.core.model import (
+    AuditHead,
+    Import,
+    Key,
+    KeyVersion,
+    Operator,
+    PolicyDocument,
+    Receipt,
+    Record,
+    Target,
+)
+from broker.store.rows import FIELDS, PRIMARY_KEYS, storable
+
+REVISION = "0001"
+"""The newest migration; revisions are numbers of four digits, so that newer and older can be told apart."""
+
+METADATA = MetaData()
+
+NAMES: dict[type[Any], str] = {
+    Key: "keys",
+    KeyVersion: "key_versions",
+    Target: "targets",
+    Import: "imports",
+    Operator: "operators",
+    PolicyDocument: "policy_documents",
+    Receipt: "receipts",
+    AuditHead: "audit_heads",
+}
+
+
+def _type(sql: type) -> TypeEngine[Any]:
+    if sql is str:
+        return Text().with_variant(TEXT(collation="C"), "postgresql")
+    return BigInteger().with_variant(Integer(), "sqlite") if sql is int else LargeBinary()
+
+
+def _table(kind: type[Any]) -> Table:
+    keys = PRIMARY_KEYS[kind]
+    columns = [
+        Column(
+            field.name,
+            _type(field.sql),
+            primary_key=field.name in keys,
+            nullable=field.nullable,
+            autoincrement=False,
+        )
+        for field in FIELDS[kind]
+    ]
+    return Table(NAMES[kind], METADATA, *columns, sqlite_strict=True)
+
+
+TABLES: dict[type[Any], Table] = {kind: _table(kind) for kind in PRIMARY_KEYS}
+
+
+def key_of(record: Record) -> tuple[Any, ...]:
+    """The primary key of a record."""
+    return tuple(getattr(record, name) for name in PRIMARY_KEYS[type(record)])
+
+
+def key_columns(kind: type[Any]) -> list[Column[Any]]:
+    """The primary key's columns in the order of the port, which is not always that of the table."""
+    return [TABLES[kind].c[name] for name in PRIMARY_KEYS[kind]]
+
+
+def with_key(kind: type[Any], key: tuple[str | int, ...]) -> ColumnElement[bool]:
+    """The condition that a row has this whole primary key."""
+    return and_(*(column == value for column, value in zip(key_columns(kind), cells(kind, key), strict=True)))
+
+
+def cells(kind: type[Any], key: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """A whole primary key, checked to be one: of the right length and types."""
+    return tuple(_cell(column, value) for column, value in zip(key_columns(kind), key, strict=True))
+
+
+def by_key(kind: type[Any]) -> Select[Any]:
+    """The row with the primary key in the parameters ``k0``, ``k1`` and so on."""
+    conditions = [column == bindparam(f"k{place}", type_=column.type) for place, column in enumerate(key_columns(kind))]
+    return select(TABLES[kind]).where(*conditions)
+
+
+BY_KEY: dict[type[Any], Select[Any]] = {kind: by_key(kind) for kind in PRIMARY_KEYS}
+
+
+def page(
+    kind: type[Any], after: tuple[str | int, ...], limit: int, where: Mapping[str, str | int] | None
+) -> Select[Any]:
+    """The port's ``page`` as a statement; every value in it is a parameter."""
+    if limit < 1:
+        raise ValueError("a page holds at least one record")
+    table, keys = TABLES[kind], key_columns(kind)
+    query = select(table).order_by(*keys).limit(limit)
+    for name, value in (where or {}).items():
+        query = query.where(table.c[name] == _cell(table.c[name], value))
+    if after:
+        bounds = [literal(value, column.type) for column, value in zip(keys, cells(kind, after), strict=True)]
+        query = query.where(tuple_(*keys) > tuple_(*bounds))
+    return query
+
+
+def _version() -> Select[Any]:
+    keys, versions = TABLES[Key].c, TABLES[KeyVersion]
+    number: BindParameter[int] = bindparam("number", type_=BigInteger)
+    wanted = case((number == 0, keys.primary), else_=number)
+    return (
+        select(TABLES[Key], versions)
+        .join(versions, and_(versions.c.key == keys.name, versions.c.number == wanted))
+        .where(keys.name == bindparam("name", type_=keys.name.type))
+    )
+
+
+VERSION = _version()
+"""A key and one of its versions: ``name``, and ``number``, of which 0 is the primary one."""
+
+
+def _cell(column: Column[Any], value: str | int) -> str | int:
+    if isinstance(value, str) is not isinstance(column.type, Text):
+        raise TypeError(f"{column.name} is compared with a value of another type")
+    return storable(value)
