@@ -252,6 +252,7 @@ class RemoteKey:
     version: str
     public_key: bytes | None  # SubjectPublicKeyInfo, DER; None for symmetric keys
     enabled: bool = True
+    exposed: str = ""  # the flag at the target that lets the material leave or change there; "" when none is set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

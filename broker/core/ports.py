@@ -218,8 +218,9 @@ class Target(Protocol):
 
     Errors: Unavailable ``TARGET_UNREACHABLE``, ``TARGET_SEALED``, ``TARGET_THROTTLED``; WrongState
     ``TARGET_TLS_UNTRUSTED``, ``TARGET_DENIED``, ``TARGET_MOUNT_MISSING``, ``TARGET_NAME_TAKEN``, ``TARGET_REFUSED``
-    (it read the blob and would not have it); InvalidRequest ``KEY_TYPE_UNSUPPORTED``. No message quotes the target's
-    own text beyond its short error strings, and none holds a token.
+    (it understood the request and would not do it), ``TARGET_CANNOT_DISABLE``, ``TARGET_CREDENTIAL_UNUSABLE`` (the
+    file with the token is missing, a link, or readable by others); InvalidRequest ``KEY_TYPE_UNSUPPORTED``. No message
+    quotes the target's own text beyond its short error strings, and none holds a token.
     """
 
     exact_wrap: bool  # True: the target parses PKCS#8 strictly, so only an exact RFC 5649 wrap will do
@@ -251,7 +252,19 @@ class Target(Protocol):
         """Let the target decrypt what ``Hsm.encrypt`` or RSAES-OAEP made."""
 
     def disable(self, name: str, version: str) -> None:
-        """Make this remote version unusable. Doing it twice, or for a version that is not there, is no error."""
+        """Make this remote version unusable. Doing it twice, or for a version that is not there, is no error.
+
+        WrongState ``TARGET_CANNOT_DISABLE`` when the target can only do it together with versions that are in use.
+        """
+
+    def enable(self, name: str, version: str) -> None:
+        """Undo ``disable``, before an import that had failed is proven again. Doing it twice is the same as once."""
+
+    def check(self) -> None:
+        """Return when the broker's credential may do all that importing and proving take; changes nothing there.
+
+        WrongState ``TARGET_DENIED`` names every right that is missing.
+        """
 
     def names(self) -> list[str]:
         """The names of the keys that the target holds, sorted; at most 1000."""

@@ -2,40 +2,237 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from broker.core import ports
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from broker.core import guard, ports
 from broker.core.call import Call
+from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, WrongState
 from broker.core.guard import Guard
-from broker.core.model import Probe, Target
+from broker.core.model import Import, ImportState, Probe, Receipt, Target, WrappingKey
+from broker.core.names import check_name
 from broker.core.page import Page
+from broker.core.receipts import keep, replay
 
 Connect = Callable[[str, Mapping[str, str]], ports.Target]
 """Build the port for a kind ("vault") and its settings; InvalidRequest when the settings will not do."""
+
+MIN_KEK_BITS = 2048
+THUMBPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
+UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
+"""Refusals that come before the target has been asked anything."""
 
 
 class Targets:
     """The noun behind TargetService."""
 
     def __init__(self, store: ports.Store, hsm: ports.Hsm, guard: Guard, connect: Connect, now: ports.Now) -> None:
-        raise NotImplementedError
+        self._store = store
+        self._hsm = hsm
+        self._guard = guard
+        self._connect = connect
+        self._now = now
 
     def create(
         self, call: Call, name: str, kind: str, settings: dict[str, str], expected_kek_thumbprint: str
     ) -> Target:
-        raise NotImplementedError
+        """Connect, read the KEK and pin it."""
+        check_name(name, "target")
+        wanted = _thumbprint(expected_kek_thumbprint) if expected_kek_thumbprint else ""
+        made = Target(name=name, kind=kind, settings=settings, kek_id="", kek_thumbprint="", created_at=self._now())
+        self._guard.check(call, guard.of_target(made))
+        if not self._seen(call):
+            if self._store.get(Target, name) is not None:
+                raise AlreadyExists("TARGET_EXISTS", "A target of this name exists; choose another name, or delete it.")
+            made = self._pinned(call, made, wanted)
+        if call.validate_only:
+            return made
+        return self._saved(call, made)
 
     def get(self, call: Call, name: str) -> Target:
-        raise NotImplementedError
+        """NotFound ``TARGET_NOT_FOUND``."""
+        return self._permitted(call, name)
 
     def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Target]:
-        raise NotImplementedError
+        """Those that the caller may get; a page may hold fewer than there are to come."""
+        self._guard.check(call, guard.BROKER)
+        rows = self._store.page(Target, after=after, limit=limit)
+        shown = [row for row in rows if self._guard.permits(call.principal, "GetTarget", guard.of_target(row))]
+        return Page(items=shown, next=(rows[-1].name,) if len(rows) == limit else ())
 
     def check(self, call: Call, name: str) -> list[Probe]:
-        raise NotImplementedError
+        """Connect now and say of each step whether it works; what could not be tried has not passed."""
+        target = self._permitted(call, name)
+        call.note(target=name)
+        try:
+            port = self._connect(target.kind, target.settings)
+            kek = port.wrapping_key()
+        except BrokerError as error:
+            return _no_answer(error)
+        return [
+            Probe(name="reachable", passed=True, detail="It answers, and its certificate is from the registered CA."),
+            _authorised_probe(port),
+            _kek_probe(target, kek),
+            self._wrap_probe(port),
+        ]
 
     def repin(self, call: Call, name: str, expected_kek_thumbprint: str) -> Target:
-        raise NotImplementedError
+        """Pin the KEK that is offered now, if it is the one expected."""
+        wanted = _thumbprint(expected_kek_thumbprint)
+        old = self._permitted(call, name)
+        new = old if self._seen(call) else self._pinned(call, old, wanted)
+        if call.validate_only:
+            return new
+        with self._store.write(call.outcome()) as write:
+            if replay(write, call):
+                new = _existing(write.get(Target, name))
+            else:
+                new = write.replace(old, new)
+                keep(write, call, name)
+        call.settled = True
+        return new
 
     def delete(self, call: Call, name: str) -> None:
-        raise NotImplementedError
+        """Forget the target. WrongState ``TARGET_IN_USE`` while keys are, or may be, there."""
+        check_name(name, "target")
+        found = self._store.get(Target, name)
+        self._guard.check(call, guard.of_target(found) if found else guard.of_unknown_target(name))
+        call.note(target=name)
+        if call.validate_only:
+            _deletable(self._store, _existing(found))
+            return
+        with self._store.write(call.outcome()) as write:
+            if not replay(write, call):
+                target = _existing(write.get(Target, name))
+                _deletable(write, target)
+                write.delete(target)
+                keep(write, call, name)
+        call.settled = True
+
+    def _saved(self, call: Call, made: Target) -> Target:
+        with self._store.write(call.outcome()) as write:
+            if replay(write, call):
+                made = _existing(write.get(Target, made.name))
+            else:
+                write.add(made)
+                keep(write, call, made.name)
+        call.settled = True
+        return made
+
+    def _permitted(self, call: Call, name: str) -> Target:
+        check_name(name, "target")
+        found = self._store.get(Target, name)
+        self._guard.check(call, guard.of_target(found) if found else guard.of_unknown_target(name))
+        return _existing(found)
+
+    def _seen(self, call: Call) -> bool:
+        # A request that is repeated is answered from its receipt, also when the target is away by now.
+        return bool(call.request_id) and (self._store.get(Receipt, str(call.principal), call.request_id) is not None)
+
+    def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
+        kek = self._connect(target.kind, target.settings).wrapping_key()
+        call.note(target=target.name, kek_thumbprint=kek.thumbprint)
+        check_kek(kek)
+        if wanted and kek.thumbprint != wanted:
+            raise WrongState(
+                "KEK_UNEXPECTED",
+                f"The target offers a wrapping key with the thumbprint {kek.thumbprint}, not the one you expect; "
+                "find out which is right before anything is wrapped for it.",
+            )
+        return replace(target, kek_id=kek.id, kek_thumbprint=kek.thumbprint)
+
+    def _wrap_probe(self, port: ports.Target) -> Probe:
+        report = self._hsm.report()
+        try:
+            chosen = port.oaep_hash(report.oaep_hashes)
+        except BrokerError as error:
+            return Probe(name="wrap", passed=False, detail=error.message)
+        detail = f"Keys are wrapped with RSA-OAEP-{chosen.value.upper()} and AES-KWP."
+        if port.exact_wrap and not report.exact_wrap:
+            detail += " The HSM pads some keys in a way that this target refuses; those cannot be imported."
+        return Probe(name="wrap", passed=True, detail=detail)
+
+
+def check_kek(kek: WrappingKey) -> None:
+    """Return if ``kek`` is RSA of 2048 bits or more and has its thumbprint; else WrongState ``KEK_WEAK`` (BY-02)."""
+    try:
+        public = load_der_public_key(kek.public_key)
+    except ValueError as error:
+        raise WrongState("KEK_WEAK", "The target's wrapping key cannot be read; nothing is wrapped for it.") from error
+    if not isinstance(public, rsa.RSAPublicKey) or public.key_size < MIN_KEK_BITS or public.public_numbers().e < 65537:
+        raise WrongState(
+            "KEK_WEAK",
+            f"The target's wrapping key is not an RSA key of at least {MIN_KEK_BITS} bits; nothing is wrapped for it.",
+        )
+    if hashlib.sha256(kek.public_key).hexdigest() != kek.thumbprint:
+        raise WrongState(
+            "KEK_WEAK", "The target's wrapping key does not have its thumbprint; nothing is wrapped for it."
+        )
+
+
+def check_pin(target: Target, kek: WrappingKey) -> None:
+    """Return if ``kek`` is the one that was pinned for ``target``; else WrongState ``KEK_CHANGED`` (BY-01)."""
+    if (kek.id, kek.thumbprint) != (target.kek_id, target.kek_thumbprint):
+        raise WrongState(
+            "KEK_CHANGED",
+            f"The target now offers a wrapping key with the thumbprint {kek.thumbprint}, not the pinned one; nothing "
+            "was wrapped. If its owner confirms the change by another way, pin it with `broker target repin`.",
+        )
+    check_kek(kek)
+
+
+def _no_answer(error: BrokerError) -> list[Probe]:
+    reached = isinstance(error, WrongState) and error.reason not in UNREACHED
+    return [
+        Probe(name="reachable", passed=reached, detail="It answers." if reached else error.message),
+        Probe(name="authorised", passed=False, detail=error.message if reached else "Not tried."),
+        Probe(name="kek", passed=False, detail="Not tried."),
+        Probe(name="wrap", passed=False, detail="Not tried."),
+    ]
+
+
+def _authorised_probe(port: ports.Target) -> Probe:
+    try:
+        port.check()
+    except BrokerError as error:
+        return Probe(name="authorised", passed=False, detail=error.message)
+    return Probe(name="authorised", passed=True, detail="The token may do all that importing and proving take.")
+
+
+def _kek_probe(target: Target, kek: WrappingKey) -> Probe:
+    try:
+        check_pin(target, kek)
+    except WrongState as error:
+        return Probe(name="kek", passed=False, detail=error.message)
+    return Probe(name="kek", passed=True, detail=f"It is the pinned one, {kek.thumbprint}.")
+
+
+def _deletable(rows: ports.Store | ports.Write, target: Target) -> None:
+    for state in (ImportState.PROVEN, ImportState.PENDING):
+        found = rows.page(Import, limit=1, where={"target": target.name, "state": state.value})
+        if found:
+            raise WrongState(
+                "TARGET_IN_USE",
+                f"Keys of the broker are at this target, {found[0].key} for one; delete the target once they are gone.",
+            )
+
+
+def _thumbprint(text: str) -> str:
+    if not THUMBPRINT.fullmatch(text):
+        raise InvalidRequest(
+            "THUMBPRINT_INVALID", "The expected thumbprint is not a SHA-256 in 64 lower-case hexadecimal digits."
+        )
+    return text
+
+
+def _existing(target: Target | None) -> Target:
+    if target is None:
+        raise NotFound(
+            "TARGET_NOT_FOUND", "There is no target of this name; `broker target list` shows those there are."
+        )
+    return target

@@ -1,1 +1,86 @@
-"""Where a key can be imported to: one folder a target."""
+"""Where keys can be imported to: one folder a kind of target, each with a ``KIND = …`` line.
+
+A new kind is a new folder; nothing here or elsewhere lists them.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from broker.core import ports
+from broker.core.errors import InvalidRequest
+
+S = TypeVar("S", bound=BaseModel)
+
+MAX_OPEN = 64
+"""How many targets keep a connection open at once; the least used one gives way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the broker's own configuration says of targets, whoever registers them (BY-03, NT-17)."""
+
+    allowed_hosts: frozenset[str]  # "host:port", the only places that are ever connected to
+    credentials: Path  # the folder that token files are in
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind(Generic[S]):
+    """One kind of target: its name on the wire, the settings an operator gives, and how a target is built of them.
+
+    ``build`` opens no connection; InvalidRequest when the surroundings forbid these settings.
+    """
+
+    name: str
+    settings: type[S]
+    build: Callable[[S, Surroundings], ports.Target]
+
+
+def kinds() -> Mapping[str, Kind[BaseModel]]:
+    """Every kind there is a folder for, by name."""
+    found: dict[str, Kind[BaseModel]] = {}
+    for folder in pkgutil.iter_modules(__path__):
+        kind = import_module(f"{__name__}.{folder.name}").KIND
+        found[kind.name] = kind
+    return found
+
+
+def connector(surroundings: Surroundings) -> Callable[[str, Mapping[str, str]], ports.Target]:
+    """The core's ``Connect``: the port for a kind and its settings, kept for as long as the same ones are asked for."""
+    known = kinds()
+
+    @lru_cache(maxsize=MAX_OPEN)
+    def build(kind: str, settings: frozenset[tuple[str, str]]) -> ports.Target:
+        chosen = known[kind]
+        return chosen.build(_checked(chosen, dict(settings)), surroundings)
+
+    def connect(kind: str, settings: Mapping[str, str]) -> ports.Target:
+        if kind not in known:
+            raise InvalidRequest("TARGET_KIND_UNKNOWN", f"This kind of target is not known; use {', '.join(known)}.")
+        return build(kind, frozenset(settings.items()))
+
+    return connect
+
+
+def _checked(kind: Kind[BaseModel], settings: dict[str, str]) -> BaseModel:
+    try:
+        return kind.settings.model_validate(settings)
+    except ValidationError as error:
+        faults = "; ".join(_fault(fault["loc"], fault["msg"]) for fault in error.errors(include_input=False))
+        raise InvalidRequest("TARGET_SETTINGS_INVALID", f"The target's settings will not do: {faults}.") from None
+
+
+def _fault(place: tuple[int | str, ...], message: str) -> str:
+    # Names that a caller made up are not quoted back; pydantic's own messages never hold the input.
+    field = str(place[0]) if place else "settings"
+    return (
+        f"{field if field.isidentifier() and len(field) <= 32 else 'a field'}: {message.removeprefix('Value error, ')}"
+    )

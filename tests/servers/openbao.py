@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.util
 import ipaddress
 import os
@@ -14,7 +14,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,15 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 that is its own CA, and its key: (certificate, key) as PEM files."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"test {secrets.token_hex(4)}")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -124,7 +124,7 @@ class OpenBao:
                 stderr=subprocess.STDOUT,
                 env=clean,
             )
-        self._await(lambda health: True)
+        self._await(bool)
         if self._unseal_key:
             self.unseal()
 
@@ -165,7 +165,7 @@ class OpenBao:
         self.stop()
         self._session.close()
 
-    def request(self, method: str, path: str, body: object = None) -> Any:
+    def request(self, method: str, path: str, body: Any = None) -> Any:
         """A call with the root token; the decoded answer, None when it has no body. Fails on any error status."""
         answer = self._session.request(
             method, f"{self.address}/v1/{path}", json=body, headers={"X-Vault-Token": self.root_token}, timeout=20
@@ -182,7 +182,7 @@ class OpenBao:
         file.write_text((token or self.broker_token) + "\n")
         return file
 
-    def _await(self, ready: Any) -> None:
+    def _await(self, ready: Callable[[dict[str, Any]], bool]) -> None:
         end = time.monotonic() + START_SECONDS
         pause = threading.Event()
         while time.monotonic() < end:

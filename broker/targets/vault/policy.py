@@ -11,7 +11,8 @@ RIGHTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "keys/+": ("read",),  # reading back
     "keys/+/import": ("create", "update"),
     "keys/+/import_version": ("create", "update"),
-    "keys/+/soft-delete": ("update", "delete"),  # OpenBao: takes a key that was not proven out of use
+    "keys/+/soft-delete": ("delete",),  # OpenBao only: takes a key that was not proven out of use
+    "keys/+/soft-delete-restore": ("update",),  # OpenBao only: when such an import is tried again
     "sign/+/+": ("create", "update"),  # from here on: proof by use
     "encrypt/+": ("create", "update"),
     "decrypt/+": ("create", "update"),
@@ -25,6 +26,16 @@ There is no right to delete, to export, to back up, to rotate or to change the c
 def policy(mount: str) -> str:
     """The whole policy text for a transit engine mounted at ``mount``, in HCL."""
     return "".join(line(f"{mount}/{path}", rights) for path, rights in RIGHTS.items()) + SELF
+
+
+def lines(mount: str, path: str) -> str:
+    """The rule that allows ``path`` below the mount, for a refusal that says what is missing."""
+    for known, rights in RIGHTS.items():
+        if len(known.split("/")) == len(path.split("/")) and all(
+            want in {"+", have} for want, have in zip(known.split("/"), path.split("/"), strict=True)
+        ):
+            return line(f"{mount}/{known}", rights).strip()
+    return SELF.strip()
 
 
 def line(path: str, rights: tuple[str, ...]) -> str:

@@ -1,0 +1,241 @@
+"""The transit engine as a target: imports, read-back and proof by use."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from types import MappingProxyType
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
+from broker.core.errors import InvalidRequest, WrongState
+from broker.core.model import (
+    EncryptionAlgorithm,
+    KeyType,
+    KeyUsage,
+    OaepHash,
+    RemoteKey,
+    SignatureAlgorithm,
+    WrappingKey,
+)
+from broker.targets import Surroundings
+from broker.targets.vault import refusals
+from broker.targets.vault.policy import RIGHTS, lines
+from broker.targets.vault.settings import VaultSettings
+from broker.targets.vault.token import read_token
+from broker.targets.vault.transport import Transport
+
+TYPES = MappingProxyType({
+    KeyType.RSA_2048: "rsa-2048",
+    KeyType.RSA_3072: "rsa-3072",
+    KeyType.RSA_4096: "rsa-4096",
+    KeyType.EC_P256: "ecdsa-p256",
+    KeyType.EC_P384: "ecdsa-p384",
+    KeyType.EC_P521: "ecdsa-p521",
+    KeyType.AES_128: "aes128-gcm96",
+    KeyType.AES_256: "aes256-gcm96",
+})  # fmt: skip
+
+UNSUPPORTED = MappingProxyType({
+    KeyType.EC_SECP256K1: "the transit engine knows no secp256k1",
+    KeyType.ED25519: "an HSM wraps no Ed25519 key for import",
+})  # fmt: skip
+
+HASHES = (OaepHash.SHA256, OaepHash.SHA384, OaepHash.SHA512, OaepHash.SHA1)
+"""The transit engine's own default first; SHA-1 last, for tokens that can do no other."""
+
+EXPOSING = (
+    "exportable",
+    "allow_plaintext_backup",
+    "imported_key_allow_rotation",  # as both servers answer
+    "allow_imported_key_rotation",  # as some documentation has it
+    "auto_rotate_period",
+    "derived",
+)
+"""Flags that must read false or 0, or the key could leave, change or be another one than the HSM's (BY-08)."""
+
+MAX_NAMES = 1000
+
+
+class VaultTarget:
+    """``ports.Target`` for one mount of one server. See ``policy`` for the rights that its token needs.
+
+    ``exact_wrap`` is False: Go's PKCS#8 parser ignores the zero tail that some tokens leave (SoftHSM 2.6.1).
+    """
+
+    exact_wrap = False
+
+    def __init__(self, settings: VaultSettings, surroundings: Surroundings) -> None:
+        if settings.host not in surroundings.allowed_hosts:
+            raise InvalidRequest(
+                "TARGET_HOST_NOT_ALLOWED",
+                "The target's host and port are not among those that the broker's configuration allows; "
+                "ask its operator to add them there.",
+            )
+        self._settings = settings
+        self._transport = Transport(settings, lambda: read_token(surroundings.credentials, settings.token_file))
+
+    def __repr__(self) -> str:
+        return f"VaultTarget({self._settings.address}, {self._settings.mount})"
+
+    def check(self) -> None:
+        """Ask the server what the token may do, so that nothing has to be tried out."""
+        wanted = {path.replace("+", "broker-check"): rights for path, rights in RIGHTS.items()}
+        have = self._transport.capabilities(list(wanted))
+        missing = [
+            lines(self._settings.mount, path)
+            for path, rights in wanted.items()
+            if "root" not in have[path] and not set(rights) <= set(have[path])
+        ]
+        if missing:
+            raise WrongState(
+                "TARGET_DENIED",
+                f"The token at {self._settings.host} lacks rights; add to its policy: {' '.join(missing)}",
+            )
+
+    def wrapping_key(self) -> WrappingKey:
+        """Its id is the URL it was read from, so that it names server, namespace and mount (BY-12)."""
+        answer = self._transport.read("wrapping_key")
+        if answer is None:
+            raise refusals.no_transit(self._settings.mount, self._settings.host)
+        der = _public_key(answer.get("public_key"))
+        if der is None:
+            raise refusals.malformed(self._settings.host, "a wrapping key")
+        parts = [self._settings.address, "v1", self._settings.namespace, self._settings.mount, "wrapping_key"]
+        return WrappingKey(id="/".join(filter(None, parts)), public_key=der, thumbprint=hashlib.sha256(der).hexdigest())
+
+    def oaep_hash(self, offered: tuple[OaepHash, ...]) -> OaepHash:
+        """The transit engine takes any of them, and is told which with each import."""
+        for candidate in HASHES:
+            if candidate in offered:
+                return candidate
+        raise WrongState("OAEP_HASH_UNSUPPORTED", "The HSM can do none of the OAEP hashes that the target can open.")
+
+    def supports(self, key_type: KeyType, usage: KeyUsage) -> None:
+        """RSA for both usages, EC for signing, AES for encryption."""
+        if key_type not in TYPES:
+            known = ", ".join(TYPES)
+            raise InvalidRequest(
+                "KEY_TYPE_UNSUPPORTED",
+                f"A key of type {key_type} cannot be imported, since {UNSUPPORTED[key_type]}; it takes {known}.",
+            )
+        if not key_type.startswith("rsa") and (usage is KeyUsage.ENCRYPT) != key_type.symmetric:
+            raise InvalidRequest("KEY_TYPE_UNSUPPORTED", f"A key of type {key_type} cannot be imported to {usage}.")
+
+    def import_key(
+        self, name: str, key_type: KeyType, usage: KeyUsage, blob: bytes, oaep_hash: OaepHash, *, first: bool
+    ) -> None:
+        """Upload. Nothing of what would expose the key can be set by any caller (BY-08)."""
+        self.supports(key_type, usage)
+        body: dict[str, Any] = {"ciphertext": _b64(blob), "hash_function": oaep_hash.value.upper()}
+        if not first:
+            self._transport.write(f"keys/{name}/import_version", body)
+            return
+        body |= {"type": TYPES[key_type], "allow_rotation": False, "exportable": False}
+        body |= {"allow_plaintext_backup": False, "derived": False}
+        self._transport.write(f"keys/{name}/import", body)
+
+    def versions(self, name: str) -> list[RemoteKey]:
+        """Those below the key's ``min_decryption_version`` do not show. A soft-deleted key's are not enabled."""
+        answer = self._transport.read(f"keys/{name}")
+        if answer is None:
+            return []
+        keys = answer.get("keys")
+        if not isinstance(keys, dict) or not all(str(number).isascii() and str(number).isdigit() for number in keys):
+            raise refusals.malformed(self._settings.host, "the versions of the key")
+        return [
+            RemoteKey(
+                name=name,
+                version=number,
+                public_key=_public_key(entry.get("public_key")) if isinstance(entry, dict) else None,
+                enabled=not answer.get("soft_deleted", False),
+                exposed=next((flag for flag in EXPOSING if answer.get(flag)), ""),
+            )
+            for number, entry in sorted(keys.items(), key=lambda item: int(item[0]))
+        ]
+
+    def sign(self, name: str, version: str, algorithm: SignatureAlgorithm, message: bytes) -> bytes:
+        """PSS with a salt as long as the hash (RFC 7518 3.5)."""
+        body = {"input": _b64(message), "key_version": int(version), "salt_length": "hash"}
+        body["signature_algorithm"] = "pss" if algorithm.startswith("PS") else "pkcs1v15"
+        answer = self._transport.write(f"sign/{name}/sha2-{algorithm[2:]}", body)
+        return self._unpacked(answer.get("signature"), version)
+
+    def encrypt(self, name: str, version: str, plaintext: bytes) -> bytes:
+        """The transit engine's layout is the port's: IV ‖ ciphertext ‖ tag."""
+        answer = self._transport.write(f"encrypt/{name}", {"plaintext": _b64(plaintext), "key_version": int(version)})
+        return self._unpacked(answer.get("ciphertext"), version)
+
+    def decrypt(self, name: str, version: str, algorithm: EncryptionAlgorithm, ciphertext: bytes) -> bytes:
+        """OAEP there is always SHA-256."""
+        if algorithm is EncryptionAlgorithm.RSA_OAEP_SHA1:
+            raise WrongState("TARGET_REFUSED", "The transit engine decrypts RSA-OAEP with SHA-256 only.")
+        answer = self._transport.write(f"decrypt/{name}", {"ciphertext": f"vault:v{int(version)}:{_b64(ciphertext)}"})
+        return self._decoded(answer.get("plaintext"), "a plaintext")
+
+    def disable(self, name: str, version: str) -> None:
+        """Soft delete, which OpenBao has (since 2.2) and Vault has not; it takes all versions of a key.
+
+        Neither server can disable the newest version of a key alone: ``min_encryption_version`` and
+        ``min_decryption_version`` reach at most up to it. So only a version without predecessors can be disabled.
+        """
+        found = self.versions(name)
+        if version not in {one.version for one in found if one.enabled}:
+            return
+        if found[-1].version != "1":
+            raise WrongState(
+                "TARGET_CANNOT_DISABLE",
+                f"The transit engine at {self._settings.host} cannot disable version {version} of {name} without the "
+                "other versions, which may be in use; tell its owner not to use this version.",
+            )
+        self._soft_delete(name)
+
+    def enable(self, name: str, version: str) -> None:
+        """Undo the soft delete."""
+        if any(one.version == version and not one.enabled for one in self.versions(name)):
+            self._transport.write(f"keys/{name}/soft-delete-restore", {})
+
+    def names(self) -> list[str]:
+        """Folders are not names: the engine lists its own import paths as one."""
+        answer = self._transport.read("keys", list="true") or {}
+        names = answer.get("keys") or []
+        return sorted(str(name) for name in names if not str(name).endswith("/"))[:MAX_NAMES]
+
+    def _soft_delete(self, name: str) -> None:
+        try:
+            self._transport.delete(f"keys/{name}/soft-delete")
+        except WrongState as error:
+            path = f"{self._settings.mount}/keys/{name}"
+            raise WrongState(
+                "TARGET_CANNOT_DISABLE",
+                f"The key {name} at {self._settings.host} could not be disabled there ({error.reason}; Vault has "
+                f"no soft delete); set deletion_allowed=true at {path}/config and delete {path}.",
+            ) from error
+
+    def _unpacked(self, text: object, version: str) -> bytes:
+        prefix = f"vault:v{int(version)}:"
+        if not isinstance(text, str) or not text.startswith(prefix):
+            raise refusals.malformed(self._settings.host, f"a result of version {version}")
+        return self._decoded(text.removeprefix(prefix), "a result in base64")
+
+    def _decoded(self, text: object, what: str) -> bytes:
+        try:
+            return base64.b64decode(text if isinstance(text, str) else "", validate=True)
+        except binascii.Error as error:
+            raise refusals.malformed(self._settings.host, what) from error
+
+
+def _b64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _public_key(pem: object) -> bytes | None:
+    """SubjectPublicKeyInfo DER; None when it is no PEM (a symmetric key, or a type we never import)."""
+    if not isinstance(pem, str) or "BEGIN PUBLIC KEY" not in pem:
+        return None
+    try:
+        return load_pem_public_key(pem.encode()).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except ValueError:
+        return None
