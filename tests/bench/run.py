@@ -141,8 +141,8 @@ def page(tables: list[str], options: argparse.Namespace) -> str:
         f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}. "
         f"h2load → nghttpx → server, all on this machine; {CONNECTIONS} connections with {STREAMS} streams each; "
         f"medians of {options.rounds} alternating rounds of about {options.seconds:g} s. One broker process (TLS 1.3, "
-        "client certificate, policy, audit, SoftHSM, SQLite) beside OpenBao (TLS, raft storage, file audit), which signs in "
-        "software. Only the ratios mean anything on another machine.\n\n" + "\n".join(tables)
+        "client certificate, policy, audit, SoftHSM, SQLite) beside OpenBao (TLS, raft storage, file audit), which "
+        "signs in software. Only the ratios mean anything on another machine.\n\n" + "\n".join(tables)
     )
 
 
