@@ -26,7 +26,7 @@ help:  ## list the commands
 .PHONY: demo
 demo:  ## the main job on real parts: a key born in SoftHSM, imported into OpenBao and proven there
 	$(call prepare,demo)
-	@$(IN_TREE) $(BIN)/python -m tests.demo.demo
+	@$(IN_TREE) $(BIN)/python -m tests.demo
 
 .PHONY: test
 test: check  ## everything: check, then all tests on real SoftHSM, OpenBao and PostgreSQL
