@@ -60,14 +60,14 @@ soak:  ## the long forms of the proofs (hours)
 	$(IN_TREE) $(BIN)/python -m pytest -m soak --timeout=0
 
 .PHONY: bench
-bench:  ## broker and OpenBao side by side under the same load
+bench:  ## broker and OpenBao side by side under the same load (BENCH=--write: into docs/benchmarks.md)
 	$(call prepare,bench)
-	@$(BIN)/python tests/bench/run.py $(BENCH)
+	@$(IN_TREE) $(BIN)/python -m tests.bench.run $(BENCH)
 
 .PHONY: dev
 dev:  ## a broker for trying out, everything in a temporary folder
 	$(call prepare,demo)
-	@$(BIN)/broker dev
+	@$(IN_TREE) $(BIN)/broker dev
 
 .PHONY: protos
 protos:  ## generate the stubs from the .proto files

@@ -113,13 +113,14 @@ def test_the_wheel_holds_our_import_names_and_nothing_else(wheel: zipfile.ZipFil
     assert {name for name in top if not name.endswith(".dist-info")} == {"broker", "broker_cli", "broker_api"}
 
 
-def test_the_wheel_holds_every_module_but_no_fake_and_no_test(wheel: zipfile.ZipFile) -> None:
-    shipped = {name for name in wheel.namelist() if name.endswith(".py")}
+def test_the_wheel_holds_every_file_of_ours_but_no_fake_and_no_test(wheel: zipfile.ZipFile) -> None:
+    shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     written = {
         str(path.relative_to(root))
         for root in (ROOT, ROOT / "cli", ROOT / "protos")
         for package in ("broker", "broker_cli", "broker_api")
-        for path in (root / package).rglob("*.py")
+        for path in (root / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert shipped == {name for name in written if not name.endswith("/fake.py")}
     assert [name for name in shipped if re.search(r"(^|/)(tests?|conftest|test_\w+|fake)(/|\.py)", name)] == []
