@@ -70,7 +70,7 @@ class Broker:
 
     def _build(self, config: Config) -> None:
         self._config = config
-        self.store = SqlStore(config.store)
+        self.store = SqlStore(config.store, now)
         self._parts.callback(self.store.close)
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)

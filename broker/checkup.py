@@ -97,7 +97,7 @@ def _hsm(config: Config) -> str:
 
 
 def _store(config: Config) -> str:
-    store = SqlStore(config.store)
+    store = SqlStore(config.store, now)
     try:
         store.check()
         if not store.page(PolicyDocument, limit=1) or not store.page(Operator, limit=1):

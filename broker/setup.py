@@ -75,7 +75,7 @@ def initialise(wishes: Wishes, now: Now) -> Config:
         write_private(file, _toml(wishes, wishes.token or _softhsm(folder)).encode())
     config = load(file)
     SqlStore.migrate(config.store)
-    store = SqlStore(config.store)
+    store = SqlStore(config.store, now)
     try:
         hsm = Pkcs11Hsm(config.hsm)
         try:

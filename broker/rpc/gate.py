@@ -54,7 +54,7 @@ class End:
         return "ok" if self.code is grpc.StatusCode.OK else self.code.name
 
 
-class Gate(grpc.GenericRpcHandler[bytes, bytes]):
+class Gate(grpc.GenericRpcHandler):
     """All of the server's methods. ``pool`` answers health and refusals under load; ``max_calls`` are in flight at most."""
 
     def __init__(  # noqa: PLR0913 (the parts of the gate, each named)
