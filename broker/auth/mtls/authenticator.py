@@ -29,7 +29,7 @@ class MtlsConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    trust_domain: Annotated[str, StringConstraints(max_length=255, pattern=rf"^{TRUST_DOMAIN.pattern}\Z")] = "broker"
+    trust_domain: Annotated[str, StringConstraints(max_length=255, pattern=rf"^{TRUST_DOMAIN.pattern}$")] = "broker"
     operator_ca_file: Path
 
 
