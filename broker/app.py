@@ -17,15 +17,15 @@ import structlog
 from broker import setup
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.config import Config
-from broker.core import policy, ports
+from broker.core import policy
 from broker.core.call import Call
-from broker.core.errors import BrokerError, WrongState
+from broker.core.errors import BrokerError
 from broker.core.guard import Guard
 from broker.core.heads import Heads
 from broker.core.imports import Imports
 from broker.core.key_use import KeyUse
 from broker.core.keys import DestructionDelay, Keys
-from broker.core.model import PolicyDocument, Principal
+from broker.core.model import Principal
 from broker.core.operators import Operators
 from broker.core.policies import Policies
 from broker.core.targets import Targets
@@ -77,7 +77,7 @@ class Broker:
         audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
         setup.check_internal_key(self.hsm, audit_key)
         setup.renew_server_certificate(config, self.hsm, now())
-        self._guard = Guard(_policy_in_force(self.store))
+        self._guard = Guard(setup.policy_in_force(self.store))
         self.keys = Keys(self.store, self.hsm, self._guard, now, _delay(config))
         self.heads = Heads(self.store, self.hsm, audit_key, self._guard, now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
@@ -195,16 +195,6 @@ def _attempt(name: str, work: Callable[[], object]) -> bool:
     else:
         return True
     return False
-
-
-def _policy_in_force(store: ports.Store) -> PolicyDocument:
-    """The newest document; WrongState ``NOT_INITIALISED`` when there is none."""
-    newest: PolicyDocument | None = None
-    while batch := store.page(PolicyDocument, after=(newest.version,) if newest else (), limit=1000):
-        newest = batch[-1]
-    if newest is None:
-        raise WrongState("NOT_INITIALISED", "The store holds no policy; run `broker init` for this broker first.")
-    return newest
 
 
 def _delay(config: Config) -> DestructionDelay:

@@ -20,6 +20,8 @@ from broker.core import policy
 from broker.core.authority import Authority
 from broker.core.call import Call
 from broker.core.errors import WrongState
+from broker.core.guard import Guard
+from broker.core.heads import Heads
 from broker.core.model import KeyType, KeyUsage, Operator, OperatorState, PolicyDocument, Principal
 from broker.core.operators import operator_uri
 from broker.core.ports import Hsm, KeyRef, Now, Store
@@ -139,6 +141,16 @@ def renew_server_certificate(config: Config, hsm: Hsm, now: datetime, hosts: tup
     return True
 
 
+def policy_in_force(store: Store) -> PolicyDocument:
+    """The newest document; WrongState ``NOT_INITIALISED`` when there is none."""
+    newest: PolicyDocument | None = None
+    while batch := store.page(PolicyDocument, after=(newest.version,) if newest else (), limit=1000):
+        newest = batch[-1]
+    if newest is None:
+        raise WrongState("NOT_INITIALISED", "The store holds no policy; run `broker init` for this broker first.")
+    return newest
+
+
 def make_request() -> tuple[bytes, bytes]:
     """A fresh EC P-256 key and a CSR for it: (PKCS#8 PEM, PKCS#10 PEM)."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -216,6 +228,8 @@ def _fill(config: Config, wishes: Wishes, store: Store, hsm: Hsm, now: Now) -> N
     _first_policy(store, now)
     _first_operator(store, wishes.operator, now)
     _profile(config, wishes, store, authority(config, hsm, "operator-ca", OPERATOR_CA), now)
+    audit_key = internal_key(config, "audit", AUDIT_KEY)
+    Heads(store, hsm, audit_key, Guard(policy_in_force(store)), now).sign_due()
 
 
 def _audit_key(hsm: Hsm) -> bytes:

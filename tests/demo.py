@@ -98,7 +98,7 @@ def main_job(demo: Demo, bao: openbao.OpenBao, number: list[int]) -> None:
         bao.write_token(demo.folder / "broker" / "credentials")
         added = demo.answer(
             "target", "add", "vault", "bao", "--address", bao.address, "--mount", bao.mount,
-            "--ca-file", str(bao.ca_file), "--token-file", "vault-token", "--yes",
+            "--ca-file", str(bao.ca_file), "--token-file", "vault-token",
         )  # fmt: skip
         say(f"KEK pinned: sha256 {str(added['kek_thumbprint'])[:16]}…")
     with step(number, "A key is born in the HSM"):
@@ -118,12 +118,12 @@ def main_job(demo: Demo, bao: openbao.OpenBao, number: list[int]) -> None:
         made = bao.request("POST", f"{bao.mount}/sign/payments", {"input": _b64(MESSAGE)})["data"]["signature"]
         theirs = demo.folder / "theirs.sig"
         theirs.write_bytes(_unb64(made.rpartition(":")[2]))
-        demo.cli("key", "verify", "payments", "--signature-file", str(theirs), stdin=MESSAGE)
+        demo.cli("key", "verify", "payments", "--signature", str(theirs), stdin=MESSAGE)
         say("the broker says: valid")
     with step(number, "Rotated in the HSM; the new version follows to OpenBao, the old one still verifies"):
         demo.answer("key", "rotate", "payments")
         proven = demo.answer("key", "import", "payments", "--target", "bao")
-        demo.cli("key", "verify", "payments", "--version", "1", "--signature-file", str(theirs), stdin=MESSAGE)
+        demo.cli("key", "verify", "payments", "--version", "1", "--signature", str(theirs), stdin=MESSAGE)
         say(f"{proven['remote_name']} version {proven['remote_version']} at bao: {proven['state']}")
 
 
