@@ -1,1 +1,6 @@
 """The gRPC edge: decode, one call into the core, encode."""
+
+import os
+
+# gRPC's own library writes a line on stderr for many things that any stranger can do, without a limit.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

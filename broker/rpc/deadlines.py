@@ -20,7 +20,11 @@ class Late(Exception):
 
 
 class Gone(Exception):
-    """The caller cancelled, or the transport refused the message."""
+    """The caller cancelled, or the transport refused the message (far too large, compressed) and ended the call."""
+
+
+class Missing(Exception):
+    """The caller closed its side without sending the message."""
 
 
 class Deadlines:
@@ -43,16 +47,18 @@ class Deadlines:
         self._running.pop(context, None)
 
     def message(self, requests: object, context: grpc.ServicerContext) -> bytes:
-        """The one message of a unary call, as bytes; ``Late``, or ``Gone`` when none will come."""
+        """The one message of a unary call, as bytes; ``Late``, ``Gone`` or ``Missing`` when none will come."""
         self._reading[context] = self._clock()
         try:
             wire = next(requests, None)  # type: ignore[call-overload]  # grpc's iterator of raw messages
         except grpc.RpcError:
             wire = None
         in_time = self._reading.pop(context, None) is not None
-        if wire is None:
-            raise Gone if in_time else Late
-        return bytes(wire)
+        if wire is not None:
+            return bytes(wire)
+        if not in_time:
+            raise Late
+        raise Missing if context.is_active() else Gone
 
     def sweep(self) -> None:
         """End every call that is over its time; the caller sees CANCELLED."""

@@ -61,7 +61,7 @@ class Flood:
 
 
 def _network(peer: str) -> str:
-    """The address of a gRPC peer ("ipv4:10.0.0.1:5000"); of an IPv6 one its /64, of which one host has as many as it likes."""
+    """The address of a gRPC peer ("ipv4:10.0.0.1:5000"); of an IPv6 one its /64, which is one host's to use up."""
     kind, _, rest = unquote(peer).partition(":")
     host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
     if kind != "ipv6":

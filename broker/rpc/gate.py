@@ -25,7 +25,7 @@ from broker.core.call import Call
 from broker.core.errors import BrokerError, Unauthenticated
 from broker.core.model import Principal
 from broker.rpc import health, status
-from broker.rpc.deadlines import Deadlines, Gone, Late
+from broker.rpc.deadlines import Deadlines, Gone, Late, Missing
 from broker.rpc.flood import Flood
 from broker.rpc.table import Method
 
@@ -54,8 +54,8 @@ class End:
         return "ok" if self.code is grpc.StatusCode.OK else self.code.name
 
 
-class Gate(grpc.GenericRpcHandler):
-    """All of the server's methods. ``pool`` answers health and refusals under load; ``max_calls`` are in flight at most."""
+class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stub only
+    """All methods of the server. ``pool`` answers health and refusals under load; ``max_calls`` are in flight at most."""
 
     def __init__(  # noqa: PLR0913 (the parts of the gate, each named)
         self,
@@ -151,7 +151,9 @@ class Gate(grpc.GenericRpcHandler):
             _note_identity(call, error)
             return End(status.code_of(error), error.reason, error.message, error.metadata)
         except Gone:
-            return End(grpc.StatusCode.CANCELLED, "CALL_CANCELLED", "The call was cancelled before it was carried out.")
+            return End(grpc.StatusCode.CANCELLED, "CALL_ENDED", "The call was ended before it was carried out.")
+        except Missing:
+            return End(grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_MISSING", "The call carried no request message.")
         except Late:
             return End(grpc.StatusCode.DEADLINE_EXCEEDED, "MESSAGE_LATE", "The request did not arrive in time.")
         except Exception as error:  # noqa: BLE001 (a bug must end in a fixed text and a record)
@@ -175,7 +177,7 @@ class Gate(grpc.GenericRpcHandler):
 
     def _identify(self, context: grpc.ServicerContext, peer: str) -> Principal:
         """The principal, from the connection's certificate and at most one authorization value; nothing else counts."""
-        connection: Mapping[str, Sequence[Any]] = context.auth_context()  # type: ignore[assignment]  # as the stub has it
+        connection: Mapping[str, Sequence[Any]] = context.auth_context()
         if connection.get("ssl_tls_version") != TLS_1_3:
             raise Unauthenticated("TLS_TOO_OLD", "The connection does not use TLS 1.3; use a client that does.")
         values = [value for name, value in context.invocation_metadata() or () if name == "authorization"]

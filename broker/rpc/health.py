@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from broker.rpc.deadlines import Deadlines, Gone, Late
+from broker.rpc.deadlines import Deadlines, Gone, Late, Missing
 
 CHECK = "/grpc.health.v1.Health/Check"
 MAX_NAME = 256
@@ -53,7 +53,7 @@ class Health:
             code, sentence = grpc.StatusCode.NOT_FOUND, "There is no such service."
         except DecodeError:
             code, sentence = grpc.StatusCode.INVALID_ARGUMENT, "The request is not a HealthCheckRequest."
-        except (Gone, Late):
+        except (Gone, Late, Missing):
             pass  # what the caller sees is already decided; the defaults above are for the log of a proxy
         finally:
             self._reading.discard(peer)

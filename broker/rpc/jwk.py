@@ -39,7 +39,7 @@ def jwk(public_key: bytes, usage: KeyUsage) -> str:
 
 
 def _required(public_key: bytes) -> tuple[dict[str, str], str]:
-    """The members that the thumbprint covers, and the one algorithm the key can have ("" for RSA, which has several)."""
+    """The members that the thumbprint covers, and the one algorithm of the key ("" for RSA, which has several)."""
     key = load_der_public_key(public_key)
     if isinstance(key, RSAPublicKey):
         numbers = key.public_numbers()

@@ -15,7 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from broker.core.errors import InvalidRequest
+from broker.core.errors import Exhausted, InvalidRequest
 
 MAX_DEPTH = 64
 MAX_BYTES = 1 << 20
@@ -90,9 +90,9 @@ class Plan:
         self._shape = _shape(kind.DESCRIPTOR, ())
 
     def decode(self, wire: bytes) -> Any:
-        """The message in ``wire``; InvalidRequest ``MESSAGE_INVALID`` or the reason of a field."""
+        """The message in ``wire``; Exhausted ``MESSAGE_TOO_LARGE``, InvalidRequest ``MESSAGE_INVALID`` or a field's reason."""
         if len(wire) > MAX_BYTES:
-            raise InvalidRequest("MESSAGE_TOO_LARGE", "The request is larger than 1 MiB; send less at once.")
+            raise Exhausted("MESSAGE_TOO_LARGE", "The request is larger than 1 MiB; send less at once.")
         try:
             message = self.kind.FromString(wire)
         except DecodeError as error:

@@ -53,7 +53,7 @@ class TargetMethods:
 
 
 def _settings(request: wire.CreateTargetRequest) -> tuple[str, dict[str, str]]:
-    """The kind is the name of the choice that is set; its settings are the fields that are not empty, by their names."""
+    """The kind is the name of the choice that is set; its settings are the fields that are not empty, by name."""
     kind = request.WhichOneof("settings")
     if kind is None:
         raise codec.missing("settings")

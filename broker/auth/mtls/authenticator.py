@@ -6,7 +6,6 @@ every call, because a connection outlives both (AN-28).
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from datetime import datetime
@@ -29,7 +28,7 @@ class MtlsConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    trust_domain: Annotated[str, StringConstraints(max_length=255, pattern=rf"^{TRUST_DOMAIN.pattern}$")] = "broker"
+    trust_domain: Annotated[str, StringConstraints(max_length=255, pattern=f"^{TRUST_DOMAIN.pattern}$")] = "broker"
     operator_ca_file: Path
 
 
@@ -39,10 +38,11 @@ class Mtls:
     def __init__(self, config: MtlsConfig, store: ports.Store, now: ports.Now) -> None:
         self._trust_domain = config.trust_domain
         self._authority = x509.load_pem_x509_certificate(config.operator_ca_file.read_bytes())
+        self._authority_valid = self._authority.not_valid_before_utc, self._authority.not_valid_after_utc
         self._store = store
         self._now = now
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, Identity] = OrderedDict()  # by the SHA-256 of the PEM
+        self._known: OrderedDict[bytes, Identity] = OrderedDict()  # by PEM
 
     def authenticate(self, credentials: ports.Credentials) -> Principal | None:
         """None without a certificate; Unauthenticated ``CERTIFICATE_…`` or ``OPERATOR_…`` for one that will not do."""
@@ -54,7 +54,7 @@ class Mtls:
             )
         identity = self._identity(credentials.certificate)
         operator = self._store.get(Operator, identity.operator)
-        _current(identity, self._authority, operator, self._now())
+        _current(identity, self._authority_valid, operator, self._now())
         return Principal(
             kind="operator",
             name=identity.operator,
@@ -64,25 +64,26 @@ class Mtls:
         )
 
     def _identity(self, pem: bytes) -> Identity:
-        digest = hashlib.sha256(pem).digest()
         with self._lock:
-            known = self._known.get(digest)
+            known = self._known.get(pem)
             if known is not None:
-                self._known.move_to_end(digest)
+                self._known.move_to_end(pem)
                 return known
         identity = read(pem, self._authority, self._trust_domain)
         with self._lock:
-            self._known[digest] = identity
+            self._known[pem] = identity
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
         return identity
 
 
-def _current(identity: Identity, authority: x509.Certificate, operator: Operator | None, now: datetime) -> None:
+def _current(
+    identity: Identity, authority: tuple[datetime, datetime], operator: Operator | None, now: datetime
+) -> None:
     """Return if the certificate counts at this moment."""
     if not identity.not_before <= now <= identity.not_after:
         raise _refused(identity, "CERTIFICATE_EXPIRED", "The client certificate is not valid now; renew it.")
-    if not authority.not_valid_before_utc <= now <= authority.not_valid_after_utc:
+    if not authority[0] <= now <= authority[1]:
         raise _refused(identity, "CERTIFICATE_EXPIRED", "The operator CA's certificate is not valid now; renew the CA.")
     # One answer for an operator who never was and one who was removed: the caller learns nothing of the list.
     if operator is None or operator.state is not OperatorState.ENABLED:
