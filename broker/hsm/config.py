@@ -18,10 +18,12 @@ _MAX_PIN = 256
 
 
 class HsmConfig(BaseModel):
-    """Which PKCS#11 module, which token in it, and where its user PIN is.
+    """Which PKCS#11 module, which token in it, and where its user PIN is. No PIN is ever held here.
 
-    ``environment`` is set in this process before the module is loaded (SoftHSM reads ``SOFTHSM2_CONF``). Times are
-    seconds. No PIN is ever held here: only the name of its file.
+    ``environment`` is set in this process before the module is loaded (SoftHSM reads ``SOFTHSM2_CONF``). ``sessions``
+    is how many calls can be in the token at a time; ``session_wait`` how long one waits for its turn. After a loss the
+    module is reloaded at once; the next reload comes ``reload_interval`` after one that worked, ``retry_interval``
+    after one that did not. Times are seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +35,7 @@ class HsmConfig(BaseModel):
     sessions: int = Field(default=8, ge=1, le=256)
     session_wait: float = Field(default=5.0, gt=0, le=60)
     reload_interval: float = Field(default=30.0, ge=0, le=3600)
+    retry_interval: float = Field(default=5.0, ge=0, le=3600)
 
     @field_validator("environment")
     @classmethod

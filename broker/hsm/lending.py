@@ -7,15 +7,30 @@ operation classes are given the borrowed session and the cached handle instead.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
-from pkcs11 import _pkcs11
 from pkcs11 import KeyType as CkKeyType
+from pkcs11 import ObjectClass, _pkcs11
+from pkcs11 import exceptions as ck
 
-if TYPE_CHECKING:
-    from pkcs11.types import Session
+from broker.core.errors import NotFound, Unavailable
+from broker.core.model import KeyType
+from broker.core.ports import KeyRef
+from broker.hsm.objects import search, secret_class
+from broker.hsm.sanity import RSA_BITS
+from broker.hsm.sessions import Sessions, Worker
 
+R = TypeVar("R")
 _BINDING: Final[Any] = _pkcs11  # its type stub does not list the operation classes
+_BINDING_TYPES: Final = {
+    **dict.fromkeys(KeyType, CkKeyType.EC),
+    **dict.fromkeys(RSA_BITS, CkKeyType.RSA),
+    KeyType.ED25519: CkKeyType.EC_EDWARDS,
+    KeyType.AES_128: CkKeyType.AES,
+    KeyType.AES_256: CkKeyType.AES,
+}
+_MAX_HANDLES: Final = 65_536
 
 
 class _LentKey(_BINDING.SignMixin, _BINDING.EncryptMixin, _BINDING.DecryptMixin):  # type: ignore[misc]
@@ -25,12 +40,46 @@ class _LentKey(_BINDING.SignMixin, _BINDING.EncryptMixin, _BINDING.DecryptMixin)
     handle = None
     key_type = None
 
-    def __init__(self, session: Session, handle: int, key_type: CkKeyType) -> None:
+    def __init__(self, session: Any, handle: int, key_type: CkKeyType) -> None:
         self.session = session
         self.handle = handle
         self.key_type = key_type
 
 
-def lend(session: Session, handle: int, key_type: CkKeyType) -> Any:
+def lend(session: Any, handle: int, key_type: CkKeyType) -> Any:
     """The key behind the handle, able to sign, encrypt and decrypt on this session."""
     return _LentKey(session, handle, key_type)
+
+
+class Finder:
+    """Finds keys by CKA_ID, and remembers their handles for as long as a login lasts."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def only(self, worker: Worker, hsm_id: bytes, kind: ObjectClass) -> Any:
+        """The one object of this class and id; NotFound ``KEY_NOT_IN_HSM``. Hold the objects lock."""
+        found = search(worker, hsm_id, kind)
+        if not found:
+            self._sessions.confirm()
+            raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key: it was destroyed, or the token is new.")
+        if len(found) > 1:
+            raise Unavailable(
+                "HSM_FAULT", "The HSM holds several keys under one id; none is used. Remove the stray one."
+            )
+        return found[0]
+
+    def use(self, worker: Worker, key: KeyRef, operation: Callable[[Any], R]) -> R:
+        """Call ``operation`` with the secret half on this session; a handle that died is looked up anew, once."""
+        cached = worker.handles.get(key.hsm_id)
+        if cached is not None:
+            try:
+                return operation(lend(worker.session, cached, _BINDING_TYPES[key.type]))
+            except (ck.ObjectHandleInvalid, ck.KeyHandleInvalid):
+                worker.handles.pop(key.hsm_id, None)
+        with self._sessions.objects:
+            handle: int = self.only(worker, key.hsm_id, secret_class(key.type)).handle
+        if len(worker.handles) >= _MAX_HANDLES:
+            worker.handles.clear()
+        worker.handles[key.hsm_id] = handle
+        return operation(lend(worker.session, handle, _BINDING_TYPES[key.type]))

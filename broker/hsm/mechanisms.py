@@ -46,6 +46,7 @@ _HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
     "sha384": hashes.SHA384(),
     "sha512": hashes.SHA512(),
 }
+_DIGESTS: Final = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
 _PSS: Final = {
     "sha256": (Mechanism.SHA256, MGF.SHA256, 32),
     "sha384": (Mechanism.SHA384, MGF.SHA384, 48),
@@ -72,11 +73,12 @@ class Scheme:
                 raise InvalidRequest("DIGEST_LENGTH", "EdDSA signs the message itself; send it instead of a digest.")
             return messages
         if not prehashed:
-            return [hashlib.new(self.hash, message).digest() for message in messages]
-        size = hashlib.new(self.hash).digest_size
+            digest_of = _DIGESTS[self.hash]
+            return [digest_of(message).digest() for message in messages]
+        size = _HASHES[self.hash].digest_size
         if any(len(digest) != size for digest in messages):
             raise InvalidRequest(
-                "DIGEST_LENGTH", f"The digest does not have the {size} bytes of {self.hash}; hash again."
+                "DIGEST_LENGTH", f"A digest does not have the {size} bytes of {self.hash}; hash again."
             )
         return messages
 

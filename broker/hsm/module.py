@@ -11,7 +11,7 @@ import ctypes
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pkcs11
 from pkcs11.exceptions import PKCS11Error
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _OS_LOCKING_OK = 0x2
 _RW_USER_FUNCTIONS = 3
 CKM_RSA_AES_KEY_WRAP = 0x1054
-_MGF = {0x220: 1, 0x255: 5, 0x250: 2, 0x260: 3, 0x270: 4}
 _NEEDED = ("C_Initialize", "C_Finalize", "C_GetSessionInfo", "C_WrapKey")
 
 
@@ -91,18 +90,18 @@ class Module:
         """Finalise; every session and handle dies. A module that is not initialised is left as it is."""
         self._functions.C_Finalize(None)
 
-    def logged_in(self, session: int) -> bool:
+    def logged_in(self, session: Any) -> bool:
         """True when the module still knows this session and the user is logged in."""
         information = _SessionInformation()
-        code = self._functions.C_GetSessionInfo(session, ctypes.byref(information))
+        code = self._functions.C_GetSessionInfo(session.handle, ctypes.byref(information))
         return bool(code == 0 and information.state == _RW_USER_FUNCTIONS)
 
-    def wrap_rsa_aes(self, session: int, kek: int, key: int, oaep_hash: int) -> bytes:
-        """One-call CKM_RSA_AES_KEY_WRAP with an AES-256 ephemeral; raises PKCS11Error.
+    def wrap_rsa_aes(self, session: Any, kek: Any, key: Any, oaep_hash: int, mgf: int) -> bytes:
+        """One-call CKM_RSA_AES_KEY_WRAP of one object under another, AES-256 ephemeral; raises PKCS11Error.
 
         Here because python-pkcs11 cannot name this mechanism.
         """
-        oaep = _OaepParameters(hash=oaep_hash, mgf=_MGF[oaep_hash], source=1, source_data=None, source_length=0)
+        oaep = _OaepParameters(hash=oaep_hash, mgf=mgf, source=1, source_data=None, source_length=0)
         parameters = _RsaAesParameters(aes_bits=256, oaep=ctypes.pointer(oaep))
         mechanism = _Mechanism(
             mechanism=CKM_RSA_AES_KEY_WRAP,
@@ -112,10 +111,10 @@ class Module:
         blob = ctypes.create_string_buffer(8192)
         length = ctypes.c_ulong(len(blob))
         code = self._functions.C_WrapKey(
-            ctypes.c_ulong(session),
+            ctypes.c_ulong(session.handle),
             ctypes.byref(mechanism),
-            ctypes.c_ulong(kek),
-            ctypes.c_ulong(key),
+            ctypes.c_ulong(kek.handle),
+            ctypes.c_ulong(key.handle),
             blob,
             ctypes.byref(length),
         )
@@ -153,8 +152,7 @@ def _load(path: Path) -> Library:
         if "OS exception" in str(fault):
             raise _not_pkcs11(path) from fault
         raise Unavailable(
-            "HSM_UNAVAILABLE",
-            f"The PKCS#11 module {path} does not start ({_name(fault)}); check its own configuration.",
+            "HSM_UNAVAILABLE", f"The PKCS#11 module {path} does not start ({_name(fault)}); check its configuration."
         ) from fault
 
 

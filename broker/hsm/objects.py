@@ -14,12 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pkcs11 import Attribute, Mechanism, MechanismFlag, ObjectClass
 from pkcs11 import KeyType as CkKeyType
-from pkcs11 import exceptions as ck
 
-from broker.core.errors import InvalidRequest, NotFound, Unavailable
+from broker.core.errors import AlreadyExists, InvalidRequest, Unavailable
 from broker.core.model import KeyType, KeyUsage
 from broker.hsm.mechanisms import AES_BITS, CURVE_OIDS
-from broker.hsm.sanity import CURVES, RSA_BITS
+from broker.hsm.sanity import CURVES, RSA_BITS, check_public_key
 from broker.hsm.sessions import Worker
 
 Template = dict[Attribute, Any]
@@ -37,9 +36,10 @@ class Recipe:
     copyable_known: bool = True
 
     @property
-    def secret_class(self) -> ObjectClass:
-        """The class of the half that is secret."""
-        return ObjectClass.SECRET_KEY if self.key_type.symmetric else ObjectClass.PRIVATE_KEY
+    def classes(self) -> set[ObjectClass]:
+        """The classes of the objects that make a whole key."""
+        public = set() if self.key_type.symmetric else {ObjectClass.PUBLIC_KEY}
+        return {secret_class(self.key_type), *public}
 
     def secret(self) -> Template:
         """The attributes of the secret half, all of them checked when they are read back."""
@@ -71,13 +71,18 @@ class Recipe:
         }
 
 
+def secret_class(key_type: KeyType) -> ObjectClass:
+    """The class of the half that is secret."""
+    return ObjectClass.SECRET_KEY if key_type.symmetric else ObjectClass.PRIVATE_KEY
+
+
 def check_usage(key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> None:
     """Return if such a key can exist; else InvalidRequest."""
     if key_type not in (_SIGNING_TYPES if usage is KeyUsage.SIGN else _ENCRYPTING_TYPES):
         raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key_type} cannot {usage}; choose another type.")
     if exportable and key_type is KeyType.ED25519:
         raise InvalidRequest(
-            "KEY_NOT_EXPORTABLE", "Ed25519 keys cannot be exported from an HSM; make it not exportable."
+            "KEY_NOT_EXPORTABLE", "Ed25519 keys are never exportable; create the key as not exportable."
         )
 
 
@@ -108,23 +113,36 @@ def matches(found: Any, template: Template) -> bool:
     return all(read.get(attribute) == value for attribute, value in template.items())
 
 
+def accept(things: list[Any], recipe: Recipe) -> bytes | None:
+    """Read everything back and return the SubjectPublicKeyInfo DER (None for AES).
+
+    AlreadyExists ``HSM_ID_TAKEN`` when these objects are not exactly the key that the recipe describes.
+    """
+    by_class = {thing.object_class: thing for thing in things}
+    secret, public = by_class[secret_class(recipe.key_type)], by_class.get(ObjectClass.PUBLIC_KEY)
+    if len(things) != len(recipe.classes) or not matches(secret, recipe.secret()):
+        raise _taken()
+    if public is None:
+        if secret[Attribute.VALUE_LEN] * 8 != AES_BITS[recipe.key_type]:
+            raise _taken()
+        return None
+    if not matches(public, recipe.public()):
+        raise _taken()
+    spki = read_public_key(public, recipe.key_type)
+    check_public_key(recipe.key_type, spki)
+    return spki
+
+
+def _taken() -> AlreadyExists:
+    return AlreadyExists("HSM_ID_TAKEN", "The HSM already holds another key under this id; choose a fresh id.")
+
+
 def search(worker: Worker, hsm_id: bytes, kind: ObjectClass | None = None) -> list[Any]:
     """All objects with this CKA_ID (and class). Hold the objects lock."""
     template: Template = {Attribute.ID: hsm_id}
     if kind is not None:
         template[Attribute.CLASS] = kind
     return list(worker.session.get_objects(template))
-
-
-def only(found: list[Any], *, logged_in: bool) -> Any:
-    """The one object. Private objects are invisible after a logout, so an absence is believed only when logged in."""
-    if not found:
-        if not logged_in:
-            raise ck.UserNotLoggedIn
-        raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key; it was destroyed, or this is another token.")
-    if len(found) > 1:
-        raise Unavailable("HSM_FAULT", "The HSM holds several keys under one id; none is used. Remove the stray one.")
-    return found[0]
 
 
 def read_public_key(public: Any, key_type: KeyType) -> bytes:

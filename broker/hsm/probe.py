@@ -20,7 +20,7 @@ from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
 from broker.core.model import KeyType, KeyUsage, OaepHash, Probe
-from broker.hsm.mechanisms import AES_BITS, CURVE_OIDS, OAEP
+from broker.hsm.mechanisms import AES_BITS, OAEP
 from broker.hsm.module import CKM_RSA_AES_KEY_WRAP
 from broker.hsm.objects import Recipe, make
 from broker.hsm.sanity import RSA_BITS
@@ -166,9 +166,7 @@ class Examination:
             if verdict == "zero-padded" and usable is None:
                 usable = mechanism
         if usable is None:
-            self._note(
-                "key wrap", False, "The token has no AES key wrap with padding; keys cannot be exported from it."
-            )
+            self._note("key wrap", False, "The token has no AES key wrap with padding; no key can be exported.")
         return usable, False
 
     def _wrap_nine(self, mechanism: Mechanism) -> str:
@@ -192,7 +190,7 @@ class Examination:
 
         RSA lengths differ from key to key, so RSA is never exact under a wrap that is not.
         """
-        if kind not in CURVE_OIDS and kind not in AES_BITS or kind is KeyType.ED25519:
+        if kind in RSA_BITS or kind is KeyType.ED25519:
             return False
         usage = KeyUsage.ENCRYPT if kind.symmetric else KeyUsage.SIGN
         name = f"exact wrap {kind}"
@@ -201,10 +199,7 @@ class Examination:
         )
         if not isinstance(verdict, bytes):
             return False
-        if kind in AES_BITS:
-            exact = len(verdict) * 8 == AES_BITS[kind]
-        else:
-            exact = _parses(verdict)
+        exact = len(verdict) * 8 == AES_BITS[kind] if kind in AES_BITS else _parses(verdict)
         return self._note(name, exact, f"{len(verdict)} bytes, {'none' if exact else 'some'} of them padding.")
 
     def _wrapped_plaintext(self, recipe: Recipe, mechanism: Mechanism) -> bytes:
@@ -250,9 +245,7 @@ class Examination:
     def _one_call(self, kek: Any, private: rsa.RSAPrivateKey, oaep_hash: OaepHash) -> bool:
         nine = self._nine_bytes()
         try:
-            blob = self._sessions.module.wrap_rsa_aes(
-                self._worker.session.handle, kek.handle, nine.handle, int(OAEP[oaep_hash][0])
-            )
+            blob = self._sessions.module.wrap_rsa_aes(self._worker.session, kek, nine, *OAEP[oaep_hash])
         finally:
             self._discard(nine)
         ephemeral = _opens(private, blob[:256], oaep_hash)

@@ -1,4 +1,4 @@
-"""Is a public key that the device gave us one that a sound device can give? (HS-21)"""
+"""Whether a public key that the device gave us is one that a sound device can give (HS-21)."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ def _refuse_conflict(thing: Any) -> None:
     if purposes != 1 or forbidden or not roles.get(Attribute.SENSITIVE):
         raise WrongState(
             "HSM_KEY_CONFLICT",
-            f"The key {thing.label} in the HSM has conflicting roles or is readable: somebody changed it or planted it; "
-            "remove it from the token.",
+            f"The key {thing.label} in the HSM has conflicting roles or is readable: somebody changed or "
+            "planted it; remove it from the token.",
         )
 
 

@@ -11,9 +11,9 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pkcs11 import exceptions as ck
 from pkcs11.constants import TokenFlag
@@ -23,7 +23,7 @@ from broker.hsm.config import HsmConfig, read_pin
 from broker.hsm.module import Module
 
 if TYPE_CHECKING:
-    from pkcs11.types import Session, Token
+    from pkcs11.types import Token
 
 R = TypeVar("R")
 Clock = Callable[[], float]
@@ -52,7 +52,7 @@ _REFUSED_PIN: Final = (ck.PinIncorrect, ck.PinInvalid, ck.PinLenRange, ck.PinExp
 class Worker:
     """A borrowed session and the handles that are valid in its login epoch (hsm_id to object handle)."""
 
-    session: Session
+    session: Any  # python-pkcs11's Session; its type stub leaves the handle out
     epoch: int
     handles: dict[bytes, int] = field(repr=False)
 
@@ -77,9 +77,9 @@ class Sessions:
         self._idle: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()  # None: there is no session to be had
         self._size = 0
         self._epoch = 0
-        self._login: Session
+        self._login: Any
         self._reloading = threading.Lock()
-        self._reloaded_at: float | None = None
+        self._next_reload = float("-inf")
         self._serial: bytes | None = None
         self._halted = ""  # why there will be no further reload
         os.environ.update(config.environment)
@@ -94,8 +94,9 @@ class Sessions:
     def run(self, operation: Callable[[Worker], R], *, repeat: bool = True) -> R:
         """Run the operation on a borrowed session and return what it returns.
 
-        When the device, session or login is lost, the module is reloaded (at most once per ``reload_interval``) and,
-        with ``repeat``, the operation is run once more; it must then be idempotent.
+        When the device, session or login is lost, the module is reloaded and, with ``repeat``, the operation is run
+        once more; it must then be idempotent. The first reload is made at once, the next no sooner than
+        ``reload_interval`` after one that worked and ``retry_interval`` after one that did not.
         """
         try:
             return self._once(operation)
@@ -108,9 +109,16 @@ class Sessions:
         except _LostError as lost:
             raise _unavailable("the device or the login was lost again") from lost
 
-    def logged_in(self) -> bool:
-        """True when the module answers for the login session and the user is still logged in."""
-        return self.module.logged_in(self._login.handle)
+    def confirm(self) -> None:
+        """Return when the login holds and the token is there; else raise the PKCS11Error that marks them lost.
+
+        To be asked before an absence is believed: after a logout private objects are invisible, and SoftHSM answers
+        a search in a token whose folder is gone with nothing at all.
+        """
+        if not self.module.logged_in(self._login):
+            raise ck.UserNotLoggedIn
+        if self.token.slot.get_token().serial != self._serial:
+            raise ck.TokenNotPresent
 
     def close(self) -> None:
         """Log out and finalise the module. Doing it twice is the same as once."""
@@ -122,14 +130,14 @@ class Sessions:
             with contextlib.suppress(ck.PKCS11Error):  # the login may be lost already; finalising ends it anyway
                 self._login.close()
             self.module.finalize()
-            self._fill([None] * self._size)
+            self._fill(self._size * [None])
 
     def _once(self, operation: Callable[[Worker], R]) -> R:
         worker = self._borrow()
         try:
             return operation(worker)
         except ck.PKCS11Error as fault:
-            if isinstance(fault, LOST) or not self.module.logged_in(worker.session.handle):
+            if isinstance(fault, LOST) or not self.module.logged_in(worker.session):
                 raise _LostError(worker.epoch) from fault
             worker = self._renew(worker)
             raise translated(fault) from fault
@@ -161,18 +169,18 @@ class Sessions:
             if self._halted:
                 raise _unavailable(self._halted)
             now = self._clock()
-            if self._reloaded_at is not None and now - self._reloaded_at < self._config.reload_interval:
-                wait = self._config.reload_interval - (now - self._reloaded_at)
-                raise _unavailable(f"the next attempt to reach it is due in {wait:.0f} s")
-            self._reloaded_at = now
+            if now < self._next_reload:
+                raise _unavailable(f"the next attempt to reach it is due in {self._next_reload - now:.0f} s")
+            self._next_reload = now + self._config.retry_interval
             self._drain()
             try:
                 self.module.finalize()
                 self.module.initialize()
                 self._connect()
             except (BrokerError, ck.PKCS11Error) as fault:
-                self._fill([None] * self._size)
+                self._fill(self._size * [None])
                 raise _unavailable(fault.message if isinstance(fault, BrokerError) else "it does not start") from fault
+            self._next_reload = now + self._config.reload_interval
 
     def _connect(self) -> None:
         """Find the token, log in once and open the workers; a new epoch begins, with no handle known."""
@@ -206,7 +214,7 @@ class Sessions:
         hint = "the module only shows a token that is not initialised: initialise it" if blank else "check the label"
         raise WrongState("HSM_TOKEN_NOT_FOUND", f"The module shows no token labelled {label!a}; {hint}.")
 
-    def _log_in(self) -> Session:
+    def _log_in(self) -> Any:
         """Exactly one attempt; after a refused PIN none is ever made again by this object."""
         if self.token.flags & TokenFlag.USER_PIN_LOCKED:
             raise self._refused("HSM_PIN_LOCKED", "The token's PIN is locked; its security officer must set a new one.")
@@ -228,8 +236,8 @@ class Sessions:
         self._halted = f"{text} Then restart the broker"
         return WrongState(reason, text)
 
-    def _open_workers(self) -> list[Session]:
-        workers: list[Session] = []
+    def _open_workers(self) -> list[Any]:
+        workers: list[Any] = []
         try:
             while len(workers) < self._config.sessions:
                 workers.append(self.token.open(rw=True))
@@ -248,7 +256,7 @@ class Sessions:
             self._fill(taken)
             raise _unavailable("a call into the module does not return") from None
 
-    def _fill(self, workers: list[Worker | None] | list[Worker]) -> None:
+    def _fill(self, workers: Sequence[Worker | None]) -> None:
         for worker in workers:
             self._idle.put(worker)
 

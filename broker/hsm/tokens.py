@@ -45,8 +45,8 @@ def find_softhsm() -> Path:
             return Path(place)
     raise WrongState(
         "SOFTHSM_MISSING",
-        "SoftHSM 2 is not installed: on Debian or Ubuntu run 'apt-get install softhsm2', on Fedora 'dnf install softhsm', "
-        "on macOS 'brew install softhsm', or name another PKCS#11 module.",
+        "SoftHSM 2 is not installed: on Debian or Ubuntu run 'apt-get install softhsm2', on Fedora "
+        "'dnf install softhsm', on macOS 'brew install softhsm', or name another PKCS#11 module.",
     )
 
 
@@ -82,7 +82,7 @@ def _lay_out(folder: Path) -> Path:
 
 
 def _in_fresh_process(environment: dict[str, str], order: dict[str, str]) -> None:
-    done = subprocess.run(  # noqa: S603 - this interpreter and this module, nothing from outside
+    done = subprocess.run(
         [sys.executable, "-m", "broker.hsm.tokens"],
         input=json.dumps(order).encode(),
         env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

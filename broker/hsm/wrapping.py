@@ -7,20 +7,29 @@ can do nothing but wrap: a key that could also decrypt would open its own blob (
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 from pkcs11 import Attribute, Mechanism, MechanismFlag, ObjectClass
 from pkcs11 import KeyType as CkKeyType
+from pkcs11 import exceptions as ck
 
-from broker.core.errors import InvalidRequest
-from broker.core.model import OaepHash
-from broker.hsm.mechanisms import OAEP
-from broker.hsm.sessions import Worker
+from broker.core.errors import InvalidRequest, Unavailable, WrongState
+from broker.core.model import KeyType, OaepHash, WrappingKey
+from broker.core.ports import KeyRef
+from broker.hsm.lending import Finder
+from broker.hsm.mechanisms import AES_BITS, OAEP
+from broker.hsm.objects import Recipe, matches, secret_class
+from broker.hsm.sessions import Sessions, Worker
+
+if TYPE_CHECKING:
+    from broker.hsm.probe import Findings  # the probe makes blobs itself
 
 _NOTHING_ELSE: Final = (
     Attribute.ENCRYPT,
@@ -32,11 +41,13 @@ _NOTHING_ELSE: Final = (
 )
 
 
-def parse_kek(spki: bytes) -> rsa.RSAPublicNumbers:
-    """The KEK's numbers; InvalidRequest ``KEK_INVALID`` unless it is RSA with 2048 to 4096 bits (HS-06)."""
+def parse_kek(kek: WrappingKey) -> rsa.RSAPublicNumbers:
+    """The KEK's numbers; InvalidRequest ``KEK_INVALID`` unless it is sound RSA of 2048 to 4096 bits (HS-06, BY-02)."""
+    if hashlib.sha256(kek.public_key).hexdigest() != kek.thumbprint:
+        raise InvalidRequest("KEK_INVALID", "The target's wrapping key is not the one that its thumbprint names.")
     try:
-        key = load_der_public_key(spki)
-    except ValueError:
+        key = load_der_public_key(kek.public_key)
+    except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, rsa.RSAPublicKey) or not 2048 <= key.key_size <= 4096:
         raise InvalidRequest("KEK_INVALID", "The target's wrapping key is not an RSA key of 2048 to 4096 bits.")
@@ -87,10 +98,71 @@ def ephemeral_key(worker: Worker, lock: threading.Lock) -> Iterator[Any]:
             made.destroy()
 
 
-def wrap_in_two_steps(kek: Any, ephemeral: Any, key: Any, oaep_hash: OaepHash, padded_wrap: Mechanism) -> bytes:
-    """RSA-OAEP(kek, ephemeral) ‖ padded AES key wrap(ephemeral, key)."""
-    carried: bytes = kek.wrap_key(
-        ephemeral, mechanism=Mechanism.RSA_PKCS_OAEP, mechanism_param=(*OAEP[oaep_hash], None)
+class Carrier:
+    """Makes the blobs, in the way that the probe found right."""
+
+    def __init__(self, sessions: Sessions, finder: Finder, findings: Findings) -> None:
+        self._sessions = sessions
+        self._finder = finder
+        self._findings = findings
+
+    def wrap(self, key: KeyRef, kek: WrappingKey, oaep_hash: OaepHash, *, exact: bool) -> bytes:
+        """See ``Hsm.wrap``."""
+        numbers = parse_kek(kek)
+        if oaep_hash not in self._findings.oaep_hashes:
+            raise WrongState(
+                "HSM_MECHANISM_MISSING", f"This token cannot wrap with OAEP-{oaep_hash}; see 'broker hsm'."
+            )
+
+        def carry(worker: Worker) -> bytes:
+            with self._sessions.objects:
+                secret = self._finder.only(worker, key.hsm_id, secret_class(key.type))
+                self._refuse_unexportable(secret, key)
+            if exact:
+                self._refuse_inexact(key.type, oaep_hash)
+            with kek_object(worker, numbers, self._sessions.objects) as target:
+                return self._carried(worker, target, secret, oaep_hash)
+
+        blob = self._sessions.run(carry)
+        body = len(blob) - (numbers.n.bit_length() + 7) // 8
+        if body < 24 or body % 8 or (key.type in AES_BITS and body != AES_BITS[key.type] // 8 + 8):
+            raise Unavailable("HSM_FAULT", "The HSM made a blob of impossible length; it was withheld.")
+        return blob
+
+    def _carried(self, worker: Worker, target: Any, secret: Any, oaep_hash: OaepHash) -> bytes:
+        hash_mechanism, mgf = OAEP[oaep_hash]
+        try:
+            if oaep_hash in self._findings.one_call_hashes:
+                return self._sessions.module.wrap_rsa_aes(worker.session, target, secret, hash_mechanism, mgf)
+            with ephemeral_key(worker, self._sessions.objects) as ephemeral:
+                parameter = (hash_mechanism, mgf, None)
+                first: bytes = target.wrap_key(ephemeral, mechanism=Mechanism.RSA_PKCS_OAEP, mechanism_param=parameter)
+                second: bytes = ephemeral.wrap_key(secret, mechanism=self._findings.padded_wrap)
+                return first + second
+        except ck.KeyUnextractable as fault:  # sealed between the look and the wrap
+            raise _not_exportable() from fault
+
+    def _refuse_unexportable(self, secret: Any, key: KeyRef) -> None:
+        """Attributes can change after creation, so they are read again before every export (HS-04)."""
+        if not secret[Attribute.EXTRACTABLE]:
+            raise _not_exportable()
+        recipe = Recipe(key.type, key.usage, exportable=True, copyable_known=self._findings.copyable_known)
+        if not matches(secret, recipe.secret()):
+            raise Unavailable("HSM_FAULT", "The key's attributes in the HSM were changed; it is not exported.")
+
+    def _refuse_inexact(self, key_type: KeyType, oaep_hash: OaepHash) -> None:
+        if oaep_hash in self._findings.one_call_hashes or key_type in self._findings.exact_types:
+            return
+        raise WrongState(
+            "WRAP_NOT_EXACT",
+            f"This token pads before it wraps (not RFC 5649), so a strict target cannot read {key_type} keys from it: "
+            "use ec-p384, ec-secp256k1 or AES, a target that tolerates padding, or a token with a right wrap "
+            "(SoftHSM from 2.7.0).",
+        )
+
+
+def _not_exportable() -> WrongState:
+    return WrongState(
+        "KEY_NOT_EXPORTABLE",
+        "The key may not leave the HSM: it was made not exportable or has been sealed; make a new, exportable one.",
     )
-    wrapped: bytes = ephemeral.wrap_key(key, mechanism=padded_wrap)
-    return carried + wrapped
