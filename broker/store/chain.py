@@ -67,6 +67,8 @@ class Chain:
         self._staged, self._lines = self.durable, []
         if self._file < 0:
             return
+        if fault.errno == errno.ESTALE:
+            raise fault
         os.ftruncate(self._file, self._size)
         os.fdatasync(self._file)
         self._check_ours()

@@ -15,8 +15,8 @@ from broker.core import ports
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Unavailable, WrongState
 from broker.core.model import AuditHead, Key, KeyState, KeyVersion, Operator, PolicyDocument, Record, VersionState
 from broker.store.config import StoreConfig
-from broker.store.sql import SqlStore
 from broker.store.rows import PRIMARY_KEYS
+from broker.store.sql import SqlStore
 from broker.store.tables import NAMES, key_of
 from tests.contracts.store_samples import (
     calls,
@@ -225,8 +225,7 @@ def test_changes_are_seen_together_at_the_end_or_not_at_all(store: SqlStore, pla
         assert write.get(Key, "payments") == key()
     assert store.version("payments", 0) == (key(), version())
     with pytest.raises(AlreadyExists), store.write(entry("bad")) as write:
-        write.add(key("second"))
-        write.add(key())
+        add_both(write, key("second"), key())
     assert store.get(Key, "second") is None
     assert calls(place.journal) == ["good"]
 
@@ -325,6 +324,11 @@ def attempt(store: SqlStore, body: Callable[[ports.Write], None]) -> str:
     except BrokerError as refused:
         return refused.reason
     return ""
+
+
+def add_both(write: ports.Write, first: Record, second: Record) -> None:
+    write.add(first)
+    write.add(second)
 
 
 def document() -> PolicyDocument:
