@@ -32,7 +32,7 @@ class Chain:
     """Lines are staged, then made durable together; what fails is taken back as if it had never been."""
 
     def __init__(self, folder: Path, replica: str, started: datetime, file_bytes: int) -> None:
-        self.name = f"{replica}-{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(8)}"
+        self.name = f"{replica}-{started:%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(8)}"
         self.durable = Tail(self.name, 0, GENESIS, 0)
         self._staged, self._lines = self.durable, list[bytes]()
         self._folder, self._file_bytes = folder, file_bytes
@@ -67,6 +67,8 @@ class Chain:
         self._staged, self._lines = self.durable, []
         if self._file < 0:
             return
+        if fault.errno == errno.ESTALE:
+            raise fault
         os.ftruncate(self._file, self._size)
         os.fdatasync(self._file)
         self._check_ours()

@@ -14,7 +14,7 @@ from broker.store.chain import SUFFIX, Tail
 
 def former(folder: Path, replica: str) -> Tail | None:
     """The last whole line of the replica's newest journal file that has one; None when there is none."""
-    pattern = re.compile(rf"({re.escape(replica)}-\d{{8}}T\d{{6}}Z-[0-9a-f]{{16}})\.\d{{6}}{re.escape(SUFFIX)}")
+    pattern = re.compile(rf"({re.escape(replica)}-\d{{8}}T\d{{12}}Z-[0-9a-f]{{16}})\.\d{{6}}{re.escape(SUFFIX)}")
     for path in sorted(folder.iterdir(), reverse=True):
         if (found := pattern.fullmatch(path.name)) and (line := _last_line(path)):
             return Tail(found[1], _sequence(line), hashlib.sha256(line).hexdigest(), 0)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -66,6 +66,12 @@ class Postgres:
     def drop_database(self, name: str) -> None:
         with self.connect() as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+    def empty(self, name: str, tables: Iterable[str]) -> None:
+        """Delete all rows."""
+        with self.connect(name) as connection:
+            for table in tables:
+                connection.execute(f"DELETE FROM {table}".encode())  # noqa: S608 - the tests' own names
 
     def start(self) -> None:
         """Start and wait until it answers; after a kill, until the old processes have let go of their memory."""
@@ -162,7 +168,7 @@ def _account() -> str | None:
 def postgres() -> Iterator[Postgres]:
     """A running server with TLS on its port, shared by the session; a test that stops it starts it again."""
     binaries = _binaries()
-    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as folder:  # noqa: S108 - its account must get there
+    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as folder:  # its account must get there
         server = Postgres(binaries=binaries, folder=Path(folder), port=_free_port(), account=_account())
         server.make()
         server.start()

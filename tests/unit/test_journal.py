@@ -1,0 +1,507 @@
+"""The audit journal: what is in its files is whole, what is not in them was refused, and both within a second."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from broker.core.audit import FACTS, MAX_RECORD_BYTES, head_statement
+from broker.core.errors import Unavailable, WrongState
+from broker.core.model import AuditHead
+from broker.store import journal as journal_module
+from broker.store.journal import Journal
+from tests.contracts.store_samples import T0, BadJournalError, calls, entry, now, read_journal
+
+
+class Faults:
+    """Stands between the journal and the system's write and fdatasync; off until a test turns one on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.write_error = 0  # errno; half of what is written gets to the disk
+        self.sync_error = 0
+        self.cut_error = 0
+        self.blocked = threading.Event()
+        self.blocked.set()
+        self.entered = threading.Event()
+        write, sync, cut = os.write, os.fdatasync, os.ftruncate
+
+        def faulty_write(file: int, content: memoryview) -> int:
+            if not self.write_error:
+                return write(file, content)
+            if len(content) > 100:
+                return write(file, content[: len(content) // 2])
+            raise OSError(self.write_error, "injected")
+
+        def faulty_sync(file: int) -> None:
+            self.entered.set()
+            self.blocked.wait(30)
+            if self.sync_error:
+                raise OSError(self.sync_error, "injected")
+            sync(file)
+
+        def faulty_cut(file: int, size: int) -> None:
+            if self.cut_error:
+                raise OSError(self.cut_error, "injected")
+            cut(file, size)
+
+        monkeypatch.setattr("broker.store.chain.os.write", faulty_write)
+        monkeypatch.setattr("broker.store.chain.os.fdatasync", faulty_sync)
+        monkeypatch.setattr("broker.store.chain.os.ftruncate", faulty_cut)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    found = Faults(monkeypatch)
+    yield found
+    found.blocked.set()
+
+
+@pytest.fixture
+def journal(faults: Faults, folder: Path) -> Iterator[Journal]:
+    found = start(folder)
+    yield found
+    faults.blocked.set()
+    found.close()
+
+
+def start(folder: Path, clock: Callable[[], datetime] = now, file_bytes: int = 1 << 20) -> Journal:
+    return Journal(folder, "broker", clock, file_bytes)
+
+
+def filled(folder: Path, count: int, **how: Any) -> list[bytes]:
+    """A journal of that many entries; its lines, without newlines."""
+    journal = start(folder, **how)
+    for number in range(count):
+        journal.append(entry(str(number)))
+    journal.close()
+    return b"".join(path.read_bytes() for path in sorted(folder.iterdir())).splitlines()
+
+
+def refused(attempt: Callable[[], object]) -> str:
+    """The sentence of a refusal that came within a second."""
+    began = time.monotonic()
+    with pytest.raises(Unavailable) as found:
+        attempt()
+    assert time.monotonic() - began < 1.0
+    assert found.value.reason == "AUDIT_UNAVAILABLE"
+    return found.value.message
+
+
+def test_lines_follow_the_documented_format(folder: Path) -> None:
+    lines = filled(folder, 2)
+    records = [json.loads(line) for line in lines]
+    assert [record["seq"] for record in records] == [1, 2, 3]
+    assert records[0]["prev"] == "0" * 64
+    assert records[2]["prev"] == hashlib.sha256(lines[1]).hexdigest()
+    assert records[0]["resource"] == f"audit/{records[0]['chain']}"
+    assert records[1]["time"] == "2026-11-23T05:00:00.123456+00:00"
+
+
+def test_files_rotate_and_the_chain_goes_on(folder: Path) -> None:
+    filled(folder, 40, file_bytes=4096)
+    (name,) = read_journal(folder)
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [f"{name}.{number:06d}.jsonl" for number in range(1, len(files) + 1)]
+    assert len(files) > 3
+    assert max(path.stat().st_size for path in folder.iterdir()) <= 4096
+    assert calls(folder) == [str(number) for number in range(40)]
+
+
+def test_concurrent_appends_share_one_sync(folder: Path, journal: Journal, faults: Faults) -> None:
+    faults.blocked.clear()
+    faults.entered.clear()
+    with ThreadPoolExecutor(16) as pool:
+        done = [pool.submit(journal.append, entry(str(number))) for number in range(16)]
+        assert faults.entered.wait(1)
+        faults.blocked.set()
+        for one in done:
+            one.result()
+    assert sorted(calls(folder), key=int) == [str(number) for number in range(16)]
+
+
+def test_a_new_start_names_the_last_record_before_it(folder: Path) -> None:
+    last = filled(folder, 3)[-1]
+    (old,) = read_journal(folder)
+    second = start(folder, lambda: T0 + timedelta(microseconds=1))
+    second.close()
+    (facts,) = [chain[0]["facts"] for name, chain in read_journal(folder).items() if name != old]
+    assert facts == {"former_chain": old, "former_sequence": 4, "former_hash": hashlib.sha256(last).hexdigest()}
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"torn":', b"garbage\n", b"[1]\n", b'{"seq":true}\n'])
+def test_FT_42_a_start_after_a_power_cut_leaves_the_old_files_alone(folder: Path, tail: bytes) -> None:
+    lines = filled(folder, 2)
+    (old,) = folder.iterdir()
+    with old.open("ab") as file:
+        file.write(tail)
+    before = old.read_bytes()
+    start(folder, lambda: T0 + timedelta(1)).close()
+    assert old.read_bytes() == before
+    (new,) = set(folder.iterdir()) - {old}
+    facts = json.loads(new.read_bytes())["facts"]
+    whole = tail.removesuffix(b"\n") if tail.endswith(b"\n") else lines[-1]
+    assert facts["former_hash"] == hashlib.sha256(whole).hexdigest()
+    assert facts["former_sequence"] == (-1 if tail.endswith(b"\n") else 3)
+
+
+def test_FT_42_every_prefix_of_a_file_is_a_journal_up_to_a_torn_line(folder: Path) -> None:
+    filled(folder, 3)
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        found = read_journal(folder)
+        assert sum(map(len, found.values())) == whole[:length].count(b"\n")
+
+
+# -- what goes wrong below it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])
+@pytest.mark.parametrize("where", ["write_error", "sync_error"])
+def test_AU_10_a_failing_disk_refuses_at_once_leaves_no_torn_line_and_heals(
+    folder: Path, journal: Journal, faults: Faults, where: str, error: int
+) -> None:
+    journal.append(entry("before"))
+    setattr(faults, where, error)
+    if where == "write_error":
+        message = refused(lambda: journal.append(entry("lost" * 20)))
+        assert os.strerror(error) in message
+    else:
+        refused(lambda: journal.append(entry("lost" * 20)))
+    setattr(faults, where, 0)
+    journal.append(entry("after"))
+    assert {call for call in calls(folder) if "lost" not in call} == {"before", "after"}
+
+
+def test_AU_10_a_line_that_cannot_be_taken_back_ends_its_chain(folder: Path, journal: Journal, faults: Faults) -> None:
+    journal.append(entry("before"))
+    (old,) = journal.heads()
+    faults.write_error = faults.cut_error = errno.EIO
+    refused(lambda: journal.append(entry("lost")))
+    refused(lambda: journal.append(entry("lost")))
+    faults.write_error = faults.cut_error = 0
+    journal.append(entry("after"))
+    whole = [path for path in folder.iterdir() if path.read_bytes().endswith(b"\n")]
+    torn = [path for path in folder.iterdir() if path not in whole and path.stat().st_size]
+    assert torn
+    assert {chain["call"] for name in read_journal(folder).values() for chain in name} == {"", "before", "after"}
+    due = {head.chain: head for head in journal.heads()}
+    assert due[old.chain] == old  # what was durable in the chain that was left is still signed
+    assert len(due) == 2
+
+
+@pytest.mark.parametrize("kept", ["removed", "longer", "shorter"])
+def test_AU_10_a_file_that_others_change_ends_its_chain(folder: Path, journal: Journal, kept: str) -> None:
+    journal.append(entry("before"))
+    (file,) = folder.iterdir()
+    if kept == "removed":
+        file.unlink()
+    else:
+        os.truncate(file, file.stat().st_size + (1 if kept == "longer" else -1))
+    refused(lambda: journal.append(entry("lost")))
+    journal.append(entry("after"))
+    newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert [json.loads(line)["call"] for line in newest.read_bytes().splitlines()] == ["", "after"]
+
+
+def test_AU_10_a_sink_that_hangs_is_a_refusal_within_a_second(folder: Path, journal: Journal, faults: Faults) -> None:
+    faults.blocked.clear()
+    with ThreadPoolExecutor(8) as pool:
+        hung = [pool.submit(refused, lambda: journal.append(entry("hung"))) for _ in range(8)]
+        assert all("in time" in one.result() for one in hung)
+    refused(journal.check)
+    faults.blocked.set()
+    journal.append(entry("after"))
+    assert calls(folder)[-1] == "after"
+    assert len(calls(folder)) < 9  # what had given up before its turn was not written
+
+
+def test_AU_10_what_waits_for_a_sink_that_hangs_is_bounded(
+    journal: Journal, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "MAX_WAITING", 2)
+    faults.blocked.clear()
+    faults.entered.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(refused, lambda: journal.append(entry()))
+        assert faults.entered.wait(1)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="in time"):
+                journal.append(entry(), patience=0.001)
+        assert "too much" in refused(lambda: journal.append(entry()))
+        first.result()
+
+
+def test_AU_10_a_close_does_not_wait_for_a_sink_that_hangs(folder: Path, faults: Faults) -> None:
+    journal = start(folder)
+    faults.blocked.clear()
+    with pytest.raises(Unavailable):
+        journal.append(entry(), patience=0.001)
+    began = time.monotonic()
+    journal.close()
+    assert time.monotonic() - began < 1.5
+    assert "closed" in refused(lambda: journal.append(entry()))
+
+
+def test_FT_10_no_journal_no_start(tmp_path: Path, faults: Faults) -> None:
+    faults.sync_error = errno.ENOSPC
+    refused(lambda: start(tmp_path / "journal"))
+
+
+def test_FT_12_a_check_sees_a_volume_that_turned_read_only(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal.check()
+    real = os.statvfs("/")
+    fields = {name: getattr(real, name) for name in dir(real) if name.startswith("f_")}
+    monkeypatch.setattr("os.statvfs", lambda _: type("Volume", (), {**fields, "f_flag": os.ST_RDONLY}))
+    assert "Read-only" in refused(journal.check)
+    journal.append(entry())
+
+
+def test_an_entry_that_cannot_be_encoded_harms_nobody_else(folder: Path, journal: Journal) -> None:
+    with pytest.raises(AttributeError):
+        journal.append(entry(time="yesterday"))
+    journal.append(entry("after"))
+    assert calls(folder) == ["after"]
+
+
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_ST_07_the_journal_is_private_under_any_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        filled(tmp_path / "journal", 1)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "journal").stat().st_mode & 0o7777 == 0o700
+    assert {path.stat().st_mode & 0o7777 for path in (tmp_path / "journal").iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o710, 0o701, 0o770])
+def test_ST_07_a_journal_folder_that_others_may_enter_is_refused(folder: Path, mode: int) -> None:
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(WrongState) as found:
+        start(folder)
+    assert found.value.reason == "FILE_NOT_PRIVATE"
+    assert "chmod 700" in found.value.message
+
+
+def test_ST_07_a_journal_folder_behind_a_link_is_refused(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(WrongState):
+        start(folder)
+
+
+# -- what others do to it afterwards -------------------------------------------------------------------------------
+
+
+def rewrite(folder: Path, lines: list[bytes]) -> None:
+    (file,) = folder.iterdir()
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def test_AU_01_every_flipped_bit_is_found(folder: Path) -> None:
+    filled(folder, 20)
+    journal = start(folder, lambda: T0 + timedelta(1))
+    last = journal.heads()[0]
+    journal.close()
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    dice = random.Random(1)  # noqa: S311 - the same bits each time
+    for _ in range(1000):
+        path = dice.choice(list(whole))
+        place, bit = dice.randrange(len(whole[path])), dice.randrange(8)
+        changed = bytearray(whole[path])
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed)
+        assert is_wrong(folder, last), f"bit {bit} of byte {place}"
+        path.write_bytes(whole[path])
+    assert not is_wrong(folder, last)
+
+
+def is_wrong(folder: Path, last: AuditHead) -> bool:
+    """A reader that was given the newest head from elsewhere, and follows the link between the two chains."""
+    try:
+        chains = read_journal(folder)
+    except BadJournalError:
+        return True
+    chain = chains.get(last.chain, [])
+    if len(chain) != last.sequence or digest(chain[-1]) != last.hash:
+        return True
+    facts = chain[0]["facts"]
+    former = chains.get(facts["former_chain"], [])
+    return (len(former), digest(former[-1])) != (facts["former_sequence"], facts["former_hash"])
+
+
+def digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def test_AU_02_deleting_reordering_duplicating_inserting_and_splicing_are_found(folder: Path, tmp_path: Path) -> None:
+    lines = filled(folder, 6)
+    other = filled(tmp_path / "other", 6)
+    forged = json.dumps({**json.loads(lines[3]), "call": "x"}, sort_keys=True, separators=(",", ":")).encode()
+    for place in range(6):
+        rest = lines[place + 1 :]
+        for changed in (
+            [*lines[:place], *rest],
+            [*lines[:place], lines[place + 1], lines[place], *rest[1:]],
+            [*lines[:place], lines[place], lines[place], *rest],
+            [*lines[:place], forged, *lines[place:]],
+            [*lines[:place], other[place], *rest],
+            [*lines[:place], *other[place:]],
+        ):
+            rewrite(folder, changed)
+            if changed != lines[:place]:
+                with pytest.raises(BadJournalError):
+                    read_journal(folder)
+    rewrite(folder, lines)
+    read_journal(folder)
+
+
+@pytest.fixture(scope="module")
+def hsm_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def sign(key: ec.EllipticCurvePrivateKey, head: AuditHead) -> AuditHead:
+    said = head_statement(head.chain, head.sequence, head.hash, head.signed_at)
+    return replace(head, signature=key.sign(said, ec.ECDSA(SHA256())))
+
+
+def test_AU_03_a_cut_is_found_by_the_newest_head_kept_elsewhere(
+    folder: Path, hsm_key: ec.EllipticCurvePrivateKey
+) -> None:
+    journal = start(folder)
+    for number in range(5):
+        journal.append(entry(str(number)))
+    kept = sign(hsm_key, journal.heads()[0])
+    journal.append(kept)
+    journal.signed(kept)
+    journal.append(entry("unsigned"))
+    journal.close()
+    (chain,) = read_journal(folder).values()
+    assert (chain[6]["kind"], chain[6]["head_seq"], chain[6]["head_hash"]) == ("head", 6, kept.hash)
+    (file,) = folder.iterdir()
+    lines = file.read_bytes().splitlines()
+    for count in range(len(lines)):
+        rewrite(folder, lines[:count])
+        found = next(iter(read_journal(folder).values()), [])
+        cut = len(found) < kept.sequence or digest(found[kept.sequence - 1]) != kept.hash
+        assert cut is (count < 6)
+
+
+def test_AU_04_a_rewritten_chain_has_no_signature_for_its_heads(
+    folder: Path, hsm_key: ec.EllipticCurvePrivateKey
+) -> None:
+    journal = start(folder)
+    journal.append(entry("true"))
+    journal.append(sign(hsm_key, journal.heads()[0]))
+    journal.close()
+    assert signatures_hold(folder, hsm_key.public_key())
+    (old,) = read_journal(folder).values()
+    forged: list[bytes] = []
+    for record in old:
+        changed = {**record, "prev": hashlib.sha256(forged[-1]).hexdigest() if forged else "0" * 64}
+        if record["kind"] == "head":
+            changed["head_hash"] = hashlib.sha256(forged[1]).hexdigest()
+        elif record["call"]:
+            changed["call"] = "false"
+        forged.append(json.dumps(changed, sort_keys=True, separators=(",", ":")).encode())
+    rewrite(folder, forged)
+    read_journal(folder)  # the chain by itself holds
+    assert not signatures_hold(folder, hsm_key.public_key())
+
+
+def signatures_hold(folder: Path, public_key: ec.EllipticCurvePublicKey) -> bool:
+    for chain in read_journal(folder).values():
+        for record in chain:
+            if record["kind"] == "head":
+                said = f"broker-audit-head-v1\n{record['chain']}\n{record['head_seq']}\n{record['head_hash']}\n"
+                try:
+                    signature = bytes.fromhex(record["signature"])
+                    public_key.verify(signature, f"{said}{record['time']}\n".encode(), ec.ECDSA(SHA256()))
+                except InvalidSignature:
+                    return False
+    return True
+
+
+def test_AU_05_two_replicas_append_at_once_without_fork_gap_or_reused_number(folder: Path) -> None:
+    journals = [Journal(folder, f"replica-{number}", now, 64 * 1024) for number in range(2)]
+    with ThreadPoolExecutor(8) as pool:
+        done = [pool.submit(journals[number % 2].append, entry(str(number))) for number in range(2000)]
+        for one in done:
+            one.result()
+    for journal in journals:
+        journal.close()
+    assert len(read_journal(folder)) == 2
+    assert sorted(calls(folder), key=int) == [str(number) for number in range(2000)]
+
+
+HOSTILE = [
+    "\n",
+    "\r\n",
+    "\x1b[2J",
+    "\u202e",
+    "\u2028",
+    "\0",
+    '"}',
+    "\\",
+    "\ud800",
+    "\U0001f511",
+    "x" * 2**20,
+    "🔑" * 2**18,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_AU_06_one_record_is_one_line_of_printable_ascii_of_bounded_size(folder: Path, text: str) -> None:
+    everywhere = dict.fromkeys(
+        ["call_id", "rpc", "request_id", "principal", "authn", "credential", "peer", "resource", "decision", "outcome",
+         "reason"], f"a{text}z",
+    )  # fmt: skip
+    facts: dict[str, str | int] = dict.fromkeys(FACTS, f"a{text}z")
+    journal = start(folder)
+    journal.append(entry(**everywhere, policies=(f"a{text}z",) * 100, facts=facts, policy_version=10**5000))
+    journal.append(entry(facts=dict.fromkeys(FACTS, -(10**5000))))
+    journal.close()
+    (file,) = folder.iterdir()
+    *lines, rest = file.read_bytes().split(b"\n")
+    assert (len(lines), rest) == (3, b"")
+    assert all(len(line) <= MAX_RECORD_BYTES and line.decode().isprintable() and line.isascii() for line in lines)
+    read_journal(folder)
+    if len(text) > 4:
+        assert json.loads(lines[1])["peer"].endswith("…")
+
+
+def test_AU_13_order_is_by_sequence_when_the_clock_goes_back(folder: Path) -> None:
+    clock = iter([T0 + timedelta(hours=1), T0 + timedelta(hours=1)])
+    journal = start(folder, lambda: next(clock))
+    journal.append(entry("first", time=T0 + timedelta(hours=1)))
+    journal.append(entry("second", time=T0))
+    journal.close()
+    (chain,) = read_journal(folder).values()
+    assert [record["call"] for record in chain] == ["", "first", "second"]
+    assert [record["seq"] for record in chain] == [1, 2, 3]
+    assert chain[2]["time"] < chain[1]["time"]
