@@ -1,7 +1,8 @@
 """`make bench`: the broker and OpenBao side by side, the same load tool, the same hop, alternating in one run.
 
 Prints calls a second, latencies, peak memory and the ratio of medians; ``--write`` puts the tables into
-docs/benchmarks.md. Figures of different runs or machines cannot be compared, the ratios can.
+docs/benchmarks.md. Figures of different runs or machines cannot be compared, the ratios can. Everything is stored below
+TMPDIR: what it is on (a busy disk, memory) decides how fast keys are created, since SoftHSM writes each to a file.
 """
 
 from __future__ import annotations
@@ -142,8 +143,15 @@ def page(tables: list[str], options: argparse.Namespace) -> str:
         f"h2load → nghttpx → server, all on this machine; {CONNECTIONS} connections with {STREAMS} streams each; "
         f"medians of {options.rounds} alternating rounds of about {options.seconds:g} s. One broker process (TLS 1.3, "
         "client certificate, policy, audit, SoftHSM, SQLite) beside OpenBao (TLS, raft storage, file audit), which "
-        "signs in software. Only the ratios mean anything on another machine.\n\n" + "\n".join(tables)
+        f"signs in software; both store on one file system ({filesystem()}). Only the ratios mean anything on another "
+        "machine.\n\n" + "\n".join(tables)
     )
+
+
+def filesystem() -> str:
+    """What kind of file system the temporary folder is on."""
+    command = ["stat", "--file-system", "--format=%T", tempfile.gettempdir()]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def processor() -> str:
