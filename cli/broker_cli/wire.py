@@ -91,10 +91,9 @@ def changing(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, dry_run: bool, request_id: str | None, **options: Any) -> Any:
         return command(*args, change=Change(request_id=request_id or str(uuid.uuid4()), dry_run=dry_run), **options)
 
-    changed = update_wrapper(run, command)
     dry = click.option("--dry-run", is_flag=True, help="Let the broker check everything and change nothing.")
     again = click.option("--request-id", metavar="UUID", help="Repeat an earlier request: it is carried out once.")
-    return dry(again(changed))
+    return dry(again(update_wrapper(run, command)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

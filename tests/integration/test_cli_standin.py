@@ -16,11 +16,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import broker_api.v1.audit_pb2 as audit
+import broker_api.v1.hsm_pb2 as hsm
+import broker_api.v1.imports_pb2 as imports
+import broker_api.v1.keys_pb2 as keys
+import broker_api.v1.operators_pb2 as operators
+import broker_api.v1.policies_pb2 as policies
+import broker_api.v1.targets_pb2 as targets
 import grpc
 import pytest
-from broker_api.v1 import (
-    audit_pb2 as audit,
-)
 from broker_api.v1 import (
     audit_pb2_grpc,
     hsm_pb2_grpc,
@@ -29,24 +33,6 @@ from broker_api.v1 import (
     operators_pb2_grpc,
     policies_pb2_grpc,
     targets_pb2_grpc,
-)
-from broker_api.v1 import (
-    hsm_pb2 as hsm,
-)
-from broker_api.v1 import (
-    imports_pb2 as imports,
-)
-from broker_api.v1 import (
-    keys_pb2 as keys,
-)
-from broker_api.v1 import (
-    operators_pb2 as operators,
-)
-from broker_api.v1 import (
-    policies_pb2 as policies,
-)
-from broker_api.v1 import (
-    targets_pb2 as targets,
 )
 from broker_cli import wire
 from broker_cli.main import run
@@ -79,28 +65,17 @@ class Authority:
     def pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue(
-        self,
-        key: Any,
-        name: str,
-        *,
-        start: timedelta = timedelta(hours=-1),
-        end: timedelta = timedelta(hours=12),
-        sans: Any = (),
-    ) -> bytes:
-        made = self._build(key, name, NOW + start, NOW + end, ca=False, sans=sans)
-        return made.public_bytes(serialization.Encoding.PEM)
+    def issue(self, key: Any, name: str, *, start: float = -1, end: float = 12, sans: Any = ()) -> bytes:
+        """A leaf certificate, PEM; ``start`` and ``end`` are hours from now."""
+        life = NOW + timedelta(hours=start), NOW + timedelta(hours=end)
+        return self._build(key, name, *life, ca=False, sans=sans).public_bytes(serialization.Encoding.PEM)
 
     def _build(
         self, key: Any, name: str, start: datetime, end: datetime, *, ca: bool, sans: Any = ()
     ) -> x509.Certificate:
-        def named(text: str) -> x509.Name:
-            return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
-
-        builder = x509.CertificateBuilder(
-            issuer_name=named(self.name), subject_name=named(name), public_key=key, serial_number=x509.random_serial_number(),
-            not_valid_before=start, not_valid_after=end,
-        ).add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)  # fmt: skip
+        issuer, subject = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, one)]) for one in (self.name, name))
+        builder = x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), start, end)
+        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)
         if sans:
             builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)
         return builder.sign(self.key, hashes.SHA256())
@@ -120,7 +95,7 @@ class StandIn:
     address: str = ""
     seen: list[tuple[str, Any]] = field(default_factory=list)
     failures: dict[str, list[tuple[grpc.StatusCode, str, str]]] = field(default_factory=dict)
-    answers: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
 
     def asked(self, method: str) -> Any:
         """The last request of a method."""
@@ -141,24 +116,27 @@ def fail(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, mess
     raise AssertionError("abort raises")
 
 
-def _key(request: Any) -> Any:
+def _key(request: Any) -> keys.Key:
+    key = keys.Key(name=request.name, type=keys.KEY_TYPE_EC_P256, usage=keys.KEY_USAGE_SIGN, create_time=WHEN)
+    key.state, key.primary_version, key.owner = keys.KEY_STATE_ENABLED, 1, "operator/alice"
     if isinstance(request, keys.CreateKeyRequest):
-        return keys.Key(
-            name=request.name, type=request.type, usage=request.usage, exportable=request.exportable, labels=request.labels,
-            owner="operator/alice", state="KEY_STATE_ENABLED", primary_version=1, create_time=WHEN, revision=1,
-        )  # fmt: skip
-    return keys.Key(name=request.name, type="KEY_TYPE_EC_P256", usage="KEY_USAGE_SIGN", state="KEY_STATE_ENABLED",
-                    primary_version=1, create_time=WHEN)  # fmt: skip
+        key.exportable = request.exportable
+        key.labels.update(request.labels)
+    return key
 
 
-def _import(request: Any) -> Any:
-    return imports.Import(key=request.name, version=1, target=request.target, remote_name=request.name, remote_version="1",
-                          state="IMPORT_STATE_PROVEN", start_time=WHEN, prove_time=WHEN)  # fmt: skip
+def _import(request: Any) -> imports.Import:
+    found = imports.Import(key=request.name, version=1, target=request.target, remote_name=request.name)
+    found.state = imports.IMPORT_STATE_PROVEN
+    found.prove_time.CopyFrom(WHEN)
+    return found
 
 
-def _operator(request: Any) -> Any:
-    return operators.Operator(name=request.name, state="OPERATOR_STATE_ENABLED", create_time=WHEN,
-                              groups=getattr(request, "groups", ()))  # fmt: skip
+def _operator(request: Any) -> operators.Operator:
+    groups = getattr(request, "groups", ())
+    return operators.Operator(
+        name=request.name, groups=groups, state=operators.OPERATOR_STATE_ENABLED, create_time=WHEN
+    )
 
 
 def _certificate(stand_in: StandIn, request: Any) -> Any:
@@ -167,56 +145,102 @@ def _certificate(stand_in: StandIn, request: Any) -> Any:
     return operators.Certificate(pem=pem, ca_pem=stand_in.authority.pem.decode(), serial="0b", expire_time=WHEN)
 
 
-def _answers(stand_in: StandIn) -> dict[str, Callable[[Any], Any]]:
-    head = audit.AuditHead(chain="host-1", sequence=7, hash="ab" * 32, sign_time=WHEN, signature=b"\x30\x00",
-                           sign_time_text="2026-05-28T20:26:40.000000+00:00")  # fmt: skip
-    target = targets.Target(
-        name="prod", vault=targets.VaultSettings(address="https://vault:8200", mount="transit"), create_time=WHEN
-    )
-    policy = policies.PolicyDocument(
-        version=4, text="permit (principal, action, resource);\n", author="operator/alice", create_time=WHEN
-    )
-    answers: dict[str, Callable[[Any], Any]] = {
-        name: lambda request, name=name: getattr(keys, f"{name}Response")(key=_key(request))
-        for name in ("CreateKey", "GetKey", "RotateKey", "EnableKey", "DisableKey", "ScheduleKeyDestruction", "CancelKeyDestruction", "SealKey")
-    }  # fmt: skip
-    return answers | {
-        "ListKeys": lambda r: keys.ListKeysResponse(keys=[_key(keys.GetKeyRequest(name=f"key{r.page_token}"))],
-                                                    next_page_token="" if r.page_token == "2" else str(int(r.page_token or 0) + 1)),
-        "ListKeyVersions": lambda _: keys.ListKeyVersionsResponse(versions=[keys.KeyVersion(version=1, state=2, create_time=WHEN)]),
-        "GetPublicKey": lambda _: keys.GetPublicKeyResponse(version=1, pem="-----BEGIN PUBLIC KEY-----\nAA==\n", jwk='{"kty":"EC"}'),
-        "Sign": lambda r: keys.SignResponse(signature=b"\x00sig:" + (r.input.message or r.input.digest), version=1, algorithm=7),
+HEAD = audit.AuditHead(
+    chain="host-1",
+    sequence=7,
+    hash="ab" * 32,
+    sign_time=WHEN,
+    signature=b"\x30\x00",
+    sign_time_text="2026-05-28T20:26:40.000000+00:00",
+)
+TARGET = targets.Target(name="prod", create_time=WHEN)
+TARGET.vault.address = "https://vault:8200"
+POLICY = policies.PolicyDocument(version=4, text="permit (principal, action, resource);\n", create_time=WHEN)
+PEM = "-----BEGIN PUBLIC KEY-----\nAA==\n"
+FINDINGS = [
+    targets.TargetFinding(name="reachable", passed=True, detail="yes"),
+    targets.TargetFinding(name="kek", detail="it changed"),
+]
+KEY_CHANGES = ("CreateKey", "GetKey", "RotateKey", "EnableKey", "DisableKey", "CancelKeyDestruction", "SealKey")
+OPERATOR_CHANGES = ("SetOperatorGroups", "RevokeCertificates", "RemoveOperator")
+Answer = Callable[[Any], Any]
+
+
+def _key_answers() -> dict[str, Answer]:
+    def page(request: Any) -> Any:
+        here = int(request.page_token or 0)
+        found = _key(keys.GetKeyRequest(name=f"key-{here}"))
+        return keys.ListKeysResponse(keys=[found], next_page_token="" if here == 2 else str(here + 1))
+
+    def changed(name: str) -> Answer:
+        return lambda request: getattr(keys, f"{name}Response")(key=_key(request))
+
+    es256, gcm = keys.SIGNATURE_ALGORITHM_ES256, keys.ENCRYPTION_ALGORITHM_AES_GCM
+    version = keys.KeyVersion(version=1, state=keys.KEY_VERSION_STATE_ENABLED, create_time=WHEN)
+    return {name: changed(name) for name in (*KEY_CHANGES, "ScheduleKeyDestruction")} | {
+        "ListKeys": page,
+        "ListKeyVersions": lambda _: keys.ListKeyVersionsResponse(versions=[version]),
+        "GetPublicKey": lambda _: keys.GetPublicKeyResponse(version=1, pem=PEM, jwk='{"kty":"EC"}'),
+        "Sign": lambda r: keys.SignResponse(
+            signature=b"\x00sig:" + (r.input.message or r.input.digest), version=1, algorithm=es256
+        ),
         "Verify": lambda r: keys.VerifyResponse(valid=r.signature == b"good", version=1),
-        "Encrypt": lambda r: keys.EncryptResponse(ciphertext=b"\x01" + r.plaintext[::-1], version=1, algorithm=1),
+        "Encrypt": lambda r: keys.EncryptResponse(ciphertext=b"\x01" + r.plaintext[::-1], version=1, algorithm=gcm),
         "Decrypt": lambda r: keys.DecryptResponse(plaintext=r.ciphertext[:0:-1], version=1),
         "ImportKey": lambda r: imports.ImportKeyResponse(**{"import": _import(r)}),
         "ProveImport": lambda r: imports.ProveImportResponse(**{"import": _import(r)}),
         "ListImports": lambda r: imports.ListImportsResponse(imports=[_import(r)]),
-        "CreateTarget": lambda r: targets.CreateTargetResponse(target=targets.Target(name=r.name, vault=r.vault, create_time=WHEN)),
-        "GetTarget": lambda _: targets.GetTargetResponse(target=target),
-        "ListTargets": lambda _: targets.ListTargetsResponse(targets=[target]),
-        "CheckTarget": lambda _: targets.CheckTargetResponse(
-            findings=[targets.TargetFinding(name="reachable", passed=True, detail="yes"), targets.TargetFinding(name="kek", detail="it changed")]
-        ),
-        "RepinTarget": lambda _: targets.RepinTargetResponse(target=target),
+    }
+
+
+def _target_answers() -> dict[str, Answer]:
+    return {
+        "CreateTarget": lambda r: targets.CreateTargetResponse(target=targets.Target(name=r.name, vault=r.vault)),
+        "GetTarget": lambda _: targets.GetTargetResponse(target=TARGET),
+        "ListTargets": lambda _: targets.ListTargetsResponse(targets=[TARGET]),
+        "CheckTarget": lambda _: targets.CheckTargetResponse(findings=FINDINGS),
+        "RepinTarget": lambda _: targets.RepinTargetResponse(target=TARGET),
         "DeleteTarget": lambda _: targets.DeleteTargetResponse(),
-        "AddOperator": lambda r: operators.AddOperatorResponse(operator=_operator(r), certificate=_certificate(stand_in, r)),
-        "IssueCertificate": lambda r: operators.IssueCertificateResponse(certificate=_certificate(stand_in, r)),
-        "RenewCertificate": lambda r: operators.RenewCertificateResponse(certificate=_certificate(stand_in, r)),
-        "ListOperators": lambda _: operators.ListOperatorsResponse(operators=[operators.Operator(name="alice", groups=["admins"])]),
-        "SetOperatorGroups": lambda r: operators.SetOperatorGroupsResponse(operator=_operator(r)),
-        "RevokeCertificates": lambda r: operators.RevokeCertificatesResponse(operator=_operator(r)),
-        "RemoveOperator": lambda r: operators.RemoveOperatorResponse(operator=_operator(r)),
-        "WhoAmI": lambda _: operators.WhoAmIResponse(principal="operator/alice", groups=["admins"], method="mtls", credential="0a"),
-        "GetPolicy": lambda _: policies.GetPolicyResponse(policy=policy, schema="entity Key;\n"),
-        "SetPolicy": lambda r: policies.SetPolicyResponse(policy=policies.PolicyDocument(version=5, text=r.text, create_time=WHEN)),
-        "ExplainPolicy": lambda r: policies.ExplainPolicyResponse(allowed=r.action == "GetKey", policies=["admins"], explanation="because"),
-        "GetAuditState": lambda _: audit.GetAuditStateResponse(public_key_pem="-----BEGIN PUBLIC KEY-----\nAA==\n", heads=[head]),
-        "SignAuditHead": lambda _: audit.SignAuditHeadResponse(heads=[head]),
-        "ListAuditHeads": lambda _: audit.ListAuditHeadsResponse(heads=[head]),
-        "GetHsm": lambda _: hsm.GetHsmResponse(token_label="dev", answering=True, key_types=["ec-p256"],
-                                               probes=[hsm.Probe(name="wrap", passed=False, detail="pads first")]),
-    }  # fmt: skip
+    }
+
+
+def _operator_answers(stand_in: StandIn) -> dict[str, Answer]:
+    def certified(name: str) -> Answer:
+        return lambda request: getattr(operators, f"{name}Response")(certificate=_certificate(stand_in, request))
+
+    def changed(name: str) -> Answer:
+        return lambda request: getattr(operators, f"{name}Response")(operator=_operator(request))
+
+    me = operators.WhoAmIResponse(principal="operator/alice", groups=["admins"], method="mtls", credential="0a")
+    return (
+        {name: certified(name) for name in ("IssueCertificate", "RenewCertificate")}
+        | {name: changed(name) for name in OPERATOR_CHANGES}
+        | {
+            "AddOperator": lambda r: operators.AddOperatorResponse(
+                operator=_operator(r), certificate=_certificate(stand_in, r)
+            ),
+            "ListOperators": lambda _: operators.ListOperatorsResponse(operators=[operators.Operator(name="alice")]),
+            "WhoAmI": lambda _: me,
+        }
+    )
+
+
+def _other_answers() -> dict[str, Answer]:
+    probe = hsm.Probe(name="wrap", passed=False, detail="pads first")
+    token = hsm.GetHsmResponse(token_label="dev", answering=True, key_types=["ec-p256"], probes=[probe])
+    return {
+        "GetPolicy": lambda _: policies.GetPolicyResponse(policy=POLICY, schema="entity Key;\n"),
+        "SetPolicy": lambda r: policies.SetPolicyResponse(policy=policies.PolicyDocument(version=5, text=r.text)),
+        "ExplainPolicy": lambda r: policies.ExplainPolicyResponse(allowed=r.action == "GetKey", explanation="because"),
+        "GetAuditState": lambda _: audit.GetAuditStateResponse(public_key_pem=PEM, heads=[HEAD]),
+        "SignAuditHead": lambda _: audit.SignAuditHeadResponse(heads=[HEAD]),
+        "ListAuditHeads": lambda _: audit.ListAuditHeadsResponse(heads=[HEAD]),
+        "GetHsm": lambda _: token,
+    }
+
+
+def _answers(stand_in: StandIn) -> dict[str, Answer]:
+    return _key_answers() | _target_answers() | _operator_answers(stand_in) | _other_answers()
 
 
 def _servicer(service: type, stand_in: StandIn) -> Any:
@@ -244,9 +268,11 @@ SERVICES = (
 )
 
 
-def server_papers(authority: Authority, *, name: str = "localhost", **life: timedelta) -> tuple[bytes, bytes]:
+def server_papers(authority: Authority, *, name: str = "localhost", **life: float) -> tuple[bytes, bytes]:
     key, pem = new_key()
-    sans = [x509.DNSName(name)] + ([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))] if name == "localhost" else [])
+    sans: list[x509.GeneralName] = [x509.DNSName(name)]
+    if name == "localhost":
+        sans.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
     return pem, authority.issue(key.public_key(), name, sans=sans, **life)
 
 
@@ -261,7 +287,7 @@ class Served:
 def serve(stand_in: StandIn, papers: tuple[bytes, bytes], *, only_health: bool = False) -> Served:
     server = grpc.server(futures.ThreadPoolExecutor(2))
     for service, add in () if only_health else SERVICES:
-        add(_servicer(service, stand_in), server)  # type: ignore[no-untyped-call]
+        add(_servicer(service, stand_in), server)
     healthy = health.HealthServicer()
     healthy.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
@@ -271,7 +297,7 @@ def serve(stand_in: StandIn, papers: tuple[bytes, bytes], *, only_health: bool =
     return Served(server, port)
 
 
-def write_profile(folder: Path, authority: Authority, address: str, **life: timedelta) -> Path:
+def write_profile(folder: Path, authority: Authority, address: str, **life: float) -> Path:
     folder.mkdir(parents=True)
     key, pem = new_key()
     (folder / "ca.pem").write_bytes(authority.pem)

@@ -82,10 +82,11 @@ class Journal:
 
     @property
     def kept(self) -> list[Kept]:
-        return [
-            Kept(chain=h.chain, sequence=h.sequence, hash=h.hash, signature=h.signature, time=h.signed_at.isoformat(timespec="microseconds"))
-            for h in self.heads or []
-        ]  # fmt: skip
+        def one(head: AuditHead) -> Kept:
+            time = head.signed_at.isoformat(timespec="microseconds")
+            return Kept(chain=head.chain, sequence=head.sequence, hash=head.hash, time=time, signature=head.signature)
+
+        return [one(head) for head in self.heads or []]
 
 
 def journal(chain: str = "host-1") -> Journal:
@@ -276,11 +277,11 @@ _VALUES = st.recursive(
 )
 
 
-@given(st.sampled_from(sorted(json.loads(journal().lines[0]))), _VALUES)  # type: ignore[index]
+@given(st.sampled_from(sorted(json.loads(journal().bytes.splitlines()[0]))), _VALUES)
 @settings(max_examples=400, deadline=None)
 def test_AU_12_no_field_takes_another_type(name: str, value: object) -> None:
-    assert (first := journal().lines) is not None
-    record = json.loads(first[0])
+    first = journal().bytes.splitlines()[0]
+    record = json.loads(first)
     right = type(record[name])
     record[name] = value
     raw = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
@@ -306,9 +307,9 @@ def test_AU_12_no_field_takes_another_type(name: str, value: object) -> None:
     ],
 )
 def test_AU_12_only_one_way_of_writing_a_record_is_taken(change: Callable[[bytes], bytes], why: str) -> None:
-    assert (given_ := journal().lines) is not None
-    changed = change(given_[0])
-    assert changed != given_[0]
+    first = journal().bytes.splitlines()[0]
+    changed = change(first)
+    assert changed != first
     with pytest.raises(NotAJournalError, match=why):
         parse(changed)
 

@@ -21,10 +21,12 @@ from tests.unit.test_cli_audit import PEM, journal
 
 
 def exported(kept: list[Kept]) -> list[dict[str, object]]:
-    return [
-        {"chain": k.chain, "sequence": k.sequence, "hash": k.hash, "sign_time_text": k.time, "signature": base64.b64encode(k.signature).decode()}
-        for k in kept
-    ]  # fmt: skip
+    def one(head: Kept) -> dict[str, object]:
+        signature = base64.b64encode(head.signature).decode()
+        described = {"chain": head.chain, "sequence": head.sequence, "hash": head.hash}
+        return described | {"sign_time_text": head.time, "signature": signature}
+
+    return [one(head) for head in kept]
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
