@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from broker.core.authority import Authority
 from broker.core.call import Call
 from broker.core.errors import BrokerError, NotFound, PermissionDenied, WrongState
-from broker.core.guard import Guard
+from broker.core.guard import Guard, Resource
 from broker.core.model import Operator, OperatorState, Principal
 from broker.core.operators import Issued, Operators, operator_uri
 from broker.core.policy import FIRST_POLICY
@@ -221,6 +221,22 @@ def test_AZ_14_changed_groups_count_for_the_next_call(house: House) -> None:
     changed = house.operators.set_groups(house.call("SetOperatorGroups"), "bob", ["b", "a", "a"])
     assert (changed.groups, changed.revision) == (("a", "b"), added.revision + 1)
     assert house.stored("bob") == changed
+
+
+def test_AZ_15_who_changed_after_the_decision_is_left_alone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.add("bob")
+    check = house.guard.check
+
+    def check_and_be_overtaken(asked: Call, resource: Resource) -> None:
+        check(asked, resource)
+        monkeypatch.undo()
+        house.operators.set_groups(house.call("SetOperatorGroups"), "bob", ["admins"])
+
+    monkeypatch.setattr(house.guard, "check", check_and_be_overtaken)
+    with pytest.raises(WrongState) as refused:
+        house.operators.remove(house.call("RemoveOperator"), "bob")
+    assert reason(refused) == "CHANGED_MEANWHILE"
+    assert house.stored("bob").state is OperatorState.ENABLED
 
 
 @pytest.mark.parametrize("method", ["SetOperatorGroups", "RevokeCertificates", "RemoveOperator"])
