@@ -133,7 +133,8 @@ def test_no_nesting_reaches_the_engine_that_would_overflow_its_stack(shape: str)
 def test_the_engine_does_overflow_where_the_limit_is_not_kept() -> None:
     """If this fails, the engine has learnt to bound its stack, and the limit of operators can go."""
     text = when(NESTED["brackets"](20_000))
-    program = "import resource as r, sys, cedarpy; r.setrlimit(r.RLIMIT_CORE, (0, 0)); cedarpy.PolicySet.from_str(sys.stdin.read())"
+    program = "import resource as r, sys, cedarpy; r.setrlimit(r.RLIMIT_CORE, (0, 0)); "
+    program += "cedarpy.PolicySet.from_str(sys.stdin.read())"
     ended = subprocess.run([sys.executable, "-c", program], input=text.encode(), capture_output=True, check=False)
     assert ended.returncode < 0
 
