@@ -118,7 +118,7 @@ class Operators:
         self._guard.check(call, of_operator(name, stored, asked=wanted))
         call.note(groups=",".join(wanted))
         self._refuse_lockout(call, name, wanted)
-        return self._change(call, name, lambda operator: replace(operator, groups=wanted))
+        return self._change(call, stored, lambda operator: replace(operator, groups=wanted))
 
     def revoke(self, call: Call, name: str) -> Operator:
         """Refuse every certificate issued so far.
@@ -126,35 +126,39 @@ class Operators:
         Anybody who may do so may revoke their own: a stolen key must be stoppable at once. But not when nobody else
         is left who could issue a new certificate or change that (WrongState ``POLICY_LOCKS_YOU_OUT``).
         """
-        self._authorise(call, name)
+        stored = self._authorised(call, name)
         if _own(call, name) and not self._another_keeper(call.principal):
             raise _locks_out()
-        return self._change(call, name, self._without_certificates)
+        return self._change(call, stored, self._without_certificates)
 
     def remove(self, call: Call, name: str) -> Operator:
         """Remove for good; the row stays, so that the name is never used again."""
-        self._authorise(call, name)
+        stored = self._authorised(call, name)
         self._refuse_lockout(call, name, None)
-        return self._change(call, name, lambda operator: replace(operator, state=OperatorState.REMOVED))
+        return self._change(call, stored, lambda operator: replace(operator, state=OperatorState.REMOVED))
 
     def whoami(self, call: Call) -> None:
         """Allowed to every established principal; the decision is recorded like any other."""
         self._guard.check(call, BROKER)
 
-    def _authorise(self, call: Call, name: str) -> None:
+    def _authorised(self, call: Call, name: str) -> Operator | None:
         stored = self._store.get(Operator, check_name(name, "operator"))
         self._guard.check(call, of_operator(name, stored))
+        return stored
 
-    def _change(self, call: Call, name: str, change: Callable[[Operator], Operator]) -> Operator:
-        call.note(operator=name)
+    def _change(self, call: Call, stored: Operator | None, change: Callable[[Operator], Operator]) -> Operator:
+        """Change the very row that the permission was decided on; WrongState ``CHANGED_MEANWHILE`` else (AZ-15)."""
+        operator = _found(stored)
+        call.note(operator=operator.name)
         if call.validate_only:
             call.note(validate_only=1)
-            return change(_enabled(self._store.get(Operator, name)))
+            return change(_enabled(operator))
         with self._store.write(call.outcome()) as write:
-            operator = _found(write.get(Operator, name))
-            if not receipts.replay(write, call):
+            if receipts.replay(write, call):
+                operator = _found(write.get(Operator, operator.name))
+            else:
                 operator = write.replace(operator, change(_enabled(operator)))
-                receipts.keep(write, call, f"operator/{name}")
+                receipts.keep(write, call, f"operator/{operator.name}")
         call.settled = True
         return operator
 

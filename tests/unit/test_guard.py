@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import random
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -116,7 +118,7 @@ def test_the_first_policy_lets_owners_use_their_keys() -> None:
 names = st.one_of(
     st.text(max_size=70),
     st.from_regex(r"[a-z](-?[a-z0-9]){0,62}", fullmatch=True),
-    st.text(alphabet="a-.A/\\%\0٠é\u0301ａ\u200b\u202e ", min_size=1, max_size=8),
+    st.text(alphabet="a-.A/\\%\0\u0660é\u0301\uff41\u200b\u202e ", min_size=1, max_size=8),
 )
 
 
@@ -142,8 +144,8 @@ def test_AZ_01_policy_and_storage_see_the_same_name(name: str, other: str) -> No
 @pytest.mark.parametrize(
     "name",
     [
-        "a/", "a//b", "a/../b", "%61", "%2561", "a\\b", "A", "a\0", "e\u0301", "é", "ａ", "a\u200bb", "\u202ea", "a\n",
-        "", "-a", "a-", "a--b", "1a", "a.b", "a b", " a", "a" * 64, "a" * 10_000, "ſ", "\u212a",
+        "a/", "a//b", "a/../b", "%61", "%2561", "a\\b", "A", "a\0", "e\u0301", "é", "\uff41", "a\u200bb", "\u202ea",
+        "a\n", "", "-a", "a-", "a--b", "1a", "a.b", "a b", " a", "a" * 64, "a" * 10_000, "\u017f", "\u212a",
     ],
 )  # fmt: skip
 def test_AZ_01_every_other_spelling_is_refused(name: str) -> None:
@@ -164,7 +166,7 @@ def test_AZ_03_a_grant_on_one_name_is_not_one_on_its_neighbours(near: str) -> No
     assert not by_label.permits(operator(), "Sign", of_key(KEY))
 
 
-@pytest.mark.parametrize("name", ["Root", " root ", "ROOT", "root ", "rOOT", "Admins", "ａdmins"])
+@pytest.mark.parametrize("name", ["Root", " root ", "ROOT", "root ", "rOOT", "Admins", "\uff41dmins"])
 def test_AZ_13_a_reserved_name_in_other_letters_cannot_exist(name: str) -> None:
     with pytest.raises(InvalidRequest):
         check_name(name, "operator")
@@ -240,10 +242,8 @@ def test_P7_threads_that_decide_while_policies_change_never_mix_two() -> None:
     def decide() -> None:
         while not done.is_set():
             asked = call("KeyService/Sign", operator(), Clock())
-            try:
+            with suppress(PermissionDenied):
                 rules.check(asked, of_key(KEY))
-            except PermissionDenied:
-                pass
             if (asked.decision == "allow") != (asked.policy_version % 2 == 1):
                 wrong.append(asked)
 
@@ -298,22 +298,19 @@ def test_AZ_09_an_evaluation_error_denies_under_a_reason_of_its_own() -> None:
     assert "broken" not in denied.value.message
 
 
-@pytest.mark.parametrize(("key", "target"), [(True, True), (True, False), (False, True)])
-def test_a_call_about_two_things_needs_both(key: bool, target: bool) -> None:
-    text = permit(f'principal, action, resource == Key::"{"payments" if key else "x"}"', name="for-key")
-    text += permit(f'principal, action, resource == Target::"{"vault" if target else "x"}"', name="for-target")
+@pytest.mark.parametrize("permitted", [("payments", "vault"), ("payments", "x"), ("x", "vault")])
+def test_a_call_about_two_things_needs_both(permitted: tuple[str, str]) -> None:
+    key, target = permitted
+    text = permit(f'principal, action, resource == Key::"{key}"', name="for-key")
+    rules = guard(text + permit(f'principal, action, resource == Target::"{target}"', name="for-target"))
     asked = call("ImportService/ImportKey", operator(), Clock())
-    try:
-        guard(text).check(asked, of_key(KEY))
-        guard(text).check(asked, of_target(TARGET))
-    except PermissionDenied:
-        assert not (key and target)
-        assert asked.decision == "deny"
-    else:
-        assert key
-        assert target
-        assert (asked.resource, asked.decision) == ("key/payments,target/vault", "allow")
-        assert asked.policies == ("for-key", "for-target")
+    with suppress(PermissionDenied):
+        rules.check(asked, of_key(KEY))
+    with suppress(PermissionDenied):
+        rules.check(asked, of_target(TARGET))
+    assert asked.resource == "key/payments,target/vault"
+    assert asked.decision == ("deny" if "x" in permitted else "allow")
+    assert asked.policies == tuple(name for name, of in (("for-key", key), ("for-target", target)) if of != "x")
 
 
 def test_AZ_17_who_may_set_groups_but_not_admins_cannot_make_themselves_one() -> None:
@@ -328,3 +325,27 @@ def test_AZ_17_who_may_set_groups_but_not_admins_cannot_make_themselves_one() ->
         assert guard(text).permits(operator("eve", "staff"), "SetOperatorGroups", allowed)
         assert not guard(text).permits(operator("eve", "staff"), "SetOperatorGroups", refused)
         assert guard(text).permits(operator("eve", "admins", "staff"), "SetOperatorGroups", refused)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_P7_policy_and_storage_agree_on_a_million_names() -> None:
+    source = random.Random(7)  # noqa: S311 - names to try, not secrets
+    for _ in range(2500):
+        tried = [
+            "".join(
+                source.choices("ab0-", k=source.randint(1, 6)) + source.choices(["", *'-A/. \\"\0\uff41\u200b'], k=1)
+            )
+            for _ in range(400)
+        ]
+        stored = {name for name in tried if accepted(name)}
+        known = ", ".join(f'Key::"{name}"' for name in sorted(stored))
+        rules = guard(permit("principal, action, resource is Key", f"[{known}].contains(resource)"))
+        assert all(rules.permits(operator(), "Sign", of_unknown_key(name)) == (name in stored) for name in tried)
+
+
+def accepted(name: str) -> bool:
+    try:
+        return check_name(name, "key").encode() == name.encode()
+    except InvalidRequest:
+        return False

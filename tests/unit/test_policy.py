@@ -28,6 +28,15 @@ def refusal(text: str) -> str:
     return refused.value.message
 
 
+def taken(text: str) -> str:
+    """Nothing, or why the text was refused; either way a question was put to what was taken."""
+    try:
+        Policy(text).decide(SIGN)
+    except InvalidRequest as refused:
+        return refused.message
+    return ""
+
+
 def when(condition: str) -> str:
     return f'@id("p") permit (principal, action == Action::"Sign", resource) when {{ {condition} }};'
 
@@ -68,7 +77,7 @@ def test_the_schema_is_shown_as_it_was_written() -> None:
         (when('resource.getTag("team") == "a"'), "unable to guarantee safety of access to tag"),
         (when("resource.owner"), "unexpected type"),
         ('@id("x") permit (principal == ?principal, action, resource);', "template"),
-        ('@id("x") permit (principal in Group::"аdmins", action, resource);', "line 1: a character outside ASCII"),
+        ('@id("x") permit (principal in Group::"\u0430dmins", action, resource);', "line 1: a character outside ASCII"),
         ("// \u202e\n" + ALLOW, "line 1: an invisible character"),
         (ALLOW + '"', "line 2: "),
         (ALLOW * 1001, "more than 1000 policies"),
@@ -124,25 +133,21 @@ def test_no_nesting_reaches_the_engine_that_would_overflow_its_stack(shape: str)
 def test_the_engine_does_overflow_where_the_limit_is_not_kept() -> None:
     """If this fails, the engine has learnt to bound its stack, and the limit of operators can go."""
     text = when(NESTED["brackets"](20_000))
-    program = "import sys, cedarpy; cedarpy.PolicySet.from_str(sys.stdin.read())"
+    program = "import resource as r, sys, cedarpy; r.setrlimit(r.RLIMIT_CORE, (0, 0)); "
+    program += "cedarpy.PolicySet.from_str(sys.stdin.read())"
     ended = subprocess.run([sys.executable, "-c", program], input=text.encode(), capture_output=True, check=False)
     assert ended.returncode < 0
 
 
 @pytest.mark.parametrize("shape", NESTED)
 def test_what_the_limit_lets_through_the_engine_survives(shape: str) -> None:
-    try:
-        Policy(when(NESTED[shape](40))).decide(SIGN)
-    except InvalidRequest as refused:
-        assert refused.reason == "POLICY_INVALID"
+    text = when(NESTED[shape](30))
+    assert "operators" not in taken(text)
 
 
 @given(st.text(alphabet=st.sampled_from('ab1 "\\/\n\r;(){}[]@:,.=&|!<?-')))
 def test_any_text_is_either_a_policy_or_refused_as_one(text: str) -> None:
-    try:
-        assert not Policy(text).decide(SIGN).allowed
-    except InvalidRequest as refused:
-        assert refused.reason == "POLICY_INVALID"
+    assert taken(text) == "" or taken(text).startswith("The policy was not taken: ")
 
 
 def test_AZ_09_a_forbid_that_cannot_be_evaluated_denies_and_is_named() -> None:
@@ -179,7 +184,7 @@ def test_AZ_09_an_action_that_does_not_exist_is_denied(action: str) -> None:
     assert decision.error
 
 
-HOSTILE = ('a"', "a\\", 'a\\"', 'k" || true || "', "a::b", 'Key::"k"', "a\nb", "", "a\0b", "*", "ｋ", "k ", "K")
+HOSTILE = ('a"', "a\\", 'a\\"', 'k" || true || "', "a::b", 'Key::"k"', "a\nb", "", "a\0b", "*", "\uff4b", "k ", "K")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
