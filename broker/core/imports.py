@@ -304,8 +304,10 @@ class Imports:
         place = self._store.get(Target, target)
         self._guard.check(call, guard.of_key(key) if key else guard.of_unknown_key(name))
         self._guard.check(call, guard.of_target(place) if place else guard.of_unknown_target(target))
+        if key is None:
+            raise NotFound("KEY_NOT_FOUND", "There is no key of this name; `broker key list` shows those there are.")
         if found is None:
-            raise NotFound("KEY_NOT_FOUND", "There is no such key or version; `broker key list` shows those there are.")
+            raise NotFound("KEY_VERSION_NOT_FOUND", "The key has no such version that was completed.")
         if place is None:
             raise NotFound(
                 "TARGET_NOT_FOUND", "There is no target of this name; `broker target list` shows those there are."
@@ -336,7 +338,7 @@ def _ref(key: Key, held: KeyVersion) -> KeyRef:
 def _importable(key: Key, held: KeyVersion) -> None:
     if key.state is not KeyState.ENABLED or held.state is not VersionState.ENABLED:
         raise WrongState(
-            "KEY_NOT_ENABLED", f"The key is {key.state}, this version {held.state}; only an enabled one is imported."
+            "KEY_STATE", f"The key is {key.state}, this version {held.state}; only an enabled one is imported."
         )
     if not key.exportable:
         raise WrongState(

@@ -1,0 +1,161 @@
+"""The import noun on real parts: SoftHSM, a SQLite store with its journal, a transit mount of its own in OpenBao."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from broker.core import ports
+from broker.core.call import Call
+from broker.core.guard import Guard
+from broker.core.imports import Imports
+from broker.core.model import Import, Key, KeyState, KeyType, KeyUsage, KeyVersion, Principal, Target, VersionState
+from broker.core.ports import KeyRef
+from broker.core.targets import Targets
+from broker.store.config import StoreConfig
+from broker.store.sql import SqlStore
+from broker.targets import Surroundings, connector
+from broker.targets.vault.policy import policy
+from tests.fakes.calls import Clock, call, document, operator
+from tests.servers.openbao import OpenBao
+
+
+class Mount:
+    """A transit engine of one test's own, and a token file for it in a credentials folder."""
+
+    def __init__(self, server: OpenBao, folder: Path) -> None:
+        self.server = server
+        self.path = f"transit-{secrets.token_hex(6)}"
+        self.credentials = folder / "credentials"
+        self.make()
+        self.give(policy(self.path))
+
+    def make(self) -> None:
+        self.server.request("POST", f"sys/mounts/{self.path}", {"type": "transit"})
+
+    def renew(self) -> None:
+        """The same mount with another KEK, and without its keys."""
+        self.server.request("DELETE", f"sys/mounts/{self.path}")
+        self.make()
+
+    def give(self, text: str) -> None:
+        """From now on the broker's token may do what this policy says."""
+        self.server.write_token(self.credentials, self.path, self.server.token_for(text, self.path))
+
+    def settings(self, address: str = "", ca_pem: str = "") -> dict[str, str]:
+        return {
+            "address": address or self.server.address,
+            "mount": self.path,
+            "ca_pem": ca_pem or self.server.ca_pem,
+            "token_file": self.path,
+        }
+
+    def key(self, name: str) -> dict[str, object]:
+        """What the server says of a key."""
+        found: dict[str, object] = self.server.request("GET", f"{self.path}/keys/{name}")["data"]
+        return found
+
+    def versions(self, name: str) -> list[str]:
+        keys = self.key(name)["keys"]
+        assert isinstance(keys, dict)
+        return sorted(keys)
+
+
+class Bench:
+    """Everything an import needs, and a clock to move."""
+
+    def __init__(self, mount: Mount, hsm: ports.Hsm, folder: Path, hosts: frozenset[str] = frozenset()) -> None:
+        self.mount = mount
+        self.hsm = hsm
+        self.clock = Clock()
+        self.journal = folder / "journal"
+        config = StoreConfig(url=f"sqlite:///{folder}/broker.db", journal=self.journal)
+        SqlStore.migrate(config)
+        self.store = SqlStore(config, self.clock)
+        self.guard = Guard(document())
+        self.connect = connector(
+            Surroundings(allowed_hosts=hosts | {mount.server.host}, credentials=mount.credentials)
+        )
+        self.targets = self.targets_with(self.connect)
+        self.imports = self.imports_with(self.connect)
+        self.settings: Mapping[str, str] = mount.settings()
+
+    def targets_with(self, connect: object) -> Targets:
+        return Targets(self.store, self.hsm, self.guard, connect, self.clock)  # type: ignore[arg-type]
+
+    def imports_with(self, connect: object, hsm: ports.Hsm | None = None) -> Imports:
+        return Imports(self.store, hsm or self.hsm, self.guard, connect, self.clock)  # type: ignore[arg-type]
+
+    def call(self, method: str, *groups: str, request_id: str = "", validate_only: bool = False) -> Call:
+        who: Principal = operator("alice", *(groups or ("admins",)))
+        return call(f"ImportService/{method}", who, self.clock, request_id=request_id, validate_only=validate_only)
+
+    def register(self, name: str = "bao") -> Target:
+        return self.targets.create(self.call("CreateTarget"), name, "vault", dict(self.settings), "")
+
+    def key(
+        self,
+        key_type: KeyType = KeyType.EC_P256,
+        usage: KeyUsage | None = None,
+        *,
+        exportable: bool = True,
+    ) -> Key:
+        """A key born in the HSM, of a fresh name, as the keys noun would have left it."""
+        name = f"k-{secrets.token_hex(6)}"
+        chosen = usage or (KeyUsage.ENCRYPT if key_type.symmetric else KeyUsage.SIGN)
+        key = Key(
+            name=name, type=key_type, usage=chosen, exportable=exportable, labels={}, owner="operator/alice",
+            state=KeyState.ENABLED, primary=1, latest=1, created_at=self.clock(),
+        )  # fmt: skip
+        with self.store.write(self.call("CreateKey").outcome()) as write:
+            write.add(key)
+            write.add(self._version(key, 1))
+        return key
+
+    def rotate(self, key: Key) -> Key:
+        """One more version, which becomes the primary one."""
+        new = replace(key, primary=key.latest + 1, latest=key.latest + 1)
+        with self.store.write(self.call("RotateKey").outcome()) as write:
+            write.add(self._version(key, new.latest))
+            return write.replace(key, new)
+
+    def change(self, old: Key, new: Key) -> Key:
+        with self.store.write(self.call("UpdateKey").outcome()) as write:
+            return write.replace(old, new)
+
+    def change_version(self, old: KeyVersion, new: KeyVersion) -> None:
+        with self.store.write(self.call("UpdateKey").outcome()) as write:
+            write.replace(old, new)
+
+    def ref(self, key: Key, number: int = 1) -> KeyRef:
+        held = self.version(key, number)
+        return KeyRef(hsm_id=held.hsm_id, type=key.type, usage=key.usage, public_key=held.public_key)
+
+    def version(self, key: Key, number: int = 1) -> KeyVersion:
+        held = self.store.get(KeyVersion, key.name, number)
+        assert held is not None
+        return held
+
+    def run(self, key: Key, version: int = 0, *, remote_name: str = "", request_id: str = "") -> Import:
+        return self.imports.import_key(
+            self.call("ImportKey", request_id=request_id), key.name, version, "bao", remote_name
+        )
+
+    def row(self, key: Key, number: int = 1) -> Import | None:
+        return self.store.get(Import, key.name, number, "bao")
+
+    def journalled(self) -> str:
+        return "".join(file.read_text() for file in sorted(self.journal.rglob("*")) if file.is_file())
+
+    def close(self) -> None:
+        self.store.close()
+
+    def _version(self, key: Key, number: int) -> KeyVersion:
+        hsm_id = secrets.token_bytes(16)
+        return KeyVersion(
+            key=key.name, number=number, state=VersionState.ENABLED, hsm_id=hsm_id,
+            public_key=self.hsm.generate(hsm_id, key.type, key.usage, exportable=key.exportable),
+            sealed=False, created_at=self.clock(),
+        )  # fmt: skip
