@@ -56,6 +56,7 @@ _SIGNS: Final = {
     KeyType.EC_SECP256K1: "ES256K",
     KeyType.ED25519: "EdDSA",
 }
+_NEVER_PADDED: Final = (KeyType.EC_P384, KeyType.EC_SECP256K1, KeyType.AES_128, KeyType.AES_256)  # as in SoftHSM
 _RSA: Final = (KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096)
 
 
@@ -74,7 +75,7 @@ class _Held:
 
 
 class SoftwareHsm:
-    """``calls`` counts by method name; set ``away`` and every call is Unavailable; ``exact_wrap`` False adds a zero tail."""
+    """``calls`` counts by method; ``away`` makes every call Unavailable; ``exact_wrap`` False adds a zero tail."""
 
     def __init__(self, *, exact_wrap: bool = True, oaep_hashes: tuple[OaepHash, ...] = tuple(OaepHash)) -> None:
         self.calls: Counter[str] = Counter()
@@ -148,8 +149,8 @@ class SoftwareHsm:
         plaintext = held.private
         if not isinstance(plaintext, bytes):
             plaintext = plaintext.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-        if not self._exact:
-            if exact and (held.type in _RSA or len(plaintext) % 8):
+        if not self._exact and held.type not in _NEVER_PADDED:
+            if exact:
                 raise WrongState("WRAP_NOT_EXACT", "This token pads before it wraps.")
             plaintext += bytes(-len(plaintext) % 8)
         ephemeral = os.urandom(32)
