@@ -119,14 +119,16 @@ def accept(things: list[Any], recipe: Recipe) -> bytes | None:
     AlreadyExists ``HSM_ID_TAKEN`` when these objects are not exactly the key that the recipe describes.
     """
     by_class = {thing.object_class: thing for thing in things}
+    if len(things) != len(by_class) or by_class.keys() != recipe.classes:
+        raise _taken()
     secret, public = by_class[secret_class(recipe.key_type)], by_class.get(ObjectClass.PUBLIC_KEY)
-    if len(things) != len(recipe.classes) or not matches(secret, recipe.secret()):
+    if not matches(secret, recipe.secret()):
         raise _taken()
     if public is None:
         if secret[Attribute.VALUE_LEN] * 8 != AES_BITS[recipe.key_type]:
             raise _taken()
         return None
-    if not matches(public, recipe.public()):
+    if not matches(public, recipe.public()) or type_of(public) not in {None, recipe.key_type}:
         raise _taken()
     spki = read_public_key(public, recipe.key_type)
     check_public_key(recipe.key_type, spki)
@@ -143,6 +145,15 @@ def search(worker: Worker, hsm_id: bytes, kind: ObjectClass | None = None) -> li
     if kind is not None:
         template[Attribute.CLASS] = kind
     return list(worker.session.get_objects(template))
+
+
+def type_of(public: Any) -> KeyType | None:
+    """Which key type a public-key object says it is; None when it is none that the broker makes."""
+    if public.key_type is CkKeyType.RSA:
+        bits = int.from_bytes(public[Attribute.MODULUS], "big").bit_length()
+        return next((kind for kind, size in RSA_BITS.items() if size == bits), None)
+    parameters = public[Attribute.EC_PARAMS]
+    return next((kind for kind, oid in CURVE_OIDS.items() if oid == parameters), None)
 
 
 def read_public_key(public: Any, key_type: KeyType) -> bytes:

@@ -172,9 +172,9 @@ class Pkcs11Hsm:
     def _found_or_made(self, worker: Worker, hsm_id: bytes, recipe: Recipe) -> bytes | None:
         with self._sessions.objects:
             there = objects.search(worker, hsm_id)
-            if there and {thing.object_class for thing in there} >= recipe.classes:
+            if any(thing.object_class is not ObjectClass.PUBLIC_KEY for thing in there):
                 return objects.accept(there, recipe)
-            for remnant in there:  # half a pair: a call that was cut short
+            for remnant in there:  # a public half alone: a call that was cut short
                 remnant.destroy()
             made = objects.make(worker, hsm_id, recipe)
             try:

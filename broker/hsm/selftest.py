@@ -11,11 +11,9 @@ from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
 from broker.core.errors import WrongState
-from broker.core.model import KeyType
 from broker.hsm.lending import lend
-from broker.hsm.mechanisms import CURVE_OIDS
-from broker.hsm.objects import read_public_key
-from broker.hsm.sanity import RSA_BITS, check_public_key
+from broker.hsm.objects import read_public_key, type_of
+from broker.hsm.sanity import check_public_key
 from broker.hsm.sessions import Sessions, Worker
 
 _ROLES: Final = (
@@ -56,7 +54,7 @@ def refuse_conflicting_keys(worker: Worker) -> None:
             if _ours(thing):
                 _refuse_conflict(thing)
     for thing in worker.session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.TOKEN: True}):
-        if _ours(thing) and (key_type := _type_of(thing)) is not None:
+        if _ours(thing) and (key_type := type_of(thing)) is not None:
             check_public_key(key_type, read_public_key(thing, key_type))
 
 
@@ -77,14 +75,6 @@ def _ours(thing: Any) -> bool:
     with contextlib.suppress(UnicodeDecodeError):
         return bool(thing.id) and thing.label == thing.id.hex()
     return False
-
-
-def _type_of(public: Any) -> KeyType | None:
-    if public.key_type is CkKeyType.RSA:
-        bits = len(public[Attribute.MODULUS].lstrip(b"\0")) * 8
-        return next((kind for kind, size in RSA_BITS.items() if size == bits), None)
-    parameters = public[Attribute.EC_PARAMS]
-    return next((kind for kind, oid in CURVE_OIDS.items() if oid == parameters), None)
 
 
 def _throw_away(worker: Worker, *, extractable: bool, flags: MechanismFlag) -> Any:

@@ -7,8 +7,11 @@ another config or a fresh start runs it in a process of its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -16,6 +19,7 @@ from broker.hsm.config import HsmConfig
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm
 
+R = TypeVar("R")
 PIN = "canary-pin-4711"
 LABEL = "broker-tests"
 
@@ -44,3 +48,9 @@ def hsm(softhsm: HsmConfig) -> Iterator[Pkcs11Hsm]:
     opened = Pkcs11Hsm(softhsm)
     yield opened
     opened.close()
+
+
+def alone(function: Callable[..., R], *arguments: object) -> R:
+    """Call a module-level function in a fresh process and return what it returns; its AssertionError comes through."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result(timeout=100)

@@ -1,0 +1,243 @@
+"""An ``Hsm`` in memory, as strict as the port says, counting the calls it gets.
+
+For tests of the core: it starts in no time. It is held to the same contract suite as the real edge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap_with_padding
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_der_public_key,
+)
+
+from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable, WrongState
+from broker.core.model import (
+    EncryptionAlgorithm,
+    HsmReport,
+    KeyType,
+    KeyUsage,
+    OaepHash,
+    SignatureAlgorithm,
+    WrappingKey,
+)
+from broker.core.ports import KeyRef
+
+_HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
+    "1": hashes.SHA1(),  # noqa: S303 - RSAES-OAEP with SHA-1 is part of the port
+    "256": hashes.SHA256(),
+    "384": hashes.SHA384(),
+    "512": hashes.SHA512(),
+}
+_CURVES: Final[dict[KeyType, ec.EllipticCurve]] = {
+    KeyType.EC_P256: ec.SECP256R1(),
+    KeyType.EC_P384: ec.SECP384R1(),
+    KeyType.EC_P521: ec.SECP521R1(),
+    KeyType.EC_SECP256K1: ec.SECP256K1(),
+}
+_SIGNS: Final = {
+    KeyType.EC_P256: "ES256",
+    KeyType.EC_P384: "ES384",
+    KeyType.EC_P521: "ES512",
+    KeyType.EC_SECP256K1: "ES256K",
+    KeyType.ED25519: "EdDSA",
+}
+_NEVER_PADDED: Final = (KeyType.EC_P384, KeyType.EC_SECP256K1, KeyType.AES_128, KeyType.AES_256)  # as in SoftHSM
+_RSA: Final = (KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096)
+
+
+@dataclass(slots=True)
+class _Held:
+    type: KeyType
+    usage: KeyUsage
+    extractable: bool
+    private: Any  # bytes for AES, else a private key of cryptography's
+
+    def public(self) -> bytes | None:
+        if isinstance(self.private, bytes):
+            return None
+        spki: bytes = self.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return spki
+
+
+class SoftwareHsm:
+    """``calls`` counts by method; ``away`` makes every call Unavailable; ``exact_wrap`` False adds a zero tail."""
+
+    def __init__(self, *, exact_wrap: bool = True, oaep_hashes: tuple[OaepHash, ...] = tuple(OaepHash)) -> None:
+        self.calls: Counter[str] = Counter()
+        self.away = False
+        self._keys: dict[bytes, _Held] = {}
+        self._exact = exact_wrap
+        self._oaep_hashes = oaep_hashes
+
+    def generate(self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> bytes | None:
+        self._enter("generate")
+        symmetric_or_rsa = key_type.symmetric or key_type in _RSA
+        if (usage is KeyUsage.SIGN and key_type.symmetric) or (usage is KeyUsage.ENCRYPT and not symmetric_or_rsa):
+            raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key_type} cannot {usage}.")
+        if exportable and key_type is KeyType.ED25519:
+            raise InvalidRequest("KEY_NOT_EXPORTABLE", "Ed25519 keys are never exportable.")
+        held = self._keys.get(hsm_id)
+        if held is None:
+            held = self._keys[hsm_id] = _Held(key_type, usage, exportable, _made(key_type))
+        if (held.type, held.usage, held.extractable) != (key_type, usage, exportable):
+            raise AlreadyExists("HSM_ID_TAKEN", "Another key has this id.")
+        return held.public()
+
+    def public_key(self, key: KeyRef) -> bytes | None:
+        self._enter("public_key")
+        return self._held(key).public()
+
+    def sign(
+        self, key: KeyRef, algorithm: SignatureAlgorithm, messages: list[bytes], *, prehashed: bool = False
+    ) -> list[bytes]:
+        self._enter("sign")
+        fits = algorithm[:2] in {"RS", "PS"} if key.type in _RSA else algorithm == _SIGNS.get(key.type)
+        if not fits or key.usage is not KeyUsage.SIGN or key.public_key is None:
+            raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key.type} cannot sign {algorithm}.")
+        digests = _digests(algorithm, messages, prehashed=prehashed)
+        held = self._held(key)
+        if held.public() != key.public_key:
+            raise Unavailable("HSM_FAULT", "The signature does not verify.")
+        return [_signed(held.private, algorithm, digest) for digest in digests]
+
+    def encrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, plaintext: bytes, aad: bytes) -> bytes:
+        self._enter("encrypt")
+        if algorithm is not EncryptionAlgorithm.AES_GCM or not key.type.symmetric:
+            raise InvalidRequest("ALGORITHM_MISMATCH", "Only AES-GCM is encrypted in the HSM.")
+        iv = os.urandom(12)
+        return iv + AESGCM(self._held(key).private).encrypt(iv, plaintext, aad)
+
+    def decrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, aad: bytes) -> bytes:
+        self._enter("decrypt")
+        gcm = algorithm is EncryptionAlgorithm.AES_GCM
+        if key.usage is not KeyUsage.ENCRYPT or gcm != key.type.symmetric:
+            raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key.type} cannot undo {algorithm}.")
+        private = self._held(key).private
+        try:
+            if gcm:
+                return AESGCM(private).decrypt(ciphertext[:12], ciphertext[12:], aad)
+            opened: bytes = private.decrypt(ciphertext if not aad else b"", _oaep(algorithm.rsplit("SHA", 1)[1]))
+        except (ValueError, InvalidTag) as fault:
+            raise InvalidRequest("CIPHERTEXT_INVALID", "The ciphertext does not open.") from fault
+        return opened
+
+    def wrap(self, key: KeyRef, kek: WrappingKey, oaep_hash: OaepHash, *, exact: bool) -> bytes:
+        self._enter("wrap")
+        target = load_der_public_key(kek.public_key)
+        if hashlib.sha256(kek.public_key).hexdigest() != kek.thumbprint or not isinstance(target, rsa.RSAPublicKey):
+            raise InvalidRequest("KEK_INVALID", "Not the RSA key that its thumbprint names.")
+        if oaep_hash not in self._oaep_hashes:
+            raise WrongState("HSM_MECHANISM_MISSING", f"No OAEP-{oaep_hash}.")
+        held = self._held(key)
+        if not held.extractable:
+            raise WrongState("KEY_NOT_EXPORTABLE", "Not exportable.")
+        plaintext = held.private
+        if not isinstance(plaintext, bytes):
+            plaintext = plaintext.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        if not self._exact and held.type not in _NEVER_PADDED:
+            if exact:
+                raise WrongState("WRAP_NOT_EXACT", "This token pads before it wraps.")
+            plaintext += bytes(-len(plaintext) % 8)
+        ephemeral = os.urandom(32)
+        return target.encrypt(ephemeral, _oaep(oaep_hash[3:])) + aes_key_wrap_with_padding(ephemeral, plaintext)
+
+    def seal(self, key: KeyRef) -> None:
+        self._enter("seal")
+        self._held(key).extractable = False
+
+    def destroy(self, key: KeyRef) -> None:
+        self._enter("destroy")
+        self._keys.pop(key.hsm_id, None)
+
+    def random(self, length: int) -> bytes:
+        self._enter("random")
+        if not 1 <= length <= 1024:
+            raise InvalidRequest("RANDOM_LENGTH", "1 to 1024 bytes.")
+        return os.urandom(length)
+
+    def report(self) -> HsmReport:
+        return HsmReport(
+            module="software",
+            library="cryptography",
+            token_label="fake",
+            token_serial="0",
+            manufacturer="tests",
+            model="SoftwareHsm",
+            firmware="1",
+            key_types=tuple(KeyType),
+            oaep_hashes=self._oaep_hashes,
+            exact_wrap=self._exact,
+            one_call_wrap=False,
+        )
+
+    def check(self) -> None:
+        self._enter("check")
+
+    def close(self) -> None:
+        self.away = True
+
+    def _enter(self, method: str) -> None:
+        self.calls[method] += 1
+        if self.away:
+            raise Unavailable("HSM_UNAVAILABLE", "The HSM does not answer.")
+
+    def _held(self, key: KeyRef) -> _Held:
+        held = self._keys.get(key.hsm_id)
+        if held is None or (held.type, held.usage) != (key.type, key.usage):
+            raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key.")
+        return held
+
+
+def _made(key_type: KeyType) -> Any:
+    if key_type in _CURVES:
+        return ec.generate_private_key(_CURVES[key_type])
+    if key_type is KeyType.ED25519:
+        return ed25519.Ed25519PrivateKey.generate()
+    size = int(key_type.rsplit("-", 1)[1])
+    return os.urandom(size // 8) if key_type.symmetric else rsa.generate_private_key(65537, size)
+
+
+def _oaep(bits: str) -> padding.OAEP:
+    return padding.OAEP(padding.MGF1(_HASHES[bits]), _HASHES[bits], None)
+
+
+def _digests(algorithm: SignatureAlgorithm, messages: list[bytes], *, prehashed: bool) -> list[bytes]:
+    if algorithm is SignatureAlgorithm.EDDSA:
+        if prehashed:
+            raise InvalidRequest("DIGEST_LENGTH", "EdDSA takes no digest.")
+        return messages
+    name = f"sha{algorithm[2:5]}"
+    if not prehashed:
+        return [hashlib.new(name, message).digest() for message in messages]
+    if any(len(digest) != hashlib.new(name).digest_size for digest in messages):
+        raise InvalidRequest("DIGEST_LENGTH", "Wrong digest length.")
+    return messages
+
+
+def _signed(private: Any, algorithm: SignatureAlgorithm, digest: bytes) -> bytes:
+    if algorithm is SignatureAlgorithm.EDDSA:
+        eddsa: bytes = private.sign(digest)
+        return eddsa
+    hash_algorithm = _HASHES[algorithm[2:5]]
+    if algorithm.startswith("ES"):
+        ecdsa: bytes = private.sign(digest, ec.ECDSA(Prehashed(hash_algorithm)))
+        return ecdsa
+    pss = padding.PSS(padding.MGF1(hash_algorithm), hash_algorithm.digest_size)
+    scheme = pss if algorithm.startswith("PS") else padding.PKCS1v15()
+    signature: bytes = private.sign(digest, scheme, Prehashed(hash_algorithm))
+    return signature
