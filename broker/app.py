@@ -48,6 +48,8 @@ TICK = 1.0
 """Seconds between two rounds of the background loop."""
 
 CHECK_EVERY = timedelta(seconds=3)
+SIGN_EVERY = timedelta(seconds=30)
+SIGN_AFTER = 1000
 CHORES_EVERY = timedelta(seconds=20)
 CERTIFICATE_EVERY = timedelta(hours=6)
 
@@ -92,12 +94,13 @@ class Broker:
         connect = connector(surroundings)
         ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
         operators = Operators(store, ca, guard, now, config.trust_domain)
+        self.policies = Policies(store, guard, now)
         return {
             "KeyService": KeyMethods(self.keys, KeyUse(store, hsm, guard), pages),
             "TargetService": TargetMethods(Targets(store, hsm, guard, connect, now), pages),
             "ImportService": ImportMethods(Imports(store, hsm, guard, connect, now), pages),
             "OperatorService": OperatorMethods(operators, pages),
-            "PolicyService": PolicyMethods(Policies(store, guard, now), policy.SCHEMA),
+            "PolicyService": PolicyMethods(self.policies, policy.SCHEMA),
             "AuditService": AuditMethods(self.heads, pages),
             "HsmService": HsmMethods(hsm, guard),
         }
@@ -135,10 +138,13 @@ class Loop:
         start = now()
         self._work: list[tuple[str, timedelta, Callable[[], object]]] = [
             ("health", CHECK_EVERY, self._check),
-            ("heads", timedelta(0), broker.heads.sign_due),
+            ("policy", timedelta(0), broker.policies.refresh),
+            ("heads", timedelta(0), self._sign),
             ("chores", CHORES_EVERY, self._chores),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
         ]
+        self._sign_at = start
+        self._signed: dict[str, int] = {}
         self._due = {name: start for name, _, _ in self._work}
 
     def start(self) -> None:
@@ -170,6 +176,14 @@ class Loop:
             self._broker.server.set_serving(False)
             raise
         self._broker.server.set_serving(True)
+
+    def _sign(self) -> None:
+        """A head at least every 30 s or 1,000 records of a chain that moves; none of one that stands still."""
+        moved = self._broker.store.heads()
+        many = any(head.sequence - self._signed.get(head.chain, 0) >= SIGN_AFTER for head in moved)
+        if many or (moved and self._sign_at <= now()):
+            self._sign_at = now() + SIGN_EVERY
+            self._signed = {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 
     def _chores(self) -> None:
         for resource, work in self._broker.keys.chores():

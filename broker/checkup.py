@@ -107,7 +107,7 @@ def _store(config: Config) -> str:
     return "the database answers, its schema is current, the audit journal is writable"
 
 
-def _sqlite(config: Config) -> str:
+def _sqlite(_config: Config) -> str:
     version = sqlite3.sqlite_version
     return f"SQLite {version}; one writer, one process, so its WAL-reset fault (before 3.51.3) cannot be met"
 

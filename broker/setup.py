@@ -1,4 +1,4 @@
-"""`init`: a token, the broker's own keys in it, its CAs, the first policy, the first operator. What is there is kept."""
+"""`init`: a token with the broker's own keys, its CAs, the first policy and operator. What is there is kept."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Wishes:
 
 
 def initialise(wishes: Wishes, now: Now) -> Config:
-    """Make what is missing below ``wishes.folder``; a second run changes nothing but a fresh first-operator certificate.
+    """Make what is missing below ``wishes.folder``; a second run only renews the first operator's certificate.
 
     An existing broker.toml is obeyed and not rewritten. The broker must not be running on the same SQLite file.
     """

@@ -1,4 +1,4 @@
-"""What every test can ask for: real servers, each started once a session on free loopback ports and stopped afterwards."""
+"""What every test can ask for: real servers, each started once on free loopback ports and stopped afterwards."""
 
 from __future__ import annotations
 

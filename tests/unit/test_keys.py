@@ -1,8 +1,9 @@
-"""The key noun on a real SQLite store and the software HSM, which the HSM contract suite holds to the real one's ways."""
+"""The key noun on a real SQLite store and the software HSM that the HSM's contract suite proves."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -41,13 +42,25 @@ from tests.fakes.hsm import SoftwareHsm
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
 
+class LosableHsm(SoftwareHsm):
+    """Goes away for the next key that is to be made."""
+
+    lost = False
+
+    def generate(self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> bytes | None:
+        if self.lost:
+            self.lost = False
+            raise Unavailable("HSM_UNAVAILABLE", "gone")
+        return super().generate(hsm_id, key_type, usage, exportable=exportable)
+
+
 class Bench:
     """The noun with its parts, a clock to move and an HSM to break."""
 
     def __init__(self, store: SqlStore) -> None:
         self.time = START
         self.store = store
-        self.hsm = SoftwareHsm()
+        self.hsm = LosableHsm()
         document = PolicyDocument(version=1, text=FIRST_POLICY, author="broker/init", created_at=START)
         self.guard = Guard(document)
         self.keys = Keys(store, self.hsm, self.guard, self.now)
@@ -61,11 +74,12 @@ class Bench:
         rpc: str,
         request_id: str = "",
         *,
+        who: str = "alice",
         groups: tuple[str, ...] = ("admins",),
         digest: str = "d",
         dry: bool = False,
     ) -> Call:
-        principal = Principal(kind="operator", name="alice", groups=groups, method="mtls", credential="01")
+        principal = Principal(kind="operator", name=who, groups=groups, method="mtls", credential="01")
         return Call(
             id=uuid.uuid4().hex,
             rpc=f"KeyService/{rpc}",
@@ -77,11 +91,9 @@ class Bench:
             validate_only=dry,
         )
 
-    def create(
-        self, name: str = "payments", key_type: KeyType = KeyType.EC_P256, request_id: str = "", **more: bool
-    ) -> Key:
+    def create(self, name: str = "payments", key_type: KeyType = KeyType.EC_P256, request_id: str = "") -> Key:
         usage = KeyUsage.ENCRYPT if key_type.symmetric else KeyUsage.SIGN
-        return self.make(self.call("CreateKey", request_id, **more), name, key_type, usage)
+        return self.make(self.call("CreateKey", request_id), name, key_type, usage)
 
     def make(self, call: Call, name: str, key_type: KeyType, usage: KeyUsage, *, exportable: bool = False) -> Key:
         return self.keys.create(call, name, key_type, usage, exportable=exportable, labels={"team": "a"}, owner="")
@@ -97,22 +109,12 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def bench(tmp_path: Path) -> Iterator[Bench]:
     config = StoreConfig(url=f"sqlite:///{tmp_path / 'broker.db'}", journal=tmp_path / "journal")
     SqlStore.migrate(config)
-    store = SqlStore(config)
-    request_cleanup.append(store)
-    return Bench(store)
-
-
-request_cleanup: list[SqlStore] = []
-
-
-@pytest.fixture(autouse=True)
-def closed() -> object:
-    yield
-    while request_cleanup:
-        request_cleanup.pop().close()
+    store = SqlStore(config, lambda: START)
+    yield Bench(store)
+    store.close()
 
 
 def test_a_new_key_is_enabled_owned_by_its_maker_and_signs(bench: Bench) -> None:
@@ -243,7 +245,7 @@ def test_a_sealed_key_is_not_exportable_any_more(bench: Bench) -> None:
 
 def test_what_a_lost_hsm_left_pending_is_resumed_under_the_same_request_id(bench: Bench) -> None:
     request_id = str(uuid.uuid4())
-    bench.hsm.fail_next("generate", Unavailable("HSM_UNAVAILABLE", "gone"))
+    bench.hsm.lost = True
     with pytest.raises(Unavailable):
         bench.create(request_id=request_id)
     pending = bench.store.get(Key, "payments")
@@ -253,7 +255,7 @@ def test_what_a_lost_hsm_left_pending_is_resumed_under_the_same_request_id(bench
 
 
 def test_what_nobody_came_back_for_is_undone_and_its_name_is_free(bench: Bench) -> None:
-    bench.hsm.fail_next("generate", Unavailable("HSM_UNAVAILABLE", "gone"))
+    bench.hsm.lost = True
     with pytest.raises(Unavailable):
         bench.create(request_id=str(uuid.uuid4()))
     assert bench.chores() == 0
@@ -265,7 +267,7 @@ def test_what_nobody_came_back_for_is_undone_and_its_name_is_free(bench: Bench) 
 
 def test_a_rotation_that_died_leaves_the_old_version_in_use(bench: Bench) -> None:
     bench.create()
-    bench.hsm.fail_next("generate", Unavailable("HSM_UNAVAILABLE", "gone"))
+    bench.hsm.lost = True
     with pytest.raises(Unavailable):
         bench.keys.rotate(bench.call("RotateKey"), "payments")
     bench.time += UNDO_AFTER + timedelta(seconds=1)
@@ -297,7 +299,7 @@ def test_an_absent_key_is_told_only_to_those_who_may_know(bench: Bench) -> None:
     refusals = []
     for name in ("nothing", "something"):
         with pytest.raises(PermissionDenied) as caught:
-            bench.keys.get(bench.call("GetKey", groups=()), name)
+            bench.keys.get(bench.call("GetKey", groups=(), who="eve"), name)
         refusals.append((caught.value.reason, caught.value.message.replace(name, "")))
     assert refusals[0] == refusals[1]
 
