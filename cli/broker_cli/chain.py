@@ -1,8 +1,10 @@
 """Verifies audit chains: files and a public key are enough, no broker and no network (docs/audit-format.md).
 
-What the verdict covers: every record up to a chain's newest signed head cannot have been changed, removed, added or
-moved without a finding. Records after it are only linked to each other; the verdict says how many there are. A chain
-that was cut behind a signed head looks complete by itself: heads kept elsewhere (``kept``) give it away.
+A chain is what one broker process wrote; its first record names the end of the chain before it, so that chains form a
+chain too. What the verdict covers: every record up to a chain's newest signed head, and in the chains before it, cannot
+have been changed, removed, added or moved without a finding. Records after it are only linked to each other; the
+verdict says how many there are. A chain that was cut behind a signed head looks complete by itself: heads kept
+elsewhere (``kept``) give it away.
 """
 
 from __future__ import annotations
@@ -60,6 +62,15 @@ class Limits:
     seconds: int = MAX_TAIL_SECONDS
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Former:
+    """What a chain's first record says of the chain before: how far it had come by then."""
+
+    chain: str
+    sequence: int
+    hash: str
+
+
 @dataclass(slots=True, kw_only=True)
 class Chain:
     """How far one chain has been followed."""
@@ -70,6 +81,8 @@ class Chain:
     last_time: datetime | None = None
     head: int = 0  # the highest sequence covered by a good signature
     head_time: datetime | None = None
+    former: Former | None = None
+    torn: Line | None = None
     hashes: dict[int, str] = field(default_factory=dict)  # from the newest good head on
     pending: dict[int, datetime] = field(default_factory=dict)  # entries after it; head lines are signed themselves
 
@@ -126,6 +139,10 @@ class Verifier:
                 return self.verdict
         self._compare_kept()
         for chain in self.verdict.chains.values():
+            self._compare_former(chain)
+        for chain in self.verdict.chains.values():
+            self._cover_former(chain)
+        for chain in self.verdict.chains.values():
             self._judge_tail(chain)
         if not self.verdict.records:
             self._find("NO_RECORDS", "no audit record was found, so nothing is proven")
@@ -148,6 +165,9 @@ class Verifier:
     def _line(self, line: Line, chain: Chain | None) -> Chain | None:
         """Check one line; ``chain`` is the one its file is about, once a line has said so."""
         record = line.record
+        if record is None and line.torn and chain is not None:
+            chain.torn = line  # what a crash leaves, or a cut: the end of the run tells
+            return chain
         if record is None:
             self._find("LINE_UNREADABLE", line.fault, chain, line)
             if chain is not None:
@@ -158,6 +178,8 @@ class Verifier:
             self._find("CHAIN_MIXED", "a record of another chain stands here", chain, line)
         self.verdict.records += 1
         self._link(named, record, line)
+        if record["seq"] == 1 and record["kind"] == "entry":
+            named.former = _former(record["facts"])
         if record["kind"] == "head":
             self._head(named, record, line)
         return named if chain is None else chain
@@ -210,7 +232,39 @@ class Verifier:
             else:
                 _cover(chain, head.sequence, moment(head.time))
 
+    def _compare_former(self, chain: Chain) -> None:
+        """Hold the chain before against what this one says of it."""
+        said = chain.former
+        if said is None:
+            return
+        before = self.verdict.chains.get(said.chain)
+        if before is None:
+            self._find("CHAIN_MISSING", f"it follows the chain {said.chain}, which is not among the journals", chain)
+        elif before.count < said.sequence:
+            self._find(
+                "CHAIN_CUT", f"{chain.name} says that it had {said.sequence} records, not {before.count}", before
+            )
+        elif before.hashes.get(said.sequence, said.hash) != said.hash:
+            self._find("FORMER_MISMATCH", f"{chain.name} names another record {said.sequence} of it", before)
+
+    def _cover_former(self, chain: Chain) -> None:
+        """A signed first record vouches for the chain before it, that one's for the next, and so on back."""
+        while chain.head and chain.former is not None:
+            said, chain.former = chain.former, None
+            before = self.verdict.chains.get(said.chain)
+            if before is None or before.hashes.get(said.sequence) != said.hash:
+                return
+            if before.torn is not None and before.count == said.sequence:
+                self._note("TORN_LINE", "a crash left half a record, which nobody was told of", before, before.torn)
+                before.torn = None
+            _cover(before, said.sequence, chain.head_time)
+            chain = before
+
     def _judge_tail(self, chain: Chain) -> None:
+        if chain.torn is not None:
+            self._find(
+                "LINE_TORN", "the last line is not whole, and no later chain says that it ended so", chain, chain.torn
+            )
         if chain.head == 0:
             self._find("NOTHING_SIGNED", "no good signed head: anybody could have written this chain", chain)
         elif chain.unsigned > self._limits.records or chain.unsigned_seconds > self._limits.seconds:
@@ -245,7 +299,14 @@ def _advance(chain: Chain, digest: str, number: int) -> None:
     chain.hashes[number] = digest
 
 
-def _cover(chain: Chain, number: int, time: datetime) -> None:
+def _former(facts: dict[str, Any]) -> Former | None:
+    chain, sequence, digest = (facts.get(f"former_{name}") for name in ("chain", "sequence", "hash"))
+    if isinstance(chain, str) and type(sequence) is int and isinstance(digest, str):
+        return Former(chain=chain, sequence=sequence, hash=digest)
+    return None
+
+
+def _cover(chain: Chain, number: int, time: datetime | None) -> None:
     """Everything up to ``number`` is signed: forget the hashes before it. A head seen again covers nothing more."""
     if number <= chain.head:
         return

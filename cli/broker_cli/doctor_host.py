@@ -27,7 +27,7 @@ MAX_CONFIG = 1024 * 1024
 FREE_BYTES = 64 * 1024 * 1024
 FIXED_SQLITE = (3, 51, 3)
 _SECRET = ("pin", "token", "password", "secret", "key")
-_PLACES = ("file", "folder", "module", "certificate", "key", "ca", "database", "path")
+_PLACES = ("file", "folder", "module", "certificate", "key", "ca", "database", "path", "journal", "root")
 
 
 def checks(config: Path) -> Iterator[Check]:
@@ -43,6 +43,8 @@ def checks(config: Path) -> Iterator[Check]:
         last = name.rpartition(".")[2]
         if last.endswith(("listen", "address")):
             yield from _port(name, value)
+        elif value.startswith("sqlite:///"):
+            yield from _place(name, "database", Path(value.removeprefix("sqlite:///")))
         elif last.endswith(_PLACES) and "://" not in value:
             yield from _place(name, last, config.parent / value)
     yield from _softhsm(settings)

@@ -52,6 +52,7 @@ class Line:
     raw: bytes  # without the newline
     record: dict[str, Any] | None
     fault: str = ""
+    torn: bool = False  # no newline ends it
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -74,8 +75,7 @@ def lines(path: Path) -> Iterator[Line]:
         while raw := file.readline(MAX_LINE + 2):
             number += 1
             if not raw.endswith(b"\n"):
-                fault = f"the line is longer than {MAX_LINE} bytes" if len(raw) > MAX_LINE else "the line is torn"
-                yield Line(path=path, number=number, raw=raw, record=None, fault=f"{fault}; nothing after it was read")
+                yield _unended(path, number, raw)
                 return
             yield _line(path, number, raw[:-1])
 
@@ -96,6 +96,13 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise NotAJournalError("it is not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def _unended(path: Path, number: int, raw: bytes) -> Line:
+    if len(raw) > MAX_LINE:
+        fault = f"the line is longer than {MAX_LINE} bytes; nothing after it was read"
+        return Line(path=path, number=number, raw=raw, record=None, fault=fault)
+    return Line(path=path, number=number, raw=raw, record=None, fault="the last line is not whole", torn=True)
 
 
 def _line(path: Path, number: int, raw: bytes) -> Line:
