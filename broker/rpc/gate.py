@@ -55,7 +55,7 @@ class End:
 
 
 class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stub only
-    """All methods of the server. ``pool`` answers health and refusals under load; ``max_calls`` are in flight at most."""
+    """All methods of the server; at most ``max_calls`` in flight. ``pool`` answers health and refusals under load."""
 
     def __init__(  # noqa: PLR0913 (the parts of the gate, each named)
         self,

@@ -90,7 +90,7 @@ class Plan:
         self._shape = _shape(kind.DESCRIPTOR, ())
 
     def decode(self, wire: bytes) -> Any:
-        """The message in ``wire``; Exhausted ``MESSAGE_TOO_LARGE``, InvalidRequest ``MESSAGE_INVALID`` or a field's reason."""
+        """The message in ``wire``; Exhausted ``MESSAGE_TOO_LARGE``, else InvalidRequest with what is wrong."""
         if len(wire) > MAX_BYTES:
             raise Exhausted("MESSAGE_TOO_LARGE", "The request is larger than 1 MiB; send less at once.")
         try:

@@ -126,7 +126,7 @@ class Server:
         except RuntimeError as error:
             raise Unavailable(
                 "ADDRESS_IN_USE",
-                f"The broker cannot listen on {address}; free the port or configure another.",
+                f"The broker cannot listen on {address}; configure another.",
                 address=address,
             ) from error
 

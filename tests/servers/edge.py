@@ -92,9 +92,9 @@ def authority(common_name: str = "operators") -> Issued:
     return issue(common_name, ca=True, path_length=0)
 
 
-def operator_certificate(ca: Issued, uri: str = ALICE, **changes: Any) -> Issued:
+def operator_certificate(signer: Issued, uri: str = ALICE, /, **changes: Any) -> Issued:
     alternatives = changes.pop("alternatives", [x509.UniformResourceIdentifier(uri)])
-    return issue("alice", ca, alternatives=alternatives, usages=changes.pop("usages", CLIENT_AUTH), **changes)
+    return issue("alice", signer, alternatives=alternatives, usages=changes.pop("usages", CLIENT_AUTH), **changes)
 
 
 def server_certificate(ca: Issued) -> Issued:
