@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import socket
 import ssl
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from tests.servers.openbao import OpenBao, self_signed
 
@@ -88,7 +91,27 @@ class FaultProxy:
 
 
 class _Listener(ThreadingHTTPServer):
+    """Hangs up on everybody when it closes, so that no kept connection holds the end of a test up."""
+
     daemon_threads = False
+
+    def __init__(self, place: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(place, handler)
+        self._open: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        for request in list(self._open):
+            with contextlib.suppress(OSError):  # it hung up by itself
+                request.shutdown(socket.SHUT_RDWR)
+        super().server_close()
 
     def handle_error(self, *_: object) -> None:
         """A client that does not like the certificate hangs up; that is what some tests are about."""

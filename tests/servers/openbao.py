@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from broker.targets.vault.openssl import clear_errors
 from broker.targets.vault.policy import policy
 
 MOUNT = "transit"
@@ -167,6 +168,7 @@ class OpenBao:
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
         """A call with the root token; the decoded answer, None when it has no body. Fails on any error status."""
+        clear_errors()  # a PKCS#11 module in the same process may have left some
         answer = self._session.request(
             method, f"{self.address}/v1/{path}", json=body, headers={"X-Vault-Token": self.root_token}, timeout=20
         )

@@ -15,6 +15,7 @@ from requests.adapters import HTTPAdapter
 
 from broker.core.errors import BrokerError, InvalidRequest
 from broker.targets.vault import refusals
+from broker.targets.vault.openssl import clear_errors
 from broker.targets.vault.settings import VaultSettings
 
 CONNECT_SECONDS = 5.0
@@ -71,6 +72,7 @@ class Transport:
 
     def _ask(self, method: str, path: str, url: str, **content: Any) -> dict[str, Any] | None:
         token = self._token()
+        clear_errors()
         try:
             response = self._adapter.request(method, f"/v1/{url}", headers={"X-Vault-Token": token}, **content)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
