@@ -43,6 +43,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def examine(broker: Broker, *arguments: object) -> dict[str, tuple[str, str]]:
     """{check: (status, detail)}; the exit code agrees with them."""
     ended = broker("doctor", "--format", "json", *arguments)
+    assert ended.raw, ended.err
     found = {one["name"]: (one["status"], one["detail"]) for one in json.loads(ended.out)}
     assert ended.code == (10 if "failed" in {status for status, _ in found.values()} else 0)
     return found
