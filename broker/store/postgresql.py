@@ -139,6 +139,7 @@ def conninfo(config: StoreConfig) -> str:
         "sslrootcert": str(config.tls_root or ""),
         "sslcertmode": "disable",  # an empty sslcert would mean ~/.postgresql
         "gssencmode": "disable",
+        "require_auth": "!password,!md5",  # whoever answers learns nothing of the password
         "application_name": "broker",
         "client_encoding": "UTF8",
         "target_session_attrs": "read-write",
