@@ -72,7 +72,7 @@ class Examination:
         exact_types = frozenset(
             kind for kind in key_types if padded_wrap and (exact or self._is_exact(kind, padded_wrap, copyable))
         )
-        hashes_done, one_call = self._transport(padded_wrap)
+        hashes_done, one_call = self._transport()
         return Findings(
             key_types=key_types,
             copyable_known=copyable,
@@ -213,7 +213,7 @@ class Examination:
         finally:
             self._discard(*made)
 
-    def _transport(self, padded_wrap: Mechanism | None) -> tuple[tuple[OaepHash, ...], frozenset[OaepHash]]:
+    def _transport(self) -> tuple[tuple[OaepHash, ...], frozenset[OaepHash]]:
         """Which OAEP hashes the token really applies, in two steps and in the one-call wrap."""
         private = rsa.generate_private_key(65537, 2048)  # throw-away, so that the RSA half can be opened here
         opened = []
@@ -229,8 +229,7 @@ class Examination:
                     one_call.append(oaep_hash)
         if CKM_RSA_AES_KEY_WRAP not in self._mechanisms:
             self._note("one-call wrap", False, "The token has no CKM_RSA_AES_KEY_WRAP; two steps are used.")
-        offered = opened if padded_wrap else []
-        return tuple(h for h in OaepHash if h in offered or h in one_call), frozenset(one_call)
+        return tuple(h for h in OaepHash if h in opened or h in one_call), frozenset(one_call)
 
     def _oaep(self, kek: Any, private: rsa.RSAPrivateKey, oaep_hash: OaepHash) -> bool:
         value = os.urandom(32)

@@ -43,17 +43,17 @@ def refuse_lax_token(sessions: Sessions, worker: Worker) -> None:
             held.destroy()
 
 
-def refuse_conflicting_keys(worker: Worker) -> None:
+def refuse_conflicting_keys(sessions: Sessions, worker: Worker) -> None:
     """Look at each key of the broker's in the token (HS-01, HS-21). Hold the objects lock.
 
     WrongState ``HSM_KEY_CONFLICT`` for one that could open what it or another wraps, that may derive, that has two
     purposes or is readable; Unavailable ``HSM_FAULT`` for a public key that is not sound.
     """
     for kind in (ObjectClass.SECRET_KEY, ObjectClass.PRIVATE_KEY):
-        for thing in worker.session.get_objects({Attribute.CLASS: kind, Attribute.TOKEN: True}):
+        for thing in sessions.search(worker, {Attribute.CLASS: kind, Attribute.TOKEN: True}):
             if _ours(thing):
                 _refuse_conflict(thing)
-    for thing in worker.session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.TOKEN: True}):
+    for thing in sessions.search(worker, {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.TOKEN: True}):
         if _ours(thing) and (key_type := type_of(thing)) is not None:
             check_public_key(key_type, read_public_key(thing, key_type))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pkcs11 import exceptions as ck
-from pkcs11.constants import TokenFlag
+from pkcs11.constants import Attribute, TokenFlag
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.hsm.config import HsmConfig, read_pin
@@ -108,6 +108,16 @@ class Sessions:
             return self._once(operation)
         except _LostError as lost:
             raise _unavailable("the device or the login was lost again") from lost
+
+    def search(self, worker: Worker, template: dict[Attribute, Any]) -> list[Any]:
+        """All objects with these attributes. Hold the objects lock.
+
+        python-pkcs11 ends a search that could not begin from a destructor, where its own failure is printed instead of
+        raised; so a session that is gone is noticed before.
+        """
+        if not self.module.knows(worker.session):
+            raise ck.SessionHandleInvalid
+        return list(worker.session.get_objects(template))
 
     def confirm(self) -> None:
         """Return when the login holds and the token is there; else raise the PKCS11Error that marks them lost.
