@@ -17,12 +17,18 @@ secret material; the cause of a failure travels only as ``__cause__`` and stays 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class BrokerError(Exception):
     """Base of every refusal the broker makes on purpose.
 
     ``reason`` is 1 to 63 characters of ``A-Z0-9_``, stable across releases. ``message`` is safe to show.
     """
+
+    facts: Mapping[str, str | int] = MappingProxyType({})
+    """What the audit is told and the caller is not (names from ``audit.FACTS``)."""
 
     def __init__(self, reason: str, message: str, **metadata: str) -> None:
         super().__init__(message)

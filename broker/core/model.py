@@ -106,6 +106,50 @@ class OperatorState(StrEnum):
     REMOVED = "removed"
 
 
+class Preset(StrEnum):
+    """Whose identity tokens a trust rule reads."""
+
+    GENERIC = "generic"
+    GITHUB = "github"
+    GITLAB = "gitlab"
+    AZURE_DEVOPS = "azure-devops"
+    BITBUCKET = "bitbucket"
+    CIRCLECI = "circleci"
+    BUILDKITE = "buildkite"
+    KUBERNETES = "kubernetes"
+
+
+class MatcherKind(StrEnum):
+    """How a claim is compared: with one value, with several, or with a glob whose ``*`` stays within a segment."""
+
+    EXACT = "exact"
+    ONE_OF = "one-of"
+    GLOB = "glob"
+
+
+class SecretVersionState(StrEnum):
+    """ENABLED ⇄ DELETED → DESTROYED (its data key is erased)."""
+
+    ENABLED = "enabled"
+    DELETED = "deleted"
+    DESTROYED = "destroyed"
+
+
+class SessionState(StrEnum):
+    """A session ends once, for whatever reason."""
+
+    ACTIVE = "active"
+    ENDED = "ended"
+
+
+class LeaseState(StrEnum):
+    """EXPIRED: its time was over, or its session's; REVOKED: somebody ended it."""
+
+    ACTIVE = "active"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """A named key; its material lives in its versions. Names are never used again, not even after destruction."""
@@ -227,7 +271,156 @@ class AuditHead:
     revision: int = 1
 
 
-Record = Key | KeyVersion | Target | Import | Operator | PolicyDocument | Receipt | AuditHead
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matcher:
+    """One condition on one claim; ``claim`` is a path, "/" between its steps."""
+
+    claim: str
+    kind: MatcherKind
+    values: tuple[str, ...]  # one, unless the kind is ONE_OF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustRule:
+    """Which identity tokens become which pipeline principal."""
+
+    name: str
+    preset: Preset
+    issuer: str
+    audience: str
+    matchers: tuple[Matcher, ...]
+    pipeline: str  # the principal is "pipeline/" and this name
+    max_session_seconds: int
+    single_use: bool
+    ca_pem: str  # of the issuer's server; "" is the system's CAs
+    grade: str  # "A" to "D"
+    findings: tuple[str, ...]
+    created_at: datetime
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """A static secret; its values live in its versions."""
+
+    name: str  # segments joined by slashes
+    labels: Mapping[str, str]
+    latest: int
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime | None = None
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretVersion:
+    """One sealed set of fields (``core.sealing``)."""
+
+    secret: str
+    number: int
+    state: SecretVersionState
+    fields: tuple[str, ...]  # their names
+    root: int  # the root key's version that wraps the data key
+    data_key: bytes  # wrapped; empty once destroyed
+    sealed: bytes  # empty once destroyed
+    author: str
+    created_at: datetime
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretRead:
+    """Who fetched a secret last; kept beside it, so that reading does not contend with writing."""
+
+    secret: str
+    principal: str
+    read_at: datetime
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootKey:
+    """A version of the key in the HSM that wraps data keys; the highest one wraps, the older ones only unwrap."""
+
+    version: int
+    hsm_id: bytes
+    created_at: datetime
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What a login gave. The token is kept as a hash only."""
+
+    id: str  # 22 characters of base62, 128 bits
+    token_hash: bytes  # SHA-256 of the whole token
+    principal: str  # "pipeline/deploy"
+    rule: str
+    issuer: str
+    subject: str
+    claims: Mapping[str, str]  # those that the rule matched
+    state: SessionState
+    created_at: datetime
+    expires_at: datetime
+    last_at: datetime  # no renewal passes it
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """One thing handed out under a session."""
+
+    id: str
+    session: str
+    principal: str
+    resource: str  # "secret/team/app/db"
+    version: int
+    state: LeaseState
+    created_at: datetime
+    expires_at: datetime
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsedToken:
+    """An identity token that has opened its one session; its second use meets this row."""
+
+    issuer: str
+    jti: str
+    until: datetime  # from then on the token is over anyway
+    revision: int = 1
+
+
+Record = (
+    Key
+    | KeyVersion
+    | Target
+    | Import
+    | Operator
+    | PolicyDocument
+    | Receipt
+    | AuditHead
+    | TrustRule
+    | Secret
+    | SecretVersion
+    | SecretRead
+    | RootKey
+    | Session
+    | Lease
+    | UsedToken
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a verified identity token says, for the session that it opens."""
+
+    rule: str
+    issuer: str
+    subject: str
+    token_id: str  # its jti, or "" where the issuer gives none
+    expires_at: datetime
+    claims: Mapping[str, str]  # those that the rule matched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,8 +430,9 @@ class Principal:
     kind: str
     name: str
     groups: tuple[str, ...] = ()
-    method: str = ""  # how it was proven: "mtls"
-    credential: str = ""  # what proved it: the certificate's serial number, hex
+    method: str = ""  # how it was proven: "mtls", "oidc" or "session"
+    credential: str = ""  # what proved it: the certificate's serial number, the token's id, the session's id
+    proof: Proof | None = field(default=None, compare=False)  # with "oidc" only
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.name}"

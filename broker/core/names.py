@@ -46,3 +46,29 @@ def check_request_id(text: str) -> str:
             "REQUEST_ID_INVALID", "The request id is not a lower-case UUID of version 4; send a fresh one."
         )
     return text
+
+
+FIELD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+MAX_SEGMENTS = 8
+
+
+def check_path(text: str, what: str) -> str:
+    """Return ``text`` if it is 1 to 8 names joined by slashes; the refusal never quotes it."""
+    segments = text.split("/") if len(text) <= MAX_SEGMENTS * 64 else []
+    if not 1 <= len(segments) <= MAX_SEGMENTS or not all(len(one) <= 63 and NAME.fullmatch(one) for one in segments):
+        raise InvalidRequest(
+            "NAME_INVALID",
+            f"The {what} name is not valid: use 1 to 8 segments joined by slashes, each of 1 to 63 lower-case letters, "
+            "digits and single hyphens, a letter first.",
+        )
+    return text
+
+
+def check_field(text: str) -> str:
+    """Return ``text`` if it is a field's name: 1 to 64 letters, digits, underscores, hyphens and dots."""
+    if len(text) > 64 or not FIELD.fullmatch(text):
+        raise InvalidRequest(
+            "FIELD_INVALID",
+            "A field's name is not valid: use 1 to 64 letters, digits, underscores, hyphens and dots.",
+        )
+    return text

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from broker.core.audit import AuditEntry
 from broker.core.model import (
@@ -148,7 +148,9 @@ class Store(Protocol):
     """Records by primary key, and the audit journal that every change goes through.
 
     Primary keys: Key (name) · KeyVersion (key, number) · Target (name) · Import (key, version, target) ·
-    Operator (name) · PolicyDocument (version) · Receipt (principal, request_id) · AuditHead (chain, sequence).
+    Operator (name) · PolicyDocument (version) · Receipt (principal, request_id) · AuditHead (chain, sequence) ·
+    TrustRule (name) · Secret (name) · SecretVersion (secret, number) · SecretRead (secret) · RootKey (version) ·
+    Session (id) · Lease (id) · UsedToken (issuer, jti).
     Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang.
     """
 
@@ -170,6 +172,14 @@ class Store(Protocol):
 
         ``where`` keeps only the rows whose named fields equal the given values.
         """
+
+    def due(self, kind: type[R], before: datetime, *, limit: int) -> list[R]:
+        """Records whose time has come at ``before``, oldest first: active Sessions and Leases by ``expires_at``,
+        UsedTokens by ``until``, Receipts by ``created_at``. Uses an index.
+        """
+
+    def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:
+        """How many records there are whose named fields equal the given values."""
 
     def write(self, entry: AuditEntry) -> AbstractContextManager[Write]:
         """The only way to change anything: the body's changes become visible together, or not at all.
@@ -202,8 +212,32 @@ class Credentials:
 
     certificate: bytes | None  # the peer's verified certificate, PEM
     chain_verified: bool  # the TLS layer checked it against the operator CA
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, str]  # "authorization" and "broker-trust-rule", where the call has them
     peer: str
+    rpc: str = ""  # "SessionService/Login"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimFinding:
+    """How one step of reading a token ended: ``name`` is a claim or a step such as "signature"."""
+
+    name: str
+    passed: bool
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """A token whose signature, times, issuer and form hold. ``claims`` is the one parse that everybody uses."""
+
+    issuer: str
+    subject: str
+    audience: str
+    token_id: str  # jti, or ""
+    expires_at: datetime
+    claims: Mapping[str, Any]
+    findings: tuple[ClaimFinding, ...] = ()
 
 
 class Authenticator(Protocol):
