@@ -91,6 +91,7 @@ class Server:
             health_check=self._health.check,
             pool=self._health_pool,
             max_calls=limits.calls,
+            max_metadata=limits.metadata_bytes,
         )
         self._ticker = Ticker(self._tick)
         self._server = grpc.server(self._pool, handlers=[self._gate], options=options(limits))
@@ -150,6 +151,8 @@ def options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", limits.connections),
         # No compressed message is ever expanded: identity is the only encoding (a bitset of one).
         ("grpc.compression_enabled_algorithms_bitset", 1),
+        # The limits above count once the peer has acknowledged them; one that does not is cut off.
+        ("grpc.http2.settings_timeout", _ms(limits.handshake_seconds)),
         ("grpc.server_handshake_timeout_ms", _ms(limits.handshake_seconds)),
         ("grpc.max_connection_idle_ms", _ms(limits.idle_seconds)),
         ("grpc.max_connection_age_ms", _ms(limits.age_seconds)),

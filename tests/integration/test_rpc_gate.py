@@ -86,7 +86,12 @@ def test_a_call_is_answered_and_recorded_before(edge: Edge) -> None:
     with edge.channel() as channel:
         keys_pb2_grpc.KeyServiceStub(channel).GetKey(keys_pb2.GetKeyRequest(name="a"))
     [entry] = edge.journal.entries
-    assert (entry.rpc, entry.principal, entry.authn, entry.outcome) == ("KeyService/GetKey", "operator/alice", "mtls", "ok")
+    assert (entry.rpc, entry.principal, entry.authn, entry.outcome) == (
+        "KeyService/GetKey",
+        "operator/alice",
+        "mtls",
+        "ok",
+    )
     assert entry.credential == f"{edge.alice.certificate.serial_number:x}"
     assert entry.peer.startswith("ipv4:127.0.0.1:")
 
@@ -336,7 +341,10 @@ def test_AN_28_an_open_connection_ends_with_its_certificate(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"state": OperatorState.REMOVED}, "OPERATOR_UNKNOWN"), ({"not_before": datetime.now(UTC)}, "CERTIFICATE_REVOKED")],
+    [
+        ({"state": OperatorState.REMOVED}, "OPERATOR_UNKNOWN"),
+        ({"not_before": datetime.now(UTC)}, "CERTIFICATE_REVOKED"),
+    ],
 )
 def test_AN_28_a_revoked_certificate_ends_on_the_open_connection(edge: Edge, change: Any, reason: str) -> None:
     with edge.channel() as channel:
@@ -528,7 +536,9 @@ def test_AN_26_certificates_of_other_signers_do_not_get_a_connection(edge: Edge)
     leaf = operator_certificate(edge.operator_ca)
     not_a_ca = issue("plain", edge.operator_ca)
     intermediate = issue("intermediate", edge.operator_ca, ca=True, path_length=0)
-    expired = operator_certificate(edge.operator_ca, start=datetime(2026, 1, 1, tzinfo=UTC), end=datetime(2026, 1, 2, tzinfo=UTC))
+    expired = operator_certificate(
+        edge.operator_ca, start=datetime(2026, 1, 1, tzinfo=UTC), end=datetime(2026, 1, 2, tzinfo=UTC)
+    )
     candidates = [
         operator_certificate(authority("other")),
         replace(operator_certificate(leaf), chain=(leaf.certificate,)),

@@ -168,7 +168,9 @@ class Edge:
         """To the operators' port as ``client``, alice unless told otherwise, or to another port with no certificate."""
         mine = client or (self.alice if port is None else None)
         trust = self.server_ca.pem
-        credentials = grpc.ssl_channel_credentials(trust, mine.key_pem, mine.pem) if mine else grpc.ssl_channel_credentials(trust)
+        credentials = (
+            grpc.ssl_channel_credentials(trust, mine.key_pem, mine.pem) if mine else grpc.ssl_channel_credentials(trust)
+        )
         with grpc.secure_channel(f"localhost:{port or self.server.operators_port}", credentials) as channel:
             yield channel
 

@@ -230,7 +230,9 @@ def test_a_certificate_that_the_connection_did_not_verify_counts_for_nothing(ca_
     assert reason(mtls(ca_file), operator_certificate(CA), verified=False) == "CERTIFICATE_UNVERIFIED"
 
 
-@pytest.mark.parametrize("pem", [b"", b"x", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"A" * 20_000])
+@pytest.mark.parametrize(
+    "pem", [b"", b"x", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"A" * 20_000]
+)
 def test_bytes_that_are_no_certificate_are_refused(ca_file: Path, pem: bytes) -> None:
     assert reason(mtls(ca_file), pem) == "CERTIFICATE_UNREADABLE"
 

@@ -118,9 +118,7 @@ def test_lists_continue_where_they_stopped() -> None:
     noun, rpc = keys(page=Page(items=[KEY], next=("payments",)))
     first = rpc.list_keys(call("KeyService/ListKeys"), keys_pb2.ListKeysRequest())
     assert [key.name for key in first.keys] == ["payments"]
-    rpc.list_keys(
-        call("KeyService/ListKeys"), keys_pb2.ListKeysRequest(page_size=7, page_token=first.next_page_token)
-    )
+    rpc.list_keys(call("KeyService/ListKeys"), keys_pb2.ListKeysRequest(page_size=7, page_token=first.next_page_token))
     assert noun.asked == [("page", ((), 100), {}), ("page", (("payments",), 7), {})]
 
 

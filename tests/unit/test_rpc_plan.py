@@ -150,7 +150,9 @@ def test_NT_02_nested_messages_are_refused_at_any_depth() -> None:
         while size >= 0x80:
             length += bytes([size & 0x7F | 0x80])
             size >>= 7
-        wire = b"\x1a" + length + bytes([size]) + wire  # field 3 of SignRequest is a message; inside, field 3 is unknown
+        wire = (
+            b"\x1a" + length + bytes([size]) + wire
+        )  # field 3 of SignRequest is a message; inside, field 3 is unknown
     with pytest.raises(InvalidRequest):
         PLANS[keys_pb2.SignRequest].decode(wire)
 
@@ -178,7 +180,10 @@ NUL: list[tuple[Any, bytes]] = [
     (keys_pb2.GetKeyRequest, keys_pb2.GetKeyRequest(name="a\0").SerializeToString()),
     (keys_pb2.CreateKeyRequest, keys_pb2.CreateKeyRequest(labels={"a": "\0"}).SerializeToString()),
     (keys_pb2.CreateKeyRequest, keys_pb2.CreateKeyRequest(labels={"\0": "a"}).SerializeToString()),
-    (operators_pb2.SetOperatorGroupsRequest, operators_pb2.SetOperatorGroupsRequest(groups=["a", "\0"]).SerializeToString()),
+    (
+        operators_pb2.SetOperatorGroupsRequest,
+        operators_pb2.SetOperatorGroupsRequest(groups=["a", "\0"]).SerializeToString(),
+    ),
     (policies_pb2.ExplainPolicyRequest, policies_pb2.ExplainPolicyRequest(key="\0").SerializeToString()),
     (
         targets_pb2.CreateTargetRequest,
