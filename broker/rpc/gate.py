@@ -168,7 +168,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         if not context.is_active():
             raise Gone
         metadata = context.invocation_metadata() or ()
-        # HTTP/2's own measure (RFC 9113 6.5.2). grpc applies it too, but not to a peer that withholds its acknowledgement.
+        # HTTP/2's own measure (RFC 9113 6.5.2), which grpc applies only to a peer that has acknowledged its settings.
         if sum(len(name) + len(value) + 32 for name, value in metadata) > self._max_metadata:
             raise Exhausted("METADATA_TOO_LARGE", "The call's headers are larger than the broker takes; send fewer.")
         call.principal = self._identify(context, metadata, call.peer)

@@ -143,7 +143,7 @@ def options(limits: Limits) -> list[tuple[str, int]]:
     return [
         # Without this a second process of the same user could bind the same port and take half of the connections.
         ("grpc.so_reuseport", 0),
-        # Up to twice the limit the gate refuses by name, in the audit too; above, the transport does, before allocating.
+        # Up to twice the limit the gate refuses by name, in the audit too; above, the transport, before allocating.
         ("grpc.max_receive_message_length", 2 * MAX_BYTES),
         ("grpc.max_metadata_size", limits.metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.metadata_bytes),

@@ -24,7 +24,7 @@ _log = structlog.get_logger(__name__)
 
 
 def current(connection: Mapping[str, Any]) -> bool:
-    """Whether a connection (grpc's auth context) uses TLS 1.3: grpc's handshake takes 1.2 too, and cannot be told not to."""
+    """Whether a connection (its auth context) uses TLS 1.3; grpc's handshake takes 1.2 and cannot be told not to."""
     return bool(connection.get("ssl_tls_version") == [b"TLSv1.3"])
 
 

@@ -45,7 +45,8 @@ def shown(certificate: Issued | bytes | None, *, verified: bool = True) -> Crede
 
 def mtls(ca_file: Path, journal: Journal | None = None, now: datetime = NOW, **changes: Any) -> Mtls:
     store: Any = journal or Journal(operator())
-    return KIND.build(MtlsConfig(operator_ca_file=ca_file, **changes), store, lambda: now)
+    made: Mtls = KIND.build(MtlsConfig(operator_ca_file=ca_file, **changes), store, lambda: now)
+    return made
 
 
 def reason(authenticator: Mtls, certificate: Issued | bytes, *, verified: bool = True) -> str:
