@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from broker.auth.mtls import KIND, Mtls, MtlsConfig
-from broker.core.errors import Unauthenticated
+from broker.core.errors import Unauthenticated, WrongState
 from broker.core.model import OperatorState
 from broker.core.ports import Credentials
 from tests.servers.edge import ALICE, Issued, Journal, authority, issue, operator, operator_certificate
@@ -267,3 +267,12 @@ def test_a_refusal_tells_the_audit_who_was_refused(ca_file: Path) -> None:
         mtls(ca_file, Journal()).authenticate(shown(mine))
     serial = f"{mine.certificate.serial_number:x}"
     assert refused.value.metadata == {"operator": "alice", "certificate_serial": serial}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x"])
+def test_a_ca_file_that_will_not_do_stops_the_start(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "bad.pem").write_bytes(content)
+    with pytest.raises(WrongState) as stopped:
+        mtls(tmp_path / "bad.pem")
+    assert stopped.value.reason == "OPERATOR_CA_INVALID"
