@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -84,6 +85,13 @@ class Chain:
         if volume.f_bavail * volume.f_frsize < LOW_WATER:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def discard(self) -> None:
+        """Remove the file of a chain whose first line could not be written."""
+        if self._file >= 0:
+            self.close()
+            with suppress(OSError):  # an empty or torn file is no harm
+                self._path(self._number).unlink()
+
     def close(self) -> None:
         """Close the file."""
         if self._file >= 0:
@@ -95,10 +103,13 @@ class Chain:
             self._check_ours()
             return
         number = self._number + 1
-        file = create(self._folder / f"{self.name}.{number:06d}{SUFFIX}", os.O_WRONLY | os.O_APPEND)
+        file = create(self._path(number), os.O_WRONLY | os.O_APPEND)
         self.close()
         self._file, self._number, self._size, self._full = file, number, 0, False
         _sync_folder(self._folder)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{self.name}.{number:06d}{SUFFIX}"
 
     def _check_ours(self) -> None:
         found = os.fstat(self._file)

@@ -126,7 +126,7 @@ class Journal:
         """Write the tickets' records together; each caller learns how it went."""
         try:
             chain = self._chain or self._begin()
-        except (OSError, BrokerError) as fault:
+        except Exception as fault:  # noqa: BLE001 - whatever it is, the callers are told and the thread lives
             _settle_all(tickets, fault)
             return
         good = [ticket for ticket in tickets if _staged(chain, ticket)]
@@ -150,7 +150,7 @@ class Journal:
         try:
             chain.commit()
         except OSError:
-            chain.close()
+            chain.discard()
             raise
         self._chain, self._tails[chain.name] = chain, chain.durable
         return chain

@@ -165,6 +165,30 @@ def test_FT_42_a_start_after_a_power_cut_leaves_the_old_files_alone(folder: Path
     assert facts["former_sequence"] == (-1 if tail.endswith(b"\n") else 3)
 
 
+HOSTILE_TAILS = [
+    b"[" * 9000,
+    b'{"seq":' * 500,
+    b'{"seq":' + b"9" * 8000 + b"}",
+    b'{"seq":"\xff"}',
+    b"\0" * 5000,
+    b"",
+    b"\r",
+]
+
+
+@pytest.mark.parametrize("tail", HOSTILE_TAILS, ids=lambda tail: repr(tail[:8]))
+def test_AU_12_a_start_reads_a_hostile_former_journal(folder: Path, tail: bytes) -> None:
+    filled(folder, 2)
+    (old,) = folder.iterdir()
+    with old.open("ab") as file:
+        file.write(tail + b"\n")
+    start(folder, lambda: T0 + timedelta(1)).close()
+    (new,) = set(folder.iterdir()) - {old}
+    facts = json.loads(new.read_bytes())["facts"]
+    assert facts["former_chain"] == old.name.split(".")[0]
+    assert facts["former_sequence"] == -1
+
+
 def test_FT_42_every_prefix_of_a_file_is_a_journal_up_to_a_torn_line(folder: Path) -> None:
     filled(folder, 3)
     (file,) = folder.iterdir()
@@ -268,6 +292,7 @@ def test_AU_10_a_close_does_not_wait_for_a_sink_that_hangs(folder: Path, faults:
 def test_FT_10_no_journal_no_start(tmp_path: Path, faults: Faults) -> None:
     faults.sync_error = errno.ENOSPC
     refused(lambda: start(tmp_path / "journal"))
+    assert list((tmp_path / "journal").iterdir()) == []
 
 
 def test_FT_12_a_check_sees_a_volume_that_turned_read_only(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
