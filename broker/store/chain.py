@@ -53,7 +53,7 @@ class Chain:
         self._lines.append(line + b"\n")
 
     def commit(self) -> None:
-        """Make the staged lines durable. After an OSError none of them counts, and ``restore`` must come next."""
+        """Make the staged lines durable. After an error none of them counts, and ``restore`` must come next."""
         lines, self._lines = b"".join(self._lines), []
         self._open_for(len(lines))
         view = memoryview(lines)
@@ -63,17 +63,18 @@ class Chain:
         self._size += len(lines)
         self.durable = self._staged
 
-    def restore(self, fault: OSError) -> None:
+    def restore(self, fault: Exception) -> None:
         """Cut the file back to its last durable line; an OSError here means that the chain has to be left."""
         self._staged, self._lines = self.durable, []
         if self._file < 0:
             return
-        if fault.errno == errno.ESTALE:
+        cause = fault.errno if isinstance(fault, OSError) else 0
+        if cause == errno.ESTALE:
             raise fault
         os.ftruncate(self._file, self._size)
         os.fdatasync(self._file)
         self._check_ours()
-        self._full = fault.errno == errno.EFBIG  # a limit on the size of one file: the next one has room
+        self._full = cause == errno.EFBIG  # a limit on the size of one file: the next one has room
 
     def check(self) -> None:
         """OSError when the next line could not be written: no room, read-only, or the file taken away."""

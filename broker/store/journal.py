@@ -132,7 +132,7 @@ class Journal:
         good = [ticket for ticket in tickets if _staged(chain, ticket)]
         try:
             chain.commit()
-        except OSError as fault:
+        except Exception as fault:  # noqa: BLE001 - as above
             self._take_back(chain, fault)
             _settle_all(good, fault)
             return
@@ -155,7 +155,7 @@ class Journal:
         self._chain, self._tails[chain.name] = chain, chain.durable
         return chain
 
-    def _take_back(self, chain: Chain, fault: OSError) -> None:
+    def _take_back(self, chain: Chain, fault: Exception) -> None:
         try:
             chain.restore(fault)
         except OSError:
