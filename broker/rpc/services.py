@@ -5,6 +5,7 @@ from __future__ import annotations
 from broker.core.guard import Guard
 from broker.core.heads import Heads
 from broker.core.imports import Imports
+from broker.core.key_use import KeyUse
 from broker.core.keys import Keys
 from broker.core.operators import Operators
 from broker.core.policies import Policies
@@ -23,6 +24,7 @@ from broker.rpc.targets import TargetMethods
 def services(  # noqa: PLR0913 (one argument a noun)
     *,
     keys: Keys,
+    use: KeyUse,
     targets: Targets,
     imports: Imports,
     operators: Operators,
@@ -36,7 +38,7 @@ def services(  # noqa: PLR0913 (one argument a noun)
     """What ``Server`` takes. ``schema``: the Cedar schema as text; ``page_key``: 32 bytes, the same on all replicas."""
     pages = PageTokens(page_key)
     return {
-        "KeyService": KeyMethods(keys, pages),
+        "KeyService": KeyMethods(keys, use, pages),
         "TargetService": TargetMethods(targets, pages),
         "ImportService": ImportMethods(imports, pages),
         "OperatorService": OperatorMethods(operators, pages),

@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from broker.core import guard, model
 from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied, Unavailable
-from broker.core.keys import Encrypted, Signed
+from broker.core.key_use import Encrypted, Signed
 from broker.core.operators import Issued
 from broker.core.page import Page
 from broker.core.policies import Explanation
@@ -86,7 +86,7 @@ class Noun:
 
 def keys(**answers: Any) -> tuple[Any, KeyMethods]:
     noun: Any = Noun(**answers)
-    return noun, KeyMethods(noun, PAGES)
+    return noun, KeyMethods(noun, noun, PAGES)
 
 
 def test_create_key() -> None:
@@ -511,7 +511,7 @@ def test_a_symmetric_version_has_no_public_hash() -> None:
 def test_the_services_are_those_of_the_api_with_the_types_of_the_api() -> None:
     noun: Any = Noun()
     made = services(
-        keys=noun, targets=noun, imports=noun, operators=noun, policies=noun, heads=noun, hsm=noun, guard=noun,
+        keys=noun, use=noun, targets=noun, imports=noun, operators=noun, policies=noun, heads=noun, hsm=noun, guard=noun,
         schema="", page_key=bytes(32),
     )  # fmt: skip
     for path, method in table.methods(made).items():
