@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import resource
 import signal
@@ -23,12 +24,14 @@ REFUSED = (
     "LD_PRELOAD",  # would put foreign code beside the PIN
 )
 
+PR_SET_DUMPABLE = 4  # prctl(2)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 refused or failed (one sentence on stderr), 2 wrong usage."""
     asked = _parser().parse_args(arguments)
     os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _keep_memory_private()
     _log_to_stderr()
     try:
         _check_environment()
@@ -134,6 +137,12 @@ def _run(config: Config) -> int:
     finally:
         broker.close()
     return 0
+
+
+def _keep_memory_private() -> None:
+    """No core file, not even through a pipe of the system's, and no debugger of the same user: the PIN is in here."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _check_environment() -> None:

@@ -20,6 +20,7 @@ from broker.config import Config, load
 from broker.core.errors import BrokerError, WrongState
 from broker.core.model import Operator, PolicyDocument, Probe
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.rpc.tls import TlsFiles
 from broker.store.sql import SqlStore
 
 SOON = timedelta(days=14)
@@ -69,6 +70,8 @@ def _private_files(config: Config) -> str:
 
 
 def _certificates(config: Config) -> str:
+    server = config.server
+    TlsFiles(server.certificate_file, server.key_file, server.operator_ca_file).credentials()
     certificate = x509.load_pem_x509_certificate(config.server.certificate_file.read_bytes())
     left = certificate.not_valid_after_utc - now()
     if left < SOON:

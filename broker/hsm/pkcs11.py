@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import rsa
 from pkcs11 import Attribute, ObjectClass
 from pkcs11 import exceptions as ck
 
@@ -164,10 +165,11 @@ class Pkcs11Hsm:
         self._sessions.close()
 
     def _examine(self, worker: Worker) -> Findings:
-        selftest.refuse_lax_token(self._sessions, worker)
+        throw_away = rsa.generate_private_key(65537, 2048)
+        selftest.refuse_lax_token(self._sessions, worker, throw_away.public_key().public_numbers())
         with self._sessions.objects:
             selftest.refuse_conflicting_keys(self._sessions, worker)
-        return Examination(self._sessions, worker).findings()
+        return Examination(self._sessions, worker, throw_away).findings()
 
     def _found_or_made(self, worker: Worker, hsm_id: bytes, recipe: Recipe) -> bytes | None:
         with self._sessions.objects:

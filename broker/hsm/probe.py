@@ -57,9 +57,10 @@ class Findings:
 class Examination:
     """One run of the probes on one borrowed session. The caller holds no lock."""
 
-    def __init__(self, sessions: Sessions, worker: Worker) -> None:
+    def __init__(self, sessions: Sessions, worker: Worker, throw_away: rsa.RSAPrivateKey) -> None:
         self._sessions = sessions
         self._worker = worker
+        self._throw_away = throw_away  # plays the KEK, so that the RSA half can be opened here
         self._probes: list[Probe] = []
         self._mechanisms = {int(mechanism) for mechanism in sessions.token.slot.get_mechanisms()}
         self._wrapping_value = os.urandom(32)
@@ -215,7 +216,7 @@ class Examination:
 
     def _transport(self) -> tuple[tuple[OaepHash, ...], frozenset[OaepHash]]:
         """Which OAEP hashes the token really applies, in two steps and in the one-call wrap."""
-        private = rsa.generate_private_key(65537, 2048)  # throw-away, so that the RSA half can be opened here
+        private = self._throw_away
         opened = []
         one_call = []
         with kek_object(self._worker, private.public_key().public_numbers(), self._sessions.objects) as kek:

@@ -91,19 +91,17 @@ class Sessions:
             self.module.finalize()
             raise
 
-    def run(self, operation: Callable[[Worker], R], *, repeat: bool = True) -> R:
+    def run(self, operation: Callable[[Worker], R]) -> R:
         """Run the operation on a borrowed session and return what it returns.
 
-        When the device, session or login is lost, the module is reloaded and, with ``repeat``, the operation is run
-        once more; it must then be idempotent. The first reload is made at once, the next no sooner than
-        ``reload_interval`` after one that worked and ``retry_interval`` after one that did not.
+        When the device, session or login is lost, the module is reloaded and the operation, which must be idempotent,
+        is run once more. The first reload is made at once, the next no sooner than ``reload_interval`` after one that
+        worked and ``retry_interval`` after one that did not.
         """
         try:
             return self._once(operation)
         except _LostError as lost:
             self._reload(lost.epoch)
-            if not repeat:
-                raise _unavailable("the device or the login was lost during the operation and is back now") from lost
         try:
             return self._once(operation)
         except _LostError as lost:

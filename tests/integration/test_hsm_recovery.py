@@ -156,6 +156,21 @@ def test_FT_15_a_token_that_is_away_is_never_taken_for_an_empty_one(tmp_path: Pa
     assert alone(_token_away, tmp_path / "token") == [*["HSM_UNAVAILABLE"] * 5, "ok"]
 
 
+def _destroy_elsewhere(config: HsmConfig, key: KeyRef) -> None:
+    hsm = Pkcs11Hsm(config)
+    hsm.destroy(key)
+    hsm.close()
+
+
+def test_HS_16_a_key_destroyed_by_another_process_is_gone_here_too(hsm: Pkcs11Hsm, softhsm: HsmConfig) -> None:
+    key = fresh(hsm, KeyType.EC_P256)
+    hsm.sign(key, ES256, [b"m"])
+    epoch = hsm._sessions._epoch
+    alone(_destroy_elsewhere, softhsm, key)
+    assert _reason(lambda: hsm.sign(key, ES256, [b"m"])) == "KEY_NOT_IN_HSM"
+    assert hsm._sessions._epoch == epoch, "a missing key is no reason to reload the module"
+
+
 def _paced(folder: Path) -> list[tuple[float, str]]:
     """What each call gets, by a clock that only this test moves."""
     now = [0.0]
@@ -195,6 +210,9 @@ def test_reloads_keep_their_distance(tmp_path: Path) -> None:
     ]
 
 
+_MIX = [*["sign"] * 6, *["cipher"] * 3, "own", "read", "generate", "random"]
+
+
 def hammer(hsm: Pkcs11Hsm, seconds: float, *, tolerate: frozenset[str] = frozenset()) -> dict[str, int]:
     """8 threads of mixed operations; every signature is verified under its own key. Returns counts by operation."""
     stop = time.monotonic() + seconds
@@ -208,7 +226,7 @@ def hammer(hsm: Pkcs11Hsm, seconds: float, *, tolerate: frozenset[str] = frozens
         own_choice = random.Random(seed)  # noqa: S311 - which operation comes next is no secret
         cipher = fresh(hsm, KeyType.AES_256)
         while time.monotonic() < stop and not faults:
-            name = own_choice.choice(["sign", "sign", "sign", "own", "cipher", "read", "generate", "random"])
+            name = own_choice.choice(_MIX)
             try:
                 _operation(hsm, name, own_choice.choice(shared), cipher, kek)
             except BrokerError as refusal:
@@ -254,8 +272,8 @@ def _operation(hsm: Pkcs11Hsm, name: str, key: KeyRef, cipher: KeyRef, kek: Any)
 
 def test_HS_22_threads_do_not_get_into_each_others_way(hsm: Pkcs11Hsm) -> None:
     counts = hammer(hsm, 4)
-    assert counts["sign"] > 50
-    assert counts["own"] > 5
+    assert counts["sign"] > 20
+    assert counts["own"] > 2
 
 
 @pytest.mark.soak
@@ -310,7 +328,7 @@ def _ids(hsm: Pkcs11Hsm) -> list[tuple[int, bytes]]:
 def _assert_survived(outcome: tuple[int, dict[str, int], float, int], losses: int) -> None:
     happened, counts, longest, duplicates = outcome
     assert happened >= losses
-    assert counts["sign"] > 20 * losses
+    assert counts["sign"] > 10 * losses
     assert longest < 10
     assert duplicates == 0
 

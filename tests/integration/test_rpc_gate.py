@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def refused(act: Callable[[], Any]) -> Refused:
     return Refused(error.code(), error.details(), info.reason, dict(info.metadata))
 
 
-def raw(channel: grpc.Channel, path: str, wire: bytes = b"", **options: Any) -> Any:
+def raw(channel: Any, path: str, wire: bytes = b"", **options: Any) -> Any:
     return channel.unary_unary(path)(wire, **options)
 
 
@@ -86,7 +87,12 @@ def test_a_call_is_answered_and_recorded_before(edge: Edge) -> None:
     with edge.channel() as channel:
         keys_pb2_grpc.KeyServiceStub(channel).GetKey(keys_pb2.GetKeyRequest(name="a"))
     [entry] = edge.journal.entries
-    assert (entry.rpc, entry.principal, entry.authn, entry.outcome) == ("KeyService/GetKey", "operator/alice", "mtls", "ok")
+    assert (entry.rpc, entry.principal, entry.authn, entry.outcome) == (
+        "KeyService/GetKey",
+        "operator/alice",
+        "mtls",
+        "ok",
+    )
     assert entry.credential == f"{edge.alice.certificate.serial_number:x}"
     assert entry.peer.startswith("ipv4:127.0.0.1:")
 
@@ -118,31 +124,54 @@ def test_P1_every_method_and_every_outcome_leaves_one_record(
     answers = {} if outcome == "allow" else {path.split(".")[-1]: answers_of(outcome) for path in METHODS}
     with running(tmp_path, plain_services(answers)) as edge, edge.channel() as channel:
         for path in METHODS:
-            before = len(edge.journal.entries)
+            recorded = len(edge.journal.entries)
             if outcome == "allow":
                 raw(channel, path, sound(path))
             else:
-                found = refused(lambda path=path: raw(channel, path, sound(path)))
+                found = refused(partial(raw, channel, path, sound(path)))
                 assert (found.code.name, found.reason) == (code, reason)
                 assert CANARY not in f"{found}"
-            [entry] = edge.journal.entries[before:]
+            [entry] = edge.journal.entries[recorded:]
             assert (entry.rpc, entry.outcome, entry.reason) == (path.split(".")[-1], code, reason)
 
 
-def test_P1_every_cancelled_method_leaves_one_record(tmp_path: Path) -> None:
+def before(part: Any, method: str) -> threading.Event:
+    """Set as soon as ``method`` of ``part`` is called."""
+    reached, original = threading.Event(), getattr(part, method)
+
+    def signalling(*args: Any) -> Any:
+        reached.set()
+        return original(*args)
+
+    setattr(part, method, signalling)
+    return reached
+
+
+class Silent:
+    """A stream of requests from which none comes until it is ended."""
+
+    def __init__(self) -> None:
+        self.end = threading.Event()
+
+    def __iter__(self) -> Silent:
+        return self
+
+    def __next__(self) -> bytes:
+        self.end.wait(30)
+        raise StopIteration
+
+
+def test_P1_every_cancelled_method_leaves_one_record(edge: Edge) -> None:
     """Headers arrive, the message never does, and the caller hangs up."""
-    with running(tmp_path) as edge, edge.channel() as channel:
-        raw(channel, METHODS[0], sound(METHODS[0]))
-        for path in METHODS:
-            before = len(edge.journal.entries)
-            hold = threading.Event()
-            waiting = channel.stream_unary(path).future(iter(lambda hold=hold: hold.wait() and None, None))
-            while not edge.server._deadlines._reading:
-                threading.Event().wait(0.005)  # until the gate asks for the message
+    with edge.channel() as channel:
+        for number, path in enumerate(METHODS):
+            asked, silent = before(edge.server._deadlines, "message"), Silent()
+            waiting = channel.stream_unary(path).future(silent)
+            assert asked.wait(10)
             waiting.cancel()
-            hold.set()
-            assert edge.journal.wait_for(lambda entries, before=before: len(entries) > before)
-            [entry] = edge.journal.entries[before:]
+            silent.end.set()
+            assert edge.journal.wait_for(partial(longer_than, number))
+            [entry] = edge.journal.entries[number:]
             assert (entry.rpc, entry.outcome, entry.reason) == (path.split(".")[-1], "CANCELLED", "CALL_ENDED")
 
 
@@ -160,7 +189,7 @@ def test_P1_no_record_no_answer(edge: Edge) -> None:
     with edge.channel() as channel:
         for path in METHODS:
             edge.journal.broken = True
-            found = refused(lambda path=path: raw(channel, path, sound(path), timeout=1))
+            found = refused(partial(raw, channel, path, sound(path), timeout=1))
             assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE")
         edge.journal.broken = False
         raw(channel, METHODS[0], sound(METHODS[0]))
@@ -186,7 +215,7 @@ def test_CL_03_a_bug_tells_its_place_to_the_log_and_nothing_to_the_caller(tmp_pa
         secret = f"{CANARY}-local"
         assert secret != request.name
         try:
-            raise Talkative(secret)
+            raise Talkative(secret)  # noqa: TRY301 (the chain of causes is the point)
         except Talkative as error:
             raise ValueError(CANARY, request) from error
 
@@ -241,13 +270,18 @@ def seen_calls(tmp_path: Path, requests: list[tuple[str, Any]]) -> list[Call]:
     paths = {path for path, _ in requests}
 
     def keep(response: Any) -> Callable[[Call, Any], Any]:
-        return lambda call, _request: seen.append(call) or response()
+        def answer(call: Call, _request: Any) -> Any:
+            seen.append(call)
+            return response()
+
+        return answer
 
     methods = table.methods(plain_services())
     answers = {path: keep(methods[f"/broker_api.v1.{path}"].response) for path in paths}
     with running(tmp_path, plain_services(answers)) as edge, edge.channel() as channel:
         for path, request in requests:
-            raw(channel, f"/broker_api.v1.{path}", request.SerializeToString())
+            wire = request if isinstance(request, bytes) else request.SerializeToString()
+            raw(channel, f"/broker_api.v1.{path}", wire)
     return seen
 
 
@@ -288,18 +322,17 @@ def test_AZ_05_the_digest_tells_methods_with_the_same_request_apart(tmp_path: Pa
 def test_the_digest_does_not_depend_on_the_order_of_a_map(tmp_path: Path) -> None:
     first = keys_pb2.CreateKeyRequest(request_id=UUID, labels={"a": "1"}).SerializeToString()
     second = keys_pb2.CreateKeyRequest(labels={"b": "2"}).SerializeToString()
-    seen: list[Call] = []
-    answer = {"KeyService/CreateKey": lambda call, _: seen.append(call) or keys_pb2.CreateKeyResponse()}
-    with running(tmp_path, plain_services(answer)) as edge, edge.channel() as channel:
-        for wire in (first + second, second + first):
-            raw(channel, "/broker_api.v1.KeyService/CreateKey", wire)
-    assert seen[0].digest == seen[1].digest
+    one, other = seen_calls(
+        tmp_path, [("KeyService/CreateKey", first + second), ("KeyService/CreateKey", second + first)]
+    )
+    assert len(one.digest) == 64
+    assert one.digest == other.digest
 
 
 def test_AN_35_on_the_pipelines_port_only_liveness_answers(edge: Edge) -> None:
     with edge.channel(port=edge.server.pipelines_port) as channel:
         for path in [*METHODS, "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List", "/a.B/C"]:
-            found = refused(lambda path=path: raw(channel, path))
+            found = refused(partial(raw, channel, path))
             assert (found.code, found.reason) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_MISSING")
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest())
@@ -318,9 +351,9 @@ def test_AN_35_health_says_what_it_is_told(edge: Edge) -> None:
                 for name in names:
                     assert stub.Check(health_pb2.HealthCheckRequest(service=name)).status == expected
             unknown = health_pb2.HealthCheckRequest(service="no.Such")
-            assert refused(lambda unknown=unknown: stub.Check(unknown)).code is grpc.StatusCode.NOT_FOUND
+            assert refused(partial(stub.Check, unknown)).code is grpc.StatusCode.NOT_FOUND
             for wire in (b"\xff", bytes(2_000)):
-                found = refused(lambda wire=wire: raw(channel, "/grpc.health.v1.Health/Check", wire))
+                found = refused(partial(raw, channel, "/grpc.health.v1.Health/Check", wire))
                 assert found.code in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
     assert edge.journal.entries == []
 
@@ -336,7 +369,10 @@ def test_AN_28_an_open_connection_ends_with_its_certificate(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"state": OperatorState.REMOVED}, "OPERATOR_UNKNOWN"), ({"not_before": datetime.now(UTC)}, "CERTIFICATE_REVOKED")],
+    [
+        ({"state": OperatorState.REMOVED}, "OPERATOR_UNKNOWN"),
+        ({"not_before": datetime.now(UTC)}, "CERTIFICATE_REVOKED"),
+    ],
 )
 def test_AN_28_a_revoked_certificate_ends_on_the_open_connection(edge: Edge, change: Any, reason: str) -> None:
     with edge.channel() as channel:
@@ -434,6 +470,10 @@ def test_AU_15_a_count_that_cannot_be_written_is_kept(edge: Edge) -> None:
     assert [entry.facts for entry in edge.journal.entries] == [{"count": 2}]
 
 
+def longer_than(count: int, entries: list[Any]) -> bool:
+    return len(entries) > count
+
+
 class Held:
     """Answers that wait until they are let go."""
 
@@ -477,9 +517,9 @@ def test_P25_drain_lets_calls_end_and_takes_no_more(tmp_path: Path) -> None:
         held.wait()
         drained: list[bool] = []
         ending = threading.Thread(target=lambda: drained.append(edge.server.drain(10)))
+        draining = before(edge.server._server, "stop")
         ending.start()
-        while not edge.server._health._draining:
-            threading.Event().wait(0.005)
+        assert draining.wait(10)
         edge.server.set_serving(True)
         assert edge.server._health._answer() == b"\x08\x02"
         with edge.channel() as late:
@@ -514,12 +554,12 @@ def test_P14_no_call_lasts_longer_than_the_server_allows(tmp_path: Path) -> None
 def test_NT_05_slow_writers_hold_no_threads(tmp_path: Path) -> None:
     with running(tmp_path, limits=Limits(message_seconds=0.3), threads=2) as edge, edge.channel() as channel:
         raw(channel, METHODS[0], sound(METHODS[0]))
-        hold = threading.Event()
-        slow = [channel.stream_unary(GET).future(iter(lambda: hold.wait() and None, None)) for _ in range(6)]
+        silent = Silent()
+        slow = [channel.stream_unary(GET).future(silent) for _ in range(6)]
         raw(channel, METHODS[0], sound(METHODS[0]), timeout=10)
         for each in slow:
             assert isinstance(each.exception(10), grpc.RpcError)
-        hold.set()
+        silent.end.set()
         assert edge.journal.wait_for(lambda entries: sum(e.reason == "MESSAGE_LATE" for e in entries) == 6)
         assert {entry.outcome for entry in edge.journal.entries} == {"ok", "DEADLINE_EXCEEDED"}
 
@@ -528,7 +568,9 @@ def test_AN_26_certificates_of_other_signers_do_not_get_a_connection(edge: Edge)
     leaf = operator_certificate(edge.operator_ca)
     not_a_ca = issue("plain", edge.operator_ca)
     intermediate = issue("intermediate", edge.operator_ca, ca=True, path_length=0)
-    expired = operator_certificate(edge.operator_ca, start=datetime(2026, 1, 1, tzinfo=UTC), end=datetime(2026, 1, 2, tzinfo=UTC))
+    expired = operator_certificate(
+        edge.operator_ca, start=datetime(2026, 1, 1, tzinfo=UTC), end=datetime(2026, 1, 2, tzinfo=UTC)
+    )
     candidates = [
         operator_certificate(authority("other")),
         replace(operator_certificate(leaf), chain=(leaf.certificate,)),
@@ -539,7 +581,7 @@ def test_AN_26_certificates_of_other_signers_do_not_get_a_connection(edge: Edge)
     ]
     for candidate in candidates:
         with edge.channel(candidate) as channel:
-            found = refused(lambda channel=channel: raw(channel, METHODS[0], timeout=5))
+            found = refused(partial(raw, channel, METHODS[0], timeout=5))
             assert found.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED}
     assert all(entry.outcome != "ok" for entry in edge.journal.entries)
 
