@@ -9,7 +9,7 @@ from threading import Lock
 
 from broker.core.call import Call
 from broker.core.errors import PermissionDenied
-from broker.core.model import Key, Operator, PolicyDocument, Principal, Target
+from broker.core.model import Key, Operator, PolicyDocument, Principal, Secret, Target, TrustRule
 from broker.core.policy import Decision, Entity, Policy, Question
 
 CACHED_DECISIONS = 10_000
@@ -27,6 +27,7 @@ class Resource:
     attributes: Mapping[str, str | bool] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
     context: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -77,6 +78,18 @@ def of_operator(name: str, operator: Operator | None, *, asked: tuple[str, ...] 
         groups=operator.groups if operator else (),
         context={} if asked is None else {"groups": asked},
     )
+
+
+def of_secret(name: str, secret: Secret | None) -> Resource:
+    """A secret as the policies see it, existing or not: in the folders of all its leading segments."""
+    segments = name.split("/")
+    folders = tuple("/".join(segments[:depth]) for depth in range(1, len(segments)))
+    return Resource(kind="Secret", id=name, tags=secret.labels if secret else {}, folders=folders)
+
+
+def of_trust_rule(name: str, rule: TrustRule | None) -> Resource:
+    """A trust rule as the policies see it, existing or not."""
+    return Resource(kind="TrustRule", id=name, attributes={"pipeline": rule.pipeline if rule else ""})
 
 
 class _InForce:
@@ -163,6 +176,7 @@ def _question(principal: Principal, action: str, resource: Resource) -> Question
         tuple(resource.attributes.items()),
         resource.groups,
         tuple(resource.tags.items()),
+        resource.folders,
     )
     return Question(_subject(principal), action, target, tuple(resource.context.items()))
 

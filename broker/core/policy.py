@@ -51,6 +51,7 @@ class Entity(NamedTuple):
     attributes: tuple[tuple[str, str | bool], ...] = ()
     groups: tuple[str, ...] = ()
     tags: tuple[tuple[str, str], ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 class Question(NamedTuple):
@@ -131,7 +132,10 @@ def _entity(entity: Entity) -> dict[str, object]:
     return {
         "uid": _uid(entity.kind, entity.id),
         "attrs": dict(entity.attributes),
-        "parents": [_uid("Group", group) for group in entity.groups],
+        "parents": [
+            *(_uid("Group", group) for group in entity.groups),
+            *(_uid("Folder", folder) for folder in entity.folders),
+        ],
         "tags": dict(entity.tags),
     }
 

@@ -174,8 +174,9 @@ class Store(Protocol):
         """
 
     def due(self, kind: type[R], before: datetime, *, limit: int) -> list[R]:
-        """Records whose time has come at ``before``, oldest first: active Sessions and Leases by ``expires_at``,
-        UsedTokens by ``until``, Receipts by ``created_at``. Uses an index.
+        """Records whose time has come at ``before``, oldest first, found through an index.
+
+        The time is ``expires_at`` of active Sessions and Leases, ``until`` of UsedTokens, ``created_at`` of Receipts.
         """
 
     def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 from broker.core import ports
 from broker.core.call import Call
+from broker.core.errors import BrokerError
 from broker.core.guard import Guard
 from broker.core.kv import Opened, Secrets
-from broker.core.errors import BrokerError
 from broker.core.model import Lease, Principal, Session
 from broker.core.page import Page
 
