@@ -345,6 +345,7 @@ class RootKey:
     version: int
     hsm_id: bytes
     created_at: datetime
+    state: VersionState = VersionState.ENABLED  # PENDING until the HSM has made it
     revision: int = 1
 
 
