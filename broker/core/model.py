@@ -357,6 +357,7 @@ class Session:
     token_hash: bytes  # SHA-256 of the whole token
     principal: str  # "pipeline/deploy"
     rule: str
+    rule_revision: int  # as it was when the identity token matched
     issuer: str
     subject: str
     claims: Mapping[str, str]  # those that the rule matched
@@ -422,6 +423,7 @@ class Proof:
     token_id: str  # its jti, or "" where the issuer gives none
     expires_at: datetime
     claims: Mapping[str, str]  # those that the rule matched
+    rule_revision: int = 1  # the one that the token matched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
