@@ -75,6 +75,7 @@ TABLES: dict[str, list[sa.Column[Any]]] = {
         integer("version", key=True),
         blob("hsm_id"),
         integer("created_at"),
+        text("state"),
         integer("revision"),
     ],
     "sessions": [
