@@ -102,6 +102,17 @@ def timestamp(moment: datetime | None) -> Timestamp | None:
     return stamp
 
 
+def moment(request: Any, field: str) -> datetime | None:
+    """The moment in ``field``, None when unset; InvalidRequest ``TIME_INVALID`` outside the years 1 to 9999."""
+    if not request.HasField(field):
+        return None
+    value: Timestamp = getattr(request, field)
+    try:
+        return value.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest("TIME_INVALID", f"The field {field} is not a time; send one.", field=field) from error
+
+
 def duration(request: Any, field: str) -> timedelta | None:
     """The duration in ``field``: None when unset, whole seconds, 1 s to 366 days; else ``DURATION_INVALID``."""
     if not request.HasField(field):

@@ -7,6 +7,7 @@ from broker.core.heads import Heads
 from broker.core.imports import Imports
 from broker.core.key_use import KeyUse
 from broker.core.keys import Keys
+from broker.core.kv import Secrets
 from broker.core.operators import Operators
 from broker.core.policies import Policies
 from broker.core.ports import Hsm
@@ -15,6 +16,7 @@ from broker.rpc.audit import AuditMethods
 from broker.rpc.hsm import HsmMethods
 from broker.rpc.imports import ImportMethods
 from broker.rpc.keys import KeyMethods
+from broker.rpc.kv import SecretMethods
 from broker.rpc.operators import OperatorMethods
 from broker.rpc.pages import PageTokens
 from broker.rpc.policies import PolicyMethods
@@ -30,6 +32,7 @@ def services(  # noqa: PLR0913 (one argument a noun)
     operators: Operators,
     policies: Policies,
     heads: Heads,
+    secrets: Secrets,
     hsm: Hsm,
     guard: Guard,
     schema: str,
@@ -45,4 +48,5 @@ def services(  # noqa: PLR0913 (one argument a noun)
         "PolicyService": PolicyMethods(policies, schema),
         "AuditService": AuditMethods(heads, pages),
         "HsmService": HsmMethods(hsm, guard),
+        "SecretService": SecretMethods(secrets, pages),
     }
