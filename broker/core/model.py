@@ -423,7 +423,7 @@ class Proof:
     token_id: str  # its jti, or "" where the issuer gives none
     expires_at: datetime
     claims: Mapping[str, str]  # those that the rule matched
-    rule_revision: int = 1  # the one that the token matched
+    rule_revision: int  # the one that the token matched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

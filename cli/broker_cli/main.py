@@ -17,6 +17,7 @@ COMMANDS = {
     "target": ("targets", "target", "Places that keys can be imported to."),
     "operator": ("operators", "operator", "The people who may call, and their certificates."),
     "policy": ("policies", "policy", "Who may do what."),
+    "trust": ("trust", "trust", "Which CI identity becomes which pipeline."),
     "audit": ("audit", "audit", "Verify and read the audit; sign its heads."),
     "hsm": ("hsm", "hsm", "What the HSM is, and what its probe found."),
     "status": ("status", "status", "Does the broker answer, and whom does it take you for?"),
