@@ -13,6 +13,7 @@ import click
 # command: (module, attribute, line of help). Help and completion of the top level import none of the modules.
 COMMANDS = {
     "key": ("keys", "key", "Make, use, rotate, import and destroy keys."),
+    "secret": ("secrets", "secret", "Write, find, version and destroy static secrets."),
     "target": ("targets", "target", "Places that keys can be imported to."),
     "operator": ("operators", "operator", "The people who may call, and their certificates."),
     "policy": ("policies", "policy", "Who may do what."),

@@ -29,8 +29,10 @@ SERVICES = {
     "hsm": "HsmService",
     "imports": "ImportService",
     "keys": "KeyService",
+    "kv": "SecretService",
     "operators": "OperatorService",
     "policies": "PolicyService",
+    "sessions": "SessionService",
     "targets": "TargetService",
     "trust": "TrustService",
 }
