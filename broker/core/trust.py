@@ -193,6 +193,7 @@ def _proof(rule: TrustRule, verified: Verified) -> Proof:
         token_id=verified.token_id,
         expires_at=verified.expires_at,
         claims=claims,
+        rule_revision=rule.revision,
     )
 
 

@@ -32,6 +32,7 @@ class SqlWrite:
 
     def __init__(self, connection: Connection, database: Database, entry: AuditEntry) -> None:
         self.entry = entry
+        self.further: list[AuditEntry] = []
         self.fault: BrokerError | None = None  # PostgreSQL's answer to COMMIT after a failed statement is a rollback
         self._connection = connection
         self._database = database
@@ -93,6 +94,10 @@ class SqlWrite:
     def note(self, **facts: str | int) -> None:
         """See ``Write.note``."""
         self.entry = replace(self.entry, facts={**self.entry.facts, **facts})
+
+    def also(self, entry: AuditEntry) -> None:
+        """See ``Write.also``."""
+        self.further.append(entry)
 
     @contextmanager
     def _statements(self) -> Iterator[None]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from broker.core import ports
 from broker.core.model import Principal
+from broker.core.sessions import Sessions
 
 PREFIX = "brs_"
 SCHEME = "bearer "
+ENDING = "SessionService/EndSession"
 
 
 class SessionTokens:
-    """Whoever holds an active session's token. ``authenticate`` is that of ``core.sessions.Sessions``."""
+    """Whoever holds an active session's token; to end a session, whoever held it once, because ending is repeated."""
 
-    def __init__(self, authenticate: Callable[[str], Principal]) -> None:
-        self._authenticate = authenticate
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
 
     def authenticate(self, credentials: ports.Credentials) -> Principal | None:
         """None unless the call carries a session token; Unauthenticated ``SESSION_…`` when that is not a good one."""
@@ -23,4 +23,4 @@ class SessionTokens:
         token = value[len(SCHEME) :]
         if value[: len(SCHEME)].lower() != SCHEME or not token.startswith(PREFIX):
             return None
-        return self._authenticate(token)
+        return self._sessions.authenticate(token, ended=credentials.rpc == ENDING)
