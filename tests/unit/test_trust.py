@@ -204,7 +204,7 @@ def test_AN_23_a_name_that_was_taken_over_has_another_id() -> None:
 
 def test_AN_24_the_subject_is_never_taken_apart() -> None:
     asked, claims = EXAMPLES[Preset.GITHUB]
-    squat = {**claims, "sub": f"repo:org@{claims['repository_owner_id']}/app@{claims['repository_id']}:ref:refs/heads/main",
+    squat = {**claims, "sub": "repo:octo-org@65/octo-repo@74:environment:prod",
              "repository_id": "1", "repository": f"org-{claims['repository_id']}/app"}  # fmt: skip
     error = refusal([asked], verified(squat, issuer=asked.issuer, audience=asked.audience))
     assert error.facts["claim"] == "repository_id"
