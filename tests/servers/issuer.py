@@ -149,7 +149,7 @@ def issuing(folder: Path, *names: str) -> Iterator[Issuer]:
         x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
         *map(x509.DNSName, names),
     ]
-    ca = issue("issuers", ca=True)
+    ca = issue(f"issuers {uuid4()}", ca=True)
     server = issue("issuer", ca, alternatives=alternatives, usages=[ExtendedKeyUsageOID.SERVER_AUTH])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "issuer.pem").write_bytes(server.pem + server.key_pem)
