@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 USUAL_TTL = 60
 """Seconds: renewed while the command lives, so this is how long anything outlives a runner that dies."""
-
-_PR_SET_DUMPABLE = 4
 
 
 @click.command(
@@ -66,7 +62,6 @@ def run(
     # The slow parts come now, when it is known that they are needed.
     from broker_cli.run_signals import Signals, Stopped  # noqa: PLC0415
 
-    hide_memory()
     try:
         with Signals() as signals, Job(way=place) as job:
             fetched = job.fetch(asked.references, ttl)
@@ -116,9 +111,3 @@ def warn_of_short(values: Mapping[str, bytes]) -> None:
     short = sorted(name for name, value in values.items() if len(value) < SHORTEST)
     if short:
         chat(f"broker: {', '.join(short)}: shorter than {SHORTEST} bytes, so not masked in the output.")
-
-
-def hide_memory() -> None:
-    """No core dump of this process, and no look into it by others of the same user (CL-06). Not inherited."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
