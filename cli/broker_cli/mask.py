@@ -149,7 +149,8 @@ class Masker:
 
     def _open(self) -> int:
         """The length of the longest end of what is kept that may be the beginning of a form."""
-        most = next((size for size in range(min(_SHORT, len(self._kept)), 0, -1) if self._kept[-size:] in self._starts), 0)
+        sizes = range(min(_SHORT, len(self._kept)), 0, -1)
+        most = next((size for size in sizes if self._kept[-size:] in self._starts), 0)
         for form in self._forms:
             if len(form) > _SHORT + 1:
                 most = max(most, _overlap(self._kept[-(len(form) - 1) :], form))

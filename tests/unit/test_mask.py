@@ -35,7 +35,7 @@ ENCODED = {
     "json": json.dumps(TEXT)[1:-1].encode(),
     "json unicode": json.dumps(TEXT, ensure_ascii=False)[1:-1].encode(),
     "json php": json.dumps(TEXT)[1:-1].replace("/", "\\/").encode(),
-    "json go": re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(TEXT, ensure_ascii=False)[1:-1]).encode(),
+    "json go": re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(TEXT)[1:-1]).encode(),
     "json in json": json.dumps(json.dumps({"a": TEXT}))[11:-4].encode(),
 }  # fmt: skip
 
