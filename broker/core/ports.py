@@ -193,6 +193,9 @@ class Store(Protocol):
         raises, nothing is written and the exception goes on; if the journal cannot be written, the transaction is
         rolled back and Unavailable ``AUDIT_UNAVAILABLE`` is raised. A commit that fails after the entry became
         durable leaves an entry that says what was intended; the error says so too (``STORE_UNAVAILABLE``).
+
+        An entry with a ``fence`` is a leader's: WrongState ``LEADERSHIP_LOST``, and nothing is written, unless that is
+        the newest number that ``lead`` has given to anybody. No newer one is given until the transaction has ended.
         """
 
     def record(self, entry: AuditEntry) -> None:
@@ -203,6 +206,13 @@ class Store(Protocol):
 
     def save_head(self, head: AuditHead) -> None:
         """Append a signed head to the journal and keep it in the database."""
+
+    def lead(self) -> int | None:
+        """Be the one process of all on this database that does the shared work, or stay it; None when another is.
+
+        The answer is the number to put into ``AuditEntry.fence``, greater than all that were given before. Whoever leads
+        asks again at least every second, because one that is silent for some seconds is replaced; ``close`` resigns.
+        """
 
     def check(self) -> None:
         """Return when the database answers and the journal is writable; else raise ``Unavailable``."""

@@ -97,6 +97,8 @@ class SqlStore:
         with self._database.transaction() as connection:
             waited = time.monotonic() - asked
             write = SqlWrite(connection, self._database, entry)
+            if entry.fence:
+                write.check_leader(entry.fence)
             yield write
             if write.fault is not None:  # the body went on after a statement had failed
                 raise write.fault
@@ -124,6 +126,10 @@ class SqlStore:
             self._database.bound()
             connection.commit()
         self._journal.signed(head)
+
+    def lead(self) -> int | None:
+        """See ``Store.lead``."""
+        return self._database.lead()
 
     def check(self) -> None:
         """See ``Store.check``."""

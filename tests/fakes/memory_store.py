@@ -155,6 +155,7 @@ class MemoryStore(_Tables):
         self.chain = "memory"
         self._line = (0, "0" * 64)  # sequence and hash of the newest line
         self._signed = 0
+        self.fence = 1  # the newest leader's; a test that sets it higher has made another process the leader
         self._lock = RLock()
 
     def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
@@ -169,6 +170,8 @@ class MemoryStore(_Tables):
     @contextmanager
     def _write(self, entry: AuditEntry) -> Iterator[Write]:
         with self._lock:
+            if entry.fence not in {0, self.fence}:
+                raise WrongState("LEADERSHIP_LOST", "Another process does the shared work now.")
             transaction = _Transaction(self.rows)
             yield transaction
             self._append([replace(entry, facts={**entry.facts, **transaction.facts}), *transaction.further])
@@ -203,6 +206,9 @@ class MemoryStore(_Tables):
             transaction = _Transaction(self.rows)
             transaction.add(head)
             self._line, self._signed, self.rows = (sequence + 1, digest), sequence + 1, transaction.rows
+
+    def lead(self) -> int | None:
+        return self.fence
 
     def check(self) -> None:
         if self.journal_full:
