@@ -205,13 +205,17 @@ class Keys:
                 yield f"key/{key.name}", partial(self._destroy, key)
 
     def _undo(self, version: KeyVersion, call: Call) -> None:
-        key = self._store.get(Key, version.key)
-        if key is not None:
-            self._hsm.destroy(ref(key, version))
-            self._forget(call, key, version)
+        with self._store.write(call.intent()) as write:  # refused, and the HSM left alone, if another leads by now
+            key, stored = write.get(Key, version.key), write.get(KeyVersion, version.key, version.number)
+            if key is None or stored is None or stored.state is not VersionState.PENDING:
+                raise WrongState("CHANGED_MEANWHILE", f"The version of {version.key} is pending no more.")
+        self._hsm.destroy(ref(key, version))
+        self._forget(call, key, version)
 
     def _destroy(self, key: Key, call: Call) -> None:
-        self._store.record(call.intent())
+        with self._store.write(call.intent()) as write:  # refused, and the HSM left alone, if another leads by now
+            if write.get(Key, key.name) != key:
+                raise WrongState("CHANGED_MEANWHILE", f"The key {key.name} was changed by somebody else meanwhile.")
         versions = list(self._all(KeyVersion, {"key": key.name}))
         for version in versions:
             self._hsm.destroy(ref(key, version))
