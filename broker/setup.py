@@ -61,6 +61,7 @@ class Wishes:
     operators_address: str = "127.0.0.1:7443"
     pipelines_address: str = "127.0.0.1:7444"
     allowed_targets: tuple[str, ...] = ()
+    allowed_issuers: tuple[str, ...] = ()  # "host:port", those at private addresses only
     database: str = ""  # "" is SQLite in the folder
     development: bool = False
     token: Token | None = None  # None: make a SoftHSM token in the folder
@@ -209,6 +210,7 @@ def _toml(wishes: Wishes, token: Token) -> str:
             "operator_ca_file": str(folder / "certificates" / "operator-ca.pem"),
         },
         "targets": {"allowed_hosts": list(wishes.allowed_targets), "credentials": str(folder / "credentials")},
+        "oidc": {"allowed_hosts": list(wishes.allowed_issuers)},
     }
     lines = []
     for title, values in parts.items():

@@ -20,6 +20,8 @@ COMMANDS = {
     "operator": ("operators", "operator", "The people who may call, and their certificates."),
     "policy": ("policies", "policy", "Who may do what."),
     "trust": ("trust", "trust", "Which CI identity becomes which pipeline."),
+    "session": ("sessions", "session", "What the logins of CI jobs gave; end it."),
+    "lease": ("leases", "lease", "What has been handed out; take it back."),
     "audit": ("audit", "audit", "Verify and read the audit; sign its heads."),
     "hsm": ("hsm", "hsm", "What the HSM is, and what its probe found."),
     "status": ("status", "status", "Does the broker answer, and whom does it take you for?"),
