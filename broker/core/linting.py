@@ -12,7 +12,7 @@ from broker.core.presets import PROFILES, Profile
 Weakness = tuple[str, str]
 """(the best grade that is left, the reason as a sentence)"""
 
-IDENTITY = re.compile(r"(?:^|/)sub$|(?:^|[/_-])u?u?id$|U?[Ii]d$|Uuid$", re.ASCII)
+IDENTITY = re.compile(r"(?:^|/)sub$|(?:^|[^A-Za-z])u{0,2}id$|[a-z](?:Id|ID|Uuid|UUID)$", re.ASCII)
 """Claims that say who somebody is: a pattern there lets in whoever can register a name that fits."""
 
 LONG_SESSION = 3600

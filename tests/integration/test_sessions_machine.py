@@ -1,5 +1,7 @@
 """Sessions and leases against a small reference model, on a real SQLite file that outlives every crash."""
 
+# ruff: noqa: FBT001 (what Hypothesis draws)
+
 from __future__ import annotations
 
 import shutil
@@ -83,7 +85,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        memory = Path("/dev/shm")  # thousands of fdatasyncs prove nothing here
+        memory = Path("/dev/shm")  # noqa: S108 (thousands of fdatasyncs prove nothing here)
         self.folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else self.template.parent))
         shutil.copy(self.template / "broker.db", self.folder / "broker.db")
         self.config = StoreConfig(url=f"sqlite:///{self.folder}/broker.db", journal=self.folder / "journal")
@@ -130,13 +132,11 @@ class Machine(RuleBasedStateMachine):
         return name, self.model[name]
 
     def check(self, expected: bool, act: Any) -> Any:
-        try:
-            found = act()
-        except BrokerError as refusal:
-            assert not expected, refusal.reason
-            return None
-        assert expected
-        return found
+        if expected:
+            return act()
+        with pytest.raises(BrokerError):
+            act()
+        return None
 
     def remember(self, opening: Any, who: str, length: int) -> ModelSession:
         now = self.clock()
@@ -362,7 +362,7 @@ def run(folder: Path, examples: int, length: int) -> int:
 
 
 def test_sessions_and_leases_are_those_of_the_model(tmp_path: Path) -> None:
-    assert run(tmp_path, 100, 100) >= 10_000
+    assert run(tmp_path, 115, 100) >= 10_000
 
 
 @pytest.mark.soak

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import ssl
 import threading
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tests.servers.openbao import self_signed
+from tests.servers.edge import issue
 
 DISCOVERY = "/.well-known/openid-configuration"
 KEYS = "/.well-known/jwks"
@@ -99,6 +102,7 @@ class Issuer:
 
     address: str
     ca_pem: str
+    port: int
     signers: list[Signer] = field(default_factory=lambda: [Signer("one")])
     path: str = ""
     answers: dict[str, Any] = field(default_factory=dict)
@@ -139,11 +143,18 @@ class Issuer:
 
 
 @contextmanager
-def issuing(folder: Path) -> Iterator[Issuer]:
-    """A running issuer on a free loopback port."""
-    certificate, key = self_signed(folder)
+def issuing(folder: Path, *names: str) -> Iterator[Issuer]:
+    """A running issuer on a free loopback port, whose certificate is for 127.0.0.1 and for ``names``."""
+    alternatives: list[x509.GeneralName] = [
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        *map(x509.DNSName, names),
+    ]
+    ca = issue(f"issuers {uuid4()}", ca=True)
+    server = issue("issuer", ca, alternatives=alternatives, usages=[ExtendedKeyUsageOID.SERVER_AUTH])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "issuer.pem").write_bytes(server.pem + server.key_pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(folder / "issuer.pem")
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -175,14 +186,14 @@ def issuing(folder: Path) -> Iterator[Issuer]:
         def handle_error(self, *_: Any) -> None:
             """A client that hangs up early is what some tests are about."""
 
-    server = Quiet(("127.0.0.1", 0), Answer)
-    issuer = Issuer(f"https://127.0.0.1:{server.server_port}", certificate.read_text())
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    listener = Quiet(("127.0.0.1", 0), Answer)
+    issuer = Issuer(f"https://127.0.0.1:{listener.server_port}", ca.pem.decode(), listener.server_port)
+    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
         yield issuer
     finally:
         issuer.release.set()
-        server.shutdown()
-        server.server_close()
+        listener.shutdown()
+        listener.server_close()
         thread.join()

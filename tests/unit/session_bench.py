@@ -47,7 +47,7 @@ def pipeline(name: str = "deploy", *, jti: str = "", revision: int = 1) -> Princ
 
 
 class Bench:
-    """The nouns; ``restart`` makes them anew on the same records, as a new process does."""
+    """The nouns; ``restart`` makes them anew on the same records, as a new process does, under the same policy."""
 
     def __init__(self, store: Store, limits: Limits | None = None) -> None:
         self.clock = Clock()
@@ -55,12 +55,12 @@ class Bench:
         self.hsm = SoftwareHsm()
         self.text = FIRST_POLICY + GRANTS
         self.version = 1
+        self.guard = Guard(document(self.text, self.version))
         self.restart(store)
         self.secrets.ensure_root(call("-/Init", ADMIN, self.clock))
 
     def restart(self, store: Store) -> None:
         self.store = store
-        self.guard = Guard(document(self.text, self.version))
         sealing = Sealing(self.hsm, known_roots(store), self.clock, timedelta(minutes=1))
         self.secrets = Secrets(store, self.hsm, sealing, self.guard, self.clock)
         self.sessions = Sessions(store, self.secrets, self.guard, self.clock, self.limits)

@@ -113,7 +113,7 @@ def test_what_is_no_token_never_reaches_the_store(bench: Bench) -> None:
             raise AssertionError(name)
 
     token = bench.login().token
-    bench.sessions._store = Untouched()  # type: ignore[assignment]
+    bench.sessions._store = Untouched()
     for text in ("brs_x", token[:-1] + ("a" if token[-1] != "a" else "b"), token + " ", token.swapcase()):
         refused(Unauthenticated, "SESSION_INVALID", lambda text=text: bench.sessions.authenticate(text))  # type: ignore[misc]
 
@@ -328,9 +328,12 @@ def test_AZ_06_a_pipeline_cannot_tell_whether_anothers_session_exists(bench: Ben
     mine = bench.sessions.authenticate(bench.login().token)
     answers = set()
     for name in (theirs.session.id, tokens.new_id()):
-        for rpc, noun, which in (("RevokeSessions", bench.sessions, "session"), ("RevokeLeases", bench.leases, "lease")):
+        for rpc, noun, which in (
+            ("RevokeSessions", bench.sessions, "session"),
+            ("RevokeLeases", bench.leases, "lease"),
+        ):
             made = bench.call(f"X/{rpc}", mine)
-            error = refused(PermissionDenied, "POLICY_ERROR", lambda: noun.revoke(made, **{which: name}))  # type: ignore[attr-defined] # noqa: B023
+            error = refused(PermissionDenied, "POLICY_ERROR", lambda: noun.revoke(made, **{which: name}))  # noqa: B023
             answers.add(error.message.replace(rpc, ""))
     assert len(answers) == 1
     assert bench.session(theirs.session.id).state is ACTIVE
