@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker.auth.oidc import Oidc, OidcConfig
 from broker.auth.oidc import fetch as fetching
@@ -441,3 +443,33 @@ def test_plain_addresses_are_understood(url: str) -> None:
     assert url.startswith(f"https://{host}")
     assert port in {443, 8443}
     assert path.startswith("/")
+
+
+HEADS = ("", "\r\n", "Content-Length: 5\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n")
+
+
+@given(st.binary(max_size=400), st.sampled_from([b"", *(f"HTTP/1.1 200 OK\r\n{head}".encode() for head in HEADS)]))
+def test_P13_no_answer_breaks_its_reader(rest: bytes, begin: bytes) -> None:
+    try:
+        body = fetching._body(begin + rest)
+    except (NotFetchedError, ValueError, OSError):
+        return
+    assert len(body) <= len(rest)
+
+
+def test_another_address_is_tried_when_one_does_not_answer(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tried = socket.create_connection, []
+    here = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, issuer.port)) for address in ("127.0.0.2", "127.0.0.1")
+    ]
+
+    def connect(address: Any, **options: Any) -> Any:
+        tried.append(address[0])
+        if address[0] == "127.0.0.2":
+            raise ConnectionRefusedError
+        return real(address, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: here)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert Fetcher(frozenset({issuer.host})).get(f"{issuer.url}{KEYS}", issuer.ca_pem, time.monotonic() + 5)
+    assert tried == ["127.0.0.2", "127.0.0.1"]

@@ -182,9 +182,11 @@ def test_two_rules_that_fit_need_a_name() -> None:
 def test_AN_32_a_name_that_no_rule_has_is_refused_like_one_of_another_issuer() -> None:
     other = rule("other", issuer="https://other.example")
     missing, foreign = refusal([rule(), other], verified(), "missing"), refusal([rule(), other], verified(), "other")
-    assert (missing.reason, missing.message) == (foreign.reason, foreign.message) == (
-        "TRUST_NO_RULE", missing.message,
-    )  # fmt: skip
+    unfit = refusal([rule(matchers=(exact("project_id", "43"),)), other], verified(), "deploy")
+    assert {(each.reason, each.message, str(each.metadata)) for each in (missing, foreign, unfit)} == {
+        ("TRUST_CLAIM_MISMATCH", unfit.message, "{}")
+    }
+    assert missing.facts["claim_found"] == "missing"
 
 
 def test_single_use_needs_an_id() -> None:
