@@ -14,13 +14,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from broker.core.audit import AuditEntry
 from broker.core.errors import AlreadyExists, BrokerError, WrongState
-from broker.core.model import Record
+from broker.core.model import Lease, Record, Session
 from broker.store.database import Database
 from broker.store.refusals import refusal
 from broker.store.rows import record_of, row_of
 from broker.store.tables import NAMES, TABLES, cells, key_of, page, with_key
 
 R = TypeVar("R", bound=Record)
+
+RANDOMLY_NAMED = frozenset({Session, Lease})
+"""Nobody can have looked for such a name before it was added, so it needs no lock; and one fetch adds a hundred, while
+a PostgreSQL server holds some thousand locks in all."""
 
 
 class SqlWrite:
@@ -70,7 +74,7 @@ class SqlWrite:
         kind = type(record)
         statement = insertion(self._database.name, record)
         with self._statements():
-            if self._shared:
+            if self._shared and kind not in RANDOMLY_NAMED:
                 self._lock_name(kind, key_of(record))
             added = self._changed(statement)
         if not added:
