@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.servers import openbao
-from tests.servers.jobs import AUDIENCE, BaoIssuer
+from tests.servers.bao_issuer import AUDIENCE, BaoIssuer
 
 BIN = Path(sys.executable).parent
 MESSAGE = b"pay 10 to bob\n"

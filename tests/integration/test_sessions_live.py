@@ -15,7 +15,7 @@ import pytest
 from broker_api.v1 import leases_pb2, sessions_pb2, trust_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from tests.servers.jobs import AUDIENCE, BaoIssuer
+from tests.servers.bao_issuer import AUDIENCE, BaoIssuer
 from tests.servers.live import METHODS, Client, Live, Refused, cli, refused, within
 from tests.servers.openbao import OpenBao
 
