@@ -1,7 +1,5 @@
 """`broker run` on a terminal: the child has one too, full-screen programs work, and what they show is masked."""
 
-# ruff: noqa: N802  a row of the attack list keeps its id
-
 from __future__ import annotations
 
 import fcntl
@@ -83,12 +81,17 @@ def on_screen(job: Job, *arguments: str, **redirected: Any) -> Iterator[Screen]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs} | redirected
-    with subprocess.Popen(
+    with subprocess.Popen[bytes](
         [sys.executable, "-c", SHELL, *COMMAND, *arguments], env=job.environment, start_new_session=True, **ends
     ) as process:
         os.close(theirs)
-        yield Screen(ours, process)
-    os.close(ours)
+        try:
+            yield Screen(ours, process)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            os.close(ours)
 
 
 def test_the_child_has_a_terminal_of_the_same_size(job: Job, pipelines: Pipelines) -> None:
@@ -165,7 +168,7 @@ def test_modes_come_back_in_every_exit_path(job: Job, pipelines: Pipelines) -> N
 def test_control_c_reaches_the_child_once(job: Job, pipelines: Pipelines, *, redirected: bool) -> None:
     script = (
         "import os,signal,sys\nsay = lambda *words: print(*words, file=sys.stderr)\nseen = []\n"
-        "signal.signal(signal.SIGINT, lambda *_: seen.append(1))\nsay('ready')\nsignal.pause(); say('seen', len(seen))\n"
+        "signal.signal(signal.SIGINT, lambda *_: (seen.append(1), say('seen', len(seen))))\nsay('ready')\n"
         "sys.stdin.readline(); say('all', len(seen))"
     )
     ends = {"stdout": subprocess.DEVNULL} if redirected else {}
