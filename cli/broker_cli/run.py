@@ -92,7 +92,11 @@ def _with_child(
         renewal = Renewal(job)
         renewal.start()
         stack.callback(renewal.stop)
-        return child.wait(signals)
+        try:
+            return child.wait(signals)
+        except BaseException:
+            child.process.terminate()  # its output could no longer be masked
+            raise
 
 
 def check_values(variables: Mapping[str, bytes]) -> None:

@@ -241,6 +241,9 @@ class Renewal(threading.Thread):
             self._job.renew()
         except grpc.RpcError as error:
             return refusal(error, self._job.way.address)
+        except ValueError:  # grpc's word for a channel that was closed under us, because the job is over
+            if not self._stopped.is_set():
+                raise
         return None
 
 

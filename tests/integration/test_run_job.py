@@ -146,12 +146,12 @@ def test_a_signal_to_the_whole_group_reaches_the_child_once(job: Job, pipelines:
 
 
 def test_a_child_that_a_signal_kills(job: Job, pipelines: Pipelines) -> None:
-    with job.start("run", "--secret", DB, *PYTHON, READY + UNTIL_TOLD, stdin=subprocess.PIPE) as process:
+    with job.start("run", "--secret", DB, *PYTHON, READY + "print('ready'); signal.pause()") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.terminate()
-        process.communicate(timeout=20)
-    assert (process.returncode, pipelines.methods) == (143, BOTH)
+        assert process.wait(20) == 143
+    assert pipelines.methods == BOTH
 
 
 def test_a_signal_while_fetching_ends_in_order(job: Job, pipelines: Pipelines) -> None:
@@ -340,3 +340,45 @@ def test_usual_life_is_a_minute() -> None:
     """So long does anything outlive a runner that dies."""
     assert USUAL_TTL == 60
     assert run_session.LONGEST_PAUSE * 3 < USUAL_TTL / 2
+
+
+FAULTS = """
+import importlib, sys
+from broker_cli.main import run
+places = [
+    ('run_session', 'Job.renew'), ('run_references', 'only_field'), ('run_child', 'start'), ('run_child', 'Child.wait'),
+    ('run_files', 'MemoryFiles.add'), ('run_files', 'Keeper.tell'), ('ci.identity', 'token'), ('run', 'check_values'),
+]
+faults = [
+    OSError, ValueError, KeyError, RuntimeError, TypeError, RecursionError, MemoryError, UnicodeError, AssertionError,
+]
+for module, name in places:
+    owner = importlib.import_module('broker_cli.' + module)
+    *outer, name = name.split('.')
+    for one in outer:
+        owner = getattr(owner, one)
+    kept = getattr(owner, name)
+    for fault in faults:
+        def fail(*given, **more):
+            raise fault(f'canary {given} {more}')
+        setattr(owner, name, fail)
+        if name == 'only_field':
+            importlib.import_module('broker_cli.run').only_field = fail
+        run(['run', '--secret', 'DB=broker://team/db#password', '--file', 'KEY=broker://team/tls#key', '--', 'true'])
+    setattr(owner, name, kept)
+    if name == 'only_field':
+        importlib.import_module('broker_cli.run').only_field = kept
+"""
+
+
+def test_CL_03_no_fault_shows_a_value_and_each_ends_the_session(job: Job, pipelines: Pipelines) -> None:
+    before = secrets_in_memory()
+    environment = job.environment | {"BROKER_DEBUG": "1", "GRPC_TRACE": "all"}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, timeout=60, check=False)
+    shown = done.stdout + done.stderr
+    assert done.returncode == 0
+    for hidden in (b"canary", PASSWORD, b"AAAAbbbb", b"brs_", jwt().encode(), b"Traceback"):
+        assert hidden not in shown
+    assert shown.count(b"unexpected fault") >= 40
+    assert pipelines.methods.count("EndSession") == pipelines.methods.count("FetchSecrets") >= 40
+    assert secrets_in_memory() == before

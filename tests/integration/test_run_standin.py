@@ -14,7 +14,7 @@ from concurrent import futures
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import broker_api.v1.sessions_pb2 as sessions
 import grpc
@@ -138,8 +138,7 @@ class Job:
     def start(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
         environment = self.environment | more.pop("env", {})
         more = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
-        started = subprocess.Popen[bytes]([*COMMAND, *arguments], env=environment, **more)
-        return started
+        return cast("subprocess.Popen[bytes]", subprocess.Popen([*COMMAND, *arguments], env=environment, **more))
 
     def run(self, *arguments: str, **more: Any) -> tuple[int, bytes, bytes]:
         with self.start(*arguments, **more) as process:

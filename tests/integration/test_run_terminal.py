@@ -14,7 +14,7 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -81,12 +81,12 @@ def on_screen(job: Job, *arguments: str, **redirected: Any) -> Iterator[Screen]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs} | redirected
-    with subprocess.Popen[bytes](
+    with subprocess.Popen(
         [sys.executable, "-c", SHELL, *COMMAND, *arguments], env=job.environment, start_new_session=True, **ends
     ) as process:
         os.close(theirs)
         try:
-            yield Screen(ours, process)
+            yield Screen(ours, cast("subprocess.Popen[bytes]", process))
         except BaseException:
             process.kill()
             raise
