@@ -30,15 +30,8 @@ from broker.core.operators import Operators
 from broker.core.policies import Policies
 from broker.core.targets import Targets
 from broker.hsm.pkcs11 import Pkcs11Hsm
-from broker.rpc.audit import AuditMethods
-from broker.rpc.hsm import HsmMethods
-from broker.rpc.imports import ImportMethods
-from broker.rpc.keys import KeyMethods
-from broker.rpc.operators import OperatorMethods
-from broker.rpc.pages import PageTokens
-from broker.rpc.policies import PolicyMethods
 from broker.rpc.server import Server
-from broker.rpc.targets import TargetMethods
+from broker.rpc.services import services
 from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 
@@ -89,21 +82,23 @@ class Broker:
     def _services(self) -> dict[str, object]:
         """What answers each service of the wire; the server refuses to start if one is missing."""
         store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
-        pages = PageTokens(secrets.token_bytes(32))
         surroundings = Surroundings(allowed_hosts=config.targets.allowed_hosts, credentials=config.targets.credentials)
         connect = connector(surroundings)
         ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
-        operators = Operators(store, ca, guard, now, config.trust_domain)
         self.policies = Policies(store, guard, now)
-        return {
-            "KeyService": KeyMethods(self.keys, KeyUse(store, hsm, guard), pages),
-            "TargetService": TargetMethods(Targets(store, hsm, guard, connect, now), pages),
-            "ImportService": ImportMethods(Imports(store, hsm, guard, connect, now), pages),
-            "OperatorService": OperatorMethods(operators, pages),
-            "PolicyService": PolicyMethods(self.policies, policy.SCHEMA),
-            "AuditService": AuditMethods(self.heads, pages),
-            "HsmService": HsmMethods(hsm, guard),
-        }
+        return services(
+            keys=self.keys,
+            use=KeyUse(store, hsm, guard),
+            targets=Targets(store, hsm, guard, connect, now),
+            imports=Imports(store, hsm, guard, connect, now),
+            operators=Operators(store, ca, guard, now, config.trust_domain),
+            policies=self.policies,
+            heads=self.heads,
+            hsm=hsm,
+            guard=guard,
+            schema=policy.SCHEMA,
+            page_key=secrets.token_bytes(32),
+        )
 
     def serve(self) -> None:
         """Start answering, and the background loop with it."""

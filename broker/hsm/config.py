@@ -61,9 +61,11 @@ def read_pin(path: Path) -> str:
         raise WrongState(
             "HSM_PIN_FILE", f"The PIN file {path} cannot be read ({fault.strerror}); create it with mode 0600."
         ) from fault
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         _refuse_open_file(path, os.fstat(descriptor))
-        return _parse_pin(path, file.read(_MAX_PIN + 2))
+        return _parse_pin(path, os.read(descriptor, _MAX_PIN + 2))
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_open_file(path: Path, status: os.stat_result) -> None:

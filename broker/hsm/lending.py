@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from pkcs11 import Attribute, ObjectClass, _pkcs11
 from pkcs11 import KeyType as CkKeyType
-from pkcs11 import ObjectClass, _pkcs11
 from pkcs11 import exceptions as ck
 
 from broker.core.errors import NotFound, Unavailable
 from broker.core.model import KeyType
 from broker.core.ports import KeyRef
-from broker.hsm.objects import search, secret_class
+from broker.hsm.objects import secret_class
 from broker.hsm.sanity import RSA_BITS
 from broker.hsm.sessions import Sessions, Worker
 
@@ -59,7 +59,7 @@ class Finder:
 
     def only(self, worker: Worker, hsm_id: bytes, kind: ObjectClass) -> Any:
         """The one object of this class and id; NotFound ``KEY_NOT_IN_HSM``. Hold the objects lock."""
-        found = search(worker, hsm_id, kind)
+        found = self._sessions.search(worker, {Attribute.ID: hsm_id, Attribute.CLASS: kind})
         if not found:
             self._sessions.confirm()
             raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key: it was destroyed, or the token is new.")

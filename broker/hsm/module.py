@@ -90,11 +90,18 @@ class Module:
         """Finalise; every session and handle dies. A module that is not initialised is left as it is."""
         self._functions.C_Finalize(None)
 
+    def knows(self, session: Any) -> bool:
+        """True when the module is initialised and the session is open in it."""
+        return self._state(session) is not None
+
     def logged_in(self, session: Any) -> bool:
-        """True when the module still knows this session and the user is logged in."""
+        """True when it knows this session and the user is logged in."""
+        return self._state(session) == _RW_USER_FUNCTIONS
+
+    def _state(self, session: Any) -> int | None:
         information = _SessionInformation()
         code = self._functions.C_GetSessionInfo(session.handle, ctypes.byref(information))
-        return bool(code == 0 and information.state == _RW_USER_FUNCTIONS)
+        return None if code else int(information.state)
 
     def wrap_rsa_aes(self, session: Any, kek: Any, key: Any, oaep_hash: int, mgf: int) -> bytes:
         """One-call CKM_RSA_AES_KEY_WRAP of one object under another, AES-256 ephemeral; raises PKCS11Error.

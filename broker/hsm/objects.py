@@ -139,14 +139,6 @@ def _taken() -> AlreadyExists:
     return AlreadyExists("HSM_ID_TAKEN", "The HSM already holds another key under this id; choose a fresh id.")
 
 
-def search(worker: Worker, hsm_id: bytes, kind: ObjectClass | None = None) -> list[Any]:
-    """All objects with this CKA_ID (and class). Hold the objects lock."""
-    template: Template = {Attribute.ID: hsm_id}
-    if kind is not None:
-        template[Attribute.CLASS] = kind
-    return list(worker.session.get_objects(template))
-
-
 def type_of(public: Any) -> KeyType | None:
     """Which key type a public-key object says it is; None when it is none that the broker makes."""
     if public.key_type is CkKeyType.RSA:

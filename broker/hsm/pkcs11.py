@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import rsa
 from pkcs11 import Attribute, ObjectClass
 from pkcs11 import exceptions as ck
 
@@ -135,7 +136,7 @@ class Pkcs11Hsm:
 
         def destroy(worker: Worker) -> None:
             with self._sessions.objects:
-                for thing in objects.search(worker, key.hsm_id):
+                for thing in self._sessions.search(worker, {Attribute.ID: key.hsm_id}):
                     thing.destroy()
                 worker.handles.pop(key.hsm_id, None)
                 self._sessions.confirm()  # else a half may have been invisible
@@ -164,16 +165,18 @@ class Pkcs11Hsm:
         self._sessions.close()
 
     def _examine(self, worker: Worker) -> Findings:
-        selftest.refuse_lax_token(self._sessions, worker)
+        throw_away = rsa.generate_private_key(65537, 2048)
+        selftest.refuse_lax_token(self._sessions, worker, throw_away.public_key().public_numbers())
         with self._sessions.objects:
-            selftest.refuse_conflicting_keys(worker)
-        return Examination(self._sessions, worker).findings()
+            selftest.refuse_conflicting_keys(self._sessions, worker)
+        return Examination(self._sessions, worker, throw_away).findings()
 
     def _found_or_made(self, worker: Worker, hsm_id: bytes, recipe: Recipe) -> bytes | None:
         with self._sessions.objects:
-            there = objects.search(worker, hsm_id)
+            there = self._sessions.search(worker, {Attribute.ID: hsm_id})
             if any(thing.object_class is not ObjectClass.PUBLIC_KEY for thing in there):
                 return objects.accept(there, recipe)
+            self._sessions.confirm()  # else the private half may only be invisible
             for remnant in there:  # a public half alone: a call that was cut short
                 remnant.destroy()
             made = objects.make(worker, hsm_id, recipe)

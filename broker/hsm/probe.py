@@ -57,9 +57,10 @@ class Findings:
 class Examination:
     """One run of the probes on one borrowed session. The caller holds no lock."""
 
-    def __init__(self, sessions: Sessions, worker: Worker) -> None:
+    def __init__(self, sessions: Sessions, worker: Worker, throw_away: rsa.RSAPrivateKey) -> None:
         self._sessions = sessions
         self._worker = worker
+        self._throw_away = throw_away  # plays the KEK, so that the RSA half can be opened here
         self._probes: list[Probe] = []
         self._mechanisms = {int(mechanism) for mechanism in sessions.token.slot.get_mechanisms()}
         self._wrapping_value = os.urandom(32)
@@ -72,7 +73,7 @@ class Examination:
         exact_types = frozenset(
             kind for kind in key_types if padded_wrap and (exact or self._is_exact(kind, padded_wrap, copyable))
         )
-        hashes_done, one_call = self._transport(padded_wrap)
+        hashes_done, one_call = self._transport()
         return Findings(
             key_types=key_types,
             copyable_known=copyable,
@@ -213,9 +214,9 @@ class Examination:
         finally:
             self._discard(*made)
 
-    def _transport(self, padded_wrap: Mechanism | None) -> tuple[tuple[OaepHash, ...], frozenset[OaepHash]]:
+    def _transport(self) -> tuple[tuple[OaepHash, ...], frozenset[OaepHash]]:
         """Which OAEP hashes the token really applies, in two steps and in the one-call wrap."""
-        private = rsa.generate_private_key(65537, 2048)  # throw-away, so that the RSA half can be opened here
+        private = self._throw_away
         opened = []
         one_call = []
         with kek_object(self._worker, private.public_key().public_numbers(), self._sessions.objects) as kek:
@@ -229,8 +230,7 @@ class Examination:
                     one_call.append(oaep_hash)
         if CKM_RSA_AES_KEY_WRAP not in self._mechanisms:
             self._note("one-call wrap", False, "The token has no CKM_RSA_AES_KEY_WRAP; two steps are used.")
-        offered = opened if padded_wrap else []
-        return tuple(h for h in OaepHash if h in offered or h in one_call), frozenset(one_call)
+        return tuple(h for h in OaepHash if h in opened or h in one_call), frozenset(one_call)
 
     def _oaep(self, kek: Any, private: rsa.RSAPrivateKey, oaep_hash: OaepHash) -> bool:
         value = os.urandom(32)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric import rsa
 from pkcs11 import Attribute, Mechanism, MechanismFlag, ObjectClass
 from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
@@ -15,7 +16,9 @@ from broker.hsm.lending import lend
 from broker.hsm.objects import read_public_key, type_of
 from broker.hsm.sanity import check_public_key
 from broker.hsm.sessions import Sessions, Worker
+from broker.hsm.wrapping import kek_object
 
+_WRAPS: Final = (Mechanism.AES_KEY_WRAP, Mechanism.AES_KEY_WRAP_PAD, Mechanism.AES_KEY_WRAP_KWP)
 _ROLES: Final = (
     Attribute.SIGN,
     Attribute.DECRYPT,
@@ -26,13 +29,16 @@ _ROLES: Final = (
 )
 
 
-def refuse_lax_token(sessions: Sessions, worker: Worker) -> None:
+def refuse_lax_token(sessions: Sessions, worker: Worker, kek: rsa.RSAPublicNumbers) -> None:
     """Try what must fail, with throw-away keys; WrongState ``HSM_NOT_ENFORCING`` if any of it works (HS-23)."""
     with sessions.objects:
         wrapper = _throw_away(worker, extractable=True, flags=MechanismFlag.WRAP)
         held = _throw_away(worker, extractable=False, flags=MechanismFlag.ENCRYPT)
     try:
-        _must_fail("wrapped a key that is not extractable", lambda: _wrap(wrapper, held))
+        with kek_object(worker, kek, sessions.objects) as target:
+            _must_fail("wrapped a key that is not extractable", lambda: _wrap(target, held, Mechanism.RSA_PKCS_OAEP))
+        for mechanism in _WRAPS:
+            _must_fail("wrapped a key that is not extractable", lambda m=mechanism: _wrap(wrapper, held, m))  # type: ignore[misc]
         _must_fail("showed the value of a sensitive key", lambda: held[Attribute.VALUE])
         _must_fail("made a key extractable afterwards", lambda: _set(held, Attribute.EXTRACTABLE, value=True))
         _must_fail("made a sensitive key readable afterwards", lambda: _set(held, Attribute.SENSITIVE, value=False))
@@ -43,17 +49,17 @@ def refuse_lax_token(sessions: Sessions, worker: Worker) -> None:
             held.destroy()
 
 
-def refuse_conflicting_keys(worker: Worker) -> None:
+def refuse_conflicting_keys(sessions: Sessions, worker: Worker) -> None:
     """Look at each key of the broker's in the token (HS-01, HS-21). Hold the objects lock.
 
     WrongState ``HSM_KEY_CONFLICT`` for one that could open what it or another wraps, that may derive, that has two
     purposes or is readable; Unavailable ``HSM_FAULT`` for a public key that is not sound.
     """
     for kind in (ObjectClass.SECRET_KEY, ObjectClass.PRIVATE_KEY):
-        for thing in worker.session.get_objects({Attribute.CLASS: kind, Attribute.TOKEN: True}):
+        for thing in sessions.search(worker, {Attribute.CLASS: kind, Attribute.TOKEN: True}):
             if _ours(thing):
                 _refuse_conflict(thing)
-    for thing in worker.session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.TOKEN: True}):
+    for thing in sessions.search(worker, {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.TOKEN: True}):
         if _ours(thing) and (key_type := type_of(thing)) is not None:
             check_public_key(key_type, read_public_key(thing, key_type))
 
@@ -88,8 +94,8 @@ def _must_fail(what: str, attempt: Callable[[], object]) -> None:
         raise WrongState("HSM_NOT_ENFORCING", f"The token {what}; it cannot keep keys safe and is not used.")
 
 
-def _wrap(wrapper: Any, held: Any) -> None:
-    wrapper.wrap_key(held, mechanism=Mechanism.AES_KEY_WRAP)
+def _wrap(wrapper: Any, held: Any, mechanism: Mechanism) -> None:
+    wrapper.wrap_key(held, mechanism=mechanism)
 
 
 def _set(thing: Any, attribute: Attribute, *, value: bool) -> None:

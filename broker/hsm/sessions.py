@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pkcs11 import exceptions as ck
-from pkcs11.constants import TokenFlag
+from pkcs11.constants import Attribute, TokenFlag
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.hsm.config import HsmConfig, read_pin
@@ -91,23 +91,31 @@ class Sessions:
             self.module.finalize()
             raise
 
-    def run(self, operation: Callable[[Worker], R], *, repeat: bool = True) -> R:
+    def run(self, operation: Callable[[Worker], R]) -> R:
         """Run the operation on a borrowed session and return what it returns.
 
-        When the device, session or login is lost, the module is reloaded and, with ``repeat``, the operation is run
-        once more; it must then be idempotent. The first reload is made at once, the next no sooner than
-        ``reload_interval`` after one that worked and ``retry_interval`` after one that did not.
+        When the device, session or login is lost, the module is reloaded and the operation, which must be idempotent,
+        is run once more. The first reload is made at once, the next no sooner than ``reload_interval`` after one that
+        worked and ``retry_interval`` after one that did not.
         """
         try:
             return self._once(operation)
         except _LostError as lost:
             self._reload(lost.epoch)
-            if not repeat:
-                raise _unavailable("the device or the login was lost during the operation and is back now") from lost
         try:
             return self._once(operation)
         except _LostError as lost:
             raise _unavailable("the device or the login was lost again") from lost
+
+    def search(self, worker: Worker, template: dict[Attribute, Any]) -> list[Any]:
+        """All objects with these attributes. Hold the objects lock.
+
+        python-pkcs11 ends a search that could not begin from a destructor, where its own failure is printed instead of
+        raised; so a session that is gone is noticed before.
+        """
+        if not self.module.knows(worker.session):
+            raise ck.SessionHandleInvalid
+        return list(worker.session.get_objects(template))
 
     def confirm(self) -> None:
         """Return when the login holds and the token is there; else raise the PKCS11Error that marks them lost.

@@ -97,8 +97,11 @@ def _in_fresh_process(environment: dict[str, str], order: dict[str, str]) -> Non
         )
 
 
-def _initialise(order: dict[str, str]) -> None:
-    """C_InitToken on the first free slot, then C_InitPIN as its security officer. Ends the process on any error."""
+def initialise(order: dict[str, str]) -> None:
+    """C_InitToken on the first slot of a module that holds no token yet, then C_InitPIN as its security officer.
+
+    ``order``: module, label, pin, so_pin. Ends the process on any error.
+    """
     module = ctypes.CDLL(order["module"])
     label = order["label"].encode().ljust(32)
     pin, so_pin = order["pin"].encode(), order["so_pin"].encode()
@@ -123,4 +126,4 @@ def _expect(function: str, code: int) -> None:
 
 
 if __name__ == "__main__":
-    _initialise(json.load(sys.stdin))
+    initialise(json.load(sys.stdin))

@@ -109,9 +109,11 @@ class Carrier:
     def wrap(self, key: KeyRef, kek: WrappingKey, oaep_hash: OaepHash, *, exact: bool) -> bytes:
         """See ``Hsm.wrap``."""
         numbers = parse_kek(kek)
-        if oaep_hash not in self._findings.oaep_hashes:
+        two_steps = self._findings.padded_wrap is not None and oaep_hash in self._findings.oaep_hashes
+        if not two_steps and oaep_hash not in self._findings.one_call_hashes:
             raise WrongState(
-                "HSM_MECHANISM_MISSING", f"This token cannot wrap with OAEP-{oaep_hash}; see 'broker hsm'."
+                "HSM_MECHANISM_MISSING",
+                f"This token cannot wrap with OAEP-{oaep_hash}; 'broker hsm' says what it can.",
             )
 
         def carry(worker: Worker) -> bytes:

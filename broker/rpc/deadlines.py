@@ -14,6 +14,9 @@ import grpc
 TICK = 0.25
 """Seconds between two looks; the limits are kept to this accuracy."""
 
+CLOSING = 0.1
+"""Seconds that grpc may take to tell that a call without a message was cancelled rather than closed."""
+
 
 class Late(Exception):
     """The message did not arrive in time, and the call was ended."""
@@ -58,7 +61,7 @@ class Deadlines:
             return bytes(wire)
         if not in_time:
             raise Late
-        raise Missing if context.is_active() else Gone
+        raise Gone if _ended(context) else Missing
 
     def sweep(self) -> None:
         """End every call that is over its time; the caller sees CANCELLED."""
@@ -69,6 +72,12 @@ class Deadlines:
                     break
                 calls.pop(context, None)
                 context.cancel()  # type: ignore[no-untyped-call]  # an outdated stub
+
+
+def _ended(context: grpc.ServicerContext) -> bool:
+    """Whether the call is over, not just its requests: grpc tells of the one a moment after the other."""
+    ended = threading.Event()
+    return not context.add_callback(ended.set) or ended.wait(CLOSING)
 
 
 class Ticker:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from urllib.parse import unquote
 
-EVERYBODY = ""
+EVERYBODY = "*"
 MAX_PEERS = 4096
 
 

@@ -22,9 +22,9 @@ import structlog
 
 from broker.core import audit, names, ports
 from broker.core.call import Call
-from broker.core.errors import BrokerError, Unauthenticated
+from broker.core.errors import BrokerError, Exhausted, Unauthenticated
 from broker.core.model import Principal
-from broker.rpc import health, status
+from broker.rpc import health, status, tls
 from broker.rpc.deadlines import Deadlines, Gone, Late, Missing
 from broker.rpc.flood import Flood
 from broker.rpc.table import Method
@@ -33,7 +33,7 @@ NOBODY = Principal(kind="", name="")
 OTHER = "_OTHER"
 """The name in the audit of a method that does not exist; what the caller wrote instead is not recorded."""
 
-TLS_1_3 = [b"TLSv1.3"]
+Metadata = Sequence[tuple[str, str | bytes]]
 
 _log = structlog.get_logger(__name__)
 
@@ -69,12 +69,14 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         health_check: Callable[[Any, grpc.ServicerContext], bytes],
         pool: ThreadPoolExecutor,
         max_calls: int,
+        max_metadata: int,
     ) -> None:
         self._authenticators = tuple(authenticators)
         self._store = store
         self._now = now
         self._deadlines = deadlines
         self._flood = flood
+        self._max_metadata = max_metadata
         self._max_calls = max_calls
         self._free = max_calls
         self._changed = threading.Condition()
@@ -165,7 +167,11 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
     def _perform(self, method: Method | None, call: Call, requests: Any, context: grpc.ServicerContext) -> End:
         if not context.is_active():
             raise Gone
-        call.principal = self._identify(context, call.peer)
+        metadata = context.invocation_metadata() or ()
+        # HTTP/2's own measure (RFC 9113 6.5.2), which grpc applies only to a peer that has acknowledged its settings.
+        if sum(len(name) + len(value) + 32 for name, value in metadata) > self._max_metadata:
+            raise Exhausted("METADATA_TOO_LARGE", "The call's headers are larger than the broker takes; send fewer.")
+        call.principal = self._identify(context, metadata, call.peer)
         if method is None:
             return End(grpc.StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN", "The broker has no such method.")
         request = method.plan.decode(self._deadlines.message(requests, context))
@@ -175,12 +181,12 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             raise TypeError(f"{method.rpc} answered with {type(response).__name__}")
         return End(grpc.StatusCode.OK, wire=response.SerializeToString())
 
-    def _identify(self, context: grpc.ServicerContext, peer: str) -> Principal:
+    def _identify(self, context: grpc.ServicerContext, metadata: Metadata, peer: str) -> Principal:
         """The principal, from the connection's certificate and at most one authorization value; nothing else counts."""
         connection: Mapping[str, Sequence[Any]] = context.auth_context()
-        if connection.get("ssl_tls_version") != TLS_1_3:
-            raise Unauthenticated("TLS_TOO_OLD", "The connection does not use TLS 1.3; use a client that does.")
-        values = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+        if not tls.current(connection):
+            raise Unauthenticated("TLS_TOO_OLD", tls.TOO_OLD)
+        values = [value for name, value in metadata if name == "authorization"]
         if len(values) > 1:
             raise Unauthenticated("CREDENTIALS_AMBIGUOUS", "The call carries more than one authorization; send one.")
         pem = next(iter(connection.get("x509_pem_cert", ())), None)

@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from broker.rpc import tls
 from broker.rpc.deadlines import Deadlines, Gone, Late, Missing
 
 CHECK = "/grpc.health.v1.Health/Check"
@@ -41,6 +42,8 @@ class Health:
     def check(self, requests: Any, context: grpc.ServicerContext) -> bytes:
         """Answer one Check."""
         code, sentence = grpc.StatusCode.CANCELLED, "The request did not arrive."
+        if not tls.current(context.auth_context()):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, tls.TOO_OLD)
         peer = context.peer()
         # One unfinished request a connection: a stranger must not hold the threads by sending headers only.
         if peer in self._reading:

@@ -91,6 +91,7 @@ class Server:
             health_check=self._health.check,
             pool=self._health_pool,
             max_calls=limits.calls,
+            max_metadata=limits.metadata_bytes,
         )
         self._ticker = Ticker(self._tick)
         self._server = grpc.server(self._pool, handlers=[self._gate], options=options(limits))
@@ -142,7 +143,7 @@ def options(limits: Limits) -> list[tuple[str, int]]:
     return [
         # Without this a second process of the same user could bind the same port and take half of the connections.
         ("grpc.so_reuseport", 0),
-        # Up to twice the limit the gate refuses by name, in the audit too; above, the transport does, before allocating.
+        # Up to twice the limit the gate refuses by name, in the audit too; above, the transport, before allocating.
         ("grpc.max_receive_message_length", 2 * MAX_BYTES),
         ("grpc.max_metadata_size", limits.metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
@@ -150,6 +151,8 @@ def options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", limits.connections),
         # No compressed message is ever expanded: identity is the only encoding (a bitset of one).
         ("grpc.compression_enabled_algorithms_bitset", 1),
+        # The limits above count once the peer has acknowledged them; one that does not is cut off.
+        ("grpc.http2.settings_timeout", _ms(limits.handshake_seconds)),
         ("grpc.server_handshake_timeout_ms", _ms(limits.handshake_seconds)),
         ("grpc.max_connection_idle_ms", _ms(limits.idle_seconds)),
         ("grpc.max_connection_age_ms", _ms(limits.age_seconds)),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -16,7 +18,14 @@ from broker.core.errors import BrokerError, WrongState
 
 MAX_FILE = 256 * 1024
 
+TOO_OLD = "The connection does not use TLS 1.3; use a client that does."
+
 _log = structlog.get_logger(__name__)
+
+
+def current(connection: Mapping[str, Any]) -> bool:
+    """Whether a connection (its auth context) uses TLS 1.3; grpc's handshake takes 1.2 and cannot be told not to."""
+    return bool(connection.get("ssl_tls_version") == [b"TLSv1.3"])
 
 
 def read_key(path: Path) -> bytes:

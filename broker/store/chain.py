@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -52,7 +53,7 @@ class Chain:
         self._lines.append(line + b"\n")
 
     def commit(self) -> None:
-        """Make the staged lines durable. After an OSError none of them counts, and ``restore`` must come next."""
+        """Make the staged lines durable. After an error none of them counts, and ``restore`` must come next."""
         lines, self._lines = b"".join(self._lines), []
         self._open_for(len(lines))
         view = memoryview(lines)
@@ -62,17 +63,18 @@ class Chain:
         self._size += len(lines)
         self.durable = self._staged
 
-    def restore(self, fault: OSError) -> None:
+    def restore(self, fault: Exception) -> None:
         """Cut the file back to its last durable line; an OSError here means that the chain has to be left."""
         self._staged, self._lines = self.durable, []
         if self._file < 0:
             return
-        if fault.errno == errno.ESTALE:
+        cause = fault.errno if isinstance(fault, OSError) else 0
+        if cause == errno.ESTALE:
             raise fault
         os.ftruncate(self._file, self._size)
         os.fdatasync(self._file)
         self._check_ours()
-        self._full = fault.errno == errno.EFBIG  # a limit on the size of one file: the next one has room
+        self._full = cause == errno.EFBIG  # a limit on the size of one file: the next one has room
 
     def check(self) -> None:
         """OSError when the next line could not be written: no room, read-only, or the file taken away."""
@@ -83,6 +85,13 @@ class Chain:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if volume.f_bavail * volume.f_frsize < LOW_WATER:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def discard(self) -> None:
+        """Remove the file of a chain whose first line could not be written."""
+        if self._file >= 0:
+            self.close()
+            with suppress(OSError):  # an empty or torn file is no harm
+                self._path(self._number).unlink()
 
     def close(self) -> None:
         """Close the file."""
@@ -95,10 +104,13 @@ class Chain:
             self._check_ours()
             return
         number = self._number + 1
-        file = create(self._folder / f"{self.name}.{number:06d}{SUFFIX}", os.O_WRONLY | os.O_APPEND)
+        file = create(self._path(number), os.O_WRONLY | os.O_APPEND)
         self.close()
         self._file, self._number, self._size, self._full = file, number, 0, False
         _sync_folder(self._folder)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{self.name}.{number:06d}{SUFFIX}"
 
     def _check_ours(self) -> None:
         found = os.fstat(self._file)

@@ -126,13 +126,13 @@ class Journal:
         """Write the tickets' records together; each caller learns how it went."""
         try:
             chain = self._chain or self._begin()
-        except (OSError, BrokerError) as fault:
+        except Exception as fault:  # noqa: BLE001 - whatever it is, the callers are told and the thread lives
             _settle_all(tickets, fault)
             return
         good = [ticket for ticket in tickets if _staged(chain, ticket)]
         try:
             chain.commit()
-        except OSError as fault:
+        except Exception as fault:  # noqa: BLE001 - as above
             self._take_back(chain, fault)
             _settle_all(good, fault)
             return
@@ -150,12 +150,12 @@ class Journal:
         try:
             chain.commit()
         except OSError:
-            chain.close()
+            chain.discard()
             raise
         self._chain, self._tails[chain.name] = chain, chain.durable
         return chain
 
-    def _take_back(self, chain: Chain, fault: OSError) -> None:
+    def _take_back(self, chain: Chain, fault: Exception) -> None:
         try:
             chain.restore(fault)
         except OSError:

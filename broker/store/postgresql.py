@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -82,10 +82,15 @@ class Postgresql:
         self.bound()
         return self._readers.read(statement, parameters)
 
-    def transaction(self) -> AbstractContextManager[Connection]:
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
         """See ``Database``."""
         self.bound()
-        return transaction(self._writers.connect)
+        with transaction(self._writers.connect) as connection:
+            try:
+                yield connection
+            finally:
+                self.bound()  # for the rollback, however long the body took
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:
@@ -139,6 +144,7 @@ def conninfo(config: StoreConfig) -> str:
         "sslrootcert": str(config.tls_root or ""),
         "sslcertmode": "disable",  # an empty sslcert would mean ~/.postgresql
         "gssencmode": "disable",
+        "require_auth": "!password,!md5",  # whoever answers learns nothing of the password
         "application_name": "broker",
         "client_encoding": "UTF8",
         "target_session_attrs": "read-write",

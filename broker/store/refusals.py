@@ -26,7 +26,7 @@ def refusal(error: SQLAlchemyError) -> BrokerError:
         return WrongState("CHANGED_MEANWHILE", "Somebody else changed the same thing at this moment; try again.")
     if isinstance(error, PoolTimeoutError):
         return unavailable("All connections to the database are busy")
-    return unavailable(_SENTENCES.get(state[:2], "The database does not answer as it should"))
+    return unavailable(_SENTENCES.get(state[:2], "The database cannot be reached or does not answer as it should"))
 
 
 def unavailable(what: str) -> Unavailable:

@@ -19,6 +19,7 @@ from broker_cli.wire import Wire
 CONNECT_SECONDS = 5
 HEAD_SECONDS = 3600
 RENEW = 'get a fresh one with "broker operator renew", or from an administrator ("broker operator issue").'
+NOT_ACCEPTED = "The broker does not accept your certificate: it is from another broker, or ran out; " + RENEW
 
 # OpenSSL's X509_V_ERR_* numbers.
 _NOT_YET_VALID, _EXPIRED = 9, 10
@@ -143,8 +144,8 @@ def _handshake(place: profiles.Place) -> Iterator[Check]:
         with closing(socket.create_connection((host, port), CONNECT_SECONDS)) as plain_socket:
             plain_socket.settimeout(CONNECT_SECONDS)
             with context.wrap_socket(plain_socket, server_hostname=host) as secured:
-                secured.recv(1)  # in TLS 1.3 the server judges our certificate after its own part is done
-                seen = list(_judge(secured))
+                # In TLS 1.3 the server judges our certificate after its own part is done, and may just hang up.
+                seen = list(_judge(secured)) if secured.recv(1) else [failed("tls", NOT_ACCEPTED)]
     except ssl.SSLCertVerificationError as fault:
         yield failed("tls", _untrusted(fault, host))
     except ssl.SSLError as fault:
@@ -196,7 +197,7 @@ def _broken(fault: ssl.SSLError, address: str) -> str:
     if reason in _PLAINTEXT:
         return f"{address} does not speak TLS: it is a plaintext port; the broker's ports are never plaintext."
     if "UNKNOWN_CA" in reason or "CERTIFICATE" in reason:
-        return "The broker does not accept your certificate: it is from another broker, or ran out; " + RENEW
+        return NOT_ACCEPTED
     if "VERSION" in reason or "PROTOCOL" in reason:
         return "No TLS version in common: the broker wants TLS 1.3."
     return f"The TLS handshake with {address} failed ({plain(reason) or 'no reason given'})."

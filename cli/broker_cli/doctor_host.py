@@ -21,9 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from broker_cli import journal
 from broker_cli.doctor_checks import Check, environment, failed, lifetime, ok, skipped, warning
 
 MAX_CONFIG = 1024 * 1024
+HEAD_SECONDS = 120
 FREE_BYTES = 64 * 1024 * 1024
 FIXED_SQLITE = (3, 51, 3)
 _SECRET = ("pin", "token", "password", "secret", "key")
@@ -79,11 +81,14 @@ def _walk(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _place(name: str, last: str, path: Path) -> Iterator[Check]:
     try:
         state = path.stat()
-    except OSError as fault:
-        yield failed(name, f"{path}: {fault.strerror}; correct the setting {name}, or make it.")
+    except (OSError, ValueError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else "that is no path"
+        yield failed(name, f"{path}: {why}; correct the setting {name}, or make it.")
         return
     if stat.S_ISDIR(state.st_mode):
         yield _folder(name, path, state)
+        if last.endswith("journal"):
+            yield from _heads(path)
     elif "public" not in last and any(word in last for word in _SECRET):
         yield _secret(name, path, state)
     elif last.endswith("database"):
@@ -122,6 +127,32 @@ def _folder(name: str, path: Path, state: os.stat_result) -> Check:
     return ok(name, f"{path} is writable, {free // 2**20} MiB free")
 
 
+def _heads(folder: Path) -> Iterator[Check]:
+    """How much of the newest journal file is not signed yet."""
+    try:
+        newest = max(journal.files((folder,)), key=lambda path: path.stat().st_mtime, default=None)
+        if newest is not None:
+            yield _waiting(newest)
+    except (journal.NotAJournalError, OSError):
+        yield failed("audit-head", f"A journal in {folder} cannot be read: chown it to the broker's user.")
+
+
+def _waiting(newest: Path) -> Check:
+    head = entry = None
+    for line in journal.lines(newest):
+        if line.record is not None and line.record["kind"] == "head":
+            head, entry = journal.moment(line.record["time"]), None
+        elif line.record is not None:
+            entry = entry or journal.moment(line.record["time"])  # the first one that no head of this file covers
+    late = (datetime.now(UTC) - entry).total_seconds() if entry is not None else 0
+    if late > HEAD_SECONDS:
+        cure = "start the broker, or if it runs look why its loop does not sign"
+        return warning("audit-head", f"Records in {newest.name} have waited {late:.0f} s for a signed head: {cure}.")
+    return ok(
+        "audit-head", f"{newest.name} is signed up to {head:%Y-%m-%d %H:%M:%S} UTC" if head else "nothing is late"
+    )
+
+
 def _database(name: str, path: Path) -> Check:
     holder = _lock_holder(path) or _lock_holder(path.with_name(path.name + "-shm"))
     if holder:
@@ -152,15 +183,16 @@ def _certificate(name: str, path: Path) -> Check:
 
 def _port(name: str, value: str) -> Iterator[Check]:
     host, _, port = value.rpartition(":")
-    if not port.isdigit() or not 0 <= int(port) < 65536 or "/" in host:
+    if not (port.isascii() and port.isdecimal()) or not 0 <= int(port) < 65536 or "/" in host:
         return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((host.strip("[]"), int(port)))
-    except OSError as fault:
-        yield warning(name, f"{value} cannot be listened on now ({fault.strerror}): fine if it is the running broker.")
+    except (OSError, ValueError, TypeError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else "that is no host"
+        yield warning(name, f"{value} cannot be listened on now ({why}): fine if it is the running broker.")
     else:
         yield ok(name, f"{value} is free")
 

@@ -94,6 +94,8 @@ def run(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return _pipe_closed()
+    except SystemExit as ended_by_click:  # after a completion, or because its own output met a closed pipe
+        return int(ended_by_click.code or 0) if "_BROKER_COMPLETE" in os.environ else _pipe_closed()
     except Exception as fault:  # noqa: BLE001  the last resort: no traceback, no text that could quote an input
         return _unexpected(fault)
     return ended if isinstance(ended, int) else 0

@@ -16,7 +16,7 @@ import click
 
 from broker_cli import files
 from broker_cli.refusal import Exit, Refusal
-from broker_cli.screen import chat, plain
+from broker_cli.screen import chat, plain, plain_lines
 from broker_cli.words import flat
 
 FORMATS = ("table", "json", "yaml", "env")
@@ -82,7 +82,9 @@ class Output:
         if target is not None:
             files.create(Path(target), content)
             chat(f"{len(content)} bytes written to {target}.")
-        elif self.asked is None and (not sys.stdout.isatty() or (secret and reveal)):
+        elif self.asked is None and secret and reveal and sys.stdout.isatty():
+            sys.stdout.write(plain_lines(content.decode(errors="backslashreplace")) + "\n")
+        elif self.asked is None and not sys.stdout.isatty():
             sys.stdout.flush()
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()

@@ -9,7 +9,14 @@ import click
 
 from broker_cli.refusal import Refusal
 
-_PASS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+class Handover(click.Command):
+    """A command whose every word, --help and -- too, is the server's to read."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words as they are."""
+        ctx.params["options"] = tuple(args)
+        return []
 
 
 def become(command: str, options: tuple[str, ...]) -> None:
@@ -22,12 +29,10 @@ def become(command: str, options: tuple[str, ...]) -> None:
 
 
 def _passed_on(name: str, text: str) -> click.Command:
-    @click.command(name, help=text, context_settings=_PASS, add_help_option=False)
-    @click.argument("options", nargs=-1, type=click.UNPROCESSED)
     def command(options: tuple[str, ...]) -> None:
         become(name, options)
 
-    return command
+    return Handover(name, callback=command, help=text)
 
 
 dev = _passed_on("dev", "Start a trial broker with everything in a temporary folder. Options go to the server.")

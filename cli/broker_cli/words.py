@@ -45,8 +45,8 @@ def word(enum: Any, number: int) -> str:
 def record(message: Any) -> dict[str, Any]:
     """A message as a plain mapping with the wire's field names: the stable JSON of the command.
 
-    Enumerations are words, times RFC 3339 in UTC, durations seconds, bytes base64; what is not set in a message or
-    oneof field is None.
+    Enumerations are words, times RFC 3339 in UTC, durations seconds, bytes base64; a message that is not
+    set is None, and of a oneof only what is set is there.
     """
     return {field.name: _value(message, field) for field in message.DESCRIPTOR.fields if _shown(message, field)}
 

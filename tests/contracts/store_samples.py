@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -30,6 +30,7 @@ from broker.core.model import (
     VersionState,
 )
 from broker.store.config import StoreConfig
+from broker.store.journal import Journal
 from broker.store.sql import SqlStore
 
 T0 = datetime(2026, 11, 23, 5, 0, 0, 123456, tzinfo=UTC)
@@ -189,3 +190,16 @@ def calls(folder: Path) -> list[str]:
         for record in chain
         if record["kind"] == "entry" and record["rpc"] != "-"
     ]
+
+
+def start(folder: Path, clock: Callable[[], datetime] = now, file_bytes: int = 1 << 20) -> Journal:
+    return Journal(folder, "broker", clock, file_bytes)
+
+
+def filled(folder: Path, count: int, **how: Any) -> list[bytes]:
+    """A journal of that many entries; its lines, without newlines."""
+    journal = start(folder, **how)
+    for number in range(count):
+        journal.append(entry(str(number)))
+    journal.close()
+    return b"".join(path.read_bytes() for path in sorted(folder.iterdir())).splitlines()

@@ -23,13 +23,18 @@ from tests.servers.openbao import OpenBao
 
 
 class Mount:
-    """A transit engine of one test's own, and a token file for it in a credentials folder."""
+    """A transit engine, and a token of one test's own for it in a credentials folder.
 
-    def __init__(self, server: OpenBao, folder: Path) -> None:
+    Without a ``path`` the engine is the test's own too, which costs the server an RSA-4096 key.
+    """
+
+    def __init__(self, server: OpenBao, folder: Path, path: str = "") -> None:
         self.server = server
-        self.path = f"transit-{secrets.token_hex(6)}"
+        self.path = path or f"transit-{secrets.token_hex(6)}"
+        self.token_file = f"token-{secrets.token_hex(6)}"
         self.credentials = folder / "credentials"
-        self.make()
+        if not path:
+            self.make()
         self.give(policy(self.path))
 
     def make(self) -> None:
@@ -42,14 +47,14 @@ class Mount:
 
     def give(self, text: str) -> None:
         """From now on the broker's token may do what this policy says."""
-        self.server.write_token(self.credentials, self.path, self.server.token_for(text, self.path))
+        self.server.write_token(self.credentials, self.token_file, self.server.token_for(text, self.token_file))
 
     def settings(self, address: str = "", ca_pem: str = "") -> dict[str, str]:
         return {
             "address": address or self.server.address,
             "mount": self.path,
             "ca_pem": ca_pem or self.server.ca_pem,
-            "token_file": self.path,
+            "token_file": self.token_file,
         }
 
     def key(self, name: str) -> dict[str, object]:
@@ -145,6 +150,10 @@ class Bench:
 
     def row(self, key: Key, number: int = 1) -> Import | None:
         return self.store.get(Import, key.name, number, "bao")
+
+    def arrived(self, key: Key) -> bool:
+        """Whether the target has any key of this name."""
+        return key.name in self.connect("vault", self.settings).names()
 
     def journalled(self) -> str:
         return "".join(file.read_text() for file in sorted(self.journal.rglob("*")) if file.is_file())

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from broker_api.v1 import keys_pb2
 from broker_cli import words
+from broker_cli.audit import read_heads
 from broker_cli.main import COMMANDS, cli
 from broker_cli.papers import fresh_key
 
@@ -317,6 +318,12 @@ def test_an_import_that_is_not_proven_is_a_failure(broker: Broker, stand_in: Sta
     stand_in.answers["ImportKey"] = answer
     ended = broker("key", "import", "pay", "--target", "prod")
     assert (ended.code, "TARGET_DENIED" in ended.err) == (1, True)
+
+
+def test_exported_heads_are_what_the_verifier_takes(broker: Broker) -> None:
+    for more in ([], ["--newest"]):
+        kept = read_heads(broker("audit", "heads", "--format", "json", *more).raw)
+        assert [(head.chain, head.sequence, head.signature) for head in kept] == [("host-1", 7, b"\x30\x00")]
 
 
 def test_no_command_takes_a_secret_as_an_argument() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import grpc
 import pytest
 from broker_cli import doctor_checks, doctor_host
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from tests.integration.test_cli_standin import (
     Authority,
@@ -30,6 +32,7 @@ from tests.integration.test_cli_standin import (
     stand_in,
     write_profile,
 )
+from tests.unit.test_cli_audit import journal
 
 __all__ = ["bare", "broker", "running", "stand_in"]  # fixtures
 
@@ -43,6 +46,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def examine(broker: Broker, *arguments: object) -> dict[str, tuple[str, str]]:
     """{check: (status, detail)}; the exit code agrees with them."""
     ended = broker("doctor", "--format", "json", *arguments)
+    assert ended.raw, ended.err
     found = {one["name"]: (one["status"], one["detail"]) for one in json.loads(ended.out)}
     assert ended.code == (10 if "failed" in {status for status, _ in found.values()} else 0)
     return found
@@ -292,6 +296,30 @@ def test_a_taken_port_and_a_held_database_are_warnings(host: Path) -> None:
     assert found["server.operators_address"][0] == "warning"
     assert found["store.url"] == ("warning", found["store.url"][1])
     assert str(holding.pid) in found["store.url"][1]
+
+
+def test_records_that_wait_for_a_head_are_told(host: Path) -> None:
+    path = host.parent / "journal" / "broker-1.000001.jsonl"
+    path.write_bytes(journal().bytes)
+    path.chmod(0o600)
+    assert host_checks(host)["audit-head"][0] == "ok"
+    path.write_bytes(journal().add(1).bytes)
+    assert host_checks(host)["audit-head"][0] == "warning"
+
+
+@given(st.sampled_from(["a_file", "journal", "url", "listen", "module", "ca"]), st.text(max_size=40))
+@settings(max_examples=150, deadline=None)
+@example("listen", "a\x00b:1")
+@example("listen", f"{'x' * 300}.y:1")
+@example("listen", "h:²")
+@example("url", "sqlite:///\x00")
+@example("module", "softhsm\x00")
+@example("a_file", "x" * 5000)
+@example("a_file", "/dev/null/x")
+def test_no_setting_makes_the_doctor_fall_over(tmp_path_factory: pytest.TempPathFactory, name: str, value: str) -> None:
+    config = tmp_path_factory.mktemp("host") / "broker.toml"
+    config.write_text(f"[part]\n{name} = {json.dumps(value)}\n")
+    assert host_checks(config)["umask"]
 
 
 def test_a_loose_umask_is_a_warning(host: Path) -> None:

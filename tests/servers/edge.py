@@ -132,7 +132,7 @@ class Journal:
 
 
 def plain_services(answers: Mapping[str, Callable[[Any, Any], Any]] | None = None) -> dict[str, object]:
-    """Every declared service; a method answers with an empty response unless ``answers`` ("KeyService/Sign") has one."""
+    """Every declared service. A method answers an empty response unless ``answers`` ("KeyService/Sign") has one."""
 
     def answer(path: str, response: type[Any]) -> Callable[[object, Any, Any], Any]:
         chosen = (answers or {}).get(path)
@@ -164,11 +164,13 @@ class Edge:
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
 
     @contextmanager
-    def channel(self, client: Issued | None = None, *, port: int | None = None) -> Iterator[grpc.Channel]:
+    def channel(self, client: Issued | None = None, *, port: int | None = None) -> Iterator[Any]:
         """To the operators' port as ``client``, alice unless told otherwise, or to another port with no certificate."""
         mine = client or (self.alice if port is None else None)
         trust = self.server_ca.pem
-        credentials = grpc.ssl_channel_credentials(trust, mine.key_pem, mine.pem) if mine else grpc.ssl_channel_credentials(trust)
+        credentials = (
+            grpc.ssl_channel_credentials(trust, mine.key_pem, mine.pem) if mine else grpc.ssl_channel_credentials(trust)
+        )
         with grpc.secure_channel(f"localhost:{port or self.server.operators_port}", credentials) as channel:
             yield channel
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from broker.auth.mtls import KIND, Mtls, MtlsConfig
-from broker.core.errors import Unauthenticated
+from broker.core.errors import Unauthenticated, WrongState
 from broker.core.model import OperatorState
 from broker.core.ports import Credentials
 from tests.servers.edge import ALICE, Issued, Journal, authority, issue, operator, operator_certificate
@@ -45,7 +45,8 @@ def shown(certificate: Issued | bytes | None, *, verified: bool = True) -> Crede
 
 def mtls(ca_file: Path, journal: Journal | None = None, now: datetime = NOW, **changes: Any) -> Mtls:
     store: Any = journal or Journal(operator())
-    return KIND.build(MtlsConfig(operator_ca_file=ca_file, **changes), store, lambda: now)
+    made: Mtls = KIND.build(MtlsConfig(operator_ca_file=ca_file, **changes), store, lambda: now)
+    return made
 
 
 def reason(authenticator: Mtls, certificate: Issued | bytes, *, verified: bool = True) -> str:
@@ -230,7 +231,9 @@ def test_a_certificate_that_the_connection_did_not_verify_counts_for_nothing(ca_
     assert reason(mtls(ca_file), operator_certificate(CA), verified=False) == "CERTIFICATE_UNVERIFIED"
 
 
-@pytest.mark.parametrize("pem", [b"", b"x", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"A" * 20_000])
+@pytest.mark.parametrize(
+    "pem", [b"", b"x", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"A" * 20_000]
+)
 def test_bytes_that_are_no_certificate_are_refused(ca_file: Path, pem: bytes) -> None:
     assert reason(mtls(ca_file), pem) == "CERTIFICATE_UNREADABLE"
 
@@ -264,3 +267,12 @@ def test_a_refusal_tells_the_audit_who_was_refused(ca_file: Path) -> None:
         mtls(ca_file, Journal()).authenticate(shown(mine))
     serial = f"{mine.certificate.serial_number:x}"
     assert refused.value.metadata == {"operator": "alice", "certificate_serial": serial}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x"])
+def test_a_ca_file_that_will_not_do_stops_the_start(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "bad.pem").write_bytes(content)
+    with pytest.raises(WrongState) as stopped:
+        mtls(tmp_path / "bad.pem")
+    assert stopped.value.reason == "OPERATOR_CA_INVALID"

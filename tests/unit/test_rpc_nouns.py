@@ -6,7 +6,7 @@ import json
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from broker_api.v1 import audit_pb2, hsm_pb2, imports_pb2, keys_pb2, operators_pb2, policies_pb2, targets_pb2
@@ -18,10 +18,11 @@ from google.protobuf.duration_pb2 import Duration
 from broker.core import guard, model
 from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied, Unavailable
-from broker.core.keys import Encrypted, Signed
+from broker.core.key_use import Encrypted, Signed
 from broker.core.operators import Issued
 from broker.core.page import Page
 from broker.core.policies import Explanation
+from broker.rpc import table
 from broker.rpc.audit import AuditMethods
 from broker.rpc.codec import der_from_jose
 from broker.rpc.hsm import HsmMethods
@@ -30,6 +31,7 @@ from broker.rpc.keys import KeyMethods
 from broker.rpc.operators import OperatorMethods
 from broker.rpc.pages import PageTokens
 from broker.rpc.policies import PolicyMethods
+from broker.rpc.services import services
 from broker.rpc.targets import TargetMethods
 
 THEN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -84,7 +86,7 @@ class Noun:
 
 def keys(**answers: Any) -> tuple[Any, KeyMethods]:
     noun: Any = Noun(**answers)
-    return noun, KeyMethods(noun, PAGES)
+    return noun, KeyMethods(noun, noun, PAGES)
 
 
 def test_create_key() -> None:
@@ -118,9 +120,7 @@ def test_lists_continue_where_they_stopped() -> None:
     noun, rpc = keys(page=Page(items=[KEY], next=("payments",)))
     first = rpc.list_keys(call("KeyService/ListKeys"), keys_pb2.ListKeysRequest())
     assert [key.name for key in first.keys] == ["payments"]
-    rpc.list_keys(
-        call("KeyService/ListKeys"), keys_pb2.ListKeysRequest(page_size=7, page_token=first.next_page_token)
-    )
+    rpc.list_keys(call("KeyService/ListKeys"), keys_pb2.ListKeysRequest(page_size=7, page_token=first.next_page_token))
     assert noun.asked == [("page", ((), 100), {}), ("page", (("payments",), 7), {})]
 
 
@@ -283,9 +283,9 @@ def test_targets_both_ways() -> None:
 def test_a_target_needs_settings_and_short_ones() -> None:
     noun: Any = Noun()
     rpc = TargetMethods(noun, PAGES)
-    for settings in ({}, {"vault": targets_pb2.VaultSettings(ca_pem="x" * (64 * 1024 + 1))}):
+    for settings in (None, targets_pb2.VaultSettings(ca_pem="x" * (64 * 1024 + 1))):
         with pytest.raises(InvalidRequest):
-            rpc.create_target(call("T/C"), targets_pb2.CreateTargetRequest(name="a", **settings))
+            rpc.create_target(call("T/C"), targets_pb2.CreateTargetRequest(name="a", vault=settings))
     assert noun.asked == []
 
 
@@ -506,3 +506,15 @@ def test_a_symmetric_version_has_no_public_hash() -> None:
     _, rpc = keys(versions=Page(items=[replace(VERSION, public_key=None)], next=()))
     page = rpc.list_key_versions(call("K/L"), keys_pb2.ListKeyVersionsRequest(name="payments"))
     assert page.versions[0].public_key_sha256 == ""
+
+
+def test_the_services_are_those_of_the_api_with_the_types_of_the_api() -> None:
+    noun: Any = Noun()
+    made = services(
+        keys=noun, use=noun, targets=noun, imports=noun, operators=noun, policies=noun, heads=noun, hsm=noun, guard=noun,
+        schema="", page_key=bytes(32),
+    )  # fmt: skip
+    for path, method in table.methods(made).items():
+        hints = get_type_hints(method.answer)
+        request = next(hint for name, hint in hints.items() if name.lstrip("_") == "request")
+        assert (request, hints["return"]) == (method.plan.kind, method.response), path

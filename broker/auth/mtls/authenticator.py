@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from broker.auth.mtls.certificate import TRUST_DOMAIN, Identity, read
 from broker.core import ports
-from broker.core.errors import Unauthenticated
+from broker.core.errors import Unauthenticated, WrongState
 from broker.core.model import Operator, OperatorState, Principal
 
 MAX_KNOWN = 1024
@@ -37,7 +37,7 @@ class Mtls:
 
     def __init__(self, config: MtlsConfig, store: ports.Store, now: ports.Now) -> None:
         self._trust_domain = config.trust_domain
-        self._authority = x509.load_pem_x509_certificate(config.operator_ca_file.read_bytes())
+        self._authority = _load(config.operator_ca_file)
         self._authority_valid = self._authority.not_valid_before_utc, self._authority.not_valid_after_utc
         self._store = store
         self._now = now
@@ -75,6 +75,16 @@ class Mtls:
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
         return identity
+
+
+def _load(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WrongState(
+            "OPERATOR_CA_INVALID",
+            f"The operator CA file {path.name} is not a readable PEM certificate; name the right one.",
+        ) from error
 
 
 def _current(

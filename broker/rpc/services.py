@@ -1,0 +1,48 @@
+"""The nouns of the core as the services of the API."""
+
+from __future__ import annotations
+
+from broker.core.guard import Guard
+from broker.core.heads import Heads
+from broker.core.imports import Imports
+from broker.core.key_use import KeyUse
+from broker.core.keys import Keys
+from broker.core.operators import Operators
+from broker.core.policies import Policies
+from broker.core.ports import Hsm
+from broker.core.targets import Targets
+from broker.rpc.audit import AuditMethods
+from broker.rpc.hsm import HsmMethods
+from broker.rpc.imports import ImportMethods
+from broker.rpc.keys import KeyMethods
+from broker.rpc.operators import OperatorMethods
+from broker.rpc.pages import PageTokens
+from broker.rpc.policies import PolicyMethods
+from broker.rpc.targets import TargetMethods
+
+
+def services(  # noqa: PLR0913 (one argument a noun)
+    *,
+    keys: Keys,
+    use: KeyUse,
+    targets: Targets,
+    imports: Imports,
+    operators: Operators,
+    policies: Policies,
+    heads: Heads,
+    hsm: Hsm,
+    guard: Guard,
+    schema: str,
+    page_key: bytes,
+) -> dict[str, object]:
+    """What ``Server`` takes. ``schema``: the Cedar schema as text; ``page_key``: 32 bytes, the same on all replicas."""
+    pages = PageTokens(page_key)
+    return {
+        "KeyService": KeyMethods(keys, use, pages),
+        "TargetService": TargetMethods(targets, pages),
+        "ImportService": ImportMethods(imports, pages),
+        "OperatorService": OperatorMethods(operators, pages),
+        "PolicyService": PolicyMethods(policies, schema),
+        "AuditService": AuditMethods(heads, pages),
+        "HsmService": HsmMethods(hsm, guard),
+    }

@@ -1,0 +1,271 @@
+"""What every kind of target owes the core (``ports.Target``), on the real server of each kind and a real HSM.
+
+The kinds are found by walking the folders; a folder without a place to be tried in fails the suite.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from broker.core import ports
+from broker.core.errors import InvalidRequest, WrongState
+from broker.core.model import (
+    EncryptionAlgorithm,
+    KeyType,
+    KeyUsage,
+    OaepHash,
+    RemoteKey,
+    SignatureAlgorithm,
+    WrappingKey,
+)
+from broker.core.ports import KeyRef
+from broker.core.proof import opens, prove
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.targets import Surroundings, connector, kinds
+from tests.servers.openbao import OpenBao
+
+KEYS = [
+    (KeyType.RSA_2048, KeyUsage.SIGN),
+    (KeyType.RSA_2048, KeyUsage.ENCRYPT),
+    (KeyType.RSA_3072, KeyUsage.SIGN),
+    (KeyType.RSA_4096, KeyUsage.SIGN),
+    (KeyType.EC_P256, KeyUsage.SIGN),
+    (KeyType.EC_P384, KeyUsage.SIGN),
+    (KeyType.EC_P521, KeyUsage.SIGN),
+    (KeyType.AES_128, KeyUsage.ENCRYPT),
+    (KeyType.AES_256, KeyUsage.ENCRYPT),
+]
+
+
+def _vault(request: pytest.FixtureRequest, folder: Path) -> ports.Target:
+    server: OpenBao = request.getfixturevalue("openbao")
+    server.write_token(folder)
+    settings = {
+        "address": server.address, "mount": server.mount, "ca_pem": server.ca_pem, "token_file": "vault-token",
+    }  # fmt: skip
+    return connector(Surroundings(allowed_hosts=frozenset({server.host}), credentials=folder))("vault", settings)
+
+
+PLACES: dict[str, Callable[[pytest.FixtureRequest, Path], ports.Target]] = {"vault": _vault}
+
+
+class Place:
+    """A target of one kind, an HSM, and names that nobody else uses."""
+
+    def __init__(self, port: ports.Target, hsm: Pkcs11Hsm) -> None:
+        self.port, self.hsm = port, hsm
+
+    def born(self, key_type: KeyType, usage: KeyUsage) -> KeyRef:
+        hsm_id = secrets.token_bytes(16)
+        public_key = self.hsm.generate(hsm_id, key_type, usage, exportable=True)
+        return KeyRef(hsm_id=hsm_id, type=key_type, usage=usage, public_key=public_key)
+
+    def wrapped(self, key: KeyRef, kek: WrappingKey | None = None) -> tuple[bytes, OaepHash]:
+        chosen = self.port.oaep_hash(self.hsm.report().oaep_hashes)
+        return self.hsm.wrap(key, kek or self.port.wrapping_key(), chosen, exact=self.port.exact_wrap), chosen
+
+    def imported(self, key: KeyRef, name: str = "", *, first: bool = True) -> RemoteKey:
+        name = name or fresh()
+        blob, chosen = self.wrapped(key)
+        self.port.import_key(name, key.type, key.usage, blob, chosen, first=first)
+        return self.port.versions(name)[-1]
+
+
+def fresh() -> str:
+    return f"c-{secrets.token_hex(6)}"
+
+
+@pytest.fixture(params=sorted(kinds()))
+def place(request: pytest.FixtureRequest, hsm: Pkcs11Hsm, tmp_path: Path) -> Place:
+    assert request.param in PLACES, f"say here where the kind {request.param} can be tried"
+    return Place(PLACES[request.param](request, tmp_path), hsm)
+
+
+def test_the_kek_is_rsa_of_a_fair_size_named_and_has_its_thumbprint(place: Place) -> None:
+    kek = place.port.wrapping_key()
+    public = load_der_public_key(kek.public_key)
+    assert isinstance(public, rsa.RSAPublicKey)
+    assert public.key_size >= 2048
+    assert hashlib.sha256(kek.public_key).hexdigest() == kek.thumbprint
+    assert kek.id
+    assert place.port.wrapping_key() == kek
+
+
+def test_the_best_hash_that_both_can_do_is_used(place: Place) -> None:
+    port = place.port
+    assert port.oaep_hash((OaepHash.SHA1,)) is OaepHash.SHA1
+    with pytest.raises(WrongState) as caught:
+        port.oaep_hash(())
+    assert caught.value.reason == "OAEP_HASH_UNSUPPORTED"
+
+
+@pytest.mark.parametrize(("key_type", "usage"), KEYS)
+def test_a_key_from_the_hsm_is_imported_read_back_and_does_there_what_it_does_here(
+    place: Place, key_type: KeyType, usage: KeyUsage
+) -> None:
+    place.port.supports(key_type, usage)
+    key = place.born(key_type, usage)
+    remote = place.imported(key)
+    assert (remote.public_key, remote.enabled, remote.exposed) == (key.public_key, True, "")
+    assert place.port.versions(remote.name) == [remote]
+    assert remote.name in place.port.names()
+    prove(place.hsm, place.port, key, remote)
+
+
+@pytest.mark.parametrize("algorithm", [
+    SignatureAlgorithm.RS256, SignatureAlgorithm.RS384, SignatureAlgorithm.RS512,
+    SignatureAlgorithm.PS256, SignatureAlgorithm.PS384, SignatureAlgorithm.PS512,
+])  # fmt: skip
+def test_rsa_signatures_of_the_target_verify_under_the_hsms_public_key(
+    place: Place, algorithm: SignatureAlgorithm, rsa_key: tuple[KeyRef, str]
+) -> None:
+    key, name = rsa_key
+    signature = place.port.sign(name, "1", algorithm, b"message")
+    public = load_der_public_key(key.public_key or b"")
+    assert isinstance(public, rsa.RSAPublicKey)
+    digest = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}[algorithm[2:]]
+    salt = padding.PSS(padding.MGF1(digest), digest.digest_size)
+    public.verify(signature, b"message", salt if algorithm.startswith("PS") else padding.PKCS1v15(), digest)
+
+
+@pytest.fixture
+def rsa_key(place: Place) -> tuple[KeyRef, str]:
+    key = place.born(KeyType.RSA_2048, KeyUsage.SIGN)
+    return key, place.imported(key).name
+
+
+@pytest.mark.parametrize(("key_type", "algorithm", "digest"), [
+    (KeyType.EC_P256, SignatureAlgorithm.ES256, hashes.SHA256()),
+    (KeyType.EC_P384, SignatureAlgorithm.ES384, hashes.SHA384()),
+    (KeyType.EC_P521, SignatureAlgorithm.ES512, hashes.SHA512()),
+])  # fmt: skip
+def test_ec_signatures_of_the_target_verify_under_the_hsms_public_key(
+    place: Place, key_type: KeyType, algorithm: SignatureAlgorithm, digest: hashes.HashAlgorithm
+) -> None:
+    key = place.born(key_type, KeyUsage.SIGN)
+    signature = place.port.sign(place.imported(key).name, "1", algorithm, b"message")
+    public = load_der_public_key(key.public_key or b"")
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    public.verify(signature, b"message", ec.ECDSA(digest))
+
+
+def test_what_the_hsm_encrypts_the_target_decrypts_and_the_other_way_round(place: Place) -> None:
+    key = place.born(KeyType.AES_256, KeyUsage.ENCRYPT)
+    remote = place.imported(key)
+    there = place.port.encrypt(remote.name, remote.version, b"from there")
+    assert place.hsm.decrypt(key, EncryptionAlgorithm.AES_GCM, there, b"") == b"from there"
+    here = place.hsm.encrypt(key, EncryptionAlgorithm.AES_GCM, b"from here", b"")
+    algorithm = EncryptionAlgorithm.AES_GCM
+    assert place.port.decrypt(remote.name, remote.version, algorithm, here) == b"from here"
+
+
+@pytest.mark.parametrize(("key_type", "usage"), [
+    (KeyType.EC_P256, KeyUsage.SIGN), (KeyType.RSA_2048, KeyUsage.SIGN), (KeyType.RSA_2048, KeyUsage.ENCRYPT),
+    (KeyType.AES_256, KeyUsage.ENCRYPT),
+])  # fmt: skip
+def test_the_proof_notices_another_key(place: Place, key_type: KeyType, usage: KeyUsage) -> None:
+    ours, theirs = place.born(key_type, usage), place.born(key_type, usage)
+    remote = place.imported(theirs)
+    lying = RemoteKey(name=remote.name, version=remote.version, public_key=ours.public_key)
+    for claimed in (remote, lying):  # also when the target shows our public key and holds another
+        with pytest.raises(WrongState) as caught:
+            prove(place.hsm, place.port, ours, claimed)
+        assert caught.value.reason in {"PROOF_FAILED", "TARGET_REFUSED"}
+    if key_type.symmetric:
+        assert not opens(place.hsm, place.port, ours, remote)
+
+
+def test_further_versions_stand_under_the_same_name_oldest_first(place: Place) -> None:
+    name, keys = fresh(), [place.born(KeyType.EC_P256, KeyUsage.SIGN) for _ in range(11)]
+    for number, key in enumerate(keys):
+        place.imported(key, name, first=number == 0)
+    held = place.port.versions(name)
+    assert [one.public_key for one in held] == [key.public_key for key in keys]
+    prove(place.hsm, place.port, keys[3], held[3])
+
+
+def test_a_taken_name_is_refused_and_left_as_it_is(place: Place) -> None:
+    remote = place.imported(place.born(KeyType.EC_P256, KeyUsage.SIGN))
+    with pytest.raises(WrongState) as caught:
+        place.imported(place.born(KeyType.EC_P256, KeyUsage.SIGN), remote.name)
+    assert caught.value.reason == "TARGET_NAME_TAKEN"
+    assert place.port.versions(remote.name) == [remote]
+
+
+def test_a_disabled_version_is_unusable_until_it_is_enabled(place: Place) -> None:
+    key = place.born(KeyType.EC_P256, KeyUsage.SIGN)
+    remote = place.imported(key)
+    place.port.disable(remote.name, remote.version)
+    place.port.disable(remote.name, remote.version)
+    (held,) = place.port.versions(remote.name)
+    assert not held.enabled
+    with pytest.raises(WrongState) as caught:
+        prove(place.hsm, place.port, key, held)
+    assert caught.value.reason == "REMOTE_KEY_DISABLED"
+    with pytest.raises(WrongState):
+        place.port.sign(remote.name, remote.version, SignatureAlgorithm.ES256, b"message")
+    place.port.enable(remote.name, remote.version)
+    place.port.enable(remote.name, remote.version)
+    prove(place.hsm, place.port, key, remote)
+
+
+def test_what_is_not_there_is_no_error_to_ask_for_or_to_disable(place: Place) -> None:
+    name = fresh()
+    assert place.port.versions(name) == []
+    place.port.disable(name, "1")
+    place.imported(place.born(KeyType.EC_P256, KeyUsage.SIGN), name)
+    place.port.disable(name, "2")
+    assert place.port.versions(name)[0].enabled
+
+
+def test_the_brokers_credential_may_do_all_it_takes(place: Place) -> None:
+    place.port.check()
+
+
+@pytest.mark.parametrize("key_type", [KeyType.EC_SECP256K1, KeyType.ED25519])
+def test_key_types_that_cannot_be_imported_are_refused_with_the_reason(place: Place, key_type: KeyType) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        place.port.supports(key_type, KeyUsage.SIGN)
+    assert caught.value.reason == "KEY_TYPE_UNSUPPORTED"
+    assert key_type in caught.value.message
+
+
+@pytest.mark.parametrize("fault", ["cut-short", "cut-empty", "flipped-head", "flipped-tail", "other-hash", "other-kek"])
+def test_BY_07_a_damaged_blob_is_refused_and_nothing_is_there_afterwards(place: Place, fault: str) -> None:
+    key, name = place.born(KeyType.EC_P256, KeyUsage.SIGN), fresh()
+    blob, chosen = place.wrapped(key)
+    if fault == "other-kek":
+        other = place.born(KeyType.RSA_2048, KeyUsage.ENCRYPT).public_key or b""
+        blob, _ = place.wrapped(key, WrappingKey(id="x", public_key=other, thumbprint="x"))
+    if fault == "other-hash":
+        chosen = next(one for one in (OaepHash.SHA512, OaepHash.SHA1) if one is not chosen)
+    blob = {
+        "cut-short": blob[:-8], "cut-empty": b"", "flipped-head": bytes([blob[0] ^ 1]) + blob[1:],
+        "flipped-tail": blob[:-1] + bytes([blob[-1] ^ 1]),
+    }.get(fault, blob)  # fmt: skip
+    with pytest.raises(WrongState) as caught:
+        place.port.import_key(name, key.type, key.usage, blob, chosen, first=True)
+    assert caught.value.reason == "TARGET_REFUSED"
+    assert place.port.versions(name) == []
+    assert base64.b64encode(blob).decode() not in caught.value.message or not blob
+    place.imported(key, name)
+
+
+def test_a_blob_of_another_type_than_said_is_refused(place: Place) -> None:
+    key, name = place.born(KeyType.EC_P256, KeyUsage.SIGN), fresh()
+    blob, chosen = place.wrapped(key)
+    for other in (KeyType.EC_P384, KeyType.RSA_2048, KeyType.AES_256):
+        usage = KeyUsage.ENCRYPT if other.symmetric else KeyUsage.SIGN
+        with pytest.raises(WrongState) as caught:
+            place.port.import_key(name, other, usage, blob, chosen, first=True)
+        assert caught.value.reason == "TARGET_REFUSED"
+    assert place.port.versions(name) == []

@@ -1,0 +1,107 @@
+"""A second vendor's module: opencryptoki's soft token.
+
+Its daemon must run as root and keeps everything in system folders, so the whole proof runs in namespaces of its own,
+where those folders are empty and private; nothing of it outlives the test.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from broker.core.errors import BrokerError
+from broker.core.model import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash
+from broker.hsm.config import HsmConfig
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.hsm.tokens import initialise
+from tests.contracts.hsm_keys import ALGORITHMS, Target, fresh, verify
+
+_MODULES = (
+    "/usr/lib/x86_64-linux-gnu/opencryptoki/libopencryptoki.so.0",
+    "/usr/lib/aarch64-linux-gnu/opencryptoki/libopencryptoki.so.0",
+)
+_UNSHARE = ("unshare", "--mount", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child")
+_NAMESPACE = r"""
+set -e
+mount -t tmpfs none /run
+mount -t tmpfs none /var/lib/opencryptoki
+mkdir -p /run/lock/opencryptoki/swtok /var/lib/opencryptoki/swtok/TOK_OBJ
+chgrp -R pkcs11 /run/lock/opencryptoki /var/lib/opencryptoki
+chmod -R 770 /run/lock/opencryptoki /var/lib/opencryptoki
+printf 'version opencryptoki-3.1\nslot 3\n{\nstdll = libpkcs11_sw.so\ntokname = swtok\n}\n' > "$1/conf"
+mount --bind "$1/conf" /etc/opencryptoki/opencryptoki.conf
+pkcsslotd
+exec "$2" -c 'from tests.integration.test_hsm_opencryptoki import prove; prove()' "$3" "$1"
+"""
+_SECURITY_OFFICER_PIN = "87654321"  # what a new token of opencryptoki has
+
+
+def _refusal(call: object, *arguments: object, **named: object) -> str:
+    with pytest.raises(BrokerError) as refusal:
+        call(*arguments, **named)  # type: ignore[operator]
+    return refusal.value.reason
+
+
+def prove() -> None:
+    """What the soft token can, is served; what it cannot is refused for just that operation."""
+    module, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    pin_file = folder / "pin"
+    pin_file.touch(0o600)
+    pin_file.write_text("12345678")
+    initialise({"module": str(module), "label": "soft", "pin": "12345678", "so_pin": _SECURITY_OFFICER_PIN})
+    hsm = Pkcs11Hsm(HsmConfig(module=module, token_label="soft", pin_file=pin_file, reload_interval=0.0))
+    report = hsm.report()
+    assert report.manufacturer == "IBM Corp."
+    assert set(report.oaep_hashes) == set(OaepHash)
+
+    signer = fresh(hsm, KeyType.RSA_2048, exportable=True)
+    for algorithm in ALGORITHMS[KeyType.RSA_2048]:
+        for signature, message in zip(hsm.sign(signer, algorithm, [b"a", b"b"]), (b"a", b"b"), strict=True):
+            verify(signer.public_key or b"", algorithm, signature, message)
+    opener = fresh(hsm, KeyType.RSA_2048, KeyUsage.ENCRYPT)
+    public = load_der_public_key(opener.public_key or b"")
+    assert isinstance(public, rsa.RSAPublicKey)
+    oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+    assert hsm.decrypt(opener, EncryptionAlgorithm.RSA_OAEP_SHA256, public.encrypt(b"m", oaep), b"") == b"m"
+    assert _refusal(hsm.decrypt, opener, EncryptionAlgorithm.RSA_OAEP_SHA256, bytes(256), b"") == "CIPHERTEXT_INVALID"
+    cipher = fresh(hsm, KeyType.AES_256)
+    assert _refusal(hsm.encrypt, cipher, EncryptionAlgorithm.AES_GCM, b"m", b"a") == "HSM_MECHANISM_MISSING"
+
+    edges = [kind for kind in KeyType if kind.startswith("e")]
+    assert not set(edges) & set(report.key_types)
+    for kind in edges:
+        assert _refusal(fresh, hsm, kind) == "HSM_MECHANISM_MISSING"
+    assert _refusal(hsm.wrap, signer, Target().kek, OaepHash.SHA1, exact=False) == "HSM_MECHANISM_MISSING"
+
+    hsm._sessions.module._functions.C_Logout(hsm._sessions._login.handle)
+    assert hsm.sign(signer, ALGORITHMS[KeyType.RSA_2048][0], [b"after a lost login"])
+    hsm.seal(signer)
+    hsm.destroy(signer)
+    assert _refusal(hsm.public_key, signer) == "KEY_NOT_IN_HSM"
+    hsm.close()
+    sys.stdout.write("proven\n")
+
+
+def test_opencryptokis_soft_token_is_served(tmp_path: Path) -> None:
+    module = next((place for place in _MODULES if Path(place).exists()), None)
+    if module is None or os.geteuid() or not shutil.which("pkcsslotd") or not shutil.which("unshare"):
+        pytest.skip("opencryptoki and its daemon are not installed, or this is not root")
+    done = subprocess.run(
+        [*_UNSHARE, "sh", "-c", _NAMESPACE, "sh", str(tmp_path), sys.executable, module],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    if "unshare failed" in done.stderr or "permission denied" in done.stderr.lower():
+        pytest.skip(f"this machine does not let root make namespaces: {done.stderr.strip()[-200:]}")
+    assert done.stdout.endswith("proven\n"), done.stderr

@@ -1,0 +1,168 @@
+"""What the start-up probe says of SoftHSM 2.6.1, and what it refuses to start with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pkcs11
+import pytest
+from pkcs11 import Attribute, MechanismFlag, ObjectClass
+from pkcs11 import KeyType as CkKeyType
+from pkcs11 import exceptions as ck
+
+from broker.core.errors import BrokerError
+from broker.core.model import KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.hsm import selftest
+from broker.hsm.config import HsmConfig
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.hsm.sessions import Worker
+from tests.contracts.hsm_keys import Target, der_length, fresh, shared
+from tests.servers.softhsm import alone, make_token
+
+
+def test_the_zero_tail_of_softhsm_is_detected(hsm: Pkcs11Hsm) -> None:
+    report = hsm.report()
+    assert report.library.endswith("2.6"), "written for SoftHSM 2.6.1; look at what the newer one does"
+    probes = {probe.name: probe for probe in report.probes}
+    assert not report.exact_wrap
+    assert not probes["key wrap AES_KEY_WRAP_PAD"].passed
+    assert "9 bytes come back as 16" in probes["key wrap AES_KEY_WRAP_PAD"].detail
+    assert report.oaep_hashes == (OaepHash.SHA1,)
+    assert not probes["OAEP sha256"].passed
+    assert not report.one_call_wrap
+    assert report.key_types == tuple(KeyType)
+    tails = {kind: not probes[f"exact wrap {kind}"].passed for kind in KeyType if kind[:2] in {"ec", "ae"}}
+    assert [kind for kind, tail in tails.items() if tail] == [KeyType.EC_P256, KeyType.EC_P521]
+
+
+def test_the_tail_that_the_probe_tells_of_is_really_there(hsm: Pkcs11Hsm) -> None:
+    target = Target()
+    for kind, tail in ((KeyType.EC_P256, 5), (KeyType.EC_P521, 6), (KeyType.EC_P384, 0)):
+        plaintext = target.open(
+            hsm.wrap(shared(hsm, kind, exportable=True), target.kek, OaepHash.SHA1, exact=False), OaepHash.SHA1
+        )
+        assert len(plaintext) - der_length(plaintext) == tail
+
+
+def test_HS_01_wrap_and_decrypt_never_meet(hsm: Pkcs11Hsm) -> None:
+    def roles(worker: Worker) -> list[dict[Attribute, Any]]:
+        asked = [Attribute.WRAP, Attribute.UNWRAP, Attribute.DECRYPT, Attribute.SIGN, Attribute.DERIVE]
+        with hsm._sessions.objects:
+            return [
+                thing.get_attributes(asked)
+                for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.SECRET_KEY)
+                for thing in worker.session.get_objects({Attribute.CLASS: kind})
+            ]
+
+    for kind in KeyType:
+        shared(hsm, kind)
+    found = hsm._sessions.run(roles)
+    assert len(found) >= len(KeyType)
+    for key in found:
+        assert not any(key.get(role) for role in (Attribute.WRAP, Attribute.UNWRAP, Attribute.DERIVE))
+        assert bool(key.get(Attribute.SIGN)) != bool(key.get(Attribute.DECRYPT))
+
+
+def test_HS_04_attributes_cannot_be_loosened_nor_copied_away(hsm: Pkcs11Hsm) -> None:
+    key = shared(hsm, KeyType.EC_P256)
+
+    def loosen(worker: Worker) -> None:
+        with hsm._sessions.objects:
+            secret = hsm._finder.only(worker, key.hsm_id, ObjectClass.PRIVATE_KEY)
+            for attribute, value in ((Attribute.EXTRACTABLE, True), (Attribute.SENSITIVE, False)):
+                with pytest.raises(ck.PKCS11Error):
+                    secret[attribute] = value
+            with pytest.raises(ck.PKCS11Error):
+                secret.copy({Attribute.TOKEN: False, Attribute.EXTRACTABLE: True})
+
+    hsm._sessions.run(loosen)
+
+
+def test_HS_04_a_key_that_was_given_another_role_is_not_exported(hsm: Pkcs11Hsm) -> None:
+    key = fresh(hsm, KeyType.AES_256, exportable=True)
+
+    def widen(worker: Worker) -> None:
+        with hsm._sessions.objects:
+            hsm._finder.only(worker, key.hsm_id, ObjectClass.SECRET_KEY)[Attribute.WRAP] = True
+
+    hsm._sessions.run(widen)
+    with pytest.raises(BrokerError) as refusal:
+        hsm.wrap(key, Target().kek, OaepHash.SHA1, exact=False)
+    assert refusal.value.reason == "HSM_FAULT"
+    hsm.destroy(key)
+
+
+def test_HS_23_a_token_that_lets_something_forbidden_pass_is_refused() -> None:
+    with pytest.raises(BrokerError) as refusal:
+        selftest._must_fail("did something forbidden", lambda: "it worked")
+    assert refusal.value.reason == "HSM_NOT_ENFORCING"
+
+
+def test_half_a_pair_left_by_a_crash_is_replaced_by_a_whole_one(hsm: Pkcs11Hsm) -> None:
+    key = fresh(hsm, KeyType.EC_P256)
+
+    def lose_private_half(worker: Worker) -> None:
+        with hsm._sessions.objects:
+            hsm._finder.only(worker, key.hsm_id, ObjectClass.PRIVATE_KEY).destroy()
+
+    hsm._sessions.run(lose_private_half)
+    again = hsm.generate(key.hsm_id, KeyType.EC_P256, KeyUsage.SIGN, exportable=False)
+    assert again != key.public_key
+    assert hsm.public_key(key) == again
+    hsm.destroy(key)
+
+
+def _plant_and_start(folder: Path) -> list[str]:
+    """The reason given at start for each key planted in the token behind the broker's back."""
+    config = make_token(folder)
+    flags = {
+        "wraps and decrypts": MechanismFlag.WRAP | MechanismFlag.DECRYPT | MechanismFlag.ENCRYPT,
+        "derives": MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT | MechanismFlag.DERIVE,
+        "unwraps": MechanismFlag.DECRYPT | MechanismFlag.UNWRAP,
+        "two purposes": MechanismFlag.SIGN | MechanismFlag.DECRYPT,
+    }
+    reasons: list[str] = []
+    for capabilities in flags.values():
+        hsm = Pkcs11Hsm(config)
+        planted = bytes([len(reasons)]) * 16
+
+        def plant(worker: Worker, name: bytes = planted, roles: MechanismFlag = capabilities) -> Any:
+            return worker.session.generate_key(
+                CkKeyType.AES, 256, id=name, label=name.hex(), store=True, capabilities=roles
+            )
+
+        hsm._sessions.run(plant)
+        hsm.close()
+        reasons.append(_start(config))
+        _remove(config, planted)
+    reasons.append(_start(config))
+    return reasons
+
+
+def _start(config: HsmConfig) -> str:
+    try:
+        Pkcs11Hsm(config).close()
+    except BrokerError as refusal:
+        return refusal.reason
+    return "started"
+
+
+def _remove(config: HsmConfig, hsm_id: bytes) -> None:
+    """Take an object out with the bare binding, as an administrator's own tool would."""
+    library = pkcs11.lib(str(config.module))
+    token = library.get_token(token_label=config.token_label)
+    with token.open(rw=True, user_pin=config.pin_file.read_text().strip()) as session:
+        for thing in session.get_objects({Attribute.ID: hsm_id}):
+            thing.destroy()
+    library.finalize()
+
+
+def test_HS_01_a_planted_key_with_conflicting_roles_stops_the_start(tmp_path: Path) -> None:
+    assert alone(_plant_and_start, tmp_path / "token") == [*["HSM_KEY_CONFLICT"] * 4, "started"]
+
+
+def test_HS_21_a_fresh_key_signs_and_is_on_its_curve(hsm: Pkcs11Hsm) -> None:
+    key = fresh(hsm, KeyType.EC_SECP256K1)
+    assert hsm.sign(key, SignatureAlgorithm.ES256K, [b"m"])
+    hsm.destroy(key)
