@@ -85,16 +85,18 @@ class Client:
         """The answer to a request that is bytes already; ``Refused``."""
         method = METHODS[rpc]
         path = f"/{method.containing_service.full_name}/{rpc}"
-        call = self.channel.unary_unary(path, response_deserializer=GetMessageClass(method.output_type).FromString)
+        call = self.channel.unary_unary(
+            path, request_serializer=bytes, response_deserializer=GetMessageClass(method.output_type).FromString
+        )
         try:
             return call(request, timeout=timeout)
         except grpc.RpcError as error:
             raise refused(error) from None
 
-    def ask(self, rpc: str, timeout: float = 30, **fields: Any) -> Any:
+    def ask(self, rpc: str, **fields: Any) -> Any:
         """The answer; ``Refused``."""
         request = GetMessageClass(METHODS[rpc].input_type)(**fields)
-        return self.send(rpc, request.SerializeToString(), timeout)
+        return self.send(rpc, request.SerializeToString())
 
     def refusal(self, rpc: str, **fields: Any) -> Refused:
         """The refusal that the call must end in."""
@@ -119,6 +121,7 @@ class Client:
         """What the health service says; False when it is not reached."""
         check = self.channel.unary_unary(
             "/grpc.health.v1.Health/Check",
+            request_serializer=bytes,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         try:
