@@ -1,7 +1,5 @@
 """Where the broker is and who we are: precedence, privacy, trust, and one sentence for each way of failing."""
 
-# ruff: noqa: N802  a row of the attack list keeps its id
-
 from __future__ import annotations
 
 import os
