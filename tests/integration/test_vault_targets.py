@@ -222,7 +222,7 @@ def test_BY_12_a_wrong_mount_is_told(bench: Bench) -> None:
 
 
 def test_a_wrong_namespace_is_told(bench: Bench) -> None:
-    refused(WrongState, "TARGET_DENIED", lambda: create(bench, namespace="nowhere"))
+    assert refused(WrongState, "TARGET_MOUNT_MISSING", lambda: create(bench, namespace="nowhere")) == ""
 
 
 def test_a_token_that_is_no_token_is_told_and_not_shown(bench: Bench) -> None:
