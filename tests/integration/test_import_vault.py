@@ -181,7 +181,9 @@ def test_lists_show_only_keys_that_the_caller_may_get(bench: Bench) -> None:
     assert [row.key for row in bench.imports.page(bench.call("ListImports"), keys[1].name, "", (), 9).items] == [
         keys[1].name
     ]
-    refused(PermissionDenied, "POLICY_DENIED", lambda: bench.imports.page(bench.call("ListImports", "x"), "", "", (), 9))
+    refused(
+        PermissionDenied, "POLICY_DENIED", lambda: bench.imports.page(bench.call("ListImports", "x"), "", "", (), 9)
+    )
 
 
 def test_the_audit_tells_intent_and_outcome_with_key_version_kek_and_blob(bench: Bench) -> None:
@@ -234,7 +236,9 @@ def test_unknown_things_and_bad_names(bench: Bench) -> None:
     refused(InvalidRequest, "VERSION_INVALID", lambda: run(bench.call("ImportKey"), key.name, -1, "bao", ""))
     for name in ("../x", "a/b", "a\0", "x" * 10_000, "-"):
         refused(InvalidRequest, "NAME_INVALID", lambda name=name: run(bench.call("ImportKey"), name, 0, "bao", ""))
-        refused(InvalidRequest, "NAME_INVALID", lambda name=name: run(bench.call("ImportKey"), key.name, 0, "bao", name))
+        refused(
+            InvalidRequest, "NAME_INVALID", lambda name=name: run(bench.call("ImportKey"), key.name, 0, "bao", name)
+        )
         refused(InvalidRequest, "NAME_INVALID", lambda name=name: run(bench.call("ImportKey"), key.name, 0, name, ""))
 
 
@@ -501,7 +505,10 @@ class _Killed(BaseException):
     ("import_key", True), ("import_key", False), ("versions", True), ("sign", True), ("decrypt", True),
 ])  # fmt: skip
 def test_killed_at_any_step_it_ends_as_if_it_never_was(
-    bench: Bench, key_type: KeyType, step: str, before: bool  # noqa: FBT001 - a parameter of the test
+    bench: Bench,
+    key_type: KeyType,
+    step: str,
+    before: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     key = bench.key(key_type)
     port = bench.connect("vault", bench.settings)

@@ -38,9 +38,7 @@ def refused(kind: type[BrokerError], reason: str, action: object) -> str:
 
 
 def create(bench: Bench, expected: str = "", *, name: str = "bao", **changed: str) -> Target:
-    return bench.targets.create(
-        bench.call("CreateTarget"), name, "vault", {**bench.settings, **changed}, expected
-    )
+    return bench.targets.create(bench.call("CreateTarget"), name, "vault", {**bench.settings, **changed}, expected)
 
 
 def test_create_pins_the_kek_by_id_and_thumbprint(bench: Bench) -> None:
@@ -240,7 +238,7 @@ def test_BY_02_a_kek_that_is_small_or_not_rsa_is_refused(bits: int) -> None:
 
 def test_BY_02_a_kek_that_cannot_be_read_or_is_not_its_thumbprint_is_refused() -> None:
     refused(WrongState, "KEK_WEAK", lambda: check_kek(WrappingKey(id="x", public_key=b"no", thumbprint="")))
-    der = rsa.generate_private_key(65537, 2048).public_key().public_bytes(
-        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    der = (
+        rsa.generate_private_key(65537, 2048).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     )
     refused(WrongState, "KEK_WEAK", lambda: check_kek(WrappingKey(id="x", public_key=der, thumbprint="0" * 64)))

@@ -1,4 +1,4 @@
-"""What stands between the broker and the server: the environment, other servers in its place, slow and endless answers."""
+"""Between the broker and the server: the environment, other servers in its place, slow and endless answers."""
 
 from __future__ import annotations
 
@@ -138,14 +138,14 @@ def test_no_redirect_is_followed(stranger: Callable[[Talk], tuple[Stranger, port
 
 
 def test_the_token_is_not_shown_even_when_the_server_quotes_it(
-    stranger: Callable[[Talk], tuple[Stranger, ports.Target]]
+    stranger: Callable[[Talk], tuple[Stranger, ports.Target]],
 ) -> None:
     _, port = stranger(says(http("400 Bad Request", b'{"errors": ["bad token s.canary"]}')))
     assert isinstance(told(port), WrongState)
 
 
 def test_what_the_server_says_is_cut_and_put_on_one_line(
-    stranger: Callable[[Talk], tuple[Stranger, ports.Target]]
+    stranger: Callable[[Talk], tuple[Stranger, ports.Target]],
 ) -> None:
     _, port = stranger(says(http("400 Bad Request", b'{"errors": ["a\\n\\u001b[31mb' + b"x" * 5000 + b'"]}')))
     error = told(port)
@@ -225,9 +225,7 @@ def test_the_registered_ca_is_the_only_one_that_is_trusted(openbao: OpenBao, tmp
     assert len(adapter._context.get_ca_certs()) == 1  # also after use: requests would have added its bundle
 
 
-def test_a_connection_is_kept_and_a_restart_of_the_server_is_no_trouble(
-    openbao_own: OpenBao, tmp_path: Path
-) -> None:
+def test_a_connection_is_kept_and_a_restart_of_the_server_is_no_trouble(openbao_own: OpenBao, tmp_path: Path) -> None:
     mount = Mount(openbao_own, tmp_path, openbao_own.mount)
     connect = connector(Surroundings(allowed_hosts=frozenset({openbao_own.host}), credentials=mount.credentials))
     port = connect("vault", mount.settings())

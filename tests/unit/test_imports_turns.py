@@ -30,7 +30,11 @@ def test_one_name_is_held_by_one_caller_at_a_time() -> None:
 
 def test_other_names_do_not_wait_and_patience_ends() -> None:
     turns = Turns()
-    with turns.take("a", seconds=1) as first, turns.take("b", seconds=0) as other, turns.take("a", seconds=0.01) as late:
+    with (
+        turns.take("a", seconds=1) as first,
+        turns.take("b", seconds=0) as other,
+        turns.take("a", seconds=0.01) as late,
+    ):
         assert (first, other, late) == (True, True, False)
     with turns.take("a", seconds=0) as again:
         assert again

@@ -1,4 +1,4 @@
-"""What may be registered as a Vault target, and which file may hold its token: decided before anything is connected to."""
+"""What may be registered as a Vault target, and which file may hold its token: decided before any connection."""
 
 from __future__ import annotations
 
