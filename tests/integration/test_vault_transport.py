@@ -184,9 +184,13 @@ def test_silence_and_dripping_are_given_up_in_time(
         assert "in time" in error.message
 
 
+def _hang_up(listener: socket.socket) -> None:
+    listener.accept()[0].close()
+
+
 def test_a_server_without_tls_is_told(tmp_path: Path, openbao: OpenBao) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: listener.accept()[0].close())
+        thread = threading.Thread(target=_hang_up, args=(listener,))
         thread.start()
         host = f"127.0.0.1:{listener.getsockname()[1]}"
         mount = Mount(openbao, tmp_path, openbao.mount)
