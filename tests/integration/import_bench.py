@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tests.fakes.calls import Clock, call, document, operator
-
 from broker.core import ports
 from broker.core.call import Call
 from broker.core.guard import Guard
@@ -20,6 +18,7 @@ from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 from broker.targets.vault.policy import policy
+from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.openbao import OpenBao
 
 
