@@ -13,6 +13,7 @@ from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.import_rules import LEASE
 from broker.core.model import ImportState, KeyType
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.targets.vault.policy import RIGHTS, line, policy
 from tests.integration.fault_proxy import LOSE_ANSWER, LOSE_REQUEST, PASS, FaultProxy
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao
@@ -164,6 +165,30 @@ def test_a_target_that_goes_away_during_the_proof_leaves_it_pending(hopped: Benc
     proxy.rule = lambda _method, _path: PASS
     assert hopped.run(key).state is ImportState.PROVEN
     assert proxy.count("/import") == 1
+
+
+def test_an_upload_that_may_not_be_read_back_stays_pending_until_it_may(bench: Bench) -> None:
+    key, path = bench.key(), bench.mount.path
+    bench.mount.give("".join(line(f"{path}/{at}", rights) for at, rights in RIGHTS.items() if at != "keys/+"))
+    error = refused(Unavailable, "IMPORT_UNSETTLED", lambda: bench.run(key))
+    assert f'path "{path}/keys/+"' in error.message
+    row = bench.row(key)
+    assert row is not None
+    assert row.state is ImportState.PENDING
+    bench.mount.give(policy(path))
+    assert bench.run(key).state is ImportState.PROVEN
+    assert bench.mount.versions(key.name) == ["1"]
+
+
+def test_an_upload_that_is_not_allowed_has_failed_and_may_be_tried_at_once(bench: Bench) -> None:
+    key, path = bench.key(), bench.mount.path
+    bench.mount.give("".join(line(f"{path}/{at}", rights) for at, rights in RIGHTS.items() if at != "keys/+/import"))
+    refused(WrongState, "TARGET_DENIED", lambda: bench.run(key))
+    row = bench.row(key)
+    assert row is not None
+    assert (row.state, row.failure) == (ImportState.FAILED, "TARGET_DENIED")
+    bench.mount.give(policy(path))
+    assert bench.run(key).state is ImportState.PROVEN
 
 
 class _Killed(BaseException):
