@@ -251,15 +251,15 @@ def test_AZ_15_a_key_that_changed_after_the_decision_is_left_alone(bench: Bench,
         return key
 
     bench.keys._permitted = permitted  # type: ignore[method-assign]
-    act: dict[str, Callable[[Call, str], Key]] = {
+    acts: dict[str, Callable[[Call, str], Key]] = {
         "EnableKey": bench.keys.enable,
         "DisableKey": bench.keys.disable,
         "SealKey": bench.keys.seal,
         "RotateKey": bench.keys.rotate,
         "ScheduleKeyDestruction": lambda call, name: bench.keys.schedule_destruction(call, name, None),
-    }[rpc]
+    }
     with pytest.raises(WrongState) as caught:
-        act(bench.call(rpc), "pay")
+        acts[rpc](bench.call(rpc), "pay")
     assert caught.value.reason == "CHANGED_MEANWHILE"
     assert (bench.key().state, bench.key().exportable, bench.key().latest) == (KeyState.DISABLED, True, 1)
 
