@@ -30,8 +30,8 @@ from broker.core.operators import Operators
 from broker.core.policies import Policies
 from broker.core.targets import Targets
 from broker.hsm.pkcs11 import Pkcs11Hsm
-from broker.rpc.server import Server
 from broker.rpc.nouns import answers
+from broker.rpc.server import Server
 from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 
