@@ -31,7 +31,7 @@ PR_SET_DUMPABLE = 4  # prctl(2)
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 refused or failed (one sentence on stderr), 2 wrong usage."""
-    asked = _parser().parse_args(arguments)
+    asked = parser().parse_args(arguments)
     os.umask(0o077)
     _keep_memory_private()
     _log_to_stderr()
@@ -44,9 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     return result
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="broker")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    words = argparse.ArgumentParser(prog="broker")
+    commands = words.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the broker until SIGTERM")
     serve.add_argument("--config", type=Path, required=True, metavar="FILE")
     serve.set_defaults(run=_serve)
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--config", type=Path, required=True, metavar="FILE")
     check.add_argument("--format", choices=["table", "json"], default="table")
     check.set_defaults(run=checkup.run)
-    return parser
+    return words
 
 
 def _add_wishes(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ from broker.core.policies import Policies
 from broker.core.targets import Targets
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.rpc.server import Server
-from broker.rpc.services import services
+from broker.rpc.nouns import answers
 from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 
@@ -86,7 +86,7 @@ class Broker:
         connect = connector(surroundings)
         ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
         self.policies = Policies(store, guard, now)
-        return services(
+        return answers(
             keys=self.keys,
             use=KeyUse(store, hsm, guard),
             targets=Targets(store, hsm, guard, connect, now),

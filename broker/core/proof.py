@@ -67,8 +67,14 @@ def opens(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> bool:
     """True when the target opens with ``remote`` what the HSM has encrypted with the symmetric ``key``."""
     challenge = _challenge()
     ciphertext = hsm.encrypt(key, EncryptionAlgorithm.AES_GCM, challenge, b"")
+    return _returns(target, remote, EncryptionAlgorithm.AES_GCM, ciphertext, challenge)
+
+
+def _returns(
+    target: Target, remote: RemoteKey, algorithm: EncryptionAlgorithm, ciphertext: bytes, challenge: bytes
+) -> bool:
     try:
-        opened = target.decrypt(remote.name, remote.version, EncryptionAlgorithm.AES_GCM, ciphertext)
+        opened = target.decrypt(remote.name, remote.version, algorithm, ciphertext)
     except WrongState as error:
         if error.reason != "TARGET_REFUSED":  # refusing what another key has encrypted is the honest answer
             raise
@@ -106,8 +112,7 @@ def _prove_decryption(target: Target, key: KeyRef, remote: RemoteKey) -> None:
         raise _failed(remote)
     oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
     ciphertext = public.encrypt(challenge, oaep)
-    opened = target.decrypt(remote.name, remote.version, EncryptionAlgorithm.RSA_OAEP_SHA256, ciphertext)
-    if not secrets.compare_digest(opened, challenge):
+    if not _returns(target, remote, EncryptionAlgorithm.RSA_OAEP_SHA256, ciphertext, challenge):
         raise _failed(remote)
 
 

@@ -239,8 +239,9 @@ def _one(principals: list[Principal]) -> Principal:
 
 def _describe(call: Call, method: Method, request: Any) -> None:
     """Fill in what the request says of itself: its idempotency id with the digest that it stands for, and dry run."""
-    if method.plan.has_validate_only:
-        call.validate_only = request.validate_only
+    if method.plan.has_validate_only and request.validate_only:
+        call.validate_only = True
+        call.note(validate_only=1)  # here, so that no record of a mere check reads as if something had been changed
     if method.plan.has_request_id and request.request_id:
         call.request_id = names.check_request_id(request.request_id)
         # The method is part of it: enable and disable look the same on the wire. Deterministic, because a client may

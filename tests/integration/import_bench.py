@@ -80,9 +80,7 @@ class Bench:
         SqlStore.migrate(config)
         self.store = SqlStore(config, self.clock)
         self.guard = Guard(document())
-        self.connect = connector(
-            Surroundings(allowed_hosts=hosts | {mount.server.host}, credentials=mount.credentials)
-        )
+        self.connect = connector(Surroundings(allowed_hosts=hosts | {mount.server.host}, credentials=mount.credentials))
         self.targets = self.targets_with(self.connect)
         self.imports = self.imports_with(self.connect)
         self.settings: Mapping[str, str] = mount.settings()

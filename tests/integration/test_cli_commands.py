@@ -1,7 +1,5 @@
 """Every command of `broker` over the wire, and what it sends, prints and ends with."""
 
-# ruff: noqa: N802  a row of the attack list keeps its id
-
 from __future__ import annotations
 
 import base64

@@ -1,7 +1,5 @@
 """`broker` as a process: on a terminal, at the end of a pipe, interrupted, and started for nothing but its help."""
 
-# ruff: noqa: N802  a row of the attack list keeps its id
-
 from __future__ import annotations
 
 import os

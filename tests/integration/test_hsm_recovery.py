@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -23,6 +24,7 @@ from broker.core.errors import BrokerError
 from broker.core.model import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
+from broker.hsm.objects import Recipe, make
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.sessions import Worker
 from tests.contracts.hsm_keys import Target, fresh, verify
@@ -156,6 +158,38 @@ def test_FT_15_a_token_that_is_away_is_never_taken_for_an_empty_one(tmp_path: Pa
     assert alone(_token_away, tmp_path / "token") == [*["HSM_UNAVAILABLE"] * 5, "ok"]
 
 
+def test_HS_22_one_dead_session_is_replaced_without_a_reload(hsm: Pkcs11Hsm) -> None:
+    key = fresh(hsm, KeyType.EC_P256)
+    epoch = hsm._sessions._epoch
+    hsm._sessions.run(lambda worker: worker.session.close())
+    for _ in range(2 * hsm._sessions._size):
+        hsm.sign(key, ES256, [b"m"])
+    assert hsm._sessions._epoch == epoch
+
+
+def test_HS_14_two_keys_under_one_id_are_both_refused(tmp_path: Path) -> None:
+    assert alone(_two_under_one_id, tmp_path / "token") == ["HSM_FAULT"] * 3
+
+
+def _two_under_one_id(folder: Path) -> list[str]:
+    hsm, _ = _quick(folder)
+    key = fresh(hsm, KeyType.AES_256)
+
+    def plant(worker: Worker) -> None:
+        with hsm._sessions.objects:
+            recipe = Recipe(KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False)
+            make(worker, key.hsm_id, recipe)
+
+    hsm._sessions.run(plant)
+    told = [
+        _reason(lambda: hsm.encrypt(key, GCM, b"", b"")),
+        _reason(lambda: hsm.generate(key.hsm_id, key.type, key.usage, exportable=False)),
+        _reason(lambda: hsm.seal(key)),
+    ]
+    hsm.close()
+    return told
+
+
 def _destroy_elsewhere(config: HsmConfig, key: KeyRef) -> None:
     hsm = Pkcs11Hsm(config)
     hsm.destroy(key)
@@ -243,7 +277,7 @@ def hammer(hsm: Pkcs11Hsm, seconds: float, *, tolerate: frozenset[str] = frozens
         thread.start()
     for thread in threads:
         thread.join(seconds + 60)
-    assert faults == []
+    assert faults == [], faults  # said in full, since another process may run this
     return counts
 
 
@@ -280,6 +314,25 @@ def test_HS_22_threads_do_not_get_into_each_others_way(hsm: Pkcs11Hsm) -> None:
 @pytest.mark.timeout(300)
 def test_HS_22_threads_do_not_get_into_each_others_way_for_a_minute(hsm: Pkcs11Hsm) -> None:
     assert hammer(hsm, 60)["sign"] > 1000
+
+
+def _hammer_elsewhere(config: HsmConfig) -> dict[str, int]:
+    hsm = Pkcs11Hsm(config)
+    counts = hammer(hsm, 30, tolerate=frozenset({"HSM_UNAVAILABLE"}))
+    hsm.close()
+    return counts
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_FT_21_two_processes_share_a_token(tmp_path: Path) -> None:
+    """SoftHSM 2.6.1 then shows an object twice now and then: such a key waits for a reload, the others are served."""
+    config = make_token(tmp_path / "token")
+    with ThreadPoolExecutor(2) as both:
+        beside = [both.submit(alone, _hammer_elsewhere, config) for _ in range(2)]
+        for counts in [process.result() for process in beside]:
+            assert counts["sign"] > 100
+            assert counts.get("HSM_UNAVAILABLE", 0) < counts["sign"] / 10
 
 
 def _lost_at_random(folder: Path, seconds: float, pace: float) -> tuple[int, dict[str, int], float, int]:
@@ -340,7 +393,7 @@ def test_lost_at_random_under_load_it_serves_again(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_lost_at_random_under_load_for_a_minute(tmp_path: Path) -> None:
-    _assert_survived(alone(_lost_at_random, tmp_path / "token", 60.0, 0.3), losses=100)
+    _assert_survived(alone(_lost_at_random, tmp_path / "token", 60.0, 0.3), losses=20)
 
 
 def _wrap_for_ever(config: HsmConfig, hsm_id: bytes) -> None:

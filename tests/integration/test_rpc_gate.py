@@ -304,6 +304,7 @@ def test_the_core_gets_the_request_id_its_digest_and_the_dry_run(tmp_path: Path)
     assert same.digest == again.digest
     assert len({same.digest, dry.digest, other.digest}) == 3
     assert (same.validate_only, dry.validate_only) == (False, True)
+    assert (same.facts, dry.facts) == ({}, {"validate_only": 1}), "a record of a check says that it was one"
     assert (none.request_id, none.digest) == ("", "")
     assert len({each.id for each in (same, again, dry, other, none)}) == 5
 

@@ -97,12 +97,33 @@ def test_the_same_request_again_gives_the_operator_and_a_fresh_certificate(house
     assert old.serial != new.serial
     assert house.store.entries[-1].facts["replayed"] == 1
     assert house.store.entries[-1].facts["certificate_serial"] == new.serial
-    house.operators.revoke(house.call("RevokeCertificates"), "bob")
-    assert not house.refuses(house.add("bob", request_id=REQUEST)[1], "bob")
-    house.operators.remove(house.call("RemoveOperator"), "bob")
+    assert old.expires_at == new.expires_at
+    house.clock.forward(hours=12)
     with pytest.raises(WrongState) as refused:
         house.add("bob", request_id=REQUEST)
-    assert reason(refused) == "OPERATOR_REMOVED"
+    assert reason(refused) == "REQUEST_TOO_OLD"
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("SetOperatorGroups", "CHANGED_MEANWHILE"),
+        ("RevokeCertificates", "CHANGED_MEANWHILE"),
+        ("RemoveOperator", "OPERATOR_REMOVED"),
+    ],
+)
+def test_AZ_05_a_repeated_request_to_add_gives_no_certificate_for_what_others_have_made_of_the_operator(
+    house: House, method: str, expected: str
+) -> None:
+    house.add("bob", request_id=REQUEST)
+    asked = house.call(method)
+    if method == "SetOperatorGroups":
+        house.operators.set_groups(asked, "bob", ["admins"])
+    else:
+        (house.operators.revoke if method == "RevokeCertificates" else house.operators.remove)(asked, "bob")
+    with pytest.raises(WrongState) as refused:
+        house.add("bob", request_id=REQUEST)
+    assert reason(refused) == expected
 
 
 def test_an_operator_is_not_added_when_the_certificate_cannot_be_made(house: House) -> None:

@@ -31,7 +31,7 @@ from broker.rpc.keys import KeyMethods
 from broker.rpc.operators import OperatorMethods
 from broker.rpc.pages import PageTokens
 from broker.rpc.policies import PolicyMethods
-from broker.rpc.services import services
+from broker.rpc.nouns import answers
 from broker.rpc.targets import TargetMethods
 
 THEN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -510,9 +510,9 @@ def test_a_symmetric_version_has_no_public_hash() -> None:
 
 def test_the_services_are_those_of_the_api_with_the_types_of_the_api() -> None:
     noun: Any = Noun()
-    made = services(
-        keys=noun, use=noun, targets=noun, imports=noun, operators=noun, policies=noun, heads=noun, hsm=noun, guard=noun,
-        schema="", page_key=bytes(32),
+    made = answers(
+        keys=noun, use=noun, targets=noun, imports=noun, operators=noun, policies=noun, heads=noun, hsm=noun,
+        guard=noun, schema="", page_key=bytes(32),
     )  # fmt: skip
     for path, method in table.methods(made).items():
         hints = get_type_hints(method.answer)

@@ -21,13 +21,15 @@ def read_token(folder: Path, name: str) -> str:
         descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _unusable(name, f"cannot be opened ({error.strerror})") from error
-    with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
+    try:
+        mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise _unusable(name, "is not a regular file")
         if stat.S_IMODE(mode) & 0o077:
             raise _unusable(name, "can be read by others than its owner (chmod 0600)")
-        token = file.read(4096).strip()
+        token = os.read(descriptor, 4096).strip()
+    finally:
+        os.close(descriptor)
     if not _TOKEN.fullmatch(token):
         raise _unusable(name, "does not hold one token and nothing else")
     return token.decode("ascii")
