@@ -9,7 +9,14 @@ import time
 from collections.abc import Callable
 
 from tests.servers.live import Client, Live, Refused, within
-from tests.servers.live_load import Promised, assert_kept, assert_nothing_half_made, load, resume
+from tests.servers.live_load import (
+    Promised,
+    assert_kept,
+    assert_nothing_half_made,
+    crash_rounds,
+    load,
+    resume,
+)
 from tests.servers.openbao import OpenBao
 
 EC_P256, AES_256 = 4, 10
