@@ -90,7 +90,7 @@ def _certificates(config: Config) -> str:
 def _hsm(config: Config) -> str:
     hsm = Pkcs11Hsm(config.hsm)
     try:
-        setup.check_internal_key(hsm, setup.internal_key(config, "audit", setup.AUDIT_KEY))
+        setup.check_internal_keys(config, hsm)
         report = hsm.report()
     finally:
         hsm.close()

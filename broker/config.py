@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from broker.core.errors import InvalidRequest
 from broker.hsm.config import HsmConfig
@@ -43,6 +43,12 @@ class KeysConfig(_Part):
     destruction_usual_hours: int = Field(default=24 * 7, ge=0, le=24 * 365)
     destruction_most_hours: int = Field(default=24 * 30, ge=0, le=24 * 365)
 
+    @model_validator(mode="after")
+    def _ordered(self) -> KeysConfig:
+        if not self.destruction_least_hours <= self.destruction_usual_hours <= self.destruction_most_hours:
+            raise ValueError("destruction_usual_hours must lie between destruction_least_hours and _most_hours")
+        return self
+
 
 class Config(_Part):
     """Everything the broker needs to be told, and nothing that it can find out."""
@@ -55,6 +61,21 @@ class Config(_Part):
     server: ServerConfig
     targets: TargetsConfig
     keys: KeysConfig = KeysConfig()
+
+    @model_validator(mode="after")
+    def _paths_absolute(self) -> Config:
+        # A module without a slash would even be looked for along the loader's path, and be another than was checked.
+        server = self.server
+        paths = {
+            "hsm.module": self.hsm.module,
+            "hsm.pin_file": self.hsm.pin_file,
+            "server.certificate_file": server.certificate_file,
+            "server.key_file": server.key_file,
+            "server.operator_ca_file": server.operator_ca_file,
+        }
+        if relative := [name for name, path in paths.items() if not path.is_absolute()]:
+            raise ValueError(f"the path must be absolute: {', '.join(relative)}")
+        return self
 
 
 def load(path: Path) -> Config:

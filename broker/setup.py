@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -23,6 +24,7 @@ from broker.core.errors import WrongState
 from broker.core.guard import Guard
 from broker.core.heads import Heads
 from broker.core.model import KeyType, KeyUsage, Operator, OperatorState, PolicyDocument, Principal
+from broker.core.names import check_name
 from broker.core.operators import operator_uri
 from broker.core.ports import Hsm, KeyRef, Now, Store
 from broker.hsm.pkcs11 import Pkcs11Hsm
@@ -33,6 +35,9 @@ AUDIT_KEY = b"broker/audit/001"
 OPERATOR_CA = b"broker/oper-ca/1"
 SERVER_CA = b"broker/tls-ca/01"
 """CKA_IDs of the broker's own keys. RPCs name keys by their row in the store; these have none (HS-17)."""
+
+INTERNAL_KEYS = {"audit": AUDIT_KEY, "operator-ca": OPERATOR_CA, "server-ca": SERVER_CA}
+"""Each by the name of its file in the folder of certificates."""
 
 SERVER_LIFE = timedelta(days=90)
 RENEW_BEFORE = timedelta(days=30)
@@ -67,8 +72,10 @@ class Wishes:
 def initialise(wishes: Wishes, now: Now) -> Config:
     """Make what is missing below ``wishes.folder``; a second run only renews the first operator's certificate.
 
-    An existing broker.toml is obeyed and not rewritten. The broker must not be running on the same SQLite file.
+    An existing broker.toml is obeyed and not rewritten. An operator of another name than at the first run is added, as
+    an admin too. The broker must not be running on the same SQLite file.
     """
+    check_name(wishes.operator, "operator")
     folder = wishes.folder
     for part in (folder, folder / "certificates", folder / "credentials", folder / "journal"):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -110,10 +117,19 @@ def internal_key(config: Config, name: str, hsm_id: bytes) -> KeyRef:
     return KeyRef(hsm_id=hsm_id, type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=public)
 
 
-def check_internal_key(hsm: Hsm, key: KeyRef) -> None:
-    """WrongState ``HSM_NOT_OURS`` when the token does not hold the very key that ``init`` made."""
-    if hsm.public_key(key) != key.public_key:
-        raise WrongState("HSM_NOT_OURS", "The token holds another key than this broker was initialised with.")
+def check_internal_keys(config: Config, hsm: Hsm) -> None:
+    """WrongState ``HSM_NOT_OURS`` unless the token holds the very keys that the files of ``init`` speak of.
+
+    So a CA that somebody else has put into the folder is not trusted.
+    """
+    for name, hsm_id in INTERNAL_KEYS.items():
+        key = internal_key(config, name, hsm_id)
+        if hsm.public_key(key) != key.public_key:
+            raise WrongState(
+                "HSM_NOT_OURS",
+                f"The token holds another key than {name}.pem, which this broker was initialised with, speaks of; put "
+                "the right file or the right token back.",
+            )
 
 
 def authority(config: Config, hsm: Hsm, name: str, hsm_id: bytes) -> Authority:
@@ -124,12 +140,13 @@ def authority(config: Config, hsm: Hsm, name: str, hsm_id: bytes) -> Authority:
 def renew_server_certificate(config: Config, hsm: Hsm, now: datetime, hosts: tuple[str, ...] = ()) -> bool:
     """Sign a new server certificate when there is none or it lapses within a month; True when one was written.
 
-    The names are those of the certificate it replaces, or ``hosts`` for the first one.
+    The names are those of the certificate it replaces, or ``hosts`` for the first one. A certificate that another CA
+    has signed is left alone: whoever put it there renews it.
     """
     file = config.server.certificate_file
     if file.exists():
         old = x509.load_pem_x509_certificate(file.read_bytes())
-        if old.not_valid_after_utc - now > RENEW_BEFORE:
+        if old.not_valid_after_utc - now > RENEW_BEFORE or not _signed_here(old, config):
             return False
         names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         hosts = tuple(str(name.value) for name in names)
@@ -138,6 +155,16 @@ def renew_server_certificate(config: Config, hsm: Hsm, now: datetime, hosts: tup
     pem, _ = ca.server(csr, list(hosts), now, SERVER_LIFE)
     write_private(config.server.key_file, key)
     write_private(file, pem)
+    return True
+
+
+def _signed_here(certificate: x509.Certificate, config: Config) -> bool:
+    try:
+        certificate.verify_directly_issued_by(
+            x509.load_pem_x509_certificate((config.certificates / "server-ca.pem").read_bytes())
+        )
+    except (ValueError, TypeError, InvalidSignature):
+        return False
     return True
 
 

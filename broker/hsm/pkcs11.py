@@ -22,10 +22,11 @@ from broker.core.model import (
 from broker.core.ports import KeyRef
 from broker.hsm import ciphers, objects, selftest
 from broker.hsm.config import HsmConfig
+from broker.hsm.findings import Findings
 from broker.hsm.lending import Finder
 from broker.hsm.mechanisms import SCHEMES
 from broker.hsm.objects import Recipe, secret_class
-from broker.hsm.probe import Examination, Findings
+from broker.hsm.probe import Examination
 from broker.hsm.sessions import Clock, Sessions, Worker
 from broker.hsm.wrapping import Carrier
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from broker.core.audit import encode
 from broker.core.authority import Authority
 from broker.core.call import Call
 from broker.core.errors import BrokerError, NotFound, PermissionDenied, WrongState
@@ -343,3 +345,10 @@ def test_everybody_may_ask_who_they_are(house: House) -> None:
 
 def test_the_uri_is_the_spiffe_id() -> None:
     assert operator_uri("broker.example", "alice") == "spiffe://broker.example/operator/alice"
+
+
+def test_AU_14_the_record_names_every_group_however_long_the_names_are(house: House) -> None:
+    groups = sorted([*(f"a{number:02}".ljust(63, "x") for number in range(15)), "z-keepers-of-the-policy"])
+    house.add("bob", *groups)
+    line, _ = encode(house.store.entries[-1], "chain", 1, "0" * 64)
+    assert json.loads(line)["facts"]["groups"].split(",") == groups
