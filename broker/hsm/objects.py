@@ -113,6 +113,11 @@ def matches(found: Any, template: Template) -> bool:
     return all(read.get(attribute) == value for attribute, value in template.items())
 
 
+def generated(secret: Any) -> bool:
+    """Whether the token itself made this key, to the end: SoftHSM writes CKA_LOCAL together with the value, last."""
+    return secret.get_attributes([Attribute.LOCAL]).get(Attribute.LOCAL) is True
+
+
 def accept(things: list[Any], recipe: Recipe) -> bytes | None:
     """Read everything back and return the SubjectPublicKeyInfo DER (None for AES).
 

@@ -175,10 +175,10 @@ class Pkcs11Hsm:
     def _found_or_made(self, worker: Worker, hsm_id: bytes, recipe: Recipe) -> bytes | None:
         with self._sessions.objects:
             there = self._sessions.search(worker, {Attribute.ID: hsm_id})
-            if any(thing.object_class is not ObjectClass.PUBLIC_KEY for thing in there):
+            if any(thing.object_class is not ObjectClass.PUBLIC_KEY and objects.generated(thing) for thing in there):
                 return objects.accept(there, recipe)
             self._sessions.confirm()  # else the private half may only be invisible
-            for remnant in there:  # a public half alone: a call that was cut short
+            for remnant in there:  # a public half alone, or a half without its value: a call that was cut short
                 remnant.destroy()
             made = objects.make(worker, hsm_id, recipe)
             try:

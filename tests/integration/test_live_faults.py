@@ -9,7 +9,15 @@ import time
 from collections.abc import Callable
 
 from tests.servers.live import Client, Live, Refused, within
-from tests.servers.live_load import Promised, assert_kept, assert_nothing_half_made, load, resume
+from tests.servers.live_load import (
+    Promised,
+    assert_kept,
+    assert_nothing_half_made,
+    crash_rounds,
+    load,
+    resume,
+    whole_keys,
+)
 from tests.servers.openbao import OpenBao
 
 EC_P256, AES_256 = 4, 10
@@ -71,6 +79,7 @@ def test_FT_15_the_token_goes_away_and_returns_under_load(live_own: Live, openba
     assert live_own.process.poll() is None
     resume(client, promised, patience=0)
     assert_kept_but_undone(client, promised, openbao)
+    assert len(whole_keys(live_own)) >= sum(promised.versions.values()) + 4
     assert "Traceback" not in live_own.said
 
 

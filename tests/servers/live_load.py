@@ -217,16 +217,22 @@ def census(config: HsmConfig) -> dict[str, list[str]]:
     return found
 
 
+def whole_keys(live: Live) -> set[str]:
+    """The CKA_IDs of the token's keys, each of which must be one private and one public object."""
+    found = alone(census, load_config(live.config).hsm)
+    found.pop("", None)
+    odd = {name: kinds for name, kinds in found.items() if kinds != ["PRIVATE_KEY", "PUBLIC_KEY"]}
+    assert odd == {}, odd
+    return set(found)
+
+
 def assert_no_orphan(live: Live, versions: int) -> None:
     """The token holds one whole key pair for each version and for each of the broker's own three keys, and no more.
 
     SoftHSM writes an object attribute by attribute: of one that a kill cut short there may be a remnant without an id,
     which nobody can name and nothing finds.
     """
-    found = alone(census, load_config(live.config).hsm)
-    found.pop("", None)
-    odd = {name: kinds for name, kinds in found.items() if kinds != ["PRIVATE_KEY", "PUBLIC_KEY"]}
-    assert odd == {}, odd
+    found = whole_keys(live)
     assert len(found) == versions + 3, f"{len(found)} keys for {versions} versions"
 
 
