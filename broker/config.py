@@ -42,7 +42,7 @@ class TargetsConfig(_Part):
     """Where keys may go at all. An operator registers targets; only this file says which hosts are thinkable."""
 
     allowed_hosts: frozenset[Place] = Field(default=frozenset(), max_length=64)
-    credentials: Absolute  # the folder that holds the target tokens, one 0600 file each
+    credentials: Absolute  # in it a folder "host:port" for each host, with the tokens that this host may be shown
 
 
 class KeysConfig(_Part):

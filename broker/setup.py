@@ -77,7 +77,8 @@ def initialise(wishes: Wishes, now: Now) -> Config:
     """
     check_name(wishes.operator, "operator")
     folder = wishes.folder
-    for part in (folder, folder / "certificates", folder / "credentials", folder / "journal"):
+    hosts = (folder / "credentials" / host for host in wishes.allowed_targets)
+    for part in (folder, folder / "certificates", folder / "credentials", *hosts, folder / "journal"):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = folder / "broker.toml"
     if not file.exists():

@@ -144,7 +144,7 @@ def test_check_tells_a_token_that_may_nothing_from_a_server_that_is_away(
     assert found["reachable"][0]
     assert not found["authorised"][0]
     assert f'path "{bench.mount.path}/wrapping_key"' in found["authorised"][1]
-    (bench.mount.credentials / bench.mount.token_file).unlink()
+    (bench.mount.credentials / openbao_own.host / bench.mount.token_file).unlink()
     assert findings(bench)["reachable"] == (False, findings(bench)["reachable"][1])
     openbao_own.write_token(bench.mount.credentials, bench.mount.token_file)
     openbao_own.seal()

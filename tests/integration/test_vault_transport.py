@@ -71,8 +71,8 @@ def stranger(tmp_path: Path) -> Iterator[Callable[[Talk], tuple[Stranger, ports.
         one = Stranger(tmp_path / f"stranger-{len(made)}", talk)
         made.append(one)
         credentials = tmp_path / "credentials"
-        credentials.mkdir(exist_ok=True)
-        file = credentials / "vault-token"
+        (credentials / one.host).mkdir(parents=True, exist_ok=True)
+        file = credentials / one.host / "vault-token"
         file.touch(mode=0o600)
         file.write_text("s.canary")
         settings = {

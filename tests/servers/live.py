@@ -292,7 +292,7 @@ class Live:
 
     def holding(self, *canaries: bytes) -> list[Path]:
         """Files of the broker, its log included, that hold one of these; its PIN and token files are not looked at."""
-        own = {self.folder / "hsm-pin", *(self.folder / "credentials").iterdir()}
+        own = {self.folder / "hsm-pin", *(self.folder / "credentials").rglob("*")}
         files = [file for file in self.folder.rglob("*") if file.is_file() and file not in own]
         return [file for file in (*files, self.log) if any(one in file.read_bytes() for one in canaries)]
 

@@ -75,7 +75,7 @@ class VaultTarget:
                 "ask its operator to add them there.",
             )
         self._settings = settings
-        self._transport = Transport(settings, lambda: read_token(surroundings.credentials, settings.token_file))
+        self._transport = Transport(settings, lambda: read_token(surroundings.credentials / settings.host, settings.token_file))
 
     def __repr__(self) -> str:
         return f"VaultTarget({self._settings.address}, {self._settings.mount})"

@@ -13,7 +13,7 @@ _TOKEN = re.compile(rb"[!-~]{1,2048}")
 
 
 def read_token(folder: Path, name: str) -> str:
-    """The token in the file ``name`` of ``folder``; WrongState ``TARGET_CREDENTIAL_UNUSABLE`` saying what is wrong.
+    """The token in the file ``name`` of ``folder``, the one folder for this target's host; WrongState ``TARGET_CREDENTIAL_UNUSABLE`` saying what is wrong.
 
     The file must be a regular one, not a link, and closed to everybody but its owner.
     """
@@ -38,5 +38,6 @@ def read_token(folder: Path, name: str) -> str:
 def _unusable(name: str, why: str) -> WrongState:
     return WrongState(
         "TARGET_CREDENTIAL_UNUSABLE",
-        f"The token file {name} {why}; put the target's token there, in a file of mode 0600 in the credentials folder.",
+        f"The token file {name} {why}; put the target's token there, in a file of mode 0600 in the folder that the "
+        "credentials folder has for the target's host:port.",
     )
