@@ -23,7 +23,11 @@ from broker.core.errors import BrokerError, WrongState
 REFUSED = (
     "SSLKEYLOGFILE",  # would write the keys of every TLS connection
     "GRPC_TRACE",  # would log what is in the messages
-    "LD_PRELOAD",  # would put foreign code beside the PIN
+    "LD_PRELOAD",  # would put foreign code beside the PIN, as would the next three
+    "LD_AUDIT",
+    "OPENSSL_ENGINES",
+    "OPENSSL_MODULES",
+    "GRPC_SSL_CIPHER_SUITES",  # would choose the suites of the listeners
 )
 
 PR_SET_DUMPABLE = 4  # prctl(2)
@@ -40,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         result: int = asked.run(asked)
     except BrokerError as error:
         print(f"broker: {error.message} ({error.reason})", file=sys.stderr)
+        return 1
+    except OSError as error:  # a file, a folder or an address that the system would not give
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"broker: The system refused: {where}{error.strerror}. (SYSTEM_REFUSED)", file=sys.stderr)
         return 1
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,14 @@ def _absolute(path: Path) -> Path:
     return path
 
 
+def _place(text: str) -> str:
+    if not _PLACE.fullmatch(text):
+        raise ValueError("a host is written host:port in lower case, without https:// before it")
+    return text
+
+
+_PLACE = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]):[1-9][0-9]{0,4}", re.ASCII)
+Place = Annotated[str, AfterValidator(_place)]
 Absolute = Annotated[Path, AfterValidator(_absolute)]
 
 
@@ -32,7 +41,7 @@ class _Part(BaseModel):
 class TargetsConfig(_Part):
     """Where keys may go at all. An operator registers targets; only this file says which hosts are thinkable."""
 
-    allowed_hosts: frozenset[str] = Field(default=frozenset(), max_length=64)  # "host:port"
+    allowed_hosts: frozenset[Place] = Field(default=frozenset(), max_length=64)
     credentials: Absolute  # the folder that holds the target tokens, one 0600 file each
 
 

@@ -99,7 +99,8 @@ def initialise(wishes: Wishes, now: Now) -> Config:
 def internal_key(config: Config, name: str, hsm_id: bytes) -> KeyRef:
     """One of the broker's own keys, by the certificate or public key that ``init`` wrote into the folder.
 
-    WrongState ``NOT_INITIALISED`` when the file is missing, so that a broker never makes itself a new identity.
+    WrongState ``NOT_INITIALISED`` when the file is missing, so that a broker never makes itself a new identity, and
+    ``FILE_DAMAGED`` when it is no PEM.
     """
     file = config.certificates / f"{name}.pem"
     try:
@@ -108,11 +109,14 @@ def internal_key(config: Config, name: str, hsm_id: bytes) -> KeyRef:
         raise WrongState(
             "NOT_INITIALISED", f"{file} cannot be read; run `broker init` for this folder first."
         ) from error
-    key = (
-        x509.load_pem_x509_certificate(pem).public_key()
-        if b"BEGIN CERTIFICATE" in pem
-        else serialization.load_pem_public_key(pem)
-    )
+    try:
+        key = (
+            x509.load_pem_x509_certificate(pem).public_key()
+            if b"BEGIN CERTIFICATE" in pem
+            else serialization.load_pem_public_key(pem)
+        )
+    except ValueError as error:
+        raise _damaged(file) from error
     public = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return KeyRef(hsm_id=hsm_id, type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=public)
 
@@ -145,7 +149,10 @@ def renew_server_certificate(config: Config, hsm: Hsm, now: datetime, hosts: tup
     """
     file = config.server.certificate_file
     if file.exists():
-        old = x509.load_pem_x509_certificate(file.read_bytes())
+        try:
+            old = x509.load_pem_x509_certificate(file.read_bytes())
+        except ValueError as error:
+            raise _damaged(file) from error
         if old.not_valid_after_utc - now > RENEW_BEFORE or not _signed_here(old, config):
             return False
         names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -156,6 +163,10 @@ def renew_server_certificate(config: Config, hsm: Hsm, now: datetime, hosts: tup
     write_private(config.server.key_file, key)
     write_private(file, pem)
     return True
+
+
+def _damaged(file: Path) -> WrongState:
+    return WrongState("FILE_DAMAGED", f"{file} is not PEM any more; put it back from a backup.")
 
 
 def _signed_here(certificate: x509.Certificate, config: Config) -> bool:

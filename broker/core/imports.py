@@ -88,6 +88,10 @@ class Imports:
         Nothing is disabled here: the key has been in use there, so that is for people to decide.
         """
         asked = self._permitted(call, name, version, target)
+        if asked.key.type.symmetric and asked.key.state is not KeyState.ENABLED:
+            raise WrongState(
+                "KEY_STATE", f"The key is {asked.key.state}; a symmetric key is proven by its use, so enable it first."
+            )
         with self._turn(asked):
             row = provable(self._store.get(Import, name, asked.version.number, target))
             call.note(target=target, version=row.version, remote_name=row.remote_name)

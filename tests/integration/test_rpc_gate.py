@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 import structlog
-from broker_api.v1 import keys_pb2, keys_pb2_grpc
+from broker_api.v1 import keys_pb2, keys_pb2_grpc, targets_pb2
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
@@ -478,15 +478,16 @@ def longer_than(count: int, entries: list[Any]) -> bool:
 class Held:
     """Answers that wait until they are let go."""
 
-    def __init__(self, expected: int) -> None:
+    def __init__(self, expected: int, answer: Callable[[], Any] = keys_pb2.GetKeyResponse) -> None:
         self.inside = threading.Semaphore(0)
         self.release = threading.Event()
         self._expected = expected
+        self._answer = answer
 
     def __call__(self, _call: Call, _request: Any) -> Any:
         self.inside.release()
         assert self.release.wait(20)
-        return keys_pb2.GetKeyResponse()
+        return self._answer()
 
     def wait(self) -> None:
         for _ in range(self._expected):
@@ -509,6 +510,21 @@ def test_P14_calls_over_the_limit_are_refused_and_health_still_answers(tmp_path:
         held.release.set()
         assert [each.result(10) for each in waiting] == [b"", b""]
         raw(channel, METHODS[0], sound(METHODS[0]))
+
+
+def test_NT_10_a_target_that_hangs_holds_half_of_the_threads_and_no_more(tmp_path: Path) -> None:
+    held = Held(2, targets_pb2.CheckTargetResponse)
+    check = "/broker_api.v1.TargetService/CheckTarget"
+    services = plain_services({"TargetService/CheckTarget": held})
+    with running(tmp_path, services, threads=4) as edge, edge.channel() as channel:
+        waiting = [channel.unary_unary(check).future(b"") for _ in range(2)]
+        held.wait()
+        found = refused(lambda: raw(channel, check, timeout=5))
+        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TARGETS_BUSY")
+        assert raw(channel, GET, timeout=5) == b""
+        held.release.set()
+        assert [each.result(10) for each in waiting] == [b"", b""]
+        assert raw(channel, check, timeout=5) == b""
 
 
 def test_P25_drain_lets_calls_end_and_takes_no_more(tmp_path: Path) -> None:

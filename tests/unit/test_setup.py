@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -103,3 +105,37 @@ def test_SC_04_a_module_that_is_not_named_by_its_whole_path_is_refused(tmp_path:
 def test_delays_before_destruction_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="destruction_usual_hours"):
         configured(tmp_path, extra="[keys]\ndestruction_usual_hours = 2")
+
+
+@pytest.mark.parametrize("host", ["https://vault:8200", "vault", "Vault:8200", "vault:0", "vault:8200/", "u@vault:1"])
+def test_BY_03_a_target_that_could_never_match_is_refused(tmp_path: Path, host: str) -> None:
+    text = TOML.format(folder=tmp_path, module="/m.so", extra="") + f'allowed_hosts = ["{host}"]\n'
+    (tmp_path / "broker.toml").write_text(text)
+    with pytest.raises(InvalidRequest, match="host:port"):
+        load(tmp_path / "broker.toml")
+
+
+@pytest.mark.parametrize("name", ["audit", "server-ca", "server"])
+def test_a_damaged_file_is_refused_in_a_sentence(config: Config, hsm: SoftwareHsm, name: str) -> None:
+    (config.certificates / f"{name}.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+
+    def start() -> None:
+        setup.check_internal_keys(config, hsm)
+        setup.renew_server_certificate(config, hsm, NOW)
+
+    with pytest.raises(WrongState) as refused:
+        start()
+    assert refused.value.reason == "FILE_DAMAGED"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["init", "/proc/nowhere"], ["init", "FOLDER", "--operators-address", "no host:0"]]
+)
+def test_CL_03_what_the_system_refuses_is_said_in_a_sentence(arguments: list[str], tmp_path: Path) -> None:
+    given = [str(tmp_path / "b") if each == "FOLDER" else each for each in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "broker", *given], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "SYSTEM_REFUSED" in done.stderr
