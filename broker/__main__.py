@@ -25,6 +25,7 @@ REFUSED = (
     "GRPC_TRACE",  # would log what is in the messages
     "LD_PRELOAD",  # would put foreign code beside the PIN, as would the next three
     "LD_AUDIT",
+    "OPENSSL_CONF",
     "OPENSSL_ENGINES",
     "OPENSSL_MODULES",
     "GRPC_SSL_CIPHER_SUITES",  # would choose the suites of the listeners

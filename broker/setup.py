@@ -28,7 +28,7 @@ from broker.core.names import check_name
 from broker.core.operators import operator_uri
 from broker.core.ports import Hsm, KeyRef, Now, Store
 from broker.hsm.pkcs11 import Pkcs11Hsm
-from broker.hsm.tokens import create_softhsm_token, find_softhsm
+from broker.hsm.tokens import create_softhsm_token, find_softhsm, softhsm_environment
 from broker.store.sql import SqlStore
 
 AUDIT_KEY = b"broker/audit/001"
@@ -82,7 +82,10 @@ def initialise(wishes: Wishes, now: Now) -> Config:
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = folder / "broker.toml"
     if not file.exists():
-        write_private(file, _toml(wishes, wishes.token or _softhsm(folder)).encode())
+        draft = folder / "broker.toml.draft"
+        write_private(draft, _toml(wishes, wishes.token or _softhsm(folder)).encode())
+        load(draft)  # what cannot be read is refused now, and not found by the next start
+        draft.replace(file)
     config = load(file)
     SqlStore.migrate(config.store)
     store = SqlStore(config.store, now)
@@ -210,9 +213,14 @@ def write_private(file: Path, content: bytes) -> None:
 
 
 def _softhsm(folder: Path) -> Token:
-    pin, pin_file = secrets.token_urlsafe(18), folder / "hsm-pin"
-    environment = create_softhsm_token(folder / "softhsm", "broker", pin, secrets.token_urlsafe(18))
-    write_private(pin_file, pin.encode())
+    """A fresh token, or the one that an earlier run had made when it was interrupted."""
+    pin_file = folder / "hsm-pin"
+    if not pin_file.exists():
+        write_private(pin_file, secrets.token_urlsafe(18).encode())
+    environment = softhsm_environment(folder / "softhsm")
+    if not environment:
+        pin = pin_file.read_text(encoding="ascii")
+        environment = create_softhsm_token(folder / "softhsm", "broker", pin, secrets.token_urlsafe(18))
     return Token(module=str(find_softhsm()), label="broker", pin_file=pin_file, environment=environment)
 
 

@@ -26,7 +26,7 @@ from broker.core.receipts import keep, replay
 from broker.core.targets import Connect, check_pin
 from broker.core.turns import Turns
 
-TURN_SECONDS = 45.0
+TURN_SECONDS = 20.0
 """How long a call waits for another one that imports the same key to the same target."""
 
 MAX_VERSIONS = 1000

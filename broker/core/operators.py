@@ -91,8 +91,12 @@ class Operators:
         )
 
     def renew(self, call: Call, csr_pem: bytes, ttl: timedelta | None) -> Issued:
-        """A fresh certificate for the caller, who proves to hold another key or the same."""
-        return self._issue(call, call.principal.name, csr_pem, ttl)
+        """A fresh certificate for the caller, for another key or the same; at most ``DEFAULT_TTL``.
+
+        A longer one takes somebody with the right to IssueCertificate, so that whoever stole a certificate cannot make
+        it last.
+        """
+        return self._issue(call, call.principal.name, csr_pem, min(ttl or DEFAULT_TTL, DEFAULT_TTL))
 
     def issue(self, call: Call, name: str, csr_pem: bytes, ttl: timedelta | None) -> Issued:
         """A fresh certificate for an operator whose own has lapsed or was revoked."""

@@ -203,7 +203,7 @@ def test_SC_08_ST_07_other_variables_and_the_umask_change_nothing(copy: Live, tm
     foreign = tmp_path / "foreign.conf"
     foreign.write_text("nonsense")
     variables = {
-        "SOFTHSM2_CONF": str(foreign), "OPENSSL_CONF": str(foreign), "SSL_CERT_FILE": str(foreign),
+        "SOFTHSM2_CONF": str(foreign), "SSL_CERT_FILE": str(foreign),
         "PGHOST": "192.0.2.1", "PGSERVICEFILE": str(foreign), "VAULT_ADDR": "http://192.0.2.1",
         "VAULT_TOKEN": "canary-token", "VAULT_SKIP_VERIFY": "1", "https_proxy": "http://127.0.0.1:9",
         "GRPC_VERBOSITY": "DEBUG", "PKCS11SPY": "/usr/lib/absent.so", "TMPDIR": str(tmp_path),

@@ -139,3 +139,19 @@ def test_CL_03_what_the_system_refuses_is_said_in_a_sentence(arguments: list[str
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "SYSTEM_REFUSED" in done.stderr
+
+
+def test_a_set_up_that_was_interrupted_after_the_token_was_made_goes_on_with_it(tmp_path: Path) -> None:
+    first = setup._softhsm(tmp_path)
+    pin = first.pin_file.read_text()
+    tokens = sorted(file.name for file in (tmp_path / "softhsm" / "tokens").iterdir())
+    again = setup._softhsm(tmp_path)
+    assert (again.environment, again.pin_file.read_text()) == (first.environment, pin)
+    assert sorted(file.name for file in (tmp_path / "softhsm" / "tokens").iterdir()) == tokens
+
+
+def test_a_configuration_that_cannot_be_read_is_not_left_behind(tmp_path: Path) -> None:
+    token = setup.Token(module="relative.so", label="t", pin_file=tmp_path / "pin")
+    with pytest.raises(InvalidRequest):
+        setup.initialise(setup.Wishes(folder=tmp_path, token=token), lambda: NOW)
+    assert not (tmp_path / "broker.toml").exists()

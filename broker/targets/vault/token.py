@@ -13,9 +13,10 @@ _TOKEN = re.compile(rb"[!-~]{1,2048}")
 
 
 def read_token(folder: Path, name: str) -> str:
-    """The token in the file ``name`` of ``folder``, the one folder for this target's host; WrongState ``TARGET_CREDENTIAL_UNUSABLE`` saying what is wrong.
+    """The token in the file ``name`` of ``folder``, the one folder for this target's host.
 
-    The file must be a regular one, not a link, and closed to everybody but its owner.
+    WrongState ``TARGET_CREDENTIAL_UNUSABLE`` says what is wrong. The file must be a regular one, not a link, and closed
+    to everybody but its owner.
     """
     try:
         descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
