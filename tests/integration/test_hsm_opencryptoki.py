@@ -92,7 +92,12 @@ def prove() -> None:
 
 def test_opencryptokis_soft_token_is_served(tmp_path: Path) -> None:
     module = next((place for place in _MODULES if Path(place).exists()), None)
-    if module is None or os.geteuid() or not shutil.which("pkcsslotd") or not shutil.which("unshare"):
+    if (
+        module is None
+        or os.geteuid()
+        or not shutil.which("pkcsslotd", path=f"{os.environ['PATH']}:/usr/sbin")
+        or not shutil.which("unshare")
+    ):
         pytest.skip("opencryptoki and its daemon are not installed, or this is not root")
     done = subprocess.run(
         [*_UNSHARE, "sh", "-c", _NAMESPACE, "sh", str(tmp_path), sys.executable, module],

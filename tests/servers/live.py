@@ -340,6 +340,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, openbao: OpenBao) -> Iterator
     try:
         broker.start()
         openbao.write_token(broker.folder / "credentials")
+        openbao.write_token(broker.folder / "credentials", host=broker.dead)
         with broker.client() as admin:
             admin.ask("SetPolicy", text=POLICY, expected_version=1)
             admin.ask("CreateTarget", name="bao", vault=vault_settings(openbao))
