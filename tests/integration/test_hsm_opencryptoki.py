@@ -38,7 +38,7 @@ chgrp -R pkcs11 /run/lock/opencryptoki /var/lib/opencryptoki
 chmod -R 770 /run/lock/opencryptoki /var/lib/opencryptoki
 printf 'version opencryptoki-3.1\nslot 3\n{\nstdll = libpkcs11_sw.so\ntokname = swtok\n}\n' > "$1/conf"
 mount --bind "$1/conf" /etc/opencryptoki/opencryptoki.conf
-pkcsslotd
+PATH=$PATH:/usr/sbin pkcsslotd
 exec "$2" -c 'from tests.integration.test_hsm_opencryptoki import prove; prove()' "$3" "$1"
 """
 _SECURITY_OFFICER_PIN = "87654321"  # what a new token of opencryptoki has
