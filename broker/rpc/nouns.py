@@ -21,7 +21,7 @@ from broker.rpc.policies import PolicyMethods
 from broker.rpc.targets import TargetMethods
 
 
-def services(  # noqa: PLR0913 (one argument a noun)
+def answers(  # noqa: PLR0913 (one argument a noun)
     *,
     keys: Keys,
     use: KeyUse,
