@@ -87,6 +87,7 @@ def _add_wishes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--operators-address", default="", metavar="HOST:PORT")
     parser.add_argument("--pipelines-address", default="", metavar="HOST:PORT")
     parser.add_argument("--allow-target", action="append", default=[], metavar="HOST:PORT")
+    parser.add_argument("--allow-issuer", action="append", default=[], metavar="HOST:PORT", help="at private addresses")
 
 
 def _init(asked: argparse.Namespace) -> int:
@@ -126,6 +127,7 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
         operators_address=asked.operators_address or any_port or defaults.operators_address,
         pipelines_address=asked.pipelines_address or any_port or defaults.pipelines_address,
         allowed_targets=tuple(asked.allow_target),
+        allowed_issuers=tuple(asked.allow_issuer),
         database=given.get("database") or "",
         development=development,
         token=token,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from broker.auth.oidc import OidcConfig
 from broker.core.errors import InvalidRequest
 from broker.hsm.config import HsmConfig
 from broker.rpc.server import ServerConfig
@@ -59,6 +60,20 @@ class KeysConfig(_Part):
         return self
 
 
+class SecretsConfig(_Part):
+    """How long an unwrapped data key is kept in memory, in seconds; 0 asks the HSM on every read."""
+
+    keep_data_keys_seconds: int = Field(default=60, ge=0, le=3600)
+
+
+class SessionsConfig(_Part):
+    """Leases (and sessions) at once, and the length of a session that does not ask for one, in seconds."""
+
+    leases_per_pipeline: int = Field(default=1000, ge=1, le=100_000)
+    leases_in_all: int = Field(default=100_000, ge=1, le=10_000_000)
+    usual_seconds: int = Field(default=300, ge=10, le=24 * 3600)
+
+
 class Config(_Part):
     """Everything the broker needs to be told, and nothing that it can find out."""
 
@@ -70,6 +85,9 @@ class Config(_Part):
     server: ServerConfig
     targets: TargetsConfig
     keys: KeysConfig = KeysConfig()
+    secrets: SecretsConfig = SecretsConfig()
+    sessions: SessionsConfig = SessionsConfig()
+    oidc: OidcConfig = OidcConfig()
 
     @model_validator(mode="after")
     def _paths_absolute(self) -> Config:

@@ -27,6 +27,8 @@ from broker.core.model import KeyType, KeyUsage, Operator, OperatorState, Policy
 from broker.core.names import check_name
 from broker.core.operators import operator_uri
 from broker.core.ports import Hsm, KeyRef, Now, Store
+from broker.core.roots import Roots, known_roots
+from broker.core.sealing import Sealing
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm, softhsm_environment
 from broker.store.sql import SqlStore
@@ -64,6 +66,7 @@ class Wishes:
     operators_address: str = "127.0.0.1:7443"
     pipelines_address: str = "127.0.0.1:7444"
     allowed_targets: tuple[str, ...] = ()
+    allowed_issuers: tuple[str, ...] = ()  # "host:port", those at private addresses only
     database: str = ""  # "" is SQLite in the folder
     development: bool = False
     token: Token | None = None  # None: make a SoftHSM token in the folder
@@ -254,6 +257,7 @@ def _toml(wishes: Wishes, token: Token) -> str:
             "operator_ca_file": str(folder / "certificates" / "operator-ca.pem"),
         },
         "targets": {"allowed_hosts": list(wishes.allowed_targets), "credentials": str(folder / "credentials")},
+        "oidc": {"allowed_hosts": list(wishes.allowed_issuers)},
     }
     lines = []
     for title, values in parts.items():
@@ -273,6 +277,7 @@ def _fill(config: Config, wishes: Wishes, store: Store, hsm: Hsm, now: Now) -> N
         write_private(file, _audit_key(hsm))
     renew_server_certificate(config, hsm, now(), wishes.hosts)
     _first_policy(store, now)
+    _first_root(config, store, hsm, now)
     _first_operator(store, wishes.operator, now)
     _profile(config, wishes, store, authority(config, hsm, "operator-ca", OPERATOR_CA), now)
     audit_key = internal_key(config, "audit", AUDIT_KEY)
@@ -298,6 +303,13 @@ def _first_policy(store: Store, now: Now) -> None:
     call.note(policy_version=1)
     with store.write(call.outcome()) as write:
         write.add(document)
+
+
+def _first_root(config: Config, store: Store, hsm: Hsm, now: Now) -> None:
+    """The root key that the data keys of secrets are wrapped with; one that a crash left half made is completed."""
+    sealing = Sealing(hsm, known_roots(store), now, timedelta(0), tenant=config.trust_domain)
+    roots = Roots(store, hsm, sealing, Guard(policy_in_force(store)), now)
+    roots.ensure(_call("-/FirstRootKey", "root/1", now))
 
 
 def _first_operator(store: Store, name: str, now: Now) -> None:

@@ -40,6 +40,9 @@ ELSEWHERE = frozenset({
 })  # fmt: skip
 """The methods that wait for somebody else's server."""
 
+SHOWN = frozenset({"authorization", "broker-trust-rule"})
+"""The headers that an authenticator is shown, each at most once; no other means anything."""
+
 Metadata = Sequence[tuple[str, str | bytes]]
 
 _log = structlog.get_logger(__name__)
@@ -183,7 +186,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         # HTTP/2's own measure (RFC 9113 6.5.2), which grpc applies only to a peer that has acknowledged its settings.
         if sum(len(name) + len(value) + 32 for name, value in metadata) > self._max_metadata:
             raise Exhausted("METADATA_TOO_LARGE", "The call's headers are larger than the broker takes; send fewer.")
-        call.principal = self._identify(context, metadata, call.peer)
+        call.principal = self._identify(context, metadata, call)
         if method is None:
             return End(grpc.StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN", "The broker has no such method.")
         request = method.plan.decode(self._deadlines.message(requests, context))
@@ -203,21 +206,22 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         finally:
             self._elsewhere.release()
 
-    def _identify(self, context: grpc.ServicerContext, metadata: Metadata, peer: str) -> Principal:
+    def _identify(self, context: grpc.ServicerContext, metadata: Metadata, call: Call) -> Principal:
         """The principal, from the connection's certificate and at most one authorization value; nothing else counts."""
         connection: Mapping[str, Sequence[Any]] = context.auth_context()
         if not tls.current(connection):
             raise Unauthenticated("TLS_TOO_OLD", tls.TOO_OLD)
-        values = [value for name, value in metadata if name == "authorization"]
-        if len(values) > 1:
+        shown = [(name, str(value)) for name, value in metadata if name in SHOWN]
+        if len(shown) > len(dict(shown)):
             raise Unauthenticated("CREDENTIALS_AMBIGUOUS", "The call carries more than one authorization; send one.")
         pem = next(iter(connection.get("x509_pem_cert", ())), None)
         credentials = ports.Credentials(
             certificate=pem,
             # Only the operators' port asks for a certificate, and there the handshake fails unless the chain is good.
             chain_verified=pem is not None and connection.get("transport_security_type") == [b"ssl"],
-            metadata={"authorization": str(values[0])} if values else {},
-            peer=peer,
+            metadata=dict(shown),
+            peer=call.peer,
+            rpc=call.rpc,
         )
         return _one([found for each in self._authenticators if (found := each.authenticate(credentials))])
 
@@ -273,7 +277,8 @@ def _describe(call: Call, method: Method, request: Any) -> None:
 
 
 def _note_identity(call: Call, error: BrokerError) -> None:
-    """Keep who a refused caller claimed to be; only facts on the allow-list can be noted."""
+    """Keep who a refused caller claimed to be, and why; only facts on the allow-list can be noted."""
+    call.note(**{name: value for name, value in error.facts.items() if name in audit.FACTS})
     if isinstance(error, Unauthenticated):
         call.note(**{name: value for name, value in error.metadata.items() if name in audit.FACTS})
 

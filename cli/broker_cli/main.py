@@ -12,10 +12,16 @@ import click
 
 # command: (module, attribute, line of help). Help and completion of the top level import none of the modules.
 COMMANDS = {
+    "run": ("run", "run", "Run a command with secrets that are gone when it ends."),
+    "fetch": ("fetch", "fetch", "Fetch secrets where run does not fit."),
     "key": ("keys", "key", "Make, use, rotate, import and destroy keys."),
+    "secret": ("secrets", "secret", "Write, find, version and destroy static secrets."),
     "target": ("targets", "target", "Places that keys can be imported to."),
     "operator": ("operators", "operator", "The people who may call, and their certificates."),
     "policy": ("policies", "policy", "Who may do what."),
+    "trust": ("trust", "trust", "Which CI identity becomes which pipeline."),
+    "session": ("sessions", "session", "What the logins of CI jobs gave; end it."),
+    "lease": ("leases", "lease", "What has been handed out; take it back."),
     "audit": ("audit", "audit", "Verify and read the audit; sign its heads."),
     "hsm": ("hsm", "hsm", "What the HSM is, and what its probe found."),
     "status": ("status", "status", "Does the broker answer, and whom does it take you for?"),

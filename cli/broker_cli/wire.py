@@ -29,11 +29,15 @@ SERVICES = {
     "hsm": "HsmService",
     "imports": "ImportService",
     "keys": "KeyService",
+    "kv": "SecretService",
+    "leases": "LeaseService",
     "operators": "OperatorService",
     "policies": "PolicyService",
+    "sessions": "SessionService",
     "targets": "TargetService",
+    "trust": "TrustService",
 }
-_READS = ("Get", "List", "Check", "Explain", "WhoAmI")
+_READS = ("Get", "List", "Check", "Explain", "WhoAmI", "Test")
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -180,15 +184,20 @@ def repeat(call: Callable[[], Any], address: str, *, safe: bool) -> Any:
 
 
 def _open(identity: Identity) -> grpc.Channel:
+    check_certificate(identity.certificate)
+    return connect(identity.address, identity.ca, identity.key, identity.certificate)
+
+
+def connect(address: str, ca: bytes, key: bytes | None = None, certificate: bytes | None = None) -> grpc.Channel:
+    """A channel to ``address``, whose certificate must be the CA's; with a client certificate or without one."""
     # Traces of gRPC write message bytes to stderr, and a cipher list could weaken the handshake (CL-04, CL-12).
     for name in ("GRPC_TRACE", "GRPC_SSL_CIPHER_SUITES"):
         os.environ.pop(name, None)
     os.environ["GRPC_VERBOSITY"] = "NONE"
     import grpc  # noqa: PLC0415  slow to load
 
-    check_certificate(identity.certificate)
-    credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
-    return grpc.secure_channel(identity.address, credentials, options=_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+    return grpc.secure_channel(address, credentials, options=_OPTIONS)
 
 
 def check_certificate(pem: bytes) -> None:

@@ -17,7 +17,7 @@ MADE = {
 }  # fmt: skip
 ROOMS = {
     "broker": {"auth", "core", "hsm", "rpc", "store", "targets"},
-    "broker/auth": {"mtls"},
+    "broker/auth": {"mtls", "oidc", "session"},
     "broker/core": set(),
     "broker/hsm": set(),
     "broker/rpc": set(),

@@ -261,3 +261,39 @@ def test_AZ_14_a_text_that_this_release_cannot_read_denies_everything_until_one_
     house.policies.refresh()
     assert house.guard.document.version == 3
     assert house.guard.permits(ADMIN, "SetPolicy", BROKER)
+
+
+PIPELINE_RULE = (
+    '@id("deploy") permit (principal == Pipeline::"deploy", action == Action::"FetchSecrets", '
+    'resource in Folder::"team/app");\n'
+)
+
+
+def test_it_is_explained_what_a_pipeline_may_fetch(house: House) -> None:
+    house.set(FIRST_POLICY + PIPELINE_RULE)
+    assert house.explain("pipeline/deploy", "FetchSecrets", "Secret", "team/app/db") == (True, "Allowed by deploy.")
+    assert not house.explain("pipeline/deploy", "FetchSecrets", "Secret", "team/apps/db")[0]
+    assert not house.explain("pipeline/other", "FetchSecrets", "Secret", "team/app/db")[0]
+    assert house.explain("pipeline/deploy", "Login", "Broker", "")[0]
+    assert house.explain("operator/alice", "GetTrustRule", "TrustRule", "rule")[0]
+    house.explain("pipeline/deploy", "Login", "Broker", "", asker=operator("carol", "auditors"))
+    with pytest.raises(PermissionDenied):
+        house.explain("pipeline/deploy", "Login", "Broker", "", asker=operator("bob"))
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        (("pipeline/deploy", "Sign", "Key", "payments"), "RESOURCE_KIND_WRONG"),
+        (("pipeline/", "Login", "Broker", ""), "NAME_INVALID"),
+        (("pipeline", "Sign", "Key", "payments"), "OPERATOR_NOT_FOUND"),
+        (("robot/deploy", "Login", "Broker", ""), "NAME_INVALID"),
+        (("pipeline/deploy", "FetchSecrets", "Secret", "a//b"), "NAME_INVALID"),
+    ],
+)
+def test_a_question_about_a_pipeline_that_makes_no_sense_is_refused(
+    house: House, question: tuple[str, str, str, str], reason: str
+) -> None:
+    with pytest.raises(BrokerError) as refused:
+        house.explain(*question)
+    assert refused.value.reason == reason

@@ -1,0 +1,40 @@
+"""Azure Pipelines: the job's access token, where it was mapped, buys an identity token.
+
+Its audience is fixed by Azure (``api://AzureADTokenExchange``), so ``audience`` is not asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from broker_cli.ci import web
+from broker_cli.ci.token import checked
+from broker_cli.refusal import Exit, Refusal
+
+ORIGIN = "Azure Pipelines"
+
+
+def here(environ: Mapping[str, str]) -> bool:
+    """Whether this is a job of Azure Pipelines."""
+    return environ.get("TF_BUILD", "").lower() == "true"
+
+
+def token(environ: Mapping[str, str], audience: str) -> str:
+    """A fresh token of the pipeline."""
+    del audience
+    url, bearer = environ.get("SYSTEM_OIDCREQUESTURI"), environ.get("SYSTEM_ACCESSTOKEN")
+    if not bearer:
+        raise Refusal(
+            "PERMISSION_MISSING",
+            "SYSTEM_ACCESSTOKEN is not mapped into this step, so Azure Pipelines gives it no identity token: "
+            "add `env: { SYSTEM_ACCESSTOKEN: $(System.AccessToken) }` to the step.",
+            Exit.NOT_LOGGED_IN,
+        )
+    if not url:
+        raise Refusal(
+            "IDENTITY_UNAVAILABLE",
+            "SYSTEM_OIDCREQUESTURI is not set: this agent or server is too old for identity tokens.",
+            Exit.NOT_LOGGED_IN,
+        )
+    answer = web.ask(web.with_query(url, **{"api-version": "7.1"}), bearer, ORIGIN, post=True)
+    return checked(str(answer.get("oidcToken", "")), ORIGIN)

@@ -1,0 +1,64 @@
+"""What an identity token must look like before it is sent anywhere. Its signature is the broker's to verify."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any
+
+from broker_cli.refusal import Exit, Refusal
+
+MAX_TOKEN = 12 * 1024
+"""Bytes; what the broker takes in a header is not much more."""
+
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
+
+
+def checked(text: str, origin: str) -> str:
+    """``text`` without surrounding white space, if it is a JWS in compact form (RFC 7515); never quoted."""
+    token = text.strip()
+    if len(token) > MAX_TOKEN or not _COMPACT.fullmatch(token):
+        raise Refusal(
+            "IDENTITY_TOKEN_INVALID",
+            f"What {origin} gave is not an identity token: three parts joined by dots, at most {MAX_TOKEN} bytes.",
+            Exit.NOT_LOGGED_IN,
+        )
+    return token
+
+
+def for_audience(token: str, audience: str, cure: str) -> str:
+    """``token`` if it was made for ``audience`` (when one is asked for): the broker would only refuse it."""
+    found = audiences(token)
+    if audience and found != [audience]:
+        raise Refusal(
+            "IDENTITY_TOKEN_AUDIENCE",
+            f"The identity token is for {', '.join(found) or 'nobody'}, and --audience (BROKER_AUDIENCE) "
+            f"says {audience}: {cure}",
+            Exit.NOT_LOGGED_IN,
+        )
+    return token
+
+
+def audiences(token: str) -> list[str]:
+    """The audiences in a token's claims, unverified: good for a hint, for no decision about trust."""
+    part = token.split(".")[1]
+    try:
+        claims: Any = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        found = claims["aud"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    listed = found if isinstance(found, list) else [found]
+    return [one for one in listed if isinstance(one, str)]
+
+
+def needed(audience: str, origin: str) -> str:
+    """``audience``, where a token cannot be asked for without one."""
+    if not audience:
+        raise Refusal(
+            "AUDIENCE_MISSING",
+            f"{origin} makes a token for one audience: say which the broker expects, with --audience or "
+            "BROKER_AUDIENCE.",
+            Exit.USAGE,
+        )
+    return audience

@@ -1,0 +1,113 @@
+"""``broker fetch``: values for what cannot be started by ``broker run``; asked for by name, never shown by accident."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+
+from broker_cli.output import check_target
+from broker_cli.refusal import Exit, Refusal
+from broker_cli.run_references import NAME, SCHEME, check_count, reference
+from broker_cli.run_session import Job, Way, durations, reaching
+from broker_cli.screen import chat
+
+FORMATS = ("env", "json", "dotenv", "github", "file")
+USUAL_TTL = 300
+
+
+@click.command(
+    epilog="\b\nExamples:\n  broker fetch --format github DB_PASSWORD=broker://team/app/db#password\n"
+    '  eval "$(broker fetch --format env broker://team/app/db)"\n'
+    "  broker fetch --format file --out secrets TLS_KEY=broker://team/app/tls#key\n\n"
+    "REF is broker://path#field, or broker://path for all its fields, with NAME= before it to name the result; "
+    "unless named it is called by the last part of the path and the field: DB_PASSWORD.",
+)
+@click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="How the values are written.")
+@click.option("--out", "target", metavar="DIR", help="With --format file: a new private folder, a file a value.")
+@click.option("--keep", is_flag=True, help="Let the session run out by itself, and what hangs on it with it.")
+@click.option("--reveal", is_flag=True, help="Show the values on this terminal.")
+@durations(15, USUAL_TTL)
+@reaching
+@click.argument("references", nargs=-1, required=True, metavar="REF...")
+def fetch(
+    way: Callable[[], Way],
+    references: tuple[str, ...],
+    format_: str,
+    target: str | None,
+    ttl: int,
+    *,
+    keep: bool,
+    reveal: bool,
+) -> int:
+    """Fetch secrets where run does not fit. The session ends at once, unless it is kept."""
+    from broker_cli import fetch_formats  # noqa: PLC0415
+    from broker_cli.run_signals import Signals, Stopped  # noqa: PLC0415
+
+    asked = [named(one) for one in references]
+    texts = list(dict.fromkeys(text for _, text in asked))
+    check_count(texts)
+    check_way_out(format_, target, reveal=reveal)
+    place = None if format_ != "github" else fetch_formats.github_file(os.environ)
+    try:
+        with Signals(), Job(way=way(), keep=keep) as job:
+            values = collected(asked, job.fetch(texts, ttl))
+            if format_ == "file":
+                fetch_formats.write_folder(Path(str(target)), values)
+            elif place is not None:
+                fetch_formats.write_github(values, place)
+            else:
+                sys.stdout.write(fetch_formats.TEXTS[format_](values))
+                sys.stdout.flush()
+            if keep:
+                chat(f"broker: session {job.id} lives until {job.ends:%Y-%m-%d %H:%M:%S} UTC.")
+    except Stopped as stopped:
+        return 128 + stopped.number
+    return 0
+
+
+def named(argument: str) -> tuple[str, str]:
+    """The name that was given, or "", and the reference."""
+    if argument.startswith(SCHEME):
+        return "", reference(argument, "REF", whole=True)
+    name, equals, text = argument.partition("=")
+    if not equals or not NAME.fullmatch(name):
+        raise Refusal("NAME_INVALID", f"Write each REF as {SCHEME}path#field or NAME={SCHEME}path#field.", Exit.USAGE)
+    return name, reference(text, name, whole=True)
+
+
+def collected(asked: list[tuple[str, str]], fetched: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes]:
+    """The values by name; two that would have the same name are refused."""
+    found: dict[str, bytes] = {}
+    for name, text in asked:
+        for field, value in fetched[text].items():
+            called = name if name and "#" in text else _called(name or _last(text), field)
+            if called in found:
+                raise Refusal("NAME_TWICE", f"Two values would be called {called}; name them with NAME=.", Exit.USAGE)
+            found[called] = value
+    return found
+
+
+def check_way_out(format_: str, target: str | None, *, reveal: bool) -> None:
+    """Refuse before anything is fetched what could not be written, or would be seen."""
+    if (format_ == "file") != (target is not None):
+        raise Refusal("OUT_MISSING", "--format file and --out DIR go together.", Exit.USAGE)
+    check_target(target)
+    if target is None and sys.stdout.isatty() and not reveal:
+        raise Refusal(
+            "WOULD_BE_SHOWN",
+            "Secrets are not shown on a terminal unless asked: use a pipe, --format file, or add --reveal.",
+            Exit.USAGE,
+        )
+
+
+def _called(name: str, field: str) -> str:
+    return re.sub("[^A-Z0-9_]", "_", f"{name}_{field}".upper())
+
+
+def _last(text: str) -> str:
+    return text.partition("#")[0].partition("@")[0].rpartition("/")[2]

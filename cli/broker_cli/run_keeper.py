@@ -1,0 +1,29 @@
+"""Outlives a wrapper that was killed outright: removes its secret files and ends its child.
+
+Runs as a program of its own (standard library only). It reads lines, ``folder PATH`` and ``group ID``, until the
+wrapper's end of the pipe closes; the wrapper that ends in order kills it first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+
+def main() -> None:
+    """Wait for the end of the wrapper, then tidy up after it."""
+    told = dict(line.rstrip("\n").split(" ", 1) for line in sys.stdin)
+    if "group" in told:
+        with contextlib.suppress(OSError):  # gone already
+            os.killpg(int(told["group"]), signal.SIGTERM)
+    if "folder" in told:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(told["folder"]):  # noqa: PTH208  pathlib would cost the start of every job
+                os.unlink(os.path.join(told["folder"], name))  # noqa: PTH108, PTH118  as above
+            os.rmdir(told["folder"])  # noqa: PTH106  as above
+
+
+if __name__ == "__main__":
+    main()
