@@ -1,21 +1,24 @@
 """The composition root: builds every part once, in order, and alone names concrete classes.
 
-The clock lives here, and the background loop: it watches the HSM and the store, signs the audit's heads and does the
-chores that a crash or a passed time left behind.
+The clock lives here, and the background loop: it watches the HSM and the store, signs the audit's heads, ends
+sessions whose time is over and does the chores that a crash left behind.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
 import structlog
 
 from broker import setup
 from broker.auth.mtls import Mtls, MtlsConfig
+from broker.auth.oidc import Oidc
+from broker.auth.session import SessionTokens
 from broker.config import Config
 from broker.core import policy
 from broker.core.call import Call
@@ -25,13 +28,21 @@ from broker.core.heads import Heads
 from broker.core.imports import Imports
 from broker.core.key_use import KeyUse
 from broker.core.keys import DestructionDelay, Keys
+from broker.core.kv import Secrets
+from broker.core.leases import Leases
 from broker.core.model import Principal
 from broker.core.operators import Operators
 from broker.core.policies import Policies
+from broker.core.ports import Authenticator
+from broker.core.quota import Limits
+from broker.core.roots import known_roots
+from broker.core.sealing import Sealing
+from broker.core.sessions import Sessions
 from broker.core.targets import Targets
+from broker.core.trust import TrustRules
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.rpc.nouns import answers
 from broker.rpc.server import Server
-from broker.rpc.services import services
 from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 
@@ -44,6 +55,12 @@ CHECK_EVERY = timedelta(seconds=3)
 SIGN_EVERY = timedelta(seconds=30)
 SIGN_AFTER = 1000
 CHORES_EVERY = timedelta(seconds=20)
+CHORES_AT_ONCE = timedelta(seconds=5)
+"""However many there are: heads and policies have to be looked after in between."""
+
+ROOTS_EVERY = timedelta(seconds=20)
+READS_EVERY = timedelta(seconds=5)
+SESSIONS_EVERY = timedelta(seconds=2)
 CERTIFICATE_EVERY = timedelta(hours=6)
 
 
@@ -70,14 +87,25 @@ class Broker:
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
         audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
-        setup.check_internal_key(self.hsm, audit_key)
+        setup.check_internal_keys(config, self.hsm)
         setup.renew_server_certificate(config, self.hsm, now())
         self._guard = Guard(setup.policy_in_force(self.store))
         self.keys = Keys(self.store, self.hsm, self._guard, now, _delay(config))
         self.heads = Heads(self.store, self.hsm, audit_key, self._guard, now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
-        self.server = Server(config.server, self._services(), [Mtls(mtls, self.store, now)], self.store, now)
+        oidc = Oidc(config.oidc, self.store, now)
+        self._build_sessions(oidc)
+        authenticators: list[Authenticator] = [Mtls(mtls, self.store, now), SessionTokens(self.sessions), oidc]
+        self.server = Server(config.server, self._services(), authenticators, self.store, now)
         self._loop = Loop(self)
+
+    def _build_sessions(self, oidc: Oidc) -> None:
+        store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
+        keep = timedelta(seconds=config.secrets.keep_data_keys_seconds)
+        sealing = Sealing(hsm, known_roots(store), now, keep, tenant=config.trust_domain)
+        self.secrets = Secrets(store, hsm, sealing, guard, now)
+        self.sessions = Sessions(store, self.secrets, guard, now, _limits(config))
+        self.rules = TrustRules(store, guard, oidc.inspect, now)
 
     def _services(self) -> dict[str, object]:
         """What answers each service of the wire; the server refuses to start if one is missing."""
@@ -86,7 +114,7 @@ class Broker:
         connect = connector(surroundings)
         ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
         self.policies = Policies(store, guard, now)
-        return services(
+        return answers(
             keys=self.keys,
             use=KeyUse(store, hsm, guard),
             targets=Targets(store, hsm, guard, connect, now),
@@ -94,6 +122,10 @@ class Broker:
             operators=Operators(store, ca, guard, now, config.trust_domain),
             policies=self.policies,
             heads=self.heads,
+            secrets=self.secrets,
+            sessions=self.sessions,
+            leases=Leases(store, guard, now),
+            rules=self.rules,
             hsm=hsm,
             guard=guard,
             schema=policy.SCHEMA,
@@ -135,7 +167,10 @@ class Loop:
             ("health", CHECK_EVERY, self._check),
             ("policy", timedelta(0), broker.policies.refresh),
             ("heads", timedelta(0), self._sign),
-            ("chores", CHORES_EVERY, self._chores),
+            ("roots", ROOTS_EVERY, broker.secrets.refresh),
+            ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(background_call)),
+            ("sessions", SESSIONS_EVERY, lambda: self._do(broker.sessions.chores())),
+            ("chores", CHORES_EVERY, lambda: self._do(chain(broker.keys.chores(), broker.secrets.chores()))),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
         ]
         self._sign_at = start
@@ -180,11 +215,16 @@ class Loop:
             self._sign_at = now() + SIGN_EVERY
             self._signed = {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 
-    def _chores(self) -> None:
-        for resource, work in self._broker.keys.chores():
+    def _do(self, chores: Iterable[tuple[str, Callable[[Call], None]]]) -> None:
+        until = now() + CHORES_AT_ONCE
+        for resource, work in chores:
+            if self._stop.is_set():
+                return
             call = background_call(resource)
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
+            if now() >= until:
+                return  # what is left is found again in the next round
 
 
 def background_call(resource: str) -> Call:
@@ -204,6 +244,15 @@ def _attempt(name: str, work: Callable[[], object]) -> bool:
     else:
         return True
     return False
+
+
+def _limits(config: Config) -> Limits:
+    sessions = config.sessions
+    return Limits(
+        per_principal=sessions.leases_per_pipeline,
+        in_all=sessions.leases_in_all,
+        usual=timedelta(seconds=sessions.usual_seconds),
+    )
 
 
 def _delay(config: Config) -> DestructionDelay:

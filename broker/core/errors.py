@@ -30,6 +30,9 @@ class BrokerError(Exception):
     facts: Mapping[str, str | int] = MappingProxyType({})
     """What the audit is told and the caller is not (names from ``audit.FACTS``)."""
 
+    outcome = "INTERNAL"
+    """How the audit writes it: the name of its gRPC status."""
+
     def __init__(self, reason: str, message: str, **metadata: str) -> None:
         super().__init__(message)
         self.reason = reason
@@ -40,30 +43,46 @@ class BrokerError(Exception):
 class InvalidRequest(BrokerError):
     """The request can never succeed as it stands."""
 
+    outcome = "INVALID_ARGUMENT"
+
 
 class Unauthenticated(BrokerError):
     """The caller's identity could not be established."""
+
+    outcome = "UNAUTHENTICATED"
 
 
 class PermissionDenied(BrokerError):
     """The caller is known and may not do this."""
 
+    outcome = "PERMISSION_DENIED"
+
 
 class NotFound(BrokerError):
     """The thing named does not exist."""
+
+    outcome = "NOT_FOUND"
 
 
 class AlreadyExists(BrokerError):
     """The name is taken, or the request id was used for another request."""
 
+    outcome = "ALREADY_EXISTS"
+
 
 class WrongState(BrokerError):
     """The thing exists but its state forbids the operation now."""
+
+    outcome = "FAILED_PRECONDITION"
 
 
 class Exhausted(BrokerError):
     """A size, rate or count limit was reached."""
 
+    outcome = "RESOURCE_EXHAUSTED"
+
 
 class Unavailable(BrokerError):
     """A part the broker depends on does not answer; retrying later can help."""
+
+    outcome = "UNAVAILABLE"

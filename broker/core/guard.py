@@ -80,6 +80,11 @@ def of_operator(name: str, operator: Operator | None, *, asked: tuple[str, ...] 
     )
 
 
+def of_pipeline(name: str) -> Resource:
+    """A pipeline as the policies see it, whether or not a trust rule gives it."""
+    return Resource(kind="Pipeline", id=name, attributes={"identity": f"pipeline/{name}"})
+
+
 def of_secret(name: str, secret: Secret | None) -> Resource:
     """A secret as the policies see it, existing or not: in the folders of all its leading segments."""
     segments = name.split("/")

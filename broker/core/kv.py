@@ -1,52 +1,75 @@
-"""Static secrets: versions of named fields, sealed at rest."""
+"""Static secrets: versions of named fields, sealed at rest.
+
+Values come in with ``put`` and go out with ``read``; between them they are sealed (``core.sealing``), and nothing here
+ever logs, records, quotes or keeps one. The permission is decided on the secret as it is stored, once more inside the
+transaction when its labels have changed since, and for a change of labels on the secret as it is to be (AZ-15).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from broker.core import ports
+from broker.core import ports, receipts
 from broker.core.call import Call
-from broker.core.guard import Guard
-from broker.core.model import RootKey, Secret, SecretRead, SecretVersion
+from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
+from broker.core.guard import BROKER, Guard, of_secret
+from broker.core.last_reads import LastReads
+from broker.core.model import RootKey, Secret, SecretRead, SecretVersion, SecretVersionState
+from broker.core.names import check_field, check_labels, check_path
 from broker.core.page import Page
-from broker.core.sealing import Sealing
+from broker.core.references import MAX_NUMBER, Opened, Reference, parse_reference
+from broker.core.roots import Roots
+from broker.core.sealing import Sealing, damaged
+
+__all__ = ["Opened", "Reference", "Secrets", "parse_reference"]
+
+MAX_FIELDS = 32
+MAX_BYTES = 64 * 1024
+MAX_VERSIONS = 100
+MAX_CONTAINS = 512
+SCANNED = 1000
+"""How many secrets are looked at for one page, however few of them the caller may see."""
+
+ATTEMPTS = 64
+"""How often a write that names no version is sealed anew because another one was faster."""
+
+ENABLED, DELETED, DESTROYED = SecretVersionState.ENABLED, SecretVersionState.DELETED, SecretVersionState.DESTROYED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """One thing to fetch: "team/app/db", "team/app/db@3", "team/app/db#password", "team/app/db@3#password"."""
+class _Wish:
+    """What is to be put; ``repr`` shows no value."""
 
-    text: str
     name: str
-    version: int  # 0: the latest
-    field: str  # "": all of them
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """A fetched secret in the clear; never logged, never kept. ``repr`` shows no value."""
-
-    reference: Reference
-    version: int
     fields: Mapping[str, bytes]
+    expected: int | None
+    labels: dict[str, str]
     expires_at: datetime | None
 
     def __repr__(self) -> str:
-        return f"Opened({self.reference.text!r}, version={self.version})"
+        return f"_Wish({self.name!r})"
 
 
-def parse_reference(text: str) -> Reference:
-    """Read a reference; InvalidRequest ``REFERENCE_INVALID``."""
-    raise NotImplementedError
+class _Overtaken(Exception):
+    """Another version came first; ``latest`` is its number. Never leaves this module."""
+
+    def __init__(self, latest: int) -> None:
+        super().__init__(latest)
+        self.latest = latest
 
 
 class Secrets:
     """The noun behind SecretService, and what FetchSecrets reads from. Permission first, only BrokerError raised."""
 
     def __init__(self, store: ports.Store, hsm: ports.Hsm, sealing: Sealing, guard: Guard, now: ports.Now) -> None:
-        raise NotImplementedError
+        self._store = store
+        self._sealing = sealing
+        self._guard = guard
+        self._now = now
+        self._roots = Roots(store, hsm, sealing, guard, now)
+        self._reads = LastReads(store, now)
 
     def put(
         self,
@@ -58,44 +81,310 @@ class Secrets:
         labels: dict[str, str],
         expires_at: datetime | None,
     ) -> Secret:
-        """WrongState ``VERSION_MISMATCH`` when another version is the latest by now: exactly one writer wins."""
-        raise NotImplementedError
+        """Write the next version. No labels: those it has stay. No ``expires_at``: it does not expire.
+
+        WrongState ``VERSION_MISMATCH`` when another version is the latest by now: exactly one writer wins.
+        """
+        seen = self._store.get(Secret, check_path(name, "secret"))
+        wish = _Wish(
+            name=name, fields=fields, expected=expected_version, labels=check_labels(labels), expires_at=expires_at
+        )
+        draft = self._draft(wish, seen)
+        self._permit(call, seen or draft)
+        self._permit_again(call, draft)
+        self._check(wish)
+        if call.validate_only:
+            _expect(wish, seen, draft.latest)
+            return draft
+        number = draft.latest if expected_version is None else expected_version + 1
+        for _ in range(ATTEMPTS):
+            try:
+                return self._put(call, wish, number)
+            except _Overtaken as overtaken:
+                number = overtaken.latest + 1
+        raise WrongState("CHANGED_MEANWHILE", "Too many write this secret at once; send it again.")
 
     def get(self, call: Call, name: str) -> tuple[Secret, SecretRead | None]:
-        raise NotImplementedError
+        """A secret without its values, and who read it last."""
+        return self._permitted(call, name), self._store.get(SecretRead, name)
 
     def page(
         self, call: Call, prefix: str, contains: str, after: tuple[str | int, ...], limit: int
     ) -> Page[tuple[Secret, SecretRead | None]]:
-        raise NotImplementedError
+        """Secrets by name, only those that the caller may get; a page can be shorter than ``limit``.
+
+        ``prefix``: whole segments, the secret of that very name too. ``contains``: letters as they are, no pattern.
+        """
+        self._guard.check(call, BROKER)
+        if prefix:
+            check_path(prefix, "folder")
+        if len(contains) > MAX_CONTAINS:
+            raise InvalidRequest("FILTER_INVALID", f"The text to look for is longer than {MAX_CONTAINS} characters.")
+        rows = self._under(prefix, str(after[0]) if after else "")
+        reads = self._reads_beside(rows)
+        items: list[tuple[Secret, SecretRead | None]] = []
+        for place, secret in enumerate(rows, 1):
+            if contains in secret.name and self._guard.permits(
+                call.principal, "GetSecret", of_secret(secret.name, secret)
+            ):
+                items.append((secret, reads.get(secret.name)))
+            if len(items) == limit:
+                return Page(items=items, next=(secret.name,) if place < len(rows) or place >= SCANNED else ())
+        return Page(items=items, next=(rows[-1].name,) if len(rows) >= SCANNED else ())
 
     def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[SecretVersion]:
-        raise NotImplementedError
+        """The versions of one secret, oldest first."""
+        self._permitted(call, name)
+        items = self._store.page(SecretVersion, after=after or (name, 0), limit=limit, where={"secret": name})
+        return Page(items=items, next=(name, items[-1].number) if len(items) == limit else ())
 
     def delete(self, call: Call, name: str, versions: list[int]) -> Secret:
-        raise NotImplementedError
+        """ENABLED → DELETED: not fetched until undeleted. Twice is the same as once."""
+        return self._move(call, name, versions, DELETED)
 
     def undelete(self, call: Call, name: str, versions: list[int]) -> Secret:
-        raise NotImplementedError
+        """DELETED → ENABLED. Twice is the same as once."""
+        return self._move(call, name, versions, ENABLED)
 
     def destroy(self, call: Call, name: str, versions: list[int]) -> Secret:
-        raise NotImplementedError
+        """Erase the data keys and the sealed fields, for good.
+
+        What an old backup or write-ahead log still holds opens only with the root key of its time, which is destroyed
+        once it has been rotated out.
+        """
+        try:
+            return self._move(call, name, versions, DESTROYED)
+        finally:  # also when nobody knows whether the commit arrived
+            if not call.validate_only and call.decision == "allow":
+                for number in versions[:MAX_VERSIONS]:
+                    self._sealing.forget(name, number)
 
     def read(self, call: Call, reference: Reference) -> Opened:
         """Decide (action FetchSecrets on the secret), find and open one reference; writes nothing.
 
         PermissionDenied, NotFound ``SECRET_NOT_FOUND`` / ``SECRET_VERSION_NOT_FOUND`` / ``FIELD_NOT_FOUND``,
-        WrongState ``SECRET_EXPIRED`` / ``SECRET_DELETED`` / ``SECRET_DAMAGED``.
+        WrongState ``SECRET_EXPIRED`` / ``SECRET_DELETED`` / ``SECRET_DESTROYED`` / ``SECRET_DAMAGED``.
         """
-        raise NotImplementedError
+        secret = self._permitted(call, reference.name)
+        if secret.expires_at is not None and secret.expires_at <= self._now():
+            raise WrongState("SECRET_EXPIRED", "The secret has expired; put a new version of it.")
+        version = self._store.get(SecretVersion, secret.name, reference.version or secret.latest)
+        if version is None:
+            raise _no_version()
+        if version.state is not ENABLED:
+            raise _gone(version.state)
+        fields = self._open(version)
+        if reference.field:
+            if reference.field not in fields:
+                raise NotFound("FIELD_NOT_FOUND", "The secret has no such field; `broker secret versions` names them.")
+            fields = {reference.field: fields[reference.field]}
+        return Opened(reference=reference, version=version.number, fields=fields, expires_at=secret.expires_at)
 
     def was_read(self, principal: str, names: list[str]) -> None:
         """Remember who read; the background loop writes it down within seconds (``flush_reads``)."""
-        raise NotImplementedError
+        self._reads.add(principal, names)
+
+    def flush_reads(self, make_call: Callable[[str], Call]) -> None:
+        """Write down who read what last, some at a time; what could not be written is kept for the next time.
+
+        Every process has reads of its own to write. ``make_call``: the broker's own call about a resource.
+        """
+        self._sealing.sweep()
+        self._reads.flush(make_call)
 
     def rotate_root(self, call: Call) -> int:
-        raise NotImplementedError
+        """Make the next root key and return its version; everything is wrapped anew in the background."""
+        return self._roots.rotate(call)
 
     def root(self, call: Call) -> tuple[RootKey, int]:
         """The newest root key and how many versions still wait to be rewrapped."""
-        raise NotImplementedError
+        return self._roots.newest(call)
+
+    def ensure_root(self, call: Call) -> None:
+        """Make the first root key if there is none; for ``broker init`` and the start."""
+        self._roots.ensure(call)
+
+    def refresh(self) -> None:
+        """Learn of root keys that another replica has made."""
+        self._roots.refresh()
+
+    def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
+        """What the background loop has to do now: (resource, work); each piece stands alone and may be repeated."""
+        return self._roots.chores()
+
+    def _draft(self, wish: _Wish, stored: Secret | None) -> Secret:
+        now = self._now()
+        if stored is None:
+            return Secret(
+                name=wish.name,
+                labels=wish.labels,
+                latest=1,
+                created_at=now,
+                updated_at=now,
+                expires_at=wish.expires_at,
+            )
+        return replace(
+            stored,
+            labels=wish.labels or stored.labels,
+            latest=stored.latest + 1,
+            updated_at=now,
+            expires_at=wish.expires_at,
+        )
+
+    def _check(self, wish: _Wish) -> None:
+        if not 1 <= len(wish.fields) <= MAX_FIELDS:
+            raise InvalidRequest("FIELDS_INVALID", f"A secret has 1 to {MAX_FIELDS} fields; send that many.")
+        for name in wish.fields:
+            check_field(name)
+        if sum(map(len, wish.fields.values())) > MAX_BYTES:
+            raise InvalidRequest("SECRET_TOO_LARGE", f"The values of a secret are at most {MAX_BYTES} bytes in all.")
+        if wish.expected is not None and not 0 <= wish.expected < MAX_NUMBER:
+            raise InvalidRequest("VERSION_INVALID", "The expected version is not one; 0 says that there is none yet.")
+        if wish.expires_at is not None and wish.expires_at <= self._now():
+            raise InvalidRequest("EXPIRY_PAST", "The time of expiry is over already; name one in the future.")
+
+    def _put(self, call: Call, wish: _Wish, number: int) -> Secret:
+        learnt = self._roots.learnt()
+        root, data_key, sealed = self._sealing.seal(wish.name, number, wish.fields)
+        version = SecretVersion(
+            secret=wish.name,
+            number=number,
+            state=ENABLED,
+            fields=tuple(sorted(wish.fields)),
+            root=root,
+            data_key=data_key,
+            sealed=sealed,
+            author=str(call.principal),
+            created_at=self._now(),
+        )
+        with self._store.write(call.outcome()) as write:
+            if receipts.replay(write, call) is None:
+                secret = self._add(call, wish, version, write)
+                self._roots.check_sure(learnt)
+                receipts.keep(write, call, wish.name, number)
+            else:
+                secret = _there(write.get(Secret, wish.name))
+        call.settled = True
+        return secret
+
+    def _add(self, call: Call, wish: _Wish, version: SecretVersion, write: ports.Write) -> Secret:
+        stored = write.get(Secret, wish.name)
+        _expect(wish, stored, version.number)
+        secret = self._draft(wish, stored)
+        self._permit_again(call, stored or secret)
+        self._permit_again(call, secret)
+        if stored is None:
+            write.add(secret)
+        else:
+            secret = write.replace(stored, secret)
+        write.add(version)
+        write.note(version=version.number)
+        return secret
+
+    def _move(self, call: Call, name: str, numbers: list[int], to: SecretVersionState) -> Secret:
+        secret = self._permitted(call, name)
+        _check_numbers(numbers)
+        if call.validate_only:
+            for number in numbers:
+                _moved(self._store.get(SecretVersion, name, number), to)
+            return secret
+        call.note(state=to.value, count=len(numbers), version=numbers[0])
+        with self._store.write(call.outcome()) as write:
+            secret = _there(write.get(Secret, name))
+            if receipts.replay(write, call) is None:
+                self._permit_again(call, secret)
+                secret = write.replace(secret, replace(secret, updated_at=self._now()))
+                for number in sorted(numbers):
+                    stored = write.get(SecretVersion, name, number)
+                    moved = _moved(stored, to)
+                    if stored is not None and moved != stored:
+                        write.replace(stored, moved)
+                receipts.keep(write, call, name)
+        call.settled = True
+        return secret
+
+    def _permitted(self, call: Call, name: str) -> Secret:
+        secret = self._store.get(Secret, check_path(name, "secret"))
+        self._guard.check(call, of_secret(name, secret))
+        if secret is None:
+            raise NotFound("SECRET_NOT_FOUND", "There is no secret of that name; `broker secret list` shows them.")
+        return secret
+
+    def _permit(self, call: Call, secret: Secret) -> None:
+        self._guard.check(call, of_secret(secret.name, secret))
+
+    def _permit_again(self, call: Call, secret: Secret) -> None:
+        """Decide on the secret with other labels than it had; writes into the call only what denies."""
+        if not self._guard.permits(call.principal, call.action, of_secret(secret.name, secret)):
+            self._permit(call, secret)
+
+    def _open(self, version: SecretVersion) -> dict[str, bytes]:
+        if version.root not in self._sealing.roots:
+            self._roots.refresh()
+        fields = self._sealing.open(version.secret, version.number, version.root, version.data_key, version.sealed)
+        if tuple(sorted(fields)) != version.fields:
+            raise damaged()
+        return fields
+
+    def _under(self, prefix: str, after: str) -> list[Secret]:
+        """Up to ``SCANNED`` secrets in a folder, and the one of the folder's own name, behind ``after``."""
+        if not prefix:
+            return self._store.page(Secret, after=(after,) if after else (), limit=SCANNED)
+        own = None if after else self._store.get(Secret, prefix)
+        folder = f"{prefix}/"
+        # Names are ASCII and in the order of their bytes; those below a folder stand together.
+        below = self._store.page(Secret, after=(max(after, folder),), limit=SCANNED)
+        return [*([own] if own else []), *(secret for secret in below if secret.name.startswith(folder))]
+
+    def _reads_beside(self, rows: list[Secret]) -> dict[str, SecretRead]:
+        """Who read them last: each has at most one row under its own name, so one page holds all of them."""
+        reads = [read for secret in rows[:2] if (read := self._store.get(SecretRead, secret.name))]
+        # Between a folder's own secret and those below it there can be others: the page begins at the second row.
+        if len(rows) > 1:
+            reads += self._store.page(SecretRead, after=(rows[1].name,), limit=SCANNED)
+        return {read.secret: read for read in reads}
+
+
+def _expect(wish: _Wish, stored: Secret | None, number: int) -> None:
+    latest = stored.latest if stored else 0
+    if wish.expected is not None and wish.expected != latest:
+        raise WrongState(
+            "VERSION_MISMATCH",
+            f"The latest version is {latest} and not the expected one; read it again and make the change in that one.",
+            latest=str(latest),
+        )
+    if latest + 1 != number:
+        raise _Overtaken(latest)
+
+
+def _check_numbers(numbers: list[int]) -> None:
+    if not 1 <= len(numbers) <= MAX_VERSIONS or len(set(numbers)) != len(numbers) or min(numbers) < 1:
+        raise InvalidRequest("VERSIONS_INVALID", f"Name 1 to {MAX_VERSIONS} versions, each once, counting from 1.")
+
+
+def _moved(version: SecretVersion | None, to: SecretVersionState) -> SecretVersion:
+    if version is None:
+        raise _no_version()
+    if version.state is DESTROYED:
+        if to is DESTROYED:
+            return version
+        raise _gone(DESTROYED)
+    if to is DESTROYED:
+        return replace(version, state=DESTROYED, root=0, data_key=b"", sealed=b"")
+    return replace(version, state=to)
+
+
+def _there(secret: Secret | None) -> Secret:
+    if secret is None:
+        raise NotFound("SECRET_NOT_FOUND", "There is no secret of that name any more.")
+    return secret
+
+
+def _no_version() -> BrokerError:
+    return NotFound("SECRET_VERSION_NOT_FOUND", "The secret has no such version; `broker secret versions` shows them.")
+
+
+def _gone(state: SecretVersionState) -> BrokerError:
+    if state is DELETED:
+        return WrongState("SECRET_DELETED", "This version is deleted; undelete it or put a new one.")
+    return WrongState("SECRET_DESTROYED", "This version was destroyed for good; put a new one.")

@@ -345,6 +345,7 @@ class RootKey:
     version: int
     hsm_id: bytes
     created_at: datetime
+    state: VersionState = VersionState.ENABLED  # PENDING until the HSM has made it
     revision: int = 1
 
 
@@ -356,6 +357,7 @@ class Session:
     token_hash: bytes  # SHA-256 of the whole token
     principal: str  # "pipeline/deploy"
     rule: str
+    rule_revision: int  # as it was when the identity token matched
     issuer: str
     subject: str
     claims: Mapping[str, str]  # those that the rule matched
@@ -421,6 +423,7 @@ class Proof:
     token_id: str  # its jti, or "" where the issuer gives none
     expires_at: datetime
     claims: Mapping[str, str]  # those that the rule matched
+    rule_revision: int  # the one that the token matched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from broker.core import ports, receipts
 from broker.core.call import Call
@@ -13,12 +13,15 @@ from broker.core.guard import (
     Resource,
     of_key,
     of_operator,
+    of_pipeline,
+    of_secret,
     of_target,
+    of_trust_rule,
     of_unknown_key,
     of_unknown_target,
 )
-from broker.core.model import Key, Operator, OperatorState, PolicyDocument, Principal, Target
-from broker.core.names import check_name
+from broker.core.model import Key, Operator, OperatorState, PolicyDocument, Principal, Secret, Target, TrustRule
+from broker.core.names import check_name, check_path
 from broker.core.policy import ACTIONS, Decision
 
 _OUTDATED = "Another policy text has come into force meanwhile; read it again and make the change in that one."
@@ -88,48 +91,76 @@ class Policies:
             raise
         return document
 
-    def explain(self, call: Call, operator: str, action: str, kind: str, name: str) -> Explanation:
-        """What an operator may do, and why; ``kind``: "Key", "Target", "Operator" or "Broker" (then no name).
+    def explain(self, call: Call, who: str, action: str, kind: str, name: str) -> Explanation:
+        """What a principal may do, and why; ``who``: an operator's name, "operator/alice" or "pipeline/deploy".
 
-        InvalidRequest ``ACTION_UNKNOWN`` or ``RESOURCE_KIND_WRONG`` when there is no such question to ask.
+        ``kind``: "Key", "Target", "Operator", "Secret", "TrustRule" or "Broker" (then no name). InvalidRequest
+        ``ACTION_UNKNOWN`` or ``RESOURCE_KIND_WRONG`` when there is no such question to ask.
         """
-        check_name(operator, "operator")
-        record = self._store.get(Operator, operator)
-        self._guard.check(call, of_operator(operator, record))
+        principal, removed = self._asked_about(call, who)
         if action not in ACTIONS:
             raise InvalidRequest("ACTION_UNKNOWN", "There is no such action; use the name of a method such as Sign.")
-        if record is None:
+        if principal is None:
             raise NotFound("OPERATOR_NOT_FOUND", "There is no operator of that name.")
         resource = self._resource(action, kind, name)
         version = self._guard.document.version
-        decision = self._guard.decide(Principal(kind="operator", name=operator, groups=record.groups), action, resource)
+        decision = self._guard.decide(principal, action, resource)
         if decision.error and not decision.policies:
-            raise InvalidRequest("RESOURCE_KIND_WRONG", f"{action} is not an action on a resource of kind {kind}.")
-        if record.state is OperatorState.REMOVED:
+            raise InvalidRequest(
+                "RESOURCE_KIND_WRONG", f"{action} is not what the {principal.kind} can do to a {kind.lower()}."
+            )
+        if removed:
             return Explanation(allowed=False, policies=(), policy_version=version, sentence=_REMOVED)
         return Explanation(
             allowed=decision.allowed, policies=decision.policies, policy_version=version, sentence=_sentence(decision)
         )
 
+    def _asked_about(self, call: Call, who: str) -> tuple[Principal | None, bool]:
+        """The principal as it would call, if there is one, and whether it is an operator who was removed."""
+        kind, slash, name = who.partition("/")
+        if kind == "pipeline" and slash:
+            self._guard.check(call, of_pipeline(check_name(name, "pipeline")))
+            return Principal(kind="pipeline", name=name), False
+        name = check_name(name if kind == "operator" and slash else who, "operator")
+        record = self._store.get(Operator, name)
+        self._guard.check(call, of_operator(name, record))
+        if record is None:
+            return None, False
+        return Principal(kind="operator", name=name, groups=record.groups), record.state is OperatorState.REMOVED
+
     def _resource(self, action: str, kind: str, name: str) -> Resource:
         if kind == "Broker":
             return BROKER
-        if kind not in {"Key", "Target", "Operator"}:
-            raise InvalidRequest("RESOURCE_KIND_WRONG", "Say what it is about: a key, a target, an operator or broker.")
-        check_name(name, kind.lower())
+        if kind == "Secret":
+            return of_secret(check_path(name, "secret"), self._store.get(Secret, name))
+        if kind not in {"Key", "Target", "Operator", "TrustRule"}:
+            raise InvalidRequest(
+                "RESOURCE_KIND_WRONG", "Say what it is about: a key, a target, an operator, a secret or the broker."
+            )
+        check_name(name, "trust rule" if kind == "TrustRule" else kind.lower())
         if kind == "Key":
             key = self._store.get(Key, name)
             return of_key(key) if key else of_unknown_key(name)
         if kind == "Target":
             target = self._store.get(Target, name)
             return of_target(target) if target else of_unknown_target(name)
+        if kind == "TrustRule":
+            return of_trust_rule(name, self._store.get(TrustRule, name))
         asked = () if action in {"AddOperator", "SetOperatorGroups"} else None
         return of_operator(name, self._store.get(Operator, name), asked=asked)
 
     def refresh(self) -> None:
-        """Put in force what another replica has set since this one looked last."""
+        """Put in force what another replica has set since this one looked last.
+
+        A text that this release cannot read, a newer one's, denies everything here until one that it can read is set:
+        going on under the text before would keep rights that somebody has taken away.
+        """
         while newer := self._store.get(PolicyDocument, self._guard.document.version + 1):
-            self._guard.load(newer)
+            try:
+                self._guard.load(newer)
+            except InvalidRequest:
+                self._guard.load(replace(newer, text=""))
+                raise
 
 
 _REMOVED = "Denied: the operator has been removed."

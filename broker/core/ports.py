@@ -143,6 +143,9 @@ class Write(Protocol):
     def note(self, **facts: str | int) -> None:
         """Add facts that only became known inside the transaction to the audit entry that is about to be written."""
 
+    def also(self, entry: AuditEntry) -> None:
+        """Make a further entry durable together with the one that the transaction was opened with."""
+
 
 class Store(Protocol):
     """Records by primary key, and the audit journal that every change goes through.
@@ -173,10 +176,11 @@ class Store(Protocol):
         ``where`` keeps only the rows whose named fields equal the given values.
         """
 
-    def due(self, kind: type[R], before: datetime, *, limit: int) -> list[R]:
+    def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
         """Records whose time has come at ``before``, oldest first, found through an index.
 
-        The time is ``expires_at`` of active Sessions and Leases, ``until`` of UsedTokens, ``created_at`` of Receipts.
+        The time is ``expires_at`` of Sessions and Leases in that state, ``until`` of UsedTokens, ``created_at`` of
+        Receipts. A row that cannot be read is passed over, so that it never holds up the others (TL-18).
         """
 
     def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hmac
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from broker.core import ports
+from broker.core import receipts, tokens
 from broker.core.call import Call
-from broker.core.errors import BrokerError
-from broker.core.guard import Guard
-from broker.core.kv import Opened, Secrets
-from broker.core.model import Lease, Principal, Session
+from broker.core.ending import BATCH, Ending, Work, entry_of, live, part, readable
+from broker.core.errors import (
+    AlreadyExists,
+    BrokerError,
+    Exhausted,
+    InvalidRequest,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
+from broker.core.fetching import Fetched, Try, attempt, first_refusal, parsed
+from broker.core.guard import BROKER, Guard, of_secret
+from broker.core.kv import Secrets
+from broker.core.model import Lease, LeaseState, Principal, Proof, Secret, Session, SessionState, TrustRule, UsedToken
 from broker.core.page import Page
+from broker.core.ports import Now, Store, Write
+from broker.core.quota import Limits, Tally
+
+__all__ = ["Fetched", "Limits", "Opening", "Sessions"]
+
+SHORTEST = timedelta(seconds=1)
+NO_HASH = bytes(32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,53 +45,336 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
-    """What one reference gave: a secret with its lease, or (only in a partial fetch) the refusal."""
+class _Login:
+    """A session that is to be opened. ``call``: the login's own share of the call, with its decision."""
 
-    text: str
-    secret: Opened | None
-    lease: Lease | None
-    refusal: BrokerError | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Leases at once, for one principal and in all; the length of a session that does not ask for one."""
-
-    per_principal: int = 1000
-    in_all: int = 100_000
-    usual: timedelta = timedelta(minutes=5)
+    call: Call
+    opening: Opening
+    used: UsedToken | None  # with a rule that takes each identity token once
 
 
 class Sessions:
-    """The noun behind SessionService."""
+    """The noun behind SessionService. Each method checks the permission first and raises only BrokerError."""
 
-    def __init__(self, store: ports.Store, secrets: Secrets, guard: Guard, now: ports.Now, limits: Limits) -> None:
-        raise NotImplementedError
+    def __init__(self, store: Store, secrets: Secrets, guard: Guard, now: Now, limits: Limits) -> None:
+        self._store = store
+        self._secrets = secrets
+        self._guard = guard
+        self._now = now
+        self._limits = limits
+        self._ending = Ending(store, now)
+        self._all_leases = Tally(store, now)
 
     def login(self, call: Call, ttl: timedelta | None) -> Opening:
-        """Open a session for ``call.principal.proof``; Unauthenticated ``TOKEN_REPLAYED`` for a used single-use token."""
-        raise NotImplementedError
+        """Open a session for ``call.principal.proof``.
+
+        InvalidRequest ``IDENTITY_TOKEN_MISSING``; Unauthenticated ``TOKEN_REPLAYED`` for a used single-use token,
+        ``TRUST_RULE_CHANGED``; Exhausted ``SESSION_QUOTA``.
+        """
+        self._guard.check(call, BROKER)
+        login = self._prepared(call, ttl)
+        with self._store.write(call.outcome()) as write:
+            _add(write, login)
+        call.settled = True
+        return login.opening
 
     def fetch(
         self, call: Call, references: list[str], *, partial: bool, ttl: timedelta | None
     ) -> tuple[list[Fetched], Opening | None]:
-        """All the secrets, their leases and, when the call carries an identity token, the session: one durable write."""
-        raise NotImplementedError
+        """All the secrets, their leases and, when the call carries an identity token, the session: one durable write.
+
+        Each reference is decided and audited on its own (AZ-08). Unless ``partial``, the first refusal refuses all and
+        nothing is used up. An operator's fetch has neither session nor leases.
+        """
+        wanted = parsed(references)
+        login = self._login_of(call, ttl)
+        tries = [attempt(call, self._secrets, reference) for reference in wanted]
+        refusal = None if partial else first_refusal(tries)
+        try:
+            if refusal is not None:
+                raise refusal
+            self._check_leases(call, sum(each.opened is not None for each in tries))
+            session = self._issue(call, login, tries)
+        except Unavailable:
+            raise
+        except BrokerError as failure:
+            self._write_down(call, login, tries, failure)
+            raise
+        self._secrets.was_read(str(call.principal), [each.reference.name for each in tries if each.opened])
+        now = self._now()
+        return [each.fetched(session, now) for each in tries], login.opening if login else None
 
     def renew(self, call: Call, ttl: timedelta | None) -> Session:
-        """Move the end of the caller's session, at most to its last moment; re-authorised by today's rule (TL-15)."""
-        raise NotImplementedError
+        """Move the end of the caller's own session, at most to its last moment (TL-01).
+
+        Re-authorised by today's trust rule and policy (TL-15): refused when the rule is gone or changed; leases on what
+        the policy does not grant any more are revoked.
+        """
+        self._guard.check(call, BROKER)
+        name = _own(call)
+        length = self._length(ttl)
+        with self._store.write(call.outcome()) as write:
+            session = self._held(write, name, call.principal)
+            self._check_rule(session)
+            self._drop_forbidden(write, call, session)
+            now = self._now()
+            end = now + min(length, session.last_at - now)  # in this order nothing can overflow
+            renewed = write.replace(session, replace(session, expires_at=end))
+        call.settled = True
+        return renewed
 
     def end(self, call: Call) -> None:
-        raise NotImplementedError
+        """End the caller's own session and revoke all its leases; ending it twice is the same as once (TL-06)."""
+        self._guard.check(call, BROKER)
+        name = _own(call)
+        with self._store.write(call.outcome()) as write:
+            session = self._ending.lock(write, name)
+            if session is not None and session.state is SessionState.ACTIVE:
+                write.note(count=self._ending.session(write, session, LeaseState.REVOKED))
+        call.settled = True
 
     def page(self, call: Call, principal: str, after: tuple[str | int, ...], limit: int) -> Page[Session]:
-        raise NotImplementedError
+        """Sessions by id, of one principal or of all; one whose time is over shows as ended."""
+        self._guard.check(call, BROKER)
+        items = self._store.page(Session, after=after, limit=limit, where={"principal": principal} if principal else {})
+        now = self._now()
+        shown = [each if live(each, now) else replace(each, state=SessionState.ENDED) for each in items]
+        return Page(items=shown, next=(items[-1].id,) if len(items) == limit else ())
 
     def revoke(self, call: Call, *, session: str = "", principal: str = "", claim: str = "") -> int:
-        raise NotImplementedError
+        """End one session, all of a principal, or all of "issuer claim=value"; how many were active.
 
-    def authenticate(self, token: str) -> Principal:
-        """The principal of an active session by its token; Unauthenticated ``SESSION_…`` with one text for all faults."""
-        raise NotImplementedError
+        NotFound ``SESSION_NOT_FOUND`` for an id that never was; one that has ended already is no error.
+        """
+        if sum(map(bool, (session, principal, claim))) != 1:
+            raise InvalidRequest("SELECTION_INVALID", "Name one session, one principal or one claim.")
+        where, fits = _selection(principal, claim)
+        self._guard.check(call, BROKER)
+        ids = self._one(session) if session else self._several(where, fits)
+        if call.validate_only:
+            return sum(readable(lambda one=one: _active(self._store.get(Session, one)), False) for one in ids)  # type: ignore[misc]
+        with self._store.write(call.intent()) as write:
+            receipt = receipts.replay(write, call)
+        if receipt is not None:
+            return receipt.version
+        ended = self._end_all(call, ids)
+        call.note(count=ended)
+        with self._store.write(call.outcome()) as write:
+            receipts.keep(write, call, "sessions", ended)
+        call.settled = True
+        return ended
+
+    def authenticate(self, token: str, *, ended: bool = False) -> Principal:
+        """The principal of an active session by its token; Unauthenticated ``SESSION_INVALID`` whatever the fault is.
+
+        ``ended``: take the token of a session that is over as well, for the one who ends it a second time.
+        """
+        session = self._found(tokens.session_of(token))
+        kept = session.token_hash if session else NO_HASH
+        same = hmac.compare_digest(kept, tokens.hash_of(token))
+        if session is None or not same or not (ended or live(session, self._now())):
+            raise _invalid()
+        kind, _, name = session.principal.partition("/")
+        return Principal(kind=kind, name=name, method="session", credential=session.id)
+
+    def chores(self) -> Iterator[Work]:
+        """What the background loop has to do now: end what is over, forget what nobody needs any more."""
+        return self._ending.chores()
+
+    def _found(self, name: str) -> Session | None:
+        return readable(lambda: self._store.get(Session, name), None) if name else None
+
+    def _held(self, write: Write, name: str, principal: Principal) -> Session:
+        """The caller's session, locked, if it is still alive."""
+        session = self._ending.lock(write, name)
+        if session is None or not live(session, self._now()) or session.principal != str(principal):
+            raise _invalid()
+        return session
+
+    def _login_of(self, call: Call, ttl: timedelta | None) -> _Login | None:
+        """The login within a fetch, decided on as a login (AZ-05); None where no identity token was sent."""
+        if call.principal.proof is None:
+            return None
+        share = part(call, "SessionService/Login")
+        try:
+            self._guard.check(share, BROKER)
+            return self._prepared(share, ttl)
+        except Unavailable:
+            raise
+        except BrokerError as failure:
+            self._store.record(share.outcome(failure.outcome, failure.reason))
+            call.settled = True
+            raise
+
+    def _prepared(self, call: Call, ttl: timedelta | None) -> _Login:
+        principal, proof = call.principal, call.principal.proof
+        if proof is None:
+            raise InvalidRequest(
+                "IDENTITY_TOKEN_MISSING", "Only an identity token opens a session; send the one that the CI gives."
+            )
+        call.note(trust_rule=proof.rule, issuer=proof.issuer, subject=proof.subject, token_id=proof.token_id)
+        rule = self._store.get(TrustRule, proof.rule)
+        if rule is None or rule.revision != proof.rule_revision:
+            raise Unauthenticated("TRUST_RULE_CHANGED", "The trust rule was changed meanwhile; log in again.")
+        if self._store.count(Session, {"principal": str(principal), "state": "active"}) >= self._limits.per_principal:
+            raise Exhausted("SESSION_QUOTA", "This pipeline has too many sessions; end some, or wait until they lapse.")
+        opening = self._opening(str(principal), proof, rule, ttl)
+        call.note(session=opening.session.id)
+        return _Login(call=call, opening=opening, used=_used(rule, proof))
+
+    def _opening(self, principal: str, proof: Proof, rule: TrustRule, ttl: timedelta | None) -> Opening:
+        now, most = self._now(), timedelta(seconds=rule.max_session_seconds)
+        name = tokens.new_id()
+        token = tokens.new_token(name)
+        session = Session(
+            id=name,
+            token_hash=tokens.hash_of(token),
+            principal=principal,
+            rule=rule.name,
+            rule_revision=rule.revision,
+            issuer=proof.issuer,
+            subject=proof.subject,
+            claims=proof.claims,
+            state=SessionState.ACTIVE,
+            created_at=now,
+            expires_at=now + min(self._length(ttl), most),
+            last_at=now + most,
+        )
+        return Opening(session=session, token=token)
+
+    def _length(self, ttl: timedelta | None) -> timedelta:
+        if ttl is not None and ttl < SHORTEST:
+            raise InvalidRequest("DURATION_INVALID", "The session's length is less than a second; ask for more.")
+        return self._limits.usual if ttl is None else ttl
+
+    def _check_leases(self, call: Call, more: int) -> None:
+        principal = call.principal
+        if principal.proof is None and principal.method != "session":
+            return
+        if (
+            self._store.count(Lease, {"principal": str(principal), "state": "active"}) + more
+            > self._limits.per_principal
+        ):
+            raise Exhausted(
+                "LEASE_QUOTA", "This pipeline holds too many leases; end sessions, or wait until they lapse."
+            )
+        self._all_leases.admit(more, self._limits.in_all)
+
+    def _issue(self, call: Call, login: _Login | None, tries: list[Try]) -> Session | None:
+        """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
+        now = self._now()
+        name = call.principal.credential if call.principal.method == "session" else ""
+        session = login.opening.session if login else self._found(name)
+        for each in tries:
+            if session is not None:
+                each.lend(session, now)
+        entries = [*([login.call.outcome()] if login else []), *(each.entry() for each in tries)]
+        with self._store.write(entries[0]) as write:
+            for entry in entries[1:]:
+                write.also(entry)
+            if login:
+                _add(write, login)
+            elif name:
+                session = self._held(write, name, call.principal)
+            for each in tries:
+                if each.lease:
+                    write.add(each.lease)
+        call.settled = True
+        return session
+
+    def _write_down(self, call: Call, login: _Login | None, tries: list[Try], failure: BrokerError) -> None:
+        """Every decision of a fetch that gave nothing, in one durable write."""
+        entries = [each.entry(failure) for each in tries]
+        if login:
+            entries.insert(0, login.call.outcome(failure.outcome, failure.reason))
+        with self._store.write(entries[0]) as write:
+            for entry in entries[1:]:
+                write.also(entry)
+        call.settled = True
+
+    def _check_rule(self, session: Session) -> None:
+        rule = self._store.get(TrustRule, session.rule)
+        if rule is None or rule.revision != session.rule_revision or rule.created_at > session.created_at:
+            raise Unauthenticated(
+                "TRUST_RULE_CHANGED", "The trust rule that opened this session is gone or changed; log in again."
+            )
+
+    def _drop_forbidden(self, write: Write, call: Call, session: Session) -> None:
+        allowed: dict[str, bool] = {}
+        for lease in self._ending.leases(session.id):
+            name = lease.resource.removeprefix("secret/")
+            if name not in allowed:
+                resource = of_secret(name, self._store.get(Secret, name))
+                allowed[name] = self._guard.permits(call.principal, "FetchSecrets", resource)
+            if not allowed[name]:
+                write.replace(lease, replace(lease, state=LeaseState.REVOKED))
+                write.also(entry_of(call, lease.resource, lease=lease.id, session=session.id, version=lease.version))
+
+    def _one(self, session: str) -> Iterator[str]:
+        if self._store.get(Session, session) is None:
+            raise NotFound(
+                "SESSION_NOT_FOUND", "There is no such session; `broker session list` shows those there are."
+            )
+        return iter([session])
+
+    def _several(self, where: dict[str, str], fits: Callable[[Session], bool]) -> Iterator[str]:
+        after: tuple[str, ...] = ()
+        while found := self._store.page(Session, after=after, limit=BATCH, where={**where, "state": "active"}):
+            after = (found[-1].id,)
+            yield from (session.id for session in found if fits(session))
+
+    def _end_all(self, call: Call, ids: Iterator[str]) -> int:
+        waiting, total = sorted(ids), 0
+        while waiting:
+            with self._store.write(call.intent()) as write:
+                seen, ended = self._ending.sessions(write, call, waiting[:BATCH], LeaseState.REVOKED, lambda _: True)
+            waiting, total = waiting[seen:], total + ended
+        return total
+
+
+def _add(write: Write, login: _Login) -> None:
+    if login.used is not None:
+        try:
+            write.add(login.used)
+        except AlreadyExists as error:
+            raise Unauthenticated(
+                "TOKEN_REPLAYED", "This identity token has opened its one session already; get a fresh one."
+            ) from error
+    write.add(login.opening.session)
+
+
+def _own(call: Call) -> str:
+    """The session that the call's own token names: no request can name another (TL-04, AZ-06)."""
+    if call.principal.method != "session":
+        raise InvalidRequest("SESSION_TOKEN_MISSING", "Only the token of a session acts on it; send that token.")
+    call.note(session=call.principal.credential)
+    return call.principal.credential
+
+
+def _used(rule: TrustRule, proof: Proof) -> UsedToken | None:
+    if not rule.single_use:
+        return None
+    if not proof.token_id:
+        raise Unauthenticated(
+            "TOKEN_NOT_SINGLE_USE", "The trust rule takes each identity token once, and this one carries no id (jti)."
+        )
+    return UsedToken(issuer=proof.issuer, jti=proof.token_id, until=proof.expires_at)
+
+
+def _invalid() -> Unauthenticated:
+    return Unauthenticated("SESSION_INVALID", "The session token is not valid, or its session is over; log in again.")
+
+
+def _active(session: Session | None) -> bool:
+    return session is not None and session.state is SessionState.ACTIVE
+
+
+def _selection(principal: str, claim: str) -> tuple[dict[str, str], Callable[[Session], bool]]:
+    """What to look for in the store, and what else must hold."""
+    if not claim:
+        return ({"principal": principal} if principal else {}), lambda _: True
+    issuer, _, wanted = claim.partition(" ")
+    name, equals, value = wanted.partition("=")
+    if not (issuer and name and equals):
+        raise InvalidRequest("SELECTION_INVALID", 'Write the claim as "issuer claim=value".')
+    return {"issuer": issuer}, lambda session: {"sub": session.subject, **session.claims}.get(name) == value

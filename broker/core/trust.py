@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from broker.core import ports
+from cryptography import x509
+
+from broker.core import matching, ports, receipts
 from broker.core.call import Call
-from broker.core.guard import Guard
-from broker.core.model import Proof, TrustRule
+from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, Unauthenticated, WrongState
+from broker.core.guard import BROKER, Guard, of_trust_rule
+from broker.core.linting import grade
+from broker.core.model import Matcher, MatcherKind, Proof, TrustRule
+from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.ports import ClaimFinding, Verified
+from broker.core.presets import ANY_ISSUER
+
+__all__ = ["TrustRules", "Verify", "choose", "grade", "match"]
 
 Verify = Callable[[TrustRule, str], Verified]
-"""Verify a token for a rule's issuer without using it up, step by step (``auth.oidc``)."""
+"""Read a token for one rule without using it up; ``findings`` tell of each step, failed ones too (``auth.oidc``).
 
+Unauthenticated when nothing can be said of the claims, because the signature does not hold.
+"""
 
-def grade(rule: TrustRule) -> tuple[str, tuple[str, ...]]:
-    """("A" to "F", reasons)."""
-    raise NotImplementedError
+MAX_MATCHERS = 32
+MAX_CHOICES = 64
+MAX_TEXT = 512
+MAX_DEPTH = 8
+MAX_CA = 64 * 1024
+SESSION_SECONDS = range(60, 24 * 3600 + 1)
+ISSUER = re.compile(ANY_ISSUER, re.ASCII)
+CERTIFICATES = re.compile(
+    r"\s*(?:-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----\s*){1,16}", re.ASCII
+)
 
 
 def match(rule: TrustRule, claims: Mapping[str, Any]) -> list[ClaimFinding]:
     """One finding for each matcher; the rule matches when all have passed."""
-    raise NotImplementedError
+    return [matching.judge(matcher, claims) for matcher in rule.matchers]
 
 
 def choose(rules: list[TrustRule], named: str, verified: Verified) -> Proof:
@@ -32,30 +51,230 @@ def choose(rules: list[TrustRule], named: str, verified: Verified) -> Proof:
     Unauthenticated ``TRUST_NO_RULE`` / ``TRUST_CLAIM_MISMATCH`` / ``TRUST_AMBIGUOUS``: the caller is told the reason
     only; ``error.facts`` tells the audit which claim failed, with both values.
     """
-    raise NotImplementedError
+    meant = [rule for rule in rules if rule.issuer == verified.issuer and named in {"", rule.name}]
+    if not meant:
+        raise _refused("TRUST_NO_RULE", "No trust rule of the broker is meant for this identity token.", verified)
+    failures = {rule.name: [each for each in _judge(rule, verified) if not each.passed] for rule in meant}
+    fitting = [rule for rule in meant if not failures[rule.name]]
+    if not fitting:
+        # Of several rules the audit is told of the one that came nearest: that is the one that was meant.
+        nearest = min(failures, key=lambda name: len(failures[name]))
+        sentence = "The identity token is not what a trust rule of the broker asks for; its operator can see why."
+        raise _refused("TRUST_CLAIM_MISMATCH", sentence, verified, nearest, failures[nearest][0])
+    if len(fitting) > 1:
+        names = ",".join(rule.name for rule in fitting)
+        sentence = "Several trust rules fit the identity token; name the one that is meant."
+        raise _refused("TRUST_AMBIGUOUS", sentence, verified, names)
+    return _proof(fitting[0], verified)
 
 
 class TrustRules:
     """The noun behind TrustService."""
 
     def __init__(self, store: ports.Store, guard: Guard, verify: Verify, now: ports.Now) -> None:
-        raise NotImplementedError
+        self._store = store
+        self._guard = guard
+        self._verify = verify
+        self._now = now
 
     def create(self, call: Call, rule: TrustRule) -> TrustRule:
-        """Grade and save; InvalidRequest ``TRUST_RULE_WEAK`` names every reason of an F."""
-        raise NotImplementedError
+        """Grade and save; InvalidRequest ``TRUST_RULE_WEAK`` names every reason of an F.
+
+        What the caller put into ``grade``, ``findings``, ``created_at`` and ``revision`` counts for nothing.
+        """
+        check_name(rule.name, "trust rule")
+        self._guard.check(call, of_trust_rule(rule.name, rule))
+        rule = replace(_graded(rule), created_at=self._now(), revision=1)
+        _describe(call, rule)
+        if call.validate_only:
+            if self._store.get(TrustRule, rule.name):
+                raise AlreadyExists("NAME_TAKEN", "A trust rule of that name exists; choose another, or update it.")
+            return rule
+        with self._store.write(call.outcome()) as write:
+            if receipts.replay(write, call):
+                rule = _existing(write.get(TrustRule, rule.name))
+            else:
+                write.add(rule)
+                receipts.keep(write, call, rule.name)
+        call.settled = True
+        return rule
 
     def update(self, call: Call, rule: TrustRule) -> TrustRule:
-        raise NotImplementedError
+        """Grade and save over ``rule.revision``; WrongState ``CHANGED_MEANWHILE`` when that is not the newest.
+
+        Asked of the rule as it is and as it shall be, so that nobody gives a rule to a pipeline that is not theirs.
+        """
+        old = self._permitted(call, rule.name)
+        self._guard.check(call, of_trust_rule(rule.name, rule))
+        new = replace(_graded(rule), created_at=old.created_at, revision=old.revision)
+        _describe(call, new)
+        if call.validate_only:
+            _unchanged(old, rule.revision)
+            return new
+        with self._store.write(call.outcome()) as write:
+            if receipts.replay(write, call):
+                new = _existing(write.get(TrustRule, rule.name))
+            else:
+                _unchanged(old, rule.revision)
+                new = write.replace(old, new)
+                receipts.keep(write, call, rule.name)
+        call.settled = True
+        return new
 
     def get(self, call: Call, name: str) -> TrustRule:
-        raise NotImplementedError
+        """NotFound ``TRUST_RULE_NOT_FOUND``."""
+        return self._permitted(call, name)
 
     def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[TrustRule]:
-        raise NotImplementedError
+        """Those that the caller may list; a page may hold fewer than there are to come."""
+        self._guard.check(call, BROKER)
+        rows = self._store.page(TrustRule, after=after, limit=limit)
+        seen = [row for row in rows if self._guard.permits(call.principal, call.action, of_trust_rule(row.name, row))]
+        return Page(items=seen, next=(rows[-1].name,) if len(rows) == limit else ())
 
     def delete(self, call: Call, name: str) -> None:
-        raise NotImplementedError
+        """Forget the rule: from now on its tokens open nothing."""
+        check_name(name, "trust rule")
+        found = self._store.get(TrustRule, name)
+        self._guard.check(call, of_trust_rule(name, found))
+        call.note(trust_rule=name)
+        if call.validate_only:
+            _existing(found)
+            return
+        with self._store.write(call.outcome()) as write:
+            if not receipts.replay(write, call):
+                # The very row that the permission was decided on (AZ-15).
+                write.delete(_existing(found))
+                receipts.keep(write, call, name)
+        call.settled = True
 
     def test(self, call: Call, name: str, token: str) -> list[ClaimFinding]:
-        raise NotImplementedError
+        """What each step of reading the token and each matcher of the rule says. Opens nothing, uses nothing up.
+
+        When the signature does not hold, that is all there is to say: nothing is told of claims anybody could write.
+        """
+        rule = self._permitted(call, name)
+        call.note(trust_rule=name)
+        try:
+            verified = self._verify(rule, token)
+        except Unauthenticated as error:
+            expected, found = (str(error.facts.get(fact, "")) for fact in ("claim_expected", "claim_found"))
+            step = str(error.facts.get("claim", "token"))
+            return [ClaimFinding(name=step, passed=False, expected=expected, found=found)]
+        steps = {finding.name for finding in verified.findings}
+        return [*verified.findings, *(each for each in _judge(rule, verified) if each.name not in steps)]
+
+    def _permitted(self, call: Call, name: str) -> TrustRule:
+        check_name(name, "trust rule")
+        found = self._store.get(TrustRule, name)
+        self._guard.check(call, of_trust_rule(name, found))
+        return _existing(found)
+
+
+def _judge(rule: TrustRule, verified: Verified) -> list[ClaimFinding]:
+    """Every condition of a rule: the audience, the id that single use needs, and the matchers."""
+    audience = ClaimFinding(
+        name="aud",
+        passed=verified.audience == rule.audience,
+        expected=matching.shown(rule.audience),
+        found=matching.shown(verified.audience),
+    )
+    found = matching.shown(verified.token_id or None)
+    single = ClaimFinding(name="jti", passed=bool(verified.token_id), expected="an id, for single use", found=found)
+    return [audience, *([single] if rule.single_use else []), *match(rule, verified.claims)]
+
+
+def _proof(rule: TrustRule, verified: Verified) -> Proof:
+    claims = {matcher.claim: matching.find(verified.claims, matcher.claim) or "" for matcher in rule.matchers}
+    return Proof(
+        rule=rule.name,
+        issuer=verified.issuer,
+        subject=verified.subject,
+        token_id=verified.token_id,
+        expires_at=verified.expires_at,
+        claims=claims,
+        rule_revision=rule.revision,
+    )
+
+
+def _refused(
+    reason: str, sentence: str, verified: Verified, rule: str = "", finding: ClaimFinding | None = None
+) -> Unauthenticated:
+    error = Unauthenticated(reason, sentence)
+    facts = {"issuer": verified.issuer, "subject": verified.subject, "token_id": verified.token_id, "trust_rule": rule}
+    if finding:
+        facts |= {"claim": finding.name, "claim_expected": finding.expected, "claim_found": finding.found}
+    error.facts = {name: value for name, value in facts.items() if value}
+    return error
+
+
+def _graded(rule: TrustRule) -> TrustRule:
+    """The rule with its grade; InvalidRequest ``TRUST_RULE_INVALID`` or ``TRUST_RULE_WEAK``."""
+    check_name(rule.name, "trust rule")
+    check_name(rule.pipeline, "pipeline")
+    _check_place(rule)
+    if not 0 < len(rule.matchers) <= MAX_MATCHERS:
+        raise _invalid(f"give 1 to {MAX_MATCHERS} matchers")
+    for matcher in rule.matchers:
+        _check_matcher(matcher)
+    if len({matcher.claim for matcher in rule.matchers}) < len(rule.matchers):
+        raise _invalid("match each claim once; give several values for one that may vary")
+    if rule.max_session_seconds not in SESSION_SECONDS:
+        raise _invalid("the longest session is 1 minute to 24 hours")
+    letter, findings = grade(rule)
+    if letter == "F":
+        fatal = " ".join(each.removeprefix("F: ") for each in findings if each.startswith("F"))
+        raise InvalidRequest("TRUST_RULE_WEAK", f"The trust rule would let in others than it means. {fatal}")
+    return replace(rule, grade=letter, findings=findings)
+
+
+def _check_place(rule: TrustRule) -> None:
+    if len(rule.issuer) > MAX_TEXT or not ISSUER.fullmatch(rule.issuer):
+        raise _invalid("the issuer is an https address in lower case, without user, query or fragment")
+    if len(rule.audience) > MAX_TEXT or not rule.audience.isprintable():
+        raise _invalid(f"the audience is a printable text of at most {MAX_TEXT} characters")
+    if not rule.ca_pem:
+        return
+    # Nothing but certificates: whoever may read rules sees it, and a key must not be in it.
+    try:
+        if len(rule.ca_pem) > MAX_CA or not CERTIFICATES.fullmatch(rule.ca_pem):
+            raise ValueError  # noqa: TRY301 (the same refusal as for one that cannot be read)
+        x509.load_pem_x509_certificates(rule.ca_pem.encode())
+    except ValueError:
+        raise _invalid("the CA of the issuer's server is 1 to 16 PEM certificates and nothing else") from None
+
+
+def _check_matcher(matcher: Matcher) -> None:
+    path = matching.steps(matcher.claim) if len(matcher.claim) <= MAX_TEXT else []
+    if not 1 <= len(path) <= MAX_DEPTH or not all(path) or not matcher.claim.isprintable():
+        raise _invalid(
+            "a claim's path is names with single slashes between them, and a doubled slash for one in a name"
+        )
+    most = MAX_CHOICES if matcher.kind is MatcherKind.ONE_OF else 1
+    if not 1 <= len(matcher.values) <= most:
+        raise _invalid(f"a matcher has one value, or 1 to {MAX_CHOICES} to choose from")
+    if not all(1 <= len(value) <= MAX_TEXT and value.isprintable() for value in matcher.values):
+        raise _invalid(f"a matcher's value is a printable text of 1 to {MAX_TEXT} characters")
+
+
+def _invalid(what: str) -> InvalidRequest:
+    return InvalidRequest("TRUST_RULE_INVALID", f"The trust rule is not valid: {what}.")
+
+
+def _describe(call: Call, rule: TrustRule) -> None:
+    call.note(trust_rule=rule.name, issuer=rule.issuer)
+
+
+def _unchanged(stored: TrustRule, revision: int) -> None:
+    if stored.revision != revision:
+        raise WrongState(
+            "CHANGED_MEANWHILE", f"The trust rule {stored.name} was changed meanwhile; read it again and change that."
+        )
+
+
+def _existing(rule: TrustRule | None) -> TrustRule:
+    if rule is None:
+        raise NotFound(
+            "TRUST_RULE_NOT_FOUND", "There is no trust rule of this name; `broker trust list` shows those there are."
+        )
+    return rule

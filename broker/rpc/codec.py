@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from broker_api.v1 import imports_pb2, keys_pb2, operators_pb2
+from broker_api.v1 import imports_pb2, keys_pb2, leases_pb2, operators_pb2, sessions_pb2, trust_pb2
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -61,6 +61,9 @@ SIGNATURE_ALGORITHM = Names(keys_pb2.SignatureAlgorithm, model.SignatureAlgorith
 ENCRYPTION_ALGORITHM = Names(keys_pb2.EncryptionAlgorithm, model.EncryptionAlgorithm)
 IMPORT_STATE = Names(imports_pb2.ImportState, model.ImportState)
 OPERATOR_STATE = Names(operators_pb2.OperatorState, model.OperatorState)
+SESSION_STATE = Names(sessions_pb2.SessionState, model.SessionState)
+LEASE_STATE = Names(leases_pb2.LeaseState, model.LeaseState)
+PRESET = Names(trust_pb2.Preset, model.Preset)
 
 
 def missing(field: str) -> InvalidRequest:
@@ -98,6 +101,17 @@ def timestamp(moment: datetime | None) -> Timestamp | None:
     stamp = Timestamp()
     stamp.FromDatetime(moment.astimezone(UTC))
     return stamp
+
+
+def moment(request: Any, field: str) -> datetime | None:
+    """The moment in ``field``, None when unset; InvalidRequest ``TIME_INVALID`` outside the years 1 to 9999."""
+    if not request.HasField(field):
+        return None
+    value: Timestamp = getattr(request, field)
+    try:
+        return value.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest("TIME_INVALID", f"The field {field} is not a time; send one.", field=field) from error
 
 
 def duration(request: Any, field: str) -> timedelta | None:

@@ -36,6 +36,7 @@ class Shape:
     texts: tuple[str, ...]
     text_lists: tuple[str, ...]
     text_maps: tuple[str, ...]
+    byte_maps: tuple[str, ...]  # texts to bytes
     enums: tuple[tuple[str, frozenset[int]], ...]
     oneofs: tuple[str, ...]
     nested: tuple[tuple[str, bool, bool, Shape], ...] = field(repr=False)
@@ -55,7 +56,7 @@ class Shape:
         for name in self.oneofs:
             if message.WhichOneof(name) is None:
                 raise _refuse("FIELD_MISSING", f"One of the choices of {name} must be set.", name)
-        if self.text_lists or self.text_maps:
+        if self.text_lists or self.text_maps or self.byte_maps:
             self._check_many(message)
         if self.nested:
             self._check_nested(message)
@@ -66,6 +67,9 @@ class Shape:
                 raise _nul(name)
         for name in self.text_maps:
             if any("\0" in key or "\0" in value for key, value in getattr(message, name).items()):
+                raise _nul(name)
+        for name in self.byte_maps:
+            if any("\0" in key for key in getattr(message, name)):
                 raise _nul(name)
 
     def _check_nested(self, message: Any) -> None:
@@ -112,9 +116,10 @@ def _shape(kind: Any, above: tuple[Any, ...]) -> Shape:
     return Shape(
         texts=tuple(each.name for each in texts if not each.is_repeated),
         text_lists=tuple(each.name for each in texts if each.is_repeated),
-        text_maps=tuple(_text_map(each) for each in maps),
+        text_maps=tuple(_map(each) for each in maps if _value(each) == FieldDescriptor.TYPE_STRING),
+        byte_maps=tuple(_map(each) for each in maps if _value(each) != FieldDescriptor.TYPE_STRING),
         enums=tuple(_enum(each) for each in plain if each.enum_type),
-        oneofs=tuple(each.name for each in kind.oneofs),
+        oneofs=tuple(each.name for each in kind.oneofs if not _is_optional(each)),
         nested=tuple(_nested(each, (*above, kind)) for each in plain if each.message_type),
     )
 
@@ -123,9 +128,22 @@ def _is_map(each: Any) -> bool:
     return bool(each.message_type and each.message_type.GetOptions().map_entry)
 
 
-def _text_map(each: Any) -> str:
-    if any(part.type != FieldDescriptor.TYPE_STRING for part in each.message_type.fields):
-        raise TypeError(f"{each.full_name}: only maps of strings are checked")
+def _is_optional(oneof: Any) -> bool:
+    """Whether it only stands for one field that is marked optional (descriptor.proto, proto3_optional)."""
+    return len(oneof.fields) == 1 and oneof.name == f"_{oneof.fields[0].name}"
+
+
+def _value(each: Any) -> int:
+    return int(each.message_type.fields_by_name["value"].type)
+
+
+def _map(each: Any) -> str:
+    key = each.message_type.fields_by_name["key"]
+    if key.type != FieldDescriptor.TYPE_STRING or _value(each) not in {
+        FieldDescriptor.TYPE_STRING,
+        FieldDescriptor.TYPE_BYTES,
+    }:
+        raise TypeError(f"{each.full_name}: only maps of strings to strings or bytes are checked")
     return str(each.name)
 
 

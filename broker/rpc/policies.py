@@ -13,7 +13,13 @@ from broker.rpc import codec
 
 MAX_TEXT = 64 * codec.KIBIBYTE
 
-KINDS = {"key": "Key", "target": "Target", "operator_resource": "Operator"}
+KINDS = {
+    "key": "Key",
+    "target": "Target",
+    "operator_resource": "Operator",
+    "secret": "Secret",
+    "trust_rule": "TrustRule",
+}
 """The choices of ExplainPolicyRequest.resource that carry a name, and the Cedar type each stands for."""
 
 

@@ -52,6 +52,15 @@ class Chain:
             self._staged = Tail(self.name, sequence, digest, last.entry)
         self._lines.append(line + b"\n")
 
+    def mark(self) -> tuple[Tail, int]:
+        """Where the staged lines end."""
+        return self._staged, len(self._lines)
+
+    def unstage(self, mark: tuple[Tail, int]) -> None:
+        """Take back what was staged since the mark."""
+        self._staged, count = mark
+        del self._lines[count:]
+
     def commit(self) -> None:
         """Make the staged lines durable. After an error none of them counts, and ``restore`` must come next."""
         lines, self._lines = b"".join(self._lines), []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from broker.core.audit import AuditEntry, Phase
@@ -26,12 +27,12 @@ MAX_WAITING = 4096
 
 
 class _Ticket:
-    """One caller's record; ``settled`` is locked until it is durable or has failed."""
+    """One caller's records; ``settled`` is locked until they are durable or have failed, all alike."""
 
-    __slots__ = ("fault", "record", "settled", "withdrawn")
+    __slots__ = ("fault", "records", "settled", "withdrawn")
 
-    def __init__(self, record: AuditEntry | AuditHead | None) -> None:
-        self.record = record  # None: only tell whether the journal is writable
+    def __init__(self, *records: AuditEntry | AuditHead) -> None:
+        self.records = records  # none: only tell whether the journal is writable
         self.fault: Exception | None = None
         self.withdrawn = False
         self.settled = threading.Lock()
@@ -69,9 +70,13 @@ class Journal:
         """
         self._submit(_Ticket(record), patience)
 
+    def append_all(self, entries: Sequence[AuditEntry], patience: float) -> None:
+        """As ``append``, for entries that stand one after the other, or not at all."""
+        self._submit(_Ticket(*entries), patience)
+
     def check(self) -> None:
         """Return if the journal is writable; else Unavailable ``AUDIT_UNAVAILABLE``."""
-        self._submit(_Ticket(None), PATIENCE)
+        self._submit(_Ticket(), PATIENCE)
 
     def heads(self) -> list[AuditHead]:
         """See ``Store.heads``."""
@@ -138,7 +143,7 @@ class Journal:
             return
         self._tails[chain.name] = chain.durable
         for ticket in good:
-            ticket.settle(_doubt(chain) if ticket.record is None else None)
+            ticket.settle(_doubt(chain) if not ticket.records else None)
 
     def _begin(self) -> Chain:
         """A new chain, durable with its first record, which names the last one of the chain before."""
@@ -164,12 +169,13 @@ class Journal:
 
 
 def _staged(chain: Chain, ticket: _Ticket) -> bool:
-    record = ticket.record
-    if record is None or (isinstance(record, AuditHead) and record.chain != chain.name):
-        return True
+    before = chain.mark()
     try:
-        chain.stage(record)
+        for record in ticket.records:
+            if not isinstance(record, AuditHead) or record.chain == chain.name:
+                chain.stage(record)
     except Exception as fault:  # noqa: BLE001 - a record that cannot be encoded is its own caller's fault alone
+        chain.unstage(before)
         ticket.settle(fault)
         return False
     return True

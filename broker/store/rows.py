@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import NoneType, UnionType
@@ -20,11 +20,19 @@ from broker.core.model import (
     Import,
     Key,
     KeyVersion,
+    Lease,
     Operator,
     PolicyDocument,
     Receipt,
     Record,
+    RootKey,
+    Secret,
+    SecretRead,
+    SecretVersion,
+    Session,
     Target,
+    TrustRule,
+    UsedToken,
 )
 
 R = TypeVar("R", bound=Record)
@@ -38,6 +46,14 @@ PRIMARY_KEYS: dict[type[Any], tuple[str, ...]] = {
     PolicyDocument: ("version",),
     Receipt: ("principal", "request_id"),
     AuditHead: ("chain", "sequence"),
+    TrustRule: ("name",),
+    Secret: ("name",),
+    SecretVersion: ("secret", "number"),
+    SecretRead: ("secret",),
+    RootKey: ("version",),
+    Session: ("id",),
+    Lease: ("id",),
+    UsedToken: ("issuer", "jti"),
 }
 
 MAX_CELL = 1024 * 1024
@@ -138,7 +154,8 @@ def _boolean(cell: Any) -> bool:
     return {0: False, 1: True}[_integer(cell)]
 
 
-def _microseconds(moment: datetime) -> int:
+def microseconds(moment: datetime) -> int:
+    """A moment as a cell."""
     return (moment - EPOCH) // MICROSECOND
 
 
@@ -164,6 +181,23 @@ def _texts(cell: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _nested(kind: type[Any]) -> _Kind:
+    """A tuple of records within a record, as a JSON list of their cells."""
+    inner = _fields(kind)
+
+    def decode(cell: Any) -> tuple[Any, ...]:
+        found = json.loads(_text(cell))
+        if type(found) is not list or any(type(each) is not dict or len(each) != len(inner) for each in found):
+            raise TypeError
+        return tuple(kind(**{field.name: field.decode(each[field.name]) for field in inner}) for each in found)
+
+    return (
+        str,
+        lambda value: _json([{f.name: f.encode(getattr(each, f.name)) for f in inner} for each in value]),
+        decode,
+    )
+
+
 _Kind = tuple[type, Callable[[Any], Cell], Callable[[Any], Any]]
 
 _KINDS: dict[object, _Kind] = {
@@ -171,7 +205,7 @@ _KINDS: dict[object, _Kind] = {
     int: (int, _storable_integer, _integer),
     bool: (int, int, _boolean),
     bytes: (bytes, _storable_bytes, _bytes),
-    datetime: (int, _microseconds, _moment),
+    datetime: (int, microseconds, _moment),
     Mapping: (str, lambda value: _json(dict(value)), _mapping),
     tuple: (str, lambda value: _json(list(value)), _texts),
 }
@@ -181,9 +215,16 @@ def _field(name: str, hint: Any) -> Field:
     nullable = isinstance(hint, UnionType)
     if nullable:
         (hint,) = [part for part in get_args(hint) if part is not NoneType]
-    enumeration = isinstance(hint, type) and issubclass(hint, StrEnum)
-    sql, encode, decode = _enumeration(hint) if enumeration else _KINDS[get_origin(hint) or hint]
+    sql, encode, decode = _kind(hint)
     return Field(name, sql, nullable, encode, _nullable(decode) if nullable else decode)
+
+
+def _kind(hint: Any) -> _Kind:
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return _enumeration(hint)
+    if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
+        return _nested(get_args(hint)[0])
+    return _KINDS[get_origin(hint) or hint]
 
 
 def _enumeration(kind: type[StrEnum]) -> _Kind:
@@ -195,7 +236,7 @@ def _nullable(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda cell: None if cell is None else decode(cell)
 
 
-def _fields(kind: type[Record]) -> tuple[Field, ...]:
+def _fields(kind: type[Any]) -> tuple[Field, ...]:
     hints = get_type_hints(kind)
     return tuple(_field(field.name, hints[field.name]) for field in fields(kind))
 

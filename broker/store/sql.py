@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from datetime import datetime
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker.core.audit import AuditEntry
+from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key, KeyVersion, Record
 from broker.core.ports import Now
 from broker.store import migrate
@@ -19,7 +21,7 @@ from broker.store.dialects import open_database
 from broker.store.journal import PATIENCE, Journal
 from broker.store.refusals import unconfirmed
 from broker.store.rows import FIELDS, record_of, storable
-from broker.store.tables import BY_KEY, VERSION, cells, page
+from broker.store.tables import BY_KEY, VERSION, cells, count, due, page
 from broker.store.transaction import SqlWrite, insertion
 
 R = TypeVar("R", bound=Record)
@@ -73,6 +75,21 @@ class SqlStore:
         """See ``Store.page``."""
         return [record_of(kind, row) for row in self._database.read(page(kind, after, limit, where))]
 
+    def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
+        """See ``Store.due``."""
+        found: list[R] = []
+        unreadable = 0
+        while True:
+            rows = self._database.read(due(kind, before, limit + unreadable, state))
+            found = [record for row in rows if (record := _readable(kind, row)) is not None]
+            if len(found) >= limit or len(rows) < limit + unreadable:
+                return found[:limit]
+            unreadable = len(rows) - len(found)
+
+    def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:
+        """See ``Store.count``."""
+        return int(self._database.read(count(kind, where))[0][0])
+
     @contextmanager
     def write(self, entry: AuditEntry) -> Iterator[SqlWrite]:
         """See ``Store.write``."""
@@ -83,7 +100,7 @@ class SqlStore:
             yield write
             if write.fault is not None:  # the body went on after a statement had failed
                 raise write.fault
-            self._journal.append(write.entry, PATIENCE - waited)
+            self._journal.append_all((write.entry, *write.further), PATIENCE - waited)
             self._database.bound()
             try:
                 connection.commit()
@@ -117,3 +134,10 @@ class SqlStore:
         """See ``Store.close``."""
         self._journal.close()
         self._database.close()
+
+
+def _readable(kind: type[R], row: Sequence[Any]) -> R | None:
+    try:
+        return record_of(kind, row)
+    except WrongState:
+        return None

@@ -7,6 +7,7 @@ comes first, does not depend on a locale. SQLite's tables are STRICT: a cell has
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -14,6 +15,7 @@ from sqlalchemy import (
     BindParameter,
     Column,
     ColumnElement,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -23,6 +25,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    func,
     literal,
     select,
     tuple_,
@@ -35,15 +38,23 @@ from broker.core.model import (
     Import,
     Key,
     KeyVersion,
+    Lease,
     Operator,
     PolicyDocument,
     Receipt,
     Record,
+    RootKey,
+    Secret,
+    SecretRead,
+    SecretVersion,
+    Session,
     Target,
+    TrustRule,
+    UsedToken,
 )
-from broker.store.rows import FIELDS, PRIMARY_KEYS, storable
+from broker.store.rows import FIELDS, PRIMARY_KEYS, microseconds, storable
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration; revisions are numbers of four digits, so that newer and older can be told apart."""
 
 METADATA = MetaData()
@@ -57,7 +68,33 @@ NAMES: dict[type[Any], str] = {
     PolicyDocument: "policy_documents",
     Receipt: "receipts",
     AuditHead: "audit_heads",
+    TrustRule: "trust_rules",
+    Secret: "secrets",
+    SecretVersion: "secret_versions",
+    SecretRead: "secret_reads",
+    RootKey: "root_keys",
+    Session: "sessions",
+    Lease: "leases",
+    UsedToken: "used_tokens",
 }
+
+TIMES: dict[type[Any], str] = {
+    Session: "expires_at",
+    Lease: "expires_at",
+    UsedToken: "until",
+    Receipt: "created_at",
+}
+"""The time that ``due`` goes by."""
+
+INDEXES: dict[type[Any], dict[str, tuple[str, ...]]] = {
+    TrustRule: {"issuer": ("issuer",)},
+    SecretVersion: {"root": ("root",)},
+    Session: {"due": ("state", "expires_at"), "principal": ("principal", "state"), "issuer": ("issuer", "state")},
+    Lease: {"due": ("state", "expires_at"), "principal": ("principal", "state"), "session": ("session", "state")},
+    UsedToken: {"due": ("until",)},
+    Receipt: {"due": ("created_at",)},
+}
+"""What is looked for otherwise than by primary key."""
 
 
 def _type(sql: type) -> TypeEngine[Any]:
@@ -78,7 +115,9 @@ def _table(kind: type[Any]) -> Table:
         )
         for field in FIELDS[kind]
     ]
-    return Table(NAMES[kind], METADATA, *columns, sqlite_strict=True)
+    name = NAMES[kind]
+    indexes = [Index(f"ix_{name}_{title}", *found) for title, found in INDEXES.get(kind, {}).items()]
+    return Table(name, METADATA, *columns, *indexes, sqlite_strict=True)
 
 
 TABLES: dict[type[Any], Table] = {kind: _table(kind) for kind in PRIMARY_KEYS}
@@ -127,6 +166,21 @@ def page(
         bounds = [literal(value, column.type) for column, value in zip(keys, cells(kind, after), strict=True)]
         query = query.where(tuple_(*keys) > tuple_(*bounds))
     return query
+
+
+def due(kind: type[Any], before: datetime, limit: int, state: str) -> Select[Any]:
+    """The port's ``due`` as a statement."""
+    table = TABLES[kind]
+    time = table.c[TIMES[kind]]
+    query = select(table).where(time <= microseconds(before)).order_by(time, *key_columns(kind)).limit(limit)
+    return query.where(table.c.state == storable(state)) if "state" in table.c else query
+
+
+def count(kind: type[Any], where: Mapping[str, str | int]) -> Select[Any]:
+    """The port's ``count`` as a statement."""
+    table = TABLES[kind]
+    conditions = [table.c[name] == _cell(table.c[name], value) for name, value in where.items()]
+    return select(func.count()).select_from(table).where(*conditions)
 
 
 def _version() -> Select[Any]:

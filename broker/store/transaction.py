@@ -14,13 +14,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from broker.core.audit import AuditEntry
 from broker.core.errors import AlreadyExists, BrokerError, WrongState
-from broker.core.model import Record
+from broker.core.model import Lease, Record, Session
 from broker.store.database import Database
 from broker.store.refusals import refusal
 from broker.store.rows import record_of, row_of
 from broker.store.tables import NAMES, TABLES, cells, key_of, page, with_key
 
 R = TypeVar("R", bound=Record)
+
+RANDOMLY_NAMED = frozenset({Session, Lease})
+"""Nobody can have looked for such a name before it was added, so it needs no lock; and one fetch adds a hundred, while
+a PostgreSQL server holds some thousand locks in all."""
 
 
 class SqlWrite:
@@ -32,6 +36,7 @@ class SqlWrite:
 
     def __init__(self, connection: Connection, database: Database, entry: AuditEntry) -> None:
         self.entry = entry
+        self.further: list[AuditEntry] = []
         self.fault: BrokerError | None = None  # PostgreSQL's answer to COMMIT after a failed statement is a rollback
         self._connection = connection
         self._database = database
@@ -69,7 +74,7 @@ class SqlWrite:
         kind = type(record)
         statement = insertion(self._database.name, record)
         with self._statements():
-            if self._shared:
+            if self._shared and kind not in RANDOMLY_NAMED:
                 self._lock_name(kind, key_of(record))
             added = self._changed(statement)
         if not added:
@@ -93,6 +98,10 @@ class SqlWrite:
     def note(self, **facts: str | int) -> None:
         """See ``Write.note``."""
         self.entry = replace(self.entry, facts={**self.entry.facts, **facts})
+
+    def also(self, entry: AuditEntry) -> None:
+        """See ``Write.also``."""
+        self.further.append(entry)
 
     @contextmanager
     def _statements(self) -> Iterator[None]:

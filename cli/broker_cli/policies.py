@@ -16,12 +16,19 @@ from broker_cli.wire import Change, Wire, changing, remote
 from broker_cli.words import record
 
 MAX_POLICY = 64 * 1024
-_RESOURCES = {"key": "key", "target": "target", "operator": "operator_resource"}
+_RESOURCES = {
+    "key": "key",
+    "target": "target",
+    "operator": "operator_resource",
+    "secret": "secret",
+    "trust": "trust_rule",
+}
 
 
 @click.group(
     epilog="\b\nExamples:\n  broker policy show > policy.cedar\n  broker policy set policy.cedar\n"
     "  broker policy explain alice Sign key/payments\n"
+    "  broker policy explain pipeline/deploy FetchSecrets secret/team/app/db\n"
 )
 def policy() -> None:
     """Who may do what, in Cedar."""
@@ -77,17 +84,18 @@ def check(wire: Wire, file: str) -> None:
 
 
 @policy.command(epilog="Ends with exit code 3 when it is not allowed.")
-@click.argument("operator")
+@click.argument("principal")
 @click.argument("action")
 @click.argument("resource", default="broker")
 @formatted
 @remote
-def explain(wire: Wire, out: Output, operator: str, action: str, resource: str) -> int:
-    """Say whether OPERATOR may call ACTION on RESOURCE, and why.
+def explain(wire: Wire, out: Output, principal: str, action: str, resource: str) -> int:
+    """Say whether PRINCIPAL may call ACTION on RESOURCE, and why.
 
-    RESOURCE is key/NAME, target/NAME, operator/NAME or broker.
+    PRINCIPAL is an operator's name or pipeline/NAME. RESOURCE is key/NAME, target/NAME, operator/NAME, secret/NAME,
+    trust/NAME or broker.
     """
-    found = wire.ask("policies", "ExplainPolicy", operator=operator, action=action, **_resource(resource))
+    found = wire.ask("policies", "ExplainPolicy", operator=principal, action=action, **_resource(resource))
     out.one("decision", record(found))
     return int(Exit.OK if found.allowed else Exit.DENIED)
 
@@ -97,7 +105,9 @@ def _resource(text: str) -> dict[str, Any]:
         return {"broker": True}
     kind, _, name = text.partition("/")
     if kind not in _RESOURCES or not name:
-        raise click.BadParameter("Write key/NAME, target/NAME, operator/NAME or broker.", param_hint="RESOURCE")
+        raise click.BadParameter(
+            "Write key/NAME, target/NAME, operator/NAME, secret/NAME, trust/NAME or broker.", param_hint="RESOURCE"
+        )
     return {_RESOURCES[kind]: name}
 
 

@@ -29,11 +29,15 @@ SERVICES = {
     "hsm": "HsmService",
     "imports": "ImportService",
     "keys": "KeyService",
+    "kv": "SecretService",
+    "leases": "LeaseService",
     "operators": "OperatorService",
     "policies": "PolicyService",
+    "sessions": "SessionService",
     "targets": "TargetService",
+    "trust": "TrustService",
 }
-_READS = ("Get", "List", "Check", "Explain", "WhoAmI")
+_READS = ("Get", "List", "Check", "Explain", "WhoAmI", "Test")
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_receive_message_length", MAX_MESSAGE),

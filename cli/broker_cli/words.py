@@ -18,6 +18,9 @@ SIGNATURE_ALGORITHMS = (
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "ES256K", "EdDSA",
 )  # fmt: skip
 SIGNATURE_ENCODINGS = ("der", "jose")
+PRESETS = (
+    "generic", "github", "gitlab", "azure-devops", "bitbucket", "circleci", "buildkite", "kubernetes",
+)  # fmt: skip
 ENCRYPTION_ALGORITHMS = ("AES-GCM", "RSA-OAEP-SHA1", "RSA-OAEP-SHA256")
 
 _UPPER = ("SIGNATURE_ALGORITHM_", "ENCRYPTION_ALGORITHM_")

@@ -21,12 +21,26 @@ from broker.core.model import (
     KeyType,
     KeyUsage,
     KeyVersion,
+    Lease,
+    LeaseState,
+    Matcher,
+    MatcherKind,
     Operator,
     OperatorState,
     PolicyDocument,
+    Preset,
     Receipt,
     Record,
+    RootKey,
+    Secret,
+    SecretRead,
+    SecretVersion,
+    SecretVersionState,
+    Session,
+    SessionState,
     Target,
+    TrustRule,
+    UsedToken,
     VersionState,
 )
 from broker.store.config import StoreConfig
@@ -97,6 +111,59 @@ def head(chain: str = "c", sequence: int = 1, **changes: Any) -> AuditHead:
     )
 
 
+def session(name: str = "s", **changes: Any) -> Session:
+    plain = Session(
+        id=name,
+        token_hash=bytes(range(32)),
+        principal="pipeline/deploy",
+        rule="r",
+        rule_revision=1,
+        issuer="https://ci",
+        subject="repo",
+        claims={"a/b": "c"},
+        state=SessionState.ACTIVE,
+        created_at=T0,
+        expires_at=T0,
+        last_at=T0,
+    )
+    return replace(plain, **changes)
+
+
+def lease(name: str = "l", **changes: Any) -> Lease:
+    plain = Lease(
+        id=name,
+        session="s",
+        principal="pipeline/deploy",
+        resource="secret/a/b",
+        version=1,
+        state=LeaseState.ACTIVE,
+        created_at=T0,
+        expires_at=T0,
+    )
+    return replace(plain, **changes)
+
+
+def rule(name: str = "r", **changes: Any) -> TrustRule:
+    plain = TrustRule(
+        name=name,
+        preset=Preset.GITHUB,
+        issuer="https://ci",
+        audience="broker",
+        matchers=(
+            Matcher(claim="a/b", kind=MatcherKind.EXACT, values=("é",)),
+            Matcher(claim="c", kind=MatcherKind.ONE_OF, values=("x", '"')),
+        ),
+        pipeline="deploy",
+        max_session_seconds=3600,
+        single_use=True,
+        ca_pem="",
+        grade="A",
+        findings=("one", "two"),
+        created_at=T0,
+    )
+    return replace(plain, **changes)
+
+
 def samples() -> list[Record]:
     """One of each kind, every optional field both set and unset, and the widest values that are allowed."""
     last = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
@@ -120,6 +187,19 @@ def samples() -> list[Record]:
             principal="operator/alice", request_id="r", rpc="x", digest="00", resource="key/a", version=0, created_at=T0
         ),
         head(),
+        rule(),
+        rule("none", matchers=(), findings=(), single_use=False),
+        Secret(name="a/b", labels={"team": "x"}, latest=1, created_at=T0, updated_at=T0, expires_at=last),
+        Secret(name="a/c", labels={}, latest=0, created_at=T0, updated_at=T0),
+        SecretVersion(
+            secret="a/b", number=1, state=SecretVersionState.DELETED, fields=("user", "pass"), root=1, data_key=b"\0k",
+            sealed=b"", author="operator/alice", created_at=T0,
+        ),
+        SecretRead(secret="a/b", principal="pipeline/deploy", read_at=T0),
+        RootKey(version=1, hsm_id=bytes(16), created_at=T0),
+        session(),
+        lease(),
+        UsedToken(issuer="https://ci", jti="j", until=last),
     ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import datetime
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -15,11 +16,19 @@ from broker.core.model import (
     Import,
     Key,
     KeyVersion,
+    Lease,
     Operator,
     PolicyDocument,
     Receipt,
     Record,
+    RootKey,
+    Secret,
+    SecretRead,
+    SecretVersion,
+    Session,
     Target,
+    TrustRule,
+    UsedToken,
 )
 from broker.core.ports import Write
 
@@ -35,6 +44,21 @@ PRIMARY_KEYS: dict[Any, tuple[str, ...]] = {
     PolicyDocument: ("version",),
     Receipt: ("principal", "request_id"),
     AuditHead: ("chain", "sequence"),
+    TrustRule: ("name",),
+    Secret: ("name",),
+    SecretVersion: ("secret", "number"),
+    SecretRead: ("secret",),
+    RootKey: ("version",),
+    Session: ("id",),
+    Lease: ("id",),
+    UsedToken: ("issuer", "jti"),
+}
+
+TIMES: dict[Any, str] = {
+    Session: "expires_at",
+    Lease: "expires_at",
+    UsedToken: "until",
+    Receipt: "created_at",
 }
 
 
@@ -74,10 +98,22 @@ class _Tables:
             :limit
         ]
 
+    def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
+        time = TIMES[kind]
+        rows: list[R] = [row for row in self.rows[kind].values() if getattr(row, "state", state) == state]
+        due = [row for row in rows if getattr(row, time) <= before]
+        return sorted(due, key=lambda row: (getattr(row, time), _sortable(primary_key(row))))[:limit]
+
+    def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:
+        return sum(
+            all(getattr(row, name) == value for name, value in where.items()) for row in self.rows[kind].values()
+        )
+
 
 class _Transaction(_Tables):
     def __init__(self, rows: Mapping[Any, Rows]) -> None:
         super().__init__(rows)
+        self.further: list[AuditEntry] = []
         self.facts: dict[str, str | int] = {}
 
     def add(self, record: Record) -> None:
@@ -99,6 +135,9 @@ class _Transaction(_Tables):
 
     def note(self, **facts: str | int) -> None:
         self.facts.update(facts)
+
+    def also(self, entry: AuditEntry) -> None:
+        self.further.append(entry)
 
     def _unchanged(self, record: Record) -> None:
         stored = self.rows[type(record)].get(primary_key(record))
@@ -132,17 +171,22 @@ class MemoryStore(_Tables):
         with self._lock:
             transaction = _Transaction(self.rows)
             yield transaction
-            self.record(replace(entry, facts={**entry.facts, **transaction.facts}))
+            self._append([replace(entry, facts={**entry.facts, **transaction.facts}), *transaction.further])
             self.rows = transaction.rows
 
     def record(self, entry: AuditEntry) -> None:
         with self._lock:
-            if self.journal_full:
-                raise Unavailable("AUDIT_UNAVAILABLE", "The audit journal cannot be written; free its disk.")
-            sequence, previous = self._line
-            _, digest = encode(entry, self.chain, sequence + 1, previous)
-            self._line = (sequence + 1, digest)
-            self.entries.append(entry)
+            self._append([entry])
+
+    def _append(self, entries: list[AuditEntry]) -> None:
+        if self.journal_full:
+            raise Unavailable("AUDIT_UNAVAILABLE", "The audit journal cannot be written; free its disk.")
+        line = self._line
+        for entry in entries:
+            _, digest = encode(entry, self.chain, line[0] + 1, line[1])
+            line = (line[0] + 1, digest)
+        self._line = line
+        self.entries += entries
 
     def heads(self) -> list[AuditHead]:
         with self._lock:

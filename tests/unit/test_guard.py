@@ -17,11 +17,14 @@ from broker.core.guard import (
     Resource,
     of_key,
     of_operator,
+    of_pipeline,
+    of_secret,
     of_target,
+    of_trust_rule,
     of_unknown_key,
     of_unknown_target,
 )
-from broker.core.model import Key, KeyState, KeyType, KeyUsage, Operator, OperatorState, Principal, Target
+from broker.core.model import Key, KeyState, KeyType, KeyUsage, Operator, OperatorState, Principal, Secret, Target
 from broker.core.names import check_name
 from broker.core.policy import ACTIONS
 from tests.fakes.calls import Clock, call, document, operator
@@ -42,6 +45,8 @@ KEY = Key(
 )
 TARGET = Target(name="vault", kind="vault", settings={}, kek_id="k", kek_thumbprint="0", created_at=NOW)
 OPERATOR = Operator(name="bob", groups=("team-a",), state=OperatorState.ENABLED, not_before=NOW, created_at=NOW)
+SECRET = Secret(name="team/app/db", labels={"team": "a"}, latest=1, created_at=NOW, updated_at=NOW)
+PIPELINE = Principal(kind="pipeline", name="deploy", method="oidc")
 
 RESOURCES = (
     of_key(KEY),
@@ -51,6 +56,10 @@ RESOURCES = (
     of_operator("bob", OPERATOR),
     of_operator("bob", OPERATOR, asked=("team-b",)),
     of_operator("nobody", None),
+    of_pipeline("deploy"),
+    of_secret("team/app/db", SECRET),
+    of_secret("nothing", None),
+    of_trust_rule("nothing", None),
     BROKER,
 )
 """One of each kind that the core asks about."""
@@ -68,7 +77,11 @@ def test_AZ_05_each_grant_passes_its_own_action_only() -> None:
     for granted in sorted(ACTIONS):
         rules = guard(permit(f'principal, action == Action::"{granted}", resource'))
         passing = {
-            action for action in ACTIONS for resource in RESOURCES if rules.permits(operator(), action, resource)
+            action
+            for action in ACTIONS
+            for resource in RESOURCES
+            for who in (operator(), PIPELINE)
+            if rules.permits(who, action, resource)
         }
         assert passing == {granted}
 
@@ -83,8 +96,14 @@ def test_nothing_is_permitted_that_no_policy_permits() -> None:
 READS = {
     "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "GetTarget", "ListTargets", "ListImports",
     "ListOperators", "GetPolicy", "ExplainPolicy", "GetAuditState", "SignAuditHead", "ListAuditHeads", "GetHsm",
+    "WhoAmI", "GetSecret", "ListSecrets", "ListSecretVersions", "GetRootKey", "ListSessions", "ListLeases",
+    "GetTrustRule", "ListTrustRules", "TestTrustRule",
+}  # fmt: skip
+SECRETS = {
+    "PutSecret", "GetSecret", "ListSecrets", "ListSecretVersions", "DeleteSecretVersions", "UndeleteSecretVersions",
     "WhoAmI",
 }  # fmt: skip
+JOB = {"Login", "RenewSession", "EndSession"}
 WORK = {
     "CreateKey", "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "Verify", "RotateKey", "GetTarget",
     "ListTargets", "CheckTarget", "ImportKey", "ProveImport", "ListImports", "GetHsm", "WhoAmI",
@@ -93,12 +112,34 @@ WORK = {
 
 @pytest.mark.parametrize(
     ("groups", "may"),
-    [(("admins",), set(ACTIONS)), (("auditors",), READS), (("key-operators",), WORK), ((), {"WhoAmI"})],
+    [
+        (("admins",), set(ACTIONS) - JOB),
+        (("auditors",), READS),
+        (("key-operators",), WORK),
+        (("secret-operators",), SECRETS),
+        ((), {"WhoAmI"}),
+    ],
 )
 def test_the_first_policy_gives_each_group_what_its_name_says(groups: tuple[str, ...], may: set[str]) -> None:
     rules = Guard(document())
     carol = operator("carol", *groups)
     assert {action for action in ACTIONS for resource in RESOURCES if rules.permits(carol, action, resource)} == may
+
+
+def test_the_first_policy_gives_a_pipeline_its_session_and_no_secret() -> None:
+    rules = Guard(document())
+    may = {action for action in ACTIONS for resource in RESOURCES if rules.permits(PIPELINE, action, resource)}
+    assert may == JOB | {"WhoAmI"}
+    namesake = Principal(kind="pipeline", name="deploy", groups=("admins", "secret-operators"))
+    assert not rules.permits(namesake, "FetchSecrets", of_secret("team/app/db", SECRET))
+
+
+@pytest.mark.parametrize("near", ["team/app-x/db", "team/ap/db", "teams/app/db", "app/team/db", "team", "team/app"])
+def test_AZ_03_a_grant_on_a_folder_is_for_whole_segments(near: str) -> None:
+    rules = guard(permit('principal, action == Action::"FetchSecrets", resource in Folder::"team/app"'))
+    assert rules.permits(PIPELINE, "FetchSecrets", of_secret("team/app/db", SECRET))
+    assert rules.permits(PIPELINE, "FetchSecrets", of_secret("team/app/deep/er", None))
+    assert not rules.permits(PIPELINE, "FetchSecrets", of_secret(near, None))
 
 
 def test_the_first_policy_lets_everybody_renew_and_ask_for_themselves_only() -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
-from broker.core.guard import Guard
+from broker.core.guard import BROKER, Guard
 from broker.core.model import (
     Key,
     KeyState,
@@ -245,3 +245,55 @@ def test_everybody_may_ask_about_themselves_and_auditors_about_all(house: House)
     for other in ("alice", "nobody"):
         with pytest.raises(PermissionDenied):
             house.explain(other, "Sign", "Key", "payments", asker=operator("bob"))
+
+
+def test_AZ_14_a_text_that_this_release_cannot_read_denies_everything_until_one_that_it_can(house: House) -> None:
+    def set_elsewhere(version: int, text: str) -> None:
+        asked = call("PolicyService/SetPolicy", ADMIN, house.clock)
+        with house.store.write(asked.outcome()) as write:
+            write.add(document(text, version))
+
+    set_elsewhere(2, '@id("new") forbid (principal, action == Action::"OfANewerRelease", resource);')
+    with pytest.raises(InvalidRequest):
+        house.policies.refresh()
+    assert not house.guard.permits(ADMIN, "SetPolicy", BROKER)
+    set_elsewhere(3, FIRST_POLICY)
+    house.policies.refresh()
+    assert house.guard.document.version == 3
+    assert house.guard.permits(ADMIN, "SetPolicy", BROKER)
+
+
+PIPELINE_RULE = (
+    '@id("deploy") permit (principal == Pipeline::"deploy", action == Action::"FetchSecrets", '
+    'resource in Folder::"team/app");\n'
+)
+
+
+def test_it_is_explained_what_a_pipeline_may_fetch(house: House) -> None:
+    house.set(FIRST_POLICY + PIPELINE_RULE)
+    assert house.explain("pipeline/deploy", "FetchSecrets", "Secret", "team/app/db") == (True, "Allowed by deploy.")
+    assert not house.explain("pipeline/deploy", "FetchSecrets", "Secret", "team/apps/db")[0]
+    assert not house.explain("pipeline/other", "FetchSecrets", "Secret", "team/app/db")[0]
+    assert house.explain("pipeline/deploy", "Login", "Broker", "")[0]
+    assert house.explain("operator/alice", "GetTrustRule", "TrustRule", "rule")[0]
+    house.explain("pipeline/deploy", "Login", "Broker", "", asker=operator("carol", "auditors"))
+    with pytest.raises(PermissionDenied):
+        house.explain("pipeline/deploy", "Login", "Broker", "", asker=operator("bob"))
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        (("pipeline/deploy", "Sign", "Key", "payments"), "RESOURCE_KIND_WRONG"),
+        (("pipeline/", "Login", "Broker", ""), "NAME_INVALID"),
+        (("pipeline", "Sign", "Key", "payments"), "OPERATOR_NOT_FOUND"),
+        (("robot/deploy", "Login", "Broker", ""), "NAME_INVALID"),
+        (("pipeline/deploy", "FetchSecrets", "Secret", "a//b"), "NAME_INVALID"),
+    ],
+)
+def test_a_question_about_a_pipeline_that_makes_no_sense_is_refused(
+    house: House, question: tuple[str, str, str, str], reason: str
+) -> None:
+    with pytest.raises(BrokerError) as refused:
+        house.explain(*question)
+    assert refused.value.reason == reason

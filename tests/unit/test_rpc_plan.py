@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from broker_api.v1 import keys_pb2, operators_pb2, policies_pb2, targets_pb2
+from broker_api.v1 import keys_pb2, kv_pb2, operators_pb2, policies_pb2, targets_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool, struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -27,7 +27,7 @@ def fill(message: Any) -> Any:
     """Choose something in every oneof, all the way down, so that only what a test changes can be wrong."""
     for field in message.DESCRIPTOR.fields:
         inside = field.message_type
-        if field.containing_oneof:
+        if is_choice(field):
             if message.WhichOneof(field.containing_oneof.name) is None:
                 choose(message, field)
         elif inside and not inside.GetOptions().map_entry:
@@ -36,6 +36,11 @@ def fill(message: Any) -> Any:
             if not field.is_repeated:
                 child.SetInParent()
     return message
+
+
+def is_choice(field: Any) -> bool:
+    """In a oneof that was written as one, and not for a field that is marked optional."""
+    return bool(field.containing_oneof) and not field.containing_oneof.name.startswith("_")
 
 
 def choose(message: Any, field: Any) -> None:
@@ -66,9 +71,7 @@ def places(descriptor: Any, above: tuple[str, ...] = ()) -> list[tuple[tuple[str
 
 
 ENUMS = [(kind, way, each) for kind in REQUESTS for way, each in places(kind.DESCRIPTOR) if each.enum_type]
-CHOICES = [
-    (kind, way, each) for kind in REQUESTS for way, each in places(kind.DESCRIPTOR) if each.containing_oneof is not None
-]
+CHOICES = [(kind, way, each) for kind in REQUESTS for way, each in places(kind.DESCRIPTOR) if is_choice(each)]
 
 
 @pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.DESCRIPTOR.name)
@@ -99,6 +102,7 @@ def test_AN_36_the_table_covers_the_enums_of_the_api() -> None:
         "SignatureAlgorithm",
         "SignatureEncoding",
         "EncryptionAlgorithm",
+        "Preset",
     }
 
 
@@ -128,6 +132,22 @@ def test_an_unknown_field_is_refused_at_every_depth(kind: type[Message]) -> None
         with pytest.raises(InvalidRequest) as refused:
             PLANS[kind].decode(made.SerializeToString())
         assert refused.value.reason == "FIELD_UNKNOWN"
+
+
+def test_an_optional_field_may_be_unset_and_is_told_from_its_default() -> None:
+    plan = PLANS[kv_pb2.PutSecretRequest]
+    for version in (None, 0, 7):
+        made = kv_pb2.PutSecretRequest(name="a", expected_version=version)
+        assert plan.decode(made.SerializeToString()).HasField("expected_version") == (version is not None)
+
+
+def test_the_names_in_a_map_of_bytes_are_checked_and_its_values_are_free() -> None:
+    plan = PLANS[kv_pb2.PutSecretRequest]
+    made = kv_pb2.PutSecretRequest(name="a", fields={"x": b"\0\xff"})
+    assert plan.decode(made.SerializeToString()).fields["x"] == b"\0\xff"
+    with pytest.raises(InvalidRequest) as refused:
+        plan.decode(kv_pb2.PutSecretRequest(name="a", fields={"x\0": b""}).SerializeToString())
+    assert (refused.value.reason, refused.value.metadata) == ("TEXT_INVALID", {"field": "fields"})
 
 
 def test_a_known_field_with_another_wire_type_is_refused() -> None:

@@ -152,8 +152,10 @@ class ExplainPolicyRequest(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     OPERATOR_RESOURCE_FIELD_NUMBER: _builtins.int
     BROKER_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    TRUST_RULE_FIELD_NUMBER: _builtins.int
     operator: _builtins.str
-    """The name of an operator."""
+    """The name of an operator, or a principal: "operator/alice", "pipeline/deploy"."""
     action: _builtins.str
     """The name of a method, for example "Sign"."""
     key: _builtins.str
@@ -161,6 +163,8 @@ class ExplainPolicyRequest(_message.Message):
     operator_resource: _builtins.str
     broker: _builtins.bool
     """For actions on the broker itself, such as GetPolicy."""
+    secret: _builtins.str
+    trust_rule: _builtins.str
     def __init__(
         self,
         *,
@@ -170,12 +174,14 @@ class ExplainPolicyRequest(_message.Message):
         target: _builtins.str = ...,
         operator_resource: _builtins.str = ...,
         broker: _builtins.bool = ...,
+        secret: _builtins.str = ...,
+        trust_rule: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["broker", b"broker", "key", b"key", "operator_resource", b"operator_resource", "resource", b"resource", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["broker", b"broker", "key", b"key", "operator_resource", b"operator_resource", "resource", b"resource", "secret", b"secret", "target", b"target", "trust_rule", b"trust_rule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "broker", b"broker", "key", b"key", "operator", b"operator", "operator_resource", b"operator_resource", "resource", b"resource", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "broker", b"broker", "key", b"key", "operator", b"operator", "operator_resource", b"operator_resource", "resource", b"resource", "secret", b"secret", "target", b"target", "trust_rule", b"trust_rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["key", "target", "operator_resource", "broker"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["key", "target", "operator_resource", "broker", "secret", "trust_rule"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 

@@ -7,21 +7,29 @@ from broker.core.heads import Heads
 from broker.core.imports import Imports
 from broker.core.key_use import KeyUse
 from broker.core.keys import Keys
+from broker.core.kv import Secrets
+from broker.core.leases import Leases
 from broker.core.operators import Operators
 from broker.core.policies import Policies
 from broker.core.ports import Hsm
+from broker.core.sessions import Sessions
 from broker.core.targets import Targets
+from broker.core.trust import TrustRules
 from broker.rpc.audit import AuditMethods
 from broker.rpc.hsm import HsmMethods
 from broker.rpc.imports import ImportMethods
 from broker.rpc.keys import KeyMethods
+from broker.rpc.kv import SecretMethods
+from broker.rpc.leases import LeaseMethods
 from broker.rpc.operators import OperatorMethods
 from broker.rpc.pages import PageTokens
 from broker.rpc.policies import PolicyMethods
+from broker.rpc.sessions import SessionMethods
 from broker.rpc.targets import TargetMethods
+from broker.rpc.trust import TrustMethods
 
 
-def services(  # noqa: PLR0913 (one argument a noun)
+def answers(  # noqa: PLR0913 (one argument a noun)
     *,
     keys: Keys,
     use: KeyUse,
@@ -30,6 +38,10 @@ def services(  # noqa: PLR0913 (one argument a noun)
     operators: Operators,
     policies: Policies,
     heads: Heads,
+    secrets: Secrets,
+    sessions: Sessions,
+    leases: Leases,
+    rules: TrustRules,
     hsm: Hsm,
     guard: Guard,
     schema: str,
@@ -45,4 +57,8 @@ def services(  # noqa: PLR0913 (one argument a noun)
         "PolicyService": PolicyMethods(policies, schema),
         "AuditService": AuditMethods(heads, pages),
         "HsmService": HsmMethods(hsm, guard),
+        "SecretService": SecretMethods(secrets, pages),
+        "SessionService": SessionMethods(sessions, pages),
+        "LeaseService": LeaseMethods(leases, pages),
+        "TrustService": TrustMethods(rules, pages),
     }

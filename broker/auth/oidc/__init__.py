@@ -1,0 +1,10 @@
+"""Pipelines by the identity token that their CI gives them (OpenID Connect)."""
+
+from __future__ import annotations
+
+from broker.auth import Kind
+from broker.auth.oidc.authenticator import Oidc, OidcConfig
+
+__all__ = ["KIND", "Oidc", "OidcConfig"]
+
+KIND: Kind[OidcConfig] = Kind(name="oidc", config=OidcConfig, build=Oidc)

@@ -1,0 +1,89 @@
+"""The Authenticator port on CI identity tokens (OpenID Connect Core 2): a job, once, for opening a session."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from broker.auth.oidc import compact
+from broker.auth.oidc.fetch import Fetcher
+from broker.auth.oidc.key_sets import KeySets
+from broker.auth.oidc.refusals import refused
+from broker.auth.oidc.verifier import Verifier
+from broker.core import ports, trust
+from broker.core.model import Principal, TrustRule
+from broker.core.ports import Verified
+
+OPENING = frozenset({"SessionService/Login", "SessionService/FetchSecrets"})
+SESSION_PREFIX = "brs_"
+MAX_RULES = 1000
+"""Trust rules of one issuer that are looked at."""
+
+HostPort = Annotated[str, StringConstraints(max_length=260, pattern=r"^[a-z0-9][a-z0-9.-]*:[1-9][0-9]{0,4}$")]
+
+
+class OidcConfig(BaseModel):
+    """``allowed_hosts``: "host:port" of issuers, or of their keys, that are at private addresses or other hosts.
+
+    Nothing else at a private, link-local or loopback address is ever connected to, whatever a rule or an issuer names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    allowed_hosts: frozenset[HostPort] = Field(default=frozenset(), max_length=64)
+
+
+class Oidc:
+    """Pipelines by identity token: ``Principal(kind="pipeline", method="oidc")`` with the proof for a session.
+
+    Starts without asking any issuer for anything: one that is away costs its own jobs their login, and nobody else.
+    """
+
+    def __init__(self, config: OidcConfig, store: ports.Store, now: ports.Now) -> None:
+        self._verifier = Verifier(KeySets(Fetcher(config.allowed_hosts)))
+        self._store = store
+        self._now = now
+
+    def authenticate(self, credentials: ports.Credentials) -> Principal | None:
+        """None without an identity token; Unauthenticated ``TOKEN_…`` or ``TRUST_…``, Unavailable ``ISSUER_…``."""
+        text = bearer(credentials)
+        if text is None or text.startswith(SESSION_PREFIX):
+            return None
+        if credentials.rpc not in OPENING:
+            raise refused("TOKEN_NOT_HERE", "rpc", " or ".join(sorted(OPENING)), credentials.rpc)
+        return self._principal(text, credentials.metadata.get("broker-trust-rule", ""))
+
+    def inspect(self, rule: TrustRule, token: str) -> Verified:
+        """The core's ``Verify``: what a token says, step by step, for one rule."""
+        return self._verifier.inspect(rule, token, self._now())
+
+    def _principal(self, text: str, named: str) -> Principal:
+        token = compact.parse(text)
+        rules = self._rules(token.claims.get("iss"))
+        # A name that no rule has is not told from one that does not fit: the token is read either way.
+        meant = [rule for rule in rules if rule.name == named] or rules
+        verified, sound = self._verifier.verify(meant, token, self._now())
+        proof = trust.choose(sound, named, verified)
+        pipeline = next(rule.pipeline for rule in sound if rule.name == proof.rule)
+        # Without an id of its own, a token is named by what was signed: the signature itself can be written anew.
+        credential = proof.token_id or hashlib.sha256(token.signing_input).hexdigest()
+        return Principal(kind="pipeline", name=pipeline, method="oidc", credential=credential, proof=proof)
+
+    def _rules(self, issuer: object) -> list[TrustRule]:
+        known = type(issuer) is str and len(issuer) <= trust.MAX_TEXT and trust.ISSUER.fullmatch(issuer)
+        if not known:
+            raise refused("TOKEN_ISSUER", "iss", "the issuer of a trust rule", issuer)
+        return self._store.page(TrustRule, limit=MAX_RULES, where={"issuer": str(issuer)})
+
+
+def bearer(credentials: ports.Credentials) -> str | None:
+    """The call's bearer token (RFC 6750 2.1), if it has an authorization; ``CREDENTIALS_UNKNOWN`` for any other."""
+    value = credentials.metadata.get("authorization")
+    if value is None:
+        return None
+    scheme, space, token = value.partition(" ")
+    if scheme.lower() != "bearer" or not space or not token:
+        raise refused("CREDENTIALS_UNKNOWN", "authorization", "Bearer", "another scheme")
+    return token

@@ -1,0 +1,187 @@
+"""How sessions and leases end, by whatever cause.
+
+The row of a session is the lock of its leases: whoever adds, ends or reads them to end them holds that row first, and
+who holds several takes them in the order of their ids. So a session never ends without a lease that was just added,
+and a lease never outlives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
+
+from broker.core.audit import AuditEntry
+from broker.core.call import Call
+from broker.core.errors import WrongState
+from broker.core.model import Lease, LeaseState, Receipt, Record, Session, SessionState, UsedToken
+from broker.core.ports import Now, Store, Write
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+BATCH = 100
+"""Records that one piece of background work looks at."""
+
+ROWS = 500
+"""Rows that one transaction changes, about: other writers wait for it."""
+
+PIECES = 10
+"""Pieces of one kind in one round of the background loop."""
+
+KEEP = timedelta(hours=1)
+"""How long what has ended stays listed; the audit has it for good. Also how long a used identity token is remembered
+after its end, so that a clock that is set back does not bring it back to life."""
+
+KEEP_RECEIPTS = timedelta(hours=24)
+
+Work = tuple[str, Callable[[Call], None]]
+
+
+def part(call: Call, rpc: str = "") -> Call:
+    """A call's share in one thing of several, for a decision and an audit entry of its own."""
+    return replace(
+        call, rpc=rpc or call.rpc, resource="", decision="", policies=(), policy_version=0, settled=False, facts={}
+    )
+
+
+def entry_of(call: Call, resource: str, **facts: str | int) -> AuditEntry:
+    """The entry of one thing that ended by a call, under the call's own decision."""
+    return replace(call.outcome(), resource=resource, facts=facts)
+
+
+def live(session: Session | None, now: datetime) -> bool:
+    """Whether a session holds at that moment."""
+    return session is not None and session.state is SessionState.ACTIVE and session.expires_at > now
+
+
+def shown(lease: Lease, session: Session | None, now: datetime) -> Lease:
+    """A lease as it stands: it ends with its session if not before, even where no row says so yet (TL-03)."""
+    end = min(lease.expires_at, session.expires_at) if session else lease.expires_at
+    if lease.state is LeaseState.ACTIVE and (not live(session, now) or end <= now):
+        return replace(lease, state=LeaseState.EXPIRED, expires_at=end)
+    return replace(lease, expires_at=end)
+
+
+def readable(read: Callable[[], T], otherwise: T) -> T:
+    """What was read, or ``otherwise`` where a row is spoilt."""
+    try:
+        return read()
+    except WrongState as error:
+        if error.reason != "ROW_DAMAGED":
+            raise
+        return otherwise
+
+
+class Ending:
+    """Ends sessions and leases, and does so by itself when their time is over."""
+
+    def __init__(self, store: Store, now: Now) -> None:
+        self._store = store
+        self._now = now
+
+    def lock(self, write: Write, session: str) -> Session | None:
+        """Hold a session's row; a row that cannot be read is held all the same and counts as absent (TL-18)."""
+        return readable(lambda: write.get(Session, session), None)
+
+    def leases(self, session: str) -> list[Lease]:
+        """The active leases of a session that the caller holds.
+
+        With a spoilt row among them none are found here: they are dead with their session, and each row is put right
+        when its own time comes.
+        """
+        return readable(lambda: self._leases(session), [])
+
+    def _leases(self, session: str) -> list[Lease]:
+        found: list[Lease] = []
+        where = {"session": session, "state": LeaseState.ACTIVE.value}
+        while rows := self._store.page(Lease, after=(found[-1].id,) if found else (), limit=1000, where=where):
+            found += rows
+        return found
+
+    def session(self, write: Write, session: Session, leases: LeaseState) -> int:
+        """End a session that the caller holds, and all its leases; how many leases those were."""
+        held = self.leases(session.id)
+        for lease in held:
+            write.replace(lease, replace(lease, state=leases))
+        write.replace(session, replace(session, state=SessionState.ENDED))
+        return len(held)
+
+    def sessions(
+        self, write: Write, call: Call, ids: Iterable[str], leases: LeaseState, over: Callable[[Session], bool]
+    ) -> tuple[int, int]:
+        """End sessions in the order of their ids until ``ROWS`` are reached: (looked at, ended), an entry for each."""
+        seen = ended = rows = 0
+        for name in sorted(ids):
+            if rows >= ROWS:
+                break
+            seen += 1
+            found = self.lock(write, name)
+            if found is None or found.state is not SessionState.ACTIVE or not over(found):
+                continue
+            count = self.session(write, found, leases)
+            write.also(entry_of(call, f"session/{name}", session=name, count=count))
+            ended, rows = ended + 1, rows + count + 1
+        return seen, ended
+
+    def some_leases(
+        self, write: Write, call: Call, found: Iterable[Lease], state: LeaseState, over: Callable[[Lease], bool]
+    ) -> int:
+        """End leases that are still active, an entry for each; how many."""
+        ended = 0
+        held = set[str]()
+        for seen in sorted(found, key=lambda lease: (lease.session, lease.id)):
+            if seen.session not in held:
+                self.lock(write, seen.session)
+                held.add(seen.session)
+            lease = write.get(Lease, seen.id)
+            if lease is None or lease.state is not LeaseState.ACTIVE or not over(lease):
+                continue
+            write.replace(lease, replace(lease, state=state))
+            write.also(entry_of(call, lease.resource, lease=lease.id, session=lease.session, version=lease.version))
+            ended += 1
+        return ended
+
+    def chores(self) -> Iterator[Work]:
+        """What the background loop has to do now; each piece stands alone, is small, and may be repeated."""
+        none = timedelta(0)
+        yield from self._pieces("session/lapsed", Session, none, "active", self._end_sessions)
+        yield from self._pieces("lease/lapsed", Lease, none, "active", self._end_leases)
+        yield from self._pieces("session/ended", Session, KEEP, "ended", self._forget)
+        yield from self._pieces("lease/expired", Lease, KEEP, "expired", self._forget)
+        yield from self._pieces("lease/revoked", Lease, KEEP, "revoked", self._forget)
+        yield from self._pieces("token/used", UsedToken, KEEP, "", self._forget)
+        yield from self._pieces("receipt/old", Receipt, KEEP_RECEIPTS, "", self._forget)
+
+    def _pieces(
+        self, name: str, kind: type[R], late: timedelta, state: str, work: Callable[[list[R], Call], None]
+    ) -> Iterator[Work]:
+        for _ in range(PIECES):
+            found = self._store.due(kind, self._now() - late, limit=BATCH, state=state)
+            if not found:
+                return
+            yield name, partial(work, found)
+
+    def _end_sessions(self, found: list[Session], call: Call) -> None:
+        now = self._now()
+        ids = [session.id for session in found]
+        with self._store.write(call.outcome()) as write:
+            _, ended = self.sessions(write, call, ids, LeaseState.EXPIRED, lambda session: session.expires_at <= now)
+            write.note(count=ended)
+        call.settled = True
+
+    def _end_leases(self, found: list[Lease], call: Call) -> None:
+        now = self._now()
+        with self._store.write(call.outcome()) as write:
+            ended = self.some_leases(write, call, found, LeaseState.EXPIRED, lambda lease: lease.expires_at <= now)
+            write.note(count=ended)
+        call.settled = True
+
+    def _forget(self, found: list[R], call: Call) -> None:
+        with self._store.write(call.outcome()) as write:
+            for record in found:
+                write.delete(record)
+            write.note(count=len(found))
+        call.settled = True

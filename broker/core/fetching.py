@@ -1,0 +1,92 @@
+"""One fetch of many secrets: what each reference came to, and what the audit is told of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from broker.core import tokens
+from broker.core.audit import AuditEntry
+from broker.core.call import Call
+from broker.core.ending import part, shown
+from broker.core.errors import BrokerError, InvalidRequest
+from broker.core.kv import Opened, Reference, Secrets, parse_reference
+from broker.core.model import Lease, LeaseState, Session
+
+MAX_REFERENCES = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """What one reference gave: a secret with its lease, or (only in a partial fetch) the refusal."""
+
+    text: str
+    secret: Opened | None
+    lease: Lease | None
+    refusal: BrokerError | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Try:
+    """One reference, decided on its own; ``call`` is its share of the call, with the decision in it."""
+
+    call: Call
+    reference: Reference
+    opened: Opened | None = None
+    refusal: BrokerError | None = None
+    lease: Lease | None = None
+
+    def entry(self, failure: BrokerError | None = None) -> AuditEntry:
+        """The audit entry; with ``failure`` nothing was handed out, whatever was decided on this reference."""
+        if self.refusal is not None:
+            self.call.note(**self.refusal.facts)
+            return self.call.outcome(self.refusal.outcome, self.refusal.reason)
+        return self.call.outcome("ABORTED", failure.reason) if failure else self.call.outcome()
+
+    def lend(self, session: Session, now: datetime) -> Lease | None:
+        """A new lease on what was opened, under the session; it is over with the secret, if that comes first."""
+        if self.opened is None:
+            return None
+        self.lease = Lease(
+            id=tokens.new_id(),
+            session=session.id,
+            principal=session.principal,
+            resource=f"secret/{self.reference.name}",
+            version=self.opened.version,
+            state=LeaseState.ACTIVE,
+            created_at=now,
+            expires_at=min(session.last_at, self.opened.expires_at or session.last_at),
+        )
+        self.call.note(lease=self.lease.id, session=session.id)
+        return self.lease
+
+    def fetched(self, session: Session | None, now: datetime) -> Fetched:
+        """For the caller; the lease ends with the session as that stands now."""
+        lease = shown(self.lease, session, now) if self.lease else None
+        return Fetched(text=self.reference.text, secret=self.opened, lease=lease, refusal=self.refusal)
+
+
+def parsed(references: list[str]) -> list[Reference]:
+    """1 to 100 references, no two the same; InvalidRequest otherwise, before anything is decided."""
+    if not 1 <= len(references) <= MAX_REFERENCES:
+        raise InvalidRequest("REFERENCES_INVALID", f"Name between 1 and {MAX_REFERENCES} references in one call.")
+    found = [parse_reference(text) for text in references]
+    if len({(each.name, each.version, each.field) for each in found}) < len(found):
+        raise InvalidRequest("REFERENCES_INVALID", "A reference stands there twice; name each only once.")
+    return found
+
+
+def attempt(call: Call, secrets: Secrets, reference: Reference) -> Try:
+    """Decide on one reference and open it; a refusal is kept, not raised."""
+    share = part(call)
+    try:
+        opened = secrets.read(share, reference)
+    except BrokerError as refusal:
+        return Try(call=share, reference=reference, refusal=refusal)
+    share.note(version=opened.version)
+    return Try(call=share, reference=reference, opened=opened)
+
+
+def first_refusal(tries: list[Try]) -> BrokerError | None:
+    """The refusal of the first reference that was refused."""
+    return next((each.refusal for each in tries if each.refusal), None)

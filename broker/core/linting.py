@@ -1,0 +1,127 @@
+"""How much a trust rule can be trusted: every weakness found, each with the best grade it leaves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from broker.core import matching
+from broker.core.model import Matcher, MatcherKind, Preset, TrustRule
+from broker.core.presets import PROFILES, Profile
+
+Weakness = tuple[str, str]
+"""(the best grade that is left, the reason as a sentence)"""
+
+IDENTITY = re.compile(r"(?:^|/)sub$|(?:^|[^A-Za-z])u{0,2}id$|[a-z](?:Id|ID|Uuid|UUID)$", re.ASCII)
+"""Claims that say who somebody is: a pattern there lets in whoever can register a name that fits."""
+
+LONG_SESSION = 3600
+
+
+def grade(rule: TrustRule) -> tuple[str, tuple[str, ...]]:
+    """("A" to "F", reasons): the worst of what was found; an F is not saved."""
+    found = sorted(_weaknesses(rule, PROFILES[rule.preset]), reverse=True)
+    worst = found[0][0] if found else "A"
+    return worst, tuple(f"{letter}: {reason}" for letter, reason in found)
+
+
+def _weaknesses(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
+    bound = {matcher.claim: matcher for matcher in rule.matchers if matcher.kind is not MatcherKind.GLOB}
+    yield from _place(rule, profile)
+    yield from _audience(rule, profile)
+    yield from _identity(rule, profile, bound)
+    yield from _patterns(rule, profile)
+    yield from _trigger(rule, profile, bound)
+    yield from _hardening(rule, profile, bound)
+
+
+def _place(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
+    if not profile.issuer.fullmatch(rule.issuer):
+        yield "F", f"The issuer is not one of {rule.preset} (it looks like {profile.issuer_form})."
+
+
+def _audience(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
+    if not rule.audience or "*" in rule.audience:
+        yield "F", "There is no exact audience, so tokens that were made for others would be taken."
+    elif profile.audience and rule.audience != profile.audience:
+        yield "F", f"Tokens of {rule.preset} have one audience only, {profile.audience}; no other one can match."
+    elif profile.audience:
+        yield (
+            "B",
+            f"Every token of {rule.preset} has this audience, so it does not say that it was made for the broker.",
+        )
+        if not rule.single_use:
+            yield "D", "Whoever else receives such a token can use it here; make tokens single-use."
+    elif profile.foreign_audience and profile.foreign_audience.fullmatch(rule.audience):
+        # The owner's URL is what every job gets that asks for no audience, so others hold such tokens.
+        letter = "F" if rule.preset in {Preset.GITHUB, Preset.KUBERNETES} else "C"
+        yield letter, "The audience is the issuer's default, which tokens for others have too; use one of your own."
+
+
+def _identity(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> Iterator[Weakness]:
+    for group in profile.required:
+        if not bound.keys() & set(group):
+            yield "F", f"It binds no immutable id: match {' or '.join(group)} exactly."
+    if rule.preset is Preset.GENERIC and not any(IDENTITY.search(claim) for claim in bound):
+        yield "F", "It binds no immutable id: match sub, or a claim that holds an id, exactly."
+    if profile.shared and profile.shared.fullmatch(rule.issuer) and not bound.keys() & set(profile.organisation):
+        wanted = " or ".join(profile.organisation)
+        yield "F", f"The issuer serves all organisations; match {wanted} exactly."
+    for claim, instead in profile.mutable.items():
+        if claim in bound and instead not in bound:
+            yield "C", f"{claim} is a name that somebody else can take over; bind {instead} too."
+
+
+def _patterns(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
+    identities = {claim for group in profile.required for claim in group} | {*profile.organisation, *profile.mutable}
+    for matcher in rule.matchers:
+        if matcher.kind is not MatcherKind.GLOB:
+            continue
+        if matcher.claim in identities or IDENTITY.search(matcher.claim):
+            yield "F", f"{matcher.claim} is an identity and is matched by a pattern; give it whole."
+        elif not matcher.values[0].strip("*/"):
+            yield "D", f"The pattern for {matcher.claim} fits everything."
+        else:
+            yield "B", f"{matcher.claim} is matched by a pattern; whoever can make up such a name gets in."
+
+
+def _trigger(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> Iterator[Weakness]:
+    named = [matcher for matcher in rule.matchers if matcher.claim in profile.trigger]
+    if profile.trigger and not any(matcher.claim in bound or profile.trigger_globs for matcher in named):
+        yield "F", f"Runs of pull requests are not kept out: match {' or '.join(profile.trigger)} by name."
+    for matcher in named:
+        if matcher.kind is MatcherKind.GLOB and _lets_pull_requests_in(matcher, profile):
+            yield "F", f"The pattern for {matcher.claim} fits runs of pull requests; name what may log in."
+        elif matcher.kind is not MatcherKind.GLOB:
+            wanted = [value for value in matcher.values if _of_pull_requests(value, profile)]
+            if wanted:
+                yield "D", f"Runs of pull requests may log in ({', '.join(wanted)}); their code may be a stranger's."
+
+
+def _of_pull_requests(value: str, profile: Profile) -> bool:
+    return any(value.startswith(one) if one.endswith("/") else value == one for one in profile.pull_requests)
+
+
+def _lets_pull_requests_in(matcher: Matcher, profile: Profile) -> bool:
+    if not matcher.values[0].strip("*/"):
+        return True
+    samples = [
+        f"{one}1/{end}" if one.endswith("/") else one for one in profile.pull_requests for end in ("merge", "head")
+    ]
+    short = [f"{one}1" for one in profile.pull_requests if one.endswith("/")]
+    return any(matching.fits(matcher, sample) for sample in samples + short)
+
+
+def _hardening(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> Iterator[Weakness]:
+    matched = {matcher.claim for matcher in rule.matchers}
+    for claims, reason in profile.hardening:
+        if not matched & set(claims):
+            yield "B", f"Could be narrower: {reason}."
+    if rule.preset is Preset.GENERIC and bound.keys() <= {"sub"}:
+        yield "B", "Nothing but sub is matched; a name in it may be given to somebody else later."
+    if not rule.single_use and profile.token_id:
+        yield "B", "A token that leaks can be used again until it is over; make tokens single-use."
+    if rule.single_use and profile.token_id is False:
+        yield "D", f"Tokens of {rule.preset} carry no id, so single use refuses them all."
+    if rule.max_session_seconds > LONG_SESSION:
+        yield "B", "Sessions may last longer than an hour."

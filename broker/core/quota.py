@@ -1,0 +1,46 @@
+"""How many leases there may be."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from broker.core.errors import Exhausted
+from broker.core.model import Lease, LeaseState
+from broker.core.ports import Now, Store
+
+RECOUNT = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Leases at once, for one principal and in all; the length of a session that does not ask for one.
+
+    A principal has at most as many sessions as leases. Two calls at the same moment may both take the last place.
+    """
+
+    per_principal: int = 1000
+    in_all: int = 100_000
+    usual: timedelta = timedelta(minutes=5)
+
+
+class Tally:
+    """How many leases there are in all: counted at most once a second, and by what is added meanwhile."""
+
+    def __init__(self, store: Store, now: Now) -> None:
+        self._store = store
+        self._now = now
+        self._lock = threading.Lock()
+        self._count = 0
+        self._counted_at: datetime | None = None
+
+    def admit(self, more: int, limit: int) -> None:
+        """Exhausted ``LEASE_CAP`` when there is no room for that many more."""
+        with self._lock:
+            now = self._now()
+            if self._counted_at is None or abs(now - self._counted_at) >= RECOUNT:
+                self._count, self._counted_at = self._store.count(Lease, {"state": LeaseState.ACTIVE.value}), now
+            if self._count + more > limit:
+                raise Exhausted("LEASE_CAP", "The broker holds as many leases as it is set to; try again later.")
+            self._count += more

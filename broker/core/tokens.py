@@ -1,0 +1,55 @@
+"""Random names and session tokens.
+
+A session token is ``brs_``, the session's id (22 characters, 128 random bits), a secret (43 characters, 256 random
+bits) and a checksum (6 characters, CRC-32 of all before it), all in base62. The checksum lets a scanner tell a leaked
+token from other text, and a mistyped one be refused without asking the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import string
+import zlib
+
+PREFIX = "brs_"
+_DIGITS = string.digits + string.ascii_letters
+_ID, _SECRET, _CHECK = 22, 43, 6
+_TOKEN = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_ID + _SECRET + _CHECK}}}", re.ASCII)
+
+
+def new_id() -> str:
+    """22 characters of base62: 128 random bits, in no order."""
+    return _base62(secrets.randbits(128), _ID)
+
+
+def new_token(session: str) -> str:
+    """A fresh token of a session, by the session's id."""
+    open_part = PREFIX + session + _base62(secrets.randbits(256), _SECRET)
+    return open_part + _checksum(open_part)
+
+
+def session_of(token: str) -> str:
+    """The id in a token, or "" for what is no token at all: one byte off and it is another text (TL-17)."""
+    if len(token) != len(PREFIX) + _ID + _SECRET + _CHECK or not _TOKEN.fullmatch(token):
+        return ""
+    open_part, checksum = token[:-_CHECK], token[-_CHECK:]
+    return open_part[len(PREFIX) : len(PREFIX) + _ID] if _checksum(open_part) == checksum else ""
+
+
+def hash_of(token: str) -> bytes:
+    """What is kept of a token: SHA-256 of the whole text. It has 256 random bits, so nothing slower is needed."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _checksum(text: str) -> str:
+    return _base62(zlib.crc32(text.encode()), _CHECK)
+
+
+def _base62(number: int, length: int) -> str:
+    digits = []
+    for _ in range(length):
+        number, digit = divmod(number, len(_DIGITS))
+        digits.append(_DIGITS[digit])
+    return "".join(reversed(digits))

@@ -1,0 +1,96 @@
+"""Static secrets on a store and an HSM of the test's choice, with a policy that lets them be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from broker.core.call import Call
+from broker.core.guard import Guard
+from broker.core.kv import Opened, Secrets, parse_reference
+from broker.core.model import Principal, Secret
+from broker.core.policy import FIRST_POLICY
+from broker.core.roots import known_roots
+from broker.core.sealing import Sealing
+from tests.fakes.calls import Clock, call, document, operator
+
+ADMIN = operator("alice", "admins")
+PIPELINE = Principal(kind="pipeline", name="deploy", method="oidc")
+FIELDS = {"user": b"app", "password": b"canary-hunter2"}
+POLICY = FIRST_POLICY + (
+    '@id("deploy") permit (principal == Pipeline::"deploy", action == Action::"FetchSecrets", '
+    'resource in Folder::"team/app");\n'
+    '@id("labelled") permit (principal in Group::"label-a", action, resource is Secret) '
+    'when { resource.hasTag("team") && resource.getTag("team") == "a" };\n'
+    '@id("lists") permit (principal in Group::"label-a", action == Action::"ListSecrets", resource);\n'
+)
+
+
+class SecretsHouse:
+    """The noun with everything around it. ``restart`` builds it anew on what is stored."""
+
+    def __init__(self, store: Any, hsm: Any, *, keep: float = 60, clock: Clock | None = None) -> None:
+        self.store, self.hsm, self.keep = store, hsm, timedelta(seconds=keep)
+        self.clock = clock or Clock()
+        self.guard = Guard(document(POLICY))
+        self.restart()
+        self.secrets.ensure_root(self.own("root/1"))
+
+    def restart(self) -> None:
+        self.sealing = Sealing(self.hsm, known_roots(self.store), self.clock, self.keep, tenant="one.example")
+        self.secrets = Secrets(self.store, self.hsm, self.sealing, self.guard, self.clock)
+
+    def own(self, resource: str = "") -> Call:
+        made = call("-/Chore", Principal(kind="broker", name="background"), self.clock)
+        made.resource = resource
+        return made
+
+    def call(self, method: str, principal: Principal = ADMIN, **more: Any) -> Call:
+        service = "SessionService" if method == "FetchSecrets" else "SecretService"
+        return call(f"{service}/{method}", principal, self.clock, **more)
+
+    def put(
+        self,
+        name: str = "team/app/db",
+        fields: Mapping[str, bytes] | None = None,
+        *,
+        expected: int | None = None,
+        labels: dict[str, str] | None = None,
+        expires_at: datetime | None = None,
+        principal: Principal = ADMIN,
+        **more: Any,
+    ) -> Secret:
+        return self.secrets.put(
+            self.call("PutSecret", principal, **more),
+            name,
+            FIELDS if fields is None else fields,
+            expected_version=expected,
+            labels=labels or {},
+            expires_at=expires_at,
+        )
+
+    def read(self, text: str = "team/app/db", principal: Principal = ADMIN) -> Opened:
+        return self.secrets.read(self.call("FetchSecrets", principal), parse_reference(text))
+
+    def names(self, prefix: str = "", contains: str = "", limit: int = 100, principal: Principal = ADMIN) -> list[str]:
+        """Through all pages."""
+        found: list[str] = []
+        after: tuple[str | int, ...] = ()
+        while True:
+            page = self.secrets.page(self.call("ListSecrets", principal), prefix, contains, after, limit)
+            assert len(page.items) <= limit
+            found += [secret.name for secret, _ in page.items]
+            after = page.next
+            if not after:
+                return found
+
+    def destroy(self, name: str, *versions: int) -> Secret:
+        return self.secrets.destroy(self.call("DestroySecretVersions"), name, list(versions))
+
+    def work(self) -> int:
+        """One round of the background loop; how many pieces there were."""
+        done = 0
+        for done, (resource, work) in enumerate(self.secrets.chores(), 1):  # noqa: B007
+            work(self.own(resource))
+        return done

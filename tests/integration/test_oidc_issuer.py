@@ -1,0 +1,443 @@
+"""An issuer over TLS, as it should be and as it should not: AN-07, AN-17, AN-18, AN-19, AN-21, NT-17, P18."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.auth.oidc import Oidc, OidcConfig
+from broker.auth.oidc import fetch as fetching
+from broker.auth.oidc.fetch import Fetcher, NotFetchedError, is_public, place
+from broker.auth.oidc.key_sets import MAX_WAITING, OVER, REFETCH, STALE, KeySets
+from broker.auth.oidc.verifier import Verifier
+from broker.core.errors import Unauthenticated, Unavailable
+from broker.core.model import Principal, TrustRule
+from broker.core.ports import Credentials
+from tests.fakes.calls import Clock, call, operator
+from tests.fakes.memory_store import MemoryStore
+from tests.servers.issuer import DISCOVERY, KEYS, Issuer, Signer, issuing
+from tests.servers.rules import exact, rule
+
+
+class Ticks:
+    """The monotonic clock of the key cache, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Jobs:
+    """What logs in: an authenticator on a store with one rule for the issuer, trusting its CA."""
+
+    def __init__(self, issuer: Issuer, allowed: frozenset[str] | None = None, url: str = "", **changes: Any) -> None:
+        self.issuer, self.ticks, self.store = issuer, Ticks(), MemoryStore()
+        parts: dict[str, Any] = {"issuer": url or issuer.url, "ca_pem": issuer.ca_pem, **changes}
+        self.rule: TrustRule = rule(**{"matchers": (exact("repository_id", "42"),), **parts})
+        with self.store.write(call("-", operator(), Clock()).outcome()) as write:
+            write.add(self.rule)
+        hosts = frozenset({issuer.host}) if allowed is None else allowed
+        self.oidc = Oidc(OidcConfig(allowed_hosts=hosts), self.store, lambda: datetime.now(UTC))
+        self.sets = KeySets(Fetcher(hosts), self.ticks)
+        self.oidc._verifier = Verifier(self.sets)
+
+    def login(self, token: str | None = None) -> Principal:
+        metadata = {"authorization": f"Bearer {token or self.issuer.token()}"}
+        found = self.oidc.authenticate(
+            Credentials(certificate=None, chain_verified=False, metadata=metadata, peer="", rpc="SessionService/Login")
+        )
+        assert found is not None
+        return found
+
+    def refused(self, token: str | None = None) -> str:
+        with pytest.raises((Unauthenticated, Unavailable)) as refused:
+            self.login(token)
+        return refused.value.reason
+
+    def away(self) -> str:
+        """Why there are no keys, as the audit has it."""
+        with pytest.raises(Unavailable) as refused:
+            self.login()
+        assert refused.value.reason == "ISSUER_UNAVAILABLE"
+        return str(refused.value.facts["claim_found"])
+
+    def settle(self) -> None:
+        """Wait until no fetch is under way."""
+        for known in self.sets._issuers.values():
+            ended = known.ended
+            assert ended is None or ended.wait(10)
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> Iterator[Issuer]:
+    with issuing(tmp_path / "issuer") as made:
+        yield made
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "PS256", "ES256", "ES384", "EdDSA"])
+def test_a_job_logs_in_and_the_keys_are_fetched_once(issuer: Issuer, algorithm: str) -> None:
+    issuer.signers = [Signer("one", algorithm)]
+    jobs = Jobs(issuer)
+    for _ in range(3):
+        assert str(jobs.login()) == "pipeline/deploy"
+    assert issuer.asked == [DISCOVERY, KEYS]
+
+
+@pytest.mark.parametrize("path", ["/org/7", "/a/b/c"])
+def test_an_issuer_may_have_a_path(issuer: Issuer, path: str) -> None:
+    issuer.path = path
+    assert str(Jobs(issuer).login()) == "pipeline/deploy"
+    assert issuer.asked == [f"{path}{DISCOVERY}", f"{path}{KEYS}"]
+
+
+def test_AN_17_ten_thousand_unknown_keys_are_one_fetch(issuer: Issuer) -> None:
+    jobs = Jobs(issuer)
+    jobs.login()
+    good = issuer.token()
+    # A stranger needs no key for this: one signature does for all, as the key is looked for first.
+    for number in range(10_000):
+        assert jobs.refused(issuer.signers[0].token({"iss": issuer.url}, kid=f"k{number}")) == "TOKEN_KEY_UNKNOWN"
+        if number % 1000 == 0:
+            jobs.login(good)
+    assert issuer.fetches == 1
+    jobs.ticks.now += REFETCH
+    for number in range(100):
+        jobs.refused(issuer.signers[0].token({"iss": issuer.url}, kid=f"k{number}"))
+        jobs.login(good)
+    assert issuer.fetches == 2
+
+
+def test_a_new_key_is_found_with_its_first_token(issuer: Issuer) -> None:
+    jobs = Jobs(issuer)
+    jobs.login()
+    issuer.signers.insert(0, Signer("two"))
+    assert jobs.refused() == "TOKEN_KEY_UNKNOWN"
+    jobs.ticks.now += REFETCH
+    jobs.login()
+    assert issuer.fetches == 2
+
+
+def test_a_key_that_was_taken_back_serves_ten_minutes_at_most(issuer: Issuer) -> None:
+    jobs = Jobs(issuer)
+    old = issuer.token()
+    jobs.login(old)
+    issuer.signers = [Signer("two")]
+    jobs.ticks.now += STALE + 1
+    jobs.login(old)  # served from what is known, while the new set is fetched
+    jobs.settle()
+    assert jobs.refused(old) == "TOKEN_KEY_UNKNOWN"
+
+
+BROKEN: dict[str, Any] = {
+    "status 500": (500, {}, b"no"),
+    "status 404": (404, {}, b""),
+    "no JSON": (200, {}, b"<html>"),
+    "a list": (200, {}, b"[]"),
+    "twice": (200, {}, b'{"issuer":"a","issuer":"b"}'),
+    "cut short": (200, {"Content-Length": "5000"}, b"{"),
+}
+
+
+@pytest.mark.parametrize("path", [DISCOVERY, KEYS])
+@pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN.keys())
+def test_P18_known_keys_serve_while_the_issuer_is_broken_and_not_for_ever(
+    issuer: Issuer, answer: Any, path: str
+) -> None:
+    jobs = Jobs(issuer)
+    jobs.login()
+    issuer.answers[path] = answer
+    for _ in range(2):
+        jobs.ticks.now += OVER / 2 - 1
+        jobs.login()
+        jobs.settle()
+    assert issuer.fetches == 2
+    jobs.ticks.now += 3
+    assert jobs.refused() == "ISSUER_UNAVAILABLE"
+    jobs.ticks.now += REFETCH
+    assert jobs.refused() == "ISSUER_UNAVAILABLE"
+    issuer.answers.clear()
+    assert jobs.refused() == "ISSUER_UNAVAILABLE"  # asked less than a minute ago
+    jobs.ticks.now += REFETCH
+    jobs.login()
+
+
+def test_AN_17_a_hanging_issuer_costs_those_with_known_keys_nothing(issuer: Issuer) -> None:
+    jobs = Jobs(issuer)
+    good = issuer.token()
+    jobs.login(good)
+    issuer.answers[DISCOVERY] = lambda _: issuer.release.wait(20)
+    jobs.ticks.now += STALE + 1
+    begun = time.monotonic()
+    for _ in range(100):
+        jobs.login(good)
+    assert time.monotonic() - begun < 1
+    issuer.release.set()
+    jobs.settle()
+
+
+def test_AN_17_only_a_few_wait_for_a_hanging_issuer(issuer: Issuer) -> None:
+    jobs = Jobs(issuer)
+    good = issuer.token()
+    jobs.login(good)
+    issuer.answers[DISCOVERY] = lambda _: issuer.release.wait(20)
+    jobs.ticks.now += REFETCH
+    unknown = issuer.signers[0].token({"iss": issuer.url}, kid="unknown")
+    ended: list[str] = []
+    waiting = [threading.Thread(target=lambda: ended.append(jobs.refused(unknown))) for _ in range(40)]
+    for thread in waiting:
+        thread.start()
+    begun = time.monotonic()
+    for _ in range(50):
+        jobs.login(good)
+    assert time.monotonic() - begun < 1
+    issuer.release.set()
+    for thread in waiting:
+        thread.join(20)
+    assert len(ended) == 40
+    assert ended.count("TOKEN_KEY_UNKNOWN") <= MAX_WAITING
+    assert issuer.fetches == 2
+
+
+stop = threading.Event()
+
+
+def _drip(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    for _ in range(100):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        if stop.wait(0.05):
+            return
+
+
+@pytest.mark.parametrize("answer", [lambda _: stop.wait(20), _drip], ids=["silent", "dripping"])
+def test_AN_18_an_answer_has_its_time(issuer: Issuer, answer: Callable[[Any], Any]) -> None:
+    issuer.answers["/x"] = answer
+    stop.clear()
+    begun = time.monotonic()
+    with pytest.raises(NotFetchedError, match="in time"):
+        Fetcher(frozenset({issuer.host})).get(f"{issuer.url}/x", issuer.ca_pem, begun + 0.5)
+    assert 0.4 < time.monotonic() - begun < 2
+    stop.set()
+    assert fetching.SECONDS <= 5
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("path", [DISCOVERY, KEYS])
+def test_AN_18_no_redirect_is_followed(issuer: Issuer, status: int, path: str) -> None:
+    issuer.answers[path] = (status, {"Location": f"{issuer.url}/elsewhere"}, b"")
+    assert Jobs(issuer).away() == f"it answered with status {status}"
+    assert "/elsewhere" not in issuer.asked
+
+
+@pytest.mark.parametrize("size", [256 * 1024 + 1, 10 * 1024 * 1024])
+def test_AN_18_an_answer_has_its_size(issuer: Issuer, size: int) -> None:
+    issuer.answers[KEYS] = (200, {}, b'{"keys":[]}' + b" " * size)
+    assert Jobs(issuer).away() == "its answer is too long"
+
+
+def test_AN_18_an_answer_of_just_that_size_is_read(issuer: Issuer) -> None:
+    whole = json.dumps({"keys": [issuer.signers[0].jwk()]}).encode()
+    issuer.answers[KEYS] = (200, {}, whole + b" " * (256 * 1024 - len(whole)))
+    Jobs(issuer).login()
+
+
+def test_an_answer_in_chunks_is_read(issuer: Issuer) -> None:
+    def chunked(handler: BaseHTTPRequestHandler) -> None:
+        body = json.dumps(issuer.body(KEYS)).encode()
+        handler.protocol_version = "HTTP/1.1"
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for part in (body[:10], body[10:]):
+            handler.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        handler.wfile.write(b"0\r\n\r\n")
+
+    issuer.answers[KEYS] = chunked
+    Jobs(issuer).login()
+
+
+@pytest.mark.parametrize("raw", [b"", b"\0" * 100, b"HTTP/1.1 200 OK\r\n", b"SSH-2.0-x\r\n", b"HTTP/1.1 OK\r\n\r\n{}"])
+def test_what_is_no_http_is_no_key_set(issuer: Issuer, raw: bytes) -> None:
+    issuer.answers[KEYS] = lambda handler: handler.wfile.write(raw)
+    Jobs(issuer).away()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://{host}/k", "file:///etc/passwd", "ftp://{host}/k", "data:application/json,{{}}", "//{host}/k", "/k", "",
+        "https://x@{host}/k", "https://{host}/k?a", "https://{host}/k#a", "https://{host}\\@evil.example/k",
+        "https://169.254.169.254/latest/meta-data", "https://[::1]/k", "https://[::ffff:169.254.169.254]/k",
+        "https://localhost/k", "https://evil.example/k", "https://{host}.evil.example/k", "https://{host}1/k",
+        "https://127.1/k", "https://2130706433/k", "https://{host}/k\r\nX: y", "gopher://{host}/k",
+    ],
+)  # fmt: skip
+def test_AN_18_the_keys_are_at_the_issuers_own_host(issuer: Issuer, address: str) -> None:
+    where = address.format(host=issuer.host)
+    issuer.answers[DISCOVERY] = (200, {}, {"issuer": issuer.url, "jwks_uri": where})
+    jobs = Jobs(issuer)
+    assert "host" in jobs.away() or "plain https" in jobs.away()
+    assert issuer.asked == [DISCOVERY]
+
+
+def test_keys_may_be_at_a_host_that_the_configuration_names(issuer: Issuer, tmp_path: Path) -> None:
+    with issuing(tmp_path / "keys", "keys.example") as other:
+        issuer.answers[DISCOVERY] = (200, {}, {"issuer": issuer.url, "jwks_uri": f"{other.url}/k"})
+        other.answers["/k"] = (200, {}, issuer.body(KEYS))
+        both = issuer.ca_pem + other.ca_pem
+        assert "another host" in Jobs(issuer, ca_pem=both).away()
+        Jobs(issuer, frozenset({issuer.host, other.host}), ca_pem=both).login()
+        assert other.asked == ["/k"]
+
+
+@pytest.mark.parametrize("named", ["https://other.example", "", None, 7, ["{url}"], "{url}/", "{url} "])
+def test_AN_11_the_discovery_document_names_its_issuer(issuer: Issuer, named: Any) -> None:
+    said = named.format(url=issuer.url) if isinstance(named, str) else named
+    issuer.answers[DISCOVERY] = (200, {}, {"issuer": said, "jwks_uri": f"{issuer.url}{KEYS}"})
+    assert "another issuer" in Jobs(issuer).away()
+    assert issuer.asked == [DISCOVERY]
+
+
+PRIVATE = [
+    "127.0.0.1", "127.255.0.1", "0.0.0.1", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254",
+    "100.64.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255",
+    "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:8.8.8.8", "::7f00:1", "fe80::1", "fe80::1%eth0",
+    "fc00::1", "fd00:ec2::254", "ff02::1", "2001:db8::1", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b:1::a00:1",
+    "2001:0:7f00:1::", "localhost", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_AN_18_an_address_that_is_not_everybodys_is_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "140.82.112.3", "2606:4700::1111", "2a00:1450:4001::8a"])
+def test_an_address_that_is_everybodys_is_public(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "127.0.0.1", "10.1.2.3", "::1", "::ffff:127.0.0.1"])
+def test_AN_18_the_address_is_checked_when_it_is_connected_to(
+    issuer: Issuer, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    asked: list[str] = []
+
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        return [(family, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    def connect(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing may be connected to")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    jobs = Jobs(issuer, url="https://ci.example")
+    assert "not a public one" in jobs_away(jobs, issuer)
+    assert asked == ["ci.example"]
+
+
+def jobs_away(jobs: Jobs, issuer: Issuer) -> str:
+    with pytest.raises(Unavailable) as refused:
+        jobs.login(issuer.token(iss="https://ci.example"))
+    return str(refused.value.facts["claim_found"])
+
+
+def test_AN_18_a_name_that_changes_its_mind_is_asked_once_a_connection(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was checked is what is connected to: between the two nobody is asked again."""
+    connected: list[Any] = []
+    answers = iter(["8.8.8.8", "127.0.0.1", "127.0.0.1"])
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda _host, port, **_: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))],
+    )
+
+    def connect(address: Any, **_: Any) -> None:
+        connected.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    jobs_away(Jobs(issuer, url="https://ci.example"), issuer)
+    assert connected == [("8.8.8.8", 443)]
+
+
+def test_AN_21_an_issuer_that_is_away_or_untrusted_refuses_and_nothing_opens(issuer: Issuer, tmp_path: Path) -> None:
+    with issuing(tmp_path / "other") as other:
+        assert Jobs(issuer, ca_pem=other.ca_pem).away() == "its certificate is not trusted"
+        assert Jobs(issuer, ca_pem="").away() == "its certificate is not trusted"
+        jobs = Jobs(other)
+        token = other.token()
+    assert jobs.refused(token) == "ISSUER_UNAVAILABLE"
+
+
+def test_AN_21_the_environment_has_no_say(issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ca.pem").write_text(issuer.ca_pem)
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(tmp_path / "ca.pem"))
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys.log"))
+    assert Jobs(issuer, ca_pem="").away() == "its certificate is not trusted"
+    Jobs(issuer).login()
+    assert not (tmp_path / "keys.log").exists()
+
+
+def test_a_server_of_another_name_is_refused(issuer: Issuer) -> None:
+    where = issuer.url.replace("127.0.0.1", "localhost")
+    jobs = Jobs(issuer, frozenset({where.removeprefix("https://")}), url=where)
+    with pytest.raises(Unavailable) as refused:
+        jobs.login(issuer.token(iss=where))
+    assert refused.value.facts["claim_found"] == "its certificate is not trusted"
+
+
+def test_AN_07_NT_17_nothing_that_a_token_names_is_ever_fetched(issuer: Issuer) -> None:
+    jobs = Jobs(issuer)
+    evil = Signer("one")
+    for name in ("jku", "x5u"):
+        jobs.refused(evil.token(issuer.claims(), **{name: f"{issuer.url}/evil"}))
+    jobs.refused(evil.token(issuer.claims(), jwk=evil.jwk()))
+    jobs.refused(evil.token(issuer.claims(iss=f"{issuer.url}/evil")))
+    assert issuer.asked == []
+    jobs.login()
+    assert issuer.asked == [DISCOVERY, KEYS]
+
+
+def test_AN_19_a_hostile_key_set_still_serves_its_good_keys(issuer: Issuer) -> None:
+    good = issuer.signers[0].jwk()
+    junk: list[Any] = [{"kty": "oct", "k": "", "kid": "one"}, None, {**good, "kid": "x", "y": good["x"]}, 7]
+    issuer.answers[KEYS] = (200, {}, {"keys": [*junk, good, *junk]})
+    Jobs(issuer).login()
+
+
+def test_AN_20_a_strange_kid_is_only_looked_up(issuer: Issuer) -> None:
+    jobs = Jobs(issuer)
+    jobs.login()
+    for kid in ("../../etc/passwd", "' OR 1=1 --", "a\0b", "one\n", "\u202eone", "a" * 256):
+        assert jobs.refused(issuer.signers[0].token(issuer.claims(), kid=kid)) == "TOKEN_KEY_UNKNOWN"
+    assert issuer.asked == [DISCOVERY, KEYS]
+
+
+@pytest.mark.parametrize("url", ["https://h", "https://h:8443/a/b", "https://sub.h.example/.well-known/jwks"])
+def test_plain_addresses_are_understood(url: str) -> None:
+    host, port, path = place(url)
+    assert url.startswith(f"https://{host}")
+    assert port in {443, 8443}
+    assert path.startswith("/")

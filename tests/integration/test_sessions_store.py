@@ -1,0 +1,155 @@
+"""Sessions on real stores: races, spoilt rows, and many that are over at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text as sql
+
+from broker.core.errors import BrokerError
+from broker.core.model import Lease, LeaseState, Session, SessionState
+from broker.core.quota import Limits
+from broker.store.config import StoreConfig
+from broker.store.sql import SqlStore
+from tests.contracts.store_samples import config, entry, lease, session
+from tests.fakes.calls import Clock
+from tests.servers.postgres import Postgres
+from tests.unit.session_bench import Bench, pipeline
+
+WAITED = {"STORE_UNAVAILABLE", "AUDIT_UNAVAILABLE"}
+"""What a call may end with that waited too long for the others: nothing was done."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreConfig]:
+    if request.param == "sqlite":
+        found = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
+        SqlStore.migrate(found)
+        yield found
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    name = server.create_database()
+    found = config(server.url(name), tmp_path)
+    SqlStore.migrate(found)
+    yield found
+    server.drop_database(name)
+
+
+@pytest.fixture
+def bench(place: StoreConfig) -> Iterator[Bench]:
+    store = SqlStore(place, Clock())
+    made = Bench(store, Limits(per_principal=100_000))
+    made.add_rule("deploy", single_use=False)
+    made.add_rule("other", single_use=True)
+    made.put("app/db")
+    made.put("app/api")
+    made.put("other/x")
+    yield made
+    store.close()
+
+
+def together(count: int, act: Callable[[int], object]) -> list[str]:
+    """Do it ``count`` times at once; the reasons, "" for what was done."""
+    start = threading.Barrier(count)
+
+    def one(number: int) -> str:
+        start.wait()
+        try:
+            act(number)
+        except BrokerError as refusal:
+            return refusal.reason
+        return ""
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def test_AN_15_TL_13_one_of_fifty_opens_the_session(bench: Bench) -> None:
+    for attempt in range(20):
+        job = pipeline("other", jti=f"token-{attempt}")
+        half: list[Callable[[], object]] = [lambda: bench.login(job), lambda: bench.fetch(job, "other/x")]  # noqa: B023
+        reasons = together(50, lambda number: half[number % 2]())  # noqa: B023
+        assert reasons.count("") == 1, reasons
+        assert set(reasons) <= {"", "TOKEN_REPLAYED"} | WAITED
+    assert bench.store.count(Session, {}) == 20
+
+
+def test_TL_05_renewing_fetching_and_revoking_at_once_ends_revoked(bench: Bench) -> None:
+    for _ in range(20):
+        _, opening = bench.fetch(pipeline(), "app/db")
+        assert opening is not None
+        acts: list[Callable[[], object]] = [
+            lambda: bench.renew(opening.token, 3000),  # noqa: B023
+            lambda: bench.fetch(opening.token, "app/api"),  # noqa: B023
+            lambda: bench.revoke(session=opening.session.id),  # noqa: B023
+            lambda: bench.end(opening.token),  # noqa: B023
+        ]
+        reasons = together(8, lambda number: acts[number % 4]())  # noqa: B023
+        assert set(reasons) <= {"", "SESSION_INVALID"} | WAITED
+        assert "" in {reasons[2], reasons[3], reasons[6], reasons[7]}
+        assert bench.session(opening.session.id).state is SessionState.ENDED
+        assert set(bench.states(opening.session.id)) == {LeaseState.REVOKED}
+
+
+def test_TL_18_a_spoilt_lease_or_session_holds_up_nothing(bench: Bench) -> None:
+    spoilt, whole, gone = (bench.fetch(pipeline(), "app/db", "app/api", seconds=60) for _ in range(3))
+    assert spoilt[1] and whole[1] and gone[1] and spoilt[0][0].lease  # noqa: PT018
+    spoil(bench, f"UPDATE leases SET created_at = 9000000000000000000 WHERE id = '{spoilt[0][0].lease.id}'")  # noqa: S608
+    spoil(bench, f"UPDATE sessions SET claims = '[]' WHERE id = '{gone[1].session.id}'")  # noqa: S608
+    token = gone[1].token
+    with pytest.raises(BrokerError) as refused:
+        bench.sessions.authenticate(token)
+    assert refused.value.reason == "SESSION_INVALID"
+    bench.renew(spoilt[1].token, 60)
+    bench.clock.forward(seconds=61)
+    bench.chores()
+    assert {bench.session(each[1].session.id).state for each in (spoilt, whole) if each[1]} == {SessionState.ENDED}
+    bench.clock.forward(hours=1)
+    bench.chores()
+    assert bench.store.count(Lease, {"state": "active"}) == 1  # the one that nobody can read, of a session that is over
+    assert bench.store.count(Lease, {"session": gone[1].session.id, "state": "expired"}) == 2
+
+
+def test_TL_18_a_row_that_was_edited_gives_no_more_than_it_had(bench: Bench) -> None:
+    _, opening = bench.fetch(pipeline(), "app/db", seconds=60)
+    assert opening is not None
+    spoil(bench, "UPDATE leases SET expires_at = expires_at + 86400000000")
+    page = bench.leases.page(bench.call("LeaseService/ListLeases"), "", "", (), 9)
+    assert page.items[0].expires_at == opening.session.expires_at
+    bench.clock.forward(seconds=61)
+    bench.chores()
+    assert bench.states(opening.session.id) == [LeaseState.EXPIRED]
+
+
+def test_FT_37_fifteen_thousand_that_are_over_are_ended_soon(bench: Bench) -> None:
+    start, now = bench.clock() - timedelta(hours=1), bench.clock()
+    kept = now - timedelta(minutes=1)
+    with bench.store.write(entry()) as write:
+        for number in range(150):
+            write.add(session(f"s{number}", created_at=start, expires_at=kept, last_at=now + timedelta(hours=1)))
+        for number in range(15_000):
+            holder = f"s{number % 150}"
+            write.add(lease(f"l{number}", session=holder, created_at=start, expires_at=now + timedelta(hours=1)))
+    began = time.monotonic()
+    rounds = 0
+    while bench.chores():
+        rounds += 1
+    took = time.monotonic() - began
+    assert bench.store.count(Lease, {"state": "expired"}) == 15_000
+    assert bench.store.count(Session, {"state": "ended"}) == 150
+    assert took < 150, f"{15_000 / took:.0f} leases a second"
+    assert rounds > 1  # no round keeps the background loop for long
+
+
+def spoil(bench: Bench, statement: str) -> None:
+    """As somebody with the database's password could."""
+    assert isinstance(bench.store, SqlStore)
+    with bench.store._database.transaction() as connection:
+        connection.execute(sql(statement))
+        connection.commit()

@@ -1,0 +1,88 @@
+"""Leases: listed as they stand, revoked one by one, by principal and by prefix."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.core import tokens
+from broker.core.errors import InvalidRequest, NotFound
+from broker.core.model import Lease, LeaseState
+from tests.fakes.memory_store import MemoryStore
+from tests.unit.session_bench import Bench, pipeline
+
+ACTIVE, REVOKED = LeaseState.ACTIVE, LeaseState.REVOKED
+
+
+@pytest.fixture
+def bench() -> Bench:
+    made = Bench(MemoryStore())
+    for name in ("deploy", "other"):
+        made.add_rule(name)
+    for name in ("app/db", "app/sub/x", "application/x", "app/sub", "other/x"):
+        made.put(name)
+    return made
+
+
+def revoke(bench: Bench, *, validate_only: bool = False, request_id: str = "", **which: str) -> int:
+    made = bench.call("LeaseService/RevokeLeases", validate_only=validate_only, request_id=request_id)
+    return bench.leases.revoke(made, **which)
+
+
+def active(bench: Bench) -> list[str]:
+    return sorted(each.resource for each in bench.store.page(Lease, limit=99) if each.state is ACTIVE)
+
+
+def test_leases_are_found_by_prefix_in_whole_segments(bench: Bench) -> None:
+    bench.fetch(pipeline(), "app/db", "app/sub", "app/sub/x")
+    bench.fetch(pipeline("other"), "other/x")
+    assert revoke(bench, prefix="ap") == 0
+    assert revoke(bench, prefix="app/sub", validate_only=True) == 2
+    assert revoke(bench, prefix="app/sub") == 2
+    assert active(bench) == ["secret/app/db", "secret/other/x"]
+    assert revoke(bench, principal="pipeline/other") == 1
+    assert active(bench) == ["secret/app/db"]
+    for bad in ("", "App", "a//b", "app/", "/app", "*"):
+        with pytest.raises(InvalidRequest):
+            revoke(bench, prefix=bad)
+
+
+def test_TL_06_one_lease_is_revoked_once_and_its_session_lives_on(bench: Bench) -> None:
+    found, opening = bench.fetch(pipeline(), "app/db", "app/sub")
+    assert opening is not None
+    assert found[0].lease is not None
+    assert revoke(bench, lease=found[0].lease.id) == 1
+    assert revoke(bench, lease=found[0].lease.id) == 0
+    assert sorted(bench.states(opening.session.id)) == [ACTIVE, REVOKED]
+    bench.sessions.authenticate(opening.token)
+    with pytest.raises(NotFound):
+        revoke(bench, lease=tokens.new_id())
+    with pytest.raises(InvalidRequest):
+        revoke(bench, lease="a", principal="b")
+
+
+def test_every_revocation_is_in_the_audit_on_its_own(bench: Bench) -> None:
+    bench.fetch(pipeline(), "app/db", "app/sub")
+    assert isinstance(bench.store, MemoryStore)
+    before = len(bench.store.entries)
+    revoke(bench, principal="pipeline/deploy")
+    entries = bench.store.entries[before:]
+    told = {entry.resource for entry in entries if entry.facts.get("lease")}
+    assert told == {"secret/app/db", "secret/app/sub"}
+    assert (entries[-1].phase.value, entries[-1].facts["count"]) == ("outcome", 2)
+
+
+def test_a_repeated_revocation_answers_as_the_first_did(bench: Bench) -> None:
+    bench.fetch(pipeline(), "app/db")
+    request = "7f9c24e8-3b1d-4a5e-9c6f-0123456789ab"
+    assert revoke(bench, request_id=request, principal="pipeline/deploy") == 1
+    assert revoke(bench, request_id=request, principal="pipeline/deploy") == 1
+
+
+def test_a_page_goes_on_where_the_last_one_ended(bench: Bench) -> None:
+    bench.fetch(pipeline(), "app/db", "app/sub", "app/sub/x")
+    made = bench.call("LeaseService/ListLeases")
+    first = bench.leases.page(made, "pipeline/deploy", "", (), 2)
+    rest = bench.leases.page(made, "pipeline/deploy", "", first.next, 2)
+    assert (len(first.items), len(rest.items), rest.next) == (2, 1, ())
+    assert len({lease.id for lease in [*first.items, *rest.items]}) == 3
+    assert bench.leases.page(made, "pipeline/none", "", (), 2).items == []
