@@ -41,8 +41,8 @@ from broker.core.sessions import Sessions
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.rpc.nouns import answers
 from broker.rpc.server import Server
-from broker.rpc.services import services
 from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 
@@ -55,6 +55,9 @@ CHECK_EVERY = timedelta(seconds=3)
 SIGN_EVERY = timedelta(seconds=30)
 SIGN_AFTER = 1000
 CHORES_EVERY = timedelta(seconds=20)
+CHORES_AT_ONCE = timedelta(seconds=5)
+"""However many there are: heads and policies have to be looked after in between."""
+
 ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
 SESSIONS_EVERY = timedelta(seconds=2)
@@ -84,7 +87,7 @@ class Broker:
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
         audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
-        setup.check_internal_key(self.hsm, audit_key)
+        setup.check_internal_keys(config, self.hsm)
         setup.renew_server_certificate(config, self.hsm, now())
         self._guard = Guard(setup.policy_in_force(self.store))
         self.keys = Keys(self.store, self.hsm, self._guard, now, _delay(config))
@@ -111,7 +114,7 @@ class Broker:
         connect = connector(surroundings)
         ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
         self.policies = Policies(store, guard, now)
-        return services(
+        return answers(
             keys=self.keys,
             use=KeyUse(store, hsm, guard),
             targets=Targets(store, hsm, guard, connect, now),
@@ -213,12 +216,15 @@ class Loop:
             self._signed = {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 
     def _do(self, chores: Iterable[tuple[str, Callable[[Call], None]]]) -> None:
+        until = now() + CHORES_AT_ONCE
         for resource, work in chores:
             if self._stop.is_set():
                 return
             call = background_call(resource)
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
+            if now() >= until:
+                return  # what is left is found again in the next round
 
 
 def background_call(resource: str) -> Call:

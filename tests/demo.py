@@ -102,9 +102,7 @@ def main_job(demo: Demo, bao: openbao.OpenBao, number: list[int]) -> None:
     """Born in the HSM, imported, proven, used on both sides, rotated."""
     with step(number, "What the HSM is, and what it was found to do"):
         hsm = demo.answer("hsm")
-        say(
-            f"{hsm['manufacturer']} {hsm['model']}, token {hsm['token_label']}; exact RFC 5649 wrap: {hsm['exact_wrap']}"
-        )
+        say(f"{hsm['model']}, token {hsm['token_label']}; wraps exactly by RFC 5649: {hsm['exact_wrap']}")
     with step(number, "Register OpenBao as a target; its key-exchange key is pinned"):
         bao.write_token(demo.folder / "broker" / "credentials")
         added = demo.answer(

@@ -175,10 +175,13 @@ class OpenBao:
         assert answer.ok, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 
-    def write_token(self, folder: Path, name: str = "vault-token", token: str | None = None) -> Path:
-        """Put a token (by default the broker's) into a file as a credentials folder wants it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / name
+    def write_token(
+        self, folder: Path, name: str = "vault-token", token: str | None = None, host: str | None = None
+    ) -> Path:
+        """Put a token (by default the broker's) into a file as a credentials folder wants it for this host."""
+        place = folder / (host or self.host)
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = place / name
         file.touch(mode=0o600)
         file.chmod(0o600)
         file.write_text((token or self.broker_token) + "\n")
