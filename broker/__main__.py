@@ -10,7 +10,9 @@ import signal
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO, cast
 
 import structlog
 
@@ -21,7 +23,12 @@ from broker.core.errors import BrokerError, WrongState
 REFUSED = (
     "SSLKEYLOGFILE",  # would write the keys of every TLS connection
     "GRPC_TRACE",  # would log what is in the messages
-    "LD_PRELOAD",  # would put foreign code beside the PIN
+    "LD_PRELOAD",  # would put foreign code beside the PIN, as would the next three
+    "LD_AUDIT",
+    "OPENSSL_CONF",
+    "OPENSSL_ENGINES",
+    "OPENSSL_MODULES",
+    "GRPC_SSL_CIPHER_SUITES",  # would choose the suites of the listeners
 )
 
 PR_SET_DUMPABLE = 4  # prctl(2)
@@ -29,7 +36,7 @@ PR_SET_DUMPABLE = 4  # prctl(2)
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 refused or failed (one sentence on stderr), 2 wrong usage."""
-    asked = _parser().parse_args(arguments)
+    asked = parser().parse_args(arguments)
     os.umask(0o077)
     _keep_memory_private()
     _log_to_stderr()
@@ -39,12 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokerError as error:
         print(f"broker: {error.message} ({error.reason})", file=sys.stderr)
         return 1
+    except OSError as error:  # a file, a folder or an address that the system would not give
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"broker: The system refused: {where}{error.strerror}. (SYSTEM_REFUSED)", file=sys.stderr)
+        return 1
     return result
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="broker")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    words = argparse.ArgumentParser(prog="broker")
+    commands = words.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the broker until SIGTERM")
     serve.add_argument("--config", type=Path, required=True, metavar="FILE")
     for internal in ("--worker", "--operators-address", "--pipelines-address"):  # the supervisor tells its workers
@@ -68,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--config", type=Path, required=True, metavar="FILE")
     check.add_argument("--format", choices=["table", "json"], default="table")
     check.set_defaults(run=checkup.run)
-    return parser
+    return words
 
 
 def _add_wishes(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +89,7 @@ def _add_wishes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--operators-address", default="", metavar="HOST:PORT")
     parser.add_argument("--pipelines-address", default="", metavar="HOST:PORT")
     parser.add_argument("--allow-target", action="append", default=[], metavar="HOST:PORT")
+    parser.add_argument("--allow-issuer", action="append", default=[], metavar="HOST:PORT", help="at private addresses")
 
 
 def _init(asked: argparse.Namespace) -> int:
@@ -134,6 +147,7 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
         operators_address=asked.operators_address or any_port or defaults.operators_address,
         pipelines_address=asked.pipelines_address or any_port or defaults.pipelines_address,
         allowed_targets=tuple(asked.allow_target),
+        allowed_issuers=tuple(asked.allow_issuer),
         database=given.get("database") or "",
         development=development,
         token=token,
@@ -179,6 +193,17 @@ def _check_environment() -> None:
             )
 
 
+class _Stderr:
+    """Where the log goes. A line that cannot be written is dropped: a full log volume must not change any answer."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            os.write(2, text.encode("utf-8", "backslashreplace"))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
 def _log_to_stderr() -> None:
     structlog.configure(
         processors=[
@@ -186,7 +211,7 @@ def _log_to_stderr() -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
     )
 
 

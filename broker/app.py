@@ -41,8 +41,8 @@ from broker.core.sessions import Sessions
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.rpc.nouns import answers
 from broker.rpc.server import Server
-from broker.rpc.services import services
 from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 
@@ -57,6 +57,9 @@ CHECK_EVERY = timedelta(seconds=3)
 SIGN_EVERY = timedelta(seconds=30)
 SIGN_AFTER = 1000
 CHORES_EVERY = timedelta(seconds=20)
+CHORES_AT_ONCE = timedelta(seconds=5)
+"""However many there are: heads and policies have to be looked after in between."""
+
 ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
 SESSIONS_EVERY = timedelta(seconds=2)
@@ -86,7 +89,7 @@ class Broker:
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
         audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
-        setup.check_internal_key(self.hsm, audit_key)
+        setup.check_internal_keys(config, self.hsm)
         setup.renew_server_certificate(config, self.hsm, now(), before=setup.RENEW_AT_LAST)
         self._guard = Guard(setup.policy_in_force(self.store))
         self.keys = Keys(self.store, self.hsm, self._guard, now, _delay(config))
@@ -113,7 +116,7 @@ class Broker:
         connect = connector(surroundings)
         ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
         self.policies = Policies(store, guard, now)
-        return services(
+        return answers(
             keys=self.keys,
             use=KeyUse(store, hsm, guard),
             targets=Targets(store, hsm, guard, connect, now),
@@ -239,6 +242,7 @@ class Loop:
         """The shared work, in the one process that leads; each piece is written under the leader's number."""
         if self._lead() is None:
             return
+        until = now() + CHORES_AT_ONCE
         for resource, work in chain.from_iterable(begin() for begin in chores):
             fence = self._lead()
             if fence is None or self._stop.is_set():
@@ -246,6 +250,8 @@ class Loop:
             call = background_call(resource, fence)
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
+            if now() >= until:
+                return  # what is left is found again in the next round
 
 
 def background_call(resource: str, fence: int = 0) -> Call:

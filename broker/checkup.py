@@ -61,7 +61,8 @@ def _finding(name: str, check: Callable[[], str]) -> Probe:
 
 
 def _private_files(config: Config) -> str:
-    files = [config.hsm.pin_file, config.server.key_file, *sorted(config.targets.credentials.iterdir())]
+    tokens = sorted(one for one in config.targets.credentials.rglob("*") if not one.is_dir())
+    files = [config.hsm.pin_file, config.server.key_file, *tokens]
     for file in files:
         mode = stat.S_IMODE(file.lstat().st_mode)
         if mode & 0o077:
@@ -90,7 +91,7 @@ def _certificates(config: Config) -> str:
 def _hsm(config: Config) -> str:
     hsm = Pkcs11Hsm(config.hsm)
     try:
-        setup.check_internal_key(hsm, setup.internal_key(config, "audit", setup.AUDIT_KEY))
+        setup.check_internal_keys(config, hsm)
         report = hsm.report()
     finally:
         hsm.close()

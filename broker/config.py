@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from broker.auth.oidc import OidcConfig
 from broker.core.errors import InvalidRequest
@@ -23,6 +24,14 @@ def _absolute(path: Path) -> Path:
     return path
 
 
+def _place(text: str) -> str:
+    if not _PLACE.fullmatch(text):
+        raise ValueError("a host is written host:port in lower case, without https:// before it")
+    return text
+
+
+_PLACE = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]):[1-9][0-9]{0,4}", re.ASCII)
+Place = Annotated[str, AfterValidator(_place)]
 Absolute = Annotated[Path, AfterValidator(_absolute)]
 
 
@@ -33,8 +42,8 @@ class _Part(BaseModel):
 class TargetsConfig(_Part):
     """Where keys may go at all. An operator registers targets; only this file says which hosts are thinkable."""
 
-    allowed_hosts: frozenset[str] = Field(default=frozenset(), max_length=64)  # "host:port"
-    credentials: Absolute  # the folder that holds the target tokens, one 0600 file each
+    allowed_hosts: frozenset[Place] = Field(default=frozenset(), max_length=64)
+    credentials: Absolute  # in it a folder "host:port" for each host, with the tokens that this host may be shown
 
 
 class KeysConfig(_Part):
@@ -43,6 +52,12 @@ class KeysConfig(_Part):
     destruction_least_hours: int = Field(default=24, ge=0, le=24 * 365)
     destruction_usual_hours: int = Field(default=24 * 7, ge=0, le=24 * 365)
     destruction_most_hours: int = Field(default=24 * 30, ge=0, le=24 * 365)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> KeysConfig:
+        if not self.destruction_least_hours <= self.destruction_usual_hours <= self.destruction_most_hours:
+            raise ValueError("destruction_usual_hours must lie between destruction_least_hours and _most_hours")
+        return self
 
 
 class SecretsConfig(_Part):
@@ -73,6 +88,21 @@ class Config(_Part):
     secrets: SecretsConfig = SecretsConfig()
     sessions: SessionsConfig = SessionsConfig()
     oidc: OidcConfig = OidcConfig()
+
+    @model_validator(mode="after")
+    def _paths_absolute(self) -> Config:
+        # A module without a slash would even be looked for along the loader's path, and be another than was checked.
+        server = self.server
+        paths = {
+            "hsm.module": self.hsm.module,
+            "hsm.pin_file": self.hsm.pin_file,
+            "server.certificate_file": server.certificate_file,
+            "server.key_file": server.key_file,
+            "server.operator_ca_file": server.operator_ca_file,
+        }
+        if relative := [name for name, path in paths.items() if not path.is_absolute()]:
+            raise ValueError(f"the path must be absolute: {', '.join(relative)}")
+        return self
 
 
 def load(path: Path) -> Config:

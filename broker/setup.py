@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -25,12 +26,13 @@ from broker.core.errors import WrongState
 from broker.core.guard import Guard
 from broker.core.heads import Heads
 from broker.core.model import KeyType, KeyUsage, Operator, OperatorState, PolicyDocument, Principal
+from broker.core.names import check_name
 from broker.core.operators import operator_uri
 from broker.core.ports import Hsm, KeyRef, Now, Store
 from broker.core.roots import Roots, known_roots
 from broker.core.sealing import Sealing
 from broker.hsm.pkcs11 import Pkcs11Hsm
-from broker.hsm.tokens import create_softhsm_token, find_softhsm
+from broker.hsm.tokens import create_softhsm_token, find_softhsm, softhsm_environment
 from broker.rpc.tls import read_key
 from broker.store.sql import SqlStore
 
@@ -38,6 +40,9 @@ AUDIT_KEY = b"broker/audit/001"
 OPERATOR_CA = b"broker/oper-ca/1"
 SERVER_CA = b"broker/tls-ca/01"
 """CKA_IDs of the broker's own keys. RPCs name keys by their row in the store; these have none (HS-17)."""
+
+INTERNAL_KEYS = {"audit": AUDIT_KEY, "operator-ca": OPERATOR_CA, "server-ca": SERVER_CA}
+"""Each by the name of its file in the folder of certificates."""
 
 SERVER_LIFE = timedelta(days=90)
 RENEW_BEFORE = timedelta(days=30)
@@ -67,6 +72,7 @@ class Wishes:
     operators_address: str = "127.0.0.1:7443"
     pipelines_address: str = "127.0.0.1:7444"
     allowed_targets: tuple[str, ...] = ()
+    allowed_issuers: tuple[str, ...] = ()  # "host:port", those at private addresses only
     database: str = ""  # "" is SQLite in the folder
     development: bool = False
     token: Token | None = None  # None: make a SoftHSM token in the folder
@@ -75,14 +81,20 @@ class Wishes:
 def initialise(wishes: Wishes, now: Now) -> Config:
     """Make what is missing below ``wishes.folder``; a second run only renews the first operator's certificate.
 
-    An existing broker.toml is obeyed and not rewritten. The broker must not be running on the same SQLite file.
+    An existing broker.toml is obeyed and not rewritten. An operator of another name than at the first run is added, as
+    an admin too. The broker must not be running on the same SQLite file.
     """
+    check_name(wishes.operator, "operator")
     folder = wishes.folder
-    for part in (folder, folder / "certificates", folder / "credentials", folder / "journal"):
+    hosts = (folder / "credentials" / host for host in wishes.allowed_targets)
+    for part in (folder, folder / "certificates", folder / "credentials", *hosts, folder / "journal"):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = folder / "broker.toml"
     if not file.exists():
-        write_private(file, _toml(wishes, wishes.token or _softhsm(folder)).encode())
+        draft = folder / "broker.toml.draft"
+        write_private(draft, _toml(wishes, wishes.token or _softhsm(folder)).encode())
+        load(draft)  # what cannot be read is refused now, and not found by the next start
+        draft.replace(file)
     config = load(file)
     SqlStore.migrate(config.store)
     store = SqlStore(config.store, now)
@@ -100,7 +112,8 @@ def initialise(wishes: Wishes, now: Now) -> Config:
 def internal_key(config: Config, name: str, hsm_id: bytes) -> KeyRef:
     """One of the broker's own keys, by the certificate or public key that ``init`` wrote into the folder.
 
-    WrongState ``NOT_INITIALISED`` when the file is missing, so that a broker never makes itself a new identity.
+    WrongState ``NOT_INITIALISED`` when the file is missing, so that a broker never makes itself a new identity, and
+    ``FILE_DAMAGED`` when it is no PEM.
     """
     file = config.certificates / f"{name}.pem"
     try:
@@ -109,19 +122,31 @@ def internal_key(config: Config, name: str, hsm_id: bytes) -> KeyRef:
         raise WrongState(
             "NOT_INITIALISED", f"{file} cannot be read; run `broker init` for this folder first."
         ) from error
-    key = (
-        x509.load_pem_x509_certificate(pem).public_key()
-        if b"BEGIN CERTIFICATE" in pem
-        else serialization.load_pem_public_key(pem)
-    )
+    try:
+        key = (
+            x509.load_pem_x509_certificate(pem).public_key()
+            if b"BEGIN CERTIFICATE" in pem
+            else serialization.load_pem_public_key(pem)
+        )
+    except ValueError as error:
+        raise _damaged(file) from error
     public = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return KeyRef(hsm_id=hsm_id, type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=public)
 
 
-def check_internal_key(hsm: Hsm, key: KeyRef) -> None:
-    """WrongState ``HSM_NOT_OURS`` when the token does not hold the very key that ``init`` made."""
-    if hsm.public_key(key) != key.public_key:
-        raise WrongState("HSM_NOT_OURS", "The token holds another key than this broker was initialised with.")
+def check_internal_keys(config: Config, hsm: Hsm) -> None:
+    """WrongState ``HSM_NOT_OURS`` unless the token holds the very keys that the files of ``init`` speak of.
+
+    So a CA that somebody else has put into the folder is not trusted.
+    """
+    for name, hsm_id in INTERNAL_KEYS.items():
+        key = internal_key(config, name, hsm_id)
+        if hsm.public_key(key) != key.public_key:
+            raise WrongState(
+                "HSM_NOT_OURS",
+                f"The token holds another key than {name}.pem, which this broker was initialised with, speaks of; put "
+                "the right file or the right token back.",
+            )
 
 
 def authority(config: Config, hsm: Hsm, name: str, hsm_id: bytes) -> Authority:
@@ -143,7 +168,8 @@ def renew_server_certificate(
 ) -> bool:
     """Sign a new server certificate when there is none or it lapses within ``before``; True when one was written.
 
-    The names are those of the certificate it replaces, or ``hosts`` for the first one. Processes take turns.
+    The names are those of the certificate it replaces, or ``hosts`` for the first one. A certificate that another CA
+    has signed is left alone: whoever put it there renews it. Processes take turns.
     """
     with _taking_turns(config.certificates):
         return _renew_server_certificate(config, hsm, now, hosts, before)
@@ -165,8 +191,11 @@ def _renew_server_certificate(
 ) -> bool:
     file = config.server.certificate_file
     if file.exists():
-        old = x509.load_pem_x509_certificate(file.read_bytes())
-        if old.not_valid_after_utc - now > before:
+        try:
+            old = x509.load_pem_x509_certificate(file.read_bytes())
+        except ValueError as error:
+            raise _damaged(file) from error
+        if old.not_valid_after_utc - now > before or not _signed_here(old, config):
             return False
         names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         hosts = tuple(str(name.value) for name in names)
@@ -175,6 +204,20 @@ def _renew_server_certificate(
     pem, _ = ca.server(csr, list(hosts), now, SERVER_LIFE)
     write_private(config.server.key_file, key)
     write_private(file, pem)
+    return True
+
+
+def _damaged(file: Path) -> WrongState:
+    return WrongState("FILE_DAMAGED", f"{file} is not PEM any more; put it back from a backup.")
+
+
+def _signed_here(certificate: x509.Certificate, config: Config) -> bool:
+    try:
+        certificate.verify_directly_issued_by(
+            x509.load_pem_x509_certificate((config.certificates / "server-ca.pem").read_bytes())
+        )
+    except (ValueError, TypeError, InvalidSignature):
+        return False
     return True
 
 
@@ -208,9 +251,14 @@ def write_private(file: Path, content: bytes) -> None:
 
 
 def _softhsm(folder: Path) -> Token:
-    pin, pin_file = secrets.token_urlsafe(18), folder / "hsm-pin"
-    environment = create_softhsm_token(folder / "softhsm", "broker", pin, secrets.token_urlsafe(18))
-    write_private(pin_file, pin.encode())
+    """A fresh token, or the one that an earlier run had made when it was interrupted."""
+    pin_file = folder / "hsm-pin"
+    if not pin_file.exists():
+        write_private(pin_file, secrets.token_urlsafe(18).encode())
+    environment = softhsm_environment(folder / "softhsm")
+    if not environment:
+        pin = pin_file.read_text(encoding="ascii")
+        environment = create_softhsm_token(folder / "softhsm", "broker", pin, secrets.token_urlsafe(18))
     return Token(module=str(find_softhsm()), label="broker", pin_file=pin_file, environment=environment)
 
 
@@ -244,6 +292,7 @@ def _toml(wishes: Wishes, token: Token) -> str:
             "operator_ca_file": str(folder / "certificates" / "operator-ca.pem"),
         },
         "targets": {"allowed_hosts": list(wishes.allowed_targets), "credentials": str(folder / "credentials")},
+        "oidc": {"allowed_hosts": list(wishes.allowed_issuers)},
     }
     lines = []
     for title, values in parts.items():

@@ -75,10 +75,10 @@ class AuditEntry:
 def encode(entry: AuditEntry, chain: str, sequence: int, previous: str) -> tuple[bytes, str]:
     """One journal line (canonical JSON, ASCII, no newline) and its hash, which the next line names as ``prev``.
 
-    Texts are cut to 128 characters, and further if the line would still be longer than ``MAX_RECORD_BYTES`` (a
-    character outside ASCII takes up to twelve bytes).
+    Texts are cut to 1024 characters, which is room for all the groups an operator can be in, and further if the line
+    would still be longer than ``MAX_RECORD_BYTES`` (a character outside ASCII takes up to twelve bytes).
     """
-    for limit in (128, 32, 8, 4):
+    for limit in (1024, 128, 32, 8, 4):
         line, digest = _seal(_body(entry, chain, sequence, previous, limit))
         if len(line) <= MAX_RECORD_BYTES:
             return line, digest

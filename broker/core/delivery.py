@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from broker.core.errors import BrokerError, WrongState
+from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.model import OaepHash, RemoteKey, WrappingKey
 from broker.core.ports import Hsm, KeyRef, Target
 from broker.core.proof import opens, prove
 
 MAX_TRIED = 32
 """Remote versions of a symmetric key that are tried out, newest first, to find ours."""
+
+NOT_SENT = frozenset({"TARGET_CREDENTIAL_UNUSABLE", "TARGET_DENIED", "TARGET_TLS_UNTRUSTED"})
+"""Refusals of an upload with which nothing can have arrived."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,10 @@ class Delivery:
             self.port.import_key(self.remote_name, self.key.type, self.key.usage, blob, self.oaep_hash, first=first)
         except BrokerError as error:
             return self._despite(error)
-        held = self.port.versions(self.remote_name)
+        try:
+            held = self.port.versions(self.remote_name)
+        except WrongState as error:
+            raise _unsettled(error) from error
         if not held:
             raise WrongState(
                 "REMOTE_KEY_MISSING", "The target took the key and then did not have it; ask its owner, and try again."
@@ -108,10 +114,16 @@ class Delivery:
 
     def _despite(self, error: BrokerError) -> RemoteKey:
         """Our version, if it is there although the upload seemed to fail; else that error."""
+        if error.reason in NOT_SENT:
+            raise error
         try:
             there = self.find()
         except BrokerError:
-            raise error from None  # the first error is the one that tells
+            raise (error if isinstance(error, Unavailable) else _unsettled(error)) from error
         if there is None:
             raise error
         return there
+
+
+def _unsettled(error: BrokerError) -> Unavailable:
+    return Unavailable("IMPORT_UNSETTLED", f"Whether the key is at the target now cannot be told. {error.message}")

@@ -10,14 +10,14 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 from broker.core import guard, ports
 from broker.core.call import Call
 from broker.core.delivery import Delivery, Sibling
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
-from broker.core.model import Import, ImportState, Key, KeyState, KeyVersion, RemoteKey, Target, VersionState
+from broker.core.import_rules import await_lease, importable, in_progress, provable, remote_name_of
+from broker.core.model import Import, ImportState, Key, KeyState, KeyVersion, RemoteKey, Target
 from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.ports import KeyRef, Write
@@ -26,10 +26,7 @@ from broker.core.receipts import keep, replay
 from broker.core.targets import Connect, check_pin
 from broker.core.turns import Turns
 
-LEASE = timedelta(seconds=60)
-"""How long an upload whose answer is missing may still be on its way; longer than any request to a target takes."""
-
-TURN_SECONDS = 45.0
+TURN_SECONDS = 20.0
 """How long a call waits for another one that imports the same key to the same target."""
 
 MAX_VERSIONS = 1000
@@ -91,8 +88,12 @@ class Imports:
         Nothing is disabled here: the key has been in use there, so that is for people to decide.
         """
         asked = self._permitted(call, name, version, target)
+        if asked.key.type.symmetric and asked.key.state is not KeyState.ENABLED:
+            raise WrongState(
+                "KEY_STATE", f"The key is {asked.key.state}; a symmetric key is proven by its use, so enable it first."
+            )
         with self._turn(asked):
-            row = _provable(self._store.get(Import, name, asked.version.number, target))
+            row = provable(self._store.get(Import, name, asked.version.number, target))
             call.note(target=target, version=row.version, remote_name=row.remote_name)
             try:
                 remote = self._proven_again(asked, row)
@@ -121,12 +122,12 @@ class Imports:
     # ---- one import, step by step --------------------------------------------------------------------------------
 
     def _import(self, asked: _Asked, remote_name: str) -> Import:
-        _importable(asked.key, asked.version)
+        importable(asked.key, asked.version)
         with self._turn(asked):
             where = {"key": asked.key.name, "target": asked.target.name}
             rows = self._store.page(Import, limit=MAX_VERSIONS, where=where)
             row = next((row for row in rows if row.version == asked.version.number), None)
-            remote_name = _remote_name(asked.key, row, rows, remote_name)
+            remote_name = remote_name_of(asked.key, row, rows, remote_name)
             asked.call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:
                 return self._again(asked.call, row)
@@ -164,7 +165,7 @@ class Imports:
     def _run(self, asked: _Asked, delivery: Delivery, earlier: Import | None) -> Import:
         there = delivery.find() if earlier else None
         if earlier and there is None:
-            self._await_lease(earlier)
+            await_lease(earlier, self._now())
         row = self._begin(asked, delivery, earlier)
         if there is None:
             there, row = self._send(asked.call, delivery, row)
@@ -191,11 +192,6 @@ class Imports:
         except BrokerError as error:
             self._fail(call, row, error)
             raise
-
-    def _await_lease(self, row: Import) -> None:
-        left = (row.started_at + LEASE - self._now()).total_seconds()
-        if row.state is ImportState.PENDING and left > 0:
-            raise _in_progress(f"an earlier upload may still arrive; try again in {int(left) + 1} s")
 
     def _undone(self, call: Call, delivery: Delivery, row: Import, error: BrokerError) -> BrokerError:
         """Disable what could not be proven, and write that down; the error to raise.
@@ -252,7 +248,7 @@ class Imports:
                 return new
         except (AlreadyExists, WrongState) as error:
             if error.reason in {"NAME_TAKEN", "CHANGED_MEANWHILE"}:  # another broker process was quicker
-                raise _in_progress("another call has begun it; try again") from error
+                raise in_progress("another call has begun it; try again") from error
             raise
 
     def _again(self, call: Call, row: Import) -> Import:
@@ -281,7 +277,7 @@ class Imports:
         found = self._store.get(Import, row.key, row.version, row.target)
         if error.reason == "CHANGED_MEANWHILE" and found is not None and found.state is ImportState.PROVEN:
             return found
-        raise _in_progress("another call has taken it over; try again") from error
+        raise in_progress("another call has taken it over; try again") from error
 
     def _fail(self, call: Call, row: Import, error: BrokerError) -> None:
         call.note(state=ImportState.FAILED.value)
@@ -327,48 +323,12 @@ class Imports:
     def _turn(self, asked: _Asked) -> Iterator[None]:
         with self._turns.take(asked.key.name, asked.target.name, seconds=TURN_SECONDS) as held:
             if not held:
-                raise _in_progress("another call is at it; try again")
+                raise in_progress("another call is at it; try again")
             yield
 
 
 def _ref(key: Key, held: KeyVersion) -> KeyRef:
     return KeyRef(hsm_id=held.hsm_id, type=key.type, usage=key.usage, public_key=held.public_key)
-
-
-def _importable(key: Key, held: KeyVersion) -> None:
-    if key.state is not KeyState.ENABLED or held.state is not VersionState.ENABLED:
-        raise WrongState(
-            "KEY_STATE", f"The key is {key.state}, this version {held.state}; only an enabled one is imported."
-        )
-    if not key.exportable:
-        raise WrongState(
-            "KEY_NOT_EXPORTABLE",
-            "The key was created as not exportable, so it never leaves the HSM; create an exportable one to import it.",
-        )
-    if held.sealed:
-        raise WrongState(
-            "KEY_SEALED", "The key was sealed, so it never leaves the HSM again; rotate it and import the new version."
-        )
-
-
-def _remote_name(key: Key, row: Import | None, rows: list[Import], wanted: str) -> str:
-    """All versions of a key go to one remote name; a name that has come to nothing binds nobody."""
-    bound = [one.remote_name for one in rows if one.state is not ImportState.FAILED]
-    if not bound:
-        return wanted or (row.remote_name if row else key.name)
-    if wanted not in {"", bound[0]}:
-        raise WrongState(
-            "REMOTE_NAME_DIFFERS", f"The key is at this target as {bound[0]}; give that remote name, or none."
-        )
-    return bound[0]
-
-
-def _provable(row: Import | None) -> Import:
-    if row is None:
-        raise NotFound("IMPORT_NOT_FOUND", "This version was not imported to this target; import it.")
-    if row.state is not ImportState.PROVEN:
-        raise WrongState("IMPORT_NOT_PROVEN", f"This import is {row.state}; import the key again, which settles it.")
-    return row
 
 
 def _remember(write: Write, call: Call, row: Import) -> None:
@@ -386,10 +346,6 @@ def _unchanged(write: Write, asked: _Asked) -> None:
         raise WrongState(
             "CHANGED_DURING_CALL", "The key or the target was changed while it was being imported; try again."
         )
-
-
-def _in_progress(what: str) -> Unavailable:
-    return Unavailable("IMPORT_IN_PROGRESS", f"This import is in progress: {what}.")
 
 
 def _status(error: BrokerError) -> str:

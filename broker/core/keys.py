@@ -33,6 +33,10 @@ UNDO_AFTER = timedelta(minutes=5)
 """A version that is still PENDING after this long belongs to a call that died: no HSM takes longer to make a key."""
 
 
+class _NotOursAnyMore(Exception):
+    """The version that a call was making is not, or not as it was, for that call to complete."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestructionDelay:
     """How long a key can still be saved after its destruction was asked for."""
@@ -100,14 +104,14 @@ class Keys:
     def rotate(self, call: Call, name: str) -> Key:
         """Make a new primary version; the older ones stay for verify and decrypt."""
         key = self._permitted(call, name)
-        _require(key, ENABLED)
         self._check_makeable(key)
         if call.validate_only:
+            _require(key, ENABLED)
             return replace(key, primary=key.latest + 1, latest=key.latest + 1)
         with self._store.write(call.intent()) as write:
             receipt = receipts.replay(write, call)
             if receipt is None:
-                key, version = self._begin_version(write, name)
+                key, version = self._begin_version(write, key)
                 receipts.keep(write, call, name, version.number)
         if receipt:
             return self._resume(call, receipt)
@@ -152,10 +156,8 @@ class Keys:
 
     def cancel_destruction(self, call: Call, name: str) -> Key:
         """DESTROY_SCHEDULED → DISABLED, as long as the time has not come."""
-        key = self._permitted(call, name)
-        if key.destroy_at is not None and key.destroy_at <= self._now():
-            raise WrongState("DESTRUCTION_DUE", f"The time to save the key {name} is over; it is being destroyed.")
-        return self._move(call, key, KeyState.DISABLED, frozenset({KeyState.DESTROY_SCHEDULED}))
+        scheduled = frozenset({KeyState.DESTROY_SCHEDULED})
+        return self._move(call, self._permitted(call, name), KeyState.DISABLED, scheduled)
 
     def schedule_destruction(self, call: Call, name: str, delay: timedelta | None) -> Key:
         """Stop all use now, and destroy every version in the HSM when ``delay`` is over."""
@@ -173,13 +175,15 @@ class Keys:
     def seal(self, call: Call, name: str) -> Key:
         """Take the right to be exported away from every version, in the HSM and for good. Repeating it completes it."""
         key = self._permitted(call, name)
-        _require(key, USABLE)
         if call.validate_only:
+            _require(key, USABLE)
             return replace(key, exportable=False)
         with self._store.write(call.intent()) as write:
+            key = _as_decided(write, key)
             if receipts.replay(write, call) is None:
+                _require(key, USABLE)
                 receipts.keep(write, call, name)
-            key = write.get(Key, name) or key
+            # A rotation that is under way notices this and gives its version up.
             key = write.replace(key, replace(key, exportable=False)) if key.exportable else key
         open_versions = [
             v for v in self._all(KeyVersion, {"key": name}) if v.state is VersionState.ENABLED and not v.sealed
@@ -198,24 +202,26 @@ class Keys:
         Versions whose call died before the HSM's answer was stored are undone; keys whose time has come are destroyed.
         """
         for version in self._all(KeyVersion, {"state": VersionState.PENDING.value}):
-            if version.created_at + UNDO_AFTER < self._now():
+            if self._given_up(version):
                 yield f"key/{version.key}", partial(self._undo, version)
         for key in self._all(Key, {"state": KeyState.DESTROY_SCHEDULED.value}):
             if key.destroy_at is not None and key.destroy_at <= self._now():
                 yield f"key/{key.name}", partial(self._destroy, key)
 
     def _undo(self, version: KeyVersion, call: Call) -> None:
-        with self._store.write(call.intent()) as write:  # refused, and the HSM left alone, if another leads by now
-            key, stored = write.get(Key, version.key), write.get(KeyVersion, version.key, version.number)
-            if key is None or stored is None or stored.state is not VersionState.PENDING:
-                raise WrongState("CHANGED_MEANWHILE", f"The version of {version.key} is pending no more.")
+        key = self._store.get(Key, version.key)
+        if key is None:
+            return
+        with self._store.write(call.intent()) as write:
+            # From here on nobody completes it: ``_complete`` wants the row to be as its call has read it.
+            version = write.replace(version, version)
         self._hsm.destroy(ref(key, version))
         self._forget(call, key, version)
 
     def _destroy(self, key: Key, call: Call) -> None:
-        with self._store.write(call.intent()) as write:  # refused, and the HSM left alone, if another leads by now
-            if write.get(Key, key.name) != key:
-                raise WrongState("CHANGED_MEANWHILE", f"The key {key.name} was changed by somebody else meanwhile.")
+        with self._store.write(call.intent()) as write:
+            # From here on nobody saves it: ``_move`` looks at the row and at the time inside its own write.
+            key = write.replace(key, key)
         versions = list(self._all(KeyVersion, {"key": key.name}))
         for version in versions:
             self._hsm.destroy(ref(key, version))
@@ -257,10 +263,8 @@ class Keys:
             created_at=self._now(),
         )
 
-    def _begin_version(self, write: Write, name: str) -> tuple[Key, KeyVersion]:
-        key = write.get(Key, name)
-        if key is None:
-            raise NotFound("KEY_NOT_FOUND", f"There is no key named {name} any more.")
+    def _begin_version(self, write: Write, decided: Key) -> tuple[Key, KeyVersion]:
+        key = _as_decided(write, decided)
         _require(key, ENABLED)
         key = write.replace(key, replace(key, latest=key.latest + 1))
         version = self._new_version(key, key.latest)
@@ -274,25 +278,33 @@ class Keys:
         except Unavailable:
             raise  # the row stays PENDING: the same request id resumes it, or the background loop undoes it
         except BrokerError:
-            self._forget(call, key, version)
+            self._undo(version, call)
             raise
-        with self._store.write(call.outcome()) as write:
-            made = self._complete(write, key.name, version, public)
-        if made is None:
-            self._hsm.destroy(ref(key, version))
-            raise WrongState("CHANGED_MEANWHILE", f"The key {key.name} was given up meanwhile; send the request again.")
+        try:
+            with self._store.write(call.outcome()) as write:
+                made = self._complete(write, key, version, public)
+        except _NotOursAnyMore:
+            return self._overtaken(key, version)
         call.settled = True
         return made
 
-    def _complete(self, write: Write, name: str, version: KeyVersion, public: bytes | None) -> Key | None:
-        key, stored = write.get(Key, name), write.get(KeyVersion, name, version.number)
-        if key is None or stored is None or stored.state is not VersionState.PENDING:
-            return None
+    def _complete(self, write: Write, begun: Key, version: KeyVersion, public: bytes | None) -> Key:
+        key, stored = write.get(Key, begun.name), write.get(KeyVersion, begun.name, version.number)
+        if key is None or stored != version or key.exportable is not begun.exportable:
+            raise _NotOursAnyMore
         write.replace(stored, replace(stored, state=VersionState.ENABLED, public_key=public))
         if public is not None:
             write.note(public_key_sha256=hashlib.sha256(public).hexdigest())
         state = KeyState.ENABLED if key.state is KeyState.PENDING else key.state
         return write.replace(key, replace(key, state=state, primary=max(key.primary, version.number)))
+
+    def _overtaken(self, key: Key, version: KeyVersion) -> Key:
+        """The same request at the same moment has completed the version; or it was given up, or its key sealed."""
+        found = self._store.version(version.key, version.number)
+        if found and found[1].hsm_id == version.hsm_id and found[1].state is VersionState.ENABLED:
+            return found[0]
+        self._hsm.destroy(ref(key, version))
+        raise WrongState("CHANGED_MEANWHILE", f"The key {key.name} was changed meanwhile; send the request again.")
 
     def _resume(self, call: Call, receipt: Receipt) -> Key:
         """Answer a repeated request: with what it made, or by completing what its first try left open."""
@@ -300,20 +312,20 @@ class Keys:
             self._store.get(Key, receipt.resource),
             self._store.get(KeyVersion, receipt.resource, receipt.version),
         )
-        if key is None or version is None or version.state is VersionState.FAILED:
+        if key is None or version is None or version.state is VersionState.FAILED or self._given_up(version):
             raise WrongState("EARLIER_TRY_UNDONE", "The first try of this request was undone; send it with a fresh id.")
         return self._make(call, key, version) if version.state is VersionState.PENDING else key
+
+    def _given_up(self, version: KeyVersion) -> bool:
+        return version.state is VersionState.PENDING and version.created_at + UNDO_AFTER < self._now()
 
     def _forget(self, call: Call, key: Key, version: KeyVersion) -> None:
         """Take back a version that was never made; a key that never had one goes with it, and its name is free."""
         with self._store.write(call.outcome("ABORTED", "KEY_NOT_MADE")) as write:
-            stored = write.get(KeyVersion, version.key, version.number)
-            if stored is None or stored.state is not VersionState.PENDING:
-                return
             if key.state is not KeyState.PENDING:
-                write.replace(stored, replace(stored, state=VersionState.FAILED))
+                write.replace(version, replace(version, state=VersionState.FAILED))
                 return
-            write.delete(stored)
+            write.delete(version)
             write.delete(key)
             for receipt in write.page(Receipt, limit=10, where={"resource": key.name, "version": version.number}):
                 write.delete(receipt)
@@ -322,17 +334,24 @@ class Keys:
         self, call: Call, key: Key, to: KeyState, allowed: frozenset[KeyState], destroy_at: datetime | None = None
     ) -> Key:
         if call.validate_only:
-            _require(key, allowed)
+            self._check_movable(key, allowed)
             return replace(key, state=to, destroy_at=destroy_at)
         call.note(state=to.value)
         with self._store.write(call.outcome()) as write:
-            stored = write.get(Key, key.name) or key
-            if receipts.replay(write, call) is None:
-                _require(stored, allowed)
-                stored = write.replace(stored, replace(stored, state=to, destroy_at=destroy_at))
+            if receipts.replay(write, call):
+                key = write.get(Key, key.name) or key
+            else:
+                stored = _as_decided(write, key)
+                self._check_movable(stored, allowed)
+                key = write.replace(stored, replace(stored, state=to, destroy_at=destroy_at))
                 receipts.keep(write, call, key.name)
         call.settled = True
-        return stored
+        return key
+
+    def _check_movable(self, key: Key, allowed: frozenset[KeyState]) -> None:
+        _require(key, allowed)
+        if key.destroy_at is not None and key.destroy_at <= self._now():
+            raise WrongState("DESTRUCTION_DUE", f"The time to save the key {key.name} is over; it is being destroyed.")
 
     def _all(self, kind: type[R], where: dict[str, str | int]) -> Iterator[R]:
         after: tuple[str | int, ...] = ()
@@ -346,6 +365,14 @@ def _require(key: Key, allowed: frozenset[KeyState]) -> None:
     if key.state not in allowed:
         wanted = " or ".join(sorted(allowed))
         raise WrongState("KEY_STATE", f"The key {key.name} is {key.state}; this needs it to be {wanted}.")
+
+
+def _as_decided(write: Write, decided: Key) -> Key:
+    """The key as it stands now; WrongState unless it is still what the permission was decided on (AZ-15)."""
+    key = write.get(Key, decided.name)
+    if key is None or of_key(key) != of_key(decided):
+        raise WrongState("CHANGED_MEANWHILE", f"The key {decided.name} was changed meanwhile; look at it, try again.")
+    return key
 
 
 def _check_owner(text: str) -> str:

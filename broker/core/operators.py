@@ -53,7 +53,8 @@ class Operators:
     ) -> tuple[Operator, Issued]:
         """Register an operator and sign a first certificate, which with ``validate_only`` has no ``pem`` or ``serial``.
 
-        The same request again gives the operator as it is by then, and a fresh certificate.
+        The same request again gives a certificate again, which ends no later than the first one did; once the operator
+        was changed, that is for ``issue`` (WrongState ``CHANGED_MEANWHILE``), which is another permission.
         AlreadyExists ``NAME_TAKEN``, also for the name of a removed operator.
         """
         wanted = _groups(groups)
@@ -72,12 +73,12 @@ class Operators:
             return operator, self._validated(call, csr_pem, ttl)
         with self._store.write(call.outcome()) as write:
             if receipts.replay(write, call):
-                operator = _enabled(write.get(Operator, name))
+                operator = _untouched(write.get(Operator, name))
             else:
                 write.add(operator)
                 receipts.keep(write, call, f"operator/{name}")
             # Signed in here: no certificate leaves for an operator that was not added, and none is added without.
-            issued = self._certificate(operator, csr_pem, ttl)
+            issued = self._certificate(operator, csr_pem, ttl, operator.created_at)
             write.note(certificate_serial=issued.serial)
         call.settled = True
         return operator, issued
@@ -90,8 +91,12 @@ class Operators:
         )
 
     def renew(self, call: Call, csr_pem: bytes, ttl: timedelta | None) -> Issued:
-        """A fresh certificate for the caller, who proves to hold another key or the same."""
-        return self._issue(call, call.principal.name, csr_pem, ttl)
+        """A fresh certificate for the caller, for another key or the same; at most ``DEFAULT_TTL``.
+
+        A longer one takes somebody with the right to IssueCertificate, so that whoever stole a certificate cannot make
+        it last.
+        """
+        return self._issue(call, call.principal.name, csr_pem, min(ttl or DEFAULT_TTL, DEFAULT_TTL))
 
     def issue(self, call: Call, name: str, csr_pem: bytes, ttl: timedelta | None) -> Issued:
         """A fresh certificate for an operator whose own has lapsed or was revoked."""
@@ -100,7 +105,7 @@ class Operators:
     def _issue(self, call: Call, name: str, csr_pem: bytes, ttl: timedelta | None) -> Issued:
         operator = self._store.get(Operator, check_name(name, "operator"))
         self._guard.check(call, of_operator(name, operator))
-        issued = self._certificate(_enabled(operator), csr_pem, ttl)
+        issued = self._certificate(_enabled(operator), csr_pem, ttl, self._now())
         call.note(operator=name, certificate_serial=issued.serial)
         return issued
 
@@ -162,11 +167,14 @@ class Operators:
         call.settled = True
         return operator
 
-    def _certificate(self, operator: Operator, csr_pem: bytes, ttl: timedelta | None) -> Issued:
-        now = self._whole_seconds()
+    def _certificate(self, operator: Operator, csr_pem: bytes, ttl: timedelta | None, since: datetime) -> Issued:
+        """Valid from now on until ``ttl`` after ``since``."""
+        now, end = self._whole_seconds(), since.replace(microsecond=0) + _ttl(ttl)
+        if end <= now:
+            raise WrongState("REQUEST_TOO_OLD", "The certificate of that request has lapsed; have a new one issued.")
         start = max(now - BACKDATED, operator.not_before)
         uri = operator_uri(self._trust_domain, operator.name)
-        pem, serial = self._authority.client(csr_pem, uri, start, now + _ttl(ttl) - start)
+        pem, serial = self._authority.client(csr_pem, uri, start, end - start)
         expires_at = x509.load_pem_x509_certificate(pem).not_valid_after_utc
         return Issued(pem=pem, ca_pem=self._authority.certificate, serial=serial, expires_at=expires_at)
 
@@ -239,6 +247,15 @@ def _enabled(operator: Operator | None) -> Operator:
     if _found(operator).state is not OperatorState.ENABLED:
         raise WrongState("OPERATOR_REMOVED", "The operator has been removed for good; add one under another name.")
     return _found(operator)
+
+
+def _untouched(operator: Operator | None) -> Operator:
+    """The operator as it was added: who could add one may not thereby get into what others have made of them."""
+    if _enabled(operator).revision != 1:
+        raise WrongState(
+            "CHANGED_MEANWHILE", "The operator was changed after this request; have a new certificate issued."
+        )
+    return _enabled(operator)
 
 
 def _locks_out() -> WrongState:

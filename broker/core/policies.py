@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from broker.core import ports, receipts
 from broker.core.call import Call
@@ -150,9 +150,17 @@ class Policies:
         return of_operator(name, self._store.get(Operator, name), asked=asked)
 
     def refresh(self) -> None:
-        """Put in force what another replica has set since this one looked last."""
+        """Put in force what another replica has set since this one looked last.
+
+        A text that this release cannot read, a newer one's, denies everything here until one that it can read is set:
+        going on under the text before would keep rights that somebody has taken away.
+        """
         while newer := self._store.get(PolicyDocument, self._guard.document.version + 1):
-            self._guard.load(newer)
+            try:
+                self._guard.load(newer)
+            except InvalidRequest:
+                self._guard.load(replace(newer, text=""))
+                raise
 
 
 _REMOVED = "Denied: the operator has been removed."

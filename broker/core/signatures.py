@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -60,35 +61,36 @@ def verify(
 ) -> bool:
     """True if ``signature`` (ECDSA as DER) over ``data`` holds under a SubjectPublicKeyInfo DER.
 
-    ``data`` is the message, or its digest when ``prehashed``.
+    ``data`` is the message, or its digest when ``prehashed``. The algorithm must be one of ``ALGORITHMS`` for the key.
     """
+    key: Any = load_public_key(public_key)
     try:
-        _check(load_public_key(public_key), algorithm, data, signature, prehashed=prehashed)
+        key.verify(signature, data, *_HOW[algorithm, prehashed])
     except InvalidSignature:
         return False
     return True
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def load_public_key(spki: bytes) -> _PUBLIC:
-    """A SubjectPublicKeyInfo DER as an object; parsing costs more than verifying, so the last thousand are kept."""
+    """A SubjectPublicKeyInfo DER as an object; parsing costs more than verifying, so the last ones are kept."""
     key = serialization.load_der_public_key(spki)
     if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
         raise TypeError("not a public key of a type the broker makes")
     return key
 
 
-def _check(key: _PUBLIC, algorithm: SignatureAlgorithm, data: bytes, signature: bytes, *, prehashed: bool) -> None:
+def _how(algorithm: SignatureAlgorithm, *, prehashed: bool) -> tuple[object, ...]:
+    """What the key's ``verify`` is given beside signature and data; made once, as it costs as much as a look-up."""
     digest = digest_of(algorithm)
-    if digest is None or isinstance(key, ed25519.Ed25519PublicKey):
-        if not isinstance(key, ed25519.Ed25519PublicKey) or digest is not None or prehashed:
-            raise InvalidSignature
-        key.verify(signature, data)
-        return
+    if digest is None:
+        return ()
     hashed = Prehashed(digest) if prehashed else digest
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        key.verify(signature, data, ec.ECDSA(hashed))
-    elif algorithm.value.startswith("PS"):
-        key.verify(signature, data, padding.PSS(padding.MGF1(digest), digest.digest_size), hashed)
-    else:
-        key.verify(signature, data, padding.PKCS1v15(), hashed)
+    if algorithm.startswith("ES"):
+        return (ec.ECDSA(hashed),)
+    if algorithm.startswith("PS"):
+        return padding.PSS(padding.MGF1(digest), digest.digest_size), hashed
+    return padding.PKCS1v15(), hashed
+
+
+_HOW = {(one, prehashed): _how(one, prehashed=prehashed) for one in SignatureAlgorithm for prehashed in (False, True)}

@@ -132,7 +132,8 @@ class Targets:
 
     def _seen(self, call: Call) -> bool:
         # A request that is repeated is answered from its receipt, also when the target is away by now.
-        return bool(call.request_id) and (self._store.get(Receipt, str(call.principal), call.request_id) is not None)
+        receipt = self._store.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
+        return receipt is not None and receipt.digest == call.digest
 
     def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
         kek = self._connect(target.kind, target.settings).wrapping_key()

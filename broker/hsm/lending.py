@@ -14,12 +14,12 @@ from pkcs11 import Attribute, ObjectClass, _pkcs11
 from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
-from broker.core.errors import NotFound, Unavailable
+from broker.core.errors import NotFound
 from broker.core.model import KeyType
 from broker.core.ports import KeyRef
 from broker.hsm.objects import secret_class
 from broker.hsm.sanity import RSA_BITS
-from broker.hsm.sessions import Sessions, Worker
+from broker.hsm.sessions import AmbiguousError, Sessions, Worker
 
 R = TypeVar("R")
 _BINDING: Final[Any] = _pkcs11  # its type stub does not list the operation classes
@@ -64,9 +64,7 @@ class Finder:
             self._sessions.confirm()
             raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key: it was destroyed, or the token is new.")
         if len(found) > 1:
-            raise Unavailable(
-                "HSM_FAULT", "The HSM holds several keys under one id; none is used. Remove the stray one."
-            )
+            raise AmbiguousError
         return found[0]
 
     def use(self, worker: Worker, key: KeyRef, operation: Callable[[Any], R]) -> R:

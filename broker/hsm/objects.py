@@ -19,7 +19,7 @@ from broker.core.errors import AlreadyExists, InvalidRequest, Unavailable
 from broker.core.model import KeyType, KeyUsage
 from broker.hsm.mechanisms import AES_BITS, CURVE_OIDS
 from broker.hsm.sanity import CURVES, RSA_BITS, check_public_key
-from broker.hsm.sessions import Worker
+from broker.hsm.sessions import AmbiguousError, Worker
 
 Template = dict[Attribute, Any]
 _SIGNING_TYPES: Final = frozenset(KeyType) - frozenset(AES_BITS)
@@ -113,14 +113,21 @@ def matches(found: Any, template: Template) -> bool:
     return all(read.get(attribute) == value for attribute, value in template.items())
 
 
+def generated(secret: Any) -> bool:
+    """Whether the token itself made this key, to the end: SoftHSM writes CKA_LOCAL together with the value, last."""
+    return secret.get_attributes([Attribute.LOCAL]).get(Attribute.LOCAL) is True
+
+
 def accept(things: list[Any], recipe: Recipe) -> bytes | None:
     """Read everything back and return the SubjectPublicKeyInfo DER (None for AES).
 
     AlreadyExists ``HSM_ID_TAKEN`` when these objects are not exactly the key that the recipe describes.
     """
     by_class = {thing.object_class: thing for thing in things}
-    if len(things) != len(by_class) or by_class.keys() != recipe.classes:
+    if by_class.keys() != recipe.classes:
         raise _taken()
+    if len(things) != len(by_class):
+        raise AmbiguousError
     secret, public = by_class[secret_class(recipe.key_type)], by_class.get(ObjectClass.PUBLIC_KEY)
     if not matches(secret, recipe.secret()):
         raise _taken()

@@ -22,10 +22,11 @@ from broker.core.model import (
 from broker.core.ports import KeyRef
 from broker.hsm import ciphers, objects, selftest
 from broker.hsm.config import HsmConfig
+from broker.hsm.findings import Findings
 from broker.hsm.lending import Finder
 from broker.hsm.mechanisms import SCHEMES
 from broker.hsm.objects import Recipe, secret_class
-from broker.hsm.probe import Examination, Findings
+from broker.hsm.probe import Examination
 from broker.hsm.sessions import Clock, Sessions, Worker
 from broker.hsm.wrapping import Carrier
 
@@ -174,10 +175,10 @@ class Pkcs11Hsm:
     def _found_or_made(self, worker: Worker, hsm_id: bytes, recipe: Recipe) -> bytes | None:
         with self._sessions.objects:
             there = self._sessions.search(worker, {Attribute.ID: hsm_id})
-            if any(thing.object_class is not ObjectClass.PUBLIC_KEY for thing in there):
+            if any(thing.object_class is not ObjectClass.PUBLIC_KEY and objects.generated(thing) for thing in there):
                 return objects.accept(there, recipe)
             self._sessions.confirm()  # else the private half may only be invisible
-            for remnant in there:  # a public half alone: a call that was cut short
+            for remnant in there:  # a public half alone, or a half without its value: a call that was cut short
                 remnant.destroy()
             made = objects.make(worker, hsm_id, recipe)
             try:

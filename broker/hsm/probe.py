@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from cryptography.hazmat.primitives import hashes
@@ -20,6 +19,7 @@ from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
 from broker.core.model import KeyType, KeyUsage, OaepHash, Probe
+from broker.hsm.findings import Findings
 from broker.hsm.mechanisms import AES_BITS, OAEP
 from broker.hsm.module import CKM_RSA_AES_KEY_WRAP
 from broker.hsm.objects import Recipe, make
@@ -38,20 +38,6 @@ _OAEP_HASHES: Final[dict[OaepHash, hashes.HashAlgorithm]] = {
     OaepHash.SHA384: hashes.SHA384(),
     OaepHash.SHA512: hashes.SHA512(),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
-    """What was found. ``padded_wrap`` None: no usable key wrap; ``exact_types``: whose wrap follows RFC 5649."""
-
-    key_types: tuple[KeyType, ...]
-    copyable_known: bool
-    padded_wrap: Mechanism | None
-    exact: bool
-    exact_types: frozenset[KeyType]
-    oaep_hashes: tuple[OaepHash, ...]
-    one_call_hashes: frozenset[OaepHash]
-    probes: tuple[Probe, ...]
 
 
 class Examination:

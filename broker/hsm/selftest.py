@@ -55,12 +55,15 @@ def refuse_conflicting_keys(sessions: Sessions, worker: Worker) -> None:
     WrongState ``HSM_KEY_CONFLICT`` for one that could open what it or another wraps, that may derive, that has two
     purposes or is readable; Unavailable ``HSM_FAULT`` for a public key that is not sound.
     """
+    whole = set()
     for kind in (ObjectClass.SECRET_KEY, ObjectClass.PRIVATE_KEY):
         for thing in sessions.search(worker, {Attribute.CLASS: kind, Attribute.TOKEN: True}):
             if _ours(thing):
                 _refuse_conflict(thing)
+                whole.add(thing.id)
     for thing in sessions.search(worker, {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.TOKEN: True}):
-        if _ours(thing) and (key_type := type_of(thing)) is not None:
+        # A public half alone, maybe half written, is what a kill leaves of a generation: nothing uses it.
+        if _ours(thing) and thing.id in whole and (key_type := type_of(thing)) is not None:
             check_public_key(key_type, read_public_key(thing, key_type))
 
 

@@ -29,21 +29,6 @@ R = TypeVar("R")
 Clock = Callable[[], float]
 """Seconds that never go back."""
 
-LOST: Final = (
-    ck.GeneralError,
-    ck.DeviceError,
-    ck.DeviceRemoved,
-    ck.TokenNotPresent,
-    ck.TokenNotRecognised,
-    ck.SlotIDInvalid,
-    ck.SessionHandleInvalid,
-    ck.SessionClosed,
-    ck.ObjectHandleInvalid,
-    ck.KeyHandleInvalid,
-    ck.UserNotLoggedIn,
-)
-"""What means that the device, the session or the login is gone."""
-
 _MISSING: Final = (ck.MechanismInvalid, ck.MechanismParamInvalid, ck.FunctionNotSupported)
 _REFUSED_PIN: Final = (ck.PinIncorrect, ck.PinInvalid, ck.PinLenRange, ck.PinExpired)
 
@@ -57,12 +42,41 @@ class Worker:
     handles: dict[bytes, int] = field(repr=False)
 
 
-class _LostError(Exception):
-    """The operation could not be done because what it ran on is gone; ``epoch`` says which login that was."""
+class AmbiguousError(ck.PKCS11Error):
+    """Several objects where there may be one.
 
-    def __init__(self, epoch: int) -> None:
+    SoftHSM shows an object twice when two processes make objects at the same moment; a reload puts that right, and what
+    a reload does not put right is real.
+    """
+
+
+LOST: Final = (
+    ck.GeneralError,
+    ck.DeviceError,
+    ck.DeviceRemoved,
+    ck.TokenNotPresent,
+    ck.TokenNotRecognised,
+    ck.SlotIDInvalid,
+    ck.SessionHandleInvalid,
+    ck.SessionClosed,
+    ck.ObjectHandleInvalid,
+    ck.KeyHandleInvalid,
+    ck.UserNotLoggedIn,
+    AmbiguousError,
+)
+"""What can mean that the device, the session or the login is gone."""
+
+
+class _LostError(Exception):
+    """The operation met an error that may mean a loss.
+
+    ``epoch``: in which login. ``answering``: the login held and the token was there when they were asked thereafter.
+    """
+
+    def __init__(self, epoch: int, *, answering: bool) -> None:
         super().__init__(epoch)
         self.epoch = epoch
+        self.answering = answering
 
 
 class Sessions:
@@ -94,10 +108,15 @@ class Sessions:
     def run(self, operation: Callable[[Worker], R]) -> R:
         """Run the operation on a borrowed session and return what it returns.
 
-        When the device, session or login is lost, the module is reloaded and the operation, which must be idempotent,
-        is run once more. The first reload is made at once, the next no sooner than ``reload_interval`` after one that
-        worked and ``retry_interval`` after one that did not.
+        An operation that meets a loss is run again, so it must be idempotent: once more on a fresh session if the token
+        still answers, then once more after the module was reloaded. The first reload is made at once, the next no
+        sooner than ``reload_interval`` after one that worked and ``retry_interval`` after one that did not.
         """
+        try:
+            return self._once(operation)
+        except _LostError as lost:
+            if not lost.answering:
+                self._reload(lost.epoch)
         try:
             return self._once(operation)
         except _LostError as lost:
@@ -105,6 +124,10 @@ class Sessions:
         try:
             return self._once(operation)
         except _LostError as lost:
+            if isinstance(lost.__cause__, AmbiguousError):
+                raise Unavailable(
+                    "HSM_FAULT", "The HSM holds several keys under one id; none is used. Remove the stray one."
+                ) from lost
             raise _unavailable("the device or the login was lost again") from lost
 
     def search(self, worker: Worker, template: dict[Attribute, Any]) -> list[Any]:
@@ -145,12 +168,21 @@ class Sessions:
         try:
             return operation(worker)
         except ck.PKCS11Error as fault:
-            if isinstance(fault, LOST) or not self.module.logged_in(worker.session):
-                raise _LostError(worker.epoch) from fault
-            worker = self._renew(worker)
+            answering = self._answers()
+            if answering:
+                worker = self._renew(worker)
+            if isinstance(fault, LOST) or not answering:
+                raise _LostError(worker.epoch, answering=answering) from fault
             raise translated(fault) from fault
         finally:
             self._idle.put(worker)
+
+    def _answers(self) -> bool:
+        try:
+            self.confirm()
+        except ck.PKCS11Error:
+            return False
+        return True
 
     def _borrow(self) -> Worker:
         try:
@@ -159,13 +191,14 @@ class Sessions:
             raise _unavailable("all its sessions are busy") from None
         if worker is None:
             self._idle.put(None)
-            raise _LostError(self._epoch)
+            raise _LostError(self._epoch, answering=False)
         return worker
 
     def _renew(self, worker: Worker) -> Worker:
         """Replace a session that met an error, so that no half-begun operation or session object stays in it."""
         try:
-            worker.session.close()
+            if self.module.knows(worker.session):
+                worker.session.close()
             return Worker(self.token.open(rw=True), worker.epoch, worker.handles)
         except ck.PKCS11Error:
             return worker  # it is gone, and its next user will notice and reload

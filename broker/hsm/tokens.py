@@ -66,6 +66,13 @@ def create_softhsm_token(folder: Path, label: str, pin: str, so_pin: str, module
     return environment
 
 
+def softhsm_environment(folder: Path) -> dict[str, str]:
+    """The environment of the token that ``create_softhsm_token`` made in ``folder``; {} when there is none."""
+    config, tokens = folder.absolute() / "softhsm2.conf", folder / "tokens"
+    made = config.exists() and tokens.is_dir() and any(tokens.iterdir())
+    return {"SOFTHSM2_CONF": str(config)} if made else {}
+
+
 def _lay_out(folder: Path) -> Path:
     """Create the folders and softhsm2.conf; return the latter's absolute path."""
     folder = folder.absolute()

@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -23,13 +23,11 @@ from pkcs11 import exceptions as ck
 from broker.core.errors import InvalidRequest, Unavailable, WrongState
 from broker.core.model import KeyType, OaepHash, WrappingKey
 from broker.core.ports import KeyRef
+from broker.hsm.findings import Findings
 from broker.hsm.lending import Finder
 from broker.hsm.mechanisms import AES_BITS, OAEP
 from broker.hsm.objects import Recipe, matches, secret_class
 from broker.hsm.sessions import Sessions, Worker
-
-if TYPE_CHECKING:
-    from broker.hsm.probe import Findings  # the probe makes blobs itself
 
 _NOTHING_ELSE: Final = (
     Attribute.ENCRYPT,

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 
 from broker.core import audit, names, ports
 from broker.core.call import Call
@@ -32,6 +33,12 @@ from broker.rpc.table import Method
 NOBODY = Principal(kind="", name="")
 OTHER = "_OTHER"
 """The name in the audit of a method that does not exist; what the caller wrote instead is not recorded."""
+
+ELSEWHERE = frozenset({
+    "TargetService/CreateTarget", "TargetService/CheckTarget", "TargetService/RepinTarget",
+    "ImportService/ImportKey", "ImportService/ProveImport",
+})  # fmt: skip
+"""The methods that wait for somebody else's server."""
 
 SHOWN = frozenset({"authorization", "broker-trust-rule"})
 """The headers that an authenticator is shown, each at most once; no other means anything."""
@@ -58,7 +65,10 @@ class End:
 
 
 class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stub only
-    """All methods of the server; at most ``max_calls`` in flight. ``pool`` answers health and refusals under load."""
+    """All methods of the server; at most ``max_calls`` in flight. ``pool`` answers health and refusals under load.
+
+    At most ``max_elsewhere`` calls wait for targets at a time: one that hangs must not hold all threads (NT-10).
+    """
 
     def __init__(  # noqa: PLR0913 (the parts of the gate, each named)
         self,
@@ -72,6 +82,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         health_check: Callable[[Any, grpc.ServicerContext], bytes],
         pool: ThreadPoolExecutor,
         max_calls: int,
+        max_elsewhere: int,
         max_metadata: int,
     ) -> None:
         self._authenticators = tuple(authenticators)
@@ -82,6 +93,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._max_metadata = max_metadata
         self._max_calls = max_calls
         self._free = max_calls
+        self._elsewhere = threading.BoundedSemaphore(max_elsewhere)
         self._changed = threading.Condition()
         self._methods = {path: _unary(partial(self._serve, method)) for path, method in methods.items()}
         self._other = _unary(partial(self._serve, None))
@@ -179,10 +191,20 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             return End(grpc.StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN", "The broker has no such method.")
         request = method.plan.decode(self._deadlines.message(requests, context))
         _describe(call, method, request)
-        response = method.answer(call, request)
+        response = self._answer(method, call, request)
         if type(response) is not method.response:
             raise TypeError(f"{method.rpc} answered with {type(response).__name__}")
         return End(grpc.StatusCode.OK, wire=response.SerializeToString())
+
+    def _answer(self, method: Method, call: Call, request: Any) -> Message:
+        if method.rpc not in ELSEWHERE:
+            return method.answer(call, request)
+        if not self._elsewhere.acquire(blocking=False):
+            raise Exhausted("TARGETS_BUSY", "Too many calls are waiting for targets; try again in a few seconds.")
+        try:
+            return method.answer(call, request)
+        finally:
+            self._elsewhere.release()
 
     def _identify(self, context: grpc.ServicerContext, metadata: Metadata, call: Call) -> Principal:
         """The principal, from the connection's certificate and at most one authorization value; nothing else counts."""
@@ -243,8 +265,9 @@ def _one(principals: list[Principal]) -> Principal:
 
 def _describe(call: Call, method: Method, request: Any) -> None:
     """Fill in what the request says of itself: its idempotency id with the digest that it stands for, and dry run."""
-    if method.plan.has_validate_only:
-        call.validate_only = request.validate_only
+    if method.plan.has_validate_only and request.validate_only:
+        call.validate_only = True
+        call.note(validate_only=1)  # here, so that no record of a mere check reads as if something had been changed
     if method.plan.has_request_id and request.request_id:
         call.request_id = names.check_request_id(request.request_id)
         # The method is part of it: enable and disable look the same on the wire. Deterministic, because a client may

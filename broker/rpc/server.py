@@ -95,6 +95,7 @@ class Server:
             health_check=self._health.check,
             pool=self._health_pool,
             max_calls=limits.calls,
+            max_elsewhere=max(1, config.threads // 2),
             max_metadata=limits.metadata_bytes,
         )
         self._ticker = Ticker(self._tick)

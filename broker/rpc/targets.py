@@ -15,6 +15,10 @@ from broker.rpc.pages import PageTokens, page_size
 MAX_SETTING = 64 * codec.KIBIBYTE
 
 
+MAX_PAGE = 32
+"""A target can hold 64 KiB of certificates; more of them would not fit the 4 MiB that clients take."""
+
+
 class TargetMethods:
     """The RPCs of TargetService."""
 
@@ -32,7 +36,7 @@ class TargetMethods:
 
     def list_targets(self, call: Call, request: wire.ListTargetsRequest) -> wire.ListTargetsResponse:
         after = self._pages.open(call, (), request.page_token)
-        page = self._targets.page(call, after, page_size(request.page_size))
+        page = self._targets.page(call, after, min(page_size(request.page_size), MAX_PAGE))
         return wire.ListTargetsResponse(
             targets=[_target(target) for target in page.items], next_page_token=self._pages.seal(call, (), page.next)
         )

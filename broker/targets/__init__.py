@@ -29,7 +29,7 @@ class Surroundings:
     """What the broker's own configuration says of targets, whoever registers them (BY-03, NT-17)."""
 
     allowed_hosts: frozenset[str]  # "host:port", the only places that are ever connected to
-    credentials: Path  # the folder that token files are in
+    credentials: Path  # has a folder "host:port" for each host, with the token files that this host may be shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,9 @@ def add() -> None:
 @click.option("--address", "vault_address", required=True, metavar="URL", help="https://HOST:PORT of Vault or OpenBao.")
 @click.option("--mount", default="transit", show_default=True, help="Where the transit engine is mounted.")
 @click.option("--ca-file", "vault_ca_file", required=True, metavar="FILE", help="CA of that server, PEM; read here.")
-@click.option("--token-file", required=True, metavar="NAME", help="A file in the broker's credentials folder, by name.")
+@click.option(
+    "--token-file", required=True, metavar="NAME", help="A file in the broker's credentials/HOST:PORT, by name."
+)
 @click.option("--namespace", default="", help="Namespace, if any.")
 @click.option(
     "--thumbprint", default="", metavar="SHA256", help="The KEK's, got by another way; else what is found is pinned."

@@ -30,6 +30,7 @@ SERVICES = {
     "imports": "ImportService",
     "keys": "KeyService",
     "kv": "SecretService",
+    "leases": "LeaseService",
     "operators": "OperatorService",
     "policies": "PolicyService",
     "sessions": "SessionService",

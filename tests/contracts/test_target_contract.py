@@ -179,7 +179,7 @@ def test_the_proof_notices_another_key(place: Place, key_type: KeyType, usage: K
     for claimed in (remote, lying):  # also when the target shows our public key and holds another
         with pytest.raises(WrongState) as caught:
             prove(place.hsm, place.port, ours, claimed)
-        assert caught.value.reason in {"PROOF_FAILED", "TARGET_REFUSED"}
+        assert caught.value.reason == "PROOF_FAILED"
     if key_type.symmetric:
         assert not opens(place.hsm, place.port, ours, remote)
 
@@ -239,13 +239,17 @@ def test_key_types_that_cannot_be_imported_are_refused_with_the_reason(place: Pl
     assert key_type in caught.value.message
 
 
-@pytest.mark.parametrize("fault", ["cut-short", "cut-empty", "flipped-head", "flipped-tail", "other-hash", "other-kek"])
+@pytest.mark.parametrize("fault", [
+    "cut-short", "cut-empty", "flipped-head", "flipped-tail", "other-hash", "other-kek",
+])  # fmt: skip
 def test_BY_07_a_damaged_blob_is_refused_and_nothing_is_there_afterwards(place: Place, fault: str) -> None:
     key, name = place.born(KeyType.EC_P256, KeyUsage.SIGN), fresh()
     blob, chosen = place.wrapped(key)
     if fault == "other-kek":
         other = place.born(KeyType.RSA_2048, KeyUsage.ENCRYPT).public_key or b""
-        blob, _ = place.wrapped(key, WrappingKey(id="x", public_key=other, thumbprint="x"))
+        blob, _ = place.wrapped(
+            key, WrappingKey(id="x", public_key=other, thumbprint=hashlib.sha256(other).hexdigest())
+        )
     if fault == "other-hash":
         chosen = next(one for one in (OaepHash.SHA512, OaepHash.SHA1) if one is not chosen)
     blob = {

@@ -58,7 +58,7 @@ class FaultProxy:
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Relay(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             timeout = 10
 
@@ -87,7 +87,7 @@ class FaultProxy:
             def log_message(self, *_: object) -> None:
                 """Quiet."""
 
-        return Handler
+        return Relay
 
 
 class _Listener(ThreadingHTTPServer):

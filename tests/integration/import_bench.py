@@ -47,9 +47,14 @@ class Mount:
 
     def give(self, text: str) -> None:
         """From now on the broker's token may do what this policy says."""
-        self.server.write_token(self.credentials, self.token_file, self.server.token_for(text, self.token_file))
+        self.token = self.server.token_for(text, self.token_file)
+        self.server.write_token(self.credentials, self.token_file, self.token)
 
     def settings(self, address: str = "", ca_pem: str = "") -> dict[str, str]:
+        """For the server, or for another address that is given the same token."""
+        if address:
+            host = address.removeprefix("https://")
+            self.server.write_token(self.credentials, self.token_file, self.token, host)
         return {
             "address": address or self.server.address,
             "mount": self.path,
@@ -80,9 +85,7 @@ class Bench:
         SqlStore.migrate(config)
         self.store = SqlStore(config, self.clock)
         self.guard = Guard(document())
-        self.connect = connector(
-            Surroundings(allowed_hosts=hosts | {mount.server.host}, credentials=mount.credentials)
-        )
+        self.connect = connector(Surroundings(allowed_hosts=hosts | {mount.server.host}, credentials=mount.credentials))
         self.targets = self.targets_with(self.connect)
         self.imports = self.imports_with(self.connect)
         self.settings: Mapping[str, str] = mount.settings()

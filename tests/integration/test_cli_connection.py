@@ -1,7 +1,5 @@
 """Where the broker is and who we are: precedence, privacy, trust, and one sentence for each way of failing."""
 
-# ruff: noqa: N802  a row of the attack list keeps its id
-
 from __future__ import annotations
 
 import os
@@ -67,7 +65,7 @@ def test_a_named_profile_is_below_the_config_folder(tmp_path: Path) -> None:
     write_profile(folder, Authority("CA"), "prod:1")
     environ = {"XDG_CONFIG_HOME": str(tmp_path)}
     assert profiles.locate({"profile": "prod"}, environ).folder == folder
-    assert profiles.profile_folder("prod", {"HOME": "/home/x"}) == Path("/home/x/.config/broker/profiles/prod")
+    assert profiles.profile_folder("prod", {"HOME": "/srv/x"}) == Path("/srv/x/.config/broker/profiles/prod")
     for bad in ("..", "a\x00b", "A", "-x"):
         with pytest.raises(Refusal, match="name is not valid"):
             profiles.profile_folder(bad, environ)

@@ -1,7 +1,5 @@
 """`broker` as a process: on a terminal, at the end of a pipe, interrupted, and started for nothing but its help."""
 
-# ruff: noqa: N802  a row of the attack list keeps its id
-
 from __future__ import annotations
 
 import os
@@ -116,9 +114,11 @@ def test_an_interrupt_ends_quietly(profile: Path, stand_in: StandIn) -> None:
         return never.wait(20)
 
     stand_in.answers["WhoAmI"] = hang
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     with subprocess.Popen(
         [*COMMAND, "operator", "whoami"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(profile)
     ) as process:
+        signal.signal(signal.SIGINT, before)
         assert arrived.wait(20)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)

@@ -38,7 +38,7 @@ chgrp -R pkcs11 /run/lock/opencryptoki /var/lib/opencryptoki
 chmod -R 770 /run/lock/opencryptoki /var/lib/opencryptoki
 printf 'version opencryptoki-3.1\nslot 3\n{\nstdll = libpkcs11_sw.so\ntokname = swtok\n}\n' > "$1/conf"
 mount --bind "$1/conf" /etc/opencryptoki/opencryptoki.conf
-pkcsslotd
+PATH=$PATH:/usr/sbin pkcsslotd
 exec "$2" -c 'from tests.integration.test_hsm_opencryptoki import prove; prove()' "$3" "$1"
 """
 _SECURITY_OFFICER_PIN = "87654321"  # what a new token of opencryptoki has
@@ -92,7 +92,12 @@ def prove() -> None:
 
 def test_opencryptokis_soft_token_is_served(tmp_path: Path) -> None:
     module = next((place for place in _MODULES if Path(place).exists()), None)
-    if module is None or os.geteuid() or not shutil.which("pkcsslotd") or not shutil.which("unshare"):
+    if (
+        module is None
+        or os.geteuid()
+        or not shutil.which("pkcsslotd", path=f"{os.environ['PATH']}:/usr/sbin")
+        or not shutil.which("unshare")
+    ):
         pytest.skip("opencryptoki and its daemon are not installed, or this is not root")
     done = subprocess.run(
         [*_UNSHARE, "sh", "-c", _NAMESPACE, "sh", str(tmp_path), sys.executable, module],

@@ -2,92 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import random
-import signal
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pytest
-from pkcs11 import Attribute, ObjectClass
-
-from broker.core.errors import BrokerError
-from broker.core.model import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.model import KeyType, KeyUsage, OaepHash
 from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
+from broker.hsm.objects import Recipe, make
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.sessions import Worker
-from tests.contracts.hsm_keys import Target, fresh, verify
-from tests.servers.softhsm import alone, make_token
+from tests.contracts.hsm_keys import Target, fresh
+from tests.integration.hsm_losses import ES256, GCM, _quick, _reason
+from tests.servers.softhsm import alone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-ES256 = SignatureAlgorithm.ES256
-GCM = EncryptionAlgorithm.AES_GCM
-
-
-class Saboteur:
-    """Does to the module behind the broker's back what a failing device does, between two calls.
-
-    Between: PKCS#11 leaves C_Finalize and C_CloseAllSessions under a running call undefined, and SoftHSM crashes then.
-    """
-
-    def __init__(self, hsm: Pkcs11Hsm, tokens: Path) -> None:
-        self._sessions = hsm._sessions
-        self._functions = hsm._sessions.module._functions
-        self._tokens = tokens
-
-    def finalize(self) -> None:
-        with self._paused():
-            self._functions.C_Finalize(None)
-
-    def close_all_sessions(self) -> None:
-        with self._paused():
-            self._functions.C_CloseAllSessions(ctypes.c_ulong(self._sessions.token.slot.slot_id))
-
-    def log_out(self) -> None:
-        with self._paused():
-            self._functions.C_Logout(ctypes.c_ulong(self._sessions._login.handle))
-
-    def take_token_away(self) -> None:
-        with self._paused():
-            self._tokens.rename(self._tokens.with_name("away"))
-
-    def bring_token_back(self) -> None:
-        with self._paused():
-            self._tokens.with_name("away").rename(self._tokens)
-
-    @contextmanager
-    def _paused(self) -> Iterator[None]:
-        with self._sessions._reloading:
-            taken = [self._sessions._idle.get(timeout=10) for _ in range(self._sessions._size)]
-            try:
-                yield
-            finally:
-                self._sessions._fill(taken)
-
-
-def _quick(folder: Path, **changes: float) -> tuple[Pkcs11Hsm, Saboteur]:
-    config = make_token(folder).model_copy(update={"reload_interval": 0.0, "retry_interval": 0.0, **changes})
-    hsm = Pkcs11Hsm(config)
-    return hsm, Saboteur(hsm, folder / "tokens")
-
-
-def _reason(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except BrokerError as refusal:
-        return refusal.reason
-    return "ok"
+    pass
 
 
 def _each_loss_in_turn(folder: Path) -> list[str]:
@@ -156,6 +88,38 @@ def test_FT_15_a_token_that_is_away_is_never_taken_for_an_empty_one(tmp_path: Pa
     assert alone(_token_away, tmp_path / "token") == [*["HSM_UNAVAILABLE"] * 5, "ok"]
 
 
+def test_HS_22_one_dead_session_is_replaced_without_a_reload(hsm: Pkcs11Hsm) -> None:
+    key = fresh(hsm, KeyType.EC_P256)
+    epoch = hsm._sessions._epoch
+    hsm._sessions.run(lambda worker: worker.session.close())
+    for _ in range(2 * hsm._sessions._size):
+        hsm.sign(key, ES256, [b"m"])
+    assert hsm._sessions._epoch == epoch
+
+
+def test_HS_14_two_keys_under_one_id_are_both_refused(tmp_path: Path) -> None:
+    assert alone(_two_under_one_id, tmp_path / "token") == ["HSM_FAULT"] * 3
+
+
+def _two_under_one_id(folder: Path) -> list[str]:
+    hsm, _ = _quick(folder)
+    key = fresh(hsm, KeyType.AES_256)
+
+    def plant(worker: Worker) -> None:
+        with hsm._sessions.objects:
+            recipe = Recipe(KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False)
+            make(worker, key.hsm_id, recipe)
+
+    hsm._sessions.run(plant)
+    told = [
+        _reason(lambda: hsm.encrypt(key, GCM, b"", b"")),
+        _reason(lambda: hsm.generate(key.hsm_id, key.type, key.usage, exportable=False)),
+        _reason(lambda: hsm.seal(key)),
+    ]
+    hsm.close()
+    return told
+
+
 def _destroy_elsewhere(config: HsmConfig, key: KeyRef) -> None:
     hsm = Pkcs11Hsm(config)
     hsm.destroy(key)
@@ -169,178 +133,6 @@ def test_HS_16_a_key_destroyed_by_another_process_is_gone_here_too(hsm: Pkcs11Hs
     alone(_destroy_elsewhere, softhsm, key)
     assert _reason(lambda: hsm.sign(key, ES256, [b"m"])) == "KEY_NOT_IN_HSM"
     assert hsm._sessions._epoch == epoch, "a missing key is no reason to reload the module"
-
-
-def _paced(folder: Path) -> list[tuple[float, str]]:
-    """What each call gets, by a clock that only this test moves."""
-    now = [0.0]
-    config = make_token(folder)
-    hsm = Pkcs11Hsm(config, clock=lambda: now[0])
-    saboteur = Saboteur(hsm, folder / "tokens")
-    told = []
-
-    def at(moment: float) -> None:
-        now[0] = moment
-        told.append((moment, _reason(hsm.check)))
-
-    saboteur.log_out()
-    at(0)  # the first reload comes at once
-    saboteur.log_out()
-    at(29)  # too soon after one that worked
-    saboteur.take_token_away()
-    at(30)  # due, but the token is away
-    at(34)  # too soon after one that did not
-    saboteur.bring_token_back()
-    at(34.5)
-    at(35)
-    hsm.close()
-    at(100)
-    return told
-
-
-def test_reloads_keep_their_distance(tmp_path: Path) -> None:
-    assert alone(_paced, tmp_path / "token") == [
-        (0, "ok"),
-        (29, "HSM_UNAVAILABLE"),
-        (30, "HSM_UNAVAILABLE"),
-        (34, "HSM_UNAVAILABLE"),
-        (34.5, "HSM_UNAVAILABLE"),
-        (35, "ok"),
-        (100, "HSM_UNAVAILABLE"),
-    ]
-
-
-_MIX = [*["sign"] * 6, *["cipher"] * 3, "own", "read", "generate", "random"]
-
-
-def hammer(hsm: Pkcs11Hsm, seconds: float, *, tolerate: frozenset[str] = frozenset()) -> dict[str, int]:
-    """8 threads of mixed operations; every signature is verified under its own key. Returns counts by operation."""
-    stop = time.monotonic() + seconds
-    counts: dict[str, int] = {}
-    tally = threading.Lock()
-    faults: list[str] = []
-    kek = Target().kek
-    shared = [fresh(hsm, KeyType.EC_P256) for _ in range(4)]
-
-    def work(seed: int) -> None:
-        own_choice = random.Random(seed)  # noqa: S311 - which operation comes next is no secret
-        cipher = fresh(hsm, KeyType.AES_256)
-        while time.monotonic() < stop and not faults:
-            name = own_choice.choice(_MIX)
-            try:
-                _operation(hsm, name, own_choice.choice(shared), cipher, kek)
-            except BrokerError as refusal:
-                name = refusal.reason
-                if name not in tolerate:
-                    faults.append(f"{name}: {refusal.message} {refusal.__cause__!r}")
-            except Exception as fault:  # noqa: BLE001 - whatever it is, the main thread must hear of it
-                faults.append(repr(fault))
-            with tally:
-                counts[name] = counts.get(name, 0) + 1
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(seconds + 60)
-    assert faults == []
-    return counts
-
-
-def _operation(hsm: Pkcs11Hsm, name: str, key: KeyRef, cipher: KeyRef, kek: Any) -> None:
-    message = os.urandom(40)
-    if name == "sign":
-        for signature in hsm.sign(key, ES256, [message] * 3):
-            verify(key.public_key or b"", ES256, signature, message)
-    elif name == "own":
-        own = fresh(hsm, KeyType.EC_P384, exportable=True)
-        (signature,) = hsm.sign(own, SignatureAlgorithm.ES384, [message])
-        verify(own.public_key or b"", SignatureAlgorithm.ES384, signature, message)
-        hsm.wrap(own, kek, OaepHash.SHA1, exact=True)
-        hsm.destroy(own)
-    elif name == "cipher":
-        assert hsm.decrypt(cipher, GCM, hsm.encrypt(cipher, GCM, message, b"a"), b"a") == message
-    elif name == "read":
-        assert len(hsm.public_key(key) or b"") == 91
-    elif name == "generate":
-        own = fresh(hsm, KeyType.AES_128)
-        hsm.generate(own.hsm_id, KeyType.AES_128, KeyUsage.ENCRYPT, exportable=False)
-        hsm.destroy(own)
-    else:
-        assert len(hsm.random(32)) == 32
-
-
-def test_HS_22_threads_do_not_get_into_each_others_way(hsm: Pkcs11Hsm) -> None:
-    counts = hammer(hsm, 4)
-    assert counts["sign"] > 20
-    assert counts["own"] > 2
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(300)
-def test_HS_22_threads_do_not_get_into_each_others_way_for_a_minute(hsm: Pkcs11Hsm) -> None:
-    assert hammer(hsm, 60)["sign"] > 1000
-
-
-def _lost_at_random(folder: Path, seconds: float, pace: float) -> tuple[int, dict[str, int], float, int]:
-    """(losses, counts, the longest time any thread went unserved, duplicate ids) under load."""
-    hsm, saboteur = _quick(folder)
-    losses = [saboteur.finalize, saboteur.close_all_sessions, saboteur.log_out, saboteur.take_token_away]
-    done = threading.Event()
-    happened = 0
-    longest = 0.0
-
-    def sabotage() -> None:
-        nonlocal happened, longest
-        choice = random.Random(7)  # noqa: S311 - which loss comes next is no secret
-        while not done.wait(pace):
-            loss = choice.choice(losses)
-            loss()
-            happened += 1
-            if loss == saboteur.take_token_away:
-                done.wait(pace / 4)
-                saboteur.bring_token_back()
-            began = time.monotonic()
-            while _reason(hsm.check) != "ok":
-                assert time.monotonic() - began < 10
-            longest = max(longest, time.monotonic() - began)
-
-    thread = threading.Thread(target=sabotage)
-    thread.start()
-    try:
-        counts = hammer(hsm, seconds, tolerate=frozenset({"HSM_UNAVAILABLE"}))
-    finally:
-        done.set()
-        thread.join(30)
-    ids = _ids(hsm)
-    hsm.close()
-    return happened, counts, longest, len(ids) - len(set(ids))
-
-
-def _ids(hsm: Pkcs11Hsm) -> list[tuple[int, bytes]]:
-    def read(worker: Worker) -> list[tuple[int, bytes]]:
-        with hsm._sessions.objects:
-            return [(int(thing.object_class), thing.id) for thing in worker.session.get_objects()]
-
-    return hsm._sessions.run(read)
-
-
-def _assert_survived(outcome: tuple[int, dict[str, int], float, int], losses: int) -> None:
-    happened, counts, longest, duplicates = outcome
-    assert happened >= losses
-    assert counts["sign"] > 10 * losses
-    assert longest < 10
-    assert duplicates == 0
-
-
-def test_lost_at_random_under_load_it_serves_again(tmp_path: Path) -> None:
-    _assert_survived(alone(_lost_at_random, tmp_path / "token", 4.0, 0.2), losses=3)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(300)
-def test_lost_at_random_under_load_for_a_minute(tmp_path: Path) -> None:
-    _assert_survived(alone(_lost_at_random, tmp_path / "token", 60.0, 0.3), losses=100)
 
 
 def _wrap_for_ever(config: HsmConfig, hsm_id: bytes) -> None:
@@ -357,57 +149,3 @@ def _wrap_for_ever(config: HsmConfig, hsm_id: bytes) -> None:
         if done == 3:
             sys.stdout.write("wrapping\n")
             sys.stdout.flush()
-
-
-def _killed_while_wrapping(config: HsmConfig, kills: int) -> None:
-    program = (
-        "import sys; from tests.integration.test_hsm_recovery import _wrap_for_ever, HsmConfig;"
-        "_wrap_for_ever(HsmConfig.model_validate_json(sys.argv[1]), bytes(16))"
-    )
-    for _ in range(kills):
-        with subprocess.Popen(
-            [sys.executable, "-c", program, config.model_dump_json()],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        ) as process:
-            assert process.stdout
-            assert process.stdout.readline() == b"wrapping\n"
-            process.send_signal(signal.SIGKILL)
-
-
-def _objects(config: HsmConfig) -> list[tuple[int, bytes]]:
-    hsm = Pkcs11Hsm(config)
-    found = sorted(_ids(hsm))
-    hsm.close()
-    return found
-
-
-def _assert_no_residue(folder: Path, kills: int) -> None:
-    config = make_token(folder)
-    _killed_while_wrapping(config, kills)
-    assert alone(_objects, config) == sorted(
-        [(int(ObjectClass.PUBLIC_KEY), bytes(16)), (int(ObjectClass.PRIVATE_KEY), bytes(16))]
-    )
-
-
-def test_BY_09_a_kill_while_wrapping_leaves_no_ephemeral_key(tmp_path: Path) -> None:
-    _assert_no_residue(tmp_path / "token", kills=3)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(900)
-def test_BY_09_a_hundred_kills_leave_no_ephemeral_key(tmp_path: Path) -> None:
-    _assert_no_residue(tmp_path / "token", kills=100)
-
-
-def test_BY_09_a_wrap_leaves_no_session_object(hsm: Pkcs11Hsm) -> None:
-    key = fresh(hsm, KeyType.EC_P384, exportable=True)
-    hsm.wrap(key, Target().kek, OaepHash.SHA1, exact=True)
-    with pytest.raises(BrokerError):
-        hsm.wrap(fresh(hsm, KeyType.EC_P384), Target().kek, OaepHash.SHA1, exact=True)
-
-    def left(worker: Worker) -> list[Any]:
-        with hsm._sessions.objects:
-            return list(worker.session.get_objects({Attribute.TOKEN: False}))
-
-    assert hsm._sessions.run(left) == []

@@ -195,7 +195,7 @@ def test_NT_18_plaintext_on_the_tls_ports_ends_there(live: Live, admin: Client, 
                 plain.sendall(hello)
                 assert_ended(plain)
         with grpc.insecure_channel(address, options=OPTIONS) as channel:
-            call = channel.unary_unary("/broker_api.v1.OperatorService/WhoAmI")
+            call = channel.unary_unary("/broker_api.v1.OperatorService/WhoAmI", bytes, bytes)
             with pytest.raises(grpc.RpcError) as caught:
                 call(b"", timeout=10)
         code: Any = caught.value

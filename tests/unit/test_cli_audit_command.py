@@ -1,7 +1,5 @@
 """`broker audit verify` and `broker audit show` as they are typed."""
 
-# ruff: noqa: N802  a row of the attack list keeps its id
-
 from __future__ import annotations
 
 import base64

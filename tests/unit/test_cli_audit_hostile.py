@@ -1,7 +1,5 @@
 """AU-12: journals made to break whoever reads them. A parse problem is a finding with its place, never "ok"."""
 
-# ruff: noqa: N802  a row of the attack list keeps its id
-
 from __future__ import annotations
 
 import json

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from broker.core.audit import encode
 from broker.core.authority import Authority
 from broker.core.call import Call
 from broker.core.errors import BrokerError, NotFound, PermissionDenied, WrongState
@@ -97,12 +99,33 @@ def test_the_same_request_again_gives_the_operator_and_a_fresh_certificate(house
     assert old.serial != new.serial
     assert house.store.entries[-1].facts["replayed"] == 1
     assert house.store.entries[-1].facts["certificate_serial"] == new.serial
-    house.operators.revoke(house.call("RevokeCertificates"), "bob")
-    assert not house.refuses(house.add("bob", request_id=REQUEST)[1], "bob")
-    house.operators.remove(house.call("RemoveOperator"), "bob")
+    assert old.expires_at == new.expires_at
+    house.clock.forward(hours=12)
     with pytest.raises(WrongState) as refused:
         house.add("bob", request_id=REQUEST)
-    assert reason(refused) == "OPERATOR_REMOVED"
+    assert reason(refused) == "REQUEST_TOO_OLD"
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("SetOperatorGroups", "CHANGED_MEANWHILE"),
+        ("RevokeCertificates", "CHANGED_MEANWHILE"),
+        ("RemoveOperator", "OPERATOR_REMOVED"),
+    ],
+)
+def test_AZ_05_a_repeated_request_to_add_gives_no_certificate_for_what_others_have_made_of_the_operator(
+    house: House, method: str, expected: str
+) -> None:
+    house.add("bob", request_id=REQUEST)
+    asked = house.call(method)
+    if method == "SetOperatorGroups":
+        house.operators.set_groups(asked, "bob", ["admins"])
+    else:
+        (house.operators.revoke if method == "RevokeCertificates" else house.operators.remove)(asked, "bob")
+    with pytest.raises(WrongState) as refused:
+        house.add("bob", request_id=REQUEST)
+    assert reason(refused) == expected
 
 
 def test_an_operator_is_not_added_when_the_certificate_cannot_be_made(house: House) -> None:
@@ -322,3 +345,10 @@ def test_everybody_may_ask_who_they_are(house: House) -> None:
 
 def test_the_uri_is_the_spiffe_id() -> None:
     assert operator_uri("broker.example", "alice") == "spiffe://broker.example/operator/alice"
+
+
+def test_AU_14_the_record_names_every_group_however_long_the_names_are(house: House) -> None:
+    groups = sorted([*(f"a{number:02}".ljust(63, "x") for number in range(15)), "z-keepers-of-the-policy"])
+    house.add("bob", *groups)
+    line, _ = encode(house.store.entries[-1], "chain", 1, "0" * 64)
+    assert json.loads(line)["facts"]["groups"].split(",") == groups

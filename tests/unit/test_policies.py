@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
-from broker.core.guard import Guard
+from broker.core.guard import BROKER, Guard
 from broker.core.model import (
     Key,
     KeyState,
@@ -245,6 +245,22 @@ def test_everybody_may_ask_about_themselves_and_auditors_about_all(house: House)
     for other in ("alice", "nobody"):
         with pytest.raises(PermissionDenied):
             house.explain(other, "Sign", "Key", "payments", asker=operator("bob"))
+
+
+def test_AZ_14_a_text_that_this_release_cannot_read_denies_everything_until_one_that_it_can(house: House) -> None:
+    def set_elsewhere(version: int, text: str) -> None:
+        asked = call("PolicyService/SetPolicy", ADMIN, house.clock)
+        with house.store.write(asked.outcome()) as write:
+            write.add(document(text, version))
+
+    set_elsewhere(2, '@id("new") forbid (principal, action == Action::"OfANewerRelease", resource);')
+    with pytest.raises(InvalidRequest):
+        house.policies.refresh()
+    assert not house.guard.permits(ADMIN, "SetPolicy", BROKER)
+    set_elsewhere(3, FIRST_POLICY)
+    house.policies.refresh()
+    assert house.guard.document.version == 3
+    assert house.guard.permits(ADMIN, "SetPolicy", BROKER)
 
 
 PIPELINE_RULE = (

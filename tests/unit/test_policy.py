@@ -210,3 +210,12 @@ def test_the_operators_of_a_full_list_of_actions_are_within_the_limit() -> None:
     actions = ", ".join(f'Action::"{action}"' for action in sorted(ACTIONS))
     Policy(f'@id("all") permit (principal in Group::"a", action in [{actions}], resource);')
     assert policy.MAX_OPERATORS == 100
+
+
+@pytest.mark.parametrize("action", ["ListKeys", "ListTargets", "ListImports"])
+def test_AZ_04_a_policy_that_would_hide_nothing_is_refused(action: str) -> None:
+    """A list shows what its reader may get, so forbidding the list of one thing would have no effect."""
+    kind = "Target" if action == "ListTargets" else "Key"
+    with pytest.raises(InvalidRequest) as refused:
+        Policy(f'@id("hide") forbid (principal, action == Action::"{action}", resource == {kind}::"a");')
+    assert refused.value.reason == "POLICY_INVALID"

@@ -106,7 +106,7 @@ def _refusal(status: int, said: str, mount: str, path: str, host: str) -> Broker
 
 
 def _refused(status: int, said: str, mount: str, host: str) -> WrongState:
-    if "no handler for route" in said:
+    if "no handler for route" in said or said == "namespace not found":
         return no_transit(mount, host)
     if "cannot be used with an existing key" in said:
         return WrongState("TARGET_NAME_TAKEN", f"A key of this name exists at {host}; choose another name there.")

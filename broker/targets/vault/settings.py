@@ -31,7 +31,7 @@ def _path(text: str) -> str:
 
 def _file(text: str) -> str:
     if not _FILE.fullmatch(text):
-        raise ValueError("give the bare name of a file in the broker's credentials folder")
+        raise ValueError("give the bare name of a file in the host's folder below the broker's credentials folder")
     return text
 
 

@@ -75,7 +75,8 @@ class VaultTarget:
                 "ask its operator to add them there.",
             )
         self._settings = settings
-        self._transport = Transport(settings, lambda: read_token(surroundings.credentials, settings.token_file))
+        tokens = surroundings.credentials / settings.host
+        self._transport = Transport(settings, lambda: read_token(tokens, settings.token_file))
 
     def __repr__(self) -> str:
         return f"VaultTarget({self._settings.address}, {self._settings.mount})"

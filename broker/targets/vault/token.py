@@ -13,21 +13,24 @@ _TOKEN = re.compile(rb"[!-~]{1,2048}")
 
 
 def read_token(folder: Path, name: str) -> str:
-    """The token in the file ``name`` of ``folder``; WrongState ``TARGET_CREDENTIAL_UNUSABLE`` saying what is wrong.
+    """The token in the file ``name`` of ``folder``, the one folder for this target's host.
 
-    The file must be a regular one, not a link, and closed to everybody but its owner.
+    WrongState ``TARGET_CREDENTIAL_UNUSABLE`` says what is wrong. The file must be a regular one, not a link, and closed
+    to everybody but its owner.
     """
     try:
         descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _unusable(name, f"cannot be opened ({error.strerror})") from error
-    with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
+    try:
+        mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise _unusable(name, "is not a regular file")
         if stat.S_IMODE(mode) & 0o077:
             raise _unusable(name, "can be read by others than its owner (chmod 0600)")
-        token = file.read(4096).strip()
+        token = os.read(descriptor, 4096).strip()
+    finally:
+        os.close(descriptor)
     if not _TOKEN.fullmatch(token):
         raise _unusable(name, "does not hold one token and nothing else")
     return token.decode("ascii")
@@ -36,5 +39,6 @@ def read_token(folder: Path, name: str) -> str:
 def _unusable(name: str, why: str) -> WrongState:
     return WrongState(
         "TARGET_CREDENTIAL_UNUSABLE",
-        f"The token file {name} {why}; put the target's token there, in a file of mode 0600 in the credentials folder.",
+        f"The token file {name} {why}; put the target's token there, in a file of mode 0600 in the folder that the "
+        "credentials folder has for the target's host:port.",
     )

@@ -89,7 +89,7 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenewCertificate(self, request, context):
-        """A fresh certificate for the caller.
+        """A fresh certificate for the caller, for at most 12 hours.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

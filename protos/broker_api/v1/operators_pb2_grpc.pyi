@@ -36,7 +36,7 @@ class OperatorServiceStub:
     AddOperator: _grpc.UnaryUnaryMultiCallable[_operators_pb2.AddOperatorRequest, _operators_pb2.AddOperatorResponse]
     """Registers an operator and signs their first certificate."""
     RenewCertificate: _grpc.UnaryUnaryMultiCallable[_operators_pb2.RenewCertificateRequest, _operators_pb2.RenewCertificateResponse]
-    """A fresh certificate for the caller."""
+    """A fresh certificate for the caller, for at most 12 hours."""
     IssueCertificate: _grpc.UnaryUnaryMultiCallable[_operators_pb2.IssueCertificateRequest, _operators_pb2.IssueCertificateResponse]
     """A fresh certificate for an operator whose own has lapsed."""
     ListOperators: _grpc.UnaryUnaryMultiCallable[_operators_pb2.ListOperatorsRequest, _operators_pb2.ListOperatorsResponse]
@@ -57,7 +57,7 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     AddOperator: _aio.UnaryUnaryMultiCallable[_operators_pb2.AddOperatorRequest, _operators_pb2.AddOperatorResponse]  # type: ignore[assignment]
     """Registers an operator and signs their first certificate."""
     RenewCertificate: _aio.UnaryUnaryMultiCallable[_operators_pb2.RenewCertificateRequest, _operators_pb2.RenewCertificateResponse]  # type: ignore[assignment]
-    """A fresh certificate for the caller."""
+    """A fresh certificate for the caller, for at most 12 hours."""
     IssueCertificate: _aio.UnaryUnaryMultiCallable[_operators_pb2.IssueCertificateRequest, _operators_pb2.IssueCertificateResponse]  # type: ignore[assignment]
     """A fresh certificate for an operator whose own has lapsed."""
     ListOperators: _aio.UnaryUnaryMultiCallable[_operators_pb2.ListOperatorsRequest, _operators_pb2.ListOperatorsResponse]  # type: ignore[assignment]
@@ -87,7 +87,7 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operators_pb2.RenewCertificateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operators_pb2.RenewCertificateResponse, _abc.Awaitable[_operators_pb2.RenewCertificateResponse]]:
-        """A fresh certificate for the caller."""
+        """A fresh certificate for the caller, for at most 12 hours."""
 
     @_abc_1.abstractmethod
     def IssueCertificate(

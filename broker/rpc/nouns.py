@@ -29,7 +29,7 @@ from broker.rpc.targets import TargetMethods
 from broker.rpc.trust import TrustMethods
 
 
-def services(  # noqa: PLR0913 (one argument a noun)
+def answers(  # noqa: PLR0913 (one argument a noun)
     *,
     keys: Keys,
     use: KeyUse,

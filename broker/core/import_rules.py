@@ -1,0 +1,61 @@
+"""What may be imported, under which remote name, and when again."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from broker.core.errors import NotFound, Unavailable, WrongState
+from broker.core.model import Import, ImportState, Key, KeyState, KeyVersion, VersionState
+
+LEASE = timedelta(seconds=60)
+"""How long an upload whose answer is missing may still be on its way; longer than any request to a target takes."""
+
+
+def importable(key: Key, held: KeyVersion) -> None:
+    """Return if this version may leave the HSM at all; the HSM has the last word when it is wrapped."""
+    if key.state is not KeyState.ENABLED or held.state is not VersionState.ENABLED:
+        raise WrongState(
+            "KEY_STATE", f"The key is {key.state}, this version {held.state}; only an enabled one is imported."
+        )
+    if not key.exportable:
+        raise WrongState(
+            "KEY_NOT_EXPORTABLE",
+            "The key was created as not exportable, so it never leaves the HSM; create an exportable one to import it.",
+        )
+    if held.sealed:
+        raise WrongState(
+            "KEY_SEALED", "The key was sealed, so it never leaves the HSM again; rotate it and import the new version."
+        )
+
+
+def remote_name_of(key: Key, row: Import | None, rows: list[Import], wanted: str) -> str:
+    """All versions of a key go to one remote name; a name that has come to nothing binds nobody."""
+    bound = [one.remote_name for one in rows if one.state is not ImportState.FAILED]
+    if not bound:
+        return wanted or (row.remote_name if row else key.name)
+    if wanted not in {"", bound[0]}:
+        raise WrongState(
+            "REMOTE_NAME_DIFFERS", f"The key is at this target as {bound[0]}; give that remote name, or none."
+        )
+    return bound[0]
+
+
+def provable(row: Import | None) -> Import:
+    """The row, if it is of a proven import."""
+    if row is None:
+        raise NotFound("IMPORT_NOT_FOUND", "This version was not imported to this target; import it.")
+    if row.state is not ImportState.PROVEN:
+        raise WrongState("IMPORT_NOT_PROVEN", f"This import is {row.state}; import the key again, which settles it.")
+    return row
+
+
+def await_lease(row: Import, now: datetime) -> None:
+    """Return when nothing of an earlier attempt can be on its way any more; else ``IMPORT_IN_PROGRESS`` (BY-15)."""
+    left = (row.started_at + LEASE - now).total_seconds()
+    if row.state is ImportState.PENDING and left > 0:
+        raise in_progress(f"an earlier upload may still arrive; try again in {int(left) + 1} s")
+
+
+def in_progress(what: str) -> Unavailable:
+    """Somebody else is at it, or may be."""
+    return Unavailable("IMPORT_IN_PROGRESS", f"This import is in progress: {what}.")

@@ -1,0 +1,23 @@
+"""What the probe found that a token can really do; everything that follows from the token's kind reads it here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pkcs11 import Mechanism
+
+from broker.core.model import KeyType, OaepHash, Probe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What was found. ``padded_wrap`` None: no usable key wrap; ``exact_types``: whose wrap follows RFC 5649."""
+
+    key_types: tuple[KeyType, ...]
+    copyable_known: bool
+    padded_wrap: Mechanism | None
+    exact: bool
+    exact_types: frozenset[KeyType]
+    oaep_hashes: tuple[OaepHash, ...]
+    one_call_hashes: frozenset[OaepHash]
+    probes: tuple[Probe, ...]

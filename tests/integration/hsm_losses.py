@@ -1,0 +1,73 @@
+"""What the tests of recovery and of load share."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from broker.core.errors import BrokerError
+from broker.core.model import EncryptionAlgorithm, SignatureAlgorithm
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from tests.servers.softhsm import make_token
+
+ES256 = SignatureAlgorithm.ES256
+
+
+GCM = EncryptionAlgorithm.AES_GCM
+
+
+class Saboteur:
+    """Does to the module behind the broker's back what a failing device does, between two calls.
+
+    Between: PKCS#11 leaves C_Finalize and C_CloseAllSessions under a running call undefined, and SoftHSM crashes then.
+    """
+
+    def __init__(self, hsm: Pkcs11Hsm, tokens: Path) -> None:
+        self._sessions = hsm._sessions
+        self._functions = hsm._sessions.module._functions
+        self._tokens = tokens
+
+    def finalize(self) -> None:
+        with self._paused():
+            self._functions.C_Finalize(None)
+
+    def close_all_sessions(self) -> None:
+        with self._paused():
+            self._functions.C_CloseAllSessions(ctypes.c_ulong(self._sessions.token.slot.slot_id))
+
+    def log_out(self) -> None:
+        with self._paused():
+            self._functions.C_Logout(ctypes.c_ulong(self._sessions._login.handle))
+
+    def take_token_away(self) -> None:
+        with self._paused():
+            self._tokens.rename(self._tokens.with_name("away"))
+
+    def bring_token_back(self) -> None:
+        with self._paused():
+            self._tokens.with_name("away").rename(self._tokens)
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        with self._sessions._reloading:
+            taken = [self._sessions._idle.get(timeout=10) for _ in range(self._sessions._size)]
+            try:
+                yield
+            finally:
+                self._sessions._fill(taken)
+
+
+def _quick(folder: Path, **changes: float) -> tuple[Pkcs11Hsm, Saboteur]:
+    config = make_token(folder).model_copy(update={"reload_interval": 0.0, "retry_interval": 0.0, **changes})
+    hsm = Pkcs11Hsm(config)
+    return hsm, Saboteur(hsm, folder / "tokens")
+
+
+def _reason(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except BrokerError as refusal:
+        return refusal.reason
+    return "ok"

@@ -1,0 +1,61 @@
+"""What an import may cost: counted on the real road, with only the HSM and the target standing in for themselves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.core.imports import Imports
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from tests.integration.import_bench import Bench, Mount
+from tests.servers.openbao import OpenBao
+
+
+class Counting:
+    """Lets every call through and counts it."""
+
+    def __init__(self, real: object, calls: Counter[str]) -> None:
+        self._real, self._calls = real, calls
+
+    def __getattr__(self, name: str) -> object:
+        real = getattr(self._real, name)
+        if not callable(real):
+            return real
+
+        def counted(*given: object, **named: object) -> object:
+            self._calls[name] += 1
+            return real(*given, **named)
+
+        return counted
+
+
+@pytest.fixture
+def bench(openbao: OpenBao, hsm: Pkcs11Hsm, tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(Mount(openbao, tmp_path, openbao.mount), hsm, tmp_path)
+    made.register()
+    yield made
+    made.close()
+
+
+def test_an_import_costs_three_reads_two_writes_one_wrap_and_four_requests(bench: Bench) -> None:
+    key = bench.key()
+    store, hsm, remote = Counter[str](), Counter[str](), Counter[str]()
+    port = Counting(bench.connect("vault", bench.settings), remote)
+    imports = Imports(
+        Counting(bench.store, store),  # type: ignore[arg-type]
+        Counting(bench.hsm, hsm),  # type: ignore[arg-type]
+        bench.guard,
+        lambda _kind, _settings: port,  # type: ignore[arg-type,return-value]
+        bench.clock,
+    )
+    imports.import_key(bench.call("ImportKey"), key.name, 0, "bao", "")
+    assert store == {"version": 1, "get": 1, "page": 1, "write": 2}
+    assert hsm == {"report": 1, "wrap": 1}
+    assert remote == {"supports": 1, "oaep_hash": 1, "wrapping_key": 1, "import_key": 1, "versions": 1, "sign": 1}
+    for calls in (store, hsm, remote):
+        calls.clear()
+    imports.import_key(bench.call("ImportKey"), key.name, 0, "bao", "")
+    assert (store, hsm, remote) == ({"version": 1, "get": 1, "page": 1, "write": 1}, {}, {})

@@ -1,0 +1,348 @@
+"""Every RPC of the descriptors against the running broker: its audit record, its permission, its idempotency."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message_factory import GetMessageClass
+
+from broker import setup
+from tests.servers.live import METHODS, OPTIONS, POLICY, Client, Live, Refused, vault_settings
+from tests.servers.openbao import OpenBao
+
+EC_P256, AES_256 = 4, 10
+SIGN, ENCRYPT = 1, 2
+MUTATIONS = {name for name, method in METHODS.items() if "request_id" in method.input_type.fields_by_name}
+Story = Generator[tuple[str, dict[str, Any]], Any, None]
+
+
+def fresh(prefix: str) -> str:
+    return f"{prefix}-{secrets.token_hex(5)}"
+
+
+def csr() -> str:
+    return setup.make_request()[1].decode()
+
+
+def story(bao: OpenBao, version: int) -> Story:
+    """Requests that all succeed in this order for an admin, at least one of every RPC; answers are sent back in.
+
+    ``version``: of the policy in force.
+    """
+    key = fresh("k")
+    yield "WhoAmI", {}
+    yield "GetHsm", {}
+    yield from _keys(key)
+    yield from _places(bao, key)
+    yield from _people()
+    yield "GetPolicy", {}
+    yield "SetPolicy", {"text": POLICY, "expected_version": version}
+    yield "ExplainPolicy", {"operator": "admin", "action": "Sign", "key": key}
+    yield "GetAuditState", {}
+    yield "SignAuditHead", {}
+    yield "ListAuditHeads", {"page_size": 5}
+
+
+def _keys(key: str) -> Story:
+    aes = fresh("aes")
+    message = {"message": b"pay 10 to bob"}
+    yield "CreateKey", {"name": key, "type": EC_P256, "usage": SIGN, "exportable": True}
+    yield "CreateKey", {"name": aes, "type": AES_256, "usage": ENCRYPT}
+    yield "GetKey", {"name": key}
+    yield "ListKeys", {"page_size": 5}
+    yield "GetPublicKey", {"name": key}
+    signed = yield "Sign", {"name": key, "input": message}
+    yield "BatchSign", {"name": key, "inputs": [message, message]}
+    yield "Verify", {"name": key, "input": message, "signature": signed.signature}
+    sealed = yield "Encrypt", {"name": aes, "plaintext": b"canary-plaintext-77"}
+    yield "Decrypt", {"name": aes, "ciphertext": sealed.ciphertext}
+    yield "RotateKey", {"name": key}
+    yield "ListKeyVersions", {"name": key}
+    yield "DisableKey", {"name": aes}
+    yield "EnableKey", {"name": aes}
+    yield "ScheduleKeyDestruction", {"name": aes}
+    yield "CancelKeyDestruction", {"name": aes}
+
+
+def _places(bao: OpenBao, key: str) -> Story:
+    target = fresh("t")
+    made = yield "CreateTarget", {"name": target, "vault": vault_settings(bao)}
+    yield "GetTarget", {"name": target}
+    yield "ListTargets", {"page_size": 5}
+    yield "CheckTarget", {"name": target}
+    yield "RepinTarget", {"name": target, "expected_kek_thumbprint": made.target.kek_thumbprint}
+    yield "DeleteTarget", {"name": target}
+    yield "ImportKey", {"name": key, "target": "bao"}
+    yield "ProveImport", {"name": key, "target": "bao"}
+    yield "ListImports", {"name": key}
+    yield "SealKey", {"name": key}
+
+
+def _people() -> Story:
+    who = fresh("o")
+    yield "AddOperator", {"name": who, "groups": ["nothing"], "csr_pem": csr()}
+    yield "ListOperators", {"page_size": 5}
+    yield "SetOperatorGroups", {"name": who, "groups": ["auditors"]}
+    yield "IssueCertificate", {"name": who, "csr_pem": csr()}
+    yield "RenewCertificate", {"csr_pem": csr()}
+    yield "RevokeCertificates", {"name": who}
+    yield "RemoveOperator", {"name": who}
+
+
+def told(parts: Story) -> Iterator[tuple[str, dict[str, Any], list[Any]]]:
+    """The story's requests one by one; the caller puts the answer into the list."""
+    answer: Any = None
+    while True:
+        try:
+            rpc, fields = parts.send(answer)
+        except StopIteration:
+            return
+        answers: list[Any] = []
+        yield rpc, fields, answers
+        [answer] = answers
+
+
+def asked(bao: OpenBao) -> dict[str, dict[str, Any]]:
+    """A sound request of each RPC, of things that do not exist: what is decided on it is the permission alone."""
+    stand_in = {"SignResponse": {"signature": b"s"}, "EncryptResponse": {"ciphertext": b"\x01\0\0\0\x01" + b"c" * 40}}
+    requests: dict[str, dict[str, Any]] = {}
+    parts = story(bao, 1)
+    answer: Any = None
+    while True:
+        try:
+            rpc, fields = parts.send(answer)
+        except StopIteration:
+            return requests
+        response = METHODS[rpc].output_type
+        answer = GetMessageClass(response)(**stand_in.get(response.name, {}))
+        if rpc == "CreateTarget":
+            answer.target.kek_thumbprint = "0" * 64
+        requests.setdefault(rpc, fields)
+
+
+@pytest.fixture(scope="module")
+def admin(live: Live) -> Client:
+    return live.client()
+
+
+@pytest.fixture(scope="module")
+def nobody(live: Live, admin: Client) -> Client:
+    """An operator whom nothing is permitted."""
+    return live.operator(admin, fresh("nobody"), "nothing")
+
+
+@contextmanager
+def one_outcome(live: Live) -> Iterator[dict[str, Any]]:
+    """What is in the block makes exactly one outcome record, which is handed over afterwards."""
+    count, found = len(live.records()), dict[str, Any]()
+    yield found
+    [outcome] = live.since(count)
+    found.update(outcome)
+
+
+def version_in_force(admin: Client) -> int:
+    version: int = admin.ask("GetPolicy").policy.version
+    return version
+
+
+def test_the_story_has_every_rpc(openbao: OpenBao) -> None:
+    assert set(asked(openbao)) == set(METHODS)
+
+
+# ---- AU-09, P1 -------------------------------------------------------------------------------------------------------
+
+
+def test_AU_09_every_rpc_that_is_allowed_leaves_one_outcome(live: Live, admin: Client, openbao: OpenBao) -> None:
+    for rpc, fields, answers in told(story(openbao, version_in_force(admin))):
+        with one_outcome(live) as outcome:
+            answers.append(admin.ask(rpc, **fields))
+        service = METHODS[rpc].containing_service.name
+        assert outcome["rpc"] == f"{service}/{rpc}"
+        assert (outcome["outcome"], outcome["reason"]) == ("ok", ""), rpc
+        assert (outcome["principal"], outcome["authn"]) == ("operator/admin", "mtls")
+        assert (outcome["decision"], outcome["policies"]) == ("allow", ["admins"]), rpc
+        assert outcome["policy_version"] > 0
+        assert outcome["resource"], rpc
+
+
+def test_AU_09_every_rpc_that_the_policy_denies_leaves_one_outcome(
+    live: Live, nobody: Client, openbao: OpenBao
+) -> None:
+    for rpc, fields in asked(openbao).items():
+        with one_outcome(live) as outcome:
+            error = nobody.refusal(rpc, **fields)
+        assert (error.code, error.reason) == ("PERMISSION_DENIED", "POLICY_DENIED"), rpc
+        assert (outcome["call"], outcome["outcome"], outcome["reason"]) == (error.call_id, error.code, error.reason)
+        assert outcome["decision"] == "deny"
+        assert outcome["principal"].startswith("operator/nobody-")
+        assert outcome["resource"], rpc
+
+
+def test_AU_09_every_rpc_that_is_refused_as_invalid_leaves_one_outcome(live: Live, admin: Client) -> None:
+    for rpc in METHODS:
+        with one_outcome(live) as outcome, pytest.raises(Refused) as caught:
+            admin.send(rpc, b"\xfa\x3e\x02hi")  # a field that no request has
+        assert (caught.value.code, caught.value.reason) == ("INVALID_ARGUMENT", "FIELD_UNKNOWN"), rpc
+        assert (outcome["call"], outcome["reason"]) == (caught.value.call_id, "FIELD_UNKNOWN")
+        assert outcome["principal"] == "operator/admin"
+
+
+def test_AU_09_every_rpc_without_an_identity_leaves_one_outcome_or_is_counted(live: Live) -> None:
+    """The first 20 of a stranger are recorded one by one; a flood is counted, and the count recorded (AU-15)."""
+    count, refused = len(live.records()), 0
+    with Client(live.pipelines, live.ca, None, None) as stranger:
+        for rpc in METHODS:
+            with pytest.raises(Refused) as caught:
+                stranger.send(rpc, b"")
+            assert (caught.value.code, caught.value.reason) == ("UNAUTHENTICATED", "CREDENTIALS_MISSING"), rpc
+            refused += 1
+    outcomes = live.since(count)
+    assert 10 <= len(outcomes) <= refused
+    assert {one["principal"] for one in outcomes} == {""}
+    assert {one["reason"] for one in outcomes} == {"CREDENTIALS_MISSING"}
+
+
+def test_AU_09_a_method_that_does_not_exist_leaves_one_outcome(live: Live, admin: Client) -> None:
+    with one_outcome(live) as outcome, pytest.raises(grpc.RpcError) as caught:
+        admin.channel.unary_unary("/broker_api.v1.KeyService/ExportKey", bytes, bytes)(b"", timeout=10)
+    code: Any = caught.value
+    assert code.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert (outcome["outcome"], outcome["reason"]) == ("UNIMPLEMENTED", "METHOD_UNKNOWN")
+    assert "ExportKey" not in json.dumps(outcome)
+
+
+def test_AN_25_the_operators_port_has_no_place_for_a_stranger(live: Live) -> None:
+    key, _ = setup.make_request()
+    with Client(live.address, live.ca, None, None) as stranger:
+        assert stranger.refusal("WhoAmI").code == "UNAVAILABLE"
+    assert key
+    with grpc.secure_channel(live.address, grpc.ssl_channel_credentials(live.ca), options=OPTIONS) as channel:
+        health = channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
+        with pytest.raises(grpc.RpcError):
+            health(b"", timeout=10)
+
+
+# ---- AZ-05, P6, AN-28 ------------------------------------------------------------------------------------------------
+
+
+def test_AZ_05_a_permit_for_one_rpc_lets_that_one_pass_and_no_other(
+    live: Live, admin: Client, openbao: OpenBao
+) -> None:
+    name = fresh("solo")
+    solo = live.operator(admin, name, "nothing")
+    requests = asked(openbao)
+    requests["SetPolicy"]["expected_version"] = 2**31 - 2  # allowed, and still not carried out
+    for one in METHODS:
+        admin.ask("SetOperatorGroups", name=name, groups=[f"only-{one.lower()}"])
+        for rpc, fields in requests.items():
+            dry = {"validate_only": True} if rpc in MUTATIONS else {}
+            try:
+                solo.ask(rpc, **fields, **dry)
+                passed = True
+            except Refused as error:
+                passed = error.code != "PERMISSION_DENIED"
+            assert passed == (rpc == one), f"{rpc} under a permit for {one}"
+
+
+def test_P6_a_policy_is_honoured_at_the_next_call_of_an_open_connection(live: Live, admin: Client) -> None:
+    name = fresh("next")
+    caller = live.operator(admin, name, "nothing")
+    permit = f'\n@id("{name}") permit (principal == Operator::"{name}", action == Action::"ListKeys", resource);'
+    try:
+        for _ in range(3):
+            assert caller.refusal("ListKeys").reason == "POLICY_DENIED"
+            admin.ask("SetPolicy", text=POLICY + permit, expected_version=version_in_force(admin))
+            assert list(caller.ask("ListKeys").keys) == []
+            admin.ask("SetPolicy", text=POLICY, expected_version=version_in_force(admin))
+    finally:
+        if admin.ask("GetPolicy").policy.text != POLICY:
+            admin.ask("SetPolicy", text=POLICY, expected_version=version_in_force(admin))
+    assert caller.refusal("ListKeys").reason == "POLICY_DENIED"
+
+
+def test_AN_28_revocation_and_removal_reach_an_open_connection(live: Live, admin: Client) -> None:
+    for rpc, reason in (("RevokeCertificates", "CERTIFICATE_REVOKED"), ("RemoveOperator", "OPERATOR_UNKNOWN")):
+        name = fresh("gone")
+        caller = live.operator(admin, name, "only-whoami")
+        assert caller.ask("WhoAmI").principal == f"operator/{name}"
+        admin.ask(rpc, name=name)
+        error = caller.refusal("WhoAmI")
+        assert (error.code, error.reason) == ("UNAUTHENTICATED", reason)
+        assert caller.refusal("WhoAmI").reason == reason
+
+
+def test_a_group_taken_away_is_gone_at_the_next_call(live: Live, admin: Client) -> None:
+    name = fresh("group")
+    caller = live.operator(admin, name, "only-gethsm")
+    assert caller.ask("GetHsm").answering
+    admin.ask("SetOperatorGroups", name=name, groups=["nothing"])
+    assert caller.refusal("GetHsm").reason == "POLICY_DENIED"
+
+
+# ---- idempotency (AIP-155), dry run (AIP-163) ------------------------------------------------------------------------
+
+
+def everything(admin: Client, live: Live, bao: OpenBao) -> list[str]:
+    lists = (
+        ("ListKeys", "keys"),
+        ("ListTargets", "targets"),
+        ("ListImports", "imports"),
+        ("ListOperators", "operators"),
+    )
+    return [
+        *(str(admin.everything(*one)) for one in lists),
+        str(version_in_force(admin)),
+        json.dumps((bao.request("GET", f"{bao.mount}/keys?list=true") or {}).get("data")),
+        str(sorted(file.name for file in (live.folder / "softhsm").rglob("*.object"))),
+    ]
+
+
+def test_every_mutation_is_carried_out_once_under_its_request_id_and_not_at_all_as_a_dry_run(
+    live: Live, admin: Client, openbao: OpenBao
+) -> None:
+    seen = set()
+    for rpc, fields, answers in told(story(openbao, version_in_force(admin))):
+        if rpc not in MUTATIONS:
+            answers.append(admin.ask(rpc, **fields))
+            continue
+        seen.add(rpc)
+        before = everything(admin, live, openbao)
+        admin.ask(rpc, validate_only=True, **fields)
+        admin.ask(rpc, validate_only=True, request_id=str(uuid.uuid4()), **fields)
+        assert everything(admin, live, openbao) == before, f"{rpc} as a dry run"
+        number = str(uuid.uuid4())
+        answers.append(admin.ask(rpc, request_id=number, **fields))
+        after = everything(admin, live, openbao)
+        with one_outcome(live) as outcome:
+            again = admin.ask(rpc, request_id=number, **fields)
+        assert everything(admin, live, openbao) == after, f"{rpc} twice"
+        assert outcome["outcome"] == "ok"
+        assert outcome["request"] == number
+        if rpc == "AddOperator":  # its certificate is a fresh one
+            assert again.operator == answers[0].operator
+        else:
+            assert again == answers[0], rpc
+        if "name" in fields:
+            other = admin.refusal(rpc, request_id=number, **(fields | {"name": f"{fields['name']}-other"}))
+            assert other.reason in {"REQUEST_ID_REUSED", "KEY_NOT_FOUND", "TARGET_NOT_FOUND", "OPERATOR_NOT_FOUND"}
+            assert everything(admin, live, openbao) == after
+    assert seen == MUTATIONS
+
+
+def test_a_request_id_belongs_to_its_principal(live: Live, admin: Client) -> None:
+    number, first, second = str(uuid.uuid4()), fresh("mine"), fresh("yours")
+    other = live.operator(admin, fresh("other"), "only-createkey")
+    admin.ask("CreateKey", name=first, type=EC_P256, usage=SIGN, request_id=number)
+    assert other.ask("CreateKey", name=second, type=EC_P256, usage=SIGN, request_id=number).key.name == second
+    reused = admin.refusal("CreateKey", name=second, type=EC_P256, usage=SIGN, request_id=number)
+    assert (reused.code, reused.reason) == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
+    for bad in ("1", number.upper(), "0" * 36):
+        error = admin.refusal("CreateKey", name=first, type=EC_P256, usage=SIGN, request_id=bad)
+        assert error.reason == "REQUEST_ID_INVALID"

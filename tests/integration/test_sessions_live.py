@@ -1,0 +1,208 @@
+"""A job on real parts: a real OpenBao as the issuer, the broker's process, its ports, its database and its journal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from broker_api.v1 import leases_pb2, sessions_pb2, trust_pb2
+from google.protobuf.duration_pb2 import Duration
+
+from tests.servers.bao_issuer import AUDIENCE, BaoIssuer
+from tests.servers.live import METHODS, Client, Live, Refused, cli, refused, within
+from tests.servers.openbao import OpenBao
+
+PASSWORD = b"canary-s3cret-of-the-database"
+GRANT = """
+@id("deploy")
+permit (principal == Pipeline::"deploy", action == Action::"FetchSecrets", resource in Folder::"team/app");
+"""
+TWO = ["team/app/db#password", "team/app/api"]
+
+
+class Job:
+    """A job's connection to the pipelines' port. ``ask`` sends a bearer token along."""
+
+    def __init__(self, broker: Live) -> None:
+        self._client = Client(broker.pipelines, broker.ca, None, None)
+
+    def ask(self, rpc: str, token: str, **fields: Any) -> Any:
+        method = METHODS[rpc]
+        request = getattr(sessions_pb2, method.input_type.name)(**fields)
+        call = self._client.channel.unary_unary(
+            f"/{method.containing_service.full_name}/{rpc}",
+            request_serializer=None,
+            response_deserializer=getattr(sessions_pb2, method.output_type.name).FromString,
+        )
+        try:
+            return call(request.SerializeToString(), timeout=20, metadata=(("authorization", f"Bearer {token}"),))
+        except grpc.RpcError as error:
+            raise refused(error) from None
+
+    def refusal(self, rpc: str, token: str, **fields: Any) -> str:
+        with pytest.raises(Refused) as found:
+            self.ask(rpc, token, **fields)
+        return found.value.reason
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture(scope="module")
+def ci(openbao: OpenBao) -> BaoIssuer:
+    return BaoIssuer(openbao)
+
+
+@pytest.fixture
+def place(tmp_path: Path, openbao: OpenBao, ci: BaoIssuer) -> Iterator[tuple[Live, Client]]:
+    """A broker that trusts the issuer, with two secrets for the pipeline and one that it may not have."""
+    broker = Live(tmp_path / "broker", "--allow-issuer", openbao.host)
+    try:
+        broker.start()
+        with broker.client() as admin:
+            policy = admin.ask("GetPolicy").policy
+            admin.ask("SetPolicy", text=policy.text + GRANT, expected_version=policy.version)
+            admin.ask("PutSecret", name="team/app/db", fields={"password": PASSWORD, "user": b"app"})
+            admin.ask("PutSecret", name="team/app/api", fields={"key": b"another-canary"})
+            admin.ask("PutSecret", name="team/other", fields={"key": b"not-for-the-job"})
+            admin.ask("CreateTrustRule", rule=rule(ci, openbao))
+            yield broker, admin
+    finally:
+        broker.close()
+
+
+def rule(ci: BaoIssuer, bao: OpenBao) -> trust_pb2.TrustRule:
+    matchers = [trust_pb2.Matcher(claim="sub", exact=ci.entity), trust_pb2.Matcher(claim="project_id", exact="42")]
+    return trust_pb2.TrustRule(
+        name="deploy",
+        preset=trust_pb2.PRESET_GENERIC,
+        issuer=ci.url,
+        audience=AUDIENCE,
+        matchers=matchers,
+        pipeline="deploy",
+        max_session=Duration(seconds=600),
+        single_use=False,
+        ca_pem=bao.ca_pem,
+    )
+
+
+def states(admin: Client) -> tuple[set[int], set[int]]:
+    return (
+        {session.state for session in admin.everything("ListSessions", "sessions")},
+        {lease.state for lease in admin.everything("ListLeases", "leases")},
+    )
+
+
+def test_a_job_gets_its_secrets_in_one_call_and_loses_them_when_it_ends(
+    place: tuple[Live, Client], ci: BaoIssuer
+) -> None:
+    broker, admin = place
+    job = Job(broker)
+    got = job.ask("FetchSecrets", ci.token(), references=TWO, ttl=Duration(seconds=60))
+    assert [dict(each.fields) for each in got.secrets] == [{"password": PASSWORD}, {"key": b"another-canary"}]
+    assert got.session.principal == "pipeline/deploy"
+    assert all(each.lease.expire_time == got.session.expire_time for each in got.secrets)
+    renewed = job.ask("RenewSession", got.session_token, ttl=Duration(seconds=3600)).session
+    assert renewed.expire_time == renewed.last_time
+    job.ask("FetchSecrets", got.session_token, references=TWO[:1])
+    assert job.refusal("FetchSecrets", ci.token(), references=[*TWO, "team/other"]) == "POLICY_DENIED"
+    assert job.refusal("Login", got.session_token) == "IDENTITY_TOKEN_MISSING"
+    assert job.refusal("RenewSession", ci.token()) == "TOKEN_NOT_HERE"
+    assert len(admin.everything("ListLeases", "leases")) == 3
+    job.ask("EndSession", got.session_token)
+    job.ask("EndSession", got.session_token)  # its answer may have been lost
+    assert job.refusal("FetchSecrets", got.session_token, references=TWO) == "SESSION_INVALID"
+    assert states(admin) == ({sessions_pb2.SESSION_STATE_ENDED}, {leases_pb2.LEASE_STATE_REVOKED})
+    job.close()
+    broker.verify()
+    told = [record for record in broker.records() if record.get("rpc") == "SessionService/FetchSecrets"]
+    assert {record["resource"] for record in told} >= {"secret/team/app/db", "secret/team/app/api", "secret/team/other"}
+    assert broker.holding(PASSWORD, got.session_token.encode(), b"another-canary") == []
+
+
+def test_what_a_dead_job_held_ends_by_itself_also_across_a_crash_of_the_broker(
+    place: tuple[Live, Client], ci: BaoIssuer
+) -> None:
+    broker, _ = place
+    job = Job(broker)
+    token = ci.token()
+    first = job.ask("FetchSecrets", token, references=TWO, ttl=Duration(seconds=3))
+    second = job.ask("FetchSecrets", token, references=TWO, ttl=Duration(seconds=300))
+    job.close()  # and nobody renews
+    broker.kill()
+    broker.start()
+    with broker.client() as again:
+        within(15, lambda: ended_by_itself(broker, first.session.id))
+        held = {session.id: session.state for session in again.everything("ListSessions", "sessions")}
+        assert held[second.session.id] == sessions_pb2.SESSION_STATE_ACTIVE
+        answer = again.ask("RevokeSessions", claim=f"{ci.url} project_id=42")
+        assert answer.ended == 1
+        leases = again.everything("ListLeases", "leases")
+    of_first = {lease.state for lease in leases if lease.session == first.session.id}
+    of_second = {lease.state for lease in leases if lease.session == second.session.id}
+    assert (of_first, of_second) == ({leases_pb2.LEASE_STATE_EXPIRED}, {leases_pb2.LEASE_STATE_REVOKED})
+
+
+def test_broker_run_is_killed_and_its_session_dies(place: tuple[Live, Client], ci: BaoIssuer, tmp_path: Path) -> None:
+    broker, admin = place
+    (tmp_path / "token").write_text(ci.token())
+    (tmp_path / "token").chmod(0o600)
+    (tmp_path / "ca.pem").write_bytes(broker.ca)
+    words = [
+        "run", "--address", broker.pipelines, "--ca-file", str(tmp_path / "ca.pem"), "--ttl", "15",
+        "--token-file", str(tmp_path / "token"), "--secret", "DB=broker://team/app/db#password",
+        "--", sys.executable, "-u", "-c", "import os,sys; print(os.environ['DB'] and 'has it'); sys.stdin.read()",
+    ]  # fmt: skip
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "broker_cli", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"has it\n"
+        (session,) = admin.everything("ListSessions", "sessions")
+        assert session.state == sessions_pb2.SESSION_STATE_ACTIVE
+        process.send_signal(signal.SIGKILL)
+    await_ended(admin, session.id, 30)
+    assert states(admin)[1] == {leases_pb2.LEASE_STATE_EXPIRED}
+
+
+def test_the_operator_sees_and_ends_sessions_and_leases(place: tuple[Live, Client], ci: BaoIssuer) -> None:
+    broker, _ = place
+    profile = broker.folder / "profile"
+    job = Job(broker)
+    got = job.ask("FetchSecrets", ci.token(), references=TWO)
+    listed = cli("session", "list", "--principal", "pipeline/deploy", profile=profile)
+    assert got.session.id in listed.stdout, listed.stderr
+    leases = cli("lease", "list", "--session", got.session.id, "--format", "json", profile=profile)
+    assert leases.stdout.count("secret/team/app") == 2
+    assert got.session_token not in listed.stdout + leases.stdout
+    assert cli("lease", "revoke", got.secrets[0].lease.id, profile=profile).returncode == 0
+    assert cli("lease", "revoke", "--prefix", "team/app", "--yes", profile=profile).returncode == 0
+    assert cli("session", "revoke", profile=profile).returncode == 2
+    assert cli("session", "revoke", "--principal", "pipeline/deploy", profile=profile).returncode != 0  # nobody to ask
+    assert cli("session", "revoke", "--principal", "pipeline/deploy", "--yes", profile=profile).returncode == 0
+    assert job.refusal("RenewSession", got.session_token) == "SESSION_INVALID"
+    job.close()
+
+
+def ended_by_itself(broker: Live, name: str) -> bool:
+    """Whether the audit says that the background loop ended the session."""
+    told = [record for record in broker.records() if record.get("resource") == f"session/{name}"]
+    return [record["principal"] for record in told] == ["broker/background"]
+
+
+def await_ended(admin: Client, name: str, seconds: float) -> None:
+    def ended() -> bool:
+        found = {session.id: session.state for session in admin.everything("ListSessions", "sessions")}
+        return bool(found[name] == sessions_pb2.SESSION_STATE_ENDED)
+
+    within(seconds, ended)
+    leases = [each for each in admin.everything("ListLeases", "leases") if each.session == name]
+    assert {each.state for each in leases} == {leases_pb2.LEASE_STATE_EXPIRED}

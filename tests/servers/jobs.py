@@ -1,0 +1,71 @@
+"""Jobs that log in at an authenticator whose key cache has a clock that a test moves by hand."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from broker.auth.oidc import Oidc, OidcConfig
+from broker.auth.oidc.fetch import Fetcher
+from broker.auth.oidc.key_sets import KeySets
+from broker.auth.oidc.verifier import Verifier
+from broker.core.errors import Unauthenticated, Unavailable
+from broker.core.model import Principal, TrustRule
+from broker.core.ports import Credentials
+from tests.fakes.calls import Clock, call, operator
+from tests.fakes.memory_store import MemoryStore
+from tests.servers.issuer import Issuer
+from tests.servers.rules import exact, rule
+
+
+class Ticks:
+    """The monotonic clock of the key cache, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Jobs:
+    """What logs in: an authenticator on a store with one rule for the issuer, trusting its CA."""
+
+    def __init__(self, issuer: Issuer, allowed: frozenset[str] | None = None, url: str = "", **changes: Any) -> None:
+        self.issuer, self.ticks, self.store = issuer, Ticks(), MemoryStore()
+        parts: dict[str, Any] = {"issuer": url or issuer.url, "ca_pem": issuer.ca_pem, **changes}
+        self.rule: TrustRule = rule(**{"matchers": (exact("repository_id", "42"),), **parts})
+        with self.store.write(call("-", operator(), Clock()).outcome()) as write:
+            write.add(self.rule)
+        hosts = frozenset({issuer.host}) if allowed is None else allowed
+        self.oidc = Oidc(OidcConfig(allowed_hosts=hosts), self.store, lambda: datetime.now(UTC))
+        self.sets = KeySets(Fetcher(hosts), self.ticks)
+        self.oidc._verifier = Verifier(self.sets)
+
+    def login(self, token: str | None = None) -> Principal:
+        metadata = {"authorization": f"Bearer {token or self.issuer.token()}"}
+        found = self.oidc.authenticate(
+            Credentials(certificate=None, chain_verified=False, metadata=metadata, peer="", rpc="SessionService/Login")
+        )
+        assert found is not None
+        return found
+
+    def refused(self, token: str | None = None) -> str:
+        with pytest.raises((Unauthenticated, Unavailable)) as refused:
+            self.login(token)
+        return refused.value.reason
+
+    def away(self) -> str:
+        """Why there are no keys, as the audit has it."""
+        with pytest.raises(Unavailable) as refused:
+            self.login()
+        assert refused.value.reason == "ISSUER_UNAVAILABLE"
+        return str(refused.value.facts["claim_found"])
+
+    def settle(self) -> None:
+        """Wait until no fetch is under way."""
+        for known in self.sets._issuers.values():
+            ended = known.ended
+            assert ended is None or ended.wait(10)

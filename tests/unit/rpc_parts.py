@@ -1,0 +1,64 @@
+"""What the tests of the services share: a noun that answers what it is told to, and a call."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from broker.core import model
+from broker.core.call import Call
+from broker.rpc.keys import KeyMethods
+from broker.rpc.pages import PageTokens
+
+THEN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+
+
+PAGES = PageTokens(secrets.token_bytes(32))
+
+
+ALICE = model.Principal(kind="operator", name="alice", groups=("admins",), method="mtls", credential="ab12")
+
+
+PRIVATE = ec.generate_private_key(ec.SECP256R1())
+
+
+SPKI = PRIVATE.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+VERSION = model.KeyVersion(
+    key="payments",
+    number=2,
+    state=model.VersionState.ENABLED,
+    hsm_id=b"i" * 16,
+    public_key=SPKI,
+    sealed=True,
+    created_at=THEN,
+)
+
+
+def call(rpc: str) -> Call:
+    return Call(id="c", rpc=rpc, principal=ALICE, peer="", now=lambda: THEN)
+
+
+class Noun:
+    """Answers each method with what it was given, and keeps the arguments after the call."""
+
+    def __init__(self, **answers: Any) -> None:
+        self._answers = answers
+        self.asked: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def answer(_call: Call, *args: Any, **options: Any) -> Any:
+            self.asked.append((name, args, options))
+            return self._answers[name]
+
+        return answer
+
+
+def keys(**answers: Any) -> tuple[Any, KeyMethods]:
+    noun: Any = Noun(**answers)
+    return noun, KeyMethods(noun, noun, PAGES)

@@ -1,0 +1,157 @@
+"""What `init` makes, when a certificate is renewed, and which files a broker trusts at its start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from broker import setup
+from broker.config import Config, load
+from broker.core.authority import Authority
+from broker.core.errors import InvalidRequest, WrongState
+from tests.fakes.hsm import SoftwareHsm
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+TOML = """
+trust_domain = "broker.internal"
+certificates = "{folder}"
+{extra}
+[hsm]
+module = "{module}"
+token_label = "t"
+pin_file = "{folder}/pin"
+[store]
+url = "sqlite:///{folder}/broker.db"
+journal = "{folder}/journal"
+[server]
+certificate_file = "{folder}/server.pem"
+key_file = "{folder}/server.key"
+operator_ca_file = "{folder}/operator-ca.pem"
+[targets]
+credentials = "{folder}"
+"""
+
+
+def configured(folder: Path, *, module: str = "/usr/lib/module.so", extra: str = "") -> Config:
+    file = folder / "broker.toml"
+    file.write_text(TOML.format(folder=folder, module=module, extra=extra))
+    return load(file)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return configured(tmp_path)
+
+
+@pytest.fixture
+def hsm(config: Config) -> SoftwareHsm:
+    """Holds the broker's own keys, whose files are in the folder."""
+    hsm = SoftwareHsm()
+    for name, hsm_id in setup.INTERNAL_KEYS.items():
+        setup.write_private(config.certificates / f"{name}.pem", Authority.create(hsm, hsm_id, name, NOW)[1])
+    return hsm
+
+
+def test_the_broker_renews_its_own_certificate_in_time(config: Config, hsm: SoftwareHsm) -> None:
+    assert setup.renew_server_certificate(config, hsm, NOW, ("broker.example",))
+    assert not setup.renew_server_certificate(config, hsm, NOW + timedelta(days=59))
+    assert setup.renew_server_certificate(config, hsm, NOW + timedelta(days=61))
+    fresh = x509.load_pem_x509_certificate(config.server.certificate_file.read_bytes())
+    names = fresh.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["broker.example"]
+
+
+def test_a_certificate_that_another_ca_signed_is_left_to_whoever_put_it_there(config: Config, hsm: SoftwareHsm) -> None:
+    other = SoftwareHsm()
+    ref, pem = Authority.create(other, bytes(16), "Other", NOW)
+    key, csr = setup.make_request()
+    foreign, _ = Authority(other, ref, pem).server(csr, ["broker.example"], NOW, timedelta(days=7))
+    config.server.certificate_file.write_bytes(foreign)
+    setup.write_private(config.server.key_file, key)
+    assert not setup.renew_server_certificate(config, hsm, NOW + timedelta(days=6))
+    assert config.server.certificate_file.read_bytes() == foreign
+    assert config.server.key_file.read_bytes() == key
+
+
+@pytest.mark.parametrize("name", sorted(setup.INTERNAL_KEYS))
+def test_a_file_that_does_not_belong_to_the_key_in_the_hsm_is_not_trusted(
+    config: Config, hsm: SoftwareHsm, name: str
+) -> None:
+    setup.check_internal_keys(config, hsm)
+    planted = Authority.create(SoftwareHsm(), setup.INTERNAL_KEYS[name], name, NOW)[1]
+    setup.write_private(config.certificates / f"{name}.pem", planted)
+    with pytest.raises(WrongState) as refused:
+        setup.check_internal_keys(config, hsm)
+    assert refused.value.reason == "HSM_NOT_OURS"
+
+
+def test_AZ_01_the_first_operator_has_a_valid_name(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        setup.initialise(setup.Wishes(folder=tmp_path / "new", operator="../admin"), lambda: NOW)
+    assert refused.value.reason == "NAME_INVALID"
+    assert not (tmp_path / "new").exists()
+
+
+def test_SC_04_a_module_that_is_not_named_by_its_whole_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"hsm\.module"):
+        configured(tmp_path, module="module.so")
+
+
+def test_delays_before_destruction_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="destruction_usual_hours"):
+        configured(tmp_path, extra="[keys]\ndestruction_usual_hours = 2")
+
+
+@pytest.mark.parametrize("host", ["https://vault:8200", "vault", "Vault:8200", "vault:0", "vault:8200/", "u@vault:1"])
+def test_BY_03_a_target_that_could_never_match_is_refused(tmp_path: Path, host: str) -> None:
+    text = TOML.format(folder=tmp_path, module="/m.so", extra="") + f'allowed_hosts = ["{host}"]\n'
+    (tmp_path / "broker.toml").write_text(text)
+    with pytest.raises(InvalidRequest, match="host:port"):
+        load(tmp_path / "broker.toml")
+
+
+@pytest.mark.parametrize("name", ["audit", "server-ca", "server"])
+def test_a_damaged_file_is_refused_in_a_sentence(config: Config, hsm: SoftwareHsm, name: str) -> None:
+    (config.certificates / f"{name}.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+
+    def start() -> None:
+        setup.check_internal_keys(config, hsm)
+        setup.renew_server_certificate(config, hsm, NOW)
+
+    with pytest.raises(WrongState) as refused:
+        start()
+    assert refused.value.reason == "FILE_DAMAGED"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["init", "/proc/nowhere"], ["init", "FOLDER", "--operators-address", "no host:0"]]
+)
+def test_CL_03_what_the_system_refuses_is_said_in_a_sentence(arguments: list[str], tmp_path: Path) -> None:
+    given = [str(tmp_path / "b") if each == "FOLDER" else each for each in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "broker", *given], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "SYSTEM_REFUSED" in done.stderr
+
+
+def test_a_set_up_that_was_interrupted_after_the_token_was_made_goes_on_with_it(tmp_path: Path) -> None:
+    first = setup._softhsm(tmp_path)
+    pin = first.pin_file.read_text()
+    tokens = sorted(file.name for file in (tmp_path / "softhsm" / "tokens").iterdir())
+    again = setup._softhsm(tmp_path)
+    assert (again.environment, again.pin_file.read_text()) == (first.environment, pin)
+    assert sorted(file.name for file in (tmp_path / "softhsm" / "tokens").iterdir()) == tokens
+
+
+def test_a_configuration_that_cannot_be_read_is_not_left_behind(tmp_path: Path) -> None:
+    token = setup.Token(module="relative.so", label="t", pin_file=tmp_path / "pin")
+    with pytest.raises(InvalidRequest):
+        setup.initialise(setup.Wishes(folder=tmp_path, token=token), lambda: NOW)
+    assert not (tmp_path / "broker.toml").exists()
