@@ -197,20 +197,21 @@ class Supervisor:
         running = [worker for worker in self._workers if worker.process is not None]
         for worker in running:
             _send(worker, signal.SIGTERM)
-        return all([_join(worker, until) for worker in running])
+        ends = [_join(worker, until) for worker in running]
+        return all(ends)
 
 
 def supervise(config: Config, file: Path, ready: Callable[[str, str], object]) -> int:
     """Serve with ``config.server.workers`` workers until SIGTERM or SIGINT; ``ready`` is told the two addresses."""
     with ExitStack() as held:
-        addresses = []
-        for wanted in (config.server.operators_address, config.server.pipelines_address):
-            holder, address = hold(wanted)
-            addresses.append(held.enter_context(holder) and address)
-        supervisor = Supervisor(lambda number: worker_command(file, number, *addresses), config.server.workers)
+        operators_holder, operators = hold(config.server.operators_address)
+        held.enter_context(operators_holder)
+        pipelines_holder, pipelines = hold(config.server.pipelines_address)
+        held.enter_context(pipelines_holder)
+        supervisor = Supervisor(lambda one: worker_command(file, one, operators, pipelines), config.server.workers)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: supervisor.stop())
-        return supervisor.run(lambda: ready(*addresses))
+        return supervisor.run(lambda: ready(operators, pipelines))
 
 
 def worker_command(file: Path, number: int, operators: str, pipelines: str) -> list[str]:
@@ -236,7 +237,7 @@ def _join(worker: Worker, until: float) -> bool:
     try:
         code = process.wait(max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
-        log.error("a worker did not end in time and was killed", worker=worker.number)
+        log.error("a worker did not end in time and was killed", worker=worker.number)  # noqa: TRY400
         process.kill()
         code = process.wait()
     ready = worker.ready

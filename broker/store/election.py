@@ -25,7 +25,11 @@ LEADER_LOCK = 0x62726F6B65720002
 SILENCE = "5s"
 """How long the server waits for a candidate's next word (idle_session_timeout, PostgreSQL 14)."""
 
-_NEXT_FENCE = str(NEXT_FENCE.compile(dialect=postgresql.dialect()))
+_NEXT_FENCE = str(
+    NEXT_FENCE.compile(
+        dialect=postgresql.dialect()  # type: ignore[no-untyped-call]
+    )
+)
 
 
 class Election:
