@@ -159,7 +159,7 @@ def conninfo(config: StoreConfig, **settings: str) -> str:
         "sslcertmode": "disable",  # an empty sslcert would mean ~/.postgresql
         "gssencmode": "disable",
         "require_auth": "!password,!md5",  # whoever answers learns nothing of the password
-        "application_name": "broker",
+        "application_name": config.replica,  # so that pg_stat_activity says whose it is
         "client_encoding": "UTF8",
         "target_session_attrs": "read-write",
         "tcp_user_timeout": "5000",
