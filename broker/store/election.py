@@ -14,7 +14,6 @@ from threading import Lock
 from typing import Any
 
 import psycopg
-from sqlalchemy.dialects import postgresql
 
 from broker.store.refusals import unavailable
 from broker.store.tables import NEXT_FENCE
@@ -24,12 +23,6 @@ LEADER_LOCK = 0x62726F6B65720002
 
 SILENCE = "5s"
 """How long the server waits for a candidate's next word (idle_session_timeout, PostgreSQL 14)."""
-
-_NEXT_FENCE = str(
-    NEXT_FENCE.compile(
-        dialect=postgresql.dialect()  # type: ignore[no-untyped-call]
-    )
-)
 
 
 class Election:
@@ -62,7 +55,7 @@ class Election:
         if self._fence is not None:
             self._answer(self._connection, "SELECT 1")  # still connected, so still holding the lock
         elif self._answer(self._connection, f"SELECT pg_try_advisory_lock({LEADER_LOCK})"):
-            self._fence = int(self._answer(self._connection, _NEXT_FENCE))
+            self._fence = int(self._answer(self._connection, NEXT_FENCE))
         return self._fence
 
     def _leave(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event
+from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
@@ -84,7 +84,7 @@ class Sqlite:
         """See ``Database``: the only process leads."""
         if self._fence is None:
             with self.transaction() as connection:
-                fence = connection.execute(NEXT_FENCE).scalar_one()
+                fence = int(connection.execute(text(NEXT_FENCE)).scalar_one())
                 connection.commit()
             self._fence = fence
         return self._fence

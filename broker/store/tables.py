@@ -131,7 +131,7 @@ LEADERSHIP = Table(
 )
 """One row: the number of the newest leader."""
 
-NEXT_FENCE = LEADERSHIP.update().values(fence=LEADERSHIP.c.fence + 1).returning(LEADERSHIP.c.fence)
+NEXT_FENCE = "UPDATE leadership SET fence = fence + 1 RETURNING fence"
 
 
 def key_of(record: Record) -> tuple[Any, ...]:

@@ -259,7 +259,7 @@ class Load:
         with host.client() as client:
             while not self._stop.is_set():
                 try:
-                    put = client.ask("PutSecret", timeout=5, name=name, fields={"a": b"x"})
+                    put = client.ask("PutSecret", name=name, fields={"a": b"x"})
                 except Refused as error:
                     self.refusals[f"{error.code} {error.reason}"] += 1
                     self._stop.wait(0.05)
