@@ -71,7 +71,8 @@ def hold(address: str) -> tuple[socket.socket, str]:
         holder = socket.socket(family, kind, protocol)
         for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
             holder.setsockopt(socket.SOL_SOCKET, option, 1)
-        holder.bind(place)
+        holder.bind(place)  # with SO_REUSEADDR, because connections of a broker before this one may still be closing
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # without it, nobody else's bind passes beside it
     except (OSError, ValueError) as error:
         raise Unavailable(
             "ADDRESS_IN_USE", f"The broker cannot listen on {address}; configure another.", address=address
@@ -163,9 +164,11 @@ class Supervisor:
         threading.Thread(target=self._watch, args=(worker, worker.process), daemon=True).start()
 
     def _watch(self, worker: Worker, process: subprocess.Popen[bytes]) -> None:
-        for line in process.stdout or ():
-            if line.strip() == READY:
-                self._events.put(_Event(worker, process, None))
+        if process.stdout is not None:
+            with process.stdout:
+                for line in process.stdout:
+                    if line.strip() == READY:
+                        self._events.put(_Event(worker, process, None))
         self._events.put(_Event(worker, process, process.wait()))
 
     def _came(self, worker: Worker, ready: Callable[[], object]) -> None:
