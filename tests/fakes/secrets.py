@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
+
 from broker.core.call import Call
+from broker.core.errors import BrokerError
 from broker.core.guard import Guard
 from broker.core.kv import Opened, Secrets, parse_reference
-from broker.core.model import Principal, Secret
+from broker.core.model import Principal, RootKey, Secret, SecretVersion
 from broker.core.policy import FIRST_POLICY
 from broker.core.roots import known_roots
 from broker.core.sealing import Sealing
 from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.hsm import SoftwareHsm
+from tests.fakes.memory_store import MemoryStore
 
 ADMIN = operator("alice", "admins")
 PIPELINE = Principal(kind="pipeline", name="deploy", method="oidc")
@@ -94,3 +99,52 @@ class SecretsHouse:
         for done, (resource, work) in enumerate(self.secrets.chores(), 1):  # noqa: B007
             work(self.own(resource))
         return done
+
+
+class RotationHouse(SecretsHouse):
+    """With a view of the root keys in the store and in the HSM."""
+
+    store: MemoryStore
+    hsm: SoftwareHsm
+
+    def rotate(self, **more: Any) -> int:
+        return self.secrets.rotate_root(self.call("RotateRootKey", **more))
+
+    def root(self) -> tuple[int, int]:
+        newest, waiting = self.secrets.root(self.call("GetRootKey"))
+        return newest.version, waiting
+
+    def versions(self) -> list[int]:
+        return [root.version for root in self.store.page(RootKey, limit=1000)]
+
+    def in_hsm(self) -> set[bytes]:
+        return set(self.hsm._keys)
+
+    def quiet(self) -> None:
+        """The background loop, until there is nothing left to do, however long it takes."""
+        for hours in (0, 0, 25, 0):
+            self.clock.forward(hours=hours)
+            self.work()
+
+
+class TamperedHouse(SecretsHouse):
+    """With rows that somebody can change behind the broker's back."""
+
+    store: MemoryStore
+    hsm: SoftwareHsm
+
+    def version(self, name: str, number: int) -> SecretVersion:
+        found = self.store.get(SecretVersion, name, number)
+        assert found is not None
+        return found
+
+    def tamper(self, version: SecretVersion) -> None:
+        self.store.rows[SecretVersion][version.secret, version.number] = version
+
+
+def reason(kind: type[BrokerError], attempt: object, *args: object, **more: object) -> str:
+    assert callable(attempt)
+    with pytest.raises(kind) as refused:
+        attempt(*args, **more)
+    assert "canary" not in refused.value.message + repr(refused.value.metadata)
+    return refused.value.reason

@@ -13,7 +13,7 @@ import click
 import pytest
 from broker_api.v1 import kv_pb2 as kv
 from broker_api.v1 import kv_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from broker_cli import secrets
+from broker_cli import kv as commands
 
 from tests.integration import test_cli_standin
 from tests.integration.test_cli_standin import WHEN, Authority, Broker, StandIn, bare, broker, serve, server_papers
@@ -94,7 +94,7 @@ def test_every_command_asks_and_prints(
 
 def test_every_command_is_tried_here() -> None:
     tried = {line.split()[1] for _, line in ALL} | {"put", "get"}
-    assert tried == set(secrets.secret.commands)
+    assert tried == set(commands.secret.commands)
 
 
 @pytest.mark.parametrize(("method", "line"), [one for one in ALL if one[0][:3] in {"Del", "Und", "Des", "Rot"}])
@@ -147,7 +147,7 @@ def test_no_option_or_argument_takes_a_value() -> None:
     """Whoever adds one has to say here that it holds no secret."""
     taken = {
         (name, parameter.name)
-        for name, command in secrets.secret.commands.items()
+        for name, command in commands.secret.commands.items()
         for parameter in command.params
         if isinstance(parameter, click.Option) and not parameter.is_flag
     }

@@ -47,10 +47,14 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 200),
 )
 
+FOR_PIPELINES = frozenset({"Login", "RenewSession", "EndSession"})
+"""What no operator can be permitted."""
+
 POLICY = '@id("admins") permit (principal in Group::"admins", action, resource);\n' + "".join(
     f'@id("only-{name.lower()}") permit (principal in Group::"only-{name.lower()}", '
     f'action == Action::"{name}", resource);\n'
     for name in METHODS
+    if name not in FOR_PIPELINES
 )
 """Nothing for anybody but admins, and for each RPC a group that may do just that."""
 

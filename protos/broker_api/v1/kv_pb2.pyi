@@ -205,9 +205,13 @@ class PutSecretRequest(_message.Message):
         """1 to 32 fields, named by letters, digits, "_", "-" and "."; 64 KiB of values in all."""
 
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """None: the labels stay as they are."""
+
     @_builtins.property
-    def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Unset: it does not expire, whatever was set before."""
+
     def __init__(
         self,
         *,
