@@ -1,4 +1,4 @@
-"""`make demo`: the main job on real parts: plain SoftHSM, a real OpenBao, the real broker, driven by the real CLI.
+"""`make demo`: the two main jobs on real parts: plain SoftHSM, a real OpenBao, the real broker, driven by the real CLI.
 
 Each step says what happened and how long it took. The last line is ``demo: ok``; any failure ends it non-zero with
 the reason.
@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.servers import openbao
+from tests.servers.bao_issuer import AUDIENCE, BaoIssuer
 
 BIN = Path(sys.executable).parent
 MESSAGE = b"pay 10 to bob\n"
@@ -53,6 +54,15 @@ class Demo:
         parsed: dict[str, object] = json.loads(self.cli(*words, "--format", "json", stdin=stdin))
         return parsed
 
+    def listed(self, noun: str) -> list[dict[str, object]]:
+        """All sessions, or all leases."""
+        found: list[dict[str, object]] = json.loads(self.cli(noun, "list", "--format", "json"))
+        return found
+
+    def states(self, noun: str) -> str:
+        """The states of all of them."""
+        return ", ".join(str(each["state"]) for each in self.listed(noun))
+
 
 def say(text: str) -> None:
     print(f"      {text}", flush=True)
@@ -72,6 +82,7 @@ def step(number: list[int], title: str) -> Iterator[None]:
 def running_broker(folder: Path, bao: openbao.OpenBao) -> Iterator[subprocess.Popen[bytes]]:
     """`broker dev` until the block ends; it must drain and end with 0 on SIGTERM."""
     command = [str(BIN / "broker"), "dev", "--folder", str(folder), "--allow-target", bao.host]
+    command += ["--allow-issuer", bao.host]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=(folder.parent / "broker.log").open("wb"))
     try:
         for line in process.stdout or ():
@@ -136,6 +147,71 @@ def who_may(demo: Demo, number: list[int]) -> None:
         say(demo.cli(*words, expect=3, profile=auditor).decode().strip().splitlines()[0])
 
 
+GRANT = """
+@id("deploy") permit (principal == Pipeline::"deploy", action == Action::"FetchSecrets", resource in Folder::"shop");
+"""
+JOB = """
+import os, sys
+print("inside the job:", len(os.environ["DB_PASSWORD"]), "and", len(os.environ["API_KEY"]), "characters", flush=True)
+print("printed by mistake:", os.environ["DB_PASSWORD"], flush=True)
+sys.stdin.read()
+"""
+
+
+def second_job(demo: Demo, bao: openbao.OpenBao, number: list[int]) -> None:
+    """A CI job with an identity token and nothing else gets its secrets in one call, and loses them when it dies."""
+    with step(number, "OpenBao acts as the CI: it issues identity tokens to jobs (OpenID Connect)"):
+        ci = BaoIssuer(bao)
+        (demo.folder / "issuer.pem").write_text(bao.ca_pem)
+        added = demo.answer(
+            "trust", "add", "deploy", "--preset", "generic", "--issuer", ci.url, "--audience", AUDIENCE,
+            "--pipeline", "deploy", "--match", f"sub={ci.entity}", "--match", f"project_id={ci.project}",
+            "--reusable", "--issuer-ca-file", str(demo.folder / "issuer.pem"),
+        )  # fmt: skip
+        say(f"trust rule deploy, grade {added['grade']}: jobs of project {ci.project} become pipeline/deploy")
+    with step(number, "Two secrets, and a policy that lets pipeline/deploy fetch what is in shop/"):
+        demo.cli("secret", "put", "shop/db", "--field", "password=@-", stdin=b"correct horse battery staple")
+        demo.cli("secret", "put", "shop/api", "--field", "key=@-", stdin=b"0123456789abcdef")
+        text = demo.folder / "policy.cedar"
+        text.write_bytes(demo.cli("policy", "show") + GRANT.encode())
+        demo.cli("policy", "set", "--yes", str(text))
+    with step(number, "A job runs: one call for login and both secrets; its output is masked"):
+        job = started_job(demo, ci)
+        for _ in range(2):
+            say((job.stdout.readline() if job.stdout else b"").decode().strip())
+        (session,) = demo.listed("session")
+        say(f"session of {session['principal']}: {session['state']}; leases: {demo.states('lease')}")
+        if session["state"] != "active" or demo.states("lease") != "active, active":
+            raise DemoError("the job's session and its two leases are not alive")
+    with step(number, "The runner is killed (SIGKILL): nobody is left to end the session, so it ends by itself"):
+        job.kill()
+        job.wait()
+        died = time.monotonic()
+        while demo.states("session") != "ended" or demo.states("lease") != "expired, expired":
+            if time.monotonic() - died > 60:
+                raise DemoError("the session outlived its runner by a minute")
+            time.sleep(0.5)
+        say(f"session: ended; leases: expired, expired, {time.monotonic() - died:.0f} s after the runner died")
+
+
+def started_job(demo: Demo, ci: BaoIssuer) -> subprocess.Popen[bytes]:
+    """A runner with an identity token, in an environment of its own."""
+    token = demo.folder / "identity-token"
+    token.touch(mode=0o600)
+    token.write_text(ci.token())
+    settings = (demo.folder / "broker" / "broker.toml").read_text().splitlines()
+    address = next(json.loads(line.partition(" = ")[2]) for line in settings if line.startswith("pipelines_address"))
+    environment = {
+        "PATH": os.environ["PATH"],
+        "BROKER_PIPELINES_ADDRESS": address,
+        "BROKER_CA_FILE": str(demo.profile / "ca.pem"),
+        "BROKER_ID_TOKEN_FILE": str(token),
+    }
+    words = ["--secret", "DB_PASSWORD=broker://shop/db#password", "--secret", "API_KEY=broker://shop/api#key"]
+    command = [str(BIN / "broker"), "run", "--ttl", "15", *words, "--", sys.executable, "-c", JOB]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
 def proof(demo: Demo, number: list[int]) -> None:
     """Everything that happened, checked offline from the files."""
     with step(number, "The audit journal, verified offline with nothing but the files and the public key"):
@@ -168,6 +244,7 @@ def run(folder: Path) -> None:
                 say("serving gRPC over TLS 1.3; operators by client certificate")
             main_job(demo, bao, number)
             who_may(demo, number)
+            second_job(demo, bao, number)
             proof(demo, number)
     finally:
         bao.close()

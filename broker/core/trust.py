@@ -11,7 +11,7 @@ from cryptography import x509
 
 from broker.core import matching, ports, receipts
 from broker.core.call import Call
-from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, Unauthenticated, WrongState
+from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, Unauthenticated, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard, of_trust_rule
 from broker.core.linting import grade
 from broker.core.model import Matcher, MatcherKind, Proof, TrustRule
@@ -25,9 +25,10 @@ __all__ = ["TrustRules", "Verify", "choose", "grade", "match"]
 Verify = Callable[[TrustRule, str], Verified]
 """Read a token for one rule without using it up; ``findings`` tell of each step, failed ones too (``auth.oidc``).
 
-Unauthenticated when nothing can be said of the claims, because the signature does not hold.
+Unauthenticated or Unavailable when nothing can be said of the claims, because nothing shows who signed them.
 """
 
+MISMATCH = "The identity token is not what a trust rule of the broker asks for; the broker's audit tells why."
 MAX_MATCHERS = 32
 MAX_CHOICES = 64
 MAX_TEXT = 512
@@ -51,16 +52,19 @@ def choose(rules: list[TrustRule], named: str, verified: Verified) -> Proof:
     Unauthenticated ``TRUST_NO_RULE`` / ``TRUST_CLAIM_MISMATCH`` / ``TRUST_AMBIGUOUS``: the caller is told the reason
     only; ``error.facts`` tells the audit which claim failed, with both values.
     """
-    meant = [rule for rule in rules if rule.issuer == verified.issuer and named in {"", rule.name}]
+    meant = [rule for rule in rules if rule.issuer == verified.issuer]
     if not meant:
         raise _refused("TRUST_NO_RULE", "No trust rule of the broker is meant for this identity token.", verified)
+    if named and not (meant := [rule for rule in meant if rule.name == named]):
+        # The same answer as for a rule that does not fit: who calls learns no rule's name.
+        header = ClaimFinding(name="broker-trust-rule", passed=False, expected="a rule", found=matching.shown(named))
+        raise _refused("TRUST_CLAIM_MISMATCH", MISMATCH, verified, "", header)
     failures = {rule.name: [each for each in _judge(rule, verified) if not each.passed] for rule in meant}
     fitting = [rule for rule in meant if not failures[rule.name]]
     if not fitting:
         # Of several rules the audit is told of the one that came nearest: that is the one that was meant.
         nearest = min(failures, key=lambda name: len(failures[name]))
-        sentence = "The identity token is not what a trust rule of the broker asks for; its operator can see why."
-        raise _refused("TRUST_CLAIM_MISMATCH", sentence, verified, nearest, failures[nearest][0])
+        raise _refused("TRUST_CLAIM_MISMATCH", MISMATCH, verified, nearest, failures[nearest][0])
     if len(fitting) > 1:
         names = ",".join(rule.name for rule in fitting)
         sentence = "Several trust rules fit the identity token; name the one that is meant."
@@ -151,13 +155,14 @@ class TrustRules:
     def test(self, call: Call, name: str, token: str) -> list[ClaimFinding]:
         """What each step of reading the token and each matcher of the rule says. Opens nothing, uses nothing up.
 
-        When the signature does not hold, that is all there is to say: nothing is told of claims anybody could write.
+        When the signature does not hold, or cannot be checked because the issuer is away, that is all there is to say:
+        nothing is told of claims that anybody could write.
         """
         rule = self._permitted(call, name)
         call.note(trust_rule=name)
         try:
             verified = self._verify(rule, token)
-        except Unauthenticated as error:
+        except (Unauthenticated, Unavailable) as error:
             expected, found = (str(error.facts.get(fact, "")) for fact in ("claim_expected", "claim_found"))
             step = str(error.facts.get("claim", "token"))
             return [ClaimFinding(name=step, passed=False, expected=expected, found=found)]

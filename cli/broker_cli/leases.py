@@ -14,9 +14,7 @@ COLUMNS = ("id", "session", "principal", "resource", "version", "state", "create
 
 
 @click.group(
-    epilog="\b\nExamples:\n"
-    "  broker lease list --principal pipeline/deploy\n"
-    "  broker lease revoke --prefix team/app\n"
+    epilog="\b\nExamples:\n  broker lease list --principal pipeline/deploy\n  broker lease revoke --prefix team/app\n"
 )
 def lease() -> None:
     """What has been handed out, to whom, until when."""

@@ -34,7 +34,7 @@ USUAL_TTL = 60
 @click.option(
     "--env-file", "env_files", multiple=True, metavar="FILE", help="Lines NAME=broker://path#field, or plain."
 )
-@click.option("--secret", "secrets", multiple=True, metavar="NAME=REF", help="A variable with the value of REF.")
+@click.option("--secret", "variables", multiple=True, metavar="NAME=REF", help="A variable with the value of REF.")
 @click.option("--file", "as_files", multiple=True, metavar="NAME=REF",
               help="A file in memory with the value of REF; the variable holds its path.")  # fmt: skip
 @durations(15, USUAL_TTL)
@@ -43,7 +43,7 @@ USUAL_TTL = 60
 def run(
     way: Callable[[], Way],
     env_files: tuple[str, ...],
-    secrets: tuple[str, ...],
+    variables: tuple[str, ...],
     as_files: tuple[str, ...],
     ttl: int,
     command: tuple[str, ...],
@@ -53,7 +53,7 @@ def run(
     Logs in with the identity that the CI gives this job, fetches everything in one call, renews the session while
     COMMAND runs, masks the values in its output, and ends the session whatever happens.
     """
-    asked, place = wanted(env_files, secrets, as_files), way()
+    asked, place = wanted(env_files, variables, as_files), way()
     path = shutil.which(command[0])
     if path is None:
         there = os.path.lexists(command[0]) and "/" in command[0]
@@ -92,7 +92,11 @@ def _with_child(
         renewal = Renewal(job)
         renewal.start()
         stack.callback(renewal.stop)
-        return child.wait(signals)
+        try:
+            return child.wait(signals)
+        except BaseException:
+            child.process.terminate()  # its output could no longer be masked
+            raise
 
 
 def check_values(variables: Mapping[str, bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
@@ -242,6 +241,9 @@ class Renewal(threading.Thread):
             self._job.renew()
         except grpc.RpcError as error:
             return refusal(error, self._job.way.address)
+        except ValueError:  # grpc's word for a channel that was closed under us, because the job is over
+            if not self._stopped.is_set():
+                raise
         return None
 
 
@@ -262,4 +264,6 @@ def durations(least: int, usual: int) -> Callable[[Callable[..., Any]], Callable
 def hide_memory() -> None:
     """No core dump of this process, and no look into it by others of the same user (CL-06). Not inherited."""
     if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415  slow to load
+
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -3,80 +3,20 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from broker.auth.oidc import Oidc, OidcConfig
 from broker.auth.oidc import fetch as fetching
-from broker.auth.oidc.fetch import Fetcher, NotFetchedError, is_public, place
-from broker.auth.oidc.key_sets import MAX_WAITING, OVER, REFETCH, STALE, KeySets
-from broker.auth.oidc.verifier import Verifier
-from broker.core.errors import Unauthenticated, Unavailable
-from broker.core.model import Principal, TrustRule
-from broker.core.ports import Credentials
-from tests.fakes.calls import Clock, call, operator
-from tests.fakes.memory_store import MemoryStore
+from broker.auth.oidc.fetch import Fetcher, NotFetchedError
+from broker.auth.oidc.key_sets import MAX_WAITING, OVER, REFETCH, STALE
 from tests.servers.issuer import DISCOVERY, KEYS, Issuer, Signer, issuing
-from tests.servers.rules import exact, rule
-
-
-class Ticks:
-    """The monotonic clock of the key cache, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Jobs:
-    """What logs in: an authenticator on a store with one rule for the issuer, trusting its CA."""
-
-    def __init__(self, issuer: Issuer, allowed: frozenset[str] | None = None, url: str = "", **changes: Any) -> None:
-        self.issuer, self.ticks, self.store = issuer, Ticks(), MemoryStore()
-        parts: dict[str, Any] = {"issuer": url or issuer.url, "ca_pem": issuer.ca_pem, **changes}
-        self.rule: TrustRule = rule(**{"matchers": (exact("repository_id", "42"),), **parts})
-        with self.store.write(call("-", operator(), Clock()).outcome()) as write:
-            write.add(self.rule)
-        hosts = frozenset({issuer.host}) if allowed is None else allowed
-        self.oidc = Oidc(OidcConfig(allowed_hosts=hosts), self.store, lambda: datetime.now(UTC))
-        self.sets = KeySets(Fetcher(hosts), self.ticks)
-        self.oidc._verifier = Verifier(self.sets)
-
-    def login(self, token: str | None = None) -> Principal:
-        metadata = {"authorization": f"Bearer {token or self.issuer.token()}"}
-        found = self.oidc.authenticate(
-            Credentials(certificate=None, chain_verified=False, metadata=metadata, peer="", rpc="SessionService/Login")
-        )
-        assert found is not None
-        return found
-
-    def refused(self, token: str | None = None) -> str:
-        with pytest.raises((Unauthenticated, Unavailable)) as refused:
-            self.login(token)
-        return refused.value.reason
-
-    def away(self) -> str:
-        """Why there are no keys, as the audit has it."""
-        with pytest.raises(Unavailable) as refused:
-            self.login()
-        assert refused.value.reason == "ISSUER_UNAVAILABLE"
-        return str(refused.value.facts["claim_found"])
-
-    def settle(self) -> None:
-        """Wait until no fetch is under way."""
-        for known in self.sets._issuers.values():
-            ended = known.ended
-            assert ended is None or ended.wait(10)
+from tests.servers.jobs import Jobs
 
 
 @pytest.fixture
@@ -310,134 +250,3 @@ def test_AN_11_the_discovery_document_names_its_issuer(issuer: Issuer, named: An
     issuer.answers[DISCOVERY] = (200, {}, {"issuer": said, "jwks_uri": f"{issuer.url}{KEYS}"})
     assert "another issuer" in Jobs(issuer).away()
     assert issuer.asked == [DISCOVERY]
-
-
-PRIVATE = [
-    "127.0.0.1", "127.255.0.1", "0.0.0.1", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254",
-    "100.64.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255",
-    "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:8.8.8.8", "::7f00:1", "fe80::1", "fe80::1%eth0",
-    "fc00::1", "fd00:ec2::254", "ff02::1", "2001:db8::1", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b:1::a00:1",
-    "2001:0:7f00:1::", "localhost", "",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("address", PRIVATE)
-def test_AN_18_an_address_that_is_not_everybodys_is_not_public(address: str) -> None:
-    assert not is_public(address)
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "140.82.112.3", "2606:4700::1111", "2a00:1450:4001::8a"])
-def test_an_address_that_is_everybodys_is_public(address: str) -> None:
-    assert is_public(address)
-
-
-@pytest.mark.parametrize("address", ["169.254.169.254", "127.0.0.1", "10.1.2.3", "::1", "::ffff:127.0.0.1"])
-def test_AN_18_the_address_is_checked_when_it_is_connected_to(
-    issuer: Issuer, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    asked: list[str] = []
-
-    def resolve(host: str, port: int, **_: Any) -> list[Any]:
-        asked.append(host)
-        return [(family, socket.SOCK_STREAM, 6, "", (address, port))]
-
-    def connect(*_: Any, **__: Any) -> None:
-        raise AssertionError("nothing may be connected to")
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(socket, "create_connection", connect)
-    jobs = Jobs(issuer, url="https://ci.example")
-    assert "not a public one" in jobs_away(jobs, issuer)
-    assert asked == ["ci.example"]
-
-
-def jobs_away(jobs: Jobs, issuer: Issuer) -> str:
-    with pytest.raises(Unavailable) as refused:
-        jobs.login(issuer.token(iss="https://ci.example"))
-    return str(refused.value.facts["claim_found"])
-
-
-def test_AN_18_a_name_that_changes_its_mind_is_asked_once_a_connection(
-    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was checked is what is connected to: between the two nobody is asked again."""
-    connected: list[Any] = []
-    answers = iter(["8.8.8.8", "127.0.0.1", "127.0.0.1"])
-    monkeypatch.setattr(
-        socket,
-        "getaddrinfo",
-        lambda _host, port, **_: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))],
-    )
-
-    def connect(address: Any, **_: Any) -> None:
-        connected.append(address)
-        raise ConnectionRefusedError
-
-    monkeypatch.setattr(socket, "create_connection", connect)
-    jobs_away(Jobs(issuer, url="https://ci.example"), issuer)
-    assert connected == [("8.8.8.8", 443)]
-
-
-def test_AN_21_an_issuer_that_is_away_or_untrusted_refuses_and_nothing_opens(issuer: Issuer, tmp_path: Path) -> None:
-    with issuing(tmp_path / "other") as other:
-        assert Jobs(issuer, ca_pem=other.ca_pem).away() == "its certificate is not trusted"
-        assert Jobs(issuer, ca_pem="").away() == "its certificate is not trusted"
-        jobs = Jobs(other)
-        token = other.token()
-    assert jobs.refused(token) == "ISSUER_UNAVAILABLE"
-
-
-def test_AN_21_the_environment_has_no_say(issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ca.pem").write_text(issuer.ca_pem)
-    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        monkeypatch.setenv(name, str(tmp_path / "ca.pem"))
-    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys.log"))
-    assert Jobs(issuer, ca_pem="").away() == "its certificate is not trusted"
-    Jobs(issuer).login()
-    assert not (tmp_path / "keys.log").exists()
-
-
-def test_a_server_of_another_name_is_refused(issuer: Issuer) -> None:
-    where = issuer.url.replace("127.0.0.1", "localhost")
-    jobs = Jobs(issuer, frozenset({where.removeprefix("https://")}), url=where)
-    with pytest.raises(Unavailable) as refused:
-        jobs.login(issuer.token(iss=where))
-    assert refused.value.facts["claim_found"] == "its certificate is not trusted"
-
-
-def test_AN_07_NT_17_nothing_that_a_token_names_is_ever_fetched(issuer: Issuer) -> None:
-    jobs = Jobs(issuer)
-    evil = Signer("one")
-    for name in ("jku", "x5u"):
-        jobs.refused(evil.token(issuer.claims(), **{name: f"{issuer.url}/evil"}))
-    jobs.refused(evil.token(issuer.claims(), jwk=evil.jwk()))
-    jobs.refused(evil.token(issuer.claims(iss=f"{issuer.url}/evil")))
-    assert issuer.asked == []
-    jobs.login()
-    assert issuer.asked == [DISCOVERY, KEYS]
-
-
-def test_AN_19_a_hostile_key_set_still_serves_its_good_keys(issuer: Issuer) -> None:
-    good = issuer.signers[0].jwk()
-    junk: list[Any] = [{"kty": "oct", "k": "", "kid": "one"}, None, {**good, "kid": "x", "y": good["x"]}, 7]
-    issuer.answers[KEYS] = (200, {}, {"keys": [*junk, good, *junk]})
-    Jobs(issuer).login()
-
-
-def test_AN_20_a_strange_kid_is_only_looked_up(issuer: Issuer) -> None:
-    jobs = Jobs(issuer)
-    jobs.login()
-    for kid in ("../../etc/passwd", "' OR 1=1 --", "a\0b", "one\n", "\u202eone", "a" * 256):
-        assert jobs.refused(issuer.signers[0].token(issuer.claims(), kid=kid)) == "TOKEN_KEY_UNKNOWN"
-    assert issuer.asked == [DISCOVERY, KEYS]
-
-
-@pytest.mark.parametrize("url", ["https://h", "https://h:8443/a/b", "https://sub.h.example/.well-known/jwks"])
-def test_plain_addresses_are_understood(url: str) -> None:
-    host, port, path = place(url)
-    assert url.startswith(f"https://{host}")
-    assert port in {443, 8443}
-    assert path.startswith("/")

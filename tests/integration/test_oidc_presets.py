@@ -98,13 +98,11 @@ def test_a_job_of_each_preset_logs_in(world: Issuer, preset: Preset) -> None:
     assert all(broker.explained(saved.name, world.signers[0].token(claims)).values())
 
 
-@pytest.mark.parametrize("preset", EXAMPLES)
+@pytest.mark.parametrize("preset", [preset for preset in EXAMPLES if preset is not Preset.KUBERNETES])
 def test_each_condition_of_each_preset_counts(world: Issuer, preset: Preset) -> None:
     broker, saved, claims = job(preset, world)
     for matcher in saved.matchers:
         name, value = matcher.claim.replace("//", "/"), f"{matcher.values[0]}x"
-        if preset is Preset.KUBERNETES:
-            continue
         assert broker.mismatch(world.signers[0].token({**claims, name: value})) == matcher.claim
         without = {key: kept for key, kept in claims.items() if key != name}
         assert broker.mismatch(world.signers[0].token(without)) == matcher.claim

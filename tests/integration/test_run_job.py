@@ -1,7 +1,5 @@
 """`broker run` as a job sees it: what the child gets, what is shown of it, and how everything ends."""
 
-
-
 from __future__ import annotations
 
 import os
@@ -43,7 +41,7 @@ BOTH = ["FetchSecrets", "EndSession"]
 
 
 def secrets_in_memory() -> set[str]:
-    return {name for name in os.listdir(run_files.MEMORY) if name.startswith("broker-")}
+    return {path.name for path in run_files.MEMORY.glob("broker-*")}
 
 
 def test_a_job_is_one_call_and_an_end(job: Job, pipelines: Pipelines) -> None:
@@ -119,8 +117,7 @@ def test_what_cannot_be_started_fetches_nothing(job: Job, pipelines: Pipelines) 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_reaches_the_child_once(job: Job, pipelines: Pipelines, name: str) -> None:
     script = (
-        f"signal.signal(signal.{name}, lambda n, f: (print('got', n), sys.exit(3)))\n"
-        "print('ready')\nsignal.pause()"
+        f"signal.signal(signal.{name}, lambda n, f: (print('got', n), sys.exit(3)))\nprint('ready')\nsignal.pause()"
     )
     with job.start("run", "--secret", DB, *PYTHON, READY + script) as process:
         assert process.stdout is not None
@@ -134,8 +131,9 @@ def test_a_signal_reaches_the_child_once(job: Job, pipelines: Pipelines, name: s
 def test_a_signal_to_the_whole_group_reaches_the_child_once(job: Job, pipelines: Pipelines) -> None:
     """Some CIs cancel so; a second signal makes many programs drop everything."""
     script = (
-        "seen = []\nsignal.signal(signal.SIGTERM, lambda n, f: seen.append(n))\nsignal.signal(signal.SIGUSR1, "
-        "lambda n, f: (print(len(seen)), sys.exit()))\nprint('ready')\nwhile True: signal.pause(); print('seen')"
+        "seen = []\nsignal.signal(signal.SIGTERM, lambda n, f: (seen.append(n), print('seen')))\n"
+        "signal.signal(signal.SIGUSR1, lambda n, f: (print(len(seen)), sys.exit()))\nprint('ready')\n"
+        "while True: signal.pause()"
     )
     with job.start("run", "--secret", DB, *PYTHON, READY + script, start_new_session=True) as process:
         assert process.stdout is not None
@@ -148,17 +146,17 @@ def test_a_signal_to_the_whole_group_reaches_the_child_once(job: Job, pipelines:
 
 
 def test_a_child_that_a_signal_kills(job: Job, pipelines: Pipelines) -> None:
-    with job.start("run", "--secret", DB, *PYTHON, READY + UNTIL_TOLD, stdin=subprocess.PIPE) as process:
+    with job.start("run", "--secret", DB, *PYTHON, READY + "print('ready'); signal.pause()") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.terminate()
-        process.communicate(timeout=20)
-    assert (process.returncode, pipelines.methods) == (143, BOTH)
+        assert process.wait(20) == 143
+    assert pipelines.methods == BOTH
 
 
 def test_a_signal_while_fetching_ends_in_order(job: Job, pipelines: Pipelines) -> None:
     never = threading.Event()
-    pipelines.before = lambda _: never.wait(20) and None
+    pipelines.before = lambda _: never.wait(20)
     with job.start("run", "--secret", DB, "--", "echo", "ran") as process:
         pipelines.wait_for("FetchSecrets")
         process.terminate()
@@ -298,7 +296,7 @@ def test_each_try_to_log_in_reads_the_token_again(job: Job, pipelines: Pipelines
     away = (grpc.StatusCode.UNAVAILABLE, "DRAINING", "The broker restarts.")
     pipelines.failures = {"FetchSecrets": [away]}
     fresh = jwt(jti="2")
-    pipelines.before = lambda _: (job.folder / "token").write_text(fresh) and None
+    pipelines.before = lambda _: (job.folder / "token").write_text(fresh)
     assert job.run("run", "--secret", DB, "--", "true")[0] == 0
     sent = [headers["authorization"] for name, headers, _ in pipelines.calls if name == "FetchSecrets"]
     assert sent == [f"Bearer {jwt()}", f"Bearer {fresh}"]
@@ -342,3 +340,45 @@ def test_usual_life_is_a_minute() -> None:
     """So long does anything outlive a runner that dies."""
     assert USUAL_TTL == 60
     assert run_session.LONGEST_PAUSE * 3 < USUAL_TTL / 2
+
+
+FAULTS = """
+import importlib, sys
+from broker_cli.main import run
+places = [
+    ('run_session', 'Job.renew'), ('run_references', 'only_field'), ('run_child', 'start'), ('run_child', 'Child.wait'),
+    ('run_files', 'MemoryFiles.add'), ('run_files', 'Keeper.tell'), ('ci.identity', 'token'), ('run', 'check_values'),
+]
+faults = [
+    OSError, ValueError, KeyError, RuntimeError, TypeError, RecursionError, MemoryError, UnicodeError, AssertionError,
+]
+for module, name in places:
+    owner = importlib.import_module('broker_cli.' + module)
+    *outer, name = name.split('.')
+    for one in outer:
+        owner = getattr(owner, one)
+    kept = getattr(owner, name)
+    for fault in faults:
+        def fail(*given, **more):
+            raise fault(f'canary {given} {more}')
+        setattr(owner, name, fail)
+        if name == 'only_field':
+            importlib.import_module('broker_cli.run').only_field = fail
+        run(['run', '--secret', 'DB=broker://team/db#password', '--file', 'KEY=broker://team/tls#key', '--', 'true'])
+    setattr(owner, name, kept)
+    if name == 'only_field':
+        importlib.import_module('broker_cli.run').only_field = kept
+"""
+
+
+def test_CL_03_no_fault_shows_a_value_and_each_ends_the_session(job: Job, pipelines: Pipelines) -> None:
+    before = secrets_in_memory()
+    environment = job.environment | {"BROKER_DEBUG": "1", "GRPC_TRACE": "all"}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, timeout=60, check=False)
+    shown = done.stdout + done.stderr
+    assert done.returncode == 0
+    for hidden in (b"canary", PASSWORD, b"AAAAbbbb", b"brs_", jwt().encode(), b"Traceback"):
+        assert hidden not in shown
+    assert shown.count(b"unexpected fault") >= 40
+    assert pipelines.methods.count("EndSession") == pipelines.methods.count("FetchSecrets") >= 40
+    assert secrets_in_memory() == before

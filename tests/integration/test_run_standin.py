@@ -14,7 +14,7 @@ from concurrent import futures
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import broker_api.v1.sessions_pb2 as sessions
 import grpc
@@ -53,7 +53,7 @@ class Pipelines:
     life: float = 60.0
     reaches: float = 3600.0
     """Seconds after which the session is over for good."""
-    before: Callable[[str], None] = lambda _: None
+    before: Callable[[str], object] = lambda _: None
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def wait_for(self, method: str, times: int = 1) -> None:
@@ -105,8 +105,8 @@ class Pipelines:
 def serve_pipelines(pipelines: Pipelines) -> grpc.Server:
     server = grpc.server(futures.ThreadPoolExecutor(4))
     served = type("StandInServicer", (sessions_pb2_grpc.SessionServiceServicer,), {
-        name: staticmethod(getattr(pipelines, name, None))
-        for name in ("Login", "FetchSecrets", "RenewSession", "EndSession", "ListSessions", "RevokeSessions")
+        name: staticmethod(getattr(pipelines, name))
+        for name in ("FetchSecrets", "RenewSession", "EndSession")
     })  # fmt: skip
     sessions_pb2_grpc.add_SessionServiceServicer_to_server(served(), server)
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([server_papers(pipelines.authority)]))
@@ -138,8 +138,7 @@ class Job:
     def start(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
         environment = self.environment | more.pop("env", {})
         more = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
-        started: subprocess.Popen[bytes] = subprocess.Popen([*COMMAND, *arguments], env=environment, **more)
-        return started
+        return cast("subprocess.Popen[bytes]", subprocess.Popen([*COMMAND, *arguments], env=environment, **more))
 
     def run(self, *arguments: str, **more: Any) -> tuple[int, bytes, bytes]:
         with self.start(*arguments, **more) as process:

@@ -1,7 +1,5 @@
 """`broker run` on a terminal: the child has one too, full-screen programs work, and what they show is masked."""
 
-
-
 from __future__ import annotations
 
 import fcntl
@@ -16,7 +14,7 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -87,8 +85,13 @@ def on_screen(job: Job, *arguments: str, **redirected: Any) -> Iterator[Screen]:
         [sys.executable, "-c", SHELL, *COMMAND, *arguments], env=job.environment, start_new_session=True, **ends
     ) as process:
         os.close(theirs)
-        yield Screen(ours, process)
-    os.close(ours)
+        try:
+            yield Screen(ours, cast("subprocess.Popen[bytes]", process))
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            os.close(ours)
 
 
 def test_the_child_has_a_terminal_of_the_same_size(job: Job, pipelines: Pipelines) -> None:
@@ -165,7 +168,7 @@ def test_modes_come_back_in_every_exit_path(job: Job, pipelines: Pipelines) -> N
 def test_control_c_reaches_the_child_once(job: Job, pipelines: Pipelines, *, redirected: bool) -> None:
     script = (
         "import os,signal,sys\nsay = lambda *words: print(*words, file=sys.stderr)\nseen = []\n"
-        "signal.signal(signal.SIGINT, lambda *_: seen.append(1))\nsay('ready')\nsignal.pause(); say('seen', len(seen))\n"
+        "signal.signal(signal.SIGINT, lambda *_: (seen.append(1), say('seen', len(seen))))\nsay('ready')\n"
         "sys.stdin.readline(); say('all', len(seen))"
     )
     ends = {"stdout": subprocess.DEVNULL} if redirected else {}

@@ -142,20 +142,7 @@ class Issuer:
         return served.get(path)
 
 
-@contextmanager
-def issuing(folder: Path, *names: str) -> Iterator[Issuer]:
-    """A running issuer on a free loopback port, whose certificate is for 127.0.0.1 and for ``names``."""
-    alternatives: list[x509.GeneralName] = [
-        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-        *map(x509.DNSName, names),
-    ]
-    ca = issue(f"issuers {uuid4()}", ca=True)
-    server = issue("issuer", ca, alternatives=alternatives, usages=[ExtendedKeyUsageOID.SERVER_AUTH])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "issuer.pem").write_bytes(server.pem + server.key_pem)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "issuer.pem")
-
+def _answering(issuer: Issuer) -> type[BaseHTTPRequestHandler]:
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             issuer.asked.append(self.path)
@@ -174,20 +161,37 @@ def issuing(folder: Path, *names: str) -> Iterator[Issuer]:
         def log_message(self, *_: Any) -> None:
             """Tests have no use for a log."""
 
-    class Quiet(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 64
+    return Answer
 
-        def get_request(self) -> Any:
-            plain, peer = self.socket.accept()
-            plain.settimeout(20)
-            return context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False), peer
 
-        def handle_error(self, *_: Any) -> None:
-            """A client that hangs up early is what some tests are about."""
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+    context: ssl.SSLContext
 
-    listener = Quiet(("127.0.0.1", 0), Answer)
+    def get_request(self) -> Any:
+        plain, peer = self.socket.accept()
+        plain.settimeout(20)
+        return self.context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False), peer
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that hangs up early is what some tests are about."""
+
+
+@contextmanager
+def issuing(folder: Path, *names: str) -> Iterator[Issuer]:
+    """A running issuer on a free loopback port, whose certificate is for 127.0.0.1 and for ``names``."""
+    here = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    alternatives: list[x509.GeneralName] = [here, *map(x509.DNSName, names)]
+    ca = issue(f"issuers {uuid4()}", ca=True)
+    server = issue("issuer", ca, alternatives=alternatives, usages=[ExtendedKeyUsageOID.SERVER_AUTH])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "issuer.pem").write_bytes(server.pem + server.key_pem)
+    listener = _Listener(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    listener.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    listener.context.load_cert_chain(folder / "issuer.pem")
     issuer = Issuer(f"https://127.0.0.1:{listener.server_port}", ca.pem.decode(), listener.server_port)
+    listener.RequestHandlerClass = _answering(issuer)
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

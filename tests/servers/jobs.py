@@ -1,39 +1,71 @@
-"""CI jobs of a real issuer: OpenBao's identity tokens (OpenID Connect), which this project did not write."""
+"""Jobs that log in at an authenticator whose key cache has a clock that a test moves by hand."""
 
 from __future__ import annotations
 
-import secrets
+from datetime import UTC, datetime
 from typing import Any
 
-from tests.servers.openbao import OpenBao
+import pytest
 
-AUDIENCE = "broker"
-PATH = "identity/oidc"
+from broker.auth.oidc import Oidc, OidcConfig
+from broker.auth.oidc.fetch import Fetcher
+from broker.auth.oidc.key_sets import KeySets
+from broker.auth.oidc.verifier import Verifier
+from broker.core.errors import Unauthenticated, Unavailable
+from broker.core.model import Principal, TrustRule
+from broker.core.ports import Credentials
+from tests.fakes.calls import Clock, call, operator
+from tests.fakes.memory_store import MemoryStore
+from tests.servers.issuer import Issuer
+from tests.servers.rules import exact, rule
 
 
-class BaoIssuer:
-    """OpenBao as the CI: ``token`` is what it gives to a job of the project."""
+class Ticks:
+    """The monotonic clock of the key cache, moved by hand."""
 
-    def __init__(self, bao: OpenBao, project: str = "42") -> None:
-        self._bao = bao
-        self.project = project
-        self.name = f"job-{secrets.token_hex(4)}"
-        self.url = f"{bao.address}/v1/{PATH}"
-        template = '{"project_id": "' + project + '", "entity": {{identity.entity.id}}}'
-        bao.request("POST", f"{PATH}/key/{self.name}", {"algorithm": "ES256", "allowed_client_ids": ["*"]})
-        role = {"key": self.name, "client_id": AUDIENCE, "ttl": "10m", "template": template}
-        bao.request("POST", f"{PATH}/role/{self.name}", role)
-        policy = f'path "{PATH}/token/{self.name}" {{ capabilities = ["read"] }}'
-        bao.request("PUT", f"sys/policies/acl/{self.name}", {"policy": policy})
-        bao.request("POST", f"sys/auth/{self.name}", {"type": "userpass"})
-        password = secrets.token_urlsafe(18)
-        bao.request("POST", f"auth/{self.name}/users/ci", {"password": password, "token_policies": [self.name]})
-        login = bao.request("POST", f"auth/{self.name}/login/ci", {"password": password})
-        self._runner: str = login["auth"]["client_token"]
-        self.entity: str = login["auth"]["entity_id"]
+    def __init__(self) -> None:
+        self.now = 1000.0
 
-    def token(self) -> str:
-        """A fresh identity token for a job."""
-        found: dict[str, Any] = self._bao.request("GET", f"{PATH}/token/{self.name}", token=self._runner)
-        token: str = found["data"]["token"]
-        return token
+    def __call__(self) -> float:
+        return self.now
+
+
+class Jobs:
+    """What logs in: an authenticator on a store with one rule for the issuer, trusting its CA."""
+
+    def __init__(self, issuer: Issuer, allowed: frozenset[str] | None = None, url: str = "", **changes: Any) -> None:
+        self.issuer, self.ticks, self.store = issuer, Ticks(), MemoryStore()
+        parts: dict[str, Any] = {"issuer": url or issuer.url, "ca_pem": issuer.ca_pem, **changes}
+        self.rule: TrustRule = rule(**{"matchers": (exact("repository_id", "42"),), **parts})
+        with self.store.write(call("-", operator(), Clock()).outcome()) as write:
+            write.add(self.rule)
+        hosts = frozenset({issuer.host}) if allowed is None else allowed
+        self.oidc = Oidc(OidcConfig(allowed_hosts=hosts), self.store, lambda: datetime.now(UTC))
+        self.sets = KeySets(Fetcher(hosts), self.ticks)
+        self.oidc._verifier = Verifier(self.sets)
+
+    def login(self, token: str | None = None) -> Principal:
+        metadata = {"authorization": f"Bearer {token or self.issuer.token()}"}
+        found = self.oidc.authenticate(
+            Credentials(certificate=None, chain_verified=False, metadata=metadata, peer="", rpc="SessionService/Login")
+        )
+        assert found is not None
+        return found
+
+    def refused(self, token: str | None = None) -> str:
+        with pytest.raises((Unauthenticated, Unavailable)) as refused:
+            self.login(token)
+        return refused.value.reason
+
+    def away(self) -> str:
+        """Why there are no keys, as the audit has it."""
+        with pytest.raises(Unavailable) as refused:
+            self.login()
+        assert refused.value.reason == "ISSUER_UNAVAILABLE"
+        return str(refused.value.facts["claim_found"])
+
+    def settle(self) -> None:
+        """Wait until no fetch is under way."""
+        for known in self.sets._issuers.values():
+            ended = known.ended
+            assert ended is None or ended.wait(10)

@@ -51,7 +51,7 @@ def endpoint() -> Iterator[Endpoint]:
             self.end_headers()
             self.wfile.write(one.content)
 
-        do_POST = do_GET
+        do_POST = do_GET  # noqa: N815  the name that the standard library looks for
 
         def log_message(self, *_: object) -> None:
             """Nothing."""
@@ -203,7 +203,11 @@ def test_a_named_file_goes_before_everything(tmp_path: Path) -> None:
 
 def test_nowhere() -> None:
     told = refused({})
-    assert (told.reason, "GitLab CI" in told.message, "--token-file" in told.message) == ("IDENTITY_MISSING", True, True)
+    assert (told.reason, "GitLab CI" in told.message, "--token-file" in told.message) == (
+        "IDENTITY_MISSING",
+        True,
+        True,
+    )
     assert identity.token({"BROKER_ID_TOKEN": TOKEN}, OURS, None) == TOKEN
 
 
@@ -265,9 +269,7 @@ def test_an_endpoint_that_is_away_or_silent(monkeypatch: pytest.MonkeyPatch) -> 
     assert "canary" not in found.value.message
 
 
-def test_CL_07_a_proxy_never_sees_the_loopback_request(
-    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_CL_07_a_proxy_never_sees_the_loopback_request(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://user:canary@127.0.0.1:1")
     endpoint.content = json.dumps({"value": TOKEN}).encode()
     assert identity.token(github(endpoint), OURS, None) == TOKEN

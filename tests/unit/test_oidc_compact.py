@@ -240,3 +240,11 @@ def test_P13_one_changed_character_is_another_token(place: int, other: str) -> N
         return
     whole = compact.parse(GOOD)
     assert text == GOOD or (token.signing_input, token.signature) != (whole.signing_input, whole.signature)
+
+
+def test_claims_are_nested_only_so_deep() -> None:
+    def nested(depth: int) -> Any:
+        return 1 if depth == 0 else {"a": [nested(depth - 2)]}
+
+    assert compact.parse(EC.token(nested(16))).claims == nested(16)
+    assert reason(EC.token(nested(18))) == "TOKEN_MALFORMED"

@@ -124,7 +124,8 @@ def test_AN_12_every_rule_has_an_audience_of_its_own() -> None:
     rules = rule("one", audience="one"), rule("two", audience="two", pipeline="other")
     found = oidc(*rules).authenticate(shown(token(aud="two")))
     assert str(found) == "pipeline/other"
-    assert refusal(token(aud="two"), *rules, named="one").reason == "TOKEN_AUDIENCE"
+    error = refusal(token(aud="two"), *rules, named="one")
+    assert (error.reason, error.facts["claim"]) == ("TRUST_CLAIM_MISMATCH", "aud")
     assert refusal(token(aud="three"), *rules).reason == "TOKEN_AUDIENCE"
 
 
@@ -136,7 +137,7 @@ def test_AN_13_one_name_in_two_key_sets_is_two_keys() -> None:
     assert str(oidc(*rules, published=published).authenticate(shown(theirs))) == "pipeline/other"
     forged = other.token(CLAIMS)
     assert refusal(forged, *rules, published=published).reason == "TOKEN_SIGNATURE"
-    assert refusal(theirs, *rules, published=published, named="one").reason == "TRUST_NO_RULE"
+    assert refusal(theirs, *rules, published=published, named="one").reason == "TRUST_CLAIM_MISMATCH"
 
 
 WRONG_TIMES: list[dict[str, Any]] = [
@@ -202,7 +203,8 @@ def test_what_one_rule_trusts_opens_no_other() -> None:
     rules = rule("deploy"), rule("other", ca_pem="CA", pipeline="other")
     assert str(oidc(*rules, published=published).authenticate(shown(token()))) == "pipeline/deploy"
     assert str(oidc(*rules, published=published).authenticate(shown(evil.token(CLAIMS)))) == "pipeline/other"
-    assert refusal(evil.token(CLAIMS), *rules, published=published, named="deploy").reason == "TOKEN_SIGNATURE"
+    assert refusal(evil.token(CLAIMS), *rules, published=published, named="deploy").reason == "TRUST_CLAIM_MISMATCH"
+    assert refusal(Signer("one").token(CLAIMS), *rules, published=published).reason == "TOKEN_SIGNATURE"
 
 
 def test_an_issuer_that_one_rule_cannot_reach_closes_no_other_rule() -> None:
@@ -219,7 +221,7 @@ def test_a_named_rule_is_the_one_that_counts() -> None:
     assert refusal(token(), *rules).reason == "TRUST_AMBIGUOUS"
     assert str(oidc(*rules).authenticate(shown(token(), "two"))) == "pipeline/other"
     for named in ("three", "One", "one ", "../one", "'"):
-        assert refusal(token(), *rules, named=named).reason == "TRUST_NO_RULE"
+        assert refusal(token(), *rules, named=named).reason == "TRUST_CLAIM_MISMATCH"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,11 @@ def test_a_line_of_an_env_file(line: str, value: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["canary", "=canary", "1A=canary", "A-B=canary", "A='canary", 'A="canary\\"', "A='x'canary", "A=x\0canary", "A B=canary"]
+    "line",
+    [
+        "canary", "=canary", "1A=canary", "A-B=canary", "A='canary", 'A="canary\\"', "A='x'canary", "A=x\0canary",
+        "A B=canary",
+    ],
 )  # fmt: skip
 def test_a_line_that_is_none_is_named_and_not_quoted(line: str, tmp_path: Path) -> None:
     with pytest.raises(Refusal) as refused:
@@ -84,7 +88,7 @@ def test_options_go_before_lines_and_later_files_before_earlier(tmp_path: Path) 
     assert "other" not in repr(found)
 
 
-def test_names_are_given_once_and_something_is_asked(tmp_path: Path) -> None:
+def test_names_are_given_once_and_something_is_asked() -> None:
     for secrets, files, reason in [
         (["A=broker://x#a", "A=broker://x#b"], [], "NAME_TWICE"),
         (["A=broker://x#a"], ["A=broker://x#b"], "NAME_TWICE"),

@@ -17,6 +17,7 @@ from broker.auth.oidc.refusals import refused
 
 MAX_TOKEN = 16 * 1024
 MAX_KID = 256
+MAX_DEPTH = 16
 ALPHABET = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 ALGORITHMS = frozenset({"RS256", "PS256", "ES256", "ES384", "EdDSA"})
 """All there are. None is symmetric, so no published key can be taken for a secret one."""
@@ -65,13 +66,27 @@ def strict_object(raw: bytes) -> dict[str, Any]:
     """The JSON object in ``raw`` (UTF-8); ValueError for a member given twice, NaN, infinity, half characters."""
     try:
         found = json.loads(raw.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
-        # A lone half of a surrogate pair passes the parser and then breaks whoever writes it down.
-        json.dumps(found, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if type(found) is not dict:
         raise ValueError("no object")
+    _check(found, MAX_DEPTH)
     return found
+
+
+def _check(value: Any, depth: int) -> None:
+    """ValueError for what is nested too deeply, and for half a character, which nobody could write down again."""
+    if depth < 0:
+        raise ValueError("nested too deeply")
+    if isinstance(value, str):
+        value.encode("utf-8")
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check(name, depth)
+            _check(inner, depth - 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check(inner, depth - 1)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ URL = re.compile(rf"https://({HOST})(?::([1-9][0-9]{{0,4}}))?(/[A-Za-z0-9._~%/+-
 MAX_BODY = 256 * 1024
 MAX_HEAD = 32 * 1024
 SECONDS = 5.0
+CONNECT_SECONDS = 1.5
+MAX_ADDRESSES = 3
 EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")))
 """Addresses of version 6 that carry one of version 4: translated on the way, they could lead anywhere."""
 
@@ -73,7 +75,13 @@ class Fetcher:
         usable = [address for *_, address in found if anywhere or is_public(str(address[0]))]
         if not usable:
             raise NotFetchedError("its address is not a public one, and [oidc] allowed_hosts does not name it")
-        return socket.create_connection(usable[0][:2], timeout=_left(deadline))  # type: ignore[arg-type]  # AF_INET(6)
+        failure: OSError = OSError("no address")
+        for address in usable[:MAX_ADDRESSES]:
+            try:
+                return socket.create_connection(address[:2], timeout=min(_left(deadline), CONNECT_SECONDS))  # type: ignore[arg-type]  # AF_INET(6)
+            except OSError as error:
+                failure = error
+        raise failure
 
 
 def is_public(address: str) -> bool:

@@ -91,10 +91,9 @@ class KeySets:
         """The end of the fetch that is under way, one begun now if it is time; None when there is nothing to await."""
         if known.ended is None and self._clock() - known.tried >= REFETCH:
             known.tried = self._clock()
-            known.ended = threading.Event()
-            threading.Thread(
-                target=self._refetch, args=(issuer, ca_pem, known), name="issuer-keys", daemon=True
-            ).start()
+            args = (issuer, ca_pem, known)
+            threading.Thread(target=self._refetch, args=args, name="issuer-keys", daemon=True).start()
+            known.ended = threading.Event()  # the thread looks for it under the lock that is held here
         return known.ended
 
     def _refetch(self, issuer: str, ca_pem: str, known: _Issuer) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from broker_cli.ci import web
 from broker_cli.ci.token import checked
 from broker_cli.refusal import Exit, Refusal
 
@@ -36,5 +35,7 @@ def token(environ: Mapping[str, str], audience: str) -> str:
             "SYSTEM_OIDCREQUESTURI is not set: this agent or server is too old for identity tokens.",
             Exit.NOT_LOGGED_IN,
         )
+    from broker_cli.ci import web  # noqa: PLC0415  only here is HTTP spoken, and it is slow to load
+
     answer = web.ask(web.with_query(url, **{"api-version": "7.1"}), bearer, ORIGIN, post=True)
     return checked(str(answer.get("oidcToken", "")), ORIGIN)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from broker_cli.ci import web
 from broker_cli.ci.token import checked, needed
 from broker_cli.refusal import Exit, Refusal
 
@@ -34,5 +33,7 @@ def token(environ: Mapping[str, str], audience: str) -> str:
             f"{absent} is not set although its sibling is: pass both on, as GitHub Actions set them.",
             Exit.NOT_LOGGED_IN,
         )
+    from broker_cli.ci import web  # noqa: PLC0415  only here is HTTP spoken, and it is slow to load
+
     answer = web.ask(web.with_query(url, audience=needed(audience, ORIGIN)), bearer, ORIGIN)
     return checked(str(answer.get("value", "")), ORIGIN)
