@@ -170,7 +170,11 @@ class OpenBao:
         """A call with the root token or another; the decoded answer, None when there is none. Fails on any error."""
         clear_errors()  # a PKCS#11 module in the same process may have left some
         answer = self._session.request(
-            method, f"{self.address}/v1/{path}", json=body, headers={"X-Vault-Token": token or self.root_token}, timeout=20
+            method,
+            f"{self.address}/v1/{path}",
+            json=body,
+            headers={"X-Vault-Token": token or self.root_token},
+            timeout=20,
         )
         assert answer.ok, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
