@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from broker.core.errors import NotFound, Unavailable, WrongState
-from broker.core.model import Import, ImportState, Key, KeyState, KeyVersion, VersionState
+from broker.core.kinds import ImportState, KeyState, VersionState
+from broker.core.model import Import, Key, KeyVersion
 
 LEASE = timedelta(seconds=60)
 """How long an upload whose answer is missing may still be on its way; longer than any request to a target takes."""

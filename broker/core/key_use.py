@@ -13,16 +13,8 @@ from broker.core.call import Call
 from broker.core.errors import InvalidRequest, NotFound, WrongState
 from broker.core.guard import Guard, of_key, of_unknown_key
 from broker.core.keys import ref
-from broker.core.model import (
-    EncryptionAlgorithm,
-    Key,
-    KeyState,
-    KeyUsage,
-    KeyVersion,
-    OaepHash,
-    SignatureAlgorithm,
-    VersionState,
-)
+from broker.core.kinds import EncryptionAlgorithm, KeyState, KeyUsage, OaepHash, SignatureAlgorithm, VersionState
+from broker.core.model import Key, KeyVersion
 from broker.core.names import check_name
 from broker.core.ports import Hsm, Store
 

@@ -20,7 +20,8 @@ from broker.core import receipts, signatures
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard, of_key, of_unknown_key
-from broker.core.model import Key, KeyState, KeyType, KeyUsage, KeyVersion, Receipt, VersionState
+from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
+from broker.core.model import Key, KeyVersion, Receipt
 from broker.core.names import check_labels, check_name
 from broker.core.page import Page
 from broker.core.ports import Hsm, KeyRef, Now, Store, Write

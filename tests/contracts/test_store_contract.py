@@ -13,16 +13,8 @@ import pytest
 
 from broker.core import ports
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Unavailable, WrongState
-from broker.core.model import (
-    AuditHead,
-    Key,
-    KeyState,
-    KeyVersion,
-    Operator,
-    PolicyDocument,
-    Record,
-    VersionState,
-)
+from broker.core.kinds import KeyState, VersionState
+from broker.core.model import AuditHead, Key, KeyVersion, Operator, PolicyDocument, Record
 from broker.store.config import StoreConfig
 from broker.store.rows import PRIMARY_KEYS
 from broker.store.sql import SqlStore

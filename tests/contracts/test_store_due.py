@@ -10,7 +10,8 @@ from sqlalchemy import text as sql
 from broker.core import ports
 from broker.core.audit import AuditEntry
 from broker.core.errors import AlreadyExists
-from broker.core.model import Key, Lease, LeaseState, Receipt, Record, Session, SessionState, UsedToken
+from broker.core.kinds import LeaseState, SessionState
+from broker.core.model import Key, Lease, Receipt, Record, Session, UsedToken
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store_places import database, place, store

@@ -24,7 +24,8 @@ from broker.core.guard import (
     of_unknown_key,
     of_unknown_target,
 )
-from broker.core.model import Key, KeyState, KeyType, KeyUsage, Operator, OperatorState, Principal, Secret, Target
+from broker.core.kinds import KeyState, KeyType, KeyUsage, OperatorState
+from broker.core.model import Key, Operator, Principal, Secret, Target
 from broker.core.names import check_name
 from broker.core.policy import ACTIONS
 from tests.fakes.calls import Clock, call, document, operator

@@ -21,7 +21,8 @@ from broker.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.core.model import Lease, LeaseState, Session, SessionState, UsedToken
+from broker.core.kinds import LeaseState, SessionState
+from broker.core.model import Lease, Session, UsedToken
 from broker.core.policy import FIRST_POLICY
 from broker.core.quota import Limits
 from broker.rpc import status

@@ -11,15 +11,8 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from broker.core.errors import InvalidRequest, WrongState
-from broker.core.model import (
-    EncryptionAlgorithm,
-    KeyType,
-    KeyUsage,
-    OaepHash,
-    RemoteKey,
-    SignatureAlgorithm,
-    WrappingKey,
-)
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.model import RemoteKey, WrappingKey
 from broker.targets import Surroundings
 from broker.targets.vault import refusals
 from broker.targets.vault.policy import RIGHTS, lines
