@@ -200,8 +200,9 @@ def _port(name: str, value: str) -> Iterator[Check]:
 def _softhsm(settings: Mapping[str, Any]) -> Iterator[Check]:
     if not any("softhsm" in value for name, value in _walk(settings) if name.endswith("module")):
         return
-    path = Path(os.environ.get("SOFTHSM2_CONF") or "/etc/softhsm/softhsm2.conf")
-    named = "SOFTHSM2_CONF" if os.environ.get("SOFTHSM2_CONF") else "SOFTHSM2_CONF is not set, so"
+    told = dict(_walk(settings)).get("hsm.environment.SOFTHSM2_CONF") or os.environ.get("SOFTHSM2_CONF")
+    path = Path(told or "/etc/softhsm/softhsm2.conf")
+    named = "SOFTHSM2_CONF" if told else "SOFTHSM2_CONF is not set, so"
     try:
         lines = configparser.ConfigParser(interpolation=None)
         lines.read_string("[softhsm]\n" + path.read_text())

@@ -271,6 +271,13 @@ def test_a_hosts_mistake_is_found(host: Path, mistake: Callable[[Path], object],
     assert (status, says in detail) == ("failed", True), detail
 
 
+def test_the_token_is_looked_for_where_the_config_says(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = host.parent / "softhsm2.conf"
+    monkeypatch.setenv("SOFTHSM2_CONF", str(host.parent / "another.conf"))
+    host.write_text(f'{host.read_text()}[hsm.environment]\nSOFTHSM2_CONF = "{named}"\n')
+    assert host_checks(host)["softhsm"] == ("ok", f"{named}, tokens in {host.parent}/tokens")
+
+
 def test_a_certificate_that_ran_out_is_found(host: Path, stand_in: StandIn) -> None:
     (host.parent / "cert.pem").write_bytes(server_papers(stand_in.authority, start=-9, end=-1)[1])
     assert "ran out" in host_checks(host)["server.certificate_file"][1]
