@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sqlite3
-import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -326,16 +324,7 @@ def test_records_that_wait_for_a_head_are_told(host: Path) -> None:
 def test_no_setting_makes_the_doctor_fall_over(tmp_path_factory: pytest.TempPathFactory, name: str, value: str) -> None:
     config = tmp_path_factory.mktemp("host") / "broker.toml"
     config.write_text(f"[part]\n{name} = {json.dumps(value)}\n")
-    assert host_checks(config)["umask"]
-
-
-def test_a_loose_umask_is_a_warning(host: Path) -> None:
-    before = os.umask(0o022)
-    try:
-        assert host_checks(host)["umask"][0] == "warning"
-        assert stat.S_IMODE(os.umask(0o022)) == 0o022
-    finally:
-        os.umask(before)
+    assert host_checks(config)["environment"]
 
 
 def _server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
