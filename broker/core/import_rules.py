@@ -21,7 +21,8 @@ def importable(key: Key, held: KeyVersion) -> None:
     if not key.exportable:
         raise WrongState(
             "KEY_NOT_EXPORTABLE",
-            "The key was created as not exportable, so it never leaves the HSM; create an exportable one to import it.",
+            "The key is not exportable: it was created so, or sealed since. It never leaves the HSM; create an "
+            "exportable one to import it.",
         )
     if held.sealed:
         raise WrongState(

@@ -24,6 +24,11 @@ AES_HEADER = 5
 OAEP = {EncryptionAlgorithm.RSA_OAEP_SHA256: OaepHash.SHA256, EncryptionAlgorithm.RSA_OAEP_SHA1: OaepHash.SHA1}
 """Best first."""
 
+_WAYS_OUT = {
+    KeyState.DISABLED: "; `broker key enable` makes it so",
+    KeyState.DESTROY_SCHEDULED: "; `broker key cancel-destroy`, then `broker key enable` make it so",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signed:
@@ -116,7 +121,8 @@ class KeyUse:
         if key is None:
             raise NotFound("KEY_NOT_FOUND", f"There is no key named {name}; `broker key list` shows those there are.")
         if key.state is not KeyState.ENABLED:
-            raise WrongState("KEY_STATE", f"The key {name} is {key.state}; only an enabled key can be used.")
+            way_out = _WAYS_OUT.get(key.state, "")
+            raise WrongState("KEY_STATE", f"The key {name} is {key.state}; only an enabled key can be used{way_out}.")
         if key.usage is not usage:
             raise WrongState("KEY_USAGE", f"The key {name} was made to {key.usage}; a key has one purpose.")
         if named and not key.type.symmetric:

@@ -243,7 +243,10 @@ class Keys:
         signs = bool(signatures.ALGORITHMS[key.type])
         encrypts = key.type.symmetric or key.type in signatures.RSA_TYPES
         if not (signs if key.usage is KeyUsage.SIGN else encrypts):
-            raise InvalidRequest("USAGE_MISMATCH", f"A key of type {key.type} cannot be made to {key.usage}.")
+            raise InvalidRequest(
+                "USAGE_MISMATCH",
+                f"A key of type {key.type} cannot be made to {key.usage}; choose the other usage or another type.",
+            )
         if key.exportable and key.type is KeyType.ED25519:
             raise InvalidRequest(
                 "KEY_NOT_EXPORTABLE", "An Ed25519 key cannot be wrapped by a PKCS#11 token; create it not exportable."

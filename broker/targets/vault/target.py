@@ -64,8 +64,8 @@ class VaultTarget:
         if settings.host not in surroundings.allowed_hosts:
             raise InvalidRequest(
                 "TARGET_HOST_NOT_ALLOWED",
-                "The target's host and port are not among those that the broker's configuration allows; "
-                "ask its operator to add them there.",
+                "The target's host and port are not among those that the broker's configuration allows; have them "
+                "added to allowed_hosts under [targets] there, and the broker started again.",
             )
         self._settings = settings
         tokens = surroundings.credentials / settings.host
