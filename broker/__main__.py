@@ -88,13 +88,6 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_wishes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--operator", default="admin", help="the first operator's name")
-<<<<<<< HEAD
-    parser.add_argument("--host", action="append", default=[], help="a name or address the server is reached by")
-    parser.add_argument("--operators-address", default="", metavar="HOST:PORT")
-    parser.add_argument("--pipelines-address", default="", metavar="HOST:PORT")
-    parser.add_argument("--allow-target", action="append", default=[], metavar="HOST:PORT")
-    parser.add_argument("--allow-issuer", action="append", default=[], metavar="HOST:PORT", help="at private addresses")
-=======
     parser.add_argument(
         "--host", action="append", default=[], help="a name or address the server is reached by; may be repeated"
     )
@@ -104,7 +97,10 @@ def _add_wishes(parser: argparse.ArgumentParser) -> None:
         "--allow-target", action="append", default=[], metavar="HOST:PORT",
         help="a Vault or OpenBao that keys may be imported to; may be repeated",
     )  # fmt: skip
->>>>>>> tour
+    parser.add_argument(
+        "--allow-issuer", action="append", default=[], metavar="HOST:PORT",
+        help="an issuer of CI identities at a private address; may be repeated",
+    )  # fmt: skip
 
 
 def _init(asked: argparse.Namespace) -> int:

@@ -29,12 +29,8 @@ _RESOURCES = {
 @click.group(
     cls=Noun,
     epilog="\b\nExamples:\n  broker policy show > policy.cedar\n  broker policy set policy.cedar\n"
-<<<<<<< HEAD
     "  broker policy explain alice Sign key/payments\n"
-    "  broker policy explain pipeline/deploy FetchSecrets secret/team/app/db\n"
-=======
-    "  broker policy explain alice Sign key/payments\n",
->>>>>>> tour
+    "  broker policy explain pipeline/deploy FetchSecrets secret/team/app/db\n",
 )
 def policy() -> None:
     """Who may do what, in Cedar."""
