@@ -18,7 +18,7 @@ import structlog
 
 from broker import app, checkup, setup, supervisor
 from broker.config import Config, load
-from broker.core.errors import BrokerError, WrongState
+from broker.core.errors import BrokerError, InvalidRequest, WrongState
 
 REFUSED = (
     "SSLKEYLOGFILE",  # would write the keys of every TLS connection
@@ -62,18 +62,23 @@ def parser() -> argparse.ArgumentParser:
     for internal in ("--worker", "--operators-address", "--pipelines-address"):  # the supervisor tells its workers
         serve.add_argument(internal, default="", help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
-    init = commands.add_parser("init", help="make a broker in a folder: token, CAs, first policy, first operator")
-    init.add_argument("folder", type=Path)
+    init = commands.add_parser(
+        "init",
+        help="make a broker in a folder: token, CAs, first policy, first operator",
+        description="Make a broker in a folder. Where there is one already (and it is stopped), only the first "
+        "operator's profile is renewed; its other options are in broker.toml.",
+    )
+    init.add_argument("folder", type=Path, help="where the broker lives; it cannot be moved later")
     _add_wishes(init)
     init.add_argument("--module", help="PKCS#11 module of an existing token; without it a SoftHSM token is made")
-    init.add_argument("--token-label")
-    init.add_argument("--pin-file", type=Path)
+    init.add_argument("--token-label", help="the label of that token")
+    init.add_argument("--pin-file", type=Path, help="a file of mode 0600 that holds the user PIN of that token")
     init.add_argument(
         "--database", default="", help="postgresql://user@host:port/name; SQLite in the folder by default"
     )
     init.set_defaults(run=_init)
     dev = commands.add_parser("dev", help="init and serve in one, in a temporary folder unless one is named")
-    dev.add_argument("--folder", type=Path)
+    dev.add_argument("--folder", type=Path, help="keep everything here; else it is all gone when the broker ends")
     _add_wishes(dev)
     dev.set_defaults(run=_dev)
     check = commands.add_parser("check", help="look at a broker's set-up without starting it")
@@ -85,18 +90,32 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_wishes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--operator", default="admin", help="the first operator's name")
-    parser.add_argument("--host", action="append", default=[], help="a name or address the server is reached by")
-    parser.add_argument("--operators-address", default="", metavar="HOST:PORT")
-    parser.add_argument("--pipelines-address", default="", metavar="HOST:PORT")
-    parser.add_argument("--allow-target", action="append", default=[], metavar="HOST:PORT")
-    parser.add_argument("--allow-issuer", action="append", default=[], metavar="HOST:PORT", help="at private addresses")
+    parser.add_argument(
+        "--host", action="append", default=[], help="a name or address the server is reached by; may be repeated"
+    )
+    parser.add_argument("--operators-address", default="", metavar="HOST:PORT", help="where operators are served")
+    parser.add_argument("--pipelines-address", default="", metavar="HOST:PORT", help="where pipelines are served")
+    parser.add_argument(
+        "--allow-target", action="append", default=[], metavar="HOST:PORT",
+        help="a Vault or OpenBao that keys may be imported to; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-issuer", action="append", default=[], metavar="HOST:PORT",
+        help="an issuer of CI identities at a private address; may be repeated",
+    )  # fmt: skip
 
 
 def _init(asked: argparse.Namespace) -> int:
-    config = setup.initialise(_wishes(asked, asked.folder, development=False), app.now)
-    print(f"broker: initialised in {asked.folder.absolute()}")
-    print(f"broker: start it with: broker serve --config {asked.folder.absolute() / 'broker.toml'}")
-    print(f"broker: the first operator's profile is {config.certificates.parent / 'profile'}")
+    folder = asked.folder.absolute()
+    file = folder / "broker.toml"
+    existed = file.exists()
+    config = setup.initialise(_wishes(asked, folder, development=False), app.now)
+    if existed:
+        print(f"broker: {file} was there already and is not changed; the profile of {asked.operator} is renewed")
+    else:
+        print(f"broker: initialised in {folder}")
+    print(f"broker: start it with: broker serve --config {file}")
+    print(f"broker: use it with: export BROKER_PROFILE={config.certificates.parent / 'profile'}")
     return 0
 
 
@@ -138,8 +157,10 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
     any_port = "127.0.0.1:0" if development else ""  # nobody types it: the profile says where
     given = vars(asked)
     token = None
-    if given.get("module"):
-        token = setup.Token(module=asked.module, label=asked.token_label or "", pin_file=asked.pin_file)
+    if any(given.get(name) for name in ("module", "token_label", "pin_file")):
+        if not (asked.module and asked.token_label and asked.pin_file):
+            raise InvalidRequest("TOKEN_INCOMPLETE", "Give --module, --token-label and --pin-file together, or none.")
+        token = setup.Token(module=asked.module, label=asked.token_label, pin_file=asked.pin_file)
     return setup.Wishes(
         folder=folder.absolute(),
         operator=asked.operator,

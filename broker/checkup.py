@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sqlite3
+import ssl
 import stat
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -24,6 +25,7 @@ from broker.rpc.tls import TlsFiles
 from broker.store.sql import SqlStore
 
 SOON = timedelta(days=14)
+CONNECT_SECONDS = 5.0
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -101,7 +103,12 @@ def _hsm(config: Config) -> str:
 
 
 def _store(config: Config) -> str:
-    store = SqlStore(config.store, now)
+    try:
+        store = SqlStore(config.store, now)
+    except WrongState as error:
+        if error.reason == "STORE_IN_USE" and _runs(config, config.server.operators_address):
+            return "the running broker has the database open; stop it for a closer look"
+        raise
     try:
         store.check()
         if not store.page(PolicyDocument, limit=1) or not store.page(Operator, limit=1):
@@ -117,15 +124,38 @@ def _sqlite(_config: Config) -> str:
 
 
 def _ports(config: Config) -> str:
-    for address in (config.server.operators_address, config.server.pipelines_address):
-        host, _, port = address.rpartition(":")
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host.strip("[]"), int(port)))
-            except OSError as error:
-                raise WrongState("PORT_TAKEN", f"{address} cannot be bound: {error.strerror}.") from error
-    return "both listeners' ports are free"
+    addresses = (config.server.operators_address, config.server.pipelines_address)
+    running = [address for address in addresses if not _is_free(config, address)]
+    return "the running broker listens on its ports" if running else "both listeners' ports are free"
+
+
+def _is_free(config: Config, address: str) -> bool:
+    """False when this broker listens there already; WrongState when somebody else does."""
+    host, port = _split(address)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if _runs(config, address):
+                return False
+            raise WrongState("PORT_TAKEN", f"{address} cannot be bound: {error.strerror}.") from error
+    return True
+
+
+def _runs(config: Config, address: str) -> bool:
+    """Whether what listens at the address shows this broker's server certificate."""
+    try:
+        shown = ssl.get_server_certificate(_split(address), timeout=CONNECT_SECONDS)
+        own = config.server.certificate_file.read_bytes()
+        return x509.load_pem_x509_certificate(shown.encode()) == x509.load_pem_x509_certificate(own)
+    except (OSError, ValueError):
+        return False
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _disk(config: Config) -> str:

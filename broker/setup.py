@@ -25,7 +25,8 @@ from broker.core.call import Call
 from broker.core.errors import WrongState
 from broker.core.guard import Guard
 from broker.core.heads import Heads
-from broker.core.model import KeyType, KeyUsage, Operator, OperatorState, PolicyDocument, Principal
+from broker.core.kinds import KeyType, KeyUsage, OperatorState
+from broker.core.model import Operator, PolicyDocument, Principal
 from broker.core.names import check_name
 from broker.core.operators import operator_uri
 from broker.core.ports import Hsm, KeyRef, Now, Store

@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from broker.core import ports
 from broker.core.errors import InvalidRequest, Unavailable, WrongState
-from broker.core.model import KeyType, KeyUsage, SignatureAlgorithm
+from broker.core.kinds import KeyType, KeyUsage, SignatureAlgorithm
 from broker.core.ports import KeyRef
 
 MAX_CSR_BYTES = 8 * 1024

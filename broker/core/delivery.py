@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
-from broker.core.model import OaepHash, RemoteKey, WrappingKey
+from broker.core.kinds import OaepHash
+from broker.core.model import RemoteKey, WrappingKey
 from broker.core.ports import Hsm, KeyRef, Target
 from broker.core.proof import opens, prove
 

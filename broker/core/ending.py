@@ -16,7 +16,8 @@ from typing import TypeVar
 from broker.core.audit import AuditEntry
 from broker.core.call import Call
 from broker.core.errors import WrongState
-from broker.core.model import Lease, LeaseState, Receipt, Record, Session, SessionState, UsedToken
+from broker.core.kinds import LeaseState, SessionState
+from broker.core.model import Lease, Receipt, Record, Session, UsedToken
 from broker.core.ports import Now, Store, Write
 
 R = TypeVar("R", bound=Record)

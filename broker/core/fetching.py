@@ -10,8 +10,9 @@ from broker.core.audit import AuditEntry
 from broker.core.call import Call
 from broker.core.ending import part, shown
 from broker.core.errors import BrokerError, InvalidRequest
+from broker.core.kinds import LeaseState
 from broker.core.kv import Opened, Reference, Secrets, parse_reference
-from broker.core.model import Lease, LeaseState, Session
+from broker.core.model import Lease, Session
 
 MAX_REFERENCES = 100
 

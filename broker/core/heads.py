@@ -11,7 +11,8 @@ from broker.core.audit import head_statement
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, Unavailable
 from broker.core.guard import BROKER, Guard
-from broker.core.model import AuditHead, SignatureAlgorithm
+from broker.core.kinds import SignatureAlgorithm
+from broker.core.model import AuditHead
 from broker.core.page import Page
 from broker.core.ports import KeyRef
 

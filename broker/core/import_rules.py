@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from broker.core.errors import NotFound, Unavailable, WrongState
-from broker.core.model import Import, ImportState, Key, KeyState, KeyVersion, VersionState
+from broker.core.kinds import ImportState, KeyState, VersionState
+from broker.core.model import Import, Key, KeyVersion
 
 LEASE = timedelta(seconds=60)
 """How long an upload whose answer is missing may still be on its way; longer than any request to a target takes."""
@@ -20,7 +21,8 @@ def importable(key: Key, held: KeyVersion) -> None:
     if not key.exportable:
         raise WrongState(
             "KEY_NOT_EXPORTABLE",
-            "The key was created as not exportable, so it never leaves the HSM; create an exportable one to import it.",
+            "The key is not exportable: it was created so, or sealed since. It never leaves the HSM; create an "
+            "exportable one to import it.",
         )
     if held.sealed:
         raise WrongState(

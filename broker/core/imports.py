@@ -17,7 +17,8 @@ from broker.core.delivery import Delivery, Sibling
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
 from broker.core.import_rules import await_lease, importable, in_progress, provable, remote_name_of
-from broker.core.model import Import, ImportState, Key, KeyState, KeyVersion, RemoteKey, Target
+from broker.core.kinds import ImportState, KeyState
+from broker.core.model import Import, Key, KeyVersion, RemoteKey, Target
 from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.ports import KeyRef, Write

@@ -13,16 +13,8 @@ from broker.core.call import Call
 from broker.core.errors import InvalidRequest, NotFound, WrongState
 from broker.core.guard import Guard, of_key, of_unknown_key
 from broker.core.keys import ref
-from broker.core.model import (
-    EncryptionAlgorithm,
-    Key,
-    KeyState,
-    KeyUsage,
-    KeyVersion,
-    OaepHash,
-    SignatureAlgorithm,
-    VersionState,
-)
+from broker.core.kinds import EncryptionAlgorithm, KeyState, KeyUsage, OaepHash, SignatureAlgorithm, VersionState
+from broker.core.model import Key, KeyVersion
 from broker.core.names import check_name
 from broker.core.ports import Hsm, Store
 
@@ -31,6 +23,11 @@ AES_HEADER = 5
 
 OAEP = {EncryptionAlgorithm.RSA_OAEP_SHA256: OaepHash.SHA256, EncryptionAlgorithm.RSA_OAEP_SHA1: OaepHash.SHA1}
 """Best first."""
+
+_WAYS_OUT = {
+    KeyState.DISABLED: "; `broker key enable` makes it so",
+    KeyState.DESTROY_SCHEDULED: "; `broker key cancel-destroy`, then `broker key enable` make it so",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +121,8 @@ class KeyUse:
         if key is None:
             raise NotFound("KEY_NOT_FOUND", f"There is no key named {name}; `broker key list` shows those there are.")
         if key.state is not KeyState.ENABLED:
-            raise WrongState("KEY_STATE", f"The key {name} is {key.state}; only an enabled key can be used.")
+            way_out = _WAYS_OUT.get(key.state, "")
+            raise WrongState("KEY_STATE", f"The key {name} is {key.state}; only an enabled key can be used{way_out}.")
         if key.usage is not usage:
             raise WrongState("KEY_USAGE", f"The key {name} was made to {key.usage}; a key has one purpose.")
         if named and not key.type.symmetric:

@@ -20,7 +20,8 @@ from broker.core import receipts, signatures
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard, of_key, of_unknown_key
-from broker.core.model import Key, KeyState, KeyType, KeyUsage, KeyVersion, Receipt, VersionState
+from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
+from broker.core.model import Key, KeyVersion, Receipt
 from broker.core.names import check_labels, check_name
 from broker.core.page import Page
 from broker.core.ports import Hsm, KeyRef, Now, Store, Write
@@ -242,7 +243,10 @@ class Keys:
         signs = bool(signatures.ALGORITHMS[key.type])
         encrypts = key.type.symmetric or key.type in signatures.RSA_TYPES
         if not (signs if key.usage is KeyUsage.SIGN else encrypts):
-            raise InvalidRequest("USAGE_MISMATCH", f"A key of type {key.type} cannot be made to {key.usage}.")
+            raise InvalidRequest(
+                "USAGE_MISMATCH",
+                f"A key of type {key.type} cannot be made to {key.usage}; choose the other usage or another type.",
+            )
         if key.exportable and key.type is KeyType.ED25519:
             raise InvalidRequest(
                 "KEY_NOT_EXPORTABLE", "An Ed25519 key cannot be wrapped by a PKCS#11 token; create it not exportable."

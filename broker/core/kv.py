@@ -15,8 +15,9 @@ from broker.core import ports, receipts
 from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
 from broker.core.guard import BROKER, Guard, of_secret
+from broker.core.kinds import SecretVersionState
 from broker.core.last_reads import LastReads
-from broker.core.model import RootKey, Secret, SecretRead, SecretVersion, SecretVersionState
+from broker.core.model import RootKey, Secret, SecretRead, SecretVersion
 from broker.core.names import check_field, check_labels, check_path
 from broker.core.page import Page
 from broker.core.references import MAX_NUMBER, Opened, Reference, parse_reference

@@ -9,7 +9,8 @@ from broker.core.call import Call
 from broker.core.ending import BATCH, Ending, readable, shown
 from broker.core.errors import InvalidRequest, NotFound
 from broker.core.guard import BROKER, Guard
-from broker.core.model import Lease, LeaseState, Session
+from broker.core.kinds import LeaseState
+from broker.core.model import Lease, Session
 from broker.core.names import check_path
 from broker.core.page import Page
 from broker.core.ports import Now, Store

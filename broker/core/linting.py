@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from broker.core import matching
-from broker.core.model import Matcher, MatcherKind, Preset, TrustRule
+from broker.core.kinds import MatcherKind, Preset
+from broker.core.model import Matcher, TrustRule
 from broker.core.presets import PROFILES, Profile
 
 Weakness = tuple[str, str]

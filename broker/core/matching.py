@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from broker.core.model import Matcher, MatcherKind
+from broker.core.kinds import MatcherKind
+from broker.core.model import Matcher
 from broker.core.ports import ClaimFinding
 
 ABSENT = "(absent)"

@@ -13,7 +13,8 @@ from broker.core.authority import BACKDATED, Authority, public_key_of
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, WrongState
 from broker.core.guard import BROKER, Guard, of_operator
-from broker.core.model import Operator, OperatorState, Principal
+from broker.core.kinds import OperatorState
+from broker.core.model import Operator, Principal
 from broker.core.names import check_name
 from broker.core.page import Page
 

@@ -20,7 +20,8 @@ from broker.core.guard import (
     of_unknown_key,
     of_unknown_target,
 )
-from broker.core.model import Key, Operator, OperatorState, PolicyDocument, Principal, Secret, Target, TrustRule
+from broker.core.kinds import OperatorState
+from broker.core.model import Key, Operator, PolicyDocument, Principal, Secret, Target, TrustRule
 from broker.core.names import check_name, check_path
 from broker.core.policy import ACTIONS, Decision
 

@@ -14,21 +14,8 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from broker.core.audit import AuditEntry
-from broker.core.model import (
-    AuditHead,
-    EncryptionAlgorithm,
-    HsmReport,
-    Key,
-    KeyType,
-    KeyUsage,
-    KeyVersion,
-    OaepHash,
-    Principal,
-    Record,
-    RemoteKey,
-    SignatureAlgorithm,
-    WrappingKey,
-)
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.model import AuditHead, HsmReport, Key, KeyVersion, Principal, Record, RemoteKey, WrappingKey
 
 R = TypeVar("R", bound=Record)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from broker.core.model import Preset
+from broker.core.kinds import Preset
 
 HOST = r"[a-z0-9](?:[a-z0-9.-]{0,252}[a-z0-9])?"
 ADDRESS = rf"https://{HOST}(?::[1-9][0-9]{{0,4}})?"

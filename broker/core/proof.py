@@ -10,7 +10,8 @@ import secrets
 from broker.core import signatures
 from broker.core.errors import WrongState
 from broker.core.key_use import encrypt_oaep
-from broker.core.model import EncryptionAlgorithm, KeyUsage, OaepHash, RemoteKey
+from broker.core.kinds import EncryptionAlgorithm, KeyUsage, OaepHash
+from broker.core.model import RemoteKey
 from broker.core.ports import Hsm, KeyRef, Target
 
 PREFIX = b"broker import proof v1\n"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from broker.core.errors import Exhausted
-from broker.core.model import Lease, LeaseState
+from broker.core.kinds import LeaseState
+from broker.core.model import Lease
 from broker.core.ports import Now, Store
 
 RECOUNT = timedelta(seconds=1)

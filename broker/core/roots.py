@@ -23,7 +23,8 @@ from broker.core import receipts
 from broker.core.call import Call
 from broker.core.errors import BrokerError, Exhausted, NotFound, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard
-from broker.core.model import KeyType, KeyUsage, Receipt, RootKey, SecretVersion, VersionState
+from broker.core.kinds import KeyType, KeyUsage, VersionState
+from broker.core.model import Receipt, RootKey, SecretVersion
 from broker.core.ports import Hsm, KeyRef, Now, Store, Write
 from broker.core.sealing import Sealing
 

@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from broker.core.errors import InvalidRequest, NotFound, WrongState
-from broker.core.model import EncryptionAlgorithm
+from broker.core.kinds import EncryptionAlgorithm
 from broker.core.ports import Hsm, KeyRef, Now
 
 PURPOSE = b"broker-secret-v1"

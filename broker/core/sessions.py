@@ -21,8 +21,9 @@ from broker.core.errors import (
 )
 from broker.core.fetching import Fetched, Try, attempt, first_refusal, parsed
 from broker.core.guard import BROKER, Guard, of_secret
+from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
-from broker.core.model import Lease, LeaseState, Principal, Proof, Secret, Session, SessionState, TrustRule, UsedToken
+from broker.core.model import Lease, Principal, Proof, Secret, Session, TrustRule, UsedToken
 from broker.core.page import Page
 from broker.core.ports import Now, Store, Write
 from broker.core.quota import Limits, Tally

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from broker.core.errors import InvalidRequest
-from broker.core.model import KeyType, SignatureAlgorithm
+from broker.core.kinds import KeyType, SignatureAlgorithm
 
 RSA_TYPES = frozenset({KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096})
 RSA_ALGORITHMS = (

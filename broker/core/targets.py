@@ -14,7 +14,8 @@ from broker.core import guard, ports
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, WrongState
 from broker.core.guard import Guard
-from broker.core.model import Import, ImportState, Probe, Receipt, Target, WrappingKey
+from broker.core.kinds import ImportState
+from broker.core.model import Import, Probe, Receipt, Target, WrappingKey
 from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.receipts import keep, replay

@@ -13,8 +13,9 @@ from broker.core import matching, ports, receipts
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, Unauthenticated, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard, of_trust_rule
+from broker.core.kinds import MatcherKind
 from broker.core.linting import grade
-from broker.core.model import Matcher, MatcherKind, Proof, TrustRule
+from broker.core.model import Matcher, Proof, TrustRule
 from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.ports import ClaimFinding, Verified

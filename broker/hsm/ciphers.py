@@ -10,7 +10,7 @@ from pkcs11 import GCMParams, Mechanism
 from pkcs11 import exceptions as ck
 
 from broker.core.errors import InvalidRequest, Unavailable
-from broker.core.model import EncryptionAlgorithm, KeyUsage, OaepHash
+from broker.core.kinds import EncryptionAlgorithm, KeyUsage, OaepHash
 from broker.core.ports import KeyRef
 from broker.hsm.mechanisms import AES_BITS, OAEP
 from broker.hsm.sanity import RSA_BITS

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pkcs11 import Mechanism
 
-from broker.core.model import KeyType, OaepHash, Probe
+from broker.core.kinds import KeyType, OaepHash
+from broker.core.model import Probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

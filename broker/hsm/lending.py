@@ -15,7 +15,7 @@ from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
 from broker.core.errors import NotFound
-from broker.core.model import KeyType
+from broker.core.kinds import KeyType
 from broker.core.ports import KeyRef
 from broker.hsm.objects import secret_class
 from broker.hsm.sanity import RSA_BITS

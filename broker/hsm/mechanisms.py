@@ -12,7 +12,7 @@ from pkcs11 import MGF, Mechanism
 
 from broker.core import signatures
 from broker.core.errors import InvalidRequest, Unavailable
-from broker.core.model import KeyType, OaepHash, SignatureAlgorithm
+from broker.core.kinds import KeyType, OaepHash, SignatureAlgorithm
 
 OAEP: Final[dict[OaepHash, tuple[Mechanism, MGF]]] = {
     OaepHash.SHA1: (Mechanism.SHA_1, MGF.SHA1),

@@ -16,7 +16,7 @@ from pkcs11 import Attribute, Mechanism, MechanismFlag, ObjectClass
 from pkcs11 import KeyType as CkKeyType
 
 from broker.core.errors import AlreadyExists, InvalidRequest, Unavailable
-from broker.core.model import KeyType, KeyUsage
+from broker.core.kinds import KeyType, KeyUsage
 from broker.hsm.mechanisms import AES_BITS, CURVE_OIDS
 from broker.hsm.sanity import CURVES, RSA_BITS, check_public_key
 from broker.hsm.sessions import AmbiguousError, Worker

@@ -10,15 +10,8 @@ from pkcs11 import Attribute, ObjectClass
 from pkcs11 import exceptions as ck
 
 from broker.core.errors import BrokerError, InvalidRequest, Unavailable, WrongState
-from broker.core.model import (
-    EncryptionAlgorithm,
-    HsmReport,
-    KeyType,
-    KeyUsage,
-    OaepHash,
-    SignatureAlgorithm,
-    WrappingKey,
-)
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.model import HsmReport, WrappingKey
 from broker.core.ports import KeyRef
 from broker.hsm import ciphers, objects, selftest
 from broker.hsm.config import HsmConfig

@@ -18,7 +18,8 @@ from pkcs11 import Attribute, Mechanism, ObjectClass
 from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
-from broker.core.model import KeyType, KeyUsage, OaepHash, Probe
+from broker.core.kinds import KeyType, KeyUsage, OaepHash
+from broker.core.model import Probe
 from broker.hsm.findings import Findings
 from broker.hsm.mechanisms import AES_BITS, OAEP
 from broker.hsm.module import CKM_RSA_AES_KEY_WRAP

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core.errors import Unavailable
-from broker.core.model import KeyType
+from broker.core.kinds import KeyType
 
 RSA_BITS: Final = {KeyType.RSA_2048: 2048, KeyType.RSA_3072: 3072, KeyType.RSA_4096: 4096}
 CURVES: Final[dict[KeyType, type[ec.EllipticCurve]]] = {

@@ -21,7 +21,8 @@ from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
 from broker.core.errors import InvalidRequest, Unavailable, WrongState
-from broker.core.model import KeyType, OaepHash, WrappingKey
+from broker.core.kinds import KeyType, OaepHash
+from broker.core.model import WrappingKey
 from broker.core.ports import KeyRef
 from broker.hsm.findings import Findings
 from broker.hsm.lending import Finder

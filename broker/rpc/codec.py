@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from broker.core import model
+from broker.core import kinds
 from broker.core.errors import InvalidRequest
-from broker.core.model import SignatureAlgorithm
+from broker.core.kinds import SignatureAlgorithm
 
 E = TypeVar("E", bound=Enum)
 
@@ -53,17 +53,17 @@ class Names(Generic[E]):
         return self._wire[member]
 
 
-KEY_TYPE = Names(keys_pb2.KeyType, model.KeyType)
-KEY_USAGE = Names(keys_pb2.KeyUsage, model.KeyUsage)
-KEY_STATE = Names(keys_pb2.KeyState, model.KeyState)
-VERSION_STATE = Names(keys_pb2.KeyVersionState, model.VersionState)
-SIGNATURE_ALGORITHM = Names(keys_pb2.SignatureAlgorithm, model.SignatureAlgorithm)
-ENCRYPTION_ALGORITHM = Names(keys_pb2.EncryptionAlgorithm, model.EncryptionAlgorithm)
-IMPORT_STATE = Names(imports_pb2.ImportState, model.ImportState)
-OPERATOR_STATE = Names(operators_pb2.OperatorState, model.OperatorState)
-SESSION_STATE = Names(sessions_pb2.SessionState, model.SessionState)
-LEASE_STATE = Names(leases_pb2.LeaseState, model.LeaseState)
-PRESET = Names(trust_pb2.Preset, model.Preset)
+KEY_TYPE = Names(keys_pb2.KeyType, kinds.KeyType)
+KEY_USAGE = Names(keys_pb2.KeyUsage, kinds.KeyUsage)
+KEY_STATE = Names(keys_pb2.KeyState, kinds.KeyState)
+VERSION_STATE = Names(keys_pb2.KeyVersionState, kinds.VersionState)
+SIGNATURE_ALGORITHM = Names(keys_pb2.SignatureAlgorithm, kinds.SignatureAlgorithm)
+ENCRYPTION_ALGORITHM = Names(keys_pb2.EncryptionAlgorithm, kinds.EncryptionAlgorithm)
+IMPORT_STATE = Names(imports_pb2.ImportState, kinds.ImportState)
+OPERATOR_STATE = Names(operators_pb2.OperatorState, kinds.OperatorState)
+SESSION_STATE = Names(sessions_pb2.SessionState, kinds.SessionState)
+LEASE_STATE = Names(leases_pb2.LeaseState, kinds.LeaseState)
+PRESET = Names(trust_pb2.Preset, kinds.Preset)
 
 
 def missing(field: str) -> InvalidRequest:

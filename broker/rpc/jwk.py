@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from broker.core.model import KeyUsage
+from broker.core.kinds import KeyUsage
 
 CURVES = {
     "secp256r1": ("P-256", "ES256"),

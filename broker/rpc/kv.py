@@ -7,8 +7,9 @@ from __future__ import annotations
 from broker_api.v1 import kv_pb2 as wire
 
 from broker.core.call import Call
+from broker.core.kinds import SecretVersionState
 from broker.core.kv import Secrets
-from broker.core.model import Secret, SecretRead, SecretVersion, SecretVersionState
+from broker.core.model import Secret, SecretRead, SecretVersion
 from broker.rpc import codec
 from broker.rpc.pages import PageTokens, page_size
 

@@ -10,7 +10,8 @@ from broker_api.v1 import trust_pb2 as wire
 from google.protobuf.duration_pb2 import Duration
 
 from broker.core.call import Call
-from broker.core.model import Matcher, MatcherKind, TrustRule
+from broker.core.kinds import MatcherKind
+from broker.core.model import Matcher, TrustRule
 from broker.core.trust import TrustRules
 from broker.rpc import codec
 from broker.rpc.pages import PageTokens, page_size

@@ -86,7 +86,10 @@ class SqlWrite:
                 self._lock_name(kind, key_of(record))
             added = self._changed(statement)
         if not added:
-            raise AlreadyExists("NAME_TAKEN", f"There is already such a {kind.__name__}; choose another name.")
+            name = "/".join(str(part) for part in key_of(record))
+            raise AlreadyExists(
+                "NAME_TAKEN", f"The {kind.__name__.lower()} {name} exists or existed; choose another name."
+            )
 
     def replace(self, old: R, new: R) -> R:
         """See ``Write.replace``."""

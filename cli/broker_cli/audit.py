@@ -16,6 +16,7 @@ from broker_cli import ask, files
 from broker_cli.chain import MAX_TAIL_RECORDS, MAX_TAIL_SECONDS, Chain, Kept, Limits, Signed, Verdict, Verifier
 from broker_cli.journal import NotAJournalError, lines, moment
 from broker_cli.journal import files as journal_files
+from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
@@ -25,13 +26,15 @@ from broker_cli.words import record
 MAX_HEADS = 64 * 1024 * 1024
 HEAD_COLUMNS = ("chain", "sequence", "sign_time", "hash")
 ENTRY_COLUMNS = ("time", "phase", "principal", "rpc", "resource", "decision", "outcome", "reason")
+_ANOTHER_KEY = {"SIGNATURE_INVALID", "NOTHING_SIGNED"}
 _places = click.argument("places", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 
 
 @click.group(
+    cls=Noun,
     epilog="\b\nExamples:\n  broker audit key > audit.pem\n"
     "  broker audit heads --format json > heads.json   (keep it elsewhere)\n"
-    "  broker audit verify /var/lib/broker/audit --public-key audit.pem --heads heads.json\n"
+    "  broker audit verify /srv/broker/journal --public-key audit.pem --heads heads.json\n",
 )
 def audit() -> None:
     """Verify and read the audit; fetch and sign its heads."""
@@ -199,7 +202,9 @@ def _tell(out: Output, verdict: Verdict) -> None:
     if verdict.intact:
         chat(f"ok: {verdict.records} records; everything up to the signed heads is as it was written.")
     else:
-        chat(f"NOT ok: {len(verdict.findings)} findings in {verdict.records} records.")
+        chat(f"NOT ok: findings: {len(verdict.findings)}, records: {verdict.records}.")
+        if findings and all(one["reason"] in _ANOTHER_KEY for one in findings):
+            chat("Not one head is signed by this key: is it this broker's audit key?")
 
 
 def _brief(chain: Chain) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def _permitted(wire: Wire) -> Iterator[Check]:
         )
         yield from _heads(wire.ask("audit", "GetAuditState").heads)
     except Refusal as refused:
-        yield warning("permission", f"{refused.format_message()} Your groups may not allow it; an administrator can.")
+        yield warning("permission", f"{refused.format_message()} This look is an administrator's or auditor's.")
 
 
 def _heads(heads: Any) -> Iterator[Check]:

@@ -35,7 +35,6 @@ _PLACES = ("file", "folder", "module", "certificate", "key", "ca", "database", "
 def checks(config: Path) -> Iterator[Check]:
     """Everything about the host that can be seen from outside the server."""
     yield from environment()
-    yield _umask()
     yield _sqlite_version()
     settings = yield from _config(config)
     if settings is None:
@@ -200,8 +199,9 @@ def _port(name: str, value: str) -> Iterator[Check]:
 def _softhsm(settings: Mapping[str, Any]) -> Iterator[Check]:
     if not any("softhsm" in value for name, value in _walk(settings) if name.endswith("module")):
         return
-    path = Path(os.environ.get("SOFTHSM2_CONF") or "/etc/softhsm/softhsm2.conf")
-    named = "SOFTHSM2_CONF" if os.environ.get("SOFTHSM2_CONF") else "SOFTHSM2_CONF is not set, so"
+    told = dict(_walk(settings)).get("hsm.environment.SOFTHSM2_CONF") or os.environ.get("SOFTHSM2_CONF")
+    path = Path(told or "/etc/softhsm/softhsm2.conf")
+    named = "SOFTHSM2_CONF" if told else "SOFTHSM2_CONF is not set, so"
     try:
         lines = configparser.ConfigParser(interpolation=None)
         lines.read_string("[softhsm]\n" + path.read_text())
@@ -217,16 +217,6 @@ def _softhsm(settings: Mapping[str, Any]) -> Iterator[Check]:
         yield failed("softhsm", f"The token folder {tokens} holds no token: set one up first.")
     else:
         yield ok("softhsm", f"{path}, tokens in {tokens}")
-
-
-def _umask() -> Check:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    if mask & 0o007 != 0o007:
-        return warning(
-            "umask", f"umask {mask:04o} lets others read new files: the broker's unit should set UMask=0077."
-        )
-    return ok("umask", f"umask {mask:04o}")
 
 
 def _sqlite_version() -> Check:

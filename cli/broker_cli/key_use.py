@@ -17,6 +17,9 @@ from broker_cli.words import record
 MAX_MESSAGE = 64 * 1024
 MAX_CIPHERTEXT = MAX_MESSAGE + 64
 MAX_SIGNATURE = 4096
+MAX_BATCH = 100
+MAX_BATCH_BYTES = 3 * 1024 * 1024  # one call carries 4 MiB
+SIGNATURE_COLUMNS = ("file", "signature_file", "version", "algorithm")
 
 _source = click.option(
     "--in", "source", default="-", metavar="FILE", show_default=True, help="Where to read; /dev/fd/N for a descriptor."
@@ -69,8 +72,10 @@ def public(wire: Wire, out: Output, name: str, version: int, target: str | None,
 @click.command(
     epilog="\b\nExamples:\n  broker key sign payments --in order.json --out order.sig\n"
     "  openssl dgst -sha256 -binary big.iso | broker key sign payments --digest --out big.sig\n"
+    "  broker key sign payments *.json          (in one call; leaves a FILE.sig beside each)\n"
 )
 @click.argument("name")
+@click.argument("sources", nargs=-1, metavar="[FILE...]")
 @_source
 @_target
 @_signature_algorithm
@@ -78,11 +83,36 @@ def public(wire: Wire, out: Output, name: str, version: int, target: str | None,
 @_digest
 @formatted
 @remote
-def sign(wire: Wire, out: Output, name: str, source: str, target: str | None, **how: Any) -> None:
-    """Sign a message with the key NAME."""
+def sign(
+    wire: Wire, out: Output, name: str, sources: tuple[str, ...], source: str, target: str | None, **how: Any
+) -> None:
+    """Sign a message with the key NAME, or each FILE into FILE.sig."""
+    if sources:
+        if source != "-" or target is not None:
+            raise click.UsageError("Give files as arguments, or one message with --in and --out; not both.")
+        _sign_files(wire, out, name, sources, **how)
+        return
     check_target(target)
     made = wire.ask("keys", "Sign", name=name, input=_input(source, digest=how.pop("digest")), **_signature(**how))
     out.raw("signature", made.signature, record(made), target, secret=False, reveal=False)
+
+
+def _sign_files(wire: Wire, out: Output, name: str, sources: tuple[str, ...], *, digest: bool, **how: Any) -> None:
+    """One call for all: every signature is there, or none is."""
+    if len(sources) > MAX_BATCH or len(set(sources)) < len(sources):
+        raise click.UsageError(f"Name at most {MAX_BATCH} files, each once.")
+    for one in sources:
+        check_target(f"{one}.sig")
+    inputs = [_input(one, digest=digest) for one in sources]
+    if sum(len(content) for one in inputs for content in one.values()) > MAX_BATCH_BYTES:
+        raise Refusal(
+            "INPUT_TOO_LONG", "The files are longer than 3 MiB together: sign fewer of them at a time.", Exit.USAGE
+        )
+    made = wire.ask("keys", "BatchSign", name=name, inputs=inputs, **_signature(**how))
+    for one, signature in zip(sources, made.signatures, strict=True):
+        files.create(Path(f"{one}.sig"), signature)
+    told = {name: value for name, value in record(made).items() if name != "signatures"}
+    out.many("signature", [{"file": one, "signature_file": f"{one}.sig", **told} for one in sources], SIGNATURE_COLUMNS)
 
 
 @click.command(epilog="Ends with exit code 1 when the signature is not valid.")

@@ -9,6 +9,7 @@ import click
 from broker_cli import ask, words
 from broker_cli.imports import import_, prove, where
 from broker_cli.key_use import decrypt, encrypt, public, sign, verify
+from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.wire import Change, Wire, changing, remote
 from broker_cli.words import record
@@ -17,10 +18,11 @@ COLUMNS = ("name", "type", "usage", "state", "primary_version", "exportable", "o
 
 
 @click.group(
+    cls=Noun,
     epilog="\b\nExamples:\n"
     "  broker key create payments --type ec-p256 --usage sign --exportable --label team=billing\n"
-    "  broker key import payments --target vault-prod\n"
-    "  broker key rotate payments --dry-run\n"
+    "  broker key import payments --target prod\n"
+    "  broker key rotate payments --dry-run\n",
 )
 def key() -> None:
     """Make, use, rotate, import and destroy keys."""
@@ -110,7 +112,7 @@ def enable(wire: Wire, out: Output, change: Change, name: str) -> None:
 @formatted
 @remote
 def disable(wire: Wire, out: Output, change: Change, name: str) -> None:
-    """Let nobody use the key NAME until it is enabled again."""
+    """Let nobody use the key NAME through the broker until it is enabled again; copies at targets still work."""
     _changed(out, change, wire.ask("keys", "DisableKey", name=name, **change.fields))
 
 
@@ -124,10 +126,11 @@ def disable(wire: Wire, out: Output, change: Change, name: str) -> None:
 @formatted
 @remote
 def destroy(wire: Wire, out: Output, change: Change, name: str, in_days: int | None, *, sure: bool) -> None:
-    """Schedule the destruction of the key NAME, in all its versions."""
+    """Schedule the destruction of the key NAME in the HSM, in all its versions; copies at targets stay."""
     ask.by_name(
         name,
-        "The key cannot be used any more, and after the delay it is gone for good.",
+        "The key cannot be used any more, and after the delay it is gone from the HSM for good. "
+        f'Copies at targets stay ("broker key where {name}" lists them): they are deleted there.',
         sure=sure,
         dry_run=change.dry_run,
     )

@@ -36,8 +36,8 @@ EPILOG = """\b
 Examples:
   broker dev
   broker key create payments --type ec-p256 --usage sign --exportable
-  broker key import payments --target vault-prod
-  broker audit verify /var/lib/broker/audit --public-key audit.pem
+  broker key import payments --target prod
+  broker audit verify /srv/broker/journal --public-key audit.pem
 
 \b
 Exit codes: 0 ok, 1 failure, 2 usage, 3 denied, 4 not logged in, 5 unavailable (try again),
@@ -71,10 +71,24 @@ class Nouns(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, but suggesting names that are not imported yet."""
+        """As click does, but suggesting names that are not imported yet, and the noun of a verb that stands alone."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            raise click.exceptions.NoSuchCommand(args[0], possibilities=list(COMMANDS), ctx=ctx)
+            whole = " or ".join(f"'{one}'" for one in self._whole(ctx, args[0]))
+            message = f"No such command '{args[0]}'. Did you mean {whole}?" if whole else None
+            near = None if whole else list(COMMANDS)
+            raise click.exceptions.NoSuchCommand(args[0], message, possibilities=near, ctx=ctx)
         return super().resolve_command(ctx, args)
+
+    def _whole(self, ctx: click.Context, word: str) -> list[str]:
+        """The commands that a word which is no noun can be a part of."""
+        if word in {"help", "version"}:
+            return [f"broker --{word}"]
+        nouns = {noun: self.get_command(ctx, noun) for noun in COMMANDS}
+        return [
+            f"broker {noun} {word}"
+            for noun, command in nouns.items()
+            if isinstance(command, click.Group) and word in command.commands
+        ]
 
 
 @click.group(cls=Nouns, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from broker_cli import ask, files, profiles
+from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
@@ -28,13 +29,14 @@ _out = click.option(
 )
 _csr = click.option("--csr", metavar="FILE", help="A request the operator made; then no private key is made here.")
 _hours = click.option(
-    "--hours", type=click.FloatRange(0.05, 168), help="How long the certificate lives; 12, unless said."
+    "--hours", type=click.FloatRange(0.1, 168), help="How long the certificate lives; 12, unless said."
 )
 
 
 @click.group(
+    cls=Noun,
     epilog="\b\nExamples:\n  broker operator add alice --group admins --out alice\n"
-    "  cp -r alice ~/.config/broker/profiles/default   (on alice's machine)\n  broker operator renew\n"
+    "  cp -r alice ~/.config/broker/profiles/default   (on alice's machine)\n  broker operator renew\n",
 )
 def operator() -> None:
     """The people who may call, and their short-lived certificates."""
@@ -54,6 +56,7 @@ def add(
     hours: float | None,
 ) -> None:  # fmt: skip
     """Register the operator NAME and write a profile folder, ready to hand over."""
+    _warn_of_strange_groups(wire, groups)
 
     def sign(request: bytes) -> Any:
         return wire.ask(
@@ -97,8 +100,11 @@ def renew(wire: Wire, out: Output, hours: float | None) -> None:
     request = request_for(files.read_private(place.key, profiles.MAX_PEM, "private key"))
     made = wire.ask("operators", "RenewCertificate", csr_pem=request.decode(), **_ttl(hours)).certificate
     files.replace(place.certificate, made.pem.encode())
+    brief = _brief(made)
     chat(f"The certificate in {place.certificate} is fresh.")
-    out.one("certificate", _brief(made))
+    if hours is not None and brief["hours_left"] < round(hours, 1):
+        chat(f"It lives {brief['hours_left']} hours and not {hours:g}: that is the most that a renewal gives.")
+    out.one("certificate", brief)
 
 
 @operator.command("list")
@@ -121,6 +127,7 @@ def groups(wire: Wire, out: Output, change: Change, name: str, names: tuple[str,
     """Put the operator NAME into exactly these groups."""
     if bool(names) == no_group:
         raise click.UsageError("Give the groups with --group, or --none to take all away.")
+    _warn_of_strange_groups(wire, names)
     made = wire.ask("operators", "SetOperatorGroups", name=name, groups=names, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
     out.one("operator", record(made.operator))
@@ -162,6 +169,19 @@ def whoami(wire: Wire, out: Output) -> None:
     out.one("caller", record(wire.ask("operators", "WhoAmI")))
 
 
+def _warn_of_strange_groups(wire: Wire, groups: tuple[str, ...]) -> None:
+    """A misspelt group is a group that gives nothing, and nobody else would say so."""
+    if not groups:
+        return
+    try:
+        policy = wire.ask("policies", "GetPolicy").policy.text
+    except Refusal:
+        return  # whoever may not read the policy cannot be told what is in it
+    for group in groups:
+        if f'Group::"{group}"' not in policy:
+            chat(f"The policy names no group {group}, so being in it gives no rights yet.")
+
+
 def _hand_over(wire: Wire, out: Output, folder: Path, csr: str | None, sign: Callable[[bytes], Any]) -> None:
     """Make the papers, have them signed, and leave a whole profile folder or none at all."""
     from broker_cli.papers import folder_in_the_making  # noqa: PLC0415  cryptography is slow to load
@@ -180,12 +200,14 @@ def _hand_over(wire: Wire, out: Output, folder: Path, csr: str | None, sign: Cal
             "operator-ca.pem": made.certificate.ca_pem.encode(),
         }
         profiles.write(making, wire.place.address, contents)
-    _say_next(folder, whole=key is not None)
+    _say_next(folder, wire.place.address, whole=key is not None)
     out.one("certificate", _brief(made.certificate) | {"folder": str(folder)})
 
 
-def _say_next(folder: Path, *, whole: bool) -> None:
+def _say_next(folder: Path, address: str, *, whole: bool) -> None:
     chat(f"The profile is in {folder}: hand it over by a safe way, and delete it here; it works as --profile {folder}/")
+    if address.startswith(("127.", "localhost:", "[::1]:")):
+        chat(f"It leads to {address}, this machine: for use elsewhere correct the address in its {profiles.FILE}.")
     if not whole:
         chat("Its key.pem is missing: the operator puts the private key of the request there (chmod 600).")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from broker_cli.words import flat
 
 FORMATS = ("table", "json", "yaml", "env")
 Entry = Mapping[str, Any]
+_FRACTION = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d+(?:Z|\+00:00)", re.ASCII)
 
 
 def formatted(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,13 +112,17 @@ def check_target(target: str | None) -> None:
 
 
 def _cell(value: Any) -> str:
-    if value is None or value == []:
+    """A value for people: times to the second, and a PEM by its size; the other formats have them whole."""
+    if value is None or value in ([], ""):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(_cell(item) if not isinstance(item, Mapping) else json.dumps(item) for item in value)
-    return str(value)
+    text = str(value)
+    if text.startswith("-----BEGIN "):
+        return f"PEM of {len(text)} characters"
+    return _FRACTION.sub(r"\1Z", text) if _FRACTION.fullmatch(text) else text
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -146,7 +152,11 @@ def _env(kind: str, entry: Entry) -> None:
 def _quoted(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value).lower()
-    text = ",".join(str(item) for item in value) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        nested = any(isinstance(item, Mapping) for item in value)
+        text = json.dumps(value) if nested else ",".join(str(item) for item in value)
+    else:
+        text = str(value)
     if text.isprintable():
         return shlex.quote(text)
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")

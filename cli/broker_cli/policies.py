@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from broker_cli import ask, files
+from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat, plain_lines
@@ -26,9 +27,10 @@ _RESOURCES = {
 
 
 @click.group(
+    cls=Noun,
     epilog="\b\nExamples:\n  broker policy show > policy.cedar\n  broker policy set policy.cedar\n"
     "  broker policy explain alice Sign key/payments\n"
-    "  broker policy explain pipeline/deploy FetchSecrets secret/team/app/db\n"
+    "  broker policy explain pipeline/deploy FetchSecrets secret/team/app/db\n",
 )
 def policy() -> None:
     """Who may do what, in Cedar."""

@@ -69,12 +69,7 @@ def locate(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.envi
     if named is None and all(given.values()):
         return _place(given, {}, None)
     if not (folder / FILE).is_file():
-        raise Refusal(
-            "PROFILE_MISSING",
-            f"There is no profile at {folder}: put the folder there that an administrator made with "
-            '"broker operator add", name it with --profile, or start a trial broker with "broker dev".',
-            Exit.NOT_LOGGED_IN,
-        )
+        raise _missing(folder, named or "default")
     return _place(given, read_profile(folder), folder)
 
 
@@ -114,6 +109,18 @@ def write(folder: Path, address: str, contents: Mapping[str, bytes]) -> None:
         files.create(folder / name, content)
     settings = {"address": address, "ca": "ca.pem", "certificate": "cert.pem", "key": "key.pem"}
     files.create(folder / FILE, "".join(f'{name} = "{value}"\n' for name, value in settings.items()).encode())
+
+
+def _missing(folder: Path, name: str) -> Refusal:
+    where = f"There is no profile at {folder}"
+    if "/" not in name and (Path(name) / FILE).is_file():
+        cure = f'a bare name is one of your own profiles; for the folder here, write "./{name}".'
+    else:
+        cure = (
+            'name the folder that "broker operator add" or "broker init" made (--profile FOLDER/ or BROKER_PROFILE), '
+            'copy it there, or start a trial broker with "broker dev".'
+        )
+    return Refusal("PROFILE_MISSING", f"{where}: {cure}", Exit.NOT_LOGGED_IN)
 
 
 def _place(given: Mapping[str, str | None], settings: Mapping[str, str], folder: Path | None) -> Place:

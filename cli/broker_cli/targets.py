@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from broker_cli import ask, files
+from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.profiles import MAX_PEM
 from broker_cli.refusal import Exit, Refusal
@@ -18,15 +19,16 @@ COLUMNS = ("name", "vault.address", "vault.mount", "kek_id", "kek_thumbprint")
 
 
 @click.group(
+    cls=Noun,
     epilog="\b\nExample:\n"
-    "  broker target add vault prod --address https://vault.example:8200 --mount transit \\\n"
-    "      --ca-file vault-ca.pem --token-file vault-prod.token\n"
+    "  broker target add vault prod --address https://vault.example.org:8200 \\\n"
+    "      --ca-file vault-ca.pem --token-file vault-token\n",
 )
 def target() -> None:
     """Places that keys can be imported to."""
 
 
-@target.group()
+@target.group(subcommand_metavar="KIND NAME [OPTIONS]")
 def add() -> None:
     """Register a target and pin its key-exchange key; one command a kind."""
 
@@ -63,7 +65,7 @@ def vault(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, *
             "targets", "CreateTarget", name=name, vault=described, expected_kek_thumbprint=thumbprint, **change.fields
         )
     ask.dry_run_note(dry_run=change.dry_run)
-    if not thumbprint:
+    if not thumbprint and not change.dry_run:
         chat("The KEK was pinned as it was found; compare its thumbprint with what the target's administrator says.")
     out.one("target", record(made.target))
 

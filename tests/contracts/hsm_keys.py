@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
 )
 
-from broker.core.model import KeyType, KeyUsage, OaepHash, SignatureAlgorithm, WrappingKey
+from broker.core.kinds import KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.model import WrappingKey
 from broker.core.ports import Hsm, KeyRef
 
 RSA: Final = (KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096)

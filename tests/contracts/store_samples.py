@@ -12,36 +12,38 @@ from pathlib import Path
 from typing import Any
 
 from broker.core.audit import AuditEntry, Phase
-from broker.core.model import (
-    AuditHead,
-    Import,
+from broker.core.kinds import (
     ImportState,
-    Key,
     KeyState,
     KeyType,
     KeyUsage,
+    LeaseState,
+    MatcherKind,
+    OperatorState,
+    Preset,
+    SecretVersionState,
+    SessionState,
+    VersionState,
+)
+from broker.core.model import (
+    AuditHead,
+    Import,
+    Key,
     KeyVersion,
     Lease,
-    LeaseState,
     Matcher,
-    MatcherKind,
     Operator,
-    OperatorState,
     PolicyDocument,
-    Preset,
     Receipt,
     Record,
     RootKey,
     Secret,
     SecretRead,
     SecretVersion,
-    SecretVersionState,
     Session,
-    SessionState,
     Target,
     TrustRule,
     UsedToken,
-    VersionState,
 )
 from broker.store.config import StoreConfig
 from broker.store.journal import Journal

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
-from broker.core.model import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.ports import Hsm, KeyRef
 from tests.contracts.hsm_keys import (
     ALGORITHMS,

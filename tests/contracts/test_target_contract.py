@@ -18,15 +18,8 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core import ports
 from broker.core.errors import InvalidRequest, WrongState
-from broker.core.model import (
-    EncryptionAlgorithm,
-    KeyType,
-    KeyUsage,
-    OaepHash,
-    RemoteKey,
-    SignatureAlgorithm,
-    WrappingKey,
-)
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.model import RemoteKey, WrappingKey
 from broker.core.ports import KeyRef
 from broker.core.proof import opens, prove
 from broker.hsm.pkcs11 import Pkcs11Hsm

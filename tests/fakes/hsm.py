@@ -26,15 +26,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable, WrongState
-from broker.core.model import (
-    EncryptionAlgorithm,
-    HsmReport,
-    KeyType,
-    KeyUsage,
-    OaepHash,
-    SignatureAlgorithm,
-    WrappingKey,
-)
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.model import HsmReport, WrappingKey
 from broker.core.ports import KeyRef
 
 _HASHES: Final[dict[str, hashes.HashAlgorithm]] = {

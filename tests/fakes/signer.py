@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core.errors import NotFound
-from broker.core.model import KeyType, KeyUsage, SignatureAlgorithm
+from broker.core.kinds import KeyType, KeyUsage, SignatureAlgorithm
 from broker.core.ports import Hsm, KeyRef
 
 

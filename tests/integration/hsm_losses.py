@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from broker.core.errors import BrokerError
-from broker.core.model import EncryptionAlgorithm, SignatureAlgorithm
+from broker.core.kinds import EncryptionAlgorithm, SignatureAlgorithm
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.servers.softhsm import make_token
 

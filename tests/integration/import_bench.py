@@ -11,7 +11,8 @@ from broker.core import ports
 from broker.core.call import Call
 from broker.core.guard import Guard
 from broker.core.imports import Imports
-from broker.core.model import Import, Key, KeyState, KeyType, KeyUsage, KeyVersion, Principal, Target, VersionState
+from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
+from broker.core.model import Import, Key, KeyVersion, Principal, Target
 from broker.core.ports import KeyRef
 from broker.core.targets import Targets
 from broker.store.config import StoreConfig

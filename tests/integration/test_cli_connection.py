@@ -77,6 +77,15 @@ def test_no_profile_is_not_logged_in(bare: Broker) -> None:
     assert "PROFILE_MISSING" in ended.err
 
 
+def test_a_folder_here_that_is_named_like_a_profile_is_pointed_at(
+    bare: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_profile(tmp_path / "alice", Authority("CA"), "prod:1")
+    monkeypatch.chdir(tmp_path)
+    ended = bare("key", "list", "--profile", "alice")
+    assert (ended.code, '"./alice"' in ended.err) == (4, True), ended.err
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

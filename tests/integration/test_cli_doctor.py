@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sqlite3
-import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -271,6 +269,13 @@ def test_a_hosts_mistake_is_found(host: Path, mistake: Callable[[Path], object],
     assert (status, says in detail) == ("failed", True), detail
 
 
+def test_the_token_is_looked_for_where_the_config_says(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = host.parent / "softhsm2.conf"
+    monkeypatch.setenv("SOFTHSM2_CONF", str(host.parent / "another.conf"))
+    host.write_text(f'{host.read_text()}[hsm.environment]\nSOFTHSM2_CONF = "{named}"\n')
+    assert host_checks(host)["softhsm"] == ("ok", f"{named}, tokens in {host.parent}/tokens")
+
+
 def test_a_certificate_that_ran_out_is_found(host: Path, stand_in: StandIn) -> None:
     (host.parent / "cert.pem").write_bytes(server_papers(stand_in.authority, start=-9, end=-1)[1])
     assert "ran out" in host_checks(host)["server.certificate_file"][1]
@@ -319,16 +324,7 @@ def test_records_that_wait_for_a_head_are_told(host: Path) -> None:
 def test_no_setting_makes_the_doctor_fall_over(tmp_path_factory: pytest.TempPathFactory, name: str, value: str) -> None:
     config = tmp_path_factory.mktemp("host") / "broker.toml"
     config.write_text(f"[part]\n{name} = {json.dumps(value)}\n")
-    assert host_checks(config)["umask"]
-
-
-def test_a_loose_umask_is_a_warning(host: Path) -> None:
-    before = os.umask(0o022)
-    try:
-        assert host_checks(host)["umask"][0] == "warning"
-        assert stat.S_IMODE(os.umask(0o022)) == 0o022
-    finally:
-        os.umask(before)
+    assert host_checks(config)["environment"]
 
 
 def _server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 from pkcs11 import Attribute, ObjectClass
 
 from broker.core.errors import BrokerError
-from broker.core.model import KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.kinds import KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
 from broker.hsm.pkcs11 import Pkcs11Hsm

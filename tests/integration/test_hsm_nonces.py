@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
-from broker.core.model import KeyType, OaepHash, SignatureAlgorithm
+from broker.core.kinds import KeyType, OaepHash, SignatureAlgorithm
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.contracts.hsm_keys import Target, der_length, shared
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core.errors import BrokerError
-from broker.core.model import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash
 from broker.hsm.config import HsmConfig
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import initialise

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from broker.core.model import EncryptionAlgorithm, KeyType, OaepHash
+from broker.core.kinds import EncryptionAlgorithm, KeyType, OaepHash
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.contracts.hsm_keys import EXPORTABLE, Target, der_length, shared
 

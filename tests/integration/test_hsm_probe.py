@@ -12,7 +12,7 @@ from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
 from broker.core.errors import BrokerError
-from broker.core.model import KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.kinds import KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.hsm import selftest
 from broker.hsm.config import HsmConfig
 from broker.hsm.pkcs11 import Pkcs11Hsm

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from broker.core.model import KeyType, KeyUsage, OaepHash
+from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
 from broker.hsm.objects import Recipe, make

@@ -11,7 +11,7 @@ import pytest
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.import_rules import LEASE
-from broker.core.model import ImportState, KeyType
+from broker.core.kinds import ImportState, KeyType
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.targets.vault.policy import RIGHTS, line, policy
 from tests.integration.fault_proxy import LOSE_ANSWER, LOSE_REQUEST, PASS, FaultProxy

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives import hashes, keywrap, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from broker.core.keys import ref
-from broker.core.model import KeyType, OaepHash, WrappingKey
+from broker.core.kinds import KeyType, OaepHash
+from broker.core.model import WrappingKey
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
-from broker.core.model import Import, ImportState, KeyState, KeyType, KeyUsage, SignatureAlgorithm
+from broker.core.kinds import ImportState, KeyState, KeyType, KeyUsage, SignatureAlgorithm
+from broker.core.model import Import
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.targets import Surroundings, connector
 from broker.targets.vault.policy import RIGHTS, line, policy

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import secrets
 import shutil
+import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +146,42 @@ def test_a_healthy_broker_passes_doctor(live: Live) -> None:
     done = cli("doctor", profile=live.folder / "profile")
     assert done.returncode == 0, done.stdout + done.stderr
     assert live.pin not in done.stdout + done.stderr
+
+
+def test_the_host_of_a_running_broker_passes_doctor(live: Live) -> None:
+    done = cli("doctor", "--config", str(live.config), "--format", "json")
+    found = {one["name"]: (one["status"], one["detail"]) for one in json.loads(done.stdout)}
+    assert done.returncode == 0, found
+    assert found["ports"] == ("ok", "the running broker listens on its ports")
+    assert found["store"][0] == "ok"
+    assert "server.operators_address" not in found
+
+
+def hang_up(server: socket.socket) -> None:
+    server.accept()[0].close()
+
+
+def test_another_server_on_the_brokers_port_is_found(copy: Live) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        change(copy, load(copy.config).server.operators_address, taken)
+        hanging_up = threading.Thread(target=hang_up, args=(other,))
+        hanging_up.start()
+        assert_found(copy, f"ports: {taken}", copy.pin)
+        hanging_up.join(10)
+
+
+def test_init_of_what_is_there_says_that_it_changes_nothing(copy: Live) -> None:
+    before = copy.config.read_text(encoding="utf-8")
+    done = copy.command("init", str(copy.folder), "--allow-target", "vault.example:8200")
+    assert (done.returncode, "is not changed" in done.stdout) == (0, True), done
+    assert copy.config.read_text(encoding="utf-8") == before
+
+
+def test_a_token_of_ones_own_is_named_whole(tmp_path: Path, made: Live) -> None:
+    done = made.command("init", str(tmp_path / "new"), "--module", "/usr/lib/x.so")
+    assert (done.returncode, "(TOKEN_INCOMPLETE)" in done.stderr) == (1, True), done
+    assert not (tmp_path / "new").exists()
 
 
 def test_ST_08_a_second_broker_on_the_same_folder_is_refused(live: Live) -> None:

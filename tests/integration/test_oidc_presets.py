@@ -20,7 +20,8 @@ import pytest
 from broker.auth.oidc import Oidc, OidcConfig
 from broker.core.errors import Unauthenticated
 from broker.core.guard import Guard
-from broker.core.model import Preset, Principal, TrustRule
+from broker.core.kinds import Preset
+from broker.core.model import Principal, TrustRule
 from broker.core.ports import Credentials
 from broker.core.trust import TrustRules
 from tests.fakes.calls import Clock, call, document, operator

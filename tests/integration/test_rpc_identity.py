@@ -18,7 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from broker.core import ports
 from broker.core.call import Call
 from broker.core.errors import NotFound, WrongState
-from broker.core.model import OperatorState, Principal
+from broker.core.kinds import OperatorState
+from broker.core.model import Principal
 from broker.rpc import table
 from broker.rpc.server import Limits, Server
 from tests.integration.gate_parts import METHODS, Silent, before, raw, refused, sound

@@ -27,7 +27,8 @@ from hypothesis.stateful import (
 
 from broker.core.ending import KEEP
 from broker.core.errors import BrokerError
-from broker.core.model import Lease, LeaseState, Session, SessionState
+from broker.core.kinds import LeaseState, SessionState
+from broker.core.model import Lease, Session
 from broker.core.policy import FIRST_POLICY
 from broker.core.quota import Limits
 from broker.store.config import StoreConfig

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import text as sql
 
 from broker.core.errors import BrokerError
-from broker.core.model import Lease, LeaseState, Session, SessionState
+from broker.core.kinds import LeaseState, SessionState
+from broker.core.model import Lease, Session
 from broker.core.quota import Limits
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore

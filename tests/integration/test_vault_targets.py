@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core import ports
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
-from broker.core.model import ImportState, Target, WrappingKey
+from broker.core.kinds import ImportState
+from broker.core.model import Target, WrappingKey
 from broker.core.targets import check_kek
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.targets.vault.policy import RIGHTS, SELF, line

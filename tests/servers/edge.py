@@ -23,7 +23,8 @@ from google.protobuf.message_factory import GetMessageClass
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.core.audit import AuditEntry
 from broker.core.errors import Unavailable
-from broker.core.model import Operator, OperatorState
+from broker.core.kinds import OperatorState
+from broker.core.model import Operator
 from broker.rpc import table
 from broker.rpc.server import Limits, Server, ServerConfig
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from broker.core.model import Matcher, MatcherKind, Preset, TrustRule
+from broker.core.kinds import MatcherKind, Preset
+from broker.core.model import Matcher, TrustRule
 
 CIRCLE = "oidc.circleci.com//"
 ORG = "3f0a1c52-9d0e-4b1a-8a57-0b1f8e0c4d21"

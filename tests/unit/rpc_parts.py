@@ -9,7 +9,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from broker.core import model
+from broker.core import kinds, model
 from broker.core.call import Call
 from broker.rpc.keys import KeyMethods
 from broker.rpc.pages import PageTokens
@@ -32,7 +32,7 @@ SPKI = PRIVATE.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPubli
 VERSION = model.KeyVersion(
     key="payments",
     number=2,
-    state=model.VersionState.ENABLED,
+    state=kinds.VersionState.ENABLED,
     hsm_id=b"i" * 16,
     public_key=SPKI,
     sealed=True,

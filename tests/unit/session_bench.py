@@ -9,9 +9,10 @@ from uuid import uuid4
 
 from broker.core.call import Call
 from broker.core.guard import Guard
+from broker.core.kinds import LeaseState, MatcherKind, Preset
 from broker.core.kv import Secrets
 from broker.core.leases import Leases
-from broker.core.model import Lease, LeaseState, Matcher, MatcherKind, Preset, Principal, Proof, Session, TrustRule
+from broker.core.model import Lease, Matcher, Principal, Proof, Session, TrustRule
 from broker.core.policy import FIRST_POLICY
 from broker.core.ports import Store
 from broker.core.quota import Limits

@@ -13,7 +13,8 @@ from broker.core.audit import head_statement
 from broker.core.errors import InvalidRequest, PermissionDenied
 from broker.core.guard import Guard
 from broker.core.heads import Heads
-from broker.core.model import AuditHead, KeyType, KeyUsage
+from broker.core.kinds import KeyType, KeyUsage
+from broker.core.model import AuditHead
 from broker.core.ports import KeyRef
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore

@@ -10,7 +10,7 @@ import pytest
 from pkcs11 import Attribute
 
 import broker.hsm
-from broker.core.model import KeyType, KeyUsage
+from broker.core.kinds import KeyType, KeyUsage
 from broker.hsm.objects import Recipe
 
 ALLOWED = {

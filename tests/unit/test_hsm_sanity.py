@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core.errors import Unavailable
-from broker.core.model import KeyType
+from broker.core.kinds import KeyType
 from broker.hsm.sanity import check_public_key
 
 _PRIMES = [p for p in range(2, 168) if all(p % q for q in range(2, p))]

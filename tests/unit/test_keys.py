@@ -23,17 +23,8 @@ from broker.core.errors import (
 from broker.core.guard import Guard
 from broker.core.key_use import KeyUse
 from broker.core.keys import UNDO_AFTER, Keys
-from broker.core.model import (
-    EncryptionAlgorithm,
-    Key,
-    KeyState,
-    KeyType,
-    KeyUsage,
-    KeyVersion,
-    PolicyDocument,
-    Principal,
-    VersionState,
-)
+from broker.core.kinds import EncryptionAlgorithm, KeyState, KeyType, KeyUsage, VersionState
+from broker.core.model import Key, KeyVersion, PolicyDocument, Principal
 from broker.core.policy import FIRST_POLICY
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore

@@ -14,7 +14,8 @@ from broker.core.errors import AlreadyExists, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
 from broker.core.key_use import KeyUse
 from broker.core.keys import UNDO_AFTER, Keys, ref
-from broker.core.model import Key, KeyState, KeyType, KeyUsage, KeyVersion, PolicyDocument, Principal
+from broker.core.kinds import KeyState, KeyType, KeyUsage
+from broker.core.model import Key, KeyVersion, PolicyDocument, Principal
 from broker.core.policy import FIRST_POLICY
 from broker.core.ports import KeyRef
 from broker.store.config import StoreConfig

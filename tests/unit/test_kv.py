@@ -14,8 +14,9 @@ from broker.core.errors import (
     Unavailable,
     WrongState,
 )
+from broker.core.kinds import SecretVersionState
 from broker.core.kv import parse_reference
-from broker.core.model import Receipt, Secret, SecretRead, SecretVersion, SecretVersionState
+from broker.core.model import Receipt, Secret, SecretRead, SecretVersion
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.secrets import FIELDS, TamperedHouse, reason

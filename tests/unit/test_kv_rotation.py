@@ -11,7 +11,8 @@ import pytest
 
 from broker.core.audit import AuditEntry
 from broker.core.errors import BrokerError, Unavailable
-from broker.core.model import RootKey, VersionState
+from broker.core.kinds import VersionState
+from broker.core.model import RootKey
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.secrets import FIELDS, RotationHouse

@@ -6,7 +6,8 @@ import pytest
 
 from broker.core import tokens
 from broker.core.errors import InvalidRequest, NotFound
-from broker.core.model import Lease, LeaseState
+from broker.core.kinds import LeaseState
+from broker.core.model import Lease
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.session_bench import Bench, pipeline
 

@@ -15,7 +15,8 @@ from broker.core.authority import Authority
 from broker.core.call import Call
 from broker.core.errors import BrokerError, NotFound, PermissionDenied, WrongState
 from broker.core.guard import Guard, Resource
-from broker.core.model import Operator, OperatorState, Principal
+from broker.core.kinds import OperatorState
+from broker.core.model import Operator, Principal
 from broker.core.operators import Issued, Operators, operator_uri
 from broker.core.policy import FIRST_POLICY
 from tests.fakes.calls import Clock, call, document, operator

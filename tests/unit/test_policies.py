@@ -6,17 +6,8 @@ import pytest
 
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
 from broker.core.guard import BROKER, Guard
-from broker.core.model import (
-    Key,
-    KeyState,
-    KeyType,
-    KeyUsage,
-    Operator,
-    OperatorState,
-    PolicyDocument,
-    Principal,
-    Target,
-)
+from broker.core.kinds import KeyState, KeyType, KeyUsage, OperatorState
+from broker.core.model import Key, Operator, PolicyDocument, Principal, Target
 from broker.core.policies import Policies
 from broker.core.policy import FIRST_POLICY
 from tests.fakes.calls import Clock, call, document, operator

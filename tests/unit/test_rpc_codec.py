@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from google.protobuf.duration_pb2 import Duration
 
 from broker.core.errors import InvalidRequest
-from broker.core.model import KeyType, KeyUsage, SignatureAlgorithm
+from broker.core.kinds import KeyType, KeyUsage, SignatureAlgorithm
 from broker.rpc import codec
 from broker.rpc.jwk import jwk, pem
 

@@ -10,7 +10,7 @@ import pytest
 from broker_api.v1 import audit_pb2, hsm_pb2, imports_pb2, keys_pb2, operators_pb2, policies_pb2, targets_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from broker.core import guard, model
+from broker.core import guard, kinds, model
 from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied, Unavailable
 from broker.core.operators import Issued
@@ -72,7 +72,7 @@ IMPORT = model.Import(
     target="vault-eu",
     remote_name="payments",
     remote_version="1",
-    state=model.ImportState.PROVEN,
+    state=kinds.ImportState.PROVEN,
     kek_thumbprint="ab",
     blob_sha256="cd",
     failure="",
@@ -102,7 +102,7 @@ def test_imports() -> None:
 
 
 BOB = model.Operator(
-    name="bob", groups=("admins",), state=model.OperatorState.ENABLED, not_before=THEN, created_at=THEN, revision=2
+    name="bob", groups=("admins",), state=kinds.OperatorState.ENABLED, not_before=THEN, created_at=THEN, revision=2
 )
 
 
@@ -222,8 +222,8 @@ REPORT = model.HsmReport(
     manufacturer="f",
     model="o",
     firmware="1",
-    key_types=(model.KeyType.EC_P256,),
-    oaep_hashes=(model.OaepHash.SHA1,),
+    key_types=(kinds.KeyType.EC_P256,),
+    oaep_hashes=(kinds.OaepHash.SHA1,),
     exact_wrap=False,
     one_call_wrap=True,
     probes=(model.Probe(name="wrap", passed=True, detail="d"),),

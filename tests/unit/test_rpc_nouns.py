@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.duration_pb2 import Duration
 
-from broker.core import model
+from broker.core import kinds, model
 from broker.core.errors import InvalidRequest
 from broker.core.key_use import Encrypted, Signed
 from broker.core.page import Page
@@ -21,12 +21,12 @@ from tests.unit.rpc_parts import PRIVATE, THEN, VERSION, call, keys
 
 KEY = model.Key(
     name="payments",
-    type=model.KeyType.EC_P256,
-    usage=model.KeyUsage.SIGN,
+    type=kinds.KeyType.EC_P256,
+    usage=kinds.KeyUsage.SIGN,
     exportable=True,
     labels={"team": "pay"},
     owner="operator/alice",
-    state=model.KeyState.DESTROY_SCHEDULED,
+    state=kinds.KeyState.DESTROY_SCHEDULED,
     primary=2,
     latest=3,
     created_at=THEN,
@@ -43,7 +43,7 @@ def test_create_key() -> None:
     )  # fmt: skip
     made = rpc.create_key(call("KeyService/CreateKey"), request).key
     options = {"exportable": True, "labels": {"team": "pay"}, "owner": "operator/alice"}
-    assert noun.asked == [("create", ("payments", model.KeyType.EC_P256, model.KeyUsage.SIGN), options)]
+    assert noun.asked == [("create", ("payments", kinds.KeyType.EC_P256, kinds.KeyUsage.SIGN), options)]
     assert (made.name, made.type, made.usage) == ("payments", keys_pb2.KEY_TYPE_EC_P256, keys_pb2.KEY_USAGE_SIGN)
     assert (made.state, made.primary_version, made.revision) == (keys_pb2.KEY_STATE_DESTROY_SCHEDULED, 2, 4)
     assert (dict(made.labels), made.owner, made.exportable) == ({"team": "pay"}, "operator/alice", True)
@@ -93,13 +93,13 @@ def test_get_public_key() -> None:
 @pytest.mark.parametrize("prehashed", [False, True])
 def test_sign_and_verify_in_the_jose_form(*, prehashed: bool) -> None:
     der = PRIVATE.sign(b"m", ec.ECDSA(hashes.SHA256()))
-    signed = Signed(signatures=[der], version=2, algorithm=model.SignatureAlgorithm.ES256)
+    signed = Signed(signatures=[der], version=2, algorithm=kinds.SignatureAlgorithm.ES256)
     noun, rpc = keys(sign=signed, verify=(True, 2))
     given = keys_pb2.SignInput(digest=b"m") if prehashed else keys_pb2.SignInput(message=b"m")
     jose = keys_pb2.SIGNATURE_ENCODING_JOSE
     made = rpc.sign(call("KeyService/Sign"), keys_pb2.SignRequest(name="p", input=given, encoding=jose))
     assert len(made.signature) == 64
-    assert der_from_jose(made.signature, model.SignatureAlgorithm.ES256) == der
+    assert der_from_jose(made.signature, kinds.SignatureAlgorithm.ES256) == der
     assert made.algorithm == keys_pb2.SIGNATURE_ALGORITHM_ES256
     asked = keys_pb2.VerifyRequest(name="p", input=given, signature=made.signature, encoding=jose)
     assert rpc.verify(call("KeyService/Verify"), asked).valid
@@ -110,7 +110,7 @@ def test_sign_and_verify_in_the_jose_form(*, prehashed: bool) -> None:
 
 
 def test_batch_sign_keeps_the_order() -> None:
-    signed = Signed(signatures=[b"1", b"2"], version=1, algorithm=model.SignatureAlgorithm.PS256)
+    signed = Signed(signatures=[b"1", b"2"], version=1, algorithm=kinds.SignatureAlgorithm.PS256)
     noun, rpc = keys(sign=signed)
     inputs = [keys_pb2.SignInput(message=b"a"), keys_pb2.SignInput(message=b"b")]
     made = rpc.batch_sign(call("KeyService/BatchSign"), keys_pb2.BatchSignRequest(name="p", inputs=inputs))
@@ -139,7 +139,7 @@ def test_AZ_08_a_batch_has_limits(inputs: list[keys_pb2.SignInput]) -> None:
 
 
 def test_the_largest_message_is_taken() -> None:
-    signed = Signed(signatures=[b"1"], version=1, algorithm=model.SignatureAlgorithm.PS256)
+    signed = Signed(signatures=[b"1"], version=1, algorithm=kinds.SignatureAlgorithm.PS256)
     noun, rpc = keys(sign=signed)
     biggest = keys_pb2.SignInput(message=bytes(64 * 1024))
     rpc.sign(call("KeyService/Sign"), keys_pb2.SignRequest(name="p", input=biggest))
@@ -147,7 +147,7 @@ def test_the_largest_message_is_taken() -> None:
 
 
 def test_encrypt_and_decrypt() -> None:
-    done = Encrypted(ciphertext=b"c", version=3, algorithm=model.EncryptionAlgorithm.AES_GCM)
+    done = Encrypted(ciphertext=b"c", version=3, algorithm=kinds.EncryptionAlgorithm.AES_GCM)
     noun, rpc = keys(encrypt=done, decrypt=(b"p", 3))
     made = rpc.encrypt(call("KeyService/Encrypt"), keys_pb2.EncryptRequest(name="k", plaintext=b"p", aad=b"a"))
     assert (made.ciphertext, made.version, made.algorithm) == (b"c", 3, keys_pb2.ENCRYPTION_ALGORITHM_AES_GCM)

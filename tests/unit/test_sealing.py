@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
-from broker.core.model import EncryptionAlgorithm, KeyType, KeyUsage
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage
 from broker.core.ports import KeyRef
 from broker.core.sealing import Sealing
 from tests.fakes.calls import Clock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -22,7 +21,8 @@ from broker.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.core.model import Lease, LeaseState, Session, SessionState, UsedToken
+from broker.core.kinds import LeaseState, SessionState
+from broker.core.model import Lease, Session, UsedToken
 from broker.core.policy import FIRST_POLICY
 from broker.core.quota import Limits
 from broker.rpc import status
@@ -67,29 +67,6 @@ def test_a_login_gives_a_session_and_a_token_that_is_shown_once(bench: Bench) ->
     assert opening.token not in repr(opening) + repr(session)
     assert opening.token.encode() not in repr(journal(bench)).encode()
     assert journal(bench)[-1].facts["session"] == session.id
-
-
-def test_a_token_has_its_form_and_its_checksum() -> None:
-    name = tokens.new_id()
-    token = tokens.new_token(name)
-    assert re.fullmatch(r"brs_[0-9A-Za-z]{71}", token)
-    assert tokens.session_of(token) == name
-    for place in range(len(token)):
-        for other in "aZ_":
-            changed = token[:place] + other + token[place + 1 :]
-            assert tokens.session_of(changed) == (name if changed == token else "")
-
-
-def test_TL_14_ids_are_random_and_of_128_bits() -> None:
-    ids = {tokens.new_id() for _ in range(2000)}
-    assert len(ids) == 2000
-    assert {len(each) for each in ids} == {22}
-    assert sorted(ids) != list(ids)
-
-
-@given(st.text(max_size=90))
-def test_what_is_no_token_is_none(text: str) -> None:
-    assert tokens.session_of(text) == ""
 
 
 def test_AN_32_every_bad_token_gets_one_answer(bench: Bench) -> None:

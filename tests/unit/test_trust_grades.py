@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from broker.core.errors import InvalidRequest
-from broker.core.model import Matcher, MatcherKind, Preset, TrustRule
+from broker.core.kinds import MatcherKind, Preset
+from broker.core.model import Matcher, TrustRule
 from broker.core.presets import PROFILES
 from broker.core.trust import grade, match
 from tests.fakes.trust_house import House

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from broker.auth.mtls.certificate import TRUST_DOMAIN, Identity, read
 from broker.core import ports
 from broker.core.errors import Unauthenticated, WrongState
-from broker.core.model import Operator, OperatorState, Principal
+from broker.core.kinds import OperatorState
+from broker.core.model import Operator, Principal
 
 MAX_KNOWN = 1024
 

@@ -11,15 +11,8 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from broker.core.errors import InvalidRequest, WrongState
-from broker.core.model import (
-    EncryptionAlgorithm,
-    KeyType,
-    KeyUsage,
-    OaepHash,
-    RemoteKey,
-    SignatureAlgorithm,
-    WrappingKey,
-)
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.model import RemoteKey, WrappingKey
 from broker.targets import Surroundings
 from broker.targets.vault import refusals
 from broker.targets.vault.policy import RIGHTS, lines
@@ -71,8 +64,8 @@ class VaultTarget:
         if settings.host not in surroundings.allowed_hosts:
             raise InvalidRequest(
                 "TARGET_HOST_NOT_ALLOWED",
-                "The target's host and port are not among those that the broker's configuration allows; "
-                "ask its operator to add them there.",
+                "The target's host and port are not among those that the broker's configuration allows; have them "
+                "added to allowed_hosts under [targets] there, and the broker started again.",
             )
         self._settings = settings
         tokens = surroundings.credentials / settings.host

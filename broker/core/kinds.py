@@ -1,0 +1,143 @@
+"""The closed lists: types, algorithms and states. The values are what the CLI, the policies and the audit say."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class KeyType(StrEnum):
+    """What kind of key; the value is the name that the CLI, the policies and the audit use."""
+
+    RSA_2048 = "rsa-2048"
+    RSA_3072 = "rsa-3072"
+    RSA_4096 = "rsa-4096"
+    EC_P256 = "ec-p256"
+    EC_P384 = "ec-p384"
+    EC_P521 = "ec-p521"
+    EC_SECP256K1 = "ec-secp256k1"
+    ED25519 = "ed25519"
+    AES_128 = "aes-128"
+    AES_256 = "aes-256"
+
+    @property
+    def symmetric(self) -> bool:
+        """True when there is no public half."""
+        return self in {KeyType.AES_128, KeyType.AES_256}
+
+
+class KeyUsage(StrEnum):
+    """The one purpose of a key (NIST SP 800-57 part 1, 5.2)."""
+
+    SIGN = "sign"
+    ENCRYPT = "encrypt"
+
+
+class SignatureAlgorithm(StrEnum):
+    """JOSE names (RFC 7518, RFC 8037, RFC 8812)."""
+
+    RS256 = "RS256"
+    RS384 = "RS384"
+    RS512 = "RS512"
+    PS256 = "PS256"
+    PS384 = "PS384"
+    PS512 = "PS512"
+    ES256 = "ES256"
+    ES384 = "ES384"
+    ES512 = "ES512"
+    ES256K = "ES256K"
+    EDDSA = "EdDSA"
+
+
+class EncryptionAlgorithm(StrEnum):
+    """AES-GCM (NIST SP 800-38D) and RSAES-OAEP (RFC 8017 7.1, MGF1 hash equal to the OAEP hash, empty label)."""
+
+    AES_GCM = "AES-GCM"
+    RSA_OAEP_SHA1 = "RSA-OAEP-SHA1"
+    RSA_OAEP_SHA256 = "RSA-OAEP-SHA256"
+
+
+class OaepHash(StrEnum):
+    """The hash of an RSAES-OAEP key transport; the value is the name hashlib knows."""
+
+    SHA1 = "sha1"
+    SHA256 = "sha256"
+    SHA384 = "sha384"
+    SHA512 = "sha512"
+
+
+class KeyState(StrEnum):
+    """PENDING (the HSM is asked) → ENABLED ⇄ DISABLED → DESTROY_SCHEDULED → DESTROYED."""
+
+    PENDING = "pending"
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+    DESTROY_SCHEDULED = "destroy-scheduled"
+    DESTROYED = "destroyed"
+
+
+class VersionState(StrEnum):
+    """PENDING until the HSM has made the key; DESTROYED once it is gone from the HSM; FAILED: was never made."""
+
+    PENDING = "pending"
+    ENABLED = "enabled"
+    DESTROYED = "destroyed"
+    FAILED = "failed"
+
+
+class ImportState(StrEnum):
+    """PENDING (may or may not have arrived) → PROVEN (same key, used there) or FAILED (disabled or absent there)."""
+
+    PENDING = "pending"
+    PROVEN = "proven"
+    FAILED = "failed"
+
+
+class OperatorState(StrEnum):
+    """A removed operator's row stays, so that the name is never given to somebody else."""
+
+    ENABLED = "enabled"
+    REMOVED = "removed"
+
+
+class Preset(StrEnum):
+    """Whose identity tokens a trust rule reads."""
+
+    GENERIC = "generic"
+    GITHUB = "github"
+    GITLAB = "gitlab"
+    AZURE_DEVOPS = "azure-devops"
+    BITBUCKET = "bitbucket"
+    CIRCLECI = "circleci"
+    BUILDKITE = "buildkite"
+    KUBERNETES = "kubernetes"
+
+
+class MatcherKind(StrEnum):
+    """How a claim is compared: with one value, with several, or with a glob whose ``*`` stays within a segment."""
+
+    EXACT = "exact"
+    ONE_OF = "one-of"
+    GLOB = "glob"
+
+
+class SecretVersionState(StrEnum):
+    """ENABLED ⇄ DELETED → DESTROYED (its data key is erased)."""
+
+    ENABLED = "enabled"
+    DELETED = "deleted"
+    DESTROYED = "destroyed"
+
+
+class SessionState(StrEnum):
+    """A session ends once, for whatever reason."""
+
+    ACTIVE = "active"
+    ENDED = "ended"
+
+
+class LeaseState(StrEnum):
+    """EXPIRED: its time was over, or its session's; REVOKED: somebody ended it."""
+
+    ACTIVE = "active"
+    EXPIRED = "expired"
+    REVOKED = "revoked"

@@ -1,0 +1,42 @@
+"""The places that the Store's contract is held at: an empty database of either kind, as fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.store.config import StoreConfig
+from broker.store.sql import SqlStore
+from broker.store.tables import NAMES
+from tests.contracts.store_samples import config, opened
+from tests.servers.postgres import Postgres
+
+
+@pytest.fixture(scope="module")
+def database(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A migrated database on the server; one for all tests, because making one takes a second."""
+    name = postgres.create_database()
+    SqlStore.migrate(config(postgres.url(name), tmp_path_factory.mktemp("database")))
+    yield name
+    postgres.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoreConfig:
+    """A migrated, empty database of either kind."""
+    if request.param == "sqlite":
+        found = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
+        SqlStore.migrate(found)
+        return found
+    server: Postgres = request.getfixturevalue("postgres")
+    name: str = request.getfixturevalue("database")
+    server.empty(name, NAMES.values())
+    return config(server.url(name), tmp_path)
+
+
+@pytest.fixture
+def store(place: StoreConfig) -> Iterator[SqlStore]:
+    with opened(place) as found:
+        yield found

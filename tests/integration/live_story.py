@@ -1,0 +1,129 @@
+"""One sound request of every RPC that an operator can call, in an order in which all succeed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator
+from typing import Any
+
+from broker import setup
+from tests.servers.live import POLICY, vault_settings
+from tests.servers.openbao import OpenBao
+
+EC_P256, AES_256 = 4, 10
+SIGN, ENCRYPT = 1, 2
+Story = Generator[tuple[str, dict[str, Any]], Any, None]
+
+
+def fresh(prefix: str) -> str:
+    return f"{prefix}-{secrets.token_hex(5)}"
+
+
+def csr() -> str:
+    return setup.make_request()[1].decode()
+
+
+def story(bao: OpenBao, version: int) -> Story:
+    """Requests that all succeed in this order for an admin, at least one of every RPC; answers are sent back in.
+
+    ``version``: of the policy in force.
+    """
+    key = fresh("k")
+    yield "WhoAmI", {}
+    yield "GetHsm", {}
+    yield from _keys(key)
+    yield from _places(bao, key)
+    yield from _people()
+    yield from _secrets()
+    yield from _trust()
+    yield "GetPolicy", {}
+    yield "SetPolicy", {"text": POLICY, "expected_version": version}
+    yield "ExplainPolicy", {"operator": "admin", "action": "Sign", "key": key}
+    yield "GetAuditState", {}
+    yield "SignAuditHead", {}
+    yield "ListAuditHeads", {"page_size": 5}
+
+
+def _keys(key: str) -> Story:
+    aes = fresh("aes")
+    message = {"message": b"pay 10 to bob"}
+    yield "CreateKey", {"name": key, "type": EC_P256, "usage": SIGN, "exportable": True}
+    yield "CreateKey", {"name": aes, "type": AES_256, "usage": ENCRYPT}
+    yield "GetKey", {"name": key}
+    yield "ListKeys", {"page_size": 5}
+    yield "GetPublicKey", {"name": key}
+    signed = yield "Sign", {"name": key, "input": message}
+    yield "BatchSign", {"name": key, "inputs": [message, message]}
+    yield "Verify", {"name": key, "input": message, "signature": signed.signature}
+    sealed = yield "Encrypt", {"name": aes, "plaintext": b"canary-plaintext-77"}
+    yield "Decrypt", {"name": aes, "ciphertext": sealed.ciphertext}
+    yield "RotateKey", {"name": key}
+    yield "ListKeyVersions", {"name": key}
+    yield "DisableKey", {"name": aes}
+    yield "EnableKey", {"name": aes}
+    yield "ScheduleKeyDestruction", {"name": aes}
+    yield "CancelKeyDestruction", {"name": aes}
+
+
+def _places(bao: OpenBao, key: str) -> Story:
+    target = fresh("t")
+    made = yield "CreateTarget", {"name": target, "vault": vault_settings(bao)}
+    yield "GetTarget", {"name": target}
+    yield "ListTargets", {"page_size": 5}
+    yield "CheckTarget", {"name": target}
+    yield "RepinTarget", {"name": target, "expected_kek_thumbprint": made.target.kek_thumbprint}
+    yield "DeleteTarget", {"name": target}
+    yield "ImportKey", {"name": key, "target": "bao"}
+    yield "ProveImport", {"name": key, "target": "bao"}
+    yield "ListImports", {"name": key}
+    yield "SealKey", {"name": key}
+
+
+def _people() -> Story:
+    who = fresh("o")
+    yield "AddOperator", {"name": who, "groups": ["nothing"], "csr_pem": csr()}
+    yield "ListOperators", {"page_size": 5}
+    yield "SetOperatorGroups", {"name": who, "groups": ["auditors"]}
+    yield "IssueCertificate", {"name": who, "csr_pem": csr()}
+    yield "RenewCertificate", {"csr_pem": csr()}
+    yield "RevokeCertificates", {"name": who}
+    yield "RemoveOperator", {"name": who}
+
+
+def _secrets() -> Story:
+    name = f"live/{fresh('s')}"
+    yield "PutSecret", {"name": name, "fields": {"password": b"canary-field-41"}}
+    yield "GetSecret", {"name": name}
+    yield "ListSecrets", {"prefix": "live", "page_size": 5}
+    yield "FetchSecrets", {"references": [f"{name}#password"]}
+    yield "ListSecretVersions", {"name": name}
+    yield "DeleteSecretVersions", {"name": name, "versions": [1]}
+    yield "UndeleteSecretVersions", {"name": name, "versions": [1]}
+    yield "DestroySecretVersions", {"name": name, "versions": [1]}
+    yield "GetRootKey", {}
+    yield "RotateRootKey", {}
+    yield "ListSessions", {"page_size": 5}
+    yield "RevokeSessions", {"principal": "pipeline/nobody"}
+    yield "ListLeases", {"page_size": 5}
+    yield "RevokeLeases", {"principal": "pipeline/nobody"}
+
+
+def _trust() -> Story:
+    name = fresh("r")
+    rule = {
+        "name": name,
+        "preset": 1,
+        "issuer": "https://issuer.example",
+        "audience": "broker",
+        "matchers": [{"claim": "sub", "exact": "0b7f4b1e-4f0c-4a1c-9a53-6d3a0b1f6f10"}],
+        "pipeline": name,
+        "max_session": {"seconds": 900},
+        "single_use": True,
+    }
+    made = yield "CreateTrustRule", {"rule": rule}
+    yield "GetTrustRule", {"name": name}
+    yield "ListTrustRules", {"page_size": 5}
+    yield "TestTrustRule", {"name": name, "identity_token": "canary.not.one"}
+    changed = rule | {"max_session": {"seconds": 600}, "revision": made.rule.revision}
+    yield "UpdateTrustRule", {"rule": changed}
+    yield "DeleteTrustRule", {"name": name}
