@@ -176,8 +176,8 @@ class Loop:
             ("heads", timedelta(0), self._sign),
             ("roots", ROOTS_EVERY, broker.secrets.refresh),
             ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(background_call)),
-            ("sessions", SESSIONS_EVERY, lambda: self._do(broker.sessions.chores)),
-            ("chores", CHORES_EVERY, lambda: self._do(broker.keys.chores, broker.secrets.chores)),
+            ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
+            ("chores", CHORES_EVERY, lambda: self._do("chores", broker.keys.chores, broker.secrets.chores)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
         ]
         self._sign_at = start
@@ -238,7 +238,7 @@ class Loop:
             self._fence = fence
             log.info("leads the shared work" if fence else "leads no more", fence=fence or 0)
 
-    def _do(self, *chores: Callable[[], Iterable[Chore]]) -> None:
+    def _do(self, name: str, *chores: Callable[[], Iterable[Chore]]) -> None:
         """The shared work, in the one process that leads; each piece is written under the leader's number."""
         if self._lead() is None:
             return
@@ -251,7 +251,8 @@ class Loop:
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
             if now() >= until:
-                return  # what is left is found again in the next round
+                self._due[name] = until  # what is left is found again in the next round
+                return
 
 
 def background_call(resource: str, fence: int = 0) -> Call:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
@@ -105,7 +105,7 @@ def rule(issuer: Issuer, name: str = "deploy", repository: str = "42") -> trust_
     )
 
 
-def together(pool: ThreadPoolExecutor, work: list[Callable[[], Any]]) -> Counter[str]:
+def together(pool: ThreadPoolExecutor, work: Sequence[Callable[[], Any]]) -> Counter[str]:
     """All at one moment; how often each outcome came."""
     gate = threading.Barrier(len(work))
 

@@ -61,7 +61,7 @@ def test_all_drain_together_under_load_and_the_ports_are_free_again(host: Host) 
         begun = time.monotonic()
         assert host.terminate() == 0
         assert time.monotonic() - begun <= 10
-        acknowledged = {name: version for name, version in (call.result(20) for call in calls)}
+        acknowledged = dict([call.result(20) for call in calls])
     host.verify()
     host.start()
     with host.client() as admin:

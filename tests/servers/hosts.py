@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from broker.store.election import LEADER_LOCK
 from tests.servers.live import Client, Live, free_address, within
 from tests.servers.postgres import Postgres
 
 WORKERS = 2
-LEADER = """
-SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid)
-WHERE locktype = 'advisory' AND objsubid = 1 AND classid = 1651666795 AND objid = 1701969922 AND granted
-  AND datname = current_database()
+LEADER = f"""
+FROM pg_stat_activity JOIN pg_locks USING (pid)
+WHERE locktype = 'advisory' AND objsubid = 1 AND classid = {LEADER_LOCK >> 32} AND objid = {LEADER_LOCK & 0xFFFFFFFF}
+  AND granted AND datname = current_database()
 """
 
 
@@ -102,9 +103,15 @@ def two_hosts(folder: Path, postgres: Postgres, *options: str) -> Iterator[tuple
 def leader(postgres: Postgres, database: str) -> str:
     """The replica name of the process that leads, or ""."""
     with postgres.connect(database) as connection:
-        found = connection.execute(LEADER).fetchall()
+        found = connection.execute(b"SELECT application_name" + LEADER.encode()).fetchall()
     assert len(found) <= 1
     return str(found[0][0]) if found else ""
+
+
+def depose(postgres: Postgres, database: str) -> None:
+    """Take the lock away from whoever has it, as the server does that hears nothing."""
+    with postgres.connect(database) as connection:
+        connection.execute(b"SELECT pg_terminate_backend(pid, 5000)" + LEADER.encode())
 
 
 def await_leader(postgres: Postgres, database: str, seconds: float, other_than: str = "") -> str:

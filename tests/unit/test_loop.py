@@ -12,7 +12,7 @@ import pytest
 from broker import app
 from broker.core.call import Call
 from broker.core.errors import Unavailable, WrongState
-from broker.core.model import SessionState
+from broker.core.kinds import SessionState
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.session_bench import Bench
 
@@ -107,7 +107,7 @@ def test_P10_no_shared_work_of_a_former_leader_changes_anything() -> None:
     opened = bench.login(seconds=10)
     bench.put("app/db", value=b"x")
     bench.fetch(opened.token, "app/db")
-    bench.clock.forward(3600)
+    bench.clock.forward(hours=1)
     store: Any = bench.store
     store.fence = 2
     before = store.rows
