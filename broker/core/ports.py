@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
@@ -214,7 +214,7 @@ class Credentials:
 
     certificate: bytes | None  # the peer's verified certificate, PEM
     chain_verified: bool  # the TLS layer checked it against the operator CA
-    metadata: Mapping[str, str]  # "authorization" and "broker-trust-rule", where the call has them
+    metadata: Mapping[str, str] = field(repr=False)  # "authorization" and "broker-trust-rule", where the call has them
     peer: str
     rpc: str = ""  # "SessionService/Login"
 
