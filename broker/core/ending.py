@@ -105,8 +105,7 @@ class Ending:
     def session(self, write: Write, session: Session, leases: LeaseState) -> int:
         """End a session that the caller holds, and all its leases; how many leases those were."""
         held = self.leases(session.id)
-        for lease in held:
-            write.replace(lease, replace(lease, state=leases))
+        write.replace_all([(lease, replace(lease, state=leases)) for lease in held])
         write.replace(session, replace(session, state=SessionState.ENDED))
         return len(held)
 

@@ -277,9 +277,7 @@ class Sessions:
                 _add(write, login)
             elif name:
                 session = self._held(write, name, call.principal)
-            for each in tries:
-                if each.lease:
-                    write.add(each.lease)
+            write.add(*(each.lease for each in tries if each.lease))
         call.settled = True
         return session
 

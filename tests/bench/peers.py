@@ -89,7 +89,7 @@ def process_id(port: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broker:
-    """A running `broker dev`: its operators' address and its pipelines', its first operator's files, its folder of target tokens."""
+    """A running `broker dev`: both its addresses, its first operator's files, its folder of target tokens."""
 
     address: str
     pipelines: str  # where jobs call

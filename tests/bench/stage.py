@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from broker_api.v1 import kv_pb2, kv_pb2_grpc, policies_pb2, policies_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from broker_api.v1 import trust_pb2, trust_pb2_grpc
+from broker_api.v1 import (
+    kv_pb2,
+    kv_pb2_grpc,
+    policies_pb2,
+    policies_pb2_grpc,
+    sessions_pb2,
+    sessions_pb2_grpc,
+    trust_pb2,
+    trust_pb2_grpc,
+)
 
 from tests.bench.load import Request
 from tests.bench.peers import Broker, grpc_message, process_id
@@ -81,8 +89,8 @@ def set_broker_up(broker: Broker, issuer: Issuer) -> BrokerSide:
         sessions = sessions_pb2_grpc.SessionServiceStub(channel)
         login = sessions_pb2.LoginRequest()
         login.ttl.seconds = 3600
-        token = sessions.Login(login, metadata=[("authorization", f"Bearer {issuer.token()}")]).session_token
-        answer = sessions.FetchSecrets(request, metadata=[("authorization", f"Bearer {token}")])
+        token = sessions.Login(login, metadata=(("authorization", f"Bearer {issuer.token()}"),)).session_token
+        answer = sessions.FetchSecrets(request, metadata=(("authorization", f"Bearer {token}"),))
     fetch = Request(
         path="/broker_api.v1.SessionService/FetchSecrets",
         headers=bearer(token),
