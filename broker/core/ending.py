@@ -110,8 +110,7 @@ class Ending:
     def session(self, write: Write, session: Session, leases: LeaseState) -> int:
         """End a session that the caller holds, and all its leases; how many leases those were."""
         held, now = self.leases(session.id), self._now()
-        for lease in held:
-            write.replace(lease, ended_lease(lease, leases, now))
+        write.replace_all([(lease, ended_lease(lease, leases, now)) for lease in held])
         end = min(session.expires_at, now)
         write.replace(session, replace(session, state=SessionState.ENDED, expires_at=end))
         return len(held)

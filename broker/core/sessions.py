@@ -279,9 +279,7 @@ class Sessions:
             elif name:
                 session = self._held(write, name, call.principal)
                 self._check_rule(session)
-            for each in tries:
-                if each.lease:
-                    write.add(each.lease)
+            write.add(*(each.lease for each in tries if each.lease))
         call.settled = True
         return session
 
