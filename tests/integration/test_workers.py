@@ -82,6 +82,8 @@ def house(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
             admin.ask("PutSecret", name="team/app", fields={"password": b"canary"})
             admin.ask("CreateTrustRule", rule=rule(issuer))
         found = House((first, second), database, issuer)
+        for admin in found.admins:
+            within(2, partial(honoured, admin, policy.version + 1))
         try:
             yield found
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.config import load
+from broker.core.model import Secret
+from tests.contracts.store_samples import opened
 from tests.servers.hosts import Host, set_up
 from tests.servers.live import Client, Refused, within
 from tests.servers.postgres import Postgres
@@ -26,23 +30,20 @@ def host(postgres: Postgres, tmp_path: Path) -> Iterator[Host]:
     postgres.drop_database(database)
 
 
-def test_workers_on_sqlite_are_refused_with_one_sentence(tmp_path: Path) -> None:
-    host = Host(tmp_path / "a", "a")
-    assert host.command("init", str(host.folder)).returncode == 0
-    host.config.write_text(host.config.read_text().replace("[server]\n", "[server]\nworkers = 2\n"))
-    refused = host.command("serve", "--config", str(host.config))
-    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
-    assert refused.stderr.endswith("SQLite is for one process; use PostgreSQL, or one. (WORKERS_NEED_POSTGRESQL)\n")
-
-
-def test_what_a_worker_refuses_is_said_once_and_ends_all(host: Host) -> None:
+def test_what_cannot_be_served_is_said_in_one_sentence_and_nothing_runs(host: Host) -> None:
+    good = host.config.read_text()
+    host.config.write_text(re.sub(r'url = "[^"]*"', f'url = "sqlite:///{host.folder}/broker.db"', good))
+    assert refusal(host).endswith("SQLite is for one process; use PostgreSQL, or one. (WORKERS_NEED_POSTGRESQL)")
+    host.config.write_text(good)
     (host.folder / "certificates" / "page.key").unlink()
+    assert refusal(host).endswith("(NOT_INITIALISED)")
+
+
+def refusal(host: Host) -> str:
     refused = host.command("serve", "--config", str(host.config))
-    assert refused.returncode == 1
-    assert "broker: ready" not in refused.stdout
-    said = [line for line in refused.stderr.splitlines() if line.startswith("broker: ")]
-    assert len(said) == 1
-    assert said[0].endswith("(NOT_INITIALISED)")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    (said,) = [line for line in refused.stderr.splitlines() if line.startswith("broker: ")]
+    return said
 
 
 def test_all_drain_together_under_load_and_the_ports_are_free_again(host: Host) -> None:
@@ -63,10 +64,11 @@ def test_all_drain_together_under_load_and_the_ports_are_free_again(host: Host) 
         assert time.monotonic() - begun <= 10
         acknowledged = dict([call.result(20) for call in calls])
     host.verify()
-    host.start()
-    with host.client() as admin:
+    with opened(load(host.config).store) as store:
         for name, version in acknowledged.items():
-            assert admin.ask("GetSecret", name=name).secret.latest_version >= version > 0
+            kept = store.get(Secret, name)
+            assert kept is not None
+            assert kept.latest >= version > 0
 
 
 def put_until_refused(client: Client, name: str) -> tuple[str, int]:
@@ -83,5 +85,3 @@ def test_workers_do_not_outlive_their_supervisor(host: Host) -> None:
     assert set(workers) == {1, 2}
     host.end(signal.SIGKILL)
     within(15, lambda: not any(Path(f"/proc/{process}").exists() for process in workers.values()))
-    host.start()
-    assert host.terminate() == 0
