@@ -160,10 +160,12 @@ class Store(Protocol):
         after: tuple[str | int, ...] = (),
         limit: int,
         where: Mapping[str, str | int] | None = None,
+        sound_only: bool = False,
     ) -> list[R]:
         """Up to ``limit`` records in primary-key order (bytewise), strictly after ``after`` (a whole primary key).
 
-        ``where`` keeps only the rows whose named fields equal the given values.
+        ``where`` keeps only the rows whose named fields equal the given values. ``sound_only`` passes over rows that
+        cannot be read, which are refused otherwise (``ROW_DAMAGED``): for what must not be held up by one of them.
         """
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:

@@ -125,14 +125,12 @@ PROFILES: Mapping[Preset, Profile] = {
     Preset.BUILDKITE: Profile(
         issuer=_exactly(r"https://agent\.buildkite\.com"),
         issuer_form="https://agent.buildkite.com",
-        required=(("pipeline_id", "pipeline_slug"),),
+        required=(("pipeline_id",),),
         shared=_exactly(r"https://agent\.buildkite\.com"),
-        organisation=("organization_id", "organization_slug"),
+        organisation=("organization_id",),
         mutable={"pipeline_slug": "pipeline_id", "organization_slug": "organization_id"},
         trigger=("build_branch",),
         trigger_globs=True,
-        hardening=((("pipeline_id",), "request the claim pipeline_id and bind it; a slug can be given anew"),
-                   (("organization_id",), "request the claim organization_id and bind it; a slug can be given anew")),
     ),
     Preset.KUBERNETES: Profile(
         issuer=_exactly(ANY_ISSUER),

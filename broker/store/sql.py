@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
+from sqlalchemy import Select
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker.core.audit import AuditEntry
@@ -27,6 +28,10 @@ from broker.store.transaction import SqlWrite
 R = TypeVar("R", bound=Record)
 
 _KEY_CELLS = len(FIELDS[Key])
+
+
+Query = tuple[Select[Any], Mapping[str, str | int]]
+"""A statement and its parameters."""
 
 
 class SqlStore:
@@ -70,16 +75,23 @@ class SqlStore:
         after: tuple[str | int, ...] = (),
         limit: int,
         where: Mapping[str, str | int] | None = None,
+        sound_only: bool = False,
     ) -> list[R]:
         """See ``Store.page``."""
+        if sound_only:
+            return self._sound(kind, limit, lambda most: page(kind, after, most, where))
         return [record_of(kind, row) for row in self._database.read(*page(kind, after, limit, where))]
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
         """See ``Store.due``."""
+        return self._sound(kind, limit, lambda most: (due(kind, before, most, state), {}))
+
+    def _sound(self, kind: type[R], limit: int, query: Callable[[int], Query]) -> list[R]:
+        """The first ``limit`` rows of ``query`` (which is told how many to look for) that can be read."""
         found: list[R] = []
         unreadable = 0
         while True:
-            rows = self._database.read(due(kind, before, limit + unreadable, state))
+            rows = self._database.read(*query(limit + unreadable))
             found = [record for row in rows if (record := _readable(kind, row)) is not None]
             if len(found) >= limit or len(rows) < limit + unreadable:
                 return found[:limit]

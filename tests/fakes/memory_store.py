@@ -89,6 +89,7 @@ class _Tables:
         after: tuple[str | int, ...] = (),
         limit: int,
         where: Mapping[str, str | int] | None = None,
+        sound_only: bool = False,  # noqa: ARG002  all rows are sound here
     ) -> list[R]:
         if limit < 1:
             raise ValueError("a page has at least one row")
