@@ -16,7 +16,7 @@ from typing import TextIO, cast
 
 import structlog
 
-from broker import app, checkup, setup
+from broker import app, checkup, setup, supervisor
 from broker.config import Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
 
@@ -59,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     commands = words.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the broker until SIGTERM")
     serve.add_argument("--config", type=Path, required=True, metavar="FILE")
+    for internal in ("--worker", "--operators-address", "--pipelines-address"):  # the supervisor tells its workers
+        serve.add_argument(internal, default="", help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
     init = commands.add_parser(
         "init",
@@ -118,7 +120,25 @@ def _init(asked: argparse.Namespace) -> int:
 
 
 def _serve(asked: argparse.Namespace) -> int:
-    return _run(load(asked.config))
+    config = load(asked.config)
+    if asked.worker:
+        return _work(supervisor.worker_config(config, int(asked.worker), *_addresses(asked)))
+    if config.server.workers == 1:
+        return _run(config)
+    return supervisor.supervise(config, asked.config.absolute(), lambda *held: _say_ready(config, *held))
+
+
+def _addresses(asked: argparse.Namespace) -> tuple[str, str]:
+    return asked.operators_address, asked.pipelines_address
+
+
+def _work(config: Config) -> int:
+    """One worker of several."""
+    try:
+        return _run(config)
+    except BrokerError as error:
+        print(f"broker: {error.message} ({error.reason})", file=sys.stderr)
+        return supervisor.exit_code(error)
 
 
 def _dev(asked: argparse.Namespace) -> int:
@@ -159,19 +179,25 @@ def _run(config: Config) -> int:
     asked_to_stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: asked_to_stop.set())
+    if config.server.workers > 1:
+        supervisor.end_with_supervisor(asked_to_stop.set)
     broker = app.Broker(config)
     try:
         broker.serve()
-        print(f"broker: operators on {config.server.operators_address}, pipelines on {config.server.pipelines_address}")
-        if config.development:
-            profile = config.certificates.parent / "profile"
-            print(f"broker: for trying out, not for secrets that matter; use it with: export BROKER_PROFILE={profile}")
-        print("broker: ready", flush=True)
+        _say_ready(config, config.server.operators_address, config.server.pipelines_address)
         asked_to_stop.wait()
         broker.drain()
     finally:
         broker.close()
     return 0
+
+
+def _say_ready(config: Config, operators: str, pipelines: str) -> None:
+    print(f"broker: operators on {operators}, pipelines on {pipelines}")
+    if config.development:
+        profile = config.certificates.parent / "profile"
+        print(f"broker: for trying out, not for secrets that matter; use it with: export BROKER_PROFILE={profile}")
+    print("broker: ready", flush=True)
 
 
 def _keep_memory_private() -> None:

@@ -1,7 +1,7 @@
 """The composition root: builds every part once, in order, and alone names concrete classes.
 
-The clock lives here, and the background loop: it watches the HSM and the store, signs the audit's heads, ends
-sessions whose time is over and does the chores that a crash left behind.
+The clock lives here, and the background loop: it watches the HSM and the store, signs the audit's heads and, in the
+one process that leads all others, ends sessions whose time is over and does the chores that a crash left behind.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ from broker.targets import Surroundings, connector
 
 log = structlog.get_logger("broker")
 
+Chore = tuple[str, Callable[[Call], None]]
+
 TICK = 1.0
 """Seconds between two rounds of the background loop."""
 
@@ -88,7 +90,7 @@ class Broker:
         self._parts.callback(self.hsm.close)
         audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
         setup.check_internal_keys(config, self.hsm)
-        setup.renew_server_certificate(config, self.hsm, now())
+        setup.renew_server_certificate(config, self.hsm, now(), before=setup.RENEW_AT_LAST)
         self._guard = Guard(setup.policy_in_force(self.store))
         self.keys = Keys(self.store, self.hsm, self._guard, now, _delay(config))
         self.heads = Heads(self.store, self.hsm, audit_key, self._guard, now)
@@ -129,7 +131,7 @@ class Broker:
             hsm=hsm,
             guard=guard,
             schema=policy.SCHEMA,
-            page_key=secrets.token_bytes(32),
+            page_key=setup.page_key(config),
         )
 
     def serve(self) -> None:
@@ -146,8 +148,12 @@ class Broker:
         self.heads.sign_due()
 
     def renew_certificate(self) -> None:
-        """Sign a new server certificate in time; the listeners take it up without a restart."""
-        if setup.renew_server_certificate(self._config, self.hsm, now()):
+        """Sign a new server certificate in time; the listeners of all processes take it up without a restart.
+
+        The leader's work, and the others' only if the leader has not done it: it may have another folder.
+        """
+        before = setup.RENEW_BEFORE if self.store.lead() else setup.RENEW_AT_LAST
+        if setup.renew_server_certificate(self._config, self.hsm, now(), before=before):
             log.info("server certificate renewed")
 
     def close(self) -> None:
@@ -164,17 +170,19 @@ class Loop:
         self._thread = threading.Thread(target=self._run, name="background", daemon=True)
         start = now()
         self._work: list[tuple[str, timedelta, Callable[[], object]]] = [
+            ("leadership", timedelta(0), self._lead),
             ("health", CHECK_EVERY, self._check),
             ("policy", timedelta(0), broker.policies.refresh),
             ("heads", timedelta(0), self._sign),
             ("roots", ROOTS_EVERY, broker.secrets.refresh),
             ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(background_call)),
-            ("sessions", SESSIONS_EVERY, lambda: self._do(broker.sessions.chores())),
-            ("chores", CHORES_EVERY, lambda: self._do(chain(broker.keys.chores(), broker.secrets.chores()))),
+            ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
+            ("chores", CHORES_EVERY, lambda: self._do("chores", broker.keys.chores, broker.secrets.chores)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
         ]
         self._sign_at = start
         self._signed: dict[str, int] = {}
+        self._fence: int | None = None
         self._due = {name: start for name, _, _ in self._work}
 
     def start(self) -> None:
@@ -215,22 +223,43 @@ class Loop:
             self._sign_at = now() + SIGN_EVERY
             self._signed = {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 
-    def _do(self, chores: Iterable[tuple[str, Callable[[Call], None]]]) -> None:
+    def _lead(self) -> int | None:
+        """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs."""
+        try:
+            fence = self._broker.store.lead()
+        except BrokerError:
+            self._note_leadership(None)
+            raise
+        self._note_leadership(fence)
+        return fence
+
+    def _note_leadership(self, fence: int | None) -> None:
+        if fence != self._fence:
+            self._fence = fence
+            log.info("leads the shared work" if fence else "leads no more", fence=fence or 0)
+
+    def _do(self, name: str, *chores: Callable[[], Iterable[Chore]]) -> None:
+        """The shared work, in the one process that leads; each piece is written under the leader's number."""
+        if self._lead() is None:
+            return
         until = now() + CHORES_AT_ONCE
-        for resource, work in chores:
-            if self._stop.is_set():
+        for resource, work in chain.from_iterable(begin() for begin in chores):
+            fence = self._lead()
+            if fence is None or self._stop.is_set():
                 return
-            call = background_call(resource)
+            call = background_call(resource, fence)
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
             if now() >= until:
-                return  # what is left is found again in the next round
+                self._due[name] = until  # what is left is found again in the next round
+                return
 
 
-def background_call(resource: str) -> Call:
-    """The broker's own work, as the audit sees it."""
+def background_call(resource: str, fence: int = 0) -> Call:
+    """The broker's own work, as the audit sees it; ``fence`` is the leader's number where it is shared work."""
     principal = Principal(kind="broker", name="background")
-    return Call(id=secrets.token_hex(16), rpc="-/Chore", principal=principal, peer="", now=now, resource=resource)
+    call_id = secrets.token_hex(16)
+    return Call(id=call_id, rpc="-/Chore", principal=principal, peer="", now=now, resource=resource, fence=fence)
 
 
 def _attempt(name: str, work: Callable[[], object]) -> bool:

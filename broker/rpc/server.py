@@ -49,7 +49,10 @@ class Limits(BaseModel):
 
 
 class ServerConfig(BaseModel):
-    """Where to listen and with what. ``key_file`` must be 0600. An address is "host:port"; port 0 takes a free one."""
+    """Where to listen and with what. ``key_file`` must be 0600. An address is "host:port"; port 0 takes a free one.
+
+    ``threads`` are those of each worker, which makes up to twice as many connections to the database and three more.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,6 +62,7 @@ class ServerConfig(BaseModel):
     key_file: Path
     operator_ca_file: Path
     threads: int = Field(default=16, ge=1, le=256)
+    workers: int = Field(default=1, ge=1, le=64)  # processes; more than one needs PostgreSQL
     limits: Limits = Limits()
 
 
@@ -95,7 +99,9 @@ class Server:
             max_metadata=limits.metadata_bytes,
         )
         self._ticker = Ticker(self._tick)
-        self._server = grpc.server(self._pool, handlers=[self._gate], options=options(limits))
+        self._server = grpc.server(
+            self._pool, handlers=[self._gate], options=options(limits, shared=config.workers > 1)
+        )
         self.operators_port = self._listen(config, config.operators_address, config.operator_ca_file)
         self.pipelines_port = self._listen(config, config.pipelines_address, None)
 
@@ -139,11 +145,12 @@ class Server:
             self._gate.tally()
 
 
-def options(limits: Limits) -> list[tuple[str, int]]:
-    """The channel arguments that hold a peer to ``limits`` before any Python runs."""
+def options(limits: Limits, *, shared: bool = False) -> list[tuple[str, int]]:
+    """The channel arguments that hold a peer to ``limits`` before any Python runs; ``shared``: the port, by workers."""
     return [
-        # Without this a second process of the same user could bind the same port and take half of the connections.
-        ("grpc.so_reuseport", 0),
+        # With 1, every process of the same user can bind the same port and take its part of the connections (Linux lets
+        # no other user's): for one process that would hide a mistake, workers are meant to.
+        ("grpc.so_reuseport", int(shared)),
         # Up to twice the limit the gate refuses by name, in the audit too; above, the transport, before allocating.
         ("grpc.max_receive_message_length", 2 * MAX_BYTES),
         ("grpc.max_metadata_size", limits.metadata_bytes),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event
+from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
@@ -26,6 +26,7 @@ from broker.store.config import StoreConfig
 from broker.store.database import Readers, transaction
 from broker.store.private import only_process, private_file, private_folder
 from broker.store.refusals import refusal, unavailable
+from broker.store.tables import NEXT_FENCE
 
 OLDEST = (3, 37, 0)  # STRICT tables
 
@@ -58,6 +59,7 @@ class Sqlite:
             os.close(self._process_lock)
             raise
         self._readers = Readers(_engine(path, "ro", (*_ALL, *_READER)))
+        self._fence: int | None = None
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Row[Any]]:
         """See ``Database``."""
@@ -77,6 +79,15 @@ class Sqlite:
     def migration(self) -> AbstractContextManager[Connection]:
         """See ``Database``."""
         return self.transaction()
+
+    def lead(self) -> int | None:
+        """See ``Database``: the only process leads."""
+        if self._fence is None:
+            with self.transaction() as connection:
+                fence = int(connection.execute(text(NEXT_FENCE)).scalar_one())
+                connection.commit()
+            self._fence = fence
+        return self._fence
 
     def bound(self) -> None:
         """SQLite waits for no server."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -116,10 +116,11 @@ class _Transaction(_Tables):
         self.further: list[AuditEntry] = []
         self.facts: dict[str, str | int] = {}
 
-    def add(self, record: Record) -> None:
-        if primary_key(record) in self.rows[type(record)]:
-            raise AlreadyExists("NAME_TAKEN", "The name is taken; choose another.")
-        self.rows[type(record)][primary_key(record)] = record
+    def add(self, *records: Record) -> None:
+        for record in records:
+            if primary_key(record) in self.rows[type(record)]:
+                raise AlreadyExists("NAME_TAKEN", "The name is taken; choose another.")
+            self.rows[type(record)][primary_key(record)] = record
 
     def replace(self, old: R, new: R) -> R:
         self._unchanged(old)
@@ -128,6 +129,9 @@ class _Transaction(_Tables):
         kept = replace(new, revision=old.revision + 1)
         self.rows[type(old)][primary_key(old)] = kept
         return kept
+
+    def replace_all(self, changes: Sequence[tuple[R, R]]) -> list[R]:
+        return [self.replace(old, new) for old, new in changes]
 
     def delete(self, record: Record) -> None:
         self._unchanged(record)
@@ -155,6 +159,7 @@ class MemoryStore(_Tables):
         self.chain = "memory"
         self._line = (0, "0" * 64)  # sequence and hash of the newest line
         self._signed = 0
+        self.fence = 1  # the newest leader's; a test that sets it higher has made another process the leader
         self._lock = RLock()
 
     def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
@@ -169,14 +174,16 @@ class MemoryStore(_Tables):
     @contextmanager
     def _write(self, entry: AuditEntry) -> Iterator[Write]:
         with self._lock:
+            if entry.fence not in {0, self.fence}:
+                raise WrongState("LEADERSHIP_LOST", "Another process does the shared work now.")
             transaction = _Transaction(self.rows)
             yield transaction
             self._append([replace(entry, facts={**entry.facts, **transaction.facts}), *transaction.further])
             self.rows = transaction.rows
 
-    def record(self, entry: AuditEntry) -> None:
+    def record(self, *entries: AuditEntry) -> None:
         with self._lock:
-            self._append([entry])
+            self._append(list(entries))
 
     def _append(self, entries: list[AuditEntry]) -> None:
         if self.journal_full:
@@ -203,6 +210,9 @@ class MemoryStore(_Tables):
             transaction = _Transaction(self.rows)
             transaction.add(head)
             self._line, self._signed, self.rows = (sequence + 1, digest), sequence + 1, transaction.rows
+
+    def lead(self) -> int | None:
+        return self.fence
 
     def check(self) -> None:
         if self.journal_full:
