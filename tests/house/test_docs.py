@@ -86,9 +86,9 @@ def test_every_threat_has_a_test_or_is_accepted() -> None:
     assert len(rows) >= 25
     assert [row[0] for row in rows if len(row) != 9 or not all(row)] == []
     written = {
-        f"{group}-{number}"
+        name.replace("_", "-")
         for path in (ROOT / "tests").rglob("test_*.py")
-        for group, number in re.findall(r"def test_([A-Z]{2})_(\d\d)_", path.read_text(encoding="utf-8"))
+        for name in re.findall(r"def test_([A-Z]{2}_\d\d|P\d{1,2})_", path.read_text(encoding="utf-8"))
     }
     named = {(row[0], name) for row in rows for name in row[6].split(", ") if name != "accepted"}
     assert sorted(pair for pair in named if pair[1] not in written) == []
