@@ -204,7 +204,7 @@ def test_port_0_becomes_one_port_for_all() -> None:
             pass  # one that only holds the port takes no connection
 
 
-def test_a_second_supervisor_is_refused() -> None:
+def test_ST_08_a_second_supervisor_is_refused() -> None:
     holder, address = hold("127.0.0.1:0")
     with holder:
         with pytest.raises(Unavailable) as found:
@@ -239,7 +239,7 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_users_process_cannot_join() -> None:
+def test_ST_08_another_users_process_cannot_join() -> None:
     join = (
         "import socket,sys; s=socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
         "try: s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print('joined')\n"
