@@ -24,7 +24,7 @@ class Call:
     now: Now
     request_id: str = ""
     validate_only: bool = False
-    digest: str = ""  # SHA-256 of the serialised request, hex
+    digest: str = ""  # SHA-256 of the serialised request without secret values, hex
     resource: str = ""
     decision: str = ""
     policies: tuple[str, ...] = ()

@@ -66,6 +66,11 @@ def shown(lease: Lease, session: Session | None, now: datetime) -> Lease:
     return replace(lease, expires_at=end)
 
 
+def ended_lease(lease: Lease, state: LeaseState, now: datetime) -> Lease:
+    """A lease that is over, from now on at the latest: ``KEEP`` is counted from its end, however long it could be."""
+    return replace(lease, state=state, expires_at=min(lease.expires_at, now))
+
+
 def readable(read: Callable[[], T], otherwise: T) -> T:
     """What was read, or ``otherwise`` where a row is spoilt."""
     try:
@@ -104,10 +109,10 @@ class Ending:
 
     def session(self, write: Write, session: Session, leases: LeaseState) -> int:
         """End a session that the caller holds, and all its leases; how many leases those were."""
-        held = self.leases(session.id)
-        for lease in held:
-            write.replace(lease, replace(lease, state=leases))
-        write.replace(session, replace(session, state=SessionState.ENDED))
+        held, now = self.leases(session.id), self._now()
+        write.replace_all([(lease, ended_lease(lease, leases, now)) for lease in held])
+        end = min(session.expires_at, now)
+        write.replace(session, replace(session, state=SessionState.ENDED, expires_at=end))
         return len(held)
 
     def sessions(
@@ -140,7 +145,7 @@ class Ending:
             lease = write.get(Lease, seen.id)
             if lease is None or lease.state is not LeaseState.ACTIVE or not over(lease):
                 continue
-            write.replace(lease, replace(lease, state=state))
+            write.replace(lease, ended_lease(lease, state, self._now()))
             write.also(entry_of(call, lease.resource, lease=lease.id, session=lease.session, version=lease.version))
             ended += 1
         return ended

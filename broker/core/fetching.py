@@ -15,6 +15,8 @@ from broker.core.kv import Opened, Reference, Secrets, parse_reference
 from broker.core.model import Lease, Session
 
 MAX_REFERENCES = 100
+MAX_BYTES = 3 * 1024 * 1024
+"""Values in one answer; gRPC's clients take messages of 4 MiB, and what they drop would count as handed out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,3 +93,12 @@ def attempt(call: Call, secrets: Secrets, reference: Reference) -> Try:
 def first_refusal(tries: list[Try]) -> BrokerError | None:
     """The refusal of the first reference that was refused."""
     return next((each.refusal for each in tries if each.refusal), None)
+
+
+def check_size(tries: list[Try]) -> None:
+    """Refuse an answer that its caller could not receive; InvalidRequest ``ANSWER_TOO_LARGE``."""
+    opened = [each.opened for each in tries if each.opened]
+    if sum(len(value) for one in opened for value in one.fields.values()) > MAX_BYTES:
+        raise InvalidRequest(
+            "ANSWER_TOO_LARGE", f"The values are more than {MAX_BYTES} bytes in all; fetch them in several calls."
+        )

@@ -7,9 +7,9 @@ contract suite of its port in ``tests/contracts``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
@@ -115,14 +115,17 @@ class Write(Protocol):
     ) -> list[R]:
         """As ``Store.page``."""
 
-    def add(self, record: Record) -> None:
-        """Insert. AlreadyExists ``NAME_TAKEN`` when its primary key is in use."""
+    def add(self, *records: R) -> None:
+        """Insert records of one kind. AlreadyExists ``NAME_TAKEN`` when a primary key is in use."""
 
     def replace(self, old: R, new: R) -> R:
         """Write ``new`` over ``old`` and return it with ``revision = old.revision + 1``.
 
         WrongState ``CHANGED_MEANWHILE`` unless the stored row still has ``old.revision``.
         """
+
+    def replace_all(self, changes: Sequence[tuple[R, R]]) -> list[R]:
+        """``replace`` for pairs (old, new) of one kind, in one go; the ones written, in the same order."""
 
     def delete(self, record: Record) -> None:
         """Remove the row. WrongState ``CHANGED_MEANWHILE`` unless it still has ``record.revision``."""
@@ -185,8 +188,8 @@ class Store(Protocol):
         the newest number that ``lead`` has given to anybody. No newer one is given until the transaction has ended.
         """
 
-    def record(self, entry: AuditEntry) -> None:
-        """Make an entry durable that goes with no change: a read, a use of a key, a refusal."""
+    def record(self, *entries: AuditEntry) -> None:
+        """Make entries durable that go with no change: a read, a use of a key, a refusal. All of them, or none."""
 
     def heads(self) -> list[AuditHead]:
         """The newest unsigned head (``signature`` empty) of each chain this process appends to; [] if none moved."""
@@ -214,7 +217,7 @@ class Credentials:
 
     certificate: bytes | None  # the peer's verified certificate, PEM
     chain_verified: bool  # the TLS layer checked it against the operator CA
-    metadata: Mapping[str, str]  # "authorization" and "broker-trust-rule", where the call has them
+    metadata: Mapping[str, str] = field(repr=False)  # "authorization" and "broker-trust-rule", where the call has them
     peer: str
     rpc: str = ""  # "SessionService/Login"
 

@@ -61,7 +61,10 @@ PROFILES: Mapping[Preset, Profile] = {
             "enterprise": "enterprise_id",
         },
         trigger=("event_name",),
-        pull_requests=("pull_request", "pull_request_target", "issue_comment", "workflow_run"),
+        pull_requests=(
+            "pull_request", "pull_request_target", "pull_request_review", "pull_request_review_comment",
+            "issue_comment", "workflow_run",
+        ),
         hardening=((("environment", "ref"), "any branch can log in; bind environment or ref"),),
         foreign_audience=_exactly(r"https://github\.com/[^/]+/?"),
         token_id=True,
@@ -141,3 +144,12 @@ PROFILES: Mapping[Preset, Profile] = {
     ),
 }  # fmt: skip
 """By preset; what is written here is documented by the issuers themselves."""
+
+
+def issuer_of(issuer: str) -> Preset | None:
+    """The preset that an issuer belongs to by its address; None for one that anybody may run."""
+    for preset, profile in PROFILES.items():
+        known = profile.shared if profile.issuer.pattern == ANY_ISSUER else profile.issuer
+        if known and known.fullmatch(issuer):
+            return preset
+    return None

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from broker.core import receipts, tokens
 from broker.core.call import Call
-from broker.core.ending import BATCH, Ending, Work, entry_of, live, part, readable
+from broker.core.ending import BATCH, Ending, Work, ended_lease, entry_of, live, part, readable
 from broker.core.errors import (
     AlreadyExists,
     BrokerError,
@@ -19,7 +19,7 @@ from broker.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.core.fetching import Fetched, Try, attempt, first_refusal, parsed
+from broker.core.fetching import Fetched, Try, attempt, check_size, first_refusal, parsed
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
@@ -94,6 +94,7 @@ class Sessions:
         try:
             if refusal is not None:
                 raise refusal
+            check_size(tries)
             self._check_leases(call, sum(each.opened is not None for each in tries))
             session = self._issue(call, login, tries)
         except Unavailable:
@@ -277,9 +278,8 @@ class Sessions:
                 _add(write, login)
             elif name:
                 session = self._held(write, name, call.principal)
-            for each in tries:
-                if each.lease:
-                    write.add(each.lease)
+                self._check_rule(session)
+            write.add(*(each.lease for each in tries if each.lease))
         call.settled = True
         return session
 
@@ -308,7 +308,7 @@ class Sessions:
                 resource = of_secret(name, self._store.get(Secret, name))
                 allowed[name] = self._guard.permits(call.principal, "FetchSecrets", resource)
             if not allowed[name]:
-                write.replace(lease, replace(lease, state=LeaseState.REVOKED))
+                write.replace(lease, ended_lease(lease, LeaseState.REVOKED, self._now()))
                 write.also(entry_of(call, lease.resource, lease=lease.id, session=session.id, version=lease.version))
 
     def _one(self, session: str) -> Iterator[str]:

@@ -272,7 +272,7 @@ def _describe(call: Call, method: Method, request: Any) -> None:
         call.request_id = names.check_request_id(request.request_id)
         # The method is part of it: enable and disable look the same on the wire. Deterministic, because a client may
         # write a map in another order when it repeats itself.
-        wire = request.SerializeToString(deterministic=True)
+        wire = method.plan.without_values(request).SerializeToString(deterministic=True)
         call.digest = hashlib.sha256(method.rpc.encode("ascii") + b"\0" + wire).hexdigest()
 
 

@@ -20,9 +20,9 @@ from broker.store.database import check_revision
 from broker.store.dialects import open_database
 from broker.store.journal import PATIENCE, Journal
 from broker.store.refusals import unconfirmed
-from broker.store.rows import FIELDS, record_of, storable
-from broker.store.tables import BY_KEY, VERSION, cells, count, due, page
-from broker.store.transaction import SqlWrite, insertion
+from broker.store.rows import FIELDS, record_of, row_of, storable
+from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page
+from broker.store.transaction import SqlWrite
 
 R = TypeVar("R", bound=Record)
 
@@ -52,8 +52,7 @@ class SqlStore:
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Store.get``."""
-        found = cells(kind, key)
-        rows = self._database.read(BY_KEY[kind], {f"k{place}": value for place, value in enumerate(found)})
+        rows = self._database.read(BY_KEY[kind], key_cells(kind, key))
         return record_of(kind, rows[0]) if rows else None
 
     def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
@@ -73,7 +72,7 @@ class SqlStore:
         where: Mapping[str, str | int] | None = None,
     ) -> list[R]:
         """See ``Store.page``."""
-        return [record_of(kind, row) for row in self._database.read(page(kind, after, limit, where))]
+        return [record_of(kind, row) for row in self._database.read(*page(kind, after, limit, where))]
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
         """See ``Store.due``."""
@@ -88,7 +87,7 @@ class SqlStore:
 
     def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:
         """See ``Store.count``."""
-        return int(self._database.read(count(kind, where))[0][0])
+        return int(self._database.read(*count(kind, where))[0][0])
 
     @contextmanager
     def write(self, entry: AuditEntry) -> Iterator[SqlWrite]:
@@ -109,9 +108,9 @@ class SqlStore:
             except SQLAlchemyError as error:
                 raise unconfirmed() from error
 
-    def record(self, entry: AuditEntry) -> None:
+    def record(self, *entries: AuditEntry) -> None:
         """See ``Store.record``."""
-        self._journal.append(entry)
+        self._journal.append_all(entries, PATIENCE)
 
     def heads(self) -> list[AuditHead]:
         """See ``Store.heads``."""
@@ -121,7 +120,7 @@ class SqlStore:
         """See ``Store.save_head``. A head of a chain that this process had to leave is kept in the database alone."""
         with self._database.transaction() as connection:
             # two threads may sign the same head: the second signature of it says nothing new
-            connection.execute(insertion(self._database.name, head))
+            connection.execute(INSERT[self._database.name][AuditHead], row_of(head))
             self._journal.append(head)
             self._database.bound()
             connection.commit()

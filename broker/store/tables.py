@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
@@ -16,20 +17,22 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Index,
+    Insert,
     Integer,
     LargeBinary,
     MetaData,
     Select,
     Table,
     Text,
+    Update,
     and_,
     bindparam,
     case,
     func,
-    literal,
     select,
     tuple_,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import TEXT
 from sqlalchemy.types import TypeEngine
 
@@ -144,11 +147,6 @@ def key_columns(kind: type[Any]) -> list[Column[Any]]:
     return [TABLES[kind].c[name] for name in PRIMARY_KEYS[kind]]
 
 
-def with_key(kind: type[Any], key: tuple[str | int, ...]) -> ColumnElement[bool]:
-    """The condition that a row has this whole primary key."""
-    return and_(*(column == value for column, value in zip(key_columns(kind), cells(kind, key), strict=True)))
-
-
 def cells(kind: type[Any], key: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """A whole primary key, checked to be one: of the right length and types."""
     return tuple(_cell(column, value) for column, value in zip(key_columns(kind), key, strict=True))
@@ -161,22 +159,57 @@ def by_key(kind: type[Any]) -> Select[Any]:
 
 
 BY_KEY: dict[type[Any], Select[Any]] = {kind: by_key(kind) for kind in PRIMARY_KEYS}
+LOCKED_BY_KEY = {kind: query.with_for_update() for kind, query in BY_KEY.items()}
+
+
+def key_cells(kind: type[Any], key: tuple[str | int, ...]) -> dict[str, str | int]:
+    """The parameters of a statement that names one row by its primary key."""
+    return _numbered(cells(kind, key))
+
+
+def _as_read(kind: type[Any]) -> list[ColumnElement[bool]]:
+    """The row with the primary key ``k0``, ``k1``, …, if its revision is still ``read``."""
+    keys = [column == bindparam(f"k{place}", type_=column.type) for place, column in enumerate(key_columns(kind))]
+    return [*keys, TABLES[kind].c.revision == bindparam("read", type_=BigInteger)]
+
+
+def _update(kind: type[Any]) -> Update:
+    columns = TABLES[kind].columns
+    written = {column.name: bindparam(f"n_{column.name}", type_=column.type) for column in columns}
+    return TABLES[kind].update().where(*_as_read(kind)).values(written)
+
+
+INSERT: dict[str, dict[type[Any], Insert]] = {
+    "sqlite": {kind: sqlite.insert(table).on_conflict_do_nothing() for kind, table in TABLES.items()},
+    "postgresql": {kind: postgresql.insert(table).on_conflict_do_nothing() for kind, table in TABLES.items()},
+}
+"""By dialect and kind. Nothing is added when the primary key is in use: an error would end a PostgreSQL transaction."""
+
+UPDATE = {kind: _update(kind) for kind in TABLES}
+"""Every cell under ``n_`` and its name; the row under ``k0``, … and ``read``, as for ``DELETE``."""
+
+DELETE = {kind: table.delete().where(*_as_read(kind)) for kind, table in TABLES.items()}
 
 
 def page(
     kind: type[Any], after: tuple[str | int, ...], limit: int, where: Mapping[str, str | int] | None
-) -> Select[Any]:
-    """The port's ``page`` as a statement; every value in it is a parameter."""
+) -> tuple[Select[Any], dict[str, str | int]]:
+    """The port's ``page`` as a statement and its parameters: every value is one."""
     if limit < 1:
         raise ValueError("a page holds at least one record")
-    table, keys = TABLES[kind], key_columns(kind)
-    query = select(table).order_by(*keys).limit(limit)
-    for name, value in (where or {}).items():
-        query = query.where(table.c[name] == _cell(table.c[name], value))
+    parameters = _wanted(kind, where or {})
+    statement = _page(kind, tuple(where or ()), bool(after))  # type: ignore[arg-type]  # a class is hashable
+    return statement, parameters | _numbered(cells(kind, after) if after else ()) | {"most": limit}
+
+
+@lru_cache(maxsize=1024)
+def _page(kind: type[Any], names: tuple[str, ...], after: bool) -> Select[Any]:  # noqa: FBT001 (a part of the key)
+    keys = key_columns(kind)
+    query = select(TABLES[kind]).where(*_equal(kind, names)).order_by(*keys)
     if after:
-        bounds = [literal(value, column.type) for column, value in zip(keys, cells(kind, after), strict=True)]
+        bounds = [bindparam(f"k{place}", type_=column.type) for place, column in enumerate(keys)]
         query = query.where(tuple_(*keys) > tuple_(*bounds))
-    return query
+    return query.limit(bindparam("most", type_=BigInteger))
 
 
 def due(kind: type[Any], before: datetime, limit: int, state: str) -> Select[Any]:
@@ -187,11 +220,27 @@ def due(kind: type[Any], before: datetime, limit: int, state: str) -> Select[Any
     return query.where(table.c.state == storable(state)) if "state" in table.c else query
 
 
-def count(kind: type[Any], where: Mapping[str, str | int]) -> Select[Any]:
-    """The port's ``count`` as a statement."""
-    table = TABLES[kind]
-    conditions = [table.c[name] == _cell(table.c[name], value) for name, value in where.items()]
-    return select(func.count()).select_from(table).where(*conditions)
+def count(kind: type[Any], where: Mapping[str, str | int]) -> tuple[Select[Any], dict[str, str | int]]:
+    """The port's ``count`` as a statement and its parameters."""
+    return _count(kind, tuple(where)), _wanted(kind, where)  # type: ignore[arg-type]  # as above
+
+
+@lru_cache(maxsize=1024)
+def _count(kind: type[Any], names: tuple[str, ...]) -> Select[Any]:
+    return select(func.count()).select_from(TABLES[kind]).where(*_equal(kind, names))
+
+
+def _equal(kind: type[Any], names: tuple[str, ...]) -> list[ColumnElement[bool]]:
+    columns = [TABLES[kind].c[name] for name in names]
+    return [column == bindparam(f"w_{column.name}", type_=column.type) for column in columns]
+
+
+def _wanted(kind: type[Any], where: Mapping[str, str | int]) -> dict[str, str | int]:
+    return {f"w_{name}": _cell(TABLES[kind].c[name], value) for name, value in where.items()}
+
+
+def _numbered(found: tuple[str | int, ...]) -> dict[str, str | int]:
+    return {f"k{place}": value for place, value in enumerate(found)}
 
 
 def _version() -> Select[Any]:

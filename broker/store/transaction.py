@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Executable, and_, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, CursorResult, Executable, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker.core.audit import AuditEntry
@@ -18,7 +17,19 @@ from broker.core.model import Lease, Record, Session
 from broker.store.database import Database
 from broker.store.refusals import refusal
 from broker.store.rows import record_of, row_of
-from broker.store.tables import LEADERSHIP, NAMES, TABLES, cells, key_of, page, with_key
+from broker.store.tables import (
+    BY_KEY,
+    DELETE,
+    INSERT,
+    LEADERSHIP,
+    LOCKED_BY_KEY,
+    NAMES,
+    UPDATE,
+    cells,
+    key_cells,
+    key_of,
+    page,
+)
 
 R = TypeVar("R", bound=Record)
 
@@ -52,13 +63,12 @@ class SqlWrite:
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Write.get``."""
-        query = TABLES[kind].select().where(with_key(kind, key))
-        query = query.with_for_update() if self._shared else query
+        query, found = (LOCKED_BY_KEY if self._shared else BY_KEY)[kind], key_cells(kind, key)
         with self._statements():
-            row = self._connection.execute(query).one_or_none()
+            row = self._connection.execute(query, found).one_or_none()
             if row is None and self._shared:
                 self._lock_name(kind, key)
-                row = self._connection.execute(query).one_or_none()
+                row = self._connection.execute(query, found).one_or_none()
         return None if row is None else record_of(kind, row)
 
     def page(
@@ -70,41 +80,51 @@ class SqlWrite:
         where: Mapping[str, str | int] | None = None,
     ) -> list[R]:
         """See ``Store.page``."""
-        query = page(kind, after, limit, where)
+        query, values = page(kind, after, limit, where)
         with self._statements():
             if self._shared:
                 self._connection.execute(text(f"LOCK TABLE {NAMES[kind]} IN SHARE ROW EXCLUSIVE MODE"))
-            rows = self._connection.execute(query).all()
+            rows = self._connection.execute(query, values).all()
         return [record_of(kind, row) for row in rows]
 
-    def add(self, record: Record) -> None:
+    def add(self, *records: R) -> None:
         """See ``Write.add``."""
-        kind = type(record)
-        statement = insertion(self._database.name, record)
+        if not records:
+            return
+        kind = type(records[0])
         with self._statements():
             if self._shared and kind not in RANDOMLY_NAMED:
-                self._lock_name(kind, key_of(record))
-            added = self._changed(statement)
-        if not added:
-            name = "/".join(str(part) for part in key_of(record))
+                for record in records:
+                    self._lock_name(kind, key_of(record))
+            added = self._changed(INSERT[self._database.name][kind], [row_of(record) for record in records])
+        if added < len(records):
+            name = "/".join(str(part) for part in key_of(records[0])) if len(records) == 1 else "of such a name"
             raise AlreadyExists(
                 "NAME_TAKEN", f"The {kind.__name__.lower()} {name} exists or existed; choose another name."
             )
 
     def replace(self, old: R, new: R) -> R:
         """See ``Write.replace``."""
-        if type(old) is not type(new) or key_of(old) != key_of(new):
+        return self.replace_all([(old, new)])[0]
+
+    def replace_all(self, changes: Sequence[tuple[R, R]]) -> list[R]:
+        """See ``Write.replace_all``."""
+        written = [replace(new, revision=old.revision + 1) for old, new in changes]
+        if any(type(old) is not type(new) or key_of(old) != key_of(new) for old, new in changes):
             raise ValueError("a record is replaced by one of the same kind and name")
-        written = replace(new, revision=old.revision + 1)
-        statement = TABLES[type(old)].update().where(_as_read(old)).values(row_of(written))
-        with self._statements():
-            self._expect(self._changed(statement), old)
+        rows = [
+            {**_as_read(old), **{f"n_{name}": cell for name, cell in row_of(new).items()}}
+            for (old, _), new in zip(changes, written, strict=True)
+        ]
+        if rows:
+            with self._statements():
+                self._expect(self._changed(UPDATE[type(written[0])], rows), changes[0][0], len(rows))
         return written
 
     def delete(self, record: Record) -> None:
         """See ``Write.delete``."""
         with self._statements():
-            self._expect(self._changed(TABLES[type(record)].delete().where(_as_read(record))), record)
+            self._expect(self._changed(DELETE[type(record)], [_as_read(record)]), record)
 
     def note(self, **facts: str | int) -> None:
         """See ``Write.note``."""
@@ -126,12 +146,16 @@ class SqlWrite:
             self.fault = refusal(error)
             raise self.fault from error
 
-    def _changed(self, statement: Executable) -> bool:
-        result: CursorResult[Any] = self._connection.execute(statement, execution_options={"preserve_rowcount": True})
-        return result.rowcount == 1
+    def _changed(self, statement: Executable, rows: list[dict[str, Any]]) -> int:
+        """Carry out a statement for each row; how many rows of the database that changed."""
+        options: dict[str, Any] = {"preserve_rowcount": True}
+        result: CursorResult[Any] = self._connection.execute(
+            statement, rows if len(rows) > 1 else rows[0], execution_options=options
+        )
+        return result.rowcount
 
-    def _expect(self, changed: bool, record: Record) -> None:  # noqa: FBT001 - the answer of the line before
-        if not changed:
+    def _expect(self, changed: int, record: Record, wanted: int = 1) -> None:
+        if changed != wanted:
             raise WrongState(
                 "CHANGED_MEANWHILE",
                 f"The {type(record).__name__} was changed by somebody else meanwhile; read it again and repeat.",
@@ -143,12 +167,6 @@ class SqlWrite:
         self._connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
 
 
-def insertion(dialect: str, record: Record) -> Executable:
-    """An INSERT that adds nothing when the primary key is in use: an error would end a PostgreSQL transaction."""
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return insert(TABLES[type(record)]).values(row_of(record)).on_conflict_do_nothing()
-
-
-def _as_read(record: Record) -> Any:
-    kind = type(record)
-    return and_(with_key(kind, key_of(record)), TABLES[kind].c.revision == record.revision)
+def _as_read(record: Record) -> dict[str, Any]:
+    """Names a row as it was when it was read."""
+    return {**key_cells(type(record), key_of(record)), "read": record.revision}

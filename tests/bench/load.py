@@ -98,7 +98,7 @@ def drive(address: str, request: Request, calls: int) -> Figures:
         body, log = Path(name) / "body", Path(name) / "log"
         body.write_bytes(request.body)
         command = ["h2load", f"--requests={calls}", f"--clients={CONNECTIONS}", f"--max-concurrent-streams={STREAMS}"]
-        command += [f"--data={body}", f"--log-file={log}"]
+        command += [f"--log-file={log}"] + ([f"--data={body}"] if request.body else [])
         command += [f"--header={name}: {value}" for name, value in request.headers.items()]
         done = subprocess.run([*command, address + request.path], capture_output=True, text=True, check=False)
         if done.returncode:

@@ -37,14 +37,6 @@ class Peer:
     pid: int
 
 
-def peak_megabytes(pid: int) -> float:
-    """The most memory that a process and its children ever held, MiB."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    (kilobytes,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")]
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-    return kilobytes / 1024 + sum(peak_megabytes(int(child)) for child in children)
-
-
 @contextmanager
 def openbao(folder: Path) -> Iterator[OpenBao]:
     """OpenBao with TLS, raft storage and a file audit device."""
@@ -97,9 +89,10 @@ def process_id(port: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broker:
-    """A running `broker dev`: its operators' address, its first operator's files, its folder of target tokens."""
+    """A running `broker dev`: both its addresses, its first operator's files, its folder of target tokens."""
 
     address: str
+    pipelines: str  # where jobs call
     ca_file: Path
     identity: tuple[Path, Path]  # certificate, key
     credentials: Path
@@ -114,10 +107,11 @@ class Broker:
 
 
 @contextmanager
-def broker_dev(folder: Path, allowed_target: str) -> Iterator[Broker]:
+def broker_dev(folder: Path, allowed_target: str, allowed_issuer: str) -> Iterator[Broker]:
     """The only place that knows how `broker dev` is started and what it leaves in its folder."""
     program = Path(sys.executable).with_name("broker")
     command = [str(program), "dev", "--folder", str(folder), "--allow-target", allowed_target]
+    command += ["--allow-issuer", allowed_issuer]
     with folder.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
     assert process.stdout is not None
@@ -137,6 +131,7 @@ def running_broker(folder: Path, pid: int) -> Broker:
     settings = tomllib.loads((profile / "profile.toml").read_text(encoding="utf-8"))
     return Broker(
         address=settings["address"],
+        pipelines=tomllib.loads((folder / "broker.toml").read_text(encoding="utf-8"))["server"]["pipelines_address"],
         ca_file=profile / "ca.pem",
         identity=(profile / "cert.pem", profile / "key.pem"),
         credentials=folder / "credentials",
@@ -171,14 +166,19 @@ def broker_peer(broker: Broker) -> Peer:
 
 
 def grpc_request(method: str, message: Message, answer_bytes: int) -> Request:
-    """A unary call of KeyService: one uncompressed message behind its length (gRPC over HTTP/2)."""
-    body = message.SerializeToString()
+    """A unary call of KeyService."""
     return Request(
         path=f"/broker_api.v1.KeyService/{method}",
         headers={"content-type": "application/grpc", "te": "trailers"},
-        body=b"\0" + len(body).to_bytes(4, "big") + body,
+        body=grpc_message(message),
         answer_bytes=answer_bytes,
     )
+
+
+def grpc_message(message: Message) -> bytes:
+    """An uncompressed message behind its length (gRPC over HTTP/2)."""
+    body = message.SerializeToString()
+    return b"\0" + len(body).to_bytes(4, "big") + body
 
 
 def register_target(broker: Broker, server: OpenBao, name: str) -> None:

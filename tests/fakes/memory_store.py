@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -116,10 +116,11 @@ class _Transaction(_Tables):
         self.further: list[AuditEntry] = []
         self.facts: dict[str, str | int] = {}
 
-    def add(self, record: Record) -> None:
-        if primary_key(record) in self.rows[type(record)]:
-            raise AlreadyExists("NAME_TAKEN", "The name is taken; choose another.")
-        self.rows[type(record)][primary_key(record)] = record
+    def add(self, *records: Record) -> None:
+        for record in records:
+            if primary_key(record) in self.rows[type(record)]:
+                raise AlreadyExists("NAME_TAKEN", "The name is taken; choose another.")
+            self.rows[type(record)][primary_key(record)] = record
 
     def replace(self, old: R, new: R) -> R:
         self._unchanged(old)
@@ -128,6 +129,9 @@ class _Transaction(_Tables):
         kept = replace(new, revision=old.revision + 1)
         self.rows[type(old)][primary_key(old)] = kept
         return kept
+
+    def replace_all(self, changes: Sequence[tuple[R, R]]) -> list[R]:
+        return [self.replace(old, new) for old, new in changes]
 
     def delete(self, record: Record) -> None:
         self._unchanged(record)
@@ -177,9 +181,9 @@ class MemoryStore(_Tables):
             self._append([replace(entry, facts={**entry.facts, **transaction.facts}), *transaction.further])
             self.rows = transaction.rows
 
-    def record(self, entry: AuditEntry) -> None:
+    def record(self, *entries: AuditEntry) -> None:
         with self._lock:
-            self._append([entry])
+            self._append(list(entries))
 
     def _append(self, entries: list[AuditEntry]) -> None:
         if self.journal_full:

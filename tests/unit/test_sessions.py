@@ -383,3 +383,36 @@ def test_errors_name_their_status_as_the_wire_does() -> None:
     assert {kind.outcome: code.name for kind, code in status.CODES.items()} == {
         kind.outcome: kind.outcome for kind in errors.BrokerError.__subclasses__()
     }
+
+
+@pytest.mark.parametrize("act", ["change_rule", "delete_rule"])
+def test_a_session_fetches_nothing_once_its_trust_rule_is_changed_or_gone(bench: Bench, act: str) -> None:
+    token = bench.login(seconds=3600).token
+    bench.fetch(token, "app/db")
+    getattr(bench, act)()
+    refused(Unauthenticated, "TRUST_RULE_CHANGED", lambda: bench.fetch(token, "app/db"))
+    assert journal(bench)[-1].outcome == "ABORTED"
+    bench.end(token)
+
+
+def test_what_has_ended_is_forgotten_an_hour_later_however_long_it_could_have_lived(bench: Bench) -> None:
+    bench.change_rule(max_session_seconds=24 * 3600)
+    opening = bench.login(pipeline(revision=2), seconds=24 * 3600)
+    bench.fetch(opening.token, "app/db", "app/api")
+    bench.end(opening.token)
+    bench.clock.forward(minutes=59)
+    bench.chores()
+    assert bench.states(opening.session.id) == [LeaseState.REVOKED] * 2
+    bench.clock.forward(minutes=1)
+    bench.chores()
+    assert bench.states(opening.session.id) == []
+    assert bench.store.get(Session, opening.session.id) is None
+
+
+def test_an_answer_that_no_client_takes_is_refused_whole(bench: Bench) -> None:
+    names = [f"app/big{number}" for number in range(49)]
+    for name in names:
+        bench.put(name, value=bytes(64 * 1024))
+    refused(InvalidRequest, "ANSWER_TOO_LARGE", lambda: bench.fetch(pipeline(), *names))
+    assert bench.store.page(Session, limit=9) == []
+    assert len(bench.fetch(pipeline(), *names[:48])[0]) == 48

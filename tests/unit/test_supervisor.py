@@ -150,11 +150,10 @@ def test_a_worker_that_refuses_its_configuration_later_ends_it(tmp_path: Path) -
 
 def test_a_worker_that_will_not_end_is_killed_and_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "DRAIN", 0.5)
-    stubborn = "if number == '2':\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    after = f"ready()\n{stubborn}    print('broker: ready', flush=True)\nwhile True: time.sleep(9)\n"
+    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('broker: ready', flush=True); time.sleep(60)"
+    after = f"if number == '2': {stubborn}\n{SERVE}"
     with running(tmp_path, after) as workers:
         assert workers.ready.wait(10)
-        os.kill(workers.starts(1)[0], 0)
         assert workers.stop() == 1
     assert gone(workers.starts(2)[0])
 

@@ -23,7 +23,9 @@ MAX_HEAD = 32 * 1024
 SECONDS = 5.0
 CONNECT_SECONDS = 1.5
 MAX_ADDRESSES = 3
-EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")))
+EMBEDDING = tuple(
+    map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "::ffff:0:0:0/96"))
+)
 """Addresses of version 6 that carry one of version 4: translated on the way, they could lead anywhere."""
 
 
@@ -91,7 +93,7 @@ def is_public(address: str) -> bool:
     except ValueError:  # with a zone, so of a link
         return False
     if isinstance(found, ipaddress.IPv6Address) and (
-        found.ipv4_mapped or any(found in network for network in EMBEDDING)
+        found.ipv4_mapped or found.is_site_local or any(found in network for network in EMBEDDING)
     ):
         return False
     return found.is_global and not found.is_multicast
