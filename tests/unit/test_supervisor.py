@@ -150,11 +150,10 @@ def test_a_worker_that_refuses_its_configuration_later_ends_it(tmp_path: Path) -
 
 def test_a_worker_that_will_not_end_is_killed_and_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "DRAIN", 0.5)
-    stubborn = "if number == '2':\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    after = f"ready()\n{stubborn}    print('broker: ready', flush=True)\nwhile True: time.sleep(9)\n"
+    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('broker: ready', flush=True); time.sleep(60)"
+    after = f"if number == '2': {stubborn}\n{SERVE}"
     with running(tmp_path, after) as workers:
         assert workers.ready.wait(10)
-        os.kill(workers.starts(1)[0], 0)
         assert workers.stop() == 1
     assert gone(workers.starts(2)[0])
 
@@ -204,7 +203,7 @@ def test_port_0_becomes_one_port_for_all() -> None:
             pass  # one that only holds the port takes no connection
 
 
-def test_a_second_supervisor_is_refused() -> None:
+def test_ST_08_a_second_supervisor_is_refused() -> None:
     holder, address = hold("127.0.0.1:0")
     with holder:
         with pytest.raises(Unavailable) as found:
@@ -239,7 +238,7 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_users_process_cannot_join() -> None:
+def test_ST_08_another_users_process_cannot_join() -> None:
     join = (
         "import socket,sys; s=socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
         "try: s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print('joined')\n"
