@@ -206,7 +206,8 @@ def pipelines_paths(hunt: Hunt, admin: Client) -> list[str]:
     login = hunt.ask(job, "Login", b"", token=once)
     forged = other.token(hunt.issuer.claims(note=hunt.one()))
     bad = [
-        once, hunt.one(), f"Basic {hunt.one()}", f"brs_{hunt.one()}", session[:-1] + ("B" if session[-1] == "A" else "A"),
+        once, hunt.one(), f"Basic {hunt.one()}", f"brs_{hunt.one()}",
+        session[:-1] + ("B" if session[-1] == "A" else "A"),
         hunt.made_up(), forged,
         hunt.job(repository_id="99"), hunt.job(aud="other"), hunt.job(exp=1, iat=0), hunt.job(repository_id=None),
         f"{hunt.job()}.{hunt.one()}", hunt.job() + hunt.one(),
