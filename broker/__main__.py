@@ -12,13 +12,15 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO, cast
+from typing import NoReturn, TextIO, cast
 
 import structlog
 
 from broker import app, checkup, setup, supervisor
 from broker.config import Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
+
+log = structlog.get_logger("broker")
 
 REFUSED = (
     "SSLKEYLOGFILE",  # would write the keys of every TLS connection
@@ -50,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"broker: The system refused: {where}{error.strerror}. (SYSTEM_REFUSED)", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("broker: interrupted", file=sys.stderr)
+        return 130
     return result
 
 
@@ -176,7 +181,15 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
 
 
 def _run(config: Config) -> int:
-    asked_to_stop = threading.Event()
+    asked_to_stop, lost = threading.Event(), threading.Event()
+
+    def thread_lost(what: threading.ExceptHookArgs) -> None:
+        """None of the broker's threads ends by an error; were it grpc's, nobody would be answered any more."""
+        log.error("a thread was lost, so the broker ends", error=what.exc_type.__name__)
+        lost.set()
+        asked_to_stop.set()
+
+    threading.excepthook = thread_lost
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: asked_to_stop.set())
     if config.server.workers > 1:
@@ -189,7 +202,7 @@ def _run(config: Config) -> int:
         broker.drain()
     finally:
         broker.close()
-    return 0
+    return int(lost.is_set())
 
 
 def _say_ready(config: Config, operators: str, pipelines: str) -> None:
@@ -236,5 +249,12 @@ def _log_to_stderr() -> None:
     )
 
 
+def _end(code: int) -> NoReturn:
+    """End now: Python would wait for every thread, and one may be in a call that somebody else's server holds up."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -69,6 +70,11 @@ CERTIFICATE_EVERY = timedelta(hours=6)
 def now() -> datetime:
     """The broker's clock."""
     return datetime.now(UTC)
+
+
+def ticks() -> timedelta:
+    """What paces the loop: a time that nobody can set back, as the clock can be."""
+    return timedelta(seconds=time.monotonic())
 
 
 class Broker:
@@ -168,7 +174,7 @@ class Loop:
         self._broker = broker
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="background", daemon=True)
-        start = now()
+        start = ticks()
         self._work: list[tuple[str, timedelta, Callable[[], object]]] = [
             ("leadership", timedelta(0), self._lead),
             ("health", CHECK_EVERY, self._check),
@@ -202,8 +208,8 @@ class Loop:
 
     def _round(self) -> None:
         for name, every, work in self._work:
-            if self._due[name] <= now():
-                self._due[name] = now() + every
+            if self._due[name] <= ticks():
+                self._due[name] = ticks() + every
                 _attempt(name, work)
 
     def _check(self) -> None:
@@ -219,8 +225,8 @@ class Loop:
         """A head at least every 30 s or 1,000 records of a chain that moves; none of one that stands still."""
         moved = self._broker.store.heads()
         many = any(head.sequence - self._signed.get(head.chain, 0) >= SIGN_AFTER for head in moved)
-        if many or (moved and self._sign_at <= now()):
-            self._sign_at = now() + SIGN_EVERY
+        if many or (moved and self._sign_at <= ticks()):
+            self._sign_at = ticks() + SIGN_EVERY
             self._signed = {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 
     def _lead(self) -> int | None:
@@ -242,7 +248,7 @@ class Loop:
         """The shared work, in the one process that leads; each piece is written under the leader's number."""
         if self._lead() is None:
             return
-        until = now() + CHORES_AT_ONCE
+        until = ticks() + CHORES_AT_ONCE
         for resource, work in chain.from_iterable(begin() for begin in chores):
             fence = self._lead()
             if fence is None or self._stop.is_set():
@@ -250,7 +256,7 @@ class Loop:
             call = background_call(resource, fence)
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
-            if now() >= until:
+            if ticks() >= until:
                 self._due[name] = until  # what is left is found again in the next round
                 return
 
@@ -267,7 +273,7 @@ def _attempt(name: str, work: Callable[[], object]) -> bool:
     try:
         work()
     except BrokerError as error:
-        log.warning("background work failed", work=name, reason=error.reason)
+        log.warning("background work failed", work=name, reason=error.reason, sentence=error.message)
     except Exception as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
         log.error("background work broke", work=name, error=type(error).__name__)  # noqa: TRY400
     else:

@@ -55,6 +55,7 @@ class Sqlite:
             self._writer = _engine(path, "rw", (*_ALL, *_WRITER))
             event.listen(self._writer, "begin", _begin)
             self._connect_writer()
+            self._files = [(file, _identity(file)) for file in (path, path.with_name(path.name + "-wal"))]
         except BaseException:
             os.close(self._process_lock)
             raise
@@ -63,6 +64,7 @@ class Sqlite:
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Row[Any]]:
         """See ``Database``."""
+        self._check_ours()
         return self._readers.read(statement, parameters)
 
     @contextmanager
@@ -71,6 +73,7 @@ class Sqlite:
         if not self._writer_lock.acquire(timeout=WRITER_WAIT):
             raise unavailable("Other changes are being made and do not end")
         try:
+            self._check_ours()
             with transaction(self._begun) as connection:
                 yield connection
         finally:
@@ -106,10 +109,24 @@ class Sqlite:
             self._writer.dispose()
             raise refusal(error) from error
 
+    def _check_ours(self) -> None:
+        """A file that lost its name is gone when this process ends, and what has the name now is another database."""
+        for file, ours in self._files:
+            if _identity(file) != ours:
+                raise unavailable("The SQLite file was removed or replaced; put it back, or stop the broker first")
+
     def _begun(self) -> Connection:
         connection = self._writer.connect()
         connection.begin()
         return connection
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _engine(path: Path, mode: str, pragmas: tuple[str, ...]) -> Engine:
