@@ -81,7 +81,7 @@ def test_NT_05_strangers_with_slow_health_checks_do_not_keep_the_others_from_the
         trust = grpc.ssl_channel_credentials(edge.server_ca.pem)
         place = f"localhost:{edge.server.pipelines_port}"
         channels = [grpc.secure_channel(place, trust, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(13)]
-        slow: list[Any] = [each.stream_unary(CHECK).future(silent) for each in channels[1:]]
+        slow: list[Any] = [each.stream_unary(CHECK, bytes, bytes).future(silent) for each in channels[1:]]
         for each in channels[1:]:
             grpc.channel_ready_future(each).result(10)
         assert raw(channels[0], CHECK, check, timeout=5) == b"\x08\x01"
@@ -143,7 +143,7 @@ def test_a_lost_thread_ends_the_broker_instead_of_leaving_it_deaf(monkeypatch: p
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(app, "Broker", Broker)
-    server = SimpleNamespace(operators_address="a:1", pipelines_address="b:2")
+    server = SimpleNamespace(operators_address="a:1", pipelines_address="b:2", workers=1)
     config: Any = SimpleNamespace(server=server, development=False)
     assert __main__._run(config) == 1
     assert done == ["drained", "closed"]
