@@ -61,6 +61,9 @@ CHORES_EVERY = timedelta(seconds=20)
 CHORES_AT_ONCE = timedelta(seconds=5)
 """However many there are: heads and policies have to be looked after in between."""
 
+BREATHER = 2.0
+"""How many times as long as a piece of the chores took the loop waits before the next: callers come first (P15)."""
+
 ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
 SESSIONS_EVERY = timedelta(seconds=2)
@@ -253,12 +256,13 @@ class Loop:
             fence = self._lead()
             if fence is None or self._stop.is_set():
                 return
-            call = background_call(resource, fence)
+            call, begun = background_call(resource, fence), ticks()
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
             if ticks() >= until:
                 self._due[name] = until  # what is left is found again in the next round
                 return
+            self._stop.wait(BREATHER * (ticks() - begun).total_seconds())
 
 
 def background_call(resource: str, fence: int = 0) -> Call:

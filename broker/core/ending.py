@@ -24,12 +24,15 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
 BATCH = 100
+"""Records that a caller's revocation looks at in one piece."""
+
+ROWS = 20
+"""Rows that one transaction changes, about: every other writer waits for it (P15)."""
+
+PIECE = 10
 """Records that one piece of background work looks at."""
 
-ROWS = 500
-"""Rows that one transaction changes, about: other writers wait for it."""
-
-PIECES = 10
+PIECES = 100
 """Pieces of one kind in one round of the background loop."""
 
 KEEP = timedelta(hours=1)
@@ -165,7 +168,7 @@ class Ending:
         self, name: str, kind: type[R], late: timedelta, state: str, work: Callable[[list[R], Call], None]
     ) -> Iterator[Work]:
         for _ in range(PIECES):
-            found = self._store.due(kind, self._now() - late, limit=BATCH, state=state)
+            found = self._store.due(kind, self._now() - late, limit=PIECE, state=state)
             if not found:
                 return
             yield name, partial(work, found)

@@ -59,6 +59,7 @@ def test_AU_03_many_chores_do_not_keep_heads_from_being_signed(monkeypatch: pyte
 
     broker = parts(keys=SimpleNamespace(chores=chores), heads=heads)
     monkeypatch.setattr(app, "ticks", lambda: time)
+    monkeypatch.setattr(app, "BREATHER", 0.0)
     loop = app.Loop(broker)
     for _ in range(3):
         loop._round()
