@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_AZ_20_a_session_is_no_lease_a_lease_no_session_and_neither_a_token(benc
     assert reason(lambda: revoke(bench.call("LeaseService/RevokeLeases"), lease=session)) == "LEASE_NOT_FOUND"
     assert reason(lambda: bench.revoke(session=held.id)) == "SESSION_NOT_FOUND"
     for wrong in (session, held.id, "app/db", f"brs_{held.id}", opening.token.replace(session, held.id)):
-        assert reason(lambda wrong=wrong: bench.sessions.authenticate(wrong)) == "SESSION_INVALID"
+        assert reason(partial(bench.sessions.authenticate, wrong)) == "SESSION_INVALID"
     assert reason(lambda: bench.fetch(opening.token, session)) == "REFERENCE_INVALID"
     assert bench.revoke(principal=session) == 0
     assert bench.session(session).state is SessionState.ACTIVE
