@@ -61,8 +61,9 @@ CHORES_EVERY = timedelta(seconds=20)
 CHORES_AT_ONCE = timedelta(seconds=5)
 """However many there are: heads and policies have to be looked after in between."""
 
-BREATHER = 2.0
-"""How many times as long as a piece of the chores took the loop waits before the next: callers come first (P15)."""
+BREATHER, LONGEST_BREATHER = 2.0, 0.03
+"""How many times as long as a piece of the chores took the loop waits before the next, and how many seconds at most:
+callers come first, and what is over ends all the same (P15)."""
 
 ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
@@ -262,7 +263,7 @@ class Loop:
             if ticks() >= until:
                 self._due[name] = until  # what is left is found again in the next round
                 return
-            self._stop.wait(BREATHER * (ticks() - begun).total_seconds())
+            self._stop.wait(min(BREATHER * (ticks() - begun).total_seconds(), LONGEST_BREATHER))
 
 
 def background_call(resource: str, fence: int = 0) -> Call:
