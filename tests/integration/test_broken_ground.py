@@ -87,6 +87,7 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
     done: list[str] = []
     nothing: Any = SimpleNamespace(check=lambda: done.append("check"))
     head = SimpleNamespace(chain="c", sequence=1)
+    idle = SimpleNamespace(chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None)
 
     def sign() -> list[Any]:
         done.append("sign")
@@ -94,11 +95,13 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
 
     broker: Any = SimpleNamespace(
         hsm=nothing,
-        store=SimpleNamespace(check=lambda: None, heads=lambda: [head]),
+        store=SimpleNamespace(check=lambda: None, heads=lambda: [head], lead=lambda: 1),
         heads=SimpleNamespace(sign_due=sign),
         server=SimpleNamespace(set_serving=lambda _serving: None),
         policies=SimpleNamespace(refresh=lambda: done.append("policy")),
-        keys=SimpleNamespace(chores=lambda: iter(())),
+        keys=idle,
+        secrets=idle,
+        sessions=idle,
         renew_certificate=lambda: None,
     )
     monkeypatch.setattr(app, "now", lambda: clock)
