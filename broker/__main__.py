@@ -12,6 +12,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NoReturn, TextIO, cast
 
 import structlog
@@ -138,17 +139,17 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
 
 
 def _run(config: Config) -> int:
-    asked_to_stop, lost = threading.Event(), threading.Event()
+    # Its put may interrupt its own get, as a signal does; an Event's set would wait for the Event's wait, for ever.
+    ends: SimpleQueue[int] = SimpleQueue()
 
     def thread_lost(what: threading.ExceptHookArgs) -> None:
         """None of the broker's threads ends by an error; were it grpc's, nobody would be answered any more."""
         log.error("a thread was lost, so the broker ends", error=what.exc_type.__name__)
-        lost.set()
-        asked_to_stop.set()
+        ends.put(1)
 
     threading.excepthook = thread_lost
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: asked_to_stop.set())
+        signal.signal(number, lambda _number, _frame: ends.put(0))
     broker = app.Broker(config)
     try:
         broker.serve()
@@ -157,11 +158,11 @@ def _run(config: Config) -> int:
             profile = config.certificates.parent / "profile"
             print(f"broker: for trying out, not for secrets that matter; use it with: export BROKER_PROFILE={profile}")
         print("broker: ready", flush=True)
-        asked_to_stop.wait()
+        code = ends.get()
         broker.drain()
     finally:
         broker.close()
-    return int(lost.is_set())
+    return code
 
 
 def _keep_memory_private() -> None:

@@ -102,7 +102,10 @@ class Sqlite:
         """A file that lost its name is gone when this process ends, and what has the name now is another database."""
         for file, ours in self._files:
             if _identity(file) != ours:
-                raise unavailable("The SQLite file was removed or replaced; put it back, or stop the broker first")
+                raise unavailable(
+                    "The SQLite file is not the one that the broker has opened: put that one back, and stop the broker "
+                    "before you restore another"
+                )
 
     def _begun(self) -> Connection:
         connection = self._writer.connect()

@@ -80,8 +80,10 @@ def test_NT_05_strangers_with_slow_health_checks_do_not_keep_the_others_from_the
     with running(tmp_path, limits=Limits(message_seconds=30)) as edge:
         trust = grpc.ssl_channel_credentials(edge.server_ca.pem)
         place = f"localhost:{edge.server.pipelines_port}"
-        channels = [grpc.secure_channel(place, trust, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(13)]
-        slow: list[Any] = [each.stream_unary(CHECK).future(silent) for each in channels[1:]]
+        channels: list[Any] = [
+            grpc.secure_channel(place, trust, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(13)
+        ]
+        slow = [each.stream_unary(CHECK).future(silent) for each in channels[1:]]
         for each in channels[1:]:
             grpc.channel_ready_future(each).result(10)
         assert raw(channels[0], CHECK, check, timeout=5) == b"\x08\x01"
