@@ -12,6 +12,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NoReturn, TextIO, cast
 
 import structlog
@@ -181,28 +182,28 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
 
 
 def _run(config: Config) -> int:
-    asked_to_stop, lost = threading.Event(), threading.Event()
+    # Its put may interrupt its own get, as a signal does; an Event's set would wait for the Event's wait, for ever.
+    ends: SimpleQueue[int] = SimpleQueue()
 
     def thread_lost(what: threading.ExceptHookArgs) -> None:
         """None of the broker's threads ends by an error; were it grpc's, nobody would be answered any more."""
         log.error("a thread was lost, so the broker ends", error=what.exc_type.__name__)
-        lost.set()
-        asked_to_stop.set()
+        ends.put(1)
 
     threading.excepthook = thread_lost
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: asked_to_stop.set())
+        signal.signal(number, lambda _number, _frame: ends.put(0))
     if config.server.workers > 1:
-        supervisor.end_with_supervisor(asked_to_stop.set)
+        supervisor.end_with_supervisor(lambda: ends.put(0))
     broker = app.Broker(config)
     try:
         broker.serve()
         _say_ready(config, config.server.operators_address, config.server.pipelines_address)
-        asked_to_stop.wait()
+        code = ends.get()
         broker.drain()
     finally:
         broker.close()
-    return int(lost.is_set())
+    return code
 
 
 def _say_ready(config: Config, operators: str, pipelines: str) -> None:

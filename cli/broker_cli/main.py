@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -32,6 +33,9 @@ COMMANDS = {
     "serve": ("server", "serve", "Run the broker."),
     "completion": ("completion", "completion", "Print the completion script of a shell."),
 }
+
+OUTPUT_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What a write to standard output can meet; files are refused where they are used."""
 
 EPILOG = """\b
 Examples:
@@ -122,7 +126,9 @@ def run(arguments: list[str] | None = None) -> int:  # noqa: PLR0911  one return
         return _pipe_closed()
     except SystemExit as ended_by_click:  # after a completion, or because its own output met a closed pipe
         return int(ended_by_click.code or 0) if "_BROKER_COMPLETE" in os.environ else _pipe_closed()
-    except OSError as fault:  # files are refused where they are used: what is left is the output
+    except OSError as fault:
+        if fault.errno not in OUTPUT_FAULTS:
+            return _unexpected(fault)
         _silence()
         sys.stderr.write(f"broker: The result cannot be written: {fault.strerror}. [OUTPUT_FAILED]\n")
         return 1
