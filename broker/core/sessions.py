@@ -300,7 +300,7 @@ class Sessions:
 
     def _drop_forbidden(self, write: Write, call: Call, session: Session) -> None:
         allowed: dict[str, bool] = {}
-        for lease in self._ending.leases(session.id):
+        for lease in self._ending.leases(write, session.id):
             name = lease.resource.removeprefix("secret/")
             if name not in allowed:
                 resource = of_secret(name, self._store.get(Secret, name))

@@ -9,16 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Executable, Row, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from broker.core.audit import AuditEntry
 from broker.core.errors import WrongState
 from broker.store.refusals import refusal
 from broker.store.tables import REVISION
 
 MAX_IDLE = 64
+
+MakeDurable = Callable[[Sequence[AuditEntry], float], None]
+"""Makes entries durable, all or none; the seconds that their callers have waited already."""
+
+
+@dataclass(slots=True)
+class Change:
+    """A transaction's connection, and the entries that its body leaves to be made durable before the commit."""
+
+    connection: Connection
+    entries: Sequence[AuditEntry] = ()
 
 
 class Database(Protocol):
@@ -28,6 +41,12 @@ class Database(Protocol):
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Row[Any]]:
         """The rows of one SELECT, as of one moment."""
+
+    def change(self, make_durable: MakeDurable) -> AbstractContextManager[Change]:
+        """A transaction that is committed on leaving, once its entries are durable; it may share both with others.
+
+        Then it sees what those before it did, although that is not committed yet.
+        """
 
     def transaction(self) -> AbstractContextManager[Connection]:
         """A transaction whose commit is the caller's; what is not committed on leaving is rolled back."""
@@ -74,10 +93,10 @@ class Readers:
             rows = list(connection.execute(statement, parameters).all())
             connection.rollback()  # no statement to the server: the driver is in autocommit
         except BaseException:
-            _drop(connection)
+            drop(connection)
             raise
         if self._closed or len(self._idle) >= MAX_IDLE:
-            _drop(connection)
+            drop(connection)
         else:
             self._idle.append(connection)
         return rows
@@ -91,7 +110,7 @@ class Readers:
     def _forget(self) -> None:
         while self._idle:
             with suppress(IndexError):  # another thread took the last one
-                _drop(self._idle.pop())
+                drop(self._idle.pop())
 
 
 @contextmanager
@@ -106,7 +125,7 @@ def transaction(connect: Callable[[], Connection]) -> Iterator[Connection]:
     except SQLAlchemyError as error:
         raise refusal(error) from error
     finally:
-        _drop(connection)
+        drop(connection)
 
 
 def check_revision(database: Database) -> None:
@@ -138,6 +157,7 @@ CATALOGUE = {
 REVISIONS = text("SELECT version_num FROM alembic_version")
 
 
-def _drop(connection: Connection) -> None:
+def drop(connection: Connection) -> None:
+    """Close a connection, or give it back, with what was not committed on it taken back."""
     with suppress(SQLAlchemyError):  # it may be lost already, and it is thrown away in any case
         connection.close()

@@ -16,12 +16,14 @@ from psycopg.conninfo import make_conninfo
 from psycopg.errors import OperationalError
 from psycopg.pq import Conninfo
 from sqlalchemy import Connection, Engine, Executable, Row, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from broker.core.errors import WrongState
 from broker.store.config import StoreConfig
-from broker.store.database import Readers, transaction
+from broker.store.database import Change, MakeDurable, Readers, transaction
 from broker.store.private import password
+from broker.store.refusals import unconfirmed
 
 T = TypeVar("T")
 
@@ -91,6 +93,21 @@ class Postgresql:
                 yield connection
             finally:
                 self.bound()  # for the rollback, however long the body took
+
+    @contextmanager
+    def change(self, make_durable: MakeDurable) -> Iterator[Change]:
+        """See ``Database``: here each has a transaction of its own, and the server shares the waits for its disk."""
+        asked = time.monotonic()
+        with self.transaction() as connection:
+            waited = time.monotonic() - asked
+            change = Change(connection)
+            yield change
+            make_durable(change.entries, waited)
+            self.bound()
+            try:
+                connection.commit()
+            except SQLAlchemyError as error:
+                raise unconfirmed() from error
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,9 +22,10 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
 
 from broker.core.errors import WrongState
 from broker.store.config import StoreConfig
-from broker.store.database import Readers, transaction
+from broker.store.database import Change, MakeDurable, Readers
+from broker.store.group import Group
 from broker.store.private import only_process, private_file, private_folder
-from broker.store.refusals import refusal, unavailable
+from broker.store.refusals import refusal
 
 OLDEST = (3, 37, 0)  # STRICT tables
 
@@ -50,10 +50,10 @@ class Sqlite:
         self._process_lock = only_process(path.with_name(path.name + ".lock"))
         try:
             private_file(path)
-            self._writer_lock = threading.Lock()
             self._writer = _engine(path, "rw", (*_ALL, *_WRITER))
             event.listen(self._writer, "begin", _begin)
             self._connect_writer()
+            self._group = Group(self._begun, WRITER_WAIT)
         except BaseException:
             os.close(self._process_lock)
             raise
@@ -63,16 +63,13 @@ class Sqlite:
         """See ``Database``."""
         return self._readers.read(statement, parameters)
 
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def change(self, make_durable: MakeDurable) -> AbstractContextManager[Change]:
         """See ``Database``."""
-        if not self._writer_lock.acquire(timeout=WRITER_WAIT):
-            raise unavailable("Other changes are being made and do not end")
-        try:
-            with transaction(self._begun) as connection:
-                yield connection
-        finally:
-            self._writer_lock.release()
+        return self._group.change(make_durable)
+
+    def transaction(self) -> AbstractContextManager[Connection]:
+        """See ``Database``."""
+        return self._group.alone()
 
     def migration(self) -> AbstractContextManager[Connection]:
         """See ``Database``."""
@@ -84,7 +81,7 @@ class Sqlite:
     def close(self) -> None:
         """See ``Database``."""
         self._readers.close()
-        with self._writer_lock:
+        with self._group.turn:
             self._writer.dispose()
             os.close(self._process_lock)
 
