@@ -44,22 +44,36 @@ class Try:
             return self.call.outcome(self.refusal.outcome, self.refusal.reason)
         return self.call.outcome("ABORTED", failure.reason) if failure else self.call.outcome()
 
+    def lent(self, session: str) -> dict[str, str | int]:
+        """What an active lease of a session on what was opened looks like in the store."""
+        return {
+            "session": session,
+            "state": LeaseState.ACTIVE.value,
+            "resource": f"secret/{self.reference.name}",
+            "version": self.opened.version if self.opened else 0,
+        }
+
     def lend(self, session: Session, now: datetime) -> Lease | None:
-        """A new lease on what was opened, under the session; it is over with the secret, if that comes first."""
+        """A new lease on what was opened, under the session; it is over with the secret, if that comes first.
+
+        None if nothing was opened, or it is under a lease already.
+        """
         if self.opened is None:
             return None
-        self.lease = Lease(
-            id=tokens.new_id(),
-            session=session.id,
-            principal=session.principal,
-            resource=f"secret/{self.reference.name}",
-            version=self.opened.version,
-            state=LeaseState.ACTIVE,
-            created_at=now,
-            expires_at=min(session.last_at, self.opened.expires_at or session.last_at),
-        )
+        new = None
+        if self.lease is None:
+            self.lease = new = Lease(
+                id=tokens.new_id(),
+                session=session.id,
+                principal=session.principal,
+                resource=f"secret/{self.reference.name}",
+                version=self.opened.version,
+                state=LeaseState.ACTIVE,
+                created_at=now,
+                expires_at=min(session.last_at, self.opened.expires_at or session.last_at),
+            )
         self.call.note(lease=self.lease.id, session=session.id)
-        return self.lease
+        return new
 
     def fetched(self, session: Session | None, now: datetime) -> Fetched:
         """For the caller; the lease ends with the session as that stands now."""

@@ -6,8 +6,10 @@ import hmac
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 
 from broker.core import receipts, tokens
+from broker.core.audit import AuditEntry
 from broker.core.call import Call
 from broker.core.ending import BATCH, Ending, Work, entry_of, live, part, readable
 from broker.core.errors import (
@@ -85,7 +87,8 @@ class Sessions:
         """All the secrets, their leases and, when the call carries an identity token, the session: one durable write.
 
         Each reference is decided and audited on its own (AZ-08). Unless ``partial``, the first refusal refuses all and
-        nothing is used up. An operator's fetch has neither session nor leases.
+        nothing is used up. An operator's fetch has neither session nor leases. What a session fetches again stays under
+        the lease that it has, so a job may ask as often as it likes.
         """
         wanted = parsed(references)
         login = self._login_of(call, ttl)
@@ -94,7 +97,8 @@ class Sessions:
         try:
             if refusal is not None:
                 raise refusal
-            self._check_leases(call, sum(each.opened is not None for each in tries))
+            self._find_leases(call, tries)
+            self._check_leases(call, sum(each.opened is not None and each.lease is None for each in tries))
             session = self._issue(call, login, tries)
         except Unavailable:
             raise
@@ -248,14 +252,24 @@ class Sessions:
             raise InvalidRequest("DURATION_INVALID", "The session's length is less than a second; ask for more.")
         return self._limits.usual if ttl is None else ttl
 
+    def _find_leases(self, call: Call, tries: list[Try]) -> None:
+        """The leases that the caller's session has already on what was opened."""
+        if call.principal.method != "session":
+            return
+        for each in tries:
+            if each.opened is not None:
+                each.lease = readable(partial(self._lease_like, each.lent(call.principal.credential)), None)
+
+    def _lease_like(self, where: dict[str, str | int]) -> Lease | None:
+        now = self._now()
+        return next((lease for lease in self._store.page(Lease, limit=1, where=where) if lease.expires_at > now), None)
+
     def _check_leases(self, call: Call, more: int) -> None:
         principal = call.principal
-        if principal.proof is None and principal.method != "session":
+        if not more or (principal.proof is None and principal.method != "session"):
             return
-        if (
-            self._store.count(Lease, {"principal": str(principal), "state": "active"}) + more
-            > self._limits.per_principal
-        ):
+        held = self._store.count(Lease, {"principal": str(principal), "state": "active"})
+        if held + more > self._limits.per_principal:
             raise Exhausted(
                 "LEASE_QUOTA", "This pipeline holds too many leases; end sessions, or wait until they lapse."
             )
@@ -266,19 +280,27 @@ class Sessions:
         now = self._now()
         name = call.principal.credential if call.principal.method == "session" else ""
         session = login.opening.session if login else self._found(name)
-        for each in tries:
-            if session is not None:
-                each.lend(session, now)
+        new = [lease for each in tries if session is not None and (lease := each.lend(session, now))]
         entries = [*([login.call.outcome()] if login else []), *(each.entry() for each in tries)]
+        if login or new:
+            session = self._lent(call, login, new, entries)
+        else:
+            if name and not live(session, now):
+                raise _invalid()
+            self._store.record(*entries)
+        call.settled = True
+        return session
+
+    def _lent(self, call: Call, login: _Login | None, leases: list[Lease], entries: list[AuditEntry]) -> Session:
         with self._store.write(entries[0]) as write:
             for entry in entries[1:]:
                 write.also(entry)
             if login:
+                session = login.opening.session
                 _add(write, login)
-            elif name:
-                session = self._held(write, name, call.principal)
-            write.add(*(each.lease for each in tries if each.lease))
-        call.settled = True
+            else:
+                session = self._held(write, call.principal.credential, call.principal)
+            write.add(*leases)
         return session
 
     def _write_down(self, call: Call, login: _Login | None, tries: list[Try], failure: BrokerError) -> None:
