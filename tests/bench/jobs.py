@@ -11,59 +11,35 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
 
 from broker_api.v1 import kv_pb2, sessions_pb2
 
 from tests.bench.http2 import Client, encoded, good
 from tests.bench.load import Figures
 from tests.bench.peers import grpc_message
-from tests.bench.process import cpu_seconds
 from tests.bench.stage import GRPC, SECRETS, VALUE, BaoSide, BrokerSide, bearer
+from tests.bench.tables import Side
 from tests.servers.issuer import Issuer
 
-CONNECTIONS = 8
-AT_ONCE = 4
-"""Writes in flight on one connection."""
+CONNECTIONS = 16
 
-Open = Callable[[], Client]
+Connect = Callable[[], Client]
 Work = Callable[[Client], None]
 SESSIONS = "/broker_api.v1.SessionService"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """One server: how to connect, and how to make so many pieces of work (which is not measured)."""
-
-    name: str
-    pid: int
-    open: Open
-    make: Callable[[int], Sequence[Work]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
-    """What one round gave; ``cpu``: the server's CPU milliseconds for each piece."""
-
-    figures: Figures
-    cpu: float
-
-
-def round_of(side: Side, count: int) -> Spent:
-    """Do ``count`` pieces of work over a few connections; every one must succeed."""
-    work = side.make(count)
+def round_of(connect: Connect, work: Sequence[Work]) -> Figures:
+    """Do every piece of work, over a few connections; each must succeed."""
     shares = [work[number::CONNECTIONS] for number in range(CONNECTIONS)]
-    clients = [side.open() for _ in shares]
-    try:
-        before, start = cpu_seconds(side.pid), time.perf_counter()
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            took = [each for found in pool.map(_share, clients, shares) for each in found]
-        rate, cpu = count / (time.perf_counter() - start), (cpu_seconds(side.pid) - before) / count * 1000
-    finally:
-        for client in clients:
-            client.__exit__()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect()) for _ in shares]
+        pool = stack.enter_context(ThreadPoolExecutor(CONNECTIONS))
+        start = time.perf_counter()
+        took = [each for found in pool.map(_share, clients, shares) for each in found]
+        rate = len(work) / (time.perf_counter() - start)
     percentile = statistics.quantiles(took, n=100)
-    return Spent(figures=Figures(rate=rate, p50=percentile[49], p99=percentile[98]), cpu=cpu)
+    return Figures(rate=rate, p50=percentile[49], p99=percentile[98])
 
 
 def _share(client: Client, share: Sequence[Work]) -> list[float]:
@@ -93,12 +69,7 @@ def broker_jobs(side: BrokerSide, issuer: Issuer) -> Side:
         return run
 
     broker = side.broker
-    return Side(
-        name="broker",
-        pid=broker.pid,
-        open=lambda: Client(side.port, broker.ca_file),
-        make=lambda count: [job(issuer.token()) for _ in range(count)],
-    )
+    return _side("broker", broker.pid, lambda: Client(side.port, broker.ca_file), lambda _: job(issuer.token()))
 
 
 def bao_jobs(side: BaoSide, issuer: Issuer) -> Side:
@@ -111,36 +82,27 @@ def bao_jobs(side: BaoSide, issuer: Issuer) -> Side:
         def run(client: Client) -> None:
             (raw,) = client.ask(login)
             mine = {"x-vault-token": json.loads(raw)["auth"]["client_token"]}
-            good(
-                client.ask(*(encoded("GET", f"/v1/secret/data/{name}", mine, b"") for name in SECRETS)), VALUE.encode()
-            )
+            reads = [encoded("GET", f"/v1/secret/data/{name}", mine, b"") for name in SECRETS]
+            good(client.ask(*reads), VALUE.encode())
             assert client.ask(encoded("POST", "/v1/auth/token/revoke-self", mine, b"")) == [b""]
 
         return run
 
-    return Side(
-        name="OpenBao",
-        pid=side.pid,
-        open=lambda: Client(side.server.port, side.server.ca_file),
-        make=lambda count: [job(issuer.token()) for _ in range(count)],
-    )
+    server = side.server
+    return _side("OpenBao", side.pid, lambda: Client(server.port, server.ca_file), lambda _: job(issuer.token()))
 
 
 def broker_writes(side: BrokerSide) -> Side:
     """PutSecret, the next version of one of a few hundred secrets, as an operator with a certificate."""
 
-    def write(names: Sequence[str]) -> Work:
-        path = "/broker_api.v1.SecretService/PutSecret"
-        requests = [kv_pb2.PutSecretRequest(name=name, fields={"value": VALUE.encode()}) for name in names]
-        sent = [encoded("POST", path, GRPC, grpc_message(each)) for each in requests]
-        return lambda client: good(client.ask(*sent), names[0][:8].encode())
+    def write(name: str) -> Work:
+        message = kv_pb2.PutSecretRequest(name=name, fields={"value": VALUE.encode()})
+        sent = encoded("POST", "/broker_api.v1.SecretService/PutSecret", GRPC, grpc_message(message))
+        return lambda client: good(client.ask(sent), name.encode())
 
     broker, port = side.broker, int(side.broker.address.rpartition(":")[2])
-    return Side(
-        name="broker",
-        pid=broker.pid,
-        open=lambda: Client(port, broker.ca_file, broker.identity),
-        make=lambda count: [write(each) for each in names(count)],
+    return _side(
+        "broker", broker.pid, lambda: Client(port, broker.ca_file, broker.identity), lambda number: write(_name(number))
     )
 
 
@@ -149,21 +111,18 @@ def bao_writes(side: BaoSide) -> Side:
     body = json.dumps({"data": {"value": VALUE}}).encode()
     headers = {"x-vault-token": side.writer, "content-type": "application/json"}
 
-    def write(names: Sequence[str]) -> Work:
-        sent = [encoded("POST", f"/v1/secret/data/{name}", headers, body) for name in names]
-        return lambda client: good(client.ask(*sent), b'"version"')
+    def write(name: str) -> Work:
+        sent = encoded("POST", f"/v1/secret/data/{name}", headers, body)
+        return lambda client: good(client.ask(sent), b'"version"')
 
-    return Side(
-        name="OpenBao",
-        pid=side.pid,
-        open=lambda: Client(side.server.port, side.server.ca_file),
-        make=lambda count: [write(each) for each in names(count)],
-    )
+    server = side.server
+    return _side("OpenBao", side.pid, lambda: Client(server.port, server.ca_file), lambda number: write(_name(number)))
 
 
-def names(count: int) -> list[list[str]]:
-    """For each piece of work the names it writes; no two that are written at the same time are the same."""
-    return [
-        [f"written/c{number % CONNECTIONS}/s{(number // CONNECTIONS + one * 64) % 256}" for one in range(AT_ONCE)]
-        for number in range(count)
-    ]
+def _side(name: str, pid: int, connect: Connect, make: Callable[[int], Work]) -> Side:
+    return Side(name=name, pid=pid, go=lambda count: round_of(connect, [make(number) for number in range(count)]))
+
+
+def _name(number: int) -> str:
+    """The secret that a write is of; no two writes at the same time are of the same."""
+    return f"written/c{number % CONNECTIONS}/s{number // CONNECTIONS % 20}"

@@ -38,11 +38,12 @@ class Door:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What one run gave: calls a second, and latencies in milliseconds."""
+    """What one run gave: calls a second, and in milliseconds the latencies and the server's CPU time for each call."""
 
     rate: float
     p50: float
     p99: float
+    cpu: float = 0
 
 
 class LoadError(Exception):
@@ -64,6 +65,7 @@ def hop(door: Door, folder: Path) -> Iterator[str]:
     It does not verify the server, which is this program's own child: nghttpx 1.52 cannot match an address against a
     certificate's address (it compares the length of the socket address), and Debian has no newer one.
     """
+    folder.mkdir()
     port = free_port()
     command = ["nghttpx", "--conf=/dev/null", "--workers=1", "--single-process", "--log-level=WARN"]
     command += [f"--frontend=127.0.0.1,{port};no-tls", f"--backend=127.0.0.1,{door.port};;proto=h2;tls"]
@@ -132,4 +134,5 @@ def median(runs: list[Figures]) -> Figures:
         rate=statistics.median(run.rate for run in runs),
         p50=statistics.median(run.p50 for run in runs),
         p99=statistics.median(run.p99 for run in runs),
+        cpu=statistics.median(run.cpu for run in runs),
     )

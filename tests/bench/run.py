@@ -11,18 +11,21 @@ import argparse
 import datetime as dt
 import os
 import platform
-import statistics
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import births, peers
-from tests.bench.load import CONNECTIONS, STREAMS, Figures, Request, drive, hop, median
+from tests.bench import births, commands, jobs, peers, stage
+from tests.bench.commands import alternate as alternate_commands
+from tests.bench.load import CONNECTIONS, STREAMS, Door, Figures, Request, drive, hop
 from tests.bench.peers import BATCH, Peer
+from tests.bench.process import megabytes
+from tests.bench.stage import BaoSide, BrokerSide
+from tests.bench.tables import Side, alternate, rows, table
+from tests.servers.issuer import Issuer, issuing
+from tests.servers.openbao import OpenBao
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -33,7 +36,8 @@ def main() -> None:
     options = arguments()
     with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
         folder = Path(name)
-        tables = [*compare(folder, options, stack), starts(options.rounds * 5)]
+        begun = alternate_commands(options.rounds * 4, *commands.starts())
+        tables = [*compare(folder, options, stack), "## Start of the command line\n\n" + waits(begun)]
     text = page(tables, options)
     print(text)
     if options.write:
@@ -52,86 +56,98 @@ def arguments() -> argparse.Namespace:
 
 def compare(folder: Path, options: argparse.Namespace, stack: ExitStack) -> list[str]:
     """Start both, drive both, and give the tables."""
-    for part in ("openbao", "broker-hop", "openbao-hop"):
-        (folder / part).mkdir()
+    (folder / "openbao").mkdir()
+    issuer = stack.enter_context(issuing(folder / "issuer"))
     bao = stack.enter_context(peers.openbao(folder / "openbao"))
-    broker = stack.enter_context(peers.broker_dev(folder / "broker", bao.host))
-    both = [peers.broker_peer(broker), peers.openbao_peer(bao)]
+    broker = stack.enter_context(peers.broker_dev(folder / "broker", bao.host, issuer.host))
+    both = {"broker": broker.pid, "OpenBao": peers.process_id(bao.port)}
+    resting = {name: megabytes(pid) for name, pid in both.items()}
+    ours, theirs = stage.set_broker_up(broker, issuer), stage.set_bao_up(bao, issuer)
+    found = [
+        *signatures([peers.broker_peer(broker), peers.openbao_peer(bao)], folder, options, stack),
+        *born(broker, bao, options),
+        *secrets(ours, theirs, issuer, folder, options, stack),
+    ]
+    memory = [[name, f"{resting[name]:.0f}", f"{megabytes(pid, 'VmHWM'):.0f}"] for name, pid in both.items()]
+    found.append("## Memory\n\n" + table(["MiB at rest", "MiB at the most in the whole run"], memory))
+    runs = alternate_commands(options.rounds * 3, *commands.runs(ours, theirs, issuer, folder))
+    return [*found, "## One secret on the command line, the whole process\n\n" + waits(runs)]
+
+
+def signatures(both: list[Peer], folder: Path, options: argparse.Namespace, stack: ExitStack) -> list[str]:
+    """The HSM's signatures beside those of transit."""
     hops = {peer.name: stack.enter_context(hop(peer.door, folder / f"{peer.name.lower()}-hop")) for peer in both}
-    sign = alternate(both, hops, lambda peer: peer.sign, options)
-    batch = alternate(both, hops, lambda peer: peer.batch, options)
-    tables = [
-        "## P-256 sign\n\n" + rows(sign, 1),
-        f"## P-256 sign, {BATCH} messages a call\n\n" + rows(batch, BATCH) + against_single(sign, batch),
+    sign = alternate("sign", [driven(peer.name, peer.pid, hops[peer.name], peer.sign) for peer in both], options)
+    batch = alternate("batch", [driven(peer.name, peer.pid, hops[peer.name], peer.batch) for peer in both], options)
+    return [
+        "## P-256 sign\n\n" + rows(sign),
+        f"## P-256 sign, {BATCH} messages a call\n\n"
+        + rows(batch, "calls", BATCH, "signatures")
+        + against_single(sign, batch),
     ]
+
+
+def born(broker: peers.Broker, bao: OpenBao, options: argparse.Namespace) -> list[str]:
+    """The main job, which OpenBao cannot do by itself."""
     peers.register_target(broker, bao, "bench")
-    born = births.measure(broker, options.births)
-    tables.append(
-        "## A P-256 key born in the HSM, imported into OpenBao and proven there\n\n"
-        + table(["keys/s", "p50 ms", "p99 ms"], [["broker", f"{born.rate:.1f}", f"{born.p50:.1f}", f"{born.p99:.1f}"]])
-    )
-    memory = [[peer.name, f"{peers.peak_megabytes(peer.pid):.0f}"] for peer in both]
-    return [*tables, "## Peak memory, whole run\n\n" + table(["MiB"], memory)]
+    figures = births.measure(broker, options.births)
+    line = ["broker", f"{figures.rate:.1f}", f"{figures.p50:.1f}", f"{figures.p99:.1f}"]
+    title = "## A P-256 key born in the HSM, imported into OpenBao and proven there\n\n"
+    return [title + table(["keys/s", "p50 ms", "p99 ms"], [line])]
 
 
-def alternate(
-    both: list[Peer], hops: dict[str, str], case: Callable[[Peer], Request], options: argparse.Namespace
-) -> dict[str, Figures]:
-    """Warm both up, size a round by what they did, then take turns; each one's median."""
-    calls = {}
-    for peer in both:
-        drive(hops[peer.name], case(peer), 500)
-        calls[peer.name] = max(500, int(drive(hops[peer.name], case(peer), 1000).rate * options.seconds))
-    runs: dict[str, list[Figures]] = {peer.name: [] for peer in both}
-    for number in range(options.rounds):
-        for peer in both if number % 2 == 0 else reversed(both):
-            runs[peer.name].append(drive(hops[peer.name], case(peer), calls[peer.name]))
-            print(f"{peer.name:>8} {case(peer).path}: {runs[peer.name][-1].rate:.0f}/s", file=sys.stderr)
-    return {name: median(figures) for name, figures in runs.items()}
-
-
-def rows(result: dict[str, Figures], signatures: int) -> str:
-    """One case as a table, with the ratio broker / OpenBao."""
-    lines = [
-        [name, f"{one.rate:.0f}", f"{one.rate * signatures:.0f}", f"{one.p50:.2f}", f"{one.p99:.2f}"]
-        for name, one in result.items()
+def secrets(
+    ours: BrokerSide, theirs: BaoSide, issuer: Issuer, folder: Path, options: argparse.Namespace, stack: ExitStack
+) -> list[str]:
+    """Whole jobs, fetches of one secret, and writes."""
+    whole = alternate("job", [jobs.broker_jobs(ours, issuer), jobs.bao_jobs(theirs, issuer)], options)
+    near = stack.enter_context(hop(Door(port=ours.port), folder / "pipelines-hop"))
+    far = stack.enter_context(hop(Door(port=theirs.server.port), folder / "kv-hop"))
+    before, count = megabytes(ours.broker.pid), Counted()
+    fetching = driven("broker", ours.broker.pid, near, ours.fetch, count)
+    fetch = alternate("fetch", [fetching, driven("OpenBao", theirs.pid, far, theirs.fetch)], options)
+    grown = megabytes(ours.broker.pid) - before
+    write = alternate("write", [jobs.broker_writes(ours), jobs.bao_writes(theirs)], options)
+    return [
+        "## A job: login with an identity token, ten secrets, end of the session\n\n" + rows(whole, "jobs"),
+        "## Fetch of one secret with a session's token, beside a kv read\n\n"
+        + rows(fetch)
+        + f"\nThe broker's memory grew by {grown:.1f} MiB in {count.calls} of these calls, "
+        f"which is {grown * 100_000 / count.calls:.1f} MiB in 100,000.\n",
+        "## Write of a secret, beside a kv write\n\n" + rows(write, "writes"),
     ]
-    ours, theirs = result["broker"], result["OpenBao"]
-    lines.append([
-        "ratio", f"{ours.rate / theirs.rate:.2f}", f"{ours.rate / theirs.rate:.2f}",
-        f"{ours.p50 / theirs.p50:.2f}", f"{ours.p99 / theirs.p99:.2f}",
-    ])  # fmt: skip
-    return table(["calls/s", "signatures/s", "p50 ms", "p99 ms"], lines)
+
+
+@dataclass(slots=True)
+class Counted:
+    """How many calls were made."""
+
+    calls: int = 0
+
+
+def driven(name: str, pid: int, address: str, request: Request, counted: Counted | None = None) -> Side:
+    """A server that h2load drives with one request."""
+
+    def go(count: int) -> Figures:
+        if counted:
+            counted.calls += count
+        return drive(address, request, count)
+
+    return Side(name=name, pid=pid, go=go)
+
+
+def waits(medians: dict[str, float]) -> str:
+    """Commands as a table, with the ratio of the two."""
+    ours, theirs = medians.values()
+    return table(
+        ["ms"], [[name, f"{value:.0f}"] for name, value in medians.items()] + [["ratio", f"{ours / theirs:.2f}"]]
+    )
 
 
 def against_single(sign: dict[str, Figures], batch: dict[str, Figures]) -> str:
     """The broker's batch against the peer's single calls."""
     ratio = batch["broker"].rate * BATCH / sign["OpenBao"].rate
     return f"\nSignatures/s in the broker's batches, as a ratio to OpenBao's single calls: {ratio:.2f}\n"
-
-
-def starts(times: int) -> str:
-    """How long `broker --help` takes, as a ratio to an interpreter that only imports click."""
-    commands = {
-        "broker --help": [str(Path(sys.executable).with_name("broker")), "--help"],
-        'python -c "import click"': [sys.executable, "-c", "import click"],
-    }
-    took: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(times):
-        for name, command in commands.items():
-            start = time.perf_counter()
-            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-            took[name].append((time.perf_counter() - start) * 1000)
-    medians = {name: statistics.median(values) for name, values in took.items()}
-    ours, theirs = medians.values()
-    lines = [[name, f"{value:.0f}"] for name, value in medians.items()] + [["ratio", f"{ours / theirs:.2f}"]]
-    return "## Start of the command line\n\n" + table(["ms"], lines)
-
-
-def table(heads: list[str], lines: list[list[str]]) -> str:
-    """Markdown, numbers to the right."""
-    text = f"| | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}\n"
-    return text + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def page(tables: list[str], options: argparse.Namespace) -> str:
@@ -141,6 +157,9 @@ def page(tables: list[str], options: argparse.Namespace) -> str:
         f"Made by `make bench` on {dt.datetime.now(dt.UTC):%Y-%m-%d}: {os.cpu_count()} cores ({processor()}), "
         f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}. "
         f"h2load → nghttpx → server, all on this machine; {CONNECTIONS} connections with {STREAMS} streams each; "
+        f"jobs and writes by a small client of this project over {jobs.CONNECTIONS} kept connections, one job or write "
+        "at a time on each, without a hop, OpenBao's ten reads of a job sent at once; identity tokens are single-use "
+        "at the broker, which OpenBao does not offer; "
         f"medians of {options.rounds} alternating rounds of about {options.seconds:g} s. One broker process (TLS 1.3, "
         "client certificate, policy, audit, SoftHSM, SQLite) beside OpenBao (TLS, raft storage, file audit), which "
         f"signs in software; both store on one file system ({filesystem()}). Only the ratios mean anything on another "

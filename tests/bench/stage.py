@@ -46,10 +46,11 @@ class BrokerSide:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaoSide:
-    """OpenBao's jobs. ``writer`` is a token."""
+    """OpenBao's jobs. ``reader`` and ``writer`` are tokens."""
 
     server: OpenBao
     pid: int
+    reader: str
     writer: str
     fetch: Request
 
@@ -116,7 +117,7 @@ def set_bao_up(bao: OpenBao, issuer: Issuer) -> BaoSide:
     }  # fmt: skip
     bao.request("POST", "auth/jwt/role/bench", role)
     fetch = Request(path=f"/v1/secret/data/{SECRETS[0]}", headers={"x-vault-token": reader}, body=b"", answer_bytes=200)
-    return BaoSide(server=bao, pid=process_id(bao.port), writer=writer, fetch=fetch)
+    return BaoSide(server=bao, pid=process_id(bao.port), reader=reader, writer=writer, fetch=fetch)
 
 
 def acl(paths: dict[str, list[str]]) -> str:
