@@ -58,7 +58,7 @@ class ServerConfig(BaseModel):
     certificate_file: Path
     key_file: Path
     operator_ca_file: Path
-    threads: int = Field(default=16, ge=1, le=256)
+    threads: int = Field(default=8, ge=1, le=256)
     limits: Limits = Limits()
 
 
