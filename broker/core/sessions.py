@@ -87,8 +87,7 @@ class Sessions:
         """All the secrets, their leases and, when the call carries an identity token, the session: one durable write.
 
         Each reference is decided and audited on its own (AZ-08). Unless ``partial``, the first refusal refuses all and
-        nothing is used up. An operator's fetch has neither session nor leases. What a session fetches again stays under
-        the lease that it has, so a job may ask as often as it likes.
+        nothing is used up. An operator has neither session nor leases; a session has one lease on what it fetches twice.
         """
         wanted = parsed(references)
         login = self._login_of(call, ttl)
