@@ -87,7 +87,7 @@ class Sessions:
         """All the secrets, their leases and, when the call carries an identity token, the session: one durable write.
 
         Each reference is decided and audited on its own (AZ-08). Unless ``partial``, the first refusal refuses all and
-        nothing is used up. An operator has neither session nor leases; a session has one lease on what it fetches twice.
+        nothing is used up. An operator has neither session nor leases; a session has one lease on each secret version.
         """
         wanted = parsed(references)
         login = self._login_of(call, ttl)
