@@ -12,13 +12,16 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO, cast
+from queue import SimpleQueue
+from typing import NoReturn, TextIO, cast
 
 import structlog
 
-from broker import app, checkup, setup
+from broker import app, checkup, setup, supervisor
 from broker.config import Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
+
+log = structlog.get_logger("broker")
 
 REFUSED = (
     "SSLKEYLOGFILE",  # would write the keys of every TLS connection
@@ -50,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"broker: The system refused: {where}{error.strerror}. (SYSTEM_REFUSED)", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("broker: interrupted", file=sys.stderr)
+        return 130
     return result
 
 
@@ -59,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     commands = words.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the broker until SIGTERM")
     serve.add_argument("--config", type=Path, required=True, metavar="FILE")
+    for internal in ("--worker", "--operators-address", "--pipelines-address"):  # the supervisor tells its workers
+        serve.add_argument(internal, default="", help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
     init = commands.add_parser(
         "init",
@@ -118,7 +126,25 @@ def _init(asked: argparse.Namespace) -> int:
 
 
 def _serve(asked: argparse.Namespace) -> int:
-    return _run(load(asked.config))
+    config = load(asked.config)
+    if asked.worker:
+        return _work(supervisor.worker_config(config, int(asked.worker), *_addresses(asked)))
+    if config.server.workers == 1:
+        return _run(config)
+    return supervisor.supervise(config, asked.config.absolute(), lambda *held: _say_ready(config, *held))
+
+
+def _addresses(asked: argparse.Namespace) -> tuple[str, str]:
+    return asked.operators_address, asked.pipelines_address
+
+
+def _work(config: Config) -> int:
+    """One worker of several."""
+    try:
+        return _run(config)
+    except BrokerError as error:
+        print(f"broker: {error.message} ({error.reason})", file=sys.stderr)
+        return supervisor.exit_code(error)
 
 
 def _dev(asked: argparse.Namespace) -> int:
@@ -156,22 +182,36 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
 
 
 def _run(config: Config) -> int:
-    asked_to_stop = threading.Event()
+    # Its put may interrupt its own get, as a signal does; an Event's set would wait for the Event's wait, for ever.
+    ends: SimpleQueue[int] = SimpleQueue()
+
+    def thread_lost(what: threading.ExceptHookArgs) -> None:
+        """None of the broker's threads ends by an error; were it grpc's, nobody would be answered any more."""
+        log.error("a thread was lost, so the broker ends", error=what.exc_type.__name__)
+        ends.put(1)
+
+    threading.excepthook = thread_lost
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: asked_to_stop.set())
+        signal.signal(number, lambda _number, _frame: ends.put(0))
+    if config.server.workers > 1:
+        supervisor.end_with_supervisor(lambda: ends.put(0))
     broker = app.Broker(config)
     try:
         broker.serve()
-        print(f"broker: operators on {config.server.operators_address}, pipelines on {config.server.pipelines_address}")
-        if config.development:
-            profile = config.certificates.parent / "profile"
-            print(f"broker: for trying out, not for secrets that matter; use it with: export BROKER_PROFILE={profile}")
-        print("broker: ready", flush=True)
-        asked_to_stop.wait()
+        _say_ready(config, config.server.operators_address, config.server.pipelines_address)
+        code = ends.get()
         broker.drain()
     finally:
         broker.close()
-    return 0
+    return code
+
+
+def _say_ready(config: Config, operators: str, pipelines: str) -> None:
+    print(f"broker: operators on {operators}, pipelines on {pipelines}")
+    if config.development:
+        profile = config.certificates.parent / "profile"
+        print(f"broker: for trying out, not for secrets that matter; use it with: export BROKER_PROFILE={profile}")
+    print("broker: ready", flush=True)
 
 
 def _keep_memory_private() -> None:
@@ -210,5 +250,12 @@ def _log_to_stderr() -> None:
     )
 
 
+def _end(code: int) -> NoReturn:
+    """End now: Python would wait for every thread, and one may be in a call that somebody else's server holds up."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

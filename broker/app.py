@@ -1,13 +1,14 @@
 """The composition root: builds every part once, in order, and alone names concrete classes.
 
-The clock lives here, and the background loop: it watches the HSM and the store, signs the audit's heads, ends
-sessions whose time is over and does the chores that a crash left behind.
+The clock lives here, and the background loop: it watches the HSM and the store, signs the audit's heads and, in the
+one process that leads all others, ends sessions whose time is over and does the chores that a crash left behind.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -48,6 +49,8 @@ from broker.targets import Surroundings, connector
 
 log = structlog.get_logger("broker")
 
+Chore = tuple[str, Callable[[Call], None]]
+
 TICK = 1.0
 """Seconds between two rounds of the background loop."""
 
@@ -58,6 +61,10 @@ CHORES_EVERY = timedelta(seconds=20)
 CHORES_AT_ONCE = timedelta(seconds=5)
 """However many there are: heads and policies have to be looked after in between."""
 
+BREATHER, LONGEST_BREATHER = 2.0, 0.03
+"""How many times as long as a piece of the chores took the loop waits before the next, and how many seconds at most:
+callers come first, and what is over ends all the same (P15)."""
+
 ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
 SESSIONS_EVERY = timedelta(seconds=2)
@@ -67,6 +74,11 @@ CERTIFICATE_EVERY = timedelta(hours=6)
 def now() -> datetime:
     """The broker's clock."""
     return datetime.now(UTC)
+
+
+def ticks() -> timedelta:
+    """What paces the loop: a time that nobody can set back, as the clock can be."""
+    return timedelta(seconds=time.monotonic())
 
 
 class Broker:
@@ -88,7 +100,7 @@ class Broker:
         self._parts.callback(self.hsm.close)
         audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
         setup.check_internal_keys(config, self.hsm)
-        setup.renew_server_certificate(config, self.hsm, now())
+        setup.renew_server_certificate(config, self.hsm, now(), before=setup.RENEW_AT_LAST)
         self._guard = Guard(setup.policy_in_force(self.store))
         self.keys = Keys(self.store, self.hsm, self._guard, now, _delay(config))
         self.heads = Heads(self.store, self.hsm, audit_key, self._guard, now)
@@ -129,7 +141,7 @@ class Broker:
             hsm=hsm,
             guard=guard,
             schema=policy.SCHEMA,
-            page_key=secrets.token_bytes(32),
+            page_key=setup.page_key(config),
         )
 
     def serve(self) -> None:
@@ -146,8 +158,12 @@ class Broker:
         self.heads.sign_due()
 
     def renew_certificate(self) -> None:
-        """Sign a new server certificate in time; the listeners take it up without a restart."""
-        if setup.renew_server_certificate(self._config, self.hsm, now()):
+        """Sign a new server certificate in time; the listeners of all processes take it up without a restart.
+
+        The leader's work, and the others' only if the leader has not done it: it may have another folder.
+        """
+        before = setup.RENEW_BEFORE if self.store.lead() else setup.RENEW_AT_LAST
+        if setup.renew_server_certificate(self._config, self.hsm, now(), before=before):
             log.info("server certificate renewed")
 
     def close(self) -> None:
@@ -162,19 +178,21 @@ class Loop:
         self._broker = broker
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="background", daemon=True)
-        start = now()
+        start = ticks()
         self._work: list[tuple[str, timedelta, Callable[[], object]]] = [
+            ("leadership", timedelta(0), self._lead),
             ("health", CHECK_EVERY, self._check),
             ("policy", timedelta(0), broker.policies.refresh),
             ("heads", timedelta(0), self._sign),
             ("roots", ROOTS_EVERY, broker.secrets.refresh),
             ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(background_call)),
-            ("sessions", SESSIONS_EVERY, lambda: self._do(broker.sessions.chores())),
-            ("chores", CHORES_EVERY, lambda: self._do(chain(broker.keys.chores(), broker.secrets.chores()))),
+            ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
+            ("chores", CHORES_EVERY, lambda: self._do("chores", broker.keys.chores, broker.secrets.chores)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
         ]
         self._sign_at = start
         self._signed: dict[str, int] = {}
+        self._fence: int | None = None
         self._due = {name: start for name, _, _ in self._work}
 
     def start(self) -> None:
@@ -194,8 +212,8 @@ class Loop:
 
     def _round(self) -> None:
         for name, every, work in self._work:
-            if self._due[name] <= now():
-                self._due[name] = now() + every
+            if self._due[name] <= ticks():
+                self._due[name] = ticks() + every
                 _attempt(name, work)
 
     def _check(self) -> None:
@@ -211,26 +229,48 @@ class Loop:
         """A head at least every 30 s or 1,000 records of a chain that moves; none of one that stands still."""
         moved = self._broker.store.heads()
         many = any(head.sequence - self._signed.get(head.chain, 0) >= SIGN_AFTER for head in moved)
-        if many or (moved and self._sign_at <= now()):
-            self._sign_at = now() + SIGN_EVERY
+        if many or (moved and self._sign_at <= ticks()):
+            self._sign_at = ticks() + SIGN_EVERY
             self._signed = {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 
-    def _do(self, chores: Iterable[tuple[str, Callable[[Call], None]]]) -> None:
-        until = now() + CHORES_AT_ONCE
-        for resource, work in chores:
-            if self._stop.is_set():
+    def _lead(self) -> int | None:
+        """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs."""
+        try:
+            fence = self._broker.store.lead()
+        except BrokerError:
+            self._note_leadership(None)
+            raise
+        self._note_leadership(fence)
+        return fence
+
+    def _note_leadership(self, fence: int | None) -> None:
+        if fence != self._fence:
+            self._fence = fence
+            log.info("leads the shared work" if fence else "leads no more", fence=fence or 0)
+
+    def _do(self, name: str, *chores: Callable[[], Iterable[Chore]]) -> None:
+        """The shared work, in the one process that leads; each piece is written under the leader's number."""
+        if self._lead() is None:
+            return
+        until = ticks() + CHORES_AT_ONCE
+        for resource, work in chain.from_iterable(begin() for begin in chores):
+            fence = self._lead()
+            if fence is None or self._stop.is_set():
                 return
-            call = background_call(resource)
+            call, begun = background_call(resource, fence), ticks()
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
-            if now() >= until:
-                return  # what is left is found again in the next round
+            if ticks() >= until:
+                self._due[name] = until  # what is left is found again in the next round
+                return
+            self._stop.wait(min(BREATHER * (ticks() - begun).total_seconds(), LONGEST_BREATHER))
 
 
-def background_call(resource: str) -> Call:
-    """The broker's own work, as the audit sees it."""
+def background_call(resource: str, fence: int = 0) -> Call:
+    """The broker's own work, as the audit sees it; ``fence`` is the leader's number where it is shared work."""
     principal = Principal(kind="broker", name="background")
-    return Call(id=secrets.token_hex(16), rpc="-/Chore", principal=principal, peer="", now=now, resource=resource)
+    call_id = secrets.token_hex(16)
+    return Call(id=call_id, rpc="-/Chore", principal=principal, peer="", now=now, resource=resource, fence=fence)
 
 
 def _attempt(name: str, work: Callable[[], object]) -> bool:
@@ -238,7 +278,7 @@ def _attempt(name: str, work: Callable[[], object]) -> bool:
     try:
         work()
     except BrokerError as error:
-        log.warning("background work failed", work=name, reason=error.reason)
+        log.warning("background work failed", work=name, reason=error.reason, sentence=error.message)
     except Exception as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
         log.error("background work broke", work=name, error=type(error).__name__)  # noqa: TRY400
     else:

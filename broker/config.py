@@ -122,7 +122,13 @@ def load(path: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest("CONFIG_INVALID", f"{path} is not valid TOML: {error}.") from error
     try:
-        return Config.model_validate(document)
+        config = Config.model_validate(document)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise InvalidRequest("CONFIG_INVALID", f"{path} has {error.error_count()} fault(s): {faults}.") from error
+    if config.server.workers > 1 and config.store.sqlite:
+        raise InvalidRequest(
+            "WORKERS_NEED_POSTGRESQL",
+            f"{path} asks for {config.server.workers} workers, and SQLite is for one process; use PostgreSQL, or one.",
+        )
+    return config

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -32,6 +34,7 @@ from broker.core.roots import Roots, known_roots
 from broker.core.sealing import Sealing
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm, softhsm_environment
+from broker.rpc.tls import read_key
 from broker.store.sql import SqlStore
 
 AUDIT_KEY = b"broker/audit/001"
@@ -44,6 +47,9 @@ INTERNAL_KEYS = {"audit": AUDIT_KEY, "operator-ca": OPERATOR_CA, "server-ca": SE
 
 SERVER_LIFE = timedelta(days=90)
 RENEW_BEFORE = timedelta(days=30)
+RENEW_AT_LAST = timedelta(days=20)
+"""How long before its end a certificate is renewed by a process that is not the one to do it."""
+PAGE_KEY_BYTES = 32
 ADMIN_LIFE = timedelta(hours=12)
 
 
@@ -149,19 +155,48 @@ def authority(config: Config, hsm: Hsm, name: str, hsm_id: bytes) -> Authority:
     return Authority(hsm, internal_key(config, name, hsm_id), (config.certificates / f"{name}.pem").read_bytes())
 
 
-def renew_server_certificate(config: Config, hsm: Hsm, now: datetime, hosts: tuple[str, ...] = ()) -> bool:
-    """Sign a new server certificate when there is none or it lapses within a month; True when one was written.
+def page_key(config: Config) -> bytes:
+    """The key of the page tokens, which all processes on one database must share; WrongState ``NOT_INITIALISED``."""
+    file = config.certificates / "page.key"
+    found = read_key(file) if file.exists() else b""
+    if len(found) != PAGE_KEY_BYTES:
+        raise WrongState("NOT_INITIALISED", f"{file} is missing or spoilt; run `broker init` for this folder first.")
+    return found
+
+
+def renew_server_certificate(
+    config: Config, hsm: Hsm, now: datetime, hosts: tuple[str, ...] = (), *, before: timedelta = RENEW_BEFORE
+) -> bool:
+    """Sign a new server certificate when there is none or it lapses within ``before``; True when one was written.
 
     The names are those of the certificate it replaces, or ``hosts`` for the first one. A certificate that another CA
-    has signed is left alone: whoever put it there renews it.
+    has signed is left alone: whoever put it there renews it. Processes take turns.
     """
+    with _taking_turns(config.certificates):
+        return _renew_server_certificate(config, hsm, now, hosts, before)
+
+
+@contextmanager
+def _taking_turns(folder: Path) -> Iterator[None]:
+    """Alone among all processes with this folder: a key and a certificate of two of them would not fit together."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _renew_server_certificate(
+    config: Config, hsm: Hsm, now: datetime, hosts: tuple[str, ...], before: timedelta
+) -> bool:
     file = config.server.certificate_file
     if file.exists():
         try:
             old = x509.load_pem_x509_certificate(file.read_bytes())
         except ValueError as error:
             raise _damaged(file) from error
-        if old.not_valid_after_utc - now > RENEW_BEFORE or not _signed_here(old, config):
+        if old.not_valid_after_utc - now > before or not _signed_here(old, config):
             return False
         names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         hosts = tuple(str(name.value) for name in names)
@@ -276,6 +311,8 @@ def _fill(config: Config, wishes: Wishes, store: Store, hsm: Hsm, now: Now) -> N
             write_private(file, Authority.create(hsm, hsm_id, title, now())[1])
     if not (file := config.certificates / "audit.pem").exists():
         write_private(file, _audit_key(hsm))
+    if not (file := config.certificates / "page.key").exists():
+        write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))
     renew_server_certificate(config, hsm, now(), wishes.hosts)
     _first_policy(store, now)
     _first_root(config, store, hsm, now)

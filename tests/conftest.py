@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before gRPC is loaded: its fork handlers run in a child that becomes another user, and can end it before it is there.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 pytest_plugins = ["tests.servers.softhsm", "tests.servers.postgres", "tests.servers.openbao", "tests.servers.live"]
+
+# A shell's background job is started with these ignored, and whatever it starts inherits that: the tests that send them
+# would wait for ever.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)

@@ -24,7 +24,7 @@ MAX_NUMBER = 2**53 - 1
 """No number in a journal is further from zero, so that every JSON reader gets it right (RFC 8259 6)."""
 
 FACTS = frozenset({
-    "algorithm", "blob_sha256", "certificate_serial", "count", "destroy_at", "exportable", "former_chain",
+    "algorithm", "blob_sha256", "certificate_serial", "count", "destroy_at", "exportable", "fence", "former_chain",
     "former_hash", "former_sequence", "groups", "head_sequence", "kek_thumbprint", "key_type", "key_usage",
     "operator", "policy_version", "public_key_sha256", "remote_name", "remote_version", "replayed", "revision",
     "state", "target", "validate_only", "version",
@@ -63,6 +63,11 @@ class AuditEntry:
     outcome: str  # "ok", or the gRPC status name; "" for an intent
     reason: str  # the BrokerError reason, or ""
     facts: Mapping[str, str | int] = field(default_factory=dict)
+
+    @property
+    def fence(self) -> int:
+        """The number of the leader whose work it is; 0 for everything that any process may do."""
+        return int(self.facts.get("fence", 0))
 
     def __post_init__(self) -> None:
         unknown = set(self.facts) - FACTS

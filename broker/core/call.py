@@ -24,12 +24,13 @@ class Call:
     now: Now
     request_id: str = ""
     validate_only: bool = False
-    digest: str = ""  # SHA-256 of the serialised request, hex
+    digest: str = ""  # SHA-256 of the serialised request without secret values, hex
     resource: str = ""
     decision: str = ""
     policies: tuple[str, ...] = ()
     policy_version: int = 0
     settled: bool = False
+    fence: int = 0  # the leader's number in the shared work of the background; 0 in all that a process does for itself
     facts: dict[str, str | int] = field(default_factory=dict)
 
     @property
@@ -66,5 +67,5 @@ class Call:
             policy_version=self.policy_version,
             outcome=status,
             reason=reason,
-            facts=dict(self.facts),
+            facts={**self.facts, "fence": self.fence} if self.fence else dict(self.facts),
         )

@@ -24,15 +24,18 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
 BATCH = 100
-"""Records that one piece of background work looks at."""
+"""Records that a caller's revocation looks at in one piece."""
 
-ROWS = 500
-"""Rows that one transaction changes, about: other writers wait for it."""
+ROWS = 20
+"""Rows that one transaction changes, about: every other writer waits for it (P15)."""
+
+PIECE = 10
+"""Records that one piece of background work looks at."""
 
 STEP = 1000
 """Leases that are read at a time."""
 
-PIECES = 10
+PIECES = 100
 """Pieces of one kind in one round of the background loop."""
 
 KEEP = timedelta(hours=1)
@@ -67,6 +70,11 @@ def shown(lease: Lease, session: Session | None, now: datetime) -> Lease:
     if lease.state is LeaseState.ACTIVE and (not live(session, now) or end <= now):
         return replace(lease, state=LeaseState.EXPIRED, expires_at=end)
     return replace(lease, expires_at=end)
+
+
+def ended_lease(lease: Lease, state: LeaseState, now: datetime) -> Lease:
+    """A lease that is over, from now on at the latest: ``KEEP`` is counted from its end, however long it could be."""
+    return replace(lease, state=state, expires_at=min(lease.expires_at, now))
 
 
 def readable(read: Callable[[], T], otherwise: T) -> T:
@@ -109,9 +117,10 @@ class Ending:
 
     def session(self, write: Write, session: Session, leases: LeaseState) -> int:
         """End a session that the caller holds, and all its leases; how many leases those were."""
-        held = self.leases(write, session.id)
-        write.replace_all([(lease, replace(lease, state=leases)) for lease in held])
-        write.replace(session, replace(session, state=SessionState.ENDED))
+        held, now = self.leases(write, session.id), self._now()
+        write.replace_all([(lease, ended_lease(lease, leases, now)) for lease in held])
+        end = min(session.expires_at, now)
+        write.replace(session, replace(session, state=SessionState.ENDED, expires_at=end))
         return len(held)
 
     def sessions(
@@ -144,7 +153,7 @@ class Ending:
             lease = write.get(Lease, seen.id)
             if lease is None or lease.state is not LeaseState.ACTIVE or not over(lease):
                 continue
-            write.replace(lease, replace(lease, state=state))
+            write.replace(lease, ended_lease(lease, state, self._now()))
             write.also(entry_of(call, lease.resource, lease=lease.id, session=lease.session, version=lease.version))
             ended += 1
         return ended
@@ -164,7 +173,7 @@ class Ending:
         self, name: str, kind: type[R], late: timedelta, state: str, work: Callable[[list[R], Call], None]
     ) -> Iterator[Work]:
         for _ in range(PIECES):
-            found = self._store.due(kind, self._now() - late, limit=BATCH, state=state)
+            found = self._store.due(kind, self._now() - late, limit=PIECE, state=state)
             if not found:
                 return
             yield name, partial(work, found)

@@ -8,13 +8,16 @@ from datetime import datetime
 from broker.core import tokens
 from broker.core.audit import AuditEntry
 from broker.core.call import Call
-from broker.core.ending import part, shown
+from broker.core.ending import part, readable, shown
 from broker.core.errors import BrokerError, InvalidRequest
 from broker.core.kinds import LeaseState
 from broker.core.kv import Opened, Reference, Secrets, parse_reference
 from broker.core.model import Lease, Session
+from broker.core.ports import Store
 
 MAX_REFERENCES = 100
+MAX_BYTES = 3 * 1024 * 1024
+"""Values in one answer; gRPC's clients take messages of 4 MiB, and what they drop would count as handed out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +47,18 @@ class Try:
             return self.call.outcome(self.refusal.outcome, self.refusal.reason)
         return self.call.outcome("ABORTED", failure.reason) if failure else self.call.outcome()
 
-    def lent(self, session: str) -> dict[str, str | int]:
-        """What an active lease of a session on what was opened looks like in the store."""
-        return {
+    def find_lease(self, store: Store, session: str, now: datetime) -> None:
+        """Take up the active lease that a session has already on what was opened."""
+        if self.opened is None:
+            return
+        like: dict[str, str | int] = {
             "session": session,
             "state": LeaseState.ACTIVE.value,
             "resource": f"secret/{self.reference.name}",
-            "version": self.opened.version if self.opened else 0,
+            "version": self.opened.version,
         }
+        found: list[Lease] = readable(lambda: store.page(Lease, limit=1, where=like), [])
+        self.lease = next((lease for lease in found if lease.expires_at > now), None)
 
     def lend(self, session: Session, now: datetime) -> Lease | None:
         """A new lease on what was opened, under the session; it is over with the secret, if that comes first.
@@ -105,3 +112,12 @@ def attempt(call: Call, secrets: Secrets, reference: Reference) -> Try:
 def first_refusal(tries: list[Try]) -> BrokerError | None:
     """The refusal of the first reference that was refused."""
     return next((each.refusal for each in tries if each.refusal), None)
+
+
+def check_size(tries: list[Try]) -> None:
+    """Refuse an answer that its caller could not receive; InvalidRequest ``ANSWER_TOO_LARGE``."""
+    opened = [each.opened for each in tries if each.opened]
+    if sum(len(value) for one in opened for value in one.fields.values()) > MAX_BYTES:
+        raise InvalidRequest(
+            "ANSWER_TOO_LARGE", f"The values are more than {MAX_BYTES} bytes in all; fetch them in several calls."
+        )

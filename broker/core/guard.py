@@ -150,7 +150,7 @@ class Guard:
             raise PermissionDenied(
                 "POLICY_DENIED",
                 f"The policy does not let you do {call.action} on this {resource.kind.lower()}; `broker policy explain "
-                f"{call.principal.name} {call.action} {_asked_about(resource.kind)}` tells why.",
+                f"{call.principal} {call.action} {_asked_about(resource.kind)}` tells why.",
                 action=call.action,
                 resource_kind=resource.kind,
             )
@@ -188,7 +188,8 @@ def _question(principal: Principal, action: str, resource: Resource) -> Question
 
 def _asked_about(kind: str) -> str:
     """The resource as `broker policy explain` takes it. A denial repeats no name; and there is only one broker."""
-    return "broker" if kind == "Broker" else f"{kind.lower()}/NAME"
+    words = {"Broker": "broker", "TrustRule": "trust/NAME"}
+    return words.get(kind, f"{kind.lower()}/NAME")
 
 
 def _write_down(call: Call, resource: Resource, decision: Decision, version: int) -> None:

@@ -169,7 +169,9 @@ class Secrets:
         secret = self._permitted(call, reference.name)
         if secret.expires_at is not None and secret.expires_at <= self._now():
             raise WrongState("SECRET_EXPIRED", "The secret has expired; put a new version of it.")
-        version = self._store.get(SecretVersion, secret.name, reference.version or secret.latest)
+        number = reference.version or secret.latest
+        # One that came after the permission was decided may be under labels that nobody has asked about (AZ-15).
+        version = self._store.get(SecretVersion, secret.name, number) if number <= secret.latest else None
         if version is None:
             raise _no_version()
         if version.state is not ENABLED:
@@ -259,14 +261,21 @@ class Secrets:
             created_at=self._now(),
         )
         with self._store.write(call.outcome()) as write:
-            if receipts.replay(write, call) is None:
+            receipt = receipts.replay(write, call)
+            if receipt is None:
                 secret = self._add(call, wish, version, write)
                 self._roots.check_sure(learnt)
                 receipts.keep(write, call, wish.name, number)
             else:
                 secret = _there(write.get(Secret, wish.name))
+                self._check_same(wish, write.get(SecretVersion, wish.name, receipt.version))
         call.settled = True
         return secret
+
+    def _check_same(self, wish: _Wish, version: SecretVersion | None) -> None:
+        """Refuse a request id that was used for other values: the receipt knows nothing of values."""
+        if version and version.state is not DESTROYED and self._open(version) != dict(wish.fields):
+            raise receipts.reused()
 
     def _add(self, call: Call, wish: _Wish, version: SecretVersion, write: ports.Write) -> Secret:
         stored = write.get(Secret, wish.name)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from broker.core import matching
 from broker.core.kinds import MatcherKind, Preset
 from broker.core.model import Matcher, TrustRule
-from broker.core.presets import PROFILES, Profile
+from broker.core.presets import PROFILES, Profile, issuer_of
 
 Weakness = tuple[str, str]
 """(the best grade that is left, the reason as a sentence)"""
@@ -39,6 +40,10 @@ def _weaknesses(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
 def _place(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
     if not profile.issuer.fullmatch(rule.issuer):
         yield "F", f"The issuer is not one of {rule.preset} (it looks like {profile.issuer_form})."
+    # What is known of an issuer is asked of every rule for it: no other preset is a way round its conditions.
+    owner = issuer_of(rule.issuer)
+    if owner not in {None, rule.preset}:
+        yield "F", f"The issuer is one of {owner}; take that preset, which knows what its tokens must be asked for."
 
 
 def _audience(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
@@ -104,13 +109,18 @@ def _of_pull_requests(value: str, profile: Profile) -> bool:
 
 
 def _lets_pull_requests_in(matcher: Matcher, profile: Profile) -> bool:
-    if not matcher.values[0].strip("*/"):
-        return True
-    samples = [
-        f"{one}1/{end}" if one.endswith("/") else one for one in profile.pull_requests for end in ("merge", "head")
-    ]
-    short = [f"{one}1" for one in profile.pull_requests if one.endswith("/")]
-    return any(matching.fits(matcher, sample) for sample in samples + short)
+    pattern = matcher.values[0]
+    return not pattern.strip("*/") or any(_reaches(matcher, one) for one in profile.pull_requests)
+
+
+def _reaches(matcher: Matcher, one: str) -> bool:
+    """Whether the pattern fits a pull request; those that begin with ``one`` have their number behind it."""
+    if not one.endswith("/"):
+        return matching.fits(matcher, one)
+    first, pattern = one.rstrip("/").split("/"), matcher.values[0].split("/")
+    begins = replace(matcher, values=("/".join(pattern[: len(first)]),))
+    number = pattern[len(first)] if len(pattern) > len(first) else "-"
+    return matching.fits(begins, "/".join(first)) and not number.strip("0123456789*")
 
 
 def _hardening(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> Iterator[Weakness]:

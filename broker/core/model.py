@@ -128,7 +128,7 @@ class Receipt:
     principal: str
     request_id: str
     rpc: str
-    digest: str  # SHA-256 of the serialised request, hex
+    digest: str  # SHA-256 of the serialised request without secret values, hex
     resource: str
     version: int
     created_at: datetime

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
@@ -164,10 +164,12 @@ class Store(Protocol):
         after: tuple[str | int, ...] = (),
         limit: int,
         where: Mapping[str, str | int] | None = None,
+        sound_only: bool = False,
     ) -> list[R]:
         """Up to ``limit`` records in primary-key order (bytewise), strictly after ``after`` (a whole primary key).
 
-        ``where`` keeps only the rows whose named fields equal the given values.
+        ``where`` keeps only the rows whose named fields equal the given values. ``sound_only`` passes over rows that
+        cannot be read, which are refused otherwise (``ROW_DAMAGED``): for what must not be held up by one of them.
         """
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
@@ -187,6 +189,9 @@ class Store(Protocol):
         raises, nothing is written and the exception goes on; if the journal cannot be written, the transaction is
         rolled back and Unavailable ``AUDIT_UNAVAILABLE`` is raised. A commit that fails after the entry became
         durable leaves an entry that says what was intended; the error says so too (``STORE_UNAVAILABLE``).
+
+        An entry with a ``fence`` is a leader's: WrongState ``LEADERSHIP_LOST``, and nothing is written, unless that is
+        the newest number that ``lead`` has given to anybody. No newer one is given until the transaction has ended.
         """
 
     def record(self, *entries: AuditEntry) -> None:
@@ -197,6 +202,13 @@ class Store(Protocol):
 
     def save_head(self, head: AuditHead) -> None:
         """Append a signed head to the journal and keep it in the database."""
+
+    def lead(self) -> int | None:
+        """Be the one process of all on this database that does the shared work, or stay it; None when another is.
+
+        The answer is the number to put into ``AuditEntry.fence``, greater than all that were given before. Whoever
+        leads asks again each second, because one that is silent for some seconds is replaced; ``close`` resigns.
+        """
 
     def check(self) -> None:
         """Return when the database answers and the journal is writable; else raise ``Unavailable``."""
@@ -211,7 +223,7 @@ class Credentials:
 
     certificate: bytes | None  # the peer's verified certificate, PEM
     chain_verified: bool  # the TLS layer checked it against the operator CA
-    metadata: Mapping[str, str]  # "authorization" and "broker-trust-rule", where the call has them
+    metadata: Mapping[str, str] = field(repr=False)  # "authorization" and "broker-trust-rule", where the call has them
     peer: str
     rpc: str = ""  # "SessionService/Login"
 

@@ -61,7 +61,10 @@ PROFILES: Mapping[Preset, Profile] = {
             "enterprise": "enterprise_id",
         },
         trigger=("event_name",),
-        pull_requests=("pull_request", "pull_request_target", "issue_comment", "workflow_run"),
+        pull_requests=(
+            "pull_request", "pull_request_target", "pull_request_review", "pull_request_review_comment",
+            "issue_comment", "workflow_run",
+        ),
         hardening=((("environment", "ref"), "any branch can log in; bind environment or ref"),),
         foreign_audience=_exactly(r"https://github\.com/[^/]+/?"),
         token_id=True,
@@ -122,14 +125,12 @@ PROFILES: Mapping[Preset, Profile] = {
     Preset.BUILDKITE: Profile(
         issuer=_exactly(r"https://agent\.buildkite\.com"),
         issuer_form="https://agent.buildkite.com",
-        required=(("pipeline_id", "pipeline_slug"),),
+        required=(("pipeline_id",),),
         shared=_exactly(r"https://agent\.buildkite\.com"),
-        organisation=("organization_id", "organization_slug"),
+        organisation=("organization_id",),
         mutable={"pipeline_slug": "pipeline_id", "organization_slug": "organization_id"},
         trigger=("build_branch",),
         trigger_globs=True,
-        hardening=((("pipeline_id",), "request the claim pipeline_id and bind it; a slug can be given anew"),
-                   (("organization_id",), "request the claim organization_id and bind it; a slug can be given anew")),
     ),
     Preset.KUBERNETES: Profile(
         issuer=_exactly(ANY_ISSUER),
@@ -141,3 +142,12 @@ PROFILES: Mapping[Preset, Profile] = {
     ),
 }  # fmt: skip
 """By preset; what is written here is documented by the issuers themselves."""
+
+
+def issuer_of(issuer: str) -> Preset | None:
+    """The preset that an issuer belongs to by its address; None for one that anybody may run."""
+    for preset, profile in PROFILES.items():
+        known = profile.shared if profile.issuer.pattern == ANY_ISSUER else profile.issuer
+        if known and known.fullmatch(issuer):
+            return preset
+    return None

@@ -19,12 +19,17 @@ def replay(write: Write, call: Call) -> Receipt | None:
     if receipt is None:
         return None
     if receipt.digest != call.digest:
-        raise AlreadyExists(
-            "REQUEST_ID_REUSED",
-            "The request id was already used for a different request; send a fresh UUID with each one.",
-        )
+        raise reused()
     write.note(replayed=1)
     return receipt
+
+
+def reused() -> AlreadyExists:
+    """The refusal of a request id that another request had."""
+    return AlreadyExists(
+        "REQUEST_ID_REUSED",
+        "The request id was already used for a different request; send a fresh UUID with each one.",
+    )
 
 
 def keep(write: Write, call: Call, resource: str, version: int = 0) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from functools import partial
+from datetime import datetime, timedelta
 
 from broker.core import receipts, tokens
 from broker.core.audit import AuditEntry
 from broker.core.call import Call
-from broker.core.ending import BATCH, Ending, Work, entry_of, live, part, readable
+from broker.core.ending import BATCH, Ending, Work, ended_lease, entry_of, live, part, readable
 from broker.core.errors import (
     AlreadyExists,
     BrokerError,
@@ -21,7 +20,7 @@ from broker.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.core.fetching import Fetched, Try, attempt, first_refusal, parsed
+from broker.core.fetching import Fetched, Try, attempt, check_size, first_refusal, parsed
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
@@ -96,7 +95,10 @@ class Sessions:
         try:
             if refusal is not None:
                 raise refusal
-            self._find_leases(call, tries)
+            check_size(tries)
+            if call.principal.method == "session":
+                for each in tries:
+                    each.find_lease(self._store, call.principal.credential, self._now())
             self._check_leases(call, sum(each.opened is not None and each.lease is None for each in tries))
             session = self._issue(call, login, tries)
         except Unavailable:
@@ -251,28 +253,11 @@ class Sessions:
             raise InvalidRequest("DURATION_INVALID", "The session's length is less than a second; ask for more.")
         return self._limits.usual if ttl is None else ttl
 
-    def _find_leases(self, call: Call, tries: list[Try]) -> None:
-        """The leases that the caller's session has already on what was opened."""
-        if call.principal.method != "session":
-            return
-        for each in tries:
-            if each.opened is not None:
-                each.lease = readable(partial(self._lease_like, each.lent(call.principal.credential)), None)
-
-    def _lease_like(self, where: dict[str, str | int]) -> Lease | None:
-        now = self._now()
-        return next((lease for lease in self._store.page(Lease, limit=1, where=where) if lease.expires_at > now), None)
-
     def _check_leases(self, call: Call, more: int) -> None:
         principal = call.principal
         if not more or (principal.proof is None and principal.method != "session"):
             return
-        held = self._store.count(Lease, {"principal": str(principal), "state": "active"})
-        if held + more > self._limits.per_principal:
-            raise Exhausted(
-                "LEASE_QUOTA", "This pipeline holds too many leases; end sessions, or wait until they lapse."
-            )
-        self._all_leases.admit(more, self._limits.in_all)
+        self._all_leases.admit(str(principal), more, self._limits)
 
     def _issue(self, call: Call, login: _Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
@@ -284,8 +269,8 @@ class Sessions:
         if login or new:
             session = self._lent(call, login, new, entries)
         else:
-            if name and not live(session, now):
-                raise _invalid()
+            if name:
+                self._check_rule(_alive(session, now))
             self._store.record(*entries)
         call.settled = True
         return session
@@ -299,6 +284,7 @@ class Sessions:
                 _add(write, login)
             else:
                 session = self._held(write, call.principal.credential, call.principal)
+                self._check_rule(session)
             write.add(*leases)
         return session
 
@@ -327,7 +313,7 @@ class Sessions:
                 resource = of_secret(name, self._store.get(Secret, name))
                 allowed[name] = self._guard.permits(call.principal, "FetchSecrets", resource)
             if not allowed[name]:
-                write.replace(lease, replace(lease, state=LeaseState.REVOKED))
+                write.replace(lease, ended_lease(lease, LeaseState.REVOKED, self._now()))
                 write.also(entry_of(call, lease.resource, lease=lease.id, session=session.id, version=lease.version))
 
     def _one(self, session: str) -> Iterator[str]:
@@ -339,7 +325,9 @@ class Sessions:
 
     def _several(self, where: dict[str, str], fits: Callable[[Session], bool]) -> Iterator[str]:
         after: tuple[str, ...] = ()
-        while found := self._store.page(Session, after=after, limit=BATCH, where={**where, "state": "active"}):
+        where = {**where, "state": "active"}
+        # A spoilt row holds up no revocation, and nobody is let in by one (TL-18).
+        while found := self._store.page(Session, after=after, limit=BATCH, where=where, sound_only=True):
             after = (found[-1].id,)
             yield from (session.id for session in found if fits(session))
 
@@ -361,6 +349,12 @@ def _add(write: Write, login: _Login) -> None:
                 "TOKEN_REPLAYED", "This identity token has opened its one session already; get a fresh one."
             ) from error
     write.add(login.opening.session)
+
+
+def _alive(session: Session | None, now: datetime) -> Session:
+    if session is None or not live(session, now):
+        raise _invalid()
+    return session
 
 
 def _own(call: Call) -> str:

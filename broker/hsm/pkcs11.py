@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -35,6 +36,7 @@ class Pkcs11Hsm:
     def __init__(self, config: HsmConfig, clock: Clock = time.monotonic) -> None:
         self._sessions = Sessions(config, clock)
         self._finder = Finder(self._sessions)
+        self._birth = threading.Lock()
         try:
             self._findings = self._sessions.run(self._examine)
             self._report = _describe(config, self._sessions, self._findings)
@@ -49,8 +51,10 @@ class Pkcs11Hsm:
         if key_type not in self._findings.key_types:
             raise WrongState("HSM_MECHANISM_MISSING", f"This token cannot make {key_type} keys; choose another type.")
         recipe = Recipe(key_type, usage, exportable, self._findings.copyable_known)
-        # Repeating after a loss is safe: the operation begins by looking for what an earlier run has made.
-        return self._sessions.run(lambda worker: self._found_or_made(worker, hsm_id, recipe))
+        # One at a time, as the objects lock has it anyway: those that wait for it must not hold the sessions meanwhile.
+        with self._birth:
+            # Repeating after a loss is safe: the operation begins by looking for what an earlier run has made.
+            return self._sessions.run(lambda worker: self._found_or_made(worker, hsm_id, recipe))
 
     def public_key(self, key: KeyRef) -> bytes | None:
         """See the port."""

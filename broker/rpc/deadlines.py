@@ -7,7 +7,9 @@ is what keeps a slow writer from holding threads (NT-05).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import grpc
 
@@ -16,6 +18,10 @@ TICK = 0.25
 
 CLOSING = 0.1
 """Seconds that grpc may take to tell that a call without a message was cancelled rather than closed."""
+
+
+TURN = 0.05
+"""Seconds that a message has to arrive in when too many of its caller's are waited for."""
 
 
 class Late(Exception):
@@ -31,12 +37,19 @@ class Missing(Exception):
 
 
 class Deadlines:
-    """Reads messages and watches calls; ``sweep`` is called every ``TICK`` seconds by the server."""
+    """Reads messages and watches calls; ``sweep`` is called every ``TICK`` seconds by the server.
 
-    def __init__(self, read: float, total: float, clock: Callable[[], float]) -> None:
+    At most ``at_once`` messages of one caller are waited for at a time; when one more is to be, and none arrives, the
+    call that waits longest is ended: a slow writer must not hold all threads.
+    """
+
+    def __init__(self, read: float, total: float, clock: Callable[[], float], at_once: int) -> None:
         self._read = read
         self._total = total
         self._clock = clock
+        self._at_once = at_once
+        self._awaited: defaultdict[str, dict[grpc.ServicerContext, None]] = defaultdict(dict)  # oldest first
+        self._arrived = threading.Condition()
         # Both are in the order of beginning, so a sweep stops at the first call that still has time.
         self._reading: dict[grpc.ServicerContext, float] = {}
         self._running: dict[grpc.ServicerContext, float] = {}
@@ -49,8 +62,12 @@ class Deadlines:
         """The call is over."""
         self._running.pop(context, None)
 
-    def message(self, requests: object, context: grpc.ServicerContext) -> bytes:
+    def message(self, requests: object, context: grpc.ServicerContext, caller: str) -> bytes:
         """The one message of a unary call, as bytes; ``Late``, ``Gone`` or ``Missing`` when none will come."""
+        with self._awaiting(caller, context):
+            return self._next(requests, context)
+
+    def _next(self, requests: object, context: grpc.ServicerContext) -> bytes:
         self._reading[context] = self._clock()
         try:
             wire = next(requests, None)  # type: ignore[call-overload]  # grpc's iterator of raw messages
@@ -63,6 +80,23 @@ class Deadlines:
             raise Late
         raise Gone if _ended(context) else Missing
 
+    @contextmanager
+    def _awaiting(self, caller: str, context: grpc.ServicerContext) -> Iterator[None]:
+        with self._arrived:
+            if not self._arrived.wait_for(lambda: len(self._awaited[caller]) < self._at_once, TURN):
+                oldest = next(iter(self._awaited[caller]))
+                del self._awaited[caller][oldest]
+                _cut_off(oldest, self._reading)
+            self._awaited[caller][context] = None
+        try:
+            yield
+        finally:
+            with self._arrived:
+                self._awaited[caller].pop(context, None)
+                if not self._awaited[caller]:
+                    del self._awaited[caller]
+                self._arrived.notify_all()
+
     def sweep(self) -> None:
         """End every call that is over its time; the caller sees CANCELLED."""
         now = self._clock()
@@ -70,8 +104,12 @@ class Deadlines:
             for context, since in list(calls.items()):
                 if now - since < limit:
                     break
-                calls.pop(context, None)
-                context.cancel()  # type: ignore[no-untyped-call]  # an outdated stub
+                _cut_off(context, calls)
+
+
+def _cut_off(context: grpc.ServicerContext, calls: dict[grpc.ServicerContext, float]) -> None:
+    calls.pop(context, None)
+    context.cancel()  # type: ignore[no-untyped-call]  # an outdated stub
 
 
 def _ended(context: grpc.ServicerContext) -> bool:

@@ -43,6 +43,10 @@ ELSEWHERE = frozenset({
 SHOWN = frozenset({"authorization", "broker-trust-rule"})
 """The headers that an authenticator is shown, each at most once; no other means anything."""
 
+BIRTHS = frozenset({"KeyService/CreateKey", "KeyService/RotateKey"})
+"""The methods that make keys, for which an HSM may take seconds each, one after the other: they have their own threads,
+so that whoever asks for many does not keep the others from using theirs."""
+
 Metadata = Sequence[tuple[str, str | bytes]]
 
 _log = structlog.get_logger(__name__)
@@ -81,6 +85,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         flood: Flood,
         health_check: Callable[[Any, grpc.ServicerContext], bytes],
         pool: ThreadPoolExecutor,
+        births: ThreadPoolExecutor,
         max_calls: int,
         max_elsewhere: int,
         max_metadata: int,
@@ -95,7 +100,12 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._free = max_calls
         self._elsewhere = threading.BoundedSemaphore(max_elsewhere)
         self._changed = threading.Condition()
-        self._methods = {path: _unary(partial(self._serve, method)) for path, method in methods.items()}
+        self._births = max(1, max_calls // 4)
+        self._born_at = frozenset(path for path, method in methods.items() if method.rpc in BIRTHS)
+        self._methods = {
+            path: _unary(partial(self._serve, method), births if path in self._born_at else None)
+            for path, method in methods.items()
+        }
         self._other = _unary(partial(self._serve, None))
         self._health = _unary(partial(health_check), pool)
         self._busy = _unary(partial(self._refuse_busy), pool)
@@ -105,10 +115,12 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         path = handler_call_details.method
         if path == health.CHECK:
             return self._health
+        birth = path in self._born_at
         with self._changed:
-            if self._free <= 0:
+            if self._free <= 0 or (birth and self._births <= 0):
                 return self._busy
             self._free -= 1
+            self._births -= birth
         return self._methods.get(path, self._other)
 
     def idle(self, timeout: float) -> bool:
@@ -139,6 +151,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             self._deadlines.end(context)
             with self._changed:
                 self._free += 1
+                self._births += method is not None and method.rpc in BIRTHS
                 self._changed.notify_all()
         if end.code is not grpc.StatusCode.OK:
             context.abort_with_status(status.refusal(end.code, end.reason, end.sentence, call.id, end.metadata))
@@ -189,7 +202,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         call.principal = self._identify(context, metadata, call)
         if method is None:
             return End(grpc.StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN", "The broker has no such method.")
-        request = method.plan.decode(self._deadlines.message(requests, context))
+        request = method.plan.decode(self._deadlines.message(requests, context, str(call.principal)))
         _describe(call, method, request)
         response = self._answer(method, call, request)
         if type(response) is not method.response:
@@ -272,7 +285,7 @@ def _describe(call: Call, method: Method, request: Any) -> None:
         call.request_id = names.check_request_id(request.request_id)
         # The method is part of it: enable and disable look the same on the wire. Deterministic, because a client may
         # write a map in another order when it repeats itself.
-        wire = request.SerializeToString(deterministic=True)
+        wire = method.plan.without_values(request).SerializeToString(deterministic=True)
         call.digest = hashlib.sha256(method.rpc.encode("ascii") + b"\0" + wire).hexdigest()
 
 

@@ -50,7 +50,8 @@ class Health:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Another check of this connection is not finished.")
         self._reading.add(peer)
         try:
-            name = HealthCheckRequest.FromString(self._deadlines.message(requests, context)[:MAX_WIRE]).service
+            host = peer.rpartition(":")[0]
+            name = HealthCheckRequest.FromString(self._deadlines.message(requests, context, host)[:MAX_WIRE]).service
             if name in self._services:
                 return self._answer()
             code, sentence = grpc.StatusCode.NOT_FOUND, "There is no such service."

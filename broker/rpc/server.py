@@ -8,26 +8,39 @@ same statement, made by the TLS layer, and nothing in headers or messages can fo
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated
 
 import grpc
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from broker.core import ports
 from broker.core.errors import Unavailable
-from broker.rpc import table
+from broker.rpc import descriptors, table
 from broker.rpc.deadlines import Deadlines, Ticker
 from broker.rpc.flood import Flood
 from broker.rpc.gate import Gate
 from broker.rpc.health import Health
 from broker.rpc.plan import MAX_BYTES
+from broker.rpc.threads import pool
 from broker.rpc.tls import TlsFiles
 
 TALLY_SECONDS = 60.0
 HEALTH_THREADS = 8
+LISTENERS = 2
+
+
+def _address(text: str) -> str:
+    if not _ADDRESS.fullmatch(text):
+        raise ValueError("an address is written host:port, an IPv6 one [address]:port")
+    return text
+
+
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}", re.ASCII)
+Address = Annotated[str, AfterValidator(_address)]
 
 
 class Limits(BaseModel):
@@ -49,16 +62,20 @@ class Limits(BaseModel):
 
 
 class ServerConfig(BaseModel):
-    """Where to listen and with what. ``key_file`` must be 0600. An address is "host:port"; port 0 takes a free one."""
+    """Where to listen and with what. ``key_file`` must be 0600. An address is "host:port"; port 0 takes a free one.
+
+    ``threads`` are those of each worker, which makes up to twice as many connections to the database and three more.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    operators_address: str = "127.0.0.1:8443"
-    pipelines_address: str = "127.0.0.1:8444"
+    operators_address: Address = "127.0.0.1:8443"
+    pipelines_address: Address = "127.0.0.1:8444"
     certificate_file: Path
     key_file: Path
     operator_ca_file: Path
     threads: int = Field(default=8, ge=1, le=256)
+    workers: int = Field(default=1, ge=1, le=64)  # processes; more than one needs PostgreSQL
     limits: Limits = Limits()
 
 
@@ -77,10 +94,13 @@ class Server:
         limits = config.limits
         self._clock = clock
         self._tallied = clock()
-        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="rpc")
-        self._health_pool = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="rpc-health")
-        self._deadlines = Deadlines(limits.message_seconds, limits.call_seconds, clock)
-        self._health = Health((each.full_name for each in table.declared().values()), self._deadlines)
+        half = max(1, config.threads // 2)
+        self._pool = pool(config.threads, "rpc")
+        self._health_pool = pool(HEALTH_THREADS, "rpc-health")
+        self._births_pool = pool(half, "rpc-births")
+        self._deadlines = Deadlines(limits.message_seconds, limits.call_seconds, clock, at_once=half)
+        self._strangers = Deadlines(limits.message_seconds, limits.call_seconds, clock, at_once=HEALTH_THREADS // 2)
+        self._health = Health((each.full_name for each in table.declared().values()), self._strangers)
         self._gate = Gate(
             table.methods(services),
             authenticators=authenticators,
@@ -90,12 +110,15 @@ class Server:
             flood=Flood(limits.refusals_per_second, limits.refusals_at_once, clock),
             health_check=self._health.check,
             pool=self._health_pool,
+            births=self._births_pool,
             max_calls=limits.calls,
-            max_elsewhere=max(1, config.threads // 2),
+            max_elsewhere=half,
             max_metadata=limits.metadata_bytes,
         )
         self._ticker = Ticker(self._tick)
-        self._server = grpc.server(self._pool, handlers=[self._gate], options=options(limits))
+        self._server = grpc.server(
+            self._pool, handlers=[self._gate], options=options(limits, shared=config.workers > 1)
+        )
         self.operators_port = self._listen(config, config.operators_address, config.operator_ca_file)
         self.pipelines_port = self._listen(config, config.pipelines_address, None)
 
@@ -117,8 +140,8 @@ class Server:
         stopped.wait(max(0.0, until - self._clock()) + 1)
         self._ticker.stop()
         self._gate.tally()
-        for pool in (self._pool, self._health_pool):
-            pool.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._pool, self._health_pool, self._births_pool):
+            threads.shutdown(wait=False, cancel_futures=True)
         return finished
 
     def _listen(self, config: ServerConfig, address: str, client_ca: Path | None) -> int:
@@ -134,22 +157,25 @@ class Server:
 
     def _tick(self) -> None:
         self._deadlines.sweep()
+        self._strangers.sweep()
         if self._clock() - self._tallied >= TALLY_SECONDS:
             self._tallied = self._clock()
             self._gate.tally()
 
 
-def options(limits: Limits) -> list[tuple[str, int]]:
-    """The channel arguments that hold a peer to ``limits`` before any Python runs."""
+def options(limits: Limits, *, shared: bool = False) -> list[tuple[str, int]]:
+    """The channel arguments that hold a peer to ``limits`` before any Python runs; ``shared``: the port, by workers."""
+    connections = descriptors.connections(limits.connections, LISTENERS)
     return [
-        # Without this a second process of the same user could bind the same port and take half of the connections.
-        ("grpc.so_reuseport", 0),
+        # With 1, every process of the same user can bind the same port and take its part of the connections (Linux lets
+        # no other user's): for one process that would hide a mistake, workers are meant to.
+        ("grpc.so_reuseport", int(shared)),
         # Up to twice the limit the gate refuses by name, in the audit too; above, the transport, before allocating.
         ("grpc.max_receive_message_length", 2 * MAX_BYTES),
         ("grpc.max_metadata_size", limits.metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
         ("grpc.max_concurrent_streams", limits.streams_per_connection),
-        ("grpc.max_allowed_incoming_connections", limits.connections),
+        ("grpc.max_allowed_incoming_connections", connections),  # of each listener
         # No compressed message is ever expanded: identity is the only encoding (a bitset of one).
         ("grpc.compression_enabled_algorithms_bitset", 1),
         # The limits above count once the peer has acknowledged them; one that does not is cut off.

@@ -123,8 +123,15 @@ class Chain:
 
     def _check_ours(self) -> None:
         found = os.fstat(self._file)
-        if found.st_nlink != 1 or found.st_size != self._size:
+        if found.st_nlink != 1 or found.st_size != self._size or not self._in_place(found):
             raise OSError(errno.ESTALE, "the journal file was changed by another program")
+
+    def _in_place(self, found: os.stat_result) -> bool:
+        """Whether the open file is the one under its name: it may have been moved, alone or with its folder."""
+        try:
+            return os.path.samestat(found, self._path(self._number).lstat())
+        except OSError:
+            return False
 
 
 def _sync_folder(folder: Path) -> None:

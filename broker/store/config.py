@@ -61,10 +61,15 @@ class StoreConfig(BaseModel):
         return parsed
 
     @property
+    def sqlite(self) -> bool:
+        """True when the database is a file, which is for one process only."""
+        return self.parsed.drivername == SQLITE
+
+    @property
     def local(self) -> bool:
         """True when the bytes to the database never leave this machine."""
         host = self.host
-        return self.parsed.drivername == SQLITE or host.startswith("/") or host == "localhost" or _loopback(host)
+        return self.sqlite or host.startswith("/") or host == "localhost" or _loopback(host)
 
     @property
     def host(self) -> str:

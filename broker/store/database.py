@@ -59,6 +59,9 @@ class Database(Protocol):
     def migration(self) -> AbstractContextManager[Connection]:
         """A transaction for changing the schema, waiting for any other that does so."""
 
+    def lead(self) -> int | None:
+        """See ``Store.lead``."""
+
     def bound(self) -> None:
         """Give what follows on this thread until its time is up, at most 0.8 s from now."""
 

@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from broker.core.errors import WrongState
 from broker.store.config import StoreConfig
 from broker.store.database import Change, MakeDurable, Readers, transaction
+from broker.store.election import SILENCE, Election
 from broker.store.private import password
 from broker.store.refusals import unconfirmed
 
@@ -37,7 +38,7 @@ MIGRATION_LOCK = 0x62726F6B65720001
 _SESSION = {
     "statement_timeout": "700ms",
     "lock_timeout": "500ms",
-    "idle_in_transaction_session_timeout": "30s",
+    "idle_in_transaction_session_timeout": "5s",  # what a stopped process holds, others get within this time
     "default_transaction_isolation": "read\\ committed",
     "default_transaction_read_only": "off",
     "plan_cache_mode": "force_generic_plan",  # every read is by primary key: planning costs more than it gains
@@ -78,6 +79,7 @@ class Postgresql:
             poolclass=QueuePool, pool_size=8, max_overflow=8, pool_timeout=PATIENCE / 2, pool_pre_ping=True
         )
         self._readers = Readers(self._engine(poolclass=NullPool, isolation_level="AUTOCOMMIT"))
+        self._election = Election(self._connect_as_candidate)
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
         """See ``Database``."""
@@ -119,6 +121,11 @@ class Postgresql:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
             yield connection
 
+    def lead(self) -> int | None:
+        """See ``Database``."""
+        self.bound()
+        return self._election.lead()
+
     def bound(self) -> None:
         """See ``Database``."""
         _time_is_up.at = time.monotonic() + PATIENCE
@@ -126,6 +133,7 @@ class Postgresql:
     def close(self) -> None:
         """See ``Database``."""
         self.bound()
+        self._election.close()
         self._readers.close()
         self._writers.dispose()
 
@@ -138,17 +146,23 @@ class Postgresql:
             **how,
         )
 
-    def _connect(self) -> BoundedConnection:
+    def _connect_as_candidate(self) -> BoundedConnection:
+        return self._connect(idle_session_timeout=SILENCE)
+
+    def _connect(self, **settings: str) -> BoundedConnection:
         # psycopg's own connect() waits two seconds at least, so its last step is made here
-        generator = BoundedConnection._connect_gen(conninfo(self._config))  # noqa: SLF001
+        generator = BoundedConnection._connect_gen(conninfo(self._config, **settings))  # noqa: SLF001
         try:
             return waiting.wait_conn(generator, interval=0.1, timeout=_left())
         except psycopg.errors._WaitTimeout as late:  # noqa: SLF001
             raise OperationalError("the server did not answer in time") from late
 
 
-def conninfo(config: StoreConfig) -> str:
-    """The whole connection string: every option that libpq would take from the environment is given a value."""
+def conninfo(config: StoreConfig, **settings: str) -> str:
+    """The whole connection string: every option that libpq would take from the environment is given a value.
+
+    ``settings`` are the server's, for this connection, besides those that all have.
+    """
     parsed = config.parsed
     chosen = {
         "host": config.host,
@@ -162,11 +176,11 @@ def conninfo(config: StoreConfig) -> str:
         "sslcertmode": "disable",  # an empty sslcert would mean ~/.postgresql
         "gssencmode": "disable",
         "require_auth": "!password,!md5",  # whoever answers learns nothing of the password
-        "application_name": "broker",
+        "application_name": config.replica,  # so that pg_stat_activity says whose it is
         "client_encoding": "UTF8",
         "target_session_attrs": "read-write",
         "tcp_user_timeout": "5000",
-        "options": " ".join(f"-c {name}={value}" for name, value in _SESSION.items()),
+        "options": " ".join(f"-c {name}={value}" for name, value in {**_SESSION, **settings}.items()),
     }
     return make_conninfo("", **{**_compiled(), **chosen})
 

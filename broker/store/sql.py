@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
+
+from sqlalchemy import Select
 
 from broker.core.audit import AuditEntry
 from broker.core.errors import WrongState
@@ -23,6 +25,10 @@ from broker.store.transaction import SqlWrite
 R = TypeVar("R", bound=Record)
 
 _KEY_CELLS = len(FIELDS[Key])
+
+
+Query = tuple[Select[Any], Mapping[str, str | int]]
+"""A statement and its parameters."""
 
 
 class SqlStore:
@@ -66,16 +72,23 @@ class SqlStore:
         after: tuple[str | int, ...] = (),
         limit: int,
         where: Mapping[str, str | int] | None = None,
+        sound_only: bool = False,
     ) -> list[R]:
         """See ``Store.page``."""
+        if sound_only:
+            return self._sound(kind, limit, lambda most: page(kind, after, most, where))
         return [record_of(kind, row) for row in self._database.read(*page(kind, after, limit, where))]
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
         """See ``Store.due``."""
+        return self._sound(kind, limit, lambda most: (due(kind, before, most, state), {}))
+
+    def _sound(self, kind: type[R], limit: int, query: Callable[[int], Query]) -> list[R]:
+        """The first ``limit`` rows of ``query`` (which is told how many to look for) that can be read."""
         found: list[R] = []
         unreadable = 0
         while True:
-            rows = self._database.read(due(kind, before, limit + unreadable, state))
+            rows = self._database.read(*query(limit + unreadable))
             found = [record for row in rows if (record := _readable(kind, row)) is not None]
             if len(found) >= limit or len(rows) < limit + unreadable:
                 return found[:limit]
@@ -90,6 +103,8 @@ class SqlStore:
         """See ``Store.write``."""
         with self._database.change(self._make_durable) as change:
             write = SqlWrite(change.connection, self._database, entry)
+            if entry.fence:
+                write.check_leader(entry.fence)
             yield write
             if write.fault is not None:  # the body went on after a statement had failed
                 raise write.fault
@@ -112,6 +127,10 @@ class SqlStore:
             self._database.bound()
             connection.commit()
         self._journal.signed(head)
+
+    def lead(self) -> int | None:
+        """See ``Store.lead``."""
+        return self._database.lead()
 
     def check(self) -> None:
         """See ``Store.check``."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Executable, create_engine, event
+from sqlalchemy import Connection, Engine, Executable, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
@@ -25,7 +25,8 @@ from broker.store.config import StoreConfig
 from broker.store.database import Change, MakeDurable, Readers
 from broker.store.group import Group
 from broker.store.private import only_process, private_file, private_folder
-from broker.store.refusals import refusal
+from broker.store.refusals import refusal, unavailable
+from broker.store.tables import NEXT_FENCE
 
 OLDEST = (3, 37, 0)  # STRICT tables
 
@@ -52,15 +53,19 @@ class Sqlite:
             private_file(path)
             self._writer = _engine(path, "rw", (*_ALL, *_WRITER))
             event.listen(self._writer, "begin", _begin)
+            self._files: list[tuple[Path, tuple[int, int] | None]] = []
             self._connect_writer()
             self._group = Group(self._begun, WRITER_WAIT)
+            self._files = [(file, _identity(file)) for file in (path, path.with_name(path.name + "-wal"))]
         except BaseException:
             os.close(self._process_lock)
             raise
         self._readers = Readers(_engine(path, "ro", (*_ALL, *_READER)))
+        self._fence: int | None = None
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
         """See ``Database``."""
+        self._check_ours()
         return self._readers.read(statement, parameters)
 
     def change(self, make_durable: MakeDurable) -> AbstractContextManager[Change]:
@@ -74,6 +79,15 @@ class Sqlite:
     def migration(self) -> AbstractContextManager[Connection]:
         """See ``Database``."""
         return self.transaction()
+
+    def lead(self) -> int | None:
+        """See ``Database``: the only process leads."""
+        if self._fence is None:
+            with self.transaction() as connection:
+                fence = int(connection.execute(text(NEXT_FENCE)).scalar_one())
+                connection.commit()
+            self._fence = fence
+        return self._fence
 
     def bound(self) -> None:
         """SQLite waits for no server."""
@@ -92,10 +106,28 @@ class Sqlite:
             self._writer.dispose()
             raise refusal(error) from error
 
+    def _check_ours(self) -> None:
+        """A file that lost its name is gone when this process ends, and what has the name now is another database."""
+        for file, ours in self._files:
+            if _identity(file) != ours:
+                raise unavailable(
+                    "The SQLite file is not the one that the broker has opened: put that one back, and stop the broker "
+                    "before you restore another"
+                )
+
     def _begun(self) -> Connection:
+        self._check_ours()
         connection = self._writer.connect()
         connection.begin()
         return connection
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _engine(path: Path, mode: str, pragmas: tuple[str, ...]) -> Engine:

@@ -57,7 +57,7 @@ from broker.core.model import (
 )
 from broker.store.rows import FIELDS, PRIMARY_KEYS, microseconds, storable
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration; revisions are numbers of four digits, so that newer and older can be told apart."""
 
 METADATA = MetaData()
@@ -124,6 +124,17 @@ def _table(kind: type[Any]) -> Table:
 
 
 TABLES: dict[type[Any], Table] = {kind: _table(kind) for kind in PRIMARY_KEYS}
+
+LEADERSHIP = Table(
+    "leadership",
+    METADATA,
+    Column("place", _type(int), primary_key=True, autoincrement=False),
+    Column("fence", _type(int), nullable=False),
+    sqlite_strict=True,
+)
+"""One row: the number of the newest leader."""
+
+NEXT_FENCE = "UPDATE leadership SET fence = fence + 1 RETURNING fence"
 
 
 def key_of(record: Record) -> tuple[Any, ...]:

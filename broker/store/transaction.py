@@ -17,7 +17,19 @@ from broker.core.model import Lease, Record, Session
 from broker.store.database import Database
 from broker.store.refusals import refusal
 from broker.store.rows import record_of, row_of
-from broker.store.tables import BY_KEY, DELETE, INSERT, LOCKED_BY_KEY, NAMES, UPDATE, cells, key_cells, key_of, page
+from broker.store.tables import (
+    BY_KEY,
+    DELETE,
+    INSERT,
+    LEADERSHIP,
+    LOCKED_BY_KEY,
+    NAMES,
+    UPDATE,
+    cells,
+    key_cells,
+    key_of,
+    page,
+)
 
 R = TypeVar("R", bound=Record)
 
@@ -40,6 +52,14 @@ class SqlWrite:
         self._connection = connection
         self._database = database
         self._shared = database.name == "postgresql"
+
+    def check_leader(self, fence: int) -> None:
+        """WrongState ``LEADERSHIP_LOST`` unless ``fence`` is the newest; the next leader waits for this transaction."""
+        query = LEADERSHIP.select()
+        with self._statements():
+            row = self._connection.execute(query.with_for_update(read=True) if self._shared else query).one_or_none()
+        if row is None or row.fence != fence:
+            raise WrongState("LEADERSHIP_LOST", "Another process does the shared work now, so this one's was refused.")
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Write.get``."""

@@ -66,7 +66,7 @@ def waiting(text: str) -> Iterator[Callable[[str], None]]:
 
 
 def _must_be_interactive() -> None:
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise Refusal(
             "CONFIRMATION_NEEDED", "This needs a yes, and there is nobody to ask here: add --yes.", Exit.USAGE
         )

@@ -16,6 +16,8 @@ PRIVATE = 0o600
 def take(source: str, limit: int, what: str) -> bytes:
     """The bytes of a file, a descriptor (``/dev/fd/N``) or standard input (``-``); at most ``limit`` of them."""
     if source == "-":
+        if sys.stdin is None:
+            raise Refusal("INPUT_CLOSED", f"Standard input is closed, and the {what} was to come from it.", Exit.USAGE)
         if sys.stdin.isatty():
             chat(f"Type the {what}; end with ctrl-D on a line of its own.")
         content = sys.stdin.buffer.read(limit + 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,6 +33,9 @@ COMMANDS = {
     "serve": ("server", "serve", "Run the broker."),
     "completion": ("completion", "completion", "Print the completion script of a shell."),
 }
+
+OUTPUT_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What a write to standard output can meet; files are refused where they are used."""
 
 EPILOG = """\b
 Examples:
@@ -102,8 +107,13 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(run(arguments))
 
 
-def run(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None = None) -> int:  # noqa: PLR0911  one return a kind of end
     """Run the command and return its exit code."""
+    if sys.stderr is None:  # closed by whoever started us
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  for the life of the process
+    if sys.stdout is None:
+        sys.stderr.write("broker: Standard output is closed, and the result was to go there. [OUTPUT_CLOSED]\n")
+        return 1
     try:
         ended: Any = cli.main(args=arguments, prog_name="broker", standalone_mode=False)
         sys.stdout.flush()
@@ -116,6 +126,12 @@ def run(arguments: list[str] | None = None) -> int:
         return _pipe_closed()
     except SystemExit as ended_by_click:  # after a completion, or because its own output met a closed pipe
         return int(ended_by_click.code or 0) if "_BROKER_COMPLETE" in os.environ else _pipe_closed()
+    except OSError as fault:
+        if fault.errno not in OUTPUT_FAULTS:
+            return _unexpected(fault)
+        _silence()
+        sys.stderr.write(f"broker: The result cannot be written: {fault.strerror}. [OUTPUT_FAILED]\n")
+        return 1
     except Exception as fault:  # noqa: BLE001  the last resort: no traceback, no text that could quote an input
         return _unexpected(fault)
     return ended if isinstance(ended, int) else 0
@@ -133,10 +149,15 @@ def _refused(refused: click.ClickException) -> int:
 
 
 def _pipe_closed() -> int:
-    """The reader went away: say nothing, also not when Python flushes at its end."""
+    """The reader went away: say nothing."""
+    _silence()
+    return 141
+
+
+def _silence() -> None:
+    """Let Python's flush at its end go nowhere."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
-    return 141
 
 
 def _unexpected(fault: Exception) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,15 +51,18 @@ class MemoryFiles:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
         self._folder: Path | None = None
+        self._names: list[str] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._folder is not None:
-            for path in self._folder.iterdir():
-                path.unlink()
-            self._folder.rmdir()
+            # Ours first; then whatever the command has put beside them, folders of its own too.
+            for name in self._names:
+                with suppress(OSError):  # moved away, or a folder of that name is there now
+                    (self._folder / name).unlink()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, name: str, value: bytes) -> Path:
         """A new file, 0600, with ``value``."""
@@ -66,6 +70,7 @@ class MemoryFiles:
             check_memory(Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines())
             self._folder = Path(tempfile.mkdtemp(prefix="broker-", dir=MEMORY))
             self._keeper.tell("folder", self._folder)
+        self._names.append(name)
         files.create(self._folder / name, value)
         return self._folder / name
 

@@ -146,7 +146,12 @@ class Wire:
     def ask(self, noun: str, method: str, **fields: Any) -> Any:
         """Call ``method`` of the noun's service with these request fields, and return the response."""
         messages = importlib.import_module(f"broker_api.v1.{noun}_pb2")
-        request = getattr(messages, f"{method}Request")(**fields)
+        try:
+            request = getattr(messages, f"{method}Request")(**fields)
+        except ValueError:  # of protobuf: UnicodeEncodeError is one
+            raise Refusal(
+                "ARGUMENT_UNSENDABLE", "An argument is not UTF-8 text, or a number is far too large.", Exit.USAGE
+            ) from None
         return self._send(noun, method, request, safe=method.startswith(_READS) or bool(fields.get("request_id")))
 
     def pages(self, noun: str, method: str, items: str, **fields: Any) -> Iterator[Any]:

@@ -108,10 +108,15 @@ class Broker:
 
 @contextmanager
 def broker_dev(folder: Path, allowed_target: str, allowed_issuer: str) -> Iterator[Broker]:
-    """The only place that knows how `broker dev` is started and what it leaves in its folder."""
-    program = Path(sys.executable).with_name("broker")
-    command = [str(program), "dev", "--folder", str(folder), "--allow-target", allowed_target]
-    command += ["--allow-issuer", allowed_issuer]
+    """The only place that knows how a broker is made and started, and what is in its folder."""
+    program = str(Path(sys.executable).with_name("broker"))
+    init = [program, "init", str(folder), "--allow-target", allowed_target, "--allow-issuer", allowed_issuer]
+    init += ["--operators-address", "127.0.0.1:0", "--pipelines-address", "127.0.0.1:0"]
+    subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
+    config = folder / "broker.toml"
+    with config.open("a", encoding="utf-8") as file:  # one session fetches a hundred thousand times here
+        file.write("\n[sessions]\nleases_per_pipeline = 100000\nleases_in_all = 10000000\n")
+    command = [program, "serve", "--config", str(config)]
     with folder.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
     assert process.stdout is not None

@@ -89,6 +89,7 @@ class _Tables:
         after: tuple[str | int, ...] = (),
         limit: int,
         where: Mapping[str, str | int] | None = None,
+        sound_only: bool = False,  # noqa: ARG002  all rows are sound here
     ) -> list[R]:
         if limit < 1:
             raise ValueError("a page has at least one row")
@@ -123,7 +124,8 @@ class _Transaction(_Tables):
         after: tuple[str | int, ...] = (),
         limit: int,
         where: Mapping[str, str | int] | None = None,
-        lock: bool = True,  # noqa: ARG002 (there is one writer)
+        sound_only: bool = False,  # noqa: ARG002  as above
+        lock: bool = True,  # noqa: ARG002  there is one writer
     ) -> list[R]:
         return super().page(kind, after=after, limit=limit, where=where)
 
@@ -170,6 +172,7 @@ class MemoryStore(_Tables):
         self.chain = "memory"
         self._line = (0, "0" * 64)  # sequence and hash of the newest line
         self._signed = 0
+        self.fence = 1  # the newest leader's; a test that sets it higher has made another process the leader
         self._lock = RLock()
 
     def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
@@ -184,6 +187,8 @@ class MemoryStore(_Tables):
     @contextmanager
     def _write(self, entry: AuditEntry) -> Iterator[Write]:
         with self._lock:
+            if entry.fence not in {0, self.fence}:
+                raise WrongState("LEADERSHIP_LOST", "Another process does the shared work now.")
             transaction = _Transaction(self.rows)
             yield transaction
             self._append([replace(entry, facts={**entry.facts, **transaction.facts}), *transaction.further])
@@ -218,6 +223,9 @@ class MemoryStore(_Tables):
             transaction = _Transaction(self.rows)
             transaction.add(head)
             self._line, self._signed, self.rows = (sequence + 1, digest), sequence + 1, transaction.rows
+
+    def lead(self) -> int | None:
+        return self.fence
 
     def check(self) -> None:
         if self.journal_full:

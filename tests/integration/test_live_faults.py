@@ -46,6 +46,19 @@ def test_P25_SIGTERM_under_load_ends_cleanly(live_own: Live, openbao: OpenBao) -
     assert live_own.verify()
 
 
+def test_AN_29_a_revoked_certificate_is_refused_as_the_very_first_call_after_a_crash(live_own: Live) -> None:
+    admin = live_own.client()
+    gone, removed = (live_own.operator(admin, name, "admins") for name in ("gone", "removed"))
+    assert {one.ask("WhoAmI").principal for one in (gone, removed)} == {"operator/gone", "operator/removed"}
+    admin.ask("RevokeCertificates", name="gone")
+    admin.ask("RemoveOperator", name="removed")
+    live_own.kill()
+    live_own.start()
+    first, second = (one.refusal("ListKeys") for one in (gone, removed))
+    assert (first.code, first.reason) == ("UNAUTHENTICATED", "CERTIFICATE_REVOKED")
+    assert (second.code, second.reason) == ("UNAUTHENTICATED", "OPERATOR_UNKNOWN")
+
+
 def test_FT_35_two_signals_are_as_good_as_one(live_own: Live) -> None:
     assert live_own.process is not None
     live_own.process.send_signal(signal.SIGTERM)

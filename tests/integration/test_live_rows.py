@@ -110,7 +110,7 @@ def test_AU_07_what_a_caller_sends_is_in_no_record(live: Live, admin: Client) ->
     places = {name for record in told for name, value in record.items() if CANARY in str(value)}
     assert places <= {"resource", "facts"}
     facts = {name for record in told for name, value in record.get("facts", {}).items() if CANARY in str(value)}
-    assert facts <= {"target", "remote_name", "operator", "groups"}
+    assert facts <= {"target", "remote_name", "operator", "groups", "trust_rule"}
     coded = [base64.b64encode(CANARY.encode()).decode(), CANARY.encode().hex()]
     assert not any(one in str(record) for record in told for one in coded)
 

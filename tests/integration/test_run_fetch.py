@@ -217,3 +217,24 @@ def test_nothing_of_a_session_is_on_a_disk(job: Job) -> None:
     before = {path: path.stat().st_mtime_ns for path in job.folder.rglob("*")}
     assert job.run("fetch", "--format", "json", REF, cwd=job.folder, env={"HOME": str(job.folder)})[0] == 0
     assert {path: path.stat().st_mtime_ns for path in Path(job.folder).rglob("*")} == before
+
+
+def test_CL_08_what_fails_after_the_fetch_shows_nothing_of_what_was_fetched(job: Job, pipelines: Pipelines) -> None:
+    (job.folder / "taken").mkdir()
+    wholes = [f"A{number}={one}" for number, one in enumerate((REF, "broker://team/tls#key", "broker://team/blob"))]
+    options = [word for whole in wholes for word in ("--secret", whole)]
+    for words, wanted in (
+        (["run", *options[:4], "--", "/no/such/program"], 127),
+        (["run", *options[:4], "--", "sh", "-c", "exit 3"], 3),
+        (["run", *options[:4], "--", str(job.folder)], 126),
+        (["run", *options, "--", "true"], None),
+        (["fetch", "--format", "env", *wholes], None),
+        (["fetch", "--format", "file", "--out", str(job.folder / "taken"), *wholes], None),
+        (["fetch", "--format", "file", "--out", "/proc/none", *wholes], None),
+    ):
+        code, out, err = job.run(*words)
+        assert code == wanted if wanted else code != 0, (words, code, err)
+        for value in (one for fields in VALUES.values() for one in fields.values() if len(one) > 8):
+            assert not [form for form in forms(value) if form in out + err], words
+    assert pipelines.methods.count("FetchSecrets") == pipelines.methods.count("EndSession") >= 3
+    assert list((job.folder / "taken").iterdir()) == []

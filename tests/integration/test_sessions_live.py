@@ -8,51 +8,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 from broker_api.v1 import leases_pb2, sessions_pb2, trust_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from tests.servers.bao_issuer import AUDIENCE, BaoIssuer
-from tests.servers.live import METHODS, Client, Live, Refused, cli, refused, within
+from tests.servers.live import Client, Live, cli, within
+from tests.servers.live_jobs import GRANT, Job
 from tests.servers.openbao import OpenBao
 
 PASSWORD = b"canary-s3cret-of-the-database"
-GRANT = """
-@id("deploy")
-permit (principal == Pipeline::"deploy", action == Action::"FetchSecrets", resource in Folder::"team/app");
-"""
 TWO = ["team/app/db#password", "team/app/api"]
-
-
-class Job:
-    """A job's connection to the pipelines' port. ``ask`` sends a bearer token along."""
-
-    def __init__(self, broker: Live) -> None:
-        self._client = Client(broker.pipelines, broker.ca, None, None)
-
-    def ask(self, rpc: str, token: str, **fields: Any) -> Any:
-        method = METHODS[rpc]
-        request = getattr(sessions_pb2, method.input_type.name)(**fields)
-        call = self._client.channel.unary_unary(
-            f"/{method.containing_service.full_name}/{rpc}",
-            request_serializer=None,
-            response_deserializer=getattr(sessions_pb2, method.output_type.name).FromString,
-        )
-        try:
-            return call(request.SerializeToString(), timeout=20, metadata=(("authorization", f"Bearer {token}"),))
-        except grpc.RpcError as error:
-            raise refused(error) from None
-
-    def refusal(self, rpc: str, token: str, **fields: Any) -> str:
-        with pytest.raises(Refused) as found:
-            self.ask(rpc, token, **fields)
-        return found.value.reason
-
-    def close(self) -> None:
-        self._client.close()
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,11 @@ class ModelLease:
     end: datetime
     state: LeaseState = ACTIVE
 
+    def finish(self, state: LeaseState, now: datetime) -> None:
+        """What ends before its time is over from now on."""
+        if self.state is ACTIVE:
+            self.state, self.end = state, min(self.end, now)
+
 
 @dataclass
 class ModelSession:
@@ -68,10 +73,10 @@ class ModelSession:
     over: bool = False
     leases: dict[str, ModelLease] = field(default_factory=dict)
 
-    def finish(self, state: LeaseState) -> None:
-        self.over = True
+    def finish(self, state: LeaseState, now: datetime) -> None:
+        self.over, self.expires = True, min(self.expires, now)
         for lease in self.leases.values():
-            lease.state = state if lease.state is ACTIVE else lease.state
+            lease.finish(state, now)
 
 
 class KilledError(BaseException):
@@ -187,23 +192,26 @@ class Machine(RuleBasedStateMachine):
         good = [name for name in names if self.readable(session.who, name)]
         now = self.clock()
         had = {lease.name for lease in session.leases.values() if lease.state is ACTIVE and lease.end > now}
-        fits = self.alive(session) and self.held(session.who) + len(set(good) - had) <= MOST
+        fits = self.alive(session) and self.ruled(session) and self.held(session.who) + len(set(good) - had) <= MOST
         act = lambda: self.bench.fetch(session.token, *names, partial=partial)  # noqa: E731
         done = self.check(fits and (partial or good == names), act)
         if done:
             self.lent(session, done[0])
 
+    def ruled(self, session: ModelSession) -> bool:
+        """Whether the trust rule is still the one that let it in."""
+        return session.revision == self.revisions[session.who] and session.created >= self.start
+
     @precondition(lambda self: any(each.token for each in self.model.values()))
     @rule(draw=st.data(), length=seconds)
     def renew(self, draw: Any, length: int) -> None:
         _, session = self.pick(draw)
-        same = session.revision == self.revisions[session.who] and session.created >= self.start
-        allowed = self.alive(session) and same and self.policy != "locked"
+        allowed = self.alive(session) and self.ruled(session) and self.policy != "locked"
         if self.check(allowed, lambda: self.bench.renew(session.token, length)):
             session.expires = min(self.clock() + timedelta(seconds=length), session.last)
             for lease in session.leases.values():
-                if lease.state is ACTIVE and not self.granted(session.who, lease.name):
-                    lease.state = REVOKED
+                if not self.granted(session.who, lease.name):
+                    lease.finish(REVOKED, self.clock())
 
     @precondition(lambda self: any(each.token for each in self.model.values()))
     @rule(draw=st.data())
@@ -211,7 +219,7 @@ class Machine(RuleBasedStateMachine):
         _, session = self.pick(draw)
         self.bench.end(session.token)
         if not session.over:
-            session.finish(REVOKED)
+            session.finish(REVOKED, self.clock())
 
     @precondition(lambda self: any(each.token for each in self.model.values()))
     @rule(draw=st.data(), by=st.sampled_from(["session", "principal", "claim"]))
@@ -223,7 +231,7 @@ class Machine(RuleBasedStateMachine):
         hit = [each for each in hit if not each.over]
         assert self.bench.revoke(**{by: which[by]}) == len(hit)
         for each in hit:
-            each.finish(REVOKED)
+            each.finish(REVOKED, self.clock())
 
     @precondition(lambda self: any(each.leases for each in self.model.values()))
     @rule(draw=st.data(), by=st.sampled_from(["lease", "prefix"]))
@@ -236,7 +244,7 @@ class Machine(RuleBasedStateMachine):
         made = self.bench.call("LeaseService/RevokeLeases")
         assert self.bench.leases.revoke(made, **{by: which}) == len(hit)
         for each in hit:
-            each.state = REVOKED
+            each.finish(REVOKED, self.clock())
 
     @rule()
     def chores(self) -> None:
@@ -244,10 +252,10 @@ class Machine(RuleBasedStateMachine):
         now = self.clock()
         for session in self.model.values():
             if not session.over and session.expires <= now:
-                session.finish(EXPIRED)
+                session.finish(EXPIRED, now)
             for lease in session.leases.values():
-                if lease.state is ACTIVE and lease.end <= now:
-                    lease.state = EXPIRED
+                if lease.end <= now:
+                    lease.finish(EXPIRED, now)
             kept = session.leases.items()
             session.leases = {n: e for n, e in kept if e.state is ACTIVE or e.end > now - KEEP}
         gone = {name for name, each in self.model.items() if each.over and each.expires <= now - KEEP}
@@ -289,7 +297,7 @@ class Machine(RuleBasedStateMachine):
             found = ModelSession("", "deploy", 0, self.clock(), session.expires_at, session.last_at)
             (lease,) = self.rows(Lease, {"session": session.id})
             found.leases[lease.id] = ModelLease("app/sub/x", session.last_at)
-            found.finish(REVOKED)
+            found.finish(REVOKED, self.clock())
             assert self.bench.revoke(session=session.id) == 1  # what nobody was told of is there to be revoked
             self.model[session.id] = found
 

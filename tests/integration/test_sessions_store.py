@@ -148,6 +148,21 @@ def test_FT_37_fifteen_thousand_that_are_over_are_ended_soon(bench: Bench) -> No
     assert rounds > 1  # no round keeps the background loop for long
 
 
+def test_TL_18_a_spoilt_row_holds_up_no_revocation(bench: Bench) -> None:
+    jobs = [bench.fetch(pipeline(), "app/db", "app/api", seconds=60) for _ in range(3)]
+    openings = [each[1] for each in jobs if each[1]]
+    lent = jobs[0][0][0].lease
+    assert lent
+    spoil(bench, f"UPDATE leases SET created_at = 9000000000000000000 WHERE id = '{lent.id}'")  # noqa: S608
+    spoil(bench, f"UPDATE sessions SET claims = '[]' WHERE id = '{openings[1].session.id}'")  # noqa: S608
+    made = bench.call("LeaseService/RevokeLeases")
+    assert bench.leases.revoke(made, principal="pipeline/deploy") == 5
+    assert bench.revoke(principal="pipeline/deploy") == 2
+    for each in openings:
+        with pytest.raises(BrokerError):
+            bench.sessions.authenticate(each.token)
+
+
 def spoil(bench: Bench, statement: str) -> None:
     """As somebody with the database's password could."""
     assert isinstance(bench.store, SqlStore)

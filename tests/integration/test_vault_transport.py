@@ -177,7 +177,16 @@ def test_silence_and_dripping_are_given_up_in_time(
         while not over.wait(0.05):
             connection.sendall(b" ")
 
-    for talk in (silent, drip):
+    def drip_headers(connection: ssl.SSLSocket, over: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+        while not over.wait(0.05):
+            connection.sendall(b"y")
+
+    def put_off(connection: ssl.SSLSocket, over: threading.Event) -> None:
+        while not over.wait(0.05):
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    for talk in (silent, drip, drip_headers, put_off):
         _, port = stranger(talk)
         error = told(port)
         assert error.reason == "TARGET_UNREACHABLE"

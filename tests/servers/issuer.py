@@ -158,6 +158,14 @@ def _answering(issuer: Issuer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(raw)
 
+        def do_POST(self) -> None:
+            issuer.asked.append(self.path)
+            answer = issuer.answers.get(self.path)
+            if callable(answer):
+                answer(self)
+                return
+            self.send_error(405)
+
         def log_message(self, *_: Any) -> None:
             """Tests have no use for a log."""
 

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 PASSWORD = "not-a-secret"
-LIMITS = "-c shared_buffers=16MB -c max_connections=60 -c max_wal_size=128MB -c fsync=on -c autovacuum=off"
+LIMITS = "-c shared_buffers=16MB -c max_connections=250 -c max_wal_size=128MB -c fsync=on -c autovacuum=off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,16 +7,20 @@ from datetime import timedelta
 
 import pytest
 
+from broker.core.call import Call
 from broker.core.errors import (
     AlreadyExists,
     InvalidRequest,
     NotFound,
+    PermissionDenied,
     Unavailable,
     WrongState,
 )
+from broker.core.guard import Resource
 from broker.core.kinds import SecretVersionState
 from broker.core.kv import parse_reference
 from broker.core.model import Receipt, Secret, SecretRead, SecretVersion
+from tests.fakes.calls import operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.secrets import FIELDS, TamperedHouse, reason
@@ -357,3 +361,28 @@ def test_what_happened_is_in_the_audit(house: TamperedHouse) -> None:
         ("SecretService/PutSecret", "secret/team/app/db", "allow", ("admins",)),
         ("SecretService/DestroySecretVersions", "secret/team/app/db", "allow", ("admins",)),
     ]
+
+
+def test_a_request_id_is_not_for_other_values_than_it_was_used_for(house: TamperedHouse) -> None:
+    """The receipt's digest knows no value (it would be a fast hash of it in the database): the version itself does."""
+    house.put(fields={"pin": b"1234"}, request_id=REQUEST)
+    assert reason(AlreadyExists, house.put, fields={"pin": b"4321"}, request_id=REQUEST) == "REQUEST_ID_REUSED"
+    assert house.put(fields={"pin": b"1234"}, request_id=REQUEST).latest == 1
+    house.destroy("team/app/db", 1)
+    assert house.put(fields={"pin": b"1234"}, request_id=REQUEST).latest == 1
+
+
+def test_AZ_15_a_version_that_came_after_the_decision_is_not_read(
+    house: TamperedHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.put(labels={"team": "a"})
+    reader, check = operator("rita", "label-a"), house.guard.check
+
+    def meanwhile(made: Call, resource: Resource) -> None:
+        check(made, resource)
+        monkeypatch.setattr(house.guard, "check", check)
+        house.put(labels={"team": "b"})
+
+    monkeypatch.setattr(house.guard, "check", meanwhile)
+    assert reason(NotFound, house.read, "team/app/db@2", reader) == "SECRET_VERSION_NOT_FOUND"
+    assert reason(PermissionDenied, house.read, "team/app/db@2", reader) == "POLICY_DENIED"

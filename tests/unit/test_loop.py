@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +11,35 @@ import pytest
 
 from broker import app
 from broker.core.call import Call
+from broker.core.errors import Unavailable, WrongState
+from broker.core.kinds import SessionState
+from tests.fakes.memory_store import MemoryStore
+from tests.unit.session_bench import Bench
+
+
+def parts(**other: Any) -> Any:
+    """What the loop sees of a broker, with nothing to do; it leads."""
+    idle = SimpleNamespace(chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None)
+    store = SimpleNamespace(
+        check=lambda: None, heads=other.pop("heads", list), lead=other.pop("lead", lambda: 1), record=lambda _: None
+    )
+    return SimpleNamespace(
+        **{
+            "hsm": SimpleNamespace(check=lambda: None),
+            "store": store,
+            "server": SimpleNamespace(set_serving=lambda _serving: None),
+            "policies": idle,
+            "keys": idle,
+            "secrets": idle,
+            "sessions": idle,
+            "renew_certificate": lambda: None,
+            **other,
+        }
+    )
 
 
 def test_AU_03_many_chores_do_not_keep_heads_from_being_signed(monkeypatch: pytest.MonkeyPatch) -> None:
-    time = datetime(2030, 1, 1, tzinfo=UTC)
+    time = timedelta()
     done: list[str] = []
     left = [f"key/{number}" for number in range(12)]
 
@@ -32,17 +57,68 @@ def test_AU_03_many_chores_do_not_keep_heads_from_being_signed(monkeypatch: pyte
         done.append("heads")
         return []
 
-    nothing: Any = SimpleNamespace(check=lambda: None)
-    broker: Any = SimpleNamespace(
-        hsm=nothing,
-        store=SimpleNamespace(check=lambda: None, heads=heads),
-        server=SimpleNamespace(set_serving=lambda _serving: None),
-        policies=SimpleNamespace(refresh=lambda: None),
-        keys=SimpleNamespace(chores=chores),
-        renew_certificate=lambda: None,
-    )
-    monkeypatch.setattr(app, "now", lambda: time)
+    broker = parts(keys=SimpleNamespace(chores=chores), heads=heads)
+    monkeypatch.setattr(app, "ticks", lambda: time)
+    monkeypatch.setattr(app, "BREATHER", 0.0)
     loop = app.Loop(broker)
     for _ in range(3):
         loop._round()
     assert "".join(each[0] for each in done) == "h" + "c" * 5 + "h" + "c" * 5 + "h" + "c" * 2
+
+
+def test_P10_who_does_not_lead_looks_for_no_shared_work() -> None:
+    looked: list[str] = []
+
+    def chores() -> Iterator[tuple[str, Callable[[Call], None]]]:
+        looked.append("looked")
+        yield "key/a", lambda _call: None
+
+    nouns = {name: SimpleNamespace(chores=chores, refresh=lambda: None) for name in ("keys", "sessions")}
+    app.Loop(parts(lead=lambda: None, **nouns))._round()
+    assert looked == []
+    app.Loop(parts(**nouns))._round()
+    assert looked == ["looked", "looked"]
+
+
+def test_P10_the_leadership_is_asked_for_before_each_piece_and_its_number_goes_with_it() -> None:
+    answers = iter([7, 7, 7, 9, None, None, None])
+    done: list[tuple[str, object]] = []
+
+    def chores() -> Iterator[tuple[str, Callable[[Call], None]]]:
+        for resource in ("session/a", "session/b", "session/c"):
+            yield resource, lambda call: done.append((call.resource, call.outcome().fence))
+
+    app.Loop(parts(lead=lambda: next(answers), sessions=SimpleNamespace(chores=chores)))._round()
+    assert done == [("session/a", 7), ("session/b", 9)]
+
+
+def test_P10_a_database_that_does_not_say_who_leads_ends_the_shared_work() -> None:
+    def lead() -> int:
+        raise Unavailable("STORE_UNAVAILABLE", "Away.")
+
+    done: list[str] = []
+    chores = SimpleNamespace(chores=lambda: iter([("session/a", lambda _call: done.append("a"))]))
+    app.Loop(parts(lead=lead, sessions=chores))._round()
+    assert done == []
+
+
+def test_P10_no_shared_work_of_a_former_leader_changes_anything() -> None:
+    bench = Bench(MemoryStore())
+    bench.add_rule()
+    opened = bench.login(seconds=10)
+    bench.put("app/db", value=b"x")
+    bench.fetch(opened.token, "app/db")
+    bench.clock.forward(hours=1)
+    store: Any = bench.store
+    store.fence = 2
+    before = store.rows
+    pieces = list(bench.sessions.chores())
+    assert pieces
+    for resource, work in pieces:
+        with pytest.raises(WrongState) as found:
+            work(app.background_call(resource, fence=1))
+        assert found.value.reason == "LEADERSHIP_LOST"
+    assert store.rows == before
+    for resource, work in bench.sessions.chores():
+        work(app.background_call(resource, fence=2))
+    assert bench.session(opened.session.id).state is SessionState.ENDED

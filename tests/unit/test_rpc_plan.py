@@ -248,3 +248,14 @@ def test_what_a_plan_says_of_a_type() -> None:
     assert PLANS[keys_pb2.CreateKeyRequest].has_validate_only
     assert not PLANS[keys_pb2.SignRequest].has_request_id
     assert isinstance(PLANS[keys_pb2.SignRequest]._shape, Shape)
+
+
+def test_CL_03_what_is_digested_of_a_request_tells_nothing_of_its_values() -> None:
+    plan = Plan(kv_pb2.PutSecretRequest)
+    requests = [kv_pb2.PutSecretRequest(name="a", fields={"pin": pin}) for pin in (b"1234", b"canary-4321")]
+    bare = [plan.without_values(request).SerializeToString(deterministic=True) for request in requests]
+    assert bare[0] == bare[1]
+    assert b"pin" in bare[0]
+    assert b"canary-4321" in requests[1].SerializeToString()
+    other = kv_pb2.PutSecretRequest(name="a", fields={"password": b"1234"})
+    assert plan.without_values(other).SerializeToString(deterministic=True) != bare[0]

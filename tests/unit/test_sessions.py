@@ -328,26 +328,6 @@ def test_a_session_fetches_again_and_an_operator_without_leases(bench: Bench) ->
     assert journal(bench)[-1].principal == "operator/bob"
 
 
-def test_what_a_session_fetches_again_stays_under_its_lease_until_that_is_revoked_or_the_version_is_another(
-    bench: Bench,
-) -> None:
-    _, opening = bench.fetch(pipeline(), "app/db")
-    assert opening is not None
-    (first,) = bench.store.page(Lease, limit=9)
-    before = len(journal(bench))
-    found, _ = bench.fetch(opening.token, "app/db", "app/db#value")
-    assert [each.lease and each.lease.id for each in found] == [first.id] * 2
-    assert [entry.facts["lease"] for entry in journal(bench)[before:]] == [first.id] * 2  # and each is written down
-    bench.leases.revoke(bench.call("LeaseService/RevokeLeases"), lease=first.id)
-    found, _ = bench.fetch(opening.token, "app/db")
-    assert found[0].lease is not None
-    assert found[0].lease.id != first.id
-    bench.put("app/db")
-    newer, _ = bench.fetch(opening.token, "app/db")
-    assert newer[0].lease is not None
-    assert (newer[0].lease.id != found[0].lease.id, newer[0].lease.version) == (True, 2)
-
-
 def test_a_session_that_ended_meanwhile_gives_nothing(bench: Bench) -> None:
     opening = bench.login()
     principal = bench.sessions.authenticate(opening.token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from broker import setup
 from broker.config import Config, load
 from broker.core.authority import Authority
 from broker.core.errors import InvalidRequest, WrongState
+from broker.rpc.tls import TlsFiles
 from tests.fakes.hsm import SoftwareHsm
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -64,6 +66,52 @@ def test_the_broker_renews_its_own_certificate_in_time(config: Config, hsm: Soft
     fresh = x509.load_pem_x509_certificate(config.server.certificate_file.read_bytes())
     names = fresh.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["broker.example"]
+
+
+def test_a_process_that_does_not_lead_leaves_the_renewal_to_the_leader_as_long_as_it_can(
+    config: Config, hsm: SoftwareHsm
+) -> None:
+    setup.renew_server_certificate(config, hsm, NOW, ("broker.example",))
+    at_last = setup.RENEW_AT_LAST
+    assert not setup.renew_server_certificate(config, hsm, NOW + timedelta(days=61), before=at_last)
+    assert setup.renew_server_certificate(config, hsm, NOW + timedelta(days=71), before=at_last)
+
+
+def test_processes_that_renew_together_leave_a_key_and_its_certificate(config: Config, hsm: SoftwareHsm) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        renewed = list(
+            pool.map(lambda _: setup.renew_server_certificate(config, hsm, NOW, ("broker.example",)), range(8))
+        )
+    assert renewed.count(True) == 1
+    TlsFiles(config.server.certificate_file, config.server.key_file, None).credentials()
+
+
+@pytest.mark.parametrize("content", [None, b"", bytes(31), bytes(33)])
+def test_a_page_key_that_init_did_not_make_is_refused(config: Config, content: bytes | None) -> None:
+    if content is not None:
+        setup.write_private(config.certificates / "page.key", content)
+    with pytest.raises(WrongState) as found:
+        setup.page_key(config)
+    assert found.value.reason == "NOT_INITIALISED"
+
+
+def test_a_page_key_that_others_may_read_is_refused(config: Config) -> None:
+    setup.write_private(config.certificates / "page.key", bytes(32))
+    assert setup.page_key(config) == bytes(32)
+    (config.certificates / "page.key").chmod(0o640)
+    with pytest.raises(WrongState) as found:
+        setup.page_key(config)
+    assert found.value.reason == "KEY_FILE_EXPOSED"
+
+
+def test_workers_on_sqlite_are_refused(tmp_path: Path) -> None:
+    configured(tmp_path)
+    file = tmp_path / "broker.toml"
+    file.write_text(file.read_text().replace("[server]", "[server]\nworkers = 2"))
+    with pytest.raises(InvalidRequest) as found:
+        load(file)
+    assert found.value.reason == "WORKERS_NEED_POSTGRESQL"
+    assert "2 workers" in found.value.message
 
 
 def test_a_certificate_that_another_ca_signed_is_left_to_whoever_put_it_there(config: Config, hsm: SoftwareHsm) -> None:

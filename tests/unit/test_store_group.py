@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,6 @@ from sqlalchemy.exc import OperationalError
 from broker.core.errors import AlreadyExists, BrokerError, Unavailable
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Key, Lease, Session
-from broker.store import chain
 from broker.store.group import MOST, Group
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, entry, key, opened
@@ -106,9 +106,13 @@ def lines(tmp_path: Path) -> str:
 def test_whoever_waits_joins_and_all_wait_for_the_disk_once(
     store: SqlStore, pool: ThreadPoolExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    syncs = []
-    real = chain.os.fdatasync
-    monkeypatch.setattr(chain.os, "fdatasync", lambda file: (syncs.append(file), real(file))[1])
+    syncs, real = list[int](), os.fdatasync
+
+    def sync(file: int) -> None:
+        syncs.append(file)
+        real(file)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
     assert together(store, pool, *(added(store, f"k{number}") for number in range(5))) == [None] * 6
     assert names(store) == {"first", *(f"k{number}" for number in range(5))}
     assert lines(tmp_path).count('"call":"k') == 5
@@ -223,7 +227,7 @@ def test_TL_03_no_lease_outlives_a_session_that_ends_in_the_same_commit(
             lambda p=principal: bench.fetch(p, "app/b"),
             lambda t=opening.token: bench.end(t),
         )
-        for done in [pool.submit(act) for act in acts]:  # type: ignore[arg-type]
+        for done in [pool.submit(act) for act in acts]:
             assert isinstance(done.exception(5), BrokerError | None)
         ended = store.get(Session, opening.session.id)
         assert ended is not None

@@ -54,6 +54,16 @@ WEAK: dict[str, tuple[TrustRule, str]] = {
     "github: any event": (with_(Preset.GITHUB, glob("event_name", "*")), "pull requests"),
     "github: an event pattern": (with_(Preset.GITHUB, glob("event_name", "pull*")), "pull requests"),
     "github: the owner's URL": (without(Preset.GITHUB, audience="https://github.com/org"), "default"),
+    "generic: github's issuer": (
+        rule(issuer="https://token.actions.githubusercontent.com", matchers=(exact("sub", "repo:o/r:pull_request"),)),
+        "take that preset",
+    ),
+    "gitlab: github's issuer": (
+        without(Preset.GITLAB, issuer="https://token.actions.githubusercontent.com"), "take that preset",
+    ),
+    "generic: gitlab.com": (rule(issuer="https://gitlab.com"), "take that preset"),
+    "azure: one number": (with_(Preset.AZURE_DEVOPS, glob("rpo_ref", "refs/*/2*/merge")), "pull requests"),
+    "azure: a number's end": (with_(Preset.AZURE_DEVOPS, glob("rpo_ref", "refs/pul*/*7/*")), "pull requests"),
     "github: another issuer": (without(Preset.GITHUB, issuer="https://token.actions.example"), "issuer"),
     "gitlab: no project": (without(Preset.GITLAB, "project_id"), "project_id"),
     "gitlab.com: no namespace": (without(Preset.GITLAB, "namespace_id"), "all organisations"),

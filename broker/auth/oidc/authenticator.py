@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
 from broker.auth.oidc import compact
 from broker.auth.oidc.fetch import Fetcher
 from broker.auth.oidc.key_sets import KeySets
 from broker.auth.oidc.refusals import refused
+from broker.auth.oidc.review import HostPort, TokenReview, TokenReviewConfig
 from broker.auth.oidc.verifier import Verifier
 from broker.core import ports, trust
+from broker.core.kinds import Preset
 from broker.core.model import Principal, TrustRule
 from broker.core.ports import Verified
 
@@ -21,18 +22,18 @@ SESSION_PREFIX = "brs_"
 MAX_RULES = 1000
 """Trust rules of one issuer that are looked at."""
 
-HostPort = Annotated[str, StringConstraints(max_length=260, pattern=r"^[a-z0-9][a-z0-9.-]*:[1-9][0-9]{0,4}$")]
-
 
 class OidcConfig(BaseModel):
     """``allowed_hosts``: "host:port" of issuers, or of their keys, that are at private addresses or other hosts.
 
     Nothing else at a private, link-local or loopback address is ever connected to, whatever a rule or an issuer names.
+    ``token_review``: the clusters that are asked about each token of their own, beside the signature.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     allowed_hosts: frozenset[HostPort] = Field(default=frozenset(), max_length=64)
+    token_review: tuple[TokenReviewConfig, ...] = Field(default=(), max_length=64)
 
 
 class Oidc:
@@ -43,6 +44,7 @@ class Oidc:
 
     def __init__(self, config: OidcConfig, store: ports.Store, now: ports.Now) -> None:
         self._verifier = Verifier(KeySets(Fetcher(config.allowed_hosts)))
+        self._reviews = {one.issuer: TokenReview(one) for one in config.token_review}
         self._store = store
         self._now = now
 
@@ -65,10 +67,12 @@ class Oidc:
         # For all rules of the issuer, whichever is named: so nobody learns which names there are (AN-32).
         verified, sound = self._verifier.verify(rules, token, self._now())
         proof = trust.choose(sound, named, verified)
-        pipeline = next(rule.pipeline for rule in sound if rule.name == proof.rule)
+        rule = next(rule for rule in sound if rule.name == proof.rule)
+        if rule.preset is Preset.KUBERNETES and rule.issuer in self._reviews:
+            self._reviews[rule.issuer].check(text, rule.audience, verified.subject)
         # Without an id of its own, a token is named by what was signed: the signature itself can be written anew.
         credential = proof.token_id or hashlib.sha256(token.signing_input).hexdigest()
-        return Principal(kind="pipeline", name=pipeline, method="oidc", credential=credential, proof=proof)
+        return Principal(kind="pipeline", name=rule.pipeline, method="oidc", credential=credential, proof=proof)
 
     def _rules(self, issuer: object) -> list[TrustRule]:
         known = type(issuer) is str and len(issuer) <= trust.MAX_TEXT and trust.ISSUER.fullmatch(issuer)

@@ -23,7 +23,9 @@ MAX_HEAD = 32 * 1024
 SECONDS = 5.0
 CONNECT_SECONDS = 1.5
 MAX_ADDRESSES = 3
-EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")))
+EMBEDDING = tuple(
+    map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "::ffff:0:0:0/96"))
+)
 """Addresses of version 6 that carry one of version 4: translated on the way, they could lead anywhere."""
 
 
@@ -50,6 +52,14 @@ class Fetcher:
 
         ``ca_pem``: the CA of that server, "" for the system's.
         """
+        return self._asked("GET", url, ca_pem, deadline, "", b"")
+
+    def post(self, url: str, ca_pem: str, deadline: float, token: str, document: bytes) -> bytes:
+        """As ``get``, with a JSON document and a bearer token (visible ASCII) of the broker's own."""
+        more = f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {len(document)}\r\n"
+        return self._asked("POST", url, ca_pem, deadline, more, document)
+
+    def _asked(self, method: str, url: str, ca_pem: str, deadline: float, more: str, document: bytes) -> bytes:
         host, port, path = place(url)
         try:
             with (
@@ -57,10 +67,11 @@ class Fetcher:
                 _trusting(ca_pem).wrap_socket(plain, server_hostname=host) as connection,
             ):
                 name = host if port == 443 else f"{host}:{port}"
-                connection.sendall(
-                    f"GET {path} HTTP/1.1\r\nHost: {name}\r\nAccept: application/json\r\nUser-Agent: hsm-broker\r\n"
-                    "Accept-Encoding: identity\r\nConnection: close\r\n\r\n".encode("ascii")
+                head = (
+                    f"{method} {path} HTTP/1.1\r\nHost: {name}\r\nAccept: application/json\r\n"
+                    f"User-Agent: hsm-broker\r\nAccept-Encoding: identity\r\nConnection: close\r\n{more}\r\n"
                 )
+                connection.sendall(head.encode("ascii") + document)
                 return _body(_all(connection, deadline))
         except ssl.SSLCertVerificationError as error:
             raise NotFetchedError("its certificate is not trusted") from error
@@ -91,7 +102,7 @@ def is_public(address: str) -> bool:
     except ValueError:  # with a zone, so of a link
         return False
     if isinstance(found, ipaddress.IPv6Address) and (
-        found.ipv4_mapped or any(found in network for network in EMBEDDING)
+        found.ipv4_mapped or found.is_site_local or any(found in network for network in EMBEDDING)
     ):
         return False
     return found.is_global and not found.is_multicast
@@ -134,7 +145,7 @@ def _body(raw: bytes) -> bytes:
         body = response.read(MAX_BODY + 1)
     except http.client.HTTPException as error:
         raise NotFetchedError("its answer is no HTTP") from error
-    if response.status != 200:
+    if response.status not in {200, 201}:  # 201: what a POST was asked to make
         raise NotFetchedError(f"it answered with status {response.status}")
     if len(body) > MAX_BODY:
         raise NotFetchedError("its answer is too long")

@@ -14,6 +14,7 @@ SENTENCES = {
     "TOKEN_TIME": "The identity token is not valid now; get a fresh one for each login.",
     "TOKEN_AUDIENCE": "The identity token is for another audience; request it for the broker's own.",
     "TOKEN_CLAIMS": "The identity token lacks a claim that every token has, or has it in a wrong form.",
+    "TOKEN_REVIEW_FAILED": "The identity token's cluster does not vouch for it any more; its job may be over already.",
     "TOKEN_NOT_HERE": "An identity token opens a session and does nothing else; log in, and call with its token.",
     "CREDENTIALS_UNKNOWN": "The call's authorization is none that the broker knows; send a bearer token.",
 }

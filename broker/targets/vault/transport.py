@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from http.cookiejar import DefaultCookiePolicy
@@ -27,6 +28,8 @@ MAX_ANSWER_BYTES = 1 << 20
 """A transit key with a thousand RSA versions is read in about 600 kB."""
 
 CONNECTIONS = 8
+
+_time_is_up = threading.local()
 
 
 class Transport:
@@ -101,30 +104,40 @@ class _PinnedAdapter(HTTPAdapter):
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs["stream"] = True
-        deadline = time.monotonic() + TOTAL_SECONDS
+        _time_is_up.at = time.monotonic() + TOTAL_SECONDS
         response = super().send(request, *args, **kwargs)
         try:
-            response._content = _bounded(response.raw, deadline)  # noqa: SLF001 - the one place requests keeps a body that was read for it
+            response._content = _bounded(response.raw)  # noqa: SLF001 - the one place requests keeps a body that was read for it
         except BaseException:
             response.close()
             raise
         return response
 
 
-def _bounded(raw: Any, deadline: float) -> bytes:
+class _BoundedSocket(ssl.SSLSocket):
+    """Reads until the time of the thread's request is up: the headers drip in here too, without an end if need be."""
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        left = _time_is_up.at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the answer took too long")
+        self.settimeout(min(READ_SECONDS, left))
+        return super().recv_into(*args, **kwargs)
+
+
+def _bounded(raw: Any) -> bytes:
     body = bytearray()
     while chunk := raw.read1(65536):
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
             raise requests.exceptions.ContentDecodingError("the answer is too long")
-        if time.monotonic() > deadline:
-            raise requests.exceptions.ReadTimeout("the answer took too long")
     return bytes(body)
 
 
 def _trusting(ca_pem: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # requires a certificate and checks the name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = _BoundedSocket
     try:
         context.load_verify_locations(cadata=ca_pem)
     except ssl.SSLError as error:

@@ -1,0 +1,140 @@
+"""Asking a Kubernetes cluster whether a token still stands (TokenReview of authentication.k8s.io/v1).
+
+A signature tells nothing of a pod or a service account that is gone since; the cluster's API server does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+from broker.auth.oidc.compact import strict_object
+from broker.auth.oidc.fetch import Fetcher, NotFetchedError
+from broker.auth.oidc.refusals import refused
+from broker.core import matching
+from broker.core.errors import Unavailable
+from broker.core.trust import ISSUER, MAX_TEXT
+
+PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
+SECONDS = 3.0
+AT_ONCE = 8
+"""Reviews of one cluster at a time; more logins are told to come back, so that one that hangs holds up no other."""
+
+_TOKEN = re.compile(rb"[!-~]{1,8192}")
+HostPort = Annotated[str, StringConstraints(max_length=260, pattern=r"^[a-z0-9][a-z0-9.-]*:[1-9][0-9]{0,4}$")]
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("the path must be absolute")
+    return path
+
+
+def _issuer(text: str) -> str:
+    if len(text) > MAX_TEXT or not ISSUER.fullmatch(text):
+        raise ValueError("the issuer is written as in the tokens, https://…")
+    return text
+
+
+Absolute = Annotated[Path, AfterValidator(_absolute)]
+
+
+class TokenReviewConfig(BaseModel):
+    """One ``[[oidc.token_review]]``: whose tokens, and the API server that is asked about them.
+
+    ``host``: "host:port" of the API server, at whatever address. ``ca_file``: its CA, PEM. ``token_file``: the broker's
+    own service account token, with the right to create tokenreviews (``system:auth-delegator``), in a file of mode 0600
+    that is read for every review.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: Annotated[str, AfterValidator(_issuer)]
+    host: HostPort
+    ca_file: Absolute
+    token_file: Absolute
+
+
+class TokenReview:
+    """The API server of one cluster."""
+
+    def __init__(self, config: TokenReviewConfig) -> None:
+        self._config = config
+        self._fetcher = Fetcher(frozenset({config.host}))
+        self._room = threading.BoundedSemaphore(AT_ONCE)
+
+    def check(self, token: str, audience: str, subject: str) -> None:
+        """Return if the cluster vouches for the token, for this audience and as this subject.
+
+        Unauthenticated ``TOKEN_REVIEW_FAILED``; Unavailable ``TOKEN_REVIEW_UNAVAILABLE`` when it cannot be asked.
+        """
+        status = self._status(token, audience)
+        user = status.get("user")
+        found = {
+            "authenticated": status.get("authenticated") is True,
+            "audiences": audience in _texts(status.get("audiences")),
+            "user": isinstance(user, dict) and user.get("username") == subject,
+        }
+        failed = [name for name, good in found.items() if not good]
+        if failed:
+            wanted = {"authenticated": "true", "audiences": audience, "user": subject}[failed[0]]
+            told = user.get("username") if failed[0] == "user" and isinstance(user, dict) else status.get(failed[0])
+            error = refused("TOKEN_REVIEW_FAILED", f"token review {failed[0]}", wanted, told)
+            error.facts = {**error.facts, "issuer": self._config.issuer, "subject": subject}
+            raise error
+
+    def _status(self, token: str, audience: str) -> dict[str, Any]:
+        asked = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [audience]},
+        }
+        if not self._room.acquire(blocking=False):
+            raise _unavailable("too many logins wait for it already")
+        try:
+            url = f"https://{self._config.host}{PATH}"
+            ca_pem, own = self._config.ca_file.read_text("ascii"), _own_token(self._config.token_file)
+            answer = self._fetcher.post(url, ca_pem, time.monotonic() + SECONDS, own, json.dumps(asked).encode())
+            status = strict_object(answer).get("status")
+        except NotFetchedError as error:
+            raise _unavailable(str(error)) from error
+        except (OSError, ValueError) as error:
+            raise _unavailable("its CA, the broker's token for it or its answer cannot be read") from error
+        finally:
+            self._room.release()
+        if not isinstance(status, dict):
+            raise _unavailable("its answer is no review")
+        return status
+
+
+def _own_token(file: Path) -> str:
+    """The broker's token; OSError or ValueError. A regular file, not a link, closed to everybody but its owner."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as opened:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
+            raise ValueError("the token file is open to others")
+        token = opened.read(16384).strip()
+    if not _TOKEN.fullmatch(token):
+        raise ValueError("the token file does not hold one token and nothing else")
+    return token.decode("ascii")
+
+
+def _texts(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _unavailable(why: str) -> Unavailable:
+    error = Unavailable(
+        "TOKEN_REVIEW_UNAVAILABLE", "The identity token's cluster cannot be asked about it right now; try again."
+    )
+    error.facts = {"claim": "token review", "claim_found": matching.shown(why)}
+    return error

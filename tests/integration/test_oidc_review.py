@@ -1,0 +1,228 @@
+"""A Kubernetes token is asked about at its cluster, by a stand-in that is as strict as an API server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.auth.oidc import Oidc, OidcConfig
+from broker.auth.oidc.review import AT_ONCE, PATH, TokenReviewConfig
+from broker.core.errors import BrokerError, Unauthenticated
+from broker.core.kinds import Preset
+from broker.core.model import Principal
+from broker.core.ports import Credentials
+from tests.fakes.calls import Clock, call, operator
+from tests.fakes.memory_store import MemoryStore
+from tests.servers.issuer import Issuer, issuing
+from tests.servers.rules import EXAMPLES
+
+OWN = "own-token-of-the-broker"
+RULE, CLAIMS = EXAMPLES[Preset.KUBERNETES]
+
+
+@dataclass
+class Cluster:
+    """The issuer of a cluster and its API server, which is the same. ``gone``: subjects that it does not know now."""
+
+    issuer: Issuer
+    folder: Path
+    gone: bool = False
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
+    hang: threading.Event | None = None
+    waiting: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def review(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers["Content-Length"]))
+        if self.hang:
+            self.waiting.release()
+            self.hang.wait(20)
+        if request.headers["Authorization"] != f"Bearer {OWN}":
+            self.answer(request, 401, {"kind": "Status", "status": "Failure"})
+            return
+        asked = json.loads(body)
+        assert request.headers["Content-Type"] == "application/json"
+        assert (asked["apiVersion"], asked["kind"]) == ("authentication.k8s.io/v1", "TokenReview")
+        assert asked.keys() == {"apiVersion", "kind", "spec"}
+        self.asked.append(asked["spec"])
+        status: dict[str, Any] = {"authenticated": False, "error": "[invalid bearer token]", "user": {}}
+        if not self.gone:
+            user = {"username": CLAIMS["sub"], "uid": "x", "groups": ["system:serviceaccounts"]}
+            status = {"authenticated": True, "user": user, "audiences": asked["spec"]["audiences"]}
+        self.answer(request, 201, {**asked, "metadata": {}, "status": status | self.changes})
+
+    def answer(self, request: BaseHTTPRequestHandler, status: int, body: Any) -> None:
+        raw = json.dumps(body).encode()
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(raw)))
+        request.end_headers()
+        request.wfile.write(raw)
+
+    def config(self, **changes: Any) -> OidcConfig:
+        (self.folder / "ca.pem").write_text(self.issuer.ca_pem)
+        (self.folder / "token").write_text(OWN + "\n")
+        (self.folder / "token").chmod(0o600)
+        parts = {
+            "issuer": self.issuer.url, "host": self.issuer.host, "ca_file": self.folder / "ca.pem",
+            "token_file": self.folder / "token", **changes,
+        }  # fmt: skip
+        review = TokenReviewConfig(**parts)
+        return OidcConfig(allowed_hosts=frozenset({self.issuer.host}), token_review=(review,))
+
+    def broker(self, preset: Preset = Preset.KUBERNETES, **changes: Any) -> Oidc:
+        store = MemoryStore()
+        rule = replace(RULE, preset=preset, issuer=self.issuer.url, ca_pem=self.issuer.ca_pem)
+        with store.write(call("-", operator(), Clock()).outcome()) as write:
+            write.add(rule)
+        return Oidc(self.config(**changes), store, lambda: datetime.now(UTC))
+
+    def token(self, **changes: Any) -> str:
+        return self.issuer.token(**{"aud": RULE.audience, "repository_id": None, **CLAIMS, **changes})
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with issuing(tmp_path / "issuer") as issuer:
+        made = Cluster(issuer, tmp_path)
+        issuer.answers[PATH] = made.review
+        yield made
+        if made.hang:
+            made.hang.set()
+
+
+def login(broker: Oidc, token: str) -> Principal:
+    metadata = {"authorization": f"Bearer {token}"}
+    found = broker.authenticate(
+        Credentials(certificate=None, chain_verified=False, metadata=metadata, peer="", rpc="SessionService/Login")
+    )
+    assert found is not None
+    return found
+
+
+def refusal(broker: Oidc, token: str) -> BrokerError:
+    with pytest.raises(BrokerError) as refused:
+        login(broker, token)
+    assert token not in str(refused.value.facts) + refused.value.message
+    assert OWN not in str(refused.value.facts) + refused.value.message
+    return refused.value
+
+
+def test_a_token_that_the_cluster_vouches_for_logs_in_and_is_asked_about_each_time(cluster: Cluster) -> None:
+    broker = cluster.broker()
+    tokens = [cluster.token(), cluster.token()]
+    assert [str(login(broker, token)) for token in tokens] == ["pipeline/deploy"] * 2
+    assert cluster.asked == [{"token": token, "audiences": [RULE.audience]} for token in tokens]
+
+
+def test_a_job_whose_pod_is_gone_is_refused_though_its_signature_holds(cluster: Cluster) -> None:
+    broker = cluster.broker()
+    cluster.gone = True
+    error = refusal(broker, cluster.token())
+    assert (type(error), error.reason) == (Unauthenticated, "TOKEN_REVIEW_FAILED")
+    assert error.facts["claim"] == "token review authenticated"
+
+
+def test_only_a_token_that_passed_everything_else_is_sent_to_the_cluster(cluster: Cluster) -> None:
+    broker = cluster.broker()
+    for bad in (cluster.token(aud="other"), cluster.token(exp=1, iat=0), cluster.token(sub=None), cluster.token()[:-8]):
+        refusal(broker, bad)
+    assert refusal(broker, cluster.token(**{"kubernetes.io": {}})).reason == "TRUST_CLAIM_MISMATCH"
+    assert cluster.asked == []
+    login(cluster.broker(preset=Preset.GENERIC), cluster.token())  # another kind of rule is not asked about
+    assert cluster.asked == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "claim"),
+    [
+        ({"authenticated": "true"}, "authenticated"),
+        ({"authenticated": 1}, "authenticated"),
+        ({"audiences": []}, "audiences"),
+        ({"audiences": ["https://kubernetes.default.svc"]}, "audiences"),
+        ({"audiences": None}, "audiences"),  # an API server that knows no audiences must not be believed
+        ({"audiences": RULE.audience}, "audiences"),
+        ({"user": {"username": "system:serviceaccount:ci:other"}}, "user"),
+        ({"user": None}, "user"),
+    ],
+)
+def test_every_part_of_the_answer_counts(cluster: Cluster, changes: dict[str, Any], claim: str) -> None:
+    cluster.changes = changes
+    error = refusal(cluster.broker(), cluster.token())
+    assert (error.reason, error.facts["claim"]) == ("TOKEN_REVIEW_FAILED", f"token review {claim}")
+
+
+def test_a_cluster_that_cannot_be_asked_lets_nobody_in(cluster: Cluster) -> None:
+    broker = cluster.broker()
+    (cluster.folder / "token").write_text("another")
+    assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
+    (cluster.folder / "token").write_text(OWN)
+    login(broker, cluster.token())  # the token is read each time
+    for text, mode in ((OWN, 0o644), ("two tokens", 0o600), ("", 0o600)):
+        (cluster.folder / "token").write_text(text)
+        (cluster.folder / "token").chmod(mode)
+        assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
+    (cluster.folder / "token").unlink()
+    (cluster.folder / "token").symlink_to(cluster.folder / "ca.pem")
+    assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
+    (cluster.folder / "token").unlink()
+    broker = cluster.broker()
+    answers: list[tuple[int, dict[str, str], Any]] = [
+        (500, {}, {}), (200, {}, b"[]"), (201, {}, {"status": 1}), (201, {}, b'{"status": {}, "status": {}}'),
+        (302, {"Location": "https://127.0.0.1:1/"}, {}), (201, {}, b"{" * 300_000),
+    ]  # fmt: skip
+    for answer in answers:
+        cluster.issuer.answers[PATH] = partial(posted, *answer)
+        assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
+
+
+def posted(status: int, headers: dict[str, str], body: Any, request: BaseHTTPRequestHandler) -> None:
+    request.rfile.read(int(request.headers["Content-Length"]))
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request.send_response(status)
+    for name, value in {"Content-Length": str(len(raw)), **headers}.items():
+        request.send_header(name, value)
+    request.end_headers()
+    request.wfile.write(raw)
+
+
+def test_another_server_with_that_name_is_not_told_the_brokers_token(cluster: Cluster, tmp_path: Path) -> None:
+    with issuing(tmp_path / "other") as other:
+        broker = cluster.broker()
+        (cluster.folder / "ca.pem").write_text(other.ca_pem)
+        assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
+        assert cluster.asked == []
+
+
+def test_a_cluster_that_hangs_holds_up_a_few_logins_and_no_more(cluster: Cluster) -> None:
+    broker = cluster.broker()
+    login(broker, cluster.token())
+    cluster.hang = threading.Event()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        held = [pool.submit(login, broker, cluster.token()) for _ in range(AT_ONCE)]
+        for _ in held:
+            assert cluster.waiting.acquire(timeout=10)
+        error = refusal(broker, cluster.token())
+        assert (error.reason, error.facts["claim_found"]) == (
+            "TOKEN_REVIEW_UNAVAILABLE", "too many logins wait for it already",
+        )  # fmt: skip
+        cluster.hang.set()
+        assert [str(one.result(20)) for one in held] == ["pipeline/deploy"] * AT_ONCE
+
+
+FAULTS = ({"host": "10.0.0.1"}, {"host": "https://x:1"}, {"token_file": "token"}, {"ca_file": "x"}, {"issuer": "k8s"})
+
+
+@pytest.mark.parametrize("changes", FAULTS)
+def test_a_configuration_that_is_none_is_refused(cluster: Cluster, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="TokenReviewConfig"):
+        cluster.config(**changes)
