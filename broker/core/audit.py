@@ -33,6 +33,9 @@ FACTS = frozenset({
 """The allow-list of fact names. None of them can hold key material, a token, a plaintext or a free text."""
 
 
+_quoted = json.encoder.encode_basestring_ascii
+
+
 class Phase(StrEnum):
     """INTENT is durable before anything is touched; OUTCOME says how it ended."""
 
@@ -79,38 +82,32 @@ def encode(entry: AuditEntry, chain: str, sequence: int, previous: str) -> tuple
     would still be longer than ``MAX_RECORD_BYTES`` (a character outside ASCII takes up to twelve bytes).
     """
     for limit in (1024, 128, 32, 8, 4):
-        line, digest = _seal(_body(entry, chain, sequence, previous, limit))
+        line = _line(entry, chain, sequence, previous, limit)
         if len(line) <= MAX_RECORD_BYTES:
-            return line, digest
+            return line, hashlib.sha256(line).hexdigest()
     raise ValueError("the audit record is too long")
 
 
-def _body(entry: AuditEntry, chain: str, sequence: int, previous: str, limit: int) -> dict[str, object]:
-    return {
-        "v": 1,
-        "kind": "entry",
-        "chain": chain,
-        "seq": sequence,
-        "prev": previous,
-        "time": entry.time.isoformat(timespec="microseconds"),
-        "phase": entry.phase.value,
-        "call": _cut(entry.call_id, limit),
-        "rpc": _cut(entry.rpc, limit),
-        "request": _cut(entry.request_id, limit),
-        "principal": _cut(entry.principal, limit),
-        "authn": _cut(entry.authn, limit),
-        "credential": _cut(entry.credential, limit),
-        "peer": _cut(entry.peer, limit),
-        "resource": _cut(entry.resource, limit),
-        "decision": _cut(entry.decision, limit),
-        "policies": [_cut(policy, limit) for policy in entry.policies[:8]],
-        "policy_version": _bound(entry.policy_version),
-        "outcome": _cut(entry.outcome, limit),
-        "reason": _cut(entry.reason, limit),
-        "facts": {
-            name: _cut(value, limit) if isinstance(value, str) else _bound(value) for name, value in entry.facts.items()
-        },
-    }
+def _line(entry: AuditEntry, chain: str, sequence: int, previous: str, limit: int) -> bytes:
+    """Canonical JSON put together by hand: one call can have a hundred entries, and this takes a third of the time."""
+
+    def text(value: str) -> str:
+        return _quoted(_cut(value, limit))
+
+    facts = ",".join(
+        f"{_quoted(name)}:{text(value) if isinstance(value, str) else _bound(value)}"
+        for name, value in sorted(entry.facts.items())
+    )
+    return (
+        f'{{"authn":{text(entry.authn)},"call":{text(entry.call_id)},"chain":{_quoted(chain)},'
+        f'"credential":{text(entry.credential)},"decision":{text(entry.decision)},"facts":{{{facts}}},'
+        f'"kind":"entry","outcome":{text(entry.outcome)},"peer":{text(entry.peer)},'
+        f'"phase":{_quoted(entry.phase.value)},"policies":[{",".join(map(text, entry.policies[:8]))}],'
+        f'"policy_version":{_bound(entry.policy_version)},"prev":{_quoted(previous)},'
+        f'"principal":{text(entry.principal)},"reason":{text(entry.reason)},"request":{text(entry.request_id)},'
+        f'"resource":{text(entry.resource)},"rpc":{text(entry.rpc)},"seq":{sequence:d},'
+        f'"time":"{entry.time.isoformat(timespec="microseconds")}","v":1}}'
+    ).encode("ascii")
 
 
 def encode_head(head: AuditHead, sequence: int, previous: str) -> tuple[bytes, str]:

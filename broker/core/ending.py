@@ -32,6 +32,9 @@ ROWS = 20
 PIECE = 10
 """Records that one piece of background work looks at."""
 
+STEP = 1000
+"""Leases that are read at a time."""
+
 PIECES = 100
 """Pieces of one kind in one round of the background loop."""
 
@@ -95,24 +98,26 @@ class Ending:
         """Hold a session's row; a row that cannot be read is held all the same and counts as absent (TL-18)."""
         return readable(lambda: write.get(Session, session), None)
 
-    def leases(self, session: str) -> list[Lease]:
+    def leases(self, write: Write, session: str) -> list[Lease]:
         """The active leases of a session that the caller holds.
 
         With a spoilt row among them none are found here: they are dead with their session, and each row is put right
         when its own time comes.
         """
-        return readable(lambda: self._leases(session), [])
+        return readable(lambda: self._leases(write, session), [])
 
-    def _leases(self, session: str) -> list[Lease]:
+    def _leases(self, write: Write, session: str) -> list[Lease]:
         found: list[Lease] = []
         where = {"session": session, "state": LeaseState.ACTIVE.value}
-        while rows := self._store.page(Lease, after=(found[-1].id,) if found else (), limit=1000, where=where):
+        while True:
+            rows = write.page(Lease, after=(found[-1].id,) if found else (), limit=STEP, where=where, lock=False)
             found += rows
-        return found
+            if len(rows) < STEP:
+                return found
 
     def session(self, write: Write, session: Session, leases: LeaseState) -> int:
         """End a session that the caller holds, and all its leases; how many leases those were."""
-        held, now = self.leases(session.id), self._now()
+        held, now = self.leases(write, session.id), self._now()
         write.replace_all([(lease, ended_lease(lease, leases, now)) for lease in held])
         end = min(session.expires_at, now)
         write.replace(session, replace(session, state=SessionState.ENDED, expires_at=end))

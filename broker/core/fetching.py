@@ -8,11 +8,12 @@ from datetime import datetime
 from broker.core import tokens
 from broker.core.audit import AuditEntry
 from broker.core.call import Call
-from broker.core.ending import part, shown
+from broker.core.ending import part, readable, shown
 from broker.core.errors import BrokerError, InvalidRequest
 from broker.core.kinds import LeaseState
 from broker.core.kv import Opened, Reference, Secrets, parse_reference
 from broker.core.model import Lease, Session
+from broker.core.ports import Store
 
 MAX_REFERENCES = 100
 MAX_BYTES = 3 * 1024 * 1024
@@ -46,22 +47,40 @@ class Try:
             return self.call.outcome(self.refusal.outcome, self.refusal.reason)
         return self.call.outcome("ABORTED", failure.reason) if failure else self.call.outcome()
 
+    def find_lease(self, store: Store, session: str, now: datetime) -> None:
+        """Take up the active lease that a session has already on what was opened."""
+        if self.opened is None:
+            return
+        like: dict[str, str | int] = {
+            "session": session,
+            "state": LeaseState.ACTIVE.value,
+            "resource": f"secret/{self.reference.name}",
+            "version": self.opened.version,
+        }
+        found: list[Lease] = readable(lambda: store.page(Lease, limit=1, where=like), [])
+        self.lease = next((lease for lease in found if lease.expires_at > now), None)
+
     def lend(self, session: Session, now: datetime) -> Lease | None:
-        """A new lease on what was opened, under the session; it is over with the secret, if that comes first."""
+        """A new lease on what was opened, under the session; it is over with the secret, if that comes first.
+
+        None if nothing was opened, or it is under a lease already.
+        """
         if self.opened is None:
             return None
-        self.lease = Lease(
-            id=tokens.new_id(),
-            session=session.id,
-            principal=session.principal,
-            resource=f"secret/{self.reference.name}",
-            version=self.opened.version,
-            state=LeaseState.ACTIVE,
-            created_at=now,
-            expires_at=min(session.last_at, self.opened.expires_at or session.last_at),
-        )
+        new = None
+        if self.lease is None:
+            self.lease = new = Lease(
+                id=tokens.new_id(),
+                session=session.id,
+                principal=session.principal,
+                resource=f"secret/{self.reference.name}",
+                version=self.opened.version,
+                state=LeaseState.ACTIVE,
+                created_at=now,
+                expires_at=min(session.last_at, self.opened.expires_at or session.last_at),
+            )
         self.call.note(lease=self.lease.id, session=session.id)
-        return self.lease
+        return new
 
     def fetched(self, session: Session | None, now: datetime) -> Fetched:
         """For the caller; the lease ends with the session as that stands now."""

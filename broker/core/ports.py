@@ -112,8 +112,12 @@ class Write(Protocol):
         after: tuple[str | int, ...] = (),
         limit: int,
         where: Mapping[str, str | int] | None = None,
+        lock: bool = True,
     ) -> list[R]:
-        """As ``Store.page``."""
+        """As ``Store.page``, with all that was changed before this transaction, and nobody changes the table meanwhile.
+
+        Without ``lock`` the caller must hold a row that everybody holds who changes the rows asked for.
+        """
 
     def add(self, *records: R) -> None:
         """Insert records of one kind. AlreadyExists ``NAME_TAKEN`` when a primary key is in use."""

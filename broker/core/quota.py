@@ -36,12 +36,17 @@ class Tally:
         self._count = 0
         self._counted_at: datetime | None = None
 
-    def admit(self, more: int, limit: int) -> None:
-        """Exhausted ``LEASE_CAP`` when there is no room for that many more."""
+    def admit(self, principal: str, more: int, limits: Limits) -> None:
+        """Exhausted ``LEASE_QUOTA`` or ``LEASE_CAP`` when there is no room for that many more."""
+        held = self._store.count(Lease, {"principal": principal, "state": LeaseState.ACTIVE.value})
+        if held + more > limits.per_principal:
+            raise Exhausted(
+                "LEASE_QUOTA", "This pipeline holds too many leases; end sessions, or wait until they lapse."
+            )
         with self._lock:
             now = self._now()
             if self._counted_at is None or abs(now - self._counted_at) >= RECOUNT:
                 self._count, self._counted_at = self._store.count(Lease, {"state": LeaseState.ACTIVE.value}), now
-            if self._count + more > limit:
+            if self._count + more > limits.in_all:
                 raise Exhausted("LEASE_CAP", "The broker holds as many leases as it is set to; try again later.")
             self._count += more

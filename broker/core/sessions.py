@@ -5,9 +5,10 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from broker.core import receipts, tokens
+from broker.core.audit import AuditEntry
 from broker.core.call import Call
 from broker.core.ending import BATCH, Ending, Work, ended_lease, entry_of, live, part, readable
 from broker.core.errors import (
@@ -85,7 +86,7 @@ class Sessions:
         """All the secrets, their leases and, when the call carries an identity token, the session: one durable write.
 
         Each reference is decided and audited on its own (AZ-08). Unless ``partial``, the first refusal refuses all and
-        nothing is used up. An operator's fetch has neither session nor leases.
+        nothing is used up. An operator has neither session nor leases; a session has one lease on each secret version.
         """
         wanted = parsed(references)
         login = self._login_of(call, ttl)
@@ -95,7 +96,10 @@ class Sessions:
             if refusal is not None:
                 raise refusal
             check_size(tries)
-            self._check_leases(call, sum(each.opened is not None for each in tries))
+            if call.principal.method == "session":
+                for each in tries:
+                    each.find_lease(self._store, call.principal.credential, self._now())
+            self._check_leases(call, sum(each.opened is not None and each.lease is None for each in tries))
             session = self._issue(call, login, tries)
         except Unavailable:
             raise
@@ -251,36 +255,37 @@ class Sessions:
 
     def _check_leases(self, call: Call, more: int) -> None:
         principal = call.principal
-        if principal.proof is None and principal.method != "session":
+        if not more or (principal.proof is None and principal.method != "session"):
             return
-        if (
-            self._store.count(Lease, {"principal": str(principal), "state": "active"}) + more
-            > self._limits.per_principal
-        ):
-            raise Exhausted(
-                "LEASE_QUOTA", "This pipeline holds too many leases; end sessions, or wait until they lapse."
-            )
-        self._all_leases.admit(more, self._limits.in_all)
+        self._all_leases.admit(str(principal), more, self._limits)
 
     def _issue(self, call: Call, login: _Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
         now = self._now()
         name = call.principal.credential if call.principal.method == "session" else ""
         session = login.opening.session if login else self._found(name)
-        for each in tries:
-            if session is not None:
-                each.lend(session, now)
+        new = [lease for each in tries if session is not None and (lease := each.lend(session, now))]
         entries = [*([login.call.outcome()] if login else []), *(each.entry() for each in tries)]
+        if login or new:
+            session = self._lent(call, login, new, entries)
+        else:
+            if name:
+                self._check_rule(_alive(session, now))
+            self._store.record(*entries)
+        call.settled = True
+        return session
+
+    def _lent(self, call: Call, login: _Login | None, leases: list[Lease], entries: list[AuditEntry]) -> Session:
         with self._store.write(entries[0]) as write:
             for entry in entries[1:]:
                 write.also(entry)
             if login:
+                session = login.opening.session
                 _add(write, login)
-            elif name:
-                session = self._held(write, name, call.principal)
+            else:
+                session = self._held(write, call.principal.credential, call.principal)
                 self._check_rule(session)
-            write.add(*(each.lease for each in tries if each.lease))
-        call.settled = True
+            write.add(*leases)
         return session
 
     def _write_down(self, call: Call, login: _Login | None, tries: list[Try], failure: BrokerError) -> None:
@@ -302,7 +307,7 @@ class Sessions:
 
     def _drop_forbidden(self, write: Write, call: Call, session: Session) -> None:
         allowed: dict[str, bool] = {}
-        for lease in self._ending.leases(session.id):
+        for lease in self._ending.leases(write, session.id):
             name = lease.resource.removeprefix("secret/")
             if name not in allowed:
                 resource = of_secret(name, self._store.get(Secret, name))
@@ -344,6 +349,12 @@ def _add(write: Write, login: _Login) -> None:
                 "TOKEN_REPLAYED", "This identity token has opened its one session already; get a fresh one."
             ) from error
     write.add(login.opening.session)
+
+
+def _alive(session: Session | None, now: datetime) -> Session:
+    if session is None or not live(session, now):
+        raise _invalid()
+    return session
 
 
 def _own(call: Call) -> str:

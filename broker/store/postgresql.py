@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,14 +15,16 @@ from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import OperationalError
 from psycopg.pq import Conninfo
-from sqlalchemy import Connection, Engine, Executable, Row, create_engine, text
+from sqlalchemy import Connection, Engine, Executable, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from broker.core.errors import WrongState
 from broker.store.config import StoreConfig
-from broker.store.database import Readers, transaction
+from broker.store.database import Change, MakeDurable, Readers, transaction
 from broker.store.election import SILENCE, Election
 from broker.store.private import password
+from broker.store.refusals import unconfirmed
 
 T = TypeVar("T")
 
@@ -79,7 +81,7 @@ class Postgresql:
         self._readers = Readers(self._engine(poolclass=NullPool, isolation_level="AUTOCOMMIT"))
         self._election = Election(self._connect_as_candidate)
 
-    def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Row[Any]]:
+    def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
         """See ``Database``."""
         self.bound()
         return self._readers.read(statement, parameters)
@@ -93,6 +95,21 @@ class Postgresql:
                 yield connection
             finally:
                 self.bound()  # for the rollback, however long the body took
+
+    @contextmanager
+    def change(self, make_durable: MakeDurable) -> Iterator[Change]:
+        """See ``Database``: here each has a transaction of its own, and the server shares the waits for its disk."""
+        asked = time.monotonic()
+        with self.transaction() as connection:
+            waited = time.monotonic() - asked
+            change = Change(connection)
+            yield change
+            make_durable(change.entries, waited)
+            self.bound()
+            try:
+                connection.commit()
+            except SQLAlchemyError as error:
+                raise unconfirmed() from error
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:

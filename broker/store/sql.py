@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Select
-from sqlalchemy.exc import SQLAlchemyError
 
 from broker.core.audit import AuditEntry
 from broker.core.errors import WrongState
@@ -20,7 +18,6 @@ from broker.store.config import StoreConfig
 from broker.store.database import check_revision
 from broker.store.dialects import open_database
 from broker.store.journal import PATIENCE, Journal
-from broker.store.refusals import unconfirmed
 from broker.store.rows import FIELDS, record_of, row_of, storable
 from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page
 from broker.store.transaction import SqlWrite
@@ -104,21 +101,14 @@ class SqlStore:
     @contextmanager
     def write(self, entry: AuditEntry) -> Iterator[SqlWrite]:
         """See ``Store.write``."""
-        asked = time.monotonic()
-        with self._database.transaction() as connection:
-            waited = time.monotonic() - asked
-            write = SqlWrite(connection, self._database, entry)
+        with self._database.change(self._make_durable) as change:
+            write = SqlWrite(change.connection, self._database, entry)
             if entry.fence:
                 write.check_leader(entry.fence)
             yield write
             if write.fault is not None:  # the body went on after a statement had failed
                 raise write.fault
-            self._journal.append_all((write.entry, *write.further), PATIENCE - waited)
-            self._database.bound()
-            try:
-                connection.commit()
-            except SQLAlchemyError as error:
-                raise unconfirmed() from error
+            change.entries = (write.entry, *write.further)
 
     def record(self, *entries: AuditEntry) -> None:
         """See ``Store.record``."""
@@ -151,6 +141,9 @@ class SqlStore:
         """See ``Store.close``."""
         self._journal.close()
         self._database.close()
+
+    def _make_durable(self, entries: Sequence[AuditEntry], waited: float) -> None:
+        self._journal.append_all(entries, PATIENCE - waited)
 
 
 def _readable(kind: type[R], row: Sequence[Any]) -> R | None:

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event, text
+from sqlalchemy import Connection, Engine, Executable, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
 
 from broker.core.errors import WrongState
 from broker.store.config import StoreConfig
-from broker.store.database import Readers, transaction
+from broker.store.database import Change, MakeDurable, Readers
+from broker.store.group import Group
 from broker.store.private import only_process, private_file, private_folder
 from broker.store.refusals import refusal, unavailable
 from broker.store.tables import NEXT_FENCE
@@ -51,10 +51,11 @@ class Sqlite:
         self._process_lock = only_process(path.with_name(path.name + ".lock"))
         try:
             private_file(path)
-            self._writer_lock = threading.Lock()
             self._writer = _engine(path, "rw", (*_ALL, *_WRITER))
             event.listen(self._writer, "begin", _begin)
+            self._files: list[tuple[Path, tuple[int, int] | None]] = []
             self._connect_writer()
+            self._group = Group(self._begun, WRITER_WAIT)
             self._files = [(file, _identity(file)) for file in (path, path.with_name(path.name + "-wal"))]
         except BaseException:
             os.close(self._process_lock)
@@ -62,22 +63,18 @@ class Sqlite:
         self._readers = Readers(_engine(path, "ro", (*_ALL, *_READER)))
         self._fence: int | None = None
 
-    def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Row[Any]]:
+    def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
         """See ``Database``."""
         self._check_ours()
         return self._readers.read(statement, parameters)
 
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def change(self, make_durable: MakeDurable) -> AbstractContextManager[Change]:
         """See ``Database``."""
-        if not self._writer_lock.acquire(timeout=WRITER_WAIT):
-            raise unavailable("Other changes are being made and do not end")
-        try:
-            self._check_ours()
-            with transaction(self._begun) as connection:
-                yield connection
-        finally:
-            self._writer_lock.release()
+        return self._group.change(make_durable)
+
+    def transaction(self) -> AbstractContextManager[Connection]:
+        """See ``Database``."""
+        return self._group.alone()
 
     def migration(self) -> AbstractContextManager[Connection]:
         """See ``Database``."""
@@ -98,7 +95,7 @@ class Sqlite:
     def close(self) -> None:
         """See ``Database``."""
         self._readers.close()
-        with self._writer_lock:
+        with self._group.turn:
             self._writer.dispose()
             os.close(self._process_lock)
 
@@ -119,6 +116,7 @@ class Sqlite:
                 )
 
     def _begun(self) -> Connection:
+        self._check_ours()
         connection = self._writer.connect()
         connection.begin()
         return connection

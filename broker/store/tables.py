@@ -142,19 +142,20 @@ def key_of(record: Record) -> tuple[Any, ...]:
     return tuple(getattr(record, name) for name in PRIMARY_KEYS[type(record)])
 
 
-def key_columns(kind: type[Any]) -> list[Column[Any]]:
-    """The primary key's columns in the order of the port, which is not always that of the table."""
-    return [TABLES[kind].c[name] for name in PRIMARY_KEYS[kind]]
+KEY_COLUMNS: dict[type[Any], list[Column[Any]]] = {
+    kind: [table.c[name] for name in PRIMARY_KEYS[kind]] for kind, table in TABLES.items()
+}
+"""The primary key's columns in the order of the port, which is not always that of the table."""
 
 
 def cells(kind: type[Any], key: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """A whole primary key, checked to be one: of the right length and types."""
-    return tuple(_cell(column, value) for column, value in zip(key_columns(kind), key, strict=True))
+    return tuple(_cell(column, value) for column, value in zip(KEY_COLUMNS[kind], key, strict=True))
 
 
 def by_key(kind: type[Any]) -> Select[Any]:
     """The row with the primary key in the parameters ``k0``, ``k1`` and so on."""
-    conditions = [column == bindparam(f"k{place}", type_=column.type) for place, column in enumerate(key_columns(kind))]
+    conditions = [column == bindparam(f"k{place}", type_=column.type) for place, column in enumerate(KEY_COLUMNS[kind])]
     return select(TABLES[kind]).where(*conditions)
 
 
@@ -169,7 +170,7 @@ def key_cells(kind: type[Any], key: tuple[str | int, ...]) -> dict[str, str | in
 
 def _as_read(kind: type[Any]) -> list[ColumnElement[bool]]:
     """The row with the primary key ``k0``, ``k1``, …, if its revision is still ``read``."""
-    keys = [column == bindparam(f"k{place}", type_=column.type) for place, column in enumerate(key_columns(kind))]
+    keys = [column == bindparam(f"k{place}", type_=column.type) for place, column in enumerate(KEY_COLUMNS[kind])]
     return [*keys, TABLES[kind].c.revision == bindparam("read", type_=BigInteger)]
 
 
@@ -204,7 +205,7 @@ def page(
 
 @lru_cache(maxsize=1024)
 def _page(kind: type[Any], names: tuple[str, ...], after: bool) -> Select[Any]:  # noqa: FBT001 (a part of the key)
-    keys = key_columns(kind)
+    keys = KEY_COLUMNS[kind]
     query = select(TABLES[kind]).where(*_equal(kind, names)).order_by(*keys)
     if after:
         bounds = [bindparam(f"k{place}", type_=column.type) for place, column in enumerate(keys)]
@@ -216,7 +217,7 @@ def due(kind: type[Any], before: datetime, limit: int, state: str) -> Select[Any
     """The port's ``due`` as a statement."""
     table = TABLES[kind]
     time = table.c[TIMES[kind]]
-    query = select(table).where(time <= microseconds(before)).order_by(time, *key_columns(kind)).limit(limit)
+    query = select(table).where(time <= microseconds(before)).order_by(time, *KEY_COLUMNS[kind]).limit(limit)
     return query.where(table.c.state == storable(state)) if "state" in table.c else query
 
 

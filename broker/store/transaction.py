@@ -78,11 +78,12 @@ class SqlWrite:
         after: tuple[str | int, ...] = (),
         limit: int,
         where: Mapping[str, str | int] | None = None,
+        lock: bool = True,
     ) -> list[R]:
-        """See ``Store.page``."""
+        """See ``Write.page``."""
         query, values = page(kind, after, limit, where)
         with self._statements():
-            if self._shared:
+            if lock and self._shared:
                 self._connection.execute(text(f"LOCK TABLE {NAMES[kind]} IN SHARE ROW EXCLUSIVE MODE"))
             rows = self._connection.execute(query, values).all()
         return [record_of(kind, row) for row in rows]

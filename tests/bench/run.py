@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds of each case (default 5)")
-    parser.add_argument("--seconds", type=float, default=4, help="length of one round (default 4)")
+    parser.add_argument("--seconds", type=float, default=3, help="length of one round (default 3)")
     parser.add_argument("--births", type=int, default=200, help="keys to create, import and prove (default 200)")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     return parser.parse_args()

@@ -117,6 +117,18 @@ class _Transaction(_Tables):
         self.further: list[AuditEntry] = []
         self.facts: dict[str, str | int] = {}
 
+    def page(
+        self,
+        kind: type[R],
+        *,
+        after: tuple[str | int, ...] = (),
+        limit: int,
+        where: Mapping[str, str | int] | None = None,
+        sound_only: bool = False,  # noqa: ARG002  as above
+        lock: bool = True,  # noqa: ARG002  there is one writer
+    ) -> list[R]:
+        return super().page(kind, after=after, limit=limit, where=where)
+
     def add(self, *records: Record) -> None:
         for record in records:
             if primary_key(record) in self.rows[type(record)]:

@@ -190,7 +190,9 @@ class Machine(RuleBasedStateMachine):
     def fetch(self, draw: Any, names: list[str], partial: bool) -> None:
         _, session = self.pick(draw)
         good = [name for name in names if self.readable(session.who, name)]
-        fits = self.alive(session) and self.ruled(session) and self.held(session.who) + len(good) <= MOST
+        now = self.clock()
+        had = {lease.name for lease in session.leases.values() if lease.state is ACTIVE and lease.end > now}
+        fits = self.alive(session) and self.ruled(session) and self.held(session.who) + len(set(good) - had) <= MOST
         act = lambda: self.bench.fetch(session.token, *names, partial=partial)  # noqa: E731
         done = self.check(fits and (partial or good == names), act)
         if done:

@@ -87,3 +87,23 @@ def test_a_page_goes_on_where_the_last_one_ended(bench: Bench) -> None:
     assert (len(first.items), len(rest.items), rest.next) == (2, 1, ())
     assert len({lease.id for lease in [*first.items, *rest.items]}) == 3
     assert bench.leases.page(made, "pipeline/none", "", (), 2).items == []
+
+
+def test_what_a_session_fetches_again_stays_under_its_lease(bench: Bench) -> None:
+    _, opening = bench.fetch(pipeline(), "app/db")
+    assert opening is not None
+    (first,) = bench.store.page(Lease, limit=9)
+    assert isinstance(bench.store, MemoryStore)
+    entries = bench.store.entries
+    before = len(entries)
+    found, _ = bench.fetch(opening.token, "app/db", "app/db#value")
+    assert [each.lease and each.lease.id for each in found] == [first.id] * 2
+    assert [entry.facts["lease"] for entry in entries[before:]] == [first.id] * 2  # and each is written down
+    assert revoke(bench, lease=first.id) == 1
+    found, _ = bench.fetch(opening.token, "app/db")
+    assert found[0].lease is not None
+    assert found[0].lease.id != first.id
+    bench.put("app/db")
+    newer, _ = bench.fetch(opening.token, "app/db")
+    assert newer[0].lease is not None
+    assert (newer[0].lease.id != found[0].lease.id, newer[0].lease.version) == (True, 2)

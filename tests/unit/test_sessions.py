@@ -341,13 +341,14 @@ def test_TL_11_a_principal_holds_so_many_leases_and_no_more() -> None:
     bench = Bench(MemoryStore(), Limits(per_principal=3, in_all=5))
     for name in ("deploy", "other"):
         bench.add_rule(name)
-    for name in ("app/a", "app/b", "other/a", "other/b", "other/c"):
+    for name in ("app/a", "app/b", "app/c", "app/d", "other/a", "other/b", "other/c"):
         bench.put(name)
     _, opening = bench.fetch(pipeline(), "app/a", "app/b")
     assert opening is not None
-    refused(Exhausted, "LEASE_QUOTA", lambda: bench.fetch(opening.token, "app/a", "app/b"))
+    refused(Exhausted, "LEASE_QUOTA", lambda: bench.fetch(opening.token, "app/c", "app/d"))
     bench.fetch(pipeline("other"), "other/a", "other/b", "other/c")
-    refused(Exhausted, "LEASE_CAP", lambda: bench.fetch(opening.token, "app/a"))
+    refused(Exhausted, "LEASE_CAP", lambda: bench.fetch(opening.token, "app/c"))
+    bench.fetch(opening.token, "app/a", "app/b")  # what it has already is no further lease
     bench.end(opening.token)
     bench.clock.forward(seconds=1)
     bench.fetch(pipeline(), "app/a", "app/b")

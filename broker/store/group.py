@@ -1,0 +1,170 @@
+"""Several changes, one commit: on SQLite, whoever waits for the one writing connection joins the transaction on it.
+
+A change holds the turn while it makes its statements. If another one waits for the turn by then, it is handed on with
+the transaction still open, and whoever finds nobody waiting makes all of it durable: the audit entries of all, then
+the commit. So the two waits for the disk are shared, and still no change is in the database without its entries. They
+all share the fate of that commit; a change that fails before is taken back alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from broker.core.audit import AuditEntry
+from broker.store.database import Change, MakeDurable, drop
+from broker.store.refusals import refusal, unavailable, unconfirmed
+
+MOST = 16
+"""Changes in one commit: the first of them waits for the last."""
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """A change whose statements are made; ``settled`` is locked until it is known what became of them."""
+
+    entries: Sequence[AuditEntry]
+    waited: float
+    settled: threading.Lock = field(default_factory=threading.Lock)
+    fault: Exception | None = None
+
+
+class Group:
+    """The turns on one connection, which ``begin`` gives with a transaction open. ``patience``: seconds for a turn."""
+
+    def __init__(self, begin: Callable[[], Connection], patience: float) -> None:
+        self.turn = threading.Lock()
+        self._begin = begin
+        self._patience = patience
+        self._count = threading.Lock()
+        self._waiting = 0
+        # Of whoever has the turn:
+        self._connection: Connection | None = None
+        self._members: list[_Member] = []
+        self._make_durable: MakeDurable | None = None
+
+    @contextmanager
+    def alone(self) -> Iterator[Connection]:
+        """A transaction by itself, whose commit is the caller's; what is not committed is taken back."""
+        self._take()
+        try:
+            self._finish()
+            yield self._opened()
+        except SQLAlchemyError as error:
+            raise refusal(error) from error
+        finally:
+            self._close()
+            self.turn.release()
+
+    @contextmanager
+    def change(self, make_durable: MakeDurable) -> Iterator[Change]:
+        """See ``Database.change``."""
+        asked = time.monotonic()
+        self._take()
+        waited = time.monotonic() - asked
+        try:
+            with self._statements() as change:
+                yield change
+            member = _Member(change.entries, waited)
+            member.settled.acquire()
+            self._members.append(member)
+            self._make_durable = make_durable
+        finally:
+            self._leave()
+        member.settled.acquire()
+        if member.fault is not None:
+            raise member.fault
+
+    def _take(self) -> None:
+        with self._count:
+            self._waiting += 1
+        got = self.turn.acquire(timeout=self._patience)
+        with self._count:
+            self._waiting -= 1
+            # Whoever had the turn last may have counted on this one to finish the group.
+            got = got or self.turn.acquire(blocking=False)
+        if not got:
+            raise unavailable("Other changes are being made and do not end")
+
+    @contextmanager
+    def _statements(self) -> Iterator[Change]:
+        """One change's share of the transaction, taken back when it fails."""
+        joined = bool(self._members)
+        try:
+            connection = self._opened()
+            if joined:
+                connection.exec_driver_sql("SAVEPOINT one")
+            yield Change(connection)
+            if joined:
+                connection.exec_driver_sql("RELEASE one")
+        except BaseException as error:
+            self._take_back(joined=joined)
+            if isinstance(error, SQLAlchemyError):
+                raise refusal(error) from error
+            raise
+
+    def _take_back(self, *, joined: bool) -> None:
+        if not joined or self._connection is None:
+            self._close()
+            return
+        try:
+            self._connection.exec_driver_sql("ROLLBACK TO one")
+            self._connection.exec_driver_sql("RELEASE one")
+        except SQLAlchemyError as error:  # a full disk, for one, ends the whole transaction
+            self._settle(refusal(error))
+
+    def _leave(self) -> None:
+        """Hand the turn on with the transaction open, or finish the group."""
+        with self._count:
+            if self._waiting and len(self._members) < MOST:
+                self.turn.release()
+                return
+        try:
+            self._finish()
+        finally:
+            self.turn.release()
+
+    def _finish(self) -> None:
+        if not self._members:
+            return
+        fault: Exception | None = unavailable("The change was cut off")
+        try:
+            self._commit()
+            fault = None
+        except Exception as error:  # noqa: BLE001 (whatever it is, all of the group are told)
+            fault = error
+        finally:
+            self._settle(fault)
+
+    def _commit(self) -> None:
+        assert self._make_durable is not None  # noqa: S101  with each member
+        assert self._connection is not None  # noqa: S101  as long as there are members
+        entries = [entry for member in self._members for entry in member.entries]
+        self._make_durable(entries, max(member.waited for member in self._members))
+        try:
+            self._connection.commit()
+        except SQLAlchemyError as error:
+            raise unconfirmed() from error
+
+    def _settle(self, fault: Exception | None) -> None:
+        members, self._members = self._members, []
+        self._close()
+        for member in members:
+            member.fault = fault
+            member.settled.release()
+
+    def _opened(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._begin()
+        return self._connection
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            drop(connection)
