@@ -70,9 +70,8 @@ class AuditEntry:
         return int(self.facts.get("fence", 0))
 
     def __post_init__(self) -> None:
-        unknown = set(self.facts) - FACTS
-        if unknown:
-            raise ValueError(f"not recordable: {sorted(unknown)}")
+        if not self.facts.keys() <= FACTS:
+            raise ValueError(f"not recordable: {sorted(self.facts.keys() - FACTS)}")
 
 
 def encode(entry: AuditEntry, chain: str, sequence: int, previous: str) -> tuple[bytes, str]:

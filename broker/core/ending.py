@@ -49,8 +49,16 @@ Work = tuple[str, Callable[[Call], None]]
 
 def part(call: Call, rpc: str = "") -> Call:
     """A call's share in one thing of several, for a decision and an audit entry of its own."""
-    return replace(
-        call, rpc=rpc or call.rpc, resource="", decision="", policies=(), policy_version=0, settled=False, facts={}
+    return Call(
+        id=call.id,
+        rpc=rpc or call.rpc,
+        principal=call.principal,
+        peer=call.peer,
+        now=call.now,
+        request_id=call.request_id,
+        validate_only=call.validate_only,
+        digest=call.digest,
+        fence=call.fence,
     )
 
 
@@ -69,7 +77,7 @@ def shown(lease: Lease, session: Session | None, now: datetime) -> Lease:
     end = min(lease.expires_at, session.expires_at) if session else lease.expires_at
     if lease.state is LeaseState.ACTIVE and (not live(session, now) or end <= now):
         return replace(lease, state=LeaseState.EXPIRED, expires_at=end)
-    return replace(lease, expires_at=end)
+    return lease if end == lease.expires_at else replace(lease, expires_at=end)
 
 
 def ended_lease(lease: Lease, state: LeaseState, now: datetime) -> Lease:
@@ -117,11 +125,10 @@ class Ending:
 
     def session(self, write: Write, session: Session, leases: LeaseState) -> int:
         """End a session that the caller holds, and all its leases; how many leases those were."""
-        held, now = self.leases(write, session.id), self._now()
-        write.replace_all([(lease, ended_lease(lease, leases, now)) for lease in held])
-        end = min(session.expires_at, now)
-        write.replace(session, replace(session, state=SessionState.ENDED, expires_at=end))
-        return len(held)
+        now = self._now()
+        ended = write.end_leases(session.id, leases, now)
+        write.replace(session, replace(session, state=SessionState.ENDED, expires_at=min(session.expires_at, now)))
+        return ended
 
     def sessions(
         self, write: Write, call: Call, ids: Iterable[str], leases: LeaseState, over: Callable[[Session], bool]

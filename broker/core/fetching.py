@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,7 +12,7 @@ from broker.core.call import Call
 from broker.core.ending import part, readable, shown
 from broker.core.errors import BrokerError, InvalidRequest
 from broker.core.kinds import LeaseState
-from broker.core.kv import Opened, Reference, Secrets, parse_reference
+from broker.core.kv import Opened, Reference, Secrets, Stored, parse_reference
 from broker.core.model import Lease, Session
 from broker.core.ports import Store
 
@@ -98,11 +99,22 @@ def parsed(references: list[str]) -> list[Reference]:
     return found
 
 
-def attempt(call: Call, secrets: Secrets, reference: Reference) -> Try:
-    """Decide on one reference and open it; a refusal is kept, not raised."""
+def attempts(call: Call, secrets: Secrets, references: list[Reference]) -> list[Try]:
+    """Decide on each reference and open it; a refusal is kept, not raised."""
+    # With a spoilt row among them each is looked up alone, so that the others are not refused for it (TL-18).
+    found: list[Stored] = readable(lambda: secrets.look_up(references), [])
+    if not found:
+        return [_attempt(call, each, lambda share, each=each: secrets.read(share, each)) for each in references]  # type: ignore[misc]
+    return [
+        _attempt(call, each, lambda share, each=each, stored=stored: secrets.open(share, each, stored))  # type: ignore[misc]
+        for each, stored in zip(references, found, strict=True)
+    ]
+
+
+def _attempt(call: Call, reference: Reference, read: Callable[[Call], Opened]) -> Try:
     share = part(call)
     try:
-        opened = secrets.read(share, reference)
+        opened = read(share)
     except BrokerError as refusal:
         return Try(call=share, reference=reference, refusal=refusal)
     share.note(version=opened.version)

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from broker.core import ports, receipts
 from broker.core.call import Call
-from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
+from broker.core.errors import InvalidRequest, NotFound, WrongState
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import SecretVersionState
 from broker.core.last_reads import LastReads
@@ -23,12 +23,12 @@ from broker.core.page import Page
 from broker.core.references import MAX_NUMBER, Opened, Reference, parse_reference
 from broker.core.roots import Roots
 from broker.core.sealing import Sealing, damaged
+from broker.core.versions import DELETED, DESTROYED, ENABLED, MAX_VERSIONS, check_numbers, gone, moved, no_version
 
 __all__ = ["Opened", "Reference", "Secrets", "parse_reference"]
 
 MAX_FIELDS = 32
 MAX_BYTES = 64 * 1024
-MAX_VERSIONS = 100
 MAX_CONTAINS = 512
 SCANNED = 1000
 """How many secrets are looked at for one page, however few of them the caller may see."""
@@ -36,7 +36,8 @@ SCANNED = 1000
 ATTEMPTS = 64
 """How often a write that names no version is sealed anew because another one was faster."""
 
-ENABLED, DELETED, DESTROYED = SecretVersionState.ENABLED, SecretVersionState.DELETED, SecretVersionState.DESTROYED
+
+Stored = tuple[Secret | None, SecretVersion | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,16 +167,22 @@ class Secrets:
         PermissionDenied, NotFound ``SECRET_NOT_FOUND`` / ``SECRET_VERSION_NOT_FOUND`` / ``FIELD_NOT_FOUND``,
         WrongState ``SECRET_EXPIRED`` / ``SECRET_DELETED`` / ``SECRET_DESTROYED`` / ``SECRET_DAMAGED``.
         """
-        secret = self._permitted(call, reference.name)
+        return self.open(call, reference, *self.look_up([reference]))
+
+    def look_up(self, references: list[Reference]) -> list[Stored]:
+        """What is stored of each, as of one moment: labels and versions belong together (AZ-15)."""
+        return self._store.secrets([(each.name, each.version) for each in references])
+
+    def open(self, call: Call, reference: Reference, stored: Stored) -> Opened:
+        """As ``read``, of what was looked up."""
+        secret, version = stored
+        secret = self._allowed(call, reference.name, secret)
         if secret.expires_at is not None and secret.expires_at <= self._now():
             raise WrongState("SECRET_EXPIRED", "The secret has expired; put a new version of it.")
-        number = reference.version or secret.latest
-        # One that came after the permission was decided may be under labels that nobody has asked about (AZ-15).
-        version = self._store.get(SecretVersion, secret.name, number) if number <= secret.latest else None
         if version is None:
-            raise _no_version()
+            raise no_version()
         if version.state is not ENABLED:
-            raise _gone(version.state)
+            raise gone(version.state)
         fields = self._open(version)
         if reference.field:
             if reference.field not in fields:
@@ -293,10 +300,10 @@ class Secrets:
 
     def _move(self, call: Call, name: str, numbers: list[int], to: SecretVersionState) -> Secret:
         secret = self._permitted(call, name)
-        _check_numbers(numbers)
+        check_numbers(numbers)
         if call.validate_only:
             for number in numbers:
-                _moved(self._store.get(SecretVersion, name, number), to)
+                moved(self._store.get(SecretVersion, name, number), to)
             return secret
         call.note(state=to.value, count=len(numbers), version=numbers[0])
         with self._store.write(call.outcome()) as write:
@@ -306,15 +313,17 @@ class Secrets:
                 secret = write.replace(secret, replace(secret, updated_at=self._now()))
                 for number in sorted(numbers):
                     stored = write.get(SecretVersion, name, number)
-                    moved = _moved(stored, to)
-                    if stored is not None and moved != stored:
-                        write.replace(stored, moved)
+                    changed = moved(stored, to)
+                    if stored is not None and changed != stored:
+                        write.replace(stored, changed)
                 receipts.keep(write, call, name)
         call.settled = True
         return secret
 
     def _permitted(self, call: Call, name: str) -> Secret:
-        secret = self._store.get(Secret, check_path(name, "secret"))
+        return self._allowed(call, name, self._store.get(Secret, check_path(name, "secret")))
+
+    def _allowed(self, call: Call, name: str, secret: Secret | None) -> Secret:
         self._guard.check(call, of_secret(name, secret))
         if secret is None:
             raise NotFound("SECRET_NOT_FOUND", "There is no secret of that name; `broker secret list` shows them.")
@@ -331,6 +340,8 @@ class Secrets:
     def _open(self, version: SecretVersion) -> dict[str, bytes]:
         if version.root not in self._sealing.roots:
             self._roots.refresh()
+        if version.root not in self._sealing.roots:  # rewrapped since it was read, and its root key destroyed (P23)
+            version = self._store.get(SecretVersion, version.secret, version.number) or version
         fields = self._sealing.open(version.secret, version.number, version.root, version.data_key, version.sealed)
         if tuple(sorted(fields)) != version.fields:
             raise damaged()
@@ -367,34 +378,7 @@ def _expect(wish: _Wish, stored: Secret | None, number: int) -> None:
         raise _Overtaken(latest)
 
 
-def _check_numbers(numbers: list[int]) -> None:
-    if not 1 <= len(numbers) <= MAX_VERSIONS or len(set(numbers)) != len(numbers) or min(numbers) < 1:
-        raise InvalidRequest("VERSIONS_INVALID", f"Name 1 to {MAX_VERSIONS} versions, each once, counting from 1.")
-
-
-def _moved(version: SecretVersion | None, to: SecretVersionState) -> SecretVersion:
-    if version is None:
-        raise _no_version()
-    if version.state is DESTROYED:
-        if to is DESTROYED:
-            return version
-        raise _gone(DESTROYED)
-    if to is DESTROYED:
-        return replace(version, state=DESTROYED, root=0, data_key=b"", sealed=b"")
-    return replace(version, state=to)
-
-
 def _there(secret: Secret | None) -> Secret:
     if secret is None:
         raise NotFound("SECRET_NOT_FOUND", "There is no secret of that name any more.")
     return secret
-
-
-def _no_version() -> BrokerError:
-    return NotFound("SECRET_VERSION_NOT_FOUND", "The secret has no such version; `broker secret versions` shows them.")
-
-
-def _gone(state: SecretVersionState) -> BrokerError:
-    if state is DELETED:
-        return WrongState("SECRET_DELETED", "This version is deleted; undelete it or put a new one.")
-    return WrongState("SECRET_DESTROYED", "This version was destroyed for good; put a new one.")

@@ -14,8 +14,19 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from broker.core.audit import AuditEntry
-from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
-from broker.core.model import AuditHead, HsmReport, Key, KeyVersion, Principal, Record, RemoteKey, WrappingKey
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, LeaseState, OaepHash, SignatureAlgorithm
+from broker.core.model import (
+    AuditHead,
+    HsmReport,
+    Key,
+    KeyVersion,
+    Principal,
+    Record,
+    RemoteKey,
+    Secret,
+    SecretVersion,
+    WrappingKey,
+)
 
 R = TypeVar("R", bound=Record)
 
@@ -131,6 +142,12 @@ class Write(Protocol):
     def replace_all(self, changes: Sequence[tuple[R, R]]) -> list[R]:
         """``replace`` for pairs (old, new) of one kind, in one go; the ones written, in the same order."""
 
+    def end_leases(self, session: str, state: LeaseState, at: datetime) -> int:
+        """Give every active lease of a session this state, and ``at`` as its end unless that is earlier; how many.
+
+        The caller must hold the session. A row that could not be read is ended as well.
+        """
+
     def delete(self, record: Record) -> None:
         """Remove the row. WrongState ``CHANGED_MEANWHILE`` unless it still has ``record.revision``."""
 
@@ -156,6 +173,9 @@ class Store(Protocol):
 
     def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
         """A key and one of its versions in one read; ``number`` 0 is the primary version."""
+
+    def secrets(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[Secret | None, SecretVersion | None]]:
+        """Secrets by name, each with one of its versions (0: the latest), in the order asked for and in one read."""
 
     def page(
         self,

@@ -20,7 +20,7 @@ from broker.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.core.fetching import Fetched, Try, attempt, check_size, first_refusal, parsed
+from broker.core.fetching import Fetched, Try, attempts, check_size, first_refusal, parsed
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
@@ -90,7 +90,7 @@ class Sessions:
         """
         wanted = parsed(references)
         login = self._login_of(call, ttl)
-        tries = [attempt(call, self._secrets, reference) for reference in wanted]
+        tries = attempts(call, self._secrets, wanted)
         refusal = None if partial else first_refusal(tries)
         try:
             if refusal is not None:

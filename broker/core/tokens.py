@@ -15,6 +15,7 @@ import zlib
 
 PREFIX = "brs_"
 _DIGITS = string.digits + string.ascii_letters
+_PAIRS = [first + second for first in _DIGITS for second in _DIGITS]
 _ID, _SECRET, _CHECK = 22, 43, 6
 _TOKEN = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_ID + _SECRET + _CHECK}}}", re.ASCII)
 
@@ -48,8 +49,8 @@ def _checksum(text: str) -> str:
 
 
 def _base62(number: int, length: int) -> str:
-    digits = []
-    for _ in range(length):
-        number, digit = divmod(number, len(_DIGITS))
-        digits.append(_DIGITS[digit])
-    return "".join(reversed(digits))
+    pairs = []
+    for _ in range((length + 1) // 2):
+        number, pair = divmod(number, len(_PAIRS))
+        pairs.append(_PAIRS[pair])
+    return "".join(reversed(pairs))[-length:]

@@ -18,6 +18,8 @@ from broker.core.kinds import SignatureAlgorithm
 
 E = TypeVar("E", bound=Enum)
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 MAX_DURATION = timedelta(days=366)
 KIBIBYTE = 1024
 
@@ -98,9 +100,8 @@ def timestamp(moment: datetime | None) -> Timestamp | None:
     """A moment for the wire; None stays unset."""
     if moment is None:
         return None
-    stamp = Timestamp()
-    stamp.FromDatetime(moment.astimezone(UTC))
-    return stamp
+    microseconds = (moment - EPOCH) // MICROSECOND
+    return Timestamp(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)
 
 
 def moment(request: Any, field: str) -> datetime | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Executable, text
@@ -18,14 +17,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from broker.core.audit import AuditEntry
 from broker.core.errors import WrongState
+from broker.store.driver import Driver
 from broker.store.refusals import refusal
 from broker.store.tables import REVISION
 
 MAX_IDLE = 64
-PREPARED = 256
-"""Statements that are kept as the driver takes them."""
-
-Ask = Callable[[Any, Mapping[str, Any] | None], list[Sequence[Any]]]
 
 MakeDurable = Callable[[Sequence[AuditEntry], float], None]
 """Makes entries durable, all or none; the seconds that their callers have waited already."""
@@ -43,6 +39,7 @@ class Database(Protocol):
     """What ``sqlite`` and ``postgresql`` each make of the configuration."""
 
     name: str  # SQLAlchemy's name of the dialect
+    driver: Driver  # of the connections that make changes
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
         """The rows of one SELECT, as of one moment."""
@@ -74,8 +71,7 @@ class Readers:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._driver_error: type[Exception] = engine.dialect.loaded_dbapi.Error
-        self._prepared = lru_cache(PREPARED)(self._prepare)
+        self._driver = Driver(engine)
         self._idle: list[Connection] = []
         self._closed = False
 
@@ -100,7 +96,7 @@ class Readers:
     def _once(self, statement: Executable, parameters: Mapping[str, Any] | None) -> list[Sequence[Any]]:
         connection = self._take()
         try:
-            rows = self._asked(connection, statement, parameters)
+            rows = self._driver.read(connection, statement, parameters)
         except BaseException:
             drop(connection)
             raise
@@ -109,34 +105,6 @@ class Readers:
         else:
             self._idle.append(connection)
         return rows
-
-    def _asked(
-        self, connection: Connection, statement: Executable, parameters: Mapping[str, Any] | None
-    ) -> list[Sequence[Any]]:
-        """By the driver itself, which takes a third of the time; what fails is asked again by the book.
-
-        There every error gets its class, and a lost connection is recognised.
-        """
-        try:
-            rows: list[Sequence[Any]] = self._prepared(statement)(connection.connection.driver_connection, parameters)
-        except self._driver_error:
-            rows = list(connection.execute(statement, parameters).all())
-            connection.rollback()  # no statement to the server: the driver is in autocommit
-        return rows
-
-    def _prepare(self, statement: Executable) -> Ask:
-        """A statement as the driver takes it: text of its own dialect, values by name or by place."""
-        compiled: Any = statement.compile(dialect=self._engine.dialect)  # type: ignore[attr-defined]
-        sql, fixed, places = compiled.string, dict(compiled.params), compiled.positiontup
-
-        def ask(driver: Any, parameters: Mapping[str, Any] | None) -> list[Sequence[Any]]:
-            values = {**fixed, **(parameters or {})}
-            rows: list[Sequence[Any]] = driver.execute(
-                sql, values if places is None else [values[name] for name in places]
-            ).fetchall()
-            return rows
-
-        return ask
 
     def _take(self) -> Connection:
         try:

@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from broker.core.errors import WrongState
 from broker.store.config import StoreConfig
 from broker.store.database import Change, MakeDurable, Readers, transaction
+from broker.store.driver import Driver
 from broker.store.election import SILENCE, Election
 from broker.store.private import password
 from broker.store.refusals import unconfirmed
@@ -78,6 +79,7 @@ class Postgresql:
         self._writers = self._engine(
             poolclass=QueuePool, pool_size=8, max_overflow=8, pool_timeout=PATIENCE / 2, pool_pre_ping=True
         )
+        self.driver = Driver(self._writers)
         self._readers = Readers(self._engine(poolclass=NullPool, isolation_level="AUTOCOMMIT"))
         self._election = Election(self._connect_as_candidate)
 
@@ -90,7 +92,7 @@ class Postgresql:
     def transaction(self) -> Iterator[Connection]:
         """See ``Database``."""
         self.bound()
-        with transaction(self._writers.connect) as connection:
+        with transaction(self._begun) as connection:
             try:
                 yield connection
             finally:
@@ -145,6 +147,11 @@ class Postgresql:
             use_native_hstore=False,
             **how,
         )
+
+    def _begun(self) -> Connection:
+        connection = self._writers.connect()
+        connection.begin()  # the driver begins by itself; this is what makes the commit one
+        return connection
 
     def _connect_as_candidate(self) -> BoundedConnection:
         return self._connect(idle_session_timeout=SILENCE)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
+from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -56,6 +58,12 @@ PRIMARY_KEYS: dict[type[Any], tuple[str, ...]] = {
     UsedToken: ("issuer", "jti"),
 }
 
+READ_OFTEN = frozenset({Key, KeyVersion, Operator, Secret, Session, TrustRule})
+"""Kinds that calls read over and over: an equal row is the same record, and is not taken apart again."""
+
+REMEMBERED = 4096
+"""Records that are kept for that; none of these kinds holds what a secret is sealed in."""
+
 MAX_CELL = 1024 * 1024
 """No text or blob in the database is longer; a longer one was not written by the broker."""
 
@@ -79,13 +87,14 @@ class Field:
 
 def row_of(record: Record) -> dict[str, Cell]:
     """The cells of a record by column name; InvalidRequest ``VALUE_NOT_STORABLE`` for what a database may not keep."""
-    return {field.name: _encoded(field, getattr(record, field.name)) for field in FIELDS[type(record)]}
+    values, encoders = _READERS[type(record)]
+    return {name: encode(value) for (name, encode), value in zip(encoders, values(record), strict=True)}
 
 
 def record_of(kind: type[R], row: Sequence[Cell]) -> R:
     """The record in a row whose cells are in the order of the fields; WrongState ``ROW_DAMAGED`` if it is none."""
     try:
-        return kind(**{field.name: field.decode(cell) for field, cell in zip(FIELDS[kind], row, strict=True)})
+        made: R = _remembered(kind, *row) if kind in READ_OFTEN else _made(kind, *row)
     except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as cause:
         raise WrongState(
             "ROW_DAMAGED",
@@ -93,6 +102,15 @@ def record_of(kind: type[R], row: Sequence[Cell]) -> R:
             "outside; restore that row from a backup.",
             kind=kind.__name__,
         ) from cause
+    return made
+
+
+def _made(kind: type[R], *row: Cell) -> R:
+    names, decoders = _MAKERS[kind]
+    return kind(**dict(zip(names, [decode(cell) for decode, cell in zip(decoders, row, strict=True)], strict=True)))
+
+
+_remembered: Callable[..., Any] = lru_cache(REMEMBERED, typed=True)(_made)  # 1, 1.0 and True are equal
 
 
 def storable(value: str | int) -> str | int:
@@ -126,10 +144,6 @@ def _storable_bytes(blob: bytes) -> bytes:
     if len(blob) > MAX_CELL:
         raise InvalidRequest("VALUE_NOT_STORABLE", "A value is longer than 1 MiB; shorten it.")
     return bytes(blob)
-
-
-def _encoded(field: Field, value: Any) -> Cell:
-    return None if value is None and field.nullable else field.encode(value)
 
 
 def _text(cell: Any) -> str:
@@ -216,7 +230,9 @@ def _field(name: str, hint: Any) -> Field:
     if nullable:
         (hint,) = [part for part in get_args(hint) if part is not NoneType]
     sql, encode, decode = _kind(hint)
-    return Field(name, sql, nullable, encode, _nullable(decode) if nullable else decode)
+    if nullable:
+        return Field(name, sql, nullable, _nullable(encode), _nullable(decode))
+    return Field(name, sql, nullable, encode, decode)
 
 
 def _kind(hint: Any) -> _Kind:
@@ -232,8 +248,8 @@ def _enumeration(kind: type[StrEnum]) -> _Kind:
     return str, lambda value: str(value.value), lambda cell: members[_text(cell)]
 
 
-def _nullable(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda cell: None if cell is None else decode(cell)
+def _nullable(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)
 
 
 def _fields(kind: type[Any]) -> tuple[Field, ...]:
@@ -248,3 +264,12 @@ def _shown(kind: type[Any], row: Sequence[Cell]) -> str:
 
 FIELDS: dict[type[Any], tuple[Field, ...]] = {kind: _fields(kind) for kind in PRIMARY_KEYS}
 """The columns of each kind of record, in the order of its fields."""
+
+_READERS = {
+    kind: (attrgetter(*(field.name for field in found)), tuple((field.name, field.encode) for field in found))
+    for kind, found in FIELDS.items()
+}
+_MAKERS = {
+    kind: (tuple(field.name for field in found), tuple(field.decode for field in found))
+    for kind, found in FIELDS.items()
+}

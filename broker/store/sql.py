@@ -11,7 +11,7 @@ from sqlalchemy import Select
 
 from broker.core.audit import AuditEntry
 from broker.core.errors import WrongState
-from broker.core.model import AuditHead, Key, KeyVersion, Record
+from broker.core.model import AuditHead, Key, KeyVersion, Record, Secret, SecretVersion
 from broker.core.ports import Now
 from broker.store import migrate
 from broker.store.config import StoreConfig
@@ -19,12 +19,13 @@ from broker.store.database import check_revision
 from broker.store.dialects import open_database
 from broker.store.journal import PATIENCE, Journal
 from broker.store.rows import FIELDS, record_of, row_of, storable
-from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page
+from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page, secrets_of
 from broker.store.transaction import SqlWrite
 
 R = TypeVar("R", bound=Record)
 
 _KEY_CELLS = len(FIELDS[Key])
+_SECRET_CELLS = len(FIELDS[Secret])
 
 
 Query = tuple[Select[Any], Mapping[str, str | int]]
@@ -64,6 +65,17 @@ class SqlStore:
             return None
         row = rows[0]
         return record_of(Key, row[:_KEY_CELLS]), record_of(KeyVersion, row[_KEY_CELLS:])
+
+    def secrets(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[Secret | None, SecretVersion | None]]:
+        """See ``Store.secrets``."""
+        found: list[tuple[Secret | None, SecretVersion | None]] = [(None, None)] * len(wanted)
+        for place, *row in self._database.read(*secrets_of(wanted)):
+            version = row[_SECRET_CELLS:]
+            found[place] = (
+                record_of(Secret, tuple(row[:_SECRET_CELLS])),
+                None if version[0] is None else record_of(SecretVersion, version),
+            )
+        return found
 
     def page(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
 from broker.core.errors import WrongState
 from broker.store.config import StoreConfig
 from broker.store.database import Change, MakeDurable, Readers
+from broker.store.driver import Driver
 from broker.store.group import Group
 from broker.store.private import only_process, private_file, private_folder
 from broker.store.refusals import refusal, unavailable
@@ -32,6 +34,9 @@ OLDEST = (3, 37, 0)  # STRICT tables
 
 WRITER_WAIT = 0.4
 """Seconds that a change waits for the one before it."""
+
+LOOK_EVERY = 0.1
+"""Seconds in which reads may go on from a file that has lost its name; every change looks first."""
 
 _WRITER = ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "PRAGMA secure_delete=ON")
 _READER = ("PRAGMA query_only=ON", "PRAGMA wal_autocheckpoint=0")
@@ -53,6 +58,7 @@ class Sqlite:
             private_file(path)
             self._writer = _engine(path, "rw", (*_ALL, *_WRITER))
             event.listen(self._writer, "begin", _begin)
+            self.driver = Driver(self._writer)
             self._files: list[tuple[Path, tuple[int, int] | None]] = []
             self._connect_writer()
             self._group = Group(self._begun, WRITER_WAIT)
@@ -61,11 +67,14 @@ class Sqlite:
             os.close(self._process_lock)
             raise
         self._readers = Readers(_engine(path, "ro", (*_ALL, *_READER)))
+        self._looked_at = 0.0
         self._fence: int | None = None
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
         """See ``Database``."""
-        self._check_ours()
+        if time.monotonic() >= self._looked_at + LOOK_EVERY:
+            self._looked_at = time.monotonic()
+            self._check_ours()
         return self._readers.read(statement, parameters)
 
     def change(self, make_durable: MakeDurable) -> AbstractContextManager[Change]:

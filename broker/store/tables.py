@@ -6,7 +6,7 @@ comes first, does not depend on a locale. SQLite's tables are STRICT: a cell has
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -28,14 +28,19 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    cast,
     func,
+    join,
+    literal_column,
     select,
     tuple_,
+    union_all,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import TEXT
 from sqlalchemy.types import TypeEngine
 
+from broker.core.kinds import LeaseState
 from broker.core.model import (
     AuditHead,
     Import,
@@ -192,6 +197,19 @@ UPDATE = {kind: _update(kind) for kind in TABLES}
 DELETE = {kind: table.delete().where(*_as_read(kind)) for kind, table in TABLES.items()}
 
 
+def _end_leases() -> Update:
+    leases = TABLES[Lease]
+    end: BindParameter[int] = bindparam("at", type_=BigInteger)
+    earlier = case((leases.c.expires_at < end, leases.c.expires_at), else_=end)
+    active = and_(leases.c.session == bindparam("held_by", type_=Text), leases.c.state == LeaseState.ACTIVE.value)
+    written = {"state": bindparam("as", type_=Text), "expires_at": earlier, "revision": leases.c.revision + 1}
+    return leases.update().where(active).values(written)
+
+
+END_LEASES = _end_leases()
+"""All active leases of the session ``held_by`` get the state ``as`` and end at ``at`` if not before."""
+
+
 def page(
     kind: type[Any], after: tuple[str | int, ...], limit: int, where: Mapping[str, str | int] | None
 ) -> tuple[Select[Any], dict[str, str | int]]:
@@ -257,6 +275,35 @@ def _version() -> Select[Any]:
 
 VERSION = _version()
 """A key and one of its versions: ``name``, and ``number``, of which 0 is the primary one."""
+
+
+def secrets_of(wanted: Sequence[tuple[str, int]]) -> tuple[Select[Any], dict[str, str | int]]:
+    """The port's ``secrets`` as a statement, whose rows begin with their place among ``wanted``."""
+    names = {f"s{place}": storable(name) for place, (name, _) in enumerate(wanted)}
+    numbers = {f"v{place}": storable(number) for place, (_, number) in enumerate(wanted)}
+    return _secrets_of(len(wanted)), names | numbers
+
+
+@lru_cache(maxsize=128)
+def _secrets_of(count: int) -> Select[Any]:
+    asked = union_all(*map(_asked, range(count))).subquery()
+    secrets, versions = TABLES[Secret], TABLES[SecretVersion]
+    number = case((asked.c.number == 0, secrets.c.latest), else_=asked.c.number)
+    same = and_(versions.c.secret == secrets.c.name, versions.c.number == number)
+    rows = join(asked, secrets, secrets.c.name == asked.c.name).outerjoin(versions, same)
+    columns: list[ColumnElement[Any]] = [asked.c.place, *secrets.c, *versions.c]
+    return select(*columns).select_from(rows)
+
+
+def _asked(place: int) -> Select[Any]:
+    name: BindParameter[str] = bindparam(f"s{place}", type_=Text)
+    number: BindParameter[int] = bindparam(f"v{place}", type_=BigInteger)
+    columns: list[ColumnElement[Any]] = [
+        literal_column(str(place)).label("place"),
+        cast(name, Text).label("name"),
+        cast(number, BigInteger).label("number"),
+    ]
+    return select(*columns)
 
 
 def _cell(column: Column[Any], value: str | int) -> str | int:

@@ -6,20 +6,23 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Executable, text
+from sqlalchemy import Connection, Executable, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker.core.audit import AuditEntry
 from broker.core.errors import AlreadyExists, BrokerError, WrongState
+from broker.core.kinds import LeaseState
 from broker.core.model import Lease, Record, Session
 from broker.store.database import Database
 from broker.store.refusals import refusal
-from broker.store.rows import record_of, row_of
+from broker.store.rows import microseconds, record_of, row_of, storable
 from broker.store.tables import (
     BY_KEY,
     DELETE,
+    END_LEASES,
     INSERT,
     LEADERSHIP,
     LOCKED_BY_KEY,
@@ -32,6 +35,10 @@ from broker.store.tables import (
 )
 
 R = TypeVar("R", bound=Record)
+
+LEADER = select(LEADERSHIP.c.fence)
+LEADER_LOCKED = LEADER.with_for_update(read=True)
+LOCK_NAME = text("SELECT pg_advisory_xact_lock(:number)")
 
 RANDOMLY_NAMED = frozenset({Session, Lease})
 """Nobody can have looked for such a name before it was added, so it needs no lock; and one fetch adds a hundred, while
@@ -55,21 +62,20 @@ class SqlWrite:
 
     def check_leader(self, fence: int) -> None:
         """WrongState ``LEADERSHIP_LOST`` unless ``fence`` is the newest; the next leader waits for this transaction."""
-        query = LEADERSHIP.select()
         with self._statements():
-            row = self._connection.execute(query.with_for_update(read=True) if self._shared else query).one_or_none()
-        if row is None or row.fence != fence:
+            rows = self._read(LEADER_LOCKED if self._shared else LEADER)
+        if not rows or rows[0][0] != fence:
             raise WrongState("LEADERSHIP_LOST", "Another process does the shared work now, so this one's was refused.")
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Write.get``."""
         query, found = (LOCKED_BY_KEY if self._shared else BY_KEY)[kind], key_cells(kind, key)
         with self._statements():
-            row = self._connection.execute(query, found).one_or_none()
-            if row is None and self._shared:
+            rows = self._read(query, found)
+            if not rows and self._shared:
                 self._lock_name(kind, key)
-                row = self._connection.execute(query, found).one_or_none()
-        return None if row is None else record_of(kind, row)
+                rows = self._read(query, found)
+        return record_of(kind, rows[0]) if rows else None
 
     def page(
         self,
@@ -85,7 +91,7 @@ class SqlWrite:
         with self._statements():
             if lock and self._shared:
                 self._connection.execute(text(f"LOCK TABLE {NAMES[kind]} IN SHARE ROW EXCLUSIVE MODE"))
-            rows = self._connection.execute(query, values).all()
+            rows = self._read(query, values)
         return [record_of(kind, row) for row in rows]
 
     def add(self, *records: R) -> None:
@@ -122,6 +128,12 @@ class SqlWrite:
                 self._expect(self._changed(UPDATE[type(written[0])], rows), changes[0][0], len(rows))
         return written
 
+    def end_leases(self, session: str, state: LeaseState, at: datetime) -> int:
+        """See ``Write.end_leases``."""
+        values = {"held_by": storable(session), "as": state.value, "at": microseconds(at)}
+        with self._statements():
+            return self._changed(END_LEASES, [values])
+
     def delete(self, record: Record) -> None:
         """See ``Write.delete``."""
         with self._statements():
@@ -147,13 +159,12 @@ class SqlWrite:
             self.fault = refusal(error)
             raise self.fault from error
 
+    def _read(self, statement: Executable, values: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
+        return self._database.driver.read(self._connection, statement, values)
+
     def _changed(self, statement: Executable, rows: list[dict[str, Any]]) -> int:
         """Carry out a statement for each row; how many rows of the database that changed."""
-        options: dict[str, Any] = {"preserve_rowcount": True}
-        result: CursorResult[Any] = self._connection.execute(
-            statement, rows if len(rows) > 1 else rows[0], execution_options=options
-        )
-        return result.rowcount
+        return self._database.driver.change(self._connection, statement, rows)
 
     def _expect(self, changed: int, record: Record, wanted: int = 1) -> None:
         if changed != wanted:
@@ -165,7 +176,7 @@ class SqlWrite:
     def _lock_name(self, kind: type[Any], key: tuple[str | int, ...]) -> None:
         digest = hashlib.sha256(repr((NAMES[kind], cells(kind, key))).encode()).digest()
         number = int.from_bytes(digest[:8], "big", signed=True)
-        self._connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
+        self._read(LOCK_NAME, {"number": number})
 
 
 def _as_read(record: Record) -> dict[str, Any]:

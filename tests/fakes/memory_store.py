@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from broker.core.audit import AuditEntry, encode, encode_head
 from broker.core.errors import AlreadyExists, Unavailable, WrongState
+from broker.core.kinds import LeaseState
 from broker.core.model import (
     AuditHead,
     Import,
@@ -146,6 +147,13 @@ class _Transaction(_Tables):
     def replace_all(self, changes: Sequence[tuple[R, R]]) -> list[R]:
         return [self.replace(old, new) for old, new in changes]
 
+    def end_leases(self, session: str, state: LeaseState, at: datetime) -> int:
+        table = self.rows[Lease]
+        active = [row for row in table.values() if row.session == session and row.state is LeaseState.ACTIVE]
+        for row in active:
+            self.replace(row, replace(row, state=state, expires_at=min(row.expires_at, at)))
+        return len(active)
+
     def delete(self, record: Record) -> None:
         self._unchanged(record)
         del self.rows[type(record)][primary_key(record)]
@@ -180,6 +188,14 @@ class MemoryStore(_Tables):
             row = self.get(Key, key)
             found = row and self.get(KeyVersion, key, number or row.primary)
             return (row, found) if row and found else None
+
+    def secrets(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[Secret | None, SecretVersion | None]]:
+        with self._lock:
+            return [self._secret(name, number) for name, number in wanted]
+
+    def _secret(self, name: str, number: int) -> tuple[Secret | None, SecretVersion | None]:
+        secret = self.get(Secret, name)
+        return secret, self.get(SecretVersion, name, number or secret.latest) if secret else None
 
     def write(self, entry: AuditEntry) -> AbstractContextManager[Write]:
         return self._write(entry)

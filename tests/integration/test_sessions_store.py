@@ -113,7 +113,7 @@ def test_TL_18_a_spoilt_lease_or_session_holds_up_nothing(bench: Bench) -> None:
     assert {bench.session(each[1].session.id).state for each in (spoilt, whole) if each[1]} == {SessionState.ENDED}
     bench.clock.forward(hours=1)
     bench.chores()
-    assert bench.store.count(Lease, {"state": "active"}) == 1  # the one that nobody can read, of a session that is over
+    assert bench.store.count(Lease, {"state": "active"}) == 0  # the spoilt one ended with its session
     assert bench.store.count(Lease, {"session": gone[1].session.id, "state": "expired"}) == 2
 
 
