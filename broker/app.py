@@ -42,6 +42,7 @@ from broker.core.sessions import Sessions
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.processor import Processor
 from broker.rpc.nouns import answers
 from broker.rpc.server import Server
 from broker.store.sql import SqlStore
@@ -69,6 +70,7 @@ ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
 SESSIONS_EVERY = timedelta(seconds=2)
 CERTIFICATE_EVERY = timedelta(hours=6)
+PROCESSOR_EVERY = timedelta(seconds=10)
 
 
 def now() -> datetime:
@@ -94,6 +96,9 @@ class Broker:
 
     def _build(self, config: Config) -> None:
         self._config = config
+        self._processor = Processor(time.monotonic)
+        if config.server.one_processor:  # before there is any other thread
+            self._processor.settle()
         self.store = SqlStore(config.store, now)
         self._parts.callback(self.store.close)
         self.hsm = Pkcs11Hsm(config.hsm)
@@ -166,6 +171,11 @@ class Broker:
         if setup.renew_server_certificate(self._config, self.hsm, now(), before=before):
             log.info("server certificate renewed")
 
+    def reconsider_processor(self) -> None:
+        """Move to another processor when too much else runs on this one."""
+        if self._config.server.one_processor:
+            self._processor.reconsider()
+
     def close(self) -> None:
         """Release everything; twice is the same as once."""
         self._parts.close()
@@ -189,6 +199,7 @@ class Loop:
             ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
             ("chores", CHORES_EVERY, lambda: self._do("chores", broker.keys.chores, broker.secrets.chores)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
+            ("processor", PROCESSOR_EVERY, broker.reconsider_processor),
         ]
         self._sign_at = start
         self._signed: dict[str, int] = {}
