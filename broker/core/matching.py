@@ -53,7 +53,8 @@ def shown(value: object) -> str:
     if value is None:
         return ABSENT
     text = str(value)[: MAX_SHOWN + 1]
-    text = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+    if not text.isprintable():
+        text = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
 

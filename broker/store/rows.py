@@ -58,11 +58,14 @@ PRIMARY_KEYS: dict[type[Any], tuple[str, ...]] = {
     UsedToken: ("issuer", "jti"),
 }
 
-READ_OFTEN = frozenset({Key, KeyVersion, Operator, Secret, Session, TrustRule})
+READ_OFTEN = frozenset({Key, KeyVersion, Operator, Secret, SecretVersion, Session, TrustRule})
 """Kinds that calls read over and over: an equal row is the same record, and is not taken apart again."""
 
 REMEMBERED = 4096
-"""Records that are kept for that; none of these kinds holds what a secret is sealed in."""
+"""Records that are kept for that."""
+
+MAX_REMEMBERED = 1024
+"""Bytes of a secret's sealed fields up to which it is kept."""
 
 MAX_CELL = 1024 * 1024
 """No text or blob in the database is longer; a longer one was not written by the broker."""
@@ -94,7 +97,7 @@ def row_of(record: Record) -> dict[str, Cell]:
 def record_of(kind: type[R], row: Sequence[Cell]) -> R:
     """The record in a row whose cells are in the order of the fields; WrongState ``ROW_DAMAGED`` if it is none."""
     try:
-        made: R = _remembered(kind, *row) if kind in READ_OFTEN else _made(kind, *row)
+        made: R = _remembered(kind, *row) if kind in READ_OFTEN and _is_small(kind, row) else _made(kind, *row)
     except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as cause:
         raise WrongState(
             "ROW_DAMAGED",
@@ -103,6 +106,10 @@ def record_of(kind: type[R], row: Sequence[Cell]) -> R:
             kind=kind.__name__,
         ) from cause
     return made
+
+
+def _is_small(kind: type[Any], row: Sequence[Any]) -> bool:
+    return kind is not SecretVersion or len(row[_SEALED]) <= MAX_REMEMBERED
 
 
 def _made(kind: type[R], *row: Cell) -> R:
@@ -264,6 +271,8 @@ def _shown(kind: type[Any], row: Sequence[Cell]) -> str:
 
 FIELDS: dict[type[Any], tuple[Field, ...]] = {kind: _fields(kind) for kind in PRIMARY_KEYS}
 """The columns of each kind of record, in the order of its fields."""
+
+_SEALED = [field.name for field in FIELDS[SecretVersion]].index("sealed")
 
 _READERS = {
     kind: (attrgetter(*(field.name for field in found)), tuple((field.name, field.encode) for field in found))
