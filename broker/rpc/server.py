@@ -74,7 +74,7 @@ class ServerConfig(BaseModel):
     certificate_file: Path
     key_file: Path
     operator_ca_file: Path
-    threads: int = Field(default=8, ge=1, le=256)
+    threads: int = Field(default=16, ge=1, le=256)
     one_processor: bool = True  # each process keeps to one processor, and answers more calls for it
     workers: int = Field(default=1, ge=1, le=64)  # processes; more than one needs PostgreSQL
     limits: Limits = Limits()

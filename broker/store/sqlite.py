@@ -156,7 +156,8 @@ def _engine(path: Path, mode: str, pragmas: tuple[str, ...]) -> Engine:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    driver: Any = connection.connection.driver_connection
+    driver.execute("BEGIN IMMEDIATE").close()
 
 
 def _text(cell: bytes) -> str | bytes:

@@ -1,0 +1,63 @@
+"""Where the process runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker import processor
+from broker.processor import Processor
+
+
+@pytest.fixture(autouse=True)
+def _anywhere() -> Iterator[None]:
+    allowed = os.sched_getaffinity(0)
+    yield
+    for task in os.listdir("/proc/self/task"):  # noqa: PTH208 (names are all that is wanted)
+        os.sched_setaffinity(int(task), allowed)
+
+
+def test_threads_that_are_there_and_those_to_come_keep_to_one_processor() -> None:
+    ends, seen = threading.Event(), list[set[int]]()
+    early = threading.Thread(target=ends.wait)
+    early.start()
+    Processor(lambda: 0.0).settle()
+    late = threading.Thread(target=lambda: seen.append(os.sched_getaffinity(0)))
+    late.start()
+    late.join()
+    assert early.native_id is not None
+    places = [os.sched_getaffinity(0), os.sched_getaffinity(early.native_id), *seen]
+    ends.set()
+    early.join()
+    assert len(places[0]) == 1
+    assert places == [places[0]] * 3
+
+
+@pytest.mark.parametrize(("waited", "moved"), [(4.9, False), (5.1, True)])
+def test_a_processor_that_others_take_is_left_for_the_idlest(
+    monkeypatch: pytest.MonkeyPatch, waited: float, moved: bool  # noqa: FBT001 (a parameter of the test)
+) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    clock, waits = iter([0.0, 10.0]), iter([0.0, waited])
+    idles = iter([dict.fromkeys(allowed, 0.0), {each: float(place) for place, each in enumerate(allowed)}])
+    monkeypatch.setattr(processor, "_waited", lambda: next(waits))
+    monkeypatch.setattr(processor, "_idle", lambda: next(idles))
+    monkeypatch.setattr(processor, "_current", lambda: allowed[0])
+    next(waits)
+    place = Processor(lambda: next(clock))
+    place.settle()
+    place.reconsider()
+    assert os.sched_getaffinity(0) == {allowed[-1] if moved else allowed[0]}
+
+
+def test_what_the_kernel_says_is_read_as_it_is() -> None:
+    code = "from broker import processor as p; print(p._current(), p._waited() >= 0, sorted(p._idle()))"
+    command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", code]
+    answer = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
+    assert answer.startswith(f"{min(os.sched_getaffinity(0))} True [0")
