@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -23,7 +24,7 @@ from broker.core.fetching import Fetched, Try, attempt, check_size, first_refusa
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
-from broker.core.model import Lease, Principal, Proof, Secret, Session, TrustRule, UsedToken
+from broker.core.model import Principal, Proof, Secret, Session, TrustRule, UsedToken
 from broker.core.page import Page
 from broker.core.ports import Now, Store, Write
 from broker.core.quota import Limits, Tally
@@ -64,7 +65,7 @@ class Sessions:
         self._now = now
         self._limits = limits
         self._ending = Ending(store, now)
-        self._all_leases = Tally(store, now)
+        self._leases = Tally(store, now, limits)
 
     def login(self, call: Call, ttl: timedelta | None) -> Opening:
         """Open a session for ``call.principal.proof``.
@@ -95,8 +96,8 @@ class Sessions:
             if refusal is not None:
                 raise refusal
             check_size(tries)
-            self._check_leases(call, sum(each.opened is not None for each in tries))
-            session = self._issue(call, login, tries)
+            with self._room(call, sum(each.opened is not None for each in tries)):
+                session = self._issue(call, login, tries)
         except Unavailable:
             raise
         except BrokerError as failure:
@@ -249,18 +250,12 @@ class Sessions:
             raise InvalidRequest("DURATION_INVALID", "The session's length is less than a second; ask for more.")
         return self._limits.usual if ttl is None else ttl
 
-    def _check_leases(self, call: Call, more: int) -> None:
+    def _room(self, call: Call, more: int) -> AbstractContextManager[None]:
+        """Room for so many leases of the caller's, if it is one that has leases."""
         principal = call.principal
-        if principal.proof is None and principal.method != "session":
-            return
-        if (
-            self._store.count(Lease, {"principal": str(principal), "state": "active"}) + more
-            > self._limits.per_principal
-        ):
-            raise Exhausted(
-                "LEASE_QUOTA", "This pipeline holds too many leases; end sessions, or wait until they lapse."
-            )
-        self._all_leases.admit(more, self._limits.in_all)
+        if not more or (principal.proof is None and principal.method != "session"):
+            return nullcontext()
+        return self._leases.room(str(principal), more)
 
     def _issue(self, call: Call, login: _Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
