@@ -1,4 +1,7 @@
-"""`python -m broker`: make a broker (`init`), run it (`serve`), try one out (`dev`), look at its set-up (`check`)."""
+"""`python -m broker`: make a broker (`init`), run it (`serve`), try one out (`dev`), look at its set-up (`check`).
+
+After a backup was restored: go on with it (`accept-restore`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from typing import NoReturn, TextIO, cast
 
 import structlog
 
-from broker import app, checkup, setup, supervisor
+from broker import acceptance, app, checkup, setup, supervisor
 from broker.config import Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
 
@@ -91,6 +94,14 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--config", type=Path, required=True, metavar="FILE")
     check.add_argument("--format", choices=["table", "json"], default="table")
     check.set_defaults(run=checkup.run)
+    accept = commands.add_parser(
+        "accept-restore",
+        help="go on with a database that was restored from a backup",
+        description="Go on with a database that is older than this host's audit journal. All sessions are ended. Run "
+        "it on each host that a broker refuses to start on.",
+    )
+    accept.add_argument("--config", type=Path, required=True, metavar="FILE")
+    accept.set_defaults(run=acceptance.run)
     return words
 
 

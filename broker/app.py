@@ -274,11 +274,16 @@ def background_call(resource: str, fence: int = 0) -> Call:
 
 
 def _attempt(name: str, work: Callable[[], object]) -> bool:
-    """Do the work; a refusal, or a bug, costs this round's work and never the loop."""
+    """Do the work; a refusal, or a bug, costs this round's work and never the loop.
+
+    But on a database that has gone back the broker must not go on: the loop's end is the process's.
+    """
     try:
         work()
     except BrokerError as error:
         log.warning("background work failed", work=name, reason=error.reason, sentence=error.message)
+        if error.reason == "STORE_RESTORED":
+            raise
     except Exception as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
         log.error("background work broke", work=name, error=type(error).__name__)  # noqa: TRY400
     else:

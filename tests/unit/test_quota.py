@@ -20,8 +20,8 @@ from tests.unit.session_bench import Bench, pipeline
 DEPLOY = "pipeline/deploy"
 
 
-def tally(**limits: int) -> Tally:
-    return Tally(MemoryStore(), Clock(), Limits(**limits))
+def tally(limits: Limits) -> Tally:
+    return Tally(MemoryStore(), Clock(), limits)
 
 
 def full(tally: Tally, principal: str, more: int) -> str:
@@ -34,7 +34,7 @@ def full(tally: Tally, principal: str, more: int) -> str:
 
 
 def test_TL_11_what_another_call_is_about_to_add_takes_room() -> None:
-    leases = tally(per_principal=3)
+    leases = tally(Limits(per_principal=3))
     with leases.room(DEPLOY, 2):
         assert full(leases, DEPLOY, 2) == "LEASE_QUOTA"
         assert full(leases, DEPLOY, 1) == ""
@@ -43,7 +43,7 @@ def test_TL_11_what_another_call_is_about_to_add_takes_room() -> None:
 
 
 def test_TL_11_room_is_given_back_by_a_call_that_failed() -> None:
-    leases = tally(per_principal=3)
+    leases = tally(Limits(per_principal=3))
     with pytest.raises(RuntimeError), leases.room(DEPLOY, 3):
         raise RuntimeError
     assert full(leases, DEPLOY, 4) == "LEASE_QUOTA"
