@@ -25,7 +25,7 @@ from broker.store.tables import BY_KEY, key_cells
 BLOCK = 1 << 20
 
 FILES = 8
-"""How many of a replica's files are asked for their last head: their order is that of a clock, which may be set back."""
+"""How many of a replica's files are asked for their last head: in the order of a clock, which may be set back."""
 
 MARK = b'"kind":"head"'
 LOGIN = b'"rpc":"SessionService/Login"'
