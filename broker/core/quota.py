@@ -1,4 +1,4 @@
-"""How many leases there may be."""
+"""How many leases there may be, and versions of one secret."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from broker.core.errors import Exhausted
-from broker.core.kinds import LeaseState
-from broker.core.model import Lease
+from broker.core.kinds import LeaseState, SecretVersionState
+from broker.core.model import Lease, SecretVersion
 from broker.core.ports import Now, Store
 
 RECOUNT = timedelta(seconds=1)
+
+MAX_KEPT = 10_000
+"""Versions of one secret that are not destroyed: room for a rotation each hour of a year."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,3 +87,15 @@ class Tally:
             if self._count + more > self._limits.in_all:
                 raise Exhausted("LEASE_CAP", "The broker holds as many leases as it is set to; try again later.")
             self._count += more
+
+
+def check_versions(store: Store, secret: str, number: int) -> None:
+    """Exhausted ``VERSION_QUOTA`` when a secret has no room for its version ``number``; asks only when it may be so."""
+    if number <= MAX_KEPT:
+        return
+    gone = store.count(SecretVersion, {"secret": secret, "state": SecretVersionState.DESTROYED.value})
+    if store.count(SecretVersion, {"secret": secret}) - gone >= MAX_KEPT:
+        raise Exhausted(
+            "VERSION_QUOTA",
+            f"The secret has {MAX_KEPT} versions that are not destroyed; run `broker secret destroy` on old ones.",
+        )

@@ -1,20 +1,24 @@
-"""How many leases there may be, also when several calls take the last places at one moment."""
+"""How many leases there may be, and versions of a secret, also when several calls take the last places at once."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from broker.core import quota
 from broker.core.errors import Exhausted
 from broker.core.model import Lease
 from broker.core.quota import Limits, Tally
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, opened
 from tests.fakes.calls import Clock
+from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.secrets import TamperedHouse
 from tests.unit.session_bench import Bench, pipeline
 
 DEPLOY = "pipeline/deploy"
@@ -83,3 +87,21 @@ def test_TL_11_twelve_fetches_at_one_moment_stay_within_the_limit(tmp_path: Path
     assert given == 2 * reasons.count("")
     assert 0 < given <= 7
     assert set(reasons) == {"", "LEASE_QUOTA"}
+
+
+def test_a_secret_keeps_so_many_versions_until_old_ones_are_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "MAX_KEPT", 3)
+    house = TamperedHouse(MemoryStore(), SoftwareHsm())
+    for _ in range(2):
+        house.put()
+    request = str(uuid4())
+    house.put(request_id=request)
+    house.secrets.delete(house.call("DeleteSecretVersions"), "team/app/db", [1])
+    for dry in (False, True):
+        with pytest.raises(Exhausted) as found:
+            house.put(validate_only=dry)
+        assert found.value.reason == "VERSION_QUOTA"
+    assert house.put(request_id=request).latest == 3  # the answer that was given before
+    house.secrets.destroy(house.call("DestroySecretVersions"), "team/app/db", [1])
+    assert house.put().latest == 4
+    assert house.put("team/app/other").latest == 1
