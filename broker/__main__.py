@@ -19,10 +19,12 @@ from queue import SimpleQueue
 from typing import NoReturn, TextIO, cast
 
 import structlog
+from pydantic import ValidationError
 
 from broker import acceptance, app, checkup, setup, supervisor
 from broker.config import Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
+from broker.store.config import StoreConfig
 
 log = structlog.get_logger("broker")
 
@@ -170,6 +172,7 @@ def _develop(asked: argparse.Namespace, folder: Path) -> int:
 
 
 def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> setup.Wishes:
+    folder = folder.absolute()
     defaults = setup.Wishes(folder=folder)
     any_port = "127.0.0.1:0" if development else ""  # nobody types it: the profile says where
     given = vars(asked)
@@ -178,8 +181,10 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
         if not (asked.module and asked.token_label and asked.pin_file):
             raise InvalidRequest("TOKEN_INCOMPLETE", "Give --module, --token-label and --pin-file together, or none.")
         token = setup.Token(module=asked.module, label=asked.token_label, pin_file=asked.pin_file)
+    if given.get("database"):
+        _check_database(asked.database, folder)
     return setup.Wishes(
-        folder=folder.absolute(),
+        folder=folder,
         operator=asked.operator,
         hosts=(*defaults.hosts, *asked.host),
         operators_address=asked.operators_address or any_port or defaults.operators_address,
@@ -190,6 +195,15 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
         development=development,
         token=token,
     )
+
+
+def _check_database(url: str, folder: Path) -> None:
+    """InvalidRequest ``DATABASE_INVALID``, before anything is made."""
+    try:
+        StoreConfig(url=url, journal=folder / "journal")
+    except ValidationError as error:
+        sentence = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise InvalidRequest("DATABASE_INVALID", f"--database is not one for the broker: {sentence}") from error
 
 
 def _run(config: Config) -> int:

@@ -18,7 +18,7 @@ from broker.core.ports import Now
 from broker.store import migrate
 from broker.store.config import StoreConfig
 from broker.store.database import check_revision
-from broker.store.dialects import open_database
+from broker.store.dialects import check_there, open_database
 from broker.store.journal import PATIENCE, Journal
 from broker.store.refusals import unconfirmed
 from broker.store.restored import missing, newest_heads, refuse_older
@@ -38,12 +38,13 @@ Query = tuple[Select[Any], Mapping[str, str | int]]
 class SqlStore:
     """Open for the life of the process; every method may be called by any thread.
 
-    Raises WrongState ``STORE_NOT_MIGRATED``, ``STORE_TOO_NEW``, ``STORE_IN_USE``, ``FILE_NOT_PRIVATE`` when it
-    cannot be opened, besides the errors of the port; and ``STORE_RESTORED`` when the database is older than the
-    journal, unless that is to be accepted: then ``forgotten`` tells what it lacks.
+    Raises WrongState ``STORE_MISSING``, ``STORE_NOT_MIGRATED``, ``STORE_TOO_NEW``, ``STORE_IN_USE``,
+    ``FILE_NOT_PRIVATE`` when it cannot be opened, besides the errors of the port; and ``STORE_RESTORED`` when the
+    database is older than the journal, unless that is to be accepted: then ``forgotten`` tells what it lacks.
     """
 
     def __init__(self, config: StoreConfig, now: Now, *, accept_restored: bool = False) -> None:
+        check_there(config)
         self._database = open_database(config)
         try:
             check_revision(self._database)
