@@ -1,4 +1,7 @@
-"""`python -m broker`: make a broker (`init`), run it (`serve`), try one out (`dev`), look at its set-up (`check`)."""
+"""`python -m broker`: make a broker (`init`), run it (`serve`), try one out (`dev`), look at its set-up (`check`).
+
+After a backup was restored: go on with it (`accept-restore`).
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,12 @@ from queue import SimpleQueue
 from typing import NoReturn, TextIO, cast
 
 import structlog
+from pydantic import ValidationError
 
-from broker import app, checkup, setup, supervisor
+from broker import acceptance, app, checkup, setup, supervisor
 from broker.config import Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
+from broker.store.config import StoreConfig
 
 log = structlog.get_logger("broker")
 
@@ -92,6 +97,14 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--config", type=Path, required=True, metavar="FILE")
     check.add_argument("--format", choices=["table", "json"], default="table")
     check.set_defaults(run=checkup.run)
+    accept = commands.add_parser(
+        "accept-restore",
+        help="go on with a database that was restored from a backup",
+        description="Go on with a database that is older than this host's audit journal. All sessions are ended. Run "
+        "it on each host that a broker refuses to start on.",
+    )
+    accept.add_argument("--config", type=Path, required=True, metavar="FILE")
+    accept.set_defaults(run=acceptance.run)
     return words
 
 
@@ -160,6 +173,7 @@ def _develop(asked: argparse.Namespace, folder: Path) -> int:
 
 
 def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> setup.Wishes:
+    folder = folder.absolute()
     defaults = setup.Wishes(folder=folder)
     any_port = "127.0.0.1:0" if development else ""  # nobody types it: the profile says where
     given = vars(asked)
@@ -168,8 +182,10 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
         if not (asked.module and asked.token_label and asked.pin_file):
             raise InvalidRequest("TOKEN_INCOMPLETE", "Give --module, --token-label and --pin-file together, or none.")
         token = setup.Token(module=asked.module, label=asked.token_label, pin_file=asked.pin_file)
+    if given.get("database"):
+        _check_database(asked.database, folder)
     return setup.Wishes(
-        folder=folder.absolute(),
+        folder=folder,
         operator=asked.operator,
         hosts=(*defaults.hosts, *asked.host),
         operators_address=asked.operators_address or any_port or defaults.operators_address,
@@ -180,6 +196,15 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
         development=development,
         token=token,
     )
+
+
+def _check_database(url: str, folder: Path) -> None:
+    """InvalidRequest ``DATABASE_INVALID``, before anything is made."""
+    try:
+        StoreConfig(url=url, journal=folder / "journal")
+    except ValidationError as error:
+        sentence = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise InvalidRequest("DATABASE_INVALID", f"--database is not one for the broker: {sentence}") from error
 
 
 def _run(config: Config) -> int:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from itertools import chain
 
 import structlog
 
@@ -197,7 +196,8 @@ class Loop:
             ("roots", ROOTS_EVERY, broker.secrets.refresh),
             ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(background_call)),
             ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
-            ("chores", CHORES_EVERY, lambda: self._do("chores", broker.keys.chores, broker.secrets.chores)),
+            ("keys", CHORES_EVERY, lambda: self._do("keys", broker.keys.chores)),
+            ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
             ("processor", PROCESSOR_EVERY, broker.reconsider_processor),
         ]
@@ -259,12 +259,12 @@ class Loop:
             self._fence = fence
             log.info("leads the shared work" if fence else "leads no more", fence=fence or 0)
 
-    def _do(self, name: str, *chores: Callable[[], Iterable[Chore]]) -> None:
+    def _do(self, name: str, chores: Callable[[], Iterable[Chore]]) -> None:
         """The shared work, in the one process that leads; each piece is written under the leader's number."""
         if self._lead() is None:
             return
         until = ticks() + CHORES_AT_ONCE
-        for resource, work in chain.from_iterable(begin() for begin in chores):
+        for resource, work in chores():
             fence = self._lead()
             if fence is None or self._stop.is_set():
                 return
@@ -285,11 +285,16 @@ def background_call(resource: str, fence: int = 0) -> Call:
 
 
 def _attempt(name: str, work: Callable[[], object]) -> bool:
-    """Do the work; a refusal, or a bug, costs this round's work and never the loop."""
+    """Do the work; a refusal, or a bug, costs this round's work and never the loop.
+
+    But on a database that has gone back the broker must not go on: the loop's end is the process's.
+    """
     try:
         work()
     except BrokerError as error:
         log.warning("background work failed", work=name, reason=error.reason, sentence=error.message)
+        if error.reason == "STORE_RESTORED":
+            raise
     except Exception as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
         log.error("background work broke", work=name, error=type(error).__name__)  # noqa: TRY400
     else:

@@ -22,7 +22,7 @@ from broker.config import Config, load
 from broker.core import policy
 from broker.core.authority import Authority
 from broker.core.call import Call
-from broker.core.errors import WrongState
+from broker.core.errors import InvalidRequest, WrongState
 from broker.core.guard import Guard
 from broker.core.heads import Heads
 from broker.core.kinds import KeyType, KeyUsage, OperatorState
@@ -94,7 +94,11 @@ def initialise(wishes: Wishes, now: Now) -> Config:
     if not file.exists():
         draft = folder / "broker.toml.draft"
         write_private(draft, _toml(wishes, wishes.token or _softhsm(folder)).encode())
-        load(draft)  # what cannot be read is refused now, and not found by the next start
+        try:
+            load(draft)  # what cannot be read is refused now, and not found by the next start
+        except InvalidRequest:
+            draft.unlink()
+            raise
         draft.replace(file)
     config = load(file)
     SqlStore.migrate(config.store)
@@ -313,13 +317,26 @@ def _fill(config: Config, wishes: Wishes, store: Store, hsm: Hsm, now: Now) -> N
         write_private(file, _audit_key(hsm))
     if not (file := config.certificates / "page.key").exists():
         write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))
-    renew_server_certificate(config, hsm, now(), wishes.hosts)
+    renew_server_certificate(config, hsm, now(), _names(config, wishes))
     _first_policy(store, now)
     _first_root(config, store, hsm, now)
     _first_operator(store, wishes.operator, now)
     _profile(config, wishes, store, authority(config, hsm, "operator-ca", OPERATOR_CA), now)
     audit_key = internal_key(config, "audit", AUDIT_KEY)
     Heads(store, hsm, audit_key, Guard(policy_in_force(store)), now).sign_due()
+
+
+def _names(config: Config, wishes: Wishes) -> tuple[str, ...]:
+    """What the first server certificate is for: what was wished, and what the addresses themselves say."""
+    addresses = (config.server.operators_address, config.server.pipelines_address)
+    own = (_reached(address).rpartition(":")[0].strip("[]") for address in addresses)
+    return tuple(dict.fromkeys((*wishes.hosts, *own)))
+
+
+def _reached(address: str) -> str:
+    """How the broker is called from its own host: nobody can call an address that only says "all of mine"."""
+    host, _, port = address.rpartition(":")
+    return f"localhost:{port}" if host in {"0.0.0.0", "[::]"} else address  # noqa: S104  compared, not bound to
 
 
 def _audit_key(hsm: Hsm) -> bytes:
@@ -373,7 +390,7 @@ def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, now: N
     write_private(folder / "key.pem", key)
     write_private(folder / "cert.pem", pem)
     write_private(folder / "ca.pem", (config.certificates / "server-ca.pem").read_bytes())
-    address = json.dumps(config.server.operators_address)
+    address = json.dumps(_reached(config.server.operators_address))
     write_private(
         folder / "profile.toml",
         f'address = {address}\nca = "ca.pem"\ncertificate = "cert.pem"\nkey = "key.pem"\n'.encode(),

@@ -201,11 +201,12 @@ class Keys:
         """What the background loop has to do now: (resource, work); each piece stands alone and may be repeated.
 
         Versions whose call died before the HSM's answer was stored are undone; keys whose time has come are destroyed.
+        A spoilt row holds up nothing but its own key (TL-18).
         """
-        for version in self._all(KeyVersion, {"state": VersionState.PENDING.value}):
+        for version in self._all(KeyVersion, {"state": VersionState.PENDING.value}, sound_only=True):
             if self._given_up(version):
                 yield f"key/{version.key}", partial(self._undo, version)
-        for key in self._all(Key, {"state": KeyState.DESTROY_SCHEDULED.value}):
+        for key in self._all(Key, {"state": KeyState.DESTROY_SCHEDULED.value}, sound_only=True):
             if key.destroy_at is not None and key.destroy_at <= self._now():
                 yield f"key/{key.name}", partial(self._destroy, key)
 
@@ -357,9 +358,9 @@ class Keys:
         if key.destroy_at is not None and key.destroy_at <= self._now():
             raise WrongState("DESTRUCTION_DUE", f"The time to save the key {key.name} is over; it is being destroyed.")
 
-    def _all(self, kind: type[R], where: dict[str, str | int]) -> Iterator[R]:
+    def _all(self, kind: type[R], where: dict[str, str | int], *, sound_only: bool = False) -> Iterator[R]:
         after: tuple[str | int, ...] = ()
-        while batch := self._store.page(kind, after=after, limit=100, where=where):
+        while batch := self._store.page(kind, after=after, limit=100, where=where, sound_only=sound_only):
             yield from batch
             last = batch[-1]
             after = (last.key, last.number) if isinstance(last, KeyVersion) else (last.name,)

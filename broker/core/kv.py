@@ -20,6 +20,7 @@ from broker.core.last_reads import LastReads
 from broker.core.model import RootKey, Secret, SecretRead, SecretVersion
 from broker.core.names import check_field, check_labels, check_path
 from broker.core.page import Page
+from broker.core.quota import check_versions
 from broker.core.references import MAX_NUMBER, Opened, Reference, parse_reference
 from broker.core.roots import Roots
 from broker.core.sealing import Sealing, damaged
@@ -85,7 +86,8 @@ class Secrets:
     ) -> Secret:
         """Write the next version. No labels: those it has stay. No ``expires_at``: it does not expire.
 
-        WrongState ``VERSION_MISMATCH`` when another version is the latest by now: exactly one writer wins.
+        WrongState ``VERSION_MISMATCH`` when another version is the latest by now: exactly one writer wins. Exhausted
+        ``VERSION_QUOTA``.
         """
         seen = self._store.get(Secret, check_path(name, "secret"))
         wish = _Wish(
@@ -97,6 +99,7 @@ class Secrets:
         self._check(wish)
         if call.validate_only:
             _expect(wish, seen, draft.latest)
+            check_versions(self._store, name, draft.latest)
             return draft
         number = draft.latest if expected_version is None else expected_version + 1
         for _ in range(ATTEMPTS):
@@ -226,12 +229,7 @@ class Secrets:
         now = self._now()
         if stored is None:
             return Secret(
-                name=wish.name,
-                labels=wish.labels,
-                latest=1,
-                created_at=now,
-                updated_at=now,
-                expires_at=wish.expires_at,
+                name=wish.name, labels=wish.labels, latest=1, created_at=now, updated_at=now, expires_at=wish.expires_at
             )
         return replace(
             stored,
@@ -287,6 +285,7 @@ class Secrets:
     def _add(self, call: Call, wish: _Wish, version: SecretVersion, write: ports.Write) -> Secret:
         stored = write.get(Secret, wish.name)
         _expect(wish, stored, version.number)
+        check_versions(self._store, wish.name, version.number)
         secret = self._draft(wish, stored)
         self._permit_again(call, stored or secret)
         self._permit_again(call, secret)

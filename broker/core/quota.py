@@ -1,24 +1,33 @@
-"""How many leases there may be."""
+"""How many leases there may be, and versions of one secret."""
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from broker.core.errors import Exhausted
-from broker.core.kinds import LeaseState
-from broker.core.model import Lease
+from broker.core.kinds import LeaseState, SecretVersionState
+from broker.core.model import Lease, SecretVersion
 from broker.core.ports import Now, Store
 
 RECOUNT = timedelta(seconds=1)
+
+MAX_KEPT = 10_000
+"""Versions of one secret that are not destroyed: room for a rotation each hour of a year."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Leases at once, for one principal and in all; the length of a session that does not ask for one.
 
-    A principal has at most as many sessions as leases. Two calls at the same moment may both take the last place.
+    One process never passes ``per_principal``. Of several processes each sees what the others have written, and not
+    what they are about to write: together they may pass it by what the others have under way, at most 100 leases for
+    each of their threads; and ``in_all`` by what the others add in a second. A principal has at most as many sessions
+    as leases, and one more for each other login of the same moment.
     """
 
     per_principal: int = 1000
@@ -27,26 +36,66 @@ class Limits:
 
 
 class Tally:
-    """How many leases there are in all: counted at most once a second, and by what is added meanwhile."""
+    """How many leases there are: those that are written, and those that this process is about to write.
 
-    def __init__(self, store: Store, now: Now) -> None:
+    Those in all are counted at most once a second, and by what is added meanwhile.
+    """
+
+    def __init__(self, store: Store, now: Now, limits: Limits) -> None:
         self._store = store
         self._now = now
+        self._limits = limits
         self._lock = threading.Lock()
+        self._adding: Counter[str] = Counter()
         self._count = 0
         self._counted_at: datetime | None = None
 
-    def admit(self, principal: str, more: int, limits: Limits) -> None:
-        """Exhausted ``LEASE_QUOTA`` or ``LEASE_CAP`` when there is no room for that many more."""
+    @contextmanager
+    def room(self, principal: str, more: int) -> Iterator[None]:
+        """Keep room for so many more leases until they are written; Exhausted ``LEASE_QUOTA`` or ``LEASE_CAP``.
+
+        What others add is looked at before what is written: so a lease that is written in between counts twice, and
+        none is ever missed.
+        """
+        with self._lock:
+            adding = self._adding[principal]
+            self._adding[principal] += more
+        try:
+            self._check_principal(principal, adding + more)
+            self._check_all(more)
+            yield
+        finally:
+            with self._lock:
+                self._adding[principal] -= more
+                if not self._adding[principal]:
+                    del self._adding[principal]
+
+    def _check_principal(self, principal: str, more: int) -> None:
         held = self._store.count(Lease, {"principal": principal, "state": LeaseState.ACTIVE.value})
-        if held + more > limits.per_principal:
+        if held + more > self._limits.per_principal:
             raise Exhausted(
                 "LEASE_QUOTA", "This pipeline holds too many leases; end sessions, or wait until they lapse."
             )
+
+    def _check_all(self, more: int) -> None:
         with self._lock:
             now = self._now()
             if self._counted_at is None or abs(now - self._counted_at) >= RECOUNT:
-                self._count, self._counted_at = self._store.count(Lease, {"state": LeaseState.ACTIVE.value}), now
-            if self._count + more > limits.in_all:
+                adding = self._adding.total() - more
+                written = self._store.count(Lease, {"state": LeaseState.ACTIVE.value})
+                self._count, self._counted_at = written + adding, now
+            if self._count + more > self._limits.in_all:
                 raise Exhausted("LEASE_CAP", "The broker holds as many leases as it is set to; try again later.")
             self._count += more
+
+
+def check_versions(store: Store, secret: str, number: int) -> None:
+    """Exhausted ``VERSION_QUOTA`` when a secret has no room for its version ``number``; asks only when it may be so."""
+    if number <= MAX_KEPT:
+        return
+    gone = store.count(SecretVersion, {"secret": secret, "state": SecretVersionState.DESTROYED.value})
+    if store.count(SecretVersion, {"secret": secret}) - gone >= MAX_KEPT:
+        raise Exhausted(
+            "VERSION_QUOTA",
+            f"The secret has {MAX_KEPT} versions that are not destroyed; run `broker secret destroy` on old ones.",
+        )

@@ -21,6 +21,7 @@ from threading import Lock
 
 from broker.core import receipts
 from broker.core.call import Call
+from broker.core.ending import readable
 from broker.core.errors import BrokerError, Exhausted, NotFound, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard
 from broker.core.kinds import KeyType, KeyUsage, VersionState
@@ -180,7 +181,8 @@ class Roots:
 
     def _hanging(self, root: RootKey) -> Iterator[list[SecretVersion]]:
         after: tuple[str | int, ...] = ()
-        while batch := self._store.page(SecretVersion, after=after, limit=STEP, where={"root": root.version}):
+        where = {"root": root.version}
+        while batch := self._store.page(SecretVersion, after=after, limit=STEP, where=where, sound_only=True):
             yield batch
             after = (batch[-1].secret, batch[-1].number)
 
@@ -226,7 +228,8 @@ class Roots:
         call.settled = True
 
     def _holds(self, where: Store | Write, root: RootKey) -> bool:
-        return bool(where.page(SecretVersion, limit=1, where={"root": root.version}))
+        """Whether a secret hangs on it; one whose row is spoilt does too, for somebody may put that right."""
+        return readable(lambda: bool(where.page(SecretVersion, limit=1, where={"root": root.version})), True)
 
     def _retire(self, root: RootKey, call: Call) -> None:
         with self._store.write(call.intent()) as write:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -65,7 +66,7 @@ class Sessions:
         self._now = now
         self._limits = limits
         self._ending = Ending(store, now)
-        self._all_leases = Tally(store, now)
+        self._leases = Tally(store, now, limits)
 
     def login(self, call: Call, ttl: timedelta | None) -> Opening:
         """Open a session for ``call.principal.proof``.
@@ -99,8 +100,8 @@ class Sessions:
             if call.principal.method == "session":
                 for each in tries:
                     each.find_lease(self._store, call.principal.credential, self._now())
-            self._check_leases(call, sum(each.opened is not None and each.lease is None for each in tries))
-            session = self._issue(call, login, tries)
+            with self._room(call, sum(each.opened is not None and each.lease is None for each in tries)):
+                session = self._issue(call, login, tries)
         except Unavailable:
             raise
         except BrokerError as failure:
@@ -253,11 +254,12 @@ class Sessions:
             raise InvalidRequest("DURATION_INVALID", "The session's length is less than a second; ask for more.")
         return self._limits.usual if ttl is None else ttl
 
-    def _check_leases(self, call: Call, more: int) -> None:
+    def _room(self, call: Call, more: int) -> AbstractContextManager[None]:
+        """Room for so many leases of the caller's, if it is one that has leases."""
         principal = call.principal
         if not more or (principal.proof is None and principal.method != "session"):
-            return
-        self._all_leases.admit(str(principal), more, self._limits)
+            return nullcontext()
+        return self._leases.room(str(principal), more)
 
     def _issue(self, call: Call, login: _Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from broker.core.errors import WrongState
 from broker.store.config import SQLITE, StoreConfig
 from broker.store.database import Database
 from broker.store.postgresql import Postgresql
@@ -11,3 +14,13 @@ from broker.store.sqlite import Sqlite
 def open_database(config: StoreConfig) -> Database:
     """Open it; nothing is created but an empty SQLite file."""
     return Sqlite(config) if config.parsed.drivername == SQLITE else Postgresql(config)
+
+
+def check_there(config: StoreConfig) -> None:
+    """WrongState ``STORE_MISSING`` for an SQLite file that is gone: opening it would put an empty one in its place."""
+    path = Path(config.parsed.database or "")
+    if config.sqlite and not path.exists():
+        raise WrongState(
+            "STORE_MISSING",
+            f"There is no database file {path}: put it back from a backup, or make an empty one with broker init.",
+        )

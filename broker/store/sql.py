@@ -16,8 +16,9 @@ from broker.core.ports import Now
 from broker.store import migrate
 from broker.store.config import StoreConfig
 from broker.store.database import check_revision
-from broker.store.dialects import open_database
+from broker.store.dialects import check_there, open_database
 from broker.store.journal import PATIENCE, Journal
+from broker.store.restored import missing, newest_heads, refuse_older
 from broker.store.rows import FIELDS, record_of, row_of, storable
 from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page, secrets_of
 from broker.store.transaction import SqlWrite
@@ -35,14 +36,19 @@ Query = tuple[Select[Any], Mapping[str, str | int]]
 class SqlStore:
     """Open for the life of the process; every method may be called by any thread.
 
-    Raises WrongState ``STORE_NOT_MIGRATED``, ``STORE_TOO_NEW``, ``STORE_IN_USE``, ``FILE_NOT_PRIVATE`` when it
-    cannot be opened, besides the errors of the port.
+    Raises WrongState ``STORE_MISSING``, ``STORE_NOT_MIGRATED``, ``STORE_TOO_NEW``, ``STORE_IN_USE``,
+    ``FILE_NOT_PRIVATE`` when it cannot be opened, besides the errors of the port; and ``STORE_RESTORED`` when the
+    database is older than the journal, unless that is to be accepted: then ``forgotten`` tells what it lacks.
     """
 
-    def __init__(self, config: StoreConfig, now: Now) -> None:
+    def __init__(self, config: StoreConfig, now: Now, *, accept_restored: bool = False) -> None:
+        check_there(config)
         self._database = open_database(config)
         try:
             check_revision(self._database)
+            self._known = newest_heads(config.journal)
+            if not accept_restored:
+                refuse_older(self._database, self._known)
             self._journal = Journal(config.journal, config.replica, now, config.journal_file_bytes)
         except BaseException:
             self._database.close()
@@ -131,22 +137,33 @@ class SqlStore:
         return self._journal.heads()
 
     def save_head(self, head: AuditHead) -> None:
-        """See ``Store.save_head``. A head of a chain that this process had to leave is kept in the database alone."""
+        """See ``Store.save_head``. A head of a chain that this process had to leave is kept in the database alone.
+
+        The journal comes last here, so that what it knows of is in the database for certain (``restored``); and what
+        the database forgot while this process ran is not covered up by a new head.
+        """
+        refuse_older(self._database, self._known)
         with self._database.transaction() as connection:
             # two threads may sign the same head: the second signature of it says nothing new
             connection.execute(INSERT[self._database.name][AuditHead], row_of(head))
-            self._journal.append(head)
             self._database.bound()
             connection.commit()
+        self._known = [head]
+        self._journal.append(head)
         self._journal.signed(head)
+
+    def forgotten(self) -> list[AuditHead]:
+        """Heads of this host's journal that the database lacks, because it was restored."""
+        return missing(self._database, self._known)
 
     def lead(self) -> int | None:
         """See ``Store.lead``."""
         return self._database.lead()
 
     def check(self) -> None:
-        """See ``Store.check``."""
+        """See ``Store.check``; WrongState ``STORE_RESTORED`` when the database has gone back."""
         check_revision(self._database)
+        refuse_older(self._database, self._known)
         self._journal.check()
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "dev": ("server", "dev", "Start a trial broker with everything, in seconds."),
     "init": ("server", "init", "Set up a broker for keeps."),
     "serve": ("server", "serve", "Run the broker."),
+    "accept-restore": ("server", "accept_restore", "Go on with a database from a backup."),
     "completion": ("completion", "completion", "Print the completion script of a shell."),
 }
 

@@ -1,4 +1,4 @@
-"""``broker dev``, ``init`` and ``serve`` are the server's own commands: this process becomes the server."""
+"""``broker dev``, ``init``, ``serve`` and ``accept-restore`` are the server's own: this process becomes the server."""
 
 from __future__ import annotations
 
@@ -38,3 +38,4 @@ def _passed_on(name: str, text: str) -> click.Command:
 dev = _passed_on("dev", "Start a trial broker with everything in a temporary folder. Options go to the server.")
 init = _passed_on("init", "Set up a broker for keeps. Options go to the server.")
 serve = _passed_on("serve", "Run the broker until a signal. Options go to the server.")
+accept_restore = _passed_on("accept-restore", "Go on with a restored database. Options go to the server.")

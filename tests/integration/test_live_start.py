@@ -101,7 +101,7 @@ FAULTS: dict[str, tuple[Callable[[Live], object], str, str]] = {
     "another token": (other_token, "", ""),
     "unknown setting": (lambda broker: change(broker, "[store]", "[store]\nverbose = true"), "CONFIG_INVALID", ""),
     "open journal": (lambda broker: (broker.folder / "journal").chmod(0o755), "FILE_NOT_PRIVATE", ""),
-    "no database": (lambda broker: (broker.folder / "broker.db").unlink(), "", "store"),
+    "no database": (lambda broker: (broker.folder / "broker.db").unlink(), "STORE_MISSING", "store"),
     "certificate of another key": (other_server_key, "TLS_FILES_DIFFER", "certificates"),
 }
 
@@ -314,3 +314,18 @@ def test_a_database_that_is_away_is_refused_at_start(copy: Live, tmp_path: Path)
     assert done.returncode == 1
     assert_one_sentence(done, copy.pin)
     assert "(STORE_UNAVAILABLE)" in done.stderr
+
+
+def test_a_broker_that_listens_everywhere_has_a_profile_that_can_be_used(tmp_path: Path) -> None:
+    broker = Live(tmp_path / "broker")
+    everywhere = [f"0.0.0.0:{free_address().rpartition(':')[2]}" for _ in range(2)]
+    words = ("--operators-address", everywhere[0], "--pipelines-address", everywhere[1])
+    try:
+        done = broker.command("init", str(broker.folder), *words)
+        assert done.returncode == 0, done.stderr
+        broker.start()
+        asked = cli("status", profile=broker.folder / "profile")
+        assert asked.returncode == 0, asked.stdout + asked.stderr
+        assert broker.terminate() == 0
+    finally:
+        broker.close()

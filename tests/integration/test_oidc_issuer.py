@@ -14,9 +14,11 @@ import pytest
 
 from broker.auth.oidc import fetch as fetching
 from broker.auth.oidc.fetch import Fetcher, NotFetchedError
-from broker.auth.oidc.key_sets import MAX_WAITING, OVER, REFETCH, STALE
+from broker.auth.oidc.key_sets import MAX_WAITING, MAX_WAITING_IN_ALL, OVER, REFETCH, STALE, KeySets
+from broker.core.errors import Unavailable
 from tests.servers.issuer import DISCOVERY, KEYS, Issuer, Signer, issuing
 from tests.servers.jobs import Jobs
+from tests.servers.live import within
 
 
 @pytest.fixture
@@ -147,6 +149,52 @@ def test_AN_17_only_a_few_wait_for_a_hanging_issuer(issuer: Issuer) -> None:
     assert len(ended) == 40
     assert ended.count("TOKEN_KEY_UNKNOWN") <= MAX_WAITING
     assert issuer.fetches == 2
+
+
+def test_AN_17_an_issuer_that_hangs_from_the_first_holds_two_calls_and_all_others_are_told(
+    issuer: Issuer,
+) -> None:
+    jobs = Jobs(issuer)
+    issuer.answers[DISCOVERY] = lambda _: issuer.release.wait(20)
+    ended: list[str] = []
+
+    def ask() -> None:
+        ended.append(jobs.refused())
+
+    begun = time.monotonic()
+    waiting = [threading.Thread(target=ask) for _ in range(40)]
+    for thread in waiting:
+        thread.start()
+    within(4, lambda: len(ended) == 40 - MAX_WAITING)
+    assert time.monotonic() - begun < 4  # and not the five seconds that a fetch may take
+    issuer.answers.clear()
+    issuer.release.set()
+    for thread in waiting:
+        thread.join(20)
+    assert ended[: 40 - MAX_WAITING] == ["ISSUER_UNAVAILABLE"] * (40 - MAX_WAITING)
+    assert issuer.fetches == 1
+
+
+def test_AN_17_many_hanging_issuers_hold_a_few_calls_together(issuer: Issuer) -> None:
+    sets = KeySets(Fetcher(frozenset({issuer.host})))
+    for number in range(20):
+        issuer.answers[f"/{number}{DISCOVERY}"] = lambda _: issuer.release.wait(20)
+    ended: list[str] = []
+
+    def ask(number: int) -> None:
+        with pytest.raises(Unavailable) as found:
+            sets.key(f"{issuer.address}/{number}", issuer.ca_pem, "one")
+        ended.append(str(found.value.facts["claim_found"]))
+
+    waiting = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
+    for thread in waiting:
+        thread.start()
+    within(4, lambda: len(ended) == 20 - MAX_WAITING_IN_ALL)
+    assert set(ended) == {"other calls wait for them already"}
+    issuer.release.set()
+    for thread in waiting:
+        thread.join(20)
+    within(10, lambda: issuer.fetches == 20)  # who is told to come back has had them fetched all the same
 
 
 stop = threading.Event()

@@ -194,10 +194,12 @@ def _check_tokens(job: Job, told: Acknowledged) -> None:
 
 
 def _reason(job: Job, token: str) -> str:
+    """Why a token opens no session any more; one that it opens is ended, because a pipeline has only so many leases."""
     try:
-        job.ask("FetchSecrets", token, references=REFERENCES)
+        opened = job.ask("FetchSecrets", token, references=REFERENCES)
     except Refused as error:
         return error.reason
+    job.ask("EndSession", opened.session_token)
     return ""
 
 

@@ -41,7 +41,9 @@ def test_threads_that_are_there_and_those_to_come_keep_to_one_processor() -> Non
 
 @pytest.mark.parametrize(("waited", "moved"), [(4.9, False), (5.1, True)])
 def test_a_processor_that_others_take_is_left_for_the_idlest(
-    monkeypatch: pytest.MonkeyPatch, waited: float, moved: bool  # noqa: FBT001 (a parameter of the test)
+    monkeypatch: pytest.MonkeyPatch,
+    waited: float,
+    moved: bool,  # noqa: FBT001 (a parameter of the test)
 ) -> None:
     allowed = sorted(os.sched_getaffinity(0))
     clock, waits = iter([0.0, 10.0]), iter([0.0, waited])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from broker import __main__ as main
 from broker import setup
 from broker.config import Config, load
 from broker.core.authority import Authority
@@ -203,3 +204,33 @@ def test_a_configuration_that_cannot_be_read_is_not_left_behind(tmp_path: Path) 
     with pytest.raises(InvalidRequest):
         setup.initialise(setup.Wishes(folder=tmp_path, token=token), lambda: NOW)
     assert not (tmp_path / "broker.toml").exists()
+    assert not list(tmp_path.glob("broker.toml*"))
+
+
+@pytest.mark.parametrize("url", ["mysql://db/broker", "rubbish", "sqlite:///relative.db", "postgresql://u:secret@h/d"])
+def test_a_database_of_another_kind_is_refused_before_anything_is_made(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        main._wishes(main.parser().parse_args(["init", "b", "--database", url]), tmp_path / "b", development=False)
+    assert refused.value.reason == "DATABASE_INVALID"
+    assert "secret" not in refused.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [
+        ("0.0.0.0:7443", "localhost:7443"),
+        ("[::]:7443", "localhost:7443"),
+        ("10.0.0.5:7443", "10.0.0.5:7443"),
+        ("[::1]:7443", "[::1]:7443"),
+    ],
+)
+def test_the_profile_calls_an_address_that_can_be_called(address: str, reached: str) -> None:
+    assert setup._reached(address) == reached
+
+
+def test_the_first_certificate_is_for_the_addresses_too(config: Config, tmp_path: Path) -> None:
+    places = {"operators_address": "0.0.0.0:1", "pipelines_address": "[fd00::1]:2"}
+    wide = config.model_copy(update={"server": config.server.model_copy(update=places)})
+    names = setup._names(wide, setup.Wishes(folder=tmp_path, hosts=("127.0.0.1", "broker.example")))
+    assert names == ("127.0.0.1", "broker.example", "localhost", "fd00::1")

@@ -29,8 +29,9 @@ OVER = 600.0
 """Seconds after which keys that could not be fetched anew serve no longer."""
 
 MAX_ISSUERS = 256
-MAX_WAITING = 8
-"""Calls that wait for one issuer's fetch while it has keys already; more are told to come back."""
+MAX_WAITING, MAX_WAITING_IN_ALL = 2, 4
+"""Calls that wait for the fetch of one issuer's keys, and of all issuers'; more are told to come back, which the CLI
+does by itself within a second. A fetch can take ``SECONDS``, and each of those calls holds a thread of the few."""
 
 _log = structlog.get_logger(__name__)
 
@@ -53,6 +54,7 @@ class KeySets:
         self._clock = clock
         self._lock = threading.Lock()
         self._issuers: OrderedDict[tuple[str, str], _Issuer] = OrderedDict()
+        self._waiting = 0
 
     def key(self, issuer: str, ca_pem: str, kid: str) -> Key | None:
         """The issuer's key of that name, or None; Unavailable ``ISSUER_UNAVAILABLE`` while there are no keys."""
@@ -63,16 +65,20 @@ class KeySets:
             ended = self._begin(issuer, ca_pem, known) if found is None or age > STALE else None
             if found is not None:
                 return found
-            if ended is not None and age <= OVER and known.waiting >= MAX_WAITING:
-                raise _unavailable("too many calls wait for them already")
-            known.waiting += 1
+            if ended is not None and (known.waiting >= MAX_WAITING or self._waiting >= MAX_WAITING_IN_ALL):
+                raise _unavailable("other calls wait for them already")
+            self._wait_more(known, 1)
         try:
             if ended is not None:
                 ended.wait(SECONDS)
         finally:
             with self._lock:
-                known.waiting -= 1
+                self._wait_more(known, -1)
         return self._now(known, kid)
+
+    def _wait_more(self, known: _Issuer, calls: int) -> None:
+        known.waiting += calls
+        self._waiting += calls
 
     def _now(self, known: _Issuer, kid: str) -> Key | None:
         with self._lock:

@@ -1,0 +1,138 @@
+"""Tells an older database from the one that this host's journal speaks of (ST-04).
+
+A signed head is durable in the database before the journal has its line (``SqlStore.save_head``), and no head is ever
+deleted. So a database that lacks a head of the journal is a backup, or a replica that had not caught up. Nothing is
+added to any call for it: heads are signed every half minute in any case. What it cannot tell is a backup that was made
+after the last head before a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+
+from broker.core.errors import WrongState
+from broker.core.model import AuditHead
+from broker.store.chain import SUFFIX
+from broker.store.database import Database
+from broker.store.rows import FIELDS
+from broker.store.tables import BY_KEY, key_cells
+
+BLOCK = 1 << 20
+
+FILES = 8
+"""How many of a replica's files are asked for their last head: in the order of a clock, which may be set back."""
+
+MARK = b'"kind":"head"'
+LOGIN = b'"rpc":"SessionService/Login"'
+"""In no other lines than these: a quotation mark within a value is escaped."""
+
+_FILE = re.compile(rf"(.+)-\d{{8}}T\d{{12}}Z-[0-9a-f]{{16}}\.\d{{6}}{re.escape(SUFFIX)}")
+
+
+def newest_heads(folder: Path) -> list[AuditHead]:
+    """The last heads of each replica that keeps its journal here, one of each of its newest files that have any."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
+        if found := _FILE.fullmatch(path.name):
+            files.setdefault(found[1], []).append(path)
+    return [head for paths in files.values() for head in islice(_last_of_each(paths), FILES)]
+
+
+def _last_of_each(paths: list[Path]) -> Iterator[AuditHead]:
+    for path in paths:
+        yield from islice(_heads(path), 1)
+
+
+def missing(database: Database, heads: Iterable[AuditHead]) -> list[AuditHead]:
+    """Those that the database does not hold, or not with that hash."""
+    return [head for head in heads if not _held(database, head)]
+
+
+def refuse_older(database: Database, heads: Iterable[AuditHead]) -> None:
+    """WrongState ``STORE_RESTORED`` unless the database holds every one of these heads."""
+    for head in missing(database, heads):
+        raise WrongState(
+            "STORE_RESTORED",
+            f"The database is older than this host's audit journal: it lacks record {head.sequence} of {head.chain}, "
+            "signed there; put the newer one back, or run `broker accept-restore`, which ends all sessions.",
+        )
+
+
+def logins(folder: Path, since: datetime) -> Iterator[tuple[str, str]]:
+    """(issuer, token id) of the identity tokens that have opened sessions here since then."""
+    for path in folder.iterdir():
+        if _FILE.fullmatch(path.name) and path.lstat().st_mtime >= since.timestamp():
+            yield from _logins(path)
+
+
+def _logins(path: Path) -> Iterator[tuple[str, str]]:
+    for line in _lines(path):
+        if LOGIN in line and (found := _login(line)) is not None:
+            yield found
+
+
+def _login(line: bytes) -> tuple[str, str] | None:
+    try:
+        body = json.loads(line)
+        issuer, token = body["facts"]["issuer"], body["facts"]["token_id"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return (str(issuer), str(token)) if body["outcome"] == "ok" and token else None
+
+
+_HASH = [field.name for field in FIELDS[AuditHead]].index("hash")
+
+
+def _held(database: Database, head: AuditHead) -> bool:
+    rows = database.read(BY_KEY[AuditHead], key_cells(AuditHead, (head.chain, head.sequence)))
+    return bool(rows) and rows[0][_HASH] == head.hash
+
+
+def _heads(path: Path) -> Iterator[AuditHead]:
+    """The heads of one file, the last one first."""
+    for line in _lines(path):
+        if MARK in line and (head := _read(line)) is not None:
+            yield head
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        yield from _backwards(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _backwards(descriptor: int) -> Iterator[bytes]:
+    """Whole lines, the last one first; what a crash left after the last newline is none."""
+    start, torn, rest = os.fstat(descriptor).st_size, True, b""
+    while start > 0:
+        end, start = start, max(0, start - BLOCK)
+        rest, *lines = (os.pread(descriptor, end - start, start) + rest).split(b"\n")
+        if torn and lines:
+            del lines[-1]
+            torn = False
+        yield from reversed(lines)
+    if not torn:
+        yield rest
+
+
+def _read(line: bytes) -> AuditHead | None:
+    """The head in a line; None for one that was spoilt, which is the verifier's to find."""
+    try:
+        body = json.loads(line)
+        return AuditHead(
+            chain=str(body["chain"]),
+            sequence=int(body["head_seq"]),
+            hash=str(body["head_hash"]),
+            signed_at=datetime.fromisoformat(body["time"]),
+            signature=bytes.fromhex(body["signature"]),
+        )
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None

@@ -1,0 +1,219 @@
+"""An older database under a newer journal: noticed at start, while running and by the doctor; accepted knowingly."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from broker.core.errors import WrongState
+from broker.core.model import AuditHead, Key
+from broker.store.config import StoreConfig
+from broker.store.restored import newest_heads
+from broker.store.sql import SqlStore
+from tests.contracts.store_places import database, place, store
+from tests.contracts.store_samples import config, entry, head, key, now, opened, put
+from tests.servers.fetch_load import REFERENCES, furnish
+from tests.servers.issuer import issuing
+from tests.servers.live import Live
+from tests.servers.live_jobs import Job
+from tests.servers.postgres import Postgres
+
+__all__ = ["database", "place", "store"]  # fixtures
+
+
+def sign(store: SqlStore) -> AuditHead:
+    (due,) = store.heads()
+    signed = replace(due, signature=b"\x30\x01")
+    store.save_head(signed)
+    return signed
+
+
+def refused(act: Callable[[], object]) -> str:
+    """The sentence of the refusal that it must end in."""
+    with pytest.raises(WrongState) as found:
+        act()
+    assert found.value.reason == "STORE_RESTORED"
+    return found.value.message
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def restored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[StoreConfig, AuditHead]]:
+    """A whole database of yesterday under the journal of today, and the head that it has forgotten."""
+    server: Postgres = request.getfixturevalue("postgres")
+    name = server.create_database() if request.param == "postgresql" else ""
+    file = tmp_path / "broker.db"
+    place = config(server.url(name) if name else f"sqlite:///{file}", tmp_path)
+    SqlStore.migrate(place)
+    with opened(place) as store:
+        put(store, key())
+        sign(store)
+    backup = server.create_database(name) if name else str(shutil.copy(file, tmp_path / "backup.db"))
+    with opened(place) as store:
+        put(store, key("since"))
+        newest = sign(store)
+    if name:
+        server.drop_database(name)
+        with server.connect() as connection:
+            connection.execute(f"ALTER DATABASE {backup} RENAME TO {name}".encode())
+    else:
+        shutil.move(backup, file)
+    yield place, newest
+    if name:
+        server.drop_database(name)
+
+
+def test_ST_04_an_older_database_is_refused_until_it_is_accepted(restored: tuple[StoreConfig, AuditHead]) -> None:
+    place, newest = restored
+    for _ in range(2):  # a refused start leaves nothing behind that would let the next one pass
+        sentence = refused(lambda: SqlStore(place, now))
+        assert newest.chain in sentence
+        assert "accept-restore" in sentence
+    store = SqlStore(place, now, accept_restored=True)
+    try:
+        assert store.forgotten() == [newest]
+        assert store.get(Key, "since") is None
+        refused(store.check)
+        with store.write(entry()) as write:
+            write.add(*store.forgotten())
+        assert store.forgotten() == []
+        store.check()
+    finally:
+        store.close()
+    with opened(place) as again:
+        again.check()
+
+
+def test_ST_04_a_database_that_goes_back_while_open_is_not_covered_up(store: SqlStore, place: StoreConfig) -> None:
+    signed = sign(store)
+    put(store, key())
+    store.check()
+    with store._database.transaction() as connection:
+        connection.exec_driver_sql("DELETE FROM audit_heads")
+        connection.commit()
+    refused(store.check)
+    refused(lambda: sign(store))
+    assert newest_heads(place.journal) == [signed]
+
+
+def test_ST_04_another_record_in_the_place_of_the_signed_one_is_another_history(
+    store: SqlStore, place: StoreConfig
+) -> None:
+    sign(store)
+    with store._database.transaction() as connection:
+        connection.exec_driver_sql(f"UPDATE audit_heads SET hash = '{'0' * 64}'")  # noqa: S608 (a constant)
+        connection.commit()
+    refused(store.check)
+    assert place.journal.is_dir()
+
+
+def test_FT_01_records_after_the_last_head_and_a_torn_line_are_no_restored_database(place: StoreConfig) -> None:
+    with opened(place) as store:
+        signed = sign(store)
+        for number in range(50):
+            put(store, key(f"k{number}"))
+    (journal,) = place.journal.glob("*.jsonl")
+    with journal.open("ab") as file:
+        file.write(b'{"kind":"head","chain":"torn"')
+    assert newest_heads(place.journal) == [signed]
+    with opened(place):
+        pass
+    with opened(place) as store:  # the chain before this one has no head of its own
+        store.check()
+
+
+def test_a_head_is_found_over_blocks_and_spoilt_lines(place: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.store.restored.BLOCK", 97)
+    with opened(place) as store:
+        signed = sign(store)
+        put(store, key())
+    (journal,) = place.journal.glob("*.jsonl")
+    with journal.open("ab") as file:
+        file.write(b'\n{"kind":"head","chain":7}\n[]"kind":"head"\n')
+    for worker in ("broker-w1", "broker-w2"):
+        with opened(place.model_copy(update={"replica": worker})):
+            pass
+    with opened(place):
+        pass
+    assert newest_heads(place.journal) == [signed]
+    assert newest_heads(place.journal / "absent") == []
+
+
+def test_ST_04_a_head_that_the_database_refused_is_not_in_the_journal(store: SqlStore, place: StoreConfig) -> None:
+    with store._database.transaction() as connection:
+        connection.exec_driver_sql("ALTER TABLE audit_heads RENAME TO elsewhere")
+        connection.commit()
+    try:
+        with pytest.raises(Exception, match="database"):
+            store.save_head(head(store.heads()[0].chain))
+        assert newest_heads(place.journal) == []
+    finally:
+        with store._database.transaction() as connection:
+            connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO audit_heads")
+            connection.commit()
+
+
+def copy_of(live: Live) -> Path:
+    """A backup of the database of a broker that is stopped."""
+    return Path(shutil.copy(live.folder / "broker.db", live.folder.parent / "backup.db"))
+
+
+def test_ST_04_a_broker_starts_on_an_older_database_only_after_everything_it_forgot_is_over(tmp_path: Path) -> None:
+    with issuing(tmp_path / "issuer") as ci:
+        live = Live(tmp_path / "broker", "--allow-issuer", ci.host)
+        try:
+            live.start()
+            furnish(live, ci)
+            job, tokens = Job(live), [ci.token(), ci.token()]
+            ended = job.ask("FetchSecrets", tokens[0], references=REFERENCES).session_token
+            job.close()
+            assert live.terminate() == 0
+            backup = copy_of(live)
+            live.start()
+            job = Job(live)
+            job.ask("EndSession", ended)
+            job.ask("FetchSecrets", tokens[1], references=REFERENCES)
+            job.close()
+            assert live.terminate() == 0
+            shutil.copy(backup, live.folder / "broker.db")
+            for words in (["serve", "--config"], ["check", "--config"], ["accept-restore", "--config"]):
+                done = live.command(*words, str(live.config))
+                if words[0] == "accept-restore":
+                    assert done.returncode == 0, done.stderr
+                    assert "1 sessions were ended and 1 identity tokens" in done.stdout
+                else:
+                    assert done.returncode == (1 if words[0] == "serve" else 10)
+                    assert "older than this host's audit journal" in done.stdout + done.stderr
+            live.start()
+            job = Job(live)
+            assert job.refusal("FetchSecrets", ended, references=REFERENCES) == "SESSION_INVALID"
+            assert [job.refusal("Login", token) for token in tokens] == ["TOKEN_REPLAYED"] * 2
+            job.close()
+            assert live.terminate() == 0
+            live.verify()
+            nothing = live.command("accept-restore", "--config", str(live.config))
+            assert (nothing.returncode, "nothing was changed" in nothing.stdout) == (0, True)
+        finally:
+            live.close()
+
+
+def test_ST_04_a_running_broker_ends_when_its_database_goes_back(tmp_path: Path) -> None:
+    live = Live(tmp_path / "broker")
+    try:
+        live.start()
+        with live.client() as admin:
+            admin.ask("SignAuditHead")
+        assert live.process is not None
+        database = sqlite3.connect(live.folder / "broker.db")
+        with database:
+            database.execute("DELETE FROM audit_heads")
+        database.close()
+        assert live.process.wait(20) == 1
+        assert "STORE_RESTORED" in live.said
+        assert "Traceback" not in live.said
+    finally:
+        live.close()
