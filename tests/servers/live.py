@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +29,7 @@ from grpc_status import rpc_status
 from broker import setup
 from broker.rpc import table
 from tests.servers.openbao import OpenBao
+from tests.servers.places import free_port
 
 ROOT = Path(__file__).parents[2]
 METHODS: dict[str, MethodDescriptor] = {
@@ -326,9 +326,7 @@ def within(seconds: float, wanted: Callable[[], bool]) -> float:
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def vault_settings(bao: OpenBao, **other: str) -> dict[str, str]:
