@@ -198,6 +198,10 @@ class Live:
         process.send_signal(number)
         try:
             return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # faulthandler: where each of its threads is
+            process.wait(10)
+            raise AssertionError(f"{number.name} did not end it in {seconds} s:\n{self.said[-8000:]}") from None
         finally:
             process.kill()
             process.wait()
@@ -304,7 +308,8 @@ class Live:
 def environment() -> dict[str, str]:
     """The little that a started process is given."""
     path = os.pathsep.join(str(ROOT / part) for part in (".", "cli", "protos"))
-    return {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": path, "PYTHONWARNINGS": "error"}
+    python = {"PYTHONPATH": path, "PYTHONWARNINGS": "error", "PYTHONFAULTHANDLER": "1"}
+    return {"PATH": os.environ["PATH"], "HOME": "/nonexistent"} | python
 
 
 def cli(*words: str, profile: Path | None = None) -> subprocess.CompletedProcess[str]:
