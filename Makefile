@@ -7,6 +7,8 @@ BIN := .venv/bin
 UV_VERSION := 0.13.9
 # The tree at hand is what is checked and tested, whatever tree an installed copy came from.
 IN_TREE := PYTHONPATH=.:cli:protos
+# Each has servers of its own. Much of a test is waiting, so there is one more than most computers have cores for.
+PROCESSES ?= 3
 
 define prepare
 @command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or newer (Debian and Ubuntu: apt-get install python3 python3-venv)."; exit 1; }
@@ -31,7 +33,7 @@ demo:  ## the main job on real parts: a key born in SoftHSM, imported into OpenB
 .PHONY: test
 test: check  ## everything: check, then all tests on real SoftHSM, OpenBao and PostgreSQL
 	$(call prepare,test)
-	$(IN_TREE) $(BIN)/python -m pytest
+	$(IN_TREE) $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 .PHONY: check
 check: fresh  ## lint, formatting, types, import rules, protos and their stubs

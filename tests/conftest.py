@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
+
+from tests.servers.places import MEMORY, in_memory
 
 # Before gRPC is loaded: its fork handlers run in a child that becomes another user, and can end it before it is there.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+# Thousands of records wait until they are on the disk, which proves nothing here: no test takes the power away.
+if "TMPDIR" not in os.environ and in_memory():
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 pytest_plugins = ["tests.servers.softhsm", "tests.servers.postgres", "tests.servers.openbao", "tests.servers.live"]
 

@@ -7,10 +7,14 @@ import select
 import subprocess
 from pathlib import Path
 
-from tests.integration.test_run_job import PYTHON, READY
+import pytest
+
+from tests.integration.test_run_job import PYTHON, READY, secrets_in_memory
 from tests.integration.test_run_standin import Job, job, pipelines, pipelines_authority
 
-__all__ = ["job", "pipelines", "pipelines_authority"]  # fixtures
+__all__ = ["job", "pipelines", "pipelines_authority", "secrets_in_memory"]  # fixtures
+
+pytestmark = pytest.mark.usefixtures("secrets_in_memory")
 
 
 def test_CL_09_files_are_gone_whatever_the_command_put_beside_them(job: Job) -> None:

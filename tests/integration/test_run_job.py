@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -40,8 +42,15 @@ UNTIL_TOLD = "print('ready'); sys.stdin.readline()"
 BOTH = ["FetchSecrets", "EndSession"]
 
 
-def secrets_in_memory() -> set[str]:
-    return {path.name for path in run_files.MEMORY.glob("broker-*")}
+@pytest.fixture
+def secrets_in_memory() -> Iterator[Callable[[], set[str]]]:
+    """The folders of secrets that are there; meanwhile nobody else that uses this fixture makes any."""
+    folder = os.open(run_files.MEMORY, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield lambda: {path.name for path in run_files.MEMORY.glob("broker-*")}
+    finally:
+        os.close(folder)
 
 
 def test_a_job_is_one_call_and_an_end(job: Job, pipelines: Pipelines) -> None:
@@ -165,7 +174,9 @@ def test_a_signal_while_fetching_ends_in_order(job: Job, pipelines: Pipelines) -
     assert (process.returncode, out, err) == (143, b"", b"")
 
 
-def test_CL_09_files_are_private_in_memory_and_gone(job: Job, pipelines: Pipelines) -> None:
+def test_CL_09_files_are_private_in_memory_and_gone(
+    job: Job, pipelines: Pipelines, secrets_in_memory: Callable[[], set[str]]
+) -> None:
     before = secrets_in_memory()
     script = (
         "import os,stat; p=os.environ['KEY']; s=os.stat(p); d=os.stat(os.path.dirname(p))\n"
@@ -178,7 +189,9 @@ def test_CL_09_files_are_private_in_memory_and_gone(job: Job, pipelines: Pipelin
     assert (secrets_in_memory(), pipelines.methods) == (before, BOTH)
 
 
-def test_CL_09_a_wrapper_that_is_killed_leaves_no_file_and_no_child(job: Job) -> None:
+def test_CL_09_a_wrapper_that_is_killed_leaves_no_file_and_no_child(
+    job: Job, secrets_in_memory: Callable[[], set[str]]
+) -> None:
     before = secrets_in_memory()
     script = READY + "print(os.getpid(), os.environ['KEY']); sys.stdin.readline()"
     key = ["--file", "KEY=broker://team/tls#key"]
@@ -278,6 +291,7 @@ def test_a_short_value_is_named(job: Job) -> None:
     assert (code, out, b"PIN: shorter than 4 bytes" in err) == (0, b"123\n", True)
 
 
+@pytest.mark.usefixtures("secrets_in_memory")
 def test_a_value_with_a_zero_byte_ends_in_order(job: Job, pipelines: Pipelines) -> None:
     code, _, err = job.run("run", "--secret", "B=broker://team/blob#bytes", "--", "true")
     assert (code, b"VALUE_NOT_TEXT" in err, b"--file" in err, pipelines.methods) == (2, True, True, BOTH)
@@ -371,7 +385,9 @@ for module, name in places:
 """
 
 
-def test_CL_03_no_fault_shows_a_value_and_each_ends_the_session(job: Job, pipelines: Pipelines) -> None:
+def test_CL_03_no_fault_shows_a_value_and_each_ends_the_session(
+    job: Job, pipelines: Pipelines, secrets_in_memory: Callable[[], set[str]]
+) -> None:
     before = secrets_in_memory()
     environment = job.environment | {"BROKER_DEBUG": "1", "GRPC_TRACE": "all"}
     done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, timeout=60, check=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +29,7 @@ from grpc_status import rpc_status
 from broker import setup
 from broker.rpc import table
 from tests.servers.openbao import OpenBao
+from tests.servers.places import free_port
 
 ROOT = Path(__file__).parents[2]
 METHODS: dict[str, MethodDescriptor] = {
@@ -198,6 +198,10 @@ class Live:
         process.send_signal(number)
         try:
             return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # faulthandler: where each of its threads is
+            process.wait(10)
+            raise AssertionError(f"{number.name} did not end it in {seconds} s:\n{self.said[-8000:]}") from None
         finally:
             process.kill()
             process.wait()
@@ -304,7 +308,8 @@ class Live:
 def environment() -> dict[str, str]:
     """The little that a started process is given."""
     path = os.pathsep.join(str(ROOT / part) for part in (".", "cli", "protos"))
-    return {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": path, "PYTHONWARNINGS": "error"}
+    python = {"PYTHONPATH": path, "PYTHONWARNINGS": "error", "PYTHONFAULTHANDLER": "1"}
+    return {"PATH": os.environ["PATH"], "HOME": "/nonexistent"} | python
 
 
 def cli(*words: str, profile: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -326,9 +331,7 @@ def within(seconds: float, wanted: Callable[[], bool]) -> float:
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def vault_settings(bao: OpenBao, **other: str) -> dict[str, str]:

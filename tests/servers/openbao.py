@@ -10,7 +10,6 @@ import importlib.util
 import ipaddress
 import os
 import secrets
-import socket
 import subprocess
 import threading
 import time
@@ -27,6 +26,7 @@ from cryptography.x509.oid import NameOID
 
 from broker.targets.vault.openssl import clear_errors
 from broker.targets.vault.policy import policy
+from tests.servers.places import free_port
 
 MOUNT = "transit"
 START_SECONDS = 30.0
@@ -38,13 +38,6 @@ def bao_binary() -> Path:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent / "bin" / "bao"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:

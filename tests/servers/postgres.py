@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,8 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+
+from tests.servers.places import MEMORY, free_port, in_memory
 
 PASSWORD = "not-a-secret"
 LIMITS = "-c shared_buffers=16MB -c max_connections=250 -c max_wal_size=128MB -c fsync=on -c autovacuum=off"
@@ -153,12 +154,6 @@ def _binaries() -> Path:
     return found[-1].parent
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _account() -> str | None:
     """PostgreSQL refuses to run as root."""
     return pwd.getpwnam("postgres").pw_name if os.geteuid() == 0 else None
@@ -168,8 +163,9 @@ def _account() -> str | None:
 def postgres() -> Iterator[Postgres]:
     """A running server with TLS on its port, shared by the session; a test that stops it starts it again."""
     binaries = _binaries()
-    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as folder:  # its account must get there
-        server = Postgres(binaries=binaries, folder=Path(folder), port=_free_port(), account=_account())
+    place = MEMORY if in_memory() else "/tmp"  # noqa: S108 - its account must get there
+    with tempfile.TemporaryDirectory(prefix="pg-", dir=place) as folder:
+        server = Postgres(binaries=binaries, folder=Path(folder), port=free_port(), account=_account())
         server.make()
         server.start()
         try:
