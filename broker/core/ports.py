@@ -15,7 +15,17 @@ from typing import Any, Protocol, TypeVar
 
 from broker.core.audit import AuditEntry
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
-from broker.core.model import AuditHead, HsmReport, Key, KeyVersion, Principal, Record, RemoteKey, WrappingKey
+from broker.core.model import (
+    AuditHead,
+    HsmReport,
+    Key,
+    KeyVersion,
+    Principal,
+    Record,
+    RemoteKey,
+    Terms,
+    WrappingKey,
+)
 
 R = TypeVar("R", bound=Record)
 
@@ -282,6 +292,23 @@ class Target(Protocol):
 
     def versions(self, name: str) -> list[RemoteKey]:
         """All versions the target holds under ``name``, oldest first; [] when there is none."""
+
+    def check_terms(self, key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
+        """Return if the target can hold such a key to ``terms``; else InvalidRequest ``TERMS_UNSUPPORTED``."""
+
+    def settle(self, name: str, version: str, terms: Terms) -> None:
+        """Hold this remote version to ``terms`` from now on. Doing it twice is the same as once."""
+
+    def create_wrapping_key(self) -> WrappingKey:
+        """Make the KEK that the settings name, able to do nothing but import; what is there is left as it is.
+
+        WrongState ``TARGET_KEK_EXISTS``, or ``TARGET_KEK_FIXED`` when such a target has one of its own.
+        """
+
+    def transfer_file(
+        self, key_type: KeyType, usage: KeyUsage, blob: bytes, kek: WrappingKey, oaep_hash: OaepHash
+    ) -> bytes:
+        """The file with which ``blob`` is carried to a target that the broker cannot reach, as its own tools take it."""
 
     def sign(self, name: str, version: str, algorithm: SignatureAlgorithm, message: bytes) -> bytes:
         """Let the target sign; ECDSA as DER ECDSA-Sig-Value."""
