@@ -22,7 +22,7 @@ ROOMS = {
     "broker/hsm": set(),
     "broker/rpc": set(),
     "broker/store": {"migrations"},
-    "broker/targets": {"vault"},
+    "broker/targets": {"azure_key_vault", "vault"},
     "cli": {"broker_cli"},
     "protos": {"broker_api"},
     "protos/broker_api": {"v1"},
