@@ -23,6 +23,7 @@ ROOMS = {
     "broker/rpc": set(),
     "broker/store": {"migrations"},
     "broker/targets": {"azure_key_vault", "vault"},
+    "broker/targets/azure_key_vault": {"fake"},
     "cli": {"broker_cli"},
     "protos": {"broker_api"},
     "protos/broker_api": {"v1"},
