@@ -69,6 +69,11 @@ dev:  ## a broker for trying out, everything in a temporary folder
 	$(call prepare,demo)
 	@$(IN_TREE) $(BIN)/broker dev
 
+.PHONY: fake-azure
+fake-azure:  ## a fake Azure Key Vault to try imports with (FAKE="--kind managed-hsm --port 8443")
+	$(call prepare,demo)
+	@$(IN_TREE) $(BIN)/python -m broker.targets.azure_key_vault.fake $(FAKE)
+
 .PHONY: protos
 protos:  ## generate the stubs from the .proto files
 	$(call prepare,check)
