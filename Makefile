@@ -81,6 +81,11 @@ $(SHIM): $(wildcard softhsm/shim/*.c softhsm/shim/*.h) Makefile
 	$(CC) -std=c11 -D_GNU_SOURCE -O2 -g -Wall -Wextra -Werror -fPIC -shared -Wl,-Bsymbolic -Wl,-z,defs \
 		-I/usr/include/p11-kit-1 -o $@.$$$$ $(filter %.c,$^) -ldl -lpthread && chmod 755 $@.$$$$ && mv $@.$$$$ $@
 
+.PHONY: fake-azure
+fake-azure:  ## a fake Azure Key Vault to try imports with (FAKE="--kind managed-hsm --port 8443")
+	$(call prepare,demo)
+	@$(IN_TREE) $(BIN)/python -m broker.targets.azure_key_vault.fake $(FAKE)
+
 .PHONY: protos
 protos:  ## generate the stubs from the .proto files
 	$(call prepare,check)

@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.servers.shim",
     "tests.servers.postgres",
     "tests.servers.openbao",
+    "tests.servers.fake_azure",
     "tests.servers.azure",
     "tests.servers.live",
 ]

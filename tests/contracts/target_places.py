@@ -78,12 +78,12 @@ def _vault(request: pytest.FixtureRequest, folder: Path) -> Place:
 
 
 def _premium(request: pytest.FixtureRequest, folder: Path) -> Place:
-    vault = request.getfixturevalue("premium")
+    vault = request.getfixturevalue("shared_premium")
     return Place(azure.target_of(vault, azure.kek_of(vault), folder), request.getfixturevalue("exact_hsm"))
 
 
 def _managed_hsm(request: pytest.FixtureRequest, folder: Path) -> Place:
-    vault = request.getfixturevalue("managed_hsm")
+    vault = request.getfixturevalue("shared_managed_hsm")
     return Place(azure.target_of(vault, azure.kek_of(vault), folder), request.getfixturevalue("exact_hsm"))
 
 

@@ -43,13 +43,13 @@ def _vault(factory: pytest.TempPathFactory, kind: Literal["premium", "managed-hs
 
 
 @pytest.fixture(scope="session")
-def premium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeVault]:
+def shared_premium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeVault]:
     """One Key Vault Premium for the whole run, with a KEK named kek: spoil nothing in it, use names of your own."""
     yield from _vault(tmp_path_factory, "premium")
 
 
 @pytest.fixture(scope="session")
-def managed_hsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeVault]:
+def shared_managed_hsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeVault]:
     """One Managed HSM for the whole run, likewise."""
     yield from _vault(tmp_path_factory, "managed-hsm")
 
