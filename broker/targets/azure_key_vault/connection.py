@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,11 +39,6 @@ NO_REPEAT = 0
 MAX_VERSIONS = 1000
 _VERSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _MALFORMED = (DecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-
-for _name in ("azure", "msal"):  # they would log requests, and at some levels what is in them
-    _logger = logging.getLogger(_name)
-    _logger.setLevel(logging.CRITICAL + 1)
-    _logger.propagate = False
 
 
 def connect(settings: AzureKeyVaultSettings, place: Place, credentials: Path) -> Connection:
