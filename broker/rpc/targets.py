@@ -28,7 +28,8 @@ class TargetMethods:
 
     def create_target(self, call: Call, request: wire.CreateTargetRequest) -> wire.CreateTargetResponse:
         kind, settings = _settings(request)
-        target = self._targets.create(call, request.name, kind, settings, request.expected_kek_thumbprint)
+        expected = request.expected_kek_thumbprint
+        target = self._targets.create(call, request.name, kind, settings, expected, create_kek=request.create_kek)
         return wire.CreateTargetResponse(target=_target(target))
 
     def get_target(self, call: Call, request: wire.GetTargetRequest) -> wire.GetTargetResponse:
@@ -48,7 +49,8 @@ class TargetMethods:
         )
 
     def repin_target(self, call: Call, request: wire.RepinTargetRequest) -> wire.RepinTargetResponse:
-        target = self._targets.repin(call, request.name, request.expected_kek_thumbprint)
+        codec.at_most(len(request.kek), codec.KIBIBYTE, "kek")
+        target = self._targets.repin(call, request.name, request.expected_kek_thumbprint, request.kek)
         return wire.RepinTargetResponse(target=_target(target))
 
     def delete_target(self, call: Call, request: wire.DeleteTargetRequest) -> wire.DeleteTargetResponse:

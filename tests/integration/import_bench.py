@@ -150,7 +150,7 @@ class Bench:
     def run(self, key: Key, version: int = 0, *, remote_name: str = "", request_id: str = "") -> Import:
         return self.imports.import_key(
             self.call("ImportKey", request_id=request_id), key.name, version, "bao", remote_name
-        )
+        ).row
 
     def row(self, key: Key, number: int = 1) -> Import | None:
         return self.store.get(Import, key.name, number, "bao")

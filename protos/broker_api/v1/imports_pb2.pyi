@@ -67,7 +67,7 @@ class Import(_message.Message):
     kek_thumbprint: _builtins.str
     blob_sha256: _builtins.str
     failure: _builtins.str
-    """The reason code when it failed."""
+    """The reason code when it failed; of a pending one, why it waits ("EXPORTED": for somebody to carry it there)."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -277,19 +277,12 @@ class ProveImportResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IMPORT_FIELD_NUMBER: _builtins.int
-    EXTRA_VERSIONS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def extra_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtraVersion]:
-        """Those that were found when reading back; a proof disables none."""
-
     def __init__(
         self,
-        *,
-        extra_versions: _abc.Iterable[Global___ExtraVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["import", b"import"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra_versions", b"extra_versions", "import", b"import"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["import", b"import"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
