@@ -46,7 +46,7 @@ from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.rpc.nouns import answers
 from broker.rpc.server import Server
 from broker.store.sql import SqlStore
-from broker.targets import Surroundings, connector
+from broker.targets import PrivateVault, Surroundings, connector
 
 log = structlog.get_logger("broker")
 
@@ -123,8 +123,7 @@ class Broker:
     def _services(self) -> dict[str, object]:
         """What answers each service of the wire; the server refuses to start if one is missing."""
         store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
-        surroundings = Surroundings(allowed_hosts=config.targets.allowed_hosts, credentials=config.targets.credentials)
-        connect = connector(surroundings)
+        connect = connector(_surroundings(config))
         ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
         self.policies = Policies(store, guard, now)
         imports = Imports(store, hsm, guard, connect, now)
@@ -287,6 +286,18 @@ def _attempt(name: str, work: Callable[[], object]) -> bool:
     else:
         return True
     return False
+
+
+def _surroundings(config: Config) -> Surroundings:
+    targets = config.targets
+    return Surroundings(
+        allowed_hosts=targets.allowed_hosts,
+        credentials=targets.credentials,
+        private_vaults={
+            vault.host: PrivateVault(kind=vault.kind, ca_file=vault.ca_file, token_file=vault.token_file)
+            for vault in targets.private_vaults
+        },
+    )
 
 
 def _limits(config: Config) -> Limits:

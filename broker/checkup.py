@@ -64,7 +64,8 @@ def _finding(name: str, check: Callable[[], str]) -> Probe:
 
 def _private_files(config: Config) -> str:
     tokens = sorted(one for one in config.targets.credentials.rglob("*") if not one.is_dir())
-    files = [config.hsm.pin_file, config.server.key_file, *tokens]
+    bearers = [vault.token_file for vault in config.targets.private_vaults]
+    files = [config.hsm.pin_file, config.server.key_file, *tokens, *bearers]
     for file in files:
         mode = stat.S_IMODE(file.lstat().st_mode)
         if mode & 0o077:

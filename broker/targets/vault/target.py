@@ -15,10 +15,10 @@ from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import RemoteKey, Terms, WrappingKey
 from broker.targets import Surroundings
+from broker.targets.token import read_token
 from broker.targets.vault import refusals
 from broker.targets.vault.policy import RIGHTS, lines
 from broker.targets.vault.settings import VaultSettings
-from broker.targets.vault.token import read_token
 from broker.targets.vault.transport import Transport
 
 TYPES = MappingProxyType({
