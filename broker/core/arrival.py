@@ -43,7 +43,7 @@ class Arrival:
     key: KeyRef
     remote_name: str
     taken: frozenset[str]  # remote versions that are other versions of this key
-    known: str  # the remote version an earlier attempt had, "" if it came to none
+    known: str  # the remote version an earlier attempt had and did not find to be another key; else ""
 
     def find(self) -> Found | None:
         """The remote version that is this very key, by its public key or, if it has none, by trying it."""
@@ -69,7 +69,7 @@ class Arrival:
         """Prove ``remote`` by use. ``enable``: an earlier attempt disabled it, so it is enabled first."""
         if enable and not remote.enabled:
             self.port.enable(remote.name, remote.version)
-            remote = replace(remote, enabled=True)
+            remote = self._shown(remote)
         prove(self.hsm, self.port, self.key, remote)
 
     def tidy(self, found: Found) -> tuple[Extra, ...]:
@@ -80,10 +80,19 @@ class Arrival:
     def _same(self, held: list[RemoteKey]) -> Found | None:
         same = [one for one in held if one.public_key == self.key.public_key]
         if not same:
-            return None
+            # A disabled version may not show its public key; if it is one of ours, it is looked at once it is enabled.
+            hidden = (one for one in held if one.version == self.known and one.public_key is None and not one.enabled)
+            return next((Found(remote=one) for one in hidden), None)
         usable = [one for one in same if one.enabled] or same
         chosen = next((one for one in usable if one.version == self.known), usable[0])
         return Found(remote=chosen, others=_enabled(one for one in same if one is not chosen))
+
+    def _shown(self, remote: RemoteKey) -> RemoteKey:
+        """A version that was just enabled, with the public key that it may not have shown before."""
+        if remote.public_key is not None or self.key.public_key is None:
+            return replace(remote, enabled=True)
+        held = self.port.versions(self.remote_name)
+        return next((one for one in held if one.version == remote.version), remote)
 
     def _unknown(self, held: list[RemoteKey]) -> list[RemoteKey]:
         return [one for one in reversed(held) if one.version not in self.taken][:MAX_TRIED]

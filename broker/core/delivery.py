@@ -16,7 +16,10 @@ from broker.core.model import WrappingKey
 from broker.core.ports import KeyRef
 from broker.core.proof import prove
 
-NOT_SENT = frozenset({"TARGET_CREDENTIAL_UNUSABLE", "TARGET_DENIED", "TARGET_TLS_UNTRUSTED"})
+NOT_SENT = frozenset({
+    "TARGET_CHALLENGE_REFUSED", "TARGET_CREDENTIAL_UNUSABLE", "TARGET_DENIED", "TARGET_FIREWALL",
+    "TARGET_TLS_UNTRUSTED",
+})  # fmt: skip
 """Refusals of an upload with which nothing can have arrived."""
 
 

@@ -162,7 +162,7 @@ class Ledger:
             key=asked.ref,
             remote_name=remote_name,
             taken=frozenset(one.remote_version for one in _siblings(rows, remote_name)),
-            known=row.remote_version if row else "",
+            known=row.remote_version if row and row.failure != "PROOF_FAILED" else "",
         )
 
     def _sibling(self, key: Key, row: Import) -> Sibling | None:

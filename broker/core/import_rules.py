@@ -14,7 +14,7 @@ NO_TERMS = Terms()
 EXPORTED = "EXPORTED"
 """Why an import is PENDING whose file was handed out, to be carried to the target by people."""
 
-ANSWERED = frozenset({"TARGET_THROTTLED", EXPORTED})
+ANSWERED = frozenset({"TARGET_THROTTLED", "TARGET_CONFLICT", EXPORTED})
 """Why an import is PENDING although no request of ours can still be on its way."""
 
 LEASE = timedelta(seconds=60)

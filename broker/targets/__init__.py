@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -40,7 +39,9 @@ class Surroundings:
 
     allowed_hosts: frozenset[str]  # "host:port", the only places that are ever connected to
     credentials: Path  # has a folder "host:port" for each host, with the token files that this host may be shown
-    private_vaults: Mapping[str, PrivateVault] = MappingProxyType({})  # by "host:port"; each is allowed by being here
+    private_vaults: Mapping[str, PrivateVault] = field(
+        default_factory=dict
+    )  # by "host:port"; each is allowed by being here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
