@@ -8,7 +8,15 @@ import signal
 # Before gRPC is loaded: its fork handlers run in a child that becomes another user, and can end it before it is there.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
-pytest_plugins = ["tests.servers.softhsm", "tests.servers.postgres", "tests.servers.openbao", "tests.servers.live"]
+pytest_plugins = [
+    "tests.servers.softhsm",
+    "tests.servers.shim",
+    "tests.servers.postgres",
+    "tests.servers.openbao",
+    "tests.servers.fake_azure",
+    "tests.servers.azure",
+    "tests.servers.live",
+]
 
 # A shell's background job is started with these ignored, and whatever it starts inherits that: the tests that send them
 # would wait for ever.

@@ -252,37 +252,32 @@ class AzureKeyVaultTarget:
 
     def encrypt(self, name: str, version: str, plaintext: bytes) -> bytes:
         """The IV is the vault's."""
-        with self._connection.asking("encrypt", name):
-            using = self._connection.keys.using(name, self._pinned(name, version))
-        made = self._gcm("encrypt", name, lambda algorithm: using.encrypt(algorithm, plaintext))
-        iv, tag = made.iv or b"", made.authentication_tag or b""
-        if (len(iv), len(tag)) != (GCM_IV, GCM_TAG):
-            raise refusals.malformed(self._place, "a 12-byte IV and a 16-byte tag")
-        return bytes(iv + made.ciphertext + tag)
+        return self._gcm(
+            "encrypt", name, version, lambda using, algorithm: _sealed(using.encrypt(algorithm, plaintext))
+        )
 
     def decrypt(self, name: str, version: str, algorithm: EncryptionAlgorithm, ciphertext: bytes) -> bytes:
         """RSA-OAEP with either hash, or AES-GCM."""
-        with self._connection.asking("decrypt", name):
-            using = self._connection.keys.using(name, self._pinned(name, version))
-            if algorithm is not EncryptionAlgorithm.AES_GCM:
+        if algorithm is not EncryptionAlgorithm.AES_GCM:
+            with self._connection.asking("decrypt", name):
+                using = self._connection.keys.using(name, self._pinned(name, version))
                 return bytes(using.decrypt(forms.OAEP[algorithm], ciphertext).plaintext)
         iv, body, tag = ciphertext[:GCM_IV], ciphertext[GCM_IV:-GCM_TAG], ciphertext[-GCM_TAG:]
-        return bytes(
-            self._gcm(
-                "decrypt", name, lambda algorithm: using.decrypt(algorithm, body, iv=iv, authentication_tag=tag)
-            ).plaintext
+        opening = {"iv": iv, "authentication_tag": tag}
+        return self._gcm(
+            "decrypt", name, version, lambda using, gcm: bytes(using.decrypt(gcm, body, **opening).plaintext)
         )
 
-    def _gcm(self, right: str, name: str, use: Callable[[str], Any]) -> Any:
+    def _gcm(self, right: str, name: str, version: str, use: Callable[[Any, str], bytes]) -> bytes:
         """Nothing that the vault tells of a symmetric key says how long it is, so both lengths are tried."""
         try:
             with self._connection.asking(right, name):
-                return use("A256GCM")
+                return use(self._connection.keys.using(name, self._pinned(name, version)), "A256GCM")
         except WrongState as error:
             if error.reason != "TARGET_REFUSED":
                 raise
         with self._connection.asking(right, name):
-            return use("A128GCM")
+            return use(self._connection.keys.using(name, self._pinned(name, version)), "A128GCM")
 
     def _pinned(self, name: str, version: str) -> str:
         if not _VERSION.fullmatch(version):
@@ -298,6 +293,12 @@ class AzureKeyVaultTarget:
 
                 self._made = connect(self._settings, self._place, self._credentials)
             return self._made
+
+
+def _sealed(made: Any) -> bytes:
+    if (len(made.iv or b""), len(made.tag or b"")) != (GCM_IV, GCM_TAG):
+        raise ValueError("not a 12-byte IV and a 16-byte tag")
+    return bytes(made.iv + made.ciphertext + made.tag)
 
 
 def _der(signature: bytes) -> bytes:

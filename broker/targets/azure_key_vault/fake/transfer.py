@@ -7,7 +7,7 @@ target key under that. An RSA or EC target is one DER PrivateKeyInfo (PKCS#8) an
 
 from __future__ import annotations
 
-from asn1crypto import core, keys
+from asn1crypto import core, keys, parser
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -105,13 +105,22 @@ def _parse_strictly(der: bytes) -> None:
 
 
 def _whole(structure: type[core.Sequence], der: bytes) -> core.Sequence:
-    """``der`` as that structure and nothing else, in DER's one form: no trailing byte, no long length."""
+    """``der`` as that structure and nothing else, in DER's one form: no trailing byte, no longer length than needed."""
     try:
+        _check_lengths(der)
         parsed = structure.load(der, strict=True)
-        parsed.native  # noqa: B018 (asn1crypto parses what is asked for)
-        again = parsed.copy().dump(force=True)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-    if again != der:
-        raise ValueError("it is not in the form DER gives it")
+        parsed.native  # noqa: B018 (asn1crypto parses only what is looked at)
+    except (TypeError, KeyError) as error:
+        raise ValueError(str(error)) from error
     return parsed
+
+
+def _check_lengths(der: bytes) -> None:
+    while der:
+        class_, method, tag, header, content, trailer = parser.parse(der)
+        size = len(header) + len(content) + len(trailer)
+        if parser.emit(class_, method, tag, content) != der[:size]:
+            raise ValueError("a length is not written as DER has it")
+        if method == 1:
+            _check_lengths(content)
+        der = der[size:]
