@@ -116,7 +116,7 @@ class Connection:
 
     def upload(self, name: str, jwk: dict[str, Any]) -> None:
         """Import, once; what the vault answers is not looked at, since reading back decides."""
-        self.keys.import_key(name, JsonWebKey(**jwk), hardware_protected=True, retry_total=NO_REPEAT)
+        self.keys.import_key(name, JsonWebKey(**jwk), hardware_protected=True, enabled=True, retry_total=NO_REPEAT)
 
     def send(self, method: str, path: str, body: dict[str, Any] | None = None) -> refusals.Answer | None:
         """One request by hand, never repeated; None when it was granted, else the refusal as it came."""
