@@ -25,6 +25,7 @@ from broker.core import policy
 from broker.core.call import Call
 from broker.core.errors import BrokerError
 from broker.core.guard import Guard
+from broker.core.handover import Handover
 from broker.core.heads import Heads
 from broker.core.imports import Imports
 from broker.core.key_use import KeyUse
@@ -125,11 +126,13 @@ class Broker:
         connect = connector(_surroundings(config))
         ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
         self.policies = Policies(store, guard, now)
+        imports = Imports(store, hsm, guard, connect, now)
         return answers(
             keys=self.keys,
             use=KeyUse(store, hsm, guard),
             targets=Targets(store, hsm, guard, connect, now),
-            imports=Imports(store, hsm, guard, connect, now),
+            imports=imports,
+            handover=Handover(imports.ledger),
             operators=Operators(store, ca, guard, now, config.trust_domain),
             policies=self.policies,
             heads=self.heads,

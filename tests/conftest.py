@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.servers.fake_azure",
     "tests.servers.azure",
     "tests.servers.live",
+    "tests.servers.live_azure",
 ]
 
 # A shell's background job is started with these ignored, and whatever it starts inherits that: the tests that send them

@@ -308,7 +308,7 @@ class Target(Protocol):
     def transfer_file(
         self, key_type: KeyType, usage: KeyUsage, blob: bytes, kek: WrappingKey, oaep_hash: OaepHash
     ) -> bytes:
-        """The file with which ``blob`` is carried to a target that the broker cannot reach, as its own tools take it."""
+        """The file with which ``blob`` is carried to the target by hand, as the target's own tools take it."""
 
     def sign(self, name: str, version: str, algorithm: SignatureAlgorithm, message: bytes) -> bytes:
         """Let the target sign; ECDSA as DER ECDSA-Sig-Value."""

@@ -135,7 +135,8 @@ def test_the_transfer_file_is_the_specifications_and_goes_out_as_azs_does(bench:
     request = next(seen for seen in bench.vault.requests if seen.method == "PUT" and seen.body)
     body = json.loads(request.body)
     file = base64.urlsafe_b64decode(body["key"].pop("key_hsm") + "==")
-    assert body == {"Hsm": True, "key": {"kty": "EC-HSM", "crv": "P-256", "key_ops": ["sign", "verify"]}}
+    sent = {"kty": "EC-HSM", "crv": "P-256", "key_ops": ["sign", "verify"]}
+    assert body == {"Hsm": True, "attributes": {"enabled": True}, "key": sent}
     parsed = json.loads(file)
     assert parsed.pop("generator").startswith("hsm-broker ")
     assert parsed == {

@@ -128,7 +128,7 @@ class Connection:
             self._send_key(name, jwk)
 
     def _send_key(self, name: str, jwk: dict[str, Any]) -> None:
-        self.keys.import_key(name, JsonWebKey(**jwk), hardware_protected=True, retry_total=NO_REPEAT)
+        self.keys.import_key(name, JsonWebKey(**jwk), hardware_protected=True, enabled=True, retry_total=NO_REPEAT)
 
     def send(self, method: str, path: str, body: dict[str, Any] | None = None) -> refusals.Answer | None:
         """One request by hand, never repeated; None when it was granted, else the refusal as it came."""
