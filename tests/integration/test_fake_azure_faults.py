@@ -152,9 +152,11 @@ def test_a_hanging_request_hangs_until_the_client_or_the_vault_gives_up(tmp_path
             ended.append(error)
 
     with FakeVault(tmp_path) as vault, raw_to(vault) as raw:
-        vault.faults.add(Effect.HANG, times=2)
-        with pytest.raises(ServiceResponseError, match="timed out"), key_client(vault) as client:
-            client.get_key("k", read_timeout=0.2)
+        with key_client(vault) as client:
+            assert list(client.list_properties_of_keys()) == [], "the challenge is over"
+            vault.faults.add(Effect.HANG, times=2)
+            with pytest.raises(ServiceResponseError, match="timed out"):
+                client.get_key("k", read_timeout=0.3)
         waiting = threading.Thread(target=hang, args=[raw])
         waiting.start()
         assert vault.faults.await_fired(2)
