@@ -125,6 +125,7 @@ static ck_rv_t wrap_in(struct workshop *shop, ck_object_handle_t wrapping_key, c
   struct ck_attribute value = {CKA_VALUE, work + SEMIBLOCK, filled};
   ck_rv_t code = make_carrier(shop);
   if (code == CKR_OK) code = copy_as(shop, wrapping_key, CKK_AES, &encrypting);
+  if (code == CKR_KEY_UNEXTRACTABLE) code = CKR_WRAPPING_KEY_HANDLE_INVALID; /* it is not the target that may not go */
   if (code == CKR_OK) code = copy_as(shop, key, CKK_GENERIC_SECRET, &readable);
   if (code == CKR_OK) code = shop->real->C_GetAttributeValue(shop->session, readable, &value, 1);
   if (code == CKR_OK && value.value_len != filled) code = CKR_FUNCTION_FAILED;

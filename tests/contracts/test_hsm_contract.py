@@ -1,4 +1,4 @@
-"""The contract of ``broker.core.ports.Hsm``, on the real edge with SoftHSM (plain, and through the shim) and on fakes."""
+"""The contract of ``broker.core.ports.Hsm``, on the real edge with SoftHSM, plain and shimmed, and on fakes."""
 
 from __future__ import annotations
 

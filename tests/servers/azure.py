@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.core import ports
 from broker.targets import PrivateVault, Surroundings, connector
 from broker.targets.azure_key_vault.fake import FakeVault
+from broker.targets.azure_key_vault.fake.attributes import Attributes
 
 KIND = "azure-key-vault"
 
@@ -36,9 +39,20 @@ def target_of(vault: FakeVault, kek: str, credentials: Path, **settings: str) ->
     return made
 
 
+@cache
+def _kek_material() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, 2048)
+
+
+def put_kek(vault: FakeVault) -> str:
+    """A right KEK named kek, whose key pair all vaults of this process share, since making one is slow; its id."""
+    made = vault._shelf.put("kek", "RSA-HSM", _kek_material(), ["import"], Attributes(created=1, updated=1), {})
+    return f"{vault.url}/keys/kek/{made.version}"
+
+
 def _vault(factory: pytest.TempPathFactory, kind: Literal["premium", "managed-hsm"]) -> Iterator[FakeVault]:
     with FakeVault(factory.mktemp(kind), kind=kind, now=ticking()) as vault:
-        vault.add_kek()
+        put_kek(vault)
         yield vault
 
 

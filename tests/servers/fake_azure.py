@@ -9,7 +9,6 @@ import os
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,16 +57,16 @@ def raw_to(vault: FakeVault) -> Iterator[Raw]:
 
 
 @pytest.fixture
-def premium(tmp_path: Path) -> Iterator[FakeVault]:
+def premium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeVault]:
     """A Key Vault Premium of this test's own."""
-    with FakeVault(tmp_path, kind="premium") as vault:
+    with FakeVault(tmp_path_factory.mktemp("premium"), kind="premium") as vault:
         yield vault
 
 
 @pytest.fixture
-def managed_hsm(tmp_path: Path) -> Iterator[FakeVault]:
+def managed_hsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeVault]:
     """A Managed HSM of this test's own."""
-    with FakeVault(tmp_path, kind="managed-hsm") as vault:
+    with FakeVault(tmp_path_factory.mktemp("managed"), kind="managed-hsm") as vault:
         yield vault
 
 
@@ -147,3 +146,8 @@ class Raw:
         assert set(answer) == {"error"}
         error = answer["error"]
         return status, error["code"], error.get("innererror", {}).get("code", "")
+
+
+def ec_body(vault: FakeVault, der: bytes, crv: str = "P-256", **more: Any) -> dict[str, Any]:
+    """What imports this EC key, PKCS#8, into that vault."""
+    return {"key": {"kty": "EC-HSM", "crv": crv, "key_hsm": b64(transfer(vault, der))}, **more}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -49,6 +50,23 @@ def make_shim_token(folder: Path, **options: Any) -> HsmConfig:
         "PKCS11_SHIM_LOG": str(folder / "shim.log"),
     }
     return config.model_copy(update={"module": build_shim(), "environment": environment})
+
+
+def put_shim_before(config: Path, folder: Path) -> Shim:
+    """From its next start on, the broker with this configuration file reaches its module through the shim.
+
+    ``folder`` gets the control file and the log.
+    """
+    before, _, token = config.read_text(encoding="utf-8").partition("[hsm.environment]\n")
+    (module,) = re.findall(r"^module = (.*)$", before, re.MULTILINE)
+    added = (
+        f"PKCS11_SHIM_MODULE = {module}\n"
+        f"PKCS11_SHIM_CONTROL = {json.dumps(str(folder / 'shim.control'))}\n"
+        f"PKCS11_SHIM_LOG = {json.dumps(str(folder / 'shim.log'))}\n"
+    )
+    before = before.replace(f"module = {module}", f"module = {json.dumps(str(build_shim()))}")
+    config.write_text(f"{before}[hsm.environment]\n{added}{token}", encoding="utf-8")
+    return Shim(folder)
 
 
 @dataclass(frozen=True, slots=True)

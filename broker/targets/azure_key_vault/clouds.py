@@ -48,6 +48,7 @@ class Place:
     tier: Tier
     resource: str  # "https://vault.azure.net": what tokens are for
     logins: tuple[str, ...]  # where tokens are given; () for a private one, which is shown a token of its own
+    tenant: str = ""  # the only one whose tokens will do; "" where the operator named none
     private: PrivateVault | None = None
 
     @property
@@ -80,9 +81,13 @@ def locate(settings: AzureKeyVaultSettings, surroundings: Surroundings) -> Place
     for cloud in CLOUDS:
         for domain, tier in cloud.domains.items():
             if re.fullmatch(rf"https://{_NAME}\.{re.escape(domain)}", settings.vault_url, re.ASCII):
-                resource = f"https://{domain}"
                 return Place(
-                    url=settings.vault_url, host=settings.host, tier=tier, resource=resource, logins=cloud.logins
+                    url=settings.vault_url,
+                    host=settings.host,
+                    tier=tier,
+                    resource=f"https://{domain}",
+                    logins=cloud.logins,
+                    tenant=settings.tenant_id,
                 )
     raise InvalidRequest(
         "TARGET_HOST_NOT_ALLOWED",

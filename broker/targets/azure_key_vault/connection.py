@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 from azure.core.exceptions import (
@@ -30,6 +28,7 @@ from azure.keyvault.keys.crypto import CryptographyClient
 from broker.core.errors import BrokerError, WrongState
 from broker.targets import https
 from broker.targets.azure_key_vault import refusals
+from broker.targets.azure_key_vault.challenge import check_challenge
 from broker.targets.azure_key_vault.clouds import Place
 from broker.targets.azure_key_vault.credential import PinnedCredential
 from broker.targets.azure_key_vault.settings import AzureKeyVaultSettings
@@ -39,13 +38,7 @@ NO_REPEAT = 0
 
 MAX_VERSIONS = 1000
 _VERSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
-_AUTHORITY = re.compile(r"https://([a-z0-9.-]{1,253})/([0-9a-f-]{36})/?", re.ASCII)
 _MALFORMED = (DecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-
-for _name in ("azure", "msal"):  # they would log requests, and at some levels what is in them
-    _logger = logging.getLogger(_name)
-    _logger.setLevel(logging.CRITICAL + 1)
-    _logger.propagate = False
 
 
 def connect(settings: AzureKeyVaultSettings, place: Place, credentials: Path) -> Connection:
@@ -58,11 +51,11 @@ class Connection:
 
     def __init__(self, place: Place, credential: PinnedCredential) -> None:
         self._place = place
-        ca_pem = place.private.ca_file.read_text("ascii") if place.private else ""
+        self._transport = _Transport(place, https.session(https.trusting(_ca_pem(place)), f"{place.url}/"))
         self.keys = _Keys(
             place.url,
             credential,
-            transport=_Transport(place, https.session(https.trusting(ca_pem), f"{place.url}/")),
+            transport=self._transport,
             # Of what may be repeated, a broken connection is worth one more try, a busy vault a few.
             retry_policy=RetryPolicy(
                 retry_total=3, retry_connect=0, retry_read=1, retry_backoff_factor=0.5, retry_backoff_max=4
@@ -75,8 +68,11 @@ class Connection:
         )
 
     @contextmanager
-    def asking(self, right: str, name: str) -> Iterator[None]:
-        """Requests that take ``right`` on the key ``name``: bounded together, and told in our words when they fail."""
+    def asking(self, right: str, name: str, about: str = "") -> Iterator[None]:
+        """Requests that take ``right`` on the key ``name``: bounded together, and told in our words when they fail.
+
+        ``about``: what is sent, for the sentence that says it was refused.
+        """
         with https.together():
             try:
                 yield
@@ -87,7 +83,7 @@ class Connection:
             except HttpResponseError as error:
                 if isinstance(error, DecodeError) and (error.status_code or 0) < 300:
                     raise refusals.malformed(self._place, "JSON") from error
-                raise refusals.refusal(answer_of(error), self._place, right, name) from error
+                raise refusals.refusal(answer_of(error), self._place, right, name, about) from error
             except _MALFORMED as error:
                 raise refusals.malformed(self._place, "what the API describes") from error
             except (AzureError, requests.RequestException) as error:
@@ -114,8 +110,24 @@ class Connection:
                 return None
             raise
 
-    def upload(self, name: str, jwk: dict[str, Any]) -> None:
-        """Import, once; what the vault answers is not looked at, since reading back decides."""
+    def upload(self, name: str, jwk: dict[str, Any], before: list[KeyProperties]) -> None:
+        """Import; what the vault answers is not looked at, since reading back decides (BY-15).
+
+        It is sent once. Only when the vault has said that it is too busy, has been waited for as it asked, and then
+        still has no more than ``before``, it is sent a second time.
+        """
+        try:
+            self._send_key(name, jwk)
+        except HttpResponseError as error:
+            answer = answer_of(error)
+            if answer.status != 429 or answer.retry_after is None:
+                raise
+            self._transport.sleep(answer.retry_after)
+            if {one.version for one in self.listed(name)} != {one.version for one in before}:
+                raise
+            self._send_key(name, jwk)
+
+    def _send_key(self, name: str, jwk: dict[str, Any]) -> None:
         self.keys.import_key(name, JsonWebKey(**jwk), hardware_protected=True, enabled=True, retry_total=NO_REPEAT)
 
     def send(self, method: str, path: str, body: dict[str, Any] | None = None) -> refusals.Answer | None:
@@ -144,6 +156,18 @@ def answer_of(error: Any) -> refusals.Answer:
     if response is None:
         return refusals.Answer(status=error.status_code or 0, code="", inner="", retry_after=None)
     return refusals.answered(response.status_code, response.content, response.headers)
+
+
+def _ca_pem(place: Place) -> str:
+    if place.private is None:
+        return ""
+    try:
+        return place.private.ca_file.read_text("ascii")
+    except (OSError, ValueError) as error:
+        raise WrongState(
+            "TARGET_TLS_UNTRUSTED",
+            f"The ca_file of {place.host} in the broker's configuration cannot be read; nothing was sent.",
+        ) from error
 
 
 class _RemoteOnly(CryptographyClient):
@@ -200,56 +224,6 @@ class _Gate(SansIOHTTPPolicy[Any, Any]):
             )
 
     def on_response(self, request: PipelineRequest[Any], response: PipelineResponse[Any, Any]) -> None:  # noqa: ARG002 - the signature is azure-core's
-        if response.http_response.status_code == 401:
-            check_challenge(response.http_response.headers.get("WWW-Authenticate", ""), self._place)
-
-
-def check_challenge(header: str, place: Place) -> None:
-    """Return if a token for ``place`` is what this challenge asks for; else ``TARGET_CHALLENGE_REFUSED``.
-
-    The header is taken apart as Azure's client does it, so that both read the same.
-    """
-    scheme, _, parameters = header.strip().partition(" ")
-    found: dict[str, str] = {}
-    claims = False
-    for item in parameters.split(","):
-        claims = claims or "claims=" in item
-        name, _, value = item.partition("=")
-        name, value = name.strip(' "'), value.strip(' "')
-        if name in found or (name in _NAMED and "=" in value):
-            raise refusals.challenge(place, "in two ways at once")
-        if name in _NAMED:
-            found[name] = value
-    if scheme.lower() != "bearer":
-        raise refusals.challenge(place, "of a kind that is not known")
-    _check_issuer(found, place)
-    _check_resource(found, place, optional=claims)
-
-
-_NAMED = frozenset({"authorization", "authorization_uri", "resource", "scope"})
-
-
-def _check_issuer(found: dict[str, str], place: Place) -> None:
-    given = [found[name] for name in ("authorization", "authorization_uri") if name in found]
-    if not given:
-        raise refusals.challenge(place, "without saying from whom")
-    for one in given if place.logins else ():
-        authority = _AUTHORITY.fullmatch(one.lower())
-        if authority is None or authority[1] not in place.logins:
-            raise refusals.challenge(place, "from an authority that is not its cloud's")
-
-
-def _check_resource(found: dict[str, str], place: Place, *, optional: bool) -> None:
-    given = [found[name] for name in ("resource", "scope") if name in found]
-    if not given and not optional:
-        raise refusals.challenge(place, "without saying for what")
-    for one in given:
-        if not _is_for(one.removesuffix("/.default").removesuffix("/"), place):
-            raise refusals.challenge(place, "for another service")
-
-
-def _is_for(resource: str, place: Place) -> bool:
-    if place.private is None or resource == place.resource:
-        return resource == place.resource
-    authority = urlsplit(resource).netloc  # of a private cloud: the domain that its vaults lie in
-    return bool(authority) and place.host.removesuffix(":443").endswith(f".{authority}")
+        challenge = response.http_response.headers.get("WWW-Authenticate")
+        if response.http_response.status_code == 401 and challenge is not None:
+            check_challenge(challenge, self._place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import threading
 import time
@@ -31,6 +32,12 @@ from broker.targets.azure_key_vault.settings import AzureKeyVaultSettings
 from broker.targets.token import read_credential, read_token
 
 _ERROR_CODE = re.compile(r"AADSTS[0-9]{4,10}")
+
+
+for _name in ("azure", "msal"):  # they would log requests, and at some levels what is in them
+    _logger = logging.getLogger(_name)
+    _logger.setLevel(logging.CRITICAL + 1)
+    _logger.propagate = False
 
 
 class Login(Protocol):
@@ -70,7 +77,8 @@ class PinnedCredential:
             ) from error
         except ClientAuthenticationError as error:
             found = _ERROR_CODE.search(str(error.message))
-            raise refusals.login_refused(place, found[0] if found else "no reason given") from error
+            # Without a code it is not Entra ID's answer, but what azure-identity makes of not having got one.
+            raise refusals.login_refused(place, found[0]) if found else self._no_answer(error) from error
         except (AzureError, OSError, ValueError) as error:
             raise self._no_answer(error) from error
 

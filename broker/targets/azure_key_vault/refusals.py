@@ -48,8 +48,11 @@ def answered(status: int, body: bytes, headers: Mapping[str, str]) -> Answer:
     return Answer(status=status, code=_short(code), inner=_short(inner_code), retry_after=_seconds(headers))
 
 
-def refusal(answer: Answer, place: Place, right: str, name: str) -> BrokerError:
-    """What ``answer`` to a request that takes ``right`` ("import") on the key ``name`` means."""
+def refusal(answer: Answer, place: Place, right: str, name: str, about: str = "") -> BrokerError:
+    """What ``answer`` to a request that takes ``right`` ("import") on the key ``name`` means.
+
+    ``about``: what was sent, in words that help to find out why it would not do.
+    """
     if answer.status == 429 or (answer.status == 503 and answer.retry_after is not None):
         return throttled(place, answer.retry_after)
     telling: dict[int, Callable[[], BrokerError]] = {
@@ -65,9 +68,7 @@ def refusal(answer: Answer, place: Place, right: str, name: str) -> BrokerError:
     if answer.status == 408 or answer.status >= 500:
         return unreachable(place, f"is not ready ({answer.short})")
     return WrongState(
-        "TARGET_REFUSED",
-        f"The vault at {place.host} refused to {right} the key {name} ({answer.short}); for an import that means that "
-        "its KEK could not open the blob, or that what was in it is not of the type that was said.",
+        "TARGET_REFUSED", f"The vault at {place.host} refused to {right} the key {name} ({answer.short}){about}."
     )
 
 
@@ -158,6 +159,12 @@ def _forbidden(answer: Answer, place: Place, right: str, name: str) -> BrokerErr
             "TARGET_FIREWALL",
             f"The firewall of {place.host} does not let this host in; add its address (az keyvault network-rule add "
             f"--name {place.name} --ip-address …) or use a private endpoint.",
+        )
+    if answer.says("KeyDisabled", "KeyNotYetValid", "KeyExpired") and right == "import":
+        return WrongState(
+            "KEK_UNSUITABLE",
+            f"The KEK at {place.host} has been disabled or is outside its dates, so it opens nothing; enable it, or "
+            "have a new one made and pin it with `broker target repin`.",
         )
     if answer.says("KeyDisabled", "KeyNotYetValid", "KeyExpired"):
         return WrongState(

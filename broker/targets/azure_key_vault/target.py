@@ -152,15 +152,15 @@ class AzureKeyVaultTarget:
         jwk: dict[str, Any] = {"kty": forms.kty(key_type), "key_ops": list(forms.operations(usage)), "t": file}
         if key_type in forms.CURVES:
             jwk["crv"] = forms.CURVES[key_type]
-        connection = self._connection
-        with connection.asking("list", name):
-            before = connection.listed(name)
-        if first and before:
-            raise WrongState(
-                "TARGET_NAME_TAKEN", f"A key of this name exists at {self._place.host}; choose another name there."
-            )
-        with connection.asking("import", name):
-            connection.upload(name, jwk)
+        connection, about = self._connection, f"; it was sent a blob of {len(blob)} bytes for {self._settings.kek}"
+        with connection.asking("import", name, about):
+            with connection.asking("list", name):
+                before = connection.listed(name)
+            if first and before:
+                raise WrongState(
+                    "TARGET_NAME_TAKEN", f"A key of this name exists at {self._place.host}; choose another name there."
+                )
+            connection.upload(name, jwk, before)
 
     def versions(self, name: str) -> list[RemoteKey]:
         """By the second in which they were made, and the one that the vault calls current last."""

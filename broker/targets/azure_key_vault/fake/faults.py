@@ -37,7 +37,7 @@ class Faults:
 
     fired: list[tuple[str, Refused | Effect]] = field(default_factory=list)
     _rules: list[_Rule] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def add(self, what: Refused | Effect, *, on: str = "", times: int = 1) -> None:
         """Spoil the next ``times`` requests in whose "METHOD /path" the regular expression ``on`` is found."""
@@ -61,7 +61,13 @@ class Faults:
             if rule.times <= 0:
                 self._rules.remove(rule)
             self.fired.append((line, rule.what))
+            self._lock.notify_all()
             return rule.what
+
+    def await_fired(self, count: int, timeout: float = 20) -> bool:
+        """Wait until so many requests have been spoilt; False when that took too many seconds."""
+        with self._lock:
+            return self._lock.wait_for(lambda: len(self.fired) >= count, timeout)
 
 
 def unauthorized() -> Refused:

@@ -96,12 +96,15 @@ def _cut(connection: ssl.SSLSocket) -> None:
 
 class _Exchange(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # header and body leave together
+    disable_nagle_algorithm = True
     server: Listener
 
     def _exchange(self) -> None:
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers or not length.isdecimal() or int(length) > LARGEST_BODY:
             self.close_connection = True
+            self.rfile.read(min(int(length), 16 * LARGEST_BODY) if length.isdecimal() else 0)  # or the answer is lost
             self._send(Answer(413, {"error": {"code": "RequestEntityTooLarge", "message": "The body is too large."}}))
             return
         target = urlsplit(self.path)
