@@ -191,7 +191,7 @@ def _key_answers() -> dict[str, Answer]:
         "Verify": lambda r: keys.VerifyResponse(valid=r.signature == b"good", version=1),
         "Encrypt": lambda r: keys.EncryptResponse(ciphertext=b"\x01" + r.plaintext[::-1], version=1, algorithm=gcm),
         "Decrypt": lambda r: keys.DecryptResponse(plaintext=r.ciphertext[:0:-1], version=1),
-        "ImportKey": lambda r: imports.ImportKeyResponse(**{"import": _import(r)}),
+        "ImportKey": lambda r: imports.ImportKeyResponse(extra_versions=(), **{"import": _import(r)}),
         "ProveImport": lambda r: imports.ProveImportResponse(**{"import": _import(r)}),
         "ExportKey": lambda r: imports.ExportKeyResponse(
             transfer_file=b"" if r.validate_only else b"{}", blob_sha256="ab", **{"import": _import(r)}

@@ -105,10 +105,10 @@ def test_BY_15_a_lost_answer_is_settled_by_reading_back(
 
 def test_the_command_line_waits_for_a_throttled_vault_and_says_so(azure_live: AzureLive, admin: Client) -> None:
     name = fresh(admin)
-    azure_live.hsm.faults.add(throttled(1), on=f"^PUT /keys/{name}")
+    azure_live.hsm.faults.add(throttled(1), on=f"^PUT /keys/{name}", times=2)  # the broker itself waits once
     hasty = cli("key", "import", name, "--target", "hsm", "--no-wait", profile=azure_live.profile)
     assert (hasty.returncode, "TARGET_THROTTLED" in hasty.stderr) == (5, True)
-    azure_live.hsm.faults.add(throttled(1), on=f"^PUT /keys/{name}")
+    azure_live.hsm.faults.add(throttled(1), on=f"^PUT /keys/{name}", times=2)  # the broker itself waits once
     patient = cli("key", "import", name, "--target", "hsm", "--tag", "team=pay", profile=azure_live.profile)
     assert patient.returncode == 0, patient.stderr
     assert "The vault asks to wait 1 s" in patient.stderr

@@ -167,7 +167,7 @@ def test_what_did_not_arrive_fails_and_can_be_confirmed_later(bench: Carrier) ->
     assert bench.confirm(key).state is ImportState.PROVEN
 
 
-def test_another_key_under_the_name_is_not_confirmed_and_stays_as_it_is(bench: Carrier) -> None:
+def test_BY_10_another_key_under_the_name_is_not_confirmed_and_stays_as_it_is(bench: Carrier) -> None:
     key, other = bench.key(), bench.key()
     bench.export(key)
     bench.carry(key, bench.export(other).transfer_file)
