@@ -9,6 +9,7 @@ UV_VERSION := 0.13.9
 IN_TREE := PYTHONPATH=.:cli:protos
 # Each has servers of its own. Much of a test is waiting, so there is one more than most computers have cores for.
 PROCESSES ?= 3
+SHIM := .make/pkcs11-shim.so
 
 define prepare
 @command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or newer (Debian and Ubuntu: apt-get install python3 python3-venv)."; exit 1; }
@@ -70,6 +71,22 @@ bench:  ## broker and OpenBao side by side under the same load (BENCH=--write: i
 dev:  ## a broker for trying out, everything in a temporary folder
 	$(call prepare,demo)
 	@$(IN_TREE) $(BIN)/broker dev
+
+.PHONY: shim
+shim:  ## the PKCS#11 shim of softhsm/README.md: exact key wrap, faults on demand, a log of calls
+	$(call prepare,shim)
+	@$(MAKE) --no-print-directory $(SHIM)
+
+# No group or other may write it, whatever the umask: the broker refuses to load such a module.
+$(SHIM): $(wildcard softhsm/shim/*.c softhsm/shim/*.h) Makefile
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -D_GNU_SOURCE -O2 -g -Wall -Wextra -Werror -fPIC -shared -Wl,-Bsymbolic -Wl,-z,defs \
+		-I/usr/include/p11-kit-1 -o $@.$$$$ $(filter %.c,$^) -ldl -lpthread && chmod 755 $@.$$$$ && mv $@.$$$$ $@
+
+.PHONY: fake-azure
+fake-azure:  ## a fake Azure Key Vault to try imports with (FAKE="--kind managed-hsm --port 8443")
+	$(call prepare,demo)
+	@$(IN_TREE) $(BIN)/python -m broker.targets.azure_key_vault.fake $(FAKE)
 
 .PHONY: protos
 protos:  ## generate the stubs from the .proto files

@@ -24,6 +24,7 @@ from broker.core import policy
 from broker.core.call import Call
 from broker.core.errors import BrokerError
 from broker.core.guard import Guard
+from broker.core.handover import Handover
 from broker.core.heads import Heads
 from broker.core.imports import Imports
 from broker.core.key_use import KeyUse
@@ -45,7 +46,7 @@ from broker.processor import Processor
 from broker.rpc.nouns import answers
 from broker.rpc.server import Server
 from broker.store.sql import SqlStore
-from broker.targets import Surroundings, connector
+from broker.targets import PrivateVault, Surroundings, connector
 
 log = structlog.get_logger("broker")
 
@@ -126,15 +127,16 @@ class Broker:
     def _services(self) -> dict[str, object]:
         """What answers each service of the wire; the server refuses to start if one is missing."""
         store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
-        surroundings = Surroundings(allowed_hosts=config.targets.allowed_hosts, credentials=config.targets.credentials)
-        connect = connector(surroundings)
+        connect = connector(_surroundings(config))
         ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
         self.policies = Policies(store, guard, now)
+        imports = Imports(store, hsm, guard, connect, now)
         return answers(
             keys=self.keys,
             use=KeyUse(store, hsm, guard),
             targets=Targets(store, hsm, guard, connect, now),
-            imports=Imports(store, hsm, guard, connect, now),
+            imports=imports,
+            handover=Handover(imports.ledger),
             operators=Operators(store, ca, guard, now, config.trust_domain),
             policies=self.policies,
             heads=self.heads,
@@ -300,6 +302,18 @@ def _attempt(name: str, work: Callable[[], object]) -> bool:
     else:
         return True
     return False
+
+
+def _surroundings(config: Config) -> Surroundings:
+    targets = config.targets
+    return Surroundings(
+        allowed_hosts=targets.allowed_hosts,
+        credentials=targets.credentials,
+        private_vaults={
+            vault.host: PrivateVault(kind=vault.kind, ca_file=vault.ca_file, token_file=vault.token_file)
+            for vault in targets.private_vaults
+        },
+    )
 
 
 def _limits(config: Config) -> Limits:

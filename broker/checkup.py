@@ -10,6 +10,7 @@ import sqlite3
 import ssl
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from broker import setup
 from broker.app import now
 from broker.config import Config, load
 from broker.core.errors import BrokerError, WrongState
-from broker.core.model import Operator, PolicyDocument, Probe
+from broker.core.model import Operator, PolicyDocument
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.rpc.tls import TlsFiles
 from broker.store.sql import SqlStore
@@ -28,43 +29,63 @@ SOON = timedelta(days=14)
 CONNECT_SECONDS = 5.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One check. ``doubtful``: it works, and whoever is responsible should know of it."""
+
+    name: str
+    passed: bool
+    detail: str
+    doubtful: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Four characters for a list."""
+        return "FAIL" if not self.passed else "WARN" if self.doubtful else "ok  "
+
+
+class _Doubt(Exception):
+    """What a check found to be working and yet worth a second thought."""
+
+
 def run(asked: argparse.Namespace) -> int:
     """Print every finding; 0 when all passed, 10 when one did not."""
     findings = list(findings_for(asked.config))
     if asked.format == "json":
-        print(
-            json.dumps([{"name": one.name, "passed": one.passed, "detail": one.detail} for one in findings], indent=2)
-        )
+        print(json.dumps([asdict(one) for one in findings], indent=2))
     else:
         for one in findings:
-            print(f"{'ok  ' if one.passed else 'FAIL'}  {one.name}: {one.detail}")
+            print(f"{one.verdict}  {one.name}: {one.detail}")
     return 0 if all(one.passed for one in findings) else 10
 
 
-def findings_for(file: Path) -> Iterator[Probe]:
+def findings_for(file: Path) -> Iterator[Finding]:
     """Every check in order; those that need a part that failed are left out."""
     try:
         config = load(file)
     except BrokerError as error:
-        yield Probe(name="config", passed=False, detail=error.message)
+        yield Finding(name="config", passed=False, detail=error.message)
         return
-    yield Probe(name="config", passed=True, detail=f"{file} is complete and has no unknown key")
+    yield Finding(name="config", passed=True, detail=f"{file} is complete and has no unknown key")
     for name, check in _CHECKS:
         yield _finding(name, lambda check=check: check(config))  # type: ignore[misc]
 
 
-def _finding(name: str, check: Callable[[], str]) -> Probe:
+def _finding(name: str, check: Callable[[], str]) -> Finding:
     try:
-        return Probe(name=name, passed=True, detail=check())
+        return Finding(name=name, passed=True, detail=check())
+    except _Doubt as doubt:
+        return Finding(name=name, passed=True, doubtful=True, detail=str(doubt))
     except BrokerError as error:
-        return Probe(name=name, passed=False, detail=error.message)
+        return Finding(name=name, passed=False, detail=error.message)
     except OSError as error:
-        return Probe(name=name, passed=False, detail=f"{error.filename}: {error.strerror}.")
+        return Finding(name=name, passed=False, detail=f"{error.filename}: {error.strerror}.")
 
 
 def _private_files(config: Config) -> str:
     tokens = sorted(one for one in config.targets.credentials.rglob("*") if not one.is_dir())
-    files = [config.hsm.pin_file, config.server.key_file, *tokens]
+    bearers = [vault.token_file for vault in config.targets.private_vaults]
+    files = [config.hsm.pin_file, config.server.key_file, *tokens, *bearers]
     for file in files:
         mode = stat.S_IMODE(file.lstat().st_mode)
         if mode & 0o077:
@@ -169,6 +190,12 @@ def _disk(config: Config) -> str:
 
 
 def _targets(config: Config) -> str:
+    if config.targets.private_vaults:
+        hosts = ", ".join(sorted(f"{one.host} ({one.kind})" for one in config.targets.private_vaults))
+        raise _Doubt(
+            f"private vaults are configured: {hosts}. They are trusted by the CA and token files that you gave, not by "
+            "Azure's; keys that are imported there are protected as well as those servers are"
+        )
     if not config.targets.allowed_hosts:
         return "no host is allowed as a target; add host:port under [targets] allowed_hosts before `broker target add`"
     return f"{len(config.targets.allowed_hosts)} host(s) allowed as targets"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -39,11 +39,27 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class PrivateVaultConfig(_Part):
+    """A server that speaks the Key Vault REST API and is not Microsoft's: an emulator, or a private cloud's."""
+
+    host: Place
+    kind: Literal["premium", "managed-hsm"]
+    ca_file: Absolute
+    token_file: Absolute  # of mode 0600; the bearer token that this host is shown
+
+
 class TargetsConfig(_Part):
     """Where keys may go at all. An operator registers targets; only this file says which hosts are thinkable."""
 
     allowed_hosts: frozenset[Place] = Field(default=frozenset(), max_length=64)
     credentials: Absolute  # in it a folder "host:port" for each host, with the tokens that this host may be shown
+    private_vaults: tuple[PrivateVaultConfig, ...] = Field(default=(), max_length=16)
+
+    @model_validator(mode="after")
+    def _one_entry_a_host(self) -> TargetsConfig:
+        if len({vault.host for vault in self.private_vaults}) != len(self.private_vaults):
+            raise ValueError("private_vaults has two entries for one host")
+        return self
 
 
 class KeysConfig(_Part):

@@ -26,16 +26,24 @@ NATIVE = ("cryptography.hazmat.bindings._rust", "grpc", "pkcs11", "psycopg", "py
 
 # Debian package: a command it brings, or a pattern of files
 HSM = {"softhsm2": "softhsm2-util"}
-SERVERS = {
+COMPILER = {
     "gcc": "gcc",
     "libc6-dev": "/usr/include/stdio.h",
     "libp11-kit-dev": "/usr/include/p11-kit-1/p11-kit/pkcs11.h",
+}
+SERVERS = {
     "opencryptoki": "pkcsslotd",
     "openssl": "openssl",
     "postgresql": "/usr/lib/postgresql/*/bin/initdb",
 }
 LOAD = {"nghttp2-client": "h2load", "nghttp2-proxy": "nghttpx"}
-NEEDS = {"check": {}, "demo": HSM, "test": {**HSM, **SERVERS}, "bench": {**HSM, **LOAD}}
+NEEDS = {
+    "check": {},
+    "demo": HSM,
+    "shim": {**HSM, **COMPILER},
+    "test": {**HSM, **COMPILER, **SERVERS},
+    "bench": {**HSM, **LOAD},
+}
 
 
 def main(purpose: str) -> None:

@@ -15,7 +15,16 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 if "TMPDIR" not in os.environ and in_memory():
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
-pytest_plugins = ["tests.servers.softhsm", "tests.servers.postgres", "tests.servers.openbao", "tests.servers.live"]
+pytest_plugins = [
+    "tests.servers.softhsm",
+    "tests.servers.shim",
+    "tests.servers.postgres",
+    "tests.servers.openbao",
+    "tests.servers.fake_azure",
+    "tests.servers.azure",
+    "tests.servers.live",
+    "tests.servers.live_azure",
+]
 
 # A shell's background job is started with these ignored, and whatever it starts inherits that: the tests that send them
 # would wait for ever.

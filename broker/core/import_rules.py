@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from broker.core.errors import NotFound, Unavailable, WrongState
+from broker.core.errors import InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.kinds import ImportState, KeyState, VersionState
-from broker.core.model import Import, Key, KeyVersion
+from broker.core.model import Import, Key, KeyVersion, Terms
+
+NO_TERMS = Terms()
+"""Nothing is asked for: the target is not spoken to about terms at all."""
+
+EXPORTED = "EXPORTED"
+"""Why an import is PENDING whose file was handed out, to be carried to the target by people."""
+
+ANSWERED = frozenset({"TARGET_THROTTLED", "TARGET_CONFLICT", EXPORTED})
+"""Why an import is PENDING although no request of ours can still be on its way."""
 
 LEASE = timedelta(seconds=60)
 """How long an upload whose answer is missing may still be on its way; longer than any request to a target takes."""
@@ -54,10 +63,20 @@ def provable(row: Import | None) -> Import:
 def await_lease(row: Import, now: datetime) -> None:
     """Return when nothing of an earlier attempt can be on its way any more; else ``IMPORT_IN_PROGRESS`` (BY-15)."""
     left = (row.started_at + LEASE - now).total_seconds()
-    if row.state is ImportState.PENDING and left > 0:
-        raise in_progress(f"an earlier upload may still arrive; try again in {int(left) + 1} s")
+    if row.state is ImportState.PENDING and row.failure not in ANSWERED and left > 0:
+        seconds = int(left) + 1
+        raise in_progress(f"an earlier upload may still arrive; try again in {seconds} s", seconds)
 
 
-def in_progress(what: str) -> Unavailable:
-    """Somebody else is at it, or may be."""
-    return Unavailable("IMPORT_IN_PROGRESS", f"This import is in progress: {what}.")
+def in_progress(what: str, seconds: int = 0) -> Unavailable:
+    """Somebody else is at it, or may be; after ``seconds``, if given, nobody can be any more."""
+    after = {"retry_after_seconds": str(seconds)} if seconds else {}
+    return Unavailable("IMPORT_IN_PROGRESS", f"This import is in progress: {what}.", **after)
+
+
+def sound_terms(terms: Terms, now: datetime) -> None:
+    """Return if the times make sense; else InvalidRequest ``TERMS_INVALID``."""
+    if terms.expires_at is not None and terms.expires_at <= max(now, terms.not_before or now):
+        raise InvalidRequest(
+            "TERMS_INVALID", "The key would expire before it could be used; give a later time, or none."
+        )

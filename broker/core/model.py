@@ -318,6 +318,17 @@ class Principal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a key may do at its target, and when; set there once the key is proven. The defaults ask for nothing."""
+
+    operations: tuple[str, ...] = ()  # in the target's own words ("sign", "wrapKey"); (): all that the usage allows
+    tags: Mapping[str, str] = field(default_factory=dict)
+    enabled: bool = True
+    not_before: datetime | None = None
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteKey:
     """What a target says of one version of a key it holds."""
 

@@ -25,6 +25,7 @@ from broker.core.model import (
     RemoteKey,
     Secret,
     SecretVersion,
+    Terms,
     WrappingKey,
 )
 
@@ -306,6 +307,23 @@ class Target(Protocol):
 
     def versions(self, name: str) -> list[RemoteKey]:
         """All versions the target holds under ``name``, oldest first; [] when there is none."""
+
+    def check_terms(self, key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
+        """Return if the target can hold such a key to ``terms``; else InvalidRequest ``TERMS_UNSUPPORTED``."""
+
+    def settle(self, name: str, version: str, terms: Terms) -> None:
+        """Hold this remote version to ``terms`` from now on. Doing it twice is the same as once."""
+
+    def create_wrapping_key(self) -> WrappingKey:
+        """Make the KEK that the settings name, able to do nothing but import; what is there is left as it is.
+
+        WrongState ``TARGET_KEK_EXISTS``, or ``TARGET_KEK_FIXED`` when such a target has one of its own.
+        """
+
+    def transfer_file(
+        self, key_type: KeyType, usage: KeyUsage, blob: bytes, kek: WrappingKey, oaep_hash: OaepHash
+    ) -> bytes:
+        """The file with which ``blob`` is carried to the target by hand, as the target's own tools take it."""
 
     def sign(self, name: str, version: str, algorithm: SignatureAlgorithm, message: bytes) -> bytes:
         """Let the target sign; ECDSA as DER ECDSA-Sig-Value."""

@@ -29,6 +29,10 @@ UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
 """Refusals that come before the target has been asked anything."""
 
 
+KEK = "kek"
+"""The setting that names the KEK, in those kinds whose KEK is one of several keys at the target."""
+
+
 class Targets:
     """The noun behind TargetService."""
 
@@ -40,17 +44,28 @@ class Targets:
         self._now = now
 
     def create(
-        self, call: Call, name: str, kind: str, settings: dict[str, str], expected_kek_thumbprint: str
+        self,
+        call: Call,
+        name: str,
+        kind: str,
+        settings: dict[str, str],
+        expected_kek_thumbprint: str,
+        *,
+        create_kek: bool = False,
     ) -> Target:
-        """Connect, read the KEK and pin it."""
+        """Connect, read the KEK, or make it, and pin it."""
         check_name(name, "target")
         wanted = _thumbprint(expected_kek_thumbprint) if expected_kek_thumbprint else ""
+        if wanted and create_kek:
+            raise InvalidRequest(
+                "THUMBPRINT_INVALID", "A KEK that is still to be made has no thumbprint to expect; give one of the two."
+            )
         made = Target(name=name, kind=kind, settings=settings, kek_id="", kek_thumbprint="", created_at=self._now())
         self._guard.check(call, guard.of_target(made))
         if not self._seen(call):
             if self._store.get(Target, name) is not None:
                 raise AlreadyExists("TARGET_EXISTS", "A target of this name exists; choose another name, or delete it.")
-            made = self._pinned(call, made, wanted)
+            made = self._with_new_kek(call, made) if create_kek else self._pinned(call, made, wanted)
         if call.validate_only:
             return made
         return self._saved(call, made)
@@ -76,17 +91,20 @@ class Targets:
         except BrokerError as error:
             return _no_answer(error)
         return [
-            Probe(name="reachable", passed=True, detail="It answers, and its certificate is from the registered CA."),
+            Probe(name="reachable", passed=True, detail="It answers, and its certificate is trusted for it."),
             _authorised_probe(port),
             _kek_probe(target, kek),
             self._wrap_probe(port),
         ]
 
-    def repin(self, call: Call, name: str, expected_kek_thumbprint: str) -> Target:
-        """Pin the KEK that is offered now, if it is the one expected."""
+    def repin(self, call: Call, name: str, expected_kek_thumbprint: str, kek: str = "") -> Target:
+        """Pin the KEK that is offered now, if it is the one expected; ``kek`` names another of the target's keys."""
         wanted = _thumbprint(expected_kek_thumbprint)
         old = self._permitted(call, name)
-        new = old if self._seen(call) else self._pinned(call, old, wanted)
+        if kek and KEK not in old.settings:
+            raise _fixed()
+        moved = replace(old, settings={**old.settings, KEK: kek}) if kek else old
+        new = old if self._seen(call) else self._pinned(call, moved, wanted)
         if call.validate_only:
             return new
         with self._store.write(call.outcome()) as write:
@@ -148,6 +166,27 @@ class Targets:
             )
         return replace(target, kek_id=kek.id, kek_thumbprint=kek.thumbprint)
 
+    def _with_new_kek(self, call: Call, target: Target) -> Target:
+        """Make the KEK that the settings name; from then on they name its version, and so that one alone."""
+        port = self._connect(target.kind, target.settings)
+        wanted = target.settings.get(KEK)
+        if wanted is None:
+            raise _fixed()
+        call.note(target=target.name)
+        if call.validate_only:
+            if wanted in port.names():
+                raise WrongState(
+                    "TARGET_KEK_EXISTS",
+                    "The target has a key of this name; give its versioned id, or have another one made.",
+                )
+            return target
+        self._store.record(call.intent())
+        kek = port.create_wrapping_key()
+        call.note(kek_thumbprint=kek.thumbprint)
+        check_kek(kek)
+        made = replace(target, settings={**target.settings, KEK: kek.id})
+        return replace(made, kek_id=kek.id, kek_thumbprint=kek.thumbprint)
+
     def _wrap_probe(self, port: ports.Target) -> Probe:
         report = self._hsm.report()
         try:
@@ -158,6 +197,10 @@ class Targets:
         if port.exact_wrap and not report.exact_wrap:
             detail += " The HSM pads some keys in a way that this target refuses; those cannot be imported."
         return Probe(name="wrap", passed=True, detail=detail)
+
+
+def _fixed() -> WrongState:
+    return WrongState("TARGET_KEK_FIXED", "This kind of target has one KEK of its own; none is made or chosen for it.")
 
 
 def check_kek(kek: WrappingKey) -> None:
@@ -203,7 +246,7 @@ def _authorised_probe(port: ports.Target) -> Probe:
         port.check()
     except BrokerError as error:
         return Probe(name="authorised", passed=False, detail=error.message)
-    return Probe(name="authorised", passed=True, detail="The token may do all that importing and proving take.")
+    return Probe(name="authorised", passed=True, detail="The credential may do all that importing and proving take.")
 
 
 def _kek_probe(target: Target, kek: WrappingKey) -> Probe:

@@ -36,7 +36,7 @@ OTHER = "_OTHER"
 
 ELSEWHERE = frozenset({
     "TargetService/CreateTarget", "TargetService/CheckTarget", "TargetService/RepinTarget",
-    "ImportService/ImportKey", "ImportService/ProveImport",
+    "ImportService/ImportKey", "ImportService/ProveImport", "ImportService/ExportKey", "ImportService/ConfirmImport",
 })  # fmt: skip
 """The methods that wait for somebody else's server."""
 

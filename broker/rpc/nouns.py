@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from broker.core.guard import Guard
+from broker.core.handover import Handover
 from broker.core.heads import Heads
 from broker.core.imports import Imports
 from broker.core.key_use import KeyUse
@@ -35,6 +36,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     use: KeyUse,
     targets: Targets,
     imports: Imports,
+    handover: Handover,
     operators: Operators,
     policies: Policies,
     heads: Heads,
@@ -52,7 +54,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     return {
         "KeyService": KeyMethods(keys, use, pages),
         "TargetService": TargetMethods(targets, pages),
-        "ImportService": ImportMethods(imports, pages),
+        "ImportService": ImportMethods(imports, handover, pages),
         "OperatorService": OperatorMethods(operators, pages),
         "PolicyService": PolicyMethods(policies, schema),
         "AuditService": AuditMethods(heads, pages),

@@ -28,7 +28,8 @@ class TargetMethods:
 
     def create_target(self, call: Call, request: wire.CreateTargetRequest) -> wire.CreateTargetResponse:
         kind, settings = _settings(request)
-        target = self._targets.create(call, request.name, kind, settings, request.expected_kek_thumbprint)
+        expected = request.expected_kek_thumbprint
+        target = self._targets.create(call, request.name, kind, settings, expected, create_kek=request.create_kek)
         return wire.CreateTargetResponse(target=_target(target))
 
     def get_target(self, call: Call, request: wire.GetTargetRequest) -> wire.GetTargetResponse:
@@ -48,7 +49,8 @@ class TargetMethods:
         )
 
     def repin_target(self, call: Call, request: wire.RepinTargetRequest) -> wire.RepinTargetResponse:
-        target = self._targets.repin(call, request.name, request.expected_kek_thumbprint)
+        codec.at_most(len(request.kek), codec.KIBIBYTE, "kek")
+        target = self._targets.repin(call, request.name, request.expected_kek_thumbprint, request.kek)
         return wire.RepinTargetResponse(target=_target(target))
 
     def delete_target(self, call: Call, request: wire.DeleteTargetRequest) -> wire.DeleteTargetResponse:
@@ -57,14 +59,14 @@ class TargetMethods:
 
 
 def _settings(request: wire.CreateTargetRequest) -> tuple[str, dict[str, str]]:
-    """The kind is the name of the choice that is set; its settings are the fields that are not empty, by name."""
-    kind = request.WhichOneof("settings")
-    if kind is None:
+    """The kind is the choice that is set, its name with hyphens; its settings are the fields that are not empty."""
+    chosen = request.WhichOneof("settings")
+    if chosen is None:
         raise codec.missing("settings")
-    settings = {field.name: value for field, value in getattr(request, kind).ListFields()}
+    settings = {field.name: value for field, value in getattr(request, chosen).ListFields()}
     for name, value in settings.items():
         codec.at_most(len(value), MAX_SETTING, name)
-    return kind, settings
+    return chosen.replace("_", "-"), settings
 
 
 def _target(target: Target) -> wire.Target:
@@ -75,7 +77,7 @@ def _target(target: Target) -> wire.Target:
         create_time=codec.timestamp(target.created_at),
         revision=target.revision,
     )
-    settings = getattr(message, target.kind)
+    settings = getattr(message, target.kind.replace("-", "_"))
     settings.SetInParent()
     for name, value in target.settings.items():
         setattr(settings, name, value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -25,11 +25,23 @@ MAX_OPEN = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateVault:
+    """A server that speaks the Key Vault REST API and is not Microsoft's: an emulator, or a private cloud's."""
+
+    kind: str  # "premium" or "managed-hsm": what it can hold
+    ca_file: Path  # PEM; nothing else is trusted there
+    token_file: Path  # the bearer token, in a file of mode 0600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What the broker's own configuration says of targets, whoever registers them (BY-03, NT-17)."""
 
     allowed_hosts: frozenset[str]  # "host:port", the only places that are ever connected to
     credentials: Path  # has a folder "host:port" for each host, with the token files that this host may be shown
+    private_vaults: Mapping[str, PrivateVault] = field(
+        default_factory=dict
+    )  # by "host:port"; each is allowed by being here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +58,12 @@ class Kind(Generic[S]):
 
 def kinds() -> Mapping[str, Kind[BaseModel]]:
     """Every kind there is a folder for, by name."""
-    found: dict[str, Kind[BaseModel]] = {}
-    for folder in pkgutil.iter_modules(__path__):
-        kind = import_module(f"{__name__}.{folder.name}").KIND
-        found[kind.name] = kind
-    return found
+    known: dict[str, Kind[BaseModel]] = {}
+    for found in pkgutil.iter_modules(__path__):
+        if found.ispkg:
+            kind = import_module(f"{__name__}.{found.name}").KIND
+            known[kind.name] = kind
+    return known
 
 
 def connector(surroundings: Surroundings) -> Callable[[str, Mapping[str, str]], ports.Target]:

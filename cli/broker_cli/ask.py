@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -72,12 +73,28 @@ def _must_be_interactive() -> None:
         )
 
 
-def labels(pairs: tuple[str, ...]) -> dict[str, str]:
+def moment(text: str, option: str) -> Any:
+    """A time such as 2027-01-31T12:00:00Z for the wire."""
+    from google.protobuf.timestamp_pb2 import Timestamp  # noqa: PLC0415  slow to load
+
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter("Write a time such as 2027-01-31T12:00:00Z.", param_hint=option) from None
+    if found.tzinfo is None:
+        chat("The time has no zone; it is taken as UTC.")
+        found = found.replace(tzinfo=UTC)
+    stamp = Timestamp()
+    stamp.FromDatetime(found.astimezone(UTC))
+    return stamp
+
+
+def labels(pairs: tuple[str, ...], option: str = "--label") -> dict[str, str]:
     """``NAME=VALUE`` options as a mapping."""
     found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or name in found:
-            raise click.BadParameter("Write each label once, as NAME=VALUE.", param_hint="--label")
+            raise click.BadParameter("Write each one once, as NAME=VALUE.", param_hint=option)
         found[name] = value
     return found

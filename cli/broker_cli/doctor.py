@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from broker_cli import ask, doctor_caller, doctor_host
-from broker_cli.doctor_checks import Check, failed, ok
+from broker_cli.doctor_checks import Check, failed, ok, warning
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit
 from broker_cli.screen import chat
@@ -21,6 +21,7 @@ from broker_cli.wire import connection
 
 SERVER_SECONDS = 60
 MAX_ANSWER = 1024 * 1024
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 SEEN_BETTER = {
     "certificates": ("server.certificate_file",),
     "ports": ("server.operators_address", "server.pipelines_address"),
@@ -44,7 +45,7 @@ def doctor(out: Output, config: Path | None, flags: dict[str, str | None], timeo
         for check in _host(config) if config is not None else doctor_caller.checks(flags, timeout):
             show(f"looked at {check.name}")
             checks.append(check)
-    out.many("check", [asdict(check) for check in checks], ("name", "status", "detail"))
+    out.many("check", [asdict(check) for check in checks], ("name", "status", "detail"), colours=COLOURS)
     bad = sum(check.status == "failed" for check in checks)
     doubtful = sum(check.status == "warning" for check in checks)
     chat(f"{len(checks)} checks: {bad} to mend, {doubtful} to think about.")
@@ -80,5 +81,5 @@ def server_checks(config: Path) -> Iterator[Check]:
 
 
 def _server_check(found: dict[str, Any]) -> Check:
-    make = ok if found["passed"] is True else failed
+    make = failed if found["passed"] is not True else warning if found.get("doubtful") is True else ok
     return make(str(found["name"]), str(found["detail"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.rpc import error_details_pb2
@@ -43,8 +43,9 @@ def refusal(error: Any, address: str) -> Refusal:
     code, text = error.code(), error.details() or ""
     told = _told(error)
     if told is not None:
-        reason, call_id = told
-        return Refusal(reason, text[:MAX_SENTENCE], EXITS.get(code, Exit.FAILURE), call_id)
+        refused = Refusal(told.reason or "UNKNOWN", text[:MAX_SENTENCE], EXITS.get(code, Exit.FAILURE), told.call_id)
+        refused.retry_after = told.retry_after
+        return refused
     if code is grpc.StatusCode.UNAVAILABLE:
         return Refusal(*_away(text, address), Exit.UNAVAILABLE)
     reason, sentence = _LOCAL.get(code, (code.name, "The broker at {address} failed without saying why."))
@@ -54,11 +55,20 @@ def refusal(error: Any, address: str) -> Refusal:
 def worth_repeating(error: Any) -> bool:
     """True when the broker, or the way to it, was only away; a certificate that is not trusted will not become so."""
     away = error.code() is grpc.StatusCode.UNAVAILABLE
-    return away and not _distrust(error.details() or "")
+    if not away or _distrust(error.details() or ""):
+        return False
+    told = _told(error)
+    return told is None or not told.retry_after  # when it says how long to wait, sooner is of no use
 
 
-def _told(error: Any) -> tuple[str, str] | None:
-    """(reason, call id) from the ErrorInfo that the broker sends with every refusal; None when it is not from it."""
+class _Told(NamedTuple):
+    reason: str
+    call_id: str
+    retry_after: int  # seconds, 0 when nothing is said
+
+
+def _told(error: Any) -> _Told | None:
+    """What the ErrorInfo says that the broker sends with every refusal; None when it is not from it."""
     from grpc_status import rpc_status  # noqa: PLC0415  only when something failed
 
     try:
@@ -68,7 +78,7 @@ def _told(error: Any) -> tuple[str, str] | None:
     for detail in status.details if status is not None else ():
         found = error_details_pb2.ErrorInfo()
         if detail.Unpack(found):
-            return found.reason or "UNKNOWN", _call_id(found, status)
+            return _Told(found.reason, _call_id(found, status), _seconds(found.metadata.get("retry_after_seconds", "")))
     return None
 
 
@@ -78,6 +88,10 @@ def _call_id(found: Any, status: Any) -> str:
         if detail.Unpack(request):
             return str(request.request_id)
     return str(found.metadata.get("call_id", ""))
+
+
+def _seconds(text: str) -> int:
+    return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
 
 
 def _distrust(text: str) -> bool:

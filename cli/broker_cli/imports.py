@@ -1,15 +1,20 @@
-"""``broker key import|prove|where``: a key at its targets, and the proof that it is the same one."""
+"""``broker key import|export|confirm|prove|where``: a key at its targets, and the proof that it is the same one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import update_wrapper
+from pathlib import Path
 from typing import Any
 
 import click
 
-from broker_cli import ask
-from broker_cli.output import Output, formatted
+from broker_cli import ask, files
+from broker_cli.output import Output, check_target, formatted
+from broker_cli.profiles import MAX_PEM
 from broker_cli.refusal import Exit, Refusal
-from broker_cli.wire import Change, Wire, changing, remote
+from broker_cli.screen import chat
+from broker_cli.wire import Change, Wire, changing, patient, remote
 from broker_cli.words import record
 
 COLUMNS = ("key", "version", "target", "remote_name", "remote_version", "state", "prove_time", "failure")
@@ -18,20 +23,109 @@ _target = click.option("--target", required=True, metavar="TARGET", help="The ta
 _version = click.option(
     "--version", type=click.IntRange(min=0), default=0, help="A version; the primary one, unless said."
 )
+_remote_name = click.option(
+    "--remote-name", default="", metavar="NAME", help="Its name at the target; the same, unless said."
+)
+_TERMS = (
+    click.option(
+        "--operation", "operations", multiple=True, metavar="WORD", help="What it may do there (sign, wrapKey); repeat."
+    ),
+    click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="A tag there; may be repeated."),
+    click.option("--disabled", is_flag=True, help="Leave it disabled there, once it is proven."),
+    click.option("--not-before", metavar="TIME", help="Not valid there before, for example 2027-01-31T12:00:00Z."),
+    click.option("--expires", metavar="TIME", help="Not valid there from then on."),
+)
+
+
+def _held_to(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of what the key may do at the target, handed over as ``terms``."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        given = {name: options.pop(name) for name in ("operations", "tags", "disabled", "not_before", "expires")}
+        return command(*args, terms=_terms(**given), **options)
+
+    given = update_wrapper(run, command)
+    for option in reversed(_TERMS):
+        given = option(given)
+    return given
+
+
+def _terms(
+    operations: tuple[str, ...], tags: tuple[str, ...], not_before: str | None, expires: str | None, *, disabled: bool
+) -> dict[str, Any]:
+    terms: dict[str, Any] = {"operations": operations, "tags": ask.labels(tags, "--tag")}
+    if disabled:
+        terms["enabled"] = False
+    if not_before:
+        terms["not_before"] = ask.moment(not_before, "--not-before")
+    if expires:
+        terms["expire_time"] = ask.moment(expires, "--expires")
+    return {"terms": terms} if any((operations, tags, disabled, not_before, expires)) else {}
 
 
 @click.command("import", epilog="Repeating an import settles it; the same version is never uploaded twice.")
 @click.argument("name")
 @_target
 @_version
-@click.option("--remote-name", default="", metavar="NAME", help="Its name at the target; the same, unless said.")
+@_remote_name
+@_held_to
 @changing
 @formatted
 @remote
-def import_(wire: Wire, out: Output, change: Change, name: str, **where_to: Any) -> None:
+@patient
+def import_(wire: Wire, out: Output, change: Change, name: str, terms: dict[str, Any], **where_to: Any) -> None:
     """Import the key NAME to a target, wrapped in the HSM, and prove it there."""
     with ask.waiting("wrapping, uploading, proving"):
-        done = wire.ask("imports", "ImportKey", name=name, **where_to, **change.fields)
+        done = wire.ask("imports", "ImportKey", name=name, **terms, **where_to, **change.fields)
+    ask.dry_run_note(dry_run=change.dry_run)
+    _told(out, done)
+
+
+@click.command(
+    epilog="\b\nExample:\n  broker key export payments --target hsm --out payments.byok\n"
+    "  az keyvault key import --hsm-name payments --name payments --kty EC --curve P-256 --byok-file payments.byok\n"
+    "  broker key confirm payments --target hsm\n"
+)
+@click.argument("name")
+@_target
+@_version
+@_remote_name
+@click.option("--out", "file", required=True, metavar="FILE", help="A new private file; never overwritten.")
+@click.option("--kek-file", metavar="FILE", help="The pinned KEK, PEM; for a target that the broker cannot reach.")
+@changing
+@formatted
+@remote
+@patient
+def export(
+    wire: Wire, out: Output, change: Change, name: str, file: str, kek_file: str | None, **where_to: Any
+) -> None:
+    """Wrap the key NAME for a target into a file, to be carried there by hand."""
+    check_target(file)
+    kek = {"kek_pem": files.take(kek_file, MAX_PEM, "KEK file").decode("ascii", "replace")} if kek_file else {}
+    with ask.waiting("wrapping"):
+        made = wire.ask("imports", "ExportKey", name=name, **kek, **where_to, **change.fields)
+    ask.dry_run_note(dry_run=change.dry_run)
+    shown = record(getattr(made, "import"))
+    if not change.dry_run:
+        files.create(Path(file), made.transfer_file)
+        shown |= {"file": file, "blob_sha256": made.blob_sha256}
+        chat(f'{file} is written. Once it is uploaded: "broker key confirm {name} --target {where_to["target"]}".')
+    out.one("export", shown)
+
+
+@click.command(epilog="Nothing is uploaded; only what is proven is recorded as imported.")
+@click.argument("name")
+@_target
+@_version
+@_held_to
+@changing
+@formatted
+@remote
+@patient
+def confirm(wire: Wire, out: Output, change: Change, name: str, terms: dict[str, Any], **at: Any) -> None:
+    """Read back and prove the key NAME that was carried to a target by hand."""
+    with ask.waiting("reading back, proving"):
+        done = wire.ask("imports", "ConfirmImport", name=name, **terms, **at, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
     _told(out, done)
 
@@ -42,6 +136,7 @@ def import_(wire: Wire, out: Output, change: Change, name: str, **where_to: Any)
 @_version
 @formatted
 @remote
+@patient
 def prove(wire: Wire, out: Output, name: str, **at: Any) -> None:
     """Prove again that a target holds the key NAME and can use it."""
     with ask.waiting("proving"):
@@ -61,7 +156,11 @@ def where(wire: Wire, out: Output, name: str, target: str) -> None:
 
 
 def _told(out: Output, response: Any) -> None:
-    entry = record(getattr(response, "import"))
-    out.one("import", entry)
+    told = record(response)
+    entry, extra = told["import"], told.get("extra_versions", [])
+    for one in extra:
+        did = "was disabled" if one["disabled"] else "could NOT be disabled; disable it there"
+        chat(f"The target held the same key a second time: version {one['remote_version']} {did}.")
+    out.one("import", entry | ({"extra_versions": extra} if extra else {}))
     if entry["state"] == "failed":
         raise Refusal(entry["failure"] or "IMPORT_FAILED", "The key is not proven at the target.", Exit.FAILURE)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from broker_cli import ask, words
-from broker_cli.imports import import_, prove, where
+from broker_cli.imports import confirm, export, import_, prove, where
 from broker_cli.key_use import decrypt, encrypt, public, sign, verify
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
@@ -171,5 +171,5 @@ def _changed(out: Output, change: Change, response: Any) -> None:
     out.one("key", record(response.key))
 
 
-for use in (public, sign, verify, encrypt, decrypt, import_, prove, where):
+for use in (public, sign, verify, encrypt, decrypt, import_, export, confirm, prove, where):
     key.add_command(use)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -13,7 +12,7 @@ import click
 from broker_cli import ask, files
 from broker_cli.output import Output, check_raw, formatted
 from broker_cli.refusal import Exit, Refusal
-from broker_cli.screen import chat, plain
+from broker_cli.screen import plain
 from broker_cli.wire import Change, Wire, changing, remote
 from broker_cli.words import record
 
@@ -55,7 +54,7 @@ def put(
     """Write a new version of the secret NAME. Without --label the labels stay as they are."""
     rest = {"expected_version": more["expected_version"], "labels": ask.labels(more["labels"])}
     if more["expires"]:
-        rest["expire_time"] = _moment(more["expires"])
+        rest["expire_time"] = ask.moment(more["expires"], "--expires")
     fields = _fields(given, json_file)
     made = wire.ask("kv", "PutSecret", name=name, fields=fields, **rest, **change.fields)
     _changed(out, change, made)
@@ -238,18 +237,3 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a name stands there twice")
     return found
-
-
-def _moment(text: str) -> Any:
-    from google.protobuf.timestamp_pb2 import Timestamp  # noqa: PLC0415  slow to load
-
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter("Write a time such as 2027-01-31T12:00:00Z.", param_hint="--expires") from None
-    if moment.tzinfo is None:
-        chat("The time has no zone; it is taken as UTC.")
-        moment = moment.replace(tzinfo=UTC)
-    stamp = Timestamp()
-    stamp.FromDatetime(moment.astimezone(UTC))
-    return stamp

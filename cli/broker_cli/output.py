@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -22,6 +23,7 @@ from broker_cli.words import flat
 
 FORMATS = ("table", "json", "yaml", "env")
 Entry = Mapping[str, Any]
+NO_COLOURS: Mapping[str, str] = MappingProxyType({})
 _FRACTION = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d+(?:Z|\+00:00)", re.ASCII)
 
 
@@ -57,10 +59,15 @@ class Output:
         else:
             self._document(dict(entry))
 
-    def many(self, kind: str, entries: Sequence[Entry], columns: Sequence[str]) -> None:
-        """A list of results; ``columns`` are the fields that a table shows (``a.b`` reaches into a nested one)."""
+    def many(
+        self, kind: str, entries: Sequence[Entry], columns: Sequence[str], colours: Mapping[str, str] = NO_COLOURS
+    ) -> None:
+        """A list of results; ``columns`` are the fields that a table shows (``a.b`` reaches into a nested one).
+
+        ``colours``: what a whole cell is written in on a terminal, by its text.
+        """
         if self.format == "table":
-            _table(columns, [[_cell(flat(entry).get(name, "")) for name in columns] for entry in entries])
+            _table(columns, [[_cell(flat(entry).get(name, "")) for name in columns] for entry in entries], colours)
         elif self.format == "env":
             sys.stdout.write(f"{kind.upper()}_COUNT={len(entries)}\n")
             for number, entry in enumerate(entries):
@@ -125,7 +132,7 @@ def _cell(value: Any) -> str:
     return _FRACTION.sub(r"\1Z", text) if _FRACTION.fullmatch(text) else text
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], colours: Mapping[str, str] = NO_COLOURS) -> None:
     from rich.console import Console  # noqa: PLC0415  slow to load, and only for people
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -134,7 +141,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for name in columns:
         table.add_column(name.replace("_", " ").replace(".", " ").upper(), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add_row(*(Text(plain(cell), style=colours.get(cell, "")) for cell in row))
     # A pipe has no width: what is read by grep must not be folded.
     console = Console(width=None if sys.stdout.isatty() else 100_000, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:

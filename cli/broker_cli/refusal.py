@@ -26,6 +26,9 @@ class Exit(IntEnum):
 class Refusal(click.ClickException):
     """One clear sentence (what, why, what to do), a stable UPPER_SNAKE reason and how the process ends."""
 
+    retry_after = 0
+    """Seconds after which the broker says that the same request can do better; 0: it does not say."""
+
     def __init__(self, reason: str, message: str, code: Exit = Exit.FAILURE, call_id: str = "") -> None:
         super().__init__(message)
         self.reason = reason

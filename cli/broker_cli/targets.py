@@ -12,17 +12,20 @@ from broker_cli.output import Output, formatted
 from broker_cli.profiles import MAX_PEM
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
-from broker_cli.wire import Change, Wire, changing, remote, remote_by_profile
+from broker_cli.wire import Change, Wire, changing, patient, remote, remote_by_profile
 from broker_cli.words import record
 
-COLUMNS = ("name", "vault.address", "vault.mount", "kek_id", "kek_thumbprint")
+COLUMNS = ("name", "place", "kek_id", "kek_thumbprint")
+CREDENTIALS = ("workload-identity", "managed-identity", "client-certificate", "client-secret", "token-file")
 
 
 @click.group(
     cls=Noun,
-    epilog="\b\nExample:\n"
+    epilog="\b\nExamples:\n"
     "  broker target add vault prod --address https://vault.example.org:8200 \\\n"
-    "      --ca-file vault-ca.pem --token-file vault-token\n",
+    "      --ca-file vault-ca.pem --token-file vault-token\n"
+    "  broker target add azure-key-vault hsm --vault-url https://payments.managedhsm.azure.net \\\n"
+    "      --credential workload-identity --tenant-id GUID --client-id GUID --kek kek --create-kek\n",
 )
 def target() -> None:
     """Places that keys can be imported to."""
@@ -48,6 +51,7 @@ def add() -> None:
 @changing
 @formatted
 @remote_by_profile
+@patient
 def vault(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, **settings: Any) -> None:
     """Register the transit engine of a Vault or OpenBao server as NAME.
 
@@ -60,12 +64,60 @@ def vault(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, *
     if b"PRIVATE KEY" in ca:
         raise Refusal("CA_FILE_HOLDS_KEY", "The CA file holds a private key; give the certificate only.", Exit.USAGE)
     described = {"address": settings.pop("vault_address"), "ca_pem": ca.decode("ascii", "replace"), **settings}
-    with ask.waiting("connecting to the target"):
-        made = wire.ask(
-            "targets", "CreateTarget", name=name, vault=described, expected_kek_thumbprint=thumbprint, **change.fields
+    _add(wire, out, change, name=name, vault=described, expected_kek_thumbprint=thumbprint)
+
+
+@add.command("azure-key-vault")
+@click.argument("name")
+@click.option(
+    "--vault-url",
+    required=True,
+    metavar="URL",
+    help="https://NAME.vault.azure.net or https://NAME.managedhsm.azure.net",
+)
+@click.option("--credential", type=click.Choice(CREDENTIALS), required=True, help="How the broker logs in there.")
+@click.option(
+    "--kek", required=True, metavar="ID", help="Its versioned id, https://HOST/keys/NAME/VERSION; a name to make one."
+)
+@click.option("--create-kek", is_flag=True, help="Make the KEK there, for importing only.")
+@click.option("--tenant-id", default="", metavar="GUID", help="Of the application.")
+@click.option("--client-id", default="", metavar="GUID", help="Of the application, or of the managed identity.")
+@click.option(
+    "--file", default="", metavar="NAME", help="A file in the broker's credentials/HOST:PORT, by name, if it takes one."
+)
+@click.option(
+    "--thumbprint", default="", metavar="SHA256", help="The KEK's, got by another way; else what is found is pinned."
+)
+@changing
+@formatted
+@remote
+@patient
+def azure_key_vault(
+    wire: Wire, out: Output, change: Change, name: str, thumbprint: str, *, create_kek: bool, **settings: Any
+) -> None:
+    """Register an Azure Key Vault (Premium) or a Managed HSM as NAME."""
+    if "/" in settings["file"]:
+        raise click.BadParameter("Name a file in the broker's credentials folder; no path.", param_hint="--file")
+    if create_kek == ("/" in settings["kek"]):
+        raise click.BadParameter(
+            "Give the KEK's versioned id, or with --create-kek the bare name it is to have.", param_hint="--kek"
         )
+    _add(
+        wire,
+        out,
+        change,
+        name=name,
+        azure_key_vault=settings,
+        expected_kek_thumbprint=thumbprint,
+        create_kek=create_kek,
+    )
+
+
+def _add(wire: Wire, out: Output, change: Change, **asked: Any) -> None:
+    with ask.waiting("connecting to the target"):
+        made = wire.ask("targets", "CreateTarget", **asked, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
-    if not thumbprint and not change.dry_run:
+    if not (asked["expected_kek_thumbprint"] or asked.get("create_kek") or change.dry_run):
         chat("The KEK was pinned as it was found; compare its thumbprint with what the target's administrator says.")
     out.one("target", record(made.target))
 
@@ -84,13 +136,23 @@ def show(wire: Wire, out: Output, name: str) -> None:
 @remote
 def list_(wire: Wire, out: Output) -> None:
     """List the targets."""
-    out.many("target", [record(one) for one in wire.pages("targets", "ListTargets", "targets")], COLUMNS)
+    found = wire.pages("targets", "ListTargets", "targets")
+    if out.format == "table":
+        out.many("target", [record(one) | {"place": _place(one)} for one in found], COLUMNS)
+    else:
+        out.many("target", [record(one) for one in found], ())
+
+
+def _place(target: Any) -> str:
+    vault = target.vault
+    return str(target.azure_key_vault.vault_url or f"{vault.address}/v1/{vault.mount}")
 
 
 @target.command(epilog="Ends with exit code 10 when something does not work.")
 @click.argument("name")
 @formatted
 @remote
+@patient
 def check(wire: Wire, out: Output, name: str) -> int:
     """Connect to the target NAME now and say what works."""
     with ask.waiting("connecting to the target"):
@@ -104,13 +166,17 @@ def check(wire: Wire, out: Output, name: str) -> int:
 @click.option(
     "--thumbprint", required=True, metavar="SHA256", help="Of the new KEK, got from the target's administrator."
 )
+@click.option("--kek", default="", metavar="ID", help="The versioned id of another KEK there (Azure).")
 @changing
 @formatted
 @remote
-def repin(wire: Wire, out: Output, change: Change, name: str, thumbprint: str) -> None:
+@patient
+def repin(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, kek: str) -> None:
     """Trust the KEK that the target NAME offers now; it must have the thumbprint given."""
     with ask.waiting("connecting to the target"):
-        made = wire.ask("targets", "RepinTarget", name=name, expected_kek_thumbprint=thumbprint, **change.fields)
+        made = wire.ask(
+            "targets", "RepinTarget", name=name, expected_kek_thumbprint=thumbprint, kek=kek, **change.fields
+        )
     ask.dry_run_note(dry_run=change.dry_run)
     out.one("target", record(made.target))
 

@@ -15,12 +15,16 @@ import click
 
 from broker_cli.profiles import Identity, Place, load, locate
 from broker_cli.refusal import Exit, Refusal
+from broker_cli.screen import chat
 
 if TYPE_CHECKING:
     import grpc
 
 PAUSES = (0.2, 0.5, 1.0)
 """Seconds before a safe call is sent again; a broker that restarts is back by then."""
+
+MAX_WAIT = 180.0
+"""Seconds that a command waits in all for a target that asks for patience."""
 
 MAX_MESSAGE = 4 * 1024 * 1024
 MAX_PAGES = 100_000
@@ -89,6 +93,17 @@ def remote_by_profile(command: Callable[..., Any]) -> Callable[..., Any]:
     return remote(command, ("profile",))
 
 
+def patient(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command (which gets a ``Wire``) wait when a target asks for that, unless ``--no-wait`` is given."""
+
+    def run(*args: Any, wire: Wire, no_wait: bool, **options: Any) -> Any:
+        wire.patience = 0.0 if no_wait else MAX_WAIT
+        return command(*args, wire=wire, **options)
+
+    option = click.option("--no-wait", is_flag=True, help="Do not wait when the target asks for patience.")
+    return option(update_wrapper(run, command))
+
+
 def changing(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command that changes something ``--dry-run`` and ``--request-id``, handed over as one ``change``."""
 
@@ -119,6 +134,7 @@ class Wire:
 
     flags: dict[str, str | None]
     timeout: float
+    patience: float = 0.0  # seconds to wait in all before the same request is sent again
     _place: Place | None = None
     _channel: grpc.Channel | None = field(default=None, repr=False)
 
@@ -169,7 +185,21 @@ class Wire:
         channel = self.channel
         stubs = importlib.import_module(f"broker_api.v1.{noun}_pb2_grpc")
         call = getattr(getattr(stubs, f"{SERVICES[noun]}Stub")(channel), method)
-        return repeat(lambda: call(request, timeout=self.timeout), self.place.address, safe=safe)
+        until = time.monotonic() + self.patience
+        while True:
+            try:
+                return repeat(lambda: call(request, timeout=self.timeout), self.place.address, safe=safe)
+            except Refusal as refused:
+                if not (safe and refused.retry_after) or time.monotonic() + refused.retry_after > until:
+                    raise
+                _wait(refused)
+
+
+def _wait(refused: Refusal) -> None:
+    """As long as the broker says, and visibly; the same request goes out again afterwards, under the same id."""
+    who = "The vault asks to wait" if refused.reason == "TARGET_THROTTLED" else f"{refused.message} Waiting"
+    chat(f"{who} {refused.retry_after} s; it is asked again then (--no-wait ends here instead).")
+    time.sleep(refused.retry_after)
 
 
 def repeat(call: Callable[[], Any], address: str, *, safe: bool) -> Any:

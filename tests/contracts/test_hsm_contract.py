@@ -1,4 +1,4 @@
-"""The contract of ``broker.core.ports.Hsm``, on the real edge with SoftHSM and on the fake."""
+"""The contract of ``broker.core.ports.Hsm``, on the real edge with SoftHSM, plain and shimmed, and on fakes."""
 
 from __future__ import annotations
 
@@ -31,22 +31,23 @@ from tests.fakes.hsm import SoftwareHsm
 
 GCM = EncryptionAlgorithm.AES_GCM
 PAIRS = [(kind, algorithm) for kind, algorithms in ALGORITHMS.items() for algorithm in algorithms]
+_REAL = {"softhsm": "hsm", "shim": "exact_hsm"}
 _FAKES = {"software": SoftwareHsm(), "software that pads": SoftwareHsm(exact_wrap=False, oaep_hashes=(OaepHash.SHA1,))}
 
 
 def _named(request: pytest.FixtureRequest) -> Hsm:
     if request.param in _FAKES:
         return _FAKES[request.param]
-    real: Hsm = request.getfixturevalue("hsm")
+    real: Hsm = request.getfixturevalue(_REAL[request.param])
     return real
 
 
-@pytest.fixture(params=["softhsm", "software"])
+@pytest.fixture(params=[*_REAL, "software"])
 def device(request: pytest.FixtureRequest) -> Hsm:
     return _named(request)
 
 
-@pytest.fixture(params=["softhsm", *_FAKES])
+@pytest.fixture(params=[*_REAL, *_FAKES])
 def carrier(request: pytest.FixtureRequest) -> Hsm:
     return _named(request)
 

@@ -50,9 +50,9 @@ def test_a_command_of_the_readme_is_one(line: str) -> None:
 
 def test_a_make_command_of_the_documents_is_one() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):.*##", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):.*##", makefile, re.MULTILINE))
     texts = [path.read_text(encoding="utf-8") for path in DOCS]
-    named = {name for text in texts for name in re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)}
+    named = {name for text in texts for name in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)}
     assert named
     assert named <= targets
 

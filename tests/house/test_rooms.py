@@ -22,7 +22,8 @@ ROOMS = {
     "broker/hsm": set(),
     "broker/rpc": set(),
     "broker/store": {"migrations"},
-    "broker/targets": {"vault"},
+    "broker/targets": {"azure_key_vault", "vault"},
+    "broker/targets/azure_key_vault": {"fake"},
     "cli": {"broker_cli"},
     "protos": {"broker_api"},
     "protos/broker_api": {"v1"},
@@ -68,6 +69,7 @@ PLANTS = {
     "broker/auth/planted/__init__.py": "import broker.targets.planted.fake\n",
     "broker/targets/planted/__init__.py": "",
     "broker/targets/planted/fake.py": "",
+    "broker/targets/vault/planted.py": "import broker.targets.azure_key_vault.fake.rest\n",
     "broker/utils/__init__.py": "",
     "broker/rpc/planted_a.py": "import broker.rpc.planted_b\n",
     "broker/rpc/planted_b.py": "import broker.rpc.planted_a\n",
@@ -102,3 +104,5 @@ def test_every_import_rule_bites(tmp_path: Path) -> None:
         "[[tool.importlinter.contracts]]"
     )
     assert "broker.utils" in answer.stdout
+    for importer in ("broker.auth.planted", "broker.targets.vault.planted"):
+        assert re.search(rf"{importer} -> broker\.targets\.\w+\.fake", answer.stdout), "a fake can be imported"

@@ -74,11 +74,13 @@ class Mount:
         return sorted(keys)
 
 
-class Bench:
-    """Everything an import needs, and a clock to move."""
+class Ground:
+    """Everything an import needs but a target, and a clock to move."""
 
-    def __init__(self, mount: Mount, hsm: ports.Hsm, folder: Path, hosts: frozenset[str] = frozenset()) -> None:
-        self.mount = mount
+    kind = "vault"
+    settings: Mapping[str, str]
+
+    def __init__(self, hsm: ports.Hsm, folder: Path, surroundings: Surroundings) -> None:
         self.hsm = hsm
         self.clock = Clock()
         self.journal = folder / "journal"
@@ -86,10 +88,9 @@ class Bench:
         SqlStore.migrate(config)
         self.store = SqlStore(config, self.clock)
         self.guard = Guard(document())
-        self.connect = connector(Surroundings(allowed_hosts=hosts | {mount.server.host}, credentials=mount.credentials))
+        self.connect = connector(surroundings)
         self.targets = self.targets_with(self.connect)
         self.imports = self.imports_with(self.connect)
-        self.settings: Mapping[str, str] = mount.settings()
 
     def targets_with(self, connect: object) -> Targets:
         return Targets(self.store, self.hsm, self.guard, connect, self.clock)  # type: ignore[arg-type]
@@ -102,7 +103,7 @@ class Bench:
         return call(f"ImportService/{method}", who, self.clock, request_id=request_id, validate_only=validate_only)
 
     def register(self, name: str = "bao") -> Target:
-        return self.targets.create(self.call("CreateTarget"), name, "vault", dict(self.settings), "")
+        return self.targets.create(self.call("CreateTarget"), name, self.kind, dict(self.settings), "")
 
     def key(
         self,
@@ -150,14 +151,14 @@ class Bench:
     def run(self, key: Key, version: int = 0, *, remote_name: str = "", request_id: str = "") -> Import:
         return self.imports.import_key(
             self.call("ImportKey", request_id=request_id), key.name, version, "bao", remote_name
-        )
+        ).row
 
     def row(self, key: Key, number: int = 1) -> Import | None:
         return self.store.get(Import, key.name, number, "bao")
 
     def arrived(self, key: Key) -> bool:
         """Whether the target has any key of this name."""
-        return key.name in self.connect("vault", self.settings).names()
+        return key.name in self.connect(self.kind, self.settings).names()
 
     def journalled(self) -> str:
         return "".join(file.read_text() for file in sorted(self.journal.rglob("*")) if file.is_file())
@@ -172,3 +173,16 @@ class Bench:
             public_key=self.hsm.generate(hsm_id, key.type, key.usage, exportable=key.exportable),
             sealed=False, created_at=self.clock(),
         )  # fmt: skip
+
+
+class Bench(Ground):
+    """A ground with a mount of OpenBao as its target ``bao``."""
+
+    def __init__(self, mount: Mount, hsm: ports.Hsm, folder: Path, hosts: frozenset[str] = frozenset()) -> None:
+        self.mount = mount
+        super().__init__(
+            hsm,
+            folder,
+            Surroundings(allowed_hosts=hosts | {mount.server.host}, credentials=mount.credentials),
+        )
+        self.settings = mount.settings()

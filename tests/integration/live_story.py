@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Generator
 from typing import Any
@@ -76,7 +77,17 @@ def _places(bao: OpenBao, key: str) -> Story:
     yield "ImportKey", {"name": key, "target": "bao"}
     yield "ProveImport", {"name": key, "target": "bao"}
     yield "ListImports", {"name": key}
+    yield from _carried(bao)
     yield "SealKey", {"name": key}
+
+
+def _carried(bao: OpenBao) -> Story:
+    key = fresh("c")
+    yield "CreateKey", {"name": key, "type": EC_P256, "usage": SIGN, "exportable": True}
+    made = yield "ExportKey", {"name": key, "target": "bao"}
+    if made.transfer_file:
+        bao.request("POST", f"{bao.mount}/keys/{key}/import", json.loads(made.transfer_file))
+    yield "ConfirmImport", {"name": key, "target": "bao"}
 
 
 def _people() -> Story:

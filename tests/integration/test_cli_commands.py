@@ -41,6 +41,7 @@ ALL = [
     ("SealKey", "key seal pay --yes"),
     ("ImportKey", "key import pay --target prod"),
     ("ProveImport", "key prove pay --target prod"),
+    ("ConfirmImport", "key confirm pay --target prod"),
     ("ListImports", "key where pay"),
     ("GetTarget", "target show prod"),
     ("ListTargets", "target list"),
@@ -62,7 +63,8 @@ ALL = [
 ]
 CHANGES = [(method, line) for method, line in ALL if method in {
     "CreateKey", "RotateKey", "EnableKey", "DisableKey", "ScheduleKeyDestruction", "CancelKeyDestruction", "SealKey",
-    "ImportKey", "RepinTarget", "DeleteTarget", "SetOperatorGroups", "RevokeCertificates", "RemoveOperator",
+    "ImportKey", "ConfirmImport", "RepinTarget", "DeleteTarget", "SetOperatorGroups", "RevokeCertificates",
+    "RemoveOperator",
 }]  # fmt: skip
 
 

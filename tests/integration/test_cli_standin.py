@@ -94,7 +94,7 @@ class StandIn:
     authority: Authority
     address: str = ""
     seen: list[tuple[str, Any]] = field(default_factory=list)
-    failures: dict[str, list[tuple[grpc.StatusCode, str, str]]] = field(default_factory=dict)
+    failures: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     answers: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
 
     def asked(self, method: str) -> Any:
@@ -104,13 +104,14 @@ class StandIn:
     def take(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
         self.seen.append((method, request))
         if self.failures.get(method):
-            fail(context, *self.failures[method].pop(0))
+            code, reason, message, *more = self.failures[method].pop(0)
+            fail(context, code, reason, message, **(more[0] if more else {}))
 
 
-def fail(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, message: str) -> NoReturn:
+def fail(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, message: str, **more: str) -> NoReturn:
     """Refuse as the broker does: ErrorInfo with a reason, and the id of the call."""
     detail = AnyMessage()
-    detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="broker", metadata={"call_id": "c-17"}))
+    detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="broker", metadata={"call_id": "c-17", **more}))
     status = status_pb2.Status(code=code.value[0], message=message, details=[detail])
     context.abort_with_status(rpc_status.to_status(status))
     raise AssertionError("abort raises")
@@ -190,8 +191,12 @@ def _key_answers() -> dict[str, Answer]:
         "Verify": lambda r: keys.VerifyResponse(valid=r.signature == b"good", version=1),
         "Encrypt": lambda r: keys.EncryptResponse(ciphertext=b"\x01" + r.plaintext[::-1], version=1, algorithm=gcm),
         "Decrypt": lambda r: keys.DecryptResponse(plaintext=r.ciphertext[:0:-1], version=1),
-        "ImportKey": lambda r: imports.ImportKeyResponse(**{"import": _import(r)}),
+        "ImportKey": lambda r: imports.ImportKeyResponse(extra_versions=(), **{"import": _import(r)}),
         "ProveImport": lambda r: imports.ProveImportResponse(**{"import": _import(r)}),
+        "ExportKey": lambda r: imports.ExportKeyResponse(
+            transfer_file=b"" if r.validate_only else b"{}", blob_sha256="ab", **{"import": _import(r)}
+        ),
+        "ConfirmImport": lambda r: imports.ConfirmImportResponse(extra_versions=(), **{"import": _import(r)}),
         "ListImports": lambda r: imports.ListImportsResponse(imports=[_import(r)]),
     }
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from broker.core.kinds import EncryptionAlgorithm, KeyType, OaepHash
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.contracts.hsm_keys import EXPORTABLE, Target, der_length, shared
-
-_OAEP = ("-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha1", "-pkeyopt", "rsa_mgf1_md:sha1")
-
-
-def _openssl(*arguments: str, given: bytes = b"") -> bytes:
-    return subprocess.run(["openssl", *arguments], input=given, capture_output=True, check=True, timeout=30).stdout
+from tests.integration.openssl import opened_by_openssl, public_key_by_openssl
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +25,14 @@ def test_openssl_opens_the_blob_and_finds_the_hsms_public_key(
 ) -> None:
     key = shared(hsm, kind, exportable=True)
     blob = hsm.wrap(key, target.kek, OaepHash.SHA1, exact=False)
-    private = tmp_path / "kek.pem"
-    private.write_bytes(target.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    ephemeral = _openssl("pkeyutl", "-decrypt", "-inkey", str(private), *_OAEP, given=blob[:384])
-    plaintext = _openssl("enc", "-d", "-id-aes256-wrap-pad", "-K", ephemeral.hex(), "-iv", "A65959A6", given=blob[384:])
+    plaintext = opened_by_openssl(target, blob, tmp_path)
     assert plaintext.rstrip(b"\0") in target.open(blob, OaepHash.SHA1)
     if kind.symmetric:
         ciphertext = hsm.encrypt(key, EncryptionAlgorithm.AES_GCM, b"from the HSM", b"")
         assert AESGCM(plaintext).decrypt(ciphertext[:12], ciphertext[12:], b"") == b"from the HSM"
     else:
         pkcs8 = plaintext[: der_length(plaintext)]
-        assert _openssl("pkey", "-inform", "DER", "-pubout", "-outform", "DER", given=pkcs8) == key.public_key
+        assert public_key_by_openssl(pkcs8) == key.public_key
 
 
 @pytest.mark.parametrize("at", [0, 200, 383, 384, 400, -1])

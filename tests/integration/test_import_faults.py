@@ -254,7 +254,7 @@ def test_BY_06_two_broker_processes_make_one_remote_version(bench: Bench) -> Non
 
     def run(noun: object) -> str:
         try:
-            row = noun.import_key(bench.call("ImportKey"), key.name, 0, "bao", "")  # type: ignore[attr-defined]
+            row = noun.import_key(bench.call("ImportKey"), key.name, 0, "bao", "").row  # type: ignore[attr-defined]
         except Unavailable as error:
             return error.reason
         return str(row.state)

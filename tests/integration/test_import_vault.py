@@ -150,7 +150,7 @@ def test_prove_again_moves_the_date(bench: Bench) -> None:
     key = bench.key()
     first = bench.run(key)
     bench.clock.forward(hours=1)
-    again = bench.imports.prove(bench.call("ProveImport"), key.name, 0, "bao")
+    again = bench.imports.prove(bench.call("ProveImport"), key.name, 0, "bao").row
     assert first.proven_at is not None
     assert again.proven_at == first.proven_at + timedelta(hours=1)
     assert again == bench.row(key)
@@ -160,7 +160,7 @@ def test_validate_only_says_what_would_be_refused_and_changes_nothing(bench: Ben
     key = bench.key()
 
     def dry() -> Import:
-        return bench.imports.import_key(bench.call("ImportKey", validate_only=True), key.name, 0, "bao", "")
+        return bench.imports.import_key(bench.call("ImportKey", validate_only=True), key.name, 0, "bao", "").row
 
     assert dry().state is ImportState.PENDING
     assert bench.row(key) is None

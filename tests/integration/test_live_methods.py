@@ -253,6 +253,9 @@ def test_every_mutation_is_carried_out_once_under_its_request_id_and_not_at_all_
         assert outcome["request"] == number
         if rpc == "AddOperator":  # its certificate is a fresh one
             assert again.operator == answers[0].operator
+        elif rpc == "ExportKey":  # its file is a fresh one
+            assert getattr(again, "import") == getattr(answers[0], "import")
+            assert again.transfer_file != answers[0].transfer_file
         else:
             assert again == answers[0], rpc
         if "name" in fields:

@@ -13,9 +13,8 @@ import pytest
 
 from broker.core import ports
 from broker.core.errors import BrokerError, Unavailable, WrongState
-from broker.targets import Surroundings, connector
-from broker.targets.vault import transport
-from broker.targets.vault.openssl import clear_errors
+from broker.targets import Surroundings, connector, https
+from broker.targets.openssl import clear_errors
 from broker.targets.vault.target import VaultTarget
 from tests.integration.import_bench import Mount
 from tests.servers.openbao import OpenBao, self_signed
@@ -166,8 +165,8 @@ def test_an_endless_answer_is_given_up(stranger: Callable[[Talk], tuple[Stranger
 def test_silence_and_dripping_are_given_up_in_time(
     stranger: Callable[[Talk], tuple[Stranger, ports.Target]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "READ_SECONDS", 0.2)
-    monkeypatch.setattr(transport, "TOTAL_SECONDS", 0.4)
+    monkeypatch.setattr(https, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(https, "TOTAL_SECONDS", 0.4)
 
     def silent(_connection: ssl.SSLSocket, over: threading.Event) -> None:
         over.wait(20)
@@ -234,7 +233,7 @@ def test_the_registered_ca_is_the_only_one_that_is_trusted(openbao: OpenBao, tmp
     port = connect("vault", mount.settings())
     port.wrapping_key()
     assert isinstance(port, VaultTarget)
-    adapter = port._transport._adapter.session.get_adapter(openbao.address)
+    adapter = port._transport._adapter.session.get_adapter(f"{openbao.address}/")
     assert len(adapter._context.get_ca_certs()) == 1  # also after use: requests would have added its bundle
 
 

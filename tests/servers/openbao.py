@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from broker.targets.vault.openssl import clear_errors
+from broker.targets.openssl import clear_errors
 from broker.targets.vault.policy import policy
 from tests.servers.places import free_port
 

@@ -112,7 +112,7 @@ SECRETS = {
 JOB = {"Login", "RenewSession", "EndSession"}
 WORK = {
     "CreateKey", "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "Verify", "RotateKey", "GetTarget",
-    "ListTargets", "CheckTarget", "ImportKey", "ProveImport", "ListImports", "GetHsm", "WhoAmI",
+    "ListTargets", "CheckTarget", "ImportKey", "ProveImport", "ConfirmImport", "ListImports", "GetHsm", "WhoAmI",
 }  # fmt: skip
 
 
@@ -122,6 +122,7 @@ WORK = {
         (("admins",), set(ACTIONS) - JOB),
         (("auditors",), READS),
         (("key-operators",), WORK),
+        (("key-exporters",), {"ExportKey", "WhoAmI"}),
         (("secret-operators",), SECRETS),
         ((), {"WhoAmI"}),
     ],

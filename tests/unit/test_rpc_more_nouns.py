@@ -11,8 +11,11 @@ from broker_api.v1 import audit_pb2, hsm_pb2, imports_pb2, keys_pb2, operators_p
 from google.protobuf.duration_pb2 import Duration
 
 from broker.core import guard, kinds, model
+from broker.core.arrival import Extra
 from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied, Unavailable
+from broker.core.handover import Exported
+from broker.core.import_ledger import Imported
 from broker.core.operators import Issued
 from broker.core.page import Page
 from broker.core.policies import Explanation
@@ -41,7 +44,7 @@ def test_targets_both_ways() -> None:
     made = rpc.create_target(
         call("T/C"), targets_pb2.CreateTargetRequest(name="vault-eu", vault=vault, expected_kek_thumbprint="ab")
     )
-    assert noun.asked == [("create", ("vault-eu", "vault", SETTINGS, "ab"), {})]
+    assert noun.asked == [("create", ("vault-eu", "vault", SETTINGS, "ab"), {"create_kek": False})]
     assert made.target.vault == vault
     assert rpc.get_target(call("T/G"), targets_pb2.GetTargetRequest(name="vault-eu")).target == made.target
     assert rpc.repin_target(call("T/R"), targets_pb2.RepinTargetRequest(name="vault-eu")).target == made.target
@@ -81,24 +84,48 @@ IMPORT = model.Import(
 
 
 def test_imports() -> None:
-    noun: Any = Noun(import_key=IMPORT, prove=IMPORT, page=Page(items=[IMPORT], next=("payments", 1, "vault-eu")))
-    rpc = ImportMethods(noun, PAGES)
+    done = Imported(row=IMPORT, extra=(Extra(version="7", disabled=True),))
+    noun: Any = Noun(import_key=done, prove=done, page=Page(items=[IMPORT], next=("payments", 1, "vault-eu")))
+    rpc = ImportMethods(noun, Noun(), PAGES)  # type: ignore[arg-type]
     made = rpc.import_key(call("I/I"), imports_pb2.ImportKeyRequest(name="payments", version=1, target="vault-eu"))
     wire = getattr(made, "import")
     assert (wire.key, wire.state, wire.HasField("prove_time")) == ("payments", imports_pb2.IMPORT_STATE_PROVEN, False)
+    assert [(one.remote_version, one.disabled) for one in made.extra_versions] == [("7", True)]
     proven = rpc.prove_import(call("I/P"), imports_pb2.ProveImportRequest(name="payments", target="vault-eu"))
     assert getattr(proven, "import") == wire
     listed = rpc.list_imports(call("I/L"), imports_pb2.ListImportsRequest(target="vault-eu"))
     again = imports_pb2.ListImportsRequest(target="vault-eu", page_token=listed.next_page_token)
     rpc.list_imports(call("I/L"), again)
     assert noun.asked == [
-        ("import_key", ("payments", 1, "vault-eu", ""), {}),
+        ("import_key", ("payments", 1, "vault-eu", "", model.Terms()), {}),
         ("prove", ("payments", 0, "vault-eu"), {}),
         ("page", ("", "vault-eu", (), 100), {}),
         ("page", ("", "vault-eu", ("payments", 1, "vault-eu"), 100), {}),
     ]
     with pytest.raises(InvalidRequest):
         rpc.list_imports(call("I/L"), imports_pb2.ListImportsRequest(page_token=listed.next_page_token))
+
+
+def test_terms_reach_the_core_as_they_are_meant() -> None:
+    noun: Any = Noun(confirm=Imported(row=IMPORT))
+    rpc = ImportMethods(Noun(), noun, PAGES)  # type: ignore[arg-type]
+    terms = imports_pb2.ImportTerms(operations=["sign"], tags={"team": "pay"}, enabled=False)
+    terms.not_before.FromDatetime(THEN)
+    rpc.confirm_import(call("I/C"), imports_pb2.ConfirmImportRequest(name="payments", target="azure", terms=terms))
+    meant = model.Terms(operations=("sign",), tags={"team": "pay"}, enabled=False, not_before=THEN)
+    assert noun.asked == [("confirm", ("payments", 0, "azure", meant), {})]
+    too_many = imports_pb2.ImportTerms(operations=["sign"] * 17)
+    with pytest.raises(InvalidRequest):
+        rpc.confirm_import(call("I/C"), imports_pb2.ConfirmImportRequest(name="payments", terms=too_many))
+
+
+def test_an_export_gives_the_file_and_its_hash() -> None:
+    noun: Any = Noun(export=Exported(row=IMPORT, transfer_file=b"{}", blob_sha256="ef"))
+    rpc = ImportMethods(Noun(), noun, PAGES)  # type: ignore[arg-type]
+    asked = imports_pb2.ExportKeyRequest(name="payments", target="azure", remote_name="pay", kek_pem="PEM")
+    made = rpc.export_key(call("I/E"), asked)
+    assert (made.transfer_file, made.blob_sha256, getattr(made, "import").key) == (b"{}", "ef", "payments")
+    assert noun.asked == [("export", ("payments", 0, "azure", "pay", b"PEM"), {})]
 
 
 BOB = model.Operator(
@@ -284,8 +311,8 @@ def test_a_symmetric_version_has_no_public_hash() -> None:
 def test_the_services_are_those_of_the_api_with_the_types_of_the_api() -> None:
     noun: Any = Noun()
     made = answers(
-        keys=noun, use=noun, targets=noun, imports=noun, operators=noun, policies=noun, heads=noun, secrets=noun,
-        sessions=noun, leases=noun, rules=noun, hsm=noun, guard=noun, schema="", page_key=bytes(32),
+        keys=noun, use=noun, targets=noun, imports=noun, handover=noun, operators=noun, policies=noun, heads=noun,
+        secrets=noun, sessions=noun, leases=noun, rules=noun, hsm=noun, guard=noun, schema="", page_key=bytes(32),
     )  # fmt: skip
     for path, method in table.methods(made).items():
         hints = get_type_hints(method.answer)

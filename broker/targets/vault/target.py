@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 from types import MappingProxyType
 from typing import Any
 
@@ -12,12 +13,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
-from broker.core.model import RemoteKey, WrappingKey
+from broker.core.model import RemoteKey, Terms, WrappingKey
 from broker.targets import Surroundings
+from broker.targets.token import read_token
 from broker.targets.vault import refusals
 from broker.targets.vault.policy import RIGHTS, lines
 from broker.targets.vault.settings import VaultSettings
-from broker.targets.vault.token import read_token
 from broker.targets.vault.transport import Transport
 
 TYPES = MappingProxyType({
@@ -123,13 +124,11 @@ class VaultTarget:
     ) -> None:
         """Upload. Nothing of what would expose the key can be set by any caller (BY-08)."""
         self.supports(key_type, usage)
-        body: dict[str, Any] = {"ciphertext": _b64(blob), "hash_function": oaep_hash.value.upper()}
+        body = _upload(blob, oaep_hash)
         if not first:
             self._transport.write(f"keys/{name}/import_version", body)
             return
-        body |= {"type": TYPES[key_type], "allow_rotation": False, "exportable": False}
-        body |= {"allow_plaintext_backup": False, "derived": False}
-        self._transport.write(f"keys/{name}/import", body)
+        self._transport.write(f"keys/{name}/import", _first(key_type) | body)
 
     def versions(self, name: str) -> list[RemoteKey]:
         """Those below the key's ``min_decryption_version`` do not show. A soft-deleted key's are not enabled."""
@@ -149,6 +148,35 @@ class VaultTarget:
             )
             for number, entry in sorted(keys.items(), key=lambda item: int(item[0]))
         ]
+
+    def check_terms(self, key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
+        """The transit engine has no such thing: what a key may do there goes by its type and the callers' policies."""
+        if terms != Terms():
+            raise InvalidRequest(
+                "TERMS_UNSUPPORTED",
+                f"The transit engine holds no {key_type} key to operations, tags or times; import it without, and say "
+                f"who may {usage} with it in the policies at {self._settings.host}.",
+            )
+
+    def settle(self, name: str, version: str, terms: Terms) -> None:
+        """Nothing to do: there are no terms."""
+
+    def create_wrapping_key(self) -> WrappingKey:
+        """Refused: the engine makes its own, once."""
+        raise WrongState(
+            "TARGET_KEK_FIXED", "The transit engine has one wrapping key of its own; register the target without."
+        )
+
+    def transfer_file(
+        self,
+        key_type: KeyType,
+        usage: KeyUsage,  # noqa: ARG002 (the engine goes by the type alone)
+        blob: bytes,
+        kek: WrappingKey,  # noqa: ARG002 (it has but one)
+        oaep_hash: OaepHash,
+    ) -> bytes:
+        """The body of the import as JSON: ``bao write MOUNT/keys/NAME/import @FILE`` (or ``import_version``)."""
+        return json.dumps(_first(key_type) | _upload(blob, oaep_hash), indent=1).encode("ascii") + b"\n"
 
     def sign(self, name: str, version: str, algorithm: SignatureAlgorithm, message: bytes) -> bytes:
         """PSS with a salt as long as the hash (RFC 7518 3.5)."""
@@ -219,6 +247,16 @@ class VaultTarget:
             return base64.b64decode(text if isinstance(text, str) else "", validate=True)
         except binascii.Error as error:
             raise refusals.malformed(self._settings.host, what) from error
+
+
+def _upload(blob: bytes, oaep_hash: OaepHash) -> dict[str, Any]:
+    return {"ciphertext": _b64(blob), "hash_function": oaep_hash.value.upper()}
+
+
+def _first(key_type: KeyType) -> dict[str, Any]:
+    """What a new key is made as; nothing of it can be set by any caller."""
+    flags = ("allow_rotation", "exportable", "allow_plaintext_backup", "derived")
+    return {"type": TYPES[key_type], **dict.fromkeys(flags, False)}
 
 
 def _b64(content: bytes) -> str:

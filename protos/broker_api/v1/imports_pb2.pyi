@@ -28,7 +28,7 @@ class _ImportStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportSta
     DESCRIPTOR: _descriptor.EnumDescriptor
     IMPORT_STATE_UNSPECIFIED: _ImportState.ValueType  # 0
     IMPORT_STATE_PENDING: _ImportState.ValueType  # 1
-    """Begun; may or may not have arrived. Repeating the import settles it."""
+    """Begun; may or may not have arrived. Repeating the import settles it, or, after an export, confirming it."""
     IMPORT_STATE_PROVEN: _ImportState.ValueType  # 2
     IMPORT_STATE_FAILED: _ImportState.ValueType  # 3
     """Not there, or disabled there."""
@@ -37,7 +37,7 @@ class ImportState(_ImportState, metaclass=_ImportStateEnumTypeWrapper): ...
 
 IMPORT_STATE_UNSPECIFIED: ImportState.ValueType  # 0
 IMPORT_STATE_PENDING: ImportState.ValueType  # 1
-"""Begun; may or may not have arrived. Repeating the import settles it."""
+"""Begun; may or may not have arrived. Repeating the import settles it, or, after an export, confirming it."""
 IMPORT_STATE_PROVEN: ImportState.ValueType  # 2
 IMPORT_STATE_FAILED: ImportState.ValueType  # 3
 """Not there, or disabled there."""
@@ -67,7 +67,7 @@ class Import(_message.Message):
     kek_thumbprint: _builtins.str
     blob_sha256: _builtins.str
     failure: _builtins.str
-    """The reason code when it failed."""
+    """The reason code when it failed; of a pending one, why it waits ("EXPORTED": for somebody to carry it there)."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -96,6 +96,93 @@ class Import(_message.Message):
 Global___Import: _TypeAlias = Import  # noqa: Y015
 
 @_typing.final
+class ImportTerms(_message.Message):
+    """What the key may do at the target, and when; set there once the key is proven. What is unset is left to the target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """Unset: enabled."""
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In the target's own words, for example "sign", "wrapKey"; empty: all that the key's usage allows."""
+
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def not_before(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        operations: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        enabled: _builtins.bool | None = ...,
+        not_before: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "enabled", b"enabled", "expire_time", b"expire_time", "not_before", b"not_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "enabled", b"enabled", "expire_time", b"expire_time", "not_before", b"not_before", "operations", b"operations", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+
+Global___ImportTerms: _TypeAlias = ImportTerms  # noqa: Y015
+
+@_typing.final
+class ExtraVersion(_message.Message):
+    """A further version at the target that holds the same key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOTE_VERSION_FIELD_NUMBER: _builtins.int
+    DISABLED_FIELD_NUMBER: _builtins.int
+    remote_version: _builtins.str
+    disabled: _builtins.bool
+    """False: it is still usable there, and somebody has to disable it by hand."""
+    def __init__(
+        self,
+        *,
+        remote_version: _builtins.str = ...,
+        disabled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disabled", b"disabled", "remote_version", b"remote_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtraVersion: _TypeAlias = ExtraVersion  # noqa: Y015
+
+@_typing.final
 class ImportKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -105,6 +192,7 @@ class ImportKeyRequest(_message.Message):
     REMOTE_NAME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     """0 is the primary version."""
@@ -113,6 +201,10 @@ class ImportKeyRequest(_message.Message):
     """The key's name at the target; empty: the same name."""
     request_id: _builtins.str
     validate_only: _builtins.bool
+    @_builtins.property
+    def terms(self) -> Global___ImportTerms:
+        """Refused before anything is wrapped where the target cannot hold the key to them."""
+
     def __init__(
         self,
         *,
@@ -122,10 +214,11 @@ class ImportKeyRequest(_message.Message):
         remote_name: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        terms: Global___ImportTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "remote_name", b"remote_name", "request_id", b"request_id", "target", b"target", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "remote_name", b"remote_name", "request_id", b"request_id", "target", b"target", "terms", b"terms", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -136,12 +229,19 @@ class ImportKeyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IMPORT_FIELD_NUMBER: _builtins.int
+    EXTRA_VERSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def extra_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtraVersion]:
+        """Those that were found when reading back."""
+
     def __init__(
         self,
+        *,
+        extra_versions: _abc.Iterable[Global___ExtraVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["import", b"import"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["import", b"import"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra_versions", b"extra_versions", "import", b"import"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -187,6 +287,131 @@ class ProveImportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProveImportResponse: _TypeAlias = ProveImportResponse  # noqa: Y015
+
+@_typing.final
+class ExportKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    REMOTE_NAME_FIELD_NUMBER: _builtins.int
+    KEK_PEM_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.int
+    """0 is the primary version."""
+    target: _builtins.str
+    remote_name: _builtins.str
+    """The name that it will be given at the target; empty: the same name."""
+    kek_pem: _builtins.str
+    """The pinned KEK, PEM (SubjectPublicKeyInfo). With it nothing connects to the target, and whether the remote name is
+    free there is not looked at. It must have the thumbprint that is pinned.
+    """
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        target: _builtins.str = ...,
+        remote_name: _builtins.str = ...,
+        kek_pem: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kek_pem", b"kek_pem", "name", b"name", "remote_name", b"remote_name", "request_id", b"request_id", "target", b"target", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportKeyRequest: _TypeAlias = ExportKeyRequest  # noqa: Y015
+
+@_typing.final
+class ExportKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMPORT_FIELD_NUMBER: _builtins.int
+    TRANSFER_FILE_FIELD_NUMBER: _builtins.int
+    BLOB_SHA256_FIELD_NUMBER: _builtins.int
+    transfer_file: _builtins.bytes
+    """For the target's own tools: a .byok file for Azure, base64 for Vault. Empty when only validated."""
+    blob_sha256: _builtins.str
+    """Of the wrapped key in it, lower-case hex, as the audit has it."""
+    def __init__(
+        self,
+        *,
+        transfer_file: _builtins.bytes = ...,
+        blob_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["import", b"import"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_sha256", b"blob_sha256", "import", b"import", "transfer_file", b"transfer_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportKeyResponse: _TypeAlias = ExportKeyResponse  # noqa: Y015
+
+@_typing.final
+class ConfirmImportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.int
+    target: _builtins.str
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    @_builtins.property
+    def terms(self) -> Global___ImportTerms: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        target: _builtins.str = ...,
+        terms: Global___ImportTerms | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "target", b"target", "terms", b"terms", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmImportRequest: _TypeAlias = ConfirmImportRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmImportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMPORT_FIELD_NUMBER: _builtins.int
+    EXTRA_VERSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def extra_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtraVersion]:
+        """Those that were found when reading back."""
+
+    def __init__(
+        self,
+        *,
+        extra_versions: _abc.Iterable[Global___ExtraVersion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["import", b"import"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra_versions", b"extra_versions", "import", b"import"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmImportResponse: _TypeAlias = ConfirmImportResponse  # noqa: Y015
 
 @_typing.final
 class ListImportsRequest(_message.Message):

@@ -45,6 +45,16 @@ class ImportServiceStub:
                 request_serializer=broker__api_dot_v1_dot_imports__pb2.ProveImportRequest.SerializeToString,
                 response_deserializer=broker__api_dot_v1_dot_imports__pb2.ProveImportResponse.FromString,
                 _registered_method=True)
+        self.ExportKey = channel.unary_unary(
+                '/broker_api.v1.ImportService/ExportKey',
+                request_serializer=broker__api_dot_v1_dot_imports__pb2.ExportKeyRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_imports__pb2.ExportKeyResponse.FromString,
+                _registered_method=True)
+        self.ConfirmImport = channel.unary_unary(
+                '/broker_api.v1.ImportService/ConfirmImport',
+                request_serializer=broker__api_dot_v1_dot_imports__pb2.ConfirmImportRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_imports__pb2.ConfirmImportResponse.FromString,
+                _registered_method=True)
         self.ListImports = channel.unary_unary(
                 '/broker_api.v1.ImportService/ListImports',
                 request_serializer=broker__api_dot_v1_dot_imports__pb2.ListImportsRequest.SerializeToString,
@@ -71,6 +81,22 @@ class ImportServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportKey(self, request, context):
+        """Wraps one version under the target's pinned KEK into a file, which somebody carries to the target. The import is
+        recorded as pending; each call makes a fresh file, and none is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmImport(self, request, context):
+        """Reads back what was carried to the target, proves it by use, and only then records the import as proven. Uploads
+        nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListImports(self, request, context):
         """What is where.
         """
@@ -90,6 +116,16 @@ def add_ImportServiceServicer_to_server(servicer, server):
                     servicer.ProveImport,
                     request_deserializer=broker__api_dot_v1_dot_imports__pb2.ProveImportRequest.FromString,
                     response_serializer=broker__api_dot_v1_dot_imports__pb2.ProveImportResponse.SerializeToString,
+            ),
+            'ExportKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportKey,
+                    request_deserializer=broker__api_dot_v1_dot_imports__pb2.ExportKeyRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_imports__pb2.ExportKeyResponse.SerializeToString,
+            ),
+            'ConfirmImport': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmImport,
+                    request_deserializer=broker__api_dot_v1_dot_imports__pb2.ConfirmImportRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_imports__pb2.ConfirmImportResponse.SerializeToString,
             ),
             'ListImports': grpc.unary_unary_rpc_method_handler(
                     servicer.ListImports,
@@ -152,6 +188,60 @@ class ImportService:
             '/broker_api.v1.ImportService/ProveImport',
             broker__api_dot_v1_dot_imports__pb2.ProveImportRequest.SerializeToString,
             broker__api_dot_v1_dot_imports__pb2.ProveImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.ImportService/ExportKey',
+            broker__api_dot_v1_dot_imports__pb2.ExportKeyRequest.SerializeToString,
+            broker__api_dot_v1_dot_imports__pb2.ExportKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmImport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.ImportService/ConfirmImport',
+            broker__api_dot_v1_dot_imports__pb2.ConfirmImportRequest.SerializeToString,
+            broker__api_dot_v1_dot_imports__pb2.ConfirmImportResponse.FromString,
             options,
             channel_credentials,
             insecure,

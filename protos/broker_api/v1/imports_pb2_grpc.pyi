@@ -39,6 +39,14 @@ class ImportServiceStub:
     """
     ProveImport: _grpc.UnaryUnaryMultiCallable[_imports_pb2.ProveImportRequest, _imports_pb2.ProveImportResponse]
     """Proves again that the target holds the same key and can use it."""
+    ExportKey: _grpc.UnaryUnaryMultiCallable[_imports_pb2.ExportKeyRequest, _imports_pb2.ExportKeyResponse]
+    """Wraps one version under the target's pinned KEK into a file, which somebody carries to the target. The import is
+    recorded as pending; each call makes a fresh file, and none is kept.
+    """
+    ConfirmImport: _grpc.UnaryUnaryMultiCallable[_imports_pb2.ConfirmImportRequest, _imports_pb2.ConfirmImportResponse]
+    """Reads back what was carried to the target, proves it by use, and only then records the import as proven. Uploads
+    nothing.
+    """
     ListImports: _grpc.UnaryUnaryMultiCallable[_imports_pb2.ListImportsRequest, _imports_pb2.ListImportsResponse]
     """What is where."""
 
@@ -53,6 +61,14 @@ class ImportServiceAsyncStub(ImportServiceStub):
     """
     ProveImport: _aio.UnaryUnaryMultiCallable[_imports_pb2.ProveImportRequest, _imports_pb2.ProveImportResponse]  # type: ignore[assignment]
     """Proves again that the target holds the same key and can use it."""
+    ExportKey: _aio.UnaryUnaryMultiCallable[_imports_pb2.ExportKeyRequest, _imports_pb2.ExportKeyResponse]  # type: ignore[assignment]
+    """Wraps one version under the target's pinned KEK into a file, which somebody carries to the target. The import is
+    recorded as pending; each call makes a fresh file, and none is kept.
+    """
+    ConfirmImport: _aio.UnaryUnaryMultiCallable[_imports_pb2.ConfirmImportRequest, _imports_pb2.ConfirmImportResponse]  # type: ignore[assignment]
+    """Reads back what was carried to the target, proves it by use, and only then records the import as proven. Uploads
+    nothing.
+    """
     ListImports: _aio.UnaryUnaryMultiCallable[_imports_pb2.ListImportsRequest, _imports_pb2.ListImportsResponse]  # type: ignore[assignment]
     """What is where."""
 
@@ -76,6 +92,26 @@ class ImportServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_imports_pb2.ProveImportResponse, _abc.Awaitable[_imports_pb2.ProveImportResponse]]:
         """Proves again that the target holds the same key and can use it."""
+
+    @_abc_1.abstractmethod
+    def ExportKey(
+        self,
+        request: _imports_pb2.ExportKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_imports_pb2.ExportKeyResponse, _abc.Awaitable[_imports_pb2.ExportKeyResponse]]:
+        """Wraps one version under the target's pinned KEK into a file, which somebody carries to the target. The import is
+        recorded as pending; each call makes a fresh file, and none is kept.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmImport(
+        self,
+        request: _imports_pb2.ConfirmImportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_imports_pb2.ConfirmImportResponse, _abc.Awaitable[_imports_pb2.ConfirmImportResponse]]:
+        """Reads back what was carried to the target, proves it by use, and only then records the import as proven. Uploads
+        nothing.
+        """
 
     @_abc_1.abstractmethod
     def ListImports(

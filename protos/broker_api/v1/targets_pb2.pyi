@@ -25,6 +25,7 @@ class Target(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     VAULT_FIELD_NUMBER: _builtins.int
+    AZURE_KEY_VAULT_FIELD_NUMBER: _builtins.int
     KEK_ID_FIELD_NUMBER: _builtins.int
     KEK_THUMBPRINT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
@@ -37,22 +38,25 @@ class Target(_message.Message):
     @_builtins.property
     def vault(self) -> Global___VaultSettings: ...
     @_builtins.property
+    def azure_key_vault(self) -> Global___AzureKeyVaultSettings: ...
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         vault: Global___VaultSettings | None = ...,
+        azure_key_vault: Global___AzureKeyVaultSettings | None = ...,
         kek_id: _builtins.str = ...,
         kek_thumbprint: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settings", b"settings", "vault", b"vault"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["azure_key_vault", b"azure_key_vault", "create_time", b"create_time", "settings", b"settings", "vault", b"vault"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "kek_id", b"kek_id", "kek_thumbprint", b"kek_thumbprint", "name", b"name", "revision", b"revision", "settings", b"settings", "vault", b"vault"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["azure_key_vault", b"azure_key_vault", "create_time", b"create_time", "kek_id", b"kek_id", "kek_thumbprint", b"kek_thumbprint", "name", b"name", "revision", b"revision", "settings", b"settings", "vault", b"vault"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_settings: _TypeAlias = _typing.Literal["vault"]  # noqa: Y015
+    _WhichOneofReturnType_settings: _TypeAlias = _typing.Literal["vault", "azure_key_vault"]  # noqa: Y015
     _WhichOneofArgType_settings: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_settings) -> _WhichOneofReturnType_settings | None: ...
 
@@ -97,35 +101,87 @@ class VaultSettings(_message.Message):
 Global___VaultSettings: _TypeAlias = VaultSettings  # noqa: Y015
 
 @_typing.final
+class AzureKeyVaultSettings(_message.Message):
+    """Azure Key Vault Premium or Managed HSM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VAULT_URL_FIELD_NUMBER: _builtins.int
+    KEK_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    vault_url: _builtins.str
+    """https://NAME.vault.azure.net or https://NAME.managedhsm.azure.net (or their sovereign twins); the host must be
+    allowed in the broker's configuration.
+    """
+    kek: _builtins.str
+    """The versioned id of the KEK, https://HOST/keys/NAME/VERSION; with create_kek the name that it is to have."""
+    credential: _builtins.str
+    """"workload-identity", "managed-identity", "client-certificate", "client-secret" or "token-file"."""
+    tenant_id: _builtins.str
+    client_id: _builtins.str
+    file: _builtins.str
+    """The name of a file in the broker's credentials folder, where the credential needs one; never the secret itself."""
+    def __init__(
+        self,
+        *,
+        vault_url: _builtins.str = ...,
+        kek: _builtins.str = ...,
+        credential: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+        file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "credential", b"credential", "file", b"file", "kek", b"kek", "tenant_id", b"tenant_id", "vault_url", b"vault_url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AzureKeyVaultSettings: _TypeAlias = AzureKeyVaultSettings  # noqa: Y015
+
+@_typing.final
 class CreateTargetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     VAULT_FIELD_NUMBER: _builtins.int
+    AZURE_KEY_VAULT_FIELD_NUMBER: _builtins.int
     EXPECTED_KEK_THUMBPRINT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    CREATE_KEK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     expected_kek_thumbprint: _builtins.str
     """SHA-256 of the KEK's SubjectPublicKeyInfo DER in hex, got by another way. Empty: pin what the target offers now."""
     request_id: _builtins.str
     validate_only: _builtins.bool
+    create_kek: _builtins.bool
+    """Make the KEK that the settings name, able to do nothing but import, and pin it. Refused when it is there already,
+    and where the target has a KEK of its own.
+    """
     @_builtins.property
     def vault(self) -> Global___VaultSettings: ...
+    @_builtins.property
+    def azure_key_vault(self) -> Global___AzureKeyVaultSettings: ...
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         vault: Global___VaultSettings | None = ...,
+        azure_key_vault: Global___AzureKeyVaultSettings | None = ...,
         expected_kek_thumbprint: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        create_kek: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "vault", b"vault"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["azure_key_vault", b"azure_key_vault", "settings", b"settings", "vault", b"vault"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_kek_thumbprint", b"expected_kek_thumbprint", "name", b"name", "request_id", b"request_id", "settings", b"settings", "validate_only", b"validate_only", "vault", b"vault"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["azure_key_vault", b"azure_key_vault", "create_kek", b"create_kek", "expected_kek_thumbprint", b"expected_kek_thumbprint", "name", b"name", "request_id", b"request_id", "settings", b"settings", "validate_only", b"validate_only", "vault", b"vault"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_settings: _TypeAlias = _typing.Literal["vault"]  # noqa: Y015
+    _WhichOneofReturnType_settings: _TypeAlias = _typing.Literal["vault", "azure_key_vault"]  # noqa: Y015
     _WhichOneofArgType_settings: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_settings) -> _WhichOneofReturnType_settings | None: ...
 
@@ -309,10 +365,13 @@ class RepinTargetRequest(_message.Message):
     EXPECTED_KEK_THUMBPRINT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    KEK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     expected_kek_thumbprint: _builtins.str
     request_id: _builtins.str
     validate_only: _builtins.bool
+    kek: _builtins.str
+    """Where the KEK is one of the target's keys: the versioned id of another one, to be used from now on."""
     def __init__(
         self,
         *,
@@ -320,10 +379,11 @@ class RepinTargetRequest(_message.Message):
         expected_kek_thumbprint: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        kek: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_kek_thumbprint", b"expected_kek_thumbprint", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_kek_thumbprint", b"expected_kek_thumbprint", "kek", b"kek", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

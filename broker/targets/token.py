@@ -1,4 +1,4 @@
-"""The broker's token: read from its file for each request and never kept, so that it is renewed by writing the file."""
+"""A target's credential: read from its file whenever it is needed and never kept, so writing the file renews it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from broker.core.errors import WrongState
 
-_TOKEN = re.compile(rb"[!-~]{1,2048}")
+MAX_CREDENTIAL_BYTES = 65536
+_TOKEN = re.compile(rb"[!-~]{1,16384}")
 
 
 def read_token(folder: Path, name: str) -> str:
@@ -18,6 +19,14 @@ def read_token(folder: Path, name: str) -> str:
     WrongState ``TARGET_CREDENTIAL_UNUSABLE`` says what is wrong. The file must be a regular one, not a link, and closed
     to everybody but its owner.
     """
+    token = read_credential(folder, name).strip()
+    if not _TOKEN.fullmatch(token):
+        raise _unusable(name, "does not hold one token and nothing else")
+    return token.decode("ascii")
+
+
+def read_credential(folder: Path, name: str) -> bytes:
+    """All of such a file, whatever it holds; refused as ``read_token`` does."""
     try:
         descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -28,12 +37,12 @@ def read_token(folder: Path, name: str) -> str:
             raise _unusable(name, "is not a regular file")
         if stat.S_IMODE(mode) & 0o077:
             raise _unusable(name, "can be read by others than its owner (chmod 0600)")
-        token = os.read(descriptor, 4096).strip()
+        content = os.read(descriptor, MAX_CREDENTIAL_BYTES + 1)
     finally:
         os.close(descriptor)
-    if not _TOKEN.fullmatch(token):
-        raise _unusable(name, "does not hold one token and nothing else")
-    return token.decode("ascii")
+    if len(content) > MAX_CREDENTIAL_BYTES:
+        raise _unusable(name, f"is larger than {MAX_CREDENTIAL_BYTES} bytes")
+    return content
 
 
 def _unusable(name: str, why: str) -> WrongState:

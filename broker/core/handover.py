@@ -1,0 +1,175 @@
+"""Keys that people carry to a target: wrapped into a file here, uploaded by hand, read back and proven afterwards.
+
+The file is made for the pinned KEK and is of no use to anybody else. None is kept, and each export makes a fresh one
+(BY-14). Until it has been read back and proven the import is PENDING, as ``EXPORTED``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
+from broker.core.call import Call
+from broker.core.delivery import Delivery
+from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
+from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, agree
+from broker.core.import_rules import EXPORTED, NO_TERMS, await_lease, importable, remote_name_of, sound_terms
+from broker.core.kinds import ImportState, KeyState
+from broker.core.model import Import, Target, Terms, WrappingKey
+from broker.core.names import check_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A pending import and the file for the target's own tools; without the file when it was only asked about."""
+
+    row: Import
+    transfer_file: bytes = b""
+    blob_sha256: str = ""
+
+
+class Handover:
+    """The part of ImportService that leaves the way to the target to people. ``ledger``: the one of the imports."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def export(
+        self, call: Call, name: str, version: int, target: str, remote_name: str, kek_pem: bytes = b""
+    ) -> Exported:
+        """Wrap one version (0: the primary) under the pinned KEK into a file.
+
+        ``kek_pem``: the pinned KEK, for when the target cannot be reached; then nothing connects to it. The same
+        request again makes another file of the same key, since none is kept.
+        """
+        if remote_name:
+            check_name(remote_name, "remote key")
+        try:
+            return self._export(self._ledger.permitted(call, name, version, target), remote_name, kek_pem)
+        except OtherVersion as other:
+            return self._export(self._ledger.permitted(call, name, other.number, target), remote_name, kek_pem)
+
+    def confirm(self, call: Call, name: str, version: int, target: str, terms: Terms = NO_TERMS) -> Imported:
+        """Read back what was carried to the target and prove it; PROVEN afterwards. Never uploads.
+
+        What is not there makes the import FAILED (``REMOTE_KEY_MISSING``), and may be confirmed later all the same.
+        """
+        sound_terms(terms, self._ledger.now())
+        try:
+            return self._confirm(self._ledger.permitted(call, name, version, target), terms)
+        except OtherVersion as other:
+            return self._confirm(self._ledger.permitted(call, name, other.number, target), terms)
+
+    # ---- out -----------------------------------------------------------------------------------------------------
+
+    def _export(self, asked: Asked, remote_name: str, kek_pem: bytes) -> Exported:
+        ledger, call = self._ledger, asked.call
+        importable(asked.key, asked.version)
+        with ledger.turn(asked):
+            row, rows = ledger.rows(asked)
+            remote_name = remote_name_of(asked.key, row, rows, remote_name)
+            call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
+            if row is not None and row.state is ImportState.PROVEN:
+                raise _there_already()
+            kek = _given(asked.target, kek_pem) if kek_pem else None
+            delivery = ledger.delivery(asked, row, rows, remote_name, kek=kek)
+            if kek is None:
+                delivery.must_be_free()
+            if row is not None:
+                await_lease(row, ledger.now())
+            if call.validate_only:
+                delivery.must_be_readable()
+                return Exported(row=self._begun(asked, delivery))
+            return self._carry_out(asked, delivery, row)
+
+    def _carry_out(self, asked: Asked, delivery: Delivery, earlier: Import | None) -> Exported:
+        ledger, call, there = self._ledger, asked.call, delivery.there
+        begun = self._begun(asked, delivery)
+        if earlier is not None and earlier.state is ImportState.PENDING and ledger.seen(call):
+            begun = earlier  # the same request again: another file, and nothing else is new
+        row = ledger.begin(asked, begun, earlier)
+        try:
+            blob = delivery.wrap()
+            file = there.port.transfer_file(there.key.type, there.key.usage, blob, delivery.kek, delivery.oaep_hash)
+        except BrokerError as error:
+            ledger.fail(call, row, error)
+            raise
+        digest = hashlib.sha256(blob).hexdigest()
+        call.note(blob_sha256=digest, state=row.state.value)
+        ledger.store.record(call.outcome())
+        call.settled = True
+        return Exported(row=row, transfer_file=file, blob_sha256=digest)
+
+    def _begun(self, asked: Asked, delivery: Delivery) -> Import:
+        return replace(self._ledger.begun(asked, delivery), failure=EXPORTED)
+
+    # ---- and back ------------------------------------------------------------------------------------------------
+
+    def _confirm(self, asked: Asked, terms: Terms) -> Imported:
+        ledger, call = self._ledger, asked.call
+        if asked.key.state is not KeyState.ENABLED:
+            raise WrongState("KEY_STATE", f"The key is {asked.key.state}; enable it, then confirm its import.")
+        with ledger.turn(asked):
+            row, rows = ledger.rows(asked)
+            if row is None:
+                raise NotFound("IMPORT_NOT_FOUND", "This version was not exported for this target; export it first.")
+            call.note(target=row.target, version=row.version, remote_name=row.remote_name)
+            if row.state is ImportState.PROVEN:
+                return ledger.again(asked, row, terms)
+            port = ledger.port(asked.target)
+            agree(asked, port, terms)
+            there = ledger.arrival(asked, port, row.remote_name, row, rows)
+            found = there.find()
+            if found is None:
+                raise self._missing(call, row)
+            if call.validate_only:
+                return Imported(row=row)
+            enable = _disabled_by_us(row, found.remote.version)
+            row = ledger.begin(asked, replace(row, state=ImportState.PENDING, failure=""), row)
+            return ledger.finish(call, there, row, found, terms, enable=enable)
+
+    def _missing(self, call: Call, row: Import) -> WrongState:
+        """The refusal; written down once no upload of the broker's own can still arrive (BY-15)."""
+        await_lease(row, self._ledger.now())
+        error = WrongState(
+            "REMOTE_KEY_MISSING",
+            f"The target has no version of {row.remote_name} that is this key; upload the exported file under that "
+            "name and confirm again.",
+        )
+        if row.state is ImportState.PENDING and not call.validate_only:
+            self._ledger.fail(call, row, error)
+        return error
+
+
+def _there_already() -> WrongState:
+    return WrongState(
+        "IMPORT_PROVEN",
+        "This version is at the target and proven, so nothing has to be carried there; `broker key prove` proves it "
+        "again.",
+    )
+
+
+def _disabled_by_us(row: Import, remote_version: str) -> bool:
+    """Whether an earlier proof failed and put the version out of use; somebody else's decision is not undone."""
+    failed = row.state is ImportState.FAILED and row.failure != "REMOTE_KEY_DISABLED"
+    return failed and row.remote_version == remote_version
+
+
+def _given(target: Target, pem: bytes) -> WrappingKey:
+    """The pinned KEK from a file; InvalidRequest ``KEK_FILE_INVALID`` or ``KEK_UNEXPECTED``."""
+    try:
+        der = load_pem_public_key(pem).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InvalidRequest(
+            "KEK_FILE_INVALID", "The KEK's file is not a public key in PEM; download it from the target again."
+        ) from error
+    found = hashlib.sha256(der).hexdigest()
+    if found != target.kek_thumbprint:
+        raise InvalidRequest(
+            "KEK_UNEXPECTED",
+            f"The file holds a key with the thumbprint {found}, not the KEK that is pinned for this target.",
+        )
+    return WrappingKey(id=target.kek_id, public_key=der, thumbprint=found)

@@ -1,0 +1,326 @@
+"""What importing, exporting and confirming have in common: who may, whose turn it is, and what is written.
+
+A row is PENDING from before anything leaves until the target has proven itself, and whoever finds it so reads back
+first. All nouns that write imports share one ledger, so that they take turns at the same key and target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from broker.core import guard, ports
+from broker.core.arrival import Arrival, Extra, Found
+from broker.core.call import Call
+from broker.core.delivery import Delivery, Sibling
+from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
+from broker.core.guard import Guard
+from broker.core.import_rules import NO_TERMS, in_progress
+from broker.core.kinds import ImportState, KeyState
+from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
+from broker.core.names import check_name
+from broker.core.ports import KeyRef, Write
+from broker.core.receipts import keep, replay
+from broker.core.targets import Connect, check_pin
+from broker.core.turns import Turns
+
+TURN_SECONDS = 20.0
+"""How long a call waits for another one that imports the same key to the same target."""
+
+MAX_VERSIONS = 1000
+"""Versions of one key at one target that are looked at."""
+
+
+class OtherVersion(Exception):
+    """The request was sent before, when another version was the primary one; that one is meant."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the caller wants and may have: this version at this target."""
+
+    call: Call
+    key: Key
+    version: KeyVersion
+    target: Target
+
+    @property
+    def ref(self) -> KeyRef:
+        """The key as the HSM and the proof know it."""
+        return _ref(self.key, self.version)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """An import as it is now, and the further versions of the same key that reading back found."""
+
+    row: Import
+    extra: tuple[Extra, ...] = ()
+
+
+class Ledger:
+    """The rows of imports, and the way to the ports that they are about."""
+
+    def __init__(
+        self,
+        store: ports.Store,
+        hsm: ports.Hsm,
+        guard: Guard,
+        connect: Connect,
+        now: ports.Now,
+    ) -> None:
+        self.store = store
+        self.hsm = hsm
+        self.now = now
+        self._guard = guard
+        self._connect = connect
+        self._turns = Turns()
+
+    # ---- who may, and what is there ------------------------------------------------------------------------------
+
+    def permitted(self, call: Call, name: str, version: int, target: str) -> Asked:
+        """The key version and the target, if the caller may do this with both; 0 is the primary version."""
+        check_name(name, "key")
+        check_name(target, "target")
+        if not 0 <= version < 1 << 31:
+            raise InvalidRequest("VERSION_INVALID", "The version is not a positive number; 0 means the primary one.")
+        found = self.store.version(name, version)
+        key = found[0] if found else self.store.get(Key, name)
+        place = self.store.get(Target, target)
+        self._guard.check(call, guard.of_key(key) if key else guard.of_unknown_key(name))
+        self._guard.check(call, guard.of_target(place) if place else guard.of_unknown_target(target))
+        if key is None:
+            raise NotFound("KEY_NOT_FOUND", "There is no key of this name; `broker key list` shows those there are.")
+        if found is None:
+            raise NotFound("KEY_VERSION_NOT_FOUND", "The key has no such version that was completed.")
+        if place is None:
+            raise NotFound(
+                "TARGET_NOT_FOUND", "There is no target of this name; `broker target list` shows those there are."
+            )
+        return Asked(call=call, key=found[0], version=found[1], target=place)
+
+    def port(self, target: Target) -> ports.Target:
+        """The way to a target; opens no connection."""
+        return self._connect(target.kind, target.settings)
+
+    def rows(self, asked: Asked) -> tuple[Import | None, list[Import]]:
+        """The import of this version, if there is one, and those of all versions to this target."""
+        where = {"key": asked.key.name, "target": asked.target.name}
+        rows = self.store.page(Import, limit=MAX_VERSIONS, where=where)
+        return next((row for row in rows if row.version == asked.version.number), None), rows
+
+    def delivery(
+        self,
+        asked: Asked,
+        row: Import | None,
+        rows: list[Import],
+        remote_name: str,
+        terms: Terms = NO_TERMS,
+        kek: WrappingKey | None = None,
+    ) -> Delivery:
+        """All that is settled before anything is wrapped; ``kek``: got by another way than from the target."""
+        port = self.port(asked.target)
+        port.supports(asked.key.type, asked.key.usage)
+        agree(asked, port, terms)
+        oaep_hash = port.oaep_hash(self.hsm.report().oaep_hashes)
+        offered = kek or port.wrapping_key()
+        asked.call.note(kek_thumbprint=offered.thumbprint)
+        check_pin(asked.target, offered)
+        before = _siblings(rows, remote_name)
+        return Delivery(
+            there=self.arrival(asked, port, remote_name, row, rows),
+            kek=offered,
+            oaep_hash=oaep_hash,
+            newest=self._sibling(asked.key, before[-1]) if before else None,
+        )
+
+    def seen(self, call: Call) -> bool:
+        """Whether this very request was carried out before."""
+        receipt = self.store.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
+        return receipt is not None and receipt.digest == call.digest
+
+    @contextmanager
+    def turn(self, asked: Asked) -> Iterator[None]:
+        """Be the only one in this process that is at this key and target; ``IMPORT_IN_PROGRESS`` after 20 s."""
+        with self._turns.take(asked.key.name, asked.target.name, seconds=TURN_SECONDS) as held:
+            if not held:
+                raise in_progress("another call is at it; try again")
+            yield
+
+    def arrival(
+        self, asked: Asked, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
+    ) -> Arrival:
+        """Where to look for the version at the target."""
+        return Arrival(
+            hsm=self.hsm,
+            port=port,
+            key=asked.ref,
+            remote_name=remote_name,
+            taken=frozenset(one.remote_version for one in _siblings(rows, remote_name)),
+            known=row.remote_version if row and row.failure != "PROOF_FAILED" else "",
+        )
+
+    def _sibling(self, key: Key, row: Import) -> Sibling | None:
+        held = self.store.get(KeyVersion, key.name, row.version)
+        return Sibling(key=_ref(key, held), remote_version=row.remote_version) if held else None
+
+    # ---- what is written -----------------------------------------------------------------------------------------
+
+    def begun(self, asked: Asked, delivery: Delivery) -> Import:
+        """The row of an import that begins now."""
+        return Import(
+            key=asked.key.name,
+            version=asked.version.number,
+            target=asked.target.name,
+            remote_name=delivery.remote_name,
+            remote_version="",
+            state=ImportState.PENDING,
+            kek_thumbprint=delivery.kek.thumbprint,
+            blob_sha256="",
+            failure="",
+            started_at=self.now(),
+        )
+
+    def begin(self, asked: Asked, new: Import, earlier: Import | None) -> Import:
+        """Write the intent, and ``new`` over ``earlier``; OtherVersion when the request once meant another version."""
+        try:
+            with self.store.write(asked.call.intent()) as write:
+                _remember(write, asked.call, new)
+                _unchanged(write, asked)
+                if earlier is not None:
+                    return write.replace(earlier, new)
+                write.add(new)
+                return new
+        except (AlreadyExists, WrongState) as error:
+            if error.reason in {"NAME_TAKEN", "CHANGED_MEANWHILE"}:  # another broker process was quicker
+                raise in_progress("another call has begun it; try again") from error
+            raise
+
+    def again(self, asked: Asked, row: Import, terms: Terms) -> Imported:
+        """Proven before: nothing is sent but the terms, unless this very request has set them already."""
+        call = asked.call
+        if terms != NO_TERMS and not self.seen(call):
+            port = self.port(asked.target)
+            agree(asked, port, terms)
+            if not call.validate_only:
+                self.store.record(call.intent())
+                port.settle(row.remote_name, row.remote_version, terms)
+        call.note(remote_version=row.remote_version, state=row.state.value)
+        if not call.validate_only:
+            with self.store.write(call.outcome()) as write:
+                _remember(write, call, row)
+            call.settled = True
+        return Imported(row=row)
+
+    def finish(self, call: Call, there: Arrival, row: Import, found: Found, terms: Terms, *, enable: bool) -> Imported:
+        """Prove what was found, leave nothing else of it usable, hold it to the terms; only then it is PROVEN."""
+        try:
+            there.prove(found.remote, enable=enable)
+            extra = there.tidy(found)
+            _settle(there.port, found.remote, terms)
+        except BrokerError as error:
+            raise self._undone(call, there.port, replace(row, remote_version=found.remote.version), error) from error
+        return self.succeed(call, row, found.remote, extra)
+
+    def succeed(self, call: Call, row: Import, remote: RemoteKey, extra: tuple[Extra, ...] = ()) -> Imported:
+        """The outcome of a call that has proven ``remote``."""
+        call.note(remote_version=remote.version, state=ImportState.PROVEN.value)
+        if extra:
+            call.note(extra_versions=" ".join(f"{one.version}{'' if one.disabled else '!'}" for one in extra))
+        proven = replace(row, state=ImportState.PROVEN, remote_version=remote.version, failure="", proven_at=self.now())
+        try:
+            with self.store.write(call.outcome()) as write:
+                proven = write.replace(row, proven)
+        except WrongState as error:
+            return Imported(row=self._overtaken(row, error), extra=extra)
+        call.settled = True
+        return Imported(row=proven, extra=extra)
+
+    def _undone(self, call: Call, port: ports.Target, row: Import, error: BrokerError) -> BrokerError:
+        """Disable what could not be proven, and write that down; the error to raise.
+
+        A target that went away meanwhile leaves the row PENDING: the next attempt reads back and proves.
+        """
+        if isinstance(error, Unavailable):
+            return error
+        try:
+            port.disable(row.remote_name, row.remote_version)
+        except Unavailable:
+            return error
+        except BrokerError as second:
+            error = WrongState(second.reason, f"{error.message} {second.message}")
+        self.fail(call, row, error)
+        return error
+
+    def fail(self, call: Call, row: Import, error: BrokerError) -> None:
+        """The outcome of an attempt that is over and has come to nothing."""
+        call.note(state=ImportState.FAILED.value)
+        self._end(call, row, replace(row, state=ImportState.FAILED, failure=error.reason, proven_at=None), error)
+
+    def pause(self, call: Call, row: Import, error: BrokerError) -> None:
+        """The outcome of an attempt whose upload was answered with an error that leaves open whether it arrived."""
+        call.note(state=ImportState.PENDING.value)
+        self._end(call, row, replace(row, failure=error.reason), error)
+
+    def _end(self, call: Call, row: Import, new: Import, error: BrokerError) -> None:
+        with self.store.write(call.outcome(error.outcome, error.reason)) as write:
+            stored = write.get(Import, row.key, row.version, row.target)
+            # Only what this attempt began is marked; if another one has taken over, the row is that one's.
+            if stored is not None and stored.revision == row.revision:
+                write.replace(stored, new)
+        call.settled = True
+
+    def _overtaken(self, row: Import, error: WrongState) -> Import:
+        """Another broker process wrote the row meanwhile: its result, if that is a proven import."""
+        found = self.store.get(Import, row.key, row.version, row.target)
+        if error.reason == "CHANGED_MEANWHILE" and found is not None and found.state is ImportState.PROVEN:
+            return found
+        raise in_progress("another call has taken it over; try again") from error
+
+
+def agree(asked: Asked, port: ports.Target, terms: Terms) -> None:
+    """Return if the target can hold the key to ``terms``; else InvalidRequest ``TERMS_UNSUPPORTED``."""
+    if terms == NO_TERMS:
+        return
+    port.check_terms(asked.key.type, asked.key.usage, terms)
+    asked.call.note(enabled=int(terms.enabled))
+    if terms.operations:
+        asked.call.note(operations=" ".join(terms.operations))
+    for name, moment in (("not_before", terms.not_before), ("expires_at", terms.expires_at)):
+        if moment is not None:
+            asked.call.note(**{name: moment.isoformat(timespec="seconds")})
+
+
+def _settle(port: ports.Target, remote: RemoteKey, terms: Terms) -> None:
+    if terms != NO_TERMS:
+        port.settle(remote.name, remote.version, terms)
+
+
+def _ref(key: Key, held: KeyVersion) -> KeyRef:
+    return KeyRef(hsm_id=held.hsm_id, type=key.type, usage=key.usage, public_key=held.public_key)
+
+
+def _siblings(rows: list[Import], remote_name: str) -> list[Import]:
+    return [one for one in rows if one.state is ImportState.PROVEN and one.remote_name == remote_name]
+
+
+def _remember(write: Write, call: Call, row: Import) -> None:
+    receipt = replay(write, call)
+    if receipt is None:
+        keep(write, call, row.key, row.version)
+    elif receipt.version != row.version:
+        raise OtherVersion(receipt.version)
+
+
+def _unchanged(write: Write, asked: Asked) -> None:
+    """What was decided on is still so now that nobody can change it any more."""
+    key, target = write.get(Key, asked.key.name), write.get(Target, asked.target.name)
+    if key is None or key.state is not KeyState.ENABLED or target is None or target.revision != asked.target.revision:
+        raise WrongState(
+            "CHANGED_DURING_CALL", "The key or the target was changed while it was being imported; try again."
+        )

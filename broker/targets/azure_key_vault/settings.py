@@ -1,0 +1,89 @@
+"""What an operator says of a vault or Managed HSM when registering it, checked before anything is connected to."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+# No URL parser decides what is connected to: what passes here reads the same to every one of them (BY-03).
+_ADDRESS = re.compile(r"https://((?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]))(:[1-9][0-9]{0,4})?/?", re.ASCII)
+_KEY_NAME = re.compile(r"[0-9A-Za-z-]{1,127}", re.ASCII)
+_VERSIONED = re.compile(r"(https://[^/?#@\\]{1,255})/keys/([0-9A-Za-z-]{1,127})/([0-9a-f]{32})", re.ASCII)
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+
+Credential = Literal["workload-identity", "managed-identity", "client-certificate", "client-secret", "token-file"]
+
+
+def _address(text: str) -> str:
+    if not _ADDRESS.fullmatch(text):
+        raise ValueError("give https://host, or https://host:port, in lower case, with no user, path or query")
+    return text.removesuffix("/").removesuffix(":443")
+
+
+def _kek(text: str) -> str:
+    if not _VERSIONED.fullmatch(text) and not _KEY_NAME.fullmatch(text):
+        raise ValueError("give the KEK's id with its version, https://host/keys/name/version")
+    return text
+
+
+def _file(text: str) -> str:
+    if text and not _FILE.fullmatch(text):
+        raise ValueError("give the bare name of a file in the host's folder below the broker's credentials folder")
+    return text
+
+
+def _guid(text: str) -> str:
+    if text and not _GUID.fullmatch(text):
+        raise ValueError("give the id as a GUID in lower case")
+    return text
+
+
+Guid = Annotated[str, Field(max_length=36), AfterValidator(_guid)]
+
+
+class AzureKeyVaultSettings(BaseModel):
+    """See AzureKeyVaultSettings in targets.proto."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    vault_url: Annotated[str, Field(max_length=255), AfterValidator(_address)]
+    kek: Annotated[str, Field(max_length=512), AfterValidator(_kek)]
+    credential: Credential
+    tenant_id: Guid = ""
+    client_id: Guid = ""
+    file: Annotated[str, Field(max_length=64), AfterValidator(_file)] = ""
+
+    @model_validator(mode="after")
+    def _together(self) -> AzureKeyVaultSettings:
+        found = _VERSIONED.fullmatch(self.kek)
+        if found and found[1] != self.vault_url:
+            raise ValueError("the KEK lies in another vault; a key can only be wrapped for one in the vault it goes to")
+        if self.credential in {"workload-identity", "client-certificate", "client-secret"}:
+            if not (self.tenant_id and self.client_id):
+                raise ValueError(f"{self.credential} needs tenant_id and client_id")
+            if self.credential != "workload-identity" and not self.file:
+                raise ValueError(f"{self.credential} needs the file that holds it")
+        if self.credential == "managed-identity" and self.file:
+            raise ValueError("managed-identity takes no file")
+        return self
+
+    @property
+    def host(self) -> str:
+        """``host:port``, as the broker's configuration lists those it may connect to."""
+        name = self.vault_url.removeprefix("https://")
+        return name if re.search(r":[0-9]+$", name) else f"{name}:443"
+
+    @property
+    def kek_name(self) -> str:
+        """The KEK's name, with or without a version."""
+        found = _VERSIONED.fullmatch(self.kek)
+        return found[2] if found else self.kek
+
+    @property
+    def kek_version(self) -> str:
+        """The KEK's version, or "" while it is still to be made."""
+        found = _VERSIONED.fullmatch(self.kek)
+        return found[3] if found else ""

@@ -1,0 +1,48 @@
+"""The import nouns on SoftHSM behind the shim, a SQLite store, and a strict fake of a Key Vault or Managed HSM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from broker.core import ports
+from broker.core.handover import Exported, Handover
+from broker.core.import_ledger import Imported
+from broker.core.model import Key, Terms
+from broker.targets.azure_key_vault.fake import FakeVault, KeyVersion
+from tests.integration.import_bench import Ground
+from tests.servers import azure
+
+
+class AzureBench(Ground):
+    """A ground with a vault as its target, which is named ``bao`` here as everywhere."""
+
+    kind = azure.KIND
+
+    def __init__(self, vault: FakeVault, hsm: ports.Hsm, folder: Path) -> None:
+        self.vault = vault
+        super().__init__(hsm, folder, azure.surroundings_of(vault, folder))
+        self.settings = {"vault_url": vault.url, "kek": azure.kek_of(vault), "credential": "token-file"}
+
+    @property
+    def handover(self) -> Handover:
+        return Handover(self.imports.ledger)
+
+    def bring(self, key: Key, terms: Terms | None = None, *, remote_name: str = "", request_id: str = "") -> Imported:
+        """As ``run``, with terms, and all that it answers."""
+        call = self.call("ImportKey", request_id=request_id)
+        return self.imports.import_key(call, key.name, 0, "bao", remote_name, terms or Terms())
+
+    def export(self, key: Key, kek: bytes = b"") -> Exported:
+        return self.handover.export(self.call("ExportKey"), key.name, 0, "bao", "", kek)
+
+    def confirm(self, key: Key, terms: Terms | None = None) -> Imported:
+        return self.handover.confirm(self.call("ConfirmImport"), key.name, 0, "bao", terms or Terms())
+
+    def held(self, key: Key) -> list[KeyVersion]:
+        """What the vault has under the key's name, oldest first."""
+        return self.vault.versions(key.name)
+
+    def uploads(self, key: Key) -> int:
+        """How many uploads with a body came for this key."""
+        path = f"/keys/{key.name}"
+        return sum(one.method == "PUT" and one.path == path and bool(one.body) for one in self.vault.requests)
