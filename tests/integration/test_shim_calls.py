@@ -70,7 +70,7 @@ def objects_in(config: HsmConfig) -> list[tuple[int, bytes]]:
     library = pkcs11.lib(str(config.module))
     token = library.get_token(token_label=config.token_label)
     with token.open(user_pin=config.pin_file.read_text().strip()) as session:
-        found = [(int(thing.object_class), thing[Attribute.ID]) for thing in session.get_objects()]
+        found = [(int(thing[Attribute.CLASS]), thing[Attribute.ID]) for thing in session.get_objects()]
     library.finalize()
     return sorted(found)
 
