@@ -55,6 +55,7 @@ class SqlWrite:
     def __init__(self, connection: Connection, database: Database, entry: AuditEntry) -> None:
         self.entry = entry
         self.further: list[AuditEntry] = []
+        self.changed: list[tuple[type[Any], tuple[str | int, ...]]] = []  # rows that were there before
         self.fault: BrokerError | None = None  # PostgreSQL's answer to COMMIT after a failed statement is a rollback
         self._connection = connection
         self._database = database
@@ -125,6 +126,7 @@ class SqlWrite:
         ]
         if rows:
             with self._statements():
+                self.changed += [(type(old), key_of(old)) for old, _ in changes]
                 self._expect(self._changed(UPDATE[type(written[0])], rows), changes[0][0], len(rows))
         return written
 
@@ -136,6 +138,7 @@ class SqlWrite:
 
     def delete(self, record: Record) -> None:
         """See ``Write.delete``."""
+        self.changed.append((type(record), key_of(record)))
         with self._statements():
             self._expect(self._changed(DELETE[type(record)], [_as_read(record)]), record)
 

@@ -13,7 +13,8 @@ import os
 import platform
 import subprocess
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tests.bench.peers import BATCH, Peer
 from tests.bench.process import megabytes
 from tests.bench.stage import BaoSide, BrokerSide
 from tests.bench.tables import Side, alternate, rows, table
+from tests.servers import postgres
 from tests.servers.issuer import Issuer, issuing
 from tests.servers.openbao import OpenBao
 
@@ -105,7 +107,10 @@ def secrets(
     far = stack.enter_context(hop(Door(port=theirs.server.port), folder / "kv-hop"))
     before, count = megabytes(ours.broker.pid), Counted()
     fetching = driven("broker", ours.broker.pid, near, ours.fetch, count)
-    fetch = alternate("fetch", [fetching, driven("OpenBao", theirs.pid, far, theirs.fetch)], options)
+    pair = stack.enter_context(two_workers(folder, issuer))
+    both = stack.enter_context(hop(Door(port=pair.port), folder / "workers-hop"))
+    sides = [fetching, driven("two workers", pair.broker.pid, both, pair.fetch)]
+    fetch = alternate("fetch", [*sides, driven("OpenBao", theirs.pid, far, theirs.fetch)], options)
     grown = megabytes(ours.broker.pid) - before
     write = alternate("write", [jobs.broker_writes(ours), jobs.bao_writes(theirs)], options)
     return [
@@ -116,6 +121,15 @@ def secrets(
         f"which is {grown * 100_000 / count.calls:.1f} MiB in 100,000.\n",
         "## Write of a secret, beside a kv write\n\n" + rows(write, "writes"),
     ]
+
+
+@contextmanager
+def two_workers(folder: Path, issuer: Issuer) -> Iterator[BrokerSide]:
+    """A broker of two processes on PostgreSQL, whose own processor time is not counted."""
+    with postgres.running(Path(tempfile.gettempdir())) as server:
+        url = server.url(server.create_database())
+        with peers.broker_dev(folder / "workers", "127.0.0.1:1", issuer.host, database=url, workers=2) as broker:
+            yield stage.set_broker_up(broker, issuer)
 
 
 @dataclass(slots=True)
