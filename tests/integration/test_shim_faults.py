@@ -270,4 +270,5 @@ def _flipped(folder: Path) -> list[str]:
 
 
 def test_FT_18_a_wrong_bit_never_leaves(tmp_path: Path) -> None:
-    assert alone(_flipped, tmp_path / "token") == ["HSM_FAULT", "HSM_FAULT", "ok", "ok"]
+    # Of a ciphertext that does not open SoftHSM says what it says when it is ill, so that one is tried again first.
+    assert alone(_flipped, tmp_path / "token") == ["HSM_FAULT", "HSM_UNAVAILABLE", "ok", "ok"]
