@@ -23,12 +23,13 @@ from broker.store.tables import (
     BY_KEY,
     DELETE,
     END_LEASES,
-    INSERT,
     LEADERSHIP,
     LOCKED_BY_KEY,
     NAMES,
     UPDATE,
     cells,
+    insert_of,
+    inserted,
     key_cells,
     key_of,
     page,
@@ -104,7 +105,8 @@ class SqlWrite:
             if self._shared and kind not in RANDOMLY_NAMED:
                 for record in records:
                     self._lock_name(kind, key_of(record))
-            added = self._changed(INSERT[self._database.name][kind], [row_of(record) for record in records])
+            statement = insert_of(self._database.name, kind, len(records))  # type: ignore[arg-type]  # a class is hashable
+            added = self._changed(statement, [inserted([row_of(record) for record in records])])
         if added < len(records):
             name = "/".join(str(part) for part in key_of(records[0])) if len(records) == 1 else "of such a name"
             raise AlreadyExists(
