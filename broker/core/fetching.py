@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -61,32 +61,51 @@ class Try:
         found: list[Lease] = readable(lambda: store.page(Lease, limit=1, where=like), [])
         self.lease = next((lease for lease in found if lease.expires_at > now), None)
 
-    def lend(self, session: Session, now: datetime) -> Lease | None:
+    def lend(self, session: Session, now: datetime, held: dict[tuple[str, int], Lease]) -> Lease | None:
         """A new lease on what was opened, under the session; it is over with the secret, if that comes first.
 
-        None if nothing was opened, or it is under a lease already.
+        None if nothing was opened, or it is under a lease already. ``held``: the active leases that the session has by
+        resource and version; the new one is added.
         """
         if self.opened is None:
             return None
-        new = None
+        new, place = None, (f"secret/{self.reference.name}", self.opened.version)
+        self.lease = held.get(place)
         if self.lease is None:
             self.lease = new = Lease(
                 id=tokens.new_id(),
                 session=session.id,
                 principal=session.principal,
-                resource=f"secret/{self.reference.name}",
-                version=self.opened.version,
+                resource=place[0],
+                version=place[1],
                 state=LeaseState.ACTIVE,
                 created_at=now,
                 expires_at=min(session.last_at, self.opened.expires_at or session.last_at),
             )
-        self.call.note(lease=self.lease.id, session=session.id)
+            held[place] = new
+        self.call.note(**self.lent)
         return new
+
+    @property
+    def lent(self) -> dict[str, str]:
+        """For the audit: the lease that this is under, and its session; {} without one."""
+        return {"lease": self.lease.id, "session": self.lease.session} if self.lease else {}
 
     def fetched(self, session: Session | None, now: datetime) -> Fetched:
         """For the caller; the lease ends with the session as that stands now."""
         lease = shown(self.lease, session, now) if self.lease else None
         return Fetched(text=self.reference.text, secret=self.opened, lease=lease, refusal=self.refusal)
+
+
+def lend(session: Session | None, tries: list[Try], now: datetime, held: Sequence[Lease] | None = None) -> list[Lease]:
+    """Put what was opened under leases of the session, one for each version of a secret; those that are new.
+
+    ``held``: all its active leases; those that were found before count otherwise. Without a session there are none.
+    """
+    if held is None:
+        held = [each.lease for each in tries if each.lease]
+    known = {(lease.resource, lease.version): lease for lease in held if lease.expires_at > now}
+    return [lease for each in tries if session is not None and (lease := each.lend(session, now, known))]
 
 
 def parsed(references: list[str]) -> list[Reference]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from broker.core import receipts, tokens
-from broker.core.audit import AuditEntry
 from broker.core.call import Call
 from broker.core.ending import BATCH, Ending, Work, ended_lease, entry_of, live, part, readable
 from broker.core.errors import (
@@ -21,11 +20,11 @@ from broker.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.core.fetching import Fetched, Try, attempts, check_size, first_refusal, parsed
+from broker.core.fetching import Fetched, Try, attempts, check_size, first_refusal, lend, parsed
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
-from broker.core.model import Lease, Principal, Proof, Secret, Session, TrustRule, UsedToken
+from broker.core.model import Principal, Proof, Secret, Session, TrustRule, UsedToken
 from broker.core.page import Page
 from broker.core.ports import Now, Store, Write
 from broker.core.quota import Limits, Tally
@@ -100,7 +99,10 @@ class Sessions:
             if call.principal.method == "session":
                 for each in tries:
                     each.find_lease(self._store, call.principal.credential, self._now())
-            with self._room(call, sum(each.opened is not None and each.lease is None for each in tries)):
+            with self._room(
+                call,
+                len({(each.reference.name, each.opened.version) for each in tries if each.opened and not each.lease}),
+            ):
                 session = self._issue(call, login, tries)
         except Unavailable:
             raise
@@ -264,31 +266,32 @@ class Sessions:
 
     def _issue(self, call: Call, login: _Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
-        now = self._now()
-        name = call.principal.credential if call.principal.method == "session" else ""
-        session = login.opening.session if login else self._found(name)
-        new = [lease for each in tries if session is not None and (lease := each.lend(session, now))]
-        entries = [*([login.call.outcome()] if login else []), *(each.entry() for each in tries)]
-        if login or new:
-            session = self._lent(call, login, new, entries)
+        now, name = self._now(), call.principal.credential if call.principal.method == "session" else ""
+        if login or (name and any(each.opened is not None and each.lease is None for each in tries)):
+            session: Session | None = self._lent(call, login, tries, now)
         else:
+            session = self._found(name)
             if name:
                 self._check_rule(_alive(session, now))
-            self._store.record(*entries)
+            lend(session, tries, now)
+            self._store.record(*(each.entry() for each in tries))
         call.settled = True
         return session
 
-    def _lent(self, call: Call, login: _Login | None, leases: list[Lease], entries: list[AuditEntry]) -> Session:
-        with self._store.write(entries[0]) as write:
-            for entry in entries[1:]:
-                write.also(entry)
+    def _lent(self, call: Call, login: _Login | None, tries: list[Try], now: datetime) -> Session:
+        with self._store.write(login.call.outcome() if login else tries[0].entry()) as write:
             if login:
                 session = login.opening.session
                 _add(write, login)
+                write.add(*lend(session, tries, now))
             else:
                 session = self._held(write, call.principal.credential, call.principal)
                 self._check_rule(session)
-            write.add(*leases)
+                # What was found before the session was held may have been revoked since, and what was not, been added.
+                write.add(*lend(session, tries, now, self._ending.leases(write, session.id)))
+                write.note(**tries[0].lent)
+            for each in tries if login else tries[1:]:
+                write.also(each.entry())
         return session
 
     def _write_down(self, call: Call, login: _Login | None, tries: list[Try], failure: BrokerError) -> None:
