@@ -6,6 +6,8 @@ import os
 import signal
 import tempfile
 
+from hypothesis import HealthCheck, settings
+
 from tests.servers.places import MEMORY, in_memory
 
 # Before gRPC is loaded: its fork handlers run in a child that becomes another user, and can end it before it is there.
@@ -14,6 +16,10 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 # Thousands of records wait until they are on the disk, which proves nothing here: no test takes the power away.
 if "TMPDIR" not in os.environ and in_memory():
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+# By a busy computer's clock a sound test is unreliable to Hypothesis; what must be fast is measured where it must be.
+settings.register_profile("any-speed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-speed")
 
 pytest_plugins = [
     "tests.servers.softhsm",
