@@ -12,11 +12,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
+
 TAKEN = 0.5
 """Part of the time that the broker's threads may wait for their processor before another one is chosen."""
 
 TASKS = Path("/proc/self/task")
 STAT = Path("/proc/stat")
+
+log = structlog.get_logger("broker")
 
 
 class Processor:
@@ -25,14 +29,26 @@ class Processor:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._allowed = os.sched_getaffinity(0)
-        self._since, self._waited, self._idle = clock(), 0.0, _idle()
+        self._since, self._waited, self._idle = clock(), 0.0, dict[int, float]()
+        self._settled = False
 
     def settle(self) -> None:
-        """Keep to the processor that the system has chosen; threads that are started from now on do so as well."""
-        self._move({_current()})
+        """Keep to the processor that the system has chosen; threads that are started from now on do so as well.
+
+        A hardened unit or container may forbid that, or hide what it takes; then everything is left to the system.
+        """
+        try:
+            self._idle = _idle()
+            self._move({_current()})
+        except OSError as error:
+            log.warning("the broker cannot keep to one processor", reason=error.strerror)
+        else:
+            self._settled = True
 
     def reconsider(self) -> None:
         """Move to the processor that was idle most, if there was too much waiting for this one since the last time."""
+        if not self._settled:
+            return
         now, waited, idle = self._clock(), _waited(), _idle()
         part = (waited - self._waited) / max(now - self._since, 0.001)
         if part > TAKEN:

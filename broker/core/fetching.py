@@ -48,6 +48,11 @@ class Try:
             return self.call.outcome(self.refusal.outcome, self.refusal.reason)
         return self.call.outcome("ABORTED", failure.reason) if failure else self.call.outcome()
 
+    @property
+    def lacks_lease(self) -> bool:
+        """Whether something was opened that is under no lease."""
+        return self.opened is not None and self.lease is None
+
     def find_lease(self, store: Store, session: str, now: datetime) -> None:
         """Take up the active lease that a session has already on what was opened."""
         if self.opened is None:
@@ -59,29 +64,32 @@ class Try:
             "version": self.opened.version,
         }
         found: list[Lease] = readable(lambda: store.page(Lease, limit=1, where=like), [])
-        self.lease = next((lease for lease in found if lease.expires_at > now), None)
+        self._take(next((lease for lease in found if lease.expires_at > now), None))
 
     def lend(self, session: Session, now: datetime) -> Lease | None:
         """A new lease on what was opened, under the session; it is over with the secret, if that comes first.
 
         None if nothing was opened, or it is under a lease already.
         """
-        if self.opened is None:
+        if self.opened is None or self.lease is not None:
             return None
-        new = None
-        if self.lease is None:
-            self.lease = new = Lease(
-                id=tokens.new_id(),
-                session=session.id,
-                principal=session.principal,
-                resource=f"secret/{self.reference.name}",
-                version=self.opened.version,
-                state=LeaseState.ACTIVE,
-                created_at=now,
-                expires_at=min(session.last_at, self.opened.expires_at or session.last_at),
-            )
-        self.call.note(lease=self.lease.id, session=session.id)
+        new = Lease(
+            id=tokens.new_id(),
+            session=session.id,
+            principal=session.principal,
+            resource=f"secret/{self.reference.name}",
+            version=self.opened.version,
+            state=LeaseState.ACTIVE,
+            created_at=now,
+            expires_at=min(session.last_at, self.opened.expires_at or session.last_at),
+        )
+        self._take(new)
         return new
+
+    def _take(self, lease: Lease | None) -> None:
+        self.lease = lease
+        if lease is not None:
+            self.call.note(lease=lease.id, session=lease.session)
 
     def fetched(self, session: Session | None, now: datetime) -> Fetched:
         """For the caller; the lease ends with the session as that stands now."""

@@ -6,10 +6,9 @@ import hmac
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from broker.core import receipts, tokens
-from broker.core.audit import AuditEntry
 from broker.core.call import Call
 from broker.core.ending import BATCH, Ending, Work, ended_lease, entry_of, live, part, readable
 from broker.core.errors import (
@@ -25,7 +24,7 @@ from broker.core.fetching import Fetched, Try, attempts, check_size, first_refus
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
-from broker.core.model import Lease, Principal, Proof, Secret, Session, TrustRule, UsedToken
+from broker.core.model import Principal, Proof, Secret, Session, TrustRule, UsedToken
 from broker.core.page import Page
 from broker.core.ports import Now, Store, Write
 from broker.core.quota import Limits, Tally
@@ -100,7 +99,7 @@ class Sessions:
             if call.principal.method == "session":
                 for each in tries:
                     each.find_lease(self._store, call.principal.credential, self._now())
-            with self._room(call, sum(each.opened is not None and each.lease is None for each in tries)):
+            with self._room(call, sum(each.lacks_lease for each in tries)):
                 session = self._issue(call, login, tries)
         except Unavailable:
             raise
@@ -264,41 +263,43 @@ class Sessions:
 
     def _issue(self, call: Call, login: _Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
-        now = self._now()
         name = call.principal.credential if call.principal.method == "session" else ""
-        session = login.opening.session if login else self._found(name)
-        new = [lease for each in tries if session is not None and (lease := each.lend(session, now))]
-        entries = [*([login.call.outcome()] if login else []), *(each.entry() for each in tries)]
-        if login or new:
-            session = self._lent(call, login, new, entries)
+        if login or (name and any(each.lacks_lease for each in tries)):
+            session: Session | None = self._lent(call, login, tries)
         else:
-            if name:
-                self._check_rule(_alive(session, now))
-            self._store.record(*entries)
+            self._store.record(*(each.entry() for each in tries))
+            # Looked at last: no row is held here, and whoever ended the session meanwhile may have been told so.
+            session = self._holding(name) if name else None
         call.settled = True
         return session
 
-    def _lent(self, call: Call, login: _Login | None, leases: list[Lease], entries: list[AuditEntry]) -> Session:
+    def _holding(self, name: str) -> Session:
+        session = self._found(name)
+        if session is None or not live(session, self._now()):
+            raise _invalid()
+        self._check_rule(session)
+        return session
+
+    def _lent(self, call: Call, login: _Login | None, tries: list[Try]) -> Session:
+        session = login.opening.session if login else self._holding(call.principal.credential)
+        now = self._now()
+        leases = [lease for each in tries if (lease := each.lend(session, now))]
+        entries = [*([login.call.outcome()] if login else []), *(each.entry() for each in tries)]
         with self._store.write(entries[0]) as write:
             for entry in entries[1:]:
                 write.also(entry)
             if login:
-                session = login.opening.session
                 _add(write, login)
             else:
-                session = self._held(write, call.principal.credential, call.principal)
+                session = self._held(write, session.id, call.principal)
                 self._check_rule(session)
             write.add(*leases)
         return session
 
     def _write_down(self, call: Call, login: _Login | None, tries: list[Try], failure: BrokerError) -> None:
         """Every decision of a fetch that gave nothing, in one durable write."""
-        entries = [each.entry(failure) for each in tries]
-        if login:
-            entries.insert(0, login.call.outcome(failure.outcome, failure.reason))
-        with self._store.write(entries[0]) as write:
-            for entry in entries[1:]:
-                write.also(entry)
+        opened = [login.call.outcome(failure.outcome, failure.reason)] if login else []
+        self._store.record(*opened, *(each.entry(failure) for each in tries))
         call.settled = True
 
     def _check_rule(self, session: Session) -> None:
@@ -352,12 +353,6 @@ def _add(write: Write, login: _Login) -> None:
                 "TOKEN_REPLAYED", "This identity token has opened its one session already; get a fresh one."
             ) from error
     write.add(login.opening.session)
-
-
-def _alive(session: Session | None, now: datetime) -> Session:
-    if session is None or not live(session, now):
-        raise _invalid()
-    return session
 
 
 def _own(call: Call) -> str:

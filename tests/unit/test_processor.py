@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -56,6 +57,23 @@ def test_a_processor_that_others_take_is_left_for_the_idlest(
     place.settle()
     place.reconsider()
     assert os.sched_getaffinity(0) == {allowed[-1] if moved else allowed[0]}
+
+
+@pytest.mark.parametrize("hidden", ["/proc/stat", "sched_setaffinity"])
+def test_a_system_that_does_not_let_it_choose_is_left_to_itself(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    allowed = os.sched_getaffinity(0)
+    with monkeypatch.context() as patch:
+        if hidden == "sched_setaffinity":
+            patch.setattr(os, hidden, forbidden)
+        else:
+            patch.setattr(processor, "STAT", Path("/proc/none"))
+        place = Processor(lambda: 0.0)
+        place.settle()
+        place.reconsider()
+    assert os.sched_getaffinity(0) == allowed
 
 
 def test_what_the_kernel_says_is_read_as_it_is() -> None:
