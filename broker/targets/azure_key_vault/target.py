@@ -85,7 +85,16 @@ class AzureKeyVaultTarget:
             )
         with connection.asking("create", name):
             made = connection.keys.make_kek(name, KEK_BITS)
-            return self._checked_kek(made, str(made.id))
+            return self._checked_kek(made, self._sound_id(name, str(made.id)))
+
+    def _sound_id(self, name: str, kid: str) -> str:
+        """What a vault calls the key that it has just made, if it can be so: the id is stored, and pinned."""
+        # The service may write the name in another case than it was asked in.
+        if not re.fullmatch(
+            rf"{re.escape(self._settings.vault_url)}/keys/(?i:{re.escape(name)})/[0-9a-f]{{32}}", kid, re.ASCII
+        ):
+            raise ValueError("an id that cannot be that of the new key")
+        return kid
 
     def _checked_kek(self, found: Any, kid: str) -> WrappingKey:
         public_key = forms.public_key(found.key)
@@ -229,11 +238,12 @@ class AzureKeyVaultTarget:
         try:
             with self._connection.asking("update", name):
                 found = self._connection.keys.update_key_properties(name, version, enabled=on)
+                enabled = found.properties.enabled  # taken apart only now, so it may fail here
         except WrongState as error:
             if error.reason != "REMOTE_KEY_MISSING":
                 raise
             return
-        if found.properties.enabled is not on:
+        if enabled is not on:
             raise WrongState(
                 "TARGET_CANNOT_DISABLE",
                 f"Version {version} of {name} at {self._place.host} stays {'disabled' if on else 'enabled'}.",
