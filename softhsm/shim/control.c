@@ -227,7 +227,8 @@ static void add_templates(struct text *text, const struct call *call) {
   add(text, "]");
 }
 
-static void write_log(const char *path, const struct call *call, ck_rv_t code) {
+/* What was made is told also when a rule has kept it from the caller. */
+static void write_log(const char *path, const struct call *call, ck_rv_t code, bool worked) {
   struct text text = {.length = 0};
   add(&text, "{\"process\":%d,\"function\":\"%s\",\"code\":%lu,\"injected\":%s", (int)getpid(), call->function, code,
       call->injected ? "true" : "false");
@@ -245,7 +246,7 @@ static void write_log(const char *path, const struct call *call, ck_rv_t code) {
       add(&text, "%lu]", call->classes[i]);
   }
   add(&text, "],\"made\":[");
-  for (int i = 0; i < 2 && call->made[i] != NULL && code == CKR_OK; i++)
+  for (int i = 0; i < 2 && call->made[i] != NULL && worked; i++)
     add(&text, "%s%lu", i ? "," : "", *call->made[i]);
   add(&text, "]");
   add_templates(&text, call);
@@ -274,7 +275,8 @@ bool call_begins(struct call *call, ck_rv_t *code) {
 
 ck_rv_t call_ends(struct call *call, ck_rv_t code) {
   const char *path = getenv("PKCS11_SHIM_LOG");
+  bool worked = code == CKR_OK && !call->injected;
   if (!call->injected) call->injected = obey(call, true, &code);
-  if (path != NULL && *path != '\0') write_log(path, call, code);
+  if (path != NULL && *path != '\0') write_log(path, call, code, worked);
   return code;
 }
