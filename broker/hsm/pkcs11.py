@@ -58,7 +58,7 @@ class Pkcs11Hsm:
             raise WrongState("HSM_MECHANISM_MISSING", f"This token cannot make {key_type} keys; choose another type.")
         recipe = Recipe(key_type, usage, exportable, self._findings.copyable_known)
         # One at a time, as the objects lock has it anyway: those that wait for it must not hold the sessions meanwhile.
-        # Two secret keys under one id would go unnoticed, two pairs would not: what they do is checked by the public key.
+        # Two secret keys under one id would go unnoticed; two pairs would not, as the public key checks what they do.
         fresh_until = self._clock() + FRESH_SECONDS if fresh and not key_type.symmetric else float("-inf")
 
         def make(worker: Worker) -> bytes | None:
