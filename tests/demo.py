@@ -217,7 +217,8 @@ def who_may(demo: Demo, number: list[int]) -> None:
     auditor = demo.folder / "auditor"
     with step(number, "A second operator, an auditor, gets a short-lived certificate signed in the HSM"):
         demo.cli("operator", "add", "eve", "--group", "auditors", "--out", str(auditor))
-        say(demo.cli("operator", "whoami", profile=auditor).decode().strip().replace("\n", "; "))
+        who = json.loads(demo.cli("operator", "whoami", "--format", "json", profile=auditor))
+        say(f"{who['principal']}, of {', '.join(who['groups'])}")
     with step(number, "The auditor tries to make a key, and is refused"):
         words = ("key", "create", "mine", "--type", "aes-256", "--usage", "encrypt")
         say(demo.cli(*words, expect=3, profile=auditor).decode().strip().splitlines()[0])
