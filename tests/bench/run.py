@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.bench import births, commands, jobs, peers, stage
+from tests.bench import births, commands, jobs, overhead, peers, stage
 from tests.bench.commands import alternate as alternate_commands
 from tests.bench.load import CONNECTIONS, STREAMS, Door, Figures, Request, drive, hop
 from tests.bench.peers import BATCH, Peer
@@ -68,6 +68,7 @@ def compare(folder: Path, options: argparse.Namespace, stack: ExitStack) -> list
     found = [
         *signatures([peers.broker_peer(broker), peers.openbao_peer(bao)], folder, options, stack),
         *born(broker, bao, options),
+        overhead.measure(folder / "overhead", bao, options.births // 4),
         *secrets(ours, theirs, issuer, folder, options, stack),
     ]
     memory = [[name, f"{resting[name]:.0f}", f"{megabytes(pid, 'VmHWM'):.0f}"] for name, pid in both.items()]
