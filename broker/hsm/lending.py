@@ -68,13 +68,18 @@ class Finder:
         return found[0]
 
     def use(self, worker: Worker, key: KeyRef, operation: Callable[[Any], R]) -> R:
-        """Call ``operation`` with the secret half on this session; a handle that died is looked up anew, once."""
+        """Call ``operation`` with the secret half on this session.
+
+        A handle that died is forgotten, and the error is a loss as any: the next try is made on a fresh session, since
+        this one may have an operation half begun.
+        """
         cached = worker.handles.get(key.hsm_id)
         if cached is not None:
             try:
                 return operation(lend(worker.session, cached, _BINDING_TYPES[key.type]))
             except (ck.ObjectHandleInvalid, ck.KeyHandleInvalid):
                 worker.handles.pop(key.hsm_id, None)
+                raise
         with self._sessions.objects:
             handle: int = self.only(worker, key.hsm_id, secret_class(key.type)).handle
         if len(worker.handles) >= _MAX_HANDLES:
