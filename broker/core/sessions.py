@@ -24,7 +24,7 @@ from broker.core.fetching import Fetched, Try, attempts, check_size, first_refus
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
-from broker.core.model import Principal, Proof, Secret, Session, TrustRule, UsedToken
+from broker.core.model import Lease, Principal, Proof, Secret, Session, TrustRule, UsedToken
 from broker.core.page import Page
 from broker.core.ports import Now, Store, Write
 from broker.core.quota import Limits, Tally
@@ -99,7 +99,7 @@ class Sessions:
             if call.principal.method == "session":
                 for each in tries:
                     each.find_lease(self._store, call.principal.credential, self._now())
-            with self._room(call, sum(each.lacks_lease for each in tries)):
+            with self._room(call, len(set(filter(None, (each.lacking for each in tries))))):
                 session = self._issue(call, login, tries)
         except Unavailable:
             raise
@@ -264,7 +264,7 @@ class Sessions:
     def _issue(self, call: Call, login: _Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
         name = call.principal.credential if call.principal.method == "session" else ""
-        if login or (name and any(each.lacks_lease for each in tries)):
+        if login or (name and any(each.lacking for each in tries)):
             session: Session | None = self._lent(call, login, tries)
         else:
             self._store.record(*(each.entry() for each in tries))
@@ -282,8 +282,9 @@ class Sessions:
 
     def _lent(self, call: Call, login: _Login | None, tries: list[Try]) -> Session:
         session = login.opening.session if login else self._holding(call.principal.credential)
-        now = self._now()
-        leases = [lease for each in tries if (lease := each.lend(session, now))]
+        now, leases = self._now(), dict[tuple[str, int], Lease]()
+        for each in tries:
+            each.lend(session, now, leases)
         entries = [*([login.call.outcome()] if login else []), *(each.entry() for each in tries)]
         with self._store.write(entries[0]) as write:
             for entry in entries[1:]:
@@ -293,7 +294,7 @@ class Sessions:
             else:
                 session = self._held(write, session.id, call.principal)
                 self._check_rule(session)
-            write.add(*leases)
+            write.add(*leases.values())
         return session
 
     def _write_down(self, call: Call, login: _Login | None, tries: list[Try], failure: BrokerError) -> None:

@@ -89,6 +89,14 @@ def test_a_page_goes_on_where_the_last_one_ended(bench: Bench) -> None:
     assert bench.leases.page(made, "pipeline/none", "", (), 2).items == []
 
 
+def test_the_fields_of_one_version_are_under_one_lease(bench: Bench) -> None:
+    bench.put("app/login", user=b"u", password=b"p")
+    found, _ = bench.fetch(pipeline(), "app/login#user", "app/db", "app/login#password")
+    ids = [each.lease.id for each in found if each.lease]
+    assert (ids[0], len(set(ids))) == (ids[2], 2)
+    assert {lease.id for lease in bench.store.page(Lease, limit=9)} == set(ids)
+
+
 def test_what_a_session_fetches_again_stays_under_its_lease(bench: Bench) -> None:
     _, opening = bench.fetch(pipeline(), "app/db")
     assert opening is not None
