@@ -96,7 +96,8 @@ class World:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(self.idle))
         chance = random.Random(1).random  # noqa: S311 (one that can be repeated)
         self.workers = [Processor(lambda: float(self.now), chance) for _ in range(workers)]
-        for self.mine, worker in enumerate(self.workers):
+        for number, worker in enumerate(self.workers):
+            self.mine = number
             worker.settle()
 
     def run(self, seconds: int) -> None:
