@@ -188,8 +188,11 @@ class Sessions:
         return self._ending.chores()
 
     def _found(self, name: str) -> Session | None:
-        """As it was at most a second ago; whoever gives something new to a session holds its row first."""
-        return readable(lambda: self._store.recent(Session, name), None) if name else None
+        """As it was at most a second ago, if it was alive then; whoever gives it something new holds its row first."""
+        found = readable(lambda: self._store.recent(Session, name), None) if name else None
+        if found is None or live(found, self._now()):
+            return found
+        return readable(lambda: self._store.get(Session, name), None)  # another process may have renewed it
 
     def _held(self, write: Write, name: str, principal: Principal) -> Session:
         """The caller's session, locked, if it is still alive."""
@@ -304,8 +307,8 @@ class Sessions:
         call.settled = True
 
     def _check_rule(self, session: Session) -> None:
-        rule = self._store.recent(TrustRule, session.rule)
-        if rule is None or rule.revision != session.rule_revision or rule.created_at > session.created_at:
+        # What was kept of the rule may be older than a session that another process has opened with the newest.
+        if not any(_is_of(session, read(TrustRule, session.rule)) for read in (self._store.recent, self._store.get)):
             raise Unauthenticated(
                 "TRUST_RULE_CHANGED", "The trust rule that opened this session is gone or changed; log in again."
             )
@@ -354,6 +357,10 @@ def _add(write: Write, login: _Login) -> None:
                 "TOKEN_REPLAYED", "This identity token has opened its one session already; get a fresh one."
             ) from error
     write.add(login.opening.session)
+
+
+def _is_of(session: Session, rule: TrustRule | None) -> bool:
+    return rule is not None and rule.revision == session.rule_revision and rule.created_at <= session.created_at
 
 
 def _own(call: Call) -> str:
