@@ -27,7 +27,7 @@ help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 .PHONY: demo
-demo:  ## the main job on real parts: a key born in SoftHSM, imported into OpenBao and proven there
+demo:  ## the main jobs on real parts: a key born in SoftHSM, imported into OpenBao and a vault, proven there
 	$(call prepare,demo)
 	@$(IN_TREE) $(BIN)/python -m tests.demo
 
@@ -69,7 +69,7 @@ bench:  ## broker and OpenBao side by side under the same load (BENCH=--write: i
 
 .PHONY: dev
 dev:  ## a broker for trying out, everything in a temporary folder
-	$(call prepare,demo)
+	$(call prepare,dev)
 	@$(IN_TREE) $(BIN)/broker dev
 
 .PHONY: shim
@@ -85,7 +85,7 @@ $(SHIM): $(wildcard softhsm/shim/*.c softhsm/shim/*.h) Makefile
 
 .PHONY: fake-azure
 fake-azure:  ## a fake Azure Key Vault to try imports with (FAKE="--kind managed-hsm --port 8443")
-	$(call prepare,demo)
+	$(call prepare,dev)
 	@$(IN_TREE) $(BIN)/python -m broker.targets.azure_key_vault.fake $(FAKE)
 
 .PHONY: protos

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
+
 TAKEN = 0.5
 """Part of the time that the broker's threads may wait for their processor before another one is chosen."""
 
@@ -28,6 +30,8 @@ WORTH = 0.1
 TASKS = Path("/proc/self/task")
 STAT = Path("/proc/stat")
 
+log = structlog.get_logger("broker")
+
 
 class Processor:
     """Where this process runs. ``clock``: seconds that only go forward; ``chance``: from 0 to 1."""
@@ -36,14 +40,26 @@ class Processor:
         self._clock = clock
         self._chance = chance
         self._allowed = os.sched_getaffinity(0)
-        self._since, self._waited, self._used, self._idle = clock(), 0.0, 0.0, _idle()
+        self._since, self._waited, self._used, self._idle = clock(), 0.0, 0.0, dict[int, float]()
+        self._settled = False
 
     def settle(self) -> None:
-        """Keep to the processor that the system has chosen; threads that are started from now on do so as well."""
-        self._move(_current())
+        """Keep to the processor that the system has chosen; threads that are started from now on do so as well.
+
+        A hardened unit or container may forbid that, or hide what it takes; then everything is left to the system.
+        """
+        try:
+            self._idle = _idle()
+            _keep_to(_current())
+        except OSError as error:
+            log.warning("the broker cannot keep to one processor", reason=error.strerror)
+        else:
+            self._settled = True
 
     def reconsider(self) -> None:
         """Move to a processor with room, if there was too much waiting for this one since the last time."""
+        if not self._settled:
+            return
         now, waited, used, idle = self._clock(), _waited(), _used(), _idle()
         span = max(now - self._since, 0.001)
         if (waited - self._waited) / span > TAKEN and (used - self._used) / span < ENOUGH:
@@ -59,11 +75,15 @@ class Processor:
 
     def _move(self, processor: int) -> None:
         try:
-            for task in _tasks():
-                with suppress(ProcessLookupError):  # it has ended meanwhile
-                    os.sched_setaffinity(task, {processor})
+            _keep_to(processor)
         except OSError:  # the system has taken it from this process's set (cpuset(7))
             self._allowed.discard(processor)
+
+
+def _keep_to(processor: int) -> None:
+    for task in _tasks():
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(task, {processor})
 
 
 def _tasks() -> list[int]:

@@ -39,10 +39,11 @@ SERVERS = {
 LOAD = {"nghttp2-client": "h2load", "nghttp2-proxy": "nghttpx"}
 NEEDS = {
     "check": {},
-    "demo": HSM,
+    "dev": HSM,
+    "demo": {**HSM, **COMPILER},
     "shim": {**HSM, **COMPILER},
     "test": {**HSM, **COMPILER, **SERVERS},
-    "bench": {**HSM, **LOAD},
+    "bench": {**HSM, **COMPILER, **LOAD},
 }
 
 

@@ -6,6 +6,8 @@ import os
 import signal
 import tempfile
 
+from hypothesis import settings
+
 from tests.servers.places import MEMORY, in_memory
 
 # Before gRPC is loaded: its fork handlers run in a child that becomes another user, and can end it before it is there.
@@ -14,6 +16,10 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 # Thousands of records wait until they are on the disk, which proves nothing here: no test takes the power away.
 if "TMPDIR" not in os.environ and in_memory():
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+# How long an example takes says something of the machine, and of what else runs there.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 pytest_plugins = [
     "tests.servers.softhsm",

@@ -1,4 +1,7 @@
-"""`make demo`: the two main jobs on real parts: plain SoftHSM, a real OpenBao, the real broker, driven by the real CLI.
+"""`make demo`: the two main jobs on real parts: SoftHSM, a real OpenBao, the real broker, driven by the real CLI.
+
+Two parts are this project's own, and the demo says so: the vault that stands in for Azure's, and the shim that makes
+SoftHSM 2.6.1 wrap exactly by RFC 5649, which such a vault demands.
 
 Each step says what happened and how long it took. The last line is ``demo: ok``; any failure ends it non-zero with
 the reason.
@@ -7,6 +10,7 @@ the reason.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import signal
@@ -18,8 +22,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from azure.core.exceptions import AzureError
+from azure.keyvault.keys import JsonWebKey
+from azure.keyvault.keys.crypto import SignatureAlgorithm
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from broker.targets.azure_key_vault.fake import FakeVault
 from tests.servers import openbao
 from tests.servers.bao_issuer import AUDIENCE, BaoIssuer
+from tests.servers.fake_azure import crypto_client, key_client
+from tests.servers.shim import put_shim_before
 
 BIN = Path(sys.executable).parent
 MESSAGE = b"pay 10 to bob\n"
@@ -79,10 +95,20 @@ def step(number: list[int], title: str) -> Iterator[None]:
 
 
 @contextmanager
-def running_broker(folder: Path, bao: openbao.OpenBao) -> Iterator[subprocess.Popen[bytes]]:
-    """`broker dev` until the block ends; it must drain and end with 0 on SIGTERM."""
-    command = [str(BIN / "broker"), "dev", "--folder", str(folder), "--allow-target", bao.host]
-    command += ["--allow-issuer", bao.host]
+def running_broker(folder: Path, bao: openbao.OpenBao, vault: FakeVault) -> Iterator[subprocess.Popen[bytes]]:
+    """`broker init`, then `broker serve` until the block ends; it must drain and end with 0 on SIGTERM."""
+    init = [str(BIN / "broker"), "init", str(folder), "--allow-target", bao.host, "--allow-issuer", bao.host]
+    init += ["--operators-address", "127.0.0.1:0", "--pipelines-address", "127.0.0.1:0"]
+    made = subprocess.run(init, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise DemoError(f"`broker init` ended with {made.returncode}: {made.stderr.strip()}")
+    config = folder / "broker.toml"
+    put_shim_before(config, folder)
+    described = {"host": vault.host, "kind": vault.kind, "ca_file": vault.ca_file, "token_file": vault.token_file}
+    with config.open("a", encoding="utf-8") as file:
+        file.write("\n[[targets.private_vaults]]\n")
+        file.writelines(f"{name} = {json.dumps(str(value))}\n" for name, value in described.items())
+    command = [str(BIN / "broker"), "serve", "--config", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=(folder.parent / "broker.log").open("wb"))
     try:
         for line in process.stdout or ():
@@ -98,11 +124,12 @@ def running_broker(folder: Path, bao: openbao.OpenBao) -> Iterator[subprocess.Po
         raise DemoError(f"the broker ended with {code} on SIGTERM")
 
 
-def main_job(demo: Demo, bao: openbao.OpenBao, number: list[int]) -> None:
-    """Born in the HSM, imported, proven, used on both sides, rotated."""
+def main_job(demo: Demo, bao: openbao.OpenBao, vault: FakeVault, number: list[int]) -> None:
+    """Born in the HSM, imported to two targets, proven, used everywhere, rotated."""
     with step(number, "What the HSM is, and what it was found to do"):
         hsm = demo.answer("hsm")
         say(f"{hsm['model']}, token {hsm['token_label']}; wraps exactly by RFC 5649: {hsm['exact_wrap']}")
+        say("(through this project's shim, which is the broker's PKCS#11 module here: SoftHSM 2.6.1 alone pads first)")
     with step(number, "Register OpenBao as a target; its key-exchange key is pinned"):
         bao.write_token(demo.folder / "broker" / "credentials")
         added = demo.answer(
@@ -123,12 +150,14 @@ def main_job(demo: Demo, bao: openbao.OpenBao, number: list[int]) -> None:
         if not bao.request("POST", f"{bao.mount}/verify/payments", body)["data"]["valid"]:
             raise DemoError("OpenBao did not accept the HSM's signature")
         say("OpenBao says: valid")
-    with step(number, "Signed at OpenBao, verified with the HSM's public key"):
-        made = bao.request("POST", f"{bao.mount}/sign/payments", {"input": _b64(MESSAGE)})["data"]["signature"]
-        theirs = demo.folder / "theirs.sig"
-        theirs.write_bytes(_unb64(made.rpartition(":")[2]))
-        demo.cli("key", "verify", "payments", "--signature", str(theirs), stdin=MESSAGE)
-        say("the broker says: valid")
+    azure(demo, vault, number)
+    theirs = demo.folder / "theirs.sig"
+    with step(number, "Signed at OpenBao and at the vault, both verified with the one public key that the HSM gave"):
+        signatures = {"OpenBao": signed_by(bao), "the vault": signed_by_vault(vault)}
+        for place, signature in signatures.items():
+            check(pem, signature, place)
+            say(f"{place}'s signature of {len(signature)} bytes: valid")
+        theirs.write_bytes(signatures["OpenBao"])
     with step(number, "Rotated in the HSM; the new version follows to OpenBao, the old one still verifies"):
         demo.answer("key", "rotate", "payments")
         proven = demo.answer("key", "import", "payments", "--target", "bao")
@@ -136,12 +165,60 @@ def main_job(demo: Demo, bao: openbao.OpenBao, number: list[int]) -> None:
         say(f"{proven['remote_name']} version {proven['remote_version']} at bao: {proven['state']}")
 
 
+def azure(demo: Demo, vault: FakeVault, number: list[int]) -> None:
+    """The same key to a second target, and another one carried there by hand."""
+    with step(number, "Register Azure Key Vault: a stand-in of this project's own, strict, in place of Microsoft's"):
+        added = demo.answer(
+            "target", "add", "azure-key-vault", "vault", "--vault-url", vault.url, "--credential", "token-file",
+            "--kek", "kek", "--create-kek",
+        )  # fmt: skip
+        say(f"an import-only KEK was made there and pinned: sha256 {str(added['kek_thumbprint'])[:16]}…")
+    with step(number, "The very same key is imported there as well, read back, and proven by use"):
+        demo.answer("key", "import", "payments", "--target", "vault", "--operation", "sign", "--tag", "team=billing")
+        for row in json.loads(demo.cli("key", "where", "payments", "--format", "json")):
+            say(f"payments at {row['target']}: version {row['remote_version']}, {row['state']}")
+    with step(number, "Another key goes there by hand: exported to a file, uploaded by Microsoft's client, confirmed"):
+        demo.answer("key", "create", "offline", "--type", "rsa-2048", "--usage", "sign", "--exportable")
+        file = demo.folder / "offline.byok"
+        demo.answer("key", "export", "offline", "--target", "vault", "--out", str(file))
+        with key_client(vault) as client:
+            client.import_key("offline", JsonWebKey(kty="RSA-HSM", t=file.read_bytes()), hardware_protected=True)
+        confirmed = demo.answer("key", "confirm", "offline", "--target", "vault")
+        say(f"{file.name}, {file.stat().st_size} bytes; offline at vault: {confirmed['state']}")
+
+
+def signed_by(bao: openbao.OpenBao) -> bytes:
+    """What OpenBao signs with its copy."""
+    made = bao.request("POST", f"{bao.mount}/sign/payments", {"input": _b64(MESSAGE)})["data"]["signature"]
+    return _unb64(made.rpartition(":")[2])
+
+
+def signed_by_vault(vault: FakeVault) -> bytes:
+    """What the vault signs with its copy, asked by Microsoft's client; as DER, like OpenBao's."""
+    kid = f"{vault.url}/keys/payments/{vault.versions('payments')[-1].version}"
+    with crypto_client(vault, kid) as client:
+        made = client.sign(SignatureAlgorithm.es256, hashlib.sha256(MESSAGE).digest()).signature
+    return encode_dss_signature(int.from_bytes(made[:32], "big"), int.from_bytes(made[32:], "big"))
+
+
+def check(pem: bytes, signature: bytes, place: str) -> None:
+    """Return if the signature is one of MESSAGE under this public key; no broker is asked."""
+    key = load_pem_public_key(pem)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise DemoError("the HSM's public key is not of an elliptic curve")
+    try:
+        key.verify(signature, MESSAGE, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature as error:
+        raise DemoError(f"the signature made at {place} does not verify") from error
+
+
 def who_may(demo: Demo, number: list[int]) -> None:
     """A second operator with fewer rights, and why they are refused."""
     auditor = demo.folder / "auditor"
     with step(number, "A second operator, an auditor, gets a short-lived certificate signed in the HSM"):
         demo.cli("operator", "add", "eve", "--group", "auditors", "--out", str(auditor))
-        say(demo.cli("operator", "whoami", profile=auditor).decode().strip().replace("\n", "; "))
+        who = json.loads(demo.cli("operator", "whoami", "--format", "json", profile=auditor))
+        say(f"{who['principal']}, of {', '.join(who['groups'])}")
     with step(number, "The auditor tries to make a key, and is refused"):
         words = ("key", "create", "mine", "--type", "aes-256", "--usage", "encrypt")
         say(demo.cli(*words, expect=3, profile=auditor).decode().strip().splitlines()[0])
@@ -236,13 +313,16 @@ def run(folder: Path) -> None:
     with step(number, "Start a real OpenBao (TLS, raft storage) on a free loopback port"):
         (folder / "openbao").mkdir()
         bao = openbao.started(folder / "openbao")
+        bao.make_wrapping_key()
         say(f"{bao.address}, transit mounted")
     try:
         with ExitStack() as running:
+            (folder / "vault").mkdir()
+            vault = running.enter_context(FakeVault(folder / "vault"))
             with step(number, "Start the broker: a SoftHSM token, its own CAs, the first operator"):
-                running.enter_context(running_broker(folder / "broker", bao))
+                running.enter_context(running_broker(folder / "broker", bao, vault))
                 say("serving gRPC over TLS 1.3; operators by client certificate")
-            main_job(demo, bao, number)
+            main_job(demo, bao, vault, number)
             who_may(demo, number)
             second_job(demo, bao, number)
             proof(demo, number)
@@ -256,7 +336,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="broker-demo-") as folder:
             run(Path(folder))
-    except (DemoError, AssertionError, OSError) as error:
+    except (DemoError, AssertionError, OSError, AzureError) as error:
         print(f"demo: failed: {error}", file=sys.stderr)
         return 1
     print(f"all steps took {time.monotonic() - start:.1f} s\ndemo: ok")

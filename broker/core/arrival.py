@@ -52,7 +52,7 @@ class Arrival:
             return self._same(held)
         tried = self._unknown(held)
         for at, one in enumerate(tried):
-            if self._is_ours(one):
+            if one.version == self.known or self._is_ours(one):  # whether it is will be proven
                 return Found(remote=one, others=_enabled(tried[at + 1 :]))
         return None
 
@@ -98,9 +98,8 @@ class Arrival:
         return [one for one in reversed(held) if one.version not in self.taken][:MAX_TRIED]
 
     def _is_ours(self, remote: RemoteKey) -> bool:
-        if not remote.enabled:  # it cannot be tried, and somebody else's is not to be enabled for that
-            return remote.version == self.known
-        return opens(self.hsm, self.port, self.key, remote)
+        # What is disabled cannot be tried, and somebody else's is not to be enabled for that.
+        return remote.enabled and opens(self.hsm, self.port, self.key, remote)
 
     def _disabled(self, remote: RemoteKey) -> bool:
         try:

@@ -14,7 +14,7 @@ from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.kinds import OaepHash
 from broker.core.model import WrappingKey
 from broker.core.ports import KeyRef
-from broker.core.proof import prove
+from broker.core.proof import UNTRIED, prove
 
 NOT_SENT = frozenset({
     "TARGET_CHALLENGE_REFUSED", "TARGET_CREDENTIAL_UNUSABLE", "TARGET_DENIED", "TARGET_FIREWALL",
@@ -39,6 +39,7 @@ class Delivery:
     kek: WrappingKey
     oaep_hash: OaepHash
     newest: Sibling | None
+    newer: bool = False  # a later version of the key is proven under this name already
 
     @property
     def remote_name(self) -> str:
@@ -60,12 +61,28 @@ class Delivery:
         try:
             prove(self.there.hsm, port, self.newest.key, before)
         except WrongState as error:
-            raise self._name_taken() if error.reason == "PROOF_FAILED" else error from error
+            if error.reason == "PROOF_FAILED":
+                raise self._name_taken() from error
+            # A version that was put out of use on purpose, as older ones are, is known by its public key.
+            if error.reason not in UNTRIED or before.public_key is None:
+                raise
         return False
+
+    def must_be_in_order(self) -> None:
+        """Refuse (``NEWER_VERSION_THERE``) what would put an older version before the one in use there (BY-13)."""
+        if self.newer:
+            raise WrongState(
+                "NEWER_VERSION_THERE",
+                f"A later version of the key is at the target as {self.remote_name}; an older one would become the "
+                "current one there, so it is not uploaded any more.",
+            )
 
     def must_be_free(self) -> None:
         """Return if the remote name is ours to use, as far as the target shows it now; else ``TARGET_NAME_TAKEN``."""
-        if self.there.find() is None and self.is_first() and self.there.port.versions(self.remote_name):
+        if self.there.find() is not None:
+            return
+        self.must_be_in_order()
+        if self.is_first() and self.there.port.versions(self.remote_name):
             raise self._name_taken()
 
     def wrap(self) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -48,6 +48,11 @@ class Try:
             return self.call.outcome(self.refusal.outcome, self.refusal.reason)
         return self.call.outcome("ABORTED", failure.reason) if failure else self.call.outcome()
 
+    @property
+    def lacking(self) -> tuple[str, int] | None:
+        """The secret and its version that were opened under no lease yet."""
+        return (self.reference.name, self.opened.version) if self.opened and not self.lease else None
+
     def find_lease(self, store: Store, session: str, now: datetime) -> None:
         """Take up the active lease that a session has already on what was opened."""
         if self.opened is None:
@@ -59,37 +64,41 @@ class Try:
             "version": self.opened.version,
         }
         found: list[Lease] = readable(lambda: store.page(Lease, limit=1, where=like), [])
-        self.lease = next((lease for lease in found if lease.expires_at > now), None)
+        self._take(next((lease for lease in found if lease.expires_at > now), None))
 
-    def lend(self, session: Session, now: datetime, held: dict[tuple[str, int], Lease]) -> Lease | None:
-        """A new lease on what was opened, under the session; it is over with the secret, if that comes first.
+    def lend(self, session: Session, now: datetime, new: dict[tuple[str, int], Lease]) -> None:
+        """Put what was opened under a lease: one of the ``new``, or a further one there.
 
-        None if nothing was opened, or it is under a lease already. ``held``: the active leases that the session has by
-        resource and version; the new one is added.
+        It is over with the secret, if that comes before the session's last moment.
         """
-        if self.opened is None:
-            return None
-        new, place = None, (f"secret/{self.reference.name}", self.opened.version)
-        self.lease = held.get(place)
-        if self.lease is None:
-            self.lease = new = Lease(
+        if self.opened is None or self.lacking is None:
+            return
+        if self.lacking not in new:
+            new[self.lacking] = Lease(
                 id=tokens.new_id(),
                 session=session.id,
                 principal=session.principal,
-                resource=place[0],
-                version=place[1],
+                resource=f"secret/{self.reference.name}",
+                version=self.opened.version,
                 state=LeaseState.ACTIVE,
                 created_at=now,
                 expires_at=min(session.last_at, self.opened.expires_at or session.last_at),
             )
-            held[place] = new
+        self._take(new[self.lacking])
+
+    def _take(self, lease: Lease | None) -> None:
+        self.lease = lease
         self.call.note(**self.lent)
-        return new
 
     @property
     def lent(self) -> dict[str, str]:
         """For the audit: the lease that this is under, and its session; {} without one."""
         return {"lease": self.lease.id, "session": self.lease.session} if self.lease else {}
+
+    def take_up(self, held: Mapping[tuple[str, int], Lease]) -> None:
+        """The lease among those that the session has, by secret and version; what was found before counts no more."""
+        if self.opened is not None:
+            self._take(held.get((self.reference.name, self.opened.version)))
 
     def fetched(self, session: Session | None, now: datetime) -> Fetched:
         """For the caller; the lease ends with the session as that stands now."""
@@ -97,15 +106,22 @@ class Try:
         return Fetched(text=self.reference.text, secret=self.opened, lease=lease, refusal=self.refusal)
 
 
-def lend(session: Session | None, tries: list[Try], now: datetime, held: Sequence[Lease] | None = None) -> list[Lease]:
-    """Put what was opened under leases of the session, one for each version of a secret; those that are new.
+def take_up(tries: list[Try], active: list[Lease], now: datetime) -> None:
+    """Decide again which leases there are, now that the session is held.
 
-    ``held``: all its active leases; those that were found before count otherwise. Without a session there are none.
+    What was found before may have been revoked since, and another fetch of the session may have added what was not.
     """
-    if held is None:
-        held = [each.lease for each in tries if each.lease]
-    known = {(lease.resource, lease.version): lease for lease in held if lease.expires_at > now}
-    return [lease for each in tries if session is not None and (lease := each.lend(session, now, known))]
+    held = {(one.resource.removeprefix("secret/"), one.version): one for one in active if one.expires_at > now}
+    for each in tries:
+        each.take_up(held)
+
+
+def lend(tries: list[Try], session: Session, now: datetime) -> list[Lease]:
+    """New leases of the session, one for each version of a secret that was opened under none."""
+    new: dict[tuple[str, int], Lease] = {}
+    for each in tries:
+        each.lend(session, now, new)
+    return list(new.values())
 
 
 def parsed(references: list[str]) -> list[Reference]:

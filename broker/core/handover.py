@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from broker.core.call import Call
 from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
-from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, agree
+from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, agree, resumed
 from broker.core.import_rules import EXPORTED, NO_TERMS, await_lease, importable, remote_name_of, sound_terms
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Target, Terms, WrappingKey
@@ -78,6 +78,8 @@ class Handover:
             delivery = ledger.delivery(asked, row, rows, remote_name, kek=kek)
             if kek is None:
                 delivery.must_be_free()
+            else:
+                delivery.must_be_in_order()
             if row is not None:
                 await_lease(row, ledger.now())
             if call.validate_only:
@@ -128,7 +130,7 @@ class Handover:
             if call.validate_only:
                 return Imported(row=row)
             enable = _disabled_by_us(row, found.remote.version)
-            row = ledger.begin(asked, replace(row, state=ImportState.PENDING, failure=""), row)
+            row = ledger.begin(asked, resumed(replace(row, state=ImportState.PENDING), row, found), row)
             return ledger.finish(call, there, row, found, terms, enable=enable)
 
     def _missing(self, call: Call, row: Import) -> WrongState:
@@ -154,8 +156,7 @@ def _there_already() -> WrongState:
 
 def _disabled_by_us(row: Import, remote_version: str) -> bool:
     """Whether an earlier proof failed and put the version out of use; somebody else's decision is not undone."""
-    failed = row.state is ImportState.FAILED and row.failure != "REMOTE_KEY_DISABLED"
-    return failed and row.remote_version == remote_version
+    return row.remote_version == remote_version and row.failure not in {"", EXPORTED, "REMOTE_KEY_DISABLED"}
 
 
 def _given(target: Target, pem: bytes) -> WrappingKey:

@@ -16,7 +16,7 @@ from broker.core.call import Call
 from broker.core.delivery import Delivery, Sibling
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
-from broker.core.import_rules import NO_TERMS, in_progress
+from broker.core.import_rules import NO_TERMS, TERMS_UNSETTLED, in_progress
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
 from broker.core.names import check_name
@@ -137,6 +137,7 @@ class Ledger:
             kek=offered,
             oaep_hash=oaep_hash,
             newest=self._sibling(asked.key, before[-1]) if before else None,
+            newer=any(one.version > asked.version.number for one in before),
         )
 
     def seen(self, call: Call) -> bool:
@@ -218,14 +219,33 @@ class Ledger:
         return Imported(row=row)
 
     def finish(self, call: Call, there: Arrival, row: Import, found: Found, terms: Terms, *, enable: bool) -> Imported:
-        """Prove what was found, leave nothing else of it usable, hold it to the terms; only then it is PROVEN."""
+        """Prove what was found, leave nothing else of it usable, hold it to the terms; only then it is PROVEN.
+
+        Once it is held to them it may not be able to prove itself any more, so that it was proven is written before.
+        """
+        remote = found.remote
+        row = replace(row, remote_version=remote.version)
         try:
-            there.prove(found.remote, enable=enable)
+            if row.failure != TERMS_UNSETTLED:
+                there.prove(remote, enable=enable)
             extra = there.tidy(found)
-            _settle(there.port, found.remote, terms)
+            if terms != NO_TERMS:
+                row = self._mark(call, row, TERMS_UNSETTLED)
+                there.port.settle(remote.name, remote.version, terms)
         except BrokerError as error:
-            raise self._undone(call, there.port, replace(row, remote_version=found.remote.version), error) from error
-        return self.succeed(call, row, found.remote, extra)
+            raise self._undone(call, there.port, row, error) from error
+        return self.succeed(call, row, remote, extra)
+
+    def _mark(self, call: Call, row: Import, why: str) -> Import:
+        """Write down what is at the target and why the import is still PENDING, before more is done there."""
+        call.note(remote_version=row.remote_version, state=ImportState.PENDING.value)
+        try:
+            with self.store.write(call.intent()) as write:
+                return write.replace(row, replace(row, failure=why))
+        except WrongState as error:
+            if error.reason == "CHANGED_MEANWHILE":
+                raise in_progress("another call has taken it over; try again") from error
+            raise
 
     def succeed(self, call: Call, row: Import, remote: RemoteKey, extra: tuple[Extra, ...] = ()) -> Imported:
         """The outcome of a call that has proven ``remote``."""
@@ -248,6 +268,7 @@ class Ledger:
         """
         if isinstance(error, Unavailable):
             return error
+        row = self._mark(call, row, error.reason)  # who comes after a crash must know the disabled version as ours
         try:
             port.disable(row.remote_name, row.remote_version)
         except Unavailable:
@@ -296,9 +317,12 @@ def agree(asked: Asked, port: ports.Target, terms: Terms) -> None:
             asked.call.note(**{name: moment.isoformat(timespec="seconds")})
 
 
-def _settle(port: ports.Target, remote: RemoteKey, terms: Terms) -> None:
-    if terms != NO_TERMS:
-        port.settle(remote.name, remote.version, terms)
+def resumed(new: Import, earlier: Import | None, found: Found | None) -> Import:
+    """``new``, with what an attempt before has found out of the version that is there."""
+    if earlier is None or found is None:
+        return new
+    proven = earlier.failure == TERMS_UNSETTLED and earlier.remote_version == found.remote.version
+    return replace(new, remote_version=found.remote.version, failure=TERMS_UNSETTLED if proven else "")
 
 
 def _ref(key: Key, held: KeyVersion) -> KeyRef:

@@ -14,6 +14,9 @@ NO_TERMS = Terms()
 EXPORTED = "EXPORTED"
 """Why an import is PENDING whose file was handed out, to be carried to the target by people."""
 
+TERMS_UNSETTLED = "TERMS_UNSETTLED"
+"""Why an import is PENDING that has been proven, and whose terms may or may not have been set."""
+
 ANSWERED = frozenset({"TARGET_THROTTLED", "TARGET_CONFLICT", EXPORTED})
 """Why an import is PENDING although no request of ours can still be on its way."""
 

@@ -15,7 +15,7 @@ from broker.core.call import Call
 from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.guard import Guard
-from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion
+from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, resumed
 from broker.core.import_rules import ANSWERED, NO_TERMS, await_lease, importable, provable, remote_name_of, sound_terms
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, RemoteKey, Terms
@@ -24,8 +24,8 @@ from broker.core.page import Page
 from broker.core.proof import prove
 from broker.core.targets import Connect
 
-VERDICTS = frozenset({"PROOF_FAILED", "REMOTE_KEY_DISABLED", "REMOTE_KEY_EXPOSED", "REMOTE_KEY_MISSING"})
-"""Refusals that say something of the key at the target; any other only says that it could not be asked."""
+VERDICTS = frozenset({"PROOF_FAILED", "REMOTE_KEY_EXPOSED", "REMOTE_KEY_MISSING"})
+"""Refusals that say something against the key at the target; any other only says that it could not be asked."""
 
 
 class Imports:
@@ -56,7 +56,8 @@ class Imports:
     def prove(self, call: Call, name: str, version: int, target: str) -> Imported:
         """Read back and prove by use again. A verdict against the key at the target makes the import FAILED.
 
-        Nothing is disabled here: the key has been in use there, so that is for people to decide.
+        Nothing is disabled here: the key has been in use there, so that is for people to decide. A key that is disabled
+        or limited there, which its terms may have asked for, is refused as it is, and the import stays PROVEN.
         """
         asked = self.ledger.permitted(call, name, version, target)
         if asked.key.type.symmetric and asked.key.state is not KeyState.ENABLED:
@@ -114,12 +115,23 @@ class Imports:
     def _run(self, asked: Asked, delivery: Delivery, earlier: Import | None, terms: Terms) -> Imported:
         ledger, call = self.ledger, asked.call
         found = delivery.there.find() if earlier else None
-        if earlier and found is None:
-            await_lease(earlier, ledger.now())
-        row = ledger.begin(asked, ledger.begun(asked, delivery), earlier)
+        if found is None:
+            self._may_be_sent(call, delivery, earlier)
+        row = ledger.begin(asked, resumed(ledger.begun(asked, delivery), earlier, found), earlier)
         if found is None:
             found, row = self._send(call, delivery, row)
         return ledger.finish(call, delivery.there, row, found, terms, enable=earlier is not None)
+
+    def _may_be_sent(self, call: Call, delivery: Delivery, earlier: Import | None) -> None:
+        """Return if nothing of ``earlier`` can still arrive and no later version is there."""
+        if earlier is not None:
+            await_lease(earlier, self.ledger.now())
+        try:
+            delivery.must_be_in_order()
+        except WrongState as error:
+            if earlier is not None and earlier.state is ImportState.PENDING:
+                self.ledger.fail(call, earlier, error)
+            raise
 
     def _send(self, call: Call, delivery: Delivery, row: Import) -> tuple[Found, Import]:
         """Wrap and upload; what is at the target now, and the row with what was sent."""

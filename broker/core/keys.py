@@ -100,7 +100,7 @@ class Keys:
                 write.add(key)
                 write.add(version)
                 receipts.keep(write, call, name, 1)
-        return self._resume(call, receipt) if receipt else self._make(call, key, version)
+        return self._resume(call, receipt) if receipt else self._make(call, key, version, fresh=True)
 
     def rotate(self, call: Call, name: str) -> Key:
         """Make a new primary version; the older ones stay for verify and decrypt."""
@@ -117,7 +117,7 @@ class Keys:
         if receipt:
             return self._resume(call, receipt)
         call.note(version=version.number)
-        return self._make(call, key, version)
+        return self._make(call, key, version, fresh=True)
 
     def get(self, call: Call, name: str) -> Key:
         """One key; NotFound ``KEY_NOT_FOUND`` for those who may know."""
@@ -277,9 +277,9 @@ class Keys:
         write.note(version=version.number)
         return key, version
 
-    def _make(self, call: Call, key: Key, version: KeyVersion) -> Key:
+    def _make(self, call: Call, key: Key, version: KeyVersion, *, fresh: bool = False) -> Key:
         try:
-            public = self._hsm.generate(version.hsm_id, key.type, key.usage, exportable=key.exportable)
+            public = self._hsm.generate(version.hsm_id, key.type, key.usage, exportable=key.exportable, fresh=fresh)
         except Unavailable:
             raise  # the row stays PENDING: the same request id resumes it, or the background loop undoes it
         except BrokerError:

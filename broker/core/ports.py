@@ -54,13 +54,16 @@ class Hsm(Protocol):
     lost; the next call tries again) and ``HSM_FAULT`` (a result failed its own check and was withheld).
     """
 
-    def generate(self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> bytes | None:
+    def generate(
+        self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool, fresh: bool = False
+    ) -> bytes | None:
         """Make a token key under ``hsm_id`` and return its SubjectPublicKeyInfo DER (None for AES).
 
         Never repeats blindly: if a complete key with this id is already there, of this very type, usage and
         exportability, it is the answer (a crashed earlier call made it). The attributes are read back and the public
-        key is checked for sanity before it is returned. Ed25519 is never exportable (InvalidRequest
-        ``KEY_NOT_EXPORTABLE``).
+        key is checked for sanity before it is returned. ``fresh``: the caller has drawn ``hsm_id`` just now and has
+        not given it to any HSM before, so that there is nothing to look for. Ed25519 is never exportable
+        (InvalidRequest ``KEY_NOT_EXPORTABLE``).
         """
 
     def public_key(self, key: KeyRef) -> bytes | None:

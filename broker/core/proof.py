@@ -18,11 +18,16 @@ PREFIX = b"broker import proof v1\n"
 """Starts every challenge, so that a signature made for a proof can never be taken for one of anything else."""
 
 
+UNTRIED = frozenset({"REMOTE_KEY_DISABLED", "TARGET_KEY_DISABLED", "TARGET_OPERATION_FORBIDDEN"})
+"""Refusals with which a key has not shown that it is another one: what it may do there does not suffice for a proof."""
+
+
 def prove(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
     """Return if ``remote`` is ``key``, usable at the target and closed to export there; raise WrongState if not.
 
-    ``PROOF_FAILED``: it is another key. ``REMOTE_KEY_DISABLED``: it cannot be used. ``REMOTE_KEY_EXPOSED``: its flags
-    at the target would let the material leave or change. What the target refuses to try is raised as it comes.
+    ``PROOF_FAILED``: it is another key. ``REMOTE_KEY_EXPOSED``: its flags at the target would let the material leave or
+    change. One of ``UNTRIED``: somebody there has limited it, so that it can be compared but not tried. What else the
+    target refuses to do is raised as it comes.
     """
     if remote.exposed:
         raise WrongState(
@@ -30,12 +35,13 @@ def prove(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
             f"The key {remote.name} at the target has {remote.exposed} set, with which its material could leave or "
             "change there; take that flag away, or delete the key there and import it again.",
         )
+    if remote.public_key != key.public_key and (remote.enabled or remote.public_key is not None):
+        raise _failed(remote)
     if not remote.enabled:
         raise WrongState(
-            "REMOTE_KEY_DISABLED", f"The key {remote.name} at the target is disabled there; enable it there."
+            "REMOTE_KEY_DISABLED",
+            f"The key {remote.name} at the target is disabled there, so it cannot be proven; enable it there first.",
         )
-    if remote.public_key != key.public_key:
-        raise _failed(remote)
     if key.type.symmetric:
         _prove_symmetric(hsm, target, key, remote)
     elif key.usage is KeyUsage.SIGN:

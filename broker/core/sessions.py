@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from broker.core import receipts, tokens
 from broker.core.call import Call
@@ -20,7 +20,7 @@ from broker.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.core.fetching import Fetched, Try, attempts, check_size, first_refusal, lend, parsed
+from broker.core.fetching import Fetched, Try, attempts, check_size, first_refusal, lend, parsed, take_up
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
@@ -99,10 +99,7 @@ class Sessions:
             if call.principal.method == "session":
                 for each in tries:
                     each.find_lease(self._store, call.principal.credential, self._now())
-            with self._room(
-                call,
-                len({(each.reference.name, each.opened.version) for each in tries if each.opened and not each.lease}),
-            ):
+            with self._room(call, len(set(filter(None, (each.lacking for each in tries))))):
                 session = self._issue(call, login, tries)
         except Unavailable:
             raise
@@ -191,8 +188,11 @@ class Sessions:
         return self._ending.chores()
 
     def _found(self, name: str) -> Session | None:
-        """As it was at most a second ago; whoever gives something new to a session holds its row first."""
-        return readable(lambda: self._store.recent(Session, name), None) if name else None
+        """As it was at most a second ago, if it was alive then; whoever gives it something new holds its row first."""
+        found = readable(lambda: self._store.recent(Session, name), None) if name else None
+        if found is None or live(found, self._now()):
+            return found
+        return readable(lambda: self._store.get(Session, name), None)  # another process may have renewed it
 
     def _held(self, write: Write, name: str, principal: Principal) -> Session:
         """The caller's session, locked, if it is still alive."""
@@ -266,47 +266,47 @@ class Sessions:
 
     def _issue(self, call: Call, login: _Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
-        now, name = self._now(), call.principal.credential if call.principal.method == "session" else ""
-        if login or (name and any(each.opened is not None and each.lease is None for each in tries)):
-            session: Session | None = self._lent(call, login, tries, now)
+        name = call.principal.credential if call.principal.method == "session" else ""
+        if login or (name and any(each.lacking for each in tries)):
+            session: Session | None = self._lent(call, login, tries)
         else:
-            session = self._found(name)
-            if name:
-                self._check_rule(_alive(session, now))
-            lend(session, tries, now)
             self._store.record(*(each.entry() for each in tries))
+            # Looked at last: no row is held here, and whoever ended the session meanwhile may have been told so.
+            session = self._holding(name) if name else None
         call.settled = True
         return session
 
-    def _lent(self, call: Call, login: _Login | None, tries: list[Try], now: datetime) -> Session:
+    def _holding(self, name: str) -> Session:
+        session = self._found(name)
+        if session is None or not live(session, self._now()):
+            raise _invalid()
+        self._check_rule(session)
+        return session
+
+    def _lent(self, call: Call, login: _Login | None, tries: list[Try]) -> Session:
         with self._store.write(login.call.outcome() if login else tries[0].entry()) as write:
             if login:
                 session = login.opening.session
                 _add(write, login)
-                write.add(*lend(session, tries, now))
             else:
                 session = self._held(write, call.principal.credential, call.principal)
                 self._check_rule(session)
-                # What was found before the session was held may have been revoked since, and what was not, been added.
-                write.add(*lend(session, tries, now, self._ending.leases(write, session.id)))
-                write.note(**tries[0].lent)
-            for each in tries if login else tries[1:]:
+                take_up(tries, self._ending.leases(write, session.id), self._now())
+            write.add(*lend(tries, session, self._now()))
+            write.note(**({} if login else tries[0].lent))
+            for each in tries[0 if login else 1 :]:
                 write.also(each.entry())
         return session
 
     def _write_down(self, call: Call, login: _Login | None, tries: list[Try], failure: BrokerError) -> None:
         """Every decision of a fetch that gave nothing, in one durable write."""
-        entries = [each.entry(failure) for each in tries]
-        if login:
-            entries.insert(0, login.call.outcome(failure.outcome, failure.reason))
-        with self._store.write(entries[0]) as write:
-            for entry in entries[1:]:
-                write.also(entry)
+        opened = [login.call.outcome(failure.outcome, failure.reason)] if login else []
+        self._store.record(*opened, *(each.entry(failure) for each in tries))
         call.settled = True
 
     def _check_rule(self, session: Session) -> None:
-        rule = self._store.recent(TrustRule, session.rule)
-        if rule is None or rule.revision != session.rule_revision or rule.created_at > session.created_at:
+        # What was kept of the rule may be older than a session that another process has opened with the newest.
+        if not any(_is_of(session, read(TrustRule, session.rule)) for read in (self._store.recent, self._store.get)):
             raise Unauthenticated(
                 "TRUST_RULE_CHANGED", "The trust rule that opened this session is gone or changed; log in again."
             )
@@ -357,10 +357,8 @@ def _add(write: Write, login: _Login) -> None:
     write.add(login.opening.session)
 
 
-def _alive(session: Session | None, now: datetime) -> Session:
-    if session is None or not live(session, now):
-        raise _invalid()
-    return session
+def _is_of(session: Session, rule: TrustRule | None) -> bool:
+    return rule is not None and rule.revision == session.rule_revision and rule.created_at <= session.created_at
 
 
 def _own(call: Call) -> str:

@@ -7,12 +7,15 @@ operation classes are given the borrowed session and the cached handle instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 from pkcs11 import Attribute, ObjectClass, _pkcs11
 from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
+from pkcs11.types import Key
 
 from broker.core.errors import NotFound
 from broker.core.kinds import KeyType
@@ -31,6 +34,7 @@ _BINDING_TYPES: Final = {
     KeyType.AES_256: CkKeyType.AES,
 }
 _MAX_HANDLES: Final = 65_536
+_ULONG: Final = ctypes.sizeof(ctypes.c_ulong)
 
 
 class _LentKey(_BINDING.SignMixin, _BINDING.EncryptMixin, _BINDING.DecryptMixin):  # type: ignore[misc]
@@ -44,6 +48,15 @@ class _LentKey(_BINDING.SignMixin, _BINDING.EncryptMixin, _BINDING.DecryptMixin)
         self.session = session
         self.handle = handle
         self.key_type = key_type
+
+
+class LentSecret(Key):
+    """What a wrapping key of the binding takes as the key to wrap: a handle is all that it looks at."""
+
+    handle = 0  # a plain attribute, as above
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
 
 
 def lend(session: Any, handle: int, key_type: CkKeyType) -> Any:
@@ -81,8 +94,39 @@ class Finder:
                 worker.handles.pop(key.hsm_id, None)
                 raise
         with self._sessions.objects:
-            handle: int = self.only(worker, key.hsm_id, secret_class(key.type)).handle
+            handle = self._searched(worker, key)
+        return operation(lend(worker.session, handle, _BINDING_TYPES[key.type]))
+
+    def secret(self, worker: Worker, key: KeyRef, flags: Iterable[Attribute]) -> tuple[int, dict[int, bytes]]:
+        """The handle of the secret half, and these one-byte attributes as they are now. Hold the objects lock.
+
+        A remembered handle is believed only if the token still gives this id and class for what is behind it.
+        """
+        cached = worker.handles.get(key.hsm_id)
+        if cached is not None:
+            try:
+                return cached, self._read(worker, key, cached, flags)
+            except (ck.ObjectHandleInvalid, AmbiguousError):
+                worker.handles.pop(key.hsm_id, None)
+        handle = self._searched(worker, key)
+        return handle, self._read(worker, key, handle, flags)
+
+    def remember(self, worker: Worker, hsm_id: bytes, handle: int) -> None:
+        """Keep the handle of a secret half that was found or made."""
         if len(worker.handles) >= _MAX_HANDLES:
             worker.handles.clear()
-        worker.handles[key.hsm_id] = handle
-        return operation(lend(worker.session, handle, _BINDING_TYPES[key.type]))
+        worker.handles[hsm_id] = handle
+
+    def _searched(self, worker: Worker, key: KeyRef) -> int:
+        handle: int = self.only(worker, key.hsm_id, secret_class(key.type)).handle
+        self.remember(worker, key.hsm_id, handle)
+        return handle
+
+    def _read(self, worker: Worker, key: KeyRef, handle: int, flags: Iterable[Attribute]) -> dict[int, bytes]:
+        sizes = {**dict.fromkeys(map(int, flags), 1), Attribute.ID: len(key.hsm_id), Attribute.CLASS: _ULONG}
+        read = self._sessions.module.read(worker.session, handle, sizes)
+        if read.pop(Attribute.ID, b"") != key.hsm_id or int.from_bytes(
+            read.pop(Attribute.CLASS, b""), sys.byteorder
+        ) != secret_class(key.type):
+            raise AmbiguousError
+        return read

@@ -10,10 +10,12 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pkcs11
+from pkcs11 import exceptions as ck
 from pkcs11.exceptions import PKCS11Error
 
 from broker.core.errors import Unavailable, WrongState
@@ -23,8 +25,26 @@ if TYPE_CHECKING:
 
 _OS_LOCKING_OK = 0x2
 _RW_USER_FUNCTIONS = 3
+_ERRORS: Mapping[int, type[PKCS11Error]] = {
+    0x03: ck.SlotIDInvalid,
+    0x05: ck.GeneralError,
+    0x30: ck.DeviceError,
+    0x31: ck.DeviceMemory,
+    0x32: ck.DeviceRemoved,
+    0x60: ck.KeyHandleInvalid,
+    0x6A: ck.KeyUnextractable,
+    0x82: ck.ObjectHandleInvalid,
+    0xB0: ck.SessionClosed,
+    0xB3: ck.SessionHandleInvalid,
+    0xE0: ck.TokenNotPresent,
+    0xE1: ck.TokenNotRecognised,
+    0x101: ck.UserNotLoggedIn,
+}
+"""The codes that are told apart; the binding has such a table but does not show it."""
+
+_NOT_ALL = (0x11, 0x12, 0x150)  # sensitive, unknown or too long: some were not given, the others were (PKCS#11 5.7.5)
 CKM_RSA_AES_KEY_WRAP = 0x1054
-_NEEDED = ("C_Initialize", "C_Finalize", "C_GetSessionInfo", "C_WrapKey")
+_NEEDED = ("C_Initialize", "C_Finalize", "C_GetAttributeValue", "C_GetSessionInfo", "C_WrapKey")
 
 
 class _InitializeArguments(ctypes.Structure):
@@ -59,6 +79,10 @@ class _OaepParameters(ctypes.Structure):
         ("source_data", ctypes.c_void_p),
         ("source_length", ctypes.c_ulong),
     )
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_ulong), ("value", ctypes.c_void_p), ("length", ctypes.c_ulong))
 
 
 class _RsaAesParameters(ctypes.Structure):
@@ -103,6 +127,23 @@ class Module:
         code = self._functions.C_GetSessionInfo(session.handle, ctypes.byref(information))
         return None if code else int(information.state)
 
+    def read(self, session: Any, handle: int, sizes: Mapping[int, int]) -> dict[int, bytes]:
+        """Attributes (type to length in bytes) of the object behind a handle; raises PKCS11Error.
+
+        Here because python-pkcs11 reads the attributes of what the same session has found only. One that the token
+        does not give, or gives in another length, is not in the answer.
+        """
+        buffers = {kind: ctypes.create_string_buffer(size) for kind, size in sizes.items()}
+        wanted = (_Attribute * len(sizes))(
+            *(_Attribute(kind, ctypes.addressof(buffer), len(buffer)) for kind, buffer in buffers.items())
+        )
+        code = self._functions.C_GetAttributeValue(
+            ctypes.c_ulong(session.handle), ctypes.c_ulong(handle), wanted, ctypes.c_ulong(len(sizes))
+        )
+        if code and code not in _NOT_ALL:
+            raise _failed("C_GetAttributeValue", code)
+        return {one.type: buffers[one.type].raw for one in wanted if one.length == sizes[one.type]}
+
     def wrap_rsa_aes(self, session: Any, kek: Any, key: Any, oaep_hash: int, mgf: int) -> bytes:
         """One-call CKM_RSA_AES_KEY_WRAP of one object under another, AES-256 ephemeral; raises PKCS11Error.
 
@@ -126,8 +167,12 @@ class Module:
             ctypes.byref(length),
         )
         if code:
-            raise PKCS11Error(f"C_WrapKey with CKM_RSA_AES_KEY_WRAP gave CKR 0x{code:x}")
+            raise _failed("C_WrapKey with CKM_RSA_AES_KEY_WRAP", code)
         return blob.raw[: length.value]
+
+
+def _failed(what: str, code: int) -> PKCS11Error:
+    return _ERRORS.get(code, PKCS11Error)(f"{what} gave CKR 0x{code:x}")
 
 
 def _refuse_loose_file(path: Path) -> None:

@@ -24,6 +24,9 @@ from broker.hsm.probe import Examination
 from broker.hsm.sessions import Clock, Sessions, Worker
 from broker.hsm.wrapping import Carrier
 
+FRESH_SECONDS = 1.0
+"""For how long an id that was drawn just now is taken to be unknown to everybody else."""
+
 
 class Pkcs11Hsm:
     """Keys in one token of one PKCS#11 module; see ``broker.core.ports.Hsm`` for the contract.
@@ -37,6 +40,7 @@ class Pkcs11Hsm:
         self._sessions = Sessions(config, clock)
         self._finder = Finder(self._sessions)
         self._birth = threading.Lock()
+        self._clock = clock
         try:
             self._findings = self._sessions.run(self._examine)
             self._report = _describe(config, self._sessions, self._findings)
@@ -45,16 +49,29 @@ class Pkcs11Hsm:
             raise
         self._carrier = Carrier(self._sessions, self._finder, self._findings)
 
-    def generate(self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> bytes | None:
+    def generate(
+        self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool, fresh: bool = False
+    ) -> bytes | None:
         """See the port."""
         objects.check_usage(key_type, usage, exportable=exportable)
         if key_type not in self._findings.key_types:
             raise WrongState("HSM_MECHANISM_MISSING", f"This token cannot make {key_type} keys; choose another type.")
         recipe = Recipe(key_type, usage, exportable, self._findings.copyable_known)
         # One at a time, as the objects lock has it anyway: those that wait for it must not hold the sessions meanwhile.
+        # Two secret keys under one id would go unnoticed; two pairs would not, as the public key checks what they do.
+        fresh_until = self._clock() + FRESH_SECONDS if fresh and not key_type.symmetric else float("-inf")
+
+        def make(worker: Worker) -> bytes | None:
+            nonlocal fresh_until
+            with self._sessions.objects:
+                unseen, fresh_until = self._clock() < fresh_until, float("-inf")
+                if unseen and hsm_id not in worker.handles:
+                    return self._made(worker, hsm_id, recipe)
+                # Repeating after a loss is safe: it begins by looking for what an earlier run has made.
+                return self._found_or_made(worker, hsm_id, recipe)
+
         with self._birth:
-            # Repeating after a loss is safe: the operation begins by looking for what an earlier run has made.
-            return self._sessions.run(lambda worker: self._found_or_made(worker, hsm_id, recipe))
+            return self._sessions.run(make)
 
     def public_key(self, key: KeyRef) -> bytes | None:
         """See the port."""
@@ -170,22 +187,27 @@ class Pkcs11Hsm:
         return Examination(self._sessions, worker, throw_away).findings()
 
     def _found_or_made(self, worker: Worker, hsm_id: bytes, recipe: Recipe) -> bytes | None:
-        with self._sessions.objects:
-            there = self._sessions.search(worker, {Attribute.ID: hsm_id})
-            if any(thing.object_class is not ObjectClass.PUBLIC_KEY and objects.generated(thing) for thing in there):
-                return objects.accept(there, recipe)
-            self._sessions.confirm()  # else the private half may only be invisible
-            for remnant in there:  # a public half alone, or a half without its value: a call that was cut short
-                remnant.destroy()
-            made = objects.make(worker, hsm_id, recipe)
-            try:
-                return objects.accept(made, recipe)
-            except BrokerError as fault:
-                for thing in made:
-                    thing.destroy()
-                raise Unavailable(
-                    "HSM_FAULT", "The HSM made another key than it was asked for; it was removed. Check the device."
-                ) from fault
+        there = self._sessions.search(worker, {Attribute.ID: hsm_id})
+        if any(thing.object_class is not ObjectClass.PUBLIC_KEY and objects.generated(thing) for thing in there):
+            return objects.accept(there, recipe)
+        self._sessions.confirm()  # else the private half may only be invisible
+        for remnant in there:  # a public half alone, or a half without its value: a call that was cut short
+            remnant.destroy()
+        return self._made(worker, hsm_id, recipe)
+
+    def _made(self, worker: Worker, hsm_id: bytes, recipe: Recipe) -> bytes | None:
+        made = objects.make(worker, hsm_id, recipe)
+        try:
+            accepted = objects.accept(made, recipe)
+        except BrokerError as fault:
+            for thing in made:
+                thing.destroy()
+            raise Unavailable(
+                "HSM_FAULT", "The HSM made another key than it was asked for; it was removed. Check the device."
+            ) from fault
+        if accepted is not None:
+            self._finder.remember(worker, hsm_id, made[0].handle)
+        return accepted
 
 
 def _describe(config: HsmConfig, sessions: Sessions, found: Findings) -> HsmReport:

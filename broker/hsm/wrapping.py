@@ -25,9 +25,9 @@ from broker.core.kinds import KeyType, OaepHash
 from broker.core.model import WrappingKey
 from broker.core.ports import KeyRef
 from broker.hsm.findings import Findings
-from broker.hsm.lending import Finder
+from broker.hsm.lending import Finder, LentSecret
 from broker.hsm.mechanisms import AES_BITS, OAEP
-from broker.hsm.objects import Recipe, matches, secret_class
+from broker.hsm.objects import Recipe
 from broker.hsm.sessions import Sessions, Worker
 
 _NOTHING_ELSE: Final = (
@@ -117,12 +117,11 @@ class Carrier:
 
         def carry(worker: Worker) -> bytes:
             with self._sessions.objects:
-                secret = self._finder.only(worker, key.hsm_id, secret_class(key.type))
-                self._refuse_unexportable(secret, key)
+                handle = self._exportable(worker, key)
             if exact:
                 self._refuse_inexact(key.type, oaep_hash)
             with kek_object(worker, numbers, self._sessions.objects) as target:
-                return self._carried(worker, target, secret, oaep_hash)
+                return self._carried(worker, target, LentSecret(handle), oaep_hash)
 
         blob = self._sessions.run(carry)
         body = len(blob) - (numbers.n.bit_length() + 7) // 8
@@ -142,13 +141,16 @@ class Carrier:
                 second: bytes = ephemeral.wrap_key(secret, mechanism=self._findings.padded_wrap)
             return first + second
 
-    def _refuse_unexportable(self, secret: Any, key: KeyRef) -> None:
-        """Attributes can change after creation, so they are read again before every export (HS-04)."""
-        if not secret[Attribute.EXTRACTABLE]:
-            raise _not_exportable()
+    def _exportable(self, worker: Worker, key: KeyRef) -> int:
+        """The key's handle. Attributes can change after creation, so they are read before every export (HS-04)."""
         recipe = Recipe(key.type, key.usage, exportable=True, copyable_known=self._findings.copyable_known)
-        if not matches(secret, recipe.secret()):
+        wanted = {int(flag): bytes([value]) for flag, value in recipe.secret().items()}
+        handle, found = self._finder.secret(worker, key, recipe.secret())
+        if found.get(Attribute.EXTRACTABLE) == b"\0":
+            raise _not_exportable()
+        if found != wanted:
             raise Unavailable("HSM_FAULT", "The key's attributes in the HSM were changed; it is not exported.")
+        return handle
 
     def _refuse_inexact(self, key_type: KeyType, oaep_hash: OaepHash) -> None:
         if oaep_hash in self._findings.one_call_hashes or key_type in self._findings.exact_types:

@@ -3,7 +3,8 @@
 A change holds the turn while it makes its statements. If another one waits for the turn by then, it is handed on with
 the transaction still open, and whoever finds nobody waiting makes all of it durable: the audit entries of all, then
 the commit. So the two waits for the disk are shared, and still no change is in the database without its entries. They
-all share the fate of that commit; a change that fails before is taken back alone.
+all share the fate of that commit; a change that fails before is taken back alone. It may have failed for what those
+before it did, and what its caller reads next does not show that yet: so it waits for the end like the others.
 """
 
 from __future__ import annotations
@@ -22,17 +23,27 @@ from broker.store.database import Change, MakeDurable, drop
 from broker.store.refusals import refusal, unavailable, unconfirmed
 
 MOST = 16
-"""Changes in one commit: the first of them waits for the last."""
+"""Changes in one commit, those that failed counted: the first of them waits for the last."""
+
+CERTAIN = 2.0
+"""Seconds that a change waits for those behind it; if one of them does not end, nobody knows what became of it."""
 
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """A change whose statements are made; ``settled`` is locked until it is known what became of them."""
+    """A change that is over but for the commit; ``settled`` is locked until it is known what became of that."""
 
-    entries: Sequence[AuditEntry]
+    entries: Sequence[AuditEntry]  # none of one that failed and was taken back
     waited: float
     settled: threading.Lock = field(default_factory=threading.Lock)
     fault: Exception | None = None
+
+    def wait(self) -> None:
+        """Return when all of the group is committed; raise why it is not."""
+        if not self.settled.acquire(timeout=CERTAIN):
+            raise unconfirmed()
+        if self.fault is not None:
+            raise self.fault
 
 
 class Group:
@@ -44,6 +55,7 @@ class Group:
         self._patience = patience
         self._count = threading.Lock()
         self._waiting = 0
+        self._closed = False
         # Of whoever has the turn:
         self._connection: Connection | None = None
         self._members: list[_Member] = []
@@ -67,19 +79,30 @@ class Group:
         """See ``Database.change``."""
         asked = time.monotonic()
         self._take()
-        waited = time.monotonic() - asked
+        member = _Member((), time.monotonic() - asked)
+        self._make_durable = make_durable
         try:
             with self._statements() as change:
                 yield change
-            member = _Member(change.entries, waited)
-            member.settled.acquire()
-            self._members.append(member)
-            self._make_durable = make_durable
+            member.entries = change.entries
+            self._join(member)
+        except BaseException:
+            if self._members:
+                self._join(member)
+            raise
         finally:
             self._leave()
+            member.wait()
+
+    def close(self) -> None:
+        """Finish the group; no transaction begins any more."""
+        with self.turn:
+            self._finish()
+            self._closed = True
+
+    def _join(self, member: _Member) -> None:
         member.settled.acquire()
-        if member.fault is not None:
-            raise member.fault
+        self._members.append(member)
 
     def _take(self) -> None:
         with self._count:
@@ -133,7 +156,7 @@ class Group:
     def _finish(self) -> None:
         if not self._members:
             return
-        fault: Exception | None = unavailable("The change was cut off")
+        fault: Exception | None = unconfirmed()  # of what is no Exception and cuts it off
         try:
             self._commit()
             fault = None
@@ -160,6 +183,8 @@ class Group:
             member.settled.release()
 
     def _opened(self) -> Connection:
+        if self._closed:
+            raise unavailable("The broker is being stopped")
         if self._connection is None:
             self._connection = self._begin()
         return self._connection

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from operator import attrgetter
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from broker.core.errors import InvalidRequest, WrongState
@@ -126,6 +126,8 @@ def storable(value: str | int) -> str | int:
 
 
 def _storable_text(text: str) -> str:
+    if len(text) <= MAX_CELL and text.isascii() and "\0" not in text:
+        return str.__str__(text)
     if len(text) > MAX_CELL or "\0" in text or not _unicode(text):
         raise InvalidRequest(
             "VALUE_NOT_STORABLE", "A text is longer than 1 MiB or holds NUL or half a character; change it."
@@ -188,11 +190,12 @@ def _json(value: Any) -> str:
     return _storable_text(json.dumps(value, sort_keys=True, separators=(",", ":")))
 
 
-def _mapping(cell: Any) -> dict[str, str]:
+def _mapping(cell: Any) -> Mapping[str, str]:
+    """Read-only, since all who read an equal row share it."""
     found = json.loads(_text(cell))
     if type(found) is not dict or any(type(value) is not str for value in found.values()):
         raise TypeError
-    return found
+    return MappingProxyType(found)
 
 
 def _texts(cell: Any) -> tuple[str, ...]:

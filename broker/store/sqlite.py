@@ -104,9 +104,9 @@ class Sqlite:
     def close(self) -> None:
         """See ``Database``."""
         self._readers.close()
-        with self._group.turn:
-            self._writer.dispose()
-            os.close(self._process_lock)
+        self._group.close()
+        self._writer.dispose()
+        os.close(self._process_lock)
 
     def _connect_writer(self) -> None:
         try:

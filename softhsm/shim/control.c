@@ -32,12 +32,13 @@ struct rule {
   unsigned long seen, done;
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards all that follows */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards all down to the log */
 static struct rule rules[MAX_RULES];
 static unsigned rule_count;
 static bool exact = true;
 static uint64_t random_state;
 static struct stat read_state;
+static unsigned long readings; /* how often the control file was read */
 
 /* A mistake in a test's control file must not look like a test that passes. */
 static void refuse(const char *path, const char *line) {
@@ -112,6 +113,7 @@ static void refresh(void) {
       now.st_mtim.tv_sec == read_state.st_mtim.tv_sec && now.st_mtim.tv_nsec == read_state.st_mtim.tv_nsec)
     return;
   read_state = now;
+  readings++;
   rule_count = 0;
   exact = true;
   random_state = 0;
@@ -143,12 +145,24 @@ static bool fires(struct rule *rule, const struct call *call, bool late) {
   return true;
 }
 
+/* Wait so long, or until the control file is another one: a test ends a hanging call so. */
+static void wait_for(unsigned long milliseconds, unsigned long reading) {
+  const struct timespec pause = {0, 10 * 1000000};
+  for (unsigned long waited = 0; waited < milliseconds && reading == readings; waited += 10) {
+    pthread_mutex_unlock(&lock);
+    nanosleep(&pause, NULL);
+    pthread_mutex_lock(&lock);
+    refresh();
+  }
+}
+
 /* Returns true when a rule chose the code. */
 static bool obey(struct call *call, bool late, ck_rv_t *code) {
   unsigned long milliseconds = 0;
   bool chosen = false;
   pthread_mutex_lock(&lock);
   refresh();
+  const unsigned long reading = readings;
   for (unsigned i = 0; i < rule_count && !chosen; i++) {
     struct rule *rule = &rules[i];
     if (!fires(rule, call, late)) continue;
@@ -160,11 +174,8 @@ static bool obey(struct call *call, bool late, ck_rv_t *code) {
     if (rule->action == EXIT) _exit(70);
     if (rule->action == KILL) raise(SIGKILL);
   }
+  wait_for(milliseconds, reading);
   pthread_mutex_unlock(&lock);
-  if (milliseconds) {
-    struct timespec left = {(time_t)(milliseconds / 1000), (long)(milliseconds % 1000) * 1000000};
-    while (nanosleep(&left, &left) != 0 && errno == EINTR) continue;
-  }
   return chosen;
 }
 
@@ -227,7 +238,8 @@ static void add_templates(struct text *text, const struct call *call) {
   add(text, "]");
 }
 
-static void write_log(const char *path, const struct call *call, ck_rv_t code) {
+/* What was made is told also when a rule has kept it from the caller. */
+static void write_log(const char *path, const struct call *call, ck_rv_t code, bool worked) {
   struct text text = {.length = 0};
   add(&text, "{\"process\":%d,\"function\":\"%s\",\"code\":%lu,\"injected\":%s", (int)getpid(), call->function, code,
       call->injected ? "true" : "false");
@@ -245,7 +257,7 @@ static void write_log(const char *path, const struct call *call, ck_rv_t code) {
       add(&text, "%lu]", call->classes[i]);
   }
   add(&text, "],\"made\":[");
-  for (int i = 0; i < 2 && call->made[i] != NULL && code == CKR_OK; i++)
+  for (int i = 0; i < 2 && call->made[i] != NULL && worked; i++)
     add(&text, "%s%lu", i ? "," : "", *call->made[i]);
   add(&text, "]");
   add_templates(&text, call);
@@ -274,7 +286,8 @@ bool call_begins(struct call *call, ck_rv_t *code) {
 
 ck_rv_t call_ends(struct call *call, ck_rv_t code) {
   const char *path = getenv("PKCS11_SHIM_LOG");
+  bool worked = code == CKR_OK && !call->injected;
   if (!call->injected) call->injected = obey(call, true, &code);
-  if (path != NULL && *path != '\0') write_log(path, call, code);
+  if (path != NULL && *path != '\0') write_log(path, call, code, worked);
   return code;
 }

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ def openbao(folder: Path) -> Iterator[OpenBao]:
     try:
         server.start()
         server.initialise()
+        server.make_wrapping_key()
         yield server
     finally:
         server.close()
@@ -108,9 +109,18 @@ class Broker:
 
 @contextmanager
 def broker_dev(
-    folder: Path, allowed_target: str, allowed_issuer: str, *, database: str = "", workers: int = 1
+    folder: Path,
+    allowed_target: str,
+    allowed_issuer: str,
+    *,
+    database: str = "",
+    workers: int = 1,
+    change: Callable[[Path], None] | None = None,
 ) -> Iterator[Broker]:
-    """The only place that knows how a broker is made and started, and what is in its folder."""
+    """The only place that knows how a broker is made and started, and what is in its folder.
+
+    ``change`` may alter its configuration file before it is started.
+    """
     program = str(Path(sys.executable).with_name("broker"))
     init = [program, "init", str(folder), "--allow-target", allowed_target, "--allow-issuer", allowed_issuer]
     init += ["--operators-address", "127.0.0.1:0", "--pipelines-address", "127.0.0.1:0"]
@@ -120,6 +130,8 @@ def broker_dev(
     config.write_text(config.read_text().replace("[server]\n", f"[server]\nworkers = {workers}\n"), encoding="utf-8")
     with config.open("a", encoding="utf-8") as file:  # one session fetches a hundred thousand times here
         file.write("\n[sessions]\nleases_per_pipeline = 100000\nleases_in_all = 10000000\n")
+    if change:
+        change(config)
     command = [program, "serve", "--config", str(config)]
     with folder.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
@@ -190,11 +202,11 @@ def grpc_message(message: Message) -> bytes:
     return b"\0" + len(body).to_bytes(4, "big") + body
 
 
-def register_target(broker: Broker, server: OpenBao, name: str) -> None:
-    """Make OpenBao's transit engine a place the broker imports keys to."""
-    server.write_token(broker.credentials, "bench-token")
+def register_target(broker: Broker, server: OpenBao, name: str, host: str = "") -> None:
+    """Make OpenBao's transit engine a place the broker imports keys to; ``host``: what it is to be reached by."""
+    server.write_token(broker.credentials, "bench-token", host=host or server.host)
     settings = targets_pb2.VaultSettings(
-        address=server.address, mount=server.mount, ca_pem=server.ca_pem, token_file="bench-token"
+        address=f"https://{host or server.host}", mount=server.mount, ca_pem=server.ca_pem, token_file="bench-token"
     )
     with broker.channel() as channel:
         targets_pb2_grpc.TargetServiceStub(channel).CreateTarget(

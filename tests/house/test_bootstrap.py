@@ -39,9 +39,9 @@ def tools(tmp_path: Path) -> Path:
 
 
 def bootstrap(tree: Path, tools: Path, pretend: str = "") -> subprocess.CompletedProcess[str]:
-    """Run it for the demo on a machine with only ``tools``, after a statement that changes what it sees."""
+    """Run it for `make dev` on a machine with only ``tools``, after a statement that changes what it sees."""
     program = "import os, runpy, sys; sys.argv[:] = sys.argv[1:]; {}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-I", "-c", program.format(pretend), str(tree / "tests/bootstrap.py"), "demo"]
+    command = [sys.executable, "-I", "-c", program.format(pretend), str(tree / "tests/bootstrap.py"), "dev"]
     return subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True, check=False)
 
 

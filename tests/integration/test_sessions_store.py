@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text as sql
 
-from broker.core.errors import BrokerError
+from broker.core.errors import BrokerError, Unavailable
 from broker.core.fetching import Try
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Lease, Session
@@ -176,13 +176,21 @@ def test_FT_37_fifteen_thousand_that_are_over_are_ended_soon(bench: Bench) -> No
             write.add(lease(f"l{number}", session=holder, created_at=start, expires_at=now + timedelta(hours=1)))
     began = time.monotonic()
     rounds = 0
-    while bench.chores():
+    while some_ended(bench):
         rounds += 1
     took = time.monotonic() - began
     assert bench.store.count(Lease, {"state": "expired"}) == 15_000
     assert bench.store.count(Session, {"state": "ended"}) == 150
     assert took < 150, f"{15_000 / took:.0f} leases a second"
     assert rounds > 1  # no round keeps the background loop for long
+
+
+def some_ended(bench: Bench) -> bool:
+    """A round as the background loop makes it: what the store refuses on a busy computer is tried in a later one."""
+    try:
+        return bool(bench.chores())
+    except Unavailable:
+        return True
 
 
 def test_TL_18_a_spoilt_row_holds_up_no_revocation(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from broker.targets.azure_key_vault.fake import FakeVault
-from tests.servers.azure import ticking
+from tests.servers.azure import put_kek, ticking
 from tests.servers.live import Client, Live
 from tests.servers.shim import Shim, build_shim
 
@@ -40,7 +41,7 @@ def settings_of(vault: FakeVault, kek: str) -> dict[str, str]:
     return {"vault_url": vault.url, "kek": kek, "credential": "token-file"}
 
 
-def _configure(broker: Live, *vaults: FakeVault) -> None:
+def _configure(broker: Live, hsm: dict[str, float], *vaults: FakeVault) -> None:
     """Put the shim before the token, and the vaults among the private ones."""
     text = broker.config.read_text()
     module = next(line for line in text.splitlines() if line.startswith("module = "))
@@ -50,7 +51,7 @@ def _configure(broker: Live, *vaults: FakeVault) -> None:
         "PKCS11_SHIM_LOG": str(broker.folder / "shim.log"),
     }
     text = text.replace(module, f"module = {json.dumps(str(build_shim()))}")
-    text = _with(text, "[hsm.environment]", shim)
+    text = _with(_with(text, "[hsm]", hsm), "[hsm.environment]", shim)
     for vault in vaults:
         text += "\n[[targets.private_vaults]]\n" + _lines({
             "host": vault.host, "kind": vault.kind, "ca_file": str(vault.ca_file), "token_file": str(vault.token_file),
@@ -67,25 +68,32 @@ def _lines(settings: dict[str, Any]) -> str:
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
 
 
-@pytest.fixture(scope="session")
-def azure_live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureLive]:
-    """One for the whole run: use names of your own, and spoil only requests about them."""
-    folder = tmp_path_factory.mktemp("azure-live")
+@contextmanager
+def azure_house(folder: Path, *, create_kek: bool = True, **hsm: float) -> Iterator[AzureLive]:
+    """A running one; ``hsm``: further settings of its token. Without ``create_kek`` the vaults have small ones."""
     broker = Live(folder / "broker")
     for name in ("premium", "hsm"):
         (folder / name).mkdir()
     with (
         FakeVault(folder / "premium", now=ticking()) as premium,
-        FakeVault(folder / "hsm", kind="managed-hsm", now=ticking()) as hsm,
+        FakeVault(folder / "hsm", kind="managed-hsm", now=ticking()) as managed,
     ):
         try:
             broker.start()
             broker.terminate()
-            _configure(broker, premium, hsm)
+            _configure(broker, hsm, premium, managed)
             broker.start()
             with broker.client() as admin:
-                for name, vault in (("premium", premium), ("hsm", hsm)):
-                    admin.ask("CreateTarget", name=name, azure_key_vault=settings_of(vault, "kek"), create_kek=True)
-            yield AzureLive(broker, premium, hsm)
+                for name, vault in (("premium", premium), ("hsm", managed)):
+                    settings = settings_of(vault, "kek" if create_kek else put_kek(vault))
+                    admin.ask("CreateTarget", name=name, azure_key_vault=settings, create_kek=create_kek)
+            yield AzureLive(broker, premium, managed)
         finally:
             broker.close()
+
+
+@pytest.fixture(scope="session")
+def azure_live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureLive]:
+    """One for the whole run: use names of your own, and spoil only requests about them."""
+    with azure_house(tmp_path_factory.mktemp("azure-live")) as house:
+        yield house

@@ -130,6 +130,10 @@ class OpenBao:
         self.request("POST", f"sys/mounts/{MOUNT}", {"type": "transit"})
         self.broker_token = self.token_for(policy(MOUNT), "broker")
 
+    def make_wrapping_key(self) -> None:
+        """The server makes it (RSA-4096) when it is first asked for, and on a busy computer that takes its time."""
+        self.request("GET", f"{self.mount}/wrapping_key")
+
     def token_for(self, text: str, name: str) -> str:
         """A fresh token that may do exactly what the policy ``text`` says."""
         self.request("PUT", f"sys/policies/acl/{name}", {"policy": text})

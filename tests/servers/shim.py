@@ -140,8 +140,10 @@ class HsmElsewhere:
             raise getattr(errors, kind)(reason, message, **answer)
         return answer
 
-    def generate(self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> bytes | None:
-        made: bytes | None = self._ask("generate", hsm_id, key_type, usage, exportable=exportable)
+    def generate(
+        self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool, fresh: bool = False
+    ) -> bytes | None:
+        made: bytes | None = self._ask("generate", hsm_id, key_type, usage, exportable=exportable, fresh=fresh)
         return made
 
     def public_key(self, key: KeyRef) -> bytes | None:

@@ -38,11 +38,13 @@ class LosableHsm(SoftwareHsm):
 
     lost = False
 
-    def generate(self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> bytes | None:
+    def generate(
+        self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool, fresh: bool = False
+    ) -> bytes | None:
         if self.lost:
             self.lost = False
             raise Unavailable("HSM_UNAVAILABLE", "gone")
-        return super().generate(hsm_id, key_type, usage, exportable=exportable)
+        return super().generate(hsm_id, key_type, usage, exportable=exportable, fresh=fresh)
 
 
 class Bench:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -61,6 +62,23 @@ def test_a_processor_that_others_take_is_left_for_the_idlest(
     assert os.sched_getaffinity(0) == {allowed[-1] if moved else allowed[0]}
 
 
+@pytest.mark.parametrize("hidden", ["/proc/stat", "sched_setaffinity"])
+def test_a_system_that_does_not_let_it_choose_is_left_to_itself(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    allowed = os.sched_getaffinity(0)
+    with monkeypatch.context() as patch:
+        if hidden == "sched_setaffinity":
+            patch.setattr(os, hidden, forbidden)
+        else:
+            patch.setattr(processor, "STAT", Path("/proc/none"))
+        place = Processor(lambda: 0.0)
+        place.settle()
+        place.reconsider()
+    assert os.sched_getaffinity(0) == allowed
+
+
 class World:
     """Processors, and workers that could each fill one: so all of them always wait, if only for themselves."""
 
@@ -78,6 +96,9 @@ class World:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(self.idle))
         chance = random.Random(1).random  # noqa: S311 (one that can be repeated)
         self.workers = [Processor(lambda: float(self.now), chance) for _ in range(workers)]
+        for number, worker in enumerate(self.workers):
+            self.mine = number
+            worker.settle()
 
     def run(self, seconds: int) -> None:
         for _ in range(seconds):

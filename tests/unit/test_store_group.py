@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from broker.core.errors import AlreadyExists, BrokerError, Unavailable
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Key, Lease, Session
+from broker.store import group as group_module
 from broker.store.group import MOST, Group
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, entry, key, opened
@@ -65,8 +66,8 @@ def group_of(store: SqlStore) -> Group:
     return group
 
 
-def together(store: SqlStore, pool: ThreadPoolExecutor, *acts: Callable[[], object]) -> list[BaseException | None]:
-    """Begin the acts, one after the other, while a first change is made; how each ended, the first change first."""
+def begun(store: SqlStore, pool: ThreadPoolExecutor, *acts: Callable[[], object]) -> list[Future[None]]:
+    """Begin the acts, one after the other, while a first change is made, whose end comes first."""
     turn = WatchedTurn()
     group_of(store).turn = turn  # type: ignore[assignment]
 
@@ -77,14 +78,19 @@ def together(store: SqlStore, pool: ThreadPoolExecutor, *acts: Callable[[], obje
             assert go.acquire(timeout=5)
 
     started, go = threading.Semaphore(0), threading.Semaphore(0)
-    begun = [pool.submit(first)]
+    ends: list[Future[None]] = [pool.submit(first)]
     turn.await_one_more()
     assert started.acquire(timeout=5)
     for act in acts:
-        begun.append(pool.submit(act))  # type: ignore[arg-type]
+        ends.append(pool.submit(act))  # type: ignore[arg-type]
         turn.await_one_more()
     go.release()
-    return [each.exception(5) for each in begun]
+    return ends
+
+
+def together(store: SqlStore, pool: ThreadPoolExecutor, *acts: Callable[[], object]) -> list[BaseException | None]:
+    """How each of them ended."""
+    return [each.exception(5) for each in begun(store, pool, *acts)]
 
 
 def added(store: SqlStore, name: str) -> Callable[[], None]:
@@ -190,6 +196,85 @@ def test_a_transaction_by_itself_lets_the_group_before_it_finish(store: SqlStore
     assert together(store, pool, added(store, "one"), alone) == [None] * 3
     assert seen in ([{"first"}], [{"first", "one"}])
     assert names(store) == {"first", "one"}
+
+
+def test_whoever_fails_for_what_is_not_committed_yet_goes_on_when_it_is(
+    store: SqlStore, pool: ThreadPoolExecutor
+) -> None:
+    """As two calls that complete the same key: the later one looks whose it is, and destroys it if nobody's."""
+    over, seen = threading.Event(), list[set[str]]()
+
+    def taken() -> None:
+        try:
+            added(store, "first")()
+        except AlreadyExists:
+            seen.append(names(store))
+            over.set()
+
+    def keeps_the_group_open() -> None:
+        with store.write(entry("last")) as write:
+            write.add(key("last"))
+            over.wait(0.2)
+
+    assert together(store, pool, taken, keeps_the_group_open) == [None] * 3
+    assert [found >= {"first"} for found in seen] == [True]
+
+
+def test_whoever_fails_for_what_never_came_to_be_is_told_why(
+    store: SqlStore, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store._journal, "append_all", refused)
+    ends = together(store, pool, added(store, "first"), added(store, "other"))
+    assert [getattr(end, "reason", None) for end in ends] == ["AUDIT_UNAVAILABLE"] * 3
+
+
+def test_changes_that_fail_hold_up_a_group_no_longer_than_others(store: SqlStore, pool: ThreadPoolExecutor) -> None:
+    turn = WatchedTurn()
+    group_of(store).turn = turn  # type: ignore[assignment]
+    ends: list[Future[None]] = []
+
+    def begin(act: Callable[[], None]) -> None:
+        ends.append(pool.submit(act))
+        turn.await_one_more()
+
+    def fails() -> None:
+        with store.write(entry("fails")):
+            begin(fails if len(ends) < MOST else last)  # so there is always exactly one that waits
+            raise ValueError
+
+    def last() -> None:
+        with store.write(entry("last")):
+            assert isinstance(ends[0].exception(5), ValueError)
+
+    begin(fails)
+    assert [type(each.exception(5)) for each in ends] == [ValueError] * MOST + [type(None)]
+
+
+def test_nobody_waits_for_a_change_that_does_not_end(
+    store: SqlStore, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_module, "CERTAIN", 0.01)
+    go = threading.Event()
+
+    def hangs() -> None:
+        with store.write(entry("hangs")):
+            assert go.wait(5)
+
+    first, other = begun(store, pool, hangs)
+    assert "may or may not" in str(first.exception(5))
+    go.set()
+    assert other.exception(5) is None
+    assert names(store) == {"first"}
+
+
+def test_no_transaction_begins_once_the_database_is_closed(tmp_path: Path) -> None:
+    """The lock that keeps other processes away is gone by then."""
+    place = config(f"sqlite:///{tmp_path}/store/broker.db", tmp_path)
+    SqlStore.migrate(place)
+    with opened(place) as store:
+        pass
+    with pytest.raises(Unavailable, match="stopped"), store._database.transaction():
+        pass
 
 
 def test_many_threads_that_fail_now_and_then_lose_nothing(store: SqlStore, pool: ThreadPoolExecutor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,12 @@ def test_every_record_has_a_table_whose_columns_are_its_fields() -> None:
     for kind, table in TABLES.items():
         assert [column.name for column in table.columns] == [field.name for field in FIELDS[kind]]
         assert {column.name for column in table.primary_key} == set(PRIMARY_KEYS[kind])
+
+
+def test_what_callers_share_cannot_be_changed_by_one_of_them(store: SqlStore) -> None:
+    put(store, replace(key("labelled"), labels={"team": "red"}))
+    seen, again = store.get(Key, "labelled"), store.get(Key, "labelled")
+    assert seen is again
+    assert seen is not None
+    with pytest.raises(TypeError):
+        seen.labels["team"] = "blue"  # type: ignore[index]

@@ -53,6 +53,7 @@ class FakeVault:
     ``host``, ``url``, ``ca_file``, ``token`` (also in the 0600 file ``token_file``) say how to reach it. Tests look
     into ``requests``, ``login`` and ``versions``, spoil requests by ``faults``, take rights away by their short names
     ("get", "import", "sign" …) with ``denied``, and let the challenge lie with ``authority`` and ``resource``.
+    ``known_as``: the port of what stands before it, by which its clients know it.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class FakeVault:
         now: Callable[[], float] = time.time,
         purge_protection: bool = False,
         port: int = 0,
+        known_as: int = 0,
     ) -> None:
         self.kind = kind
         self.ca_file, self.token_file = folder / "ca.pem", folder / "token"
@@ -73,7 +75,8 @@ class FakeVault:
         self.login = Logins()
         self.faults = Faults()
         self._listener = Listener(port, server_context(folder, self.ca_file), self._answer)
-        number = self._listener.server_address[1]
+        self.port: int = self._listener.server_address[1]
+        number = known_as or self.port
         self.host = f"127.0.0.1:{number}"
         self.url = f"https://{self.host}"
         self.authority = f"https://login.fake.invalid/{TENANT}"
