@@ -68,6 +68,17 @@ def test_the_command_refuses_another_kind_of_key(folder: Path) -> None:
     assert "PUBLIC_KEY_INVALID" in err
 
 
+def test_one_chain_without_a_head_does_not_put_the_key_in_doubt(folder: Path) -> None:
+    journals = folder / "journals"
+    unsigned = journal("host-2").bytes.split(b"\n")[0] + b"\n"
+    (journals / "host-2.jsonl").write_bytes(unsigned)
+    _, _, err = run("verify", journals, "--public-key", folder / "key.pem")
+    assert "NOT ok" in err
+    assert "audit key?" not in err
+    (journals / "host-1.jsonl").unlink()
+    assert "audit key?" in run("verify", journals, "--public-key", folder / "key.pem")[2]
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", "[1]", "nonsense", '[{"chain": "a"}]', "[" * 90_000])
 def test_AU_12_heads_that_are_none_are_refused(content: str) -> None:
     with pytest.raises(Refusal, match="heads"):
