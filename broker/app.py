@@ -129,7 +129,9 @@ class Broker:
         store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
         connect = connector(_surroundings(config))
         ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
-        self.policies = Policies(store, guard, now)
+        self.policies = Policies(store, guard, now, time.monotonic)
+        if not config.store.sqlite:  # else there is no other process that could set one
+            guard.watch(self.policies.refresh_when_late)
         imports = Imports(store, hsm, guard, connect, now)
         return answers(
             keys=self.keys,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -88,13 +88,40 @@ class Try:
 
     def _take(self, lease: Lease | None) -> None:
         self.lease = lease
-        if lease is not None:
-            self.call.note(lease=lease.id, session=lease.session)
+        self.call.note(**self.lent)
+
+    @property
+    def lent(self) -> dict[str, str]:
+        """For the audit: the lease that this is under, and its session; {} without one."""
+        return {"lease": self.lease.id, "session": self.lease.session} if self.lease else {}
+
+    def take_up(self, held: Mapping[tuple[str, int], Lease]) -> None:
+        """The lease among those that the session has, by secret and version; what was found before counts no more."""
+        if self.opened is not None:
+            self._take(held.get((self.reference.name, self.opened.version)))
 
     def fetched(self, session: Session | None, now: datetime) -> Fetched:
         """For the caller; the lease ends with the session as that stands now."""
         lease = shown(self.lease, session, now) if self.lease else None
         return Fetched(text=self.reference.text, secret=self.opened, lease=lease, refusal=self.refusal)
+
+
+def take_up(tries: list[Try], active: list[Lease], now: datetime) -> None:
+    """Decide again which leases there are, now that the session is held.
+
+    What was found before may have been revoked since, and another fetch of the session may have added what was not.
+    """
+    held = {(one.resource.removeprefix("secret/"), one.version): one for one in active if one.expires_at > now}
+    for each in tries:
+        each.take_up(held)
+
+
+def lend(tries: list[Try], session: Session, now: datetime) -> list[Lease]:
+    """New leases of the session, one for each version of a secret that was opened under none."""
+    new: dict[tuple[str, int], Lease] = {}
+    for each in tries:
+        each.lend(session, now, new)
+    return list(new.values())
 
 
 def parsed(references: list[str]) -> list[Reference]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Lock
@@ -115,6 +115,11 @@ class Guard:
     def __init__(self, document: PolicyDocument) -> None:
         self._in_force = _InForce(document)
         self._loading = Lock()
+        self._look: Callable[[], None] = lambda: None
+
+    def watch(self, look: Callable[[], None]) -> None:
+        """Call ``look`` before every decision: it puts in force what another process has set, or raises."""
+        self._look = look
 
     @property
     def document(self) -> PolicyDocument:
@@ -139,6 +144,7 @@ class Guard:
         Called twice in one call (key, then target), the resource becomes "key/a,target/b" and both must be allowed.
         A policy that cannot be evaluated denies too, as ``POLICY_ERROR``, so that it is noticed in the audit.
         """
+        self._look()
         in_force = self._in_force
         decision = in_force.decide(_question(call.principal, call.action, resource))
         _write_down(call, resource, decision, in_force.document.version)

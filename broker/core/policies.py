@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from broker.core import ports, receipts
@@ -25,6 +27,9 @@ from broker.core.model import Key, Operator, PolicyDocument, Principal, Secret, 
 from broker.core.names import check_name, check_path
 from broker.core.policy import ACTIONS, Decision
 
+LATE = 1.5
+"""Seconds without a look for a newer document; the background loop looks every second, unless it is held up."""
+
 _OUTDATED = "Another policy text has come into force meanwhile; read it again and make the change in that one."
 
 
@@ -39,12 +44,16 @@ class Explanation:
 
 
 class Policies:
-    """The noun behind PolicyService; the background loop calls ``refresh``."""
+    """The noun behind PolicyService; the background loop calls ``refresh``. ``ticks``: seconds, never set back."""
 
-    def __init__(self, store: ports.Store, guard: Guard, now: ports.Now) -> None:
+    def __init__(
+        self, store: ports.Store, guard: Guard, now: ports.Now, ticks: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self._store = store
         self._guard = guard
         self._now = now
+        self._ticks = ticks
+        self._looked = ticks()
 
     def get(self, call: Call, version: int) -> PolicyDocument:
         """A document of the history; 0 is the one in force. NotFound ``POLICY_NOT_FOUND``."""
@@ -156,12 +165,23 @@ class Policies:
         A text that this release cannot read, a newer one's, denies everything here until one that it can read is set:
         going on under the text before would keep rights that somebody has taken away.
         """
+        begun = self._ticks()
         while newer := self._store.get(PolicyDocument, self._guard.document.version + 1):
             try:
                 self._guard.load(newer)
             except InvalidRequest:
                 self._guard.load(replace(newer, text=""))
                 raise
+        self._looked = begun
+
+    def refresh_when_late(self) -> None:
+        """``refresh``, if that has not been done for ``LATE`` seconds: whatever the background is held up by.
+
+        A process that was stopped, or whose HSM hangs, must not go on under a policy that others have replaced.
+        """
+        if self._ticks() - self._looked > LATE:
+            with suppress(InvalidRequest):  # then nothing is permitted here, which is the answer
+                self.refresh()
 
 
 _REMOVED = "Denied: the operator has been removed."

@@ -20,11 +20,11 @@ from broker.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.core.fetching import Fetched, Try, attempts, check_size, first_refusal, parsed
+from broker.core.fetching import Fetched, Try, attempts, check_size, first_refusal, lend, parsed, take_up
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
-from broker.core.model import Lease, Principal, Proof, Secret, Session, TrustRule, UsedToken
+from broker.core.model import Principal, Proof, Secret, Session, TrustRule, UsedToken
 from broker.core.page import Page
 from broker.core.ports import Now, Store, Write
 from broker.core.quota import Limits, Tally
@@ -284,20 +284,18 @@ class Sessions:
         return session
 
     def _lent(self, call: Call, login: _Login | None, tries: list[Try]) -> Session:
-        session = login.opening.session if login else self._holding(call.principal.credential)
-        now, leases = self._now(), dict[tuple[str, int], Lease]()
-        for each in tries:
-            each.lend(session, now, leases)
-        entries = [*([login.call.outcome()] if login else []), *(each.entry() for each in tries)]
-        with self._store.write(entries[0]) as write:
-            for entry in entries[1:]:
-                write.also(entry)
+        with self._store.write(login.call.outcome() if login else tries[0].entry()) as write:
             if login:
+                session = login.opening.session
                 _add(write, login)
             else:
-                session = self._held(write, session.id, call.principal)
+                session = self._held(write, call.principal.credential, call.principal)
                 self._check_rule(session)
-            write.add(*leases.values())
+                take_up(tries, self._ending.leases(write, session.id), self._now())
+            write.add(*lend(tries, session, self._now()))
+            write.note(**({} if login else tries[0].lent))
+            for each in tries[0 if login else 1 :]:
+                write.also(each.entry())
         return session
 
     def _write_down(self, call: Call, login: _Login | None, tries: list[Try], failure: BrokerError) -> None:

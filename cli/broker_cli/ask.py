@@ -85,14 +85,22 @@ def moment(text: str, option: str) -> Any:
 
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        zone = found.tzinfo
+        found = found.astimezone(UTC) if zone else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # the latter in the first and the last hours that there are
         raise click.BadParameter("Write a time such as 2027-01-31T12:00:00Z.", param_hint=option) from None
-    if found.tzinfo is None:
+    if zone is None:
         chat("The time has no zone; it is taken as UTC.")
-        found = found.replace(tzinfo=UTC)
     stamp = Timestamp()
-    stamp.FromDatetime(found.astimezone(UTC))
+    stamp.FromDatetime(found)
     return stamp
+
+
+def not_empty(_: click.Context, __: click.Parameter, text: str | None) -> str:
+    """An option that may be left out, but not be given as nothing: the script's variable was not set."""
+    if text == "":
+        raise click.BadParameter("It is empty; leave the option out, or give it a value.")
+    return text or ""
 
 
 def labels(pairs: tuple[str, ...], option: str = "--label") -> dict[str, str]:

@@ -56,11 +56,11 @@ def _terms(
     terms: dict[str, Any] = {"operations": operations, "tags": ask.labels(tags, "--tag")}
     if disabled:
         terms["enabled"] = False
-    if not_before:
+    if not_before is not None:  # an empty one is a mistake: the key would be valid for ever
         terms["not_before"] = ask.moment(not_before, "--not-before")
-    if expires:
+    if expires is not None:
         terms["expire_time"] = ask.moment(expires, "--expires")
-    return {"terms": terms} if any((operations, tags, disabled, not_before, expires)) else {}
+    return {"terms": terms} if terms.keys() - {"operations", "tags"} or operations or tags else {}
 
 
 @click.command("import", epilog="Repeating an import settles it; the same version is never uploaded twice.")
@@ -101,7 +101,11 @@ def export(
 ) -> None:
     """Wrap the key NAME for a target into a file, to be carried there by hand."""
     check_target(file)
-    kek = {"kek_pem": files.take(kek_file, MAX_PEM, "KEK file").decode("ascii", "replace")} if kek_file else {}
+    kek = (
+        {"kek_pem": files.take(kek_file, MAX_PEM, "KEK file").decode("ascii", "replace")}
+        if kek_file is not None
+        else {}
+    )
     with ask.waiting("wrapping"):
         made = wire.ask("imports", "ExportKey", name=name, **kek, **where_to, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)

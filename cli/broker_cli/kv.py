@@ -53,7 +53,7 @@ def put(
 ) -> None:
     """Write a new version of the secret NAME. Without --label the labels stay as they are."""
     rest = {"expected_version": more["expected_version"], "labels": ask.labels(more["labels"])}
-    if more["expires"]:
+    if more["expires"] is not None:  # an empty one is a mistake, not a secret that never expires
         rest["expire_time"] = ask.moment(more["expires"], "--expires")
     fields = _fields(given, json_file)
     made = wire.ask("kv", "PutSecret", name=name, fields=fields, **rest, **change.fields)

@@ -46,7 +46,10 @@ def add() -> None:
 )
 @click.option("--namespace", default="", help="Namespace, if any.")
 @click.option(
-    "--thumbprint", default="", metavar="SHA256", help="The KEK's, got by another way; else what is found is pinned."
+    "--thumbprint",
+    callback=ask.not_empty,
+    metavar="SHA256",
+    help="The KEK's, got by another way; else what is found is pinned.",
 )
 @changing
 @formatted
@@ -86,7 +89,10 @@ def vault(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, *
     "--file", default="", metavar="NAME", help="A file in the broker's credentials/HOST:PORT, by name, if it takes one."
 )
 @click.option(
-    "--thumbprint", default="", metavar="SHA256", help="The KEK's, got by another way; else what is found is pinned."
+    "--thumbprint",
+    callback=ask.not_empty,
+    metavar="SHA256",
+    help="The KEK's, got by another way; else what is found is pinned.",
 )
 @changing
 @formatted

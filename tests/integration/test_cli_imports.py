@@ -171,6 +171,22 @@ def test_nonsense_is_not_waited_for(broker: Broker, stand_in: StandIn, waited: l
     assert waited == [0, 0, 0]  # the usual short pauses of a broker that is away
 
 
+@pytest.mark.parametrize("words", [
+    ("key", "import", "pay", "--target", "hsm", "--expires", ""),
+    ("key", "confirm", "pay", "--target", "hsm", "--not-before", ""),
+    ("key", "import", "pay", "--target", "hsm", "--expires", "9999-12-31T23:59:59-14:00"),
+    ("key", "import", "pay", "--target", "hsm", "--not-before", "0001-01-01T00:00:00+14:00"),
+    ("secret", "put", "team/app", "--expires", ""),
+    (*AZURE, "--kek", KID, "--thumbprint", ""),
+])  # fmt: skip
+def test_a_condition_that_is_empty_or_no_time_is_not_left_out(
+    broker: Broker, stand_in: StandIn, words: tuple[str, ...]
+) -> None:
+    before = len(stand_in.seen)
+    assert broker(*words).code == 2
+    assert len(stand_in.seen) == before
+
+
 # ---- copies ------------------------------------------------------------------------------------------------------
 
 

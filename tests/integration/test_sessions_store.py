@@ -6,15 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text as sql
 
 from broker.core.errors import BrokerError, Unavailable
+from broker.core.fetching import Try
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Lease, Session
+from broker.core.ports import Store
 from broker.core.quota import Limits
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
@@ -79,6 +81,41 @@ def test_AN_15_TL_13_one_of_fifty_opens_the_session(bench: Bench) -> None:
         assert reasons.count("") == 1, reasons
         assert set(reasons) <= {"", "TOKEN_REPLAYED"} | WAITED
     assert bench.store.count(Session, {}) == 20
+
+
+def test_a_session_has_one_lease_on_each_secret_however_many_fetch_it_at_once(bench: Bench) -> None:
+    bench.put("app/two", user=b"u", password=b"p")
+    for _ in range(5):
+        fetched, opening = bench.fetch(pipeline(), "app/two#user", "app/two#password")
+        assert opening is not None
+        assert len({each.lease.id for each in fetched if each.lease}) == 1
+        given = list[str]()
+
+        def fetch(_: int, token: str = opening.token, given: list[str] = given) -> None:
+            given += [one.lease.id for one in bench.fetch(token, "app/db", "app/two#user", "app/api")[0] if one.lease]
+
+        assert set(together(8, fetch)) <= {""} | WAITED
+        held = {lease.id for lease in bench.store.page(Lease, limit=99, where={"session": opening.session.id})}
+        assert held == {*given, *(each.lease.id for each in fetched if each.lease)}
+        assert len(held) == 3
+
+
+def test_TL_05_a_lease_that_is_revoked_while_it_is_found_is_not_given_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = bench.login()
+    bench.fetch(opened.token, "app/db")
+    [old] = bench.store.page(Lease, limit=9)
+    find = Try.find_lease
+
+    def found_and_revoked(each: Try, store: Store, session: str, now: datetime) -> None:
+        find(each, store, session, now)
+        if each.lease:
+            bench.leases.revoke(bench.call("LeaseService/RevokeLeases"), lease=each.lease.id)
+
+    monkeypatch.setattr(Try, "find_lease", found_and_revoked)
+    fetched, _ = bench.fetch(opened.token, "app/db", "app/api")
+    assert old.id not in {each.lease.id for each in fetched if each.lease}
 
 
 def test_TL_05_renewing_fetching_and_revoking_at_once_ends_revoked(bench: Bench) -> None:

@@ -4,8 +4,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
-from broker.core.guard import BROKER, Guard
+from broker.core.errors import (
+    AlreadyExists,
+    BrokerError,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+    WrongState,
+)
+from broker.core.guard import BROKER, Guard, of_unknown_key
 from broker.core.kinds import KeyState, KeyType, KeyUsage, OperatorState
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Target
 from broker.core.policies import Policies
@@ -288,3 +296,32 @@ def test_a_question_about_a_pipeline_that_makes_no_sense_is_refused(
     with pytest.raises(BrokerError) as refused:
         house.explain(*question)
     assert refused.value.reason == reason
+
+
+def test_a_policy_that_another_process_has_set_is_not_missed_while_the_background_is_held_up() -> None:
+    house, ticks = House(), [0.0]
+    elsewhere = Guard(document())
+    there = Policies(house.store, elsewhere, house.clock, lambda: ticks[0])
+    elsewhere.watch(there.refresh_when_late)
+    house.set(LATER)
+    bob = operator("bob")
+    asked = call("KeyService/Sign", bob, house.clock)
+    ticks[0] = 1.0
+    with pytest.raises(PermissionDenied):  # it may be seen a little late
+        elsewhere.check(asked, of_unknown_key("payments"))
+    ticks[0] = 3600.0  # as if it had been stopped for an hour
+    elsewhere.check(call("KeyService/Sign", bob, house.clock), of_unknown_key("payments"))
+
+
+def test_a_policy_that_cannot_be_looked_for_in_time_permits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    house, ticks = House(), [0.0]
+    policies = Policies(house.store, house.guard, house.clock, lambda: ticks[0])
+    house.guard.watch(policies.refresh_when_late)
+    ticks[0] = 2.0
+    monkeypatch.setattr(house.store, "get", unavailable)
+    with pytest.raises(Unavailable):
+        house.guard.check(call("KeyService/Sign", ADMIN, house.clock), of_unknown_key("payments"))
+
+
+def unavailable(*_: object) -> None:
+    raise Unavailable("STORE_UNAVAILABLE", "Away.")
