@@ -40,6 +40,7 @@ REFUSED = (
     "GRPC_SSL_CIPHER_SUITES",  # would choose the suites of the listeners
 )
 
+M_ARENA_MAX = -8
 PR_SET_DUMPABLE = 4  # prctl(2)
 
 
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     os.umask(0o077)
     _keep_memory_private()
+    _share_one_heap()
     _log_to_stderr()
     try:
         _check_environment()
@@ -231,6 +233,11 @@ def _run(config: Config) -> int:
     finally:
         broker.close()
     return code
+
+
+def _share_one_heap() -> None:
+    """One heap for all threads (mallopt(3)): they take turns anyway, and each heap keeps what it once used."""
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _collect_less_often() -> None:

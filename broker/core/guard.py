@@ -87,9 +87,13 @@ def of_pipeline(name: str) -> Resource:
 
 def of_secret(name: str, secret: Secret | None) -> Resource:
     """A secret as the policies see it, existing or not: in the folders of all its leading segments."""
+    return Resource(kind="Secret", id=name, tags=secret.labels if secret else {}, folders=_folders(name))
+
+
+@lru_cache(1024)
+def _folders(name: str) -> tuple[str, ...]:
     segments = name.split("/")
-    folders = tuple("/".join(segments[:depth]) for depth in range(1, len(segments)))
-    return Resource(kind="Secret", id=name, tags=secret.labels if secret else {}, folders=folders)
+    return tuple("/".join(segments[:depth]) for depth in range(1, len(segments)))
 
 
 def of_trust_rule(name: str, rule: TrustRule | None) -> Resource:

@@ -339,12 +339,20 @@ class Secrets:
     def _open(self, version: SecretVersion) -> dict[str, bytes]:
         if version.root not in self._sealing.roots:
             self._roots.refresh()
-        if version.root not in self._sealing.roots:  # rewrapped since it was read, and its root key destroyed (P23)
-            version = self._store.get(SecretVersion, version.secret, version.number) or version
-        fields = self._sealing.open(version.secret, version.number, version.root, version.data_key, version.sealed)
+        try:
+            fields = self._unseal(version)
+        except WrongState:
+            # It may have been rewrapped since it was read, and its root key be gone by now (P23).
+            newer = self._store.get(SecretVersion, version.secret, version.number)
+            if newer is None or newer.root == version.root:
+                raise
+            fields = self._unseal(newer)
         if tuple(sorted(fields)) != version.fields:
             raise damaged()
         return fields
+
+    def _unseal(self, version: SecretVersion) -> dict[str, bytes]:
+        return self._sealing.open(version.secret, version.number, version.root, version.data_key, version.sealed)
 
     def _under(self, prefix: str, after: str) -> list[Secret]:
         """Up to ``SCANNED`` secrets in a folder, and the one of the folder's own name, behind ``after``."""

@@ -175,6 +175,9 @@ class Store(Protocol):
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """The record with this whole primary key, or None."""
 
+    def recent(self, kind: type[R], *key: str | int) -> R | None:
+        """As ``get``; what another process has changed within the last second may be missed."""
+
     def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
         """A key and one of its versions in one read; ``number`` 0 is the primary version."""
 

@@ -6,11 +6,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from broker.core.errors import InvalidRequest
 from broker.core.names import check_field, check_path
 
 MAX_NUMBER = 2**31 - 1
+KNOWN = 1024
+"""References that need not be read again: jobs ask for the same ones all day."""
+
 REFERENCE = re.compile(r"([^@#]{1,512})(?:@([1-9][0-9]{0,9}))?(?:#([^@#]{1,64}))?", re.ASCII)
 
 
@@ -37,6 +41,7 @@ class Opened:
         return f"Opened({self.reference.text!r}, version={self.version})"
 
 
+@lru_cache(KNOWN)
 def parse_reference(text: str) -> Reference:
     """Read a reference; InvalidRequest ``REFERENCE_INVALID``, which never quotes it."""
     found = REFERENCE.fullmatch(text)

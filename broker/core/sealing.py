@@ -169,8 +169,13 @@ class Sealing:
 
     def _context(self, part: bytes, name: str, version: int, root: int = 0) -> bytes:
         """The associated data; each part with its length before it, so that no two places read the same."""
-        parts = (PURPOSE, part, self._tenant.encode(), name.encode(), b"%d" % version, b"%d" % root)
-        return b"".join(len(one).to_bytes(2, "big") + one for one in parts)
+        return b"".join(
+            map(_with_length, (PURPOSE, part, self._tenant.encode(), name.encode(), b"%d" % version, b"%d" % root))
+        )
+
+
+def _with_length(part: bytes) -> bytes:
+    return len(part).to_bytes(2, "big") + part
 
 
 def damaged() -> WrongState:

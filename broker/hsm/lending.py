@@ -81,13 +81,18 @@ class Finder:
         return found[0]
 
     def use(self, worker: Worker, key: KeyRef, operation: Callable[[Any], R]) -> R:
-        """Call ``operation`` with the secret half on this session; a handle that died is looked up anew, once."""
+        """Call ``operation`` with the secret half on this session.
+
+        A handle that died is forgotten, and the error is a loss as any: the next try is made on a fresh session, since
+        this one may have an operation half begun.
+        """
         cached = worker.handles.get(key.hsm_id)
         if cached is not None:
             try:
                 return operation(lend(worker.session, cached, _BINDING_TYPES[key.type]))
             except (ck.ObjectHandleInvalid, ck.KeyHandleInvalid):
                 worker.handles.pop(key.hsm_id, None)
+                raise
         with self._sessions.objects:
             handle = self._searched(worker, key)
         return operation(lend(worker.session, handle, _BINDING_TYPES[key.type]))
@@ -101,7 +106,7 @@ class Finder:
         if cached is not None:
             try:
                 return cached, self._read(worker, key, cached, flags)
-            except (ck.ObjectHandleInvalid, AmbiguousError):
+            except (ck.ObjectHandleInvalid, ck.KeyHandleInvalid, AmbiguousError):
                 worker.handles.pop(key.hsm_id, None)
         handle = self._searched(worker, key)
         return handle, self._read(worker, key, handle, flags)

@@ -131,16 +131,15 @@ class Carrier:
 
     def _carried(self, worker: Worker, target: Any, secret: Any, oaep_hash: OaepHash) -> bytes:
         hash_mechanism, mgf = OAEP[oaep_hash]
-        try:
-            if oaep_hash in self._findings.one_call_hashes:
+        if oaep_hash in self._findings.one_call_hashes:
+            with _sealed_meanwhile():
                 return self._sessions.module.wrap_rsa_aes(worker.session, target, secret, hash_mechanism, mgf)
-            with ephemeral_key(worker, self._sessions.objects) as ephemeral:
-                parameter = (hash_mechanism, mgf, None)
-                first: bytes = target.wrap_key(ephemeral, mechanism=Mechanism.RSA_PKCS_OAEP, mechanism_param=parameter)
+        with ephemeral_key(worker, self._sessions.objects) as ephemeral:
+            parameter = (hash_mechanism, mgf, None)
+            first: bytes = target.wrap_key(ephemeral, mechanism=Mechanism.RSA_PKCS_OAEP, mechanism_param=parameter)
+            with _sealed_meanwhile():
                 second: bytes = ephemeral.wrap_key(secret, mechanism=self._findings.padded_wrap)
-                return first + second
-        except ck.KeyUnextractable as fault:  # sealed between the look and the wrap
-            raise _not_exportable() from fault
+            return first + second
 
     def _exportable(self, worker: Worker, key: KeyRef) -> int:
         """The key's handle. Attributes can change after creation, so they are read before every export (HS-04)."""
@@ -162,6 +161,18 @@ class Carrier:
             "use ec-p384, ec-secp256k1 or AES, a target that tolerates padding, or a token with a right wrap "
             "(SoftHSM from 2.7.0).",
         )
+
+
+@contextmanager
+def _sealed_meanwhile() -> Iterator[None]:
+    """The refusal for a key that was sealed between the look and the wrap. For the wrap of the key itself only.
+
+    Any other call that ends so has failed, and leaves its session to be replaced.
+    """
+    try:
+        yield
+    except ck.KeyUnextractable as fault:
+        raise _not_exportable() from fault
 
 
 def _not_exportable() -> WrongState:

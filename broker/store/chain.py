@@ -38,7 +38,7 @@ class Chain:
         self._staged, self._lines = self.durable, list[bytes]()
         self._folder, self._file_bytes = folder, file_bytes
         self._file, self._number, self._size = -1, 0, 0
-        self._full = False
+        self._full, self._name = False, ""
 
     def stage(self, record: AuditEntry | AuditHead) -> None:
         """Give the record the next place in the chain."""
@@ -116,6 +116,7 @@ class Chain:
         file = create(self._path(number), os.O_WRONLY | os.O_APPEND)
         self.close()
         self._file, self._number, self._size, self._full = file, number, 0, False
+        self._name = str(self._path(number))
         _sync_folder(self._folder)
 
     def _path(self, number: int) -> Path:
@@ -129,7 +130,7 @@ class Chain:
     def _in_place(self, found: os.stat_result) -> bool:
         """Whether the open file is the one under its name: it may have been moved, alone or with its folder."""
         try:
-            return os.path.samestat(found, self._path(self._number).lstat())
+            return os.path.samestat(found, os.lstat(self._name))
         except OSError:
             return False
 

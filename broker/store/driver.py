@@ -33,7 +33,7 @@ class Driver:
         try:
             rows: list[Sequence[Any]] = driver.execute(sql, arranged(values or {})).fetchall()
         except self._errors as error:
-            raise self._translated(error, driver) from error
+            raise self._translated(error, connection) from error
         return rows
 
     def change(self, connection: Connection, statement: Executable, rows: Sequence[Values]) -> int:
@@ -48,7 +48,7 @@ class Driver:
                 cursor.executemany(sql, [arranged(row) for row in rows])
             changed: int = cursor.rowcount
         except self._errors as error:
-            raise self._translated(error, driver) from error
+            raise self._translated(error, connection) from error
         return changed
 
     def _prepare(self, statement: Executable) -> tuple[str, Callable[[Values], Any]]:
@@ -62,8 +62,11 @@ class Driver:
             return compiled.string, lambda values: _in_order({**fixed, **values}, places)
         return compiled.string, lambda values: _in_order(values, places)
 
-    def _translated(self, error: Exception, driver: Any) -> DBAPIError:
+    def _translated(self, error: Exception, connection: Connection) -> DBAPIError:
+        driver: Any = connection.connection.driver_connection
         gone = self._dialect.is_disconnect(error, driver, None)  # type: ignore[arg-type]  # the driver's own
+        if gone:
+            connection.invalidate(error)  # or the pool would try to roll back on it
         found = DBAPIError.instance(
             None, None, error, self._errors, hide_parameters=True, connection_invalidated=gone, dialect=self._dialect
         )

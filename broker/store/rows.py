@@ -126,6 +126,8 @@ def storable(value: str | int) -> str | int:
 
 
 def _storable_text(text: str) -> str:
+    if len(text) <= MAX_CELL and text.isascii() and "\0" not in text:
+        return str.__str__(text)
     if len(text) > MAX_CELL or "\0" in text or not _unicode(text):
         raise InvalidRequest(
             "VALUE_NOT_STORABLE", "A text is longer than 1 MiB or holds NUL or half a character; change it."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from broker.store.config import StoreConfig
 from broker.store.database import check_revision
 from broker.store.dialects import check_there, open_database
 from broker.store.journal import PATIENCE, Journal
+from broker.store.recent import Recent
 from broker.store.restored import missing, newest_heads, refuse_older
 from broker.store.rows import FIELDS, record_of, row_of, storable
 from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page, secrets_of
@@ -44,6 +45,7 @@ class SqlStore:
     def __init__(self, config: StoreConfig, now: Now, *, accept_restored: bool = False) -> None:
         check_there(config)
         self._database = open_database(config)
+        self._recent = None if config.sqlite else Recent()
         try:
             check_revision(self._database)
             self._known = newest_heads(config.journal)
@@ -63,6 +65,12 @@ class SqlStore:
         """See ``Store.get``."""
         rows = self._database.read(BY_KEY[kind], key_cells(kind, key))
         return record_of(kind, rows[0]) if rows else None
+
+    def recent(self, kind: type[R], *key: str | int) -> R | None:
+        """See ``Store.recent``. On SQLite there is no other process, and nothing to gain."""
+        if self._recent is None:
+            return self.get(kind, *key)
+        return self._recent.get(kind, key, lambda: self.get(kind, *key))
 
     def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
         """See ``Store.version``."""
@@ -119,10 +127,12 @@ class SqlStore:
     @contextmanager
     def write(self, entry: AuditEntry) -> Iterator[SqlWrite]:
         """See ``Store.write``."""
-        with self._database.change(self._make_durable) as change:
+        with ExitStack() as done, self._database.change(self._make_durable) as change:
             write = SqlWrite(change.connection, self._database, entry)
             if entry.fence:
                 write.check_leader(entry.fence)
+            if self._recent is not None:
+                done.callback(self._recent.forget, write.changed)
             yield write
             if write.fault is not None:  # the body went on after a statement had failed
                 raise write.fault

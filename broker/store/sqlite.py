@@ -59,6 +59,7 @@ class Sqlite:
             self._writer = _engine(path, "rw", (*_ALL, *_WRITER))
             event.listen(self._writer, "begin", _begin)
             self.driver = Driver(self._writer)
+            self._looked_at = 0.0
             self._files: list[tuple[Path, tuple[int, int] | None]] = []
             self._connect_writer()
             self._group = Group(self._begun, WRITER_WAIT)
@@ -67,14 +68,13 @@ class Sqlite:
             os.close(self._process_lock)
             raise
         self._readers = Readers(_engine(path, "ro", (*_ALL, *_READER)))
-        self._looked_at = 0.0
         self._fence: int | None = None
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
         """See ``Database``."""
         if time.monotonic() >= self._looked_at + LOOK_EVERY:
-            self._looked_at = time.monotonic()
             self._check_ours()
+            self._looked_at = time.monotonic()
         return self._readers.read(statement, parameters)
 
     def change(self, make_durable: MakeDurable) -> AbstractContextManager[Change]:
@@ -119,6 +119,7 @@ class Sqlite:
         """A file that lost its name is gone when this process ends, and what has the name now is another database."""
         for file, ours in self._files:
             if _identity(file) != ours:
+                self._looked_at = 0.0
                 raise unavailable(
                     "The SQLite file is not the one that the broker has opened: put that one back, and stop the broker "
                     "before you restore another"

@@ -191,6 +191,24 @@ INSERT: dict[str, dict[type[Any], Insert]] = {
 }
 """By dialect and kind. Nothing is added when the primary key is in use: an error would end a PostgreSQL transaction."""
 
+
+@lru_cache(maxsize=256)
+def insert_of(dialect: str, kind: type[Any], count: int) -> Insert:
+    """``INSERT`` of so many rows in one statement; the cells of the second row are under their names and ``_1``."""
+    if count == 1:
+        return INSERT[dialect][kind]
+    columns = TABLES[kind].columns
+    rows = [{each.name: bindparam(f"{each.name}_{row}", type_=each.type) for each in columns} for row in range(count)]
+    return INSERT[dialect][kind].values(rows)
+
+
+def inserted(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The parameters of ``insert_of`` so many rows."""
+    if len(rows) == 1:
+        return dict(rows[0])
+    return {f"{name}_{place}": cell for place, row in enumerate(rows) for name, cell in row.items()}
+
+
 UPDATE = {kind: _update(kind) for kind in TABLES}
 """Every cell under ``n_`` and its name; the row under ``k0``, … and ``read``, as for ``DELETE``."""
 

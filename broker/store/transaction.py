@@ -23,12 +23,13 @@ from broker.store.tables import (
     BY_KEY,
     DELETE,
     END_LEASES,
-    INSERT,
     LEADERSHIP,
     LOCKED_BY_KEY,
     NAMES,
     UPDATE,
     cells,
+    insert_of,
+    inserted,
     key_cells,
     key_of,
     page,
@@ -55,6 +56,7 @@ class SqlWrite:
     def __init__(self, connection: Connection, database: Database, entry: AuditEntry) -> None:
         self.entry = entry
         self.further: list[AuditEntry] = []
+        self.changed: list[tuple[type[Any], tuple[str | int, ...]]] = []  # rows that were there before
         self.fault: BrokerError | None = None  # PostgreSQL's answer to COMMIT after a failed statement is a rollback
         self._connection = connection
         self._database = database
@@ -103,7 +105,8 @@ class SqlWrite:
             if self._shared and kind not in RANDOMLY_NAMED:
                 for record in records:
                     self._lock_name(kind, key_of(record))
-            added = self._changed(INSERT[self._database.name][kind], [row_of(record) for record in records])
+            statement = insert_of(self._database.name, kind, len(records))  # type: ignore[arg-type]  # a class is hashable
+            added = self._changed(statement, [inserted([row_of(record) for record in records])])
         if added < len(records):
             name = "/".join(str(part) for part in key_of(records[0])) if len(records) == 1 else "of such a name"
             raise AlreadyExists(
@@ -125,6 +128,7 @@ class SqlWrite:
         ]
         if rows:
             with self._statements():
+                self.changed += [(type(old), key_of(old)) for old, _ in changes]
                 self._expect(self._changed(UPDATE[type(written[0])], rows), changes[0][0], len(rows))
         return written
 
@@ -136,6 +140,7 @@ class SqlWrite:
 
     def delete(self, record: Record) -> None:
         """See ``Write.delete``."""
+        self.changed.append((type(record), key_of(record)))
         with self._statements():
             self._expect(self._changed(DELETE[type(record)], [_as_read(record)]), record)
 

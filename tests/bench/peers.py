@@ -109,7 +109,13 @@ class Broker:
 
 @contextmanager
 def broker_dev(
-    folder: Path, allowed_target: str, allowed_issuer: str, change: Callable[[Path], None] | None = None
+    folder: Path,
+    allowed_target: str,
+    allowed_issuer: str,
+    *,
+    change: Callable[[Path], None] | None = None,
+    database: str = "",
+    workers: int = 1,
 ) -> Iterator[Broker]:
     """The only place that knows how a broker is made and started, and what is in its folder.
 
@@ -118,8 +124,10 @@ def broker_dev(
     program = str(Path(sys.executable).with_name("broker"))
     init = [program, "init", str(folder), "--allow-target", allowed_target, "--allow-issuer", allowed_issuer]
     init += ["--operators-address", "127.0.0.1:0", "--pipelines-address", "127.0.0.1:0"]
+    init += ["--database", database] if database else []
     subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
     config = folder / "broker.toml"
+    config.write_text(config.read_text().replace("[server]\n", f"[server]\nworkers = {workers}\n"), encoding="utf-8")
     with config.open("a", encoding="utf-8") as file:  # one session fetches a hundred thousand times here
         file.write("\n[sessions]\nleases_per_pipeline = 100000\nleases_in_all = 10000000\n")
     if change:

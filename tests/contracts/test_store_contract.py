@@ -338,9 +338,11 @@ def test_records_outlive_the_process(place: StoreConfig) -> None:
 
 
 def test_an_unmigrated_database_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WrongState) as refused:
-        SqlStore(config(f"sqlite:///{tmp_path}/new.db", tmp_path), now)
-    assert refused.value.reason == "STORE_NOT_MIGRATED"
+    for reason in ("STORE_MISSING", "STORE_NOT_MIGRATED"):
+        with pytest.raises(WrongState) as refused:
+            SqlStore(config(f"sqlite:///{tmp_path}/new.db", tmp_path), now)
+        assert refused.value.reason == reason
+        (tmp_path / "new.db").touch(mode=0o600)
     SqlStore.migrate(config(f"sqlite:///{tmp_path}/new.db", tmp_path))
     with opened(config(f"sqlite:///{tmp_path}/new.db", tmp_path)) as store:
         store.check()

@@ -183,6 +183,9 @@ class MemoryStore(_Tables):
         self.fence = 1  # the newest leader's; a test that sets it higher has made another process the leader
         self._lock = RLock()
 
+    def recent(self, kind: type[R], *key: str | int) -> R | None:
+        return self.get(kind, *key)
+
     def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
         with self._lock:
             row = self.get(Key, key)

@@ -103,6 +103,7 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
         secrets=idle,
         sessions=idle,
         renew_certificate=lambda: None,
+        reconsider_processor=lambda: None,
     )
     monkeypatch.setattr(app, "now", lambda: clock)
     monkeypatch.setattr(app, "ticks", lambda: running)

@@ -90,11 +90,12 @@ def found(hsm: Pkcs11Hsm, template: dict[Attribute, Any]) -> list[str]:
     return hsm._sessions.run(look)
 
 
-def judged(told: list[str], rule: str, name: str, reason: str, *, served_after_a_loss: bool = True) -> None:
+def judged(told: list[str], rule: str, name: str, reason: str) -> None:
     """Note what is not as it should be."""
     if reason not in {"ok", *REFUSALS}:
         told.append(f"{rule}: {reason}")
-    if served_after_a_loss and name in LOST and reason != "ok":
+    # The binding does not hand on the code of a read's first half; that the read failed, it does.
+    if name in LOST and reason != "ok" and not (rule.startswith("C_GetAttributeValue") and reason == "HSM_FAULT"):
         told.append(f"{rule}: a loss was not got over: {reason}")
 
 
@@ -123,6 +124,25 @@ def _generate(folder: Path, *, new: bool = False) -> list[str]:
         births = len(shim.calls("C_GenerateKeyPair"))
         if late and "C_GenerateKeyPair" in rule and births != 1:
             told.append(f"{rule}: {births} generations were asked for, though the first had worked")
+    hsm.close()
+    return told
+
+
+def _generate_again(folder: Path) -> list[str]:
+    """A key that is there is never made anew, whatever goes wrong when it is looked at."""
+    hsm, shim = opened(folder)
+    key = fresh(hsm, KeyType.EC_P256)
+    told: list[str] = []
+
+    def generate() -> bytes | None:
+        return hsm.generate(key.hsm_id, key.type, key.usage, exportable=False)
+
+    for name, rule, _ in injections(shim, generate):
+        shim.obey(rule)
+        judged(told, rule, name, _reason(generate))
+        shim.obey()
+        if generate() != key.public_key or hsm.public_key(key) != key.public_key:
+            return [*told, f"{rule}: the key is another one now"]
     hsm.close()
     return told
 
@@ -177,7 +197,7 @@ def _sign(folder: Path) -> list[str]:
     return told
 
 
-@pytest.mark.parametrize("operation", [_generate, _generate_fresh, _wrap, _wrap_anew, _sign])
+@pytest.mark.parametrize("operation", [_generate, _generate_fresh, _generate_again, _wrap, _wrap_anew, _sign])
 def test_FT_15_every_code_at_every_call_is_refused_or_got_over(
     tmp_path: Path, operation: Callable[[Path], list[str]]
 ) -> None:
@@ -261,4 +281,5 @@ def _flipped(folder: Path) -> list[str]:
 
 
 def test_FT_18_a_wrong_bit_never_leaves(tmp_path: Path) -> None:
-    assert alone(_flipped, tmp_path / "token") == ["HSM_FAULT", "HSM_FAULT", "ok", "ok"]
+    # Of a ciphertext that does not open SoftHSM says what it says when it is ill, so that one is tried again first.
+    assert alone(_flipped, tmp_path / "token") == ["HSM_FAULT", "HSM_UNAVAILABLE", "ok", "ok"]

@@ -115,6 +115,9 @@ def test_a_second_migration_changes_nothing(place: StoreConfig) -> None:
 
 
 def test_an_unmigrated_database_is_refused(place: StoreConfig) -> None:
+    if place.sqlite:
+        assert refused(place) == "STORE_MISSING"
+        Path(place.parsed.database or "").touch(mode=0o600)
     assert refused(place) == "STORE_NOT_MIGRATED"
 
 

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -162,10 +163,16 @@ def _account() -> str | None:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A running server with TLS on its port, shared by the session; a test that stops it starts it again."""
-    binaries = _binaries()
     place = MEMORY if in_memory() else "/tmp"  # noqa: S108 - its account must get there
+    with running(Path(place)) as server:
+        yield server
+
+
+@contextmanager
+def running(place: Path) -> Iterator[Postgres]:
+    """A server whose files are in a folder of their own in ``place``."""
     with tempfile.TemporaryDirectory(prefix="pg-", dir=place) as folder:
-        server = Postgres(binaries=binaries, folder=Path(folder), port=free_port(), account=_account())
+        server = Postgres(binaries=_binaries(), folder=Path(folder), port=free_port(), account=_account())
         server.make()
         server.start()
         try:

@@ -33,6 +33,7 @@ def parts(**other: Any) -> Any:
             "secrets": idle,
             "sessions": idle,
             "renew_certificate": lambda: None,
+            "reconsider_processor": lambda: None,
             **other,
         }
     )
