@@ -150,7 +150,7 @@ def logged_in(house: House, repository: str) -> set[str]:
 
 def test_one_identity_token_and_one_version_have_one_winner(house: House) -> None:
     losers = one_winner(house, 20)
-    # Before an issuer's keys are known, two calls wait for them; the others are told to try again (AN-29).
+    # Before the keys of an issuer are known, two calls wait for them; the others are told to try again.
     later = {"CHANGED_MEANWHILE", "STORE_UNAVAILABLE", "ISSUER_UNAVAILABLE"}
     assert set(losers) <= {"TOKEN_REPLAYED", "VERSION_MISMATCH", *later}, losers
     assert losers["TOKEN_REPLAYED"] + losers["VERSION_MISMATCH"] > sum(losers.values()) * 0.5, losers
