@@ -322,6 +322,8 @@ class Storm:
     def settle(self, client: Client, journey: Journey) -> None:
         """In peace: proven, or an upload that may still be on its way, or a name that another key has now."""
         ended = self.ask(client, journey)
+        if ended == "PROOF_FAILED" and journey.other_key:  # what could not be tried before is found out now
+            ended = self.ask(client, journey)
         if ended == "TARGET_NAME_TAKEN":
             assert journey.other_key, f"{journey}: its name is taken, and nobody put another key there"
             if journey.version == 1:
