@@ -316,6 +316,8 @@ class Storm:
             assert refusal.code in {"UNAVAILABLE", "FAILED_PRECONDITION", "INVALID_ARGUMENT"}, refusal
             return refusal.reason
         assert refusal.code in BROKEN, refusal
+        if refusal.code == "DEADLINE_EXCEEDED":  # of a vault that is silent more than once; the broker goes on
+            return "late"
         within(10, lambda: self.dead)
         return "away"
 
