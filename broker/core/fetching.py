@@ -49,9 +49,9 @@ class Try:
         return self.call.outcome("ABORTED", failure.reason) if failure else self.call.outcome()
 
     @property
-    def lacks_lease(self) -> bool:
-        """Whether something was opened that is under no lease."""
-        return self.opened is not None and self.lease is None
+    def lacking(self) -> tuple[str, int] | None:
+        """The secret and its version that were opened under no lease yet."""
+        return (self.reference.name, self.opened.version) if self.opened and not self.lease else None
 
     def find_lease(self, store: Store, session: str, now: datetime) -> None:
         """Take up the active lease that a session has already on what was opened."""
@@ -66,25 +66,25 @@ class Try:
         found: list[Lease] = readable(lambda: store.page(Lease, limit=1, where=like), [])
         self._take(next((lease for lease in found if lease.expires_at > now), None))
 
-    def lend(self, session: Session, now: datetime) -> Lease | None:
-        """A new lease on what was opened, under the session; it is over with the secret, if that comes first.
+    def lend(self, session: Session, now: datetime, new: dict[tuple[str, int], Lease]) -> None:
+        """Put what was opened under a lease: one of the ``new``, or a further one there.
 
-        None if nothing was opened, or it is under a lease already.
+        It is over with the secret, if that comes before the session's last moment.
         """
-        if self.opened is None or self.lease is not None:
-            return None
-        new = Lease(
-            id=tokens.new_id(),
-            session=session.id,
-            principal=session.principal,
-            resource=f"secret/{self.reference.name}",
-            version=self.opened.version,
-            state=LeaseState.ACTIVE,
-            created_at=now,
-            expires_at=min(session.last_at, self.opened.expires_at or session.last_at),
-        )
-        self._take(new)
-        return new
+        if self.opened is None or self.lacking is None:
+            return
+        if self.lacking not in new:
+            new[self.lacking] = Lease(
+                id=tokens.new_id(),
+                session=session.id,
+                principal=session.principal,
+                resource=f"secret/{self.reference.name}",
+                version=self.opened.version,
+                state=LeaseState.ACTIVE,
+                created_at=now,
+                expires_at=min(session.last_at, self.opened.expires_at or session.last_at),
+            )
+        self._take(new[self.lacking])
 
     def _take(self, lease: Lease | None) -> None:
         self.lease = lease

@@ -24,7 +24,7 @@ from broker.core.fetching import Fetched, Try, attempts, check_size, first_refus
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
-from broker.core.model import Principal, Proof, Secret, Session, TrustRule, UsedToken
+from broker.core.model import Lease, Principal, Proof, Secret, Session, TrustRule, UsedToken
 from broker.core.page import Page
 from broker.core.ports import Now, Store, Write
 from broker.core.quota import Limits, Tally
@@ -99,7 +99,7 @@ class Sessions:
             if call.principal.method == "session":
                 for each in tries:
                     each.find_lease(self._store, call.principal.credential, self._now())
-            with self._room(call, sum(each.lacks_lease for each in tries)):
+            with self._room(call, len(set(filter(None, (each.lacking for each in tries))))):
                 session = self._issue(call, login, tries)
         except Unavailable:
             raise
@@ -188,8 +188,11 @@ class Sessions:
         return self._ending.chores()
 
     def _found(self, name: str) -> Session | None:
-        """As it was at most a second ago; whoever gives something new to a session holds its row first."""
-        return readable(lambda: self._store.recent(Session, name), None) if name else None
+        """As it was at most a second ago, if it was alive then; whoever gives it something new holds its row first."""
+        found = readable(lambda: self._store.recent(Session, name), None) if name else None
+        if found is None or live(found, self._now()):
+            return found
+        return readable(lambda: self._store.get(Session, name), None)  # another process may have renewed it
 
     def _held(self, write: Write, name: str, principal: Principal) -> Session:
         """The caller's session, locked, if it is still alive."""
@@ -264,7 +267,7 @@ class Sessions:
     def _issue(self, call: Call, login: _Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
         name = call.principal.credential if call.principal.method == "session" else ""
-        if login or (name and any(each.lacks_lease for each in tries)):
+        if login or (name and any(each.lacking for each in tries)):
             session: Session | None = self._lent(call, login, tries)
         else:
             self._store.record(*(each.entry() for each in tries))
@@ -282,8 +285,9 @@ class Sessions:
 
     def _lent(self, call: Call, login: _Login | None, tries: list[Try]) -> Session:
         session = login.opening.session if login else self._holding(call.principal.credential)
-        now = self._now()
-        leases = [lease for each in tries if (lease := each.lend(session, now))]
+        now, leases = self._now(), dict[tuple[str, int], Lease]()
+        for each in tries:
+            each.lend(session, now, leases)
         entries = [*([login.call.outcome()] if login else []), *(each.entry() for each in tries)]
         with self._store.write(entries[0]) as write:
             for entry in entries[1:]:
@@ -293,7 +297,7 @@ class Sessions:
             else:
                 session = self._held(write, session.id, call.principal)
                 self._check_rule(session)
-            write.add(*leases)
+            write.add(*leases.values())
         return session
 
     def _write_down(self, call: Call, login: _Login | None, tries: list[Try], failure: BrokerError) -> None:
@@ -303,8 +307,8 @@ class Sessions:
         call.settled = True
 
     def _check_rule(self, session: Session) -> None:
-        rule = self._store.recent(TrustRule, session.rule)
-        if rule is None or rule.revision != session.rule_revision or rule.created_at > session.created_at:
+        # What was kept of the rule may be older than a session that another process has opened with the newest.
+        if not any(_is_of(session, read(TrustRule, session.rule)) for read in (self._store.recent, self._store.get)):
             raise Unauthenticated(
                 "TRUST_RULE_CHANGED", "The trust rule that opened this session is gone or changed; log in again."
             )
@@ -353,6 +357,10 @@ def _add(write: Write, login: _Login) -> None:
                 "TOKEN_REPLAYED", "This identity token has opened its one session already; get a fresh one."
             ) from error
     write.add(login.opening.session)
+
+
+def _is_of(session: Session, rule: TrustRule | None) -> bool:
+    return rule is not None and rule.revision == session.rule_revision and rule.created_at <= session.created_at
 
 
 def _own(call: Call) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pkcs11
-from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
+from pkcs11 import exceptions as ck
+from pkcs11.exceptions import PKCS11Error
 
 from broker.core.errors import Unavailable, WrongState
 
@@ -24,7 +25,23 @@ if TYPE_CHECKING:
 
 _OS_LOCKING_OK = 0x2
 _RW_USER_FUNCTIONS = 3
-_OBJECT_HANDLE_INVALID = 0x82
+_ERRORS: Mapping[int, type[PKCS11Error]] = {
+    0x03: ck.SlotIDInvalid,
+    0x05: ck.GeneralError,
+    0x30: ck.DeviceError,
+    0x31: ck.DeviceMemory,
+    0x32: ck.DeviceRemoved,
+    0x60: ck.KeyHandleInvalid,
+    0x6A: ck.KeyUnextractable,
+    0x82: ck.ObjectHandleInvalid,
+    0xB0: ck.SessionClosed,
+    0xB3: ck.SessionHandleInvalid,
+    0xE0: ck.TokenNotPresent,
+    0xE1: ck.TokenNotRecognised,
+    0x101: ck.UserNotLoggedIn,
+}
+"""The codes that are told apart; the binding has such a table but does not show it."""
+
 _NOT_ALL = (0x11, 0x12, 0x150)  # sensitive, unknown or too long: some were not given, the others were (PKCS#11 5.7.5)
 CKM_RSA_AES_KEY_WRAP = 0x1054
 _NEEDED = ("C_Initialize", "C_Finalize", "C_GetAttributeValue", "C_GetSessionInfo", "C_WrapKey")
@@ -124,7 +141,7 @@ class Module:
             ctypes.c_ulong(session.handle), ctypes.c_ulong(handle), wanted, ctypes.c_ulong(len(sizes))
         )
         if code and code not in _NOT_ALL:
-            raise ObjectHandleInvalid if code == _OBJECT_HANDLE_INVALID else _failed("C_GetAttributeValue", code)
+            raise _failed("C_GetAttributeValue", code)
         return {one.type: buffers[one.type].raw for one in wanted if one.length == sizes[one.type]}
 
     def wrap_rsa_aes(self, session: Any, kek: Any, key: Any, oaep_hash: int, mgf: int) -> bytes:
@@ -155,7 +172,7 @@ class Module:
 
 
 def _failed(what: str, code: int) -> PKCS11Error:
-    return PKCS11Error(f"{what} gave CKR 0x{code:x}")
+    return _ERRORS.get(code, PKCS11Error)(f"{what} gave CKR 0x{code:x}")
 
 
 def _refuse_loose_file(path: Path) -> None:

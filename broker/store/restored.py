@@ -80,10 +80,10 @@ def _logins(path: Path) -> Iterator[tuple[str, str]]:
 def _login(line: bytes) -> tuple[str, str] | None:
     try:
         body = json.loads(line)
-        issuer, token = body["facts"]["issuer"], body["facts"]["token_id"]
+        issuer, token, outcome = body["facts"]["issuer"], body["facts"]["token_id"], body["outcome"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return (str(issuer), str(token)) if body["outcome"] == "ok" and token else None
+    return (str(issuer), str(token)) if outcome == "ok" and token else None
 
 
 _HASH = [field.name for field in FIELDS[AuditHead]].index("hash")

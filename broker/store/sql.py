@@ -108,7 +108,7 @@ class SqlStore:
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
         """See ``Store.due``."""
-        return self._sound(kind, limit, lambda most: (due(kind, before, most, state), {}))
+        return self._sound(kind, limit, lambda most: due(kind, before, most, state))
 
     def _sound(self, kind: type[R], limit: int, query: Callable[[int], Query]) -> list[R]:
         """The first ``limit`` rows of ``query`` (which is told how many to look for) that can be read."""

@@ -249,12 +249,20 @@ def _page(kind: type[Any], names: tuple[str, ...], after: bool) -> Select[Any]: 
     return query.limit(bindparam("most", type_=BigInteger))
 
 
-def due(kind: type[Any], before: datetime, limit: int, state: str) -> Select[Any]:
-    """The port's ``due`` as a statement."""
+def due(kind: type[Any], before: datetime, limit: int, state: str) -> tuple[Select[Any], dict[str, str | int]]:
+    """The port's ``due`` as a statement and its parameters."""
+    bounds: dict[str, str | int] = {"before": microseconds(before), "most": limit}
+    return _due(kind), bounds | ({"state": storable(state)} if "state" in TABLES[kind].c else {})  # type: ignore[arg-type]  # as above
+
+
+@lru_cache(maxsize=16)
+def _due(kind: type[Any]) -> Select[Any]:
     table = TABLES[kind]
     time = table.c[TIMES[kind]]
-    query = select(table).where(time <= microseconds(before)).order_by(time, *KEY_COLUMNS[kind]).limit(limit)
-    return query.where(table.c.state == storable(state)) if "state" in table.c else query
+    query = select(table).where(time <= bindparam("before", type_=BigInteger)).order_by(time, *KEY_COLUMNS[kind])
+    if "state" in table.c:
+        query = query.where(table.c.state == bindparam("state", type_=Text))
+    return query.limit(bindparam("most", type_=BigInteger))
 
 
 def count(kind: type[Any], where: Mapping[str, str | int]) -> tuple[Select[Any], dict[str, str | int]]:

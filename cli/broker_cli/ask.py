@@ -18,11 +18,17 @@ from broker_cli.screen import chat, plain
 yes = click.option("--yes", "sure", is_flag=True, help="Do not ask; for scripts.")
 
 
-def by_name(name: str, consequence: str, *, sure: bool, dry_run: bool) -> None:
-    """Go on only if the person types the name of what will be gone (or said --yes, or nothing will happen)."""
+def by_name(name: str, consequence: str, *, sure: bool, dry_run: bool, told: Callable[[], None] | None = None) -> None:
+    """Go on only if the person types the name of what will be gone (or said --yes, or nothing will happen).
+
+    ``told`` says more of it first, whoever is asked or not.
+    """
+    if not (sure or dry_run):
+        _must_be_interactive()
+    if told:
+        told()
     if sure or dry_run:
         return
-    _must_be_interactive()
     chat(f"{consequence}\nType its name to go on: {name}")
     if sys.stdin.readline().strip() != name:
         raise Refusal("NOT_CONFIRMED", "The name was not typed; nothing was changed.")

@@ -155,6 +155,23 @@ def where(wire: Wire, out: Output, name: str, target: str) -> None:
     out.many("import", [record(one) for one in found], COLUMNS)
 
 
+def tell_copies(wire: Wire, name: str) -> None:
+    """Say where copies of the key NAME are, or may be, which nothing that is done to it in the broker reaches."""
+    try:
+        rows = [record(one) for one in wire.pages("imports", "ListImports", "imports", name=name)]
+    except Refusal as refusal:
+        chat(
+            f"Where copies of {name} are could not be found out ({refusal.reason}); those at targets stay as they are."
+        )
+        return
+    copies = [one for one in rows if one["state"] in {"proven", "pending"}]
+    for one in copies:
+        there = f"as {one['remote_name']}, version {one['remote_version']}" if one["remote_version"] else "perhaps"
+        chat(f"Version {one['version']} is at the target {one['target']} {there}: that copy stays as it is.")
+    if copies:
+        chat("Disable or delete these copies where they are; the broker does not.")
+
+
 def _told(out: Output, response: Any) -> None:
     told = record(response)
     entry, extra = told["import"], told.get("extra_versions", [])

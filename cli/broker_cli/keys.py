@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from broker_cli import ask, words
-from broker_cli.imports import confirm, export, import_, prove, where
+from broker_cli.imports import confirm, export, import_, prove, tell_copies, where
 from broker_cli.key_use import decrypt, encrypt, public, sign, verify
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
@@ -112,7 +112,11 @@ def enable(wire: Wire, out: Output, change: Change, name: str) -> None:
 @formatted
 @remote
 def disable(wire: Wire, out: Output, change: Change, name: str) -> None:
-    """Let nobody use the key NAME through the broker until it is enabled again; copies at targets still work."""
+    """Let nobody use the key NAME through the broker until it is enabled again; copies at targets still work.
+
+    They are listed, so that they can be disabled there.
+    """
+    tell_copies(wire, name)
     _changed(out, change, wire.ask("keys", "DisableKey", name=name, **change.fields))
 
 
@@ -129,13 +133,16 @@ def disable(wire: Wire, out: Output, change: Change, name: str) -> None:
 @formatted
 @remote
 def destroy(wire: Wire, out: Output, change: Change, name: str, in_days: int | None, *, sure: bool) -> None:
-    """Schedule the destruction of the key NAME in the HSM, in all its versions; copies at targets stay."""
+    """Schedule the destruction of the key NAME in the HSM, in all its versions; copies at targets stay.
+
+    They are listed, so that they can be deleted there.
+    """
     ask.by_name(
         name,
-        "The key cannot be used any more, and after the delay it is gone from the HSM for good. "
-        f'Copies at targets stay ("broker key where {name}" lists them): they are deleted there.',
+        "The key cannot be used any more, and after the delay it is gone from the HSM for good.",
         sure=sure,
         dry_run=change.dry_run,
+        told=lambda: tell_copies(wire, name),
     )
     delay: dict[str, Any] = {}
     if in_days is not None:

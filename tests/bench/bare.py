@@ -21,6 +21,7 @@ from broker.hsm.config import HsmConfig
 KEK_BITS = 4096
 _RSA = {"rsa-3072": 3072}
 _SECRET = {Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: True}
+_library: Any  # its end would be the session's
 _session: Any
 _kek: Any
 
@@ -40,9 +41,10 @@ class Bare:
 
 
 def _open(config: HsmConfig) -> None:
-    global _session, _kek  # noqa: PLW0603 - the process exists for this one session
+    global _library, _session, _kek  # noqa: PLW0603 - the process exists for this one session
     os.environ.update(config.environment)
-    token = pkcs11.lib(str(config.module)).get_token(token_label=config.token_label)
+    _library = pkcs11.lib(str(config.module))
+    token = _library.get_token(token_label=config.token_label)
     _session = token.open(rw=True, user_pin=config.pin_file.read_text(encoding="ascii").strip())
     kek = rsa.generate_private_key(65537, KEK_BITS).public_key().public_numbers()
     _kek = _session.create_object({

@@ -48,7 +48,7 @@ def fresh(hsm: Hsm, key_type: KeyType, usage: KeyUsage | None = None, *, exporta
     """A new key."""
     usage = usage or usage_of(key_type)
     hsm_id = os.urandom(16)
-    public_key = hsm.generate(hsm_id, key_type, usage, exportable=exportable)
+    public_key = hsm.generate(hsm_id, key_type, usage, exportable=exportable, fresh=True)
     return KeyRef(hsm_id=hsm_id, type=key_type, usage=usage, public_key=public_key)
 
 

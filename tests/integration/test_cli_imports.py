@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from broker_api.v1 import imports_pb2 as imports
 
 from tests.integration.test_cli_standin import Broker, StandIn, bare, broker, running, stand_in
 
@@ -168,3 +169,42 @@ def test_nonsense_is_not_waited_for(broker: Broker, stand_in: StandIn, waited: l
     stand_in.failures["ImportKey"] = [fault] * 9
     assert broker("key", "import", "pay", "--target", "hsm").code == 5
     assert waited == [0, 0, 0]  # the usual short pauses of a broker that is away
+
+
+# ---- copies ------------------------------------------------------------------------------------------------------
+
+
+def copies(request: Any) -> Any:
+    """Three imports: proven, waiting for somebody to carry it, and failed."""
+    rows = [imports.Import(key=request.name, version=at, target=f"t{at}", remote_name="pay") for at in (1, 2, 3)]
+    rows[0].state, rows[0].remote_version = imports.IMPORT_STATE_PROVEN, "c0ffee"
+    rows[1].state, rows[2].state = imports.IMPORT_STATE_PENDING, imports.IMPORT_STATE_FAILED
+    return imports.ListImportsResponse(imports=rows)
+
+
+@pytest.mark.parametrize(("line", "rpc"), [
+    ("key disable pay", "DisableKey"), ("key destroy pay --yes", "ScheduleKeyDestruction"),
+    ("key destroy pay --dry-run", "ScheduleKeyDestruction"),
+])  # fmt: skip
+def test_who_disables_or_destroys_a_key_is_told_where_its_copies_stay(
+    broker: Broker, stand_in: StandIn, line: str, rpc: str
+) -> None:
+    stand_in.answers["ListImports"] = copies
+    ended = broker(*line.split())
+    assert [name for name, _ in stand_in.seen] == ["ListImports", rpc]
+    assert "Version 1 is at the target t1 as pay, version c0ffee: that copy stays as it is." in ended.err
+    assert "Version 2 is at the target t2 perhaps" in ended.err
+    assert "t3" not in ended.err
+    assert "Disable or delete these copies where they are" in ended.err
+
+
+def test_a_key_is_disabled_also_by_somebody_who_may_not_list_its_copies(broker: Broker, stand_in: StandIn) -> None:
+    stand_in.failures["ListImports"] = [(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", "Not permitted.")]
+    ended = broker("key", "disable", "pay")
+    assert (ended.code, stand_in.seen[-1][0]) == (0, "DisableKey")
+    assert "could not be found out (POLICY_DENIED)" in ended.err
+
+
+def test_a_key_without_copies_is_disabled_without_a_word_of_any(broker: Broker, stand_in: StandIn) -> None:
+    stand_in.answers["ListImports"] = lambda _: imports.ListImportsResponse()
+    assert "copies" not in broker("key", "disable", "pay").err

@@ -25,7 +25,7 @@ def test_openssl_opens_the_blob_and_finds_the_hsms_public_key(
 ) -> None:
     key = shared(hsm, kind, exportable=True)
     blob = hsm.wrap(key, target.kek, OaepHash.SHA1, exact=False)
-    plaintext = opened_by_openssl(target, blob, tmp_path)
+    plaintext = opened_by_openssl(target.private, blob, tmp_path)
     assert plaintext.rstrip(b"\0") in target.open(blob, OaepHash.SHA1)
     if kind.symmetric:
         ciphertext = hsm.encrypt(key, EncryptionAlgorithm.AES_GCM, b"from the HSM", b"")

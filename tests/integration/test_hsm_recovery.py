@@ -120,18 +120,22 @@ def _two_under_one_id(folder: Path) -> list[str]:
     return told
 
 
-def _destroy_elsewhere(config: HsmConfig, key: KeyRef) -> None:
+def _destroy_elsewhere(config: HsmConfig, *keys: KeyRef) -> None:
     hsm = Pkcs11Hsm(config)
-    hsm.destroy(key)
+    for key in keys:
+        hsm.destroy(key)
     hsm.close()
 
 
 def test_HS_16_a_key_destroyed_by_another_process_is_gone_here_too(hsm: Pkcs11Hsm, softhsm: HsmConfig) -> None:
     key = fresh(hsm, KeyType.EC_P256)
+    carried, kek = fresh(hsm, KeyType.EC_P384, exportable=True), Target().kek
     hsm.sign(key, ES256, [b"m"])
+    hsm.wrap(carried, kek, OaepHash.SHA1, exact=True)
     epoch = hsm._sessions._epoch
-    alone(_destroy_elsewhere, softhsm, key)
+    alone(_destroy_elsewhere, softhsm, key, carried)
     assert _reason(lambda: hsm.sign(key, ES256, [b"m"])) == "KEY_NOT_IN_HSM"
+    assert _reason(lambda: hsm.wrap(carried, kek, OaepHash.SHA1, exact=True)) == "KEY_NOT_IN_HSM"
     assert hsm._sessions._epoch == epoch, "a missing key is no reason to reload the module"
 
 

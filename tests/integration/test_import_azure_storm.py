@@ -12,7 +12,7 @@ from tests.servers.storm_verdict import assert_only_the_keys, judge, left_in_tok
 
 def weather(folder: Path, imports: int, seed: int, *, hang: bool) -> str:
     """So many imports in a storm, and the verdict; what happened, in a line."""
-    with azure_house(folder, reload_interval=0.0, retry_interval=0.0) as live:
+    with azure_house(folder, create_kek=False, reload_interval=0.0, retry_interval=0.0) as live:
         storm = Storm(live, seed, hang=hang)
         while len(storm.journeys) < imports:
             storm.round()
@@ -28,6 +28,8 @@ def weather(folder: Path, imports: int, seed: int, *, hang: bool) -> str:
         assert "Traceback" not in live.broker.said, live.broker.said[-4000:]
         assert live.broker.holding(live.premium.token.encode(), live.hsm.token.encode()) == []
     counts = storm.counts
+    assert min(counts["calls spoilt"], counts["requests spoilt"]) >= imports / 2, counts
+    assert counts["restarts"] >= imports / 40, counts
     assert {name for name in SPOILT if counts[f"switch {name}"]} >= SPOILT.keys() - {"hang"}
     assert all(counts[f"code {name}"] for name in CODES)
     return f"{dict(ends)}; {dict(counts)}"

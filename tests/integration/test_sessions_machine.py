@@ -384,8 +384,8 @@ def run(folder: Path, examples: int, length: int) -> int:
 
 @pytest.mark.parametrize("part", range(4))
 def test_sessions_and_leases_are_those_of_the_model(tmp_path: Path, part: int) -> None:
-    """Ten thousand steps; in four parts, which can run beside each other."""
-    assert run(tmp_path, 33, 100) >= 2_500, part
+    """Ten thousand steps and more, as chance has it; in four parts, which can run beside each other."""
+    assert run(tmp_path, 42, 100) >= 2_500, part
 
 
 @pytest.mark.soak

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,19 +104,23 @@ def judged(told: list[str], rule: str, name: str, reason: str) -> None:
         told.append(f"{rule}: a loss was not got over: {reason}")
 
 
-def _generate(folder: Path) -> list[str]:
+def _generate_fresh(folder: Path) -> list[str]:
+    return _generate(folder, new=True)
+
+
+def _generate(folder: Path, *, new: bool = False) -> list[str]:
     hsm, shim = opened(folder)
     kind = KeyType.EC_P256
     told: list[str] = []
     for name, rule, late in injections(shim, lambda: fresh(hsm, kind, exportable=True), ONE_OF_EACH):
         hsm_id = os.urandom(16)
 
-        def generate(name: bytes = hsm_id) -> bytes | None:
-            return hsm.generate(name, kind, KeyUsage.SIGN, exportable=True)
+        def generate(name: bytes = hsm_id, *, fresh: bool = False) -> bytes | None:
+            return hsm.generate(name, kind, KeyUsage.SIGN, exportable=True, fresh=fresh)
 
         shim.forget()
         shim.obey(rule)
-        judged(told, rule, name, _reason(generate))
+        judged(told, rule, name, _reason(partial(generate, fresh=new)))
         shim.obey()
         first, second = generate(), generate()
         pairs = found(hsm, {Attribute.ID: hsm_id})
@@ -147,12 +152,18 @@ def _generate_again(folder: Path) -> list[str]:
     return told
 
 
-def _wrap(folder: Path) -> list[str]:
+def _wrap_anew(folder: Path) -> list[str]:
+    return _wrap(folder, known=False)
+
+
+def _wrap(folder: Path, *, known: bool = True) -> list[str]:
     hsm, shim = opened(folder)
     key, target = fresh(hsm, KeyType.EC_P256, exportable=True), Target()
     told: list[str] = []
 
     def wrap() -> bytes:
+        if not known:
+            hsm._sessions.run(lambda worker: worker.handles.clear())
         return target.open(hsm.wrap(key, target.kek, OaepHash.SHA1, exact=True), OaepHash.SHA1)
 
     plaintext = wrap()
@@ -191,7 +202,7 @@ def _sign(folder: Path) -> list[str]:
     return told
 
 
-@pytest.mark.parametrize("operation", [_generate, _generate_again, _wrap, _sign])
+@pytest.mark.parametrize("operation", [_generate, _generate_fresh, _generate_again, _wrap, _wrap_anew, _sign])
 def test_FT_15_every_code_at_every_call_is_refused_or_got_over(
     tmp_path: Path, operation: Callable[[Path], list[str]]
 ) -> None:

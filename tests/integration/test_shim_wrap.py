@@ -34,7 +34,7 @@ def plaintext_of(hsm: HsmElsewhere, target: Target, kind: KeyType, folder: Path)
     key = shared(hsm, kind, exportable=True)
     blob = hsm.wrap(key, target.kek, OaepHash.SHA1, exact=True)
     plaintext = target.open(blob, OaepHash.SHA1)
-    assert opened_by_openssl(target, blob, folder) == plaintext
+    assert opened_by_openssl(target.private, blob, folder) == plaintext
     return plaintext, key.public_key
 
 

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,10 @@ from broker.config import load
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key
 from broker.store.config import StoreConfig
-from broker.store.restored import newest_heads
+from broker.store.restored import logins, newest_heads
 from broker.store.sql import SqlStore
 from tests.contracts.store_places import database, place, store
-from tests.contracts.store_samples import config, entry, head, key, now, opened, put
+from tests.contracts.store_samples import T0, config, entry, head, key, now, opened, put
 from tests.servers.fetch_load import REFERENCES, furnish
 from tests.servers.issuer import issuing
 from tests.servers.live import Live
@@ -126,6 +127,14 @@ def test_FT_01_records_after_the_last_head_and_a_torn_line_are_no_restored_datab
         pass
     with opened(place) as store:  # the chain before this one has no head of its own
         store.check()
+
+
+def test_spoilt_logins_are_passed_over(tmp_path: Path) -> None:
+    name = "broker-20300101T000000000000Z-0123456789abcdef.000001.jsonl"
+    good = '{"rpc":"SessionService/Login","outcome":"ok","facts":{"issuer":"i","token_id":"t"}}'
+    spoilt = good.replace('"outcome":"ok",', "")
+    (tmp_path / name).write_text(f"{spoilt}\n{good}\n[{good}]\n")
+    assert list(logins(tmp_path, T0 - timedelta(days=3650))) == [("i", "t")]
 
 
 def test_a_head_is_found_over_blocks_and_spoilt_lines(place: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:

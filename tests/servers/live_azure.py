@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from broker.targets.azure_key_vault.fake import FakeVault
-from tests.servers.azure import ticking
+from tests.servers.azure import put_kek, ticking
 from tests.servers.live import Client, Live
 from tests.servers.shim import Shim, build_shim
 
@@ -69,8 +69,8 @@ def _lines(settings: dict[str, Any]) -> str:
 
 
 @contextmanager
-def azure_house(folder: Path, **hsm: float) -> Iterator[AzureLive]:
-    """A running one; ``hsm``: further settings of its token."""
+def azure_house(folder: Path, *, create_kek: bool = True, **hsm: float) -> Iterator[AzureLive]:
+    """A running one; ``hsm``: further settings of its token. Without ``create_kek`` the vaults have small ones."""
     broker = Live(folder / "broker")
     for name in ("premium", "hsm"):
         (folder / name).mkdir()
@@ -85,7 +85,8 @@ def azure_house(folder: Path, **hsm: float) -> Iterator[AzureLive]:
             broker.start()
             with broker.client() as admin:
                 for name, vault in (("premium", premium), ("hsm", managed)):
-                    admin.ask("CreateTarget", name=name, azure_key_vault=settings_of(vault, "kek"), create_kek=True)
+                    settings = settings_of(vault, "kek" if create_kek else put_kek(vault))
+                    admin.ask("CreateTarget", name=name, azure_key_vault=settings, create_kek=create_kek)
             yield AzureLive(broker, premium, managed)
         finally:
             broker.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from tests.servers.shim import Call
 from tests.servers.softhsm import alone
 
 CKA_TOKEN, OBJECT_HANDLE_INVALID = 0x1, 0x82
-GCM_IV = 12
+AES_HEADER, GCM_IV = 5, 12
 
 
 def judge(storm: Storm) -> Counter[str]:
@@ -54,7 +53,7 @@ def _judged(client: Client, journey: Journey, row: Any) -> str:
 def _ours(client: Client, journey: Journey, held: list[KeyVersion]) -> list[KeyVersion]:
     """The remote versions that are this very key, whatever they are called."""
     if journey.kind == AES_256:
-        sealed = client.ask("Encrypt", name=journey.name, plaintext=b"whose?").ciphertext
+        sealed = client.ask("Encrypt", name=journey.name, plaintext=b"whose?").ciphertext[AES_HEADER:]
         return [one for one in held if _opens(one, sealed)]
     pem = client.ask("GetPublicKey", name=journey.name, version=journey.version).pem
     der = load_pem_public_key(pem.encode()).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

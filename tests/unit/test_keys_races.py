@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from broker.core.errors import AlreadyExists, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
 from broker.core.key_use import KeyUse
 from broker.core.keys import UNDO_AFTER, Keys, ref
-from broker.core.kinds import KeyState, KeyType, KeyUsage
+from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, PolicyDocument, Principal
 from broker.core.policy import FIRST_POLICY
 from broker.core.ports import KeyRef
@@ -120,6 +122,22 @@ def test_the_same_request_twice_at_once_makes_one_key_that_works(bench: Bench) -
     assert bench.create(REQUEST).state is KeyState.ENABLED
     assert bench.hsm.held == {bench.version(1).hsm_id}
     assert bench.sign() == 1
+
+
+def test_the_same_requests_on_many_threads_make_keys_that_the_hsm_holds(bench: Bench) -> None:
+    """Whoever finds the version completed must not take it for somebody else's, and destroy it, before it is stored."""
+
+    def create(number: int) -> None:
+        call = bench.call("CreateKey", f"{number:08d}{REQUEST[8:]}")
+        with suppress(Unavailable):  # a busy computer: the same request again would complete it
+            bench.keys.create(call, f"k{number}", KeyType.EC_P256, KeyUsage.SIGN, exportable=False, labels={}, owner="")
+
+    with ThreadPoolExecutor(12) as pool:
+        for each in [pool.submit(create, place // 3) for place in range(180)]:
+            each.result()
+    made = bench.store.page(KeyVersion, limit=100, where={"state": VersionState.ENABLED.value})
+    assert len(made) > 30
+    assert {version.hsm_id for version in made} <= bench.hsm.held
 
 
 def test_the_same_rotation_twice_at_once_makes_one_version_that_works(bench: Bench) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
+
 import pytest
 
 from broker.core import tokens
-from broker.core.errors import InvalidRequest, NotFound
+from broker.core.audit import AuditEntry
+from broker.core.errors import InvalidRequest, NotFound, Unauthenticated
 from broker.core.kinds import LeaseState
-from broker.core.model import Lease
+from broker.core.model import Lease, Session, TrustRule
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.session_bench import Bench, pipeline
 
@@ -89,6 +93,14 @@ def test_a_page_goes_on_where_the_last_one_ended(bench: Bench) -> None:
     assert bench.leases.page(made, "pipeline/none", "", (), 2).items == []
 
 
+def test_the_fields_of_one_version_are_under_one_lease(bench: Bench) -> None:
+    bench.put("app/login", user=b"u", password=b"p")
+    found, _ = bench.fetch(pipeline(), "app/login#user", "app/db", "app/login#password")
+    ids = [each.lease.id for each in found if each.lease]
+    assert (ids[0], len(set(ids))) == (ids[2], 2)
+    assert {lease.id for lease in bench.store.page(Lease, limit=9)} == set(ids)
+
+
 def test_what_a_session_fetches_again_stays_under_its_lease(bench: Bench) -> None:
     _, opening = bench.fetch(pipeline(), "app/db")
     assert opening is not None
@@ -107,3 +119,42 @@ def test_what_a_session_fetches_again_stays_under_its_lease(bench: Bench) -> Non
     newer, _ = bench.fetch(opening.token, "app/db")
     assert newer[0].lease is not None
     assert (newer[0].lease.id != found[0].lease.id, newer[0].lease.version) == (True, 2)
+
+
+def test_a_session_that_ended_while_its_reading_was_written_down_gives_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the lease it has, nothing is changed and so no row is held; the journal may take most of a second."""
+    _, opening = bench.fetch(pipeline(), "app/db")
+    assert opening is not None
+    assert isinstance(bench.store, MemoryStore)
+    record = bench.store.record
+
+    def ends_first(*entries: AuditEntry) -> None:
+        monkeypatch.setattr(bench.store, "record", record)
+        bench.revoke(session=opening.session.id)
+        record(*entries)
+
+    monkeypatch.setattr(bench.store, "record", ends_first)
+    with pytest.raises(Unauthenticated):
+        bench.fetch(opening.token, "app/db")
+    assert bench.store.entries[-1].outcome == "ABORTED"
+
+
+def test_a_session_is_not_refused_for_what_another_process_has_made_good(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept may be older than a renewal, and than a session under a rule that was just changed."""
+    bench.change_rule()
+    opening = bench.login(pipeline(revision=2), seconds=60)
+    rule = bench.store.get(TrustRule, "deploy")
+    assert rule is not None
+    bench.renew(opening.token, 600)
+    kept = {Session: opening.session, TrustRule: replace(rule, revision=1)}
+    monkeypatch.setattr(bench.store, "recent", lambda kind, *_: kept[kind])
+    bench.clock.time += timedelta(seconds=61)
+    found, _ = bench.fetch(opening.token, "app/db")
+    assert found[0].secret is not None
+    bench.revoke(session=opening.session.id)
+    with pytest.raises(Unauthenticated):
+        bench.fetch(opening.token, "app/db")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,12 +50,13 @@ def test_a_processor_that_others_take_is_left_for_the_idlest(
 ) -> None:
     allowed = sorted(os.sched_getaffinity(0))
     clock, waits = iter([0.0, 10.0]), iter([0.0, waited])
-    idles = iter([dict.fromkeys(allowed, 0.0), {each: float(place) for place, each in enumerate(allowed)}])
+    idles = iter([dict.fromkeys(allowed, 0.0), {**dict.fromkeys(allowed, 0.0), allowed[-1]: 9.0}])
     monkeypatch.setattr(processor, "_waited", lambda: next(waits))
     monkeypatch.setattr(processor, "_idle", lambda: next(idles))
     monkeypatch.setattr(processor, "_current", lambda: allowed[0])
+    monkeypatch.setattr(processor, "_used", lambda: 0.0)
     next(waits)
-    place = Processor(lambda: next(clock))
+    place = Processor(lambda: next(clock), lambda: 0.0)
     place.settle()
     place.reconsider()
     assert os.sched_getaffinity(0) == {allowed[-1] if moved else allowed[0]}
@@ -74,6 +77,63 @@ def test_a_system_that_does_not_let_it_choose_is_left_to_itself(monkeypatch: pyt
         place.settle()
         place.reconsider()
     assert os.sched_getaffinity(0) == allowed
+
+
+class World:
+    """Processors, and workers that could each fill one: so all of them always wait, if only for themselves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, processors: int, workers: int) -> None:
+        self.now, self.mine = 0, 0
+        self.idle = dict.fromkeys(range(processors), 0.0)
+        self.place = dict.fromkeys(range(workers), 0)
+        self.used = dict.fromkeys(range(workers), 0.0)
+        monkeypatch.setattr(processor, "_waited", lambda: 2.0 * self.now)
+        monkeypatch.setattr(processor, "_used", lambda: self.used[self.mine])
+        monkeypatch.setattr(processor, "_idle", self.idle.copy)
+        monkeypatch.setattr(processor, "_current", lambda: self.place[self.mine])
+        monkeypatch.setattr(processor, "_tasks", lambda: [self.mine])
+        monkeypatch.setattr(os, "sched_setaffinity", lambda task, places: self.place.update({task: min(places)}))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(self.idle))
+        chance = random.Random(1).random  # noqa: S311 (one that can be repeated)
+        self.workers = [Processor(lambda: float(self.now), chance) for _ in range(workers)]
+        for number, worker in enumerate(self.workers):
+            self.mine = number
+            worker.settle()
+
+    def run(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now += 1
+            for each in set(self.idle) - set(self.place.values()):
+                self.idle[each] += 1
+            shared = Counter(self.place.values())
+            for number, worker in enumerate(self.workers):
+                self.mine = number
+                self.used[number] += 1 / shared[self.place[number]]
+                if self.now % 10 == number % 3:
+                    worker.reconsider()
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(2, 2), (4, 3), (8, 8)])
+def test_busy_workers_come_apart_and_stay_apart(monkeypatch: pytest.MonkeyPatch, processors: int, workers: int) -> None:
+    world = World(monkeypatch, processors, workers)
+    world.run(400)
+    places = dict(world.place)
+    assert len(set(places.values())) == workers
+    world.run(100)
+    assert world.place == places
+
+
+def test_a_processor_that_is_taken_away_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, asked = World(monkeypatch, 2, 2), list[int]()
+
+    def refuse(_task: int, places: set[int]) -> None:
+        asked.extend(places)
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    world.run(200)
+    assert asked == [1, 1]  # once by each of the two
+    assert world.place == {0: 0, 1: 0}
 
 
 def test_what_the_kernel_says_is_read_as_it_is() -> None:

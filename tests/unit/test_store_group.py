@@ -229,23 +229,25 @@ def test_whoever_fails_for_what_never_came_to_be_is_told_why(
 
 
 def test_changes_that_fail_hold_up_a_group_no_longer_than_others(store: SqlStore, pool: ThreadPoolExecutor) -> None:
+    turn = WatchedTurn()
+    group_of(store).turn = turn  # type: ignore[assignment]
     ends: list[Future[None]] = []
-    ready = threading.Event()
+
+    def begin(act: Callable[[], None]) -> None:
+        ends.append(pool.submit(act))
+        turn.await_one_more()
 
     def fails() -> None:
         with store.write(entry("fails")):
+            begin(fails if len(ends) < MOST else last)  # so there is always exactly one that waits
             raise ValueError
 
-    def wants_the_first_to_be_over() -> None:
-        with store.write(entry("later")):
-            assert ready.wait(5)
-            over.append(ends[0].exception(1))
+    def last() -> None:
+        with store.write(entry("last")):
+            assert isinstance(ends[0].exception(5), ValueError)
 
-    over = list[BaseException | None]()
-    ends += begun(store, pool, *[fails] * (MOST - 1), *[wants_the_first_to_be_over] * 2)
-    ready.set()
-    assert {type(each.exception(5)) for each in ends} == {ValueError, type(None)}
-    assert over == [None, None]
+    begin(fails)
+    assert [type(each.exception(5)) for each in ends] == [ValueError] * MOST + [type(None)]
 
 
 def test_nobody_waits_for_a_change_that_does_not_end(

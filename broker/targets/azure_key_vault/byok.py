@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import cache
 from importlib.metadata import version
 
 MIN_BLOB_BYTES = 256 + 24
@@ -16,8 +17,14 @@ def transfer_file(kid: str, blob: bytes) -> bytes:
         "schema_version": "1.0.0",
         "header": {"kid": kid, "alg": "dir", "enc": "CKM_RSA_AES_KEY_WRAP"},
         "ciphertext": base64.urlsafe_b64encode(blob).rstrip(b"=").decode("ascii"),
-        "generator": f"hsm-broker {version('hsm-broker')}; PKCS#11 token",
+        "generator": _generator(),
     }).encode("ascii")  # fmt: skip
+
+
+@cache
+def _generator() -> str:
+    """Read from the installed package once, since that takes longer than the HSM's wrap."""
+    return f"hsm-broker {version('hsm-broker')}; PKCS#11 token"
 
 
 def is_whole(blob: bytes) -> bool:
