@@ -71,11 +71,42 @@ def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     words = argparse.ArgumentParser(prog="broker")
     commands = words.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="run the broker until SIGTERM")
-    serve.add_argument("--config", type=Path, required=True, metavar="FILE")
+    serve = commands.add_parser(
+        "serve",
+        help="run the broker until SIGTERM",
+        description="Run the broker in the foreground. SIGTERM or Ctrl-C ends it when the calls under way are done. "
+        "The log goes to stderr, a line of JSON an event.",
+    )
+    _add_config(serve)
     for internal in ("--worker", "--operators-address", "--pipelines-address"):  # the supervisor tells its workers
         serve.add_argument(internal, default="", help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
+    _add_init(commands)
+    dev = commands.add_parser(
+        "dev",
+        help="init and serve in one, in a temporary folder unless one is named",
+        description="Start a broker for trying out: a SoftHSM token, SQLite, TLS and a first operator, in a temporary "
+        "folder unless one is named. Ctrl-C ends it.",
+    )
+    dev.add_argument("--folder", type=Path, help="keep everything here; else it is all gone when the broker ends")
+    _add_wishes(dev)
+    dev.set_defaults(run=_dev)
+    check = commands.add_parser("check", help="look at a broker's set-up without starting it")
+    _add_config(check)
+    check.add_argument("--format", choices=["table", "json"], default="table")
+    check.set_defaults(run=checkup.run)
+    accept = commands.add_parser(
+        "accept-restore",
+        help="go on with a database that was restored from a backup",
+        description="Go on with a database that is older than this host's audit journal. All sessions are ended. Run "
+        "it on each host that a broker refuses to start on.",
+    )
+    _add_config(accept)
+    accept.set_defaults(run=acceptance.run)
+    return words
+
+
+def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     init = commands.add_parser(
         "init",
         help="make a broker in a folder: token, CAs, first policy, first operator",
@@ -91,29 +122,20 @@ def parser() -> argparse.ArgumentParser:
         "--database", default="", help="postgresql://user@host:port/name; SQLite in the folder by default"
     )
     init.set_defaults(run=_init)
-    dev = commands.add_parser("dev", help="init and serve in one, in a temporary folder unless one is named")
-    dev.add_argument("--folder", type=Path, help="keep everything here; else it is all gone when the broker ends")
-    _add_wishes(dev)
-    dev.set_defaults(run=_dev)
-    check = commands.add_parser("check", help="look at a broker's set-up without starting it")
-    check.add_argument("--config", type=Path, required=True, metavar="FILE")
-    check.add_argument("--format", choices=["table", "json"], default="table")
-    check.set_defaults(run=checkup.run)
-    accept = commands.add_parser(
-        "accept-restore",
-        help="go on with a database that was restored from a backup",
-        description="Go on with a database that is older than this host's audit journal. All sessions are ended. Run "
-        "it on each host that a broker refuses to start on.",
-    )
-    accept.add_argument("--config", type=Path, required=True, metavar="FILE")
-    accept.set_defaults(run=acceptance.run)
-    return words
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the broker.toml that init made")
 
 
 def _add_wishes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--operator", default="admin", help="the first operator's name")
+    parser.add_argument("--operator", default="admin", metavar="NAME", help="the first operator's name (%(default)s)")
     parser.add_argument(
-        "--host", action="append", default=[], help="a name or address the server is reached by; may be repeated"
+        "--host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a name or address the server is reached by; may be repeated",
     )
     parser.add_argument("--operators-address", default="", metavar="HOST:PORT", help="where operators are served")
     parser.add_argument("--pipelines-address", default="", metavar="HOST:PORT", help="where pipelines are served")

@@ -19,6 +19,7 @@ from broker.core.ending import BATCH, Ending
 from broker.core.kinds import LeaseState
 from broker.core.model import Principal, Session, UsedToken
 from broker.core.ports import Store
+from broker.store.config import StoreConfig
 from broker.store.restored import logins
 from broker.store.sql import SqlStore
 
@@ -29,13 +30,18 @@ LONGEST_TOKEN = timedelta(hours=24)
 def run(asked: argparse.Namespace) -> int:
     """Accept, and say what came of it; 0 also when there is nothing to accept."""
     config = load(asked.config)
-    store = SqlStore(config.store, now, accept_restored=True)
+    store = SqlStore(place(config), now, accept_restored=True, passing=True)
     try:
         said = _accept(config, store)
     finally:
         store.close()
     print(f"broker: {said}")
     return 0
+
+
+def place(config: Config) -> StoreConfig:
+    """Where the next start signs for what is recorded here: its own chain, or that of the first of its workers."""
+    return config.store.of_worker(1) if config.server.workers > 1 else config.store
 
 
 def _accept(config: Config, store: SqlStore) -> str:

@@ -50,7 +50,7 @@ log = structlog.get_logger("broker")
 
 def worker_config(config: Config, number: int, operators: str, pipelines: str) -> Config:
     """The configuration of one worker: an audit chain of its own, and the ports that the supervisor holds."""
-    store = config.store.model_copy(update={"replica": f"{config.store.replica}-w{number}"})
+    store = config.store.of_worker(number)
     addresses = {"operators_address": operators, "pipelines_address": pipelines}
     return config.model_copy(update={"store": store, "server": config.server.model_copy(update=addresses)})
 

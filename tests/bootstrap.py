@@ -134,7 +134,7 @@ def can_install() -> bool:
 
 def make_environment(options: list[str]) -> None:
     """Install exactly the locked files, none of which may run code to be built, and this project on top."""
-    say("making .venv from requirements.lock")
+    say("making .venv from requirements.lock (a few minutes the first time)")
     base = getattr(sys, "_base_executable", sys.executable)  # not the environment that is about to be made anew
     run([base, "-m", "venv", *options, str(VENV)])
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]

@@ -6,7 +6,7 @@ import os
 import signal
 import tempfile
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.servers.places import MEMORY, in_memory
 
@@ -18,7 +18,7 @@ if "TMPDIR" not in os.environ and in_memory():
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 # How long an example takes says something of the machine, and of what else runs there.
-settings.register_profile("any machine", deadline=None)
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 pytest_plugins = [

@@ -16,7 +16,15 @@ from broker.core.call import Call
 from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
 from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, agree, resumed
-from broker.core.import_rules import EXPORTED, NO_TERMS, await_lease, importable, remote_name_of, sound_terms
+from broker.core.import_rules import (
+    EXPORTED,
+    NO_TERMS,
+    await_lease,
+    disabled_by_us,
+    importable,
+    remote_name_of,
+    sound_terms,
+)
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Target, Terms, WrappingKey
 from broker.core.names import check_name
@@ -129,7 +137,7 @@ class Handover:
                 raise self._missing(call, row)
             if call.validate_only:
                 return Imported(row=row)
-            enable = _disabled_by_us(row, found.remote.version)
+            enable = disabled_by_us(row, found.remote.version)
             row = ledger.begin(asked, resumed(replace(row, state=ImportState.PENDING), row, found), row)
             return ledger.finish(call, there, row, found, terms, enable=enable)
 
@@ -152,11 +160,6 @@ def _there_already() -> WrongState:
         "This version is at the target and proven, so nothing has to be carried there; `broker key prove` proves it "
         "again.",
     )
-
-
-def _disabled_by_us(row: Import, remote_version: str) -> bool:
-    """Whether an earlier proof failed and put the version out of use; somebody else's decision is not undone."""
-    return row.remote_version == remote_version and row.failure not in {"", EXPORTED, "REMOTE_KEY_DISABLED"}
 
 
 def _given(target: Target, pem: bytes) -> WrappingKey:

@@ -318,11 +318,11 @@ def agree(asked: Asked, port: ports.Target, terms: Terms) -> None:
 
 
 def resumed(new: Import, earlier: Import | None, found: Found | None) -> Import:
-    """``new``, with what an attempt before has found out of the version that is there."""
+    """``new``, with what an attempt before has written down of the version that is there, lest a crash forgets it."""
     if earlier is None or found is None:
         return new
-    proven = earlier.failure == TERMS_UNSETTLED and earlier.remote_version == found.remote.version
-    return replace(new, remote_version=found.remote.version, failure=TERMS_UNSETTLED if proven else "")
+    same = earlier.remote_version == found.remote.version
+    return replace(new, remote_version=found.remote.version, failure=earlier.failure if same else "")
 
 
 def _ref(key: Key, held: KeyVersion) -> KeyRef:

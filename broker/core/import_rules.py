@@ -63,6 +63,11 @@ def provable(row: Import | None) -> Import:
     return row
 
 
+def disabled_by_us(row: Import, remote_version: str) -> bool:
+    """Whether an earlier proof failed and put the version out of use; somebody else's decision is not undone."""
+    return row.remote_version == remote_version and row.failure not in {"", EXPORTED, "REMOTE_KEY_DISABLED"}
+
+
 def await_lease(row: Import, now: datetime) -> None:
     """Return when nothing of an earlier attempt can be on its way any more; else ``IMPORT_IN_PROGRESS`` (BY-15)."""
     left = (row.started_at + LEASE - now).total_seconds()

@@ -16,7 +16,16 @@ from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.guard import Guard
 from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, resumed
-from broker.core.import_rules import ANSWERED, NO_TERMS, await_lease, importable, provable, remote_name_of, sound_terms
+from broker.core.import_rules import (
+    ANSWERED,
+    NO_TERMS,
+    await_lease,
+    disabled_by_us,
+    importable,
+    provable,
+    remote_name_of,
+    sound_terms,
+)
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, RemoteKey, Terms
 from broker.core.names import check_name
@@ -120,7 +129,8 @@ class Imports:
         row = ledger.begin(asked, resumed(ledger.begun(asked, delivery), earlier, found), earlier)
         if found is None:
             found, row = self._send(call, delivery, row)
-        return ledger.finish(call, delivery.there, row, found, terms, enable=earlier is not None)
+        enable = earlier is not None and disabled_by_us(earlier, found.remote.version)
+        return ledger.finish(call, delivery.there, row, found, terms, enable=enable)
 
     def _may_be_sent(self, call: Call, delivery: Delivery, earlier: Import | None) -> None:
         """Return if nothing of ``earlier`` can still arrive and no later version is there."""

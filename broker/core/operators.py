@@ -240,7 +240,7 @@ def _refuse_taken(stored: Operator | None) -> None:
 
 def _found(operator: Operator | None) -> Operator:
     if operator is None:
-        raise NotFound("OPERATOR_NOT_FOUND", "There is no operator of that name.")
+        raise NotFound("OPERATOR_NOT_FOUND", "There is no operator of that name; `broker operator list` shows them.")
     return operator
 
 

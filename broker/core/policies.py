@@ -109,9 +109,14 @@ class Policies:
         """
         principal, removed = self._asked_about(call, who)
         if action not in ACTIONS:
-            raise InvalidRequest("ACTION_UNKNOWN", "There is no such action; use the name of a method such as Sign.")
+            raise InvalidRequest(
+                "ACTION_UNKNOWN",
+                "There is no such action; use a method's name such as Sign; `broker policy show --schema` has all.",
+            )
         if principal is None:
-            raise NotFound("OPERATOR_NOT_FOUND", "There is no operator of that name.")
+            raise NotFound(
+                "OPERATOR_NOT_FOUND", "There is no operator of that name; `broker operator list` shows them."
+            )
         resource = self._resource(action, kind, name)
         version = self._guard.document.version
         decision = self._guard.decide(principal, action, resource)

@@ -263,7 +263,8 @@ def _deletable(rows: ports.Store | ports.Write, target: Target) -> None:
         if found:
             raise WrongState(
                 "TARGET_IN_USE",
-                f"Keys of the broker are at this target, {found[0].key} for one; delete the target once they are gone.",
+                f"Keys of the broker are at this target, {found[0].key} for one (`broker key where --target "
+                f"{target.name}`); once each is deleted there and `broker key prove` has found it gone, repeat this.",
             )
 
 

@@ -186,7 +186,12 @@ def _judge(rule: TrustRule, verified: Verified) -> list[ClaimFinding]:
         found=matching.shown(verified.audience),
     )
     found = matching.shown(verified.token_id or None)
-    single = ClaimFinding(name="jti", passed=bool(verified.token_id), expected="an id, for single use", found=found)
+    single = ClaimFinding(
+        name="jti",
+        passed=bool(verified.token_id),
+        expected="an id, since the rule is for single use (--reusable is not)",
+        found=found,
+    )
     return [audience, *([single] if rule.single_use else []), *match(rule, verified.claims)]
 
 

@@ -106,7 +106,7 @@ class Finder:
         if cached is not None:
             try:
                 return cached, self._read(worker, key, cached, flags)
-            except (ck.ObjectHandleInvalid, AmbiguousError):
+            except (ck.ObjectHandleInvalid, ck.KeyHandleInvalid, AmbiguousError):
                 worker.handles.pop(key.hsm_id, None)
         handle = self._searched(worker, key)
         return handle, self._read(worker, key, handle, flags)

@@ -65,6 +65,10 @@ class StoreConfig(BaseModel):
         """True when the database is a file, which is for one process only."""
         return self.parsed.drivername == SQLITE
 
+    def of_worker(self, number: int) -> StoreConfig:
+        """The store of one worker of several: the same, with an audit chain of its own."""
+        return self.model_copy(update={"replica": f"{self.replica}-w{number}"})
+
     @property
     def local(self) -> bool:
         """True when the bytes to the database never leave this machine."""

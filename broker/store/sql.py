@@ -40,9 +40,10 @@ class SqlStore:
     Raises WrongState ``STORE_MISSING``, ``STORE_NOT_MIGRATED``, ``STORE_TOO_NEW``, ``STORE_IN_USE``,
     ``FILE_NOT_PRIVATE`` when it cannot be opened, besides the errors of the port; and ``STORE_RESTORED`` when the
     database is older than the journal, unless that is to be accepted: then ``forgotten`` tells what it lacks.
+    ``passing``: for a process that soon ends; it begins an audit chain only when it has something to record.
     """
 
-    def __init__(self, config: StoreConfig, now: Now, *, accept_restored: bool = False) -> None:
+    def __init__(self, config: StoreConfig, now: Now, *, accept_restored: bool = False, passing: bool = False) -> None:
         check_there(config)
         self._database = open_database(config)
         self._recent = None if config.sqlite else Recent()
@@ -51,7 +52,7 @@ class SqlStore:
             self._known = newest_heads(config.journal)
             if not accept_restored:
                 refuse_older(self._database, self._known)
-            self._journal = Journal(config.journal, config.replica, now, config.journal_file_bytes)
+            self._journal = Journal(config.journal, config.replica, now, config.journal_file_bytes, begin=not passing)
         except BaseException:
             self._database.close()
             raise

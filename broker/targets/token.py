@@ -48,6 +48,6 @@ def read_credential(folder: Path, name: str) -> bytes:
 def _unusable(name: str, why: str) -> WrongState:
     return WrongState(
         "TARGET_CREDENTIAL_UNUSABLE",
-        f"The token file {name} {why}; put the target's token there, in a file of mode 0600 in the folder that the "
-        "credentials folder has for the target's host:port.",
+        f"The token file {name} {why}; put the target's token there, in a file of mode 0600: "
+        f"credentials/HOST:PORT/{name} on the broker's host.",
     )

@@ -49,12 +49,15 @@ def audit() -> None:
 @click.option(
     "--max-tail-records",
     type=click.IntRange(min=0),
+    metavar="N",
     default=MAX_TAIL_RECORDS,
     show_default=True,
     help="So many records may follow the newest signed head.",
 )
-@click.option("--max-tail-seconds", type=click.IntRange(min=0), default=MAX_TAIL_SECONDS, show_default=True,
-              help="And span so long.")  # fmt: skip
+@click.option(
+    "--max-tail-seconds", type=click.IntRange(min=0), metavar="SECONDS", default=MAX_TAIL_SECONDS, show_default=True,
+    help="And span so long.",
+)  # fmt: skip
 @formatted
 def verify(out: Output, places: tuple[Path, ...], public_key: str, heads_file: str | None, **tail: int) -> int:
     """Verify journals (files and folders) against the audit key: no broker and no network is needed."""
@@ -203,8 +206,7 @@ def _tell(out: Output, verdict: Verdict) -> None:
         chat(f"ok: {verdict.records} records; everything up to the signed heads is as it was written.")
     else:
         chat(f"NOT ok: findings: {len(verdict.findings)}, records: {verdict.records}.")
-        none_signed = not any(chain["signed"] for chain in chains)
-        if findings and none_signed and all(one["reason"] in _ANOTHER_KEY for one in findings):
+        if all(one["reason"] in _ANOTHER_KEY for one in findings) and not any(one["signed"] for one in chains):
             chat("Not one head is signed by this key: is it this broker's audit key?")
 
 

@@ -24,6 +24,8 @@ MAX_TAIL_RECORDS = 2000
 MAX_TAIL_SECONDS = 120
 """Twice what the broker lets pass before it signs a head."""
 
+UNSIGNED = "no good signed head: anybody could have written this chain (one that just began is signed within a minute)"
+
 CLOCK_TOLERANCE = timedelta(seconds=5)
 """Calls that run side by side are recorded a little out of order; more than this is a clock that was moved."""
 
@@ -266,7 +268,7 @@ class Verifier:
                 "LINE_TORN", "the last line is not whole, and no later chain says that it ended so", chain, chain.torn
             )
         if chain.head == 0:
-            self._find("NOTHING_SIGNED", "no good signed head: anybody could have written this chain", chain)
+            self._find("NOTHING_SIGNED", UNSIGNED, chain)
         elif chain.unsigned > self._limits.records or chain.unsigned_seconds > self._limits.seconds:
             self._find(
                 "TAIL_UNSIGNED",

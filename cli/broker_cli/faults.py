@@ -21,7 +21,7 @@ EXITS = {
     grpc.StatusCode.FAILED_PRECONDITION: Exit.CONFLICT,
     grpc.StatusCode.ABORTED: Exit.CONFLICT,
 }
-_DOCTOR = '"broker doctor" finds out why.'
+_DOCTOR = 'With an operator\'s profile, "broker doctor" finds out why.'
 _LOCAL = {
     grpc.StatusCode.DEADLINE_EXCEEDED: (
         "DEADLINE_EXCEEDED",
@@ -106,7 +106,7 @@ def _away(text: str, address: str) -> tuple[str, str]:
         )
     if _distrust(text):
         return "HANDSHAKE_FAILED", f"No TLS connection with {address} came about: {_DOCTOR}"
-    return (
-        "BROKER_UNREACHABLE",
-        f"The broker at {address} does not answer: is it running, and the address right? {_DOCTOR}",
+    return "BROKER_UNREACHABLE", (
+        f"The broker at {address} does not answer: is it running, and is the address right (operators and pipelines "
+        f"have a port each)? {_DOCTOR}"
     )

@@ -21,7 +21,7 @@ COLUMNS = ("key", "version", "target", "remote_name", "remote_version", "state",
 
 _target = click.option("--target", required=True, metavar="TARGET", help="The target's name.")
 _version = click.option(
-    "--version", type=click.IntRange(min=0), default=0, help="A version; the primary one, unless said."
+    "--version", type=click.IntRange(min=0), metavar="N", default=0, help="A version; the primary one, unless said."
 )
 _remote_name = click.option(
     "--remote-name", default="", metavar="NAME", help="Its name at the target; the same, unless said."

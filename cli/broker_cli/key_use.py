@@ -11,6 +11,7 @@ import click
 from broker_cli import files, words
 from broker_cli.output import Output, check_raw, check_target, formatted
 from broker_cli.refusal import Exit, Refusal
+from broker_cli.screen import chat
 from broker_cli.wire import Wire, remote
 from broker_cli.words import record
 
@@ -45,7 +46,7 @@ _encryption_algorithm = click.option(
 )
 _aad = click.option("--aad-file", metavar="FILE", help="Associated data (AES only); decryption needs the same.")
 _version = click.option(
-    "--version", type=click.IntRange(min=0), default=0, help="A version; the primary one, unless said."
+    "--version", type=click.IntRange(min=0), metavar="N", default=0, help="A version; the primary one, unless said."
 )
 
 
@@ -63,6 +64,7 @@ def public(wire: Wire, out: Output, name: str, version: int, target: str | None,
     text = found.jwk + "\n" if jwk else found.pem
     if target is not None:
         files.create(Path(target), text.encode())
+        chat(f"The public key is written to {target}.")
     elif out.asked in {None, "table"}:
         sys.stdout.write(words_only(text))
     else:

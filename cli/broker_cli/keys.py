@@ -123,7 +123,10 @@ def disable(wire: Wire, out: Output, change: Change, name: str) -> None:
 @key.command()
 @click.argument("name")
 @click.option(
-    "--in-days", type=click.IntRange(1, 365), help="How long it can still be saved; the broker's default, unless said."
+    "--in-days",
+    type=click.IntRange(1, 365),
+    metavar="DAYS",
+    help="How long it can still be saved; the broker's default, unless said.",
 )
 @ask.yes
 @changing

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from broker_cli import ask, files
+from broker_cli.nouns import Noun
 from broker_cli.output import Output, check_raw, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import plain
@@ -21,16 +22,23 @@ MAX_JSON = 512 * 1024
 COLUMNS = ("name", "latest_version", "update_time", "expire_time", "last_reader", "last_read_time")
 
 _versions = click.option(
-    "--version", "versions", type=click.IntRange(min=1), multiple=True, required=True, help="May be repeated."
+    "--version",
+    "versions",
+    type=click.IntRange(min=1),
+    metavar="N",
+    multiple=True,
+    required=True,
+    help="May be repeated.",
 )
 
 
 @click.group(
+    cls=Noun,
     epilog="\b\nExamples:\n"
     "  broker secret put team/app/db --field user=@user.txt --field password\n"
     "  pass show db | broker secret put team/app/db --field password=@-\n"
     "  broker secret get team/app/db#password | psql-with-password-on-stdin\n"
-    "  broker secret list team/app\n"
+    "  broker secret list team/app\n",
 )
 def secret() -> None:
     """Write, find, version and destroy static secrets."""
@@ -42,7 +50,9 @@ def secret() -> None:
     "--field", "given", multiple=True, metavar="NAME[=@FILE]", help="A field: from a file, @- for a pipe, or asked for."
 )
 @click.option("--json-file", metavar="FILE", help='All fields: a JSON object of strings; "-" for a pipe.')
-@click.option("--expected-version", type=click.IntRange(min=0), help="Refuse unless this is the latest; 0: none yet.")
+@click.option(
+    "--expected-version", type=click.IntRange(min=0), metavar="N", help="Refuse unless this is the latest; 0: none yet."
+)
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A label; may be repeated.")
 @click.option("--expires", metavar="TIME", help="Not fetched from then on, for example 2027-01-31T12:00:00Z.")
 @changing

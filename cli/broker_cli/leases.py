@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from broker_cli import ask
+from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.sessions import one_of
 from broker_cli.wire import Change, Wire, changing, remote
@@ -14,7 +15,8 @@ COLUMNS = ("id", "session", "principal", "resource", "version", "state", "create
 
 
 @click.group(
-    epilog="\b\nExamples:\n  broker lease list --principal pipeline/deploy\n  broker lease revoke --prefix team/app\n"
+    cls=Noun,
+    epilog="\b\nExamples:\n  broker lease list --principal pipeline/deploy\n  broker lease revoke --prefix team/app\n",
 )
 def lease() -> None:
     """What has been handed out, to whom, until when."""

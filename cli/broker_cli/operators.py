@@ -29,7 +29,7 @@ _out = click.option(
 )
 _csr = click.option("--csr", metavar="FILE", help="A request the operator made; then no private key is made here.")
 _hours = click.option(
-    "--hours", type=click.FloatRange(0.1, 168), help="How long the certificate lives; 12, unless said."
+    "--hours", type=click.FloatRange(0.1, 168), metavar="HOURS", help="How long the certificate lives; 12, unless said."
 )
 
 

@@ -38,7 +38,11 @@ def policy() -> None:
 
 @policy.command()
 @click.option(
-    "--version", type=click.IntRange(min=0), default=0, help="An older version; the one in force, unless said."
+    "--version",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    help="An older version; the one in force, unless said.",
 )
 @click.option("--schema", is_flag=True, help="The Cedar schema instead.")
 @formatted
@@ -54,7 +58,9 @@ def show(wire: Wire, out: Output, version: int, *, schema: bool) -> None:
 
 @policy.command("set")
 @click.argument("file")
-@click.option("--expected-version", type=click.IntRange(min=1), help="Refuse unless this version is in force.")
+@click.option(
+    "--expected-version", type=click.IntRange(min=1), metavar="N", help="Refuse unless this version is in force."
+)
 @ask.yes
 @changing
 @formatted
@@ -67,6 +73,7 @@ def set_(wire: Wire, out: Output, change: Change, file: str, expected_version: i
         chat("Nothing differs from the policy in force.")
         return
     if not change.dry_run:
+        _valid(wire, text, now.version)  # nobody is asked about a policy that would not be taken
         ask.yes_or_no("Put this policy in force for everybody?", sure=sure)
     made = wire.ask(
         "policies", "SetPolicy", text=text, expected_version=expected_version or now.version, **change.fields
@@ -80,8 +87,7 @@ def set_(wire: Wire, out: Output, change: Change, file: str, expected_version: i
 @remote
 def check(wire: Wire, file: str) -> None:
     """Let the broker validate the policy in FILE; nothing is changed."""
-    version = wire.ask("policies", "GetPolicy").policy.version
-    wire.ask("policies", "SetPolicy", text=_text(file), expected_version=version, validate_only=True)
+    _valid(wire, _text(file), wire.ask("policies", "GetPolicy").policy.version)
     chat("The policy is valid.")
 
 
@@ -111,6 +117,10 @@ def _resource(text: str) -> dict[str, Any]:
             "Write key/NAME, target/NAME, operator/NAME, secret/NAME, trust/NAME or broker.", param_hint="RESOURCE"
         )
     return {_RESOURCES[kind]: name}
+
+
+def _valid(wire: Wire, text: str, version: int) -> None:
+    wire.ask("policies", "SetPolicy", text=text, expected_version=version, validate_only=True)
 
 
 def _text(file: str) -> str:

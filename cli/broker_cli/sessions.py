@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from broker_cli import ask
+from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.wire import Change, Wire, changing, remote
@@ -16,10 +17,11 @@ COLUMNS = ("id", "principal", "trust_rule", "subject", "state", "create_time", "
 
 
 @click.group(
+    cls=Noun,
     epilog="\b\nExamples:\n"
     "  broker session list --principal pipeline/deploy\n"
     "  broker session revoke --principal pipeline/deploy\n"
-    "  broker session revoke --claim 'https://gitlab.com project_id=42'\n"
+    "  broker session revoke --claim 'https://gitlab.com project_id=42'\n",
 )
 def session() -> None:
     """What the logins of CI jobs gave; everything a job holds ends with its session."""

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from broker_cli import ask, files
+from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.profiles import MAX_PEM
 from broker_cli.refusal import Exit, Refusal
@@ -44,11 +45,12 @@ def described(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.group(
+    cls=Noun,
     epilog="\b\nExamples:\n  broker trust add deploy --preset github --pipeline deploy \\\n"
     "      --issuer https://token.actions.githubusercontent.com --audience https://broker.example \\\n"
     "      --match repository_id=42 \\\n"
     "      --match repository_owner_id=7 --match event_name=push --match ref=refs/heads/main\n"
-    "  broker trust test deploy --token-file job.jwt\n"
+    "  broker trust test deploy --token-file job.jwt\n",
 )
 def trust() -> None:
     """Which CI identity becomes which pipeline."""
@@ -163,6 +165,11 @@ def _rule(name: str, given: dict[str, Any]) -> dict[str, Any]:
         rule["ca_pem"] = files.take(given["issuer_ca_file"], MAX_PEM, "CA file").decode("ascii", "replace")
     if "PRIVATE KEY" in rule.get("ca_pem", ""):
         raise Refusal("CA_FILE_HOLDS_KEY", "The CA holds a private key; give the certificate only.", Exit.USAGE)
+    if not rule.get("preset"):
+        raise click.UsageError(
+            "A rule is given whole, in a file or in options: say at least --preset, --issuer, --audience, --pipeline "
+            "and --match."
+        )
     matchers = _options(given["exact"], given["globs"]) or _listed(rule.pop("match", {}))
     rule.pop("match", None)
     return {

@@ -28,13 +28,20 @@ def blocks(kind: str) -> list[str]:
     return [re.sub(r"(?m)^ {3}", "", text) for language, text in fenced if language == kind]
 
 
-COMMANDS = sorted({line for block in blocks("") for line in block.splitlines() if line.startswith("broker ")})
+def commands(text: str) -> set[str]:
+    """The broker's own command lines in the fenced blocks that name no language."""
+    fenced = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for language, block in fenced if not language for line in block.splitlines()]
+    return {line for line in lines if line.startswith("broker ")}
+
+
+COMMANDS = sorted({line for path in DOCS for line in commands(path.read_text(encoding="utf-8"))})
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_the_readme_is_one(line: str) -> None:
+def test_a_command_of_the_documents_is_one(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
-    words = words[: next((at for at, word in enumerate(words) if word in {">", "|"}), len(words))]
+    words = words[: next((at for at, word in enumerate(words) if word in {">", "|", "--"}), len(words))]
     command: click.Command = cli
     context = click.Context(cli, info_name="broker")
     while isinstance(command, click.Group):

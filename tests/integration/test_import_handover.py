@@ -107,6 +107,21 @@ def test_a_further_version_is_carried_to_the_same_remote_key(bench: Carrier) -> 
     assert bench.confirm(rotated).remote_version == "2"
 
 
+def test_BY_13_an_older_version_is_carried_nowhere_once_a_later_one_is_there(bench: Carrier) -> None:
+    key = bench.key()
+    bench.run(bench.rotate(key))
+    for again in (
+        lambda: bench.run(key, 1),
+        lambda: bench.handover.export(bench.call("ExportKey"), key.name, 1, "bao", ""),
+    ):
+        refused(WrongState, "NEWER_VERSION_THERE", again)
+    by_file = bench.call("ExportKey")
+    refused(
+        WrongState, "NEWER_VERSION_THERE", lambda: bench.handover.export(by_file, key.name, 1, "bao", "", bench.kek())
+    )
+    assert bench.row(key, 1) is None
+
+
 def test_the_audit_tells_both_ways_with_the_blob_and_the_kek(bench: Carrier) -> None:
     key = bench.key()
     out = bench.export(key)

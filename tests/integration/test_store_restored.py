@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from broker import acceptance
+from broker.config import load
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key
 from broker.store.config import StoreConfig
@@ -171,6 +173,17 @@ def copy_of(live: Live) -> Path:
     return Path(shutil.copy(live.folder / "broker.db", live.folder.parent / "backup.db"))
 
 
+def leaves_nothing_unsigned(live: Live) -> None:
+    """Neither the doctor nor an acceptance of nothing begins an audit chain; a real one is gone on from by a worker."""
+    nothing = live.command("accept-restore", "--config", str(live.config))
+    assert (nothing.returncode, "nothing was changed" in nothing.stdout) == (0, True)
+    live.command("check", "--config", str(live.config))
+    live.verify()
+    alone = load(live.config)
+    two = alone.model_copy(update={"server": alone.server.model_copy(update={"workers": 2})})
+    assert (acceptance.place(alone), acceptance.place(two).replica) == (alone.store, "broker-w1")
+
+
 def test_ST_04_a_broker_starts_on_an_older_database_only_after_everything_it_forgot_is_over(tmp_path: Path) -> None:
     with issuing(tmp_path / "issuer") as ci:
         live = Live(tmp_path / "broker", "--allow-issuer", ci.host)
@@ -203,11 +216,21 @@ def test_ST_04_a_broker_starts_on_an_older_database_only_after_everything_it_for
             assert [job.refusal("Login", token) for token in tokens] == ["TOKEN_REPLAYED"] * 2
             job.close()
             assert live.terminate() == 0
-            live.verify()
-            nothing = live.command("accept-restore", "--config", str(live.config))
-            assert (nothing.returncode, "nothing was changed" in nothing.stdout) == (0, True)
+            leaves_nothing_unsigned(live)
         finally:
             live.close()
+
+
+@pytest.mark.parametrize("passing", [False, True])
+def test_a_passing_process_begins_no_audit_chain_before_it_records(place: StoreConfig, *, passing: bool) -> None:
+    SqlStore.migrate(place)
+    store = SqlStore(place, now, passing=passing)
+    try:
+        assert len(list(place.journal.glob("*.jsonl"))) == (0 if passing else 1)
+        put(store, key())
+        assert len(list(place.journal.glob("*.jsonl"))) == 1
+    finally:
+        store.close()
 
 
 def test_ST_04_a_running_broker_ends_when_its_database_goes_back(tmp_path: Path) -> None:

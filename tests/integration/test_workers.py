@@ -150,7 +150,9 @@ def logged_in(house: House, repository: str) -> set[str]:
 
 def test_one_identity_token_and_one_version_have_one_winner(house: House) -> None:
     losers = one_winner(house, 20)
-    assert set(losers) <= {"TOKEN_REPLAYED", "VERSION_MISMATCH", "CHANGED_MEANWHILE", "STORE_UNAVAILABLE"}, losers
+    # Before the keys of an issuer are known, two calls wait for them; the others are told to try again.
+    later = {"CHANGED_MEANWHILE", "STORE_UNAVAILABLE", "ISSUER_UNAVAILABLE"}
+    assert set(losers) <= {"TOKEN_REPLAYED", "VERSION_MISMATCH", *later}, losers
     assert losers["TOKEN_REPLAYED"] + losers["VERSION_MISMATCH"] > sum(losers.values()) * 0.5, losers
 
 
@@ -307,9 +309,14 @@ def test_P22_the_database_comes_back_under_load(house: House, postgres: Postgres
     check_kept(house, load)
 
 
+def signed(host: Host, chains: set[str]) -> bool:
+    return chains <= {record["chain"] for record in host.records() if record.get("kind") == "head"}
+
+
 def test_each_worker_writes_a_chain_of_its_own_and_all_verify(house: House) -> None:
     for host in house.hosts:
         chains = {record["chain"] for record in host.records() if "chain" in record}
         assert {chain.rsplit("-", 2)[0] for chain in chains} >= {f"{host.name}-w1", f"{host.name}-w2"}
+        within(30, partial(signed, host, chains))  # a worker that was started just now signs in its first seconds
         host.verify()
         assert json.dumps("canary") not in host.said

@@ -37,6 +37,9 @@ METHODS: dict[str, MethodDescriptor] = {
 }
 """Every RPC of the wire by its name, from the descriptors."""
 
+BACK_SECONDS = 15.0
+"""A broker comes back after a kill in about two seconds; here others run beside it, on as few as two processors."""
+
 START_SECONDS = 90.0
 """Only so that a start that hangs ends before the test does; how fast a start must be is asserted where it matters."""
 OPTIONS = (

@@ -316,12 +316,16 @@ class Storm:
             assert refusal.code in {"UNAVAILABLE", "FAILED_PRECONDITION", "INVALID_ARGUMENT"}, refusal
             return refusal.reason
         assert refusal.code in BROKEN, refusal
+        if refusal.code == "DEADLINE_EXCEEDED":  # of a vault that is silent more than once; the broker goes on
+            return "late"
         within(10, lambda: self.dead)
         return "away"
 
     def settle(self, client: Client, journey: Journey) -> None:
         """In peace: proven, or an upload that may still be on its way, or a name that another key has now."""
         ended = self.ask(client, journey)
+        if ended == "PROOF_FAILED" and journey.other_key:  # what could not be tried before is found out now
+            ended = self.ask(client, journey)
         if ended == "TARGET_NAME_TAKEN":
             assert journey.other_key, f"{journey}: its name is taken, and nobody put another key there"
             if journey.version == 1:

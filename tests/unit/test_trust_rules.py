@@ -111,7 +111,7 @@ def test_a_test_tells_every_claim_with_both_values() -> None:
     assert [(each.name, each.passed, each.expected, each.found) for each in found] == [
         ("exp", False, "an integer after 5", "4"),
         ("aud", True, "broker", "broker"),
-        ("jti", True, "an id, for single use", "t1"),
+        ("jti", True, "an id, since the rule is for single use (--reusable is not)", "t1"),
         ("project_id", False, "42", "43"),
     ]
 

@@ -19,8 +19,8 @@ def check(key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
     if strange := set(terms.operations) - set(known):
         what = "signs" if usage is KeyUsage.SIGN else "encrypts"
         raise _unsupported(
-            f"{len(strange)} of the operations are not for a key of type {key_type} that {what}; there are "
-            f"{', '.join(known)}"
+            f"{len(strange)} of the operations asked for are none of an {key_type} key that {what}; those are "
+            f"{' and '.join(known)}"
         )
     if len(set(terms.operations)) != len(terms.operations):
         raise _unsupported("an operation is named twice")
