@@ -61,9 +61,9 @@ class Hsm(Protocol):
 
         Never repeats blindly: if a complete key with this id is already there, of this very type, usage and
         exportability, it is the answer (a crashed earlier call made it). The attributes are read back and the public
-        key is checked for sanity before it is returned. ``fresh``: the caller has drawn ``hsm_id`` just now and has
-        not given it to any HSM before, so that there is nothing to look for. Ed25519 is never exportable
-        (InvalidRequest ``KEY_NOT_EXPORTABLE``).
+        key is checked for sanity before it is returned. ``fresh``: the caller has drawn ``hsm_id`` just now, so that
+        nobody but this process can have made such a key, and the token need not be searched for one. Ed25519 is never
+        exportable (InvalidRequest ``KEY_NOT_EXPORTABLE``).
         """
 
     def public_key(self, key: KeyRef) -> bytes | None:

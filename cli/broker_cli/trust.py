@@ -165,13 +165,13 @@ def _rule(name: str, given: dict[str, Any]) -> dict[str, Any]:
         rule["ca_pem"] = files.take(given["issuer_ca_file"], MAX_PEM, "CA file").decode("ascii", "replace")
     if "PRIVATE KEY" in rule.get("ca_pem", ""):
         raise Refusal("CA_FILE_HOLDS_KEY", "The CA holds a private key; give the certificate only.", Exit.USAGE)
+    matchers = _options(given["exact"], given["globs"]) or _listed(rule.pop("match", {}))
+    rule.pop("match", None)
     if not rule.get("preset"):
         raise click.UsageError(
             "A rule is given whole, in a file or in options: say at least --preset, --issuer, --audience, --pipeline "
             "and --match."
         )
-    matchers = _options(given["exact"], given["globs"]) or _listed(rule.pop("match", {}))
-    rule.pop("match", None)
     return {
         "single_use": True,
         **rule,
