@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _OS_LOCKING_OK = 0x2
 _RW_USER_FUNCTIONS = 3
+_NO_SESSION = {0xB0, 0xB3, 0x190}  # CKR_SESSION_CLOSED, CKR_SESSION_HANDLE_INVALID, CKR_CRYPTOKI_NOT_INITIALIZED
 _ERRORS: Mapping[int, type[PKCS11Error]] = {
     0x03: ck.SlotIDInvalid,
     0x05: ck.GeneralError,
@@ -116,16 +117,21 @@ class Module:
 
     def knows(self, session: Any) -> bool:
         """True when the module is initialised and the session is open in it."""
-        return self._state(session) is not None
+        return self._asked(session)[0] == 0
+
+    def has_lost(self, session: Any) -> bool:
+        """True when the module says that it has no such session; a fault of another kind says nothing of that."""
+        return self._asked(session)[0] in _NO_SESSION
 
     def logged_in(self, session: Any) -> bool:
         """True when it knows this session and the user is logged in."""
-        return self._state(session) == _RW_USER_FUNCTIONS
+        return self._asked(session) == (0, _RW_USER_FUNCTIONS)
 
-    def _state(self, session: Any) -> int | None:
+    def _asked(self, session: Any) -> tuple[int, int]:
+        """The module's answer, and the session's state if that is 0 (CKR_OK)."""
         information = _SessionInformation()
         code = self._functions.C_GetSessionInfo(session.handle, ctypes.byref(information))
-        return None if code else int(information.state)
+        return int(code), int(information.state)
 
     def read(self, session: Any, handle: int, sizes: Mapping[int, int]) -> dict[int, bytes]:
         """Attributes (type to length in bytes) of the object behind a handle; raises PKCS11Error.

@@ -197,7 +197,7 @@ class Sessions:
     def _renew(self, worker: Worker) -> Worker:
         """Replace a session that met an error, so that no half-begun operation or session object stays in it."""
         try:
-            if self.module.knows(worker.session):
+            if not self.module.has_lost(worker.session):
                 worker.session.close()
             return Worker(self.token.open(rw=True), worker.epoch, worker.handles)
         except ck.PKCS11Error:

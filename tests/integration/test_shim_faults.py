@@ -244,6 +244,33 @@ def test_FT_16_five_in_a_hundred_calls_lose_the_session_and_nothing_is_made_twic
     assert idle == 2
 
 
+def _two_faults(folder: Path) -> list[str]:
+    """The KEK cannot be looked at once it is made, and then the module cannot say whether it knows the session."""
+    hsm, shim = opened(folder)
+    key, target = fresh(hsm, KeyType.EC_P256, exportable=True), Target()
+
+    def wrap() -> bytes:
+        return hsm.wrap(key, target.kek, OaepHash.SHA1, exact=True)
+
+    wrap()
+    told = []
+    for at in range(1, 6):
+        shim.obey(f"C_GetAttributeValue return 0x13 from={at}", "C_GetSessionInfo return 0x06 from=2 times=1")
+        told.append(_reason(wrap))
+        shim.obey()
+        told += found(hsm, {Attribute.TOKEN: False})
+    told.append(_reason(wrap))
+    hsm.close()
+    return told
+
+
+def test_FT_15_a_session_is_given_up_also_when_the_module_cannot_say_whether_it_knows_it(tmp_path: Path) -> None:
+    told = alone(_two_faults, tmp_path / "token")
+    assert set(told) <= {"ok", "HSM_FAULT", "HSM_UNAVAILABLE"}
+    assert told[-1] == "ok"
+    assert len(told) == 6
+
+
 def _two_hang(folder: Path) -> list[str]:
     hsm, shim = opened(folder, session_wait=0.5)
     key = fresh(hsm, KeyType.EC_P256)
