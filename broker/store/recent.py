@@ -1,4 +1,4 @@
-"""Records that may be a second old: what several processes share is not asked for anew by every call.
+"""Records that may be a second old: what every call looks at is not asked for anew by each.
 
 What this process changes itself is forgotten here as soon as the change ends, so that only changes of others are seen
 late. An absent record is never kept.

@@ -46,7 +46,7 @@ class SqlStore:
     def __init__(self, config: StoreConfig, now: Now, *, accept_restored: bool = False, passing: bool = False) -> None:
         check_there(config)
         self._database = open_database(config)
-        self._recent = None if config.sqlite else Recent()
+        self._recent = Recent()
         try:
             check_revision(self._database)
             self._known = newest_heads(config.journal)
@@ -68,9 +68,7 @@ class SqlStore:
         return record_of(kind, rows[0]) if rows else None
 
     def recent(self, kind: type[R], *key: str | int) -> R | None:
-        """See ``Store.recent``. On SQLite there is no other process, and nothing to gain."""
-        if self._recent is None:
-            return self.get(kind, *key)
+        """See ``Store.recent``."""
         return self._recent.get(kind, key, lambda: self.get(kind, *key))
 
     def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
@@ -132,8 +130,7 @@ class SqlStore:
             write = SqlWrite(change.connection, self._database, entry)
             if entry.fence:
                 write.check_leader(entry.fence)
-            if self._recent is not None:
-                done.callback(self._recent.forget, write.changed)
+            done.callback(self._recent.forget, write.changed)
             yield write
             if write.fault is not None:  # the body went on after a statement had failed
                 raise write.fault
