@@ -43,6 +43,7 @@ from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.processor import Processor
+from broker.row_key import row_key
 from broker.rpc.nouns import answers
 from broker.rpc.server import Server
 from broker.store.sql import SqlStore
@@ -99,10 +100,10 @@ class Broker:
         self._processor = Processor(time.monotonic)
         if config.server.one_processor:  # before there is any other thread
             self._processor.settle()
-        self.store = SqlStore(config.store, now)
-        self._parts.callback(self.store.close)
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
+        self.store = SqlStore(config.store, row_key(config, self.hsm), now)
+        self._parts.callback(self.store.close)
         audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
         setup.check_internal_keys(config, self.hsm)
         setup.renew_server_certificate(config, self.hsm, now(), before=setup.RENEW_AT_LAST)

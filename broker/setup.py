@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from broker import row_key
 from broker.config import Config, load
 from broker.core import policy
 from broker.core.authority import Authority
@@ -102,16 +103,25 @@ def initialise(wishes: Wishes, now: Now) -> Config:
         draft.replace(file)
     config = load(file)
     SqlStore.migrate(config.store)
-    store = SqlStore(config.store, now)
-    try:
-        hsm = Pkcs11Hsm(config.hsm)
-        try:
+    with closing(Pkcs11Hsm(config.hsm)) as hsm:
+        _row_key(config, hsm)
+        key = row_key.row_key(config, hsm)
+        with closing(SqlStore(config.store, key, now, passing="init", adopting=True)) as store:
             _fill(config, wishes, store, hsm, now)
-        finally:
-            hsm.close()
-    finally:
-        store.close()
     return config
+
+
+def _row_key(config: Config, hsm: Hsm) -> None:
+    file = config.certificates / row_key.FILE
+    if file.exists():
+        return
+    if SqlStore.vouched(config.store):
+        raise WrongState(
+            "ROW_KEY_MISSING",
+            f"{file} is gone, and the database's rows are vouched for by it: put it back from a backup, or name an "
+            "empty database.",
+        )
+    write_private(file, row_key.wrapped(config, hsm))
 
 
 def internal_key(config: Config, name: str, hsm_id: bytes) -> KeyRef:

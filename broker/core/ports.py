@@ -114,6 +114,18 @@ class Hsm(Protocol):
         """Log out and finalise the module."""
 
 
+@dataclass(frozen=True, slots=True)
+class RowFinding:
+    """A row of the database that is not what the brokers left there.
+
+    ``name`` "": one or more of the table, and nobody knows which.
+    """
+
+    table: str
+    name: str
+    how: str  # "altered", "put back", "removed", …
+
+
 class Write(Protocol):
     """An open transaction. What is read here cannot change under the writer before the end."""
 
@@ -169,7 +181,8 @@ class Store(Protocol):
     Operator (name) · PolicyDocument (version) · Receipt (principal, request_id) · AuditHead (chain, sequence) ·
     TrustRule (name) · Secret (name) · SecretVersion (secret, number) · SecretRead (secret) · RootKey (version) ·
     Session (id) · Lease (id) · UsedToken (issuer, jti).
-    Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang.
+    Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang. WrongState
+    ``ROW_FORGED`` for a row that somebody else has changed, made up, put back as it once was, or removed.
     """
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
@@ -196,7 +209,7 @@ class Store(Protocol):
         """Up to ``limit`` records in primary-key order (bytewise), strictly after ``after`` (a whole primary key).
 
         ``where`` keeps only the rows whose named fields equal the given values. ``sound_only`` passes over rows that
-        cannot be read, which are refused otherwise (``ROW_DAMAGED``): for what must not be held up by one of them.
+        cannot be read, which are refused otherwise: for what must not be held up by one of them.
         """
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
@@ -229,6 +242,9 @@ class Store(Protocol):
 
     def save_head(self, head: AuditHead) -> None:
         """Append a signed head to the journal and keep it in the database."""
+
+    def inspect(self) -> list[RowFinding]:
+        """Look at every row; what is found is refused by name (``ROW_FORGED``) from then on. It takes its time."""
 
     def lead(self) -> int | None:
         """Be the one process of all on this database that does the shared work, or stay it; None when another is.

@@ -23,7 +23,7 @@ from broker.store.dialects import open_database
 from broker.store.migrate import alembic_config
 from broker.store.sql import SqlStore
 from broker.store.tables import METADATA, REVISION
-from tests.contracts.store_samples import config, key, now, opened, put
+from tests.contracts.store_samples import ROW_KEY, config, key, now, opened, put
 from tests.servers.postgres import Postgres
 
 
@@ -63,7 +63,7 @@ def watched(at: int | None = None) -> Iterator[list[str]]:
 
 def refused(place: StoreConfig) -> str:
     with pytest.raises(WrongState) as found:
-        SqlStore(place, now)
+        SqlStore(place, ROW_KEY, now)
     return found.value.reason
 
 
