@@ -7,7 +7,7 @@ Rows are known by a hash, which costs about 100 bytes a row; kinds that come and
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from threading import Lock
 from typing import Any
@@ -23,7 +23,7 @@ from broker.core.model import (
     UsedToken,
 )
 from broker.store.marks import UNTOLD, Changed, word
-from broker.store.rows import rank
+from broker.store.rows import rank, shown_key
 from broker.store.tables import key_of
 
 NEVER_DELETED = frozenset({Operator, PolicyDocument, Secret, SecretVersion, UsedToken})
@@ -47,6 +47,7 @@ class Floors:
         self._lock = Lock()
         self._lasting: dict[int, int] = {}
         self._passing: OrderedDict[int, int] = OrderedDict()  # the oldest first
+        self._leaving: Counter[int] = Counter()  # being deleted here, committed or not yet
         self._removed: frozenset[str] = frozenset()  # as the journal calls them
 
     def passes(self, record: Record) -> bool:
@@ -60,12 +61,12 @@ class Floors:
 
     def check_absent(self, kind: type[Any], key: tuple[str | int, ...]) -> None:
         """WrongState ``ROW_FORGED`` if a row that is not there was removed by somebody else."""
-        known = (self._alone or kind in NEVER_DELETED) and self.has(kind, key)
+        known = (self._alone or kind in NEVER_DELETED) and self.has(kind, key) and not self._leaving[hash((kind, key))]
         if known or (self._removed and word(kind, key) in self._removed):
             raise WrongState(
                 "ROW_FORGED",
-                f"The stored {kind.__name__} {'/'.join(ascii(part)[:80] for part in key)} was removed by somebody "
-                "else: nothing was done; put that row back as it last was, and find out who has the database's password.",
+                f"The stored {kind.__name__} {shown_key(key)} was removed by somebody else: "
+                "nothing was done; put that row back as it last was, and find out who has the database's password.",
                 kind=kind.__name__,
             )
 
@@ -86,6 +87,19 @@ class Floors:
         with self._lock:
             for kind, key, found in known:
                 self._note(kind, hash((kind, key)), found)
+
+    def leave(self, kind: type[Any], key: tuple[str | int, ...]) -> None:
+        """A row is about to be deleted here: from now until ``left`` it may be there or not."""
+        with self._lock:
+            self._leaving[hash((kind, key))] += 1
+
+    def left(self, changes: Iterable[Changed]) -> None:
+        """What was to be deleted is, or was not after all."""
+        with self._lock:
+            for place in (hash((one.kind, one.key)) for one in changes if one.after is None):
+                self._leaving[place] -= 1
+                if not self._leaving[place]:
+                    del self._leaving[place]
 
     def changed(self, changes: Iterable[Changed]) -> None:
         """This process has committed these changes, in this order."""

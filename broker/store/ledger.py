@@ -201,6 +201,6 @@ def restored() -> WrongState:
     """The refusal of a database that lacks changes which were committed."""
     return WrongState(
         "STORE_RESTORED",
-        "The database is older than what this host's broker has changed in it: it was put back, in part or whole; put "
-        "the newer one back, or run `broker accept-restore`, which ends all sessions.",
+        "The database is older than this host's audit journal: it lacks changes that are recorded there, so it was put "
+        "back, in part or whole; put the newer one back, or run `broker accept-restore`, which ends all sessions.",
     )

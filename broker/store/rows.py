@@ -281,7 +281,12 @@ def _fields(kind: type[Any]) -> tuple[Field, ...]:
 def shown(kind: type[Any], row: Sequence[Cell]) -> str:
     """The primary key in a row, as a message may have it."""
     names = [field.name for field in FIELDS[kind]]
-    return "/".join(ascii(row[names.index(name)])[:80] for name in PRIMARY_KEYS[kind])
+    return shown_key([row[names.index(name)] for name in PRIMARY_KEYS[kind]])
+
+
+def shown_key(key: Sequence[Any]) -> str:
+    """A primary key, as a message may have it."""
+    return "/".join(ascii(part)[:80] for part in key)
 
 
 FIELDS: dict[type[Any], tuple[Field, ...]] = {kind: _fields(kind) for kind in PRIMARY_KEYS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -210,18 +210,19 @@ class SqlStore:
     @contextmanager
     def write(self, entry: AuditEntry) -> Iterator[SqlWrite]:
         """See ``Store.write``."""
-        with self._ledger.slot() as slot:
-            write: SqlWrite | None = None
-            try:
-                with self._database.change(self._make_durable) as change:
-                    write = SqlWrite(change.connection, self._database, self._rows, self._floors, entry)
-                    if entry.fence:
-                        write.check_leader(entry.fence)
-                    yield write
-                    change.entries = self._completed(write, slot)
-            finally:
-                self._recent.forget((one.kind, one.key) for one in (write.changed if write else ()))
-            self._floors.changed(write.changed)
+        with self._ledger.slot() as slot, ExitStack() as done, self._database.change(self._make_durable) as change:
+            write = SqlWrite(change.connection, self._database, self._rows, self._floors, entry)
+            done.callback(self._forget, write)
+            if entry.fence:
+                write.check_leader(entry.fence)
+            yield write
+            change.entries = self._completed(write, slot)
+            done.push(lambda fault, *_: None if fault else self._floors.changed(write.changed))
+
+    def _forget(self, write: SqlWrite) -> None:
+        """However it ended."""
+        self._recent.forget((one.kind, one.key) for one in write.changed)
+        self._floors.left(write.deleted)
 
     def _completed(self, write: SqlWrite, slot: Slot) -> tuple[AuditEntry, ...]:
         """The entries of a change whose body is over, with what it adds to the ledger."""

@@ -66,6 +66,7 @@ class SqlWrite:
         self.entry = entry
         self.further: list[AuditEntry] = []
         self.changed: list[Changed] = []
+        self.deleted: list[Changed] = []  # or tried to be
         self.fault: BrokerError | None = None  # PostgreSQL's answer to COMMIT after a failed statement is a rollback
         self._connection = connection
         self._database = database
@@ -175,9 +176,11 @@ class SqlWrite:
     def delete(self, record: Record) -> None:
         """See ``Write.delete``."""
         kind, key, before = type(record), key_of(record), self._rows.mac(record)
+        self._floors.leave(kind, key)
+        self.deleted.append(Changed(kind, key, record.revision, rank(record), before, None))
         with self._statements():
             self._expect(self.change(DELETE[kind], [_as_read(kind, key, before)]), record)
-        self.changed.append(Changed(kind, key, record.revision, rank(record), before, None))
+        self.changed.append(self.deleted[-1])
 
     def note(self, **facts: str | int) -> None:
         """See ``Write.note``."""

@@ -138,7 +138,7 @@ def test_spoilt_logins_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_head_is_found_over_blocks_and_spoilt_lines(place: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.store.restored.BLOCK", 97)
+    monkeypatch.setattr("broker.store.lines.BLOCK", 97)
     with opened(place) as store:
         signed = sign(store)
         put(store, key())
