@@ -49,7 +49,8 @@ class DestructionDelay:
 
 def ref(key: Key, version: KeyVersion) -> KeyRef:
     """The name of a version's key in the HSM."""
-    return KeyRef(hsm_id=version.hsm_id, type=key.type, usage=key.usage, public_key=version.public_key)
+    name = f"{version.key}/{version.number}"
+    return KeyRef(hsm_id=version.hsm_id, type=key.type, usage=key.usage, public_key=version.public_key, name=name)
 
 
 class Keys:
@@ -279,7 +280,7 @@ class Keys:
 
     def _make(self, call: Call, key: Key, version: KeyVersion, *, fresh: bool = False) -> Key:
         try:
-            public = self._hsm.generate(version.hsm_id, key.type, key.usage, exportable=key.exportable, fresh=fresh)
+            public = self._hsm.generate(ref(key, version), exportable=key.exportable, fresh=fresh)
         except Unavailable:
             raise  # the row stays PENDING: the same request id resumes it, or the background loop undoes it
         except BrokerError:

@@ -42,7 +42,9 @@ REPORTED = 1000
 
 def ref(root: RootKey) -> KeyRef:
     """The name of a root key in the HSM."""
-    return KeyRef(hsm_id=root.hsm_id, type=KeyType.AES_256, usage=KeyUsage.ENCRYPT, public_key=None)
+    return KeyRef(
+        hsm_id=root.hsm_id, type=KeyType.AES_256, usage=KeyUsage.ENCRYPT, public_key=None, name=str(root.version)
+    )
 
 
 def known_roots(store: Store) -> Mapping[int, KeyRef]:
@@ -155,7 +157,7 @@ class Roots:
 
     def _complete(self, root: RootKey, call: Call) -> None:
         try:
-            self._hsm.generate(root.hsm_id, KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False)
+            self._hsm.generate(ref(root), exportable=False)
         except Unavailable:
             raise  # the row stays PENDING: the same request id, or the background loop, completes it
         except BrokerError:
