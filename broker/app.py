@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from broker import setup
+from broker import own_keys, setup
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc
 from broker.auth.session import SessionTokens
@@ -29,6 +29,7 @@ from broker.core.heads import Heads
 from broker.core.imports import Imports
 from broker.core.key_use import KeyUse
 from broker.core.keys import DestructionDelay, Keys
+from broker.core.kinds import Purpose
 from broker.core.kv import Secrets
 from broker.core.leases import Leases
 from broker.core.model import Principal
@@ -42,6 +43,7 @@ from broker.core.sessions import Sessions
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.inspector import Inspector
 from broker.processor import Processor
 from broker.row_key import row_key
 from broker.rpc.nouns import answers
@@ -104,40 +106,43 @@ class Broker:
         self._parts.callback(self.hsm.close)
         self.store = SqlStore(config.store, row_key(config, self.hsm), now)
         self._parts.callback(self.store.close)
-        audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
-        setup.check_internal_keys(config, self.hsm)
+        audit_key = own_keys.internal_key(config, Purpose.AUDIT)
+        own_keys.check_internal_keys(config, self.hsm)
         setup.renew_server_certificate(config, self.hsm, now(), before=setup.RENEW_AT_LAST)
         self._guard = Guard(setup.policy_in_force(self.store))
-        self.keys = Keys(self.store, self.hsm, self._guard, now, _delay(config))
-        self.heads = Heads(self.store, self.hsm, audit_key, self._guard, now)
+        self.keys = Keys(self.store, self.hsm.keyring(Purpose.KEY), self._guard, now, _delay(config))
+        self.heads = Heads(self.store, self.hsm.keyring(Purpose.AUDIT), audit_key, self._guard, now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
         oidc = Oidc(config.oidc, self.store, now)
         self._build_sessions(oidc)
         authenticators: list[Authenticator] = [Mtls(mtls, self.store, now), SessionTokens(self.sessions), oidc]
         self.server = Server(config.server, self._services(), authenticators, self.store, now)
+        self.inspector = Inspector(self.store, now)
         self._loop = Loop(self)
 
     def _build_sessions(self, oidc: Oidc) -> None:
-        store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
+        store, guard, config = self.store, self._guard, self._config
+        roots = self.hsm.keyring(Purpose.ROOT)
         keep = timedelta(seconds=config.secrets.keep_data_keys_seconds)
-        sealing = Sealing(hsm, known_roots(store), now, keep, tenant=config.trust_domain)
-        self.secrets = Secrets(store, hsm, sealing, guard, now)
+        sealing = Sealing(roots, known_roots(store), now, keep, tenant=config.trust_domain)
+        self.secrets = Secrets(store, roots, sealing, guard, now)
         self.sessions = Sessions(store, self.secrets, guard, now, _limits(config))
         self.rules = TrustRules(store, guard, oidc.inspect, now)
 
     def _services(self) -> dict[str, object]:
         """What answers each service of the wire; the server refuses to start if one is missing."""
-        store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
+        store, guard, config = self.store, self._guard, self._config
+        callers = self.hsm.keyring(Purpose.KEY)
         connect = connector(_surroundings(config))
-        ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
+        ca = own_keys.authority(config, self.hsm, Purpose.OPERATOR_CA)
         self.policies = Policies(store, guard, now, time.monotonic)
         if not config.store.sqlite:  # else there is no other process that could set one
             guard.watch(self.policies.refresh_when_late)
-        imports = Imports(store, hsm, guard, connect, now)
+        imports = Imports(store, callers, guard, connect, now)
         return answers(
             keys=self.keys,
-            use=KeyUse(store, hsm, guard),
-            targets=Targets(store, hsm, guard, connect, now),
+            use=KeyUse(store, callers, guard),
+            targets=Targets(store, self.hsm, guard, connect, now),
             imports=imports,
             handover=Handover(imports.ledger),
             operators=Operators(store, ca, guard, now, config.trust_domain),
@@ -147,7 +152,7 @@ class Broker:
             sessions=self.sessions,
             leases=Leases(store, guard, now),
             rules=self.rules,
-            hsm=hsm,
+            hsm=self.hsm,
             guard=guard,
             schema=policy.SCHEMA,
             page_key=setup.page_key(config),
@@ -158,11 +163,14 @@ class Broker:
         self._parts.callback(self._loop.stop)
         self.server.start()
         self._loop.start()
+        self._parts.callback(self.inspector.stop)
+        self.inspector.start(self.store.findings)
         self.server.set_serving(True)
 
     def drain(self) -> None:
         """Take no new calls, let those in flight finish (at most 10 s), sign the last head."""
         self.server.drain(10.0)
+        self.inspector.stop()
         self._loop.stop()
         self.heads.sign_due()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from broker import setup
+from broker import own_keys
 from broker.app import now
 from broker.config import Config, load
 from broker.core.errors import BrokerError, WrongState
@@ -117,7 +117,7 @@ def _certificates(config: Config) -> str:
 def _hsm(config: Config) -> str:
     hsm = Pkcs11Hsm(config.hsm)
     try:
-        setup.check_internal_keys(config, hsm)
+        own_keys.check_internal_keys(config, hsm)
         report = hsm.report()
     finally:
         hsm.close()

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from broker.config import Config
 from broker.core.errors import InvalidRequest, NotFound, WrongState
-from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage
-from broker.core.ports import Hsm, KeyRef
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, Purpose
+from broker.core.ports import Device, KeyRef
 from broker.rpc.tls import read_key
 from broker.store.authentic import KEY_BYTES
 
-ROWS_KEY = b"broker/row-key/1"
+REF = KeyRef(hsm_id=b"broker/row-key/1", type=KeyType.AES_256, usage=KeyUsage.ENCRYPT, public_key=None, name="")
 FILE = "rows.key"
 
 
-def row_key(config: Config, hsm: Hsm) -> bytes:
+def row_key(config: Config, device: Device) -> bytes:
     """The 32 bytes; WrongState ``NOT_INITIALISED`` or ``FILE_DAMAGED``."""
     file = config.certificates / FILE
     if not file.exists():
         raise WrongState("NOT_INITIALISED", f"{file} is missing; run `broker init` for this folder first.")
     try:
-        key = hsm.decrypt(_ref(), EncryptionAlgorithm.AES_GCM, read_key(file), _context(config))
+        key = device.keyring(Purpose.ROWS).decrypt(REF, EncryptionAlgorithm.AES_GCM, read_key(file), _context(config))
     except (InvalidRequest, NotFound) as error:
         raise WrongState(
             "FILE_DAMAGED",
@@ -34,14 +34,11 @@ def row_key(config: Config, hsm: Hsm) -> bytes:
     return key
 
 
-def wrapped(config: Config, hsm: Hsm) -> bytes:
+def wrapped(config: Config, device: Device) -> bytes:
     """A new key, as the file is to hold it; the HSM's own key for it is made where it is missing."""
-    hsm.generate(ROWS_KEY, KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False)
-    return hsm.encrypt(_ref(), EncryptionAlgorithm.AES_GCM, hsm.random(KEY_BYTES), _context(config))
-
-
-def _ref() -> KeyRef:
-    return KeyRef(hsm_id=ROWS_KEY, type=KeyType.AES_256, usage=KeyUsage.ENCRYPT, public_key=None)
+    ring = device.keyring(Purpose.ROWS)
+    ring.generate(REF, exportable=False)
+    return ring.encrypt(REF, EncryptionAlgorithm.AES_GCM, device.random(KEY_BYTES), _context(config))
 
 
 def _context(config: Config) -> bytes:

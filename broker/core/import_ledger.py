@@ -17,6 +17,7 @@ from broker.core.delivery import Delivery, Sibling
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
 from broker.core.import_rules import NO_TERMS, TERMS_UNSETTLED, in_progress
+from broker.core.keys import ref
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
 from broker.core.names import check_name
@@ -52,7 +53,7 @@ class Asked:
     @property
     def ref(self) -> KeyRef:
         """The key as the HSM and the proof know it."""
-        return _ref(self.key, self.version)
+        return ref(self.key, self.version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +169,7 @@ class Ledger:
 
     def _sibling(self, key: Key, row: Import) -> Sibling | None:
         held = self.store.get(KeyVersion, key.name, row.version)
-        return Sibling(key=_ref(key, held), remote_version=row.remote_version) if held else None
+        return Sibling(key=ref(key, held), remote_version=row.remote_version) if held else None
 
     # ---- what is written -----------------------------------------------------------------------------------------
 
@@ -323,10 +324,6 @@ def resumed(new: Import, earlier: Import | None, found: Found | None) -> Import:
         return new
     same = earlier.remote_version == found.remote.version
     return replace(new, remote_version=found.remote.version, failure=earlier.failure if same else "")
-
-
-def _ref(key: Key, held: KeyVersion) -> KeyRef:
-    return KeyRef(hsm_id=held.hsm_id, type=key.type, usage=key.usage, public_key=held.public_key)
 
 
 def _siblings(rows: list[Import], remote_name: str) -> list[Import]:

@@ -36,7 +36,9 @@ KEK = "kek"
 class Targets:
     """The noun behind TargetService."""
 
-    def __init__(self, store: ports.Store, hsm: ports.Hsm, guard: Guard, connect: Connect, now: ports.Now) -> None:
+    def __init__(
+        self, store: ports.Store, hsm: ports.HsmStatus, guard: Guard, connect: Connect, now: ports.Now
+    ) -> None:
         self._store = store
         self._hsm = hsm
         self._guard = guard

@@ -35,10 +35,8 @@ class BusyHsm(SoftwareHsm):
     after_generate: Callable[[], object] | None = None
     before_destroy: Callable[[], object] | None = None
 
-    def generate(
-        self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool, fresh: bool = False
-    ) -> bytes | None:
-        made = super().generate(hsm_id, key_type, usage, exportable=exportable, fresh=fresh)
+    def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
+        made = super().generate(key, exportable=exportable, fresh=fresh)
         meanwhile, self.after_generate = self.after_generate, None
         if meanwhile:
             meanwhile()
