@@ -7,7 +7,7 @@ from broker.core.ports import Store
 
 
 def refuse_doubt(store: Store, tables: frozenset[str], name: str) -> None:
-    """WrongState ``STORE_ALTERED`` if rows of these tables may not be as brokers left them, and it may be about ``name``.
+    """WrongState ``STORE_ALTERED`` if a row of these tables that may be about ``name`` is not as brokers left it.
 
     Asked between the intent, which is durable by then, and the destruction: a row that says "destroy" and was put back
     as it once was still shows in the sum of its table, however new it looks since the intent was written.

@@ -147,39 +147,47 @@ def explain(
         return findings, found
     told = history(found.reached)
     for kind in doubtful:
-        named, missing = _explain(stream, kind, rows, floors, told)
+        named, macs, strays = _explain(stream, kind, rows, floors, told)
         findings += named
-        if (found.sums.get(kind, 0) + missing - found.ledger.get(kind, 0)) % MODULUS:
+        wanted = found.ledger.get(kind, 0)
+        if wanted not in (_sum(rows, kind, macs), _sum(rows, kind, macs | strays)):
             findings.append(RowFinding(NAMES[kind], "", UNNAMED))
     return findings, found
 
 
+def _sum(rows: Rows, kind: type[Any], macs: set[bytes]) -> int:
+    return sum(rows.weight(kind, mac) for mac in macs) % MODULUS
+
+
 def _explain(
     stream: Stream, kind: type[Any], rows: Rows, floors: Floors, told: Mapping[str, Told]
-) -> tuple[list[RowFinding], int]:
-    """The findings of one table, and what its sum lacks because of them."""
-    findings, lacks, seen = list[RowFinding](), 0, set[str]()
+) -> tuple[list[RowFinding], set[bytes], set[bytes]]:
+    """The findings of one table, the MACs of the rows that should be there, and those beside rows that nobody knows.
+
+    If only cells of such a row were altered, the MAC beside them is still the one that was summed up; if the row was
+    made up, it is not.
+    """
+    findings, macs, strays, seen = list[RowFinding](), set[bytes](), set[bytes](), set[str]()
     for key, row in _all(stream, kind):
         name = word(kind, key)
         seen.add(name)
         last, good = told.get(name), rows.genuine(kind, row)
-        if not good:
-            lacks += rows.weight(kind, last.mac) if last and last.mac else 0
-            continue
-        how = _how(kind, key, row, floors, last)
-        if not how:
-            continue
-        findings.append(RowFinding(NAMES[kind], _shown(key), how))
-        lacks -= rows.weight(kind, row[-1])
-        if last and last.mac:
-            lacks += rows.weight(kind, last.mac)
-        floors.raise_to([(kind, key, rank_of(kind, row) + 1)])
+        how = _how(kind, key, row, floors, last) if good else ALTERED
+        if last and last.mac and how:
+            macs.add(last.mac)
+        elif not how:
+            macs.add(row[-1])
+        elif not good and isinstance(row[-1], bytes):
+            strays.add(row[-1])
+        if good and how:
+            findings.append(RowFinding(NAMES[kind], _shown(key), how))
+            floors.raise_to([(kind, key, rank_of(kind, row) + 1)])
     for name, last in told.items():
         if name.startswith(NAMES[kind] + "/") and name not in seen and last.mac:
             findings.append(RowFinding(NAMES[kind], name.partition("/")[2], REMOVED))
-            lacks += rows.weight(kind, last.mac)
+            macs.add(last.mac)
             floors.removed(name)
-    return findings, lacks
+    return findings, macs, strays
 
 
 def _how(kind: type[Any], key: Key, row: Sequence[Any], floors: Floors, last: Told | None) -> str:
