@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import grpc
 
+from broker.rpc.bugs import log_bug
+
 TICK = 0.25
 """Seconds between two looks; the limits are kept to this accuracy."""
 
@@ -137,4 +139,7 @@ class Ticker:
 
     def _run(self) -> None:
         while not self._stopped.wait(TICK):
-            self._tick()
+            try:
+                self._tick()
+            except BaseException as error:  # noqa: BLE001 (without this thread no call would end in time)
+                log_bug(error, rpc="-/Tick")

@@ -15,6 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from broker.rpc import tls
 from broker.rpc.deadlines import Deadlines, Gone, Late, Missing
+from broker.rpc.status import Plain
 
 CHECK = "/grpc.health.v1.Health/Check"
 MAX_NAME = 256
@@ -39,15 +40,15 @@ class Health:
         """Not serving, whatever is set afterwards."""
         self._draining = True
 
-    def check(self, requests: Any, context: grpc.ServicerContext) -> bytes:
+    def check(self, requests: Any, context: grpc.ServicerContext) -> bytes | grpc.Status:
         """Answer one Check."""
         code, sentence = grpc.StatusCode.CANCELLED, "The request did not arrive."
         if not tls.current(context.auth_context()):
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, tls.TOO_OLD)
+            return Plain(grpc.StatusCode.UNAUTHENTICATED, tls.TOO_OLD)
         peer = context.peer()
         # One unfinished request a connection: a stranger must not hold the threads by sending headers only.
         if peer in self._reading:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Another check of this connection is not finished.")
+            return Plain(grpc.StatusCode.RESOURCE_EXHAUSTED, "Another check of this connection is not finished.")
         self._reading.add(peer)
         try:
             host = peer.rpartition(":")[0]
@@ -61,8 +62,7 @@ class Health:
             pass  # what the caller sees is already decided; the defaults above are for the log of a proxy
         finally:
             self._reading.discard(peer)
-        context.abort(code, sentence)
-        raise AssertionError("abort raises")
+        return Plain(code, sentence)
 
     def _answer(self) -> bytes:
         state = HealthCheckResponse.SERVING if self._serving and not self._draining else HealthCheckResponse.NOT_SERVING
