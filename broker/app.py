@@ -39,6 +39,7 @@ from broker.core.quota import Limits
 from broker.core.roots import known_roots
 from broker.core.sealing import Sealing
 from broker.core.sessions import Sessions
+from broker.core.slots import Slots
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.hsm.pkcs11 import Pkcs11Hsm
@@ -132,11 +133,12 @@ class Broker:
         self.policies = Policies(store, guard, now, time.monotonic)
         if not config.store.sqlite:  # else there is no other process that could set one
             guard.watch(self.policies.refresh_when_late)
-        imports = Imports(store, hsm, guard, connect, now)
+        slots = Slots(config.server.slots)
+        imports = Imports(store, hsm, guard, connect, now, slots)
         return answers(
             keys=self.keys,
             use=KeyUse(store, hsm, guard),
-            targets=Targets(store, hsm, guard, connect, now),
+            targets=Targets(store, hsm, guard, connect, now, slots),
             imports=imports,
             handover=Handover(imports.ledger),
             operators=Operators(store, ca, guard, now, config.trust_domain),

@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
-from google.protobuf.message import Message
 
 from broker.core import audit, names, ports
 from broker.core.call import Call
@@ -32,12 +31,6 @@ from broker.rpc.table import Method
 NOBODY = Principal(kind="", name="")
 OTHER = "_OTHER"
 """The name in the audit of a method that does not exist; what the caller wrote instead is not recorded."""
-
-ELSEWHERE = frozenset({
-    "TargetService/CreateTarget", "TargetService/CheckTarget", "TargetService/RepinTarget",
-    "ImportService/ImportKey", "ImportService/ProveImport", "ImportService/ExportKey", "ImportService/ConfirmImport",
-})  # fmt: skip
-"""The methods that wait for somebody else's server."""
 
 SHOWN = frozenset({"authorization", "broker-trust-rule"})
 """The headers that an authenticator is shown, each at most once; no other means anything."""
@@ -69,10 +62,7 @@ class End:
 
 
 class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stub only
-    """All methods of the server; at most ``max_calls`` in flight. ``pool`` answers health and refusals under load.
-
-    At most ``max_elsewhere`` calls wait for targets at a time: one that hangs must not hold all threads (NT-10).
-    """
+    """All methods of the server; at most ``max_calls`` in flight. ``pool`` answers health and refusals under load."""
 
     def __init__(  # noqa: PLR0913 (the parts of the gate, each named)
         self,
@@ -87,7 +77,6 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         pool: ThreadPoolExecutor,
         births: ThreadPoolExecutor,
         max_calls: int,
-        max_elsewhere: int,
         max_metadata: int,
     ) -> None:
         self._authenticators = tuple(authenticators)
@@ -98,7 +87,6 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._max_metadata = max_metadata
         self._max_calls = max_calls
         self._free = max_calls
-        self._elsewhere = threading.BoundedSemaphore(max_elsewhere)
         self._changed = threading.Condition()
         self._births = max(1, max_calls // 4)
         self._born_at = frozenset(path for path, method in methods.items() if method.rpc in BIRTHS)
@@ -205,20 +193,10 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             return End(grpc.StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN", "The broker has no such method.")
         request = method.plan.decode(self._deadlines.message(requests, context, str(call.principal)))
         _describe(call, method, request)
-        response = self._answer(method, call, request)
+        response = method.answer(call, request)
         if type(response) is not method.response:
             raise TypeError(f"{method.rpc} answered with {type(response).__name__}")
         return End(grpc.StatusCode.OK, wire=response.SerializeToString())
-
-    def _answer(self, method: Method, call: Call, request: Any) -> Message:
-        if method.rpc not in ELSEWHERE:
-            return method.answer(call, request)
-        if not self._elsewhere.acquire(blocking=False):
-            raise Exhausted("TARGETS_BUSY", "Too many calls are waiting for targets; try again in a few seconds.")
-        try:
-            return method.answer(call, request)
-        finally:
-            self._elsewhere.release()
 
     def _identify(self, context: grpc.ServicerContext, metadata: Metadata, call: Call) -> Principal:
         """The principal, from the connection's certificate and at most one authorization value; nothing else counts."""

@@ -79,6 +79,11 @@ class ServerConfig(BaseModel):
     workers: int = Field(default=1, ge=1, le=64)  # processes; more than one needs PostgreSQL
     limits: Limits = Limits()
 
+    @property
+    def slots(self) -> int:
+        """How many of the threads may wait for targets at a time: half of them."""
+        return max(1, self.threads // 2)
+
 
 class Server:
     """Answers once ``start`` is called. ``services``: for each service name, the object with its methods."""
@@ -95,12 +100,12 @@ class Server:
         limits = config.limits
         self._clock = clock
         self._tallied = clock()
-        half = max(1, config.threads // 2)
+        half = config.slots
         self._pool = pool(config.threads, "rpc")
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
         self._births_pool = pool(half, "rpc-births")
-        self._deadlines = Deadlines(limits.message_seconds, limits.call_seconds, clock, at_once=half)
-        self._strangers = Deadlines(limits.message_seconds, limits.call_seconds, clock, at_once=HEALTH_THREADS // 2)
+        self._deadlines = _deadlines(limits, clock, config.threads)
+        self._strangers = _deadlines(limits, clock, HEALTH_THREADS)
         self._health = Health((each.full_name for each in table.declared().values()), self._strangers)
         self._gate = Gate(
             table.methods(services),
@@ -113,7 +118,6 @@ class Server:
             pool=self._health_pool,
             births=self._births_pool,
             max_calls=limits.calls,
-            max_elsewhere=half,
             max_metadata=limits.metadata_bytes,
         )
         self._ticker = Ticker(self._tick)
@@ -162,6 +166,17 @@ class Server:
         if self._clock() - self._tallied >= TALLY_SECONDS:
             self._tallied = self._clock()
             self._gate.tally()
+
+
+def _deadlines(limits: Limits, clock: Callable[[], float], threads: int) -> Deadlines:
+    """Slow writers may hold half of the threads each, and three quarters of them together."""
+    return Deadlines(
+        limits.message_seconds,
+        limits.call_seconds,
+        clock,
+        at_once=max(1, threads // 2),
+        in_all=max(1, threads - max(1, threads // 4)),
+    )
 
 
 def options(limits: Limits, *, shared: bool = False) -> list[tuple[str, int]]:
