@@ -62,7 +62,10 @@ class End:
 
 
 class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stub only
-    """All methods of the server; at most ``max_calls`` in flight. ``pool`` answers health and refusals under load."""
+    """All methods of the server; at most ``max_calls`` in flight. ``pool`` answers health and refusals under load.
+
+    ``known`` is told the peer of each call whose caller is known.
+    """
 
     def __init__(  # noqa: PLR0913 (the parts of the gate, each named)
         self,
@@ -76,6 +79,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         health_check: Behavior,
         pool: ThreadPoolExecutor,
         births: ThreadPoolExecutor,
+        known: Callable[[str], None],
         max_calls: int,
         max_metadata: int,
     ) -> None:
@@ -85,6 +89,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._deadlines = deadlines
         self._flood = flood
         self._max_metadata = max_metadata
+        self._known = known
         self._max_calls = max_calls
         self._free = max_calls
         self._changed = threading.Condition()
@@ -189,6 +194,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         if sum(len(name) + len(value) + 32 for name, value in metadata) > self._max_metadata:
             raise Exhausted("METADATA_TOO_LARGE", "The call's headers are larger than the broker takes; send fewer.")
         call.principal = self._identify(context, metadata, call)
+        self._known(call.peer)
         if method is None:
             return End(grpc.StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN", "The broker has no such method.")
         request = method.plan.decode(self._deadlines.message(requests, context, str(call.principal)))

@@ -6,8 +6,9 @@ It has threads of its own, so that it answers while all others wait for the HSM.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -25,9 +26,11 @@ MAX_WIRE = 1024
 class Health:
     """The state of the broker as load balancers see it. Starts as not serving."""
 
-    def __init__(self, services: Iterable[str], deadlines: Deadlines) -> None:
+    def __init__(self, services: Iterable[str], deadlines: Deadlines, greeted: Callable[[str], None]) -> None:
+        """``greeted`` is told the peer of each check that was read."""
         self._services = frozenset({"", *services})
         self._deadlines = deadlines
+        self._greeted = greeted
         self._serving = False
         self._draining = False
         self._reading: set[str] = set()
@@ -53,6 +56,7 @@ class Health:
         try:
             host = peer.rpartition(":")[0]
             name = HealthCheckRequest.FromString(self._deadlines.message(requests, context, host)[:MAX_WIRE]).service
+            self._greeted(unquote(peer))
             if name in self._services:
                 return self._answer()
             code, sentence = grpc.StatusCode.NOT_FOUND, "There is no such service."

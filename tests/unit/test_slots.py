@@ -93,7 +93,8 @@ class Hung:
         )  # fmt: skip
         self._add(
             KeyVersion(
-                key="payments", number=1, hsm_id=b"1" * 16, public_key=b"spki", state=VersionState.ENABLED, sealed=False,
+                key="payments", number=1, hsm_id=b"1" * 16, public_key=b"spki", state=VersionState.ENABLED,
+                sealed=False,
                 created_at=CLOCK(),
             )
         )  # fmt: skip
