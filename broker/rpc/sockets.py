@@ -16,7 +16,7 @@ from itertools import count
 
 from broker.rpc.networks import Place, normal
 
-GAP = 256
+GAP = 512
 """Descriptors without a connection after which no further one is looked for: the system gives out the lowest first."""
 
 _STORAGE = 128

@@ -19,8 +19,8 @@ from broker.core.errors import BrokerError, WrongState
 
 MAX_FILE = 256 * 1024
 
-LOOK_EVERY = 0.1
-"""Seconds between two looks at the files, however many connect."""
+LOOK_EVERY = 0.002
+"""Seconds between two looks at the files when thousands connect at once."""
 
 TOO_OLD = "The connection does not use TLS 1.3; use a client that does."
 
