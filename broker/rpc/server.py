@@ -107,14 +107,13 @@ class Server:
         limits = config.limits
         self._clock = clock
         self._tallied = clock()
-        half = config.slots
         self._pool = pool(config.threads, "rpc")
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
-        self._births_pool = pool(half, "rpc-births")
+        self._births_pool = pool(config.slots, "rpc-births")
         self._deadlines = _deadlines(limits, clock, config.threads)
         self._strangers = _deadlines(limits, clock, HEALTH_THREADS)
-        taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
-        self._doors = Doors(_shares(limits, taken), clock)
+        self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
+        self._doors = Doors(_shares(limits, self._taken), clock)
         names = (each.full_name for each in table.declared().values())
         self._health = Health(names, self._strangers, self._doors.greeted)
         self._gate = Gate(
@@ -132,13 +131,10 @@ class Server:
             max_metadata=limits.metadata_bytes,
         )
         self._ticker = Ticker(self._tick)
-        self._server = grpc.server(
-            self._pool, handlers=[self._gate], options=options(limits, taken, shared=config.workers > 1)
-        )
-        self.operators_port = self._listen(config, config.operators_address, config.operator_ca_file)
-        self.pipelines_port = self._listen(config, config.pipelines_address, None)
-        self._doors.watch(self.operators_port, "operators", taken)
-        self._doors.watch(self.pipelines_port, "pipelines", taken)
+        arguments = options(limits, self._taken, shared=config.workers > 1)
+        self._server = grpc.server(self._pool, handlers=[self._gate], options=arguments)
+        self.operators_port = self._listen(config, "operators", config.operators_address, config.operator_ca_file)
+        self.pipelines_port = self._listen(config, "pipelines", config.pipelines_address, None)
 
     def start(self) -> None:
         """Begin to answer; health says NOT_SERVING until ``set_serving`` says otherwise."""
@@ -164,17 +160,19 @@ class Server:
             threads.shutdown(wait=False, cancel_futures=True)
         return finished
 
-    def _listen(self, config: ServerConfig, address: str, client_ca: Path | None) -> int:
+    def _listen(self, config: ServerConfig, name: str, address: str, client_ca: Path | None) -> int:
         files = TlsFiles(config.certificate_file, config.key_file, client_ca, self._doors.arrived)
         credentials = files.credentials()
         try:
-            return self._server.add_secure_port(address, credentials)
+            port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise Unavailable(
                 "ADDRESS_IN_USE",
                 f"The broker cannot listen on {address}; configure another.",
                 address=address,
             ) from error
+        self._doors.watch(port, name, self._taken)
+        return port
 
     def _tick(self) -> None:
         self._deadlines.sweep()
