@@ -70,7 +70,7 @@ class Doors:
         self._known[peer] = self._clock()
 
     def greeted(self, peer: str) -> None:
-        """A health check, which anybody may ask for, came in on this connection."""
+        """A call of whomever came in on this connection."""
         self._greeted[peer] = self._clock()
 
     def start(self) -> None:
@@ -120,7 +120,7 @@ class Doors:
                 held[port].append(one)
                 here[one.place] = one
         for peers, known in ((self._known, True), (self._greeted, False)):
-            for peer, at in list(peers.items()):
+            for peer, at in peers.copy().items():
                 found = here.get(place(peer))
                 if found is not None and at >= found.since:
                     found.used, found.known, found.heard = True, found.known or known, max(at, found.heard)

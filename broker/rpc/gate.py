@@ -64,7 +64,7 @@ class End:
 class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stub only
     """All methods of the server; at most ``max_calls`` in flight. ``pool`` answers health and refusals under load.
 
-    ``known`` is told the peer of each call whose caller is known.
+    ``greeted`` is told the peer of each call, ``known`` once its caller is known.
     """
 
     def __init__(  # noqa: PLR0913 (the parts of the gate, each named)
@@ -79,6 +79,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         health_check: Behavior,
         pool: ThreadPoolExecutor,
         births: ThreadPoolExecutor,
+        greeted: Callable[[str], None],
         known: Callable[[str], None],
         max_calls: int,
         max_metadata: int,
@@ -89,6 +90,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._deadlines = deadlines
         self._flood = flood
         self._max_metadata = max_metadata
+        self._greeted = greeted
         self._known = known
         self._max_calls = max_calls
         self._free = max_calls
@@ -193,6 +195,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         # HTTP/2's own measure (RFC 9113 6.5.2), which grpc applies only to a peer that has acknowledged its settings.
         if sum(len(name) + len(value) + 32 for name, value in metadata) > self._max_metadata:
             raise Exhausted("METADATA_TOO_LARGE", "The call's headers are larger than the broker takes; send fewer.")
+        self._greeted(call.peer)
         call.principal = self._identify(context, metadata, call)
         self._known(call.peer)
         if method is None:

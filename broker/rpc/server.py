@@ -54,9 +54,9 @@ class Limits(BaseModel):
 
     calls: PositiveInt = 256
     connections: PositiveInt = 1000  # of each listener, as the next three
-    connections_per_network: PositiveInt = 250  # an IPv4 address or an IPv6 /64; a /24 or /48 may have twice as many
-    strangers: PositiveInt = 250  # connections on which no known caller has made a call
-    strangers_per_network: PositiveInt = 64
+    connections_per_network: PositiveInt = 400  # an IPv4 address or an IPv6 /64; a /24 or /48 may have twice as many
+    strangers: PositiveInt = 400  # connections on which no known caller has made a call
+    strangers_per_network: PositiveInt = 160
     streams_per_connection: int = Field(default=100, ge=1, le=100)
     metadata_bytes: int = Field(default=16 * 1024, ge=4096, le=16 * 1024)
     message_seconds: PositiveFloat = 5
@@ -126,6 +126,7 @@ class Server:
             health_check=self._health.check,
             pool=self._health_pool,
             births=self._births_pool,
+            greeted=self._doors.greeted,
             known=self._doors.known,
             max_calls=limits.calls,
             max_metadata=limits.metadata_bytes,

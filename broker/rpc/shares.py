@@ -1,9 +1,9 @@
 """Which connections have to go when there are too many: of one network, of one wider net, or in all.
 
 A connection is a *stranger's* until a known caller has made a call on it. Strangers have limits of their own, so that
-known callers always have the rest. Those of the network that has most go first, and of one network the one that was
-heard of longest ago: whoever means to call does so within moments, and a connection that a client has not used for long
-is made anew without anybody noticing.
+known callers always have the rest. Those of the network that has most go first, and of one network those that have
+carried no call, then the one that was heard of longest ago: whoever means to call does so within moments, and a
+connection that a client has not used for long is made anew without anybody noticing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Connection:
     since: float  # it was not there at that time
     heard: float
     known: bool = False
-    used: bool = False  # it has carried a call, if only a health check
+    used: bool = False  # it has carried a call, if only one that was refused
     net: bytes = field(init=False)
     wide: bytes = field(init=False)
 
@@ -77,10 +77,10 @@ def crowded_out(held: Iterable[Connection], shares: Shares, now: float) -> list[
 def _excess(group: list[Connection], most: int) -> Iterator[Connection]:
     """As many as are too many, in the order in which they have to go."""
     count = defaultdict[bytes, int](int)
-    ranked: list[tuple[int, float, int]] = []
-    for at in sorted(range(len(group)), key=lambda at: -group[at].heard):
+    ranked: list[tuple[int, bool, float, int]] = []
+    for at in sorted(range(len(group)), key=lambda at: (not group[at].used, -group[at].heard)):
         one = group[at]
         count[one.net] += 1
-        ranked.append((-count[one.net], one.heard, at))
+        ranked.append((-count[one.net], one.used, one.heard, at))
     ranked.sort()
     return (group[at] for *_, at in ranked[: len(group) - most])

@@ -51,6 +51,11 @@ def test_NT_05_in_all_a_network_with_one_is_spared_while_others_have_more() -> N
     assert 80 not in left
 
 
+def test_NT_05_of_one_network_those_that_have_carried_no_call_go_first() -> None:
+    held = [at("10.0.0.1", number, used=number < 5) for number in range(15)]
+    assert gone(held) == (set(range(5, 10)), Counter(strangers_per_network=5))
+
+
 def test_NT_05_however_many_strangers_come_known_callers_have_the_rest() -> None:
     held = [at(f"10.0.{number}.1", 50, known=True) for number in range(70)]
     held += [at(f"10.{number % 200 + 1}.{number // 200}.9", 99) for number in range(1000)]
