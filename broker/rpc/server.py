@@ -105,8 +105,7 @@ class Server:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         limits = config.limits
-        self._clock = clock
-        self._tallied = clock()
+        self._clock, self._tallied = clock, clock()
         self._pool = pool(config.threads, "rpc")
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
         self._births_pool = pool(config.slots, "rpc-births")
