@@ -40,6 +40,7 @@ from broker.core.quota import Limits
 from broker.core.roots import known_roots
 from broker.core.sealing import Sealing
 from broker.core.sessions import Sessions
+from broker.core.slots import Slots
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.hsm.pkcs11 import Pkcs11Hsm
@@ -138,11 +139,12 @@ class Broker:
         self.policies = Policies(store, guard, now, time.monotonic)
         if not config.store.sqlite:  # else there is no other process that could set one
             guard.watch(self.policies.refresh_when_late)
-        imports = Imports(store, callers, guard, connect, now)
+        slots = Slots(config.server.slots)
+        imports = Imports(store, callers, guard, connect, now, slots)
         return answers(
             keys=self.keys,
             use=KeyUse(store, callers, guard),
-            targets=Targets(store, self.hsm, guard, connect, now),
+            targets=Targets(store, self.hsm, guard, connect, now, slots),
             imports=imports,
             handover=Handover(imports.ledger),
             operators=Operators(store, ca, guard, now, config.trust_domain),
@@ -244,7 +246,7 @@ class Loop:
         try:
             self._broker.hsm.check()
             self._broker.store.check()
-        except BrokerError:
+        except BaseException:
             self._broker.server.set_serving(False)
             raise
         self._broker.server.set_serving(True)
@@ -261,7 +263,7 @@ class Loop:
         """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs."""
         try:
             fence = self._broker.store.lead()
-        except BrokerError:
+        except BaseException:
             self._note_leadership(None)
             raise
         self._note_leadership(fence)
@@ -298,7 +300,7 @@ def background_call(resource: str, fence: int = 0) -> Call:
 
 
 def _attempt(name: str, work: Callable[[], object]) -> bool:
-    """Do the work; a refusal, or a bug, costs this round's work and never the loop.
+    """Do the work; a refusal, a bug, or a library's panic costs this round's work and never the loop (NT-14).
 
     But on a database that has gone back the broker must not go on: the loop's end is the process's.
     """
@@ -308,7 +310,7 @@ def _attempt(name: str, work: Callable[[], object]) -> bool:
         log.warning("background work failed", work=name, reason=error.reason, sentence=error.message)
         if error.reason == "STORE_RESTORED":
             raise
-    except Exception as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
+    except BaseException as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
         log.error("background work broke", work=name, error=type(error).__name__)  # noqa: TRY400
     else:
         return True
