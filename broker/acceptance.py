@@ -1,8 +1,8 @@
 """`accept-restore`: go on knowingly with a database that is older than this host's journal (ST-04).
 
-What the database forgot is made good as far as the journal and caution can: all sessions end, and the identity tokens
-of the last day are used up again. What operators did since the backup is theirs to do again
-(docs/incidents/database-restored.md).
+What the database forgot is made good as far as the journal and caution can: all sessions end, the identity tokens of
+the last day are used up again, and all work that was still to be done is held (``core.holding``). What operators did
+since the backup is theirs to do again (docs/incidents/database-restored.md).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from broker.app import now
 from broker.config import Config, load
 from broker.core.call import Call
 from broker.core.ending import BATCH, Ending
+from broker.core.holding import Holding
 from broker.core.kinds import LeaseState
 from broker.core.model import Principal, Session, UsedToken
 from broker.core.ports import Store
@@ -50,14 +51,21 @@ def _accept(config: Config, store: SqlStore) -> str:
         return "the database is not older than this host's journal; nothing was changed"
     ended = _end_sessions(store)
     used = _use_up(store, logins(config.store.journal, now() - LONGEST_TOKEN))
+    holding = Holding(store, _call)
+    held, unreadable = holding.hold(), holding.unreadable()
     call = _call("database/restored")
     call.note(count=ended)
     with store.write(call.outcome()) as write:  # the last: whatever stops before it, a start is still refused
         write.add(*heads)
     return (
-        f"accepted; {ended} sessions were ended and {used} identity tokens are used up again; what else the backup has "
-        "undone, `broker audit show` lists"
+        f"accepted; {ended} sessions were ended and {used} identity tokens are used up again; {held} things that were "
+        f"still to be done are held until an operator says so{_spoilt(unreadable)}; what else the backup has undone, "
+        "`broker audit show` lists"
     )
+
+
+def _spoilt(count: int) -> str:
+    return f", and {count} more have rows that cannot be read, so nothing is done with them" if count else ""
 
 
 def _end_sessions(store: Store) -> int:

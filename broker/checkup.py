@@ -20,6 +20,7 @@ from broker import setup
 from broker.app import now
 from broker.config import Config, load
 from broker.core.errors import BrokerError, WrongState
+from broker.core.holding import held_work
 from broker.core.model import Operator, PolicyDocument
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.rpc.tls import TlsFiles
@@ -133,6 +134,11 @@ def _store(config: Config) -> str:
     try:
         if not store.page(PolicyDocument, limit=1) or not store.page(Operator, limit=1):
             raise WrongState("NOT_INITIALISED", "The store is empty; run `broker init` for this folder.")
+        if held := held_work(store):
+            raise _Doubt(
+                f"the database answers; {held} thing(s) are held since it was restored and wait for an operator: "
+                "`broker key list`, `broker key versions`, `broker key where` and `broker secret root` show them"
+            )
     finally:
         store.close()
     return "the database answers, its schema is current"

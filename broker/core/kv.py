@@ -71,7 +71,7 @@ class Secrets:
         self._sealing = sealing
         self._guard = guard
         self._now = now
-        self._roots = Roots(store, hsm, sealing, guard, now)
+        self.roots = Roots(store, hsm, sealing, guard, now)
         self._reads = LastReads(store, now)
 
     def put(
@@ -207,23 +207,23 @@ class Secrets:
 
     def rotate_root(self, call: Call) -> int:
         """Make the next root key and return its version; everything is wrapped anew in the background."""
-        return self._roots.rotate(call)
+        return self.roots.rotate(call)
 
     def root(self, call: Call) -> tuple[RootKey, int]:
         """The newest root key and how many versions still wait to be rewrapped."""
-        return self._roots.newest(call)
+        return self.roots.newest(call)
 
     def ensure_root(self, call: Call) -> None:
         """Make the first root key if there is none; for ``broker init`` and the start."""
-        self._roots.ensure(call)
+        self.roots.ensure(call)
 
     def refresh(self) -> None:
         """Learn of root keys that another replica has made."""
-        self._roots.refresh()
+        self.roots.refresh()
 
     def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
         """What the background loop has to do now: (resource, work); each piece stands alone and may be repeated."""
-        return self._roots.chores()
+        return self.roots.chores()
 
     def _draft(self, wish: _Wish, stored: Secret | None) -> Secret:
         now = self._now()
@@ -252,7 +252,7 @@ class Secrets:
             raise InvalidRequest("EXPIRY_PAST", "The time of expiry is over already; name one in the future.")
 
     def _put(self, call: Call, wish: _Wish, number: int) -> Secret:
-        learnt = self._roots.learnt()
+        learnt = self.roots.learnt()
         root, data_key, sealed = self._sealing.seal(wish.name, number, wish.fields)
         version = SecretVersion(
             secret=wish.name,
@@ -269,7 +269,7 @@ class Secrets:
             receipt = receipts.replay(write, call)
             if receipt is None:
                 secret = self._add(call, wish, version, write)
-                self._roots.check_sure(learnt)
+                self.roots.check_sure(learnt)
                 receipts.keep(write, call, wish.name, number)
             else:
                 secret = _there(write.get(Secret, wish.name))
@@ -338,7 +338,7 @@ class Secrets:
 
     def _open(self, version: SecretVersion) -> dict[str, bytes]:
         if version.root not in self._sealing.roots:
-            self._roots.refresh()
+            self.roots.refresh()
         try:
             fields = self._unseal(version)
         except WrongState:

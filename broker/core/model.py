@@ -20,6 +20,7 @@ from broker.core.kinds import (
     OaepHash,
     OperatorState,
     Preset,
+    RootKeyState,
     SecretVersionState,
     SessionState,
     VersionState,
@@ -221,7 +222,7 @@ class RootKey:
     version: int
     hsm_id: bytes
     created_at: datetime
-    state: VersionState = VersionState.ENABLED  # PENDING until the HSM has made it
+    state: RootKeyState = RootKeyState.ENABLED
     revision: int = 1
 
 

@@ -13,6 +13,7 @@ from tests.servers.openbao import OpenBao
 
 EC_P256, AES_256 = 4, 10
 SIGN, ENCRYPT = 1, 2
+KEEP = 1
 Story = Generator[tuple[str, dict[str, Any]], Any, None]
 
 
@@ -89,6 +90,7 @@ def _keys(key: str) -> Story:
     yield "EnableKey", {"name": aes}
     yield "ScheduleKeyDestruction", {"name": aes}
     yield "CancelKeyDestruction", {"name": aes}
+    yield "SettleKeyVersion", {"name": key, "version": 1, "settlement": KEEP}
 
 
 def _places(bao: OpenBao, key: str) -> Story:
@@ -138,6 +140,7 @@ def _secrets() -> Story:
     yield "DestroySecretVersions", {"name": name, "versions": [1]}
     yield "GetRootKey", {}
     yield "RotateRootKey", {}
+    yield "SettleRootKey", {"version": 1, "settlement": KEEP}
     yield "ListSessions", {"page_size": 5}
     yield "RevokeSessions", {"principal": "pipeline/nobody"}
     yield "ListLeases", {"page_size": 5}
