@@ -133,6 +133,7 @@ class Receipt:
     resource: str
     version: int
     created_at: datetime
+    values_mac: bytes | None = None  # of the secret values that came with it (``value_macs``); None: not known
     revision: int = 1
 
 
