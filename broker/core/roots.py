@@ -109,7 +109,12 @@ class Roots:
         """
         self._guard.check(call, BROKER)
         call.note(version=version)
-        root = self._settleable(version)
+        root = self._store.get(RootKey, version)
+        if root is None:
+            self._discarded_before(call)
+            return
+        if root.state is RootKeyState.PENDING:
+            raise WrongState("ROTATION_RUNNING", "This root key is being made; try again in some minutes.")
         held = root.state is RootKeyState.HELD
         if held and keep:
             self._hsm.public_key(ref(root))  # refused if it is not there
@@ -125,7 +130,7 @@ class Roots:
             if held and not keep:
                 write.delete(root)
             else:
-                write.replace(root, replace(root, state=self._settled(root, keep=keep)))
+                write.replace(root, self._settled(root, keep=keep))
         call.settled = True
         self.refresh()
 
@@ -169,20 +174,20 @@ class Roots:
             if next_one.created_at + RETIRE_AFTER <= self._now() and not self._holds(self._store, root):
                 yield f"root/{root.version}", partial(self._retire, root)
 
-    def _settleable(self, version: int) -> RootKey:
-        root = self._store.get(RootKey, version)
-        if root is None:
-            raise NotFound("ROOT_KEY_NOT_FOUND", "There is no root key of this version; see `broker secret root`.")
-        if root.state is RootKeyState.PENDING:
-            raise WrongState("ROTATION_RUNNING", "This root key is being made; try again in some minutes.")
-        return root
+    def _discarded_before(self, call: Call) -> None:
+        """Return if it was this very request that discarded it; else NotFound ``ROOT_KEY_NOT_FOUND``."""
+        with self._store.write(call.outcome()) as write:
+            if receipts.replay(write, call) is None:
+                raise NotFound("ROOT_KEY_NOT_FOUND", "There is no root key of this version; see `broker secret root`.")
+        call.settled = True
 
-    def _settled(self, root: RootKey, *, keep: bool) -> RootKeyState:
+    def _settled(self, root: RootKey, *, keep: bool) -> RootKey:
         """What was held and is not the newest would be destroyed at once, as nothing hangs on it; so it is kept."""
         if root.state is RootKeyState.HELD:
             newer = any(one.version > root.version for one in _ready(self._store))
-            return RootKeyState.KEPT if newer else RootKeyState.ENABLED
-        return root.state if keep else RootKeyState.ENABLED
+            state = RootKeyState.KEPT if newer else RootKeyState.ENABLED
+            return replace(root, state=state, created_at=self._now())  # ready from now on, as after a rotation
+        return root if keep else replace(root, state=RootKeyState.ENABLED)
 
     def _draft(self, version: int) -> RootKey:
         hsm_id = secrets.token_bytes(16)

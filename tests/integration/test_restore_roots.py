@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.core.holding import held_work
 from broker.core.kinds import RootKeyState
 from broker.core.model import RootKey
-from tests.integration.restore_bench import FIELDS, Broker, broker, refused
+from tests.integration.restore_bench import FIELDS, ONCE, Broker, broker, refused
 
 __all__ = ["broker"]  # fixture
 
@@ -23,7 +23,8 @@ def test_ST_04_a_root_key_that_was_being_made_is_not_used_before_it_is_kept(brok
     broker.settle_root(2, keep=True, validate_only=True)
     assert broker.root(2).state is RootKeyState.HELD
     broker.settle_root(2, keep=True)
-    assert broker.root(2).state is RootKeyState.ENABLED
+    kept = broker.root(2)
+    assert (kept.state, kept.created_at) == (RootKeyState.ENABLED, broker.clock())  # as if it had been made now
     assert broker.loop() == 2  # what hangs on the first one follows, and that one, which nobody holds, goes
     assert (broker.store.get(RootKey, 1), broker.read()) == (None, FIELDS)
 
@@ -38,7 +39,8 @@ def test_ST_04_a_held_root_key_is_discarded_and_another_one_can_be_made(broker: 
     assert broker.rotate_root() == 3
     broker.settle_root(2, keep=False, validate_only=True)
     assert broker.root_in_hsm(held)
-    broker.settle_root(2, keep=False)
+    for _ in range(2):
+        broker.settle_root(2, keep=False, request_id=ONCE)
     assert not broker.root_in_hsm(held)
     refused("ROOT_KEY_NOT_FOUND", lambda: broker.settle_root(2, keep=False))
     assert broker.read() == FIELDS
