@@ -30,6 +30,9 @@ Unauthenticated or Unavailable when nothing can be said of the claims, because n
 """
 
 MISMATCH = "The identity token is not what a trust rule of the broker asks for; the broker's audit tells why."
+MAX_RULES = 1000
+"""Trust rules of one issuer: each login looks at all of them."""
+
 MAX_MATCHERS = 32
 MAX_CHOICES = 64
 MAX_TEXT = 512
