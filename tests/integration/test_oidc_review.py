@@ -7,8 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from broker.auth.oidc import Oidc, OidcConfig
-from broker.auth.oidc.review import AT_ONCE, PATH, SECONDS, TokenReview, TokenReviewConfig
 from broker.auth.oidc.resolve import Found
+from broker.auth.oidc.review import AT_ONCE, PATH, SECONDS, TokenReview, TokenReviewConfig
 from broker.core.errors import BrokerError, Unauthenticated, Unavailable
 from broker.core.kinds import Preset
 from broker.core.model import Principal
