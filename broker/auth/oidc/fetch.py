@@ -94,7 +94,7 @@ class Fetcher:
         failure: OSError = OSError("no address")
         for address in usable[:MAX_ADDRESSES]:
             try:
-                return socket.create_connection(address[:2], timeout=min(_left(deadline), CONNECT_SECONDS))  # type: ignore[arg-type]  # AF_INET(6)
+                return socket.create_connection(address[:2], timeout=min(_left(deadline), CONNECT_SECONDS))
             except OSError as error:
                 failure = error
         raise failure
