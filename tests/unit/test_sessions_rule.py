@@ -91,7 +91,11 @@ def test_AZ_24_a_rule_that_is_gone_or_changed_has_ended_its_sessions_and_their_l
     with pytest.raises(Unauthenticated):
         house.sessions.authenticate(mine.token)
     last = house.journal()[-1]
-    assert (last.rpc, last.facts["count"], last.phase.value) == (f"TrustService/{change.title()}TrustRule", 1, "outcome")
+    assert (last.rpc, last.facts["count"], last.phase.value) == (
+        f"TrustService/{change.title()}TrustRule",
+        1,
+        "outcome",
+    )
     assert any(entry.resource == f"session/{mine.session.id}" for entry in house.journal())
 
 
