@@ -110,7 +110,9 @@ def test_github_refuses_what_it_may_not_set(job: Job) -> None:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_secret_taken_whole_sets_nothing_that_programs_obey(job: Job, pipelines: Pipelines, format_: str) -> None:
+def test_SC_08_a_secret_taken_whole_sets_nothing_that_programs_obey(
+    job: Job, pipelines: Pipelines, format_: str
+) -> None:
     out = job.folder / "out"
     to = ["--out", str(out)] if format_ == "file" else []
     code, shown, err = job.run("fetch", "--format", format_, *to, "broker://team/ld", env=github(job))

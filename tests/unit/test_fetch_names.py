@@ -39,7 +39,7 @@ UNDERSCORED = [name.lower().partition("_") for name in OBEYED if "_" in name.str
 
 @pytest.mark.parametrize(("path", "field"), [(path, field) for path, _, field in UNDERSCORED])
 @pytest.mark.parametrize("form", ["broker://team/{path}", "{NAME}=broker://team/x", "broker://team/{path}#{field}"])
-def test_it_is_made_up_from_no_path_and_field(path: str, field: str, form: str) -> None:
+def test_SC_08_it_is_made_up_from_no_path_and_field(path: str, field: str, form: str) -> None:
     asked = [named(form.format(path=path, field=field, NAME=path.upper()))]
     with pytest.raises(Refusal) as refused:
         collected(asked, {asked[0][1]: {field: b"canary"}})

@@ -346,15 +346,6 @@ def test_AZ_09_an_evaluation_error_denies_under_a_reason_of_its_own() -> None:
     assert "broken" not in denied.value.message
 
 
-def test_AZ_05_what_is_not_for_such_a_caller_is_a_denial_and_no_fault_of_the_policy() -> None:
-    everything = guard(permit("principal, action, resource"))
-    for kind, action in (("pipeline", "Sign"), ("robot", "Sign"), ("", "Sign"), ("broker", "Sign")):
-        asked = call(f"KeyService/{action}", Principal(kind=kind, name="deploy", method="session"), Clock())
-        with pytest.raises(PermissionDenied) as denied:
-            everything.check(asked, of_key(KEY))
-        assert (denied.value.reason, asked.decision, asked.policies) == ("POLICY_DENIED", "deny", ())
-
-
 @pytest.mark.parametrize("permitted", [("payments", "vault"), ("payments", "x"), ("x", "vault")])
 def test_a_call_about_two_things_needs_both(permitted: tuple[str, str]) -> None:
     key, target = permitted
