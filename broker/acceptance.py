@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import secrets
 from collections.abc import Iterable
+from contextlib import closing
 from datetime import timedelta
 
 from broker.app import now
@@ -19,6 +20,8 @@ from broker.core.ending import BATCH, Ending
 from broker.core.kinds import LeaseState
 from broker.core.model import Principal, Session, UsedToken
 from broker.core.ports import Store
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.row_key import row_key
 from broker.store.config import StoreConfig
 from broker.store.restored import logins
 from broker.store.sql import SqlStore
@@ -30,11 +33,13 @@ LONGEST_TOKEN = timedelta(hours=24)
 def run(asked: argparse.Namespace) -> int:
     """Accept, and say what came of it; 0 also when there is nothing to accept."""
     config = load(asked.config)
-    store = SqlStore(place(config), now, accept_restored=True, passing=True)
-    try:
+    with (
+        closing(Pkcs11Hsm(config.hsm)) as hsm,
+        closing(
+            SqlStore(place(config), row_key(config, hsm), now, accept_restored=True, passing="accept-restore")
+        ) as store,
+    ):
         said = _accept(config, store)
-    finally:
-        store.close()
     print(f"broker: {said}")
     return 0
 
@@ -46,7 +51,7 @@ def place(config: Config) -> StoreConfig:
 
 def _accept(config: Config, store: SqlStore) -> str:
     heads = store.forgotten()
-    if not heads:
+    if not heads and not store.doubted:
         return "the database is not older than this host's journal; nothing was changed"
     ended = _end_sessions(store)
     used = _use_up(store, logins(config.store.journal, now() - LONGEST_TOKEN))

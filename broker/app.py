@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from broker import setup
+from broker import own_keys, setup
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc
 from broker.auth.session import SessionTokens
@@ -29,6 +29,7 @@ from broker.core.heads import Heads
 from broker.core.imports import Imports
 from broker.core.key_use import KeyUse
 from broker.core.keys import DestructionDelay, Keys
+from broker.core.kinds import Purpose
 from broker.core.kv import Secrets
 from broker.core.leases import Leases
 from broker.core.model import Principal
@@ -39,10 +40,13 @@ from broker.core.quota import Limits
 from broker.core.roots import known_roots
 from broker.core.sealing import Sealing
 from broker.core.sessions import Sessions
+from broker.core.slots import Slots
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.inspector import Inspector
 from broker.processor import Processor
+from broker.row_key import row_key
 from broker.rpc.nouns import answers
 from broker.rpc.server import Server
 from broker.store.sql import SqlStore
@@ -99,44 +103,48 @@ class Broker:
         self._processor = Processor(time.monotonic)
         if config.server.one_processor:  # before there is any other thread
             self._processor.settle()
-        self.store = SqlStore(config.store, now)
-        self._parts.callback(self.store.close)
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
-        audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
-        setup.check_internal_keys(config, self.hsm)
+        self.store = SqlStore(config.store, row_key(config, self.hsm), now)
+        self._parts.callback(self.store.close)
+        audit_key = own_keys.internal_key(config, Purpose.AUDIT)
+        own_keys.check_internal_keys(config, self.hsm)
         setup.renew_server_certificate(config, self.hsm, now(), before=setup.RENEW_AT_LAST)
         self._guard = Guard(setup.policy_in_force(self.store))
-        self.keys = Keys(self.store, self.hsm, self._guard, now, _delay(config))
-        self.heads = Heads(self.store, self.hsm, audit_key, self._guard, now)
+        self.keys = Keys(self.store, self.hsm.keyring(Purpose.KEY), self._guard, now, _delay(config))
+        self.heads = Heads(self.store, self.hsm.keyring(Purpose.AUDIT), audit_key, self._guard, now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
         oidc = Oidc(config.oidc, self.store, now)
         self._build_sessions(oidc)
         authenticators: list[Authenticator] = [Mtls(mtls, self.store, now), SessionTokens(self.sessions), oidc]
         self.server = Server(config.server, self._services(), authenticators, self.store, now)
+        self.inspector = Inspector(self.store, now)
         self._loop = Loop(self)
 
     def _build_sessions(self, oidc: Oidc) -> None:
-        store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
+        store, guard, config = self.store, self._guard, self._config
+        roots = self.hsm.keyring(Purpose.ROOT)
         keep = timedelta(seconds=config.secrets.keep_data_keys_seconds)
-        sealing = Sealing(hsm, known_roots(store), now, keep, tenant=config.trust_domain)
-        self.secrets = Secrets(store, hsm, sealing, guard, now)
+        sealing = Sealing(roots, known_roots(store), now, keep, tenant=config.trust_domain)
+        self.secrets = Secrets(store, roots, sealing, guard, now)
         self.sessions = Sessions(store, self.secrets, guard, now, _limits(config))
         self.rules = TrustRules(store, guard, oidc.inspect, now)
 
     def _services(self) -> dict[str, object]:
         """What answers each service of the wire; the server refuses to start if one is missing."""
-        store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
+        store, guard, config = self.store, self._guard, self._config
+        callers = self.hsm.keyring(Purpose.KEY)
         connect = connector(_surroundings(config))
-        ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
+        ca = own_keys.authority(config, self.hsm, Purpose.OPERATOR_CA)
         self.policies = Policies(store, guard, now, time.monotonic)
         if not config.store.sqlite:  # else there is no other process that could set one
             guard.watch(self.policies.refresh_when_late)
-        imports = Imports(store, hsm, guard, connect, now)
+        slots = Slots(config.server.slots)
+        imports = Imports(store, callers, guard, connect, now, slots)
         return answers(
             keys=self.keys,
-            use=KeyUse(store, hsm, guard),
-            targets=Targets(store, hsm, guard, connect, now),
+            use=KeyUse(store, callers, guard),
+            targets=Targets(store, self.hsm, guard, connect, now, slots),
             imports=imports,
             handover=Handover(imports.ledger),
             operators=Operators(store, ca, guard, now, config.trust_domain),
@@ -146,7 +154,7 @@ class Broker:
             sessions=self.sessions,
             leases=Leases(store, guard, now),
             rules=self.rules,
-            hsm=hsm,
+            hsm=self.hsm,
             guard=guard,
             schema=policy.SCHEMA,
             page_key=setup.page_key(config),
@@ -157,11 +165,14 @@ class Broker:
         self._parts.callback(self._loop.stop)
         self.server.start()
         self._loop.start()
+        self._parts.callback(self.inspector.stop)
+        self.inspector.start(self.store.findings)
         self.server.set_serving(True)
 
     def drain(self) -> None:
         """Take no new calls, let those in flight finish (at most 10 s), sign the last head."""
         self.server.drain(10.0)
+        self.inspector.stop()
         self._loop.stop()
         self.heads.sign_due()
 
@@ -235,7 +246,7 @@ class Loop:
         try:
             self._broker.hsm.check()
             self._broker.store.check()
-        except BrokerError:
+        except BaseException:
             self._broker.server.set_serving(False)
             raise
         self._broker.server.set_serving(True)
@@ -252,7 +263,7 @@ class Loop:
         """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs."""
         try:
             fence = self._broker.store.lead()
-        except BrokerError:
+        except BaseException:
             self._note_leadership(None)
             raise
         self._note_leadership(fence)
@@ -289,7 +300,7 @@ def background_call(resource: str, fence: int = 0) -> Call:
 
 
 def _attempt(name: str, work: Callable[[], object]) -> bool:
-    """Do the work; a refusal, or a bug, costs this round's work and never the loop.
+    """Do the work; a refusal, a bug, or a library's panic costs this round's work and never the loop (NT-14).
 
     But on a database that has gone back the broker must not go on: the loop's end is the process's.
     """
@@ -299,7 +310,7 @@ def _attempt(name: str, work: Callable[[], object]) -> bool:
         log.warning("background work failed", work=name, reason=error.reason, sentence=error.message)
         if error.reason == "STORE_RESTORED":
             raise
-    except Exception as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
+    except BaseException as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
         log.error("background work broke", work=name, error=type(error).__name__)  # noqa: TRY400
     else:
         return True

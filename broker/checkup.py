@@ -10,19 +10,22 @@ import sqlite3
 import ssl
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 
-from broker import setup
+from broker import own_keys
 from broker.app import now
 from broker.config import Config, load
 from broker.core.errors import BrokerError, WrongState
 from broker.core.model import Operator, PolicyDocument
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.row_key import row_key
 from broker.rpc.tls import TlsFiles
+from broker.store.inspection import told
 from broker.store.sql import SqlStore
 
 SOON = timedelta(days=14)
@@ -114,7 +117,7 @@ def _certificates(config: Config) -> str:
 def _hsm(config: Config) -> str:
     hsm = Pkcs11Hsm(config.hsm)
     try:
-        setup.check_internal_keys(config, hsm)
+        own_keys.check_internal_keys(config, hsm)
         report = hsm.report()
     finally:
         hsm.close()
@@ -124,18 +127,22 @@ def _hsm(config: Config) -> str:
 
 
 def _store(config: Config) -> str:
+    with closing(Pkcs11Hsm(config.hsm)) as hsm:
+        key = row_key(config, hsm)
     try:
-        store = SqlStore(config.store, now, passing=True)  # checks the schema, and whether it was restored
+        store = SqlStore(config.store, key, now, passing="check")  # checks the schema, and every row
     except WrongState as error:
         if error.reason == "STORE_IN_USE" and _runs(config, config.server.operators_address):
             return "the running broker has the database open; stop it for a closer look"
         raise
     try:
+        if store.findings:
+            raise WrongState("ROW_FORGED", told(store.findings))
         if not store.page(PolicyDocument, limit=1) or not store.page(Operator, limit=1):
             raise WrongState("NOT_INITIALISED", "The store is empty; run `broker init` for this folder.")
     finally:
         store.close()
-    return "the database answers, its schema is current"
+    return "the database answers, its schema is current, and every row is as brokers left it"
 
 
 def _sqlite(config: Config) -> str:

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from broker import own_keys, row_key
 from broker.config import Config, load
 from broker.core import policy
 from broker.core.authority import Authority
@@ -25,25 +26,18 @@ from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.guard import Guard
 from broker.core.heads import Heads
-from broker.core.kinds import KeyType, KeyUsage, OperatorState
+from broker.core.kinds import OperatorState, Purpose
 from broker.core.model import Operator, PolicyDocument, Principal
 from broker.core.names import check_name
 from broker.core.operators import operator_uri
-from broker.core.ports import Hsm, KeyRef, Now, Store
+from broker.core.ports import Device, Hsm, Now, Store
 from broker.core.roots import Roots, known_roots
 from broker.core.sealing import Sealing
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm, softhsm_environment
+from broker.own_keys import write_private
 from broker.rpc.tls import read_key
 from broker.store.sql import SqlStore
-
-AUDIT_KEY = b"broker/audit/001"
-OPERATOR_CA = b"broker/oper-ca/1"
-SERVER_CA = b"broker/tls-ca/01"
-"""CKA_IDs of the broker's own keys. RPCs name keys by their row in the store; these have none (HS-17)."""
-
-INTERNAL_KEYS = {"audit": AUDIT_KEY, "operator-ca": OPERATOR_CA, "server-ca": SERVER_CA}
-"""Each by the name of its file in the folder of certificates."""
 
 SERVER_LIFE = timedelta(days=90)
 RENEW_BEFORE = timedelta(days=30)
@@ -102,61 +96,25 @@ def initialise(wishes: Wishes, now: Now) -> Config:
         draft.replace(file)
     config = load(file)
     SqlStore.migrate(config.store)
-    store = SqlStore(config.store, now)
-    try:
-        hsm = Pkcs11Hsm(config.hsm)
-        try:
+    with closing(Pkcs11Hsm(config.hsm)) as hsm:
+        _row_key(config, hsm)
+        key = row_key.row_key(config, hsm)
+        with closing(SqlStore(config.store, key, now, passing="init", adopting=True)) as store:
             _fill(config, wishes, store, hsm, now)
-        finally:
-            hsm.close()
-    finally:
-        store.close()
     return config
 
 
-def internal_key(config: Config, name: str, hsm_id: bytes) -> KeyRef:
-    """One of the broker's own keys, by the certificate or public key that ``init`` wrote into the folder.
-
-    WrongState ``NOT_INITIALISED`` when the file is missing, so that a broker never makes itself a new identity, and
-    ``FILE_DAMAGED`` when it is no PEM.
-    """
-    file = config.certificates / f"{name}.pem"
-    try:
-        pem = file.read_bytes()
-    except OSError as error:
+def _row_key(config: Config, hsm: Device) -> None:
+    file = config.certificates / row_key.FILE
+    if file.exists():
+        return
+    if SqlStore.vouched(config.store):
         raise WrongState(
-            "NOT_INITIALISED", f"{file} cannot be read; run `broker init` for this folder first."
-        ) from error
-    try:
-        key = (
-            x509.load_pem_x509_certificate(pem).public_key()
-            if b"BEGIN CERTIFICATE" in pem
-            else serialization.load_pem_public_key(pem)
+            "ROW_KEY_MISSING",
+            f"{file} is gone, and the database's rows are vouched for by it: put it back from a backup, or name an "
+            "empty database.",
         )
-    except ValueError as error:
-        raise _damaged(file) from error
-    public = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return KeyRef(hsm_id=hsm_id, type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=public)
-
-
-def check_internal_keys(config: Config, hsm: Hsm) -> None:
-    """WrongState ``HSM_NOT_OURS`` unless the token holds the very keys that the files of ``init`` speak of.
-
-    So a CA that somebody else has put into the folder is not trusted.
-    """
-    for name, hsm_id in INTERNAL_KEYS.items():
-        key = internal_key(config, name, hsm_id)
-        if hsm.public_key(key) != key.public_key:
-            raise WrongState(
-                "HSM_NOT_OURS",
-                f"The token holds another key than {name}.pem, which this broker was initialised with, speaks of; put "
-                "the right file or the right token back.",
-            )
-
-
-def authority(config: Config, hsm: Hsm, name: str, hsm_id: bytes) -> Authority:
-    """A CA that ``init`` made, ready to sign."""
-    return Authority(hsm, internal_key(config, name, hsm_id), (config.certificates / f"{name}.pem").read_bytes())
+    write_private(file, row_key.wrapped(config, hsm))
 
 
 def page_key(config: Config) -> bytes:
@@ -169,7 +127,7 @@ def page_key(config: Config) -> bytes:
 
 
 def renew_server_certificate(
-    config: Config, hsm: Hsm, now: datetime, hosts: tuple[str, ...] = (), *, before: timedelta = RENEW_BEFORE
+    config: Config, device: Device, now: datetime, hosts: tuple[str, ...] = (), *, before: timedelta = RENEW_BEFORE
 ) -> bool:
     """Sign a new server certificate when there is none or it lapses within ``before``; True when one was written.
 
@@ -177,7 +135,7 @@ def renew_server_certificate(
     has signed is left alone: whoever put it there renews it. Processes take turns.
     """
     with _taking_turns(config.certificates):
-        return _renew_server_certificate(config, hsm, now, hosts, before)
+        return _renew_server_certificate(config, device, now, hosts, before)
 
 
 @contextmanager
@@ -192,28 +150,24 @@ def _taking_turns(folder: Path) -> Iterator[None]:
 
 
 def _renew_server_certificate(
-    config: Config, hsm: Hsm, now: datetime, hosts: tuple[str, ...], before: timedelta
+    config: Config, device: Device, now: datetime, hosts: tuple[str, ...], before: timedelta
 ) -> bool:
     file = config.server.certificate_file
     if file.exists():
         try:
             old = x509.load_pem_x509_certificate(file.read_bytes())
         except ValueError as error:
-            raise _damaged(file) from error
+            raise own_keys.damaged(file) from error
         if old.not_valid_after_utc - now > before or not _signed_here(old, config):
             return False
         names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         hosts = tuple(str(name.value) for name in names)
-    ca = authority(config, hsm, "server-ca", SERVER_CA)
+    ca = own_keys.authority(config, device, Purpose.SERVER_CA)
     key, csr = make_request()
     pem, _ = ca.server(csr, list(hosts), now, SERVER_LIFE)
     write_private(config.server.key_file, key)
     write_private(file, pem)
     return True
-
-
-def _damaged(file: Path) -> WrongState:
-    return WrongState("FILE_DAMAGED", f"{file} is not PEM any more; put it back from a backup.")
 
 
 def _signed_here(certificate: x509.Certificate, config: Config) -> bool:
@@ -242,17 +196,6 @@ def make_request() -> tuple[bytes, bytes]:
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return pem, csr.public_bytes(serialization.Encoding.PEM)
-
-
-def write_private(file: Path, content: bytes) -> None:
-    """Write a 0600 file whole or not at all, never through a link that somebody put there."""
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    draft.replace(file)
 
 
 def _softhsm(folder: Path) -> Token:
@@ -306,24 +249,17 @@ def _toml(wishes: Wishes, token: Token) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _fill(config: Config, wishes: Wishes, store: Store, hsm: Hsm, now: Now) -> None:
-    for name, hsm_id, title in (
-        ("operator-ca", OPERATOR_CA, "broker operator CA"),
-        ("server-ca", SERVER_CA, "broker server CA"),
-    ):
-        if not (file := config.certificates / f"{name}.pem").exists():
-            write_private(file, Authority.create(hsm, hsm_id, title, now())[1])
-    if not (file := config.certificates / "audit.pem").exists():
-        write_private(file, _audit_key(hsm))
+def _fill(config: Config, wishes: Wishes, store: Store, device: Device, now: Now) -> None:
+    own_keys.make(config, device, now())
     if not (file := config.certificates / "page.key").exists():
         write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))
-    renew_server_certificate(config, hsm, now(), _names(config, wishes))
+    renew_server_certificate(config, device, now(), _names(config, wishes))
     _first_policy(store, now)
-    _first_root(config, store, hsm, now)
+    _first_root(config, store, device.keyring(Purpose.ROOT), now)
     _first_operator(store, wishes.operator, now)
-    _profile(config, wishes, store, authority(config, hsm, "operator-ca", OPERATOR_CA), now)
-    audit_key = internal_key(config, "audit", AUDIT_KEY)
-    Heads(store, hsm, audit_key, Guard(policy_in_force(store)), now).sign_due()
+    _profile(config, wishes, store, own_keys.authority(config, device, Purpose.OPERATOR_CA), now)
+    audit_key, audit_ring = own_keys.internal_key(config, Purpose.AUDIT), device.keyring(Purpose.AUDIT)
+    Heads(store, audit_ring, audit_key, Guard(policy_in_force(store)), now).sign_due()
 
 
 def _names(config: Config, wishes: Wishes) -> tuple[str, ...]:
@@ -337,12 +273,6 @@ def _reached(address: str) -> str:
     """How the broker is called from its own host: nobody can call an address that only says "all of mine"."""
     host, _, port = address.rpartition(":")
     return f"localhost:{port}" if host in {"0.0.0.0", "[::]"} else address  # noqa: S104  compared, not bound to
-
-
-def _audit_key(hsm: Hsm) -> bytes:
-    spki = hsm.generate(AUDIT_KEY, KeyType.EC_P256, KeyUsage.SIGN, exportable=False)
-    key = serialization.load_der_public_key(spki or b"")
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _call(rpc: str, resource: str, now: Now) -> Call:

@@ -7,6 +7,7 @@ to-be-signed part is then signed by the HSM, put together again, and verified be
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 
@@ -47,8 +48,9 @@ class Authority:
     @staticmethod
     def create(hsm: ports.Hsm, hsm_id: bytes, common_name: str, now: datetime) -> tuple[KeyRef, bytes]:
         """Make the key if it is not there, and a self-signed CA certificate (10 years, path length 0), PEM."""
-        spki = hsm.generate(hsm_id, KeyType.EC_P256, KeyUsage.SIGN, exportable=False)
-        key = KeyRef(hsm_id=hsm_id, type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=spki)
+        key = KeyRef(hsm_id=hsm_id, type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=None, name="")
+        spki = hsm.generate(key, exportable=False)
+        key = replace(key, public_key=spki)
         public_key = _p256(load_der_public_key(spki or b""))
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         start = now.replace(microsecond=0) - BACKDATED

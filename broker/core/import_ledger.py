@@ -17,11 +17,13 @@ from broker.core.delivery import Delivery, Sibling
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
 from broker.core.import_rules import NO_TERMS, TERMS_UNSETTLED, in_progress
+from broker.core.keys import ref
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
 from broker.core.names import check_name
 from broker.core.ports import KeyRef, Write
 from broker.core.receipts import keep, replay
+from broker.core.slots import Slots
 from broker.core.targets import Connect, check_pin
 from broker.core.turns import Turns
 
@@ -52,7 +54,7 @@ class Asked:
     @property
     def ref(self) -> KeyRef:
         """The key as the HSM and the proof know it."""
-        return _ref(self.key, self.version)
+        return ref(self.key, self.version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class Ledger:
         guard: Guard,
         connect: Connect,
         now: ports.Now,
+        slots: Slots | None = None,
     ) -> None:
         self.store = store
         self.hsm = hsm
@@ -80,6 +83,7 @@ class Ledger:
         self._guard = guard
         self._connect = connect
         self._turns = Turns()
+        self._slots = slots or Slots()
 
     # ---- who may, and what is there ------------------------------------------------------------------------------
 
@@ -147,8 +151,12 @@ class Ledger:
 
     @contextmanager
     def turn(self, asked: Asked) -> Iterator[None]:
-        """Be the only one in this process that is at this key and target; ``IMPORT_IN_PROGRESS`` after 20 s."""
-        with self._turns.take(asked.key.name, asked.target.name, seconds=TURN_SECONDS) as held:
+        """Be the only one in this process that is at this key and target; ``IMPORT_IN_PROGRESS`` after 20 s.
+
+        Whoever waits holds a thread as well, and so a slot.
+        """
+        name, target = asked.key.name, asked.target.name
+        with self._slots.hold(asked.call, target), self._turns.take(name, target, seconds=TURN_SECONDS) as held:
             if not held:
                 raise in_progress("another call is at it; try again")
             yield
@@ -168,7 +176,7 @@ class Ledger:
 
     def _sibling(self, key: Key, row: Import) -> Sibling | None:
         held = self.store.get(KeyVersion, key.name, row.version)
-        return Sibling(key=_ref(key, held), remote_version=row.remote_version) if held else None
+        return Sibling(key=ref(key, held), remote_version=row.remote_version) if held else None
 
     # ---- what is written -----------------------------------------------------------------------------------------
 
@@ -323,10 +331,6 @@ def resumed(new: Import, earlier: Import | None, found: Found | None) -> Import:
         return new
     same = earlier.remote_version == found.remote.version
     return replace(new, remote_version=found.remote.version, failure=earlier.failure if same else "")
-
-
-def _ref(key: Key, held: KeyVersion) -> KeyRef:
-    return KeyRef(hsm_id=held.hsm_id, type=key.type, usage=key.usage, public_key=held.public_key)
 
 
 def _siblings(rows: list[Import], remote_name: str) -> list[Import]:

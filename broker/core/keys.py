@@ -25,11 +25,13 @@ from broker.core.model import Key, KeyVersion, Receipt
 from broker.core.names import check_labels, check_name
 from broker.core.page import Page
 from broker.core.ports import Hsm, KeyRef, Now, Store, Write
+from broker.core.rows import refuse_doubt
 
 R = TypeVar("R", Key, KeyVersion)
 OWNER = re.compile(r"[a-z]{1,16}/[a-z](?:-?[a-z0-9]){0,62}", re.ASCII)
 ENABLED = frozenset({KeyState.ENABLED})
 USABLE = frozenset({KeyState.ENABLED, KeyState.DISABLED})
+TABLES = frozenset({"keys", "key_versions"})
 UNDO_AFTER = timedelta(minutes=5)
 """A version that is still PENDING after this long belongs to a call that died: no HSM takes longer to make a key."""
 
@@ -49,7 +51,8 @@ class DestructionDelay:
 
 def ref(key: Key, version: KeyVersion) -> KeyRef:
     """The name of a version's key in the HSM."""
-    return KeyRef(hsm_id=version.hsm_id, type=key.type, usage=key.usage, public_key=version.public_key)
+    name = f"{version.key}/{version.number}"
+    return KeyRef(hsm_id=version.hsm_id, type=key.type, usage=key.usage, public_key=version.public_key, name=name)
 
 
 class Keys:
@@ -205,18 +208,21 @@ class Keys:
         """
         for version in self._all(KeyVersion, {"state": VersionState.PENDING.value}, sound_only=True):
             if self._given_up(version):
-                yield f"key/{version.key}", partial(self._undo, version)
+                yield f"key/{version.key}", partial(self._undo, version, sure=True)
         for key in self._all(Key, {"state": KeyState.DESTROY_SCHEDULED.value}, sound_only=True):
             if key.destroy_at is not None and key.destroy_at <= self._now():
                 yield f"key/{key.name}", partial(self._destroy, key)
 
-    def _undo(self, version: KeyVersion, call: Call) -> None:
+    def _undo(self, version: KeyVersion, call: Call, *, sure: bool = False) -> None:
+        """Destroy what may have been made. ``sure``: whether nobody has put the row back is asked before."""
         key = self._store.get(Key, version.key)
         if key is None:
             return
         with self._store.write(call.intent()) as write:
             # From here on nobody completes it: ``_complete`` wants the row to be as its call has read it.
             version = write.replace(version, version)
+        if sure:
+            refuse_doubt(self._store, TABLES, key.name)
         self._hsm.destroy(ref(key, version))
         self._forget(call, key, version)
 
@@ -225,6 +231,7 @@ class Keys:
             # From here on nobody saves it: ``_move`` looks at the row and at the time inside its own write.
             key = write.replace(key, key)
         versions = list(self._all(KeyVersion, {"key": key.name}))
+        refuse_doubt(self._store, TABLES, key.name)
         for version in versions:
             self._hsm.destroy(ref(key, version))
         with self._store.write(call.outcome()) as write:
@@ -279,7 +286,7 @@ class Keys:
 
     def _make(self, call: Call, key: Key, version: KeyVersion, *, fresh: bool = False) -> Key:
         try:
-            public = self._hsm.generate(version.hsm_id, key.type, key.usage, exportable=key.exportable, fresh=fresh)
+            public = self._hsm.generate(ref(key, version), exportable=key.exportable, fresh=fresh)
         except Unavailable:
             raise  # the row stays PENDING: the same request id resumes it, or the background loop undoes it
         except BrokerError:

@@ -25,8 +25,23 @@ class KeyType(StrEnum):
         return self in {KeyType.AES_128, KeyType.AES_256}
 
 
+class Purpose(StrEnum):
+    """What a key in the token is there for; whoever holds the keyring of one purpose sees no key of another.
+
+    KEY: callers' keys; ROOT: wraps the data keys of secrets; ROWS: an AES-256 key that wraps the key of the MACs of
+    the database's rows.
+    """
+
+    KEY = "key"
+    ROOT = "root"
+    AUDIT = "audit"
+    OPERATOR_CA = "operator-ca"
+    SERVER_CA = "server-ca"
+    ROWS = "rows"
+
+
 class KeyUsage(StrEnum):
-    """The one purpose of a key (NIST SP 800-57 part 1, 5.2)."""
+    """The one thing that a key may do (NIST SP 800-57 part 1, 5.2)."""
 
     SIGN = "sign"
     ENCRYPT = "encrypt"

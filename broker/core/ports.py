@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from broker.core.audit import AuditEntry
-from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, LeaseState, OaepHash, SignatureAlgorithm
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, LeaseState, OaepHash, Purpose, SignatureAlgorithm
 from broker.core.model import (
     AuditHead,
     HsmReport,
@@ -37,33 +37,54 @@ Now = Callable[[], datetime]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRef:
-    """Names one key in the HSM: all that an operation needs to know of it, so that none has to ask the store."""
+    """Names one key in the HSM: all that an operation needs to know of it, so that none has to ask the store.
+
+    ``name`` is what the key was called at its birth, among those of its purpose: "payments/1" (key and version) for a
+    caller's, "3" (version) for a root key, "" where the purpose has one key. ``check`` is a ``check_value`` of an AES
+    key that was made before; None: there is none yet.
+    """
 
     hsm_id: bytes  # CKA_ID, 16 bytes
     type: KeyType
     usage: KeyUsage
     public_key: bytes | None  # SubjectPublicKeyInfo, DER; None for AES
+    name: str
+    check: bytes | None = None
+
+
+RESERVED_IDS = b"broker/"
+"""What the CKA_ID of each of the broker's own keys begins with; no caller's key and no root key has such an id."""
 
 
 class Hsm(Protocol):
-    """Keys that live in a PKCS#11 token. No slot, session, mechanism number or PIN shows.
+    """The keyring of one purpose: the keys in a PKCS#11 token that were born for it, and no other.
 
-    Errors: NotFound ``KEY_NOT_IN_HSM``; WrongState ``HSM_MECHANISM_MISSING`` (this token cannot do that operation),
+    Whatever a ``KeyRef`` says, nothing is done with an object of the token that was not born as the key of this purpose
+    and name, of this type and usage: WrongState ``KEY_NOT_THIS``, before anything is done. No slot, session, mechanism
+    number or PIN shows.
+
+    Errors: NotFound ``KEY_NOT_IN_HSM``; WrongState ``KEY_NOT_THIS``, ``KEY_AMBIGUOUS`` (several objects under its id:
+    the key is not used until the stray one is gone), ``HSM_MECHANISM_MISSING`` (this token cannot do that operation),
     ``KEY_NOT_EXPORTABLE``, ``WRAP_NOT_EXACT``; InvalidRequest ``CIPHERTEXT_INVALID`` (one error for every failed
     decryption), ``ALGORITHM_MISMATCH``, ``DIGEST_LENGTH``; Unavailable ``HSM_UNAVAILABLE`` (device, session or login
     lost; the next call tries again) and ``HSM_FAULT`` (a result failed its own check and was withheld).
     """
 
-    def generate(
-        self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool, fresh: bool = False
-    ) -> bytes | None:
-        """Make a token key under ``hsm_id`` and return its SubjectPublicKeyInfo DER (None for AES).
+    def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
+        """Make a token key as ``key`` names it and return its SubjectPublicKeyInfo DER (None for AES).
 
-        Never repeats blindly: if a complete key with this id is already there, of this very type, usage and
-        exportability, it is the answer (a crashed earlier call made it). The attributes are read back and the public
-        key is checked for sanity before it is returned. ``fresh``: the caller has drawn ``hsm_id`` just now, so that
-        nobody but this process can have made such a key, and the token need not be searched for one. Ed25519 is never
-        exportable (InvalidRequest ``KEY_NOT_EXPORTABLE``).
+        ``key.public_key`` and ``key.check`` are not looked at. Never repeats blindly: if this very key is already
+        there, complete and of this exportability, it is the answer (a crashed earlier call made it); one of another
+        exportability is AlreadyExists ``HSM_ID_TAKEN``. The attributes are read back and the public key is checked for
+        sanity before it is returned. ``fresh``: the caller has drawn ``hsm_id`` just now, so that nobody but this
+        process can have made such a key, and the token need not be searched for one. Ed25519 is never exportable
+        (InvalidRequest ``KEY_NOT_EXPORTABLE``).
+        """
+
+    def check_value(self, key: KeyRef) -> bytes:
+        """What only this AES key can have made, for ``KeyRef.check``: whoever is given it is refused another key.
+
+        So a key that took this one's place in the token, under its id and name, is ``KEY_NOT_THIS`` as well.
         """
 
     def public_key(self, key: KeyRef) -> bytes | None:
@@ -99,10 +120,14 @@ class Hsm(Protocol):
         """Take EXTRACTABLE away for good. Doing it twice is the same as once."""
 
     def destroy(self, key: KeyRef) -> None:
-        """Destroy all halves of the key in the token. Doing it twice is the same as once."""
+        """Destroy all halves of the key in the token, and nothing else under its id. Twice is the same as once."""
 
-    def random(self, length: int) -> bytes:
-        """Random bytes from the token, 1 to 1024 of them."""
+    def report(self) -> HsmReport:
+        """What the token is and what the probe found; does not touch the token."""
+
+
+class HsmStatus(Protocol):
+    """How the token is; no key can be reached through it."""
 
     def report(self) -> HsmReport:
         """What the token is and what the probe found; does not touch the token."""
@@ -110,8 +135,30 @@ class Hsm(Protocol):
     def check(self) -> None:
         """Return when the token answers and the login holds; raise ``Unavailable`` when it does not. Tries recovery."""
 
+
+class Device(HsmStatus, Protocol):
+    """The whole HSM. Who builds the broker holds it and gives each part the keyring that this part needs."""
+
+    def keyring(self, purpose: Purpose) -> Hsm:
+        """The keys of one purpose."""
+
+    def random(self, length: int) -> bytes:
+        """Random bytes from the token, 1 to 1024 of them."""
+
     def close(self) -> None:
         """Log out and finalise the module."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFinding:
+    """A row of the database that is not what the brokers left there.
+
+    ``name`` "": one or more of the table, and nobody knows which.
+    """
+
+    table: str
+    name: str
+    how: str  # "altered", "put back", "removed", …
 
 
 class Write(Protocol):
@@ -169,7 +216,8 @@ class Store(Protocol):
     Operator (name) · PolicyDocument (version) · Receipt (principal, request_id) · AuditHead (chain, sequence) ·
     TrustRule (name) · Secret (name) · SecretVersion (secret, number) · SecretRead (secret) · RootKey (version) ·
     Session (id) · Lease (id) · UsedToken (issuer, jti).
-    Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang.
+    Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang. WrongState
+    ``ROW_FORGED`` for a row that somebody else has changed, made up, put back as it once was, or removed.
     """
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
@@ -196,7 +244,7 @@ class Store(Protocol):
         """Up to ``limit`` records in primary-key order (bytewise), strictly after ``after`` (a whole primary key).
 
         ``where`` keeps only the rows whose named fields equal the given values. ``sound_only`` passes over rows that
-        cannot be read, which are refused otherwise (``ROW_DAMAGED``): for what must not be held up by one of them.
+        cannot be read, which are refused otherwise: for what must not be held up by one of them.
         """
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
@@ -229,6 +277,9 @@ class Store(Protocol):
 
     def save_head(self, head: AuditHead) -> None:
         """Append a signed head to the journal and keep it in the database."""
+
+    def inspect(self) -> list[RowFinding]:
+        """Look at every row; what is found is refused by name (``ROW_FORGED``) from then on. It takes its time."""
 
     def lead(self) -> int | None:
         """Be the one process of all on this database that does the shared work, or stay it; None when another is.

@@ -27,6 +27,7 @@ from broker.core.guard import BROKER, Guard
 from broker.core.kinds import KeyType, KeyUsage, VersionState
 from broker.core.model import Receipt, RootKey, SecretVersion
 from broker.core.ports import Hsm, KeyRef, Now, Store, Write
+from broker.core.rows import refuse_doubt
 from broker.core.sealing import Sealing
 
 REREAD = timedelta(seconds=30)
@@ -36,13 +37,16 @@ FINISH_AFTER = timedelta(minutes=5)
 """A root key that is still PENDING after this long belongs to a call that died."""
 
 MOST = 256
+TABLES = frozenset({"root_keys", "secret_versions"})
 STEP = 50
 REPORTED = 1000
 
 
 def ref(root: RootKey) -> KeyRef:
     """The name of a root key in the HSM."""
-    return KeyRef(hsm_id=root.hsm_id, type=KeyType.AES_256, usage=KeyUsage.ENCRYPT, public_key=None)
+    return KeyRef(
+        hsm_id=root.hsm_id, type=KeyType.AES_256, usage=KeyUsage.ENCRYPT, public_key=None, name=str(root.version)
+    )
 
 
 def known_roots(store: Store) -> Mapping[int, KeyRef]:
@@ -155,7 +159,7 @@ class Roots:
 
     def _complete(self, root: RootKey, call: Call) -> None:
         try:
-            self._hsm.generate(root.hsm_id, KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False)
+            self._hsm.generate(ref(root), exportable=False)
         except Unavailable:
             raise  # the row stays PENDING: the same request id, or the background loop, completes it
         except BrokerError:
@@ -235,6 +239,7 @@ class Roots:
         with self._store.write(call.intent()) as write:
             if self._holds(write, root):
                 raise WrongState("ROOT_KEY_IN_USE", "A secret still hangs on this root key.")
+        refuse_doubt(self._store, TABLES, str(root.version))
         self._hsm.destroy(ref(root))
         with self._store.write(call.outcome()) as write:
             stored = write.get(RootKey, root.version)

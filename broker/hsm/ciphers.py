@@ -16,6 +16,7 @@ from broker.hsm.mechanisms import AES_BITS, OAEP
 from broker.hsm.sanity import RSA_BITS
 
 _IV, _TAG = 12, 16
+_CHECK: Final = b"broker check value"
 _OAEP_OF: Final = {
     EncryptionAlgorithm.RSA_OAEP_SHA1: OaepHash.SHA1,
     EncryptionAlgorithm.RSA_OAEP_SHA256: OaepHash.SHA256,
@@ -53,6 +54,19 @@ def seal(lent: Any, plaintext: bytes, aad: bytes) -> bytes:
     if opened != plaintext or len(sealed) != len(plaintext) + _TAG:
         raise Unavailable("HSM_FAULT", "The HSM made a ciphertext that does not open; it was withheld.")
     return iv + sealed
+
+
+def check_value(lent: Any, label: bytes) -> bytes:
+    """What ``proves`` takes for the key under this label, and for no other."""
+    return seal(lent, _CHECK, label)
+
+
+def proves(lent: Any, check: bytes, label: bytes) -> bool:
+    """Whether the lent key has made this check value; PKCS11Error as of any decryption when it has not."""
+    if len(check) != _IV + len(_CHECK) + _TAG:
+        return False
+    order = Decryption(Mechanism.AES_GCM, GCMParams(check[:_IV], label, _TAG * 8), check[_IV:])
+    return order.apply(lent) == _CHECK
 
 
 def check_encryption(key: KeyRef, algorithm: EncryptionAlgorithm) -> None:

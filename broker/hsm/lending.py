@@ -1,4 +1,4 @@
-"""Using a cached handle on any session.
+"""Finding keys, and using a cached handle on any session.
 
 A token object's handle is valid in every session of the process, but python-pkcs11 ties an object to the session that
 found it. Searching again for each session would cost 15 µs for every object in the token, so the binding's own
@@ -7,9 +7,9 @@ operation classes are given the borrowed session and the cached handle instead.
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from pkcs11 import Attribute, ObjectClass, _pkcs11
@@ -18,23 +18,16 @@ from pkcs11 import exceptions as ck
 from pkcs11.types import Key
 
 from broker.core.errors import NotFound
-from broker.core.kinds import KeyType
-from broker.core.ports import KeyRef
-from broker.hsm.objects import secret_class
-from broker.hsm.sanity import RSA_BITS
+from broker.hsm import ciphers
+from broker.hsm.binding import CK_TYPES, ULONG, Binding, ambiguous, not_adopted, not_this
 from broker.hsm.sessions import AmbiguousError, Sessions, Worker
 
 R = TypeVar("R")
+SECRETS: Final = frozenset({ObjectClass.SECRET_KEY, ObjectClass.PRIVATE_KEY})
+_HALVES: Final = SECRETS | {ObjectClass.PUBLIC_KEY}
 _BINDING: Final[Any] = _pkcs11  # its type stub does not list the operation classes
-_BINDING_TYPES: Final = {
-    **dict.fromkeys(KeyType, CkKeyType.EC),
-    **dict.fromkeys(RSA_BITS, CkKeyType.RSA),
-    KeyType.ED25519: CkKeyType.EC_EDWARDS,
-    KeyType.AES_128: CkKeyType.AES,
-    KeyType.AES_256: CkKeyType.AES,
-}
 _MAX_HANDLES: Final = 65_536
-_ULONG: Final = ctypes.sizeof(ctypes.c_ulong)
+_MAX_LABEL: Final = 256
 
 
 class _LentKey(_BINDING.SignMixin, _BINDING.EncryptMixin, _BINDING.DecryptMixin):  # type: ignore[misc]
@@ -64,69 +57,152 @@ def lend(session: Any, handle: int, key_type: CkKeyType) -> Any:
     return _LentKey(session, handle, key_type)
 
 
+@dataclass(frozen=True, slots=True)
+class Half:
+    """A key object of the token, as it is there."""
+
+    thing: Any  # python-pkcs11's object
+    kind: ObjectClass
+    label: bytes
+
+
 class Finder:
-    """Finds keys by CKA_ID, and remembers their handles for as long as a login lasts."""
+    """Finds keys by CKA_ID, believes only what fits their binding, and remembers handles as long as a login lasts."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    def only(self, worker: Worker, hsm_id: bytes, kind: ObjectClass) -> Any:
-        """The one object of this class and id; NotFound ``KEY_NOT_IN_HSM``. Hold the objects lock."""
-        found = self._sessions.search(worker, {Attribute.ID: hsm_id, Attribute.CLASS: kind})
-        if not found:
-            self._sessions.confirm()
-            raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key: it was destroyed, or the token is new.")
-        if len(found) > 1:
-            raise AmbiguousError
-        return found[0]
+    def halves(self, worker: Worker, hsm_id: bytes) -> list[Half]:
+        """Every key object under this id, whoever made it. Hold the objects lock."""
+        found = []
+        for thing in self._sessions.search(worker, {Attribute.ID: hsm_id}):
+            kind, label = self.read_kind(worker, thing)
+            if kind in _HALVES:
+                found.append(Half(thing, ObjectClass(kind), label))
+        return found
 
-    def use(self, worker: Worker, key: KeyRef, operation: Callable[[Any], R]) -> R:
+    def read_kind(self, worker: Worker, thing: Any) -> tuple[int, bytes]:
+        """Class and label of an object, as the token gives them; no label: b"" (nor one that is none of ours)."""
+        read = self._sessions.module.read(
+            worker.session, thing.handle, {Attribute.CLASS: ULONG, Attribute.LABEL: _MAX_LABEL}
+        )
+        return int.from_bytes(read.get(Attribute.CLASS, b""), sys.byteorder), read.get(Attribute.LABEL, b"")
+
+    def read_name(self, worker: Worker, thing: Any) -> tuple[bytes, bytes]:
+        """Id and label of an object, as the token gives them; b"" for one that it does not."""
+        sizes: dict[int, int] = {Attribute.ID: _MAX_LABEL, Attribute.LABEL: _MAX_LABEL}
+        read = self._sessions.module.read(worker.session, thing.handle, sizes)
+        return read.get(Attribute.ID, b""), read.get(Attribute.LABEL, b"")
+
+    def secret_half(self, worker: Worker, binding: Binding) -> Any:
+        """The object that is the secret half of this key. Hold the objects lock.
+
+        NotFound ``KEY_NOT_IN_HSM``, WrongState ``KEY_NOT_THIS``, ``KEY_AMBIGUOUS``.
+        """
+        thing = self._only(worker, binding, SECRETS)
+        self.refuse_misfit(worker, binding, thing)
+        return thing
+
+    def public_half(self, worker: Worker, binding: Binding) -> Any:
+        """The object with the public half, whatever its type. Hold the objects lock."""
+        return self._only(worker, binding, frozenset({ObjectClass.PUBLIC_KEY}))
+
+    def refuse_misfit(self, worker: Worker, binding: Binding, thing: Any) -> None:
+        """``KEY_NOT_THIS`` unless this secret half is of the key's type, usage and check value."""
+        if not binding.fits(self._sessions.module.read(worker.session, thing.handle, binding.sizes())):
+            raise not_this(binding.label, "the object under its id is of another type, size or usage")
+        if binding.check is not None and not self._proves(worker, binding, thing.handle, binding.check):
+            raise not_this(binding.label, "the object under its id is another key than the one that was made")
+
+    def use(self, worker: Worker, binding: Binding, operation: Callable[[Any], R], *, asked: bool) -> R:
         """Call ``operation`` with the secret half on this session.
 
-        A handle that died is forgotten, and the error is a loss as any: the next try is made on a fresh session, since
-        this one may have an operation half begun.
+        ``asked``: the token is asked whether a remembered handle still is this key's, because nothing else would show
+        it. A handle that died is forgotten, and the error is a loss as any: the next try is made on a fresh session,
+        since this one may have an operation half begun.
         """
-        cached = worker.handles.get(key.hsm_id)
-        if cached is not None:
-            try:
-                return operation(lend(worker.session, cached, _BINDING_TYPES[key.type]))
-            except (ck.ObjectHandleInvalid, ck.KeyHandleInvalid):
-                worker.handles.pop(key.hsm_id, None)
-                raise
-        with self._sessions.objects:
-            handle = self._searched(worker, key)
-        return operation(lend(worker.session, handle, _BINDING_TYPES[key.type]))
+        handle = worker.handles.get(binding)
+        try:
+            if handle is None or (asked and not self._is_still(worker, binding, handle)):
+                with self._sessions.objects:
+                    handle = self._searched(worker, binding)
+            return operation(lend(worker.session, handle, CK_TYPES[binding.type]))
+        except (ck.ObjectHandleInvalid, ck.KeyHandleInvalid):
+            worker.handles.pop(binding, None)
+            raise
 
-    def secret(self, worker: Worker, key: KeyRef, flags: Iterable[Attribute]) -> tuple[int, dict[int, bytes]]:
+    def secret(self, worker: Worker, binding: Binding, flags: Iterable[Attribute]) -> tuple[int, dict[int, bytes]]:
         """The handle of the secret half, and these one-byte attributes as they are now. Hold the objects lock.
 
-        A remembered handle is believed only if the token still gives this id and class for what is behind it.
+        A remembered handle is believed only if the token still gives id, label and class for what is behind it.
         """
-        cached = worker.handles.get(key.hsm_id)
-        if cached is not None:
+        handle, wanted = worker.handles.get(binding), tuple(map(int, flags))
+        if handle is not None:
             try:
-                return cached, self._read(worker, key, cached, flags)
-            except (ck.ObjectHandleInvalid, ck.KeyHandleInvalid, AmbiguousError):
-                worker.handles.pop(key.hsm_id, None)
-        handle = self._searched(worker, key)
-        return handle, self._read(worker, key, handle, flags)
+                return handle, self._read(worker, binding, handle, wanted)
+            except (ck.ObjectHandleInvalid, ck.KeyHandleInvalid, _NotItError):
+                worker.handles.pop(binding, None)
+        handle = self._searched(worker, binding)
+        return handle, self._read(worker, binding, handle, wanted)
 
-    def remember(self, worker: Worker, hsm_id: bytes, handle: int) -> None:
+    def remember(self, worker: Worker, binding: Binding, handle: int) -> None:
         """Keep the handle of a secret half that was found or made."""
         if len(worker.handles) >= _MAX_HANDLES:
             worker.handles.clear()
-        worker.handles[hsm_id] = handle
+        worker.handles[binding] = handle
 
-    def _searched(self, worker: Worker, key: KeyRef) -> int:
-        handle: int = self.only(worker, key.hsm_id, secret_class(key.type)).handle
-        self.remember(worker, key.hsm_id, handle)
+    def _only(self, worker: Worker, binding: Binding, kinds: frozenset[ObjectClass]) -> Any:
+        halves = [half for half in self.halves(worker, binding.hsm_id) if half.kind in kinds]
+        if not halves:
+            self._sessions.confirm()
+            raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key: it was destroyed, or the token is new.")
+        own = [half for half in halves if half.label == binding.label]
+        if not own:
+            raise strange(binding, halves)
+        if len(own) != len(halves):
+            raise ambiguous(binding.label)
+        if len(own) > 1:
+            raise AmbiguousError(binding.label)
+        self._sessions.strays.discard(binding.label)
+        return own[0].thing
+
+    def _proves(self, worker: Worker, binding: Binding, handle: int, check: bytes) -> bool:
+        try:
+            return ciphers.proves(lend(worker.session, handle, CK_TYPES[binding.type]), check, binding.label)
+        except ciphers.REFUSED:
+            return False
+        except ciphers.AMBIGUOUS:
+            self._sessions.confirm()
+            return False
+
+    def _searched(self, worker: Worker, binding: Binding) -> int:
+        handle: int = self.secret_half(worker, binding).handle
+        self.remember(worker, binding, handle)
         return handle
 
-    def _read(self, worker: Worker, key: KeyRef, handle: int, flags: Iterable[Attribute]) -> dict[int, bytes]:
-        sizes = {**dict.fromkeys(map(int, flags), 1), Attribute.ID: len(key.hsm_id), Attribute.CLASS: _ULONG}
+    def _is_still(self, worker: Worker, binding: Binding, handle: int) -> bool:
+        try:
+            self._read(worker, binding, handle, ())
+        except _NotItError:
+            worker.handles.pop(binding, None)
+            return False
+        return True
+
+    def _read(self, worker: Worker, binding: Binding, handle: int, flags: Iterable[int]) -> dict[int, bytes]:
+        identity = binding.identity()
+        sizes = {kind: len(value) for kind, value in identity.items()} | dict.fromkeys(flags, 1)
         read = self._sessions.module.read(worker.session, handle, sizes)
-        if read.pop(Attribute.ID, b"") != key.hsm_id or int.from_bytes(
-            read.pop(Attribute.CLASS, b""), sys.byteorder
-        ) != secret_class(key.type):
-            raise AmbiguousError
+        if any(read.pop(kind, b"") != value for kind, value in identity.items()):
+            raise _NotItError
         return read
+
+
+class _NotItError(ck.PKCS11Error):
+    """The handle is another object's."""
+
+
+def strange(binding: Binding, halves: Iterable[Half]) -> Exception:
+    """The refusal of objects under a key's id of which none is that key's."""
+    if any(half.label == binding.hsm_id.hex().encode() for half in halves):
+        return not_adopted(binding.label)
+    return not_this(binding.label, "the object under its id was made as another key")

@@ -136,8 +136,8 @@ class Module:
     def read(self, session: Any, handle: int, sizes: Mapping[int, int]) -> dict[int, bytes]:
         """Attributes (type to length in bytes) of the object behind a handle; raises PKCS11Error.
 
-        Here because python-pkcs11 reads the attributes of what the same session has found only. One that the token
-        does not give, or gives in another length, is not in the answer.
+        Here because python-pkcs11 reads the attributes of what the same session has found only, and stumbles over
+        objects that others have made. One that the token does not give, or that is longer, is not in the answer.
         """
         buffers = {kind: ctypes.create_string_buffer(size) for kind, size in sizes.items()}
         wanted = (_Attribute * len(sizes))(
@@ -148,7 +148,7 @@ class Module:
         )
         if code and code not in _NOT_ALL:
             raise _failed("C_GetAttributeValue", code)
-        return {one.type: buffers[one.type].raw for one in wanted if one.length == sizes[one.type]}
+        return {one.type: buffers[one.type].raw[: one.length] for one in wanted if one.length <= sizes[one.type]}
 
     def wrap_rsa_aes(self, session: Any, kek: Any, key: Any, oaep_hash: int, mgf: int) -> bytes:
         """One-call CKM_RSA_AES_KEY_WRAP of one object under another, AES-256 ephemeral; raises PKCS11Error.

@@ -19,7 +19,7 @@ from broker.core.errors import AlreadyExists, InvalidRequest, Unavailable
 from broker.core.kinds import KeyType, KeyUsage
 from broker.hsm.mechanisms import AES_BITS, CURVE_OIDS
 from broker.hsm.sanity import CURVES, RSA_BITS, check_public_key
-from broker.hsm.sessions import AmbiguousError, Worker
+from broker.hsm.sessions import Worker
 
 Template = dict[Attribute, Any]
 _SIGNING_TYPES: Final = frozenset(KeyType) - frozenset(AES_BITS)
@@ -86,11 +86,11 @@ def check_usage(key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> None
         )
 
 
-def make(worker: Worker, hsm_id: bytes | None, recipe: Recipe) -> list[Any]:
+def make(worker: Worker, hsm_id: bytes | None, recipe: Recipe, label: str = "") -> list[Any]:
     """Generate: [secret] or [private, public]. ``hsm_id`` None makes a session object. Hold the objects lock."""
     named: dict[str, Any] = {"capabilities": MechanismFlag(0), "store": hsm_id is not None}
     if hsm_id is not None:
-        named |= {"id": hsm_id, "label": hsm_id.hex()}
+        named |= {"id": hsm_id, "label": label}
     kind = recipe.key_type
     if kind in AES_BITS:
         return [worker.session.generate_key(CkKeyType.AES, AES_BITS[kind], template=recipe.secret(), **named)]
@@ -124,10 +124,8 @@ def accept(things: list[Any], recipe: Recipe) -> bytes | None:
     AlreadyExists ``HSM_ID_TAKEN`` when these objects are not exactly the key that the recipe describes.
     """
     by_class = {thing.object_class: thing for thing in things}
-    if by_class.keys() != recipe.classes:
+    if by_class.keys() != recipe.classes or len(things) != len(by_class):
         raise _taken()
-    if len(things) != len(by_class):
-        raise AmbiguousError
     secret, public = by_class[secret_class(recipe.key_type)], by_class.get(ObjectClass.PUBLIC_KEY)
     if not matches(secret, recipe.secret()):
         raise _taken()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -12,10 +12,12 @@ from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
 from broker.core.errors import WrongState
-from broker.hsm.lending import lend
+from broker.core.kinds import Purpose
+from broker.hsm.binding import purpose_of
+from broker.hsm.lending import SECRETS, Finder, lend
 from broker.hsm.objects import read_public_key, type_of
 from broker.hsm.sanity import check_public_key
-from broker.hsm.sessions import Sessions, Worker
+from broker.hsm.sessions import AmbiguousError, Sessions, Worker
 from broker.hsm.wrapping import kek_object
 
 _WRAPS: Final = (Mechanism.AES_KEY_WRAP, Mechanism.AES_KEY_WRAP_PAD, Mechanism.AES_KEY_WRAP_KWP)
@@ -49,22 +51,33 @@ def refuse_lax_token(sessions: Sessions, worker: Worker, kek: rsa.RSAPublicNumbe
             held.destroy()
 
 
-def refuse_conflicting_keys(sessions: Sessions, worker: Worker) -> None:
+def refuse_conflicting_keys(sessions: Sessions, finder: Finder, worker: Worker) -> None:
     """Look at each key of the broker's in the token (HS-01, HS-21). Hold the objects lock.
 
     WrongState ``HSM_KEY_CONFLICT`` for one that could open what it or another wraps, that may derive, that has two
-    purposes or is readable; Unavailable ``HSM_FAULT`` for a public key that is not sound.
+    purposes or is readable; ``KEY_AMBIGUOUS`` for a second object under the id of one of the broker's own keys;
+    Unavailable ``HSM_FAULT`` for a public key that is not sound. Objects with other labels are nobody's business here.
     """
-    whole = set()
-    for kind in (ObjectClass.SECRET_KEY, ObjectClass.PRIVATE_KEY):
+    labels: dict[bytes, list[bytes]] = {}
+    for kind in SECRETS:
         for thing in sessions.search(worker, {Attribute.CLASS: kind, Attribute.TOKEN: True}):
-            if _ours(thing):
+            found = finder.read_name(worker, thing)
+            labels.setdefault(found[0], []).append(found[1])
+            if purpose_of(found[1]):
                 _refuse_conflict(thing)
-                whole.add(thing.id)
+    _refuse_doubles(labels)
     for thing in sessions.search(worker, {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.TOKEN: True}):
+        hsm_id, label = finder.read_name(worker, thing)
         # A public half alone, maybe half written, is what a kill leaves of a generation: nothing uses it.
-        if _ours(thing) and thing.id in whole and (key_type := type_of(thing)) is not None:
+        if purpose_of(label) and label in labels.get(hsm_id, ()) and (key_type := type_of(thing)) is not None:
             check_public_key(key_type, read_public_key(thing, key_type))
+
+
+def _refuse_doubles(labels: Mapping[bytes, Sequence[bytes]]) -> None:
+    """A caller's key that is there twice is refused when it is used; one of the broker's own stops the start."""
+    for label in [label for sharing in labels.values() if len(sharing) > 1 for label in sharing]:
+        if purpose_of(label) not in {None, Purpose.KEY}:
+            raise AmbiguousError(label)
 
 
 def _refuse_conflict(thing: Any) -> None:
@@ -77,13 +90,6 @@ def _refuse_conflict(thing: Any) -> None:
             f"The key {thing.label} in the HSM has conflicting roles or is readable: somebody changed or "
             "planted it; remove it from the token.",
         )
-
-
-def _ours(thing: Any) -> bool:
-    """The broker labels each key with its id in hex; nothing else in the token is its business."""
-    with contextlib.suppress(UnicodeDecodeError):
-        return bool(thing.id) and thing.label == thing.id.hex()
-    return False
 
 
 def _throw_away(worker: Worker, *, extractable: bool, flags: MechanismFlag) -> Any:

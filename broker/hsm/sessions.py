@@ -19,6 +19,7 @@ from pkcs11 import exceptions as ck
 from pkcs11.constants import Attribute, TokenFlag
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.hsm.binding import Binding, ambiguous
 from broker.hsm.config import HsmConfig, read_pin
 from broker.hsm.module import Module
 
@@ -30,24 +31,29 @@ Clock = Callable[[], float]
 """Seconds that never go back."""
 
 _MISSING: Final = (ck.MechanismInvalid, ck.MechanismParamInvalid, ck.FunctionNotSupported)
+_MAX_STRAYS: Final = 1024
 _REFUSED_PIN: Final = (ck.PinIncorrect, ck.PinInvalid, ck.PinLenRange, ck.PinExpired)
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A borrowed session and the handles that are valid in its login epoch (hsm_id to object handle)."""
+    """A borrowed session and the handles that are valid in its login epoch."""
 
     session: Any  # python-pkcs11's Session; its type stub leaves the handle out
     epoch: int
-    handles: dict[bytes, int] = field(repr=False)
+    handles: dict[Binding, int] = field(repr=False)
 
 
 class AmbiguousError(ck.PKCS11Error):
-    """Several objects where there may be one.
+    """Several objects that all say they are the key with this label.
 
     SoftHSM shows an object twice when two processes make objects at the same moment; a reload puts that right, and what
     a reload does not put right is real.
     """
+
+    def __init__(self, label: bytes) -> None:
+        super().__init__()
+        self.label = label
 
 
 LOST: Final = (
@@ -85,6 +91,8 @@ class Sessions:
     def __init__(self, config: HsmConfig, clock: Clock) -> None:
         self.objects = threading.Lock()
         """Held while objects are made, searched and destroyed: SoftHSM 2.6.1 races these against each other."""
+        self.strays: set[bytes] = set()
+        """Labels of keys that were there twice, and still were so after a reload."""
         self.token: Token
         self._config = config
         self._clock = clock
@@ -115,19 +123,18 @@ class Sessions:
         try:
             return self._once(operation)
         except _LostError as lost:
+            self._refuse_stray(lost)
             if not lost.answering:
                 self._reload(lost.epoch)
         try:
             return self._once(operation)
         except _LostError as lost:
+            self._doubt(lost)
             self._reload(lost.epoch)
         try:
             return self._once(operation)
         except _LostError as lost:
-            if isinstance(lost.__cause__, AmbiguousError):
-                raise Unavailable(
-                    "HSM_FAULT", "The HSM holds several keys under one id; none is used. Remove the stray one."
-                ) from lost
+            self._refuse_stray(lost)
             raise _unavailable("the device or the login was lost again") from lost
 
     def search(self, worker: Worker, template: dict[Attribute, Any]) -> list[Any]:
@@ -174,8 +181,28 @@ class Sessions:
             if isinstance(fault, LOST) or not answering:
                 raise _LostError(worker.epoch, answering=answering) from fault
             raise translated(fault) from fault
+        except Exception:
+            raise
+        except BaseException:  # a library's panic: an operation may be half begun
+            worker = self._renew(worker)
+            raise
         finally:
             self._idle.put(worker)
+
+    def _doubt(self, lost: _LostError) -> None:
+        """Let a reload show whether a key is there twice, but once for each key, and never wait for one's time.
+
+        A reload stops all callers for a moment; a stray object is a matter of its own key alone.
+        """
+        self._refuse_stray(lost)
+        if isinstance(lost.__cause__, AmbiguousError):
+            if self._clock() < self._next_reload or len(self.strays) >= _MAX_STRAYS:
+                raise ambiguous(lost.__cause__.label) from lost
+            self.strays.add(lost.__cause__.label)
+
+    def _refuse_stray(self, lost: _LostError) -> None:
+        if isinstance(lost.__cause__, AmbiguousError) and lost.__cause__.label in self.strays:
+            raise ambiguous(lost.__cause__.label) from lost
 
     def _answers(self) -> bool:
         try:
@@ -221,6 +248,9 @@ class Sessions:
             except (BrokerError, ck.PKCS11Error) as fault:
                 self._fill(self._size * [None])
                 raise _unavailable(fault.message if isinstance(fault, BrokerError) else "it does not start") from fault
+            except BaseException:
+                self._fill(self._size * [None])  # else nobody would ever try again
+                raise
             self._next_reload = now + self._config.reload_interval
 
     def _connect(self) -> None:
@@ -234,7 +264,7 @@ class Sessions:
         workers = self._open_workers()
         self._size = len(workers)
         self._epoch += 1
-        handles: dict[bytes, int] = {}
+        handles: dict[Binding, int] = {}
         self._fill([Worker(session, self._epoch, handles) for session in workers])
 
     def _find_token(self) -> Token:

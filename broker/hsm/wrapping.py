@@ -23,7 +23,7 @@ from pkcs11 import exceptions as ck
 from broker.core.errors import InvalidRequest, Unavailable, WrongState
 from broker.core.kinds import KeyType, OaepHash
 from broker.core.model import WrappingKey
-from broker.core.ports import KeyRef
+from broker.hsm.binding import Binding
 from broker.hsm.findings import Findings
 from broker.hsm.lending import Finder, LentSecret
 from broker.hsm.mechanisms import AES_BITS, OAEP
@@ -105,7 +105,7 @@ class Carrier:
         self._finder = finder
         self._findings = findings
 
-    def wrap(self, key: KeyRef, kek: WrappingKey, oaep_hash: OaepHash, *, exact: bool) -> bytes:
+    def wrap(self, key: Binding, kek: WrappingKey, oaep_hash: OaepHash, *, exact: bool) -> bytes:
         """See ``Hsm.wrap``."""
         numbers = parse_kek(kek)
         two_steps = self._findings.padded_wrap is not None and oaep_hash in self._findings.oaep_hashes
@@ -141,7 +141,7 @@ class Carrier:
                 second: bytes = ephemeral.wrap_key(secret, mechanism=self._findings.padded_wrap)
             return first + second
 
-    def _exportable(self, worker: Worker, key: KeyRef) -> int:
+    def _exportable(self, worker: Worker, key: Binding) -> int:
         """The key's handle. Attributes can change after creation, so they are read before every export (HS-04)."""
         recipe = Recipe(key.type, key.usage, exportable=True, copyable_known=self._findings.copyable_known)
         wanted = {int(flag): bytes([value]) for flag, value in recipe.secret().items()}

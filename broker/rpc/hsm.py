@@ -9,13 +9,13 @@ from broker_api.v1 import hsm_pb2 as wire
 from broker.core.call import Call
 from broker.core.errors import Unavailable
 from broker.core.guard import BROKER, Guard
-from broker.core.ports import Hsm
+from broker.core.ports import HsmStatus
 
 
 class HsmMethods:
     """The RPCs of HsmService."""
 
-    def __init__(self, hsm: Hsm, guard: Guard) -> None:
+    def __init__(self, hsm: HsmStatus, guard: Guard) -> None:
         self._hsm = hsm
         self._guard = guard
 

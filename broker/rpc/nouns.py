@@ -12,7 +12,7 @@ from broker.core.kv import Secrets
 from broker.core.leases import Leases
 from broker.core.operators import Operators
 from broker.core.policies import Policies
-from broker.core.ports import Hsm
+from broker.core.ports import HsmStatus
 from broker.core.sessions import Sessions
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
@@ -44,7 +44,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     sessions: Sessions,
     leases: Leases,
     rules: TrustRules,
-    hsm: Hsm,
+    hsm: HsmStatus,
     guard: Guard,
     schema: str,
     page_key: bytes,

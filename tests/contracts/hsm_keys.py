@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from typing import Any, Final
 
 from cryptography.hazmat.primitives import hashes
@@ -46,10 +47,19 @@ def usage_of(key_type: KeyType) -> KeyUsage:
 
 def fresh(hsm: Hsm, key_type: KeyType, usage: KeyUsage | None = None, *, exportable: bool = False) -> KeyRef:
     """A new key."""
-    usage = usage or usage_of(key_type)
-    hsm_id = os.urandom(16)
-    public_key = hsm.generate(hsm_id, key_type, usage, exportable=exportable, fresh=True)
-    return KeyRef(hsm_id=hsm_id, type=key_type, usage=usage, public_key=public_key)
+    return made(hsm, unmade(key_type, usage), exportable=exportable, fresh=True)
+
+
+def unmade(key_type: KeyType, usage: KeyUsage | None = None, *, hsm_id: bytes = b"", name: str = "tests/1") -> KeyRef:
+    """The name of a key that is still to be made."""
+    return KeyRef(
+        hsm_id=hsm_id or os.urandom(16), type=key_type, usage=usage or usage_of(key_type), public_key=None, name=name
+    )
+
+
+def made(hsm: Hsm, key: KeyRef, *, exportable: bool = False, fresh: bool = False) -> KeyRef:
+    """Make the key that is so named, or find it."""
+    return replace(key, public_key=hsm.generate(key, exportable=exportable, fresh=fresh))
 
 
 def shared(hsm: Hsm, key_type: KeyType, usage: KeyUsage | None = None, *, exportable: bool = False) -> KeyRef:

@@ -205,13 +205,16 @@ def samples() -> list[Record]:
     ]  # fmt: skip
 
 
+ROW_KEY = bytes(range(32))
+
+
 def config(url: str, folder: Path, **changes: Any) -> StoreConfig:
     return StoreConfig(url=url, journal=folder / "journal", **changes)
 
 
 @contextmanager
 def opened(config: StoreConfig) -> Iterator[SqlStore]:
-    store = SqlStore(config, now)
+    store = SqlStore(config, ROW_KEY, now)
     try:
         yield store
     finally:

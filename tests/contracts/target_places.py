@@ -16,6 +16,7 @@ from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.model import RemoteKey, WrappingKey
 from broker.core.ports import KeyRef
 from broker.targets import Surroundings, connector
+from tests.contracts.hsm_keys import made, unmade
 from tests.servers import azure
 from tests.servers.openbao import OpenBao
 
@@ -37,9 +38,7 @@ class Place:
     own_clock: bool = True  # False: two versions may be made in the same second, which is all that is kept there
 
     def born(self, key_type: KeyType, usage: KeyUsage) -> KeyRef:
-        hsm_id = secrets.token_bytes(16)
-        public_key = self.hsm.generate(hsm_id, key_type, usage, exportable=True)
-        return KeyRef(hsm_id=hsm_id, type=key_type, usage=usage, public_key=public_key)
+        return made(self.hsm, unmade(key_type, usage), exportable=True)
 
     def wrapped(self, key: KeyRef, kek: WrappingKey | None = None) -> tuple[bytes, OaepHash]:
         chosen = self.port.oaep_hash(self.hsm.report().oaep_hashes)

@@ -1,4 +1,4 @@
-"""An ``Hsm`` in memory, as strict as the port says, counting the calls it gets.
+"""A ``Device`` in memory with its keyrings, as strict as the port says, counting the calls it gets.
 
 For tests of the core: it starts in no time. It is held to the same contract suite as the real edge.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidTag
@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable, WrongState
-from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, Purpose, SignatureAlgorithm
 from broker.core.model import HsmReport, WrappingKey
-from broker.core.ports import KeyRef
+from broker.core.ports import RESERVED_IDS, KeyRef
 
 _HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
     "1": hashes.SHA1(),  # noqa: S303 - RSAES-OAEP with SHA-1 is part of the port
@@ -55,6 +55,7 @@ _RSA: Final = (KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096)
 
 @dataclass(slots=True)
 class _Held:
+    label: tuple[Purpose, str]
     type: KeyType
     usage: KeyUsage
     extractable: bool
@@ -67,37 +68,58 @@ class _Held:
         return spki
 
 
-class SoftwareHsm:
-    """``calls`` counts by method; ``away`` makes every call Unavailable; ``exact_wrap`` False adds a zero tail."""
+class _Device:
+    """What all keyrings share."""
 
-    def __init__(self, *, exact_wrap: bool = True, oaep_hashes: tuple[OaepHash, ...] = tuple(OaepHash)) -> None:
+    def __init__(self, *, exact_wrap: bool, oaep_hashes: tuple[OaepHash, ...]) -> None:
         self.calls: Counter[str] = Counter()
         self.away = False
-        self._keys: dict[bytes, _Held] = {}
-        self._exact = exact_wrap
-        self._oaep_hashes = oaep_hashes
+        self.keys: dict[bytes, _Held] = {}
+        self.exact = exact_wrap
+        self.oaep_hashes = oaep_hashes
+        self.makes = tuple(KeyType)
+
+
+class SoftwareKeyring:
+    """The ``Hsm`` port for one purpose."""
+
+    def __init__(self, device: _Device, purpose: Purpose) -> None:
+        self._device = device
+        self._purpose = purpose
+
+    @property
+    def _keys(self) -> dict[bytes, _Held]:
+        return self._device.keys
 
     def generate(
         self,
-        hsm_id: bytes,
-        key_type: KeyType,
-        usage: KeyUsage,
+        key: KeyRef,
         *,
         exportable: bool,
         fresh: bool = False,  # noqa: ARG002 - here nothing is gained by not looking
     ) -> bytes | None:
         self._enter("generate")
+        hsm_id, key_type, usage = key.hsm_id, key.type, key.usage
+        self._refuse_reserved(key)
+        if key_type not in self._device.makes:
+            raise WrongState("HSM_MECHANISM_MISSING", f"No keys of type {key_type}.")
         symmetric_or_rsa = key_type.symmetric or key_type in _RSA
         if (usage is KeyUsage.SIGN and key_type.symmetric) or (usage is KeyUsage.ENCRYPT and not symmetric_or_rsa):
             raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key_type} cannot {usage}.")
         if exportable and key_type is KeyType.ED25519:
             raise InvalidRequest("KEY_NOT_EXPORTABLE", "Ed25519 keys are never exportable.")
-        held = self._keys.get(hsm_id)
-        if held is None:
-            held = self._keys[hsm_id] = _Held(key_type, usage, exportable, _made(key_type))
-        if (held.type, held.usage, held.extractable) != (key_type, usage, exportable):
+        if hsm_id not in self._keys:
+            self._keys[hsm_id] = _Held((self._purpose, key.name), key_type, usage, exportable, _made(key_type))
+        held = self._held(replace(key, check=None))
+        if held.extractable != exportable:
             raise AlreadyExists("HSM_ID_TAKEN", "Another key has this id.")
         return held.public()
+
+    def check_value(self, key: KeyRef) -> bytes:
+        self._enter("check_value")
+        if not key.type.symmetric:
+            raise InvalidRequest("ALGORITHM_MISMATCH", "Only AES keys have a check value.")
+        return AESGCM(self._held(key).private).encrypt(bytes(12), b"check", key.name.encode())
 
     def public_key(self, key: KeyRef) -> bytes | None:
         self._enter("public_key")
@@ -142,7 +164,7 @@ class SoftwareHsm:
         target = load_der_public_key(kek.public_key)
         if hashlib.sha256(kek.public_key).hexdigest() != kek.thumbprint or not isinstance(target, rsa.RSAPublicKey):
             raise InvalidRequest("KEK_INVALID", "Not the RSA key that its thumbprint names.")
-        if oaep_hash not in self._oaep_hashes:
+        if oaep_hash not in self._device.oaep_hashes:
             raise WrongState("HSM_MECHANISM_MISSING", f"No OAEP-{oaep_hash}.")
         held = self._held(key)
         if not held.extractable:
@@ -150,7 +172,7 @@ class SoftwareHsm:
         plaintext = held.private
         if not isinstance(plaintext, bytes):
             plaintext = plaintext.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-        if not self._exact and held.type not in _NEVER_PADDED:
+        if not self._device.exact and held.type not in _NEVER_PADDED:
             if exact:
                 raise WrongState("WRAP_NOT_EXACT", "This token pads before it wraps.")
             plaintext += bytes(-len(plaintext) % 8)
@@ -163,13 +185,10 @@ class SoftwareHsm:
 
     def destroy(self, key: KeyRef) -> None:
         self._enter("destroy")
-        self._keys.pop(key.hsm_id, None)
-
-    def random(self, length: int) -> bytes:
-        self._enter("random")
-        if not 1 <= length <= 1024:
-            raise InvalidRequest("RANDOM_LENGTH", "1 to 1024 bytes.")
-        return os.urandom(length)
+        self._refuse_reserved(key)
+        if key.hsm_id in self._keys:
+            self._held(key)
+            del self._keys[key.hsm_id]
 
     def report(self) -> HsmReport:
         return HsmReport(
@@ -180,11 +199,71 @@ class SoftwareHsm:
             manufacturer="tests",
             model="SoftwareHsm",
             firmware="1",
-            key_types=tuple(KeyType),
-            oaep_hashes=self._oaep_hashes,
-            exact_wrap=self._exact,
+            key_types=self._device.makes,
+            oaep_hashes=self._device.oaep_hashes,
+            exact_wrap=self._device.exact,
             one_call_wrap=False,
         )
+
+    def _enter(self, method: str) -> None:
+        self._device.calls[method] += 1
+        if self._device.away:
+            raise Unavailable("HSM_UNAVAILABLE", "The HSM does not answer.")
+
+    def _held(self, key: KeyRef) -> _Held:
+        self._refuse_reserved(key)
+        held = self._keys.get(key.hsm_id)
+        if held is None:
+            raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key.")
+        if (held.label, held.type, held.usage) != ((self._purpose, key.name), key.type, key.usage):
+            raise WrongState("KEY_NOT_THIS", "The object under this id was made as another key.")
+        if key.check is not None and not _proves(held, key):
+            raise WrongState("KEY_NOT_THIS", "The object under this id is another key than the one that was made.")
+        return held
+
+    def _refuse_reserved(self, key: KeyRef) -> None:
+        if self._purpose in {Purpose.KEY, Purpose.ROOT} and key.hsm_id.startswith(RESERVED_IDS):
+            raise WrongState("KEY_NOT_THIS", "The id belongs to the broker's own keys.")
+
+
+class SoftwareHsm(SoftwareKeyring):
+    """The ``Device`` port; for the ease of tests itself the keyring of callers' keys too.
+
+    ``calls`` counts by method; ``away`` makes every call Unavailable; ``exact_wrap`` False adds a zero tail;
+    ``makes`` says which types of keys there are.
+    """
+
+    def __init__(self, *, exact_wrap: bool = True, oaep_hashes: tuple[OaepHash, ...] = tuple(OaepHash)) -> None:
+        super().__init__(_Device(exact_wrap=exact_wrap, oaep_hashes=oaep_hashes), Purpose.KEY)
+
+    @property
+    def calls(self) -> Counter[str]:
+        return self._device.calls
+
+    @property
+    def away(self) -> bool:
+        return self._device.away
+
+    @away.setter
+    def away(self, value: bool) -> None:
+        self._device.away = value
+
+    @property
+    def makes(self) -> tuple[KeyType, ...]:
+        return self._device.makes
+
+    @makes.setter
+    def makes(self, value: tuple[KeyType, ...]) -> None:
+        self._device.makes = value
+
+    def keyring(self, purpose: Purpose) -> SoftwareKeyring:
+        return SoftwareKeyring(self._device, purpose)
+
+    def random(self, length: int) -> bytes:
+        self._enter("random")
+        if not 1 <= length <= 1024:
+            raise InvalidRequest("RANDOM_LENGTH", "1 to 1024 bytes.")
+        return os.urandom(length)
 
     def check(self) -> None:
         self._enter("check")
@@ -192,16 +271,12 @@ class SoftwareHsm:
     def close(self) -> None:
         self.away = True
 
-    def _enter(self, method: str) -> None:
-        self.calls[method] += 1
-        if self.away:
-            raise Unavailable("HSM_UNAVAILABLE", "The HSM does not answer.")
 
-    def _held(self, key: KeyRef) -> _Held:
-        held = self._keys.get(key.hsm_id)
-        if held is None or (held.type, held.usage) != (key.type, key.usage):
-            raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key.")
-        return held
+def _proves(held: _Held, key: KeyRef) -> bool:
+    try:
+        return AESGCM(held.private).decrypt(bytes(12), key.check or b"", key.name.encode()) == b"check"
+    except InvalidTag:
+        return False
 
 
 def _made(key_type: KeyType) -> Any:

@@ -11,6 +11,7 @@ import pytest
 from broker.core.call import Call
 from broker.core.errors import BrokerError
 from broker.core.guard import Guard
+from broker.core.kinds import Purpose
 from broker.core.kv import Opened, Secrets, parse_reference
 from broker.core.model import Principal, RootKey, Secret, SecretVersion
 from broker.core.policy import FIRST_POLICY
@@ -43,8 +44,9 @@ class SecretsHouse:
         self.secrets.ensure_root(self.own("root/1"))
 
     def restart(self) -> None:
-        self.sealing = Sealing(self.hsm, known_roots(self.store), self.clock, self.keep, tenant="one.example")
-        self.secrets = Secrets(self.store, self.hsm, self.sealing, self.guard, self.clock)
+        roots = self.hsm.keyring(Purpose.ROOT)
+        self.sealing = Sealing(roots, known_roots(self.store), self.clock, self.keep, tenant="one.example")
+        self.secrets = Secrets(self.store, roots, self.sealing, self.guard, self.clock)
 
     def own(self, resource: str = "") -> Call:
         made = call("-/Chore", Principal(kind="broker", name="background"), self.clock)

@@ -21,9 +21,9 @@ class Signer:
         self.signed: list[bytes] = []
         self.spoilt = False
 
-    def generate(self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> bytes:
-        assert (key_type, usage, exportable) == (KeyType.EC_P256, KeyUsage.SIGN, False)
-        key = self.keys.setdefault(hsm_id, ec.generate_private_key(ec.SECP256R1()))
+    def generate(self, ref: KeyRef, *, exportable: bool) -> bytes:
+        assert (ref.type, ref.usage, ref.name, exportable) == (KeyType.EC_P256, KeyUsage.SIGN, "", False)
+        key = self.keys.setdefault(ref.hsm_id, ec.generate_private_key(ec.SECP256R1()))
         return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
     def sign(self, key: KeyRef, algorithm: SignatureAlgorithm, messages: list[bytes]) -> list[bytes]:

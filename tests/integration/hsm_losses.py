@@ -9,8 +9,7 @@ from pathlib import Path
 
 from broker.core.errors import BrokerError
 from broker.core.kinds import EncryptionAlgorithm, SignatureAlgorithm
-from broker.hsm.pkcs11 import Pkcs11Hsm
-from tests.servers.softhsm import make_token
+from tests.servers.softhsm import KeysHsm, make_token
 
 ES256 = SignatureAlgorithm.ES256
 
@@ -24,7 +23,7 @@ class Saboteur:
     Between: PKCS#11 leaves C_Finalize and C_CloseAllSessions under a running call undefined, and SoftHSM crashes then.
     """
 
-    def __init__(self, hsm: Pkcs11Hsm, tokens: Path) -> None:
+    def __init__(self, hsm: KeysHsm, tokens: Path) -> None:
         self._sessions = hsm._sessions
         self._functions = hsm._sessions.module._functions
         self._tokens = tokens
@@ -59,9 +58,9 @@ class Saboteur:
                 self._sessions._fill(taken)
 
 
-def _quick(folder: Path, **changes: float) -> tuple[Pkcs11Hsm, Saboteur]:
+def _quick(folder: Path, **changes: float) -> tuple[KeysHsm, Saboteur]:
     config = make_token(folder).model_copy(update={"reload_interval": 0.0, "retry_interval": 0.0, **changes})
-    hsm = Pkcs11Hsm(config)
+    hsm = KeysHsm(config)
     return hsm, Saboteur(hsm, folder / "tokens")
 
 

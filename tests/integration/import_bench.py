@@ -11,6 +11,7 @@ from broker.core import ports
 from broker.core.call import Call
 from broker.core.guard import Guard
 from broker.core.imports import Imports
+from broker.core.keys import ref
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Import, Key, KeyVersion, Principal, Target
 from broker.core.ports import KeyRef
@@ -19,6 +20,7 @@ from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 from broker.targets.vault.policy import policy
+from tests.contracts.store_samples import ROW_KEY
 from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.openbao import OpenBao
 
@@ -86,7 +88,7 @@ class Ground:
         self.journal = folder / "journal"
         config = StoreConfig(url=f"sqlite:///{folder}/broker.db", journal=self.journal)
         SqlStore.migrate(config)
-        self.store = SqlStore(config, self.clock)
+        self.store = SqlStore(config, ROW_KEY, self.clock)
         self.guard = Guard(document())
         self.connect = connector(surroundings)
         self.targets = self.targets_with(self.connect)
@@ -140,8 +142,7 @@ class Ground:
             write.replace(old, new)
 
     def ref(self, key: Key, number: int = 1) -> KeyRef:
-        held = self.version(key, number)
-        return KeyRef(hsm_id=held.hsm_id, type=key.type, usage=key.usage, public_key=held.public_key)
+        return ref(key, self.version(key, number))
 
     def version(self, key: Key, number: int = 1) -> KeyVersion:
         held = self.store.get(KeyVersion, key.name, number)
@@ -167,12 +168,11 @@ class Ground:
         self.store.close()
 
     def _version(self, key: Key, number: int) -> KeyVersion:
-        hsm_id = secrets.token_bytes(16)
-        return KeyVersion(
-            key=key.name, number=number, state=VersionState.ENABLED, hsm_id=hsm_id,
-            public_key=self.hsm.generate(hsm_id, key.type, key.usage, exportable=key.exportable),
-            sealed=False, created_at=self.clock(),
+        version = KeyVersion(
+            key=key.name, number=number, state=VersionState.ENABLED, hsm_id=secrets.token_bytes(16),
+            public_key=None, sealed=False, created_at=self.clock(),
         )  # fmt: skip
+        return replace(version, public_key=self.hsm.generate(ref(key, version), exportable=key.exportable))
 
 
 class Bench(Ground):

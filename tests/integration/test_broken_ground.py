@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +14,15 @@ import pytest
 
 from broker import app
 from broker.core.errors import BrokerError, Unavailable
-from broker.core.kinds import KeyType, KeyUsage, SignatureAlgorithm
+from broker.core.kinds import KeyType, SignatureAlgorithm
 from broker.core.model import Key
-from broker.core.ports import KeyRef
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.store.config import StoreConfig
 from broker.store.journal import Journal
 from broker.store.sql import SqlStore
+from tests.contracts.hsm_keys import fresh, unmade
 from tests.contracts.store_samples import config, entry, key, now, opened, put
 from tests.servers.live import within
-from tests.servers.softhsm import alone, make_token
+from tests.servers.softhsm import KeysHsm, alone, make_token
 
 
 @pytest.fixture
@@ -116,14 +114,12 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
 
 
 def _signing_while_keys_are_made(folder: Path) -> int:
-    hsm = Pkcs11Hsm(make_token(folder, sessions=2).model_copy(update={"session_wait": 3.0}))
-    name = os.urandom(16)
-    public = hsm.generate(name, KeyType.EC_P256, KeyUsage.SIGN, exportable=False)
-    ref = KeyRef(hsm_id=name, type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=public)
+    hsm = KeysHsm(make_token(folder, sessions=2).model_copy(update={"session_wait": 3.0}))
+    ref = fresh(hsm, KeyType.EC_P256)
     hsm.sign(ref, SignatureAlgorithm.ES256, [b"its handle is known from here on"])
 
     def born() -> bytes | None:
-        return hsm.generate(os.urandom(16), KeyType.EC_P256, KeyUsage.SIGN, exportable=False)
+        return hsm.generate(unmade(KeyType.EC_P256), exportable=False)
 
     with ThreadPoolExecutor(4) as pool:
         with hsm._sessions.objects:  # as if a long RSA key were being made

@@ -17,21 +17,20 @@ import pytest
 from pkcs11 import Attribute, ObjectClass
 
 from broker.core.errors import BrokerError
-from broker.core.kinds import KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.kinds import KeyType, OaepHash, SignatureAlgorithm
 from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.sessions import Worker
 from tests.contracts.hsm_keys import Target, fresh, verify
 from tests.integration.hsm_losses import ES256, GCM, Saboteur, _quick, _reason
-from tests.servers.softhsm import alone, make_token
+from tests.servers.softhsm import KeysHsm, alone, make_token
 
 
 def _paced(folder: Path) -> list[tuple[float, str]]:
     """What each call gets, by a clock that only this test moves."""
     now = [0.0]
     config = make_token(folder)
-    hsm = Pkcs11Hsm(config, clock=lambda: now[0])
+    hsm = KeysHsm(config, clock=lambda: now[0])
     saboteur = Saboteur(hsm, folder / "tokens")
     told = []
 
@@ -69,7 +68,7 @@ def test_reloads_keep_their_distance(tmp_path: Path) -> None:
 _MIX = [*["sign"] * 6, *["cipher"] * 3, "own", "read", "generate", "random"]
 
 
-def hammer(hsm: Pkcs11Hsm, seconds: float, *, tolerate: frozenset[str] = frozenset()) -> dict[str, int]:
+def hammer(hsm: KeysHsm, seconds: float, *, tolerate: frozenset[str] = frozenset()) -> dict[str, int]:
     """8 threads of mixed operations; every signature is verified under its own key. Returns counts by operation."""
     stop = time.monotonic() + seconds
     counts: dict[str, int] = {}
@@ -103,7 +102,7 @@ def hammer(hsm: Pkcs11Hsm, seconds: float, *, tolerate: frozenset[str] = frozens
     return counts
 
 
-def _operation(hsm: Pkcs11Hsm, name: str, key: KeyRef, cipher: KeyRef, kek: Any) -> None:
+def _operation(hsm: KeysHsm, name: str, key: KeyRef, cipher: KeyRef, kek: Any) -> None:
     message = os.urandom(40)
     if name == "sign":
         for signature in hsm.sign(key, ES256, [message] * 3):
@@ -120,13 +119,13 @@ def _operation(hsm: Pkcs11Hsm, name: str, key: KeyRef, cipher: KeyRef, kek: Any)
         assert len(hsm.public_key(key) or b"") == 91
     elif name == "generate":
         own = fresh(hsm, KeyType.AES_128)
-        hsm.generate(own.hsm_id, KeyType.AES_128, KeyUsage.ENCRYPT, exportable=False)
+        hsm.generate(own, exportable=False)
         hsm.destroy(own)
     else:
         assert len(hsm.random(32)) == 32
 
 
-def test_HS_22_threads_do_not_get_into_each_others_way(hsm: Pkcs11Hsm) -> None:
+def test_HS_22_threads_do_not_get_into_each_others_way(hsm: KeysHsm) -> None:
     counts = hammer(hsm, 4)
     assert counts["sign"] > 20
     assert counts["own"] > 2
@@ -134,12 +133,12 @@ def test_HS_22_threads_do_not_get_into_each_others_way(hsm: Pkcs11Hsm) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_HS_22_threads_do_not_get_into_each_others_way_for_a_minute(hsm: Pkcs11Hsm) -> None:
+def test_HS_22_threads_do_not_get_into_each_others_way_for_a_minute(hsm: KeysHsm) -> None:
     assert hammer(hsm, 60)["sign"] > 1000
 
 
 def _hammer_elsewhere(config: HsmConfig) -> dict[str, int]:
-    hsm = Pkcs11Hsm(config)
+    hsm = KeysHsm(config)
     counts = hammer(hsm, 30, tolerate=frozenset({"HSM_UNAVAILABLE"}))
     hsm.close()
     return counts
@@ -192,7 +191,7 @@ def _lost_at_random(folder: Path, seconds: float, pace: float) -> tuple[int, dic
     return happened, counts, longest, len(ids) - len(set(ids))
 
 
-def _ids(hsm: Pkcs11Hsm) -> list[tuple[int, bytes]]:
+def _ids(hsm: KeysHsm) -> list[tuple[int, bytes]]:
     def read(worker: Worker) -> list[tuple[int, bytes]]:
         with hsm._sessions.objects:
             return [(int(thing.object_class), thing.id) for thing in worker.session.get_objects()]
@@ -235,7 +234,7 @@ def _killed_while_wrapping(config: HsmConfig, kills: int) -> None:
 
 
 def _objects(config: HsmConfig) -> list[tuple[int, bytes]]:
-    hsm = Pkcs11Hsm(config)
+    hsm = KeysHsm(config)
     found = sorted(_ids(hsm))
     hsm.close()
     return found
@@ -259,7 +258,7 @@ def test_BY_09_a_hundred_kills_leave_no_ephemeral_key(tmp_path: Path) -> None:
     _assert_no_residue(tmp_path / "token", kills=100)
 
 
-def test_BY_09_a_wrap_leaves_no_session_object(hsm: Pkcs11Hsm) -> None:
+def test_BY_09_a_wrap_leaves_no_session_object(hsm: KeysHsm) -> None:
     key = fresh(hsm, KeyType.EC_P384, exportable=True)
     hsm.wrap(key, Target().kek, OaepHash.SHA1, exact=True)
     with pytest.raises(BrokerError):

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from broker.core.kinds import KeyType, OaepHash, SignatureAlgorithm
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.contracts.hsm_keys import Target, der_length, shared
+from tests.servers.softhsm import KeysHsm
 
 _CASES: Final = {
     KeyType.EC_P256: (
@@ -29,7 +29,7 @@ _CASES: Final = {
 }
 
 
-def _nonces(hsm: Pkcs11Hsm, kind: KeyType, number: int) -> list[int]:
+def _nonces(hsm: KeysHsm, kind: KeyType, number: int) -> list[int]:
     algorithm, order, hashed = _CASES[kind]
     key, target = shared(hsm, kind, exportable=True), Target()
     pkcs8 = target.open(hsm.wrap(key, target.kek, OaepHash.SHA1, exact=False), OaepHash.SHA1)
@@ -57,12 +57,12 @@ def _assert_unbiased(nonces: list[int], kind: KeyType) -> None:
 
 
 @pytest.mark.parametrize("kind", _CASES)
-def test_HS_12_nonces_are_not_biased(hsm: Pkcs11Hsm, kind: KeyType) -> None:
+def test_HS_12_nonces_are_not_biased(hsm: KeysHsm, kind: KeyType) -> None:
     _assert_unbiased(_nonces(hsm, kind, 1000), kind)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", _CASES)
-def test_HS_12_a_hundred_thousand_nonces_are_not_biased(hsm: Pkcs11Hsm, kind: KeyType) -> None:
+def test_HS_12_a_hundred_thousand_nonces_are_not_biased(hsm: KeysHsm, kind: KeyType) -> None:
     _assert_unbiased(_nonces(hsm, kind, 100_000), kind)

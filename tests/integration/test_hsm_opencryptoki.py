@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from broker.core.errors import BrokerError
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash
 from broker.hsm.config import HsmConfig
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import initialise
 from tests.contracts.hsm_keys import ALGORITHMS, Target, fresh, verify
+from tests.servers.softhsm import KeysHsm
 
 _MODULES = (
     "/usr/lib/x86_64-linux-gnu/opencryptoki/libopencryptoki.so.0",
@@ -57,7 +57,7 @@ def prove() -> None:
     pin_file.touch(0o600)
     pin_file.write_text("12345678")
     initialise({"module": str(module), "label": "soft", "pin": "12345678", "so_pin": _SECURITY_OFFICER_PIN})
-    hsm = Pkcs11Hsm(HsmConfig(module=module, token_label="soft", pin_file=pin_file, reload_interval=0.0))
+    hsm = KeysHsm(HsmConfig(module=module, token_label="soft", pin_file=pin_file, reload_interval=0.0))
     report = hsm.report()
     assert report.manufacturer == "IBM Corp."
     assert set(report.oaep_hashes) == set(OaepHash)

@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap
 
 from broker.core.kinds import EncryptionAlgorithm, KeyType, OaepHash
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.contracts.hsm_keys import EXPORTABLE, Target, der_length, shared
 from tests.integration.openssl import opened_by_openssl, public_key_by_openssl
+from tests.servers.softhsm import KeysHsm
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def target() -> Target:
 
 @pytest.mark.parametrize("kind", EXPORTABLE)
 def test_openssl_opens_the_blob_and_finds_the_hsms_public_key(
-    hsm: Pkcs11Hsm, target: Target, tmp_path: Path, kind: KeyType
+    hsm: KeysHsm, target: Target, tmp_path: Path, kind: KeyType
 ) -> None:
     key = shared(hsm, kind, exportable=True)
     blob = hsm.wrap(key, target.kek, OaepHash.SHA1, exact=False)
@@ -36,7 +36,7 @@ def test_openssl_opens_the_blob_and_finds_the_hsms_public_key(
 
 
 @pytest.mark.parametrize("at", [0, 200, 383, 384, 400, -1])
-def test_BY_07_a_flipped_byte_opens_nothing(hsm: Pkcs11Hsm, target: Target, at: int) -> None:
+def test_BY_07_a_flipped_byte_opens_nothing(hsm: KeysHsm, target: Target, at: int) -> None:
     key = shared(hsm, KeyType.EC_P384, exportable=True)
     blob = bytearray(hsm.wrap(key, target.kek, OaepHash.SHA1, exact=True))
     blob[at] ^= 1

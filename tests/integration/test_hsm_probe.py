@@ -12,16 +12,16 @@ from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
 from broker.core.errors import BrokerError
-from broker.core.kinds import KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.kinds import KeyType, OaepHash, Purpose, SignatureAlgorithm
 from broker.hsm import selftest
+from broker.hsm.binding import bind
 from broker.hsm.config import HsmConfig
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.sessions import Worker
 from tests.contracts.hsm_keys import Target, der_length, fresh, shared
-from tests.servers.softhsm import alone, make_token
+from tests.servers.softhsm import KeysHsm, alone, make_token
 
 
-def test_the_zero_tail_of_softhsm_is_detected(hsm: Pkcs11Hsm) -> None:
+def test_the_zero_tail_of_softhsm_is_detected(hsm: KeysHsm) -> None:
     report = hsm.report()
     assert report.library.endswith("2.6"), "written for SoftHSM 2.6.1; look at what the newer one does"
     probes = {probe.name: probe for probe in report.probes}
@@ -36,7 +36,7 @@ def test_the_zero_tail_of_softhsm_is_detected(hsm: Pkcs11Hsm) -> None:
     assert [kind for kind, tail in tails.items() if tail] == [KeyType.EC_P256, KeyType.EC_P521]
 
 
-def test_the_tail_that_the_probe_tells_of_is_really_there(hsm: Pkcs11Hsm) -> None:
+def test_the_tail_that_the_probe_tells_of_is_really_there(hsm: KeysHsm) -> None:
     target = Target()
     for kind, tail in ((KeyType.EC_P256, 5), (KeyType.EC_P521, 6), (KeyType.EC_P384, 0)):
         plaintext = target.open(
@@ -45,7 +45,7 @@ def test_the_tail_that_the_probe_tells_of_is_really_there(hsm: Pkcs11Hsm) -> Non
         assert len(plaintext) - der_length(plaintext) == tail
 
 
-def test_HS_01_wrap_and_decrypt_never_meet(hsm: Pkcs11Hsm) -> None:
+def test_HS_01_wrap_and_decrypt_never_meet(hsm: KeysHsm) -> None:
     def roles(worker: Worker) -> list[dict[Attribute, Any]]:
         asked = [Attribute.WRAP, Attribute.UNWRAP, Attribute.DECRYPT, Attribute.SIGN, Attribute.DERIVE]
         with hsm._sessions.objects:
@@ -64,12 +64,12 @@ def test_HS_01_wrap_and_decrypt_never_meet(hsm: Pkcs11Hsm) -> None:
         assert bool(key.get(Attribute.SIGN)) != bool(key.get(Attribute.DECRYPT))
 
 
-def test_HS_04_attributes_cannot_be_loosened_nor_copied_away(hsm: Pkcs11Hsm) -> None:
+def test_HS_04_attributes_cannot_be_loosened_nor_copied_away(hsm: KeysHsm) -> None:
     key = shared(hsm, KeyType.EC_P256)
 
     def loosen(worker: Worker) -> None:
         with hsm._sessions.objects:
-            secret = hsm._finder.only(worker, key.hsm_id, ObjectClass.PRIVATE_KEY)
+            secret = hsm._finder.secret_half(worker, bind(Purpose.KEY, key))
             for attribute, value in ((Attribute.EXTRACTABLE, True), (Attribute.SENSITIVE, False)):
                 with pytest.raises(ck.PKCS11Error):
                     secret[attribute] = value
@@ -79,12 +79,12 @@ def test_HS_04_attributes_cannot_be_loosened_nor_copied_away(hsm: Pkcs11Hsm) -> 
     hsm._sessions.run(loosen)
 
 
-def test_HS_04_a_key_that_was_given_another_role_is_not_exported(hsm: Pkcs11Hsm) -> None:
+def test_HS_04_a_key_that_was_given_another_role_is_not_exported(hsm: KeysHsm) -> None:
     key = fresh(hsm, KeyType.AES_256, exportable=True)
 
     def widen(worker: Worker) -> None:
         with hsm._sessions.objects:
-            hsm._finder.only(worker, key.hsm_id, ObjectClass.SECRET_KEY)[Attribute.WRAP] = True
+            hsm._finder.secret_half(worker, bind(Purpose.KEY, key))[Attribute.WRAP] = True
 
     hsm._sessions.run(widen)
     with pytest.raises(BrokerError) as refusal:
@@ -99,15 +99,15 @@ def test_HS_23_a_token_that_lets_something_forbidden_pass_is_refused() -> None:
     assert refusal.value.reason == "HSM_NOT_ENFORCING"
 
 
-def test_half_a_pair_left_by_a_crash_is_replaced_by_a_whole_one(hsm: Pkcs11Hsm) -> None:
+def test_half_a_pair_left_by_a_crash_is_replaced_by_a_whole_one(hsm: KeysHsm) -> None:
     key = fresh(hsm, KeyType.EC_P256)
 
     def lose_private_half(worker: Worker) -> None:
         with hsm._sessions.objects:
-            hsm._finder.only(worker, key.hsm_id, ObjectClass.PRIVATE_KEY).destroy()
+            hsm._finder.secret_half(worker, bind(Purpose.KEY, key)).destroy()
 
     hsm._sessions.run(lose_private_half)
-    again = hsm.generate(key.hsm_id, KeyType.EC_P256, KeyUsage.SIGN, exportable=False)
+    again = hsm.generate(key, exportable=False)
     assert again != key.public_key
     assert hsm.public_key(key) == again
     hsm.destroy(key)
@@ -124,12 +124,12 @@ def _plant_and_start(folder: Path) -> list[str]:
     }
     reasons: list[str] = []
     for capabilities in flags.values():
-        hsm = Pkcs11Hsm(config)
+        hsm = KeysHsm(config)
         planted = bytes([len(reasons)]) * 16
 
         def plant(worker: Worker, name: bytes = planted, roles: MechanismFlag = capabilities) -> Any:
             return worker.session.generate_key(
-                CkKeyType.AES, 256, id=name, label=name.hex(), store=True, capabilities=roles
+                CkKeyType.AES, 256, id=name, label="broker:key:planted/1", store=True, capabilities=roles
             )
 
         hsm._sessions.run(plant)
@@ -142,7 +142,7 @@ def _plant_and_start(folder: Path) -> list[str]:
 
 def _start(config: HsmConfig) -> str:
     try:
-        Pkcs11Hsm(config).close()
+        KeysHsm(config).close()
     except BrokerError as refusal:
         return refusal.reason
     return "started"
@@ -162,7 +162,7 @@ def test_HS_01_a_planted_key_with_conflicting_roles_stops_the_start(tmp_path: Pa
     assert alone(_plant_and_start, tmp_path / "token") == [*["HSM_KEY_CONFLICT"] * 4, "started"]
 
 
-def test_HS_21_a_fresh_key_signs_and_is_on_its_curve(hsm: Pkcs11Hsm) -> None:
+def test_HS_21_a_fresh_key_signs_and_is_on_its_curve(hsm: KeysHsm) -> None:
     key = fresh(hsm, KeyType.EC_SECP256K1)
     assert hsm.sign(key, SignatureAlgorithm.ES256K, [b"m"])
     hsm.destroy(key)

@@ -12,11 +12,10 @@ from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
 from broker.hsm.objects import Recipe, make
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.sessions import Worker
-from tests.contracts.hsm_keys import Target, fresh
+from tests.contracts.hsm_keys import Target, fresh, made, unmade
 from tests.integration.hsm_losses import ES256, GCM, _quick, _reason
-from tests.servers.softhsm import alone
+from tests.servers.softhsm import KeysHsm, alone
 
 if TYPE_CHECKING:
     pass
@@ -41,7 +40,7 @@ def _each_loss_in_turn(folder: Path) -> list[str]:
         "random": lambda: hsm.random(16),
         "check": hsm.check,
         "seal": lambda: hsm.seal(carried),
-        "generate": lambda: hsm.generate(signer.hsm_id, KeyType.EC_P256, KeyUsage.SIGN, exportable=False),
+        "generate": lambda: hsm.generate(signer, exportable=False),
         "generate new": lambda: fresh(hsm, KeyType.EC_P256),
         "destroy": lambda: hsm.destroy(carried),
     }
@@ -70,7 +69,7 @@ def _token_away(folder: Path) -> list[str]:
         lambda: hsm.sign(key, ES256, [b"m"]),
         lambda: hsm.public_key(key),
         lambda: hsm.destroy(key),
-        lambda: hsm.generate(key.hsm_id, KeyType.EC_P256, KeyUsage.SIGN, exportable=False),
+        lambda: hsm.generate(key, exportable=False),
         hsm.check,
     ]
     told = []
@@ -88,7 +87,7 @@ def test_FT_15_a_token_that_is_away_is_never_taken_for_an_empty_one(tmp_path: Pa
     assert alone(_token_away, tmp_path / "token") == [*["HSM_UNAVAILABLE"] * 5, "ok"]
 
 
-def test_HS_22_one_dead_session_is_replaced_without_a_reload(hsm: Pkcs11Hsm) -> None:
+def test_HS_22_one_dead_session_is_replaced_without_a_reload(hsm: KeysHsm) -> None:
     key = fresh(hsm, KeyType.EC_P256)
     epoch = hsm._sessions._epoch
     hsm._sessions.run(lambda worker: worker.session.close())
@@ -113,7 +112,7 @@ def _two_under_one_id(folder: Path) -> list[str]:
     hsm._sessions.run(plant)
     told = [
         _reason(lambda: hsm.encrypt(key, GCM, b"", b"")),
-        _reason(lambda: hsm.generate(key.hsm_id, key.type, key.usage, exportable=False)),
+        _reason(lambda: hsm.generate(key, exportable=False)),
         _reason(lambda: hsm.seal(key)),
     ]
     hsm.close()
@@ -121,13 +120,13 @@ def _two_under_one_id(folder: Path) -> list[str]:
 
 
 def _destroy_elsewhere(config: HsmConfig, *keys: KeyRef) -> None:
-    hsm = Pkcs11Hsm(config)
+    hsm = KeysHsm(config)
     for key in keys:
         hsm.destroy(key)
     hsm.close()
 
 
-def test_HS_16_a_key_destroyed_by_another_process_is_gone_here_too(hsm: Pkcs11Hsm, softhsm: HsmConfig) -> None:
+def test_HS_16_a_key_destroyed_by_another_process_is_gone_here_too(hsm: KeysHsm, softhsm: HsmConfig) -> None:
     key = fresh(hsm, KeyType.EC_P256)
     carried, kek = fresh(hsm, KeyType.EC_P384, exportable=True), Target().kek
     hsm.sign(key, ES256, [b"m"])
@@ -140,13 +139,8 @@ def test_HS_16_a_key_destroyed_by_another_process_is_gone_here_too(hsm: Pkcs11Hs
 
 
 def _wrap_for_ever(config: HsmConfig, hsm_id: bytes) -> None:
-    hsm = Pkcs11Hsm(config)
-    key = KeyRef(
-        hsm_id=hsm_id,
-        type=KeyType.EC_P384,
-        usage=KeyUsage.SIGN,
-        public_key=hsm.generate(hsm_id, KeyType.EC_P384, KeyUsage.SIGN, exportable=True),
-    )
+    hsm = KeysHsm(config)
+    key = made(hsm, unmade(KeyType.EC_P384, hsm_id=hsm_id), exportable=True)
     kek = Target().kek
     for done in count(1):
         hsm.wrap(key, kek, OaepHash.SHA1, exact=True)

@@ -8,8 +8,7 @@ import tomllib
 from pathlib import Path
 
 from broker.hsm.config import HsmConfig
-from broker.hsm.pkcs11 import Pkcs11Hsm
-from tests.servers.softhsm import alone
+from tests.servers.softhsm import KeysHsm, alone
 
 _SETUP = Path(__file__).parents[2] / "softhsm" / "setup"
 
@@ -21,7 +20,7 @@ def _setup(folder: Path) -> str:
 
 
 def _label(config: HsmConfig) -> str:
-    hsm = Pkcs11Hsm(config)
+    hsm = KeysHsm(config)
     label = hsm.report().token_label
     hsm.close()
     return label

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest
 from broker.hsm.config import HsmConfig, read_pin
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm
-from tests.servers.softhsm import PIN, alone, make_token
+from tests.servers.softhsm import PIN, KeysHsm, alone, make_token
 
 WRONG = "canary-wrong-pin-0815"
 
@@ -32,7 +31,7 @@ class Fault:
 
 def start(config: HsmConfig) -> Fault | None:
     try:
-        Pkcs11Hsm(config).close()
+        KeysHsm(config).close()
     except BrokerError as refusal:
         everything = "".join(traceback.format_exception(refusal)) + repr(refusal) + repr(config)
         return Fault(refusal.reason, refusal.message, everything)
@@ -115,7 +114,7 @@ def _libc() -> Path:
 def _logins_with_a_wrong_pin(folder: Path) -> tuple[int, list[str]]:
     """Count C_Login in the real module's function list while the PIN changes under a running broker."""
     config = make_token(folder).model_copy(update={"reload_interval": 0.0, "retry_interval": 0.0})
-    hsm = Pkcs11Hsm(config)
+    hsm = KeysHsm(config)
     logins, _keep = _count_logins(config.module)
     config.pin_file.write_text(WRONG)
     hsm._sessions._drain()

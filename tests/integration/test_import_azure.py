@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
 from broker.core.kinds import ImportState, KeyType, KeyUsage
 from broker.core.model import Terms
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.targets.azure_key_vault.fake import FakeVault, forbidden
 from tests.integration.azure_bench import AzureBench
 from tests.servers.azure import ticking
 from tests.servers.fake_azure import key_client
 from tests.servers.shim import HsmElsewhere
+from tests.servers.softhsm import KeysHsm
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def bench(vault: FakeVault, exact_hsm: HsmElsewhere, tmp_path: Path) -> Iterator
 
 
 @pytest.fixture
-def padding(vault: FakeVault, hsm: Pkcs11Hsm, tmp_path: Path) -> Iterator[AzureBench]:
+def padding(vault: FakeVault, hsm: KeysHsm, tmp_path: Path) -> Iterator[AzureBench]:
     """As ``bench``, on a SoftHSM that pads before it wraps."""
     assert not hsm.report().exact_wrap
     made = AzureBench(vault, hsm, tmp_path)

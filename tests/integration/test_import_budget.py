@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from broker.core.imports import Imports
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao
+from tests.servers.softhsm import KeysHsm
 
 
 class Counting:
@@ -33,7 +33,7 @@ class Counting:
 
 
 @pytest.fixture
-def bench(openbao: OpenBao, hsm: Pkcs11Hsm, tmp_path: Path) -> Iterator[Bench]:
+def bench(openbao: OpenBao, hsm: KeysHsm, tmp_path: Path) -> Iterator[Bench]:
     made = Bench(Mount(openbao, tmp_path, openbao.mount), hsm, tmp_path)
     made.register()
     yield made

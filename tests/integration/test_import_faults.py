@@ -12,11 +12,11 @@ import pytest
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.import_rules import LEASE
 from broker.core.kinds import ImportState, KeyType
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.targets.vault.policy import RIGHTS, line, policy
 from tests.integration.fault_proxy import LOSE_ANSWER, LOSE_REQUEST, PASS, FaultProxy
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao
+from tests.servers.softhsm import KeysHsm
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def proxy(openbao: OpenBao, tmp_path: Path) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def bench(mount: Mount, hsm: Pkcs11Hsm, tmp_path: Path) -> Iterator[Bench]:
+def bench(mount: Mount, hsm: KeysHsm, tmp_path: Path) -> Iterator[Bench]:
     made = Bench(mount, hsm, tmp_path)
     made.register()
     yield made
@@ -46,7 +46,7 @@ def bench(mount: Mount, hsm: Pkcs11Hsm, tmp_path: Path) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def hopped(mount: Mount, hsm: Pkcs11Hsm, tmp_path: Path, proxy: FaultProxy) -> Iterator[Bench]:
+def hopped(mount: Mount, hsm: KeysHsm, tmp_path: Path, proxy: FaultProxy) -> Iterator[Bench]:
     """As ``bench``, with the fault proxy between the broker and the server."""
     made = Bench(mount, hsm, tmp_path, frozenset({proxy.host}))
     made.settings = mount.settings(proxy.address, proxy.ca_pem)
@@ -66,7 +66,7 @@ def refused(kind: type[BrokerError], reason: str, action: object) -> BrokerError
 
 
 def test_BY_14_a_kek_that_changes_between_fetch_and_upload_opens_nothing(
-    own_mount: Mount, hsm: Pkcs11Hsm, tmp_path: Path, proxy: FaultProxy
+    own_mount: Mount, hsm: KeysHsm, tmp_path: Path, proxy: FaultProxy
 ) -> None:
     bench = Bench(own_mount, hsm, tmp_path, frozenset({proxy.host}))
     bench.settings = own_mount.settings(proxy.address, proxy.ca_pem)
@@ -270,7 +270,7 @@ def test_BY_06_two_broker_processes_make_one_remote_version(bench: Bench) -> Non
 
 
 def test_FT_31_down_sealed_and_throttling_are_told_and_come_right(
-    openbao_own: OpenBao, hsm: Pkcs11Hsm, tmp_path: Path
+    openbao_own: OpenBao, hsm: KeysHsm, tmp_path: Path
 ) -> None:
     bench = Bench(Mount(openbao_own, tmp_path), hsm, tmp_path)
     bench.register()

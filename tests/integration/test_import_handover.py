@@ -16,10 +16,10 @@ from broker.core.handover import Exported, Handover
 from broker.core.import_rules import LEASE
 from broker.core.kinds import ImportState, KeyState, KeyType
 from broker.core.model import Import, Key, Terms
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.integration.fault_proxy import LOSE_REQUEST, PASS, FaultProxy
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao
+from tests.servers.softhsm import KeysHsm
 
 
 class Carrier(Bench):
@@ -47,7 +47,7 @@ class Carrier(Bench):
 
 
 @pytest.fixture
-def bench(openbao: OpenBao, hsm: Pkcs11Hsm, tmp_path: Path) -> Iterator[Carrier]:
+def bench(openbao: OpenBao, hsm: KeysHsm, tmp_path: Path) -> Iterator[Carrier]:
     made = Carrier(Mount(openbao, tmp_path, openbao.mount), hsm, tmp_path)
     made.register()
     yield made
@@ -62,7 +62,7 @@ def proxy(openbao: OpenBao, tmp_path: Path) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def hopped(openbao: OpenBao, hsm: Pkcs11Hsm, tmp_path: Path, proxy: FaultProxy) -> Iterator[Carrier]:
+def hopped(openbao: OpenBao, hsm: KeysHsm, tmp_path: Path, proxy: FaultProxy) -> Iterator[Carrier]:
     mount = Mount(openbao, tmp_path, openbao.mount)
     made = Carrier(mount, hsm, tmp_path, frozenset({proxy.host}))
     made.settings = mount.settings(proxy.address, proxy.ca_pem)

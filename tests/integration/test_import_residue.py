@@ -13,12 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from broker.core.keys import ref
 from broker.core.kinds import KeyType, OaepHash
 from broker.core.model import WrappingKey
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao
+from tests.servers.softhsm import KeysHsm
 
 
-def material(hsm: Pkcs11Hsm, bench: Bench, name: str) -> bytes:
+def material(hsm: KeysHsm, bench: Bench, name: str) -> bytes:
     """The key's bytes, by way of a key-exchange key whose private half the test holds."""
     private = rsa.generate_private_key(65537, 2048)
     spki = private.public_key().public_bytes(
@@ -35,7 +35,7 @@ def material(hsm: Pkcs11Hsm, bench: Bench, name: str) -> bytes:
 
 @pytest.mark.parametrize("key_type", [KeyType.AES_256, KeyType.EC_P384])
 def test_BY_11_no_file_of_the_broker_holds_the_key(
-    key_type: KeyType, openbao: OpenBao, hsm: Pkcs11Hsm, tmp_path: Path
+    key_type: KeyType, openbao: OpenBao, hsm: KeysHsm, tmp_path: Path
 ) -> None:
     bench = Bench(Mount(openbao, tmp_path, openbao.mount), hsm, tmp_path)
     bench.register()

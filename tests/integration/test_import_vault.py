@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
 from broker.core.kinds import ImportState, KeyState, KeyType, KeyUsage, SignatureAlgorithm
 from broker.core.model import Import
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.targets import Surroundings, connector
 from broker.targets.vault.policy import RIGHTS, line, policy
 from tests.integration.fault_proxy import FaultProxy
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao
+from tests.servers.softhsm import KeysHsm
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def proxy(openbao: OpenBao, tmp_path: Path) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def bench(mount: Mount, hsm: Pkcs11Hsm, tmp_path: Path) -> Iterator[Bench]:
+def bench(mount: Mount, hsm: KeysHsm, tmp_path: Path) -> Iterator[Bench]:
     made = Bench(mount, hsm, tmp_path)
     made.register()
     yield made
@@ -52,7 +52,7 @@ def bench(mount: Mount, hsm: Pkcs11Hsm, tmp_path: Path) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def hopped(mount: Mount, hsm: Pkcs11Hsm, tmp_path: Path, proxy: FaultProxy) -> Iterator[Bench]:
+def hopped(mount: Mount, hsm: KeysHsm, tmp_path: Path, proxy: FaultProxy) -> Iterator[Bench]:
     """As ``bench``, with the fault proxy between the broker and the server."""
     made = Bench(mount, hsm, tmp_path, frozenset({proxy.host}))
     made.settings = mount.settings(proxy.address, proxy.ca_pem)
@@ -255,7 +255,7 @@ def test_whoever_may_not_learns_nothing(bench: Bench) -> None:
 
 
 def test_BY_01_a_changed_kek_is_refused_before_anything_is_wrapped(
-    own_mount: Mount, hsm: Pkcs11Hsm, tmp_path: Path
+    own_mount: Mount, hsm: KeysHsm, tmp_path: Path
 ) -> None:
     bench = Bench(own_mount, hsm, tmp_path)
     bench.register()

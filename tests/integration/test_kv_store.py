@@ -16,13 +16,13 @@ import pytest
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.model import RootKey, SecretRead, SecretVersion
 from broker.core.roots import ref
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.store.sql import SqlStore
-from tests.contracts.store_samples import config
+from tests.contracts.store_samples import ROW_KEY, config
 from tests.fakes.calls import Clock
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.secrets import FIELDS, PIPELINE, SecretsHouse
 from tests.servers.postgres import Postgres
+from tests.servers.softhsm import KeysHsm
 
 WRITERS = 50
 ROUNDS = 20
@@ -32,7 +32,7 @@ ROUNDS = 20
 def stored(url: str, folder: Path, clock: Clock) -> Iterator[SqlStore]:
     place = config(url, folder)
     SqlStore.migrate(place)
-    store = SqlStore(place, clock)
+    store = SqlStore(place, ROW_KEY, clock)
     try:
         yield store
     finally:
@@ -206,7 +206,7 @@ def test_ST_01_no_value_is_in_any_file_of_the_database_or_the_journal(tmp_path: 
         assert not [canary for canary in canaries if canary in content]
 
 
-def test_a_real_token_wraps_rotates_and_destroys(hsm: Pkcs11Hsm, tmp_path: Path) -> None:
+def test_a_real_token_wraps_rotates_and_destroys(hsm: KeysHsm, tmp_path: Path) -> None:
     with stored(f"sqlite:///{tmp_path / 'broker.db'}", tmp_path, Clock()) as store:
         house = SecretsHouse(store, hsm, keep=0, clock=Clock())
         for number in range(5):

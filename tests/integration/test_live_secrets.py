@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker import setup
+from broker import own_keys
 from tests.servers.live import METHODS, Client, Live, Refused
 from tests.servers.openbao import OpenBao
 
@@ -27,7 +27,7 @@ def admin(live: Live) -> Client:
 
 def test_HS_17_the_brokers_own_keys_are_reached_by_no_rpc(admin: Client) -> None:
     listed = {one.name for one in admin.everything("ListKeys", "keys")}
-    for own in setup.AUDIT_KEY, setup.OPERATOR_CA, setup.SERVER_CA:
+    for own in own_keys.INTERNAL_KEYS.values():
         for name in (own.decode(), own.hex(), own.decode().replace("/", "-"), own.decode().partition("/")[2]):
             assert name not in listed
             for rpc in ("GetKey", "GetPublicKey", "Sign", "ImportKey", "RotateKey", "ScheduleKeyDestruction"):

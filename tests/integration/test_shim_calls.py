@@ -13,12 +13,10 @@ import pytest
 from pkcs11 import Attribute, Mechanism, ObjectClass
 
 from broker.core.kinds import KeyType, KeyUsage, OaepHash
-from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
-from broker.hsm.pkcs11 import Pkcs11Hsm
-from tests.contracts.hsm_keys import ALGORITHMS, Target, spki_of
+from tests.contracts.hsm_keys import ALGORITHMS, Target, made, spki_of, unmade
 from tests.servers.shim import Call, Shim, make_shim_token
-from tests.servers.softhsm import alone
+from tests.servers.softhsm import KeysHsm, alone
 
 SECRET_VALUES = {
     int(value)
@@ -50,18 +48,17 @@ ID = bytes(16)
 
 def import_like(config: HsmConfig, kind: KeyType, folder: Path) -> tuple[bytes, bytes | None]:
     """All that an import does with the token: make, read the public half, wrap for a target, sign a challenge."""
-    hsm = Pkcs11Hsm(config)
+    hsm = KeysHsm(config)
     Shim(folder).forget()
     target = Target()
     usage = KeyUsage.ENCRYPT if kind.symmetric else KeyUsage.SIGN
-    public_key = hsm.generate(ID, kind, usage, exportable=True)
-    key = KeyRef(hsm_id=ID, type=kind, usage=usage, public_key=public_key)
-    assert hsm.public_key(key) == public_key
+    key = made(hsm, unmade(kind, usage, hsm_id=ID), exportable=True)
+    assert hsm.public_key(key) == key.public_key
     plaintext = target.open(hsm.wrap(key, target.kek, OaepHash.SHA1, exact=True), OaepHash.SHA1)
     if not kind.symmetric:
         hsm.sign(key, ALGORITHMS[kind][0], [b"challenge"])
     hsm.close()
-    return plaintext, public_key
+    return plaintext, key.public_key
 
 
 def objects_in(config: HsmConfig) -> list[tuple[int, bytes]]:
@@ -125,7 +122,7 @@ def test_BY_11_an_import_reads_no_value_and_its_ephemeral_key_only_wraps_and_goe
 
 
 def _start(config: HsmConfig) -> None:
-    Pkcs11Hsm(config).close()
+    KeysHsm(config).close()
 
 
 def test_HS_23_the_one_value_that_is_asked_for_is_the_throw_aways_that_must_not_be_had(tmp_path: Path) -> None:

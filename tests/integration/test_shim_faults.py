@@ -17,13 +17,12 @@ from typing import Any
 import pytest
 from pkcs11 import Attribute
 
-from broker.core.kinds import KeyType, KeyUsage, OaepHash, SignatureAlgorithm
-from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.core.kinds import KeyType, OaepHash, SignatureAlgorithm
 from broker.hsm.sessions import Worker
-from tests.contracts.hsm_keys import Target, fresh
+from tests.contracts.hsm_keys import Target, fresh, unmade
 from tests.integration.hsm_losses import ES256, GCM, _reason
 from tests.servers.shim import Shim, make_shim_token
-from tests.servers.softhsm import alone
+from tests.servers.softhsm import KeysHsm, alone
 
 LOST = {
     "GENERAL_ERROR": 0x5, "DEVICE_ERROR": 0x30, "DEVICE_REMOVED": 0x32, "KEY_HANDLE_INVALID": 0x60,
@@ -57,10 +56,10 @@ EFFECTS = {
 REFUSALS = {"HSM_FAULT", "HSM_MECHANISM_MISSING", "HSM_UNAVAILABLE", "KEY_NOT_EXPORTABLE"}
 
 
-def opened(folder: Path, **changes: Any) -> tuple[Pkcs11Hsm, Shim]:
+def opened(folder: Path, **changes: Any) -> tuple[KeysHsm, Shim]:
     config = make_shim_token(folder, sessions=2)
     config = config.model_copy(update={"reload_interval": 0.0, "retry_interval": 0.0, **changes})
-    return Pkcs11Hsm(config), Shim(folder)
+    return KeysHsm(config), Shim(folder)
 
 
 def injections(
@@ -87,7 +86,7 @@ def injections(
     return rules
 
 
-def found(hsm: Pkcs11Hsm, template: dict[Attribute, Any]) -> list[str]:
+def found(hsm: KeysHsm, template: dict[Attribute, Any]) -> list[str]:
     def look(worker: Worker) -> list[str]:
         with hsm._sessions.objects:
             return sorted(thing.object_class.name for thing in hsm._sessions.search(worker, template))
@@ -116,7 +115,7 @@ def _generate(folder: Path, *, new: bool = False) -> list[str]:
         hsm_id = os.urandom(16)
 
         def generate(name: bytes = hsm_id, *, fresh: bool = False) -> bytes | None:
-            return hsm.generate(name, kind, KeyUsage.SIGN, exportable=True, fresh=fresh)
+            return hsm.generate(unmade(kind, hsm_id=name), exportable=True, fresh=fresh)
 
         shim.forget()
         shim.obey(rule)
@@ -140,7 +139,7 @@ def _generate_again(folder: Path) -> list[str]:
     told: list[str] = []
 
     def generate() -> bytes | None:
-        return hsm.generate(key.hsm_id, key.type, key.usage, exportable=False)
+        return hsm.generate(key, exportable=False)
 
     for name, rule, _ in injections(shim, generate):
         shim.obey(rule)
@@ -217,7 +216,7 @@ def _five_in_a_hundred(folder: Path) -> tuple[set[str], list[str], int]:
     def generate() -> None:
         hsm_id = os.urandom(16)
         ids.append(hsm_id)
-        hsm.generate(hsm_id, KeyType.EC_P256, KeyUsage.SIGN, exportable=False)
+        hsm.generate(unmade(KeyType.EC_P256, hsm_id=hsm_id), exportable=False)
 
     uses = [lambda: hsm.sign(signer, ES256, [b"m"]), lambda: hsm.encrypt(cipher, GCM, b"m", b""), generate, hsm.check]
     codes = (0xB3, 0x101, 0x82, 0x30)

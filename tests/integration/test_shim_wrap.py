@@ -17,11 +17,10 @@ from pkcs11 import exceptions as ck
 from broker.core.errors import WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, OaepHash
 from broker.hsm.config import HsmConfig
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.contracts.hsm_keys import EXPORTABLE, Target, der_length, fresh, shared, spki_of
 from tests.integration.openssl import opened_by_openssl, public_key_by_openssl
 from tests.servers.shim import HsmElsewhere, Shim, make_shim_token
-from tests.servers.softhsm import alone
+from tests.servers.softhsm import KeysHsm, alone
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def test_twelve_of_twelve_rsa_keys_are_exact(exact_hsm: HsmElsewhere, target: Ta
 
 
 def test_the_probe_tells_plain_softhsm_and_the_shim_apart(
-    hsm: Pkcs11Hsm, exact_hsm: HsmElsewhere, target: Target
+    hsm: KeysHsm, exact_hsm: HsmElsewhere, target: Target
 ) -> None:
     plain, shimmed = hsm.report(), exact_hsm.report()
     assert (plain.exact_wrap, shimmed.exact_wrap) == (False, True)
@@ -135,7 +134,7 @@ def test_every_length_under_every_wrapping_key_is_what_pyca_makes(tmp_path: Path
 
 
 def _start_and_look(config: HsmConfig) -> bool:
-    hsm = Pkcs11Hsm(config)
+    hsm = KeysHsm(config)
     exact = hsm.report().exact_wrap
     hsm.close()
     return exact

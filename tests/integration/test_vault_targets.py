@@ -16,14 +16,14 @@ from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFo
 from broker.core.kinds import ImportState
 from broker.core.model import Target, WrappingKey
 from broker.core.targets import check_kek
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.targets.vault.policy import RIGHTS, SELF, line
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao, self_signed
+from tests.servers.softhsm import KeysHsm
 
 
 @pytest.fixture
-def bench(openbao: OpenBao, hsm: Pkcs11Hsm, tmp_path: Path) -> Iterator[Bench]:
+def bench(openbao: OpenBao, hsm: KeysHsm, tmp_path: Path) -> Iterator[Bench]:
     made = Bench(Mount(openbao, tmp_path, openbao.mount), hsm, tmp_path)
     yield made
     made.close()
@@ -136,7 +136,7 @@ def test_check_names_every_right_that_the_token_lacks(bench: Bench) -> None:
 
 
 def test_check_tells_a_token_that_may_nothing_from_a_server_that_is_away(
-    openbao_own: OpenBao, hsm: Pkcs11Hsm, tmp_path: Path
+    openbao_own: OpenBao, hsm: KeysHsm, tmp_path: Path
 ) -> None:
     bench = Bench(Mount(openbao_own, tmp_path, openbao_own.mount), hsm, tmp_path)
     create(bench)
@@ -158,7 +158,7 @@ def test_check_tells_a_token_that_may_nothing_from_a_server_that_is_away(
 
 
 def test_a_changed_kek_is_found_and_pinned_only_when_it_is_the_one_expected(
-    openbao: OpenBao, hsm: Pkcs11Hsm, tmp_path: Path
+    openbao: OpenBao, hsm: KeysHsm, tmp_path: Path
 ) -> None:
     bench = Bench(Mount(openbao, tmp_path), hsm, tmp_path)
     old = create(bench)

@@ -22,7 +22,7 @@ import pytest
 
 from broker.core import errors
 from broker.core.errors import BrokerError
-from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
+from broker.core.kinds import EncryptionAlgorithm, OaepHash, Purpose, SignatureAlgorithm
 from broker.core.model import HsmReport, WrappingKey
 from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
@@ -113,6 +113,7 @@ class Shim:
 
 
 _hsm: Pkcs11Hsm
+_OF_THE_DEVICE = frozenset({"random", "report", "check", "close"})
 
 
 def _open(config: HsmConfig) -> None:
@@ -120,31 +121,35 @@ def _open(config: HsmConfig) -> None:
     _hsm = Pkcs11Hsm(config)
 
 
-def _call(method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, list[str]]:
+def _call(purpose: Purpose, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, list[str]]:
+    asked = _hsm if method in _OF_THE_DEVICE else _hsm.keyring(purpose)
     try:
-        return getattr(_hsm, method)(*arguments, **options), []
+        return getattr(asked, method)(*arguments, **options), []
     except BrokerError as refusal:
         return refusal.metadata, [type(refusal).__name__, refusal.reason, refusal.message]
 
 
-class HsmElsewhere:
-    """The ``Hsm`` port on a token in another process, one call at a time: the tests' own has plain SoftHSM."""
+class KeyringElsewhere:
+    """The ``Hsm`` port on a token in another process, one call at a time."""
 
-    def __init__(self, config: HsmConfig) -> None:
-        self._process = ProcessPoolExecutor(1, get_context("spawn"), _open, (config,))
+    def __init__(self, process: ProcessPoolExecutor, purpose: Purpose) -> None:
+        self._process = process
+        self._purpose = purpose
 
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
-        answer, refusal = self._process.submit(_call, method, arguments, options).result(timeout=100)
+        answer, refusal = self._process.submit(_call, self._purpose, method, arguments, options).result(timeout=100)
         if refusal:
             kind, reason, message = refusal
             raise getattr(errors, kind)(reason, message, **answer)
         return answer
 
-    def generate(
-        self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool, fresh: bool = False
-    ) -> bytes | None:
-        made: bytes | None = self._ask("generate", hsm_id, key_type, usage, exportable=exportable, fresh=fresh)
+    def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
+        made: bytes | None = self._ask("generate", key, exportable=exportable, fresh=fresh)
         return made
+
+    def check_value(self, key: KeyRef) -> bytes:
+        value: bytes = self._ask("check_value", key)
+        return value
 
     def public_key(self, key: KeyRef) -> bytes | None:
         read: bytes | None = self._ask("public_key", key)
@@ -174,13 +179,23 @@ class HsmElsewhere:
     def destroy(self, key: KeyRef) -> None:
         self._ask("destroy", key)
 
-    def random(self, length: int) -> bytes:
-        drawn: bytes = self._ask("random", length)
-        return drawn
-
     def report(self) -> HsmReport:
         report: HsmReport = self._ask("report")
         return report
+
+
+class HsmElsewhere(KeyringElsewhere):
+    """The ``Device`` port on such a token, itself the keyring of callers' keys: the tests' own has plain SoftHSM."""
+
+    def __init__(self, config: HsmConfig) -> None:
+        super().__init__(ProcessPoolExecutor(1, get_context("spawn"), _open, (config,)), Purpose.KEY)
+
+    def keyring(self, purpose: Purpose) -> KeyringElsewhere:
+        return KeyringElsewhere(self._process, purpose)
+
+    def random(self, length: int) -> bytes:
+        drawn: bytes = self._ask("random", length)
+        return drawn
 
     def check(self) -> None:
         self._ask("check")

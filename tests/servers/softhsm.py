@@ -7,6 +7,7 @@ another config or a fresh start runs it in a process of its own.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -15,8 +16,12 @@ from typing import TypeVar
 
 import pytest
 
+from broker.core.kinds import EncryptionAlgorithm, OaepHash, Purpose, SignatureAlgorithm
+from broker.core.model import WrappingKey
+from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.hsm.sessions import Clock
 from broker.hsm.tokens import create_softhsm_token, find_softhsm
 
 R = TypeVar("R")
@@ -36,6 +41,43 @@ def make_token(folder: Path, *, label: str = LABEL, pin: str = PIN, sessions: in
     )
 
 
+class KeysHsm(Pkcs11Hsm):
+    """The device; for the ease of tests itself the keyring of callers' keys too."""
+
+    def __init__(self, config: HsmConfig, clock: Clock = time.monotonic) -> None:
+        super().__init__(config, clock)
+        self._keys = self.keyring(Purpose.KEY)
+
+    def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
+        return self._keys.generate(key, exportable=exportable, fresh=fresh)
+
+    def check_value(self, key: KeyRef) -> bytes:
+        return self._keys.check_value(key)
+
+    def public_key(self, key: KeyRef) -> bytes | None:
+        return self._keys.public_key(key)
+
+    def sign(
+        self, key: KeyRef, algorithm: SignatureAlgorithm, messages: list[bytes], *, prehashed: bool = False
+    ) -> list[bytes]:
+        return self._keys.sign(key, algorithm, messages, prehashed=prehashed)
+
+    def encrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, plaintext: bytes, aad: bytes) -> bytes:
+        return self._keys.encrypt(key, algorithm, plaintext, aad)
+
+    def decrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, aad: bytes) -> bytes:
+        return self._keys.decrypt(key, algorithm, ciphertext, aad)
+
+    def wrap(self, key: KeyRef, kek: WrappingKey, oaep_hash: OaepHash, *, exact: bool) -> bytes:
+        return self._keys.wrap(key, kek, oaep_hash, exact=exact)
+
+    def seal(self, key: KeyRef) -> None:
+        self._keys.seal(key)
+
+    def destroy(self, key: KeyRef) -> None:
+        self._keys.destroy(key)
+
+
 @pytest.fixture(scope="session")
 def softhsm(tmp_path_factory: pytest.TempPathFactory) -> HsmConfig:
     """The config of a token made for this test session."""
@@ -43,9 +85,9 @@ def softhsm(tmp_path_factory: pytest.TempPathFactory) -> HsmConfig:
 
 
 @pytest.fixture(scope="session")
-def hsm(softhsm: HsmConfig) -> Iterator[Pkcs11Hsm]:
+def hsm(softhsm: HsmConfig) -> Iterator[KeysHsm]:
     """The HSM edge on that token."""
-    opened = Pkcs11Hsm(softhsm)
+    opened = KeysHsm(softhsm)
     yield opened
     opened.close()
 

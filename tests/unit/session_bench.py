@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from broker.core.call import Call
 from broker.core.guard import Guard
-from broker.core.kinds import LeaseState, MatcherKind, Preset
+from broker.core.kinds import LeaseState, MatcherKind, Preset, Purpose
 from broker.core.kv import Secrets
 from broker.core.leases import Leases
 from broker.core.model import Lease, Matcher, Principal, Proof, Session, TrustRule
@@ -62,8 +62,9 @@ class Bench:
 
     def restart(self, store: Store) -> None:
         self.store = store
-        sealing = Sealing(self.hsm, known_roots(store), self.clock, timedelta(minutes=1))
-        self.secrets = Secrets(store, self.hsm, sealing, self.guard, self.clock)
+        roots = self.hsm.keyring(Purpose.ROOT)
+        sealing = Sealing(roots, known_roots(store), self.clock, timedelta(minutes=1))
+        self.secrets = Secrets(store, roots, sealing, self.guard, self.clock)
         self.sessions = Sessions(store, self.secrets, self.guard, self.clock, self.limits)
         self.leases = Leases(store, self.guard, self.clock)
 

@@ -26,8 +26,8 @@ AUDITOR = operator("carol", "auditors")
 class House:
     def __init__(self) -> None:
         self.clock, self.store, self.signer = Clock(), MemoryStore(), Signer()
-        spki = self.signer.generate(b"audit-key-000001", KeyType.EC_P256, KeyUsage.SIGN, exportable=False)
-        self.key = KeyRef(hsm_id=b"audit-key-000001", type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=spki)
+        key = KeyRef(hsm_id=b"audit-key-000001", type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=None, name="")
+        self.key = replace(key, public_key=self.signer.generate(key, exportable=False))
         self.heads = Heads(self.store, self.signer.hsm, self.key, Guard(document()), self.clock)
 
     def record(self, count: int = 1) -> None:

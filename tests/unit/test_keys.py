@@ -26,8 +26,10 @@ from broker.core.keys import UNDO_AFTER, Keys
 from broker.core.kinds import EncryptionAlgorithm, KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, PolicyDocument, Principal
 from broker.core.policy import FIRST_POLICY
+from broker.core.ports import KeyRef
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
+from tests.contracts.store_samples import ROW_KEY
 from tests.fakes.hsm import SoftwareHsm
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -38,13 +40,11 @@ class LosableHsm(SoftwareHsm):
 
     lost = False
 
-    def generate(
-        self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool, fresh: bool = False
-    ) -> bytes | None:
+    def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
         if self.lost:
             self.lost = False
             raise Unavailable("HSM_UNAVAILABLE", "gone")
-        return super().generate(hsm_id, key_type, usage, exportable=exportable, fresh=fresh)
+        return super().generate(key, exportable=exportable, fresh=fresh)
 
 
 class Bench:
@@ -105,7 +105,7 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     config = StoreConfig(url=f"sqlite:///{tmp_path / 'broker.db'}", journal=tmp_path / "journal")
     SqlStore.migrate(config)
-    store = SqlStore(config, lambda: START)
+    store = SqlStore(config, ROW_KEY, lambda: START)
     yield Bench(store)
     store.close()
 

@@ -22,6 +22,7 @@ from broker.core.policy import FIRST_POLICY
 from broker.core.ports import KeyRef
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
+from tests.contracts.store_samples import ROW_KEY
 from tests.fakes.hsm import SoftwareHsm
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -34,10 +35,8 @@ class BusyHsm(SoftwareHsm):
     after_generate: Callable[[], object] | None = None
     before_destroy: Callable[[], object] | None = None
 
-    def generate(
-        self, hsm_id: bytes, key_type: KeyType, usage: KeyUsage, *, exportable: bool, fresh: bool = False
-    ) -> bytes | None:
-        made = super().generate(hsm_id, key_type, usage, exportable=exportable, fresh=fresh)
+    def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
+        made = super().generate(key, exportable=exportable, fresh=fresh)
         meanwhile, self.after_generate = self.after_generate, None
         if meanwhile:
             meanwhile()
@@ -112,7 +111,7 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     config = StoreConfig(url=f"sqlite:///{tmp_path / 'broker.db'}", journal=tmp_path / "journal")
     SqlStore.migrate(config)
-    store = SqlStore(config, lambda: START)
+    store = SqlStore(config, ROW_KEY, lambda: START)
     yield Bench(store)
     store.close()
 

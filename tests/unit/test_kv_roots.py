@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from broker.core import roots
 from broker.core.errors import (
     Exhausted,
-    InvalidRequest,
     NotFound,
     PermissionDenied,
     Unavailable,
     WrongState,
 )
+from broker.core.kinds import EncryptionAlgorithm, KeyType
 from broker.core.model import Receipt, RootKey, SecretVersion
-from broker.core.ports import KeyRef
 from tests.fakes.calls import operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
@@ -168,17 +169,12 @@ def test_a_root_key_that_took_long_to_be_ready_does_not_shorten_the_life_of_the_
 
 
 def test_a_root_key_that_the_hsm_will_not_make_is_taken_back(house: RotationHouse) -> None:
-    generate = house.hsm.generate
-
-    def refuse(*_: object, **__: object) -> None:
-        raise InvalidRequest("HSM_MECHANISM_MISSING", "This token makes no AES keys.")
-
-    house.hsm.generate = refuse  # type: ignore[method-assign]
-    with pytest.raises(InvalidRequest):
+    house.hsm.makes = ()
+    with pytest.raises(WrongState):
         house.rotate(request_id=REQUEST)
     assert house.versions() == [1]
     assert not house.store.rows[Receipt]
-    house.hsm.generate = generate  # type: ignore[method-assign]
+    house.hsm.makes = tuple(KeyType)
     assert house.rotate(request_id=REQUEST) == 2
 
 
@@ -225,5 +221,8 @@ def test_what_was_wrapped_too_long_ago_is_not_written(house: RotationHouse) -> N
 
 def test_a_root_key_is_not_addressable_by_what_callers_name(house: RotationHouse) -> None:
     [root] = house.store.page(RootKey, limit=9)
-    assert KeyRef(hsm_id=root.hsm_id, type=roots.ref(root).type, usage=roots.ref(root).usage, public_key=None)
+    for callers in (roots.ref(root), replace(roots.ref(root), name="pay/1")):
+        with pytest.raises(WrongState) as refusal:
+            house.hsm.decrypt(callers, EncryptionAlgorithm.AES_GCM, bytes(28), b"")
+        assert refusal.value.reason == "KEY_NOT_THIS"
     assert root.hsm_id.hex() not in repr(house.store.entries)

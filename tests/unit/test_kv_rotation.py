@@ -11,8 +11,9 @@ import pytest
 
 from broker.core.audit import AuditEntry
 from broker.core.errors import BrokerError, Unavailable
-from broker.core.kinds import VersionState
+from broker.core.kinds import Purpose, VersionState
 from broker.core.model import RootKey
+from broker.core.ports import Hsm
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.secrets import FIELDS, RotationHouse
@@ -70,8 +71,16 @@ class MortalHsm:
     def __init__(self, hsm: SoftwareHsm, trap: Trap) -> None:
         self._hsm, self._trap = hsm, trap
 
+    def keyring(self, purpose: Purpose) -> Any:
+        return MortalKeyring(self._hsm.keyring(purpose), self._trap)
+
+
+class MortalKeyring:
+    def __init__(self, keyring: Hsm, trap: Trap) -> None:
+        self._keyring, self._trap = keyring, trap
+
     def __getattr__(self, name: str) -> Any:
-        return self._trap.around(getattr(self._hsm, name))
+        return self._trap.around(getattr(self._keyring, name))
 
 
 def lived_through(at: int) -> bool:

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
-from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage
+from broker.core.kinds import EncryptionAlgorithm, KeyType
 from broker.core.ports import KeyRef
 from broker.core.sealing import Sealing
+from tests.contracts.hsm_keys import made, unmade
 from tests.fakes.calls import Clock
 from tests.fakes.hsm import SoftwareHsm
 
@@ -24,9 +25,7 @@ KEEP = timedelta(seconds=60)
 
 
 def root(hsm: SoftwareHsm, version: int) -> KeyRef:
-    hsm_id = b"root%012d" % version
-    hsm.generate(hsm_id, KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False)
-    return KeyRef(hsm_id=hsm_id, type=KeyType.AES_256, usage=KeyUsage.ENCRYPT, public_key=None)
+    return made(hsm, unmade(KeyType.AES_256, hsm_id=b"root%012d" % version, name=str(version)))
 
 
 @dataclass

@@ -12,10 +12,11 @@ import pytest
 from cryptography import x509
 
 from broker import __main__ as main
-from broker import setup
+from broker import own_keys, setup
 from broker.config import Config, load
 from broker.core.authority import Authority
 from broker.core.errors import InvalidRequest, WrongState
+from broker.core.kinds import Purpose
 from broker.rpc.tls import TlsFiles
 from tests.fakes.hsm import SoftwareHsm
 
@@ -55,8 +56,9 @@ def config(tmp_path: Path) -> Config:
 def hsm(config: Config) -> SoftwareHsm:
     """Holds the broker's own keys, whose files are in the folder."""
     hsm = SoftwareHsm()
-    for name, hsm_id in setup.INTERNAL_KEYS.items():
-        setup.write_private(config.certificates / f"{name}.pem", Authority.create(hsm, hsm_id, name, NOW)[1])
+    for purpose, hsm_id in own_keys.INTERNAL_KEYS.items():
+        certificate = Authority.create(hsm.keyring(purpose), hsm_id, purpose, NOW)[1]
+        own_keys.write_private(config.certificates / f"{purpose}.pem", certificate)
     return hsm
 
 
@@ -90,14 +92,14 @@ def test_processes_that_renew_together_leave_a_key_and_its_certificate(config: C
 @pytest.mark.parametrize("content", [None, b"", bytes(31), bytes(33)])
 def test_a_page_key_that_init_did_not_make_is_refused(config: Config, content: bytes | None) -> None:
     if content is not None:
-        setup.write_private(config.certificates / "page.key", content)
+        own_keys.write_private(config.certificates / "page.key", content)
     with pytest.raises(WrongState) as found:
         setup.page_key(config)
     assert found.value.reason == "NOT_INITIALISED"
 
 
 def test_a_page_key_that_others_may_read_is_refused(config: Config) -> None:
-    setup.write_private(config.certificates / "page.key", bytes(32))
+    own_keys.write_private(config.certificates / "page.key", bytes(32))
     assert setup.page_key(config) == bytes(32)
     (config.certificates / "page.key").chmod(0o640)
     with pytest.raises(WrongState) as found:
@@ -121,21 +123,21 @@ def test_a_certificate_that_another_ca_signed_is_left_to_whoever_put_it_there(co
     key, csr = setup.make_request()
     foreign, _ = Authority(other, ref, pem).server(csr, ["broker.example"], NOW, timedelta(days=7))
     config.server.certificate_file.write_bytes(foreign)
-    setup.write_private(config.server.key_file, key)
+    own_keys.write_private(config.server.key_file, key)
     assert not setup.renew_server_certificate(config, hsm, NOW + timedelta(days=6))
     assert config.server.certificate_file.read_bytes() == foreign
     assert config.server.key_file.read_bytes() == key
 
 
-@pytest.mark.parametrize("name", sorted(setup.INTERNAL_KEYS))
+@pytest.mark.parametrize("purpose", own_keys.INTERNAL_KEYS)
 def test_a_file_that_does_not_belong_to_the_key_in_the_hsm_is_not_trusted(
-    config: Config, hsm: SoftwareHsm, name: str
+    config: Config, hsm: SoftwareHsm, purpose: Purpose
 ) -> None:
-    setup.check_internal_keys(config, hsm)
-    planted = Authority.create(SoftwareHsm(), setup.INTERNAL_KEYS[name], name, NOW)[1]
-    setup.write_private(config.certificates / f"{name}.pem", planted)
+    own_keys.check_internal_keys(config, hsm)
+    planted = Authority.create(SoftwareHsm().keyring(purpose), own_keys.INTERNAL_KEYS[purpose], purpose, NOW)[1]
+    own_keys.write_private(config.certificates / f"{purpose}.pem", planted)
     with pytest.raises(WrongState) as refused:
-        setup.check_internal_keys(config, hsm)
+        own_keys.check_internal_keys(config, hsm)
     assert refused.value.reason == "HSM_NOT_OURS"
 
 
@@ -169,7 +171,7 @@ def test_a_damaged_file_is_refused_in_a_sentence(config: Config, hsm: SoftwareHs
     (config.certificates / f"{name}.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
 
     def start() -> None:
-        setup.check_internal_keys(config, hsm)
+        own_keys.check_internal_keys(config, hsm)
         setup.renew_server_certificate(config, hsm, NOW)
 
     with pytest.raises(WrongState) as refused:
