@@ -25,7 +25,7 @@ from broker.core.guard import (
 from broker.core.kinds import OperatorState
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Secret, Target, TrustRule
 from broker.core.names import check_name, check_path
-from broker.core.policy import ACTIONS, Decision
+from broker.core.policy import ACTIONS, Decision, is_for
 
 LATE = 1.5
 """Seconds without a look for a newer document; the background loop looks every second, unless it is held up."""
@@ -118,12 +118,12 @@ class Policies:
                 "OPERATOR_NOT_FOUND", "There is no operator of that name; `broker operator list` shows them."
             )
         resource = self._resource(action, kind, name)
-        version = self._guard.document.version
-        decision = self._guard.decide(principal, action, resource)
-        if decision.error and not decision.policies:
+        if not is_for(principal.kind.capitalize(), action, resource.kind):
             raise InvalidRequest(
                 "RESOURCE_KIND_WRONG", f"{action} is not what the {principal.kind} can do to a {kind.lower()}."
             )
+        version = self._guard.document.version
+        decision = self._guard.decide(principal, action, resource)
         if removed:
             return Explanation(allowed=False, policies=(), policy_version=version, sentence=_REMOVED)
         return Explanation(
