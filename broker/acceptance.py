@@ -12,14 +12,18 @@ import secrets
 from collections.abc import Iterable
 from datetime import timedelta
 
+from broker import setup
 from broker.app import now
 from broker.config import Config, load
 from broker.core.call import Call
 from broker.core.ending import BATCH, Ending
+from broker.core.heads import Heads
 from broker.core.kinds import LeaseState
 from broker.core.model import Principal, Session, UsedToken
-from broker.core.ports import Store
+from broker.core.ports import Hsm, Store
+from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.store.config import StoreConfig
+from broker.store.genuine import genuine_by
 from broker.store.restored import logins
 from broker.store.sql import SqlStore
 
@@ -30,17 +34,31 @@ LONGEST_TOKEN = timedelta(hours=24)
 def run(asked: argparse.Namespace) -> int:
     """Accept, and say what came of it; 0 also when there is nothing to accept."""
     config = load(asked.config)
-    store = SqlStore(place(config), now, accept_restored=True, passing=True)
+    store = SqlStore(
+        place(config), now, genuine_by(config.certificates / "audit.pem"), accept_restored=True, passing=True
+    )
     try:
-        said = _accept(config, store)
+        hsm = Pkcs11Hsm(config.hsm)
+        try:
+            setup.check_internal_keys(config, hsm)
+            said = _accept(config, store)
+            _sign(config, store, hsm)
+        finally:
+            hsm.close()
     finally:
         store.close()
     print(f"broker: {said}")
     return 0
 
 
+def _sign(config: Config, store: SqlStore, hsm: Hsm) -> None:
+    """The last record and the head of what was recorded here, if it was anything: no later start vouches for it."""
+    store.finish()
+    Heads.unasked(store, hsm, setup.internal_key(config, "audit", setup.AUDIT_KEY), now).sign_due()
+
+
 def place(config: Config) -> StoreConfig:
-    """Where the next start signs for what is recorded here: its own chain, or that of the first of its workers."""
+    """In whose journal it is recorded: the broker's own, or that of the first of its workers."""
     return config.store.of_worker(1) if config.server.workers > 1 else config.store
 
 

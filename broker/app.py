@@ -45,6 +45,7 @@ from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.processor import Processor
 from broker.rpc.nouns import answers
 from broker.rpc.server import Server
+from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
 from broker.targets import PrivateVault, Surroundings, connector
 
@@ -99,7 +100,9 @@ class Broker:
         self._processor = Processor(time.monotonic)
         if config.server.one_processor:  # before there is any other thread
             self._processor.settle()
-        self.store = SqlStore(config.store, now)
+        self.store = SqlStore(
+            config.store, now, genuine_by(config.certificates / "audit.pem"), passing=True
+        )  # ``serve`` begins its chain
         self._parts.callback(self.store.close)
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
@@ -154,6 +157,9 @@ class Broker:
 
     def serve(self) -> None:
         """Start answering, and the background loop with it."""
+        self.heads.begin()
+        for doubt in self.store.doubts():
+            log.warning("the audit journal is in doubt", sentence=doubt)
         self._parts.callback(self._loop.stop)
         self.server.start()
         self._loop.start()
@@ -163,6 +169,7 @@ class Broker:
         """Take no new calls, let those in flight finish (at most 10 s), sign the last head."""
         self.server.drain(10.0)
         self._loop.stop()
+        self.store.finish()
         self.heads.sign_due()
 
     def renew_certificate(self) -> None:
@@ -241,12 +248,13 @@ class Loop:
         self._broker.server.set_serving(True)
 
     def _sign(self) -> None:
-        """A head at least every 30 s or 1,000 records of a chain that moves; none of one that stands still."""
+        """A head at least every 30 s or 1,000 records of a chain that moves; at once of one that has none yet."""
         moved = self._broker.store.heads()
+        born = any(head.chain not in self._signed for head in moved)
         many = any(head.sequence - self._signed.get(head.chain, 0) >= SIGN_AFTER for head in moved)
-        if many or (moved and self._sign_at <= ticks()):
+        if many or born or (moved and self._sign_at <= ticks()):
             self._sign_at = ticks() + SIGN_EVERY
-            self._signed = {head.chain: head.sequence for head in self._broker.heads.sign_due()}
+            self._signed |= {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 
     def _lead(self) -> int | None:
         """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs."""

@@ -23,6 +23,7 @@ from broker.core.errors import BrokerError, WrongState
 from broker.core.model import Operator, PolicyDocument
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.rpc.tls import TlsFiles
+from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
 
 SOON = timedelta(days=14)
@@ -125,7 +126,9 @@ def _hsm(config: Config) -> str:
 
 def _store(config: Config) -> str:
     try:
-        store = SqlStore(config.store, now, passing=True)  # checks the schema, and whether it was restored
+        store = SqlStore(
+            config.store, now, genuine_by(config.certificates / "audit.pem"), passing=True
+        )  # checks the schema, and whether it was restored
     except WrongState as error:
         if error.reason == "STORE_IN_USE" and _runs(config, config.server.operators_address):
             return "the running broker has the database open; stop it for a closer look"

@@ -35,6 +35,7 @@ from broker.core.sealing import Sealing
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm, softhsm_environment
 from broker.rpc.tls import read_key
+from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
 
 AUDIT_KEY = b"broker/audit/001"
@@ -102,7 +103,7 @@ def initialise(wishes: Wishes, now: Now) -> Config:
         draft.replace(file)
     config = load(file)
     SqlStore.migrate(config.store)
-    store = SqlStore(config.store, now)
+    store = SqlStore(config.store, now, genuine_by(config.certificates / "audit.pem"), passing=True)
     try:
         hsm = Pkcs11Hsm(config.hsm)
         try:
@@ -306,7 +307,7 @@ def _toml(wishes: Wishes, token: Token) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _fill(config: Config, wishes: Wishes, store: Store, hsm: Hsm, now: Now) -> None:
+def _fill(config: Config, wishes: Wishes, store: SqlStore, hsm: Hsm, now: Now) -> None:
     for name, hsm_id, title in (
         ("operator-ca", OPERATOR_CA, "broker operator CA"),
         ("server-ca", SERVER_CA, "broker server CA"),
@@ -318,12 +319,14 @@ def _fill(config: Config, wishes: Wishes, store: Store, hsm: Hsm, now: Now) -> N
     if not (file := config.certificates / "page.key").exists():
         write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))
     renew_server_certificate(config, hsm, now(), _names(config, wishes))
+    heads = Heads.unasked(store, hsm, internal_key(config, "audit", AUDIT_KEY), now)
+    heads.begin()
     _first_policy(store, now)
     _first_root(config, store, hsm, now)
     _first_operator(store, wishes.operator, now)
     _profile(config, wishes, store, authority(config, hsm, "operator-ca", OPERATOR_CA), now)
-    audit_key = internal_key(config, "audit", AUDIT_KEY)
-    Heads(store, hsm, audit_key, Guard(policy_in_force(store)), now).sign_due()
+    store.finish()
+    heads.sign_due()
 
 
 def _names(config: Config, wishes: Wishes) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from broker.store.database import check_revision
 from broker.store.dialects import check_there, open_database
 from broker.store.journal import PATIENCE, Journal
 from broker.store.recent import Recent
-from broker.store.restored import missing, newest_heads, refuse_older
+from broker.store.restored import Genuine, missing, newest_head, newest_heads, nobody, refuse_older
 from broker.store.rows import FIELDS, record_of, row_of, storable
 from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page, secrets_of
 from broker.store.transaction import SqlWrite
@@ -40,19 +40,31 @@ class SqlStore:
     Raises WrongState ``STORE_MISSING``, ``STORE_NOT_MIGRATED``, ``STORE_TOO_NEW``, ``STORE_IN_USE``,
     ``FILE_NOT_PRIVATE`` when it cannot be opened, besides the errors of the port; and ``STORE_RESTORED`` when the
     database is older than the journal, unless that is to be accepted: then ``forgotten`` tells what it lacks.
-    ``passing``: for a process that soon ends; it begins an audit chain only when it has something to record.
+    ``genuine`` tells heads that the audit key has signed from others: no journal is believed without. ``passing``: an
+    audit chain is begun only when there is something to record, or at the first ``check``.
     """
 
-    def __init__(self, config: StoreConfig, now: Now, *, accept_restored: bool = False, passing: bool = False) -> None:
+    def __init__(
+        self,
+        config: StoreConfig,
+        now: Now,
+        genuine: Genuine = nobody,
+        *,
+        accept_restored: bool = False,
+        passing: bool = False,
+    ) -> None:
         check_there(config)
         self._database = open_database(config)
         self._recent = Recent()
         try:
             check_revision(self._database)
-            self._known = newest_heads(config.journal)
+            self._known = newest_heads(config.journal, genuine)
             if not accept_restored:
                 refuse_older(self._database, self._known)
-            self._journal = Journal(config.journal, config.replica, now, config.journal_file_bytes, begin=not passing)
+            vouched = newest_head(self._database, config.replica, self._known, genuine)
+            self._journal = Journal(
+                config.journal, config.replica, now, config.journal_file_bytes, vouched=vouched, begin=not passing
+            )
         except BaseException:
             self._database.close()
             raise
@@ -163,6 +175,14 @@ class SqlStore:
     def forgotten(self) -> list[AuditHead]:
         """Heads of this host's journal that the database lacks, because it was restored."""
         return missing(self._database, self._known)
+
+    def doubts(self) -> list[str]:
+        """What the begun audit chain found wrong with those before it, a sentence each."""
+        return self._journal.former.doubts
+
+    def finish(self) -> None:
+        """End the audit chain with a record that says so; only a head can follow. See ``Journal.finish``."""
+        self._journal.finish()
 
     def lead(self) -> int | None:
         """See ``Store.lead``."""
