@@ -126,6 +126,7 @@ class Verifier:
         self._link(named, record, line)
         if record["seq"] == 1 and record["kind"] == "entry":
             named.former = former_of(record["facts"])
+            named.opened = (record["rpc"], record["resource"]) == ("-", f"audit/{named.name}")
         if record["kind"] == "head":
             self._head(named, record, line)
         return named if chain is None else chain
@@ -189,7 +190,7 @@ class Verifier:
         if chain.torn is not None:
             told = self.verdict.note if chain.name in self._known_torn else self.verdict.find
             told("LINE_TORN", "the last line is not whole: a crash, or a cut", chain, chain.torn)
-        if chain.head == 0 and chain.count == 1:
+        if chain.head == 0 and chain.count == 1 and chain.opened:
             self.verdict.note("STILLBORN", STILLBORN, chain)
         elif chain.head == 0:
             self._find("NOTHING_SIGNED", UNSIGNED, chain)

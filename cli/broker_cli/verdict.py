@@ -77,6 +77,7 @@ class Chain:
     head: int = 0  # the highest sequence covered by a good signature
     head_time: datetime | None = None
     former: Former | None = None
+    opened: bool = False  # its first record is the broker's own, and so nobody's deed
     followed: bool = False  # a later chain has said how it ended
     ended: int = 0  # the record with which its process ended it
     torn: Line | None = None
