@@ -22,6 +22,7 @@ from broker.auth.session import SessionTokens
 from broker.config import Config
 from broker.core import policy
 from broker.core.call import Call
+from broker.core.clock import Clock, Timely
 from broker.core.errors import BrokerError
 from broker.core.guard import Guard
 from broker.core.handover import Handover
@@ -34,7 +35,7 @@ from broker.core.leases import Leases
 from broker.core.model import Principal
 from broker.core.operators import Operators
 from broker.core.policies import Policies
-from broker.core.ports import Authenticator
+from broker.core.ports import Authenticator, Now
 from broker.core.quota import Limits
 from broker.core.roots import known_roots
 from broker.core.sealing import Sealing
@@ -75,8 +76,13 @@ PROCESSOR_EVERY = timedelta(seconds=10)
 
 
 def now() -> datetime:
-    """The broker's clock."""
+    """The host's clock."""
     return datetime.now(UTC)
+
+
+def counted() -> timedelta:
+    """What the broker's time is counted by: nobody can set it, and it goes on while the host sleeps."""
+    return timedelta(seconds=time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def ticks() -> timedelta:
@@ -97,6 +103,7 @@ class Broker:
 
     def _build(self, config: Config) -> None:
         self._config = config
+        self.clock = Clock(now, counted)
         self._processor = Processor(time.monotonic)
         if config.server.one_processor:  # before there is any other thread
             self._processor.settle()
@@ -104,23 +111,25 @@ class Broker:
             config.store, now, genuine_by(config.certificates / "audit.pem"), passing=True
         )  # ``serve`` begins its chain
         self._parts.callback(self.store.close)
+        self.clock.look(self.store.clock)
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
         audit_key = setup.internal_key(config, "audit", setup.AUDIT_KEY)
         setup.check_internal_keys(config, self.hsm)
-        setup.renew_server_certificate(config, self.hsm, now(), before=setup.RENEW_AT_LAST)
+        setup.renew_server_certificate(config, self.hsm, self.clock.now(), before=setup.RENEW_AT_LAST)
         self._guard = Guard(setup.policy_in_force(self.store))
-        self.keys = Keys(self.store, self.hsm, self._guard, now, _delay(config))
-        self.heads = Heads(self.store, self.hsm, audit_key, self._guard, now)
+        self.keys = Keys(self.store, self.hsm, self._guard, self.clock.now, _delay(config))
+        self.heads = Heads(self.store, self.hsm, audit_key, self._guard, self.clock.now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
-        oidc = Oidc(config.oidc, self.store, now)
+        oidc = Oidc(config.oidc, self.store, self.clock.now)
         self._build_sessions(oidc)
-        authenticators: list[Authenticator] = [Mtls(mtls, self.store, now), SessionTokens(self.sessions), oidc]
-        self.server = Server(config.server, self._services(), authenticators, self.store, now)
+        tokens = [Timely(self.clock, each) for each in (SessionTokens(self.sessions), oidc)]
+        authenticators: list[Authenticator] = [Mtls(mtls, self.store, self.clock.now), *tokens]
+        self.server = Server(config.server, self._services(), authenticators, self.store, self.clock.now)
         self._loop = Loop(self)
 
     def _build_sessions(self, oidc: Oidc) -> None:
-        store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
+        store, hsm, guard, config, now = self.store, self.hsm, self._guard, self._config, self.clock.now
         keep = timedelta(seconds=config.secrets.keep_data_keys_seconds)
         sealing = Sealing(hsm, known_roots(store), now, keep, tenant=config.trust_domain)
         self.secrets = Secrets(store, hsm, sealing, guard, now)
@@ -129,7 +138,7 @@ class Broker:
 
     def _services(self) -> dict[str, object]:
         """What answers each service of the wire; the server refuses to start if one is missing."""
-        store, hsm, guard, config = self.store, self.hsm, self._guard, self._config
+        store, hsm, guard, config, now = self.store, self.hsm, self._guard, self._config, self.clock.now
         connect = connector(_surroundings(config))
         ca = setup.authority(config, hsm, "operator-ca", setup.OPERATOR_CA)
         self.policies = Policies(store, guard, now, time.monotonic)
@@ -153,6 +162,7 @@ class Broker:
             guard=guard,
             schema=policy.SCHEMA,
             page_key=setup.page_key(config),
+            trouble=lambda: self.clock.trouble,
         )
 
     def serve(self) -> None:
@@ -177,8 +187,9 @@ class Broker:
 
         The leader's work, and the others' only if the leader has not done it: it may have another folder.
         """
+        self.clock.check()
         before = setup.RENEW_BEFORE if self.store.lead() else setup.RENEW_AT_LAST
-        if setup.renew_server_certificate(self._config, self.hsm, now(), before=before):
+        if setup.renew_server_certificate(self._config, self.hsm, self.clock.now(), before=before):
             log.info("server certificate renewed")
 
     def reconsider_processor(self) -> None:
@@ -200,12 +211,13 @@ class Loop:
         self._thread = threading.Thread(target=self._run, name="background", daemon=True)
         start = ticks()
         self._work: list[tuple[str, timedelta, Callable[[], object]]] = [
+            ("clock", CHECK_EVERY, self._look),
             ("leadership", timedelta(0), self._lead),
             ("health", CHECK_EVERY, self._check),
             ("policy", timedelta(0), broker.policies.refresh),
             ("heads", timedelta(0), self._sign),
             ("roots", ROOTS_EVERY, broker.secrets.refresh),
-            ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(background_call)),
+            ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(self._call)),
             ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
             ("keys", CHORES_EVERY, lambda: self._do("keys", broker.keys.chores)),
             ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores)),
@@ -215,6 +227,7 @@ class Loop:
         self._sign_at = start
         self._signed: dict[str, int] = {}
         self._fence: int | None = None
+        self._clocks = (False, False)
         self._due = {name: start for name, _, _ in self._work}
 
     def start(self) -> None:
@@ -238,10 +251,23 @@ class Loop:
                 self._due[name] = ticks() + every
                 _attempt(name, work)
 
+    def _look(self) -> None:
+        """Hold the clocks against each other, and say when that comes out another way than before."""
+        clock = self._broker.clock
+        clock.look(self._broker.store.clock)
+        told = (clock.in_doubt, bool(clock.trouble))
+        if told != self._clocks:
+            self._clocks = told
+            if clock.trouble:
+                log.warning("the clocks differ", sentence=clock.trouble)
+            else:
+                log.info("the clocks agree again")
+
     def _check(self) -> None:
         try:
             self._broker.hsm.check()
             self._broker.store.check()
+            self._broker.clock.check()
         except BrokerError:
             self._broker.server.set_serving(False)
             raise
@@ -257,7 +283,13 @@ class Loop:
             self._signed |= {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 
     def _lead(self) -> int | None:
-        """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs."""
+        """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs.
+
+        Whose time is in doubt asks no more: the server gives the leadership to another (``election.SILENCE``).
+        """
+        if self._broker.clock.in_doubt:
+            self._note_leadership(None)
+            return None
         try:
             fence = self._broker.store.lead()
         except BrokerError:
@@ -280,7 +312,7 @@ class Loop:
             fence = self._lead()
             if fence is None or self._stop.is_set():
                 return
-            call, begun = background_call(resource, fence), ticks()
+            call, begun = self._call(resource, fence), ticks()
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
             if ticks() >= until:
@@ -288,8 +320,11 @@ class Loop:
                 return
             self._stop.wait(min(BREATHER * (ticks() - begun).total_seconds(), LONGEST_BREATHER))
 
+    def _call(self, resource: str, fence: int = 0) -> Call:
+        return background_call(resource, fence, self._broker.clock.now)
 
-def background_call(resource: str, fence: int = 0) -> Call:
+
+def background_call(resource: str, fence: int = 0, now: Now = now) -> Call:
     """The broker's own work, as the audit sees it; ``fence`` is the leader's number where it is shared work."""
     principal = Principal(kind="broker", name="background")
     call_id = secrets.token_hex(16)

@@ -17,8 +17,9 @@ from pathlib import Path
 from cryptography import x509
 
 from broker import setup
-from broker.app import now
+from broker.app import counted, now
 from broker.config import Config, load
+from broker.core.clock import Clock
 from broker.core.errors import BrokerError, WrongState
 from broker.core.model import Operator, PolicyDocument
 from broker.hsm.pkcs11 import Pkcs11Hsm
@@ -141,6 +142,19 @@ def _store(config: Config) -> str:
     return "the database answers, its schema is current"
 
 
+def _clocks(config: Config) -> str:
+    if config.store.sqlite:
+        return "no other host shares the database, so there is none to differ from"
+    store = SqlStore(config.store, now, passing=True)
+    try:
+        clock = Clock(now, counted)
+        clock.look(store.clock)
+        clock.check()
+    finally:
+        store.close()
+    return "this host's and the database's agree"
+
+
 def _sqlite(config: Config) -> str:
     version = sqlite3.sqlite_version
     if not config.store.sqlite:
@@ -214,6 +228,7 @@ _CHECKS: tuple[tuple[str, Callable[[Config], str]], ...] = (
     ("certificates", _certificates),
     ("hsm", _hsm),
     ("store", _store),
+    ("clocks", _clocks),
     ("sqlite", _sqlite),
     ("ports", _ports),
     ("disk", _disk),

@@ -188,6 +188,10 @@ class SqlStore:
         """See ``Store.lead``."""
         return self._database.lead()
 
+    def clock(self) -> datetime | None:
+        """See ``Store.clock``."""
+        return self._database.clock()
+
     def check(self) -> None:
         """See ``Store.check``; WrongState ``STORE_RESTORED`` when the database has gone back."""
         check_revision(self._database)
