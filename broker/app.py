@@ -22,6 +22,7 @@ from broker.auth.session import SessionTokens
 from broker.config import Config
 from broker.core import policy
 from broker.core.call import Call
+from broker.core.clock import Clock, Timely
 from broker.core.errors import BrokerError
 from broker.core.guard import Guard
 from broker.core.handover import Handover
@@ -35,7 +36,7 @@ from broker.core.leases import Leases
 from broker.core.model import Principal
 from broker.core.operators import Operators
 from broker.core.policies import Policies
-from broker.core.ports import Authenticator
+from broker.core.ports import Authenticator, Now
 from broker.core.quota import Limits
 from broker.core.roots import known_roots
 from broker.core.sealing import Sealing
@@ -50,6 +51,7 @@ from broker.processor import Processor
 from broker.row_key import row_key
 from broker.rpc.nouns import answers
 from broker.rpc.server import Server
+from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
 from broker.targets import PrivateVault, Surroundings, connector
 
@@ -79,8 +81,13 @@ PROCESSOR_EVERY = timedelta(seconds=10)
 
 
 def now() -> datetime:
-    """The broker's clock."""
+    """The host's clock."""
     return datetime.now(UTC)
+
+
+def counted() -> timedelta:
+    """What the broker's time is counted by: nobody can set it, and it goes on while the host sleeps."""
+    return timedelta(seconds=time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def ticks() -> timedelta:
@@ -101,29 +108,34 @@ class Broker:
 
     def _build(self, config: Config) -> None:
         self._config = config
+        self.clock = Clock(now, counted)
         self._processor = Processor(time.monotonic)
         if config.server.one_processor:  # before there is any other thread
             self._processor.settle()
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
-        self.store = SqlStore(config.store, row_key(config, self.hsm), now)
+        genuine = genuine_by(config.certificates / "audit.pem")
+        # ``serve`` begins its chain
+        self.store = SqlStore(config.store, row_key(config, self.hsm), now, genuine, passing=True)
         self._parts.callback(self.store.close)
+        self.clock.look(self.store.clock)
         audit_key = own_keys.internal_key(config, Purpose.AUDIT)
         own_keys.check_internal_keys(config, self.hsm)
-        setup.renew_server_certificate(config, self.hsm, now(), before=setup.RENEW_AT_LAST)
+        setup.renew_server_certificate(config, self.hsm, self.clock.now(), before=setup.RENEW_AT_LAST)
         self._guard = Guard(setup.policy_in_force(self.store))
-        self.keys = Keys(self.store, self.hsm.keyring(Purpose.KEY), self._guard, now, _delay(config))
-        self.heads = Heads(self.store, self.hsm.keyring(Purpose.AUDIT), audit_key, self._guard, now)
+        self.keys = Keys(self.store, self.hsm.keyring(Purpose.KEY), self._guard, self.clock.now, _delay(config))
+        self.heads = Heads(self.store, self.hsm.keyring(Purpose.AUDIT), audit_key, self._guard, self.clock.now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
-        oidc = Oidc(config.oidc, self.store, now)
+        oidc = Oidc(config.oidc, self.store, self.clock.now)
         self._build_sessions(oidc)
-        authenticators: list[Authenticator] = [Mtls(mtls, self.store, now), SessionTokens(self.sessions), oidc]
-        self.server = Server(config.server, self._services(), authenticators, self.store, now)
-        self.inspector = Inspector(self.store, now)
+        tokens = [Timely(self.clock, each) for each in (SessionTokens(self.sessions), oidc)]
+        authenticators: list[Authenticator] = [Mtls(mtls, self.store, self.clock.now), *tokens]
+        self.server = Server(config.server, self._services(), authenticators, self.store, self.clock.now)
+        self.inspector = Inspector(self.store, self.clock.now)
         self._loop = Loop(self)
 
     def _build_sessions(self, oidc: Oidc) -> None:
-        store, guard, config = self.store, self._guard, self._config
+        store, guard, config, now = self.store, self._guard, self._config, self.clock.now
         roots = self.hsm.keyring(Purpose.ROOT)
         keep = timedelta(seconds=config.secrets.keep_data_keys_seconds)
         sealing = Sealing(roots, known_roots(store), now, keep, tenant=config.trust_domain)
@@ -133,7 +145,7 @@ class Broker:
 
     def _services(self) -> dict[str, object]:
         """What answers each service of the wire; the server refuses to start if one is missing."""
-        store, guard, config = self.store, self._guard, self._config
+        store, guard, config, now = self.store, self._guard, self._config, self.clock.now
         callers = self.hsm.keyring(Purpose.KEY)
         connect = connector(_surroundings(config))
         ca = own_keys.authority(config, self.hsm, Purpose.OPERATOR_CA)
@@ -160,10 +172,14 @@ class Broker:
             guard=guard,
             schema=policy.SCHEMA,
             page_key=setup.page_key(config),
+            trouble=lambda: self.clock.trouble,
         )
 
     def serve(self) -> None:
         """Start answering, and the background loop with it."""
+        self.heads.begin()
+        for doubt in self.store.doubts():
+            log.warning("the audit journal is in doubt", sentence=doubt)
         self._parts.callback(self._loop.stop)
         self.server.start()
         self._loop.start()
@@ -176,6 +192,7 @@ class Broker:
         self.server.drain(10.0)
         self.inspector.stop()
         self._loop.stop()
+        self.store.finish()
         self.heads.sign_due()
 
     def renew_certificate(self) -> None:
@@ -183,8 +200,9 @@ class Broker:
 
         The leader's work, and the others' only if the leader has not done it: it may have another folder.
         """
+        self.clock.check()
         before = setup.RENEW_BEFORE if self.store.lead() else setup.RENEW_AT_LAST
-        if setup.renew_server_certificate(self._config, self.hsm, now(), before=before):
+        if setup.renew_server_certificate(self._config, self.hsm, self.clock.now(), before=before):
             log.info("server certificate renewed")
 
     def reconsider_processor(self) -> None:
@@ -206,12 +224,13 @@ class Loop:
         self._thread = threading.Thread(target=self._run, name="background", daemon=True)
         start = ticks()
         self._work: list[tuple[str, timedelta, Callable[[], object]]] = [
+            ("clock", CHECK_EVERY, self._look),
             ("leadership", timedelta(0), self._lead),
             ("health", CHECK_EVERY, self._check),
             ("policy", timedelta(0), broker.policies.refresh),
             ("heads", timedelta(0), self._sign),
             ("roots", ROOTS_EVERY, broker.secrets.refresh),
-            ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(background_call)),
+            ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(self._call)),
             ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
             ("keys", CHORES_EVERY, lambda: self._do("keys", broker.keys.chores, sure=True)),
             ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores, sure=True)),
@@ -221,6 +240,7 @@ class Loop:
         self._sign_at = start
         self._signed: dict[str, int] = {}
         self._fence: int | None = None
+        self._clocks = (False, False)
         self._due = {name: start for name, _, _ in self._work}
 
     def start(self) -> None:
@@ -244,25 +264,45 @@ class Loop:
                 self._due[name] = ticks() + every
                 _attempt(name, work)
 
+    def _look(self) -> None:
+        """Hold the clocks against each other, and say when that comes out another way than before."""
+        clock = self._broker.clock
+        clock.look(self._broker.store.clock)
+        told = (clock.in_doubt, bool(clock.trouble))
+        if told != self._clocks:
+            self._clocks = told
+            if clock.trouble:
+                log.warning("the clocks differ", sentence=clock.trouble)
+            else:
+                log.info("the clocks agree again")
+
     def _check(self) -> None:
         try:
             self._broker.hsm.check()
             self._broker.store.check()
+            self._broker.clock.check()
         except BaseException:
             self._broker.server.set_serving(False)
             raise
         self._broker.server.set_serving(True)
 
     def _sign(self) -> None:
-        """A head at least every 30 s or 1,000 records of a chain that moves; none of one that stands still."""
+        """A head at least every 30 s or 1,000 records of a chain that moves; at once of one that has none yet."""
         moved = self._broker.store.heads()
+        born = any(head.chain not in self._signed for head in moved)
         many = any(head.sequence - self._signed.get(head.chain, 0) >= SIGN_AFTER for head in moved)
-        if many or (moved and self._sign_at <= ticks()):
+        if many or born or (moved and self._sign_at <= ticks()):
             self._sign_at = ticks() + SIGN_EVERY
-            self._signed = {head.chain: head.sequence for head in self._broker.heads.sign_due()}
+            self._signed |= {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 
     def _lead(self) -> int | None:
-        """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs."""
+        """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs.
+
+        Whose time is in doubt asks no more: the server gives the leadership to another (``election.SILENCE``).
+        """
+        if self._broker.clock.in_doubt:
+            self._note_leadership(None)
+            return None
         try:
             fence = self._broker.store.lead()
         except BaseException:
@@ -290,7 +330,7 @@ class Loop:
                 return
             if sure:
                 self._broker.store.check()
-            call, begun = background_call(resource, fence), ticks()
+            call, begun = self._call(resource, fence), ticks()
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
             if ticks() >= until:
@@ -298,8 +338,11 @@ class Loop:
                 return
             self._stop.wait(min(BREATHER * (ticks() - begun).total_seconds(), LONGEST_BREATHER))
 
+    def _call(self, resource: str, fence: int = 0) -> Call:
+        return background_call(resource, fence, self._broker.clock.now)
 
-def background_call(resource: str, fence: int = 0) -> Call:
+
+def background_call(resource: str, fence: int = 0, now: Now = now) -> Call:
     """The broker's own work, as the audit sees it; ``fence`` is the leader's number where it is shared work."""
     principal = Principal(kind="broker", name="background")
     call_id = secrets.token_hex(16)

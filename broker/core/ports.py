@@ -288,6 +288,9 @@ class Store(Protocol):
         leads asks again each second, because one that is silent for some seconds is replaced; ``close`` resigns.
         """
 
+    def clock(self) -> datetime | None:
+        """What time it is by the clock of the database's server, now; None when no other process shares it."""
+
     def check(self) -> None:
         """Return when the database answers and the journal is writable; else raise ``Unavailable``."""
 

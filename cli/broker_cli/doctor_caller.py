@@ -220,6 +220,8 @@ def _broker(wire: Wire) -> Iterator[Check]:
         yield failed("identity", _unknown(refused))
         return
     yield ok("identity", f"you are {caller.principal}, groups: {', '.join(caller.groups) or 'none'}")
+    if caller.clock_trouble:
+        yield failed("broker-clock", caller.clock_trouble)
     yield from _permitted(wire)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from broker import app
+from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Unavailable
 from broker.core.kinds import KeyType, SignatureAlgorithm
 from broker.core.model import Key
@@ -93,7 +94,8 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
 
     broker: Any = SimpleNamespace(
         hsm=nothing,
-        store=SimpleNamespace(check=lambda: None, heads=lambda: [head], lead=lambda: 1),
+        store=SimpleNamespace(check=lambda: None, clock=lambda: None, heads=lambda: [head], lead=lambda: 1),
+        clock=Clock(lambda: clock, lambda: running),
         heads=SimpleNamespace(sign_due=sign),
         server=SimpleNamespace(set_serving=lambda _serving: None),
         policies=SimpleNamespace(refresh=lambda: done.append("policy")),

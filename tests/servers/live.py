@@ -293,6 +293,12 @@ class Live:
         new = self.records()[count:]
         return [one for one in new if one.get("phase") == "outcome" and not one["rpc"].startswith("-")]
 
+    def torn(self) -> list[str]:
+        """Options of ``verify`` for the chains in which a kill has left half a line: those are explained."""
+        files = sorted((self.folder / "journal").glob("*.jsonl"))
+        torn = {file.name.partition(".")[0] for file in files if file.read_bytes()[-1:] not in {b"", b"\n"}}
+        return [word for chain in sorted(torn) for word in ("--known-torn", chain)]
+
     def verify(self, *options: str) -> str:
         """`broker audit verify` offline, with the public key that ``init`` wrote; what it printed."""
         done = cli(

@@ -11,6 +11,7 @@ import pytest
 
 from broker import app
 from broker.core.call import Call
+from broker.core.clock import Clock
 from broker.core.errors import Unavailable, WrongState
 from broker.core.kinds import SessionState
 from tests.fakes.memory_store import MemoryStore
@@ -21,12 +22,17 @@ def parts(**other: Any) -> Any:
     """What the loop sees of a broker, with nothing to do; it leads."""
     idle = SimpleNamespace(chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None)
     store = SimpleNamespace(
-        check=lambda: None, heads=other.pop("heads", list), lead=other.pop("lead", lambda: 1), record=lambda _: None
+        clock=lambda: None,
+        check=lambda: None,
+        heads=other.pop("heads", list),
+        lead=other.pop("lead", lambda: 1),
+        record=lambda _: None,
     )
     return SimpleNamespace(
         **{
             "hsm": SimpleNamespace(check=lambda: None),
             "store": store,
+            "clock": Clock(app.now, app.counted),
             "server": SimpleNamespace(set_serving=lambda _serving: None),
             "policies": idle,
             "keys": idle,
