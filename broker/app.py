@@ -315,6 +315,11 @@ def _surroundings(config: Config) -> Surroundings:
             vault.host: PrivateVault(kind=vault.kind, ca_file=vault.ca_file, token_file=vault.token_file)
             for vault in targets.private_vaults
         },
+        credentials_for={
+            **targets.credentials_for,
+            **{f"{vault.host}/token-file": vault.targets for vault in targets.private_vaults},
+        },
+        vault_transfer_files=targets.vault_transfer_files,
     )
 
 

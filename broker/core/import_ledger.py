@@ -16,13 +16,13 @@ from broker.core.call import Call
 from broker.core.delivery import Delivery, Sibling
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
-from broker.core.import_rules import NO_TERMS, TERMS_UNSETTLED, in_progress
+from broker.core.import_rules import NO_TERMS, TERMS_UNSETTLED, in_progress, remote_name_of
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
 from broker.core.names import check_name
 from broker.core.ports import KeyRef, Write
 from broker.core.receipts import keep, replay
-from broker.core.targets import Connect, check_pin
+from broker.core.targets import check_pin
 from broker.core.turns import Turns
 
 TURN_SECONDS = 20.0
@@ -48,6 +48,7 @@ class Asked:
     key: Key
     version: KeyVersion
     target: Target
+    remote_name: str  # under which it was decided on; what is there under another one is not touched
 
     @property
     def ref(self) -> KeyRef:
@@ -71,7 +72,7 @@ class Ledger:
         store: ports.Store,
         hsm: ports.Hsm,
         guard: Guard,
-        connect: Connect,
+        connect: ports.Connect,
         now: ports.Now,
     ) -> None:
         self.store = store
@@ -83,17 +84,27 @@ class Ledger:
 
     # ---- who may, and what is there ------------------------------------------------------------------------------
 
-    def permitted(self, call: Call, name: str, version: int, target: str) -> Asked:
-        """The key version and the target, if the caller may do this with both; 0 is the primary version."""
+    def permitted(self, call: Call, name: str, version: int, target: str, remote_name: str | None = "") -> Asked:
+        """The key version and the target, if the caller may do this with both under the key's name at the target.
+
+        ``version`` 0 is the primary one; ``remote_name`` "" is the one that importing it would take, None the one that
+        its import has.
+        """
         check_name(name, "key")
         check_name(target, "target")
+        if remote_name:
+            check_name(remote_name, "remote key")
         if not 0 <= version < 1 << 31:
             raise InvalidRequest("VERSION_INVALID", "The version is not a positive number; 0 means the primary one.")
         found = self.store.version(name, version)
         key = found[0] if found else self.store.get(Key, name)
         place = self.store.get(Target, target)
-        self._guard.check(call, guard.of_key(key) if key else guard.of_unknown_key(name))
-        self._guard.check(call, guard.of_target(place) if place else guard.of_unknown_target(target))
+        remote_name = remote_name or self._remote_name(name, found[1].number if found else 0, target, remote_name)
+        for resource in (
+            guard.of_key(key) if key else guard.of_unknown_key(name),
+            guard.of_target(place) if place else guard.of_unknown_target(target),
+        ):
+            self._guard.check(call, guard.under(remote_name, resource))
         if key is None:
             raise NotFound("KEY_NOT_FOUND", "There is no key of this name; `broker key list` shows those there are.")
         if found is None:
@@ -102,17 +113,23 @@ class Ledger:
             raise NotFound(
                 "TARGET_NOT_FOUND", "There is no target of this name; `broker target list` shows those there are."
             )
-        return Asked(call=call, key=found[0], version=found[1], target=place)
+        return Asked(call=call, key=found[0], version=found[1], target=place, remote_name=remote_name)
 
     def port(self, target: Target) -> ports.Target:
         """The way to a target; opens no connection."""
-        return self._connect(target.kind, target.settings)
+        return self._connect(target.name, target.kind, target.settings)
 
     def rows(self, asked: Asked) -> tuple[Import | None, list[Import]]:
         """The import of this version, if there is one, and those of all versions to this target."""
-        where = {"key": asked.key.name, "target": asked.target.name}
-        rows = self.store.page(Import, limit=MAX_VERSIONS, where=where)
-        return next((row for row in rows if row.version == asked.version.number), None), rows
+        return self._rows(asked.key.name, asked.version.number, asked.target.name)
+
+    def _rows(self, key: str, version: int, target: str) -> tuple[Import | None, list[Import]]:
+        rows = self.store.page(Import, limit=MAX_VERSIONS, where={"key": key, "target": target})
+        return next((row for row in rows if row.version == version), None), rows
+
+    def _remote_name(self, key: str, version: int, target: str, wanted: str | None) -> str:
+        row, rows = self._rows(key, version, target)
+        return row.remote_name if row and wanted is None else remote_name_of(key, row, rows, "")
 
     def delivery(
         self,

@@ -42,11 +42,11 @@ def importable(key: Key, held: KeyVersion) -> None:
         )
 
 
-def remote_name_of(key: Key, row: Import | None, rows: list[Import], wanted: str) -> str:
+def remote_name_of(key: str, row: Import | None, rows: list[Import], wanted: str) -> str:
     """All versions of a key go to one remote name; a name that has come to nothing binds nobody."""
     bound = [one.remote_name for one in rows if one.state is not ImportState.FAILED]
     if not bound:
-        return wanted or (row.remote_name if row else key.name)
+        return wanted or (row.remote_name if row else key)
     if wanted not in {"", bound[0]}:
         raise WrongState(
             "REMOTE_NAME_DIFFERS", f"The key is at this target as {bound[0]}; give that remote name, or none."
@@ -60,6 +60,13 @@ def provable(row: Import | None) -> Import:
         raise NotFound("IMPORT_NOT_FOUND", "This version was not imported to this target; import it.")
     if row.state is not ImportState.PROVEN:
         raise WrongState("IMPORT_NOT_PROVEN", f"This import is {row.state}; import the key again, which settles it.")
+    return row
+
+
+def of_name(row: Import, remote_name: str) -> Import:
+    """The row, if it is of the name that was decided on; another call may have begun it anew since."""
+    if row.remote_name != remote_name:
+        raise in_progress("another call has begun it under another remote name; try again")
     return row
 
 

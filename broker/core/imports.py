@@ -22,6 +22,7 @@ from broker.core.import_rules import (
     await_lease,
     disabled_by_us,
     importable,
+    of_name,
     provable,
     remote_name_of,
     sound_terms,
@@ -31,7 +32,6 @@ from broker.core.model import Import, Key, RemoteKey, Terms
 from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.proof import prove
-from broker.core.targets import Connect
 
 VERDICTS = frozenset({"PROOF_FAILED", "REMOTE_KEY_EXPOSED", "REMOTE_KEY_MISSING"})
 """Refusals that say something against the key at the target; any other only says that it could not be asked."""
@@ -40,7 +40,7 @@ VERDICTS = frozenset({"PROOF_FAILED", "REMOTE_KEY_EXPOSED", "REMOTE_KEY_MISSING"
 class Imports:
     """The noun behind ImportService, but for what is carried by hand (``handover``)."""
 
-    def __init__(self, store: ports.Store, hsm: ports.Hsm, guard: Guard, connect: Connect, now: ports.Now) -> None:
+    def __init__(self, store: ports.Store, hsm: ports.Hsm, guard: Guard, connect: ports.Connect, now: ports.Now) -> None:
         self._store = store
         self._guard = guard
         self.ledger = Ledger(store, hsm, guard, connect, now)
@@ -53,14 +53,12 @@ class Imports:
         A failed import may be tried again; a pending one is settled. Whether an ``Unavailable`` one arrived is found
         out by calling again. ``terms`` are set once the key is proven, also when it was proven before.
         """
-        if remote_name:
-            check_name(remote_name, "remote key")
         ledger = self.ledger
         sound_terms(terms, ledger.now())
         try:
-            return self._import(ledger.permitted(call, name, version, target), remote_name, terms)
+            return self._import(ledger.permitted(call, name, version, target, remote_name), terms)
         except OtherVersion as other:
-            return self._import(ledger.permitted(call, name, other.number, target), remote_name, terms)
+            return self._import(ledger.permitted(call, name, other.number, target, remote_name), terms)
 
     def prove(self, call: Call, name: str, version: int, target: str) -> Imported:
         """Read back and prove by use again. A verdict against the key at the target makes the import FAILED.
@@ -68,13 +66,13 @@ class Imports:
         Nothing is disabled here: the key has been in use there, so that is for people to decide. A key that is disabled
         or limited there, which its terms may have asked for, is refused as it is, and the import stays PROVEN.
         """
-        asked = self.ledger.permitted(call, name, version, target)
+        asked = self.ledger.permitted(call, name, version, target, None)
         if asked.key.type.symmetric and asked.key.state is not KeyState.ENABLED:
             raise WrongState(
                 "KEY_STATE", f"The key is {asked.key.state}; a symmetric key is proven by its use, so enable it first."
             )
         with self.ledger.turn(asked):
-            row = provable(self._store.get(Import, name, asked.version.number, target))
+            row = of_name(provable(self._store.get(Import, name, asked.version.number, target)), asked.remote_name)
             call.note(target=target, version=row.version, remote_name=row.remote_name)
             try:
                 remote = self._proven_again(asked, row)
@@ -102,11 +100,11 @@ class Imports:
 
     # ---- one import, step by step --------------------------------------------------------------------------------
 
-    def _import(self, asked: Asked, remote_name: str, terms: Terms) -> Imported:
+    def _import(self, asked: Asked, terms: Terms) -> Imported:
         importable(asked.key, asked.version)
         with self.ledger.turn(asked):
             row, rows = self.ledger.rows(asked)
-            remote_name = remote_name_of(asked.key, row, rows, remote_name)
+            remote_name = remote_name_of(asked.key.name, row, rows, asked.remote_name)
             asked.call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:
                 return self.ledger.again(asked, row, terms)

@@ -285,6 +285,23 @@ class Authenticator(Protocol):
         """The principal; None when the call carries nothing for this authenticator; Unauthenticated when it is bad."""
 
 
+class Connect(Protocol):
+    """The way to targets, as the broker's configuration allows it."""
+
+    def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Target:
+        """The port of the target ``name``; opens no connection.
+
+        InvalidRequest ``TARGET_HOST_NOT_ALLOWED`` or ``TARGET_CREDENTIAL_NOT_BOUND`` when the configuration does not
+        give this place, or not to this target.
+        """
+
+    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """The settings in their one spelling, as policies compare them; looks at nothing but them.
+
+        InvalidRequest ``TARGET_KIND_UNKNOWN`` or ``TARGET_SETTINGS_INVALID``.
+        """
+
+
 class Target(Protocol):
     """A place keys can be imported to. Built from one registered ``model.Target``.
 

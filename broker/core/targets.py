@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -20,9 +19,6 @@ from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.receipts import keep, replay
 
-Connect = Callable[[str, Mapping[str, str]], ports.Target]
-"""Build the port for a kind ("vault") and its settings; InvalidRequest when the settings will not do."""
-
 MIN_KEK_BITS = 2048
 THUMBPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
@@ -36,7 +32,7 @@ KEK = "kek"
 class Targets:
     """The noun behind TargetService."""
 
-    def __init__(self, store: ports.Store, hsm: ports.Hsm, guard: Guard, connect: Connect, now: ports.Now) -> None:
+    def __init__(self, store: ports.Store, hsm: ports.Hsm, guard: Guard, connect: ports.Connect, now: ports.Now) -> None:
         self._store = store
         self._hsm = hsm
         self._guard = guard
@@ -60,8 +56,8 @@ class Targets:
             raise InvalidRequest(
                 "THUMBPRINT_INVALID", "A KEK that is still to be made has no thumbprint to expect; give one of the two."
             )
-        made = Target(name=name, kind=kind, settings=settings, kek_id="", kek_thumbprint="", created_at=self._now())
-        self._guard.check(call, guard.of_target(made))
+        asked = Target(name=name, kind=kind, settings=settings, kek_id="", kek_thumbprint="", created_at=self._now())
+        made = self._allowed(call, asked)
         if not self._seen(call):
             if self._store.get(Target, name) is not None:
                 raise AlreadyExists("TARGET_EXISTS", "A target of this name exists; choose another name, or delete it.")
@@ -86,7 +82,7 @@ class Targets:
         target = self._permitted(call, name)
         call.note(target=name)
         try:
-            port = self._connect(target.kind, target.settings)
+            port = self._port(target)
             kek = port.wrapping_key()
         except BrokerError as error:
             return _no_answer(error)
@@ -103,7 +99,7 @@ class Targets:
         old = self._permitted(call, name)
         if kek and KEK not in old.settings:
             raise _fixed()
-        moved = replace(old, settings={**old.settings, KEK: kek}) if kek else old
+        moved = self._moved(call, old, kek) if kek else old
         new = old if self._seen(call) else self._pinned(call, moved, wanted)
         if call.validate_only:
             return new
@@ -149,13 +145,32 @@ class Targets:
         self._guard.check(call, guard.of_target(found) if found else guard.of_unknown_target(name))
         return _existing(found)
 
+    def _allowed(self, call: Call, asked: Target) -> Target:
+        """The target that is to be registered, in the spelling that it was decided on in."""
+        try:
+            made = replace(asked, settings=self._connect.settled(asked.kind, asked.settings))
+        except InvalidRequest:
+            self._guard.check(call, guard.of_target(asked))  # who may not is not told what is wrong with it
+            raise
+        self._guard.check(call, guard.of_target(made))
+        return made
+
+    def _moved(self, call: Call, old: Target, kek: str) -> Target:
+        """With another KEK, if the caller may have that one."""
+        moved = replace(old, settings=self._connect.settled(old.kind, {**old.settings, KEK: kek}))
+        self._guard.check(call, guard.of_target(moved))
+        return moved
+
+    def _port(self, target: Target) -> ports.Target:
+        return self._connect(target.name, target.kind, target.settings)
+
     def _seen(self, call: Call) -> bool:
         # A request that is repeated is answered from its receipt, also when the target is away by now.
         receipt = self._store.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
         return receipt is not None and receipt.digest == call.digest
 
     def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
-        kek = self._connect(target.kind, target.settings).wrapping_key()
+        kek = self._port(target).wrapping_key()
         call.note(target=target.name, kek_thumbprint=kek.thumbprint)
         check_kek(kek)
         if wanted and kek.thumbprint != wanted:
@@ -168,7 +183,7 @@ class Targets:
 
     def _with_new_kek(self, call: Call, target: Target) -> Target:
         """Make the KEK that the settings name; from then on they name its version, and so that one alone."""
-        port = self._connect(target.kind, target.settings)
+        port = self._port(target)
         wanted = target.settings.get(KEK)
         if wanted is None:
             raise _fixed()

@@ -23,7 +23,7 @@ CREDENTIALS = ("workload-identity", "managed-identity", "client-certificate", "c
     cls=Noun,
     epilog="\b\nExamples:\n"
     "  broker target add vault prod --address https://vault.example.org:8200 \\\n"
-    "      --ca-file vault-ca.pem --token-file vault-token\n"
+    "      --ca-file vault-ca.pem\n"
     "  broker target add azure-key-vault hsm --vault-url https://payments.managedhsm.azure.net \\\n"
     "      --credential workload-identity --tenant-id GUID --client-id GUID --kek kek --create-kek\n",
 )
@@ -42,7 +42,7 @@ def add() -> None:
 @click.option("--mount", default="transit", show_default=True, help="Where the transit engine is mounted.")
 @click.option("--ca-file", "vault_ca_file", required=True, metavar="FILE", help="CA of that server, PEM; read here.")
 @click.option(
-    "--token-file", required=True, metavar="NAME", help="A file in the broker's credentials/HOST:PORT, by name."
+    "--token-file", default="", metavar="FILE", help="In the broker's credentials/HOST:PORT; NAME, unless said."
 )
 @click.option("--namespace", default="", help="Namespace, if any.")
 @click.option(
@@ -61,6 +61,7 @@ def vault(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, *
     The broker's own address and CA come from the profile or the environment here; --address and --ca-file are the
     target's.
     """
+    settings["token_file"] = settings["token_file"] or name
     if "/" in settings["token_file"]:
         raise click.BadParameter("Name a file in the broker's credentials folder; no path.", param_hint="--token-file")
     ca = files.take(settings.pop("vault_ca_file"), MAX_PEM, "CA file")

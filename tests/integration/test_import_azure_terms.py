@@ -61,7 +61,7 @@ class Killed(BaseException):
 
 def killed_after(bench: AzureBench, step: str) -> Imports:
     """Imports of a broker that dies when the target has done this."""
-    port = bench.connect(bench.kind, bench.settings)
+    port = bench.connect("bao", bench.kind, bench.settings)
 
     class Deadly:
         def __getattr__(self, name: str) -> object:
@@ -75,7 +75,7 @@ def killed_after(bench: AzureBench, step: str) -> Imports:
 
             return die
 
-    return bench.imports_with(lambda _kind, _settings: Deadly())
+    return bench.imports_with(lambda _name, _kind, _settings: Deadly())
 
 
 # ---- proven again ------------------------------------------------------------------------------------------------

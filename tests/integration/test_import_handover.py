@@ -42,7 +42,7 @@ class Carrier(Bench):
         self.mount.server.request("POST", f"{self.mount.path}/keys/{key.name}/{road}", json.loads(file))
 
     def kek(self) -> bytes:
-        der = self.connect("vault", self.settings).wrapping_key().public_key
+        der = self.connect("bao", "vault", self.settings).wrapping_key().public_key
         return load_der_public_key(der).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -261,11 +261,11 @@ def test_terms_that_transit_has_not_are_refused_before_anything_is_wrapped(bench
 
 
 def test_a_kek_of_its_own_is_neither_made_nor_chosen(bench: Carrier) -> None:
-    call = bench.call("CreateTarget")
+    call, second = bench.call("CreateTarget"), {**bench.settings, "token_file": "second"}
     refused(
         WrongState,
         "TARGET_KEK_FIXED",
-        lambda: bench.targets.create(call, "second", "vault", dict(bench.settings), "", create_kek=True),
+        lambda: bench.targets.create(call, "second", "vault", second, "", create_kek=True),
     )
     again = bench.call("RepinTarget")
     refused(WrongState, "TARGET_KEK_FIXED", lambda: bench.targets.repin(again, "bao", "0" * 64, "https://x/keys/k/1"))

@@ -213,7 +213,7 @@ def test_explain(resource: dict[str, Any], kind: str, name: str) -> None:
     request = policies_pb2.ExplainPolicyRequest(operator="alice", action="Sign", **resource)
     found = PolicyMethods(noun, "").explain_policy(call("P/E"), request)
     assert (found.allowed, list(found.policies), found.policy_version, found.explanation) == (True, ["a"], 3, "Yes.")
-    assert noun.asked == [("explain", ("alice", "Sign", kind, name), {})]
+    assert noun.asked == [("explain", ("alice", "Sign", kind, name, {}), {})]
 
 
 def test_AN_36_not_the_broker_is_no_resource() -> None:

@@ -34,17 +34,17 @@ def connect(tmp_path: Path) -> Callable[[str, dict[str, str]], object]:
 
 def reason(connect: Callable[[str, dict[str, str]], object], settings: dict[str, str]) -> tuple[str, str]:
     with pytest.raises(InvalidRequest) as caught:
-        connect("vault", settings)
+        connect("vault-token", "vault", settings)
     return caught.value.reason, caught.value.message
 
 
 def test_good_settings_build_a_target_and_open_no_connection(
     connect: Callable[[str, dict[str, str]], object], settings: dict[str, str]
 ) -> None:
-    port = connect("vault", settings)
-    assert connect("vault", dict(settings)) is port  # kept, with its connection
-    assert connect("vault", {**settings, "namespace": "team/a"}) is not port
-    assert connect("vault", {**settings, "mount": "a/b-c_d"}) is not port
+    port = connect("vault-token", "vault", settings)
+    assert connect("vault-token", "vault", dict(settings)) is port  # kept, with its connection
+    assert connect("vault-token", "vault", {**settings, "namespace": "team/a"}) is not port
+    assert connect("vault-token", "vault", {**settings, "mount": "a/b-c_d"}) is not port
     assert "PRIVATE" not in repr(port)
     assert settings["ca_pem"] not in repr(port)
 
@@ -118,7 +118,7 @@ def test_all_faults_are_told_at_once(
 
 def test_an_unknown_kind_is_refused(connect: Callable[[str, dict[str, str]], object]) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        connect("floppy", {})
+        connect("x", "floppy", {})
     assert caught.value.reason == "TARGET_KIND_UNKNOWN"
     assert "vault" in caught.value.message
 
