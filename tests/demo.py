@@ -104,7 +104,7 @@ def running_broker(folder: Path, bao: openbao.OpenBao, vault: FakeVault) -> Iter
         raise DemoError(f"`broker init` ended with {made.returncode}: {made.stderr.strip()}")
     config = folder / "broker.toml"
     put_shim_before(config, folder)
-    described = {"host": vault.host, "kind": vault.kind, "ca_file": str(vault.ca_file)}
+    described: dict[str, object] = {"host": vault.host, "kind": vault.kind, "ca_file": str(vault.ca_file)}
     described |= {"token_file": str(vault.token_file), "targets": ["vault"]}
     with config.open("a", encoding="utf-8") as file:
         file.write("\n[[targets.private_vaults]]\n")

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from broker.core.call import Call
 from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
-from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, agree, resumed
+from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, agree
 from broker.core.import_rules import (
     EXPORTED,
     NO_TERMS,
@@ -24,6 +24,7 @@ from broker.core.import_rules import (
     importable,
     of_name,
     remote_name_of,
+    resumed,
     sound_terms,
 )
 from broker.core.kinds import ImportState, KeyState
@@ -74,8 +75,9 @@ class Handover:
     def _export(self, asked: Asked, kek_pem: bytes) -> Exported:
         ledger, call = self._ledger, asked.call
         importable(asked.key, asked.version)
+        ledger.port(asked.target).check_transfer()
         with ledger.turn(asked):
-            row, rows = ledger.rows(asked)
+            row, rows = ledger.settled(asked)
             remote_name = remote_name_of(asked.key.name, row, rows, asked.remote_name)
             call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:
@@ -121,7 +123,7 @@ class Handover:
         if asked.key.state is not KeyState.ENABLED:
             raise WrongState("KEY_STATE", f"The key is {asked.key.state}; enable it, then confirm its import.")
         with ledger.turn(asked):
-            row, rows = ledger.rows(asked)
+            row, rows = ledger.settled(asked)
             if row is None:
                 raise NotFound("IMPORT_NOT_FOUND", "This version was not exported for this target; export it first.")
             of_name(row, asked.remote_name)

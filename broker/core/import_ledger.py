@@ -16,7 +16,15 @@ from broker.core.call import Call
 from broker.core.delivery import Delivery, Sibling
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
-from broker.core.import_rules import NO_TERMS, TERMS_UNSETTLED, in_progress, remote_name_of
+from broker.core.import_rules import (
+    NO_TERMS,
+    TERMS_UNSETTLED,
+    UNPROVEN,
+    in_progress,
+    remote_name_of,
+    siblings,
+    still_enabled,
+)
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
 from broker.core.names import check_name
@@ -123,6 +131,14 @@ class Ledger:
         """The import of this version, if there is one, and those of all versions to this target."""
         return self._rows(asked.key.name, asked.version.number, asked.target.name)
 
+    def settled(self, asked: Asked) -> tuple[Import | None, list[Import]]:
+        """As ``rows``; what an earlier attempt has left enabled at the target is disabled first, or nothing goes on."""
+        row, rows = self.rows(asked)
+        if row is None or row.state is not ImportState.DISABLING or asked.call.validate_only:
+            return row, rows
+        failed = self.disabled(asked.call, self.port(asked.target), row)
+        return failed, [failed if one is row else one for one in rows]
+
     def _rows(self, key: str, version: int, target: str) -> tuple[Import | None, list[Import]]:
         rows = self.store.page(Import, limit=MAX_VERSIONS, where={"key": key, "target": target})
         return next((row for row in rows if row.version == version), None), rows
@@ -148,7 +164,7 @@ class Ledger:
         offered = kek or port.wrapping_key()
         asked.call.note(kek_thumbprint=offered.thumbprint)
         check_pin(asked.target, offered)
-        before = _siblings(rows, remote_name)
+        before = siblings(rows, remote_name)
         return Delivery(
             there=self.arrival(asked, port, remote_name, row, rows),
             kek=offered,
@@ -174,12 +190,29 @@ class Ledger:
         self, asked: Asked, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
     ) -> Arrival:
         """Where to look for the version at the target."""
+        return self._arrival(asked.ref, port, remote_name, row, rows)
+
+    def arrival_of(self, row: Import, port: ports.Target) -> Arrival | None:
+        """Where to look for what a row is about, without anybody asking; None when its key is gone."""
+        found = self.store.version(row.key, row.version)
+        _, rows = self._rows(row.key, row.version, row.target)
+        return self._arrival(_ref(*found), port, row.remote_name, row, rows) if found else None
+
+    @contextmanager
+    def idle(self, row: Import) -> Iterator[bool]:
+        """As ``turn``, for the background: gives False at once when a call of this process is at it."""
+        with self._turns.take(row.key, row.target, seconds=0) as held:
+            yield held
+
+    def _arrival(
+        self, key: KeyRef, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
+    ) -> Arrival:
         return Arrival(
             hsm=self.hsm,
             port=port,
-            key=asked.ref,
+            key=key,
             remote_name=remote_name,
-            taken=frozenset(one.remote_version for one in _siblings(rows, remote_name)),
+            taken=frozenset(one.remote_version for one in siblings(rows, remote_name)),
             known=row.remote_version if row and row.failure != "PROOF_FAILED" else "",
         )
 
@@ -247,18 +280,18 @@ class Ledger:
                 there.prove(remote, enable=enable)
             extra = there.tidy(found)
             if terms != NO_TERMS:
-                row = self._mark(call, row, TERMS_UNSETTLED)
+                row = self.mark(call, row, TERMS_UNSETTLED)
                 there.port.settle(remote.name, remote.version, terms)
         except BrokerError as error:
-            raise self._undone(call, there.port, row, error) from error
+            raise self.undone(call, there.port, row, error, enable=enable) from error
         return self.succeed(call, row, remote, extra)
 
-    def _mark(self, call: Call, row: Import, why: str) -> Import:
-        """Write down what is at the target and why the import is still PENDING, before more is done there."""
-        call.note(remote_version=row.remote_version, state=ImportState.PENDING.value)
+    def mark(self, call: Call, row: Import, why: str, state: ImportState = ImportState.PENDING) -> Import:
+        """Write down what is at the target and how far the import is, before more is done there."""
+        call.note(remote_version=row.remote_version, state=state.value)
         try:
             with self.store.write(call.intent()) as write:
-                return write.replace(row, replace(row, failure=why))
+                return write.replace(row, replace(row, failure=why, state=state))
         except WrongState as error:
             if error.reason == "CHANGED_MEANWHILE":
                 raise in_progress("another call has taken it over; try again") from error
@@ -278,32 +311,44 @@ class Ledger:
         call.settled = True
         return Imported(row=proven, extra=extra)
 
-    def _undone(self, call: Call, port: ports.Target, row: Import, error: BrokerError) -> BrokerError:
+    def undone(
+        self, call: Call, port: ports.Target, row: Import, error: BrokerError, *, enable: bool = False
+    ) -> BrokerError:
         """Disable what could not be proven, and write that down; the error to raise.
 
-        A target that went away meanwhile leaves the row PENDING: the next attempt reads back and proves.
+        A target that went away meanwhile leaves it PENDING: the next attempt reads back and proves. One that does not
+        disable it leaves it DISABLING, for ``withdrawal``; so does one that went away when ``enable`` was done.
         """
         if isinstance(error, Unavailable):
+            if row.failure != TERMS_UNSETTLED:
+                state, why = (ImportState.DISABLING, row.failure) if enable else (ImportState.PENDING, UNPROVEN)
+                self.mark(call, row, why, state)
             return error
-        row = self._mark(call, row, error.reason)  # who comes after a crash must know the disabled version as ours
+        row = self.mark(call, row, error.reason, ImportState.DISABLING)
         try:
             port.disable(row.remote_name, row.remote_version)
-        except Unavailable:
-            return error
         except BrokerError as second:
-            error = WrongState(second.reason, f"{error.message} {second.message}")
+            return still_enabled(second, error.message)
         self.fail(call, row, error)
         return error
+
+    def disabled(self, call: Call, port: ports.Target, row: Import) -> Import:
+        """FAILED, once the target has disabled it; else WrongState ``REMOTE_KEY_STILL_ENABLED``."""
+        try:
+            port.disable(row.remote_name, row.remote_version)
+        except BrokerError as error:
+            raise still_enabled(error) from error
+        return self.mark(call, row, row.failure, ImportState.FAILED)
 
     def fail(self, call: Call, row: Import, error: BrokerError) -> None:
         """The outcome of an attempt that is over and has come to nothing."""
         call.note(state=ImportState.FAILED.value)
         self._end(call, row, replace(row, state=ImportState.FAILED, failure=error.reason, proven_at=None), error)
 
-    def pause(self, call: Call, row: Import, error: BrokerError) -> None:
-        """The outcome of an attempt whose upload was answered with an error that leaves open whether it arrived."""
+    def pause(self, call: Call, row: Import, error: BrokerError, why: str) -> None:
+        """The outcome of an attempt that leaves open whether the key arrived, and ``why``."""
         call.note(state=ImportState.PENDING.value)
-        self._end(call, row, replace(row, failure=error.reason), error)
+        self._end(call, row, replace(row, failure=why), error)
 
     def _end(self, call: Call, row: Import, new: Import, error: BrokerError) -> None:
         with self.store.write(call.outcome(error.outcome, error.reason)) as write:
@@ -334,20 +379,8 @@ def agree(asked: Asked, port: ports.Target, terms: Terms) -> None:
             asked.call.note(**{name: moment.isoformat(timespec="seconds")})
 
 
-def resumed(new: Import, earlier: Import | None, found: Found | None) -> Import:
-    """``new``, with what an attempt before has written down of the version that is there, lest a crash forgets it."""
-    if earlier is None or found is None:
-        return new
-    same = earlier.remote_version == found.remote.version
-    return replace(new, remote_version=found.remote.version, failure=earlier.failure if same else "")
-
-
 def _ref(key: Key, held: KeyVersion) -> KeyRef:
     return KeyRef(hsm_id=held.hsm_id, type=key.type, usage=key.usage, public_key=held.public_key)
-
-
-def _siblings(rows: list[Import], remote_name: str) -> list[Import]:
-    return [one for one in rows if one.state is ImportState.PROVEN and one.remote_name == remote_name]
 
 
 def _remember(write: Write, call: Call, row: Import) -> None:

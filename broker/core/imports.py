@@ -15,16 +15,17 @@ from broker.core.call import Call
 from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.guard import Guard
-from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, resumed
+from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion
 from broker.core.import_rules import (
-    ANSWERED,
     NO_TERMS,
+    UNPROVEN,
     await_lease,
     disabled_by_us,
     importable,
     of_name,
     provable,
     remote_name_of,
+    resumed,
     sound_terms,
 )
 from broker.core.kinds import ImportState, KeyState
@@ -40,7 +41,9 @@ VERDICTS = frozenset({"PROOF_FAILED", "REMOTE_KEY_EXPOSED", "REMOTE_KEY_MISSING"
 class Imports:
     """The noun behind ImportService, but for what is carried by hand (``handover``)."""
 
-    def __init__(self, store: ports.Store, hsm: ports.Hsm, guard: Guard, connect: ports.Connect, now: ports.Now) -> None:
+    def __init__(
+        self, store: ports.Store, hsm: ports.Hsm, guard: Guard, connect: ports.Connect, now: ports.Now
+    ) -> None:
         self._store = store
         self._guard = guard
         self.ledger = Ledger(store, hsm, guard, connect, now)
@@ -103,7 +106,7 @@ class Imports:
     def _import(self, asked: Asked, terms: Terms) -> Imported:
         importable(asked.key, asked.version)
         with self.ledger.turn(asked):
-            row, rows = self.ledger.rows(asked)
+            row, rows = self.ledger.settled(asked)
             remote_name = remote_name_of(asked.key.name, row, rows, asked.remote_name)
             asked.call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:
@@ -121,7 +124,7 @@ class Imports:
 
     def _run(self, asked: Asked, delivery: Delivery, earlier: Import | None, terms: Terms) -> Imported:
         ledger, call = self.ledger, asked.call
-        found = delivery.there.find() if earlier else None
+        found = _there(delivery, earlier) if earlier else None
         if found is None:
             self._may_be_sent(call, delivery, earlier)
         row = ledger.begin(asked, resumed(ledger.begun(asked, delivery), earlier, found), earlier)
@@ -152,15 +155,20 @@ class Imports:
         row = replace(row, blob_sha256=hashlib.sha256(blob).hexdigest())
         call.note(blob_sha256=row.blob_sha256)
         try:
-            return delivery.upload(blob, first=first), row
-        except (
-            Unavailable
-        ) as error:  # it may have arrived: the row stays PENDING, and the next attempt reads back first
-            if error.reason in ANSWERED:
-                self.ledger.pause(call, row, error)
+            return delivery.upload(blob, first=first) or self._confirmed(call, delivery, row), row
+        except Unavailable as error:  # it may have arrived: the row stays PENDING, and the next attempt reads back
+            if not call.settled:
+                self.ledger.pause(call, row, error, error.reason)
             raise
         except BrokerError as error:
             self.ledger.fail(call, row, error)
+            raise
+
+    def _confirmed(self, call: Call, delivery: Delivery, row: Import) -> Found:
+        try:
+            return delivery.confirmed()
+        except Unavailable as error:
+            self.ledger.pause(call, row, error, UNPROVEN)
             raise
 
     def _proven_again(self, asked: Asked, row: Import) -> RemoteKey:
@@ -178,3 +186,8 @@ class Imports:
         key = self._store.get(Key, name)
         resource = guard.of_key(key) if key else guard.of_unknown_key(name)
         return self._guard.permits(call.principal, "GetKey", resource)
+
+
+def _there(delivery: Delivery, earlier: Import) -> Found | None:
+    there = delivery.there
+    return there.left() if earlier.failure == UNPROVEN else there.find()

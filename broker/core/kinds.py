@@ -85,11 +85,16 @@ class VersionState(StrEnum):
 
 
 class ImportState(StrEnum):
-    """PENDING (may or may not have arrived) → PROVEN (same key, used there) or FAILED (disabled or absent there)."""
+    """PENDING (may or may not have arrived) → PROVEN (same key, used there) or FAILED (disabled or absent there).
+
+    DISABLING: it came to nothing, is to be disabled and still enabled; then FAILED. UNKNOWN: its target was removed.
+    """
 
     PENDING = "pending"
     PROVEN = "proven"
     FAILED = "failed"
+    DISABLING = "disabling"
+    UNKNOWN = "unknown"
 
 
 class OperatorState(StrEnum):

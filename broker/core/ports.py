@@ -343,6 +343,9 @@ class Target(Protocol):
         WrongState ``TARGET_KEK_EXISTS``, or ``TARGET_KEK_FIXED`` when such a target has one of its own.
         """
 
+    def check_transfer(self) -> None:
+        """Return if keys may be carried there in files; else WrongState ``TRANSFER_FILES_OFF``."""
+
     def transfer_file(
         self, key_type: KeyType, usage: KeyUsage, blob: bytes, kek: WrappingKey, oaep_hash: OaepHash
     ) -> bytes:

@@ -40,8 +40,8 @@ def check_bound(target: str, credential: Credential, bound: Mapping[str, tuple[s
         return
     raise InvalidRequest(
         "TARGET_CREDENTIAL_NOT_BOUND",
-        "The broker's configuration does not give this target such a credential at this host. Use a file that bears the "
-        "target's name (TARGET or TARGET.token), or have its line, \"HOST:PORT/CREDENTIAL\" = [\"TARGET\"], added under "
+        "The broker's configuration does not give this target such a credential at this host. Use a file of the "
+        'target\'s name (TARGET or TARGET.token), or have its line, "HOST:PORT/CREDENTIAL" = ["TARGET"], added under '
         "[targets.credentials_for] there, and the broker started again.",
     )
 

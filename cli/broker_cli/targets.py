@@ -190,13 +190,19 @@ def repin(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, k
 
 @target.command()
 @click.argument("name")
+@click.option(
+    "--copies-unknown",
+    is_flag=True,
+    help="It is gone for good: list its copies as unknown from now on, and give its name to no other target.",
+)
 @ask.yes
 @changing
 @remote
-def remove(wire: Wire, change: Change, name: str, *, sure: bool) -> None:
+def remove(wire: Wire, change: Change, name: str, *, copies_unknown: bool, sure: bool) -> None:
     """Forget the target NAME; refused while keys live there."""
-    ask.by_name(name, "The target and its pin will be forgotten.", sure=sure, dry_run=change.dry_run)
-    wire.ask("targets", "DeleteTarget", name=name, **change.fields)
+    lost = " What copies of keys are there, nobody will find out any more." if copies_unknown else ""
+    ask.by_name(name, f"The target and its pin will be forgotten.{lost}", sure=sure, dry_run=change.dry_run)
+    wire.ask("targets", "DeleteTarget", name=name, copies_unknown=copies_unknown, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
     if not change.dry_run:
         chat(f"The target {name} is forgotten.")

@@ -90,7 +90,9 @@ def _managed_hsm(request: pytest.FixtureRequest, folder: Path) -> Place:
 def _real_azure(request: pytest.FixtureRequest, folder: Path) -> Place:
     host = REAL["vault_url"].removeprefix("https://").rstrip("/") + ":443"
     surroundings = Surroundings(allowed_hosts=frozenset({host}), credentials=Path(CREDENTIALS or folder))
-    return Place(connector(surroundings)("azure", azure.KIND, REAL), request.getfixturevalue("exact_hsm"), own_clock=False)
+    return Place(
+        connector(surroundings)("azure", azure.KIND, REAL), request.getfixturevalue("exact_hsm"), own_clock=False
+    )
 
 
 PLACES: dict[str, tuple[str, Callable[[pytest.FixtureRequest, Path], Place]]] = {

@@ -183,6 +183,8 @@ class Bench(Ground):
         super().__init__(
             hsm,
             folder,
-            Surroundings(allowed_hosts=hosts | {mount.server.host}, credentials=mount.credentials),
+            Surroundings(
+                allowed_hosts=hosts | {mount.server.host}, credentials=mount.credentials, vault_transfer_files=True
+            ),
         )
         self.settings = mount.settings()

@@ -159,7 +159,7 @@ def test_killed_between_putting_it_out_of_use_and_writing_that_down_it_is_still_
     assert usable(bench, key) == []
     row = bench.row(key)
     assert row is not None
-    assert (row.state, row.failure) == (ImportState.PENDING, "TARGET_DENIED")
+    assert (row.state, row.failure) == (ImportState.DISABLING, "TARGET_DENIED")
     bench.vault.denied.clear()
     for step in ("enable", "decrypt" if key_type.symmetric else "sign"):  # and killed twice more on the way back
         with pytest.raises(Killed):

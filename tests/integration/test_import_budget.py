@@ -48,7 +48,7 @@ def test_an_import_costs_four_reads_two_writes_one_wrap_and_four_requests(bench:
         Counting(bench.store, store),  # type: ignore[arg-type]
         Counting(bench.hsm, hsm),  # type: ignore[arg-type]
         bench.guard,
-        lambda _name, _kind, _settings: port,  # type: ignore[arg-type,return-value]
+        lambda _name, _kind, _settings: port,  # type: ignore[arg-type]
         bench.clock,
     )
     imports.import_key(bench.call("ImportKey"), key.name, 0, "bao", "")

@@ -123,7 +123,7 @@ def findings(bench: Bench) -> dict[str, tuple[bool, str]]:
 def test_check_finds_all_well(bench: Bench) -> None:
     create(bench)
     found = findings(bench)
-    assert [*found] == ["reachable", "authorised", "kek", "wrap"]
+    assert [*found] == ["reachable", "authorised", "kek", "wrap", "copies"]
     assert all(passed for passed, _ in found.values())
 
 
@@ -155,7 +155,7 @@ def test_check_tells_a_token_that_may_nothing_from_a_server_that_is_away(
     assert "unseal" in findings(bench)["reachable"][1]
     openbao_own.stop()
     found = findings(bench)
-    assert [passed for passed, _ in found.values()] == [False] * 4
+    assert [passed for passed, _ in found.values()] == [False] * 4 + [True]
     assert openbao_own.host in found["reachable"][1]
     bench.close()
 

@@ -51,7 +51,7 @@ def test_targets_both_ways() -> None:
     listed = rpc.list_targets(call("T/L"), targets_pb2.ListTargetsRequest())
     assert (list(listed.targets), listed.next_page_token) == ([made.target], "")
     rpc.delete_target(call("T/D"), targets_pb2.DeleteTargetRequest(name="vault-eu"))
-    assert noun.asked[-1] == ("delete", ("vault-eu",), {})
+    assert noun.asked[-1] == ("delete", ("vault-eu",), {"copies_unknown": False})
 
 
 def test_a_target_needs_settings_and_short_ones() -> None:
