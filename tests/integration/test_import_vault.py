@@ -386,12 +386,11 @@ def test_a_further_version_that_cannot_be_proven_says_that_it_stays(bench: Bench
     bench.imports = bench.imports_with(lambda _name, _kind, _settings: Mute())
     rotated = bench.rotate(key)
     error = refused(WrongState, "REMOTE_KEY_STILL_ENABLED", lambda: bench.run(rotated))
-    assert "not the key in the HSM" in error.message
+    assert all(part in error.message for part in ("not the key in the HSM", "cannot disable version 2"))
     assert bench.mount.key(key.name)["soft_deleted"] is False  # version 1 is in use
     row = bench.row(key, 2)
     assert row is not None
     assert (row.state, row.failure) == (ImportState.DISABLING, "PROOF_FAILED")
-    assert "cannot disable version 2" in error.message
 
 
 def test_a_disabled_symmetric_key_is_not_used_for_a_proof_either(bench: Bench) -> None:

@@ -227,6 +227,13 @@ class Live:
     def terminate(self) -> int:
         return self.end(signal.SIGTERM)
 
+    def allow_transfer_files(self, extra: dict[str, str] | None = None) -> None:
+        """Start again under a configuration that allows files for Vault and OpenBao."""
+        self.terminate()
+        text = self.config.read_text()
+        self.config.write_text(text.replace("[targets]\n", "[targets]\nvault_transfer_files = true\n"))
+        self.start(extra=extra)
+
     def close(self) -> None:
         for client in self._clients:
             client.close()
@@ -358,6 +365,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, openbao: OpenBao) -> Iterator
     broker = Live(tmp_path_factory.mktemp("live") / "broker", "--allow-target", openbao.host)
     try:
         broker.start()
+        broker.allow_transfer_files()
         openbao.write_token(broker.folder / "credentials")
         openbao.write_token(broker.folder / "credentials", host=broker.dead)
         with broker.client() as admin:
