@@ -138,7 +138,7 @@ def test_the_audit_tells_both_ways_with_the_blob_and_the_kek(bench: Carrier) -> 
     assert (lines[3]["facts"]["state"], lines[3]["facts"]["remote_version"]) == ("proven", "1")
 
 
-def test_I_12_no_file_is_written_unless_the_configuration_allows_it(bench: Carrier) -> None:
+def test_BY_08_no_file_is_written_unless_the_configuration_allows_it(bench: Carrier) -> None:
     key = bench.key()
     hosts = frozenset({bench.mount.server.host})
     bench.imports = bench.imports_with(

@@ -76,7 +76,7 @@ def refused(kind: type[BrokerError], reason: str, action: object) -> str:
     return caught.value.message
 
 
-def test_I_20_a_team_registers_and_imports_what_is_its_own(house: House) -> None:
+def test_AZ_06_a_team_registers_and_imports_what_is_its_own(house: House) -> None:
     key = house.key()
     house.create()
     assert house.bring(key, "team-b-prod", f"team-b-{key.name}") is ImportState.PROVEN
@@ -86,14 +86,14 @@ def test_I_20_a_team_registers_and_imports_what_is_its_own(house: House) -> None
     {"mount": "transit"}, {"mount": "team-b"}, {"namespace": "team-b"}, {"address": "https://127.0.0.1:1"},
     {"token_file": "bao"},
 ])  # fmt: skip
-def test_I_20_another_place_or_credential_is_denied_before_anything_is_asked(
+def test_AZ_06_another_place_or_credential_is_denied_before_anything_is_asked(
     house: House, changed: dict[str, str]
 ) -> None:
     refused(PermissionDenied, "POLICY_DENIED", lambda: house.create(**changed))
     refused(PermissionDenied, "POLICY_DENIED", lambda: house.create(name="prod"))
 
 
-def test_I_20_another_teams_token_is_refused_in_the_same_words_as_one_that_is_not_there(house: House) -> None:
+def test_AZ_06_another_teams_token_is_refused_in_the_same_words_as_one_that_is_not_there(house: House) -> None:
     house.guard.load(document(version=2))  # whatever the policy lets through
     sentences = {
         refused(
@@ -109,7 +109,7 @@ def test_I_20_another_teams_token_is_refused_in_the_same_words_as_one_that_is_no
     assert house.store.get(Target, "team-b-prod") is None
 
 
-def test_I_20_a_key_goes_under_no_other_name_and_to_no_other_target(house: House) -> None:
+def test_AZ_06_a_key_goes_under_no_other_name_and_to_no_other_target(house: House) -> None:
     key = house.key()
     house.create()
     for target, name in (("team-b-prod", ""), ("team-b-prod", "team-a-key"), ("bao", f"team-b-{key.name}")):
@@ -117,7 +117,7 @@ def test_I_20_a_key_goes_under_no_other_name_and_to_no_other_target(house: House
     assert not house.arrived(key)
 
 
-def test_I_20_the_name_that_a_key_has_there_decides_when_none_is_given(house: House) -> None:
+def test_AZ_06_the_name_that_a_key_has_there_decides_when_none_is_given(house: House) -> None:
     key = house.key()
     house.create()
     house.bring(key, "team-b-prod", f"team-b-{key.name}")
