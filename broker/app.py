@@ -33,7 +33,7 @@ from broker.core.keys import DestructionDelay, Keys
 from broker.core.kinds import Purpose
 from broker.core.kv import Secrets
 from broker.core.leases import Leases
-from broker.core.model import Principal
+from broker.core.model import Import, Principal
 from broker.core.operators import Operators
 from broker.core.policies import Policies
 from broker.core.ports import Authenticator, Now
@@ -45,6 +45,8 @@ from broker.core.settling import Settling
 from broker.core.slots import Slots
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
+from broker.core.withdrawal import Withdrawals, is_away
+from broker.errands import Errands
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.inspector import Inspector
 from broker.processor import Processor
@@ -78,6 +80,10 @@ READS_EVERY = timedelta(seconds=5)
 SESSIONS_EVERY = timedelta(seconds=2)
 CERTIFICATE_EVERY = timedelta(hours=6)
 PROCESSOR_EVERY = timedelta(seconds=10)
+WITHDRAWALS_EVERY = timedelta(seconds=2)
+
+ERRANDS_SECONDS = 25.0
+"""How long the end waits for what is being asked of targets; no request to one takes longer."""
 
 
 def now() -> datetime:
@@ -154,6 +160,7 @@ class Broker:
             guard.watch(self.policies.refresh_when_late)
         slots = Slots(config.server.slots)
         imports = Imports(store, callers, guard, connect, now, slots)
+        self.withdrawals = Withdrawals(imports.ledger, time.monotonic)
         return answers(
             keys=self.keys,
             use=KeyUse(store, callers, guard),
@@ -236,7 +243,9 @@ class Loop:
             ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores, sure=True)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
             ("processor", PROCESSOR_EVERY, broker.reconsider_processor),
+            ("withdrawals", WITHDRAWALS_EVERY, self._withdraw),
         ]
+        self._errands = Errands()
         self._sign_at = start
         self._signed: dict[str, int] = {}
         self._fence: int | None = None
@@ -248,8 +257,9 @@ class Loop:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the round that is under way."""
+        """End after the round that is under way, and after what is being asked of targets."""
         self._stop.set()
+        self._errands.stop(ERRANDS_SECONDS)
         if self._thread.is_alive():
             self._thread.join()
 
@@ -316,6 +326,33 @@ class Loop:
             self._fence = fence
             log.info("leads the shared work" if fence else "leads no more", fence=fence or 0)
 
+    def _withdraw(self) -> None:
+        """Have disabled at targets what should not be enabled there, each target in a thread of its own."""
+        if (fence := self._fence) is None:
+            return
+        for target, rows in self._broker.withdrawals.due().items():
+            self._errands.start(target, lambda rows=rows: self._withdraw_from(rows, fence))  # type: ignore[misc]
+
+    def _withdraw_from(self, rows: list[Import], fence: int) -> None:
+        for row in rows:
+            if self._errands.ending.is_set():
+                return
+            call = self._call(f"key/{row.key},target/{row.target}", fence)
+            if not _attempt(call.resource, lambda row=row, call=call: self._told(row, call)):  # type: ignore[misc]
+                return
+
+    def _told(self, row: Import, call: Call) -> None:
+        """One attempt; a line at error level for as long as the alarm stands. Raises when the target is away."""
+        error = self._broker.withdrawals.attempt(call, row)
+        if error is None:
+            return
+        log.error(
+            "a key that is not proven may still be used at a target", key=row.key, version=row.version,
+            target=row.target, remote_name=row.remote_name, remote_version=row.remote_version, reason=error.reason,
+        )  # fmt: skip
+        if is_away(error):
+            raise error
+
     def _do(self, name: str, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
         """The shared work, in the one process that leads; each piece is written under the leader's number.
 
@@ -376,6 +413,11 @@ def _surroundings(config: Config) -> Surroundings:
             vault.host: PrivateVault(kind=vault.kind, ca_file=vault.ca_file, token_file=vault.token_file)
             for vault in targets.private_vaults
         },
+        credentials_for={
+            **targets.credentials_for,
+            **{f"{vault.host}/token-file": vault.targets for vault in targets.private_vaults},
+        },
+        vault_transfer_files=targets.vault_transfer_files,
     )
 
 

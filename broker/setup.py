@@ -68,6 +68,7 @@ class Wishes:
     operators_address: str = "127.0.0.1:7443"
     pipelines_address: str = "127.0.0.1:7444"
     allowed_targets: tuple[str, ...] = ()
+    credentials_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     allowed_issuers: tuple[str, ...] = ()  # "host:port", those at private addresses only
     database: str = ""  # "" is SQLite in the folder
     development: bool = False
@@ -241,6 +242,7 @@ def _toml(wishes: Wishes, token: Token) -> str:
             "operator_ca_file": str(folder / "certificates" / "operator-ca.pem"),
         },
         "targets": {"allowed_hosts": list(wishes.allowed_targets), "credentials": str(folder / "credentials")},
+        "targets.credentials_for": {json.dumps(name): list(whose) for name, whose in wishes.credentials_for.items()},
         "oidc": {"allowed_hosts": list(wishes.allowed_issuers)},
     }
     lines = []

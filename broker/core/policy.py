@@ -63,12 +63,12 @@ class Entity(NamedTuple):
 
 
 class Question(NamedTuple):
-    """May ``principal`` do ``action`` to ``resource``? ``context`` holds sets of strings."""
+    """May ``principal`` do ``action`` to ``resource``? ``context`` holds strings and sets of strings."""
 
     principal: Entity
     action: str
     resource: Entity
-    context: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    context: tuple[tuple[str, tuple[str, ...] | str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -339,6 +339,23 @@ class Authenticator(Protocol):
         """The principal; None when the call carries nothing for this authenticator; Unauthenticated when it is bad."""
 
 
+class Connect(Protocol):
+    """The way to targets, as the broker's configuration allows it."""
+
+    def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Target:
+        """The port of the target ``name``; opens no connection.
+
+        InvalidRequest ``TARGET_HOST_NOT_ALLOWED`` or ``TARGET_CREDENTIAL_NOT_BOUND`` when the configuration does not
+        give this place, or not to this target.
+        """
+
+    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """The settings in their one spelling, as policies compare them; looks at nothing but them.
+
+        InvalidRequest ``TARGET_KIND_UNKNOWN`` or ``TARGET_SETTINGS_INVALID``.
+        """
+
+
 class Target(Protocol):
     """A place keys can be imported to. Built from one registered ``model.Target``.
 
@@ -379,6 +396,9 @@ class Target(Protocol):
 
         WrongState ``TARGET_KEK_EXISTS``, or ``TARGET_KEK_FIXED`` when such a target has one of its own.
         """
+
+    def check_transfer(self) -> None:
+        """Return if keys may be carried there in files; else WrongState ``TRANSFER_FILES_OFF``."""
 
     def transfer_file(
         self, key_type: KeyType, usage: KeyUsage, blob: bytes, kek: WrappingKey, oaep_hash: OaepHash

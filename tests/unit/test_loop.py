@@ -38,6 +38,7 @@ def parts(**other: Any) -> Any:
             "keys": idle,
             "secrets": idle,
             "sessions": idle,
+            "withdrawals": SimpleNamespace(due=dict),
             "renew_certificate": lambda: None,
             "reconsider_processor": lambda: None,
             **other,

@@ -51,7 +51,7 @@ def test_targets_both_ways() -> None:
     listed = rpc.list_targets(call("T/L"), targets_pb2.ListTargetsRequest())
     assert (list(listed.targets), listed.next_page_token) == ([made.target], "")
     rpc.delete_target(call("T/D"), targets_pb2.DeleteTargetRequest(name="vault-eu"))
-    assert noun.asked[-1] == ("delete", ("vault-eu",), {})
+    assert noun.asked[-1] == ("delete", ("vault-eu",), {"copies_unknown": False})
 
 
 def test_a_target_needs_settings_and_short_ones() -> None:
@@ -213,7 +213,7 @@ def test_explain(resource: dict[str, Any], kind: str, name: str) -> None:
     request = policies_pb2.ExplainPolicyRequest(operator="alice", action="Sign", **resource)
     found = PolicyMethods(noun, "").explain_policy(call("P/E"), request)
     assert (found.allowed, list(found.policies), found.policy_version, found.explanation) == (True, ["a"], 3, "Yes.")
-    assert noun.asked == [("explain", ("alice", "Sign", kind, name), {})]
+    assert noun.asked == [("explain", ("alice", "Sign", kind, name, {}), {})]
 
 
 def test_AN_36_not_the_broker_is_no_resource() -> None:
