@@ -17,7 +17,7 @@ from broker.core.ports import Verified
 from broker.core.quota import Limits
 from broker.core.trust import TrustRules
 from broker.store.sql import SqlStore
-from tests.contracts.store_samples import config
+from tests.contracts.store_samples import ROW_KEY, config
 from tests.fakes.calls import Clock
 from tests.servers.postgres import Postgres
 from tests.servers.rules import rule
@@ -33,7 +33,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         url = server.url(name)
     place = config(url, tmp_path)
     SqlStore.migrate(place)
-    store = SqlStore(place, Clock())
+    store = SqlStore(place, ROW_KEY, Clock())
     yield Bench(store, Limits(per_principal=1000))
     store.close()
     if request.param == "postgresql":
