@@ -40,6 +40,7 @@ from broker.core.quota import Limits
 from broker.core.roots import known_roots
 from broker.core.sealing import Sealing
 from broker.core.sessions import Sessions
+from broker.core.settling import Settling
 from broker.core.slots import Slots
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
@@ -144,6 +145,7 @@ class Broker:
         return answers(
             keys=self.keys,
             use=KeyUse(store, callers, guard),
+            settling=Settling(store, callers, guard),
             targets=Targets(store, self.hsm, guard, connect, now, slots),
             imports=imports,
             handover=Handover(imports.ledger),
@@ -211,8 +213,8 @@ class Loop:
             ("roots", ROOTS_EVERY, broker.secrets.refresh),
             ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(background_call)),
             ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
-            ("keys", CHORES_EVERY, lambda: self._do("keys", broker.keys.chores)),
-            ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores)),
+            ("keys", CHORES_EVERY, lambda: self._do("keys", broker.keys.chores, sure=True)),
+            ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores, sure=True)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
             ("processor", PROCESSOR_EVERY, broker.reconsider_processor),
         ]
@@ -274,8 +276,11 @@ class Loop:
             self._fence = fence
             log.info("leads the shared work" if fence else "leads no more", fence=fence or 0)
 
-    def _do(self, name: str, chores: Callable[[], Iterable[Chore]]) -> None:
-        """The shared work, in the one process that leads; each piece is written under the leader's number."""
+    def _do(self, name: str, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
+        """The shared work, in the one process that leads; each piece is written under the leader's number.
+
+        ``sure``: nothing is begun on a database that has gone back since the last look, for it may destroy keys.
+        """
         if self._lead() is None:
             return
         until = ticks() + CHORES_AT_ONCE
@@ -283,6 +288,8 @@ class Loop:
             fence = self._lead()
             if fence is None or self._stop.is_set():
                 return
+            if sure:
+                self._broker.store.check()
             call, begun = background_call(resource, fence), ticks()
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))

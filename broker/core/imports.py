@@ -22,6 +22,7 @@ from broker.core.import_rules import (
     await_lease,
     disabled_by_us,
     importable,
+    not_held,
     provable,
     remote_name_of,
     sound_terms,
@@ -115,6 +116,7 @@ class Imports:
         importable(asked.key, asked.version)
         with self.ledger.turn(asked):
             row, rows = self.ledger.rows(asked)
+            not_held(row)
             remote_name = remote_name_of(asked.key, row, rows, remote_name)
             asked.call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:

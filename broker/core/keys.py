@@ -20,6 +20,7 @@ from broker.core import receipts, signatures
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard, of_key, of_unknown_key
+from broker.core.holding import version_held
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, Receipt
 from broker.core.names import check_labels, check_name
@@ -32,6 +33,7 @@ OWNER = re.compile(r"[a-z]{1,16}/[a-z](?:-?[a-z0-9]){0,62}", re.ASCII)
 ENABLED = frozenset({KeyState.ENABLED})
 USABLE = frozenset({KeyState.ENABLED, KeyState.DISABLED})
 TABLES = frozenset({"keys", "key_versions"})
+SCHEDULED = frozenset({KeyState.DESTROY_SCHEDULED, KeyState.HELD})
 UNDO_AFTER = timedelta(minutes=5)
 """A version that is still PENDING after this long belongs to a call that died: no HSM takes longer to make a key."""
 
@@ -159,9 +161,8 @@ class Keys:
         return self._move(call, self._permitted(call, name), KeyState.DISABLED, USABLE)
 
     def cancel_destruction(self, call: Call, name: str) -> Key:
-        """DESTROY_SCHEDULED → DISABLED, as long as the time has not come."""
-        scheduled = frozenset({KeyState.DESTROY_SCHEDULED})
-        return self._move(call, self._permitted(call, name), KeyState.DISABLED, scheduled)
+        """DESTROY_SCHEDULED, as long as the time has not come, or HELD → DISABLED."""
+        return self._move(call, self._permitted(call, name), KeyState.DISABLED, SCHEDULED)
 
     def schedule_destruction(self, call: Call, name: str, delay: timedelta | None) -> Key:
         """Stop all use now, and destroy every version in the HSM when ``delay`` is over."""
@@ -174,7 +175,7 @@ class Keys:
             )
         due = self._now() + wait
         call.note(destroy_at=due.isoformat(timespec="seconds"))
-        return self._move(call, key, KeyState.DESTROY_SCHEDULED, USABLE, due)
+        return self._move(call, key, KeyState.DESTROY_SCHEDULED, USABLE | {KeyState.HELD}, due)
 
     def seal(self, call: Call, name: str) -> Key:
         """Take the right to be exported away from every version, in the HSM and for good. Repeating it completes it."""
@@ -315,6 +316,8 @@ class Keys:
         found = self._store.version(version.key, version.number)
         if found and found[1].hsm_id == version.hsm_id and found[1].state is VersionState.ENABLED:
             return found[0]
+        if found and found[1].state is VersionState.HELD:
+            raise version_held(version)
         self._hsm.destroy(ref(key, version))
         raise WrongState("CHANGED_MEANWHILE", f"The key {key.name} was changed meanwhile; send the request again.")
 
@@ -326,6 +329,8 @@ class Keys:
         )
         if key is None or version is None or version.state is VersionState.FAILED or self._given_up(version):
             raise WrongState("EARLIER_TRY_UNDONE", "The first try of this request was undone; send it with a fresh id.")
+        if version.state is VersionState.HELD:
+            raise version_held(version)
         return self._make(call, key, version) if version.state is VersionState.PENDING else key
 
     def _given_up(self, version: KeyVersion) -> bool:

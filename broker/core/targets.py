@@ -276,7 +276,7 @@ def _kek_probe(target: Target, kek: WrappingKey) -> Probe:
 
 
 def _deletable(rows: ports.Store | ports.Write, target: Target) -> None:
-    for state in (ImportState.PROVEN, ImportState.PENDING):
+    for state in (ImportState.PROVEN, ImportState.PENDING, ImportState.HELD):
         found = rows.page(Import, limit=1, where={"target": target.name, "state": state.value})
         if found:
             raise WrongState(

@@ -54,7 +54,7 @@ from broker.core.model import (
 )
 from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS, microseconds, storable
 
-REVISION = "0004"
+REVISION = "0006"
 """The newest migration; revisions are numbers of four digits, so that newer and older can be told apart."""
 
 METADATA = MetaData()

@@ -188,6 +188,10 @@ def samples() -> list[Record]:
         Receipt(
             principal="operator/alice", request_id="r", rpc="x", digest="00", resource="key/a", version=0, created_at=T0
         ),
+        Receipt(
+            principal="operator/alice", request_id="s", rpc="x", digest="00", resource="a/b", version=1, created_at=T0,
+            values_mac=b"\0mac",
+        ),
         head(),
         rule(),
         rule("none", matchers=(), findings=(), single_use=False),
