@@ -108,7 +108,9 @@ class Broker:
         own_keys.check_internal_keys(config, self.hsm)
         setup.renew_server_certificate(config, self.hsm, now(), before=setup.RENEW_AT_LAST)
         self._guard = Guard(setup.policy_in_force(self.store))
-        self.keys = Keys(self.store, self.hsm.keyring(Purpose.KEY), self._guard, now, _delay(config))
+        self.keys = Keys(
+            self.store, self.hsm.keyring(Purpose.KEY), self._guard, now, _delay(config), births=_births(config)
+        )
         self.heads = Heads(self.store, self.hsm.keyring(Purpose.AUDIT), audit_key, self._guard, now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
         oidc = Oidc(config.oidc, self.store, now)
@@ -328,6 +330,11 @@ def _limits(config: Config) -> Limits:
         in_all=sessions.leases_in_all,
         usual=timedelta(seconds=sessions.usual_seconds),
     )
+
+
+def _births(config: Config) -> int:
+    """Half of the threads that make keys, so that nobody alone holds them all."""
+    return max(1, config.server.threads // 2)
 
 
 def _delay(config: Config) -> DestructionDelay:

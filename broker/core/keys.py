@@ -17,6 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 from broker.core import receipts, signatures
+from broker.core.births import Births
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard, of_key, of_unknown_key
@@ -56,12 +57,16 @@ def ref(key: Key, version: KeyVersion) -> KeyRef:
 class Keys:
     """The noun behind KeyService's lifecycle. Each method checks the permission first and raises only BrokerError."""
 
-    def __init__(self, store: Store, hsm: Hsm, guard: Guard, now: Now, delay: DestructionDelay | None = None) -> None:
+    def __init__(
+        self, store: Store, hsm: Hsm, guard: Guard, now: Now, delay: DestructionDelay | None = None, *, births: int = 8
+    ) -> None:
+        """``births``: how many keys one principal may have made at a time, those that wait for the HSM included."""
         self._store = store
         self._hsm = hsm
         self._guard = guard
         self._now = now
         self._delay = delay or DestructionDelay()
+        self._births = Births(births)
 
     def create(
         self,
@@ -95,13 +100,14 @@ class Keys:
                 raise AlreadyExists("NAME_TAKEN", "A key of that name exists or existed; names are never used again.")
             return key
         version = self._new_version(key, 1)
-        with self._store.write(call.intent()) as write:
-            receipt = receipts.replay(write, call)
-            if receipt is None:
-                write.add(key)
-                write.add(version)
-                receipts.keep(write, call, name, 1)
-        return self._resume(call, receipt) if receipt else self._make(call, key, version, fresh=True)
+        with self._births.enter(str(call.principal)):
+            with self._store.write(call.intent()) as write:
+                receipt = receipts.replay(write, call)
+                if receipt is None:
+                    write.add(key)
+                    write.add(version)
+                    receipts.keep(write, call, name, 1)
+            return self._resume(call, receipt) if receipt else self._make(call, key, version, fresh=True)
 
     def rotate(self, call: Call, name: str) -> Key:
         """Make a new primary version; the older ones stay for verify and decrypt."""
@@ -110,15 +116,16 @@ class Keys:
         if call.validate_only:
             _require(key, ENABLED)
             return replace(key, primary=key.latest + 1, latest=key.latest + 1)
-        with self._store.write(call.intent()) as write:
-            receipt = receipts.replay(write, call)
-            if receipt is None:
-                key, version = self._begin_version(write, key)
-                receipts.keep(write, call, name, version.number)
-        if receipt:
-            return self._resume(call, receipt)
-        call.note(version=version.number)
-        return self._make(call, key, version, fresh=True)
+        with self._births.enter(str(call.principal)):
+            with self._store.write(call.intent()) as write:
+                receipt = receipts.replay(write, call)
+                if receipt is None:
+                    key, version = self._begin_version(write, key)
+                    receipts.keep(write, call, name, version.number)
+            if receipt:
+                return self._resume(call, receipt)
+            call.note(version=version.number)
+            return self._make(call, key, version, fresh=True)
 
     def get(self, call: Call, name: str) -> Key:
         """One key; NotFound ``KEY_NOT_FOUND`` for those who may know."""
@@ -280,7 +287,8 @@ class Keys:
 
     def _make(self, call: Call, key: Key, version: KeyVersion, *, fresh: bool = False) -> Key:
         try:
-            public = self._hsm.generate(ref(key, version), exportable=key.exportable, fresh=fresh)
+            with self._births.turn(str(call.principal)):
+                public = self._hsm.generate(ref(key, version), exportable=key.exportable, fresh=fresh)
         except Unavailable:
             raise  # the row stays PENDING: the same request id resumes it, or the background loop undoes it
         except BrokerError:

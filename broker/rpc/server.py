@@ -98,7 +98,7 @@ class Server:
         half = max(1, config.threads // 2)
         self._pool = pool(config.threads, "rpc")
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
-        self._births_pool = pool(half, "rpc-births")
+        self._births_pool = pool(config.threads, "rpc-births")
         self._deadlines = Deadlines(limits.message_seconds, limits.call_seconds, clock, at_once=half)
         self._strangers = Deadlines(limits.message_seconds, limits.call_seconds, clock, at_once=HEALTH_THREADS // 2)
         self._health = Health((each.full_name for each in table.declared().values()), self._strangers)

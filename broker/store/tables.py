@@ -62,7 +62,7 @@ from broker.core.model import (
 )
 from broker.store.rows import FIELDS, PRIMARY_KEYS, microseconds, storable
 
-REVISION = "0003"
+REVISION = "0008"
 """The newest migration; revisions are numbers of four digits, so that newer and older can be told apart."""
 
 METADATA = MetaData()

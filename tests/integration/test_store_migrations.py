@@ -121,7 +121,7 @@ def test_an_unmigrated_database_is_refused(place: StoreConfig) -> None:
     assert refused(place) == "STORE_NOT_MIGRATED"
 
 
-@pytest.mark.parametrize("newer", ["0004", "9999", "abcd"])
+@pytest.mark.parametrize("newer", [f"{int(REVISION) + 1:04d}", "9999", "abcd"])
 def test_P26_a_database_of_a_newer_program_is_refused(place: StoreConfig, newer: str) -> None:
     SqlStore.migrate(place)
     statement(place, f"UPDATE alembic_version SET version_num = '{newer}'")  # noqa: S608 - the tests' own text
