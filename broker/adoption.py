@@ -1,7 +1,8 @@
 """`init` on the token of an earlier release: its keys get the labels that bind them, once.
 
-The broker's own keys are known by the files that ``init`` wrote, root keys and callers' keys by their rows. That rows
-are believed is what makes this a part of the set-up and of nothing else: look at the keys before you run it.
+The broker's own keys are known by the files that ``init`` wrote, root keys and callers' keys by their rows. Rows are
+believed this once, as far as the token's objects agree; it never happens again once the audit key has its label, which
+it gets last.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from broker import own_keys
 from broker.config import Config
 from broker.core import keys, roots
+from broker.core.errors import BrokerError
 from broker.core.kinds import Purpose, VersionState
 from broker.core.model import Key, KeyVersion, RootKey
 from broker.core.ports import KeyRef, Store
@@ -21,7 +23,17 @@ _THERE = frozenset({VersionState.PENDING, VersionState.ENABLED})
 
 def adopt(config: Config, store: Store, device: Pkcs11Hsm) -> int:
     """How many keys were given their labels; 0 when there was nothing to do."""
-    return device.adopt(_known(config, store))
+    return device.adopt(_known(config, store)) if _of_an_earlier_release(config, device) else 0
+
+
+def _of_an_earlier_release(config: Config, device: Pkcs11Hsm) -> bool:
+    if not (config.certificates / f"{Purpose.AUDIT}.pem").exists():
+        return False
+    try:
+        device.keyring(Purpose.AUDIT).public_key(own_keys.internal_key(config, Purpose.AUDIT))
+    except BrokerError as refusal:
+        return refusal.reason == "HSM_NOT_ADOPTED"
+    return False
 
 
 def _known(config: Config, store: Store) -> Iterator[tuple[Purpose, KeyRef]]:

@@ -23,7 +23,8 @@ def adopt(sessions: Sessions, finder: Finder, worker: Worker, wanted: Iterable[t
     """Label each key of these that is there as an earlier release left it; how many. Nothing, if one does not agree.
 
     WrongState ``KEY_NOT_THIS``; ``HSM_LABEL_FIXED`` when the token does not let labels be changed. Hold the objects
-    lock. May be repeated: what is labelled already is left alone, and a key of which one half is, is completed.
+    lock. May be repeated: what is labelled already is left alone, and a key of which one half is, is completed. The
+    first of ``wanted`` is labelled last, and so shows whether all is done.
     """
     old = _halves(sessions, finder, worker)
     if not old:
@@ -37,7 +38,7 @@ def adopt(sessions: Sessions, finder: Finder, worker: Worker, wanted: Iterable[t
             raise not_this(binding.label, "two rows of the database name its id")
         _refuse_disagreement(finder, worker, binding, key, halves)
         plan[key.hsm_id] = binding, halves
-    for binding, halves in plan.values():
+    for binding, halves in reversed(plan.values()):
         for half in halves:
             _relabel(finder, worker, binding, half)
     return len(plan)
