@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
@@ -35,7 +35,7 @@ from broker.core.leases import Leases
 from broker.core.model import Principal
 from broker.core.operators import Operators
 from broker.core.policies import Policies
-from broker.core.ports import Authenticator
+from broker.core.ports import Authenticator, Hsm, KeyRef
 from broker.core.quota import Limits
 from broker.core.roots import known_roots
 from broker.core.sealing import Sealing
@@ -123,7 +123,9 @@ class Broker:
         store, guard, config = self.store, self._guard, self._config
         roots = self.hsm.keyring(Purpose.ROOT)
         keep = timedelta(seconds=config.secrets.keep_data_keys_seconds)
-        sealing = Sealing(roots, known_roots(store), now, keep, tenant=config.trust_domain)
+        known = known_roots(store)
+        _look_at(roots, known)
+        sealing = Sealing(roots, known, now, keep, tenant=config.trust_domain)
         self.secrets = Secrets(store, roots, sealing, guard, now)
         self.sessions = Sessions(store, self.secrets, guard, now, _limits(config))
         self.rules = TrustRules(store, guard, oidc.inspect, now)
@@ -330,6 +332,15 @@ def _limits(config: Config) -> Limits:
         in_all=sessions.leases_in_all,
         usual=timedelta(seconds=sessions.usual_seconds),
     )
+
+
+def _look_at(ring: Hsm, roots: Mapping[int, KeyRef]) -> None:
+    """Say at the start which root key is not the one that was made; what hangs on it is refused, all else is served."""
+    for version, key in roots.items():
+        try:
+            ring.public_key(key)
+        except BrokerError as refusal:
+            log.warning("a root key cannot be used", version=version, reason=refusal.reason, sentence=refusal.message)
 
 
 def _births(config: Config) -> int:

@@ -182,12 +182,14 @@ class Finder:
         return handle
 
     def _is_still(self, worker: Worker, binding: Binding, handle: int) -> bool:
-        try:
-            self._read(worker, binding, handle, ())
-        except _NotItError:
-            worker.handles.pop(binding, None)
-            return False
-        return True
+        """By the id alone, which no other object had when the handle was found, with label and all that it must have.
+
+        Each further attribute would cost SoftHSM another decryption, and this is asked at each use.
+        """
+        if self._sessions.module.has_id(worker.session, handle, binding.hsm_id):
+            return True
+        worker.handles.pop(binding, None)
+        return False
 
     def _read(self, worker: Worker, binding: Binding, handle: int, flags: Iterable[int]) -> dict[int, bytes]:
         identity = binding.identity()
