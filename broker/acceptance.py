@@ -1,8 +1,8 @@
 """`accept-restore`: go on knowingly with a database that is older than this host's journal (ST-04).
 
-What the database forgot is made good as far as the journal and caution can: all sessions end, and the identity tokens
-of the last day are used up again. What operators did since the backup is theirs to do again
-(docs/incidents/database-restored.md).
+What the database forgot is made good as far as the journal and caution can: all sessions end, the identity tokens of
+the last day are used up again, and all work that was still to be done is held (``core.holding``). What operators did
+since the backup is theirs to do again (docs/incidents/database-restored.md).
 """
 
 from __future__ import annotations
@@ -10,15 +10,21 @@ from __future__ import annotations
 import argparse
 import secrets
 from collections.abc import Iterable
+from contextlib import closing
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
 from broker.app import now
 from broker.config import Config, load
 from broker.core.call import Call
 from broker.core.ending import BATCH, Ending
+from broker.core.holding import Holding
 from broker.core.kinds import LeaseState
 from broker.core.model import Principal, Session, UsedToken
-from broker.core.ports import Store
+from broker.core.ports import Now, Store
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.row_key import row_key
 from broker.store.config import StoreConfig
 from broker.store.restored import logins
 from broker.store.sql import SqlStore
@@ -30,11 +36,13 @@ LONGEST_TOKEN = timedelta(hours=24)
 def run(asked: argparse.Namespace) -> int:
     """Accept, and say what came of it; 0 also when there is nothing to accept."""
     config = load(asked.config)
-    store = SqlStore(place(config), now, accept_restored=True, passing=True)
-    try:
-        said = _accept(config, store)
-    finally:
-        store.close()
+    with (
+        closing(Pkcs11Hsm(config.hsm)) as hsm,
+        closing(
+            SqlStore(place(config), row_key(config, hsm), now, accept_restored=True, passing="accept-restore")
+        ) as store,
+    ):
+        said = accept(store, config.store.journal, now)
     print(f"broker: {said}")
     return 0
 
@@ -44,30 +52,38 @@ def place(config: Config) -> StoreConfig:
     return config.store.of_worker(1) if config.server.workers > 1 else config.store
 
 
-def _accept(config: Config, store: SqlStore) -> str:
+def accept(store: SqlStore, journal: Path, now: Now) -> str:
+    """Go on with the database, if it is older than the journals in that folder; what came of it."""
     heads = store.forgotten()
-    if not heads:
+    if not heads and not store.doubted:
         return "the database is not older than this host's journal; nothing was changed"
-    ended = _end_sessions(store)
-    used = _use_up(store, logins(config.store.journal, now() - LONGEST_TOKEN))
-    call = _call("database/restored")
+    ended = _end_sessions(store, now)
+    used = _use_up(store, logins(journal, now() - LONGEST_TOKEN), now)
+    holding = Holding(store, partial(_call, now))
+    held, unreadable = holding.hold(), holding.unreadable()
+    call = _call(now, "database/restored")
     call.note(count=ended)
     with store.write(call.outcome()) as write:  # the last: whatever stops before it, a start is still refused
         write.add(*heads)
     return (
-        f"accepted; {ended} sessions were ended and {used} identity tokens are used up again; what else the backup has "
-        "undone, `broker audit show` lists"
+        f"accepted; {ended} sessions were ended and {used} identity tokens are used up again; {held} things that were "
+        f"still to be done are held until an operator says so{_spoilt(unreadable)}; what else the backup has undone, "
+        "`broker audit show` lists"
     )
 
 
-def _end_sessions(store: Store) -> int:
+def _spoilt(count: int) -> str:
+    return f", and {count} more have rows that cannot be read, so nothing is done with them" if count else ""
+
+
+def _end_sessions(store: Store, now: Now) -> int:
     ending, total = Ending(store, now), 0
     after: tuple[str, ...] = ()
     while found := store.page(Session, after=after, limit=BATCH, where={"state": "active"}, sound_only=True):
         waiting = [session.id for session in found]
         after = (waiting[-1],)
         while waiting:
-            call = _call("session/all")
+            call = _call(now, "session/all")
             with store.write(call.outcome()) as write:
                 seen, ended = ending.sessions(write, call, waiting, LeaseState.REVOKED, lambda _: True)
                 write.note(count=ended)
@@ -75,12 +91,12 @@ def _end_sessions(store: Store) -> int:
     return total
 
 
-def _use_up(store: Store, tokens: Iterable[tuple[str, str]]) -> int:
+def _use_up(store: Store, tokens: Iterable[tuple[str, str]], now: Now) -> int:
     total, until = 0, now() + LONGEST_TOKEN
     waiting = sorted(set(tokens))
     for first in range(0, len(waiting), BATCH):
         some = waiting[first : first + BATCH]
-        call = _call("token/used")
+        call = _call(now, "token/used")
         call.note(count=len(some))
         with store.write(call.outcome()) as write:
             for issuer, jti in some:
@@ -90,7 +106,7 @@ def _use_up(store: Store, tokens: Iterable[tuple[str, str]]) -> int:
     return total
 
 
-def _call(resource: str) -> Call:
+def _call(now: Now, resource: str) -> Call:
     principal = Principal(kind="broker", name="accept-restore")
     call_id = secrets.token_hex(16)
     return Call(id=call_id, rpc="-/AcceptRestore", principal=principal, peer="", now=now, resource=resource)

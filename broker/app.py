@@ -40,10 +40,14 @@ from broker.core.quota import Limits
 from broker.core.roots import known_roots
 from broker.core.sealing import Sealing
 from broker.core.sessions import Sessions
+from broker.core.settling import Settling
+from broker.core.slots import Slots
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.inspector import Inspector
 from broker.processor import Processor
+from broker.row_key import row_key
 from broker.rpc.nouns import answers
 from broker.rpc.server import Server
 from broker.store.sql import SqlStore
@@ -100,16 +104,16 @@ class Broker:
         self._processor = Processor(time.monotonic)
         if config.server.one_processor:  # before there is any other thread
             self._processor.settle()
-        self.store = SqlStore(config.store, now)
-        self._parts.callback(self.store.close)
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
+        self.store = SqlStore(config.store, row_key(config, self.hsm), now)
+        self._parts.callback(self.store.close)
         audit_key = own_keys.internal_key(config, Purpose.AUDIT)
         own_keys.check_internal_keys(config, self.hsm)
         setup.renew_server_certificate(config, self.hsm, now(), before=setup.RENEW_AT_LAST)
         self._guard = Guard(setup.policy_in_force(self.store))
         self.keys = Keys(
-            self.store, self.hsm.keyring(Purpose.KEY), self._guard, now, _delay(config), births=_births(config)
+            self.store, self.hsm.keyring(Purpose.KEY), self._guard, now, _delay(config), births=config.server.slots
         )
         self.heads = Heads(self.store, self.hsm.keyring(Purpose.AUDIT), audit_key, self._guard, now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
@@ -117,6 +121,7 @@ class Broker:
         self._build_sessions(oidc)
         authenticators: list[Authenticator] = [Mtls(mtls, self.store, now), SessionTokens(self.sessions), oidc]
         self.server = Server(config.server, self._services(), authenticators, self.store, now)
+        self.inspector = Inspector(self.store, now)
         self._loop = Loop(self)
 
     def _build_sessions(self, oidc: Oidc) -> None:
@@ -139,11 +144,13 @@ class Broker:
         self.policies = Policies(store, guard, now, time.monotonic)
         if not config.store.sqlite:  # else there is no other process that could set one
             guard.watch(self.policies.refresh_when_late)
-        imports = Imports(store, callers, guard, connect, now)
+        slots = Slots(config.server.slots)
+        imports = Imports(store, callers, guard, connect, now, slots)
         return answers(
             keys=self.keys,
             use=KeyUse(store, callers, guard),
-            targets=Targets(store, self.hsm, guard, connect, now),
+            settling=Settling(store, callers, guard),
+            targets=Targets(store, self.hsm, guard, connect, now, slots),
             imports=imports,
             handover=Handover(imports.ledger),
             operators=Operators(store, ca, guard, now, config.trust_domain),
@@ -164,11 +171,14 @@ class Broker:
         self._parts.callback(self._loop.stop)
         self.server.start()
         self._loop.start()
+        self._parts.callback(self.inspector.stop)
+        self.inspector.start(self.store.findings)
         self.server.set_serving(True)
 
     def drain(self) -> None:
         """Take no new calls, let those in flight finish (at most 10 s), sign the last head."""
         self.server.drain(10.0)
+        self.inspector.stop()
         self._loop.stop()
         self.heads.sign_due()
 
@@ -207,8 +217,8 @@ class Loop:
             ("roots", ROOTS_EVERY, broker.secrets.refresh),
             ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(background_call)),
             ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
-            ("keys", CHORES_EVERY, lambda: self._do("keys", broker.keys.chores)),
-            ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores)),
+            ("keys", CHORES_EVERY, lambda: self._do("keys", broker.keys.chores, sure=True)),
+            ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores, sure=True)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
             ("processor", PROCESSOR_EVERY, broker.reconsider_processor),
         ]
@@ -242,7 +252,7 @@ class Loop:
         try:
             self._broker.hsm.check()
             self._broker.store.check()
-        except BrokerError:
+        except BaseException:
             self._broker.server.set_serving(False)
             raise
         self._broker.server.set_serving(True)
@@ -259,7 +269,7 @@ class Loop:
         """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs."""
         try:
             fence = self._broker.store.lead()
-        except BrokerError:
+        except BaseException:
             self._note_leadership(None)
             raise
         self._note_leadership(fence)
@@ -270,8 +280,11 @@ class Loop:
             self._fence = fence
             log.info("leads the shared work" if fence else "leads no more", fence=fence or 0)
 
-    def _do(self, name: str, chores: Callable[[], Iterable[Chore]]) -> None:
-        """The shared work, in the one process that leads; each piece is written under the leader's number."""
+    def _do(self, name: str, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
+        """The shared work, in the one process that leads; each piece is written under the leader's number.
+
+        ``sure``: nothing is begun on a database that has gone back since the last look, for it may destroy keys.
+        """
         if self._lead() is None:
             return
         until = ticks() + CHORES_AT_ONCE
@@ -279,6 +292,8 @@ class Loop:
             fence = self._lead()
             if fence is None or self._stop.is_set():
                 return
+            if sure:
+                self._broker.store.check()
             call, begun = background_call(resource, fence), ticks()
             if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
                 self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
@@ -296,7 +311,7 @@ def background_call(resource: str, fence: int = 0) -> Call:
 
 
 def _attempt(name: str, work: Callable[[], object]) -> bool:
-    """Do the work; a refusal, or a bug, costs this round's work and never the loop.
+    """Do the work; a refusal, a bug, or a library's panic costs this round's work and never the loop (NT-14).
 
     But on a database that has gone back the broker must not go on: the loop's end is the process's.
     """
@@ -306,7 +321,7 @@ def _attempt(name: str, work: Callable[[], object]) -> bool:
         log.warning("background work failed", work=name, reason=error.reason, sentence=error.message)
         if error.reason == "STORE_RESTORED":
             raise
-    except Exception as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
+    except BaseException as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
         log.error("background work broke", work=name, error=type(error).__name__)  # noqa: TRY400
     else:
         return True
@@ -341,11 +356,6 @@ def _look_at(ring: Hsm, roots: Mapping[int, KeyRef]) -> None:
             ring.public_key(key)
         except BrokerError as refusal:
             log.warning("a root key cannot be used", version=version, reason=refusal.reason, sentence=refusal.message)
-
-
-def _births(config: Config) -> int:
-    """Half of the threads that make keys, so that nobody alone holds them all."""
-    return max(1, config.server.threads // 2)
 
 
 def _delay(config: Config) -> DestructionDelay:

@@ -10,6 +10,7 @@ import sqlite3
 import ssl
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,13 +21,18 @@ from broker import own_keys
 from broker.app import now
 from broker.config import Config, load
 from broker.core.errors import BrokerError, WrongState
+from broker.core.holding import held_work
 from broker.core.model import Operator, PolicyDocument
 from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.row_key import row_key
 from broker.rpc.tls import TlsFiles
+from broker.store.inspection import told
 from broker.store.sql import SqlStore
 
 SOON = timedelta(days=14)
 CONNECT_SECONDS = 5.0
+SHOWN = 5
+"""Files with a fault that are named; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +72,10 @@ def findings_for(file: Path) -> Iterator[Finding]:
     except BrokerError as error:
         yield Finding(name="config", passed=False, detail=error.message)
         return
-    yield Finding(name="config", passed=True, detail=f"{file} is complete and has no unknown key")
+    if fault := _fault(file, file.stat(), 0o022):
+        yield Finding(name="config", passed=False, detail=fault)
+    else:
+        yield Finding(name="config", passed=True, detail=f"{file} is complete and has no unknown key")
     for name, check in _CHECKS:
         yield _finding(name, lambda check=check: check(config))  # type: ignore[misc]
 
@@ -83,14 +92,47 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _private_files(config: Config) -> str:
-    tokens = sorted(one for one in config.targets.credentials.rglob("*") if not one.is_dir())
-    bearers = [vault.token_file for vault in config.targets.private_vaults]
-    files = [config.hsm.pin_file, config.server.key_file, *tokens, *bearers]
-    for file in files:
-        mode = stat.S_IMODE(file.lstat().st_mode)
-        if mode & 0o077:
-            raise WrongState("FILE_TOO_OPEN", f"{file} has mode {mode:04o}; run: chmod 600 {file}")
-    return f"{len(files)} files with secrets are readable by their owner alone"
+    """Modes and owners, whatever the database is: some parts look at their own files only once they use them."""
+    private, own = set(_secret_files(config)), set(_trusted_files(config))
+    faults = [fault for path in sorted(private) if (fault := _fault(path, path.lstat(), 0o077))]
+    faults += [fault for path in sorted(own - private) if (fault := _fault(path, path.stat(), 0o022))]
+    if faults:
+        more = f" {len(faults) - SHOWN} more are like that." if len(faults) > SHOWN else ""
+        raise WrongState("FILE_TOO_OPEN", " ".join(faults[:SHOWN]) + more)
+    return f"{len(private)} files and folders are the broker's alone, {len(own - private)} more nobody else may change"
+
+
+def _secret_files(config: Config) -> Iterator[Path]:
+    """What nobody else may read: files that hold a secret, the journal, and the folders of both."""
+    yield from (config.hsm.pin_file, config.server.key_file, *config.certificates.glob("*.key"))
+    yield from (one for one in config.targets.credentials.rglob("*") if not one.is_dir())
+    yield from (vault.token_file for vault in config.targets.private_vaults)
+    yield from (config.store.journal, *config.store.journal.iterdir())
+    if config.store.password_file:
+        yield config.store.password_file
+    if config.store.sqlite:
+        database = Path(config.store.parsed.database or "")
+        yield from (one for end in ("", "-wal", "-shm") if (one := database.with_name(database.name + end)).exists())
+
+
+def _trusted_files(config: Config) -> Iterator[Path]:
+    """What nobody else may change: whom and what the broker believes, and what it loads."""
+    yield from (config.certificates, *(one for one in config.certificates.iterdir() if one.name[0] != "."))  # no drafts
+    yield from (config.server.certificate_file, config.server.operator_ca_file, Path(config.hsm.module))
+    yield from (config.targets.credentials, *(one for one in config.targets.credentials.rglob("*") if one.is_dir()))
+    yield from (vault.ca_file for vault in config.targets.private_vaults)
+    if config.store.tls_root:
+        yield config.store.tls_root
+
+
+def _fault(path: Path, found: os.stat_result, forbidden: int) -> str:
+    """What is wrong with it in a sentence; "" when nothing is."""
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & forbidden:
+        return f"{path} has mode {mode:04o}; run: chmod {mode & ~forbidden:o} {path}."
+    if found.st_uid not in {0, os.geteuid()}:
+        return f"{path} belongs to another user; run the doctor as the broker's user, or chown it."
+    return ""
 
 
 def _certificates(config: Config) -> str:
@@ -124,18 +166,27 @@ def _hsm(config: Config) -> str:
 
 
 def _store(config: Config) -> str:
+    with closing(Pkcs11Hsm(config.hsm)) as hsm:
+        key = row_key(config, hsm)
     try:
-        store = SqlStore(config.store, now, passing=True)  # checks the schema, and whether it was restored
+        store = SqlStore(config.store, key, now, passing="check")  # checks the schema, and every row
     except WrongState as error:
         if error.reason == "STORE_IN_USE" and _runs(config, config.server.operators_address):
             return "the running broker has the database open; stop it for a closer look"
         raise
     try:
+        if store.findings:
+            raise WrongState("ROW_FORGED", told(store.findings))
         if not store.page(PolicyDocument, limit=1) or not store.page(Operator, limit=1):
             raise WrongState("NOT_INITIALISED", "The store is empty; run `broker init` for this folder.")
+        if held := held_work(store):
+            raise _Doubt(
+                f"the database answers; {held} thing(s) are held since it was restored and wait for an operator: "
+                "`broker key list`, `broker key versions`, `broker key where` and `broker secret root` show them"
+            )
     finally:
         store.close()
-    return "the database answers, its schema is current"
+    return "the database answers, its schema is current, and every row is as brokers left it"
 
 
 def _sqlite(config: Config) -> str:

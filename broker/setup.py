@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker import own_keys
+from broker import own_keys, row_key
 from broker.adoption import adopt
 from broker.config import Config, load
 from broker.core import policy
@@ -97,16 +97,25 @@ def initialise(wishes: Wishes, now: Now) -> Config:
         draft.replace(file)
     config = load(file)
     SqlStore.migrate(config.store)
-    store = SqlStore(config.store, now)
-    try:
-        hsm = Pkcs11Hsm(config.hsm)
-        try:
+    with closing(Pkcs11Hsm(config.hsm)) as hsm:
+        _row_key(config, hsm)
+        key = row_key.row_key(config, hsm)
+        with closing(SqlStore(config.store, key, now, passing="init", adopting=True)) as store:
             _fill(config, wishes, store, hsm, now)
-        finally:
-            hsm.close()
-    finally:
-        store.close()
     return config
+
+
+def _row_key(config: Config, hsm: Device) -> None:
+    file = config.certificates / row_key.FILE
+    if file.exists():
+        return
+    if SqlStore.vouched(config.store):
+        raise WrongState(
+            "ROW_KEY_MISSING",
+            f"{file} is gone, and the database's rows are vouched for by it: put it back from a backup, or name an "
+            "empty database.",
+        )
+    write_private(file, row_key.wrapped(config, hsm))
 
 
 def page_key(config: Config) -> bytes:

@@ -90,7 +90,7 @@ def readable(read: Callable[[], T], otherwise: T) -> T:
     try:
         return read()
     except WrongState as error:
-        if error.reason != "ROW_DAMAGED":
+        if error.reason not in {"ROW_DAMAGED", "ROW_FORGED"}:
             raise
         return otherwise
 

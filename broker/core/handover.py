@@ -22,6 +22,7 @@ from broker.core.import_rules import (
     await_lease,
     disabled_by_us,
     importable,
+    not_held,
     remote_name_of,
     sound_terms,
 )
@@ -78,6 +79,7 @@ class Handover:
         importable(asked.key, asked.version)
         with ledger.turn(asked):
             row, rows = ledger.rows(asked)
+            not_held(row)
             remote_name = remote_name_of(asked.key, row, rows, remote_name)
             call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:
@@ -149,7 +151,7 @@ class Handover:
             f"The target has no version of {row.remote_name} that is this key; upload the exported file under that "
             "name and confirm again.",
         )
-        if row.state is ImportState.PENDING and not call.validate_only:
+        if row.state is not ImportState.FAILED and not call.validate_only:
             self._ledger.fail(call, row, error)
         return error
 

@@ -23,6 +23,7 @@ from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Targe
 from broker.core.names import check_name
 from broker.core.ports import KeyRef, Write
 from broker.core.receipts import keep, replay
+from broker.core.slots import Slots
 from broker.core.targets import Connect, check_pin
 from broker.core.turns import Turns
 
@@ -74,6 +75,7 @@ class Ledger:
         guard: Guard,
         connect: Connect,
         now: ports.Now,
+        slots: Slots | None = None,
     ) -> None:
         self.store = store
         self.hsm = hsm
@@ -81,6 +83,7 @@ class Ledger:
         self._guard = guard
         self._connect = connect
         self._turns = Turns()
+        self._slots = slots or Slots()
 
     # ---- who may, and what is there ------------------------------------------------------------------------------
 
@@ -148,8 +151,12 @@ class Ledger:
 
     @contextmanager
     def turn(self, asked: Asked) -> Iterator[None]:
-        """Be the only one in this process that is at this key and target; ``IMPORT_IN_PROGRESS`` after 20 s."""
-        with self._turns.take(asked.key.name, asked.target.name, seconds=TURN_SECONDS) as held:
+        """Be the only one in this process that is at this key and target; ``IMPORT_IN_PROGRESS`` after 20 s.
+
+        Whoever waits holds a thread as well, and so a slot.
+        """
+        name, target = asked.key.name, asked.target.name
+        with self._slots.hold(asked.call, target), self._turns.take(name, target, seconds=TURN_SECONDS) as held:
             if not held:
                 raise in_progress("another call is at it; try again")
             yield

@@ -54,10 +54,21 @@ def remote_name_of(key: Key, row: Import | None, rows: list[Import], wanted: str
     return bound[0]
 
 
+def not_held(row: Import | None) -> None:
+    """WrongState ``IMPORT_HELD`` for what was under way when the database was restored: nothing more is sent of it."""
+    if row is not None and row.state is ImportState.HELD:
+        raise WrongState(
+            "IMPORT_HELD",
+            "This import was under way when the database was restored, and is held since; `broker key confirm` reads "
+            "back what is at the target, and sends nothing.",
+        )
+
+
 def provable(row: Import | None) -> Import:
     """The row, if it is of a proven import."""
     if row is None:
         raise NotFound("IMPORT_NOT_FOUND", "This version was not imported to this target; import it.")
+    not_held(row)
     if row.state is not ImportState.PROVEN:
         raise WrongState("IMPORT_NOT_PROVEN", f"This import is {row.state}; import the key again, which settles it.")
     return row

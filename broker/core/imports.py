@@ -22,6 +22,7 @@ from broker.core.import_rules import (
     await_lease,
     disabled_by_us,
     importable,
+    not_held,
     provable,
     remote_name_of,
     sound_terms,
@@ -31,6 +32,7 @@ from broker.core.model import Import, Key, RemoteKey, Terms
 from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.proof import prove
+from broker.core.slots import Slots
 from broker.core.targets import Connect
 
 VERDICTS = frozenset({"PROOF_FAILED", "REMOTE_KEY_EXPOSED", "REMOTE_KEY_MISSING"})
@@ -40,10 +42,18 @@ VERDICTS = frozenset({"PROOF_FAILED", "REMOTE_KEY_EXPOSED", "REMOTE_KEY_MISSING"
 class Imports:
     """The noun behind ImportService, but for what is carried by hand (``handover``)."""
 
-    def __init__(self, store: ports.Store, hsm: ports.Hsm, guard: Guard, connect: Connect, now: ports.Now) -> None:
+    def __init__(
+        self,
+        store: ports.Store,
+        hsm: ports.Hsm,
+        guard: Guard,
+        connect: Connect,
+        now: ports.Now,
+        slots: Slots | None = None,
+    ) -> None:
         self._store = store
         self._guard = guard
-        self.ledger = Ledger(store, hsm, guard, connect, now)
+        self.ledger = Ledger(store, hsm, guard, connect, now, slots)
 
     def import_key(
         self, call: Call, name: str, version: int, target: str, remote_name: str, terms: Terms = NO_TERMS
@@ -106,6 +116,7 @@ class Imports:
         importable(asked.key, asked.version)
         with self.ledger.turn(asked):
             row, rows = self.ledger.rows(asked)
+            not_held(row)
             remote_name = remote_name_of(asked.key, row, rows, remote_name)
             asked.call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:

@@ -26,6 +26,7 @@ OAEP = {EncryptionAlgorithm.RSA_OAEP_SHA256: OaepHash.SHA256, EncryptionAlgorith
 
 _WAYS_OUT = {
     KeyState.DISABLED: "; `broker key enable` makes it so",
+    KeyState.HELD: "; `broker key cancel-destroy`, then `broker key enable` make it so",
     KeyState.DESTROY_SCHEDULED: "; `broker key cancel-destroy`, then `broker key enable` make it so",
 }
 

@@ -8,7 +8,6 @@ nobody came back for.
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,16 +20,19 @@ from broker.core.births import Births
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard, of_key, of_unknown_key
+from broker.core.holding import version_held
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, Receipt
-from broker.core.names import check_labels, check_name
+from broker.core.names import check_labels, check_name, check_owner
 from broker.core.page import Page
 from broker.core.ports import Hsm, KeyRef, Now, Store, Write
+from broker.core.rows import refuse_doubt
 
 R = TypeVar("R", Key, KeyVersion)
-OWNER = re.compile(r"[a-z]{1,16}/[a-z](?:-?[a-z0-9]){0,62}", re.ASCII)
 ENABLED = frozenset({KeyState.ENABLED})
 USABLE = frozenset({KeyState.ENABLED, KeyState.DISABLED})
+TABLES = frozenset({"keys", "key_versions"})
+SCHEDULED = frozenset({KeyState.DESTROY_SCHEDULED, KeyState.HELD})
 UNDO_AFTER = timedelta(minutes=5)
 """A version that is still PENDING after this long belongs to a call that died: no HSM takes longer to make a key."""
 
@@ -86,7 +88,7 @@ class Keys:
             usage=usage,
             exportable=exportable,
             labels=check_labels(labels),
-            owner=_check_owner(owner or str(call.principal)),
+            owner=check_owner(owner or str(call.principal)),
             state=KeyState.PENDING,
             primary=0,
             latest=1,
@@ -164,9 +166,8 @@ class Keys:
         return self._move(call, self._permitted(call, name), KeyState.DISABLED, USABLE)
 
     def cancel_destruction(self, call: Call, name: str) -> Key:
-        """DESTROY_SCHEDULED → DISABLED, as long as the time has not come."""
-        scheduled = frozenset({KeyState.DESTROY_SCHEDULED})
-        return self._move(call, self._permitted(call, name), KeyState.DISABLED, scheduled)
+        """DESTROY_SCHEDULED, as long as the time has not come, or HELD → DISABLED."""
+        return self._move(call, self._permitted(call, name), KeyState.DISABLED, SCHEDULED)
 
     def schedule_destruction(self, call: Call, name: str, delay: timedelta | None) -> Key:
         """Stop all use now, and destroy every version in the HSM when ``delay`` is over."""
@@ -179,7 +180,7 @@ class Keys:
             )
         due = self._now() + wait
         call.note(destroy_at=due.isoformat(timespec="seconds"))
-        return self._move(call, key, KeyState.DESTROY_SCHEDULED, USABLE, due)
+        return self._move(call, key, KeyState.DESTROY_SCHEDULED, USABLE | {KeyState.HELD}, due)
 
     def seal(self, call: Call, name: str) -> Key:
         """Take the right to be exported away from every version, in the HSM and for good. Repeating it completes it."""
@@ -213,18 +214,21 @@ class Keys:
         """
         for version in self._all(KeyVersion, {"state": VersionState.PENDING.value}, sound_only=True):
             if self._given_up(version):
-                yield f"key/{version.key}", partial(self._undo, version)
+                yield f"key/{version.key}", partial(self._undo, version, sure=True)
         for key in self._all(Key, {"state": KeyState.DESTROY_SCHEDULED.value}, sound_only=True):
             if key.destroy_at is not None and key.destroy_at <= self._now():
                 yield f"key/{key.name}", partial(self._destroy, key)
 
-    def _undo(self, version: KeyVersion, call: Call) -> None:
+    def _undo(self, version: KeyVersion, call: Call, *, sure: bool = False) -> None:
+        """Destroy what may have been made. ``sure``: whether nobody has put the row back is asked before."""
         key = self._store.get(Key, version.key)
         if key is None:
             return
         with self._store.write(call.intent()) as write:
             # From here on nobody completes it: ``_complete`` wants the row to be as its call has read it.
             version = write.replace(version, version)
+        if sure:
+            refuse_doubt(self._store, TABLES, key.name)
         self._hsm.destroy(ref(key, version))
         self._forget(call, key, version)
 
@@ -233,6 +237,7 @@ class Keys:
             # From here on nobody saves it: ``_move`` looks at the row and at the time inside its own write.
             key = write.replace(key, key)
         versions = list(self._all(KeyVersion, {"key": key.name}))
+        refuse_doubt(self._store, TABLES, key.name)
         for version in versions:
             self._hsm.destroy(ref(key, version))
         with self._store.write(call.outcome()) as write:
@@ -317,6 +322,8 @@ class Keys:
         found = self._store.version(version.key, version.number)
         if found and found[1].hsm_id == version.hsm_id and found[1].state is VersionState.ENABLED:
             return found[0]
+        if found and found[1].state is VersionState.HELD:
+            raise version_held(version)
         self._hsm.destroy(ref(key, version))
         raise WrongState("CHANGED_MEANWHILE", f"The key {key.name} was changed meanwhile; send the request again.")
 
@@ -328,6 +335,8 @@ class Keys:
         )
         if key is None or version is None or version.state is VersionState.FAILED or self._given_up(version):
             raise WrongState("EARLIER_TRY_UNDONE", "The first try of this request was undone; send it with a fresh id.")
+        if version.state is VersionState.HELD:
+            raise version_held(version)
         return self._make(call, key, version) if version.state is VersionState.PENDING else key
 
     def _given_up(self, version: KeyVersion) -> bool:
@@ -387,9 +396,3 @@ def _as_decided(write: Write, decided: Key) -> Key:
     if key is None or of_key(key) != of_key(decided):
         raise WrongState("CHANGED_MEANWHILE", f"The key {decided.name} was changed meanwhile; look at it, try again.")
     return key
-
-
-def _check_owner(text: str) -> str:
-    if len(text) > 80 or not OWNER.fullmatch(text):
-        raise InvalidRequest("OWNER_INVALID", "The owner is not valid: name a principal, for example operator/alice.")
-    return text

@@ -81,30 +81,55 @@ class OaepHash(StrEnum):
 
 
 class KeyState(StrEnum):
-    """PENDING (the HSM is asked) → ENABLED ⇄ DISABLED → DESTROY_SCHEDULED → DESTROYED."""
+    """PENDING (the HSM is asked) → ENABLED ⇄ DISABLED → DESTROY_SCHEDULED → DESTROYED.
+
+    HELD: its destruction was scheduled when the database was restored; an operator schedules it again, or cancels.
+    """
 
     PENDING = "pending"
     ENABLED = "enabled"
     DISABLED = "disabled"
     DESTROY_SCHEDULED = "destroy-scheduled"
     DESTROYED = "destroyed"
+    HELD = "held"
 
 
 class VersionState(StrEnum):
-    """PENDING until the HSM has made the key; DESTROYED once it is gone from the HSM; FAILED: was never made."""
+    """PENDING until the HSM has made the key; DESTROYED once it is gone from the HSM; FAILED: was never made.
+
+    HELD: was PENDING when the database was restored; neither completed nor undone until an operator says which.
+    """
 
     PENDING = "pending"
     ENABLED = "enabled"
     DESTROYED = "destroyed"
     FAILED = "failed"
+    HELD = "held"
+
+
+class RootKeyState(StrEnum):
+    """PENDING until the HSM has made the key → ENABLED → destroyed by itself once nothing hangs on it.
+
+    After the database was restored, until an operator says so: HELD was PENDING, and is not used; KEPT was no longer
+    the newest, and is used as before but not destroyed.
+    """
+
+    PENDING = "pending"
+    ENABLED = "enabled"
+    KEPT = "kept"
+    HELD = "held"
 
 
 class ImportState(StrEnum):
-    """PENDING (may or may not have arrived) → PROVEN (same key, used there) or FAILED (disabled or absent there)."""
+    """PENDING (may or may not have arrived) → PROVEN (same key, used there) or FAILED (disabled or absent there).
+
+    HELD: was PENDING when the database was restored; an operator confirms it, which reads back and never uploads.
+    """
 
     PENDING = "pending"
     PROVEN = "proven"
     FAILED = "failed"
+    HELD = "held"
 
 
 class OperatorState(StrEnum):

@@ -17,13 +17,14 @@ from broker.core.errors import InvalidRequest, NotFound, WrongState
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import SecretVersionState
 from broker.core.last_reads import LastReads
-from broker.core.model import RootKey, Secret, SecretRead, SecretVersion
+from broker.core.model import Receipt, RootKey, Secret, SecretRead, SecretVersion
 from broker.core.names import check_field, check_labels, check_path
 from broker.core.page import Page
 from broker.core.quota import check_versions
 from broker.core.references import MAX_NUMBER, Opened, Reference, parse_reference
 from broker.core.roots import Roots
 from broker.core.sealing import Sealing, damaged
+from broker.core.value_macs import ValueMacs
 from broker.core.versions import DELETED, DESTROYED, ENABLED, MAX_VERSIONS, check_numbers, gone, moved, no_version
 
 __all__ = ["Opened", "Reference", "Secrets", "parse_reference"]
@@ -71,8 +72,9 @@ class Secrets:
         self._sealing = sealing
         self._guard = guard
         self._now = now
-        self._roots = Roots(store, hsm, sealing, guard, now)
+        self.roots = Roots(store, hsm, sealing, guard, now)
         self._reads = LastReads(store, now)
+        self._macs = ValueMacs(sealing)
 
     def put(
         self,
@@ -207,23 +209,23 @@ class Secrets:
 
     def rotate_root(self, call: Call) -> int:
         """Make the next root key and return its version; everything is wrapped anew in the background."""
-        return self._roots.rotate(call)
+        return self.roots.rotate(call)
 
     def root(self, call: Call) -> tuple[RootKey, int]:
         """The newest root key and how many versions still wait to be rewrapped."""
-        return self._roots.newest(call)
+        return self.roots.newest(call)
 
     def ensure_root(self, call: Call) -> None:
         """Make the first root key if there is none; for ``broker init`` and the start."""
-        self._roots.ensure(call)
+        self.roots.ensure(call)
 
     def refresh(self) -> None:
         """Learn of root keys that another replica has made."""
-        self._roots.refresh()
+        self.roots.refresh()
 
     def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
         """What the background loop has to do now: (resource, work); each piece stands alone and may be repeated."""
-        return self._roots.chores()
+        return self.roots.chores()
 
     def _draft(self, wish: _Wish, stored: Secret | None) -> Secret:
         now = self._now()
@@ -252,8 +254,9 @@ class Secrets:
             raise InvalidRequest("EXPIRY_PAST", "The time of expiry is over already; name one in the future.")
 
     def _put(self, call: Call, wish: _Wish, number: int) -> Secret:
-        learnt = self._roots.learnt()
+        learnt = self.roots.learnt()
         root, data_key, sealed = self._sealing.seal(wish.name, number, wish.fields)
+        values_mac = self._macs.of(call, wish.name, wish.fields)
         version = SecretVersion(
             secret=wish.name,
             number=number,
@@ -269,17 +272,21 @@ class Secrets:
             receipt = receipts.replay(write, call)
             if receipt is None:
                 secret = self._add(call, wish, version, write)
-                self._roots.check_sure(learnt)
-                receipts.keep(write, call, wish.name, number)
+                self.roots.check_sure(learnt)
+                receipts.keep(write, call, wish.name, number, values_mac)
             else:
                 secret = _there(write.get(Secret, wish.name))
-                self._check_same(wish, write.get(SecretVersion, wish.name, receipt.version))
+                self._check_same(call, wish, receipt, write.get(SecretVersion, wish.name, receipt.version))
         call.settled = True
         return secret
 
-    def _check_same(self, wish: _Wish, version: SecretVersion | None) -> None:
-        """Refuse a request id that was used for other values: the receipt knows nothing of values."""
-        if version and version.state is not DESTROYED and self._open(version) != dict(wish.fields):
+    def _check_same(self, call: Call, wish: _Wish, receipt: Receipt, version: SecretVersion | None) -> None:
+        """Refuse a request id that was used for other values, also once the version that it made is destroyed."""
+        kept = receipt.values_mac
+        same = self._macs.same(kept, call, wish.name, wish.fields) if kept is not None else None
+        if same is None and version and version.state is not DESTROYED:
+            same = self._open(version) == dict(wish.fields)
+        if same is False or (same is None and kept is not None):  # what cannot be told any more is refused
             raise receipts.reused()
 
     def _add(self, call: Call, wish: _Wish, version: SecretVersion, write: ports.Write) -> Secret:
@@ -338,7 +345,7 @@ class Secrets:
 
     def _open(self, version: SecretVersion) -> dict[str, bytes]:
         if version.root not in self._sealing.roots:
-            self._roots.refresh()
+            self.roots.refresh()
         try:
             fields = self._unseal(version)
         except WrongState:

@@ -20,6 +20,7 @@ from broker.core.kinds import (
     OaepHash,
     OperatorState,
     Preset,
+    RootKeyState,
     SecretVersionState,
     SessionState,
     VersionState,
@@ -132,6 +133,7 @@ class Receipt:
     resource: str
     version: int
     created_at: datetime
+    values_mac: bytes | None = None  # of the secret values that came with it (``value_macs``); None: not known
     revision: int = 1
 
 
@@ -221,7 +223,7 @@ class RootKey:
     version: int
     hsm_id: bytes
     created_at: datetime
-    state: VersionState = VersionState.ENABLED  # PENDING until the HSM has made it
+    state: RootKeyState = RootKeyState.ENABLED
     check_value: bytes | None = None  # what this key and no other has made; None: not made yet (FT-20)
     revision: int = 1
 

@@ -73,19 +73,14 @@ class Hsm(Protocol):
     def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
         """Make a token key as ``key`` names it and return its SubjectPublicKeyInfo DER (None for AES).
 
-        ``key.public_key`` and ``key.check`` are not looked at. Never repeats blindly: if this very key is already
-        there, complete and of this exportability, it is the answer (a crashed earlier call made it); one of another
-        exportability is AlreadyExists ``HSM_ID_TAKEN``. The attributes are read back and the public key is checked for
-        sanity before it is returned. ``fresh``: the caller has drawn ``hsm_id`` just now, so that nobody but this
-        process can have made such a key, and the token need not be searched for one. Ed25519 is never exportable
-        (InvalidRequest ``KEY_NOT_EXPORTABLE``).
+        Never repeats blindly: if this very key is there already, complete, it is the answer (a crashed earlier call
+        made it); AlreadyExists ``HSM_ID_TAKEN`` when it may leave and this one may not, or the reverse. The attributes
+        are read back and the public key is checked for sanity. ``fresh``: the caller has drawn ``hsm_id`` just now, so
+        the token need not be searched. Ed25519 is never exportable (InvalidRequest ``KEY_NOT_EXPORTABLE``).
         """
 
     def check_value(self, key: KeyRef) -> bytes:
-        """What only this AES key can have made, for ``KeyRef.check``: whoever is given it is refused another key.
-
-        So a key that took this one's place in the token, under its id and name, is ``KEY_NOT_THIS`` as well.
-        """
+        """What this AES key alone can make, for ``KeyRef.check``: another one in its place is ``KEY_NOT_THIS`` too."""
 
     def public_key(self, key: KeyRef) -> bytes | None:
         """Read the SubjectPublicKeyInfo DER from the token; None for AES. NotFound when the token has no such key."""
@@ -100,10 +95,7 @@ class Hsm(Protocol):
         """
 
     def encrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, plaintext: bytes, aad: bytes) -> bytes:
-        """AES-GCM only: 12-byte IV made here ‖ ciphertext ‖ 16-byte tag.
-
-        (RSA encryption needs no HSM: the core does it with the public key.)
-        """
+        """AES-GCM only (for RSA the core needs no HSM): 12-byte IV made here ‖ ciphertext ‖ 16-byte tag."""
 
     def decrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, aad: bytes) -> bytes:
         """Undo ``encrypt`` or an RSAES-OAEP encryption; ``aad`` must be empty for OAEP."""
@@ -147,6 +139,15 @@ class Device(HsmStatus, Protocol):
 
     def close(self) -> None:
         """Log out and finalise the module."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFinding:
+    """A row that is not what the brokers left there; ``name`` "": some of the table's, and which is unknown."""
+
+    table: str
+    name: str
+    how: str  # "altered", "put back", "removed", …
 
 
 class Write(Protocol):
@@ -204,7 +205,8 @@ class Store(Protocol):
     Operator (name) · PolicyDocument (version) · Receipt (principal, request_id) · AuditHead (chain, sequence) ·
     TrustRule (name) · Secret (name) · SecretVersion (secret, number) · SecretRead (secret) · RootKey (version) ·
     Session (id) · Lease (id) · UsedToken (issuer, jti).
-    Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang.
+    Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang. WrongState
+    ``ROW_FORGED`` for a row that somebody else has changed, made up, put back as it once was, or removed.
     """
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
@@ -231,7 +233,7 @@ class Store(Protocol):
         """Up to ``limit`` records in primary-key order (bytewise), strictly after ``after`` (a whole primary key).
 
         ``where`` keeps only the rows whose named fields equal the given values. ``sound_only`` passes over rows that
-        cannot be read, which are refused otherwise (``ROW_DAMAGED``): for what must not be held up by one of them.
+        cannot be read, which are refused otherwise: for what must not be held up by one of them.
         """
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
@@ -264,6 +266,9 @@ class Store(Protocol):
 
     def save_head(self, head: AuditHead) -> None:
         """Append a signed head to the journal and keep it in the database."""
+
+    def inspect(self) -> list[RowFinding]:
+        """Look at every row; what is found is refused by name (``ROW_FORGED``) from then on. It takes its time."""
 
     def lead(self) -> int | None:
         """Be the one process of all on this database that does the shared work, or stay it; None when another is.

@@ -32,7 +32,7 @@ def reused() -> AlreadyExists:
     )
 
 
-def keep(write: Write, call: Call, resource: str, version: int = 0) -> None:
+def keep(write: Write, call: Call, resource: str, version: int = 0, values_mac: bytes | None = None) -> None:
     """Remember, in the same transaction as the change, what this request id did."""
     if call.request_id:
         write.add(
@@ -44,5 +44,6 @@ def keep(write: Write, call: Call, resource: str, version: int = 0) -> None:
                 resource=resource,
                 version=version,
                 created_at=call.now(),
+                values_mac=values_mac,
             )
         )

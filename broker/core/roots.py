@@ -24,9 +24,10 @@ from broker.core.call import Call
 from broker.core.ending import readable
 from broker.core.errors import BrokerError, Exhausted, NotFound, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard
-from broker.core.kinds import KeyType, KeyUsage, VersionState
+from broker.core.kinds import KeyType, KeyUsage, RootKeyState
 from broker.core.model import Receipt, RootKey, SecretVersion
 from broker.core.ports import Hsm, KeyRef, Now, Store, Write
+from broker.core.rows import refuse_doubt
 from broker.core.sealing import Sealing
 
 REREAD = timedelta(seconds=30)
@@ -36,8 +37,10 @@ FINISH_AFTER = timedelta(minutes=5)
 """A root key that is still PENDING after this long belongs to a call that died."""
 
 MOST = 256
+TABLES = frozenset({"root_keys", "secret_versions"})
 STEP = 50
 REPORTED = 1000
+USABLE = frozenset({RootKeyState.ENABLED, RootKeyState.KEPT})
 
 
 def ref(root: RootKey) -> KeyRef:
@@ -78,6 +81,8 @@ class Roots:
                 if first is None:
                     first = self._draft(1)
                     write.add(first)
+                elif first.state is RootKeyState.HELD:
+                    raise WrongState("ROOT_KEY_HELD", "The first root key is held since a restore.")
             self._complete(first, call)
         for root in _unchecked(_ready(self._store)):
             self._check(root, call)
@@ -96,7 +101,7 @@ class Roots:
         if receipt is not None:
             root = self._resumed(receipt)
         call.note(version=root.version)
-        if root.state is VersionState.PENDING:
+        if root.state is RootKeyState.PENDING:
             self._complete(root, call)
         return root.version
 
@@ -106,6 +111,43 @@ class Roots:
         newest = _newest(self._store)
         older = [root.version for root in _ready(self._store) if root.version < newest.version]
         return newest, sum(self._store.count(SecretVersion, {"root": version}) for version in older)
+
+    def settle(self, call: Call, version: int, *, keep: bool) -> None:
+        """Say what becomes of a root key since a restore (``RootKeyState``).
+
+        Keep: a HELD one is used from now on, if the HSM has it (else NotFound ``KEY_NOT_IN_HSM``). Discard: a HELD one
+        is destroyed in the HSM, a KEPT one may be destroyed by itself again. Anything else stays as it is.
+        """
+        self._guard.check(call, BROKER)
+        call.note(version=version)
+        root = self._store.get(RootKey, version)
+        if root is None:
+            self._discarded_before(call)
+            return
+        if root.state is RootKeyState.PENDING:
+            raise WrongState("ROTATION_RUNNING", "This root key is being made; try again in some minutes.")
+        held = root.state is RootKeyState.HELD
+        if held and keep:
+            self._hsm.public_key(ref(root))  # refused if it is not there
+        if call.validate_only:
+            return
+        with self._store.write(call.intent()) as write:
+            if receipts.replay(write, call) is None:
+                receipts.keep(write, call, "root", version)
+            root = write.replace(root, root)  # from here on nobody else settles it
+        if held and not keep:
+            self._hsm.destroy(ref(root))
+        with self._store.write(call.outcome()) as write:
+            if held and not keep:
+                write.delete(root)
+            else:
+                write.replace(root, self._settled(root, keep=keep))
+        call.settled = True
+        self.refresh()
+
+    def frozen(self) -> list[RootKey]:
+        """Those that are HELD or KEPT; for callers who may see the root key."""
+        return [root for root in _rows(self._store) if root.state in {RootKeyState.HELD, RootKeyState.KEPT}]
 
     def refresh(self) -> None:
         """Learn which root keys there are."""
@@ -132,24 +174,41 @@ class Roots:
         self.refresh()
         rows = _rows(self._store)
         for root in rows:
-            if root.state is VersionState.PENDING and root.created_at + FINISH_AFTER < self._now():
+            if root.state is RootKeyState.PENDING and root.created_at + FINISH_AFTER < self._now():
                 yield f"root/{root.version}", partial(self._complete, root)
-        ready = [root for root in rows if root.state is VersionState.ENABLED]
+        ready = [root for root in rows if root.state in USABLE]
         for root in _unchecked(ready):
             yield f"root/{root.version}", partial(self._check, root)
         for root, next_one in pairwise(ready):
             for batch in self._hanging(root):
                 yield f"root/{root.version}", partial(self._rewrap, batch)
+            if root.state is RootKeyState.KEPT:  # only what may be destroyed by itself is
+                continue
             if next_one.created_at + RETIRE_AFTER <= self._now() and not self._holds(self._store, root):
                 yield f"root/{root.version}", partial(self._retire, root)
 
+    def _discarded_before(self, call: Call) -> None:
+        """Return if it was this very request that discarded it; else NotFound ``ROOT_KEY_NOT_FOUND``."""
+        with self._store.write(call.outcome()) as write:
+            if receipts.replay(write, call) is None:
+                raise NotFound("ROOT_KEY_NOT_FOUND", "There is no root key of this version; see `broker secret root`.")
+        call.settled = True
+
+    def _settled(self, root: RootKey, *, keep: bool) -> RootKey:
+        """What was held and is not the newest would be destroyed at once, as nothing hangs on it; so it is kept."""
+        if root.state is RootKeyState.HELD:
+            newer = any(one.version > root.version for one in _ready(self._store))
+            state = RootKeyState.KEPT if newer else RootKeyState.ENABLED
+            return replace(root, state=state, created_at=self._now())  # ready from now on, as after a rotation
+        return root if keep else replace(root, state=RootKeyState.ENABLED)
+
     def _draft(self, version: int) -> RootKey:
         hsm_id = secrets.token_bytes(16)
-        return RootKey(version=version, hsm_id=hsm_id, created_at=self._now(), state=VersionState.PENDING)
+        return RootKey(version=version, hsm_id=hsm_id, created_at=self._now(), state=RootKeyState.PENDING)
 
     def _begin(self, write: Write) -> RootKey:
         rows = write.page(RootKey, limit=MOST)
-        if any(root.state is VersionState.PENDING for root in rows):
+        if any(root.state is RootKeyState.PENDING for root in rows):
             raise WrongState("ROTATION_RUNNING", "A root key is being made already; try again in some minutes.")
         if len(rows) == MOST:
             raise Exhausted("ROOT_KEYS_MANY", "Too many root keys still have secrets; let the background work go on.")
@@ -175,9 +234,9 @@ class Roots:
             raise
         with self._store.write(call.outcome()) as write:
             stored = write.get(RootKey, root.version)
-            if stored is not None and stored.state is VersionState.PENDING:
+            if stored is not None and stored.state is RootKeyState.PENDING:
                 # Ready from now on, and not earlier: when older ones may be destroyed is counted from here.
-                ready = replace(stored, state=VersionState.ENABLED, created_at=self._now(), check_value=check)
+                ready = replace(stored, state=RootKeyState.ENABLED, created_at=self._now(), check_value=check)
                 write.replace(stored, ready)
         call.settled = True
         self.refresh()
@@ -207,7 +266,7 @@ class Roots:
         """Take back a root key that the HSM will not make."""
         with self._store.write(call.outcome("ABORTED", "KEY_NOT_MADE")) as write:
             stored = write.get(RootKey, root.version)
-            if stored is None or stored.state is not VersionState.PENDING:
+            if stored is None or stored.state is not RootKeyState.PENDING:
                 return
             write.delete(stored)
             for receipt in write.page(Receipt, limit=10, where={"resource": "root", "version": root.version}):
@@ -269,6 +328,7 @@ class Roots:
         with self._store.write(call.intent()) as write:
             if self._holds(write, root):
                 raise WrongState("ROOT_KEY_IN_USE", "A secret still hangs on this root key.")
+        refuse_doubt(self._store, TABLES, str(root.version))
         self._hsm.destroy(ref(root))
         with self._store.write(call.outcome()) as write:
             stored = write.get(RootKey, root.version)
@@ -283,7 +343,7 @@ def _rows(store: Store) -> list[RootKey]:
 
 
 def _ready(store: Store) -> list[RootKey]:
-    return [root for root in _rows(store) if root.state is VersionState.ENABLED]
+    return [root for root in _rows(store) if root.state in USABLE]
 
 
 def _unchecked(ready: list[RootKey]) -> list[RootKey]:

@@ -29,6 +29,7 @@ from broker.core.ports import Hsm, KeyRef, Now
 PURPOSE = b"broker-secret-v1"
 DATA_KEY = 32
 NONCE = 12
+RECEIPTS = "*receipts"
 KEPT = 10_000
 """How many unwrapped data keys are kept at most."""
 
@@ -82,7 +83,7 @@ class Sealing:
     def seal(self, name: str, version: int, fields: Mapping[str, bytes]) -> tuple[int, bytes, bytes]:
         """(root key version, wrapped data key, sealed fields)."""
         data_key, nonce = secrets.token_bytes(DATA_KEY), secrets.token_bytes(NONCE)
-        sealed = nonce + AESGCM(data_key).encrypt(nonce, _encode(fields), self._context(b"fields", name, version))
+        sealed = nonce + AESGCM(data_key).encrypt(nonce, encode(fields), self._context(b"fields", name, version))
         return *self._wrap(name, version, data_key), sealed
 
     def open(self, name: str, version: int, root: int, data_key: bytes, sealed: bytes) -> dict[str, bytes]:
@@ -96,6 +97,14 @@ class Sealing:
     def rewrap(self, name: str, version: int, root: int, data_key: bytes) -> tuple[int, bytes]:
         """The data key wrapped under the newest root key; the sealed fields stay as they are."""
         return self._wrap(name, version, self._unwrap(name, version, root, data_key))
+
+    def wrap_receipt_key(self, key: bytes) -> tuple[int, bytes]:
+        """(root key version, wrapped key) of a key for ``value_macs``; no secret has the name that it is bound to."""
+        return self._wrap(RECEIPTS, 0, key)
+
+    def unwrap_receipt_key(self, root: int, wrapped: bytes) -> bytes:
+        """Undo ``wrap_receipt_key``; WrongState when it does not open, or its root key is gone."""
+        return self._unwrap(RECEIPTS, 0, root, wrapped)
 
     def forget(self, name: str, version: int) -> None:
         """Drop a data key that is kept, and keep it out while calls that had read its row may still be on the way."""
@@ -170,11 +179,12 @@ class Sealing:
     def _context(self, part: bytes, name: str, version: int, root: int = 0) -> bytes:
         """The associated data; each part with its length before it, so that no two places read the same."""
         return b"".join(
-            map(_with_length, (PURPOSE, part, self._tenant.encode(), name.encode(), b"%d" % version, b"%d" % root))
+            map(with_length, (PURPOSE, part, self._tenant.encode(), name.encode(), b"%d" % version, b"%d" % root))
         )
 
 
-def _with_length(part: bytes) -> bytes:
+def with_length(part: bytes) -> bytes:
+    """The part with its length before it, so that no two rows of parts read the same."""
     return len(part).to_bytes(2, "big") + part
 
 
@@ -200,7 +210,7 @@ def _root_missing() -> WrongState:
     )
 
 
-def _encode(fields: Mapping[str, bytes]) -> bytes:
+def encode(fields: Mapping[str, bytes]) -> bytes:
     """Names in order, each name and value with its length before it: one form for one set of fields."""
     out = bytearray()
     for name in sorted(fields):
@@ -210,14 +220,14 @@ def _encode(fields: Mapping[str, bytes]) -> bytes:
 
 
 def _decode(plain: bytes) -> dict[str, bytes]:
-    """What ``_encode`` made; ValueError for anything else."""
+    """What ``encode`` made; ValueError for anything else."""
     fields: dict[str, bytes] = {}
     place = 0
     while place < len(plain):
         name, place = _piece(plain, place, 2)
         value, place = _piece(plain, place, 4)
         fields[name.decode()] = value
-    if _encode(fields) != plain:
+    if encode(fields) != plain:
         raise ValueError("not in the one form")
     return fields
 

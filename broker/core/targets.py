@@ -19,6 +19,7 @@ from broker.core.model import Import, Probe, Receipt, Target, WrappingKey
 from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.receipts import keep, replay
+from broker.core.slots import Slots
 
 Connect = Callable[[str, Mapping[str, str]], ports.Target]
 """Build the port for a kind ("vault") and its settings; InvalidRequest when the settings will not do."""
@@ -37,13 +38,20 @@ class Targets:
     """The noun behind TargetService."""
 
     def __init__(
-        self, store: ports.Store, hsm: ports.HsmStatus, guard: Guard, connect: Connect, now: ports.Now
+        self,
+        store: ports.Store,
+        hsm: ports.HsmStatus,
+        guard: Guard,
+        connect: Connect,
+        now: ports.Now,
+        slots: Slots | None = None,
     ) -> None:
         self._store = store
         self._hsm = hsm
         self._guard = guard
         self._connect = connect
         self._now = now
+        self._slots = slots or Slots()
 
     def create(
         self,
@@ -67,7 +75,8 @@ class Targets:
         if not self._seen(call):
             if self._store.get(Target, name) is not None:
                 raise AlreadyExists("TARGET_EXISTS", "A target of this name exists; choose another name, or delete it.")
-            made = self._with_new_kek(call, made) if create_kek else self._pinned(call, made, wanted)
+            with self._slots.hold(call, name):
+                made = self._with_new_kek(call, made) if create_kek else self._pinned(call, made, wanted)
         if call.validate_only:
             return made
         return self._saved(call, made)
@@ -87,6 +96,10 @@ class Targets:
         """Connect now and say of each step whether it works; what could not be tried has not passed."""
         target = self._permitted(call, name)
         call.note(target=name)
+        with self._slots.hold(call, name):
+            return self._checked(target)
+
+    def _checked(self, target: Target) -> list[Probe]:
         try:
             port = self._connect(target.kind, target.settings)
             kek = port.wrapping_key()
@@ -106,7 +119,10 @@ class Targets:
         if kek and KEK not in old.settings:
             raise _fixed()
         moved = replace(old, settings={**old.settings, KEK: kek}) if kek else old
-        new = old if self._seen(call) else self._pinned(call, moved, wanted)
+        new = old
+        if not self._seen(call):
+            with self._slots.hold(call, name):
+                new = self._pinned(call, moved, wanted)
         if call.validate_only:
             return new
         with self._store.write(call.outcome()) as write:
@@ -260,7 +276,7 @@ def _kek_probe(target: Target, kek: WrappingKey) -> Probe:
 
 
 def _deletable(rows: ports.Store | ports.Write, target: Target) -> None:
-    for state in (ImportState.PROVEN, ImportState.PENDING):
+    for state in (ImportState.PROVEN, ImportState.PENDING, ImportState.HELD):
         found = rows.page(Import, limit=1, where={"target": target.name, "state": state.value})
         if found:
             raise WrongState(

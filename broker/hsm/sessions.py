@@ -181,6 +181,11 @@ class Sessions:
             if isinstance(fault, LOST) or not answering:
                 raise _LostError(worker.epoch, answering=answering) from fault
             raise translated(fault) from fault
+        except Exception:
+            raise
+        except BaseException:  # a library's panic: an operation may be half begun
+            worker = self._renew(worker)
+            raise
         finally:
             self._idle.put(worker)
 
@@ -243,6 +248,9 @@ class Sessions:
             except (BrokerError, ck.PKCS11Error) as fault:
                 self._fill(self._size * [None])
                 raise _unavailable(fault.message if isinstance(fault, BrokerError) else "it does not start") from fault
+            except BaseException:
+                self._fill(self._size * [None])  # else nobody would ever try again
+                raise
             self._next_reload = now + self._config.reload_interval
 
     def _connect(self) -> None:

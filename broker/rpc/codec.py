@@ -96,6 +96,13 @@ def version(number: int) -> int:
     return number
 
 
+def keep(settlement: int) -> bool:
+    """Whether what is held is to be kept; InvalidRequest ``FIELD_MISSING`` unless it says what is to become of it."""
+    if not settlement:
+        raise missing("settlement")
+    return settlement == keys_pb2.SETTLEMENT_KEEP
+
+
 def timestamp(moment: datetime | None) -> Timestamp | None:
     """A moment for the wire; None stays unset."""
     if moment is None:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import grpc
 
+from broker.rpc.bugs import log_bug
+
 TICK = 0.25
 """Seconds between two looks; the limits are kept to this accuracy."""
 
@@ -39,15 +41,17 @@ class Missing(Exception):
 class Deadlines:
     """Reads messages and watches calls; ``sweep`` is called every ``TICK`` seconds by the server.
 
-    At most ``at_once`` messages of one caller are waited for at a time; when one more is to be, and none arrives, the
-    call that waits longest is ended: a slow writer must not hold all threads.
+    At most ``at_once`` messages of one caller and ``in_all`` of all are waited for at a time; when one more is to be,
+    and none arrives, the call that waits longest is ended, of that caller or of the one who has most: slow writers,
+    one or many, must not hold all threads.
     """
 
-    def __init__(self, read: float, total: float, clock: Callable[[], float], at_once: int) -> None:
+    def __init__(self, read: float, total: float, clock: Callable[[], float], at_once: int, in_all: int) -> None:
         self._read = read
         self._total = total
         self._clock = clock
         self._at_once = at_once
+        self._in_all = in_all
         self._awaited: defaultdict[str, dict[grpc.ServicerContext, None]] = defaultdict(dict)  # oldest first
         self._arrived = threading.Condition()
         # Both are in the order of beginning, so a sweep stops at the first call that still has time.
@@ -83,9 +87,10 @@ class Deadlines:
     @contextmanager
     def _awaiting(self, caller: str, context: grpc.ServicerContext) -> Iterator[None]:
         with self._arrived:
-            if not self._arrived.wait_for(lambda: len(self._awaited[caller]) < self._at_once, TURN):
-                oldest = next(iter(self._awaited[caller]))
-                del self._awaited[caller][oldest]
+            self._arrived.wait_for(lambda: self._most(caller) is None, TURN)
+            if (most := self._most(caller)) is not None:
+                oldest = next(iter(self._awaited[most]))
+                del self._awaited[most][oldest]
                 _cut_off(oldest, self._reading)
             self._awaited[caller][context] = None
         try:
@@ -96,6 +101,14 @@ class Deadlines:
                 if not self._awaited[caller]:
                     del self._awaited[caller]
                 self._arrived.notify_all()
+
+    def _most(self, caller: str) -> str | None:
+        """Of whom a call has to be ended before another one of ``caller`` may wait; None: there is room."""
+        if len(self._awaited.get(caller, ())) >= self._at_once:
+            return caller
+        if sum(map(len, self._awaited.values())) < self._in_all:
+            return None
+        return max(self._awaited, key=lambda each: len(self._awaited[each]))
 
     def sweep(self) -> None:
         """End every call that is over its time; the caller sees CANCELLED."""
@@ -137,4 +150,7 @@ class Ticker:
 
     def _run(self) -> None:
         while not self._stopped.wait(TICK):
-            self._tick()
+            try:
+                self._tick()
+            except BaseException as error:  # noqa: BLE001 (without this thread no call would end in time)
+                log_bug(error, rpc="-/Tick")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from urllib.parse import unquote
 
-EVERYBODY = "*"
+from broker.rpc.networks import nets, place
+
+EVERYBODY = b"*"
 MAX_PEERS = 4096
 
 
@@ -24,13 +25,13 @@ class Flood:
         self._burst = burst
         self._clock = clock
         self._lock = threading.Lock()
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # network → (tokens, when)
+        self._buckets: OrderedDict[bytes, tuple[float, float]] = OrderedDict()  # network → (tokens, when)
         self._unrecorded = 0
 
     def admit(self, peer: str) -> int | None:
         """None: count this refusal only. A number: write it down, together with so many that were only counted."""
         with self._lock:
-            if self._take(_network(peer), 1) and self._take(EVERYBODY, 10):
+            if self._take(nets(place(unquote(peer))[0])[0], 1) and self._take(EVERYBODY, 10):
                 return self._reset()
             self._unrecorded += 1
             return None
@@ -49,7 +50,7 @@ class Flood:
         unrecorded, self._unrecorded = self._unrecorded, 0
         return unrecorded
 
-    def _take(self, network: str, share: int) -> bool:
+    def _take(self, network: bytes, share: int) -> bool:
         now = self._clock()
         tokens, since = self._buckets.pop(network, (float(self._burst * share), now))
         tokens = min(self._burst * share, tokens + (now - since) * self._rate * share)
@@ -58,15 +59,3 @@ class Flood:
         if len(self._buckets) > MAX_PEERS:
             self._buckets.popitem(last=False)
         return taken
-
-
-def _network(peer: str) -> str:
-    """The address of a gRPC peer ("ipv4:10.0.0.1:5000"); of an IPv6 one its /64, which is one host's to use up."""
-    kind, _, rest = unquote(peer).partition(":")
-    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
-    if kind != "ipv6":
-        return host
-    try:
-        return str(ipaddress.ip_network(f"{host}/64", strict=False))
-    except ValueError:
-        return host

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,14 +17,13 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
-import structlog
-from google.protobuf.message import Message
 
 from broker.core import audit, names, ports
 from broker.core.call import Call
 from broker.core.errors import BrokerError, Exhausted, Unauthenticated
 from broker.core.model import Principal
 from broker.rpc import health, status, tls
+from broker.rpc.bugs import log_bug
 from broker.rpc.deadlines import Deadlines, Gone, Late, Missing
 from broker.rpc.flood import Flood
 from broker.rpc.table import Method
@@ -33,12 +31,6 @@ from broker.rpc.table import Method
 NOBODY = Principal(kind="", name="")
 OTHER = "_OTHER"
 """The name in the audit of a method that does not exist; what the caller wrote instead is not recorded."""
-
-ELSEWHERE = frozenset({
-    "TargetService/CreateTarget", "TargetService/CheckTarget", "TargetService/RepinTarget",
-    "ImportService/ImportKey", "ImportService/ProveImport", "ImportService/ExportKey", "ImportService/ConfirmImport",
-})  # fmt: skip
-"""The methods that wait for somebody else's server."""
 
 SHOWN = frozenset({"authorization", "broker-trust-rule"})
 """The headers that an authenticator is shown, each at most once; no other means anything."""
@@ -49,7 +41,8 @@ so that whoever asks for many does not keep the others from using theirs."""
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
-_log = structlog.get_logger(__name__)
+Behavior = Callable[[Any, grpc.ServicerContext], bytes | grpc.Status]
+"""Reads the requests of a call and gives its answer, or the status that it is refused with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +64,7 @@ class End:
 class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stub only
     """All methods of the server; at most ``max_calls`` in flight. ``pool`` answers health and refusals under load.
 
-    At most ``max_elsewhere`` calls wait for targets at a time: one that hangs must not hold all threads (NT-10).
+    ``greeted`` is told the peer of each call, ``known`` once its caller is known.
     """
 
     def __init__(  # noqa: PLR0913 (the parts of the gate, each named)
@@ -83,11 +76,12 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         now: ports.Now,
         deadlines: Deadlines,
         flood: Flood,
-        health_check: Callable[[Any, grpc.ServicerContext], bytes],
+        health_check: Behavior,
         pool: ThreadPoolExecutor,
         births: ThreadPoolExecutor,
+        greeted: Callable[[str], None],
+        known: Callable[[str], None],
         max_calls: int,
-        max_elsewhere: int,
         max_metadata: int,
     ) -> None:
         self._authenticators = tuple(authenticators)
@@ -96,9 +90,10 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._deadlines = deadlines
         self._flood = flood
         self._max_metadata = max_metadata
+        self._greeted = greeted
+        self._known = known
         self._max_calls = max_calls
         self._free = max_calls
-        self._elsewhere = threading.BoundedSemaphore(max_elsewhere)
         self._changed = threading.Condition()
         self._births = max(1, max_calls // 4)
         self._born_at = frozenset(path for path, method in methods.items() if method.rpc in BIRTHS)
@@ -137,14 +132,14 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         call.note(count=count)
         try:
             self._store.record(call.outcome(grpc.StatusCode.UNAUTHENTICATED.name, "REFUSALS_COUNTED"))
-        except Exception as error:  # noqa: BLE001 (logged; the next tally tries again)
-            _log_bug(call, error)
+        except BaseException as error:  # noqa: BLE001 (logged; the next tally tries again)
+            log_bug(error, rpc=call.rpc, call_id=call.id)
             for _ in range(count):
                 self._flood.count()
 
-    def _serve(self, method: Method | None, requests: Any, context: grpc.ServicerContext) -> bytes:
-        self._deadlines.begin(context)
+    def _serve(self, method: Method | None, requests: Any, context: grpc.ServicerContext) -> bytes | grpc.Status:
         try:
+            self._deadlines.begin(context)
             call = self._call(method, context)
             end = self._settle(call, self._end(method, call, requests, context))
         finally:
@@ -153,15 +148,14 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
                 self._free += 1
                 self._births += method is not None and method.rpc in BIRTHS
                 self._changed.notify_all()
-        if end.code is not grpc.StatusCode.OK:
-            context.abort_with_status(status.refusal(end.code, end.reason, end.sentence, call.id, end.metadata))
-        return end.wire
+        if end.code is grpc.StatusCode.OK:
+            return end.wire
+        return status.refusal(end.code, end.reason, end.sentence, call.id, end.metadata)
 
-    def _refuse_busy(self, _requests: Any, context: grpc.ServicerContext) -> bytes:
+    def _refuse_busy(self, _requests: Any, _context: grpc.ServicerContext) -> grpc.Status:
         self._flood.count()
         code, sentence = grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many calls are in progress; try again in a second."
-        context.abort_with_status(status.refusal(code, "TOO_MANY_CALLS", sentence, secrets.token_hex(16)))
-        raise AssertionError("abort raises")
+        return status.refusal(code, "TOO_MANY_CALLS", sentence, secrets.token_hex(16))
 
     def _call(self, method: Method | None, context: grpc.ServicerContext) -> Call:
         peer = context.peer()
@@ -174,7 +168,14 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         )
 
     def _end(self, method: Method | None, call: Call, requests: Any, context: grpc.ServicerContext) -> End:
-        """Whatever happens, an end."""
+        """Whatever happens, an end: a library's panic (pyo3's, say) is no Exception, and nor is SystemExit (NT-14)."""
+        try:
+            return self._known_end(method, call, requests, context)
+        except BaseException as error:  # noqa: BLE001 (a bug must end in a fixed text and a record)
+            log_bug(error, rpc=call.rpc, call_id=call.id)
+            return End(grpc.StatusCode.INTERNAL, "INTERNAL", status.FAILED.format(call.id))
+
+    def _known_end(self, method: Method | None, call: Call, requests: Any, context: grpc.ServicerContext) -> End:
         try:
             return self._perform(method, call, requests, context)
         except BrokerError as error:
@@ -186,11 +187,6 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             return End(grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_MISSING", "The call carried no request message.")
         except Late:
             return End(grpc.StatusCode.DEADLINE_EXCEEDED, "MESSAGE_LATE", "The request did not arrive in time.")
-        except Exception as error:  # noqa: BLE001 (a bug must end in a fixed text and a record)
-            _log_bug(call, error)
-            return End(
-                grpc.StatusCode.INTERNAL, "INTERNAL", f"The broker failed; its log tells more of call {call.id}."
-            )
 
     def _perform(self, method: Method | None, call: Call, requests: Any, context: grpc.ServicerContext) -> End:
         if not context.is_active():
@@ -199,25 +195,17 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         # HTTP/2's own measure (RFC 9113 6.5.2), which grpc applies only to a peer that has acknowledged its settings.
         if sum(len(name) + len(value) + 32 for name, value in metadata) > self._max_metadata:
             raise Exhausted("METADATA_TOO_LARGE", "The call's headers are larger than the broker takes; send fewer.")
+        self._greeted(call.peer)
         call.principal = self._identify(context, metadata, call)
+        self._known(call.peer)
         if method is None:
             return End(grpc.StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN", "The broker has no such method.")
         request = method.plan.decode(self._deadlines.message(requests, context, str(call.principal)))
         _describe(call, method, request)
-        response = self._answer(method, call, request)
+        response = method.answer(call, request)
         if type(response) is not method.response:
             raise TypeError(f"{method.rpc} answered with {type(response).__name__}")
         return End(grpc.StatusCode.OK, wire=response.SerializeToString())
-
-    def _answer(self, method: Method, call: Call, request: Any) -> Message:
-        if method.rpc not in ELSEWHERE:
-            return method.answer(call, request)
-        if not self._elsewhere.acquire(blocking=False):
-            raise Exhausted("TARGETS_BUSY", "Too many calls are waiting for targets; try again in a few seconds.")
-        try:
-            return method.answer(call, request)
-        finally:
-            self._elsewhere.release()
 
     def _identify(self, context: grpc.ServicerContext, metadata: Metadata, call: Call) -> Principal:
         """The principal, from the connection's certificate and at most one authorization value; nothing else counts."""
@@ -250,19 +238,33 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
                 call.note(count=counted)
         try:
             self._store.record(call.outcome(end.outcome, end.reason))
-        except Exception as error:  # noqa: BLE001 (whatever the reason: no record, no answer)
-            _log_bug(call, error)
+        except BaseException as error:  # noqa: BLE001 (whatever the reason: no record, no answer)
+            log_bug(error, rpc=call.rpc, call_id=call.id)
             sentence = "The audit record of this call could not be written, so its result was dropped; try again later."
             return End(grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE", sentence)
         call.settled = True
         return end
 
 
-def _unary(behavior: Any, pool: ThreadPoolExecutor | None = None) -> grpc.RpcMethodHandler[bytes, bytes]:
-    """A unary method to its callers; inside, the message is only waited for once the gate asks for it, as bytes."""
-    if pool is not None:
-        behavior.experimental_thread_pool = pool
-    return grpc.stream_unary_rpc_method_handler(behavior)
+def _unary(behavior: Behavior, pool: ThreadPoolExecutor | None = None) -> grpc.RpcMethodHandler[bytes, bytes]:
+    """A unary method to its callers; inside, the message is only waited for once the gate asks for it, as bytes.
+
+    grpc would tell the caller the text of an Exception, and leave him without an answer after any other error.
+    """
+
+    def answer(requests: Any, context: grpc.ServicerContext) -> bytes:
+        try:
+            found = behavior(requests, context)
+        except BaseException as error:  # noqa: BLE001 (a bug in what was to end the call)
+            call_id = secrets.token_hex(16)
+            log_bug(error, rpc="-", call_id=call_id)
+            found = status.broken(call_id)
+        if not isinstance(found, bytes):
+            context.abort_with_status(found)
+        return found
+
+    answer.experimental_thread_pool = pool  # type: ignore[attr-defined]  # where grpc looks for it
+    return grpc.stream_unary_rpc_method_handler(answer)
 
 
 def _one(principals: list[Principal]) -> Principal:
@@ -294,15 +296,3 @@ def _note_identity(call: Call, error: BrokerError) -> None:
     call.note(**{name: value for name, value in error.facts.items() if name in audit.FACTS})
     if isinstance(error, Unauthenticated):
         call.note(**{name: value for name, value in error.metadata.items() if name in audit.FACTS})
-
-
-def _log_bug(call: Call, error: BaseException) -> None:
-    """Where it happened and what kind it was; never the text or the locals, which may hold what the caller sent."""
-    chain: list[str] = []
-    current: BaseException | None = error
-    while current is not None and len(chain) < 8:
-        frames = traceback.extract_tb(current.__traceback__)
-        places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-        chain.append(f"{type(current).__module__}.{type(current).__qualname__} at {' > '.join(places)}")
-        current = current.__cause__ or current.__context__
-    _log.error("call failed", call_id=call.id, rpc=call.rpc, error=chain)

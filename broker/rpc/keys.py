@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from broker_api.v1 import keys_pb2 as wire
 
@@ -14,6 +15,7 @@ from broker.core.errors import InvalidRequest
 from broker.core.key_use import KeyUse
 from broker.core.keys import Keys
 from broker.core.model import Key, KeyVersion
+from broker.core.settling import Settling
 from broker.rpc import codec
 from broker.rpc.jwk import jwk, pem
 from broker.rpc.pages import PageTokens, page_size
@@ -28,9 +30,10 @@ MAX_SIGNATURE = 1024
 class KeyMethods:
     """The RPCs of KeyService."""
 
-    def __init__(self, keys: Keys, use: KeyUse, pages: PageTokens) -> None:
+    def __init__(self, keys: Keys, use: KeyUse, settling: Settling, pages: PageTokens) -> None:
         self._keys = keys
         self._use = use
+        self._settling = settling
         self._pages = pages
 
     def create_key(self, call: Call, request: wire.CreateKeyRequest) -> wire.CreateKeyResponse:
@@ -46,13 +49,15 @@ class KeyMethods:
         return wire.CreateKeyResponse(key=_key(key))
 
     def get_key(self, call: Call, request: wire.GetKeyRequest) -> wire.GetKeyResponse:
-        return wire.GetKeyResponse(key=_key(self._keys.get(call, request.name)))
+        key = self._keys.get(call, request.name)
+        return wire.GetKeyResponse(key=_key(key, self._settling.held(key.name)))
 
     def list_keys(self, call: Call, request: wire.ListKeysRequest) -> wire.ListKeysResponse:
         after = self._pages.open(call, (), request.page_token)
         page = self._keys.page(call, after, page_size(request.page_size))
+        held = self._settling.held()
         return wire.ListKeysResponse(
-            keys=[_key(key) for key in page.items], next_page_token=self._pages.seal(call, (), page.next)
+            keys=[_key(key, held) for key in page.items], next_page_token=self._pages.seal(call, (), page.next)
         )
 
     def list_key_versions(self, call: Call, request: wire.ListKeyVersionsRequest) -> wire.ListKeyVersionsResponse:
@@ -134,6 +139,11 @@ class KeyMethods:
     def seal_key(self, call: Call, request: wire.SealKeyRequest) -> wire.SealKeyResponse:
         return wire.SealKeyResponse(key=_key(self._keys.seal(call, request.name)))
 
+    def settle_key_version(self, call: Call, request: wire.SettleKeyVersionRequest) -> wire.SettleKeyVersionResponse:
+        keep = codec.keep(request.settlement)
+        key = self._settling.settle(call, request.name, codec.version(request.version), keep=keep)
+        return wire.SettleKeyVersionResponse(key=_key(key))
+
     def _sign(
         self, call: Call, request: wire.SignRequest | wire.BatchSignRequest, given: Sequence[wire.SignInput]
     ) -> tuple[list[bytes], int, wire.SignatureAlgorithm.ValueType]:
@@ -161,7 +171,7 @@ def _inputs(given: Sequence[wire.SignInput]) -> tuple[list[bytes], bool]:
     return inputs, prehashed
 
 
-def _key(key: Key) -> wire.Key:
+def _key(key: Key, held: Mapping[str, list[int]] = MappingProxyType({})) -> wire.Key:
     return wire.Key(
         name=key.name,
         type=codec.KEY_TYPE.wire(key.type),
@@ -174,6 +184,7 @@ def _key(key: Key) -> wire.Key:
         create_time=codec.timestamp(key.created_at),
         destroy_time=codec.timestamp(key.destroy_at),
         revision=key.revision,
+        held_versions=held.get(key.name, ()),
     )
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 from broker_api.v1 import kv_pb2 as wire
 
 from broker.core.call import Call
-from broker.core.kinds import SecretVersionState
+from broker.core.kinds import RootKeyState, SecretVersionState
 from broker.core.kv import Secrets
 from broker.core.model import Secret, SecretRead, SecretVersion
 from broker.rpc import codec
 from broker.rpc.pages import PageTokens, page_size
 
 STATE = codec.Names(wire.SecretVersionState, SecretVersionState)
+ROOT_STATE = codec.Names(wire.RootKeyState, RootKeyState)
 
 
 class SecretMethods:
@@ -78,9 +79,18 @@ class SecretMethods:
 
     def get_root_key(self, call: Call, _request: wire.GetRootKeyRequest) -> wire.GetRootKeyResponse:
         root, waiting = self._secrets.root(call)
+        held = [
+            wire.HeldRootKey(version=one.version, state=ROOT_STATE.wire(one.state))
+            for one in self._secrets.roots.frozen()
+        ]
         return wire.GetRootKeyResponse(
-            version=root.version, create_time=codec.timestamp(root.created_at), waiting=waiting
+            version=root.version, create_time=codec.timestamp(root.created_at), waiting=waiting, held=held
         )
+
+    def settle_root_key(self, call: Call, request: wire.SettleRootKeyRequest) -> wire.SettleRootKeyResponse:
+        keep = codec.keep(request.settlement)
+        self._secrets.roots.settle(call, codec.version(request.version), keep=keep)
+        return wire.SettleRootKeyResponse(version=request.version)
 
 
 def _secret(secret: Secret, read: SecretRead | None = None) -> wire.Secret:

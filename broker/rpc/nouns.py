@@ -14,6 +14,7 @@ from broker.core.operators import Operators
 from broker.core.policies import Policies
 from broker.core.ports import HsmStatus
 from broker.core.sessions import Sessions
+from broker.core.settling import Settling
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.rpc.audit import AuditMethods
@@ -34,6 +35,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     *,
     keys: Keys,
     use: KeyUse,
+    settling: Settling,
     targets: Targets,
     imports: Imports,
     handover: Handover,
@@ -52,7 +54,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     """What ``Server`` takes. ``schema``: the Cedar schema as text; ``page_key``: 32 bytes, the same on all replicas."""
     pages = PageTokens(page_key)
     return {
-        "KeyService": KeyMethods(keys, use, pages),
+        "KeyService": KeyMethods(keys, use, settling, pages),
         "TargetService": TargetMethods(targets, pages),
         "ImportService": ImportMethods(imports, handover, pages),
         "OperatorService": OperatorMethods(operators, pages),

@@ -21,16 +21,20 @@ from broker.core import ports
 from broker.core.errors import Unavailable
 from broker.rpc import descriptors, table
 from broker.rpc.deadlines import Deadlines, Ticker
+from broker.rpc.doors import Doors
 from broker.rpc.flood import Flood
 from broker.rpc.gate import Gate
 from broker.rpc.health import Health
 from broker.rpc.plan import MAX_BYTES
+from broker.rpc.shares import Shares
 from broker.rpc.threads import pool
 from broker.rpc.tls import TlsFiles
 
 TALLY_SECONDS = 60.0
 HEALTH_THREADS = 8
 LISTENERS = 2
+ROOM = 4
+"""How many times as many connections as may stay grpc accepts: those that have just come, until they are looked at."""
 
 
 def _address(text: str) -> str:
@@ -49,7 +53,10 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     calls: PositiveInt = 256
-    connections: PositiveInt = 1000
+    connections: PositiveInt = 1000  # of each listener, as the next three
+    connections_per_network: PositiveInt = 400  # an IPv4 address or an IPv6 /64; a /24 or /48 may have twice as many
+    strangers: PositiveInt = 400  # connections on which no known caller has made a call
+    strangers_per_network: PositiveInt = 160
     streams_per_connection: int = Field(default=100, ge=1, le=100)
     metadata_bytes: int = Field(default=16 * 1024, ge=4096, le=16 * 1024)
     message_seconds: PositiveFloat = 5
@@ -79,6 +86,11 @@ class ServerConfig(BaseModel):
     workers: int = Field(default=1, ge=1, le=64)  # processes; more than one needs PostgreSQL
     limits: Limits = Limits()
 
+    @property
+    def slots(self) -> int:
+        """How many of the threads targets may hold at a time, and how many births one principal: half of them."""
+        return max(1, self.threads // 2)
+
 
 class Server:
     """Answers once ``start`` is called. ``services``: for each service name, the object with its methods."""
@@ -93,15 +105,16 @@ class Server:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         limits = config.limits
-        self._clock = clock
-        self._tallied = clock()
-        half = max(1, config.threads // 2)
+        self._clock, self._tallied = clock, clock()
         self._pool = pool(config.threads, "rpc")
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
         self._births_pool = pool(config.threads, "rpc-births")
-        self._deadlines = Deadlines(limits.message_seconds, limits.call_seconds, clock, at_once=half)
-        self._strangers = Deadlines(limits.message_seconds, limits.call_seconds, clock, at_once=HEALTH_THREADS // 2)
-        self._health = Health((each.full_name for each in table.declared().values()), self._strangers)
+        self._deadlines = _deadlines(limits, clock, config.threads)
+        self._strangers = _deadlines(limits, clock, HEALTH_THREADS)
+        self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
+        self._doors = Doors(_shares(limits, self._taken), clock)
+        names = (each.full_name for each in table.declared().values())
+        self._health = Health(names, self._strangers, self._doors.greeted)
         self._gate = Gate(
             table.methods(services),
             authenticators=authenticators,
@@ -112,21 +125,22 @@ class Server:
             health_check=self._health.check,
             pool=self._health_pool,
             births=self._births_pool,
+            greeted=self._doors.greeted,
+            known=self._doors.known,
             max_calls=limits.calls,
-            max_elsewhere=half,
             max_metadata=limits.metadata_bytes,
         )
         self._ticker = Ticker(self._tick)
-        self._server = grpc.server(
-            self._pool, handlers=[self._gate], options=options(limits, shared=config.workers > 1)
-        )
-        self.operators_port = self._listen(config, config.operators_address, config.operator_ca_file)
-        self.pipelines_port = self._listen(config, config.pipelines_address, None)
+        arguments = options(limits, self._taken, shared=config.workers > 1)
+        self._server = grpc.server(self._pool, handlers=[self._gate], options=arguments)
+        self.operators_port = self._listen(config, "operators", config.operators_address, config.operator_ca_file)
+        self.pipelines_port = self._listen(config, "pipelines", config.pipelines_address, None)
 
     def start(self) -> None:
         """Begin to answer; health says NOT_SERVING until ``set_serving`` says otherwise."""
         self._server.start()
         self._ticker.start()
+        self._doors.start()
 
     def set_serving(self, serving: bool) -> None:  # noqa: FBT001 (it is the whole state)
         """What health says from now on; once draining it stays NOT_SERVING."""
@@ -140,21 +154,25 @@ class Server:
         finished = self._gate.idle(grace)
         stopped.wait(max(0.0, until - self._clock()) + 1)
         self._ticker.stop()
+        self._doors.stop()
         self._gate.tally()
         for threads in (self._pool, self._health_pool, self._births_pool):
             threads.shutdown(wait=False, cancel_futures=True)
         return finished
 
-    def _listen(self, config: ServerConfig, address: str, client_ca: Path | None) -> int:
-        credentials = TlsFiles(config.certificate_file, config.key_file, client_ca).credentials()
+    def _listen(self, config: ServerConfig, name: str, address: str, client_ca: Path | None) -> int:
+        files = TlsFiles(config.certificate_file, config.key_file, client_ca, self._doors.arrived)
+        credentials = files.credentials()
         try:
-            return self._server.add_secure_port(address, credentials)
+            port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise Unavailable(
                 "ADDRESS_IN_USE",
                 f"The broker cannot listen on {address}; configure another.",
                 address=address,
             ) from error
+        self._doors.watch(port, name, self._taken)
+        return port
 
     def _tick(self) -> None:
         self._deadlines.sweep()
@@ -164,9 +182,37 @@ class Server:
             self._gate.tally()
 
 
-def options(limits: Limits, *, shared: bool = False) -> list[tuple[str, int]]:
-    """The channel arguments that hold a peer to ``limits`` before any Python runs; ``shared``: the port, by workers."""
-    connections = descriptors.connections(limits.connections, LISTENERS)
+def _deadlines(limits: Limits, clock: Callable[[], float], threads: int) -> Deadlines:
+    """Slow writers may hold half of the threads each, and three quarters of them together."""
+    return Deadlines(
+        limits.message_seconds,
+        limits.call_seconds,
+        clock,
+        at_once=max(1, threads // 2),
+        in_all=max(1, threads - max(1, threads // 4)),
+    )
+
+
+def _shares(limits: Limits, taken: int) -> Shares:
+    """As configured, or in proportion where the system gives fewer descriptors. ``taken``: see ``options``."""
+
+    def part(wanted: int) -> int:
+        return max(1, min(wanted, wanted * taken // (ROOM * limits.connections)))
+
+    return Shares(
+        connections=part(limits.connections),
+        per_network=part(limits.connections_per_network),
+        strangers=part(limits.strangers),
+        strangers_per_network=part(limits.strangers_per_network),
+        silent_seconds=limits.handshake_seconds + limits.message_seconds,
+    )
+
+
+def options(limits: Limits, taken: int, *, shared: bool = False) -> list[tuple[str, int]]:
+    """The channel arguments that hold a peer to ``limits`` before any Python runs; ``shared``: the port, by workers.
+
+    ``taken``: the connections that grpc accepts on each listener (``ROOM``).
+    """
     return [
         # With 1, every process of the same user can bind the same port and take its part of the connections (Linux lets
         # no other user's): for one process that would hide a mistake, workers are meant to.
@@ -176,7 +222,7 @@ def options(limits: Limits, *, shared: bool = False) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", limits.metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
         ("grpc.max_concurrent_streams", limits.streams_per_connection),
-        ("grpc.max_allowed_incoming_connections", connections),  # of each listener
+        ("grpc.max_allowed_incoming_connections", taken),  # of each listener
         # No compressed message is ever expanded: identity is the only encoding (a bitset of one).
         ("grpc.compression_enabled_algorithms_bitset", 1),
         # The limits above count once the peer has acknowledged them; one that does not is cut off.

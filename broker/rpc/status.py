@@ -7,6 +7,7 @@ variable parts as metadata, the call id among them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -36,9 +37,27 @@ MAX_PARTS = 16
 MAX_PART = 128
 
 
+FAILED = "The broker failed; its log tells more of call {}."
+"""What a caller is told of a bug, with the call's id, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain(grpc.Status):
+    """A status without details, for what has no reason code: health checks."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+
 def code_of(error: errors.BrokerError) -> grpc.StatusCode:
     """The status of an error, by its class or the nearest class above it; a bare BrokerError is a bug (INTERNAL)."""
     return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), grpc.StatusCode.INTERNAL)
+
+
+def broken(call_id: str) -> grpc.Status:
+    """The refusal for a bug."""
+    return refusal(grpc.StatusCode.INTERNAL, "INTERNAL", FAILED.format(call_id), call_id)
 
 
 def refusal(

@@ -72,7 +72,7 @@ class Chain:
         self._size += len(lines)
         self.durable = self._staged
 
-    def restore(self, fault: Exception) -> None:
+    def restore(self, fault: BaseException) -> None:
         """Cut the file back to its last durable line; an OSError here means that the chain has to be left."""
         self._staged, self._lines = self.durable, []
         if self._file < 0:

@@ -28,8 +28,9 @@ class StoreConfig(BaseModel):
 
     ``url``: ``sqlite:////var/lib/broker/broker.db`` or ``postgresql://user@host:port/database``, never with a
     password. A PostgreSQL server on a Unix socket is ``postgresql://user@/database?host=/run/postgresql`` (with
-    ``&port=`` where it is not 5432). Any server that is not on a socket or loopback address is reached only over TLS
-    with its certificate and name verified against ``tls_root``.
+    ``&port=`` where it is not 5432). Several servers stand with commas between them, as do their ports in ``&port=``;
+    whichever takes writes is used. Unless all are on a socket or loopback address they are reached only over TLS, with
+    certificate and name verified against ``tls_root``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -54,7 +55,7 @@ class StoreConfig(BaseModel):
         """The URL in its parts."""
         try:
             parsed = make_url(self.url)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the latter for a port that is no number
             raise ValueError("The store's url is not a URL; write sqlite:////path or postgresql://…") from None
         if parsed.drivername not in {SQLITE, POSTGRESQL}:
             raise ValueError("The store's url names another kind of database; use sqlite: or postgresql:.")
@@ -71,19 +72,23 @@ class StoreConfig(BaseModel):
 
     @property
     def local(self) -> bool:
-        """True when the bytes to the database never leave this machine."""
-        host = self.host
-        return self.sqlite or host.startswith("/") or host == "localhost" or _loopback(host)
+        """True when the bytes to the database never leave this machine, whichever of its servers answers."""
+        return self.sqlite or all(map(_local, self.hosts))
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names or addresses of the PostgreSQL servers, or the folders of their sockets, in the order of trial."""
+        return _listed(self.parsed.host or self.parsed.query.get("host", ""))
 
     @property
     def host(self) -> str:
-        """The PostgreSQL server's name or address, or the folder of its socket."""
-        return self.parsed.host or str(self.parsed.query.get("host", ""))
+        """The hosts as libpq takes them."""
+        return ",".join(self.hosts)
 
     @property
     def port(self) -> str:
-        """The PostgreSQL server's port, in digits."""
-        return str(self.parsed.port or self.parsed.query.get("port", "5432"))
+        """The port of all hosts in digits, or that of each, as libpq takes them."""
+        return ",".join(_listed(self.parsed.query.get("port", str(self.parsed.port or 5432))))
 
     def _check_sqlite(self) -> None:
         path = self.parsed.database or ""
@@ -98,18 +103,33 @@ class StoreConfig(BaseModel):
             raise ValueError("The store's url holds a password; put it in a file (0600) and name it in password_file.")
         if set(url.query) - {"host", "port"}:
             raise ValueError("The store's url has parameters other than host and port; leave them out.")
-        if not url.username or not url.database or not self.host or not self.port.isdecimal():
+        ports = self.port.split(",")
+        if not url.username or not url.database or not all(self.hosts) or not all(map(str.isdecimal, ports)):
             raise ValueError("The PostgreSQL url lacks a part; write postgresql://user@host:port/database.")
         if url.host and url.query:
             raise ValueError("The PostgreSQL url names its host twice; keep one.")
+        if len(ports) not in {1, len(self.hosts)}:
+            raise ValueError("The PostgreSQL url has neither one port for all of its hosts nor one for each.")
+        if any(":" in host and not _address(host) for host in self.hosts):
+            raise ValueError("A host of the PostgreSQL url has a port in it; give the ports with &port=.")
         if not self.local and self.tls_root is None:
             raise ValueError(
-                "The PostgreSQL server is on another machine and nothing verifies it; set tls_root to the CA file."
+                "A PostgreSQL server is on another machine and nothing verifies it; set tls_root to the CA file."
             )
 
 
-def _loopback(host: str) -> bool:
+def _listed(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Several are written with commas between them, or each on its own; libpq takes both apart in this way."""
+    return tuple(part for one in ([value] if isinstance(value, str) else value) for part in one.split(","))
+
+
+def _local(host: str) -> bool:
+    address = _address(host)
+    return host.startswith("/") or host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None

@@ -8,7 +8,7 @@ read made once more, so that a restarted server is noticed by nobody.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +27,13 @@ MakeDurable = Callable[[Sequence[AuditEntry], float], None]
 """Makes entries durable, all or none; the seconds that their callers have waited already."""
 
 
+Stream = Callable[[Executable], Iterator[Sequence[Any]]]
+"""The rows of one SELECT without parameters, of which few are in memory at a time."""
+
+BATCH = 200
+"""Rows that a stream has in memory: a secret may be large."""
+
+
 @dataclass(slots=True)
 class Change:
     """A transaction's connection, and the entries that its body leaves to be made durable before the commit."""
@@ -43,6 +50,9 @@ class Database(Protocol):
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
         """The rows of one SELECT, as of one moment."""
+
+    def snapshot(self) -> AbstractContextManager[Stream]:
+        """Reads of whole tables as of one moment."""
 
     def change(self, make_durable: MakeDurable) -> AbstractContextManager[Change]:
         """A transaction that is committed on leaving, once its entries are durable; it may share both with others.
@@ -87,6 +97,37 @@ class Readers:
             return self._once(statement, parameters)
         except SQLAlchemyError as error:
             raise refusal(error) from error
+
+    @contextmanager
+    def snapshot(self, begin: str, cursor: Mapping[str, str], bound: Callable[[], None]) -> Iterator[Stream]:
+        """A read-only transaction of its own; ``begin`` and ``cursor`` say how the driver makes it and its cursors.
+
+        ``bound`` is called before each wait for the database.
+        """
+
+        def stream(statement: Executable) -> Iterator[Sequence[Any]]:
+            bound()
+            with closing(driver.cursor(**cursor)) as rows:
+                rows.execute(str(statement.compile(dialect=self._engine.dialect)))  # type: ignore[attr-defined]
+                while batch := rows.fetchmany(BATCH):
+                    yield from batch
+                    bound()
+
+        with transaction(self._engine.connect) as connection, self._translated(connection):
+            driver: Any = connection.connection.driver_connection
+            driver.execute(begin)
+            try:
+                yield stream
+            finally:
+                bound()
+                driver.execute("ROLLBACK")
+
+    @contextmanager
+    def _translated(self, connection: Connection) -> Iterator[None]:
+        try:
+            yield
+        except self._driver.errors as error:
+            raise self._driver.translated(error, connection) from error
 
     def close(self) -> None:
         """Close the connections that are idle now, and the others as they come back."""

@@ -19,11 +19,14 @@ Values = Mapping[str, Any]
 
 
 class Driver:
-    """Carries statements out on connections of one engine; every error is SQLAlchemy's ``DBAPIError``."""
+    """Carries statements out on connections of one engine; every error is SQLAlchemy's ``DBAPIError``.
+
+    ``errors``: the driver's own, which ``translated`` turns into that.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._dialect = engine.dialect
-        self._errors: type[Exception] = engine.dialect.loaded_dbapi.Error
+        self.errors: type[Exception] = engine.dialect.loaded_dbapi.Error
         self._prepared = lru_cache(PREPARED)(self._prepare)
 
     def read(self, connection: Connection, statement: Executable, values: Values | None = None) -> list[Sequence[Any]]:
@@ -32,8 +35,8 @@ class Driver:
         driver: Any = connection.connection.driver_connection
         try:
             rows: list[Sequence[Any]] = driver.execute(sql, arranged(values or {})).fetchall()
-        except self._errors as error:
-            raise self._translated(error, connection) from error
+        except self.errors as error:
+            raise self.translated(error, connection) from error
         return rows
 
     def change(self, connection: Connection, statement: Executable, rows: Sequence[Values]) -> int:
@@ -47,9 +50,20 @@ class Driver:
             else:
                 cursor.executemany(sql, [arranged(row) for row in rows])
             changed: int = cursor.rowcount
-        except self._errors as error:
-            raise self._translated(error, connection) from error
+        except self.errors as error:
+            raise self.translated(error, connection) from error
         return changed
+
+    def translated(self, error: Exception, connection: Connection) -> DBAPIError:
+        """SQLAlchemy's error for one of the driver's own (``errors``)."""
+        driver: Any = connection.connection.driver_connection
+        gone = self._dialect.is_disconnect(error, driver, None)  # type: ignore[arg-type]  # the driver's own
+        if gone:
+            connection.invalidate(error)  # or the pool would try to roll back on it
+        found = DBAPIError.instance(
+            None, None, error, self.errors, hide_parameters=True, connection_invalidated=gone, dialect=self._dialect
+        )
+        return found if isinstance(found, DBAPIError) else DBAPIError(None, None, error, hide_parameters=True)
 
     def _prepare(self, statement: Executable) -> tuple[str, Callable[[Values], Any]]:
         """Text of the driver's own dialect, and how it wants the values: by name or by place."""
@@ -61,16 +75,6 @@ class Driver:
         if fixed:
             return compiled.string, lambda values: _in_order({**fixed, **values}, places)
         return compiled.string, lambda values: _in_order(values, places)
-
-    def _translated(self, error: Exception, connection: Connection) -> DBAPIError:
-        driver: Any = connection.connection.driver_connection
-        gone = self._dialect.is_disconnect(error, driver, None)  # type: ignore[arg-type]  # the driver's own
-        if gone:
-            connection.invalidate(error)  # or the pool would try to roll back on it
-        found = DBAPIError.instance(
-            None, None, error, self._errors, hide_parameters=True, connection_invalidated=gone, dialect=self._dialect
-        )
-        return found if isinstance(found, DBAPIError) else DBAPIError(None, None, error, hide_parameters=True)
 
 
 def _in_order(values: Values, places: Sequence[str]) -> list[Any]:

@@ -71,8 +71,10 @@ class Group:
         except SQLAlchemyError as error:
             raise refusal(error) from error
         finally:
-            self._close()
-            self.turn.release()
+            try:
+                self._close()
+            finally:
+                self.turn.release()
 
     @contextmanager
     def change(self, make_durable: MakeDurable) -> Iterator[Change]:
@@ -141,6 +143,9 @@ class Group:
             self._connection.exec_driver_sql("RELEASE one")
         except SQLAlchemyError as error:  # a full disk, for one, ends the whole transaction
             self._settle(refusal(error))
+        except BaseException:  # half of the failed change may still be in it
+            self._settle(unconfirmed())
+            raise
 
     def _leave(self) -> None:
         """Hand the turn on with the transaction open, or finish the group."""
@@ -177,10 +182,12 @@ class Group:
 
     def _settle(self, fault: Exception | None) -> None:
         members, self._members = self._members, []
-        self._close()
-        for member in members:
-            member.fault = fault
-            member.settled.release()
+        try:
+            self._close()
+        finally:
+            for member in members:
+                member.fault = fault
+                member.settled.release()
 
     def _opened(self) -> Connection:
         if self._closed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from broker.core.audit import AuditEntry, Phase
@@ -29,18 +30,20 @@ MAX_WAITING = 4096
 class _Ticket:
     """One caller's records; ``settled`` is locked until they are durable or have failed, all alike."""
 
-    __slots__ = ("fault", "records", "settled", "withdrawn")
+    __slots__ = ("fault", "records", "settled", "told", "withdrawn")
 
     def __init__(self, *records: AuditEntry | AuditHead) -> None:
         self.records = records  # none: only tell whether the journal is writable
-        self.fault: Exception | None = None
-        self.withdrawn = False
+        self.fault: BaseException | None = None
+        self.withdrawn = self.told = False
         self.settled = threading.Lock()
         self.settled.acquire()
 
-    def settle(self, fault: Exception | None) -> None:
-        self.fault = fault
-        self.settled.release()
+    def settle(self, fault: BaseException | None) -> None:
+        """Only the first word counts."""
+        if not self.told:
+            self.told, self.fault = True, fault
+            self.settled.release()
 
 
 class Journal:
@@ -114,12 +117,18 @@ class Journal:
             raise _unavailable(f"reports: {os.strerror(ticket.fault.errno or 0)}") from ticket.fault
         if isinstance(ticket.fault, BrokerError):
             raise _unavailable("is not private or not reachable any more") from ticket.fault
-        if ticket.fault is not None:
+        if isinstance(ticket.fault, Exception):
             raise ticket.fault
+        if ticket.fault is not None:
+            raise _unavailable("broke off") from ticket.fault
 
     def _write(self) -> None:
         while tickets := self._next():
-            self._settle([ticket for ticket in tickets if not ticket.withdrawn])
+            try:
+                self._settle([ticket for ticket in tickets if not ticket.withdrawn])
+            except BaseException as fault:  # noqa: BLE001 - whatever it is, the thread lives, and nobody waits in vain
+                self._leave()
+                _settle_all(tickets, fault)
         if self._chain is not None:
             self._chain.close()
 
@@ -133,13 +142,13 @@ class Journal:
         """Write the tickets' records together; each caller learns how it went."""
         try:
             chain = self._chain or self._begin()
-        except Exception as fault:  # noqa: BLE001 - whatever it is, the callers are told and the thread lives
+        except BaseException as fault:  # noqa: BLE001 - whatever it is, the callers are told and the thread lives
             _settle_all(tickets, fault)
             return
         good = [ticket for ticket in tickets if _staged(chain, ticket)]
         try:
             chain.commit()
-        except Exception as fault:  # noqa: BLE001 - as above
+        except BaseException as fault:  # noqa: BLE001 - as above
             self._take_back(chain, fault)
             _settle_all(good, fault)
             return
@@ -156,18 +165,24 @@ class Journal:
         chain.stage(_opening(chain.name, last, self._now))
         try:
             chain.commit()
-        except OSError:
+        except BaseException:
             chain.discard()
             raise
         self._chain, self._tails[chain.name] = chain, chain.durable
         return chain
 
-    def _take_back(self, chain: Chain, fault: Exception) -> None:
+    def _take_back(self, chain: Chain, fault: BaseException) -> None:
         try:
             chain.restore(fault)
-        except OSError:
-            chain.close()  # its file may hold lines that nobody was told of: the chain ends here
-            self._chain = None
+        except BaseException:  # noqa: BLE001 - whatever it is
+            self._leave()
+
+    def _leave(self) -> None:
+        """End the chain here: its file may hold lines that nobody was told of."""
+        chain, self._chain = self._chain, None
+        if chain is not None:
+            with suppress(OSError):  # closed or not, nothing is written to it any more
+                chain.close()
 
 
 def _staged(chain: Chain, ticket: _Ticket) -> bool:
@@ -176,7 +191,7 @@ def _staged(chain: Chain, ticket: _Ticket) -> bool:
         for record in ticket.records:
             if not isinstance(record, AuditHead) or record.chain == chain.name:
                 chain.stage(record)
-    except Exception as fault:  # noqa: BLE001 - a record that cannot be encoded is its own caller's fault alone
+    except BaseException as fault:  # noqa: BLE001 - a record that cannot be encoded is its own caller's fault alone
         chain.unstage(before)
         ticket.settle(fault)
         return False
@@ -192,7 +207,7 @@ def _doubt(chain: Chain) -> OSError | None:
     return None
 
 
-def _settle_all(tickets: list[_Ticket], fault: Exception | None) -> None:
+def _settle_all(tickets: list[_Ticket], fault: BaseException | None) -> None:
     for ticket in tickets:
         ticket.settle(fault)
 

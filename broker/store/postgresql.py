@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -21,7 +21,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from broker.core.errors import WrongState
 from broker.store.config import StoreConfig
-from broker.store.database import Change, MakeDurable, Readers, transaction
+from broker.store.database import Change, MakeDurable, Readers, Stream, transaction
 from broker.store.driver import Driver
 from broker.store.election import SILENCE, Election
 from broker.store.private import password
@@ -87,6 +87,11 @@ class Postgresql:
         """See ``Database``."""
         self.bound()
         return self._readers.read(statement, parameters)
+
+    def snapshot(self) -> AbstractContextManager[Stream]:
+        """See ``Database``."""
+        self.bound()
+        return self._readers.snapshot("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", {"name": "rows"}, self.bound)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import secrets
 import stat
 from pathlib import Path
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
 
 MAX_PASSWORD_BYTES = 1024
+_NAME = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
 def private_folder(path: Path) -> None:
@@ -34,6 +37,24 @@ def private_file(path: Path) -> None:
     except OSError as fault:
         raise unusable(path, fault) from fault
     _check(path, path.lstat(), stat.S_ISREG, "chmod 600")
+
+
+def lasting_name(path: Path) -> str:
+    """The 16 random hex digits in a file (0600), which is made if it is absent."""
+    try:
+        with os.fdopen(create(path, os.O_WRONLY), "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(8))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        pass
+    except OSError as fault:
+        raise unusable(path, fault) from fault
+    _check(path, path.lstat(), stat.S_ISREG, "chmod 600")
+    name = path.read_text(encoding="ascii", errors="replace")
+    if not _NAME.fullmatch(name):
+        raise WrongState("FILE_DAMAGED", f"{path} does not hold 16 hex digits any more; put it back from a backup.")
+    return name
 
 
 def create(path: Path, flags: int) -> int:

@@ -9,7 +9,6 @@ after the last head before a crash.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -20,10 +19,9 @@ from broker.core.errors import WrongState
 from broker.core.model import AuditHead
 from broker.store.chain import SUFFIX
 from broker.store.database import Database
+from broker.store.lines import backwards
 from broker.store.rows import FIELDS
 from broker.store.tables import BY_KEY, key_cells
-
-BLOCK = 1 << 20
 
 FILES = 8
 """How many of a replica's files are asked for their last head: in the order of a clock, which may be set back."""
@@ -72,7 +70,7 @@ def logins(folder: Path, since: datetime) -> Iterator[tuple[str, str]]:
 
 
 def _logins(path: Path) -> Iterator[tuple[str, str]]:
-    for line in _lines(path):
+    for line in backwards(path):
         if LOGIN in line and (found := _login(line)) is not None:
             yield found
 
@@ -96,31 +94,9 @@ def _held(database: Database, head: AuditHead) -> bool:
 
 def _heads(path: Path) -> Iterator[AuditHead]:
     """The heads of one file, the last one first."""
-    for line in _lines(path):
+    for line in backwards(path):
         if MARK in line and (head := _read(line)) is not None:
             yield head
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        yield from _backwards(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _backwards(descriptor: int) -> Iterator[bytes]:
-    """Whole lines, the last one first; what a crash left after the last newline is none."""
-    start, torn, rest = os.fstat(descriptor).st_size, True, b""
-    while start > 0:
-        end, start = start, max(0, start - BLOCK)
-        rest, *lines = (os.pread(descriptor, end - start, start) + rest).split(b"\n")
-        if torn and lines:
-            del lines[-1]
-            torn = False
-        yield from reversed(lines)
-    if not torn:
-        yield rest
 
 
 def _read(line: bytes) -> AuditHead | None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import lru_cache
 from operator import attrgetter
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -58,20 +57,32 @@ PRIMARY_KEYS: dict[type[Any], tuple[str, ...]] = {
     UsedToken: ("issuer", "jti"),
 }
 
-READ_OFTEN = frozenset({Key, KeyVersion, Operator, Secret, SecretVersion, Session, TrustRule})
-"""Kinds that calls read over and over: an equal row is the same record, and is not taken apart again."""
-
-REMEMBERED = 4096
-"""Records that are kept for that."""
-
-MAX_REMEMBERED = 1024
-"""Bytes of a secret's sealed fields up to which it is kept."""
+NAMES: dict[type[Any], str] = {
+    Key: "keys",
+    KeyVersion: "key_versions",
+    Target: "targets",
+    Import: "imports",
+    Operator: "operators",
+    PolicyDocument: "policy_documents",
+    Receipt: "receipts",
+    AuditHead: "audit_heads",
+    TrustRule: "trust_rules",
+    Secret: "secrets",
+    SecretVersion: "secret_versions",
+    SecretRead: "secret_reads",
+    RootKey: "root_keys",
+    Session: "sessions",
+    Lease: "leases",
+    UsedToken: "used_tokens",
+}
+"""Tables; a row's MAC speaks of them, so they are never renamed."""
 
 MAX_CELL = 1024 * 1024
 """No text or blob in the database is longer; a longer one was not written by the broker."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+RANK_BITS = 32
 INT64 = range(-(2**63), 2**63)
 
 Cell = str | int | bytes | None
@@ -96,28 +107,28 @@ def row_of(record: Record) -> dict[str, Cell]:
 
 def record_of(kind: type[R], row: Sequence[Cell]) -> R:
     """The record in a row whose cells are in the order of the fields; WrongState ``ROW_DAMAGED`` if it is none."""
+    names, decoders = _MAKERS[kind]
     try:
-        made: R = _remembered(kind, *row) if kind in READ_OFTEN and _is_small(kind, row) else _made(kind, *row)
+        return kind(**dict(zip(names, [decode(cell) for decode, cell in zip(decoders, row, strict=True)], strict=True)))
     except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as cause:
         raise WrongState(
             "ROW_DAMAGED",
-            f"The stored {kind.__name__} {_shown(kind, row)} cannot be read: its row was damaged or changed from "
-            "outside; restore that row from a backup.",
+            f"The stored {kind.__name__} {shown(kind, row)} cannot be read by this program: a newer one wrote it; "
+            "start that one, or restore that row from a backup.",
             kind=kind.__name__,
         ) from cause
-    return made
 
 
-def _is_small(kind: type[Any], row: Sequence[Any]) -> bool:
-    return kind is not SecretVersion or len(row[_SEALED]) <= MAX_REMEMBERED
+def rank(record: Any) -> int:
+    """How new a record is among those that have had its name: the younger one, then the higher revision."""
+    born = _BORN[type(record)]
+    return (microseconds(getattr(record, born)) << RANK_BITS if born else 0) + int(record.revision)
 
 
-def _made(kind: type[R], *row: Cell) -> R:
-    names, decoders = _MAKERS[kind]
-    return kind(**dict(zip(names, [decode(cell) for decode, cell in zip(decoders, row, strict=True)], strict=True)))
-
-
-_remembered: Callable[..., Any] = lru_cache(REMEMBERED, typed=True)(_made)  # 1, 1.0 and True are equal
+def rank_of(kind: type[Any], row: Sequence[Any]) -> int:
+    """The rank of the record in a genuine row."""
+    born, revision = _RANKED[kind]
+    return (row[born] << RANK_BITS if born is not None else 0) + int(row[revision])
 
 
 def storable(value: str | int) -> str | int:
@@ -267,15 +278,28 @@ def _fields(kind: type[Any]) -> tuple[Field, ...]:
     return tuple(_field(field.name, hints[field.name]) for field in fields(kind))
 
 
-def _shown(kind: type[Any], row: Sequence[Cell]) -> str:
+def shown(kind: type[Any], row: Sequence[Cell]) -> str:
+    """The primary key in a row, as a message may have it."""
     names = [field.name for field in FIELDS[kind]]
-    return "/".join(ascii(row[names.index(name)])[:80] for name in PRIMARY_KEYS[kind])
+    return shown_key([row[names.index(name)] for name in PRIMARY_KEYS[kind]])
+
+
+def shown_key(key: Sequence[Any]) -> str:
+    """A primary key, as a message may have it."""
+    return "/".join(ascii(part)[:80] for part in key)
 
 
 FIELDS: dict[type[Any], tuple[Field, ...]] = {kind: _fields(kind) for kind in PRIMARY_KEYS}
 """The columns of each kind of record, in the order of its fields."""
 
-_SEALED = [field.name for field in FIELDS[SecretVersion]].index("sealed")
+_BORN = {
+    kind: next((field.name for field in found if field.name in {"created_at", "started_at"}), "")
+    for kind, found in FIELDS.items()
+}
+_RANKED = {
+    kind: (names.index(_BORN[kind]) if _BORN[kind] else None, names.index("revision"))
+    for kind, names in ((kind, [field.name for field in found]) for kind, found in FIELDS.items())
+}
 
 _READERS = {
     kind: (attrgetter(*(field.name for field in found)), tuple((field.name, field.encode) for field in found))

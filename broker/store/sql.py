@@ -12,22 +12,31 @@ from sqlalchemy import Select
 from broker.core.audit import AuditEntry
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key, KeyVersion, Record, Secret, SecretVersion
-from broker.core.ports import Now
+from broker.core.ports import Now, RowFinding
 from broker.store import migrate
+from broker.store.adoption import adopt
+from broker.store.authentic import Rows, forged
 from broker.store.config import StoreConfig
 from broker.store.database import check_revision
 from broker.store.dialects import check_there, open_database
+from broker.store.floors import Floors
+from broker.store.inspection import Inspection
 from broker.store.journal import PATIENCE, Journal
+from broker.store.ledger import OWN, SLOTS, Ledger, Slot, restored
+from broker.store.marks import tell
+from broker.store.private import lasting_name, private_folder
 from broker.store.recent import Recent
 from broker.store.restored import missing, newest_heads, refuse_older
-from broker.store.rows import FIELDS, record_of, row_of, storable
+from broker.store.rows import FIELDS, storable
 from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page, secrets_of
 from broker.store.transaction import SqlWrite
 
 R = TypeVar("R", bound=Record)
 
-_KEY_CELLS = len(FIELDS[Key])
-_SECRET_CELLS = len(FIELDS[Secret])
+T = TypeVar("T")
+
+_KEY_CELLS = len(FIELDS[Key]) + 1  # the MAC
+_SECRET_CELLS = len(FIELDS[Secret]) + 1
 
 
 Query = tuple[Select[Any], Mapping[str, str | int]]
@@ -37,19 +46,39 @@ Query = tuple[Select[Any], Mapping[str, str | int]]
 class SqlStore:
     """Open for the life of the process; every method may be called by any thread.
 
-    Raises WrongState ``STORE_MISSING``, ``STORE_NOT_MIGRATED``, ``STORE_TOO_NEW``, ``STORE_IN_USE``,
-    ``FILE_NOT_PRIVATE`` when it cannot be opened, besides the errors of the port; and ``STORE_RESTORED`` when the
-    database is older than the journal, unless that is to be accepted: then ``forgotten`` tells what it lacks.
-    ``passing``: for a process that soon ends; it begins an audit chain only when it has something to record.
+    ``key``: the 32 bytes that vouch for rows (``store.authentic``). Raises WrongState ``STORE_MISSING``,
+    ``STORE_NOT_MIGRATED``, ``STORE_TOO_NEW``, ``STORE_IN_USE``, ``FILE_NOT_PRIVATE`` when it cannot be opened, besides
+    the errors of the port; ``STORE_RESTORED`` when the database is older than the journal, and ``STORE_ALTERED`` when
+    somebody else has changed rows that cannot be named, unless that is to be accepted. ``findings``: the rows that were
+    found changed and are refused by name.
+    ``passing``: what a process that soon ends is here for, or ""; it begins an audit chain only when it has something
+    to record. ``adopting``: vouch for the rows of a database that was made before rows had MACs.
     """
 
-    def __init__(self, config: StoreConfig, now: Now, *, accept_restored: bool = False, passing: bool = False) -> None:
+    def __init__(
+        self,
+        config: StoreConfig,
+        key: bytes,
+        now: Now,
+        *,
+        accept_restored: bool = False,
+        passing: str = "",
+        adopting: bool = False,
+    ) -> None:
         check_there(config)
+        self._rows, self._floors = Rows(key), Floors(alone=config.sqlite)
         self._database = open_database(config)
         self._recent = Recent()
         try:
             check_revision(self._database)
             self._known = newest_heads(config.journal)
+            private_folder(config.journal)
+            owner = lasting_name(config.journal / f"{config.replica}.ledger")
+            self._ledger = Ledger(f"{owner}-{passing}" if passing and not accept_restored else owner, self._rows)
+            self._inspection = Inspection(self._database, self._rows, self._floors, self._ledger, config)
+            if adopting:
+                adopt(self._database, self._rows, self._inspection.marks())
+            self.findings = self._inspection.begin(accept=accept_restored)
             if not accept_restored:
                 refuse_older(self._database, self._known)
             self._journal = Journal(config.journal, config.replica, now, config.journal_file_bytes, begin=not passing)
@@ -62,10 +91,23 @@ class SqlStore:
         """Bring the database to this program's schema, in one transaction; does nothing when it is there already."""
         migrate.run(config)
 
+    @staticmethod
+    def vouched(config: StoreConfig) -> bool:
+        """Whether a migrated database has rows that some key vouches for."""
+        database = open_database(config)
+        try:
+            return bool(database.read(SLOTS))
+        finally:
+            database.close()
+
+    @property
+    def doubted(self) -> bool:
+        """Whether what was accepted is not what brokers left."""
+        return bool(self.findings or self._ledger.owing or self._inspection.behind)
+
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Store.get``."""
-        rows = self._database.read(BY_KEY[kind], key_cells(kind, key))
-        return record_of(kind, rows[0]) if rows else None
+        return self._again_if_forged(lambda: self._get(kind, key))
 
     def recent(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Store.recent``."""
@@ -73,22 +115,11 @@ class SqlStore:
 
     def version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
         """See ``Store.version``."""
-        rows = self._database.read(VERSION, {"name": storable(key), "number": storable(number)})
-        if not rows:
-            return None
-        row = rows[0]
-        return record_of(Key, row[:_KEY_CELLS]), record_of(KeyVersion, row[_KEY_CELLS:])
+        return self._again_if_forged(lambda: self._version(key, number))
 
     def secrets(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[Secret | None, SecretVersion | None]]:
         """See ``Store.secrets``."""
-        found: list[tuple[Secret | None, SecretVersion | None]] = [(None, None)] * len(wanted)
-        for place, *row in self._database.read(*secrets_of(wanted)):
-            version = row[_SECRET_CELLS:]
-            found[place] = (
-                record_of(Secret, tuple(row[:_SECRET_CELLS])),
-                None if version[0] is None else record_of(SecretVersion, version),
-            )
-        return found
+        return self._again_if_forged(lambda: self._secrets(wanted))
 
     def page(
         self,
@@ -102,22 +133,75 @@ class SqlStore:
         """See ``Store.page``."""
         if sound_only:
             return self._sound(kind, limit, lambda most: page(kind, after, most, where))
-        return [record_of(kind, row) for row in self._database.read(*page(kind, after, limit, where))]
+        return self._again_if_forged(
+            lambda: [self._record(kind, row) for row in self._database.read(*page(kind, after, limit, where))]
+        )
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
         """See ``Store.due``."""
         return self._sound(kind, limit, lambda most: due(kind, before, most, state))
 
+    def _get(self, kind: type[R], key: tuple[str | int, ...]) -> R | None:
+        rows = self._database.read(BY_KEY[kind], key_cells(kind, key))
+        if not rows:
+            self._floors.check_absent(kind, key)
+            return None
+        return self._record(kind, rows[0])
+
+    def _version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
+        rows = self._database.read(VERSION, {"name": storable(key), "number": storable(number)})
+        if not rows:
+            if there := self._get(Key, (key,)):
+                self._floors.check_absent(KeyVersion, (key, number or there.primary))
+            return None
+        row = rows[0]
+        return self._record(Key, row[:_KEY_CELLS]), self._record(KeyVersion, row[_KEY_CELLS:])
+
+    def _secrets(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[Secret | None, SecretVersion | None]]:
+        found: list[tuple[Secret | None, SecretVersion | None]] = [(None, None)] * len(wanted)
+        for place, *row in self._database.read(*secrets_of(wanted)):
+            cells = row[_SECRET_CELLS:]
+            found[place] = (
+                self._record(Secret, tuple(row[:_SECRET_CELLS])),
+                None if cells[0] is None else self._record(SecretVersion, cells),
+            )
+        for (name, number), (secret, version) in zip(wanted, found, strict=True):
+            if secret is None:
+                self._floors.check_absent(Secret, (name,))
+            elif version is None:
+                self._floors.check_absent(SecretVersion, (name, number or secret.latest))
+        return found
+
+    def _record(self, kind: type[R], row: Sequence[Any]) -> R:
+        record = self._rows.record(kind, row)
+        if not self._floors.passes(record):
+            raise forged(kind, row, "was put back as it once was")
+        return record
+
+    def _again_if_forged(self, read: Callable[[], T]) -> T:
+        """Read once more before a row is called too old: one that was changed during the first read is no crime."""
+        try:
+            return read()
+        except WrongState as error:
+            if error.reason != "ROW_FORGED":
+                raise
+        return read()
+
     def _sound(self, kind: type[R], limit: int, query: Callable[[int], Query]) -> list[R]:
         """The first ``limit`` rows of ``query`` (which is told how many to look for) that can be read."""
-        found: list[R] = []
         unreadable = 0
         while True:
             rows = self._database.read(*query(limit + unreadable))
-            found = [record for row in rows if (record := _readable(kind, row)) is not None]
+            found = [record for row in rows if (record := self._readable(kind, row)) is not None]
             if len(found) >= limit or len(rows) < limit + unreadable:
                 return found[:limit]
             unreadable = len(rows) - len(found)
+
+    def _readable(self, kind: type[R], row: Sequence[Any]) -> R | None:
+        try:
+            return self._record(kind, row)
+        except WrongState:
+            return None
 
     def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:
         """See ``Store.count``."""
@@ -126,15 +210,29 @@ class SqlStore:
     @contextmanager
     def write(self, entry: AuditEntry) -> Iterator[SqlWrite]:
         """See ``Store.write``."""
-        with ExitStack() as done, self._database.change(self._make_durable) as change:
-            write = SqlWrite(change.connection, self._database, entry)
+        with self._ledger.slot() as slot, ExitStack() as done, self._database.change(self._make_durable) as change:
+            write = SqlWrite(change.connection, self._database, self._rows, self._floors, entry)
+            done.callback(self._forget, write)
             if entry.fence:
                 write.check_leader(entry.fence)
-            done.callback(self._recent.forget, write.changed)
             yield write
-            if write.fault is not None:  # the body went on after a statement had failed
-                raise write.fault
-            change.entries = (write.entry, *write.further)
+            change.entries = self._completed(write, slot)
+            done.push(lambda fault, *_: None if fault else self._floors.changed(write.changed))
+
+    def _forget(self, write: SqlWrite) -> None:
+        """However it ended."""
+        self._recent.forget((one.kind, one.key) for one in write.changed)
+        self._floors.left(write.deleted)
+
+    def _completed(self, write: SqlWrite, slot: Slot) -> tuple[AuditEntry, ...]:
+        """The entries of a change whose body is over, with what it adds to the ledger."""
+        if write.fault is not None:  # the body went on after a statement had failed
+            raise write.fault
+        entries = (write.entry, *write.further)
+        if write.changed or self._ledger.owing:
+            mark = write.enter(self._ledger, slot)
+            entries = tell(entries, write.changed, mark)
+        return entries
 
     def record(self, *entries: AuditEntry) -> None:
         """See ``Store.record``."""
@@ -153,7 +251,7 @@ class SqlStore:
         refuse_older(self._database, self._known)
         with self._database.transaction() as connection:
             # two threads may sign the same head: the second signature of it says nothing new
-            connection.execute(INSERT[self._database.name][AuditHead], row_of(head))
+            connection.execute(INSERT[self._database.name][AuditHead], self._rows.row(head))
             self._database.bound()
             connection.commit()
         self._known = [head]
@@ -172,7 +270,15 @@ class SqlStore:
         """See ``Store.check``; WrongState ``STORE_RESTORED`` when the database has gone back."""
         check_revision(self._database)
         refuse_older(self._database, self._known)
+        known = self._ledger.known()
+        there = {row[0]: row[1] for row in self._database.read(OWN, {"of": self._ledger.owner})}
+        if not self._ledger.has(there, known):
+            raise restored()
         self._journal.check()
+
+    def inspect(self) -> list[RowFinding]:
+        """See ``Store.inspect``."""
+        return self._inspection.again()
 
     def close(self) -> None:
         """See ``Store.close``."""
@@ -181,10 +287,3 @@ class SqlStore:
 
     def _make_durable(self, entries: Sequence[AuditEntry], waited: float) -> None:
         self._journal.append_all(entries, PATIENCE - waited)
-
-
-def _readable(kind: type[R], row: Sequence[Any]) -> R | None:
-    try:
-        return record_of(kind, row)
-    except WrongState:
-        return None

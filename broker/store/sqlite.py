@@ -23,7 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
 
 from broker.core.errors import WrongState
 from broker.store.config import StoreConfig
-from broker.store.database import Change, MakeDurable, Readers
+from broker.store.database import Change, MakeDurable, Readers, Stream
 from broker.store.driver import Driver
 from broker.store.group import Group
 from broker.store.private import only_process, private_file, private_folder
@@ -76,6 +76,10 @@ class Sqlite:
             self._check_ours()
             self._looked_at = time.monotonic()
         return self._readers.read(statement, parameters)
+
+    def snapshot(self) -> AbstractContextManager[Stream]:
+        """See ``Database``."""
+        return self._readers.snapshot("BEGIN", {}, self.bound)
 
     def change(self, make_durable: MakeDurable) -> AbstractContextManager[Change]:
         """See ``Database``."""

@@ -40,51 +40,24 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import TEXT
 from sqlalchemy.types import TypeEngine
 
-from broker.core.kinds import LeaseState
 from broker.core.model import (
-    AuditHead,
-    Import,
     Key,
     KeyVersion,
     Lease,
-    Operator,
-    PolicyDocument,
     Receipt,
     Record,
-    RootKey,
     Secret,
-    SecretRead,
     SecretVersion,
     Session,
-    Target,
     TrustRule,
     UsedToken,
 )
-from broker.store.rows import FIELDS, PRIMARY_KEYS, microseconds, storable
+from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS, microseconds, storable
 
 REVISION = "0008"
 """The newest migration; revisions are numbers of four digits, so that newer and older can be told apart."""
 
 METADATA = MetaData()
-
-NAMES: dict[type[Any], str] = {
-    Key: "keys",
-    KeyVersion: "key_versions",
-    Target: "targets",
-    Import: "imports",
-    Operator: "operators",
-    PolicyDocument: "policy_documents",
-    Receipt: "receipts",
-    AuditHead: "audit_heads",
-    TrustRule: "trust_rules",
-    Secret: "secrets",
-    SecretVersion: "secret_versions",
-    SecretRead: "secret_reads",
-    RootKey: "root_keys",
-    Session: "sessions",
-    Lease: "leases",
-    UsedToken: "used_tokens",
-}
 
 TIMES: dict[type[Any], str] = {
     Session: "expires_at",
@@ -123,6 +96,7 @@ def _table(kind: type[Any]) -> Table:
         )
         for field in FIELDS[kind]
     ]
+    columns.append(Column("mac", LargeBinary(), nullable=True))  # NULL: nobody has vouched for the row yet
     name = NAMES[kind]
     indexes = [Index(f"ix_{name}_{title}", *found) for title, found in INDEXES.get(kind, {}).items()]
     return Table(name, METADATA, *columns, *indexes, sqlite_strict=True)
@@ -138,6 +112,18 @@ LEADERSHIP = Table(
     sqlite_strict=True,
 )
 """One row: the number of the newest leader."""
+
+LEDGER = Table(
+    "ledger",
+    METADATA,
+    Column("owner", _type(str), primary_key=True),
+    Column("slot", _type(int), primary_key=True, autoincrement=False),
+    Column("changes", _type(int), nullable=False),
+    Column("sums", LargeBinary(), nullable=False),
+    Column("mac", LargeBinary(), nullable=False),
+    sqlite_strict=True,
+)
+"""What each process has added to the sums of the tables (``store.ledger``)."""
 
 NEXT_FENCE = "UPDATE leadership SET fence = fence + 1 RETURNING fence"
 
@@ -174,9 +160,9 @@ def key_cells(kind: type[Any], key: tuple[str | int, ...]) -> dict[str, str | in
 
 
 def _as_read(kind: type[Any]) -> list[ColumnElement[bool]]:
-    """The row with the primary key ``k0``, ``k1``, …, if its revision is still ``read``."""
+    """The row with the primary key ``k0``, ``k1``, …, if it is still the one with the MAC ``read``."""
     keys = [column == bindparam(f"k{place}", type_=column.type) for place, column in enumerate(KEY_COLUMNS[kind])]
-    return [*keys, TABLES[kind].c.revision == bindparam("read", type_=BigInteger)]
+    return [*keys, TABLES[kind].c.mac == bindparam("read", type_=LargeBinary)]
 
 
 def _update(kind: type[Any]) -> Update:
@@ -213,19 +199,6 @@ UPDATE = {kind: _update(kind) for kind in TABLES}
 """Every cell under ``n_`` and its name; the row under ``k0``, … and ``read``, as for ``DELETE``."""
 
 DELETE = {kind: table.delete().where(*_as_read(kind)) for kind, table in TABLES.items()}
-
-
-def _end_leases() -> Update:
-    leases = TABLES[Lease]
-    end: BindParameter[int] = bindparam("at", type_=BigInteger)
-    earlier = case((leases.c.expires_at < end, leases.c.expires_at), else_=end)
-    active = and_(leases.c.session == bindparam("held_by", type_=Text), leases.c.state == LeaseState.ACTIVE.value)
-    written = {"state": bindparam("as", type_=Text), "expires_at": earlier, "revision": leases.c.revision + 1}
-    return leases.update().where(active).values(written)
-
-
-END_LEASES = _end_leases()
-"""All active leases of the session ``held_by`` get the state ``as`` and end at ``at`` if not before."""
 
 
 def page(

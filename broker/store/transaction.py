@@ -16,16 +16,18 @@ from broker.core.audit import AuditEntry
 from broker.core.errors import AlreadyExists, BrokerError, WrongState
 from broker.core.kinds import LeaseState
 from broker.core.model import Lease, Record, Session
+from broker.store.authentic import Rows, forged
 from broker.store.database import Database
+from broker.store.floors import Floors
+from broker.store.ledger import Ledger, Slot
+from broker.store.marks import Changed, weights
 from broker.store.refusals import refusal
-from broker.store.rows import microseconds, record_of, row_of, storable
+from broker.store.rows import FIELDS, NAMES, rank
 from broker.store.tables import (
     BY_KEY,
     DELETE,
-    END_LEASES,
     LEADERSHIP,
     LOCKED_BY_KEY,
-    NAMES,
     UPDATE,
     cells,
     insert_of,
@@ -36,6 +38,11 @@ from broker.store.tables import (
 )
 
 R = TypeVar("R", bound=Record)
+
+STEP = 1000
+"""Leases of one session that are ended at a time."""
+
+_LEASE_ID = [field.name for field in FIELDS[Lease]].index("id")
 
 LEADER = select(LEADERSHIP.c.fence)
 LEADER_LOCKED = LEADER.with_for_update(read=True)
@@ -53,19 +60,24 @@ class SqlWrite:
     as well); a page locks its table against other writers.
     """
 
-    def __init__(self, connection: Connection, database: Database, entry: AuditEntry) -> None:
+    def __init__(
+        self, connection: Connection, database: Database, rows: Rows, floors: Floors, entry: AuditEntry
+    ) -> None:
         self.entry = entry
         self.further: list[AuditEntry] = []
-        self.changed: list[tuple[type[Any], tuple[str | int, ...]]] = []  # rows that were there before
+        self.changed: list[Changed] = []
+        self.deleted: list[Changed] = []  # or tried to be
         self.fault: BrokerError | None = None  # PostgreSQL's answer to COMMIT after a failed statement is a rollback
         self._connection = connection
         self._database = database
+        self._rows = rows
+        self._floors = floors
         self._shared = database.name == "postgresql"
 
     def check_leader(self, fence: int) -> None:
         """WrongState ``LEADERSHIP_LOST`` unless ``fence`` is the newest; the next leader waits for this transaction."""
         with self._statements():
-            rows = self._read(LEADER_LOCKED if self._shared else LEADER)
+            rows = self.read(LEADER_LOCKED if self._shared else LEADER)
         if not rows or rows[0][0] != fence:
             raise WrongState("LEADERSHIP_LOST", "Another process does the shared work now, so this one's was refused.")
 
@@ -73,11 +85,14 @@ class SqlWrite:
         """See ``Write.get``."""
         query, found = (LOCKED_BY_KEY if self._shared else BY_KEY)[kind], key_cells(kind, key)
         with self._statements():
-            rows = self._read(query, found)
+            rows = self.read(query, found)
             if not rows and self._shared:
                 self._lock_name(kind, key)
-                rows = self._read(query, found)
-        return record_of(kind, rows[0]) if rows else None
+                rows = self.read(query, found)
+        if not rows:
+            self._floors.check_absent(kind, key)
+            return None
+        return self._record(kind, rows[0])
 
     def page(
         self,
@@ -93,8 +108,8 @@ class SqlWrite:
         with self._statements():
             if lock and self._shared:
                 self._connection.execute(text(f"LOCK TABLE {NAMES[kind]} IN SHARE ROW EXCLUSIVE MODE"))
-            rows = self._read(query, values)
-        return [record_of(kind, row) for row in rows]
+            rows = self.read(query, values)
+        return [self._record(kind, row) for row in rows]
 
     def add(self, *records: R) -> None:
         """See ``Write.add``."""
@@ -106,12 +121,20 @@ class SqlWrite:
                 for record in records:
                     self._lock_name(kind, key_of(record))
             statement = insert_of(self._database.name, kind, len(records))  # type: ignore[arg-type]  # a class is hashable
-            added = self._changed(statement, [inserted([row_of(record) for record in records])])
+            rows = [self._rows.row(record) for record in records]
+            added = self.change(statement, [inserted(rows)])
         if added < len(records):
             name = "/".join(str(part) for part in key_of(records[0])) if len(records) == 1 else "of such a name"
-            raise AlreadyExists(
-                "NAME_TAKEN", f"The {kind.__name__.lower()} {name} exists or existed; choose another name."
+            raise self._whole(
+                AlreadyExists(
+                    "NAME_TAKEN", f"The {kind.__name__.lower()} {name} exists or existed; choose another name."
+                ),
+                added,
             )
+        self.changed += [
+            Changed(kind, key_of(record), record.revision, rank(record), None, row["mac"])
+            for record, row in zip(records, rows, strict=True)
+        ]
 
     def replace(self, old: R, new: R) -> R:
         """See ``Write.replace``."""
@@ -122,27 +145,42 @@ class SqlWrite:
         written = [replace(new, revision=old.revision + 1) for old, new in changes]
         if any(type(old) is not type(new) or key_of(old) != key_of(new) for old, new in changes):
             raise ValueError("a record is replaced by one of the same kind and name")
-        rows = [
-            {**_as_read(old), **{f"n_{name}": cell for name, cell in row_of(new).items()}}
-            for (old, _), new in zip(changes, written, strict=True)
-        ]
+        changed, rows = [], []
+        for (old, _), new in zip(changes, written, strict=True):
+            row, key, before = self._rows.row(new), key_of(old), self._rows.mac(old)
+            changed.append(Changed(type(new), key, new.revision, rank(new), before, row["mac"]))
+            rows.append({**_as_read(type(old), key, before), **{f"n_{name}": cell for name, cell in row.items()}})
         if rows:
             with self._statements():
-                self.changed += [(type(old), key_of(old)) for old, _ in changes]
-                self._expect(self._changed(UPDATE[type(written[0])], rows), changes[0][0], len(rows))
+                self._expect(self.change(UPDATE[type(written[0])], rows), written[0], len(rows))
+            self.changed += changed
         return written
 
     def end_leases(self, session: str, state: LeaseState, at: datetime) -> int:
-        """See ``Write.end_leases``."""
-        values = {"held_by": storable(session), "as": state.value, "at": microseconds(at)}
-        with self._statements():
-            return self._changed(END_LEASES, [values])
+        """See ``Write.end_leases``. A lease that somebody else has altered stays as it is: it is refused anyway."""
+        ended, after = 0, ""
+        where = {"session": session, "state": LeaseState.ACTIVE.value}
+        while True:
+            query, values = page(Lease, (after,) if after else (), STEP, where)
+            with self._statements():
+                rows = self.read(query, values)
+            leases = [self._rows.record(Lease, row) for row in rows if self._rows.genuine(Lease, row)]
+            self.replace_all(
+                [(lease, replace(lease, state=state, expires_at=min(lease.expires_at, at))) for lease in leases]
+            )
+            ended += len(leases)
+            if len(rows) < STEP:
+                return ended
+            after = rows[-1][_LEASE_ID]
 
     def delete(self, record: Record) -> None:
         """See ``Write.delete``."""
-        self.changed.append((type(record), key_of(record)))
+        kind, key, before = type(record), key_of(record), self._rows.mac(record)
+        self._floors.leave(kind, key)
+        self.deleted.append(Changed(kind, key, record.revision, rank(record), before, None))
         with self._statements():
-            self._expect(self._changed(DELETE[type(record)], [_as_read(record)]), record)
+            self._expect(self.change(DELETE[kind], [_as_read(kind, key, before)]), record)
+        self.changed.append(self.deleted[-1])
 
     def note(self, **facts: str | int) -> None:
         """See ``Write.note``."""
@@ -164,26 +202,46 @@ class SqlWrite:
             self.fault = refusal(error)
             raise self.fault from error
 
-    def _read(self, statement: Executable, values: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
+    def read(self, statement: Executable, values: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
+        """The rows of a SELECT, as they are."""
         return self._database.driver.read(self._connection, statement, values)
 
-    def _changed(self, statement: Executable, rows: list[dict[str, Any]]) -> int:
+    def change(self, statement: Executable, rows: list[dict[str, Any]]) -> int:
         """Carry out a statement for each row; how many rows of the database that changed."""
         return self._database.driver.change(self._connection, statement, rows)
 
+    def enter(self, ledger: Ledger, slot: Slot) -> str:
+        """Add what was changed to the sums; nothing is changed any more."""
+        with self._statements():
+            return ledger.enter(slot, weights(self._rows, self.changed), self)
+
+    def _record(self, kind: type[R], row: Sequence[Any]) -> R:
+        record = self._rows.record(kind, row)
+        if not self._floors.passes(record):
+            raise forged(kind, row, "was put back as it once was")
+        return record
+
     def _expect(self, changed: int, record: Record, wanted: int = 1) -> None:
         if changed != wanted:
-            raise WrongState(
-                "CHANGED_MEANWHILE",
-                f"The {type(record).__name__} was changed by somebody else meanwhile; read it again and repeat.",
+            raise self._whole(
+                WrongState(
+                    "CHANGED_MEANWHILE",
+                    f"The {type(record).__name__} was changed by somebody else meanwhile; read it again and repeat.",
+                ),
+                changed,
             )
+
+    def _whole(self, refusal: BrokerError, changed: int) -> BrokerError:
+        """The refusal; if a part was changed for it, nothing else that the body goes on with may be committed."""
+        self.fault = refusal if changed else self.fault
+        return refusal
 
     def _lock_name(self, kind: type[Any], key: tuple[str | int, ...]) -> None:
         digest = hashlib.sha256(repr((NAMES[kind], cells(kind, key))).encode()).digest()
         number = int.from_bytes(digest[:8], "big", signed=True)
-        self._read(LOCK_NAME, {"number": number})
+        self.read(LOCK_NAME, {"number": number})
 
 
-def _as_read(record: Record) -> dict[str, Any]:
+def _as_read(kind: type[Any], key: tuple[str | int, ...], mac: bytes) -> dict[str, Any]:
     """Names a row as it was when it was read."""
-    return {**key_cells(type(record), key_of(record)), "read": record.revision}
+    return {**key_cells(kind, key), "read": mac}

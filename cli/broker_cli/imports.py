@@ -168,7 +168,7 @@ def tell_copies(wire: Wire, name: str) -> None:
             f"Where copies of {name} are could not be found out ({refusal.reason}); those at targets stay as they are."
         )
         return
-    copies = [one for one in rows if one["state"] in {"proven", "pending"}]
+    copies = [one for one in rows if one["state"] in {"proven", "pending", "held"}]
     for one in copies:
         there = f"as {one['remote_name']}, version {one['remote_version']}" if one["remote_version"] else "perhaps"
         chat(f"Version {one['version']} is at the target {one['target']} {there}: that copy stays as it is.")

@@ -14,7 +14,7 @@ from broker_cli.output import Output, formatted
 from broker_cli.wire import Change, Wire, changing, remote
 from broker_cli.words import record
 
-COLUMNS = ("name", "type", "usage", "state", "primary_version", "exportable", "owner", "create_time")
+COLUMNS = ("name", "type", "usage", "state", "primary_version", "held_versions", "exportable", "owner", "create_time")
 
 
 @click.group(
@@ -174,6 +174,26 @@ def seal(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) -> N
         name, "It can never be imported anywhere again; this cannot be undone.", sure=sure, dry_run=change.dry_run
     )
     _changed(out, change, wire.ask("keys", "SealKey", name=name, **change.fields))
+
+
+@key.command()
+@click.argument("name")
+@click.argument("settlement", type=click.Choice(words.SETTLEMENTS))
+@click.option("--version", type=click.IntRange(min=1), required=True, help="The held version.")
+@ask.yes
+@changing
+@formatted
+@remote
+def settle(wire: Wire, out: Output, change: Change, name: str, version: int, settlement: str, *, sure: bool) -> None:
+    """Say what becomes of a version of the key NAME that is held since the database was restored.
+
+    A key that is held itself was to be destroyed: "broker key destroy" and "broker key cancel-destroy" settle it.
+    """
+    if settlement == "discard":
+        told = "What the HSM has of this version is destroyed for good; copies at targets stay."
+        ask.by_name(name, told, sure=sure, dry_run=change.dry_run, told=lambda: tell_copies(wire, name))
+    what: dict[str, Any] = {"version": version, "settlement": words.wire_name("SETTLEMENT", settlement)}
+    _changed(out, change, wire.ask("keys", "SettleKeyVersion", name=name, **what, **change.fields))
 
 
 def _changed(out: Output, change: Change, response: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, files
+from broker_cli import ask, files, words
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, check_raw, formatted
 from broker_cli.refusal import Exit, Refusal
@@ -180,6 +180,23 @@ def rotate_root(wire: Wire, out: Output, change: Change, *, sure: bool) -> None:
         ask.yes_or_no("Make a new root key for all secrets?", sure=sure)
     with ask.waiting("the HSM makes the key"):
         made = wire.ask("kv", "RotateRootKey", **change.fields)
+    ask.dry_run_note(dry_run=change.dry_run)
+    out.one("root", record(made))
+
+
+@secret.command("settle-root")
+@click.argument("version", type=click.IntRange(min=1))
+@click.argument("settlement", type=click.Choice(words.SETTLEMENTS))
+@ask.yes
+@changing
+@formatted
+@remote
+def settle_root(wire: Wire, out: Output, change: Change, version: int, settlement: str, *, sure: bool) -> None:
+    """Say what becomes of the root key VERSION that is held or kept since the database was restored."""
+    if settlement == "discard" and not change.dry_run:
+        ask.yes_or_no("Let this root key be destroyed in the HSM? What only it opens is lost.", sure=sure)
+    wanted = words.wire_name("SETTLEMENT", settlement)
+    made = wire.ask("kv", "SettleRootKey", version=version, settlement=wanted, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
     out.one("root", record(made))
 

@@ -21,6 +21,7 @@ SIGNATURE_ENCODINGS = ("der", "jose")
 PRESETS = (
     "generic", "github", "gitlab", "azure-devops", "bitbucket", "circleci", "buildkite", "kubernetes",
 )  # fmt: skip
+SETTLEMENTS = ("keep", "discard")
 ENCRYPTION_ALGORITHMS = ("AES-GCM", "RSA-OAEP-SHA1", "RSA-OAEP-SHA256")
 
 _UPPER = ("SIGNATURE_ALGORITHM_", "ENCRYPTION_ALGORITHM_")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from broker.store.config import StoreConfig
+from broker.store.rows import NAMES
 from broker.store.sql import SqlStore
-from broker.store.tables import NAMES
 from tests.contracts.store_samples import config, opened
 from tests.servers.postgres import Postgres
 
@@ -32,7 +32,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoreConfig:
         return found
     server: Postgres = request.getfixturevalue("postgres")
     name: str = request.getfixturevalue("database")
-    server.empty(name, NAMES.values())
+    server.empty(name, [*NAMES.values(), "ledger"])
     return config(server.url(name), tmp_path)
 
 

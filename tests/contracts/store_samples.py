@@ -188,6 +188,10 @@ def samples() -> list[Record]:
         Receipt(
             principal="operator/alice", request_id="r", rpc="x", digest="00", resource="key/a", version=0, created_at=T0
         ),
+        Receipt(
+            principal="operator/alice", request_id="s", rpc="x", digest="00", resource="a/b", version=1, created_at=T0,
+            values_mac=b"\0mac",
+        ),
         head(),
         rule(),
         rule("none", matchers=(), findings=(), single_use=False),
@@ -205,13 +209,16 @@ def samples() -> list[Record]:
     ]  # fmt: skip
 
 
+ROW_KEY = bytes(range(32))
+
+
 def config(url: str, folder: Path, **changes: Any) -> StoreConfig:
     return StoreConfig(url=url, journal=folder / "journal", **changes)
 
 
 @contextmanager
 def opened(config: StoreConfig) -> Iterator[SqlStore]:
-    store = SqlStore(config, now)
+    store = SqlStore(config, ROW_KEY, now)
     try:
         yield store
     finally:

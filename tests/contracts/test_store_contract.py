@@ -22,6 +22,7 @@ from broker.store.sql import SqlStore
 from broker.store.tables import key_of
 from tests.contracts.store_places import database, place, store
 from tests.contracts.store_samples import (
+    ROW_KEY,
     calls,
     config,
     entry,
@@ -340,7 +341,7 @@ def test_records_outlive_the_process(place: StoreConfig) -> None:
 def test_an_unmigrated_database_is_refused(tmp_path: Path) -> None:
     for reason in ("STORE_MISSING", "STORE_NOT_MIGRATED"):
         with pytest.raises(WrongState) as refused:
-            SqlStore(config(f"sqlite:///{tmp_path}/new.db", tmp_path), now)
+            SqlStore(config(f"sqlite:///{tmp_path}/new.db", tmp_path), ROW_KEY, now)
         assert refused.value.reason == reason
         (tmp_path / "new.db").touch(mode=0o600)
     SqlStore.migrate(config(f"sqlite:///{tmp_path}/new.db", tmp_path))

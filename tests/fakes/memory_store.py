@@ -31,7 +31,7 @@ from broker.core.model import (
     TrustRule,
     UsedToken,
 )
-from broker.core.ports import Write
+from broker.core.ports import RowFinding, Write
 
 R = TypeVar("R", bound=Record)
 Rows = dict[tuple[str | int, ...], Any]
@@ -242,6 +242,9 @@ class MemoryStore(_Tables):
             transaction = _Transaction(self.rows)
             transaction.add(head)
             self._line, self._signed, self.rows = (sequence + 1, digest), sequence + 1, transaction.rows
+
+    def inspect(self) -> list[RowFinding]:
+        return []
 
     def lead(self) -> int | None:
         return self.fence

@@ -20,6 +20,7 @@ from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 from broker.targets.vault.policy import policy
+from tests.contracts.store_samples import ROW_KEY
 from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.openbao import OpenBao
 
@@ -87,7 +88,7 @@ class Ground:
         self.journal = folder / "journal"
         config = StoreConfig(url=f"sqlite:///{folder}/broker.db", journal=self.journal)
         SqlStore.migrate(config)
-        self.store = SqlStore(config, self.clock)
+        self.store = SqlStore(config, ROW_KEY, self.clock)
         self.guard = Guard(document())
         self.connect = connector(surroundings)
         self.targets = self.targets_with(self.connect)

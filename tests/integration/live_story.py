@@ -8,11 +8,12 @@ from collections.abc import Generator
 from typing import Any
 
 from broker import setup
-from tests.servers.live import POLICY, vault_settings
+from tests.servers.live import POLICY, Client, Live, vault_settings
 from tests.servers.openbao import OpenBao
 
 EC_P256, AES_256 = 4, 10
 SIGN, ENCRYPT = 1, 2
+KEEP = 1
 Story = Generator[tuple[str, dict[str, Any]], Any, None]
 
 
@@ -22,6 +23,31 @@ def fresh(prefix: str) -> str:
 
 def csr() -> str:
     return setup.make_request()[1].decode()
+
+
+def everything(admin: Client, live: Live, bao: OpenBao) -> list[str]:
+    """All that a call without effect must leave as it is: the broker's lists, the target's keys, the token's objects.
+
+    Not what the background loop writes down by itself: who read a secret last comes seconds after the read.
+    """
+    lists = (
+        ("ListKeys", "keys"),
+        ("ListTargets", "targets"),
+        ("ListImports", "imports"),
+        ("ListOperators", "operators"),
+        ("ListTrustRules", "rules"),
+    )
+    secrets_listed = admin.everything("ListSecrets", "secrets")
+    for secret in secrets_listed:
+        secret.ClearField("last_reader")
+        secret.ClearField("last_read_time")
+    return [
+        *(str(admin.everything(*one)) for one in lists),
+        str(secrets_listed),
+        str(admin.ask("GetPolicy").policy.version),
+        json.dumps((bao.request("GET", f"{bao.mount}/keys?list=true") or {}).get("data")),
+        str(sorted(file.name for file in (live.folder / "softhsm").rglob("*.object"))),
+    ]
 
 
 def story(bao: OpenBao, version: int) -> Story:
@@ -64,6 +90,7 @@ def _keys(key: str) -> Story:
     yield "EnableKey", {"name": aes}
     yield "ScheduleKeyDestruction", {"name": aes}
     yield "CancelKeyDestruction", {"name": aes}
+    yield "SettleKeyVersion", {"name": key, "version": 1, "settlement": KEEP}
 
 
 def _places(bao: OpenBao, key: str) -> Story:
@@ -113,6 +140,7 @@ def _secrets() -> Story:
     yield "DestroySecretVersions", {"name": name, "versions": [1]}
     yield "GetRootKey", {}
     yield "RotateRootKey", {}
+    yield "SettleRootKey", {"version": 1, "settlement": KEEP}
     yield "ListSessions", {"page_size": 5}
     yield "RevokeSessions", {"principal": "pipeline/nobody"}
     yield "ListLeases", {"page_size": 5}

@@ -39,6 +39,8 @@ ALL = [
     ("ScheduleKeyDestruction", "key destroy pay --in-days 3 --yes"),
     ("CancelKeyDestruction", "key cancel-destroy pay"),
     ("SealKey", "key seal pay --yes"),
+    ("SettleKeyVersion", "key settle pay keep --version 2"),
+    ("SettleKeyVersion", "key settle pay discard --version 2 --yes"),
     ("ImportKey", "key import pay --target prod"),
     ("ProveImport", "key prove pay --target prod"),
     ("ConfirmImport", "key confirm pay --target prod"),
@@ -63,8 +65,8 @@ ALL = [
 ]
 CHANGES = [(method, line) for method, line in ALL if method in {
     "CreateKey", "RotateKey", "EnableKey", "DisableKey", "ScheduleKeyDestruction", "CancelKeyDestruction", "SealKey",
-    "ImportKey", "ConfirmImport", "RepinTarget", "DeleteTarget", "SetOperatorGroups", "RevokeCertificates",
-    "RemoveOperator",
+    "SettleKeyVersion", "ImportKey", "ConfirmImport", "RepinTarget", "DeleteTarget", "SetOperatorGroups",
+    "RevokeCertificates", "RemoveOperator",
 }]  # fmt: skip
 
 

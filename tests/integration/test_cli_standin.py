@@ -162,7 +162,10 @@ FINDINGS = [
     targets.TargetFinding(name="reachable", passed=True, detail="yes"),
     targets.TargetFinding(name="kek", detail="it changed"),
 ]
-KEY_CHANGES = ("CreateKey", "GetKey", "RotateKey", "EnableKey", "DisableKey", "CancelKeyDestruction", "SealKey")
+KEY_CHANGES = (
+    "CreateKey", "GetKey", "RotateKey", "EnableKey", "DisableKey", "CancelKeyDestruction", "SealKey",
+    "SettleKeyVersion",
+)  # fmt: skip
 OPERATOR_CHANGES = ("SetOperatorGroups", "RevokeCertificates", "RemoveOperator")
 Answer = Callable[[Any], Any]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from broker.core.keys import Keys
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, Purpose, SignatureAlgorithm
 from broker.core.ports import KeyRef
 from broker.hsm.sessions import Worker
+from broker.row_key import row_key
 from broker.setup import Wishes, initialise
 from broker.store.sql import SqlStore
 from tests.contracts.hsm_keys import made, unmade
@@ -159,10 +160,8 @@ def _restarted(folder: Path) -> dict[str, object]:
 
 @contextmanager
 def opened(config: Config) -> Iterator[tuple[KeysHsm, SqlStore]]:
-    store, hsm = SqlStore(config.store, now), KeysHsm(config.hsm)
-    yield hsm, store
-    hsm.close()
-    store.close()
+    with closing(KeysHsm(config.hsm)) as hsm, closing(SqlStore(config.store, row_key(config, hsm), now)) as store:
+        yield hsm, store
 
 
 def test_init_adopts_the_token_of_an_earlier_release_and_only_that(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def stand_in(running: StandIn) -> StandIn:
         "UndeleteSecretVersions": lambda _: kv.UndeleteSecretVersionsResponse(secret=found),
         "DestroySecretVersions": lambda _: kv.DestroySecretVersionsResponse(secret=found),
         "RotateRootKey": lambda _: kv.RotateRootKeyResponse(version=2),
+        "SettleRootKey": lambda request: kv.SettleRootKeyResponse(version=request.version),
         "GetRootKey": lambda _: kv.GetRootKeyResponse(version=2, waiting=7, create_time=WHEN),
         "FetchSecrets": lambda _: sessions_pb2.FetchSecretsResponse(secrets=[fetched]),
     }
@@ -76,6 +77,8 @@ ALL = [
     ("UndeleteSecretVersions", "secret undelete team/db --version 1"),
     ("DestroySecretVersions", "secret destroy team/db --version 1 --yes"),
     ("RotateRootKey", "secret rotate-root --yes"),
+    ("SettleRootKey", "secret settle-root 1 keep"),
+    ("SettleRootKey", "secret settle-root 1 discard --yes"),
     ("GetRootKey", "secret root"),
 ]
 

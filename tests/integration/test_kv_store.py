@@ -17,7 +17,7 @@ from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.model import RootKey, SecretRead, SecretVersion
 from broker.core.roots import ref
 from broker.store.sql import SqlStore
-from tests.contracts.store_samples import config
+from tests.contracts.store_samples import ROW_KEY, config
 from tests.fakes.calls import Clock
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.secrets import FIELDS, PIPELINE, SecretsHouse
@@ -32,7 +32,7 @@ ROUNDS = 20
 def stored(url: str, folder: Path, clock: Clock) -> Iterator[SqlStore]:
     place = config(url, folder)
     SqlStore.migrate(place)
-    store = SqlStore(place, clock)
+    store = SqlStore(place, ROW_KEY, clock)
     try:
         yield store
     finally:

@@ -11,16 +11,16 @@ from statistics import median
 
 import pytest
 
-from broker.core.model import Record
-from broker.store.rows import row_of
-from broker.store.tables import NAMES
-from tests.contracts.store_samples import lease, session
+from broker.core.model import Lease, Record, Session
+from tests.contracts.store_samples import entry, lease, session
 from tests.servers.fetch_load import REFERENCES, furnish
 from tests.servers.issuer import Issuer, issuing
 from tests.servers.live import Live, within
 from tests.servers.live_jobs import Job
+from tests.servers.stopped import store_of
 
 LEASES, SESSIONS = 15_000, 1_500
+BATCH = 500
 COUNT = "SELECT count(*) FROM leases WHERE state = 'active' AND id LIKE 'old-%'"
 
 
@@ -43,13 +43,12 @@ def leave_behind(live: Live) -> None:
         lease(f"old-{n}", session=f"old-{n % SESSIONS}", principal="pipeline/old", created_at=start, expires_at=gone)
         for n in range(LEASES)
     ]
-    database = sqlite3.connect(live.folder / "broker.db")
-    with database:
-        for record in held:
-            row = row_of(record)
-            marks = ", ".join("?" * len(row))
-            database.execute(f"INSERT INTO {NAMES[type(record)]} ({', '.join(row)}) VALUES ({marks})", [*row.values()])  # noqa: S608 (the tests' own)
-    database.close()
+    with store_of(live.folder) as store:
+        for kind in (Session, Lease):
+            some = [record for record in held if isinstance(record, kind)]
+            for first in range(0, len(some), BATCH):
+                with store.write(entry()) as write:
+                    write.add(*some[first : first + BATCH])
 
 
 def left(live: Live) -> int:

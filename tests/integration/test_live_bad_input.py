@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import grpc
 import pytest
 
 from broker.targets.vault.policy import policy
+from tests.integration.live_story import everything, fresh
 from tests.servers.live import OPTIONS, Client, Live, Refused, vault_settings
 from tests.servers.openbao import OpenBao, self_signed
 
@@ -24,25 +24,11 @@ CANARY = b"canary-plaintext-8315"
 Unharmed = Callable[..., Refused]
 
 
-def fresh(prefix: str) -> str:
-    return f"{prefix}-{secrets.token_hex(5)}"
-
-
-def everything(admin: Client, bao: OpenBao, live: Live) -> list[str]:
-    """All that a refused call must leave as it is: the broker's lists, the target's keys, the token's objects."""
-    lists = [("ListKeys", "keys"), ("ListTargets", "targets"), ("ListImports", "imports")]
-    found = [str(admin.everything(*one)) for one in (*lists, ("ListOperators", "operators"))]
-    found.append(str(admin.ask("GetPolicy").policy.version))
-    found.append(json.dumps((bao.request("GET", f"{bao.mount}/keys?list=true") or {}).get("data")))
-    found.append(str(sorted(file.name for file in (live.folder / "softhsm").rglob("*.object"))))
-    return found
-
-
 @contextmanager
 def nothing_happens(live: Live, admin: Client, bao: OpenBao) -> Iterator[None]:
-    before = everything(admin, bao, live)
+    before = everything(admin, live, bao)
     yield
-    assert everything(admin, bao, live) == before
+    assert everything(admin, live, bao) == before
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.message_factory import GetMessageClass
 
 from broker import setup
-from tests.integration.live_story import EC_P256, SIGN, Story, fresh, story
+from tests.integration.live_story import EC_P256, SIGN, Story, everything, fresh, story
 from tests.servers.live import FOR_PIPELINES, METHODS, OPTIONS, POLICY, Client, Live, Refused
 from tests.servers.openbao import OpenBao
 
@@ -211,23 +211,6 @@ def test_a_group_taken_away_is_gone_at_the_next_call(live: Live, admin: Client) 
 
 
 # ---- idempotency (AIP-155), dry run (AIP-163) ------------------------------------------------------------------------
-
-
-def everything(admin: Client, live: Live, bao: OpenBao) -> list[str]:
-    lists = (
-        ("ListKeys", "keys"),
-        ("ListTargets", "targets"),
-        ("ListImports", "imports"),
-        ("ListOperators", "operators"),
-        ("ListSecrets", "secrets"),
-        ("ListTrustRules", "rules"),
-    )
-    return [
-        *(str(admin.everything(*one)) for one in lists),
-        str(version_in_force(admin)),
-        json.dumps((bao.request("GET", f"{bao.mount}/keys?list=true") or {}).get("data")),
-        str(sorted(file.name for file in (live.folder / "softhsm").rglob("*.object"))),
-    ]
 
 
 def test_every_mutation_is_carried_out_once_under_its_request_id_and_not_at_all_as_a_dry_run(

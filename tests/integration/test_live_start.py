@@ -51,6 +51,10 @@ def copy(made: Live, tmp_path: Path) -> Live:
     for file in broker.folder.rglob("*"):
         if file.suffix in {".toml", ".conf"}:
             file.write_text(file.read_text().replace(str(made.folder), str(broker.folder)))
+    for address in (made.address, made.pipelines):  # what was free when it was made may not be any more
+        fresh = free_address()
+        for file in (broker.config, *broker.folder.glob("profile/*.toml")):
+            file.write_text(file.read_text().replace(address, fresh))
     return broker
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from broker_api.v1 import keys_pb2, targets_pb2
+from broker_api.v1 import keys_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from broker.core import ports
@@ -219,21 +219,6 @@ def test_P14_calls_over_the_limit_are_refused_and_health_still_answers(tmp_path:
         held.release.set()
         assert [each.result(10) for each in waiting] == [b"", b""]
         raw(channel, METHODS[0], sound(METHODS[0]))
-
-
-def test_NT_10_a_target_that_hangs_holds_half_of_the_threads_and_no_more(tmp_path: Path) -> None:
-    held = Held(2, targets_pb2.CheckTargetResponse)
-    check = "/broker_api.v1.TargetService/CheckTarget"
-    services = plain_services({"TargetService/CheckTarget": held})
-    with running(tmp_path, services, threads=4) as edge, edge.channel() as channel:
-        waiting = [channel.unary_unary(check).future(b"") for _ in range(2)]
-        held.wait()
-        found = refused(lambda: raw(channel, check, timeout=5))
-        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TARGETS_BUSY")
-        assert raw(channel, GET, timeout=5) == b""
-        held.release.set()
-        assert [each.result(10) for each in waiting] == [b"", b""]
-        assert raw(channel, check, timeout=5) == b""
 
 
 def test_P25_drain_lets_calls_end_and_takes_no_more(tmp_path: Path) -> None:

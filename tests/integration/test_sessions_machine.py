@@ -36,6 +36,7 @@ from broker.core.quota import Limits
 from broker.store import journal, sql
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
+from tests.contracts.store_samples import ROW_KEY
 from tests.fakes.calls import Clock
 from tests.unit.session_bench import GRANTS, Bench, pipeline
 
@@ -98,7 +99,7 @@ class Machine(RuleBasedStateMachine):
         shutil.copy(self.template / "broker.db", self.folder / "broker.db")
         self.config = StoreConfig(url=f"sqlite:///{self.folder}/broker.db", journal=self.folder / "journal")
         self.clock = Clock()
-        self.store = SqlStore(self.config, self.clock)
+        self.store = SqlStore(self.config, ROW_KEY, self.clock)
         self.bench = Bench(self.store, Limits(per_principal=MOST))
         self.clock = self.bench.clock
         self.policy = "wide"
@@ -283,7 +284,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         self.store.close()
-        self.store = SqlStore(self.config, self.clock)
+        self.store = SqlStore(self.config, ROW_KEY, self.clock)
         self.bench.restart(self.store)
 
     @rule(length=seconds, late=st.booleans())

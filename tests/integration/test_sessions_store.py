@@ -20,7 +20,7 @@ from broker.core.ports import Store
 from broker.core.quota import Limits
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
-from tests.contracts.store_samples import config, entry, lease, session
+from tests.contracts.store_samples import ROW_KEY, config, entry, lease, session
 from tests.fakes.calls import Clock
 from tests.servers.postgres import Postgres
 from tests.unit.session_bench import Bench, pipeline
@@ -46,7 +46,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreConfi
 
 @pytest.fixture
 def bench(place: StoreConfig) -> Iterator[Bench]:
-    store = SqlStore(place, Clock())
+    store = SqlStore(place, ROW_KEY, Clock())
     made = Bench(store, Limits(per_principal=100_000))
     made.add_rule("deploy", single_use=False)
     made.add_rule("other", single_use=True)

@@ -23,7 +23,7 @@ import os, sys, threading
 from datetime import UTC, datetime
 from tests.contracts.store_samples import StoreConfig, SqlStore, entry, key, version
 
-store = SqlStore(StoreConfig.model_validate_json(sys.argv[1]), lambda: datetime.now(UTC))
+store = SqlStore(StoreConfig.model_validate_json(sys.argv[1]), ROW_KEY, lambda: datetime.now(UTC))
 
 def write(thread):
     for number in range(1_000_000):
@@ -116,7 +116,7 @@ def mount(*options):
 mount("-t", "tmpfs", "-o", f"size={sys.argv[3]},mode=700", "tmpfs")
 place = config(f"sqlite:///{sys.argv[2]}", volume)
 SqlStore.migrate(place)
-store = SqlStore(place, now)
+store = SqlStore(place, ROW_KEY, now)
 put(store, key("before"))
 
 def refusals(reasons):

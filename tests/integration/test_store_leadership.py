@@ -14,8 +14,8 @@ import pytest
 from broker.core.audit import AuditEntry
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.model import Key
+from broker.store.rows import NAMES
 from broker.store.sql import SqlStore
-from broker.store.tables import NAMES
 from tests.contracts.store_samples import config, entry, key, opened, put
 from tests.servers.hosts import depose, leader
 from tests.servers.live import within
@@ -33,7 +33,7 @@ def database(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture
 def stores(postgres: Postgres, database: str, tmp_path: Path) -> Iterator[Callable[[str], SqlStore]]:
     """Opens the store as a process of that name."""
-    postgres.empty(database, NAMES.values())
+    postgres.empty(database, [*NAMES.values(), "ledger"])
     with ExitStack() as open_ones:
 
         def open_one(name: str) -> SqlStore:

@@ -23,7 +23,7 @@ from broker.store.dialects import open_database
 from broker.store.migrate import alembic_config
 from broker.store.sql import SqlStore
 from broker.store.tables import METADATA, REVISION
-from tests.contracts.store_samples import config, key, now, opened, put
+from tests.contracts.store_samples import ROW_KEY, config, key, now, opened, put
 from tests.servers.postgres import Postgres
 
 
@@ -63,7 +63,7 @@ def watched(at: int | None = None) -> Iterator[list[str]]:
 
 def refused(place: StoreConfig) -> str:
     with pytest.raises(WrongState) as found:
-        SqlStore(place, now)
+        SqlStore(place, ROW_KEY, now)
     return found.value.reason
 
 
@@ -121,7 +121,7 @@ def test_an_unmigrated_database_is_refused(place: StoreConfig) -> None:
     assert refused(place) == "STORE_NOT_MIGRATED"
 
 
-@pytest.mark.parametrize("newer", [f"{int(REVISION) + 1:04d}", "9999", "abcd"])
+@pytest.mark.parametrize("newer", [f"{int(REVISION) + 1:04}", "9999", "abcd"])
 def test_P26_a_database_of_a_newer_program_is_refused(place: StoreConfig, newer: str) -> None:
     SqlStore.migrate(place)
     statement(place, f"UPDATE alembic_version SET version_num = '{newer}'")  # noqa: S608 - the tests' own text

@@ -25,7 +25,7 @@ from broker.core.ports import Write
 from broker.store.config import StoreConfig
 from broker.store.postgresql import conninfo
 from broker.store.sql import SqlStore
-from tests.contracts.store_samples import calls, config, entry, key, now, opened, put
+from tests.contracts.store_samples import ROW_KEY, calls, config, entry, key, now, opened, put
 from tests.servers.postgres import PASSWORD, Postgres
 
 
@@ -290,7 +290,7 @@ def test_ST_01_the_password_is_nowhere_but_in_its_file(
         said = [repr(place), repr(store.__dict__), repr(store._database.__dict__)]
     password.write_text("wrong-canary")
     with pytest.raises(Unavailable) as refused:
-        SqlStore(place, now)
+        SqlStore(place, ROW_KEY, now)
     said += traceback.format_exception(refused.value)
     assert not any(PASSWORD in text or "wrong-canary" in text for text in said)
     assert not any(PASSWORD.encode() in path.read_bytes() for path in place.journal.iterdir())
@@ -320,7 +320,7 @@ def test_SC_08_a_variable_that_cannot_be_overruled_is_refused(
 ) -> None:
     monkeypatch.setenv(name, "hostile")
     with pytest.raises(WrongState, match=name) as found:
-        SqlStore(place, now)
+        SqlStore(place, ROW_KEY, now)
     assert found.value.reason == "ENVIRONMENT_REFUSED"
     assert "hostile" not in found.value.message
 

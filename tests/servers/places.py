@@ -6,12 +6,17 @@ import itertools
 import os
 import random
 import socket
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 MEMORY = Path("/dev/shm")  # noqa: S108 (what is made in it is private)
 ROOM = 2 << 30
 PORTS = range(12_000, 32_000)
 """Below what Linux hands out by itself: no connection takes the port of a server that is stopped for a while."""
+
+SHARES = 40
+"""Test runs that can be under way at once on one computer."""
 
 
 def in_memory() -> bool:
@@ -24,19 +29,37 @@ def in_memory() -> bool:
     return usable and found.f_bavail * found.f_frsize >= ROOM
 
 
-def _mine() -> range:
-    """The ports of this process, when the tests are spread over several."""
-    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    share = len(PORTS) // 10
-    return PORTS[share * (number % 10) : share * (number % 10 + 1)]
+def _claimed() -> range:
+    """A share of the ports for this process alone, among all test runs of this computer, until it ends.
+
+    A name in the abstract namespace of Unix sockets is bound by one process, and free again however that one ends.
+    """
+    size = len(PORTS) // SHARES
+    for number in range(SHARES):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0broker-tests-ports-{number}")
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        return PORTS[size * number : size * (number + 1)]
+    raise AssertionError("every share of the loopback ports is in use by another test run")
 
 
-_ports = itertools.cycle(random.SystemRandom().sample(_mine(), len(_mine())))
+_claims: list[socket.socket] = []
+
+
+@cache
+def _ports() -> tuple[int, Iterator[int]]:
+    mine = _claimed()
+    return len(mine), itertools.cycle(random.SystemRandom().sample(mine, len(mine)))
 
 
 def free_port() -> int:
     """A loopback port that nobody listens on; it is not given again before all others were."""
-    for port in itertools.islice(_ports, len(_mine())):
+    count, ports = _ports()
+    for port in itertools.islice(ports, count):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -22,6 +22,7 @@ from broker.core.policy import FIRST_POLICY
 from broker.core.ports import KeyRef
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
+from tests.contracts.store_samples import ROW_KEY
 from tests.fakes.hsm import SoftwareHsm
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -111,7 +112,7 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     config = StoreConfig(url=f"sqlite:///{tmp_path / 'broker.db'}", journal=tmp_path / "journal")
     SqlStore.migrate(config)
-    store = SqlStore(config, lambda: START)
+    store = SqlStore(config, ROW_KEY, lambda: START)
     yield Bench(store)
     store.close()
 

@@ -364,7 +364,7 @@ def test_what_happened_is_in_the_audit(house: TamperedHouse) -> None:
 
 
 def test_a_request_id_is_not_for_other_values_than_it_was_used_for(house: TamperedHouse) -> None:
-    """The receipt's digest knows no value (it would be a fast hash of it in the database): the version itself does."""
+    """The receipt's digest knows no value (it would be a fast hash of it in the database); its MAC does."""
     house.put(fields={"pin": b"1234"}, request_id=REQUEST)
     assert reason(AlreadyExists, house.put, fields={"pin": b"4321"}, request_id=REQUEST) == "REQUEST_ID_REUSED"
     assert house.put(fields={"pin": b"1234"}, request_id=REQUEST).latest == 1

@@ -11,7 +11,7 @@ import pytest
 
 from broker.core.audit import AuditEntry
 from broker.core.errors import BrokerError, Unavailable
-from broker.core.kinds import Purpose, VersionState
+from broker.core.kinds import Purpose, RootKeyState
 from broker.core.model import RootKey
 from broker.core.ports import Hsm
 from tests.fakes.hsm import SoftwareHsm
@@ -109,7 +109,7 @@ def lived_through(at: int) -> bool:
     assert house.root() == (2, 0)
     assert house.versions() == [2]
     assert house.in_hsm() == {root.hsm_id for root in store.page(RootKey, limit=9)}
-    assert all(root.state is VersionState.ENABLED for root in store.page(RootKey, limit=9))
+    assert all(root.state is RootKeyState.ENABLED for root in store.page(RootKey, limit=9))
     assert all(house.read(f"a/n{number}").fields == FIELDS for number in range(3))
     return survived
 

@@ -103,6 +103,29 @@ def test_P10_a_database_that_does_not_say_who_leads_ends_the_shared_work() -> No
     assert done == []
 
 
+@pytest.mark.parametrize("noun", ["keys", "secrets"])
+def test_ST_04_nothing_is_destroyed_on_a_database_that_went_back_since_the_last_look(noun: str) -> None:
+    """The loop ends with the refusal, and with it the process; the health check alone would come too late."""
+    back = False
+    done: list[str] = []
+
+    def check() -> None:
+        if back:
+            raise WrongState("STORE_RESTORED", "It is older than the journal.")
+
+    def chores() -> Iterator[tuple[str, Callable[[Call], None]]]:
+        nonlocal back
+        back = True  # after everything else has looked, and while this was read
+        yield "key/a", lambda _call: done.append("a")
+
+    idle = SimpleNamespace(chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None)
+    broker = parts(**{noun: SimpleNamespace(**{**vars(idle), "chores": chores})})
+    broker.store.check = check
+    with pytest.raises(WrongState):
+        app.Loop(broker)._round()
+    assert done == []
+
+
 def test_P10_no_shared_work_of_a_former_leader_changes_anything() -> None:
     bench = Bench(MemoryStore())
     bench.add_rule()

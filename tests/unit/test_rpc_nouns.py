@@ -196,6 +196,30 @@ def test_AZ_05_each_method_calls_its_own(method: str, core: str, kind: Any) -> N
     assert noun.asked == [(core, ("payments",), {})]
 
 
+@pytest.mark.parametrize(
+    ("settlement", "keep"), [(keys_pb2.SETTLEMENT_KEEP, True), (keys_pb2.SETTLEMENT_DISCARD, False)]
+)
+def test_settle_key_version(settlement: keys_pb2.Settlement.ValueType, *, keep: bool) -> None:
+    noun, rpc = keys(settle=KEY)
+    asked = keys_pb2.SettleKeyVersionRequest(name="payments", version=2, settlement=settlement)
+    assert rpc.settle_key_version(call("X/Y"), asked).key.name == "payments"
+    assert noun.asked == [("settle", ("payments", 2), {"keep": keep})]
+
+
+def test_what_is_to_become_of_a_held_version_must_be_said() -> None:
+    noun, rpc = keys(settle=KEY)
+    with pytest.raises(InvalidRequest) as refused:
+        rpc.settle_key_version(call("X/Y"), keys_pb2.SettleKeyVersionRequest(name="payments", version=2))
+    assert (refused.value.reason, noun.asked) == ("FIELD_MISSING", [])
+
+
+def test_held_versions_are_told_by_get_and_list() -> None:
+    _, rpc = keys(get=KEY, page=Page(items=[KEY], next=()))
+    assert list(rpc.get_key(call("X/Y"), keys_pb2.GetKeyRequest(name="payments")).key.held_versions) == [2]
+    (listed,) = rpc.list_keys(call("X/Y"), keys_pb2.ListKeysRequest()).keys
+    assert list(listed.held_versions) == [2]
+
+
 @pytest.mark.parametrize(("delay", "expected"), [(None, None), (Duration(seconds=86400), timedelta(days=1))])
 def test_schedule_destruction(delay: Duration | None, expected: timedelta | None) -> None:
     noun, rpc = keys(schedule_destruction=KEY)

@@ -22,7 +22,7 @@ from broker.store.config import StoreConfig
 from broker.store.private import password
 from broker.store.sql import SqlStore
 from broker.store.sqlite import Sqlite
-from tests.contracts.store_samples import calls, config, entry, key, now, opened, put
+from tests.contracts.store_samples import ROW_KEY, calls, config, entry, key, now, opened, put
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_ST_08_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(plac
         assert other.stdout is not None
         assert other.stdout.readline() == b"open\n"
         with pytest.raises(WrongState) as refused:
-            SqlStore(place, now)
+            SqlStore(place, ROW_KEY, now)
         assert refused.value.reason == "STORE_IN_USE"
         with pytest.raises(WrongState, match="Another broker process"):
             SqlStore.migrate(place)
@@ -60,14 +60,14 @@ def test_ST_08_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(plac
     with opened(place) as store:
         store.check()
         with pytest.raises(WrongState):
-            SqlStore(place, now)
+            SqlStore(place, ROW_KEY, now)
         put(store, key())
 
 
 def test_ST_08_an_sqlite_without_strict_tables_is_refused(place: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 36, 0))
     with pytest.raises(WrongState) as refused:
-        SqlStore(place, now)
+        SqlStore(place, ROW_KEY, now)
     assert refused.value.reason == "SQLITE_TOO_OLD"
 
 
@@ -105,7 +105,7 @@ def test_ST_07_what_is_open_to_others_is_refused(place: StoreConfig, tmp_path: P
     path = tmp_path / "store" / name
     path.chmod(path.stat().st_mode | mode)
     with pytest.raises(WrongState) as refused:
-        SqlStore(place, now)
+        SqlStore(place, ROW_KEY, now)
     assert refused.value.reason == "FILE_NOT_PRIVATE"
     path.chmod(path.stat().st_mode & ~mode)
     with opened(place) as store:
@@ -119,7 +119,7 @@ def test_ST_07_a_link_in_place_of_the_database_is_refused(place: StoreConfig, tm
     assert callable(link)
     link(tmp_path / "elsewhere.db", path)
     with pytest.raises(WrongState) as refused:
-        SqlStore(place, now)
+        SqlStore(place, ROW_KEY, now)
     assert refused.value.reason == "FILE_NOT_PRIVATE"
 
 
@@ -225,7 +225,7 @@ def test_a_file_that_is_no_database_is_refused(place: StoreConfig, tmp_path: Pat
     for suffix in ("-wal", "-shm"):
         (tmp_path / "store" / f"broker.db{suffix}").unlink(missing_ok=True)
     with pytest.raises(Unavailable) as refused:
-        SqlStore(place, now)
+        SqlStore(place, ROW_KEY, now)
     assert refused.value.reason == "STORE_UNAVAILABLE"
 
 

@@ -55,7 +55,7 @@ def read(pem: bytes, authority: x509.Certificate, trust_domain: str) -> Identity
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
         )
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except (ValueError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType) as error:
         raise _bad("CERTIFICATE_UNREADABLE", "The client certificate is not well formed; get a new one.") from error
 
 

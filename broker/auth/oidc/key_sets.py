@@ -111,6 +111,8 @@ class KeySets:
             fault = str(error)
         except ValueError:
             pass  # what it sent is not quoted
+        except BaseException as error:  # noqa: BLE001 (a library's panic over what it sent must not end the broker)
+            _log.error("issuer keys broke the reader", issuer=issuer, error=type(error).__name__)
         finally:
             with self._lock:
                 known.fault = fault

@@ -32,6 +32,8 @@ class _ImportStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportSta
     IMPORT_STATE_PROVEN: _ImportState.ValueType  # 2
     IMPORT_STATE_FAILED: _ImportState.ValueType  # 3
     """Not there, or disabled there."""
+    IMPORT_STATE_HELD: _ImportState.ValueType  # 4
+    """Pending when the database was restored: nothing more is sent until it is confirmed."""
 
 class ImportState(_ImportState, metaclass=_ImportStateEnumTypeWrapper): ...
 
@@ -41,6 +43,8 @@ IMPORT_STATE_PENDING: ImportState.ValueType  # 1
 IMPORT_STATE_PROVEN: ImportState.ValueType  # 2
 IMPORT_STATE_FAILED: ImportState.ValueType  # 3
 """Not there, or disabled there."""
+IMPORT_STATE_HELD: ImportState.ValueType  # 4
+"""Pending when the database was restored: nothing more is sent until it is confirmed."""
 Global___ImportState: _TypeAlias = ImportState  # noqa: Y015
 
 @_typing.final

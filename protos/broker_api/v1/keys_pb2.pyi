@@ -86,6 +86,10 @@ class _KeyStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyState.Val
     KEY_STATE_DISABLED: _KeyState.ValueType  # 3
     KEY_STATE_DESTROY_SCHEDULED: _KeyState.ValueType  # 4
     KEY_STATE_DESTROYED: _KeyState.ValueType  # 5
+    KEY_STATE_HELD: _KeyState.ValueType  # 6
+    """Its destruction was scheduled when the database was restored: nothing happens until it is scheduled again or
+    cancelled.
+    """
 
 class KeyState(_KeyState, metaclass=_KeyStateEnumTypeWrapper): ...
 
@@ -95,6 +99,10 @@ KEY_STATE_ENABLED: KeyState.ValueType  # 2
 KEY_STATE_DISABLED: KeyState.ValueType  # 3
 KEY_STATE_DESTROY_SCHEDULED: KeyState.ValueType  # 4
 KEY_STATE_DESTROYED: KeyState.ValueType  # 5
+KEY_STATE_HELD: KeyState.ValueType  # 6
+"""Its destruction was scheduled when the database was restored: nothing happens until it is scheduled again or
+cancelled.
+"""
 Global___KeyState: _TypeAlias = KeyState  # noqa: Y015
 
 class _KeyVersionState:
@@ -108,6 +116,8 @@ class _KeyVersionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyVe
     KEY_VERSION_STATE_ENABLED: _KeyVersionState.ValueType  # 2
     KEY_VERSION_STATE_DESTROYED: _KeyVersionState.ValueType  # 3
     KEY_VERSION_STATE_FAILED: _KeyVersionState.ValueType  # 4
+    KEY_VERSION_STATE_HELD: _KeyVersionState.ValueType  # 5
+    """It was being made when the database was restored: nothing happens until it is settled."""
 
 class KeyVersionState(_KeyVersionState, metaclass=_KeyVersionStateEnumTypeWrapper): ...
 
@@ -116,7 +126,31 @@ KEY_VERSION_STATE_PENDING: KeyVersionState.ValueType  # 1
 KEY_VERSION_STATE_ENABLED: KeyVersionState.ValueType  # 2
 KEY_VERSION_STATE_DESTROYED: KeyVersionState.ValueType  # 3
 KEY_VERSION_STATE_FAILED: KeyVersionState.ValueType  # 4
+KEY_VERSION_STATE_HELD: KeyVersionState.ValueType  # 5
+"""It was being made when the database was restored: nothing happens until it is settled."""
 Global___KeyVersionState: _TypeAlias = KeyVersionState  # noqa: Y015
+
+class _Settlement:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SettlementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Settlement.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SETTLEMENT_UNSPECIFIED: _Settlement.ValueType  # 0
+    SETTLEMENT_KEEP: _Settlement.ValueType  # 1
+    """It is what the HSM has, and is used from now on."""
+    SETTLEMENT_DISCARD: _Settlement.ValueType  # 2
+    """It is destroyed in the HSM."""
+
+class Settlement(_Settlement, metaclass=_SettlementEnumTypeWrapper):
+    """What is to become of something that is held since the database was restored."""
+
+SETTLEMENT_UNSPECIFIED: Settlement.ValueType  # 0
+SETTLEMENT_KEEP: Settlement.ValueType  # 1
+"""It is what the HSM has, and is used from now on."""
+SETTLEMENT_DISCARD: Settlement.ValueType  # 2
+"""It is destroyed in the HSM."""
+Global___Settlement: _TypeAlias = Settlement  # noqa: Y015
 
 class _SignatureAlgorithm:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -233,6 +267,7 @@ class Key(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     DESTROY_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    HELD_VERSIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     type: Global___KeyType.ValueType
     usage: Global___KeyUsage.ValueType
@@ -251,6 +286,10 @@ class Key(_message.Message):
     def destroy_time(self) -> _timestamp_pb2.Timestamp:
         """Set while destruction is scheduled, and afterwards."""
 
+    @_builtins.property
+    def held_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Versions that wait to be settled since the database was restored. In the answers of GetKey and ListKeys only."""
+
     def __init__(
         self,
         *,
@@ -265,10 +304,11 @@ class Key(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         destroy_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        held_versions: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "destroy_time", b"destroy_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "destroy_time", b"destroy_time", "exportable", b"exportable", "labels", b"labels", "name", b"name", "owner", b"owner", "primary_version", b"primary_version", "revision", b"revision", "state", b"state", "type", b"type", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "destroy_time", b"destroy_time", "exportable", b"exportable", "held_versions", b"held_versions", "labels", b"labels", "name", b"name", "owner", b"owner", "primary_version", b"primary_version", "revision", b"revision", "state", b"state", "type", b"type", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1161,3 +1201,54 @@ class SealKeyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SealKeyResponse: _TypeAlias = SealKeyResponse  # noqa: Y015
+
+@_typing.final
+class SettleKeyVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SETTLEMENT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.int
+    settlement: Global___Settlement.ValueType
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        settlement: Global___Settlement.ValueType = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "settlement", b"settlement", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleKeyVersionRequest: _TypeAlias = SettleKeyVersionRequest  # noqa: Y015
+
+@_typing.final
+class SettleKeyVersionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key: ...
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleKeyVersionResponse: _TypeAlias = SettleKeyVersionResponse  # noqa: Y015

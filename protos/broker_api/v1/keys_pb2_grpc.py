@@ -119,6 +119,11 @@ class KeyServiceStub:
                 request_serializer=broker__api_dot_v1_dot_keys__pb2.SealKeyRequest.SerializeToString,
                 response_deserializer=broker__api_dot_v1_dot_keys__pb2.SealKeyResponse.FromString,
                 _registered_method=True)
+        self.SettleKeyVersion = channel.unary_unary(
+                '/broker_api.v1.KeyService/SettleKeyVersion',
+                request_serializer=broker__api_dot_v1_dot_keys__pb2.SettleKeyVersionRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_keys__pb2.SettleKeyVersionResponse.FromString,
+                _registered_method=True)
 
 
 class KeyServiceServicer:
@@ -228,6 +233,13 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SettleKeyVersion(self, request, context):
+        """Says what becomes of a version that was being made when the database was restored (KEY_VERSION_STATE_HELD).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -310,6 +322,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.SealKey,
                     request_deserializer=broker__api_dot_v1_dot_keys__pb2.SealKeyRequest.FromString,
                     response_serializer=broker__api_dot_v1_dot_keys__pb2.SealKeyResponse.SerializeToString,
+            ),
+            'SettleKeyVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleKeyVersion,
+                    request_deserializer=broker__api_dot_v1_dot_keys__pb2.SettleKeyVersionRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_keys__pb2.SettleKeyVersionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -749,6 +766,33 @@ class KeyService:
             '/broker_api.v1.KeyService/SealKey',
             broker__api_dot_v1_dot_keys__pb2.SealKeyRequest.SerializeToString,
             broker__api_dot_v1_dot_keys__pb2.SealKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleKeyVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.KeyService/SettleKeyVersion',
+            broker__api_dot_v1_dot_keys__pb2.SettleKeyVersionRequest.SerializeToString,
+            broker__api_dot_v1_dot_keys__pb2.SettleKeyVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,8 @@ class KeyServiceStub:
     CancelKeyDestruction: _grpc.UnaryUnaryMultiCallable[_keys_pb2.CancelKeyDestructionRequest, _keys_pb2.CancelKeyDestructionResponse]
     SealKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.SealKeyRequest, _keys_pb2.SealKeyResponse]
     """Takes the right to be exported away from every version, for good."""
+    SettleKeyVersion: _grpc.UnaryUnaryMultiCallable[_keys_pb2.SettleKeyVersionRequest, _keys_pb2.SettleKeyVersionResponse]
+    """Says what becomes of a version that was being made when the database was restored (KEY_VERSION_STATE_HELD)."""
 
 @_typing.type_check_only
 class KeyServiceAsyncStub(KeyServiceStub):
@@ -87,6 +89,8 @@ class KeyServiceAsyncStub(KeyServiceStub):
     CancelKeyDestruction: _aio.UnaryUnaryMultiCallable[_keys_pb2.CancelKeyDestructionRequest, _keys_pb2.CancelKeyDestructionResponse]  # type: ignore[assignment]
     SealKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.SealKeyRequest, _keys_pb2.SealKeyResponse]  # type: ignore[assignment]
     """Takes the right to be exported away from every version, for good."""
+    SettleKeyVersion: _aio.UnaryUnaryMultiCallable[_keys_pb2.SettleKeyVersionRequest, _keys_pb2.SettleKeyVersionResponse]  # type: ignore[assignment]
+    """Says what becomes of a version that was being made when the database was restored (KEY_VERSION_STATE_HELD)."""
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keys that are born in the HSM and used there.
@@ -210,5 +214,13 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.SealKeyResponse, _abc.Awaitable[_keys_pb2.SealKeyResponse]]:
         """Takes the right to be exported away from every version, for good."""
+
+    @_abc_1.abstractmethod
+    def SettleKeyVersion(
+        self,
+        request: _keys_pb2.SettleKeyVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.SettleKeyVersionResponse, _abc.Awaitable[_keys_pb2.SettleKeyVersionResponse]]:
+        """Says what becomes of a version that was being made when the database was restored (KEY_VERSION_STATE_HELD)."""
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from broker_api.v1 import keys_pb2 as _keys_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -38,6 +39,31 @@ SECRET_VERSION_STATE_ENABLED: SecretVersionState.ValueType  # 1
 SECRET_VERSION_STATE_DELETED: SecretVersionState.ValueType  # 2
 SECRET_VERSION_STATE_DESTROYED: SecretVersionState.ValueType  # 3
 Global___SecretVersionState: _TypeAlias = SecretVersionState  # noqa: Y015
+
+class _RootKeyState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RootKeyStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RootKeyState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROOT_KEY_STATE_UNSPECIFIED: _RootKeyState.ValueType  # 0
+    ROOT_KEY_STATE_PENDING: _RootKeyState.ValueType  # 1
+    ROOT_KEY_STATE_ENABLED: _RootKeyState.ValueType  # 2
+    ROOT_KEY_STATE_KEPT: _RootKeyState.ValueType  # 3
+    """Not the newest one: used as before, and not destroyed by itself before it is discarded."""
+    ROOT_KEY_STATE_HELD: _RootKeyState.ValueType  # 4
+    """It was being made: not used before it is settled."""
+
+class RootKeyState(_RootKeyState, metaclass=_RootKeyStateEnumTypeWrapper): ...
+
+ROOT_KEY_STATE_UNSPECIFIED: RootKeyState.ValueType  # 0
+ROOT_KEY_STATE_PENDING: RootKeyState.ValueType  # 1
+ROOT_KEY_STATE_ENABLED: RootKeyState.ValueType  # 2
+ROOT_KEY_STATE_KEPT: RootKeyState.ValueType  # 3
+"""Not the newest one: used as before, and not destroyed by itself before it is discarded."""
+ROOT_KEY_STATE_HELD: RootKeyState.ValueType  # 4
+"""It was being made: not used before it is settled."""
+Global___RootKeyState: _TypeAlias = RootKeyState  # noqa: Y015
 
 @_typing.final
 class Secret(_message.Message):
@@ -607,22 +633,98 @@ class GetRootKeyResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     waiting: _builtins.int
     """Secret versions still wrapped under an older root key."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldRootKey]:
+        """Root keys that wait for an operator since the database was restored."""
+
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _builtins.int = ...,
+        held: _abc.Iterable[Global___HeldRootKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "held", b"held", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRootKeyResponse: _TypeAlias = GetRootKeyResponse  # noqa: Y015
+
+@_typing.final
+class HeldRootKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    state: Global___RootKeyState.ValueType
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        state: Global___RootKeyState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldRootKey: _TypeAlias = HeldRootKey  # noqa: Y015
+
+@_typing.final
+class SettleRootKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    SETTLEMENT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    settlement: _keys_pb2.Settlement.ValueType
+    """Discarding one that is kept lets it be destroyed by itself once nothing hangs on it; one that is held is destroyed."""
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        settlement: _keys_pb2.Settlement.ValueType = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "settlement", b"settlement", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleRootKeyRequest: _TypeAlias = SettleRootKeyRequest  # noqa: Y015
+
+@_typing.final
+class SettleRootKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleRootKeyResponse: _TypeAlias = SettleRootKeyResponse  # noqa: Y015

@@ -81,6 +81,11 @@ class SecretServiceStub:
                 request_serializer=broker__api_dot_v1_dot_kv__pb2.GetRootKeyRequest.SerializeToString,
                 response_deserializer=broker__api_dot_v1_dot_kv__pb2.GetRootKeyResponse.FromString,
                 _registered_method=True)
+        self.SettleRootKey = channel.unary_unary(
+                '/broker_api.v1.SecretService/SettleRootKey',
+                request_serializer=broker__api_dot_v1_dot_kv__pb2.SettleRootKeyRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_kv__pb2.SettleRootKeyResponse.FromString,
+                _registered_method=True)
 
 
 class SecretServiceServicer:
@@ -147,6 +152,13 @@ class SecretServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SettleRootKey(self, request, context):
+        """Says what becomes of a root key that is held or kept since the database was restored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SecretServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -194,6 +206,11 @@ def add_SecretServiceServicer_to_server(servicer, server):
                     servicer.GetRootKey,
                     request_deserializer=broker__api_dot_v1_dot_kv__pb2.GetRootKeyRequest.FromString,
                     response_serializer=broker__api_dot_v1_dot_kv__pb2.GetRootKeyResponse.SerializeToString,
+            ),
+            'SettleRootKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleRootKey,
+                    request_deserializer=broker__api_dot_v1_dot_kv__pb2.SettleRootKeyRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_kv__pb2.SettleRootKeyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -441,6 +458,33 @@ class SecretService:
             '/broker_api.v1.SecretService/GetRootKey',
             broker__api_dot_v1_dot_kv__pb2.GetRootKeyRequest.SerializeToString,
             broker__api_dot_v1_dot_kv__pb2.GetRootKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleRootKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.SecretService/SettleRootKey',
+            broker__api_dot_v1_dot_kv__pb2.SettleRootKeyRequest.SerializeToString,
+            broker__api_dot_v1_dot_kv__pb2.SettleRootKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,8 @@ class SecretServiceStub:
     RotateRootKey: _grpc.UnaryUnaryMultiCallable[_kv_pb2.RotateRootKeyRequest, _kv_pb2.RotateRootKeyResponse]
     """Makes a new root key in the HSM; everything is rewrapped under it in the background."""
     GetRootKey: _grpc.UnaryUnaryMultiCallable[_kv_pb2.GetRootKeyRequest, _kv_pb2.GetRootKeyResponse]
+    SettleRootKey: _grpc.UnaryUnaryMultiCallable[_kv_pb2.SettleRootKeyRequest, _kv_pb2.SettleRootKeyResponse]
+    """Says what becomes of a root key that is held or kept since the database was restored."""
 
 @_typing.type_check_only
 class SecretServiceAsyncStub(SecretServiceStub):
@@ -71,6 +73,8 @@ class SecretServiceAsyncStub(SecretServiceStub):
     RotateRootKey: _aio.UnaryUnaryMultiCallable[_kv_pb2.RotateRootKeyRequest, _kv_pb2.RotateRootKeyResponse]  # type: ignore[assignment]
     """Makes a new root key in the HSM; everything is rewrapped under it in the background."""
     GetRootKey: _aio.UnaryUnaryMultiCallable[_kv_pb2.GetRootKeyRequest, _kv_pb2.GetRootKeyResponse]  # type: ignore[assignment]
+    SettleRootKey: _aio.UnaryUnaryMultiCallable[_kv_pb2.SettleRootKeyRequest, _kv_pb2.SettleRootKeyResponse]  # type: ignore[assignment]
+    """Says what becomes of a root key that is held or kept since the database was restored."""
 
 class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
     """Static secrets: versioned, several fields each, sealed under a data key that the HSM's root key wraps.
@@ -144,5 +148,13 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_pb2.GetRootKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_pb2.GetRootKeyResponse, _abc.Awaitable[_kv_pb2.GetRootKeyResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SettleRootKey(
+        self,
+        request: _kv_pb2.SettleRootKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_pb2.SettleRootKeyResponse, _abc.Awaitable[_kv_pb2.SettleRootKeyResponse]]:
+        """Says what becomes of a root key that is held or kept since the database was restored."""
 
 def add_SecretServiceServicer_to_server(servicer: SecretServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

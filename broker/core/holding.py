@@ -1,0 +1,139 @@
+"""After a restore: whatever would be done by itself, or completed by a repetition, is held until an operator says so.
+
+The database was restored to a moment when it was still to be done. What has come of it since, only people know: the
+destruction may have been called off, the half-made key completed and in use. So a held row is in a state in which the
+background loop does not look for it and no repeated call goes on with it. ``settling`` and the calls that the states
+name (``kinds``) get it out of there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from broker.core.call import Call
+from broker.core.ending import BATCH, entry_of
+from broker.core.errors import WrongState
+from broker.core.kinds import ImportState, KeyState, RootKeyState, VersionState
+from broker.core.model import Import, Key, KeyVersion, RootKey
+from broker.core.ports import Store
+
+Facts = dict[str, str | int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """Rows of ``kind`` in the state ``when``: what they become, what they are called, and what the audit says."""
+
+    kind: type[Any]
+    when: str
+    becomes: Callable[[Any], Any]
+    key: Callable[[Any], tuple[str | int, ...]]
+    resource: Callable[[Any], str]
+    facts: Callable[[Any], Facts] = lambda _: {}
+
+
+_RULES = (
+    _Rule(
+        kind=Key,
+        when=KeyState.DESTROY_SCHEDULED.value,
+        becomes=lambda key: replace(key, state=KeyState.HELD, destroy_at=None),
+        key=lambda key: (key.name,),
+        resource=lambda key: f"key/{key.name}",
+        facts=lambda key: {"destroy_at": key.destroy_at.isoformat(timespec="seconds")} if key.destroy_at else {},
+    ),
+    _Rule(
+        kind=KeyVersion,
+        when=VersionState.PENDING.value,
+        becomes=lambda version: replace(version, state=VersionState.HELD),
+        key=lambda version: (version.key, version.number),
+        resource=lambda version: f"key/{version.key}",
+        facts=lambda version: {"version": version.number},
+    ),
+    _Rule(
+        kind=Import,
+        when=ImportState.PENDING.value,
+        becomes=lambda row: replace(row, state=ImportState.HELD),
+        key=lambda row: (row.key, row.version, row.target),
+        resource=lambda row: f"key/{row.key},target/{row.target}",
+        facts=lambda row: {"version": row.version, "target": row.target, "remote_name": row.remote_name},
+    ),
+    _Rule(
+        kind=RootKey,
+        when=RootKeyState.PENDING.value,
+        becomes=lambda root: replace(root, state=RootKeyState.HELD),
+        key=lambda root: (root.version,),
+        resource=lambda root: f"root/{root.version}",
+    ),
+)
+
+_OLDER_ROOTS = _Rule(
+    kind=RootKey,
+    when=RootKeyState.ENABLED.value,
+    becomes=lambda root: replace(root, state=RootKeyState.KEPT),
+    key=lambda root: (root.version,),
+    resource=lambda root: f"root/{root.version}",
+)
+
+
+class Holding:
+    """Holds everything there is to hold; doing it twice is the same as once. ``make_call``: the call about a thing."""
+
+    def __init__(self, store: Store, make_call: Callable[[str], Call]) -> None:
+        self._store = store
+        self._make_call = make_call
+
+    def hold(self) -> int:
+        """Hold it all, each with an audit entry of its own; how many were held."""
+        return sum(self._hold(rule, rows) for rule in _RULES for rows in self._batches(rule)) + self._keep_roots()
+
+    def unreadable(self) -> int:
+        """How many rows could not be read and so are not held; nobody does anything with such a row either."""
+        return sum(self._store.count(rule.kind, {"state": rule.when}) for rule in _RULES)
+
+    def _keep_roots(self) -> int:
+        """All but the newest: that one is destroyed only after an operator has rotated it out."""
+        ready = [root for rows in self._batches(_OLDER_ROOTS) for root in rows]
+        return self._hold(_OLDER_ROOTS, ready[:-1])
+
+    def _batches(self, rule: _Rule) -> Iterator[list[Any]]:
+        after: tuple[str | int, ...] = ()
+        where = {"state": rule.when}
+        while rows := self._store.page(rule.kind, after=after, limit=BATCH, where=where, sound_only=True):
+            yield rows
+            after = rule.key(rows[-1])
+
+    def _hold(self, rule: _Rule, rows: list[Any]) -> int:
+        if not rows:
+            return 0
+        call, count = self._make_call(f"{rule.resource(rows[0]).partition('/')[0]}/*"), 0
+        with self._store.write(call.outcome()) as write:
+            for row in rows:
+                stored = write.get(rule.kind, *rule.key(row))
+                if stored is not None and stored.state == rule.when:
+                    held = write.replace(stored, rule.becomes(stored))
+                    write.also(entry_of(call, rule.resource(held), state=held.state.value, **rule.facts(stored)))
+                    count += 1
+            write.note(count=count)
+        return count
+
+
+def held_work(store: Store) -> int:
+    """How many things wait for an operator since a restore; root keys that are only kept are none of them."""
+    states: dict[type[Any], str] = {
+        Key: KeyState.HELD.value,
+        KeyVersion: VersionState.HELD.value,
+        Import: ImportState.HELD.value,
+        RootKey: RootKeyState.HELD.value,
+    }
+    return sum(store.count(kind, {"state": state}) for kind, state in states.items())
+
+
+def version_held(version: KeyVersion) -> WrongState:
+    """The refusal to go on with a version that was being made when the database was restored."""
+    return WrongState(
+        "KEY_VERSION_HELD",
+        f"Version {version.number} of the key {version.key} was being made when the database was restored, and is held "
+        "since; an operator keeps or discards it with `broker key settle`.",
+    )

@@ -1,0 +1,21 @@
+"""What must be true of the database before something is destroyed for good."""
+
+from __future__ import annotations
+
+from broker.core.errors import WrongState
+from broker.core.ports import Store
+
+
+def refuse_doubt(store: Store, tables: frozenset[str], name: str) -> None:
+    """WrongState ``STORE_ALTERED`` if a row of these tables that may be about ``name`` is not as brokers left it.
+
+    Asked between the intent, which is durable by then, and the destruction: a row that says "destroy" and was put back
+    as it once was still shows in the sum of its table, however new it looks since the intent was written.
+    """
+    for one in store.inspect():
+        if one.table in tables and (not one.name or one.name.split("/")[0] == name):
+            raise WrongState(
+                "STORE_ALTERED",
+                f"Nothing of {name} is destroyed while the database is not as brokers left it ({one.table}: "
+                f"{one.name or 'one or more rows'} {one.how}); the broker's log lists what was changed.",
+            )

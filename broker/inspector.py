@@ -1,0 +1,79 @@
+"""Looks through the database again and again, beside everything else, and says what somebody else has changed there."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterable
+
+import structlog
+
+from broker.core.call import Call
+from broker.core.errors import BrokerError
+from broker.core.model import Principal
+from broker.core.ports import Now, RowFinding, Store
+
+log = structlog.get_logger("broker")
+
+SHARE = 100
+"""The pause after a look is so many times as long as the look took."""
+
+SHORTEST, LONGEST = 10.0, 900.0
+"""Seconds of a pause."""
+
+TOLD = 100
+"""Findings that are told by name; there may be as many as there are rows."""
+
+
+class Inspector:
+    """One thread; each finding is logged and recorded once, as long as it stands."""
+
+    def __init__(self, store: Store, now: Now) -> None:
+        self._store = store
+        self._now = now
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="inspector", daemon=True)
+        self._standing: set[RowFinding] = set()
+
+    def start(self, found: Iterable[RowFinding]) -> None:
+        """Tell what was found when the store was opened, and begin."""
+        self.tell(found)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the look that is under way, and wait a moment for it."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(1.0)
+
+    def tell(self, found: Iterable[RowFinding]) -> None:
+        """Log and record what is new among the findings."""
+        now = set(found)
+        new = sorted(now - self._standing, key=lambda one: (one.table, one.name, one.how))
+        for one in new[:TOLD]:
+            log.error("a row of the database was changed by somebody else", table=one.table, name=one.name, how=one.how)
+        if new:
+            self._store.record(*(self._entry(one).outcome("FAILED_PRECONDITION", "ROW_FORGED") for one in new[:TOLD]))
+        if len(new) > TOLD:
+            log.error("more rows of the database were changed by somebody else", count=len(new) - TOLD)
+        self._standing = now
+
+    def _run(self) -> None:
+        pause = SHORTEST
+        while not self._stop.wait(pause):
+            begun = time.monotonic()
+            try:
+                self.tell(self._store.inspect())
+            except BrokerError as error:
+                log.warning("background work failed", work="inspection", reason=error.reason, sentence=error.message)
+            pause = min(max(SHARE * (time.monotonic() - begun), SHORTEST), LONGEST)
+
+    def _entry(self, one: RowFinding) -> Call:
+        principal = Principal(kind="broker", name="background")
+        resource = f"row/{one.table}/{one.name or '*'}"
+        call = Call(
+            id=secrets.token_hex(16), rpc="-/Inspect", principal=principal, peer="", now=self._now, resource=resource
+        )
+        call.note(state=one.how)
+        return call

@@ -1,0 +1,45 @@
+"""The key that vouches for the database's rows: random, wrapped by a key of the HSM, in a file of the certificates.
+
+All processes on one database share the file. Without the HSM nobody can open it, and who has the database alone can
+compute no MAC. It is never made anew for a database that has rows under another one.
+"""
+
+from __future__ import annotations
+
+from broker.config import Config
+from broker.core.errors import InvalidRequest, NotFound, WrongState
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, Purpose
+from broker.core.ports import Device, KeyRef
+from broker.rpc.tls import read_key
+from broker.store.authentic import KEY_BYTES
+
+REF = KeyRef(hsm_id=b"broker/row-key/1", type=KeyType.AES_256, usage=KeyUsage.ENCRYPT, public_key=None, name="")
+FILE = "rows.key"
+
+
+def row_key(config: Config, device: Device) -> bytes:
+    """The 32 bytes; WrongState ``NOT_INITIALISED`` or ``FILE_DAMAGED``."""
+    file = config.certificates / FILE
+    if not file.exists():
+        raise WrongState("NOT_INITIALISED", f"{file} is missing; run `broker init` for this folder first.")
+    try:
+        key = device.keyring(Purpose.ROWS).decrypt(REF, EncryptionAlgorithm.AES_GCM, read_key(file), _context(config))
+    except (InvalidRequest, NotFound) as error:
+        raise WrongState(
+            "FILE_DAMAGED",
+            f"{file} does not open in this HSM: put the right file or the right token back from a backup.",
+        ) from error
+    if len(key) != KEY_BYTES:
+        raise WrongState("FILE_DAMAGED", f"{file} holds another key; put it back from a backup.")
+    return key
+
+
+def wrapped(config: Config, device: Device) -> bytes:
+    """A new key, as the file is to hold it; the HSM's own key for it is made where it is missing."""
+    ring = device.keyring(Purpose.ROWS)
+    ring.generate(REF, exportable=False)
+    return ring.encrypt(REF, EncryptionAlgorithm.AES_GCM, device.random(KEY_BYTES), _context(config))
+
+
+def _context(config: Config) -> bytes:
+    return b"broker-row-key-v1\0" + config.trust_domain.encode()

@@ -1,0 +1,111 @@
+"""Rows that only a broker with this HSM can have written: each carries a MAC over what it says and where it stands.
+
+The MAC is HMAC-SHA-256 (RFC 2104), cut to 128 bits (5), over the table's name and every cell, so also over the primary
+key and the revision: a row that was altered, copied to another place or made up elsewhere is refused by name. What is
+NULL is left out, so that a nullable column can be added later without a new MAC for every row.
+
+A row that was put back as it once was has a good MAC. What tells it is ``floors``, while this process knows better,
+and ``ledger``, which sums up the weights of all rows; a weight is a second HMAC, which no table holds.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, TypeVar
+
+from broker.core.errors import WrongState
+from broker.core.model import Key, KeyVersion, Operator, Record, Secret, SecretVersion, Session, TrustRule
+from broker.store.rows import FIELDS, NAMES, record_of, row_of, shown
+
+R = TypeVar("R", bound=Record)
+
+KEY_BYTES = 32
+MAC_BYTES = 16
+WEIGHT_BYTES = 32
+
+READ_OFTEN = frozenset({Key, KeyVersion, Operator, Secret, SecretVersion, Session, TrustRule})
+"""Kinds that calls read over and over: an equal row is the same record, and is not checked and taken apart again."""
+
+REMEMBERED = 4096
+"""Records that are kept for that."""
+
+MAX_REMEMBERED = 1024
+"""Bytes of a secret's sealed fields up to which it is kept."""
+
+_SEALED = [field.name for field in FIELDS[SecretVersion]].index("sealed")
+
+
+class Rows:
+    """Records to rows with a MAC, and back. ``key``: 32 bytes that nobody else has."""
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != KEY_BYTES:
+            raise ValueError("the key of the rows has 32 bytes")
+        self._mac_key, self._weight_key = (hmac.digest(key, use, "sha256") for use in (b"row-mac-v1", b"row-weight-v1"))
+        self._remembered: Callable[..., Any] = lru_cache(REMEMBERED, typed=True)(self._checked)  # 1 and True are equal
+
+    def __repr__(self) -> str:
+        return "Rows()"
+
+    def row(self, record: Record) -> dict[str, Any]:
+        """The cells of a record and, under ``mac``, their MAC; InvalidRequest ``VALUE_NOT_STORABLE`` as ``row_of``."""
+        cells = row_of(record)
+        return {**cells, "mac": self.mac_of(type(record), tuple(cells.values()))}
+
+    def mac(self, record: Record) -> bytes:
+        """The MAC of the row that holds this record."""
+        return self.mac_of(type(record), tuple(row_of(record).values()))
+
+    def record(self, kind: type[R], row: Sequence[Any]) -> R:
+        """The record in a row whose last cell is its MAC; WrongState ``ROW_FORGED`` or ``ROW_DAMAGED``."""
+        often = kind in READ_OFTEN and (kind is not SecretVersion or len(row[_SEALED]) <= MAX_REMEMBERED)
+        made: R = self._remembered(kind, *row) if often else self._checked(kind, *row)
+        return made
+
+    def genuine(self, kind: type[Any], row: Sequence[Any]) -> bool:
+        """Whether a broker with this key has written the row so, under this name."""
+        return type(row[-1]) is bytes and hmac.compare_digest(row[-1], self.mac_of(kind, row[:-1]))
+
+    def weight(self, kind: type[Any], mac: bytes) -> int:
+        """What a row with this MAC adds to the sum of its table, modulo 2^256."""
+        return int.from_bytes(hmac.digest(self._weight_key, _TAGS[kind] + mac, "sha256"), "big")
+
+    def seal(self, *parts: str | int | bytes) -> bytes:
+        """The MAC of something else than a record; the first part says what."""
+        return hmac.digest(self._mac_key, ascii(parts).encode("ascii"), "sha256")[:MAC_BYTES]
+
+    def mac_of(self, kind: type[Any], cells: Sequence[Any]) -> bytes:
+        """The MAC of a row with these cells."""
+        always, sometimes = _PARTS[kind]
+        there = [(name, cells[at]) for name, at in sometimes if cells[at] is not None]
+        told = ascii((NAMES[kind], always(cells), there))
+        return hmac.digest(self._mac_key, told.encode("ascii"), "sha256")[:MAC_BYTES]
+
+    def _checked(self, kind: type[R], *row: Any) -> R:
+        if not self.genuine(kind, row):
+            raise forged(kind, row, "is not as the broker wrote it")
+        return record_of(kind, row[:-1])
+
+
+def forged(kind: type[Any], row: Sequence[Any], how: str) -> WrongState:
+    """The refusal of a row that somebody else has changed."""
+    return WrongState(
+        "ROW_FORGED",
+        f"The stored {kind.__name__} {shown(kind, row)} {how}: somebody else writes to the database. Nothing was done "
+        "with it; put that row back as it last was, and find out who has the database's password.",
+        kind=kind.__name__,
+    )
+
+
+def _parts(kind: type[Any]) -> tuple[Callable[[Sequence[Any]], Any], list[tuple[str, int]]]:
+    """What is always there, and the cells that may be NULL with their names."""
+    fields = list(enumerate(FIELDS[kind]))
+    always = itemgetter(*(at for at, field in fields if not field.nullable))
+    return always, [(field.name, at) for at, field in fields if field.nullable]
+
+
+_PARTS = {kind: _parts(kind) for kind in FIELDS}
+_TAGS = {kind: NAMES[kind].encode() + b"\0" for kind in FIELDS}

@@ -1,0 +1,124 @@
+"""What this process knows of each row: how new it is. A row that is older than that was put back by somebody.
+
+Filled from the whole database at the start, by this process's own changes, and by each inspection with those of others.
+Rows are known by a hash, which costs about 100 bytes a row; kinds that come and go are kept for the newest
+``PASSING_ROWS`` only, those that permit nothing not at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from threading import Lock
+from typing import Any
+
+from broker.core.errors import WrongState
+from broker.core.model import (
+    Operator,
+    PolicyDocument,
+    Record,
+    Secret,
+    SecretVersion,
+    Session,
+    UsedToken,
+)
+from broker.store.marks import UNTOLD, Changed, word
+from broker.store.rows import rank, shown_key
+from broker.store.tables import key_of
+
+NEVER_DELETED = frozenset({Operator, PolicyDocument, Secret, SecretVersion, UsedToken})
+"""Kinds that no broker deletes, or (a used token) not while anybody can ask for it."""
+
+PASSING = frozenset({Session, UsedToken})
+PASSING_ROWS = 65_536
+
+GONE = 1 << 100
+"""The rank of a row that was deleted: none comes up to it."""
+
+
+class Floors:
+    """The highest rank known of each row, by kind and primary key. Thread-safe.
+
+    ``alone``: no other process changes this database, so that whatever is gone was deleted here.
+    """
+
+    def __init__(self, *, alone: bool) -> None:
+        self._alone = alone
+        self._lock = Lock()
+        self._lasting: dict[int, int] = {}
+        self._passing: OrderedDict[int, int] = OrderedDict()  # the oldest first
+        self._leaving: Counter[int] = Counter()  # being deleted here, committed or not yet
+        self._removed: frozenset[str] = frozenset()  # as the journal calls them
+
+    def passes(self, record: Record) -> bool:
+        """Whether this can be the newest of its row."""
+        kind = type(record)
+        return kind in UNTOLD or rank(record) >= self._of(kind).get(hash((kind, key_of(record))), 0)
+
+    def admits(self, kind: type[Any], key: tuple[str | int, ...], found: int) -> bool:
+        """As ``passes``, for a row that was not taken apart; ``found`` is its rank."""
+        return kind in UNTOLD or found >= self._of(kind).get(hash((kind, key)), 0)
+
+    def check_absent(self, kind: type[Any], key: tuple[str | int, ...]) -> None:
+        """WrongState ``ROW_FORGED`` if a row that is not there was removed by somebody else."""
+        known = (self._alone or kind in NEVER_DELETED) and self.has(kind, key) and not self._leaving[hash((kind, key))]
+        if known or (self._removed and word(kind, key) in self._removed):
+            raise WrongState(
+                "ROW_FORGED",
+                f"The stored {kind.__name__} {shown_key(key)} was removed by somebody else: "
+                "nothing was done; put that row back as it last was, and find out who has the database's password.",
+                kind=kind.__name__,
+            )
+
+    def has(self, kind: type[Any], key: tuple[str | int, ...]) -> bool:
+        """Whether such a row is there, as far as this process knows."""
+        return 0 < self._of(kind).get(hash((kind, key)), 0) < GONE
+
+    def deleted(self, kind: type[Any], key: tuple[str | int, ...]) -> bool:
+        """Whether this process knows that such a row was deleted."""
+        return self._of(kind).get(hash((kind, key)), 0) == GONE
+
+    def removed(self, name: str) -> None:
+        """The journal names a row (``marks.word``) that is not there."""
+        self._removed |= {name}
+
+    def raise_to(self, known: Iterable[tuple[type[Any], tuple[str | int, ...], int]]) -> None:
+        """Rows have these ranks, or higher ones; ``GONE`` for one that was deleted."""
+        with self._lock:
+            for kind, key, found in known:
+                self._note(kind, hash((kind, key)), found)
+
+    def leave(self, kind: type[Any], key: tuple[str | int, ...]) -> None:
+        """A row is about to be deleted here: from now until ``left`` it may be there or not."""
+        with self._lock:
+            self._leaving[hash((kind, key))] += 1
+
+    def left(self, changes: Iterable[Changed]) -> None:
+        """What was to be deleted is, or was not after all."""
+        with self._lock:
+            for place in (hash((one.kind, one.key)) for one in changes if one.after is None):
+                self._leaving[place] -= 1
+                if not self._leaving[place]:
+                    del self._leaving[place]
+
+    def changed(self, changes: Iterable[Changed]) -> None:
+        """This process has committed these changes, in this order."""
+        with self._lock:
+            for one in changes:
+                place = hash((one.kind, one.key))
+                if one.before is None:  # if there was such a row once, that one is over
+                    self._of(one.kind).pop(place, None)
+                self._note(one.kind, place, GONE if one.after is None else one.rank)
+
+    def _note(self, kind: type[Any], place: int, found: int) -> None:
+        if kind in UNTOLD:
+            return
+        floors = self._of(kind)
+        floors[place] = max(found, floors.get(place, 0))
+        if floors is self._passing:
+            self._passing.move_to_end(place)
+            if len(self._passing) > PASSING_ROWS:
+                self._passing.popitem(last=False)
+
+    def _of(self, kind: type[Any]) -> dict[int, int]:
+        return self._passing if kind in PASSING else self._lasting

@@ -1,0 +1,206 @@
+"""The sums of all rows: what tells that some were put back, removed, or put in again, although each is genuine.
+
+Each row has a weight that only a holder of the key can compute (``authentic``); a table's sum is that of its rows,
+modulo 2^256 (MSet-Add-Hash of Clarke et al., ASIACRYPT 2003, with a secret key). Every transaction adds what it
+changed to a row of the ledger in the same transaction, so that at any moment the ledger's sums are those of the
+tables. A process has several such rows (slots), one for each transaction under way, so that none waits for another.
+
+A slot counts its changes, and the audit journal names the counts with each change (``mark``). So whoever puts the
+ledger back together with the tables is found by this process at once, and by the next one through the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Protocol
+
+from sqlalchemy import BigInteger, Executable, Insert, LargeBinary, Text, bindparam, select, text
+
+from broker.core.errors import WrongState
+from broker.core.model import AuditHead
+from broker.store.authentic import WEIGHT_BYTES, Rows
+from broker.store.rows import NAMES
+from broker.store.tables import LEDGER
+
+SUMMED = tuple(kind for kind in NAMES if kind is not AuditHead)
+"""Kinds that have a sum, in the order of the sums in a slot: a new kind comes last. Heads have the HSM's signature."""
+
+MODULUS = 1 << (8 * WEIGHT_BYTES)
+
+_OWNER, _SLOT = LEDGER.c.owner == bindparam("of", type_=Text), LEDGER.c.slot == bindparam("at", type_=BigInteger)
+SLOTS = select(LEDGER)
+OWN = select(LEDGER.c.slot, LEDGER.c.changes).where(_OWNER)
+ONE = select(LEDGER).where(_OWNER, _SLOT)
+BEGIN = text(
+    "INSERT INTO ledger (owner, slot, changes, sums, mac) VALUES (:owner, :slot, :changes, :sums, :mac) "
+    "ON CONFLICT DO NOTHING"
+)
+MOVE = (
+    LEDGER.update()
+    .where(_OWNER, _SLOT, LEDGER.c.changes == bindparam("was", type_=BigInteger))
+    .values(
+        {
+            "changes": bindparam("n_changes", type_=BigInteger),
+            "sums": bindparam("n_sums", type_=LargeBinary),
+            "mac": bindparam("n_mac", type_=LargeBinary),
+        }
+    )
+)
+
+Sums = dict[type[Any], int]
+
+
+def fill() -> Insert:
+    """The statement that puts a whole slot in."""
+    return LEDGER.insert()
+
+
+class Statements(Protocol):
+    """An open transaction's connection."""
+
+    def read(self, statement: Executable, values: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
+        """The rows of a SELECT."""
+
+    def change(self, statement: Executable, rows: list[dict[str, Any]]) -> int:
+        """How many rows a statement changed."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """One row of the ledger. ``sums`` None: to be read before its next use, since nobody knows how a commit ended."""
+
+    number: int
+    count: int = 0  # of changes that are known to be committed
+    sums: Sums | None = field(default_factory=dict)
+    reached: tuple[int, Sums] | None = None  # what the transaction under way has written
+
+
+class Ledger:
+    """The slots of this process. ``owner``: who it is, the same after a restart, and no other process's."""
+
+    def __init__(self, owner: str, rows: Rows) -> None:
+        self.owner = owner
+        self._rows = rows
+        self._lock = Lock()
+        self._idle: list[Slot] = []
+        self._counts: dict[int, int] = {}
+        self.owing: Sums = {}  # what the sums lack, once somebody has accepted the tables as they are
+
+    def learn(self, found: Iterable[tuple[int, int]]) -> None:
+        """The slots that the database has of this process: (number, count)."""
+        with self._lock:
+            slots = [Slot(number, count, None) for number, count in found]
+            self._idle = sorted(slots, key=lambda slot: -slot.number)
+            self._counts = {slot.number: slot.count for slot in slots}
+
+    @contextmanager
+    def slot(self) -> Iterator[Slot]:
+        """A slot for one transaction, which has ended when the body leaves: by an exception, nobody knows how."""
+        with self._lock:
+            slot = self._idle.pop() if self._idle else Slot(max(self._counts, default=-1) + 1)
+            self._counts.setdefault(slot.number, slot.count)
+        try:
+            yield slot
+            if slot.reached:
+                slot.count, slot.sums = slot.reached
+        except BaseException:
+            slot.sums = None
+            raise
+        finally:
+            slot.reached = None
+            with self._lock:
+                self._counts[slot.number] = slot.count
+                self._idle.append(slot)
+
+    def enter(self, slot: Slot, change: Mapping[type[Any], int], statements: Statements) -> str:
+        """Add what a transaction changes, as its last statement; the mark that its audit entry is to have."""
+        if slot.sums is None:
+            self._reread(slot, statements)
+        owing, self.owing = self.owing, {}
+        whole = {kind: change.get(kind, 0) + owing.get(kind, 0) for kind in change.keys() | owing.keys()}
+        if not self._moved(slot, whole, statements):
+            self._reread(slot, statements)
+            if not self._moved(slot, whole, statements):
+                raise altered()
+        return self._mark(slot)
+
+    def has(self, there: Mapping[int, int], known: Mapping[int, int]) -> bool:
+        """Whether the database has all the changes of each slot that are ``known`` to be made."""
+        return all(there.get(number, 0) >= count for number, count in known.items())
+
+    def known(self) -> dict[int, int]:
+        """The slots and how many of their changes are committed."""
+        with self._lock:
+            return {number: count for number, count in self._counts.items() if count}
+
+    def row(self, slot: int, count: int, sums: Sums) -> dict[str, Any]:
+        """The cells of a slot."""
+        packed = pack(sums)
+        mac = self._rows.seal("ledger", self.owner, slot, count, packed)
+        return {"owner": self.owner, "slot": slot, "changes": count, "sums": packed, "mac": mac}
+
+    def _moved(self, slot: Slot, change: Mapping[type[Any], int], statements: Statements) -> bool:
+        sums = dict(slot.sums or {})
+        for kind, weight in change.items():
+            sums[kind] = (sums.get(kind, 0) + weight) % MODULUS
+        row = self.row(slot.number, slot.count + 1, sums)
+        if slot.count == 0:
+            changed = statements.change(BEGIN, [row])
+        else:
+            new = {f"n_{name}": row[name] for name in ("changes", "sums", "mac")}
+            changed = statements.change(MOVE, [{"of": self.owner, "at": slot.number, "was": slot.count, **new}])
+        if not changed:
+            return False
+        slot.reached = slot.count + 1, sums
+        return True
+
+    def _reread(self, slot: Slot, statements: Statements) -> None:
+        rows = statements.read(ONE, {"of": self.owner, "at": slot.number})
+        count, sums = (rows[0][2], unpack(rows[0][3])) if rows and genuine(self._rows, rows[0]) else (0, {})
+        if count < slot.count:
+            raise restored()
+        slot.count, slot.sums = count, sums
+
+    def _mark(self, slot: Slot) -> str:
+        with self._lock:
+            counts = dict(self._counts)
+        counts[slot.number] = slot.reached[0] if slot.reached else slot.count
+        return f"{self.owner}:{slot.number}:{'.'.join(str(counts.get(at, 0)) for at in range(max(counts) + 1))}"
+
+
+def genuine(rows: Rows, row: Sequence[Any]) -> bool:
+    """Whether a row of the ledger is as a broker wrote it."""
+    owner, slot, count, sums, mac = row
+    return bool(mac == rows.seal("ledger", owner, slot, count, sums))
+
+
+def pack(sums: Sums) -> bytes:
+    """The sums as a cell."""
+    return b"".join(sums.get(kind, 0).to_bytes(WEIGHT_BYTES, "big") for kind in SUMMED)
+
+
+def unpack(packed: bytes) -> Sums:
+    """What ``pack`` made, or an older program with fewer kinds."""
+    parts = (packed[at : at + WEIGHT_BYTES] for at in range(0, len(packed), WEIGHT_BYTES))
+    return {kind: int.from_bytes(part, "big") for kind, part in zip(SUMMED, parts, strict=False)}
+
+
+def altered() -> WrongState:
+    """The refusal of a change when the ledger is not as this process left it."""
+    return WrongState(
+        "STORE_ALTERED",
+        "The database's ledger was changed by somebody else, so nothing was changed; find out who has the database's "
+        "password, and restart the broker, which then says what else was changed.",
+    )
+
+
+def restored() -> WrongState:
+    """The refusal of a database that lacks changes which were committed."""
+    return WrongState(
+        "STORE_RESTORED",
+        "The database is older than this host's audit journal: it lacks changes that are recorded there, so it was put "
+        "back, in part or whole; put the newer one back, or run `broker accept-restore`, which ends all sessions.",
+    )

@@ -1,0 +1,185 @@
+"""What the audit journal says of each change to the database: which rows, and how far the ledger has come.
+
+Two facts of an audit entry (docs/audit-format.md): ``rows``, a word for each row that decides something, and
+``ledger``. With them a broker that starts can tell whether the database went back, and which rows somebody changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from broker.core.audit import AuditEntry
+from broker.core.model import AuditHead, Lease, Receipt, SecretRead
+from broker.store.authentic import MAC_BYTES, Rows
+from broker.store.chain import SUFFIX
+from broker.store.lines import backwards
+from broker.store.rows import NAMES
+
+UNTOLD = frozenset({AuditHead, Lease, Receipt, SecretRead})
+"""Kinds whose rows are not named: they come by the hundred, and open nothing by themselves."""
+
+WORDS = 960
+"""Characters of ``rows`` in one entry; a record keeps 1024 of a text."""
+
+NEWEST = 64
+"""Marks that are looked at: those of calls that ran at the same time may stand in another order than they count."""
+
+FILES = 8
+"""Files of a replica that are looked through for a mark."""
+
+_PLAIN = re.compile(r"[!-~]{1,80}", re.ASCII)
+_WORD = re.compile(r"([a-z_]+)/([!-~]+)@(\d{1,18})(?::([0-9a-f]{32})|(-))", re.ASCII)
+_FACT = b'"ledger":"'
+_TABLES = {name: kind for kind, name in NAMES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """One row that a transaction changed; ``before`` and ``after`` are its MACs, None where there was or is none."""
+
+    kind: type[Any]
+    key: tuple[str | int, ...]
+    revision: int  # of what is there now; of what was deleted
+    rank: int
+    before: bytes | None
+    after: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far the ledger of a process had come, as an entry says: ``slot`` is the one of the entry's own change."""
+
+    owner: str
+    slot: int
+    counts: tuple[int, ...]  # of every slot: what was committed when the entry was made, and the entry's own
+
+    @property
+    def certain(self) -> dict[int, int]:
+        """What the database must have: the entry's own change may have got no further than the journal."""
+        return {slot: count - (slot == self.slot) for slot, count in enumerate(self.counts)}
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The last that the journal says of a row; ``mac`` None: it was deleted."""
+
+    revision: int
+    mac: bytes | None
+
+
+def weights(rows: Rows, changes: Iterable[Changed]) -> dict[type[Any], int]:
+    """What changes add to the sum of each table."""
+    found: dict[type[Any], int] = {}
+    for one in changes:
+        less = rows.weight(one.kind, one.before) if one.before else 0
+        more = rows.weight(one.kind, one.after) if one.after else 0
+        found[one.kind] = found.get(one.kind, 0) + more - less
+    return found
+
+
+def word(kind: type[Any], key: Sequence[str | int]) -> str:
+    """A row's name for the journal: its primary key, or a hash of one that is long or has spaces."""
+    name = "/".join(str(part) for part in key)
+    plain = _PLAIN.fullmatch(name) and not name.startswith("~")
+    return f"{NAMES[kind]}/{name if plain else '~' + hashlib.sha256(ascii(tuple(key)).encode()).hexdigest()[:32]}"
+
+
+def tell(entries: Sequence[AuditEntry], changes: Iterable[Changed], mark: str) -> tuple[AuditEntry, ...]:
+    """The entries of a transaction with what it changed; further ones where the rows do not fit in."""
+    chunks = list(_chunks(_said(one) for one in changes if one.kind not in UNTOLD))
+    spare = [replace(entries[0], facts={}) for _ in range(len(chunks) - len(entries))]
+    told = [
+        replace(entry, facts={**entry.facts, "rows": chunk})
+        for entry, chunk in zip([*entries, *spare], chunks, strict=False)
+    ]
+    told += entries[len(told) :]
+    told[0] = replace(told[0], facts={**told[0].facts, "ledger": mark})
+    return tuple(told)
+
+
+def newest(folder: Path, replica: str, owner: str) -> list[Mark]:
+    """The last marks of this process and those before it, from one chain of the replica; [] when there are none."""
+    for path in islice(reversed(journal_files(folder, replica)), FILES):
+        if found := list(islice(_marks(path, owner), NEWEST)):
+            return found
+    return []
+
+
+def history(folder: Path, reached: Mapping[tuple[str, int], int]) -> dict[str, Told]:
+    """The last that this folder's journals say of each row; changes that were not committed left out.
+
+    ``reached``: how far each process's slots are in the database.
+    """
+    rows: dict[str, Told] = {}
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        with path.open("rb") as lines:
+            for line in lines:
+                for name, told in _rows(line, reached):
+                    if (known := rows.get(name)) is None or told.revision >= known.revision or known.mac is None:
+                        rows[name] = told
+    return rows
+
+
+def journal_files(folder: Path, replica: str) -> list[Path]:
+    """The files of a replica's chains, the oldest first."""
+    pattern = re.compile(rf"{re.escape(replica)}-\d{{8}}T\d{{12}}Z-[0-9a-f]{{16}}\.\d{{6}}{re.escape(SUFFIX)}")
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)) if folder.is_dir() else []
+
+
+def _said(one: Changed) -> str:
+    return f"{word(one.kind, one.key)}@{one.revision}{':' + one.after.hex() if one.after else '-'}"
+
+
+def _chunks(words: Iterable[str]) -> Iterator[str]:
+    chunk = ""
+    for each in words:
+        if chunk and len(chunk) + 1 + len(each) > WORDS:
+            yield chunk
+            chunk = ""
+        chunk = f"{chunk} {each}" if chunk else each
+    if chunk:
+        yield chunk
+
+
+def _marks(path: Path, owner: str) -> Iterator[Mark]:
+    wanted = _FACT + owner.encode() + b":"
+    for line in backwards(path):
+        if wanted in line and (found := _mark(_facts(line))):
+            yield found
+
+
+def _facts(line: bytes) -> Mapping[str, Any]:
+    try:
+        facts = json.loads(line)["facts"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _mark(facts: Mapping[str, Any]) -> Mark | None:
+    try:
+        owner, slot, counts = str(facts.get("ledger", "")).split(":")
+        mark = Mark(owner, int(slot), tuple(map(int, counts.split("."))))
+    except ValueError:
+        return None
+    return mark if 0 <= mark.slot < len(mark.counts) else None
+
+
+def _rows(line: bytes, reached: Mapping[tuple[str, int], int]) -> Iterator[tuple[str, Told]]:
+    if b'"rows":"' not in line:
+        return
+    facts = _facts(line)
+    mark = _mark(facts)
+    if mark and mark.counts[mark.slot] > reached.get((mark.owner, mark.slot), 0):
+        return
+    for said in str(facts.get("rows", "")).split(" "):
+        if (found := _WORD.fullmatch(said)) and found[1] in _TABLES:
+            mac = bytes.fromhex(found[4]) if found[4] else None
+            yield f"{found[1]}/{found[2]}", Told(int(found[3]), mac if mac is None or len(mac) == MAC_BYTES else None)

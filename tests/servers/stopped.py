@@ -1,0 +1,22 @@
+"""The database of a broker that does not run, opened as the broker would: with the key of its rows from its HSM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from broker.app import now
+from broker.config import load
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.row_key import row_key
+from broker.store.sql import SqlStore
+
+
+@contextmanager
+def store_of(folder: Path) -> Iterator[SqlStore]:
+    config = load(folder / "broker.toml")
+    with closing(Pkcs11Hsm(config.hsm)) as hsm:
+        key = row_key(config, hsm)
+    with closing(SqlStore(config.store, key, now, passing="test")) as store:
+        yield store

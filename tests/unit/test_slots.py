@@ -1,0 +1,183 @@
+"""NT-10: calls that wait for targets hold threads; no target and no caller may hold so many that others get none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from broker.core.errors import BrokerError, Exhausted, PermissionDenied, Unavailable
+from broker.core.guard import Guard
+from broker.core.handover import Handover
+from broker.core.imports import Imports
+from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
+from broker.core.model import Key, KeyVersion, Target
+from broker.core.slots import Slots
+from broker.core.targets import Targets
+from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.hsm import SoftwareHsm
+from tests.fakes.memory_store import MemoryStore
+
+CLOCK = Clock()
+
+
+def of(name: str) -> Any:
+    return call("TargetService/CheckTarget", operator(name, "admins"), CLOCK)
+
+
+def taken(slots: Slots, stack: ExitStack, caller: str, target: str) -> str:
+    """Take slots until one is refused; how many, and why no more."""
+    for number in range(100):
+        try:
+            stack.enter_context(slots.hold(of(caller), target))
+        except Exhausted as refusal:
+            return f"{number} {refusal.reason}"
+    raise AssertionError("there is no end to the slots")
+
+
+def test_NT_10_who_takes_all_he_can_get_leaves_as_many_for_the_next() -> None:
+    slots = Slots(8)
+    with ExitStack() as held:
+        assert taken(slots, held, "alice", "hung") == "4 TARGET_BUSY"
+        assert taken(slots, held, "bob", "hung") == "0 TARGET_BUSY"
+        assert taken(slots, held, "alice", "sound") == "0 CALLER_BUSY"
+        assert taken(slots, held, "bob", "sound") == "2 TARGET_BUSY"
+        assert taken(slots, held, "carol", "third") == "1 TARGET_BUSY"
+        assert taken(slots, held, "dave", "fourth") == "1 TARGETS_BUSY"
+    assert taken(slots, held, "dave", "hung") == "4 TARGET_BUSY"
+    held.close()
+    assert (slots._free, dict(slots._held)) == (8, {})
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 128])
+def test_NT_10_there_is_a_slot_for_the_first_and_with_two_for_another(count: int) -> None:
+    slots = Slots(count)
+    with ExitStack() as held:
+        assert int(taken(slots, held, "alice", "hung").split()[0]) == (count + 1) // 2
+        second = taken(slots, held, "bob", "sound")
+        assert int(second.split()[0]) >= min(1, count - 1)
+
+
+def test_a_slot_is_given_back_whatever_ends_the_call() -> None:
+    slots = Slots(1)
+    for kind in (ValueError, SystemExit, GeneratorExit):
+        with pytest.raises(kind), slots.hold(of("alice"), "a"):
+            raise kind
+    with slots.hold(of("alice"), "a"):
+        pass
+
+
+class Hung:
+    """Nouns on targets: who connects to the one named ``hung`` waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.inside = threading.Semaphore(0)
+        self.release = threading.Event()
+        self.slots = Slots(4)
+        parts: tuple[Any, ...] = (self.store, SoftwareHsm(), Guard(document()), self._connect, CLOCK, self.slots)
+        self.targets = Targets(*parts)
+        self.imports = Imports(*parts)
+        self.handover = Handover(self.imports.ledger)
+        for name in ("hung", "sound"):
+            self._add(Target(name=name, kind=name, settings={}, kek_id="k", kek_thumbprint="0", created_at=CLOCK()))
+        self._add(
+            Key(
+                name="payments", type=KeyType.EC_P256, usage=KeyUsage.SIGN, exportable=True, labels={}, primary=1,
+                owner="operator/alice", state=KeyState.ENABLED, latest=1, created_at=CLOCK(),
+            )
+        )  # fmt: skip
+        self._add(
+            KeyVersion(
+                key="payments", number=1, hsm_id=b"1" * 16, public_key=b"spki", state=VersionState.ENABLED,
+                sealed=False,
+                created_at=CLOCK(),
+            )
+        )  # fmt: skip
+
+    def _add(self, row: Any) -> None:
+        with self.store.write(of("alice").outcome()) as write:
+            write.add(row)
+
+    def _connect(self, kind: str, _settings: object) -> Any:
+        if kind == "hung":
+            self.inside.release()
+            assert self.release.wait(20)
+        raise Unavailable("TARGET_UNAVAILABLE", "It does not answer.")
+
+    def uses(self, who: Any, target: str) -> dict[str, Callable[[], object]]:
+        """Every method that waits for a target."""
+
+        def asked(method: str) -> Any:
+            return call(f"X/{method}", who, CLOCK)
+
+        return {
+            "create": lambda: self.targets.create(asked("CreateTarget"), "new", target, {}, ""),
+            "check": lambda: self.targets.check(asked("CheckTarget"), target),
+            "repin": lambda: self.targets.repin(asked("RepinTarget"), target, "0" * 64),
+            "import": lambda: self.imports.import_key(asked("ImportKey"), "payments", 0, target, ""),
+            "prove": lambda: self.imports.prove(asked("ProveImport"), "payments", 0, target),
+            "export": lambda: self.handover.export(asked("ExportKey"), "payments", 0, target, ""),
+            "confirm": lambda: self.handover.confirm(asked("ConfirmImport"), "payments", 0, target),
+        }
+
+
+@pytest.fixture
+def hung() -> Iterator[Hung]:
+    made = Hung()
+    yield made
+    made.release.set()
+
+
+def reason(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except BrokerError as refusal:
+        return refusal.reason
+    return "ok"
+
+
+METHODS = ["create", "check", "repin", "import", "prove", "export", "confirm"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_NT_10_one_target_that_hangs_leaves_the_others_to_everybody(hung: Hung, method: str) -> None:
+    alice, bob = operator("alice", "admins"), operator("bob", "admins")
+    with ThreadPoolExecutor(2) as threads:
+        waiting: list[Future[Any]] = [threads.submit(hung.uses(alice, "hung")["check"]) for _ in range(2)]
+        for _ in waiting:
+            assert hung.inside.acquire(timeout=5)
+        name = "new" if method == "create" else "hung"
+        if name == "hung":
+            assert reason(hung.uses(bob, "hung")[method]) == "TARGET_BUSY"
+        assert reason(hung.uses(alice, "sound")[method]) == "CALLER_BUSY"
+        assert reason(hung.uses(bob, "sound")[method]) not in {"TARGET_BUSY", "TARGETS_BUSY", "CALLER_BUSY"}
+        hung.release.set()
+        assert [len(each.result(5)) for each in waiting] == [4, 4]
+    assert hung.slots._free == 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_NT_10_who_may_not_never_takes_a_slot_nor_waits_for_one(hung: Hung, method: str) -> None:
+    mallory = operator("mallory")
+    with ExitStack() as held:
+        for number in range(4):
+            for caller in ("alice", "bob", "carol", "dave"):
+                if hung.slots._free:
+                    with_slot = hung.slots.hold(of(caller), f"t{number}-{caller}")
+                    try:
+                        held.enter_context(with_slot)
+                    except Exhausted:
+                        continue
+        assert hung.slots._free == 0
+        with pytest.raises(PermissionDenied):
+            hung.uses(mallory, "hung")[method]()
+        expected = {"TARGETS_BUSY"}
+        assert {reason(hung.uses(operator("erin", "admins"), "hung")[method])} == expected
+    with pytest.raises(PermissionDenied):
+        hung.uses(mallory, "hung")[method]()
+    assert not hung.inside.acquire(blocking=False)
