@@ -1,15 +1,12 @@
 """The composition root: builds every part once, in order, and alone names concrete classes.
 
-The clock lives here, and the background loop: it watches the HSM and the store, signs the audit's heads and, in the
-one process that leads all others, ends sessions whose time is over and does the chores that a crash left behind.
+The clock lives here.
 """
 
 from __future__ import annotations
 
-import secrets
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
@@ -21,7 +18,6 @@ from broker.auth.oidc import Oidc
 from broker.auth.session import SessionTokens
 from broker.config import Config
 from broker.core import policy
-from broker.core.call import Call
 from broker.core.clock import Clock, Timely
 from broker.core.errors import BrokerError
 from broker.core.guard import Guard
@@ -33,10 +29,9 @@ from broker.core.keys import DestructionDelay, Keys
 from broker.core.kinds import Purpose
 from broker.core.kv import Secrets
 from broker.core.leases import Leases
-from broker.core.model import Import, Principal
 from broker.core.operators import Operators
 from broker.core.policies import Policies
-from broker.core.ports import Authenticator, Now
+from broker.core.ports import Authenticator, Hsm, KeyRef
 from broker.core.quota import Limits
 from broker.core.roots import known_roots
 from broker.core.sealing import Sealing
@@ -45,10 +40,10 @@ from broker.core.settling import Settling
 from broker.core.slots import Slots
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
-from broker.core.withdrawal import Withdrawals, is_away
-from broker.errands import Errands
+from broker.core.withdrawal import Withdrawals
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.inspector import Inspector
+from broker.loop import Loop
 from broker.processor import Processor
 from broker.row_key import row_key
 from broker.rpc.nouns import answers
@@ -59,32 +54,6 @@ from broker.targets import PrivateVault, Surroundings, connector
 
 log = structlog.get_logger("broker")
 
-Chore = tuple[str, Callable[[Call], None]]
-
-TICK = 1.0
-"""Seconds between two rounds of the background loop."""
-
-CHECK_EVERY = timedelta(seconds=3)
-SIGN_EVERY = timedelta(seconds=30)
-SIGN_AFTER = 1000
-CHORES_EVERY = timedelta(seconds=20)
-CHORES_AT_ONCE = timedelta(seconds=5)
-"""However many there are: heads and policies have to be looked after in between."""
-
-BREATHER, LONGEST_BREATHER = 2.0, 0.03
-"""How many times as long as a piece of the chores took the loop waits before the next, and how many seconds at most:
-callers come first, and what is over ends all the same (P15)."""
-
-ROOTS_EVERY = timedelta(seconds=20)
-READS_EVERY = timedelta(seconds=5)
-SESSIONS_EVERY = timedelta(seconds=2)
-CERTIFICATE_EVERY = timedelta(hours=6)
-PROCESSOR_EVERY = timedelta(seconds=10)
-WITHDRAWALS_EVERY = timedelta(seconds=2)
-
-ERRANDS_SECONDS = 25.0
-"""How long the end waits for what is being asked of targets; no request to one takes longer."""
-
 
 def now() -> datetime:
     """The host's clock."""
@@ -94,11 +63,6 @@ def now() -> datetime:
 def counted() -> timedelta:
     """What the broker's time is counted by: nobody can set it, and it goes on while the host sleeps."""
     return timedelta(seconds=time.clock_gettime(time.CLOCK_BOOTTIME))
-
-
-def ticks() -> timedelta:
-    """What paces the loop: a time that nobody can set back, as the clock can be."""
-    return timedelta(seconds=time.monotonic())
 
 
 class Broker:
@@ -129,7 +93,8 @@ class Broker:
         own_keys.check_internal_keys(config, self.hsm)
         setup.renew_server_certificate(config, self.hsm, self.clock.now(), before=setup.RENEW_AT_LAST)
         self._guard = Guard(setup.policy_in_force(self.store))
-        self.keys = Keys(self.store, self.hsm.keyring(Purpose.KEY), self._guard, self.clock.now, _delay(config))
+        ring, births = self.hsm.keyring(Purpose.KEY), config.server.slots
+        self.keys = Keys(self.store, ring, self._guard, self.clock.now, _delay(config), births=births)
         self.heads = Heads(self.store, self.hsm.keyring(Purpose.AUDIT), audit_key, self._guard, self.clock.now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
         oidc = Oidc(config.oidc, self.store, self.clock.now)
@@ -144,7 +109,9 @@ class Broker:
         store, guard, config, now = self.store, self._guard, self._config, self.clock.now
         roots = self.hsm.keyring(Purpose.ROOT)
         keep = timedelta(seconds=config.secrets.keep_data_keys_seconds)
-        sealing = Sealing(roots, known_roots(store), now, keep, tenant=config.trust_domain)
+        known = known_roots(store)
+        _look_at(roots, known)
+        sealing = Sealing(roots, known, now, keep, tenant=config.trust_domain)
         self.secrets = Secrets(store, roots, sealing, guard, now)
         self.sessions = Sessions(store, self.secrets, guard, now, _limits(config))
         self.rules = TrustRules(store, guard, oidc.inspect, now)
@@ -222,188 +189,6 @@ class Broker:
         self._parts.close()
 
 
-class Loop:
-    """The background loop: one thread, one round a second; what fails is logged and tried again in a later round."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="background", daemon=True)
-        start = ticks()
-        self._work: list[tuple[str, timedelta, Callable[[], object]]] = [
-            ("clock", CHECK_EVERY, self._look),
-            ("leadership", timedelta(0), self._lead),
-            ("health", CHECK_EVERY, self._check),
-            ("policy", timedelta(0), broker.policies.refresh),
-            ("heads", timedelta(0), self._sign),
-            ("roots", ROOTS_EVERY, broker.secrets.refresh),
-            ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(self._call)),
-            ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
-            ("keys", CHORES_EVERY, lambda: self._do("keys", broker.keys.chores, sure=True)),
-            ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores, sure=True)),
-            ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
-            ("processor", PROCESSOR_EVERY, broker.reconsider_processor),
-            ("withdrawals", WITHDRAWALS_EVERY, self._withdraw),
-        ]
-        self._errands = Errands()
-        self._sign_at = start
-        self._signed: dict[str, int] = {}
-        self._fence: int | None = None
-        self._clocks = (False, False)
-        self._due = {name: start for name, _, _ in self._work}
-
-    def start(self) -> None:
-        """Begin; the first round is at once."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the round that is under way, and after what is being asked of targets."""
-        self._stop.set()
-        self._errands.stop(ERRANDS_SECONDS)
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._round()
-            self._stop.wait(TICK)
-
-    def _round(self) -> None:
-        for name, every, work in self._work:
-            if self._due[name] <= ticks():
-                self._due[name] = ticks() + every
-                _attempt(name, work)
-
-    def _look(self) -> None:
-        """Hold the clocks against each other, and say when that comes out another way than before."""
-        clock = self._broker.clock
-        clock.look(self._broker.store.clock)
-        told = (clock.in_doubt, bool(clock.trouble))
-        if told != self._clocks:
-            self._clocks = told
-            if clock.trouble:
-                log.warning("the clocks differ", sentence=clock.trouble)
-            else:
-                log.info("the clocks agree again")
-
-    def _check(self) -> None:
-        try:
-            self._broker.hsm.check()
-            self._broker.store.check()
-            self._broker.clock.check()
-        except BaseException:
-            self._broker.server.set_serving(False)
-            raise
-        self._broker.server.set_serving(True)
-
-    def _sign(self) -> None:
-        """A head at least every 30 s or 1,000 records of a chain that moves; at once of one that has none yet."""
-        moved = self._broker.store.heads()
-        born = any(head.chain not in self._signed for head in moved)
-        many = any(head.sequence - self._signed.get(head.chain, 0) >= SIGN_AFTER for head in moved)
-        if many or born or (moved and self._sign_at <= ticks()):
-            self._sign_at = ticks() + SIGN_EVERY
-            self._signed |= {head.chain: head.sequence for head in self._broker.heads.sign_due()}
-
-    def _lead(self) -> int | None:
-        """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs.
-
-        Whose time is in doubt asks no more: the server gives the leadership to another (``election.SILENCE``).
-        """
-        if self._broker.clock.in_doubt:
-            self._note_leadership(None)
-            return None
-        try:
-            fence = self._broker.store.lead()
-        except BaseException:
-            self._note_leadership(None)
-            raise
-        self._note_leadership(fence)
-        return fence
-
-    def _note_leadership(self, fence: int | None) -> None:
-        if fence != self._fence:
-            self._fence = fence
-            log.info("leads the shared work" if fence else "leads no more", fence=fence or 0)
-
-    def _withdraw(self) -> None:
-        """Have disabled at targets what should not be enabled there, each target in a thread of its own."""
-        if (fence := self._fence) is None:
-            return
-        for target, rows in self._broker.withdrawals.due().items():
-            self._errands.start(target, lambda rows=rows: self._withdraw_from(rows, fence))  # type: ignore[misc]
-
-    def _withdraw_from(self, rows: list[Import], fence: int) -> None:
-        for row in rows:
-            if self._errands.ending.is_set():
-                return
-            call = self._call(f"key/{row.key},target/{row.target}", fence)
-            if not _attempt(call.resource, lambda row=row, call=call: self._told(row, call)):  # type: ignore[misc]
-                return
-
-    def _told(self, row: Import, call: Call) -> None:
-        """One attempt; a line at error level for as long as the alarm stands. Raises when the target is away."""
-        error = self._broker.withdrawals.attempt(call, row)
-        if error is None:
-            return
-        log.error(
-            "a key that is not proven may still be used at a target", key=row.key, version=row.version,
-            target=row.target, remote_name=row.remote_name, remote_version=row.remote_version, reason=error.reason,
-        )  # fmt: skip
-        if is_away(error):
-            raise error
-
-    def _do(self, name: str, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
-        """The shared work, in the one process that leads; each piece is written under the leader's number.
-
-        ``sure``: nothing is begun on a database that has gone back since the last look, for it may destroy keys.
-        """
-        if self._lead() is None:
-            return
-        until = ticks() + CHORES_AT_ONCE
-        for resource, work in chores():
-            fence = self._lead()
-            if fence is None or self._stop.is_set():
-                return
-            if sure:
-                self._broker.store.check()
-            call, begun = self._call(resource, fence), ticks()
-            if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
-                self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
-            if ticks() >= until:
-                self._due[name] = until  # what is left is found again in the next round
-                return
-            self._stop.wait(min(BREATHER * (ticks() - begun).total_seconds(), LONGEST_BREATHER))
-
-    def _call(self, resource: str, fence: int = 0) -> Call:
-        return background_call(resource, fence, self._broker.clock.now)
-
-
-def background_call(resource: str, fence: int = 0, now: Now = now) -> Call:
-    """The broker's own work, as the audit sees it; ``fence`` is the leader's number where it is shared work."""
-    principal = Principal(kind="broker", name="background")
-    call_id = secrets.token_hex(16)
-    return Call(id=call_id, rpc="-/Chore", principal=principal, peer="", now=now, resource=resource, fence=fence)
-
-
-def _attempt(name: str, work: Callable[[], object]) -> bool:
-    """Do the work; a refusal, a bug, or a library's panic costs this round's work and never the loop (NT-14).
-
-    But on a database that has gone back the broker must not go on: the loop's end is the process's.
-    """
-    try:
-        work()
-    except BrokerError as error:
-        log.warning("background work failed", work=name, reason=error.reason, sentence=error.message)
-        if error.reason == "STORE_RESTORED":
-            raise
-    except BaseException as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
-        log.error("background work broke", work=name, error=type(error).__name__)  # noqa: TRY400
-    else:
-        return True
-    return False
-
-
 def _surroundings(config: Config) -> Surroundings:
     targets = config.targets
     return Surroundings(
@@ -428,6 +213,15 @@ def _limits(config: Config) -> Limits:
         in_all=sessions.leases_in_all,
         usual=timedelta(seconds=sessions.usual_seconds),
     )
+
+
+def _look_at(ring: Hsm, roots: Mapping[int, KeyRef]) -> None:
+    """Say at the start which root key is not the one that was made; what hangs on it is refused, all else is served."""
+    for version, key in roots.items():
+        try:
+            ring.public_key(key)
+        except BrokerError as refusal:
+            log.warning("a root key cannot be used", version=version, reason=refusal.reason, sentence=refusal.message)
 
 
 def _delay(config: Config) -> DestructionDelay:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker import own_keys, row_key
+from broker.adoption import adopt
 from broker.config import Config, load
 from broker.core import policy
 from broker.core.authority import Authority
@@ -252,7 +253,11 @@ def _toml(wishes: Wishes, token: Token) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _fill(config: Config, wishes: Wishes, store: SqlStore, device: Device, now: Now) -> None:
+def _fill(config: Config, wishes: Wishes, store: SqlStore, device: Pkcs11Hsm, now: Now) -> None:
+    if count := adopt(config, store, device):
+        call = _call("-/AdoptKeys", "broker/broker", now)
+        call.note(count=count)
+        store.record(call.outcome())
     own_keys.make(config, device, now())
     if not (file := config.certificates / "page.key").exists():
         write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))

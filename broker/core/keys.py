@@ -8,7 +8,6 @@ nobody came back for.
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,19 +16,19 @@ from functools import partial
 from typing import TypeVar
 
 from broker.core import receipts, signatures
+from broker.core.births import Births
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard, of_key, of_unknown_key
 from broker.core.holding import version_held
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, Receipt
-from broker.core.names import check_labels, check_name
+from broker.core.names import check_labels, check_name, check_owner
 from broker.core.page import Page
 from broker.core.ports import Hsm, KeyRef, Now, Store, Write
 from broker.core.rows import refuse_doubt
 
 R = TypeVar("R", Key, KeyVersion)
-OWNER = re.compile(r"[a-z]{1,16}/[a-z](?:-?[a-z0-9]){0,62}", re.ASCII)
 ENABLED = frozenset({KeyState.ENABLED})
 USABLE = frozenset({KeyState.ENABLED, KeyState.DISABLED})
 TABLES = frozenset({"keys", "key_versions"})
@@ -60,12 +59,16 @@ def ref(key: Key, version: KeyVersion) -> KeyRef:
 class Keys:
     """The noun behind KeyService's lifecycle. Each method checks the permission first and raises only BrokerError."""
 
-    def __init__(self, store: Store, hsm: Hsm, guard: Guard, now: Now, delay: DestructionDelay | None = None) -> None:
+    def __init__(
+        self, store: Store, hsm: Hsm, guard: Guard, now: Now, delay: DestructionDelay | None = None, *, births: int = 8
+    ) -> None:
+        """``births``: how many keys one principal may have made at a time, those that wait for the HSM included."""
         self._store = store
         self._hsm = hsm
         self._guard = guard
         self._now = now
         self._delay = delay or DestructionDelay()
+        self._births = Births(births)
 
     def create(
         self,
@@ -85,7 +88,7 @@ class Keys:
             usage=usage,
             exportable=exportable,
             labels=check_labels(labels),
-            owner=_check_owner(owner or str(call.principal)),
+            owner=check_owner(owner or str(call.principal)),
             state=KeyState.PENDING,
             primary=0,
             latest=1,
@@ -99,13 +102,14 @@ class Keys:
                 raise AlreadyExists("NAME_TAKEN", "A key of that name exists or existed; names are never used again.")
             return key
         version = self._new_version(key, 1)
-        with self._store.write(call.intent()) as write:
-            receipt = receipts.replay(write, call)
-            if receipt is None:
-                write.add(key)
-                write.add(version)
-                receipts.keep(write, call, name, 1)
-        return self._resume(call, receipt) if receipt else self._make(call, key, version, fresh=True)
+        with self._births.enter(str(call.principal)):
+            with self._store.write(call.intent()) as write:
+                receipt = receipts.replay(write, call)
+                if receipt is None:
+                    write.add(key)
+                    write.add(version)
+                    receipts.keep(write, call, name, 1)
+            return self._resume(call, receipt) if receipt else self._make(call, key, version, fresh=True)
 
     def rotate(self, call: Call, name: str) -> Key:
         """Make a new primary version; the older ones stay for verify and decrypt."""
@@ -114,15 +118,16 @@ class Keys:
         if call.validate_only:
             _require(key, ENABLED)
             return replace(key, primary=key.latest + 1, latest=key.latest + 1)
-        with self._store.write(call.intent()) as write:
-            receipt = receipts.replay(write, call)
-            if receipt is None:
-                key, version = self._begin_version(write, key)
-                receipts.keep(write, call, name, version.number)
-        if receipt:
-            return self._resume(call, receipt)
-        call.note(version=version.number)
-        return self._make(call, key, version, fresh=True)
+        with self._births.enter(str(call.principal)):
+            with self._store.write(call.intent()) as write:
+                receipt = receipts.replay(write, call)
+                if receipt is None:
+                    key, version = self._begin_version(write, key)
+                    receipts.keep(write, call, name, version.number)
+            if receipt:
+                return self._resume(call, receipt)
+            call.note(version=version.number)
+            return self._make(call, key, version, fresh=True)
 
     def get(self, call: Call, name: str) -> Key:
         """One key; NotFound ``KEY_NOT_FOUND`` for those who may know."""
@@ -287,7 +292,8 @@ class Keys:
 
     def _make(self, call: Call, key: Key, version: KeyVersion, *, fresh: bool = False) -> Key:
         try:
-            public = self._hsm.generate(ref(key, version), exportable=key.exportable, fresh=fresh)
+            with self._births.turn(str(call.principal)):
+                public = self._hsm.generate(ref(key, version), exportable=key.exportable, fresh=fresh)
         except Unavailable:
             raise  # the row stays PENDING: the same request id resumes it, or the background loop undoes it
         except BrokerError:
@@ -390,9 +396,3 @@ def _as_decided(write: Write, decided: Key) -> Key:
     if key is None or of_key(key) != of_key(decided):
         raise WrongState("CHANGED_MEANWHILE", f"The key {decided.name} was changed meanwhile; look at it, try again.")
     return key
-
-
-def _check_owner(text: str) -> str:
-    if len(text) > 80 or not OWNER.fullmatch(text):
-        raise InvalidRequest("OWNER_INVALID", "The owner is not valid: name a principal, for example operator/alice.")
-    return text

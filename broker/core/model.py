@@ -224,6 +224,7 @@ class RootKey:
     hsm_id: bytes
     created_at: datetime
     state: RootKeyState = RootKeyState.ENABLED
+    check_value: bytes | None = None  # what this key and no other has made; None: not made yet (FT-20)
     revision: int = 1
 
 

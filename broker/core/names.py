@@ -9,6 +9,7 @@ from broker.core.errors import InvalidRequest
 NAME = re.compile(r"[a-z](?:-?[a-z0-9]){0,62}", re.ASCII)
 LABEL_VALUE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
+OWNER = re.compile(r"[a-z]{1,16}/[a-z](?:-?[a-z0-9]){0,62}", re.ASCII)
 MAX_LABELS = 16
 
 
@@ -71,4 +72,11 @@ def check_field(text: str) -> str:
             "FIELD_INVALID",
             "A field's name is not valid: use 1 to 64 letters, digits, underscores, hyphens and dots.",
         )
+    return text
+
+
+def check_owner(text: str) -> str:
+    """Return ``text`` if it names a principal, "operator/alice"; InvalidRequest ``OWNER_INVALID``."""
+    if len(text) > 80 or not OWNER.fullmatch(text):
+        raise InvalidRequest("OWNER_INVALID", "The owner is not valid: name a principal, for example operator/alice.")
     return text

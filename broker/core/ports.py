@@ -73,19 +73,14 @@ class Hsm(Protocol):
     def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
         """Make a token key as ``key`` names it and return its SubjectPublicKeyInfo DER (None for AES).
 
-        ``key.public_key`` and ``key.check`` are not looked at. Never repeats blindly: if this very key is already
-        there, complete and of this exportability, it is the answer (a crashed earlier call made it); one of another
-        exportability is AlreadyExists ``HSM_ID_TAKEN``. The attributes are read back and the public key is checked for
-        sanity before it is returned. ``fresh``: the caller has drawn ``hsm_id`` just now, so that nobody but this
-        process can have made such a key, and the token need not be searched for one. Ed25519 is never exportable
-        (InvalidRequest ``KEY_NOT_EXPORTABLE``).
+        Never repeats blindly: if this very key is there already, complete, it is the answer (a crashed earlier call
+        made it); AlreadyExists ``HSM_ID_TAKEN`` when it may leave and this one may not, or the reverse. The attributes
+        are read back and the public key is checked for sanity. ``fresh``: the caller has drawn ``hsm_id`` just now, so
+        the token need not be searched. Ed25519 is never exportable (InvalidRequest ``KEY_NOT_EXPORTABLE``).
         """
 
     def check_value(self, key: KeyRef) -> bytes:
-        """What only this AES key can have made, for ``KeyRef.check``: whoever is given it is refused another key.
-
-        So a key that took this one's place in the token, under its id and name, is ``KEY_NOT_THIS`` as well.
-        """
+        """What this AES key alone can make, for ``KeyRef.check``: another one in its place is ``KEY_NOT_THIS`` too."""
 
     def public_key(self, key: KeyRef) -> bytes | None:
         """Read the SubjectPublicKeyInfo DER from the token; None for AES. NotFound when the token has no such key."""
@@ -100,10 +95,7 @@ class Hsm(Protocol):
         """
 
     def encrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, plaintext: bytes, aad: bytes) -> bytes:
-        """AES-GCM only: 12-byte IV made here ‖ ciphertext ‖ 16-byte tag.
-
-        (RSA encryption needs no HSM: the core does it with the public key.)
-        """
+        """AES-GCM only (for RSA the core needs no HSM): 12-byte IV made here ‖ ciphertext ‖ 16-byte tag."""
 
     def decrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, aad: bytes) -> bytes:
         """Undo ``encrypt`` or an RSAES-OAEP encryption; ``aad`` must be empty for OAEP."""
@@ -151,10 +143,7 @@ class Device(HsmStatus, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RowFinding:
-    """A row of the database that is not what the brokers left there.
-
-    ``name`` "": one or more of the table, and nobody knows which.
-    """
+    """A row that is not what the brokers left there; ``name`` "": some of the table's, and which is unknown."""
 
     table: str
     name: str

@@ -46,7 +46,12 @@ USABLE = frozenset({RootKeyState.ENABLED, RootKeyState.KEPT})
 def ref(root: RootKey) -> KeyRef:
     """The name of a root key in the HSM."""
     return KeyRef(
-        hsm_id=root.hsm_id, type=KeyType.AES_256, usage=KeyUsage.ENCRYPT, public_key=None, name=str(root.version)
+        hsm_id=root.hsm_id,
+        type=KeyType.AES_256,
+        usage=KeyUsage.ENCRYPT,
+        public_key=None,
+        name=str(root.version),
+        check=root.check_value,
     )
 
 
@@ -79,6 +84,8 @@ class Roots:
                 elif first.state is RootKeyState.HELD:
                     raise WrongState("ROOT_KEY_HELD", "The first root key is held since a restore.")
             self._complete(first, call)
+        for root in _unchecked(_ready(self._store)):
+            self._check(root, call)
         self.refresh()
 
     def rotate(self, call: Call) -> int:
@@ -170,6 +177,8 @@ class Roots:
             if root.state is RootKeyState.PENDING and root.created_at + FINISH_AFTER < self._now():
                 yield f"root/{root.version}", partial(self._complete, root)
         ready = [root for root in rows if root.state in USABLE]
+        for root in _unchecked(ready):
+            yield f"root/{root.version}", partial(self._check, root)
         for root, next_one in pairwise(ready):
             for batch in self._hanging(root):
                 yield f"root/{root.version}", partial(self._rewrap, batch)
@@ -217,6 +226,7 @@ class Roots:
     def _complete(self, root: RootKey, call: Call) -> None:
         try:
             self._hsm.generate(ref(root), exportable=False)
+            check = self._check_value(root)
         except Unavailable:
             raise  # the row stays PENDING: the same request id, or the background loop, completes it
         except BrokerError:
@@ -226,9 +236,31 @@ class Roots:
             stored = write.get(RootKey, root.version)
             if stored is not None and stored.state is RootKeyState.PENDING:
                 # Ready from now on, and not earlier: when older ones may be destroyed is counted from here.
-                write.replace(stored, replace(stored, state=RootKeyState.ENABLED, created_at=self._now()))
+                ready = replace(stored, state=RootKeyState.ENABLED, created_at=self._now(), check_value=check)
+                write.replace(stored, ready)
         call.settled = True
         self.refresh()
+
+    def _check_value(self, root: RootKey) -> bytes | None:
+        """What tells this root key from any other; None from a token that could seal nothing with it anyway."""
+        try:
+            return self._hsm.check_value(ref(root))
+        except WrongState as refusal:
+            if refusal.reason != "HSM_MECHANISM_MISSING":
+                raise
+            return None
+
+    def _check(self, root: RootKey, call: Call) -> None:
+        """Give a root key its check value that was made before there were any (FT-20)."""
+        check = self._check_value(root)
+        if check is None:
+            return
+        with self._store.write(call.outcome()) as write:
+            stored = write.get(RootKey, root.version)
+            if stored is not None and (stored.hsm_id, stored.check_value) == (root.hsm_id, None):
+                write.replace(stored, replace(stored, check_value=check))
+            write.note(version=root.version)
+        call.settled = True
 
     def _undo(self, root: RootKey, call: Call) -> None:
         """Take back a root key that the HSM will not make."""
@@ -312,6 +344,10 @@ def _rows(store: Store) -> list[RootKey]:
 
 def _ready(store: Store) -> list[RootKey]:
     return [root for root in _rows(store) if root.state in USABLE]
+
+
+def _unchecked(ready: list[RootKey]) -> list[RootKey]:
+    return [root for root in ready if root.check_value is None]
 
 
 def _newest(store: Store) -> RootKey:

@@ -8,7 +8,7 @@ operation classes are given the borrowed session and the cached handle instead.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -152,15 +152,16 @@ class Finder:
         worker.handles[binding] = handle
 
     def _only(self, worker: Worker, binding: Binding, kinds: frozenset[ObjectClass]) -> Any:
-        halves = [half for half in self.halves(worker, binding.hsm_id) if half.kind in kinds]
+        there = self.halves(worker, binding.hsm_id)
+        halves = [half for half in there if half.kind in kinds]
+        if not halves and any(half.kind is ObjectClass.SECRET_KEY for half in there):  # it has no public half
+            raise not_this(binding.label, "the object under its id is of another type, size or usage")
         if not halves:
             self._sessions.confirm()
             raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key: it was destroyed, or the token is new.")
         own = [half for half in halves if half.label == binding.label]
-        if not own:
-            raise strange(binding, halves)
         if len(own) != len(halves):
-            raise ambiguous(binding.label)
+            raise strange(binding, halves)
         if len(own) > 1:
             raise AmbiguousError(binding.label)
         self._sessions.strays.discard(binding.label)
@@ -181,12 +182,14 @@ class Finder:
         return handle
 
     def _is_still(self, worker: Worker, binding: Binding, handle: int) -> bool:
-        try:
-            self._read(worker, binding, handle, ())
-        except _NotItError:
-            worker.handles.pop(binding, None)
-            return False
-        return True
+        """By the id alone, which no other object had when the handle was found, with label and all that it must have.
+
+        Each further attribute would cost SoftHSM another decryption, and this is asked at each use.
+        """
+        if self._sessions.module.has_id(worker.session, handle, binding.hsm_id):
+            return True
+        worker.handles.pop(binding, None)
+        return False
 
     def _read(self, worker: Worker, binding: Binding, handle: int, flags: Iterable[int]) -> dict[int, bytes]:
         identity = binding.identity()
@@ -201,8 +204,10 @@ class _NotItError(ck.PKCS11Error):
     """The handle is another object's."""
 
 
-def strange(binding: Binding, halves: Iterable[Half]) -> Exception:
-    """The refusal of objects under a key's id of which none is that key's."""
+def strange(binding: Binding, halves: Sequence[Half]) -> Exception:
+    """The refusal of objects under a key's id that are not that key's, or not all of them."""
+    if any(half.label == binding.label for half in halves):
+        return ambiguous(binding.label)
     if any(half.label == binding.hsm_id.hex().encode() for half in halves):
         return not_adopted(binding.label)
     return not_this(binding.label, "the object under its id was made as another key")

@@ -45,6 +45,7 @@ _ERRORS: Mapping[int, type[PKCS11Error]] = {
 
 _NOT_ALL = (0x11, 0x12, 0x150)  # sensitive, unknown or too long: some were not given, the others were (PKCS#11 5.7.5)
 CKM_RSA_AES_KEY_WRAP = 0x1054
+_CKA_ID = 0x102
 _NEEDED = ("C_Initialize", "C_Finalize", "C_GetAttributeValue", "C_GetSessionInfo", "C_WrapKey")
 
 
@@ -101,6 +102,7 @@ class Module:
         if missing := [name for name in _NEEDED if not hasattr(self._functions, name)]:
             raise _not_pkcs11(path) from AttributeError(", ".join(missing))
         self._functions.C_GetSessionInfo.argtypes = (ctypes.c_ulong, ctypes.c_void_p)
+        self._functions.C_GetAttributeValue.argtypes = (*[ctypes.c_ulong] * 2, ctypes.c_void_p, ctypes.c_ulong)
         self.library.finalize()
 
     def initialize(self) -> None:
@@ -143,12 +145,19 @@ class Module:
         wanted = (_Attribute * len(sizes))(
             *(_Attribute(kind, ctypes.addressof(buffer), len(buffer)) for kind, buffer in buffers.items())
         )
-        code = self._functions.C_GetAttributeValue(
-            ctypes.c_ulong(session.handle), ctypes.c_ulong(handle), wanted, ctypes.c_ulong(len(sizes))
-        )
+        code = self._functions.C_GetAttributeValue(session.handle, handle, wanted, len(sizes))
         if code and code not in _NOT_ALL:
             raise _failed("C_GetAttributeValue", code)
         return {one.type: buffers[one.type].raw[: one.length] for one in wanted if one.length <= sizes[one.type]}
+
+    def has_id(self, session: Any, handle: int, hsm_id: bytes) -> bool:
+        """True when the object behind the handle has this CKA_ID; raises PKCS11Error. As cheap as it can be."""
+        found = ctypes.create_string_buffer(len(hsm_id))
+        wanted = _Attribute(_CKA_ID, ctypes.addressof(found), len(hsm_id))
+        code = self._functions.C_GetAttributeValue(session.handle, handle, ctypes.byref(wanted), 1)
+        if code and code not in _NOT_ALL:
+            raise _failed("C_GetAttributeValue", code)
+        return wanted.length == len(hsm_id) and found.raw == hsm_id
 
     def wrap_rsa_aes(self, session: Any, kek: Any, key: Any, oaep_hash: int, mgf: int) -> bytes:
         """One-call CKM_RSA_AES_KEY_WRAP of one object under another, AES-256 ephemeral; raises PKCS11Error.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.core.errors import InvalidRequest, Unavailable
 from broker.core.kinds import Purpose
 from broker.core.model import HsmReport
-from broker.core.ports import Hsm
-from broker.hsm import selftest
+from broker.core.ports import Hsm, KeyRef
+from broker.hsm import adoption, selftest
 from broker.hsm.births import Births
 from broker.hsm.config import HsmConfig
 from broker.hsm.findings import Findings
@@ -49,6 +50,20 @@ class Pkcs11Hsm:
     def keyring(self, purpose: Purpose) -> Hsm:
         """See the port."""
         return Keyring(purpose, self._parts)
+
+    def adopt(self, keys: Iterable[tuple[Purpose, KeyRef]]) -> int:
+        """Give these keys of an earlier release the labels that bind them; how many. For the set-up only.
+
+        WrongState ``KEY_NOT_THIS`` (and nothing is changed) when what is said of one does not agree with the token,
+        ``HSM_LABEL_FIXED`` when the token does not let labels be changed.
+        """
+        wanted = list(keys)
+
+        def adopt(worker: Worker) -> int:
+            with self._sessions.objects:
+                return adoption.adopt(self._sessions, self._finder, worker, wanted)
+
+        return self._sessions.run(adopt)
 
     def random(self, length: int) -> bytes:
         """See the port."""

@@ -88,7 +88,7 @@ class ServerConfig(BaseModel):
 
     @property
     def slots(self) -> int:
-        """How many of the threads may wait for targets at a time: half of them."""
+        """How many of the threads targets may hold at a time, and how many births one principal: half of them."""
         return max(1, self.threads // 2)
 
 
@@ -108,7 +108,7 @@ class Server:
         self._clock, self._tallied = clock, clock()
         self._pool = pool(config.threads, "rpc")
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
-        self._births_pool = pool(config.slots, "rpc-births")
+        self._births_pool = pool(config.threads, "rpc-births")
         self._deadlines = _deadlines(limits, clock, config.threads)
         self._strangers = _deadlines(limits, clock, HEALTH_THREADS)
         self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)

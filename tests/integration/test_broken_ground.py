@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from broker import app
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Unavailable
 from broker.core.kinds import KeyType, SignatureAlgorithm
 from broker.core.model import Key
+from broker.loop import Loop
 from broker.store.config import StoreConfig
 from broker.store.journal import Journal
 from broker.store.sql import SqlStore
@@ -107,7 +107,7 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
     )
     monkeypatch.setattr(app, "now", lambda: clock)
     monkeypatch.setattr(app, "ticks", lambda: running)
-    loop = app.Loop(broker)
+    loop = Loop(broker)
     loop._round()
     done.clear()
     clock, running = clock - timedelta(hours=2), running + timedelta(minutes=1)

@@ -18,6 +18,7 @@ import pytest
 from broker import app
 from broker.core.clock import Clock
 from broker.core.model import Session
+from broker.loop import Loop
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, config, put, session
@@ -48,7 +49,7 @@ class Host:
         self.store = SqlStore(place.model_copy(update={"replica": name}), ROW_KEY, app.now)
         self.clock = Clock(lambda: app.now() + self.off, lambda: app.counted() - self.stood_still)
         self.ended: list[str] = []
-        self.loop = app.Loop(parts(store=self.store, clock=self.clock, sessions=SimpleNamespace(chores=self._chores)))
+        self.loop = Loop(parts(store=self.store, clock=self.clock, sessions=SimpleNamespace(chores=self._chores)))
 
     def look(self) -> None:
         self.loop._look()

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core.errors import BrokerError
-from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash
+from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, Purpose
+from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
 from broker.hsm.tokens import initialise
 from tests.contracts.hsm_keys import ALGORITHMS, Target, fresh, verify
@@ -50,6 +52,19 @@ def _refusal(call: object, *arguments: object, **named: object) -> str:
     return refusal.value.reason
 
 
+def _keep_apart(hsm: KeysHsm, signer: KeyRef, opener: KeyRef, cipher: KeyRef) -> None:
+    """No other keyring, and no other row, reaches these keys."""
+    for purpose in set(Purpose) - {Purpose.KEY}:
+        stranger = hsm.keyring(purpose)
+        assert _refusal(stranger.sign, signer, ALGORITHMS[KeyType.RSA_2048][0], [b"m"]) == "KEY_NOT_THIS"
+        assert (
+            _refusal(stranger.decrypt, opener, EncryptionAlgorithm.RSA_OAEP_SHA256, bytes(256), b"") == "KEY_NOT_THIS"
+        )
+        for use in (stranger.public_key, stranger.seal, stranger.destroy):
+            assert {_refusal(use, key) for key in (signer, opener, cipher)} == {"KEY_NOT_THIS"}
+    assert _refusal(hsm.destroy, replace(signer, hsm_id=opener.hsm_id)) == "KEY_NOT_THIS"
+
+
 def prove() -> None:
     """What the soft token can, is served; what it cannot is refused for just that operation."""
     module, folder = Path(sys.argv[1]), Path(sys.argv[2])
@@ -74,6 +89,8 @@ def prove() -> None:
     assert _refusal(hsm.decrypt, opener, EncryptionAlgorithm.RSA_OAEP_SHA256, bytes(256), b"") == "CIPHERTEXT_INVALID"
     cipher = fresh(hsm, KeyType.AES_256)
     assert _refusal(hsm.encrypt, cipher, EncryptionAlgorithm.AES_GCM, b"m", b"a") == "HSM_MECHANISM_MISSING"
+
+    _keep_apart(hsm, signer, opener, cipher)
 
     edges = [kind for kind in KeyType if kind.startswith("e")]
     assert not set(edges) & set(report.key_types)

@@ -97,7 +97,7 @@ def test_HS_22_one_dead_session_is_replaced_without_a_reload(hsm: KeysHsm) -> No
 
 
 def test_HS_14_two_keys_under_one_id_are_both_refused(tmp_path: Path) -> None:
-    assert alone(_two_under_one_id, tmp_path / "token") == ["HSM_FAULT"] * 3
+    assert alone(_two_under_one_id, tmp_path / "token") == ["KEY_AMBIGUOUS"] * 3
 
 
 def _two_under_one_id(folder: Path) -> list[str]:

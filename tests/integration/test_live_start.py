@@ -225,7 +225,7 @@ def leave_remnant(config: HsmConfig) -> None:
             Attribute.TOKEN: True,
             Attribute.PRIVATE: False,
             Attribute.ID: name,
-            Attribute.LABEL: name.hex(),
+            Attribute.LABEL: "broker:key:half/1",
             Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1"),
             Attribute.EC_POINT: b"",
         })  # fmt: skip

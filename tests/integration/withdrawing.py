@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from broker import app
+from broker.core.call import background_call
 from broker.core.errors import BrokerError
 from broker.core.withdrawal import Withdrawals
+from broker.loop import WITHDRAWALS_EVERY
 from tests.integration.import_bench import Ground
 
 
@@ -22,9 +23,12 @@ class Background:
     def run(self, seconds: float) -> list[BrokerError]:
         """Let so many seconds of the bench's clock pass; what was answered meanwhile."""
         errors: list[BrokerError] = []
-        for _ in range(int(seconds / app.WITHDRAWALS_EVERY.total_seconds())):
+        for _ in range(int(seconds / WITHDRAWALS_EVERY.total_seconds())):
             for rows in self.withdrawals.due().values():
-                found = [self.withdrawals.attempt(app.background_call(f"key/{row.key}"), row) for row in rows]
+                found = [
+                    self.withdrawals.attempt(background_call(f"key/{row.key}", 0, self.bench.clock), row)
+                    for row in rows
+                ]
                 errors += [error for error in found if error]
-            self.bench.clock.forward(seconds=app.WITHDRAWALS_EVERY.total_seconds())
+            self.bench.clock.forward(seconds=WITHDRAWALS_EVERY.total_seconds())
         return errors

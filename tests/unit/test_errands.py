@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from types import SimpleNamespace
 
-from broker import app
 from broker.core.call import Call
 from broker.core.errors import Unavailable
 from broker.errands import Errands
+from broker.loop import Loop
 from tests.unit.test_loop import parts
 
 PATIENCE = 20.0
@@ -70,7 +70,7 @@ def test_BY_05_a_target_that_hangs_holds_up_neither_heads_nor_another_target() -
         asked.append("heads")
         return []
 
-    loop = app.Loop(parts(heads=heads, withdrawals=withdrawals))
+    loop = Loop(parts(heads=heads, withdrawals=withdrawals))
     for _ in range(3):
         loop._round()
     assert withdrawals.done.wait(PATIENCE)
@@ -86,5 +86,5 @@ def test_P10_who_does_not_lead_disables_nothing_at_targets() -> None:
         looked.append("looked")
         return {}
 
-    app.Loop(parts(lead=lambda: None, withdrawals=SimpleNamespace(due=due)))._round()
+    Loop(parts(lead=lambda: None, withdrawals=SimpleNamespace(due=due)))._round()
     assert looked == []

@@ -1,0 +1,51 @@
+"""`init` on the token of an earlier release: its keys get the labels that bind them, once.
+
+The broker's own keys are known by the files that ``init`` wrote, root keys and callers' keys by their rows. Rows are
+believed this once, as far as the token's objects agree; it never happens again once the audit key has its label, which
+it gets last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from broker import own_keys
+from broker.config import Config
+from broker.core import keys, roots
+from broker.core.errors import BrokerError
+from broker.core.kinds import Purpose, VersionState
+from broker.core.model import Key, KeyVersion, RootKey
+from broker.core.ports import KeyRef, Store
+from broker.hsm.pkcs11 import Pkcs11Hsm
+
+_THERE = frozenset({VersionState.PENDING, VersionState.ENABLED})
+
+
+def adopt(config: Config, store: Store, device: Pkcs11Hsm) -> int:
+    """How many keys were given their labels; 0 when there was nothing to do."""
+    return device.adopt(_known(config, store)) if _of_an_earlier_release(config, device) else 0
+
+
+def _of_an_earlier_release(config: Config, device: Pkcs11Hsm) -> bool:
+    if not (config.certificates / f"{Purpose.AUDIT}.pem").exists():
+        return False
+    try:
+        device.keyring(Purpose.AUDIT).public_key(own_keys.internal_key(config, Purpose.AUDIT))
+    except BrokerError as refusal:
+        return refusal.reason == "HSM_NOT_ADOPTED"
+    return False
+
+
+def _known(config: Config, store: Store) -> Iterator[tuple[Purpose, KeyRef]]:
+    for purpose in own_keys.INTERNAL_KEYS:
+        if (config.certificates / f"{purpose}.pem").exists():
+            yield purpose, own_keys.internal_key(config, purpose)
+    for root in store.page(RootKey, limit=roots.MOST + 1):
+        yield Purpose.ROOT, roots.ref(root)
+    after: tuple[str | int, ...] = ()
+    while batch := store.page(KeyVersion, after=after, limit=100):
+        after = (batch[-1].key, batch[-1].number)
+        for version in batch:
+            key = store.get(Key, version.key)
+            if key is not None and version.state in _THERE:
+                yield Purpose.KEY, keys.ref(key, version)

@@ -1,0 +1,118 @@
+"""Turns at the HSM: one caller's many do not keep the others from theirs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Semaphore
+
+import pytest
+
+from broker.core.births import Births
+from broker.core.errors import BrokerError, Exhausted, Unavailable
+from broker.core.guard import Guard
+from broker.core.keys import Keys
+from broker.core.kinds import KeyType, KeyUsage
+from broker.core.model import Key
+from broker.core.ports import KeyRef
+from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.hsm import SoftwareHsm
+from tests.fakes.memory_store import MemoryStore
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_NT_10_callers_are_served_in_rotation_whoever_came_first() -> None:
+    births, served, first = Births(each=20), list[str](), Event()
+
+    def one(who: str) -> None:
+        with births.turn(who):
+            first.wait(10)
+            served.append(who)
+
+    with ThreadPoolExecutor(20) as pool:
+        for before, who in enumerate(["flood"] * 10 + ["alice", "bob", "alice"]):
+            pool.submit(one, who)
+            until(lambda before=before: sum(map(len, births._waiting.values())) == before)  # type: ignore[misc]
+        first.set()
+    assert served[:6] == ["flood", "flood", "alice", "bob", "flood", "alice"]
+    assert sorted(served) == sorted(["flood"] * 10 + ["alice", "bob", "alice"])
+
+
+def test_NT_10_nobody_has_more_under_way_than_anybody_may_have() -> None:
+    births = Births(each=2)
+    with births.enter("flood"), births.enter("flood"):
+        with pytest.raises(Exhausted) as refusal, births.enter("flood"):
+            raise AssertionError("three at a time")
+        assert refusal.value.reason == "KEYS_UNDER_WAY"
+        with births.enter("alice"):
+            assert births._under_way == {"flood": 2, "alice": 1}
+    with births.enter("flood"):
+        assert births._under_way == {"flood": 1}
+    assert not births._under_way
+
+
+def test_who_waits_too_long_is_told_and_leaves_the_queue() -> None:
+    births = Births(each=2)
+    with births.turn("alice"), pytest.raises(Unavailable) as refusal, births.turn("bob", seconds=0.01):
+        raise AssertionError("two at a time")
+    assert refusal.value.reason == "HSM_BUSY"
+    assert not births._waiting
+    with births.turn("bob", seconds=0.01):
+        pass
+
+
+def test_a_turn_that_ends_in_an_error_is_passed_on() -> None:
+    births = Births(each=2)
+    with pytest.raises(ZeroDivisionError), births.enter("alice"), births.turn("alice"):
+        raise ZeroDivisionError
+    with births.enter("alice"), births.turn("bob", seconds=0.01):
+        assert births._taken
+
+
+class SlowHsm(SoftwareHsm):
+    """Makes a key only when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+        self.go = Semaphore(0)
+
+    def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
+        self.order.append(key.name.partition("-")[0])
+        assert self.go.acquire(timeout=10)
+        return super().generate(key, exportable=exportable, fresh=fresh)
+
+
+def test_NT_10_one_principals_flood_of_keys_holds_up_another_for_one_key_only() -> None:
+    hsm, clock, store = SlowHsm(), Clock(), MemoryStore()
+    keys = Keys(store, hsm, Guard(document()), clock, births=8)
+
+    def create(who: str, number: int) -> str:
+        asked = call("KeyService/CreateKey", operator(who, "admins"), clock)
+        name = f"{who}-{number}"
+        try:
+            keys.create(asked, name, KeyType.EC_P256, KeyUsage.SIGN, exportable=False, labels={}, owner="")
+        except BrokerError as refusal:
+            assert store.get(Key, name) is None, "a refusal leaves nothing behind"
+            return refusal.reason
+        return "ok"
+
+    with ThreadPoolExecutor(40) as pool:
+        flood = [pool.submit(create, "flood", number) for number in range(30)]
+        until(lambda: sum(one.done() for one in flood) == 22)
+        other = pool.submit(create, "alice", 1)
+        until(lambda: "operator/alice" in keys._births._waiting)
+        for _ in range(9):
+            hsm.go.release()
+        assert other.result(10) == "ok"
+    told = [one.result() for one in flood]
+    assert told.count("KEYS_UNDER_WAY") == 22
+    assert told.count("ok") == 8
+    assert hsm.order.index("alice") <= 2
