@@ -71,16 +71,25 @@ class Serving(Protocol):
 class Parts(Protocol):
     """What the loop looks after."""
 
-    store: Store
-    hsm: HsmStatus
     clock: Clock
-    server: Serving
     heads: Heads
     policies: Policies
     secrets: Secrets
     sessions: Sessions
     keys: Keys
     withdrawals: Withdrawals
+
+    @property
+    def store(self) -> Store:
+        """Where the leader is elected, and everything is kept."""
+
+    @property
+    def hsm(self) -> HsmStatus:
+        """The token."""
+
+    @property
+    def server(self) -> Serving:
+        """Who answers."""
 
     def renew_certificate(self) -> None:
         """Renew the server's certificate if it is time."""

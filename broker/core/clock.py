@@ -13,8 +13,9 @@ from datetime import datetime, timedelta
 from threading import Lock
 
 from broker.core.errors import Unavailable
+from broker.core.identity import Credentials
 from broker.core.model import Principal
-from broker.core.ports import Authenticator, Credentials, Now
+from broker.core.ports import Authenticator, Now
 
 ALLOWANCE = timedelta(seconds=5)
 """How far clocks may differ before it is told, and before a broker that differs from its database stops judging."""

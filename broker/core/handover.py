@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from broker.core.call import Call
 from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
-from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, agree
+from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion
 from broker.core.import_rules import (
     EXPORTED,
     NO_TERMS,
+    agree,
     await_lease,
     disabled_by_us,
     importable,
@@ -133,7 +134,7 @@ class Handover:
             if row.state is ImportState.PROVEN:
                 return ledger.again(asked, row, terms)
             port = ledger.port(asked.target)
-            agree(asked, port, terms)
+            agree(asked.call, asked.key, port, terms)
             there = ledger.arrival(asked, port, row.remote_name, row, rows)
             found = there.find()
             if found is None:

@@ -20,6 +20,7 @@ from broker.core.import_rules import (
     NO_TERMS,
     TERMS_UNSETTLED,
     UNPROVEN,
+    agree,
     in_progress,
     remote_name_of,
     siblings,
@@ -163,7 +164,7 @@ class Ledger:
         """All that is settled before anything is wrapped; ``kek``: got by another way than from the target."""
         port = self.port(asked.target)
         port.supports(asked.key.type, asked.key.usage)
-        agree(asked, port, terms)
+        agree(asked.call, asked.key, port, terms)
         oaep_hash = port.oaep_hash(self.hsm.report().oaep_hashes)
         offered = kek or port.wrapping_key()
         asked.call.note(kek_thumbprint=offered.thumbprint)
@@ -265,7 +266,7 @@ class Ledger:
         call = asked.call
         if terms != NO_TERMS and not self.seen(call):
             port = self.port(asked.target)
-            agree(asked, port, terms)
+            agree(asked.call, asked.key, port, terms)
             if not call.validate_only:
                 self.store.record(call.intent())
                 port.settle(row.remote_name, row.remote_version, terms)
@@ -372,19 +373,6 @@ class Ledger:
         if error.reason == "CHANGED_MEANWHILE" and found is not None and found.state is ImportState.PROVEN:
             return found
         raise in_progress("another call has taken it over; try again") from error
-
-
-def agree(asked: Asked, port: ports.Target, terms: Terms) -> None:
-    """Return if the target can hold the key to ``terms``; else InvalidRequest ``TERMS_UNSUPPORTED``."""
-    if terms == NO_TERMS:
-        return
-    port.check_terms(asked.key.type, asked.key.usage, terms)
-    asked.call.note(enabled=int(terms.enabled))
-    if terms.operations:
-        asked.call.note(operations=" ".join(terms.operations))
-    for name, moment in (("not_before", terms.not_before), ("expires_at", terms.expires_at)):
-        if moment is not None:
-            asked.call.note(**{name: moment.isoformat(timespec="seconds")})
 
 
 def _remember(write: Write, call: Call, row: Import) -> None:

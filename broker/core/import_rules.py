@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from broker.core import ports
 from broker.core.arrival import Found
+from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.kinds import ImportState, KeyState, VersionState
 from broker.core.model import Import, Key, KeyVersion, Terms
@@ -155,3 +156,16 @@ def sound_terms(terms: Terms, now: datetime) -> None:
         raise InvalidRequest(
             "TERMS_INVALID", "The key would expire before it could be used; give a later time, or none."
         )
+
+
+def agree(call: Call, key: Key, port: ports.Target, terms: Terms) -> None:
+    """Return if the target can hold the key to ``terms``; else InvalidRequest ``TERMS_UNSUPPORTED``."""
+    if terms == NO_TERMS:
+        return
+    port.check_terms(key.type, key.usage, terms)
+    call.note(enabled=int(terms.enabled))
+    if terms.operations:
+        call.note(operations=" ".join(terms.operations))
+    for name, moment in (("not_before", terms.not_before), ("expires_at", terms.expires_at)):
+        if moment is not None:
+            call.note(**{name: moment.isoformat(timespec="seconds")})

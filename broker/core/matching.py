@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from broker.core.identity import ClaimFinding
 from broker.core.kinds import MatcherKind
 from broker.core.model import Matcher
-from broker.core.ports import ClaimFinding
 
 ABSENT = "(absent)"
 MAX_SHOWN = 128

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from broker.core.audit import AuditEntry
+from broker.core.identity import Credentials
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, LeaseState, OaepHash, Purpose, SignatureAlgorithm
 from broker.core.model import (
     AuditHead,
@@ -285,40 +286,6 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Release files and connections."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """What the transport says of the caller, before anybody believes it."""
-
-    certificate: bytes | None  # the peer's verified certificate, PEM
-    chain_verified: bool  # the TLS layer checked it against the operator CA
-    metadata: Mapping[str, str] = field(repr=False)  # "authorization" and "broker-trust-rule", where the call has them
-    peer: str
-    rpc: str = ""  # "SessionService/Login"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimFinding:
-    """How one step of reading a token ended: ``name`` is a claim or a step such as "signature"."""
-
-    name: str
-    passed: bool
-    expected: str
-    found: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """A token whose signature, times, issuer and form hold. ``claims`` is the one parse that everybody uses."""
-
-    issuer: str
-    subject: str
-    audience: str
-    token_id: str  # jti, or ""
-    expires_at: datetime
-    claims: Mapping[str, Any]
-    findings: tuple[ClaimFinding, ...] = ()
 
 
 class Authenticator(Protocol):

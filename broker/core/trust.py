@@ -22,13 +22,13 @@ from broker.core.errors import (
     WrongState,
 )
 from broker.core.guard import BROKER, Guard, of_trust_rule
+from broker.core.identity import ClaimFinding, Verified
 from broker.core.kinds import MatcherKind
 from broker.core.linting import grade
 from broker.core.model import Matcher, Proof, TrustRule
 from broker.core.names import check_name
 from broker.core.overlap import check_apart
 from broker.core.page import Page
-from broker.core.ports import ClaimFinding, Verified
 from broker.core.presets import ANY_ISSUER
 
 __all__ = ["TrustRules", "Verify", "choose", "grade", "match"]

@@ -105,8 +105,8 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
         renew_certificate=lambda: None,
         reconsider_processor=lambda: None,
     )
-    monkeypatch.setattr(app, "now", lambda: clock)
-    monkeypatch.setattr(app, "ticks", lambda: running)
+    monkeypatch.setattr("broker.app.now", lambda: clock)
+    monkeypatch.setattr("broker.loop.ticks", lambda: running)
     loop = Loop(broker)
     loop._round()
     done.clear()

@@ -22,9 +22,9 @@ from broker.auth.oidc import Oidc, OidcConfig
 from broker.auth.oidc.resolve import Found
 from broker.auth.oidc.review import AT_ONCE, PATH, SECONDS, TokenReview, TokenReviewConfig
 from broker.core.errors import BrokerError, Unauthenticated, Unavailable
+from broker.core.identity import Credentials
 from broker.core.kinds import Preset
 from broker.core.model import Principal
-from broker.core.ports import Credentials
 from tests.fakes.calls import Clock, call, operator
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Issuer, issuing

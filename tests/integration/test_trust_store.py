@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from broker.core.errors import BrokerError
+from broker.core.identity import Verified
 from broker.core.kinds import LeaseState, Preset, SessionState
 from broker.core.model import Lease, TrustRule
-from broker.core.ports import Verified
 from broker.core.quota import Limits
 from broker.core.trust import TrustRules
 from broker.store.sql import SqlStore

@@ -9,8 +9,8 @@ import pytest
 
 from broker.core.clock import ALLOWANCE, Clock, Timely
 from broker.core.errors import Unavailable
+from broker.core.identity import Credentials
 from broker.core.model import Principal
-from broker.core.ports import Credentials
 
 TRUE = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

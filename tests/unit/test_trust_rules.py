@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 
 from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, PermissionDenied, Unauthenticated, WrongState
+from broker.core.identity import ClaimFinding
 from broker.core.model import TrustRule
-from broker.core.ports import ClaimFinding
 from tests.fakes.trust_house import BOB, House, verified
 from tests.servers.rules import rule
 

@@ -13,8 +13,8 @@ from broker.auth.oidc.refusals import refused
 from broker.auth.oidc.review import HostPort, TokenReview, TokenReviewConfig
 from broker.auth.oidc.verifier import Verifier
 from broker.core import ports, trust
+from broker.core.identity import Credentials, Verified
 from broker.core.model import Principal, TrustRule
-from broker.core.ports import Verified
 
 OPENING = frozenset({"SessionService/Login", "SessionService/FetchSecrets"})
 SESSION_PREFIX = "brs_"
@@ -45,7 +45,7 @@ class Oidc:
         self._store = store
         self._now = now
 
-    def authenticate(self, credentials: ports.Credentials) -> Principal | None:
+    def authenticate(self, credentials: Credentials) -> Principal | None:
         """None without an identity token; Unauthenticated ``TOKEN_…`` or ``TRUST_…``, Unavailable ``ISSUER_…``."""
         text = bearer(credentials)
         if text is None or text.startswith(SESSION_PREFIX):
@@ -84,7 +84,7 @@ class Oidc:
                 return found
 
 
-def bearer(credentials: ports.Credentials) -> str | None:
+def bearer(credentials: Credentials) -> str | None:
     """The call's bearer token (RFC 6750 2.1), if it has an authorization; ``CREDENTIALS_UNKNOWN`` for any other."""
     value = credentials.metadata.get("authorization")
     if value is None:
