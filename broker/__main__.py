@@ -144,6 +144,10 @@ def _add_wishes(parser: argparse.ArgumentParser) -> None:
         help="a Vault or OpenBao that keys may be imported to; may be repeated",
     )  # fmt: skip
     parser.add_argument(
+        "--bind-credential", action="append", default=[], metavar="HOST:PORT/NAME=TARGET[,TARGET…]",
+        help="a credential that does not bear its target's name, and the targets that may use it; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
         "--allow-issuer", action="append", default=[], metavar="HOST:PORT",
         help="an issuer of CI identities at a private address; may be repeated",
     )  # fmt: skip
@@ -215,11 +219,19 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
         operators_address=asked.operators_address or any_port or defaults.operators_address,
         pipelines_address=asked.pipelines_address or any_port or defaults.pipelines_address,
         allowed_targets=tuple(asked.allow_target),
+        credentials_for=dict(_binding(each) for each in asked.bind_credential),
         allowed_issuers=tuple(asked.allow_issuer),
         database=given.get("database") or "",
         development=development,
         token=token,
     )
+
+
+def _binding(text: str) -> tuple[str, tuple[str, ...]]:
+    name, equals, targets = text.partition("=")
+    if not equals:
+        raise InvalidRequest("BINDING_INVALID", "Write --bind-credential HOST:PORT/NAME=TARGET[,TARGET…].")
+    return name, tuple(targets.split(","))
 
 
 def _check_database(url: str, folder: Path) -> None:

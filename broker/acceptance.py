@@ -15,17 +15,20 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+from broker import own_keys
 from broker.app import now
 from broker.config import Config, load
 from broker.core.call import Call
 from broker.core.ending import BATCH, Ending
+from broker.core.heads import Heads
 from broker.core.holding import Holding
-from broker.core.kinds import LeaseState
+from broker.core.kinds import LeaseState, Purpose
 from broker.core.model import Principal, Session, UsedToken
-from broker.core.ports import Now, Store
+from broker.core.ports import Device, Now, Store
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.row_key import row_key
 from broker.store.config import StoreConfig
+from broker.store.genuine import genuine_by
 from broker.store.restored import logins
 from broker.store.sql import SqlStore
 
@@ -36,19 +39,25 @@ LONGEST_TOKEN = timedelta(hours=24)
 def run(asked: argparse.Namespace) -> int:
     """Accept, and say what came of it; 0 also when there is nothing to accept."""
     config = load(asked.config)
-    with (
-        closing(Pkcs11Hsm(config.hsm)) as hsm,
-        closing(
-            SqlStore(place(config), row_key(config, hsm), now, accept_restored=True, passing="accept-restore")
-        ) as store,
-    ):
-        said = accept(store, config.store.journal, now)
+    with closing(Pkcs11Hsm(config.hsm)) as hsm:
+        own_keys.check_internal_keys(config, hsm)
+        genuine, key = genuine_by(config.certificates / "audit.pem"), row_key(config, hsm)
+        with closing(SqlStore(place(config), key, now, genuine, accept_restored=True, passing=True)) as store:
+            said = accept(store, config.store.journal, now)
+            _sign(config, store, hsm)
     print(f"broker: {said}")
     return 0
 
 
+def _sign(config: Config, store: SqlStore, hsm: Device) -> None:
+    """The last record and the head of what was recorded here, if it was anything: no later start vouches for it."""
+    store.finish()
+    audit_key = own_keys.internal_key(config, Purpose.AUDIT)
+    Heads.unasked(store, hsm.keyring(Purpose.AUDIT), audit_key, now).sign_due()
+
+
 def place(config: Config) -> StoreConfig:
-    """Where the next start signs for what is recorded here: its own chain, or that of the first of its workers."""
+    """In whose journal it is recorded: the broker's own, or that of the first of its workers."""
     return config.store.of_worker(1) if config.server.workers > 1 else config.store
 
 

@@ -18,14 +18,16 @@ from pathlib import Path
 from cryptography import x509
 
 from broker import own_keys
-from broker.app import now
+from broker.app import counted, now
 from broker.config import Config, load
+from broker.core.clock import Clock
 from broker.core.errors import BrokerError, WrongState
 from broker.core.holding import held_work
 from broker.core.model import Operator, PolicyDocument
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.row_key import row_key
 from broker.rpc.tls import TlsFiles
+from broker.store.genuine import genuine_by
 from broker.store.inspection import told
 from broker.store.sql import SqlStore
 
@@ -169,7 +171,8 @@ def _store(config: Config) -> str:
     with closing(Pkcs11Hsm(config.hsm)) as hsm:
         key = row_key(config, hsm)
     try:
-        store = SqlStore(config.store, key, now, passing="check")  # checks the schema, and every row
+        genuine = genuine_by(config.certificates / "audit.pem")
+        store = SqlStore(config.store, key, now, genuine, role="check", passing=True)  # checks the schema and every row
     except WrongState as error:
         if error.reason == "STORE_IN_USE" and _runs(config, config.server.operators_address):
             return "the running broker has the database open; stop it for a closer look"
@@ -187,6 +190,21 @@ def _store(config: Config) -> str:
     finally:
         store.close()
     return "the database answers, its schema is current, and every row is as brokers left it"
+
+
+def _clocks(config: Config) -> str:
+    if config.store.sqlite:
+        return "no other host shares the database, so there is none to differ from"
+    with closing(Pkcs11Hsm(config.hsm)) as hsm:
+        key = row_key(config, hsm)
+    store = SqlStore(config.store, key, now, role="check", passing=True)
+    try:
+        clock = Clock(now, counted)
+        clock.look(store.clock)
+        clock.check()
+    finally:
+        store.close()
+    return "this host's and the database's agree"
 
 
 def _sqlite(config: Config) -> str:
@@ -262,6 +280,7 @@ _CHECKS: tuple[tuple[str, Callable[[Config], str]], ...] = (
     ("certificates", _certificates),
     ("hsm", _hsm),
     ("store", _store),
+    ("clocks", _clocks),
     ("sqlite", _sqlite),
     ("ports", _ports),
     ("disk", _disk),

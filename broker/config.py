@@ -14,6 +14,7 @@ from broker.core.errors import InvalidRequest
 from broker.hsm.config import HsmConfig
 from broker.rpc.server import ServerConfig
 from broker.store.config import StoreConfig
+from broker.targets.binding import TARGETS
 
 MAX_CONFIG_BYTES = 65536
 
@@ -32,7 +33,27 @@ def _place(text: str) -> str:
 
 _PLACE = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]):[1-9][0-9]{0,4}", re.ASCII)
 Place = Annotated[str, AfterValidator(_place)]
+
+
 Absolute = Annotated[Path, AfterValidator(_absolute)]
+
+
+def _credential(text: str) -> str:
+    host, slash, name = text.partition("/")
+    if not slash or not _CREDENTIAL.fullmatch(name):
+        raise ValueError('a credential is written host:port/NAME, NAME being its file, or for Azure "managed-identity"')
+    return f"{_place(host)}/{name}"
+
+
+def _target_names(text: str) -> str:
+    if not TARGETS.fullmatch(text):
+        raise ValueError('targets are written "prod", "team-b-*" (all whose names begin so) or "*" (all there are)')
+    return text
+
+
+_CREDENTIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?::[0-9a-f-]{36})?", re.ASCII)
+CredentialPlace = Annotated[str, AfterValidator(_credential)]
+TargetNames = Annotated[str, AfterValidator(_target_names)]
 
 
 class _Part(BaseModel):
@@ -46,6 +67,7 @@ class PrivateVaultConfig(_Part):
     kind: Literal["premium", "managed-hsm"]
     ca_file: Absolute
     token_file: Absolute  # of mode 0600; the bearer token that this host is shown
+    targets: tuple[TargetNames, ...] = Field(default=(), max_length=64)  # those that may use that token
 
 
 class TargetsConfig(_Part):
@@ -54,6 +76,8 @@ class TargetsConfig(_Part):
     allowed_hosts: frozenset[Place] = Field(default=frozenset(), max_length=64)
     credentials: Absolute  # in it a folder "host:port" for each host, with the tokens that this host may be shown
     private_vaults: tuple[PrivateVaultConfig, ...] = Field(default=(), max_length=16)
+    credentials_for: dict[CredentialPlace, tuple[TargetNames, ...]] = Field(default={}, max_length=256)
+    vault_transfer_files: bool = False  # whoever imports such a file there can make the key exportable
 
     @model_validator(mode="after")
     def _one_entry_a_host(self) -> TargetsConfig:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections.abc import Iterable
 
 import structlog
 
-from broker.core.call import Call
+from broker.core.call import Call, background_call
 from broker.core.errors import BrokerError
-from broker.core.model import Principal
 from broker.core.ports import Now, RowFinding, Store
 
 log = structlog.get_logger("broker")
@@ -70,10 +68,6 @@ class Inspector:
             pause = min(max(SHARE * (time.monotonic() - begun), SHORTEST), LONGEST)
 
     def _entry(self, one: RowFinding) -> Call:
-        principal = Principal(kind="broker", name="background")
-        resource = f"row/{one.table}/{one.name or '*'}"
-        call = Call(
-            id=secrets.token_hex(16), rpc="-/Inspect", principal=principal, peer="", now=self._now, resource=resource
-        )
+        call = background_call(f"row/{one.table}/{one.name or '*'}", 0, self._now, "-/Inspect")
         call.note(state=one.how)
         return call

@@ -38,6 +38,7 @@ from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm, softhsm_environment
 from broker.own_keys import write_private
 from broker.rpc.tls import read_key
+from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
 
 SERVER_LIFE = timedelta(days=90)
@@ -68,6 +69,7 @@ class Wishes:
     operators_address: str = "127.0.0.1:7443"
     pipelines_address: str = "127.0.0.1:7444"
     allowed_targets: tuple[str, ...] = ()
+    credentials_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     allowed_issuers: tuple[str, ...] = ()  # "host:port", those at private addresses only
     database: str = ""  # "" is SQLite in the folder
     development: bool = False
@@ -99,8 +101,8 @@ def initialise(wishes: Wishes, now: Now) -> Config:
     SqlStore.migrate(config.store)
     with closing(Pkcs11Hsm(config.hsm)) as hsm:
         _row_key(config, hsm)
-        key = row_key.row_key(config, hsm)
-        with closing(SqlStore(config.store, key, now, passing="init", adopting=True)) as store:
+        key, genuine = row_key.row_key(config, hsm), genuine_by(config.certificates / "audit.pem")
+        with closing(SqlStore(config.store, key, now, genuine, role="init", passing=True, adopting=True)) as store:
             _fill(config, wishes, store, hsm, now)
     return config
 
@@ -241,6 +243,7 @@ def _toml(wishes: Wishes, token: Token) -> str:
             "operator_ca_file": str(folder / "certificates" / "operator-ca.pem"),
         },
         "targets": {"allowed_hosts": list(wishes.allowed_targets), "credentials": str(folder / "credentials")},
+        "targets.credentials_for": {json.dumps(name): list(whose) for name, whose in wishes.credentials_for.items()},
         "oidc": {"allowed_hosts": list(wishes.allowed_issuers)},
     }
     lines = []
@@ -250,7 +253,7 @@ def _toml(wishes: Wishes, token: Token) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _fill(config: Config, wishes: Wishes, store: Store, device: Pkcs11Hsm, now: Now) -> None:
+def _fill(config: Config, wishes: Wishes, store: SqlStore, device: Pkcs11Hsm, now: Now) -> None:
     if count := adopt(config, store, device):
         call = _call("-/AdoptKeys", "broker/broker", now)
         call.note(count=count)
@@ -259,12 +262,15 @@ def _fill(config: Config, wishes: Wishes, store: Store, device: Pkcs11Hsm, now: 
     if not (file := config.certificates / "page.key").exists():
         write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))
     renew_server_certificate(config, device, now(), _names(config, wishes))
+    audit_key = own_keys.internal_key(config, Purpose.AUDIT)
+    heads = Heads.unasked(store, device.keyring(Purpose.AUDIT), audit_key, now)
+    heads.begin()
     _first_policy(store, now)
     _first_root(config, store, device.keyring(Purpose.ROOT), now)
     _first_operator(store, wishes.operator, now)
     _profile(config, wishes, store, own_keys.authority(config, device, Purpose.OPERATOR_CA), now)
-    audit_key, audit_ring = own_keys.internal_key(config, Purpose.AUDIT), device.keyring(Purpose.AUDIT)
-    Heads(store, audit_ring, audit_key, Guard(policy_in_force(store)), now).sign_due()
+    store.finish()
+    heads.sign_due()
 
 
 def _names(config: Config, wishes: Wishes) -> tuple[str, ...]:

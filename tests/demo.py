@@ -104,10 +104,11 @@ def running_broker(folder: Path, bao: openbao.OpenBao, vault: FakeVault) -> Iter
         raise DemoError(f"`broker init` ended with {made.returncode}: {made.stderr.strip()}")
     config = folder / "broker.toml"
     put_shim_before(config, folder)
-    described = {"host": vault.host, "kind": vault.kind, "ca_file": vault.ca_file, "token_file": vault.token_file}
+    described: dict[str, object] = {"host": vault.host, "kind": vault.kind, "ca_file": str(vault.ca_file)}
+    described |= {"token_file": str(vault.token_file), "targets": ["vault"]}
     with config.open("a", encoding="utf-8") as file:
         file.write("\n[[targets.private_vaults]]\n")
-        file.writelines(f"{name} = {json.dumps(str(value))}\n" for name, value in described.items())
+        file.writelines(f"{name} = {json.dumps(value)}\n" for name, value in described.items())
     command = [str(BIN / "broker"), "serve", "--config", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=(folder.parent / "broker.log").open("wb"))
     try:
@@ -131,10 +132,10 @@ def main_job(demo: Demo, bao: openbao.OpenBao, vault: FakeVault, number: list[in
         say(f"{hsm['model']}, token {hsm['token_label']}; wraps exactly by RFC 5649: {hsm['exact_wrap']}")
         say("(through this project's shim, which is the broker's PKCS#11 module here: SoftHSM 2.6.1 alone pads first)")
     with step(number, "Register OpenBao as a target; its key-exchange key is pinned"):
-        bao.write_token(demo.folder / "broker" / "credentials")
+        bao.write_token(demo.folder / "broker" / "credentials", "bao")
         added = demo.answer(
             "target", "add", "vault", "bao", "--address", bao.address, "--mount", bao.mount,
-            "--ca-file", str(bao.ca_file), "--token-file", "vault-token",
+            "--ca-file", str(bao.ca_file),
         )  # fmt: skip
         say(f"KEK pinned: sha256 {str(added['kek_thumbprint'])[:16]}…")
     with step(number, "A key is born in the HSM"):

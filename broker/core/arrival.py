@@ -65,6 +65,17 @@ class Arrival:
             return self._same(held) or Found(remote=held[-1])
         return Found(remote=held[-1], others=_enabled(self._unknown(held[:-1])))
 
+    def left(self) -> Found | None:
+        """What an upload has left there that the target once confirmed: ours, or the one version that can be it.
+
+        A version that somebody else has made meanwhile is not to be taken for it.
+        """
+        found = self.find()
+        if found is not None:
+            return found
+        unknown = [one for one in self._unknown(self.port.versions(self.remote_name)) if one.enabled]
+        return Found(remote=unknown[0]) if len(unknown) == 1 else None
+
     def prove(self, remote: RemoteKey, *, enable: bool) -> None:
         """Prove ``remote`` by use. ``enable``: an earlier attempt disabled it, so it is enabled first."""
         if enable and not remote.enabled:

@@ -25,7 +25,8 @@ MAX_NUMBER = 2**53 - 1
 
 FACTS = frozenset({
     "algorithm", "blob_sha256", "certificate_serial", "count", "destroy_at", "exportable", "fence", "former_chain",
-    "former_hash", "former_sequence", "groups", "head_sequence", "kek_thumbprint", "key_type", "key_usage",
+    "former_end", "former_end_hash", "former_hash", "former_sequence", "former_strays", "former_torn",
+    "former_torn_hash", "groups", "head_sequence", "kek_thumbprint", "key_type", "key_usage",
     "operator", "policy_version", "public_key_sha256", "remote_name", "remote_version", "replayed", "revision",
     "state", "target", "validate_only", "version",
     "enabled", "expires_at", "extra_versions", "not_before", "operations",

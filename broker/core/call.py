@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 
 from broker.core.audit import AuditEntry, Phase
@@ -69,3 +70,11 @@ class Call:
             reason=reason,
             facts={**self.facts, "fence": self.fence} if self.fence else dict(self.facts),
         )
+
+
+def background_call(resource: str, fence: int, now: Now, rpc: str = "-/Chore") -> Call:
+    """The broker's own work, as the audit sees it; ``fence`` is the leader's number where it is shared work, else 0."""
+    principal = Principal(kind="broker", name="background")
+    return Call(
+        id=secrets.token_hex(16), rpc=rpc, principal=principal, peer="", now=now, resource=resource, fence=fence
+    )

@@ -95,8 +95,8 @@ class Delivery:
         if self.there.port.exact_wrap and not self.there.hsm.report().exact_wrap:
             self.wrap()
 
-    def upload(self, blob: bytes, *, first: bool) -> Found:
-        """What the target holds afterwards as this version; still to be proven.
+    def upload(self, blob: bytes, *, first: bool) -> Found | None:
+        """Send it. What is there as this version although that seemed to fail; None when the target has confirmed it.
 
         An error means that it is not there, or, if it is ``Unavailable``, that nobody can tell yet.
         """
@@ -105,6 +105,10 @@ class Delivery:
             port.import_key(self.remote_name, key.type, key.usage, blob, self.oaep_hash, first=first)
         except BrokerError as error:
             return self._despite(error)
+        return None
+
+    def confirmed(self) -> Found:
+        """What the target holds as this version after an upload that it confirmed; still to be proven."""
         try:
             found = self.there.uploaded()
         except WrongState as error:

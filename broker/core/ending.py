@@ -17,7 +17,7 @@ from broker.core.audit import AuditEntry
 from broker.core.call import Call
 from broker.core.errors import WrongState
 from broker.core.kinds import LeaseState, SessionState
-from broker.core.model import Lease, Receipt, Record, Session, UsedToken
+from broker.core.model import Lease, Receipt, Record, Session, TrustRule, UsedToken
 from broker.core.ports import Now, Store, Write
 
 R = TypeVar("R", bound=Record)
@@ -70,6 +70,11 @@ def entry_of(call: Call, resource: str, **facts: str | int) -> AuditEntry:
 def live(session: Session | None, now: datetime) -> bool:
     """Whether a session holds at that moment."""
     return session is not None and session.state is SessionState.ACTIVE and session.expires_at > now
+
+
+def held(session: Session, rule: TrustRule | None) -> bool:
+    """Whether the trust rule that opened a session is still what it was then."""
+    return rule is not None and rule.revision == session.rule_revision and rule.created_at <= session.created_at
 
 
 def shown(lease: Lease, session: Session | None, now: datetime) -> Lease:
@@ -146,6 +151,38 @@ class Ending:
             write.also(entry_of(call, f"session/{name}", session=name, count=count))
             ended, rows = ended + 1, rows + count + 1
         return seen, ended
+
+    def standing(self, found: Iterable[Session]) -> list[Session]:
+        """Sessions as they stand: one whose time is over, or whose trust rule is, has ended, whatever its row says."""
+        sessions, now = list(found), self._now()
+        names = {session.rule for session in sessions if live(session, now)}
+        rules = {name: readable(lambda name=name: self._store.get(TrustRule, name), None) for name in names}  # type: ignore[misc]
+        return [
+            each if live(each, now) and held(each, rules[each.rule]) else replace(each, state=SessionState.ENDED)
+            for each in sessions
+        ]
+
+    def of_rule(self, call: Call, name: str) -> int:
+        """End the sessions that a trust rule has opened as it was before: how many. Each piece is a write of its own.
+
+        One that is opened meanwhile, by what its login had read of the rule, gives nothing more and shows as ended.
+        """
+        after: tuple[str, ...] = ()
+        where, total = {"rule": name, "state": SessionState.ACTIVE.value}, 0
+        while found := self._store.page(Session, after=after, limit=BATCH, where=where, sound_only=True):
+            after = (found[-1].id,)
+            rule = self._store.get(TrustRule, name)
+            total += self.all(call, [each.id for each in found], lambda session: not held(session, rule))  # noqa: B023
+        return total
+
+    def all(self, call: Call, ids: Iterable[str], over: Callable[[Session], bool]) -> int:
+        """End sessions and revoke their leases, in as many writes as it takes; how many sessions."""
+        waiting, total = sorted(ids), 0
+        while waiting:
+            with self._store.write(call.intent()) as write:
+                seen, ended = self.sessions(write, call, waiting[:BATCH], LeaseState.REVOKED, over)
+            waiting, total = waiting[seen:], total + ended
+        return total
 
     def some_leases(
         self, write: Write, call: Call, found: Iterable[Lease], state: LeaseState, over: Callable[[Lease], bool]

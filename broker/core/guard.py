@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from threading import Lock
+from types import MappingProxyType
 
 from broker.core.call import Call
 from broker.core.errors import PermissionDenied
@@ -28,7 +29,7 @@ class Resource:
     tags: Mapping[str, str] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
-    context: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    context: Mapping[str, tuple[str, ...] | str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.kind.lower()}/{self.id}"
@@ -59,14 +60,35 @@ def of_unknown_key(name: str) -> Resource:
     return Resource(kind="Key", id=name, attributes=attributes)
 
 
+PLACE: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "address": ("address", "vault_url"),
+    "mount": ("mount",),
+    "namespace": ("namespace",),
+    "credential": ("token_file", "file", "credential"),
+    "client_id": ("client_id",),
+    "kek": ("kek",),
+})  # fmt: skip
+"""What policies know of a target: each attribute is the first of these settings that the target has."""
+
+
 def of_target(target: Target) -> Resource:
-    """A registered target as the policies see it."""
-    return Resource(kind="Target", id=target.name, attributes={"kind": target.kind})
+    """A target as the policies see it, registered or about to be."""
+    place = {name: _first(target.settings, among) for name, among in PLACE.items()}
+    return Resource(kind="Target", id=target.name, attributes={"name": target.name, "kind": target.kind, **place})
 
 
 def of_unknown_target(name: str) -> Resource:
     """A target that does not exist."""
-    return Resource(kind="Target", id=name, attributes={"kind": ABSENT})
+    return Resource(kind="Target", id=name, attributes={"name": name, "kind": ABSENT, **dict.fromkeys(PLACE, "")})
+
+
+def _first(settings: Mapping[str, str], among: tuple[str, ...]) -> str:
+    return next((settings[each] for each in among if settings.get(each)), "")
+
+
+def under(remote_name: str, resource: Resource) -> Resource:
+    """A key or a target, where it is about the key's name at the target."""
+    return replace(resource, context={"remote_name": remote_name})
 
 
 def of_operator(name: str, operator: Operator | None, *, asked: tuple[str, ...] | None = None) -> Resource:

@@ -15,20 +15,22 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from broker.core.call import Call
 from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
-from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, agree, resumed
+from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion
 from broker.core.import_rules import (
     EXPORTED,
     NO_TERMS,
+    agree,
     await_lease,
     disabled_by_us,
     importable,
     not_held,
+    of_name,
     remote_name_of,
+    resumed,
     sound_terms,
 )
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Target, Terms, WrappingKey
-from broker.core.names import check_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +56,10 @@ class Handover:
         ``kek_pem``: the pinned KEK, for when the target cannot be reached; then nothing connects to it. The same
         request again makes another file of the same key, since none is kept.
         """
-        if remote_name:
-            check_name(remote_name, "remote key")
         try:
-            return self._export(self._ledger.permitted(call, name, version, target), remote_name, kek_pem)
+            return self._export(self._ledger.permitted(call, name, version, target, remote_name), kek_pem)
         except OtherVersion as other:
-            return self._export(self._ledger.permitted(call, name, other.number, target), remote_name, kek_pem)
+            return self._export(self._ledger.permitted(call, name, other.number, target, remote_name), kek_pem)
 
     def confirm(self, call: Call, name: str, version: int, target: str, terms: Terms = NO_TERMS) -> Imported:
         """Read back what was carried to the target and prove it; PROVEN afterwards. Never uploads.
@@ -68,19 +68,20 @@ class Handover:
         """
         sound_terms(terms, self._ledger.now())
         try:
-            return self._confirm(self._ledger.permitted(call, name, version, target), terms)
+            return self._confirm(self._ledger.permitted(call, name, version, target, None), terms)
         except OtherVersion as other:
-            return self._confirm(self._ledger.permitted(call, name, other.number, target), terms)
+            return self._confirm(self._ledger.permitted(call, name, other.number, target, None), terms)
 
     # ---- out -----------------------------------------------------------------------------------------------------
 
-    def _export(self, asked: Asked, remote_name: str, kek_pem: bytes) -> Exported:
+    def _export(self, asked: Asked, kek_pem: bytes) -> Exported:
         ledger, call = self._ledger, asked.call
         importable(asked.key, asked.version)
+        ledger.port(asked.target).check_transfer()
         with ledger.turn(asked):
-            row, rows = ledger.rows(asked)
+            row, rows = ledger.settled(asked)
             not_held(row)
-            remote_name = remote_name_of(asked.key, row, rows, remote_name)
+            remote_name = remote_name_of(asked.key.name, row, rows, asked.remote_name)
             call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:
                 raise _there_already()
@@ -125,14 +126,15 @@ class Handover:
         if asked.key.state is not KeyState.ENABLED:
             raise WrongState("KEY_STATE", f"The key is {asked.key.state}; enable it, then confirm its import.")
         with ledger.turn(asked):
-            row, rows = ledger.rows(asked)
+            row, rows = ledger.settled(asked)
             if row is None:
                 raise NotFound("IMPORT_NOT_FOUND", "This version was not exported for this target; export it first.")
+            of_name(row, asked.remote_name)
             call.note(target=row.target, version=row.version, remote_name=row.remote_name)
             if row.state is ImportState.PROVEN:
                 return ledger.again(asked, row, terms)
             port = ledger.port(asked.target)
-            agree(asked, port, terms)
+            agree(asked.call, asked.key, port, terms)
             there = ledger.arrival(asked, port, row.remote_name, row, rows)
             found = there.find()
             if found is None:

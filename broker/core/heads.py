@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from threading import Lock
 
@@ -12,11 +12,25 @@ from broker.core.call import Call
 from broker.core.errors import InvalidRequest, Unavailable
 from broker.core.guard import BROKER, Guard
 from broker.core.kinds import SignatureAlgorithm
-from broker.core.model import AuditHead
+from broker.core.model import AuditHead, PolicyDocument
 from broker.core.page import Page
+from broker.core.policy import FIRST_POLICY
 from broker.core.ports import KeyRef
+from broker.core.signatures import verify
 
 MAX_CHAIN_NAME = 128
+
+
+def signed_by(public_key: bytes) -> Callable[[AuditHead], bool]:
+    """Tells the heads that this audit key (SubjectPublicKeyInfo, DER) has signed from all others."""
+
+    def genuine(head: AuditHead) -> bool:
+        if not (head.chain + head.hash).isascii():
+            return False
+        statement = head_statement(head.chain, head.sequence, head.hash, head.signed_at)
+        return verify(public_key, SignatureAlgorithm.ES256, statement, head.signature)
+
+    return genuine
 
 
 class Heads:
@@ -32,6 +46,12 @@ class Heads:
         self._guard = guard
         self._now = now
         self._signing = Lock()
+
+    @classmethod
+    def unasked(cls, store: ports.Store, hsm: ports.Hsm, key: KeyRef, now: ports.Now) -> Heads:
+        """For a process that signs and answers nobody, so that it needs no policy of the store's."""
+        first = PolicyDocument(version=0, text=FIRST_POLICY, author="", created_at=now())
+        return cls(store, hsm, key, Guard(first), now)
 
     def state(self, call: Call) -> tuple[bytes, list[AuditHead]]:
         """(the audit key's SubjectPublicKeyInfo DER, the newest head of every chain)."""
@@ -55,6 +75,11 @@ class Heads:
         heads = self._store.page(AuditHead, after=after, limit=limit, where={"chain": chain} if chain else None)
         following = (heads[-1].chain, heads[-1].sequence) if len(heads) == limit else ()
         return Page(items=heads, next=following)
+
+    def begin(self) -> None:
+        """Begin the audit chain if it is not begun, and sign its first record: a chain without a head is nobody's."""
+        self._store.check()
+        self.sign_due()
 
     def sign_due(self) -> list[AuditHead]:
         """Sign every chain that moved since its last head, and return the new heads."""

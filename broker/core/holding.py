@@ -51,13 +51,16 @@ _RULES = (
         resource=lambda version: f"key/{version.key}",
         facts=lambda version: {"version": version.number},
     ),
-    _Rule(
-        kind=Import,
-        when=ImportState.PENDING.value,
-        becomes=lambda row: replace(row, state=ImportState.HELD),
-        key=lambda row: (row.key, row.version, row.target),
-        resource=lambda row: f"key/{row.key},target/{row.target}",
-        facts=lambda row: {"version": row.version, "target": row.target, "remote_name": row.remote_name},
+    *(
+        _Rule(
+            kind=Import,
+            when=state.value,
+            becomes=lambda row: replace(row, state=ImportState.HELD),
+            key=lambda row: (row.key, row.version, row.target),
+            resource=lambda row: f"key/{row.key},target/{row.target}",
+            facts=lambda row: {"version": row.version, "target": row.target, "remote_name": row.remote_name},
+        )
+        for state in (ImportState.PENDING, ImportState.DISABLING)  # either may have been proven since
     ),
     _Rule(
         kind=RootKey,

@@ -16,7 +16,16 @@ from broker.core.call import Call
 from broker.core.delivery import Delivery, Sibling
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
-from broker.core.import_rules import NO_TERMS, TERMS_UNSETTLED, in_progress
+from broker.core.import_rules import (
+    NO_TERMS,
+    TERMS_UNSETTLED,
+    UNPROVEN,
+    agree,
+    in_progress,
+    remote_name_of,
+    siblings,
+    still_enabled,
+)
 from broker.core.keys import ref
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
@@ -24,7 +33,7 @@ from broker.core.names import check_name
 from broker.core.ports import KeyRef, Write
 from broker.core.receipts import keep, replay
 from broker.core.slots import Slots
-from broker.core.targets import Connect, check_pin
+from broker.core.targets import check_pin
 from broker.core.turns import Turns
 
 TURN_SECONDS = 20.0
@@ -50,6 +59,7 @@ class Asked:
     key: Key
     version: KeyVersion
     target: Target
+    remote_name: str  # under which it was decided on; what is there under another one is not touched
 
     @property
     def ref(self) -> KeyRef:
@@ -73,7 +83,7 @@ class Ledger:
         store: ports.Store,
         hsm: ports.Hsm,
         guard: Guard,
-        connect: Connect,
+        connect: ports.Connect,
         now: ports.Now,
         slots: Slots | None = None,
     ) -> None:
@@ -87,17 +97,27 @@ class Ledger:
 
     # ---- who may, and what is there ------------------------------------------------------------------------------
 
-    def permitted(self, call: Call, name: str, version: int, target: str) -> Asked:
-        """The key version and the target, if the caller may do this with both; 0 is the primary version."""
+    def permitted(self, call: Call, name: str, version: int, target: str, remote_name: str | None = "") -> Asked:
+        """The key version and the target, if the caller may do this with both under the key's name at the target.
+
+        ``version`` 0 is the primary one; ``remote_name`` "" is the one that importing it would take, None the one that
+        its import has.
+        """
         check_name(name, "key")
         check_name(target, "target")
+        if remote_name:
+            check_name(remote_name, "remote key")
         if not 0 <= version < 1 << 31:
             raise InvalidRequest("VERSION_INVALID", "The version is not a positive number; 0 means the primary one.")
         found = self.store.version(name, version)
         key = found[0] if found else self.store.get(Key, name)
         place = self.store.get(Target, target)
-        self._guard.check(call, guard.of_key(key) if key else guard.of_unknown_key(name))
-        self._guard.check(call, guard.of_target(place) if place else guard.of_unknown_target(target))
+        remote_name = remote_name or self._remote_name(name, found[1].number if found else 0, target, remote_name)
+        for resource in (
+            guard.of_key(key) if key else guard.of_unknown_key(name),
+            guard.of_target(place) if place else guard.of_unknown_target(target),
+        ):
+            self._guard.check(call, guard.under(remote_name, resource))
         if key is None:
             raise NotFound("KEY_NOT_FOUND", "There is no key of this name; `broker key list` shows those there are.")
         if found is None:
@@ -106,17 +126,31 @@ class Ledger:
             raise NotFound(
                 "TARGET_NOT_FOUND", "There is no target of this name; `broker target list` shows those there are."
             )
-        return Asked(call=call, key=found[0], version=found[1], target=place)
+        return Asked(call=call, key=found[0], version=found[1], target=place, remote_name=remote_name)
 
     def port(self, target: Target) -> ports.Target:
         """The way to a target; opens no connection."""
-        return self._connect(target.kind, target.settings)
+        return self._connect(target.name, target.kind, target.settings)
 
     def rows(self, asked: Asked) -> tuple[Import | None, list[Import]]:
         """The import of this version, if there is one, and those of all versions to this target."""
-        where = {"key": asked.key.name, "target": asked.target.name}
-        rows = self.store.page(Import, limit=MAX_VERSIONS, where=where)
-        return next((row for row in rows if row.version == asked.version.number), None), rows
+        return self._rows(asked.key.name, asked.version.number, asked.target.name)
+
+    def settled(self, asked: Asked) -> tuple[Import | None, list[Import]]:
+        """As ``rows``; what an earlier attempt has left enabled at the target is disabled first, or nothing goes on."""
+        row, rows = self.rows(asked)
+        if row is None or row.state is not ImportState.DISABLING or asked.call.validate_only:
+            return row, rows
+        failed = self.disabled(asked.call, self.port(asked.target), row)
+        return failed, [failed if one is row else one for one in rows]
+
+    def _rows(self, key: str, version: int, target: str) -> tuple[Import | None, list[Import]]:
+        rows = self.store.page(Import, limit=MAX_VERSIONS, where={"key": key, "target": target})
+        return next((row for row in rows if row.version == version), None), rows
+
+    def _remote_name(self, key: str, version: int, target: str, wanted: str | None) -> str:
+        row, rows = self._rows(key, version, target)
+        return row.remote_name if row and wanted is None else remote_name_of(key, row, rows, "")
 
     def delivery(
         self,
@@ -130,12 +164,12 @@ class Ledger:
         """All that is settled before anything is wrapped; ``kek``: got by another way than from the target."""
         port = self.port(asked.target)
         port.supports(asked.key.type, asked.key.usage)
-        agree(asked, port, terms)
+        agree(asked.call, asked.key, port, terms)
         oaep_hash = port.oaep_hash(self.hsm.report().oaep_hashes)
         offered = kek or port.wrapping_key()
         asked.call.note(kek_thumbprint=offered.thumbprint)
         check_pin(asked.target, offered)
-        before = _siblings(rows, remote_name)
+        before = siblings(rows, remote_name)
         return Delivery(
             there=self.arrival(asked, port, remote_name, row, rows),
             kek=offered,
@@ -165,12 +199,29 @@ class Ledger:
         self, asked: Asked, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
     ) -> Arrival:
         """Where to look for the version at the target."""
+        return self._arrival(asked.ref, port, remote_name, row, rows)
+
+    def arrival_of(self, row: Import, port: ports.Target) -> Arrival | None:
+        """Where to look for what a row is about, without anybody asking; None when its key is gone."""
+        found = self.store.version(row.key, row.version)
+        _, rows = self._rows(row.key, row.version, row.target)
+        return self._arrival(ref(*found), port, row.remote_name, row, rows) if found else None
+
+    @contextmanager
+    def idle(self, row: Import) -> Iterator[bool]:
+        """As ``turn``, for the background: gives False at once when a call of this process is at it."""
+        with self._turns.take(row.key, row.target, seconds=0) as held:
+            yield held
+
+    def _arrival(
+        self, key: KeyRef, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
+    ) -> Arrival:
         return Arrival(
             hsm=self.hsm,
             port=port,
-            key=asked.ref,
+            key=key,
             remote_name=remote_name,
-            taken=frozenset(one.remote_version for one in _siblings(rows, remote_name)),
+            taken=frozenset(one.remote_version for one in siblings(rows, remote_name)),
             known=row.remote_version if row and row.failure != "PROOF_FAILED" else "",
         )
 
@@ -215,7 +266,7 @@ class Ledger:
         call = asked.call
         if terms != NO_TERMS and not self.seen(call):
             port = self.port(asked.target)
-            agree(asked, port, terms)
+            agree(asked.call, asked.key, port, terms)
             if not call.validate_only:
                 self.store.record(call.intent())
                 port.settle(row.remote_name, row.remote_version, terms)
@@ -238,18 +289,18 @@ class Ledger:
                 there.prove(remote, enable=enable)
             extra = there.tidy(found)
             if terms != NO_TERMS:
-                row = self._mark(call, row, TERMS_UNSETTLED)
+                row = self.mark(call, row, TERMS_UNSETTLED)
                 there.port.settle(remote.name, remote.version, terms)
         except BrokerError as error:
-            raise self._undone(call, there.port, row, error) from error
+            raise self.undone(call, there.port, row, error, enable=enable) from error
         return self.succeed(call, row, remote, extra)
 
-    def _mark(self, call: Call, row: Import, why: str) -> Import:
-        """Write down what is at the target and why the import is still PENDING, before more is done there."""
-        call.note(remote_version=row.remote_version, state=ImportState.PENDING.value)
+    def mark(self, call: Call, row: Import, why: str, state: ImportState = ImportState.PENDING) -> Import:
+        """Write down what is at the target and how far the import is, before more is done there."""
+        call.note(remote_version=row.remote_version, state=state.value)
         try:
             with self.store.write(call.intent()) as write:
-                return write.replace(row, replace(row, failure=why))
+                return write.replace(row, replace(row, failure=why, state=state))
         except WrongState as error:
             if error.reason == "CHANGED_MEANWHILE":
                 raise in_progress("another call has taken it over; try again") from error
@@ -269,32 +320,44 @@ class Ledger:
         call.settled = True
         return Imported(row=proven, extra=extra)
 
-    def _undone(self, call: Call, port: ports.Target, row: Import, error: BrokerError) -> BrokerError:
+    def undone(
+        self, call: Call, port: ports.Target, row: Import, error: BrokerError, *, enable: bool = False
+    ) -> BrokerError:
         """Disable what could not be proven, and write that down; the error to raise.
 
-        A target that went away meanwhile leaves the row PENDING: the next attempt reads back and proves.
+        A target that went away meanwhile leaves it PENDING: the next attempt reads back and proves. One that does not
+        disable it leaves it DISABLING, for ``withdrawal``; so does one that went away when ``enable`` was done.
         """
         if isinstance(error, Unavailable):
+            if row.failure != TERMS_UNSETTLED:
+                state, why = (ImportState.DISABLING, row.failure) if enable else (ImportState.PENDING, UNPROVEN)
+                self.mark(call, row, why, state)
             return error
-        row = self._mark(call, row, error.reason)  # who comes after a crash must know the disabled version as ours
+        row = self.mark(call, row, error.reason, ImportState.DISABLING)
         try:
             port.disable(row.remote_name, row.remote_version)
-        except Unavailable:
-            return error
         except BrokerError as second:
-            error = WrongState(second.reason, f"{error.message} {second.message}")
+            return still_enabled(second, error.message)
         self.fail(call, row, error)
         return error
+
+    def disabled(self, call: Call, port: ports.Target, row: Import) -> Import:
+        """FAILED, once the target has disabled it; else WrongState ``REMOTE_KEY_STILL_ENABLED``."""
+        try:
+            port.disable(row.remote_name, row.remote_version)
+        except BrokerError as error:
+            raise still_enabled(error) from error
+        return self.mark(call, row, row.failure, ImportState.FAILED)
 
     def fail(self, call: Call, row: Import, error: BrokerError) -> None:
         """The outcome of an attempt that is over and has come to nothing."""
         call.note(state=ImportState.FAILED.value)
         self._end(call, row, replace(row, state=ImportState.FAILED, failure=error.reason, proven_at=None), error)
 
-    def pause(self, call: Call, row: Import, error: BrokerError) -> None:
-        """The outcome of an attempt whose upload was answered with an error that leaves open whether it arrived."""
+    def pause(self, call: Call, row: Import, error: BrokerError, why: str) -> None:
+        """The outcome of an attempt that leaves open whether the key arrived, and ``why``."""
         call.note(state=ImportState.PENDING.value)
-        self._end(call, row, replace(row, failure=error.reason), error)
+        self._end(call, row, replace(row, failure=why), error)
 
     def _end(self, call: Call, row: Import, new: Import, error: BrokerError) -> None:
         with self.store.write(call.outcome(error.outcome, error.reason)) as write:
@@ -310,31 +373,6 @@ class Ledger:
         if error.reason == "CHANGED_MEANWHILE" and found is not None and found.state is ImportState.PROVEN:
             return found
         raise in_progress("another call has taken it over; try again") from error
-
-
-def agree(asked: Asked, port: ports.Target, terms: Terms) -> None:
-    """Return if the target can hold the key to ``terms``; else InvalidRequest ``TERMS_UNSUPPORTED``."""
-    if terms == NO_TERMS:
-        return
-    port.check_terms(asked.key.type, asked.key.usage, terms)
-    asked.call.note(enabled=int(terms.enabled))
-    if terms.operations:
-        asked.call.note(operations=" ".join(terms.operations))
-    for name, moment in (("not_before", terms.not_before), ("expires_at", terms.expires_at)):
-        if moment is not None:
-            asked.call.note(**{name: moment.isoformat(timespec="seconds")})
-
-
-def resumed(new: Import, earlier: Import | None, found: Found | None) -> Import:
-    """``new``, with what an attempt before has written down of the version that is there, lest a crash forgets it."""
-    if earlier is None or found is None:
-        return new
-    same = earlier.remote_version == found.remote.version
-    return replace(new, remote_version=found.remote.version, failure=earlier.failure if same else "")
-
-
-def _siblings(rows: list[Import], remote_name: str) -> list[Import]:
-    return [one for one in rows if one.state is ImportState.PROVEN and one.remote_name == remote_name]
 
 
 def _remember(write: Write, call: Call, row: Import) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from broker.core.errors import InvalidRequest, NotFound, Unavailable, WrongState
+from broker.core import ports
+from broker.core.arrival import Found
+from broker.core.call import Call
+from broker.core.errors import BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.kinds import ImportState, KeyState, VersionState
 from broker.core.model import Import, Key, KeyVersion, Terms
 
@@ -17,7 +21,14 @@ EXPORTED = "EXPORTED"
 TERMS_UNSETTLED = "TERMS_UNSETTLED"
 """Why an import is PENDING that has been proven, and whose terms may or may not have been set."""
 
-ANSWERED = frozenset({"TARGET_THROTTLED", "TARGET_CONFLICT", EXPORTED})
+EARLIER = "An earlier attempt has left a key there that could not be proven."
+
+UNPROVEN = "UNPROVEN"
+"""Why an import is PENDING whose upload the target has confirmed, and then could not be asked about the key."""
+
+MAX_ALARMS = 1000
+
+ANSWERED = frozenset({"TARGET_THROTTLED", "TARGET_CONFLICT", EXPORTED, UNPROVEN})
 """Why an import is PENDING although no request of ours can still be on its way."""
 
 LEASE = timedelta(seconds=60)
@@ -42,11 +53,11 @@ def importable(key: Key, held: KeyVersion) -> None:
         )
 
 
-def remote_name_of(key: Key, row: Import | None, rows: list[Import], wanted: str) -> str:
+def remote_name_of(key: str, row: Import | None, rows: list[Import], wanted: str) -> str:
     """All versions of a key go to one remote name; a name that has come to nothing binds nobody."""
     bound = [one.remote_name for one in rows if one.state is not ImportState.FAILED]
     if not bound:
-        return wanted or (row.remote_name if row else key.name)
+        return wanted or (row.remote_name if row else key)
     if wanted not in {"", bound[0]}:
         raise WrongState(
             "REMOTE_NAME_DIFFERS", f"The key is at this target as {bound[0]}; give that remote name, or none."
@@ -64,6 +75,11 @@ def not_held(row: Import | None) -> None:
         )
 
 
+def siblings(rows: list[Import], remote_name: str) -> list[Import]:
+    """The proven ones among ``rows`` under this name."""
+    return [one for one in rows if one.state is ImportState.PROVEN and one.remote_name == remote_name]
+
+
 def provable(row: Import | None) -> Import:
     """The row, if it is of a proven import."""
     if row is None:
@@ -74,17 +90,58 @@ def provable(row: Import | None) -> Import:
     return row
 
 
+def resumed(new: Import, earlier: Import | None, found: Found | None) -> Import:
+    """``new``, with what an attempt before has written down of the version that is there, lest a crash forgets it."""
+    if earlier is None or found is None:
+        return new
+    same = earlier.remote_version == found.remote.version
+    return replace(new, remote_version=found.remote.version, failure=earlier.failure if same else "")
+
+
+def of_name(row: Import, remote_name: str) -> Import:
+    """The row, if it is of the name that was decided on; another call may have begun it anew since."""
+    if row.remote_name != remote_name:
+        raise in_progress("another call has begun it under another remote name; try again")
+    return row
+
+
 def disabled_by_us(row: Import, remote_version: str) -> bool:
     """Whether an earlier proof failed and put the version out of use; somebody else's decision is not undone."""
-    return row.remote_version == remote_version and row.failure not in {"", EXPORTED, "REMOTE_KEY_DISABLED"}
+    return row.remote_version == remote_version and row.failure not in {"", EXPORTED, UNPROVEN, "REMOTE_KEY_DISABLED"}
 
 
 def await_lease(row: Import, now: datetime) -> None:
     """Return when nothing of an earlier attempt can be on its way any more; else ``IMPORT_IN_PROGRESS`` (BY-15)."""
     left = (row.started_at + LEASE - now).total_seconds()
-    if row.state is ImportState.PENDING and row.failure not in ANSWERED and left > 0:
-        seconds = int(left) + 1
+    if row.state is not ImportState.PENDING or row.failure in ANSWERED or left <= 0:
+        return
+    seconds = int(left) + 1
+    if not row.failure:
         raise in_progress(f"an earlier upload may still arrive; try again in {seconds} s", seconds)
+    raise Unavailable(
+        row.failure,
+        f"The target did not answer an earlier upload as it should ({row.failure}), and that may still arrive; see "
+        f"that it works, and try again in {seconds} s.",
+        retry_after_seconds=str(seconds),
+    )
+
+
+def alarms(store: ports.Store, target: str) -> list[Import]:
+    """The imports of ``target`` ("": of all) whose key may be used there and should not be."""
+    where: dict[str, str | int] = {"target": target} if target else {}
+    found: list[Import] = []
+    for state, more in ((ImportState.DISABLING, {}), (ImportState.PENDING, {"failure": UNPROVEN})):
+        found += store.page(Import, limit=MAX_ALARMS, where={**where, "state": state.value, **more}, sound_only=True)
+    return found
+
+
+def still_enabled(second: BrokerError, why: str = EARLIER) -> WrongState:
+    """What came to nothing (``why``, a sentence) could not be disabled at the target."""
+    return WrongState(
+        "REMOTE_KEY_STILL_ENABLED",
+        f"{why} It is still enabled at the target and must not be used there; the broker disables it as soon as the "
+        f"target lets it. {second.message}",
+    )
 
 
 def in_progress(what: str, seconds: int = 0) -> Unavailable:
@@ -99,3 +156,16 @@ def sound_terms(terms: Terms, now: datetime) -> None:
         raise InvalidRequest(
             "TERMS_INVALID", "The key would expire before it could be used; give a later time, or none."
         )
+
+
+def agree(call: Call, key: Key, port: ports.Target, terms: Terms) -> None:
+    """Return if the target can hold the key to ``terms``; else InvalidRequest ``TERMS_UNSUPPORTED``."""
+    if terms == NO_TERMS:
+        return
+    port.check_terms(key.type, key.usage, terms)
+    call.note(enabled=int(terms.enabled))
+    if terms.operations:
+        call.note(operations=" ".join(terms.operations))
+    for name, moment in (("not_before", terms.not_before), ("expires_at", terms.expires_at)):
+        if moment is not None:
+            call.note(**{name: moment.isoformat(timespec="seconds")})

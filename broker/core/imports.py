@@ -15,16 +15,18 @@ from broker.core.call import Call
 from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.guard import Guard
-from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion, resumed
+from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion
 from broker.core.import_rules import (
-    ANSWERED,
     NO_TERMS,
+    UNPROVEN,
     await_lease,
     disabled_by_us,
     importable,
     not_held,
+    of_name,
     provable,
     remote_name_of,
+    resumed,
     sound_terms,
 )
 from broker.core.kinds import ImportState, KeyState
@@ -33,7 +35,6 @@ from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.proof import prove
 from broker.core.slots import Slots
-from broker.core.targets import Connect
 
 VERDICTS = frozenset({"PROOF_FAILED", "REMOTE_KEY_EXPOSED", "REMOTE_KEY_MISSING"})
 """Refusals that say something against the key at the target; any other only says that it could not be asked."""
@@ -47,7 +48,7 @@ class Imports:
         store: ports.Store,
         hsm: ports.Hsm,
         guard: Guard,
-        connect: Connect,
+        connect: ports.Connect,
         now: ports.Now,
         slots: Slots | None = None,
     ) -> None:
@@ -63,14 +64,12 @@ class Imports:
         A failed import may be tried again; a pending one is settled. Whether an ``Unavailable`` one arrived is found
         out by calling again. ``terms`` are set once the key is proven, also when it was proven before.
         """
-        if remote_name:
-            check_name(remote_name, "remote key")
         ledger = self.ledger
         sound_terms(terms, ledger.now())
         try:
-            return self._import(ledger.permitted(call, name, version, target), remote_name, terms)
+            return self._import(ledger.permitted(call, name, version, target, remote_name), terms)
         except OtherVersion as other:
-            return self._import(ledger.permitted(call, name, other.number, target), remote_name, terms)
+            return self._import(ledger.permitted(call, name, other.number, target, remote_name), terms)
 
     def prove(self, call: Call, name: str, version: int, target: str) -> Imported:
         """Read back and prove by use again. A verdict against the key at the target makes the import FAILED.
@@ -78,13 +77,13 @@ class Imports:
         Nothing is disabled here: the key has been in use there, so that is for people to decide. A key that is disabled
         or limited there, which its terms may have asked for, is refused as it is, and the import stays PROVEN.
         """
-        asked = self.ledger.permitted(call, name, version, target)
+        asked = self.ledger.permitted(call, name, version, target, None)
         if asked.key.type.symmetric and asked.key.state is not KeyState.ENABLED:
             raise WrongState(
                 "KEY_STATE", f"The key is {asked.key.state}; a symmetric key is proven by its use, so enable it first."
             )
         with self.ledger.turn(asked):
-            row = provable(self._store.get(Import, name, asked.version.number, target))
+            row = of_name(provable(self._store.get(Import, name, asked.version.number, target)), asked.remote_name)
             call.note(target=target, version=row.version, remote_name=row.remote_name)
             try:
                 remote = self._proven_again(asked, row)
@@ -112,12 +111,12 @@ class Imports:
 
     # ---- one import, step by step --------------------------------------------------------------------------------
 
-    def _import(self, asked: Asked, remote_name: str, terms: Terms) -> Imported:
+    def _import(self, asked: Asked, terms: Terms) -> Imported:
         importable(asked.key, asked.version)
         with self.ledger.turn(asked):
-            row, rows = self.ledger.rows(asked)
+            row, rows = self.ledger.settled(asked)
             not_held(row)
-            remote_name = remote_name_of(asked.key, row, rows, remote_name)
+            remote_name = remote_name_of(asked.key.name, row, rows, asked.remote_name)
             asked.call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:
                 return self.ledger.again(asked, row, terms)
@@ -134,7 +133,7 @@ class Imports:
 
     def _run(self, asked: Asked, delivery: Delivery, earlier: Import | None, terms: Terms) -> Imported:
         ledger, call = self.ledger, asked.call
-        found = delivery.there.find() if earlier else None
+        found = _there(delivery, earlier) if earlier else None
         if found is None:
             self._may_be_sent(call, delivery, earlier)
         row = ledger.begin(asked, resumed(ledger.begun(asked, delivery), earlier, found), earlier)
@@ -165,15 +164,20 @@ class Imports:
         row = replace(row, blob_sha256=hashlib.sha256(blob).hexdigest())
         call.note(blob_sha256=row.blob_sha256)
         try:
-            return delivery.upload(blob, first=first), row
-        except (
-            Unavailable
-        ) as error:  # it may have arrived: the row stays PENDING, and the next attempt reads back first
-            if error.reason in ANSWERED:
-                self.ledger.pause(call, row, error)
+            return delivery.upload(blob, first=first) or self._confirmed(call, delivery, row), row
+        except Unavailable as error:  # it may have arrived: the row stays PENDING, and the next attempt reads back
+            if not call.settled:
+                self.ledger.pause(call, row, error, error.reason)
             raise
         except BrokerError as error:
             self.ledger.fail(call, row, error)
+            raise
+
+    def _confirmed(self, call: Call, delivery: Delivery, row: Import) -> Found:
+        try:
+            return delivery.confirmed()
+        except Unavailable as error:
+            self.ledger.pause(call, row, error, UNPROVEN)
             raise
 
     def _proven_again(self, asked: Asked, row: Import) -> RemoteKey:
@@ -191,3 +195,8 @@ class Imports:
         key = self._store.get(Key, name)
         resource = guard.of_key(key) if key else guard.of_unknown_key(name)
         return self._guard.permits(call.principal, "GetKey", resource)
+
+
+def _there(delivery: Delivery, earlier: Import) -> Found | None:
+    there = delivery.there
+    return there.left() if earlier.failure == UNPROVEN else there.find()

@@ -124,12 +124,15 @@ class ImportState(StrEnum):
     """PENDING (may or may not have arrived) → PROVEN (same key, used there) or FAILED (disabled or absent there).
 
     HELD: was PENDING when the database was restored; an operator confirms it, which reads back and never uploads.
+    DISABLING: it came to nothing, is to be disabled and still enabled; then FAILED. UNKNOWN: its target was removed.
     """
 
     PENDING = "pending"
     PROVEN = "proven"
     FAILED = "failed"
     HELD = "held"
+    DISABLING = "disabling"
+    UNKNOWN = "unknown"
 
 
 class OperatorState(StrEnum):

@@ -28,14 +28,15 @@ class Leases:
         self._ending = Ending(store, now)
 
     def page(self, call: Call, principal: str, session: str, after: tuple[str | int, ...], limit: int) -> Page[Lease]:
-        """Leases by id, of one principal, of one session or of all; what its session has outlived shows as expired."""
+        """Leases by id, of one principal, of one session or of all; one whose session is over shows as expired."""
         self._guard.check(call, BROKER)
         where = {name: value for name, value in (("principal", principal), ("session", session)) if value}
         items = self._store.page(Lease, after=after, limit=limit, where=where)
-        holders = {name: self._holder(name) for name in {lease.session for lease in items}}
+        found = filter(None, (self._holder(name) for name in {lease.session for lease in items}))
+        holders = {session.id: session for session in self._ending.standing(found)}
         now = self._now()
         return Page(
-            items=[shown(lease, holders[lease.session], now) for lease in items],
+            items=[shown(lease, holders.get(lease.session), now) for lease in items],
             next=(items[-1].id,) if len(items) == limit else (),
         )
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from broker.core import matching
 from broker.core.kinds import MatcherKind, Preset
 from broker.core.model import Matcher, TrustRule
-from broker.core.presets import PROFILES, Profile, issuer_of
+from broker.core.presets import OTHERS_AUDIENCE, PROFILES, PULL_REQUEST, Profile, issuer_of
 
 Weakness = tuple[str, str]
 """(the best grade that is left, the reason as a sentence)"""
@@ -17,6 +17,7 @@ Weakness = tuple[str, str]
 IDENTITY = re.compile(r"(?:^|/)sub$|(?:^|[^A-Za-z])u{0,2}id$|[a-z](?:Id|ID|Uuid|UUID)$", re.ASCII)
 """Claims that say who somebody is: a pattern there lets in whoever can register a name that fits."""
 
+PULL_REFS = ("refs/pull/", "refs/merge-requests/")
 LONG_SESSION = 3600
 
 
@@ -34,6 +35,7 @@ def _weaknesses(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
     yield from _identity(rule, profile, bound)
     yield from _patterns(rule, profile)
     yield from _trigger(rule, profile, bound)
+    yield from _values(rule, profile)
     yield from _hardening(rule, profile, bound)
 
 
@@ -62,6 +64,11 @@ def _audience(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
         # The owner's URL is what every job gets that asks for no audience, so others hold such tokens.
         letter = "F" if rule.preset in {Preset.GITHUB, Preset.KUBERNETES} else "C"
         yield letter, "The audience is the issuer's default, which tokens for others have too; use one of your own."
+    elif rule.audience.rstrip("/") == rule.issuer.rstrip("/"):
+        letter = "F" if rule.preset is Preset.KUBERNETES else "C"
+        yield letter, "The audience is the issuer itself, which is sent such tokens too; use one of your own."
+    elif OTHERS_AUDIENCE.fullmatch(rule.audience):
+        yield "C", "The audience is another service's, which is sent such tokens too; use one of your own."
 
 
 def _identity(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> Iterator[Weakness]:
@@ -95,17 +102,54 @@ def _trigger(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> It
     named = [matcher for matcher in rule.matchers if matcher.claim in profile.trigger]
     if profile.trigger and not any(matcher.claim in bound or profile.trigger_globs for matcher in named):
         yield "F", f"Runs of pull requests are not kept out: match {' or '.join(profile.trigger)} by name."
-    for matcher in named:
-        if matcher.kind is MatcherKind.GLOB and _lets_pull_requests_in(matcher, profile):
+    for matcher in rule.matchers:
+        if matcher.kind is not MatcherKind.GLOB:
+            continue
+        if matcher in named and _lets_pull_requests_in(matcher, profile):
             yield "F", f"The pattern for {matcher.claim} fits runs of pull requests; name what may log in."
-        elif matcher.kind is not MatcherKind.GLOB:
-            wanted = [value for value in matcher.values if _of_pull_requests(value, profile)]
-            if wanted:
-                yield "D", f"Runs of pull requests may log in ({', '.join(wanted)}); their code may be a stranger's."
+        elif matcher.claim in profile.refs and any(_reaches(matcher, one) for one in PULL_REFS):
+            yield "D", f"The pattern for {matcher.claim} fits runs of pull requests; name what may log in."
 
 
-def _of_pull_requests(value: str, profile: Profile) -> bool:
-    return any(value.startswith(one) if one.endswith("/") else value == one for one in profile.pull_requests)
+def _values(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
+    """What is asked for by name, but is no narrowing: a run of a stranger's, a protection that is not there."""
+    for matcher in rule.matchers:
+        named = () if matcher.kind is MatcherKind.GLOB else matcher.values
+        pulls = [value for value in matcher.values if _of_pull_requests(matcher, value, profile)]
+        if pulls:
+            yield "D", f"Runs of pull requests may log in ({', '.join(pulls)}); their code may be a stranger's."
+        started = profile.started.get(matcher.claim, ())
+        others = [value for value in named if started and value not in pulls and not _is_of(value, started)]
+        if others:
+            yield "D", f"{matcher.claim} may be {', '.join(others)}: others than who may write can start such runs."
+        if _is_no_flag(matcher, profile):
+            yield "D", f"{matcher.claim} keeps nobody out so: match it to {profile.flags[matcher.claim]} alone."
+        for claim, pattern, letter, reason in profile.doubtful:
+            if claim == matcher.claim and (doubtful := [value for value in named if pattern.fullmatch(value)]):
+                yield letter, f"{claim} may be {', '.join(doubtful)}: {reason}."
+    yield from _forks(rule)
+
+
+def _forks(rule: TrustRule) -> Iterator[Weakness]:
+    """Buildkite writes a fork's branch with its owner before it, OWNER:BRANCH, and a pattern may fit that."""
+    patterns = [one for one in rule.matchers if one.claim == "build_branch" and one.kind is MatcherKind.GLOB]
+    if rule.preset is Preset.BUILDKITE and any(set("*:") & set(one.values[0].partition("/")[0]) for one in patterns):
+        yield "D", "The pattern for build_branch fits branches of forks (OWNER:BRANCH); name the branches."
+
+
+def _is_no_flag(matcher: Matcher, profile: Profile) -> bool:
+    """Whether a truth value is asked for in a way that leaves the wrong one possible, or the right one not."""
+    wanted = profile.flags.get(matcher.claim)
+    return wanted is not None and (matcher.kind is MatcherKind.GLOB or set(matcher.values) != {wanted})
+
+
+def _is_of(value: str, these: tuple[str, ...]) -> bool:
+    return any(value.startswith(one) if one.endswith("/") else value == one for one in these)
+
+
+def _of_pull_requests(matcher: Matcher, value: str, profile: Profile) -> bool:
+    named = matcher.claim in profile.trigger and matcher.kind is not MatcherKind.GLOB
+    return bool(PULL_REQUEST.search(value)) or (named and _is_of(value, profile.pull_requests))
 
 
 def _lets_pull_requests_in(matcher: Matcher, profile: Profile) -> bool:
@@ -124,7 +168,7 @@ def _reaches(matcher: Matcher, one: str) -> bool:
 
 
 def _hardening(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> Iterator[Weakness]:
-    matched = {matcher.claim for matcher in rule.matchers}
+    matched = {matcher.claim for matcher in rule.matchers if not _is_no_flag(matcher, profile)}
     for claims, reason in profile.hardening:
         if not matched & set(claims):
             yield "B", f"Could be narrower: {reason}."

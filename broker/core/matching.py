@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from broker.core.identity import ClaimFinding
 from broker.core.kinds import MatcherKind
 from broker.core.model import Matcher
-from broker.core.ports import ClaimFinding
 
 ABSENT = "(absent)"
 MAX_SHOWN = 128
@@ -61,10 +61,11 @@ def shown(value: object) -> str:
 def _glob(pattern: str, value: str) -> bool:
     """Segment by segment, each in one pass from the left: no pattern takes more than linear time."""
     wanted, given = pattern.split("/"), value.split("/")
-    return len(wanted) == len(given) and all(map(_segment, wanted, given))
+    return len(wanted) == len(given) and all(map(fits_segment, wanted, given))
 
 
-def _segment(pattern: str, text: str) -> bool:
+def fits_segment(pattern: str, text: str) -> bool:
+    """Whether a text without slashes fits one segment of a glob."""
     first, *rest = pattern.split("*")
     if not rest:
         return pattern == text

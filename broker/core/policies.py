@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from broker.core import ports, receipts
 from broker.core.call import Call
@@ -21,11 +22,17 @@ from broker.core.guard import (
     of_trust_rule,
     of_unknown_key,
     of_unknown_target,
+    under,
 )
 from broker.core.kinds import OperatorState
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Secret, Target, TrustRule
 from broker.core.names import check_name, check_path
-from broker.core.policy import ACTIONS, Decision
+from broker.core.policy import ACTIONS, Decision, is_for
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+IMPORTING = frozenset({"ImportKey", "ProveImport", "ExportKey", "ConfirmImport"})
+"""The actions that are decided with a remote name."""
 
 LATE = 1.5
 """Seconds without a look for a newer document; the background loop looks every second, unless it is held up."""
@@ -101,11 +108,14 @@ class Policies:
             raise
         return document
 
-    def explain(self, call: Call, who: str, action: str, kind: str, name: str) -> Explanation:
+    def explain(
+        self, call: Call, who: str, action: str, kind: str, name: str, asking: Mapping[str, str] = NOTHING
+    ) -> Explanation:
         """What a principal may do, and why; ``who``: an operator's name, "operator/alice" or "pipeline/deploy".
 
         ``kind``: "Key", "Target", "Operator", "Secret", "TrustRule" or "Broker" (then no name). InvalidRequest
-        ``ACTION_UNKNOWN`` or ``RESOURCE_KIND_WRONG`` when there is no such question to ask.
+        ``ACTION_UNKNOWN``, ``RESOURCE_KIND_WRONG`` or ``ATTRIBUTE_UNKNOWN`` when there is no such question to ask.
+        ``asking``: attributes of a target, or the ``remote_name`` of an import, as the call would have them.
         """
         principal, removed = self._asked_about(call, who)
         if action not in ACTIONS:
@@ -117,13 +127,13 @@ class Policies:
             raise NotFound(
                 "OPERATOR_NOT_FOUND", "There is no operator of that name; `broker operator list` shows them."
             )
-        resource = self._resource(action, kind, name)
-        version = self._guard.document.version
-        decision = self._guard.decide(principal, action, resource)
-        if decision.error and not decision.policies:
+        resource = _asking(self._resource(action, kind, name), action, asking)
+        if not is_for(principal.kind.capitalize(), action, resource.kind):
             raise InvalidRequest(
                 "RESOURCE_KIND_WRONG", f"{action} is not what the {principal.kind} can do to a {kind.lower()}."
             )
+        version = self._guard.document.version
+        decision = self._guard.decide(principal, action, resource)
         if removed:
             return Explanation(allowed=False, policies=(), policy_version=version, sentence=_REMOVED)
         return Explanation(
@@ -187,6 +197,23 @@ class Policies:
         if self._ticks() - self._looked > LATE:
             with suppress(InvalidRequest):  # then nothing is permitted here, which is the answer
                 self.refresh()
+
+
+def _asking(resource: Resource, action: str, asking: Mapping[str, str]) -> Resource:
+    """The resource, as a call would have it that asks for this."""
+    known = resource.attributes.keys() - {"name"} if resource.kind == "Target" else set()
+    importing = action in IMPORTING and resource.kind in {"Key", "Target"}
+    if unknown := asking.keys() - known - ({"remote_name"} if importing else set()):
+        raise InvalidRequest(
+            "ATTRIBUTE_UNKNOWN",
+            f"{action} on a {resource.kind.lower()} is not decided by {len(unknown)} of the values given; "
+            "`broker policy show --schema` has what it is decided by.",
+        )
+    if importing:
+        same = resource.id if resource.kind == "Key" else ""
+        resource = under(asking.get("remote_name", same), resource)
+    given = {name: value for name, value in asking.items() if name in known}
+    return replace(resource, attributes={**resource.attributes, **given})
 
 
 _REMOVED = "Denied: the operator has been removed."

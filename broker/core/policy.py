@@ -39,7 +39,15 @@ FIRST_POLICY = resources.files("broker.core").joinpath("policy.cedar").read_text
 
 _SCHEMA = cedarpy.Schema.from_str(SCHEMA)
 
-ACTIONS = frozenset(re.findall(r'^action "(\w+)"', str(_SCHEMA), re.MULTILINE))
+_ACTION = re.compile(
+    r'^action "(\w+)" appliesTo \{\s*principal: \[([\w, ]+)\],\s*resource: \[([\w, ]+)\]', re.MULTILINE
+)
+_APPLIES = {
+    name: (frozenset(principals.split(", ")), frozenset(resources.split(", ")))
+    for name, principals, resources in _ACTION.findall(str(_SCHEMA))
+}
+
+ACTIONS = frozenset(_APPLIES)
 """The names of the schema's actions."""
 
 
@@ -55,12 +63,12 @@ class Entity(NamedTuple):
 
 
 class Question(NamedTuple):
-    """May ``principal`` do ``action`` to ``resource``? ``context`` holds sets of strings."""
+    """May ``principal`` do ``action`` to ``resource``? ``context`` holds strings and sets of strings."""
 
     principal: Entity
     action: str
     resource: Entity
-    context: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    context: tuple[tuple[str, tuple[str, ...] | str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,12 @@ class Policy:
         _validate(text, sources)
 
     def decide(self, question: Question) -> Decision:
-        """Deny unless a policy permits, none forbids, and every policy that was looked at could be evaluated."""
+        """Deny unless a policy permits, none forbids, and every policy that was looked at could be evaluated.
+
+        What is not for such a caller at all (a pipeline that would sign) is denied: nothing is wrong with the policy.
+        """
+        if question.action in ACTIONS and not is_for(question.principal.kind, question.action):
+            return Decision(allowed=False)
         result = cedarpy.is_authorized(_request(question), self._policies, _entities(question), _SCHEMA)
         errors = result.diagnostics.errors
         if errors:
@@ -92,6 +105,12 @@ class Policy:
 
     def _named(self, ids: list[str]) -> tuple[str, ...]:
         return tuple(sorted({self._names[name] for name in ids}))
+
+
+def is_for(principal: str, action: str, resource: str = "") -> bool:
+    """Whether the schema knows of such a caller for an action, and of such a resource if one is named."""
+    callers, resources = _APPLIES.get(action, (frozenset(), frozenset()))
+    return principal in callers and (not resource or resource in resources)
 
 
 class _Token(NamedTuple):

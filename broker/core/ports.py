@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from broker.core.audit import AuditEntry
+from broker.core.identity import Credentials
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, LeaseState, OaepHash, Purpose, SignatureAlgorithm
 from broker.core.model import (
     AuditHead,
@@ -277,6 +278,9 @@ class Store(Protocol):
         leads asks again each second, because one that is silent for some seconds is replaced; ``close`` resigns.
         """
 
+    def clock(self) -> datetime | None:
+        """What time it is by the clock of the database's server, now; None when no other process shares it."""
+
     def check(self) -> None:
         """Return when the database answers and the journal is writable; else raise ``Unavailable``."""
 
@@ -284,45 +288,28 @@ class Store(Protocol):
         """Release files and connections."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """What the transport says of the caller, before anybody believes it."""
-
-    certificate: bytes | None  # the peer's verified certificate, PEM
-    chain_verified: bool  # the TLS layer checked it against the operator CA
-    metadata: Mapping[str, str] = field(repr=False)  # "authorization" and "broker-trust-rule", where the call has them
-    peer: str
-    rpc: str = ""  # "SessionService/Login"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimFinding:
-    """How one step of reading a token ended: ``name`` is a claim or a step such as "signature"."""
-
-    name: str
-    passed: bool
-    expected: str
-    found: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """A token whose signature, times, issuer and form hold. ``claims`` is the one parse that everybody uses."""
-
-    issuer: str
-    subject: str
-    audience: str
-    token_id: str  # jti, or ""
-    expires_at: datetime
-    claims: Mapping[str, Any]
-    findings: tuple[ClaimFinding, ...] = ()
-
-
 class Authenticator(Protocol):
     """One way of proving who calls."""
 
     def authenticate(self, credentials: Credentials) -> Principal | None:
         """The principal; None when the call carries nothing for this authenticator; Unauthenticated when it is bad."""
+
+
+class Connect(Protocol):
+    """The way to targets, as the broker's configuration allows it."""
+
+    def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Target:
+        """The port of the target ``name``; opens no connection.
+
+        InvalidRequest ``TARGET_HOST_NOT_ALLOWED`` or ``TARGET_CREDENTIAL_NOT_BOUND`` when the configuration does not
+        give this place, or not to this target.
+        """
+
+    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """The settings in their one spelling, as policies compare them; looks at nothing but them.
+
+        InvalidRequest ``TARGET_KIND_UNKNOWN`` or ``TARGET_SETTINGS_INVALID``.
+        """
 
 
 class Target(Protocol):
@@ -365,6 +352,9 @@ class Target(Protocol):
 
         WrongState ``TARGET_KEK_EXISTS``, or ``TARGET_KEK_FIXED`` when such a target has one of its own.
         """
+
+    def check_transfer(self) -> None:
+        """Return if keys may be carried there in files; else WrongState ``TRANSFER_FILES_OFF``."""
 
     def transfer_file(
         self, key_type: KeyType, usage: KeyUsage, blob: bytes, kek: WrappingKey, oaep_hash: OaepHash

@@ -21,6 +21,8 @@ class Profile:
     ``required``: groups of claims; of each group one must be bound to values, or the rule does not say whose job it
     is. ``shared``: issuers that serve several organisations, whose id must then be bound by one of ``organisation``.
     ``trigger``: claims one of which must be bound, because a pull request is told from other runs by them.
+    ``started``: what these claims say of runs that only those start who may write there: any other value is somebody's
+    whom nobody has asked, today's and those that the issuer has yet to invent.
     """
 
     issuer: re.Pattern[str]
@@ -32,6 +34,10 @@ class Profile:
     trigger: tuple[str, ...] = ()
     trigger_globs: bool = False  # True: the trigger is a ref or a branch, where a glob can be meant
     pull_requests: tuple[str, ...] = ()  # values (or the beginning of values, when it ends in "/") of pull requests
+    started: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by claim; written as ``pull_requests``
+    refs: tuple[str, ...] = ()  # claims besides the trigger with the ref that runs
+    flags: Mapping[str, str] = field(default_factory=dict)  # a truth value, and the one that keeps somebody out
+    doubtful: tuple[tuple[str, re.Pattern[str], str, str], ...] = ()  # claim, value, the best grade left, and why
     hardening: tuple[tuple[tuple[str, ...], str], ...] = ()  # claims one of which should be bound, and why
     audience: str = ""  # the only one that this issuer can give
     foreign_audience: re.Pattern[str] | None = None  # the issuer's own default, which everybody's tokens have
@@ -42,11 +48,36 @@ def _exactly(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.ASCII)
 
 
+PULL_REQUEST = re.compile(r"(?:^|[/:@])refs/(?:pull|pull-requests|merge-requests)/|:pull_request(?::|$)", re.ASCII)
+"""In any claim (a ref, a subject, a workflow with its ref): the run of a pull request."""
+
+OTHERS_AUDIENCE = _exactly(
+    r"sts\.amazonaws\.com|api://AzureADTokenExchange|sigstore|pypi|testpypi|crates\.io|npm:.*"
+    r"|(?:https:)?//iam\.googleapis\.com/.*"
+)
+"""Audiences of well-known services: whoever gets such a token there could bring it here."""
+
 UNPROTECTED = "whoever may push a branch names it; bind ref_protected or environment_protected to true"
 CIRCLECI = "oidc.circleci.com//"
+OF_BRANCHES = ("refs/heads/", "refs/tags/")
+PROTECTED = {"ref_protected": "true", "environment_protected": "true"}
+DEFAULT_ACCOUNT = "every pod has that account unless it names one"
+STRANGERS = "strangers can start such runs"
 
 PROFILES: Mapping[Preset, Profile] = {
-    Preset.GENERIC: Profile(issuer=_exactly(ANY_ISSUER), issuer_form="https://HOST/PATH"),
+    Preset.GENERIC: Profile(
+        issuer=_exactly(ANY_ISSUER),
+        issuer_form="https://HOST/PATH",
+        flags={**PROTECTED, f"{CIRCLECI}ssh-rerun": "false"},
+        doubtful=(
+            (
+                "event_name",
+                _exactly(r"(?:pull_request|merge_request|discussion|issue)\w*|fork|watch|workflow_run|check_\w+|gollum"),
+                "D", STRANGERS,
+            ),
+            ("pipeline_source", _exactly(r"\w*(?:merge|pull)_request\w*|parent_pipeline"), "D", STRANGERS),
+        ),
+    ),
     Preset.GITHUB: Profile(
         issuer=_exactly(
             r"https://token\.actions\.githubusercontent\.com(?:/[A-Za-z0-9-]+)?"
@@ -65,6 +96,15 @@ PROFILES: Mapping[Preset, Profile] = {
             "pull_request", "pull_request_target", "pull_request_review", "pull_request_review_comment",
             "issue_comment", "workflow_run",
         ),
+        started={
+            "event_name": ("push", "workflow_dispatch", "schedule", "release", "repository_dispatch"),
+            "ref": OF_BRANCHES,
+        },
+        refs=("ref",),
+        flags={"ref_protected": "true"},
+        doubtful=tuple(
+            (claim, _exactly(".+"), "D", "only pull requests have it") for claim in ("base_ref", "head_ref")
+        ),
         hardening=((("environment", "ref"), "any branch can log in; bind environment or ref"),),
         foreign_audience=_exactly(r"https://github\.com/[^/]+/?"),
         token_id=True,
@@ -77,7 +117,10 @@ PROFILES: Mapping[Preset, Profile] = {
         organisation=("namespace_id",),
         mutable={"project_path": "project_id", "namespace_path": "namespace_id", "user_login": "user_id"},
         trigger=("pipeline_source",),
-        pull_requests=("merge_request_event", "external_pull_request_event"),
+        pull_requests=("merge_request_event", "external_pull_request_event", "parent_pipeline"),
+        started={"pipeline_source": ("push", "web", "webide", "schedule", "api"), "ref_path": OF_BRANCHES},
+        refs=("ref_path",),
+        flags=PROTECTED,
         hardening=(
             (("environment", "ref", "ref_path"), "any branch can log in; bind environment, ref or ref_path"),
             (("ref_protected", "environment_protected"), UNPROTECTED),
@@ -92,6 +135,7 @@ PROFILES: Mapping[Preset, Profile] = {
         trigger=("rpo_ref",),
         trigger_globs=True,
         pull_requests=("refs/pull/",),
+        started={"rpo_ref": OF_BRANCHES},
         audience="api://AzureADTokenExchange",
         token_id=True,
     ),
@@ -115,6 +159,8 @@ PROFILES: Mapping[Preset, Profile] = {
         trigger=(f"{CIRCLECI}vcs-ref",),
         trigger_globs=True,
         pull_requests=("refs/pull/",),
+        started={f"{CIRCLECI}vcs-ref": OF_BRANCHES},
+        flags={f"{CIRCLECI}ssh-rerun": "false"},
         hardening=(
             ((f"{CIRCLECI}org-id",), f"bind {CIRCLECI}org-id"),
             ((f"{CIRCLECI}ssh-rerun",), "a person may be inside a job rerun with SSH; bind ssh-rerun to false"),
@@ -131,12 +177,17 @@ PROFILES: Mapping[Preset, Profile] = {
         mutable={"pipeline_slug": "pipeline_id", "organization_slug": "organization_id"},
         trigger=("build_branch",),
         trigger_globs=True,
+        doubtful=(("build_branch", _exactly(r"[^/]*:.*"), "D", "a branch of a fork is written so"),),
     ),
     Preset.KUBERNETES: Profile(
         issuer=_exactly(ANY_ISSUER),
         issuer_form="https://kubernetes.default.svc.cluster.local",
         required=(("kubernetes.io/serviceaccount/uid",),),
         mutable={"kubernetes.io/serviceaccount/name": "kubernetes.io/serviceaccount/uid"},
+        doubtful=(
+            ("kubernetes.io/serviceaccount/name", _exactly("default"), "C", DEFAULT_ACCOUNT),
+            ("sub", _exactly("system:serviceaccount:[^:]+:default"), "C", DEFAULT_ACCOUNT),
+        ),
         hardening=((("kubernetes.io/namespace", "sub"), "bind kubernetes.io/namespace as well"),),
         foreign_audience=_exactly(r"https://kubernetes\.default\.svc(?:\.cluster\.local)?/?"),
     ),

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from broker.core import receipts, tokens
 from broker.core.call import Call
-from broker.core.ending import BATCH, Ending, Work, ended_lease, entry_of, live, part, readable
+from broker.core.ending import BATCH, Ending, Work, ended_lease, entry_of, held, live, part, readable
 from broker.core.errors import (
     AlreadyExists,
     BrokerError,
@@ -140,12 +140,10 @@ class Sessions:
         call.settled = True
 
     def page(self, call: Call, principal: str, after: tuple[str | int, ...], limit: int) -> Page[Session]:
-        """Sessions by id, of one principal or of all; one whose time is over shows as ended."""
+        """Sessions by id, of one principal or of all; one whose time, or trust rule, is over shows as ended (AZ-24)."""
         self._guard.check(call, BROKER)
         items = self._store.page(Session, after=after, limit=limit, where={"principal": principal} if principal else {})
-        now = self._now()
-        shown = [each if live(each, now) else replace(each, state=SessionState.ENDED) for each in items]
-        return Page(items=shown, next=(items[-1].id,) if len(items) == limit else ())
+        return Page(items=self._ending.standing(items), next=(items[-1].id,) if len(items) == limit else ())
 
     def revoke(self, call: Call, *, session: str = "", principal: str = "", claim: str = "") -> int:
         """End one session, all of a principal, or all of "issuer claim=value"; how many were active.
@@ -163,7 +161,7 @@ class Sessions:
             receipt = receipts.replay(write, call)
         if receipt is not None:
             return receipt.version
-        ended = self._end_all(call, ids)
+        ended = self._ending.all(call, ids, lambda _: True)
         call.note(count=ended)
         with self._store.write(call.outcome()) as write:
             receipts.keep(write, call, "sessions", ended)
@@ -306,7 +304,7 @@ class Sessions:
 
     def _check_rule(self, session: Session) -> None:
         # What was kept of the rule may be older than a session that another process has opened with the newest.
-        if not any(_is_of(session, read(TrustRule, session.rule)) for read in (self._store.recent, self._store.get)):
+        if not any(held(session, read(TrustRule, session.rule)) for read in (self._store.recent, self._store.get)):
             raise Unauthenticated(
                 "TRUST_RULE_CHANGED", "The trust rule that opened this session is gone or changed; log in again."
             )
@@ -337,14 +335,6 @@ class Sessions:
             after = (found[-1].id,)
             yield from (session.id for session in found if fits(session))
 
-    def _end_all(self, call: Call, ids: Iterator[str]) -> int:
-        waiting, total = sorted(ids), 0
-        while waiting:
-            with self._store.write(call.intent()) as write:
-                seen, ended = self._ending.sessions(write, call, waiting[:BATCH], LeaseState.REVOKED, lambda _: True)
-            waiting, total = waiting[seen:], total + ended
-        return total
-
 
 def _add(write: Write, login: _Login) -> None:
     if login.used is not None:
@@ -355,10 +345,6 @@ def _add(write: Write, login: _Login) -> None:
                 "TOKEN_REPLAYED", "This identity token has opened its one session already; get a fresh one."
             ) from error
     write.add(login.opening.session)
-
-
-def _is_of(session: Session, rule: TrustRule | None) -> bool:
-    return rule is not None and rule.revision == session.rule_revision and rule.created_at <= session.created_at
 
 
 def _own(call: Call) -> str:

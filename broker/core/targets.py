@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -14,6 +13,7 @@ from broker.core import guard, ports
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, WrongState
 from broker.core.guard import Guard
+from broker.core.import_rules import alarms
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Probe, Receipt, Target, WrappingKey
 from broker.core.names import check_name
@@ -21,14 +21,15 @@ from broker.core.page import Page
 from broker.core.receipts import keep, replay
 from broker.core.slots import Slots
 
-Connect = Callable[[str, Mapping[str, str]], ports.Target]
-"""Build the port for a kind ("vault") and its settings; InvalidRequest when the settings will not do."""
-
 MIN_KEK_BITS = 2048
+MAX_GIVEN_UP = 500
 THUMBPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
 """Refusals that come before the target has been asked anything."""
 
+
+THERE = (ImportState.PROVEN, ImportState.PENDING, ImportState.HELD, ImportState.DISABLING)
+"""Imports with which a key is, or may be, at the target."""
 
 KEK = "kek"
 """The setting that names the KEK, in those kinds whose KEK is one of several keys at the target."""
@@ -42,7 +43,7 @@ class Targets:
         store: ports.Store,
         hsm: ports.HsmStatus,
         guard: Guard,
-        connect: Connect,
+        connect: ports.Connect,
         now: ports.Now,
         slots: Slots | None = None,
     ) -> None:
@@ -70,11 +71,10 @@ class Targets:
             raise InvalidRequest(
                 "THUMBPRINT_INVALID", "A KEK that is still to be made has no thumbprint to expect; give one of the two."
             )
-        made = Target(name=name, kind=kind, settings=settings, kek_id="", kek_thumbprint="", created_at=self._now())
-        self._guard.check(call, guard.of_target(made))
+        asked = Target(name=name, kind=kind, settings=settings, kek_id="", kek_thumbprint="", created_at=self._now())
+        made = self._allowed(call, asked)
         if not self._seen(call):
-            if self._store.get(Target, name) is not None:
-                raise AlreadyExists("TARGET_EXISTS", "A target of this name exists; choose another name, or delete it.")
+            self._must_be_free(name)
             with self._slots.hold(call, name):
                 made = self._with_new_kek(call, made) if create_kek else self._pinned(call, made, wanted)
         if call.validate_only:
@@ -101,15 +101,16 @@ class Targets:
 
     def _checked(self, target: Target) -> list[Probe]:
         try:
-            port = self._connect(target.kind, target.settings)
+            port = self._port(target)
             kek = port.wrapping_key()
         except BrokerError as error:
-            return _no_answer(error)
+            return [*_no_answer(error), self._copies_probe(target)]
         return [
             Probe(name="reachable", passed=True, detail="It answers, and its certificate is trusted for it."),
             _authorised_probe(port),
             _kek_probe(target, kek),
             self._wrap_probe(port),
+            self._copies_probe(target),
         ]
 
     def repin(self, call: Call, name: str, expected_kek_thumbprint: str, kek: str = "") -> Target:
@@ -118,7 +119,7 @@ class Targets:
         old = self._permitted(call, name)
         if kek and KEK not in old.settings:
             raise _fixed()
-        moved = replace(old, settings={**old.settings, KEK: kek}) if kek else old
+        moved = self._moved(call, old, kek) if kek else old
         new = old
         if not self._seen(call):
             with self._slots.hold(call, name):
@@ -134,18 +135,25 @@ class Targets:
         call.settled = True
         return new
 
-    def delete(self, call: Call, name: str) -> None:
-        """Forget the target. WrongState ``TARGET_IN_USE`` while keys are, or may be, there."""
+    def delete(self, call: Call, name: str, *, copies_unknown: bool = False) -> None:
+        """Forget the target. WrongState ``TARGET_IN_USE`` while keys are, or may be, there.
+
+        ``copies_unknown``: it is gone for good and nobody can look; what is or may be there becomes UNKNOWN (FT-39).
+        """
         check_name(name, "target")
         found = self._store.get(Target, name)
         self._guard.check(call, guard.of_target(found) if found else guard.of_unknown_target(name))
         call.note(target=name)
         if call.validate_only:
-            _deletable(self._store, _existing(found))
+            if not copies_unknown:
+                _deletable(self._store, _existing(found))
+            _existing(found)
             return
         with self._store.write(call.outcome()) as write:
             if not replay(write, call):
                 target = _existing(write.get(Target, name))
+                if copies_unknown:
+                    write.note(count=_given_up(write, target))
                 _deletable(write, target)
                 write.delete(target)
                 keep(write, call, name)
@@ -167,13 +175,43 @@ class Targets:
         self._guard.check(call, guard.of_target(found) if found else guard.of_unknown_target(name))
         return _existing(found)
 
+    def _must_be_free(self, name: str) -> None:
+        if self._store.get(Target, name) is not None:
+            raise AlreadyExists("TARGET_EXISTS", "A target of this name exists; choose another name, or delete it.")
+        unknown = {"target": name, "state": ImportState.UNKNOWN.value}
+        if self._store.page(Import, limit=1, where=unknown):
+            raise AlreadyExists(
+                "TARGET_NAME_USED",
+                "A target of this name was removed while copies of keys may have been there; choose another name, so "
+                "that `broker key where` can go on saying so.",
+            )
+
+    def _allowed(self, call: Call, asked: Target) -> Target:
+        """The target that is to be registered, in the spelling that it was decided on in."""
+        try:
+            made = replace(asked, settings=self._connect.settled(asked.kind, asked.settings))
+        except InvalidRequest:
+            self._guard.check(call, guard.of_target(asked))  # who may not is not told what is wrong with it
+            raise
+        self._guard.check(call, guard.of_target(made))
+        return made
+
+    def _moved(self, call: Call, old: Target, kek: str) -> Target:
+        """With another KEK, if the caller may have that one."""
+        moved = replace(old, settings=self._connect.settled(old.kind, {**old.settings, KEK: kek}))
+        self._guard.check(call, guard.of_target(moved))
+        return moved
+
+    def _port(self, target: Target) -> ports.Target:
+        return self._connect(target.name, target.kind, target.settings)
+
     def _seen(self, call: Call) -> bool:
         # A request that is repeated is answered from its receipt, also when the target is away by now.
         receipt = self._store.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
         return receipt is not None and receipt.digest == call.digest
 
     def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
-        kek = self._connect(target.kind, target.settings).wrapping_key()
+        kek = self._port(target).wrapping_key()
         call.note(target=target.name, kek_thumbprint=kek.thumbprint)
         check_kek(kek)
         if wanted and kek.thumbprint != wanted:
@@ -186,7 +224,7 @@ class Targets:
 
     def _with_new_kek(self, call: Call, target: Target) -> Target:
         """Make the KEK that the settings name; from then on they name its version, and so that one alone."""
-        port = self._connect(target.kind, target.settings)
+        port = self._port(target)
         wanted = target.settings.get(KEK)
         if wanted is None:
             raise _fixed()
@@ -204,6 +242,22 @@ class Targets:
         check_kek(kek)
         made = replace(target, settings={**target.settings, KEK: kek.id})
         return replace(made, kek_id=kek.id, kek_thumbprint=kek.thumbprint)
+
+    def _copies_probe(self, target: Target) -> Probe:
+        """Passed unless something is enabled there that should not be; said from what is known, without asking."""
+        rows = alarms(self._store, target.name)
+        if not rows:
+            return Probe(
+                name="copies", passed=True, detail="No key that could not be proven is known to be enabled there."
+            )
+        named = ", ".join(f"{row.remote_name} (version {row.version} of {row.key})" for row in rows[:5])
+        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+        return Probe(
+            name="copies",
+            passed=False,
+            detail=f"Not proven, and enabled there as far as is known: {named}{more}. They must not be used there; the "
+            "broker disables them as soon as the target lets it, or somebody does so there.",
+        )
 
     def _wrap_probe(self, port: ports.Target) -> Probe:
         report = self._hsm.report()
@@ -276,14 +330,26 @@ def _kek_probe(target: Target, kek: WrappingKey) -> Probe:
 
 
 def _deletable(rows: ports.Store | ports.Write, target: Target) -> None:
-    for state in (ImportState.PROVEN, ImportState.PENDING, ImportState.HELD):
+    for state in THERE:
         found = rows.page(Import, limit=1, where={"target": target.name, "state": state.value})
         if found:
             raise WrongState(
                 "TARGET_IN_USE",
                 f"Keys of the broker are at this target, {found[0].key} for one (`broker key where --target "
-                f"{target.name}`); once each is deleted there and `broker key prove` has found it gone, repeat this.",
+                f"{target.name}`); once each is deleted there and `broker key prove` has found it gone, repeat this. "
+                "If the target is gone for good, remove it with --copies-unknown.",
             )
+
+
+def _given_up(write: ports.Write, target: Target) -> int:
+    """Mark as UNKNOWN what is, or may be, at a target that nobody can look into any more; how many that are."""
+    count = 0
+    for state in THERE:
+        where: dict[str, str | int] = {"target": target.name, "state": state.value}
+        while rows := write.page(Import, limit=MAX_GIVEN_UP, where=where):
+            write.replace_all([(row, replace(row, state=ImportState.UNKNOWN)) for row in rows])
+            count += len(rows)
+    return count
 
 
 def _thumbprint(text: str) -> str:

@@ -11,14 +11,24 @@ from cryptography import x509
 
 from broker.core import matching, ports, receipts
 from broker.core.call import Call
-from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, Unauthenticated, Unavailable, WrongState
+from broker.core.ending import Ending
+from broker.core.errors import (
+    AlreadyExists,
+    Exhausted,
+    InvalidRequest,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+    WrongState,
+)
 from broker.core.guard import BROKER, Guard, of_trust_rule
+from broker.core.identity import ClaimFinding, Verified
 from broker.core.kinds import MatcherKind
 from broker.core.linting import grade
 from broker.core.model import Matcher, Proof, TrustRule
 from broker.core.names import check_name
+from broker.core.overlap import check_apart
 from broker.core.page import Page
-from broker.core.ports import ClaimFinding, Verified
 from broker.core.presets import ANY_ISSUER
 
 __all__ = ["TrustRules", "Verify", "choose", "grade", "match"]
@@ -30,6 +40,9 @@ Unauthenticated or Unavailable when nothing can be said of the claims, because n
 """
 
 MISMATCH = "The identity token is not what a trust rule of the broker asks for; the broker's audit tells why."
+MAX_RULES = 1000
+"""Trust rules of one issuer: each login looks at all of them."""
+
 MAX_MATCHERS = 32
 MAX_CHOICES = 64
 MAX_TEXT = 512
@@ -81,11 +94,13 @@ class TrustRules:
         self._guard = guard
         self._verify = verify
         self._now = now
+        self._ending = Ending(store, now)
 
     def create(self, call: Call, rule: TrustRule) -> TrustRule:
         """Grade and save; InvalidRequest ``TRUST_RULE_WEAK`` names every reason of an F.
 
         What the caller put into ``grade``, ``findings``, ``created_at`` and ``revision`` counts for nothing.
+        Beside the issuer's other rules: Exhausted ``TRUST_RULES_TOO_MANY``, WrongState ``TRUST_RULES_OVERLAP``.
         """
         check_name(rule.name, "trust rule")
         self._guard.check(call, of_trust_rule(rule.name, rule))
@@ -94,11 +109,13 @@ class TrustRules:
         if call.validate_only:
             if self._store.get(TrustRule, rule.name):
                 raise AlreadyExists("NAME_TAKEN", "A trust rule of that name exists; choose another, or update it.")
+            self._check_room(call, rule, self._store.page(TrustRule, **_of_issuer(rule)))
             return rule
         with self._store.write(call.outcome()) as write:
             if receipts.replay(write, call):
                 rule = _existing(write.get(TrustRule, rule.name))
             else:
+                self._check_room(call, rule, write.page(TrustRule, **_of_issuer(rule)))
                 write.add(rule)
                 receipts.keep(write, call, rule.name)
         call.settled = True
@@ -107,7 +124,8 @@ class TrustRules:
     def update(self, call: Call, rule: TrustRule) -> TrustRule:
         """Grade and save over ``rule.revision``; WrongState ``CHANGED_MEANWHILE`` when that is not the newest.
 
-        Asked of the rule as it is and as it shall be, so that nobody gives a rule to a pipeline that is not theirs.
+        The sessions that it has opened end (AZ-24). Asked of the rule as it is and as it shall be, so that nobody gives
+        a rule to a pipeline that is not theirs.
         """
         old = self._permitted(call, rule.name)
         self._guard.check(call, of_trust_rule(rule.name, rule))
@@ -115,15 +133,17 @@ class TrustRules:
         _describe(call, new)
         if call.validate_only:
             _unchanged(old, rule.revision)
+            self._check_room(call, new, self._store.page(TrustRule, **_of_issuer(new)))
             return new
-        with self._store.write(call.outcome()) as write:
+        with self._store.write(call.intent()) as write:
             if receipts.replay(write, call):
                 new = _existing(write.get(TrustRule, rule.name))
             else:
                 _unchanged(old, rule.revision)
+                self._check_room(call, new, write.page(TrustRule, **_of_issuer(new)))
                 new = write.replace(old, new)
                 receipts.keep(write, call, rule.name)
-        call.settled = True
+        self._end_sessions(call, rule.name)
         return new
 
     def get(self, call: Call, name: str) -> TrustRule:
@@ -138,7 +158,7 @@ class TrustRules:
         return Page(items=seen, next=(rows[-1].name,) if len(rows) == limit else ())
 
     def delete(self, call: Call, name: str) -> None:
-        """Forget the rule: from now on its tokens open nothing."""
+        """Forget the rule: from now on its tokens open nothing, and its sessions have ended (AZ-24)."""
         check_name(name, "trust rule")
         found = self._store.get(TrustRule, name)
         self._guard.check(call, of_trust_rule(name, found))
@@ -146,12 +166,12 @@ class TrustRules:
         if call.validate_only:
             _existing(found)
             return
-        with self._store.write(call.outcome()) as write:
+        with self._store.write(call.intent()) as write:
             if not receipts.replay(write, call):
                 # The very row that the permission was decided on (AZ-15).
                 write.delete(_existing(found))
                 receipts.keep(write, call, name)
-        call.settled = True
+        self._end_sessions(call, name)
 
     def test(self, call: Call, name: str, token: str) -> list[ClaimFinding]:
         """What each step of reading the token and each matcher of the rule says. Opens nothing, uses nothing up.
@@ -169,6 +189,26 @@ class TrustRules:
             return [ClaimFinding(name=step, passed=False, expected=expected, found=found)]
         steps = {finding.name for finding in verified.findings}
         return [*verified.findings, *(each for each in _judge(rule, verified) if each.name not in steps)]
+
+    def _end_sessions(self, call: Call, name: str) -> None:
+        """What the rule has opened until now; a call that was cut off here is finished by its repetition."""
+        call.note(count=self._ending.of_rule(call, name))
+        self._store.record(call.outcome())
+        call.settled = True
+
+    def _check_room(self, call: Call, rule: TrustRule, of_issuer: list[TrustRule]) -> None:
+        """Return if the rule can stand beside the others of its issuer: not too many, and none that it overlaps."""
+        others = [other for other in of_issuer if other.name != rule.name]
+        if len(others) >= MAX_RULES:
+            raise Exhausted(
+                "TRUST_RULES_TOO_MANY",
+                f"There are {MAX_RULES} trust rules for this issuer already; delete some, or let one take more values.",
+            )
+        check_apart(
+            rule,
+            others,
+            lambda other: self._guard.permits(call.principal, "GetTrustRule", of_trust_rule(other.name, other)),
+        )
 
     def _permitted(self, call: Call, name: str) -> TrustRule:
         check_name(name, "trust rule")
@@ -274,6 +314,11 @@ def _invalid(what: str) -> InvalidRequest:
 
 def _describe(call: Call, rule: TrustRule) -> None:
     call.note(trust_rule=rule.name, issuer=rule.issuer)
+
+
+def _of_issuer(rule: TrustRule) -> dict[str, Any]:
+    """What to ask a store for the rules of this one's issuer, and one more than there may be."""
+    return {"limit": MAX_RULES + 1, "where": {"issuer": rule.issuer}}
 
 
 def _unchanged(stored: TrustRule, revision: int) -> None:

@@ -21,6 +21,7 @@ import grpc
 from broker.core import audit, names, ports
 from broker.core.call import Call
 from broker.core.errors import BrokerError, Exhausted, Unauthenticated
+from broker.core.identity import Credentials
 from broker.core.model import Principal
 from broker.rpc import health, status, tls
 from broker.rpc.bugs import log_bug
@@ -216,7 +217,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         if len(shown) > len(dict(shown)):
             raise Unauthenticated("CREDENTIALS_AMBIGUOUS", "The call carries more than one authorization; send one.")
         pem = next(iter(connection.get("x509_pem_cert", ())), None)
-        credentials = ports.Credentials(
+        credentials = Credentials(
             certificate=pem,
             # Only the operators' port asks for a certificate, and there the handshake fails unless the chain is good.
             chain_verified=pem is not None and connection.get("transport_security_type") == [b"ssl"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from broker.core.guard import Guard
 from broker.core.handover import Handover
 from broker.core.heads import Heads
@@ -50,14 +52,18 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     guard: Guard,
     schema: str,
     page_key: bytes,
+    trouble: Callable[[], str],
 ) -> dict[str, object]:
-    """What ``Server`` takes. ``schema``: the Cedar schema as text; ``page_key``: 32 bytes, the same on all replicas."""
+    """What ``Server`` takes. ``schema``: the Cedar schema as text; ``page_key``: 32 bytes, the same on all replicas.
+
+    ``trouble``: what is wrong with the clocks, if anything.
+    """
     pages = PageTokens(page_key)
     return {
         "KeyService": KeyMethods(keys, use, settling, pages),
         "TargetService": TargetMethods(targets, pages),
         "ImportService": ImportMethods(imports, handover, pages),
-        "OperatorService": OperatorMethods(operators, pages),
+        "OperatorService": OperatorMethods(operators, pages, trouble),
         "PolicyService": PolicyMethods(policies, schema),
         "AuditService": AuditMethods(heads, pages),
         "HsmService": HsmMethods(hsm, guard),

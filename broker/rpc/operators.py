@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from broker_api.v1 import operators_pb2 as wire
 
 from broker.core.call import Call
@@ -17,11 +19,12 @@ MAX_GROUPS = 16
 
 
 class OperatorMethods:
-    """The RPCs of OperatorService."""
+    """The RPCs of OperatorService. ``trouble``: what is wrong with the clocks, if anything."""
 
-    def __init__(self, operators: Operators, pages: PageTokens) -> None:
+    def __init__(self, operators: Operators, pages: PageTokens, trouble: Callable[[], str]) -> None:
         self._operators = operators
         self._pages = pages
+        self._trouble = trouble
 
     def add_operator(self, call: Call, request: wire.AddOperatorRequest) -> wire.AddOperatorResponse:
         codec.at_most(len(request.groups), MAX_GROUPS, "groups")
@@ -60,7 +63,13 @@ class OperatorMethods:
     def who_am_i(self, call: Call, _request: wire.WhoAmIRequest) -> wire.WhoAmIResponse:
         self._operators.whoami(call)
         me = call.principal
-        return wire.WhoAmIResponse(principal=str(me), groups=me.groups, method=me.method, credential=me.credential)
+        return wire.WhoAmIResponse(
+            principal=str(me),
+            groups=me.groups,
+            method=me.method,
+            credential=me.credential,
+            clock_trouble=self._trouble(),
+        )
 
 
 def _csr(text: str) -> bytes:

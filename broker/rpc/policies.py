@@ -12,6 +12,7 @@ from broker.core.policies import Policies
 from broker.rpc import codec
 
 MAX_TEXT = 64 * codec.KIBIBYTE
+MAX_ASKING = 16
 
 KINDS = {
     "key": "Key",
@@ -41,7 +42,10 @@ class PolicyMethods:
 
     def explain_policy(self, call: Call, request: wire.ExplainPolicyRequest) -> wire.ExplainPolicyResponse:
         kind, name = _resource(request)
-        found = self._policies.explain(call, request.operator, request.action, kind, name)
+        codec.at_most(len(request.asking), MAX_ASKING, "asking")
+        for word in (*request.asking, *request.asking.values()):
+            codec.at_most(len(word), codec.KIBIBYTE, "asking")
+        found = self._policies.explain(call, request.operator, request.action, kind, name, dict(request.asking))
         return wire.ExplainPolicyResponse(
             allowed=found.allowed,
             policies=found.policies,

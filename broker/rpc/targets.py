@@ -54,7 +54,7 @@ class TargetMethods:
         return wire.RepinTargetResponse(target=_target(target))
 
     def delete_target(self, call: Call, request: wire.DeleteTargetRequest) -> wire.DeleteTargetResponse:
-        self._targets.delete(call, request.name)
+        self._targets.delete(call, request.name, copies_unknown=request.copies_unknown)
         return wire.DeleteTargetResponse()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Executable, text
@@ -68,6 +69,9 @@ class Database(Protocol):
 
     def lead(self) -> int | None:
         """See ``Store.lead``."""
+
+    def clock(self) -> datetime | None:
+        """See ``Store.clock``."""
 
     def bound(self) -> None:
         """Give what follows on this thread until its time is up, at most 0.8 s from now."""

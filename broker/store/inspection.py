@@ -40,7 +40,6 @@ class Inspection:
         self._floors = floors
         self._ledger = ledger
         self._config = config
-        self.behind = False  # accepted although the journal knows of later changes
 
     def marks(self) -> list[Mark]:
         """How far this process, and those before it, had come by the journal."""
@@ -51,11 +50,13 @@ class Inspection:
         found, findings = self._look()
         own = {slot: count for (owner, slot), count in found.reached.items() if owner == self._ledger.owner}
         self._ledger.learn(own.items())
-        self.behind = any(not self._ledger.has(own, mark.certain) for mark in self.marks())
+        marks = self.marks()
+        behind = any(not self._ledger.has(own, mark.certain) for mark in marks)
         if accept:
             self._ledger.owing = found.lack()
+            self._ledger.behind = ahead(marks, own) if behind else {}
             return findings
-        if self.behind:
+        if behind:
             raise restored()
         if unnamed := sorted({one.table for one in findings if not one.name}):
             raise WrongState(
@@ -103,6 +104,15 @@ class Tally:
         """What has to be added to the ledger's sums for them to be those of the tables."""
         differences = ((kind, (self.sums.get(kind, 0) - self.ledger.get(kind, 0)) % MODULUS) for kind in SUMMED)
         return {kind: lack for kind, lack in differences if lack}
+
+
+def ahead(marks: Sequence[Mark], own: Mapping[int, int]) -> dict[int, int]:
+    """How far each slot was by the marks, where that is further than it is."""
+    most: dict[int, int] = {}
+    for mark in marks:
+        for slot, count in enumerate(mark.counts):
+            most[slot] = max(count, most.get(slot, 0))
+    return {slot: count for slot, count in most.items() if count > own.get(slot, 0)}
 
 
 def told(findings: Sequence[RowFinding]) -> str:

@@ -6,6 +6,7 @@ likes; a caller gives up after ``PATIENCE`` and its entry is withdrawn, unless i
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Sequence
@@ -17,11 +18,14 @@ from broker.core.errors import BrokerError, Unavailable
 from broker.core.model import AuditHead
 from broker.core.ports import Now
 from broker.store.chain import Chain, Tail
-from broker.store.former import former
+from broker.store.former import End, Former, former
 from broker.store.private import private_folder
 
 PATIENCE = 0.9
 """Seconds that a caller waits for its entry to be durable."""
+
+ENDED = "audit/ended"
+"""The resource of the record that a chain ends with when its process ends in order."""
 
 MAX_WAITING = 4096
 """Entries that wait for the disk at most; the next ones are refused at once."""
@@ -47,11 +51,27 @@ class _Ticket:
 
 
 class Journal:
-    """Opens a new chain at each start, and when the files of the old one can no longer be trusted."""
+    """Opens a new chain at each start, and when the files of the old one can no longer be trusted.
 
-    def __init__(self, folder: Path, replica: str, now: Now, file_bytes: int, *, begin: bool = True) -> None:
+    ``vouched``: how far the newest chain before this process is signed; the first record names that, and no more.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        replica: str,
+        now: Now,
+        file_bytes: int,
+        *,
+        vouched: Tail | None = None,
+        begin: bool = True,
+    ) -> None:
         private_folder(folder)
         self._folder, self._replica, self._now, self._file_bytes = folder, replica, now, file_bytes
+        self._vouched = vouched
+        self._ended: End | None = None
+        self.former = Former()  # what the present chain's first record says
+        self._finished = False
         self._bell = threading.Condition()
         self._waiting: list[_Ticket] = []
         self._closed = False
@@ -97,6 +117,21 @@ class Journal:
         with self._bell:
             self._signed[head.chain] = max(head.sequence, self._signed.get(head.chain, 0))
 
+    def finish(self) -> None:
+        """Let the chain end with a record that says so: whatever entry stands behind it is not the broker's.
+
+        From here on entries are refused, heads are not. A chain that was not begun has no end either.
+        """
+        if self._chain is None:
+            return
+        ticket = _Ticket(_own(self._now, ENDED, {}))
+        with self._bell:
+            self._check_open(ticket)
+            self._finished = True
+            self._waiting.append(ticket)
+            self._bell.notify()
+        self._wait(ticket, PATIENCE)
+
     def close(self) -> None:
         """Write what waits and stop; a disk that hangs is left behind."""
         with self._bell:
@@ -106,10 +141,17 @@ class Journal:
 
     def _submit(self, ticket: _Ticket, patience: float) -> None:
         with self._bell:
-            if self._closed or len(self._waiting) >= MAX_WAITING:
-                raise _unavailable("is closed" if self._closed else "has too much waiting")
+            self._check_open(ticket)
             self._waiting.append(ticket)
             self._bell.notify()
+        self._wait(ticket, patience)
+
+    def _check_open(self, ticket: _Ticket) -> None:
+        closed = self._closed or (self._finished and any(isinstance(each, AuditEntry) for each in ticket.records))
+        if closed or len(self._waiting) >= MAX_WAITING:
+            raise _unavailable("is closed" if closed else "has too much waiting")
+
+    def _wait(self, ticket: _Ticket, patience: float) -> None:
         if not ticket.settled.acquire(timeout=max(0.0, patience)):
             ticket.withdrawn = True
             raise _unavailable("does not answer in time")
@@ -157,30 +199,33 @@ class Journal:
             ticket.settle(_doubt(chain) if not ticket.records else None)
 
     def _begin(self) -> Chain:
-        """A new chain, durable with its first record, which names the last one of the chain before."""
+        """A new chain, durable with its first record, which says what is vouched for of the chain before."""
         private_folder(self._folder)
         now = self._now()
-        last = former(self._folder, self._replica)
+        found = former(self._folder, self._replica, self._vouched, self._ended)
         chain = Chain(self._folder, self._replica, now, self._file_bytes)
-        chain.stage(_opening(chain.name, last, self._now))
+        chain.stage(_own(self._now, f"audit/{chain.name}", found.facts))
         try:
             chain.commit()
         except BaseException:
             chain.discard()
             raise
-        self._chain, self._tails[chain.name] = chain, chain.durable
+        self._chain, self._tails[chain.name], self.former = chain, chain.durable, found
         return chain
 
     def _take_back(self, chain: Chain, fault: BaseException) -> None:
         try:
             chain.restore(fault)
-        except BaseException:  # noqa: BLE001 - whatever it is
-            self._leave()
+        except BaseException as last:  # noqa: BLE001 - whatever it is
+            # What others did to the file is not how it ended; a failing disk may have kept more than it confirmed.
+            theirs = isinstance(last, OSError) and last.errno == errno.ESTALE
+            self._leave(End(sequence=chain.durable.sequence, hash=chain.durable.hash) if theirs else None)
 
-    def _leave(self) -> None:
-        """End the chain here: its file may hold lines that nobody was told of."""
-        chain, self._chain = self._chain, None
+    def _leave(self, ended: End | None = None) -> None:
+        """End the chain here: its file may hold lines that nobody was told of. ``ended``: how it really ended."""
+        chain, self._chain, self._ended = self._chain, None, ended
         if chain is not None:
+            self._vouched = chain.durable
             with suppress(OSError):  # closed or not, nothing is written to it any more
                 chain.close()
 
@@ -212,10 +257,8 @@ def _settle_all(tickets: list[_Ticket], fault: BaseException | None) -> None:
         ticket.settle(fault)
 
 
-def _opening(chain: str, last: Tail | None, now: Now) -> AuditEntry:
-    facts: dict[str, str | int] = {}
-    if last is not None:
-        facts = {"former_chain": last.chain, "former_sequence": last.sequence, "former_hash": last.hash}
+def _own(now: Now, resource: str, facts: dict[str, str | int]) -> AuditEntry:
+    """A record of the journal's own."""
     return AuditEntry(
         time=now(),
         phase=Phase.OUTCOME,
@@ -226,7 +269,7 @@ def _opening(chain: str, last: Tail | None, now: Now) -> AuditEntry:
         authn="",
         credential="",
         peer="",
-        resource=f"audit/{chain}",
+        resource=resource,
         decision="",
         policies=(),
         policy_version=0,

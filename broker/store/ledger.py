@@ -87,7 +87,8 @@ class Ledger:
         self._lock = Lock()
         self._idle: list[Slot] = []
         self._counts: dict[int, int] = {}
-        self.owing: Sums = {}  # what the sums lack, once somebody has accepted the tables as they are
+        self.owing: Sums = {}  # what the sums lack, once somebody has accepted the tables as they are,
+        self.behind: dict[int, int] = {}  # and how far the journal says that the slots had come
 
     def learn(self, found: Iterable[tuple[int, int]]) -> None:
         """The slots that the database has of this process: (number, count)."""
@@ -117,6 +118,8 @@ class Ledger:
 
     def enter(self, slot: Slot, change: Mapping[type[Any], int], statements: Statements) -> str:
         """Add what a transaction changes, as its last statement; the mark that its audit entry is to have."""
+        for number in sorted(self.behind):
+            self._catch_up(number, self.behind.pop(number), slot, statements)
         if slot.sums is None:
             self._reread(slot, statements)
         owing, self.owing = self.owing, {}
@@ -156,6 +159,20 @@ class Ledger:
             return False
         slot.reached = slot.count + 1, sums
         return True
+
+    def _catch_up(self, number: int, count: int, own: Slot, statements: Statements) -> None:
+        """Bring a slot to where the journal says that it was, so that no mark of before is ahead of it for ever."""
+        found = own if own.number == number else Slot(number, 0, None)
+        self._reread(found, statements)
+        row = self.row(number, count, found.sums or {})
+        if found.count == 0:
+            statements.change(BEGIN, [row])
+        else:
+            new = {f"n_{name}": row[name] for name in ("changes", "sums", "mac")}
+            statements.change(MOVE, [{"of": self.owner, "at": number, "was": found.count, **new}])
+        found.count = count
+        with self._lock:
+            self._counts[number] = count
 
     def _reread(self, slot: Slot, statements: Statements) -> None:
         rows = statements.read(ONE, {"of": self.owner, "at": slot.number})

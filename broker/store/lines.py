@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from broker.store.private import open_regular
+
 BLOCK = 1 << 20
 
 
 def backwards(path: Path) -> Iterator[bytes]:
     """Whole lines, the last one first; what a crash left after the last newline is none."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = open_regular(path)
+    if descriptor is None:
+        return
     try:
         yield from _backwards(descriptor)
     finally:

@@ -105,11 +105,12 @@ def tell(entries: Sequence[AuditEntry], changes: Iterable[Changed], mark: str) -
 
 
 def newest(folder: Path, replica: str, owner: str) -> list[Mark]:
-    """The last marks of this process and those before it, from one chain of the replica; [] when there are none."""
-    for path in islice(reversed(journal_files(folder, replica)), FILES):
-        if found := list(islice(_marks(path, owner), NEWEST)):
-            return found
-    return []
+    """The last marks of this process and those before it, of each of the replica's last files.
+
+    Of all of them: whoever can write to the folder may have put in a newer file that says less.
+    """
+    files = islice(reversed(journal_files(folder, replica)), FILES)
+    return [mark for path in files for mark in islice(_marks(path, owner), NEWEST)]
 
 
 def history(folder: Path, reached: Mapping[tuple[str, int], int]) -> dict[str, Told]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from typing import Any, TypeVar
 
 import psycopg
@@ -26,6 +27,7 @@ from broker.store.driver import Driver
 from broker.store.election import SILENCE, Election
 from broker.store.private import password
 from broker.store.refusals import unconfirmed
+from broker.store.rows import instant
 
 T = TypeVar("T")
 
@@ -50,6 +52,8 @@ _UNSWERVING = ("PGSERVICE", "PGTZ", "PGDATESTYLE", "PGGEQO")
 """The variables that libpq reads whatever it is told."""
 
 _NOT_EMPTY = {b"min_protocol_version": b"3.0", b"max_protocol_version": b"3.0"}
+
+CLOCK = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
 
 _time_is_up = threading.local()
 
@@ -132,6 +136,10 @@ class Postgresql:
         """See ``Database``."""
         self.bound()
         return self._election.lead()
+
+    def clock(self) -> datetime:
+        """See ``Database``."""
+        return instant(self.read(CLOCK)[0][0])
 
     def bound(self) -> None:
         """See ``Database``."""

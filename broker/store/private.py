@@ -68,6 +68,20 @@ def create(path: Path, flags: int) -> int:
     return descriptor
 
 
+def open_regular(path: Path) -> int | None:
+    """A descriptor to read a regular file with; None for a link, a pipe or whatever else has been put in its place."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as fault:
+        if fault.errno in {errno.ELOOP, errno.ENXIO}:  # a link; a socket
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
 def only_process(path: Path) -> int:
     """Lock ``path`` for this process alone and return the descriptor that holds the lock until it is closed."""
     private_file(path)

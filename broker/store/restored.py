@@ -3,25 +3,34 @@
 A signed head is durable in the database before the journal has its line (``SqlStore.save_head``), and no head is ever
 deleted. So a database that lacks a head of the journal is a backup, or a replica that had not caught up. Nothing is
 added to any call for it: heads are signed every half minute in any case. What it cannot tell is a backup that was made
-after the last head before a crash.
+after the last head before a crash. A head counts only with the audit key's signature: anybody who can write into the
+folder could else keep the broker from starting.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead
-from broker.store.chain import SUFFIX
+from broker.store.chain import SUFFIX, Tail
 from broker.store.database import Database
 from broker.store.lines import backwards
-from broker.store.rows import FIELDS
-from broker.store.tables import BY_KEY, key_cells
+from broker.store.rows import FIELDS, record_of
+from broker.store.tables import BY_KEY, HEADS_OF, key_cells
+
+Genuine = Callable[[AuditHead], bool]
+"""Whether the audit key has signed a head. What stands in the folder, or in a row, is no head before this says so."""
+
+CANDIDATES = 64
+"""Rows that are looked at to find a replica's newest head: there are more only if somebody has added some."""
 
 FILES = 8
 """How many of a replica's files are asked for their last head: in the order of a clock, which may be set back."""
@@ -33,18 +42,41 @@ LOGIN = b'"rpc":"SessionService/Login"'
 _FILE = re.compile(rf"(.+)-\d{{8}}T\d{{12}}Z-[0-9a-f]{{16}}\.\d{{6}}{re.escape(SUFFIX)}")
 
 
-def newest_heads(folder: Path) -> list[AuditHead]:
+def nobody(_: AuditHead) -> bool:
+    """Where no audit key is known, no head is one."""
+    return False
+
+
+def newest_heads(folder: Path, genuine: Genuine) -> list[AuditHead]:
     """The last heads of each replica that keeps its journal here, one of each of its newest files that have any."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
         if found := _FILE.fullmatch(path.name):
             files.setdefault(found[1], []).append(path)
-    return [head for paths in files.values() for head in islice(_last_of_each(paths), FILES)]
+    return [head for paths in files.values() for head in islice(_last_of_each(paths, genuine), FILES)]
 
 
-def _last_of_each(paths: list[Path]) -> Iterator[AuditHead]:
+def _last_of_each(paths: list[Path], genuine: Genuine) -> Iterator[AuditHead]:
     for path in paths:
-        yield from islice(_heads(path), 1)
+        yield from islice(filter(genuine, _heads(path)), 1)
+
+
+def newest_head(database: Database, replica: str, known: Iterable[AuditHead], genuine: Genuine) -> Tail | None:
+    """How far the replica's newest chain is signed, by the database or by the heads that its journal has."""
+    chain = re.compile(rf"{re.escape(replica)}-\d{{8}}T\d{{12}}Z-[0-9a-f]{{16}}")
+    pattern = f"{replica}-________T____________Z-________________"
+    rows = database.read(HEADS_OF, {"pattern": pattern, "most": CANDIDATES})
+    heads = [head for head in (*known, *_stored(rows)) if chain.fullmatch(head.chain)]
+    for head in sorted(heads, key=lambda head: (head.chain, head.sequence), reverse=True):
+        if genuine(head):
+            return Tail(head.chain, head.sequence, head.hash, 0)
+    return None
+
+
+def _stored(rows: Iterable[Sequence[Any]]) -> Iterator[AuditHead]:
+    for row in rows:
+        with suppress(WrongState):  # a row that somebody has written: it vouches for nothing
+            yield record_of(AuditHead, row[:-1])
 
 
 def missing(database: Database, heads: Iterable[AuditHead]) -> list[AuditHead]:

@@ -193,7 +193,8 @@ def microseconds(moment: datetime) -> int:
     return (moment - EPOCH) // MICROSECOND
 
 
-def _moment(cell: Any) -> datetime:
+def instant(cell: Any) -> datetime:
+    """The moment of so many microseconds."""
     return EPOCH + timedelta(microseconds=_integer(cell))
 
 
@@ -240,7 +241,7 @@ _KINDS: dict[object, _Kind] = {
     int: (int, _storable_integer, _integer),
     bool: (int, int, _boolean),
     bytes: (bytes, _storable_bytes, _bytes),
-    datetime: (int, microseconds, _moment),
+    datetime: (int, microseconds, instant),
     Mapping: (str, lambda value: _json(dict(value)), _mapping),
     tuple: (str, lambda value: _json(list(value)), _texts),
 }

@@ -26,7 +26,7 @@ from broker.store.ledger import OWN, SLOTS, Ledger, Slot, restored
 from broker.store.marks import tell
 from broker.store.private import lasting_name, private_folder
 from broker.store.recent import Recent
-from broker.store.restored import missing, newest_heads, refuse_older
+from broker.store.restored import Genuine, missing, newest_head, newest_heads, nobody, refuse_older
 from broker.store.rows import FIELDS, storable
 from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page, secrets_of
 from broker.store.transaction import SqlWrite
@@ -51,8 +51,10 @@ class SqlStore:
     the errors of the port; ``STORE_RESTORED`` when the database is older than the journal, and ``STORE_ALTERED`` when
     somebody else has changed rows that cannot be named, unless that is to be accepted. ``findings``: the rows that were
     found changed and are refused by name.
-    ``passing``: what a process that soon ends is here for, or ""; it begins an audit chain only when it has something
-    to record. ``adopting``: vouch for the rows of a database that was made before rows had MACs.
+    ``genuine`` tells heads that the audit key has signed from others: no journal is believed without. ``passing``: an
+    audit chain is begun only when there is something to record, or at the first ``check``. ``role``: what a process
+    beside the one that serves is here for, so that it has a ledger of its own. ``adopting``: vouch for the rows of a
+    database that was made before rows had MACs.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class SqlStore:
         config: StoreConfig,
         key: bytes,
         now: Now,
+        genuine: Genuine = nobody,
         *,
         accept_restored: bool = False,
-        passing: str = "",
+        passing: bool = False,
+        role: str = "",
         adopting: bool = False,
     ) -> None:
         check_there(config)
@@ -71,17 +75,20 @@ class SqlStore:
         self._recent = Recent()
         try:
             check_revision(self._database)
-            self._known = newest_heads(config.journal)
+            self._known = newest_heads(config.journal, genuine)
             private_folder(config.journal)
             owner = lasting_name(config.journal / f"{config.replica}.ledger")
-            self._ledger = Ledger(f"{owner}-{passing}" if passing and not accept_restored else owner, self._rows)
+            self._ledger = Ledger(f"{owner}-{role}" if role else owner, self._rows)
             self._inspection = Inspection(self._database, self._rows, self._floors, self._ledger, config)
             if adopting:
                 adopt(self._database, self._rows, self._inspection.marks())
             self.findings = self._inspection.begin(accept=accept_restored)
             if not accept_restored:
                 refuse_older(self._database, self._known)
-            self._journal = Journal(config.journal, config.replica, now, config.journal_file_bytes, begin=not passing)
+            vouched = newest_head(self._database, config.replica, self._known, genuine)
+            self._journal = Journal(
+                config.journal, config.replica, now, config.journal_file_bytes, vouched=vouched, begin=not passing
+            )
         except BaseException:
             self._database.close()
             raise
@@ -103,7 +110,7 @@ class SqlStore:
     @property
     def doubted(self) -> bool:
         """Whether what was accepted is not what brokers left."""
-        return bool(self.findings or self._ledger.owing or self._inspection.behind)
+        return bool(self.findings or self._ledger.owing or self._ledger.behind)
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Store.get``."""
@@ -229,7 +236,7 @@ class SqlStore:
         if write.fault is not None:  # the body went on after a statement had failed
             raise write.fault
         entries = (write.entry, *write.further)
-        if write.changed or self._ledger.owing:
+        if write.changed or self._ledger.owing or self._ledger.behind:
             mark = write.enter(self._ledger, slot)
             entries = tell(entries, write.changed, mark)
         return entries
@@ -262,9 +269,21 @@ class SqlStore:
         """Heads of this host's journal that the database lacks, because it was restored."""
         return missing(self._database, self._known)
 
+    def doubts(self) -> list[str]:
+        """What the begun audit chain found wrong with those before it, a sentence each."""
+        return self._journal.former.doubts
+
+    def finish(self) -> None:
+        """End the audit chain with a record that says so; only a head can follow. See ``Journal.finish``."""
+        self._journal.finish()
+
     def lead(self) -> int | None:
         """See ``Store.lead``."""
         return self._database.lead()
+
+    def clock(self) -> datetime | None:
+        """See ``Store.clock``."""
+        return self._database.clock()
 
     def check(self) -> None:
         """See ``Store.check``; WrongState ``STORE_RESTORED`` when the database has gone back."""

@@ -102,6 +102,9 @@ class Sqlite:
             self._fence = fence
         return self._fence
 
+    def clock(self) -> None:
+        """See ``Database``: no other process shares it."""
+
     def bound(self) -> None:
         """SQLite waits for no server."""
 

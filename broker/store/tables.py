@@ -41,6 +41,7 @@ from sqlalchemy.dialects.postgresql import TEXT
 from sqlalchemy.types import TypeEngine
 
 from broker.core.model import (
+    AuditHead,
     Key,
     KeyVersion,
     Lease,
@@ -54,7 +55,7 @@ from broker.core.model import (
 )
 from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS, microseconds, storable
 
-REVISION = "0008"
+REVISION = "0006"
 """The newest migration; revisions are numbers of four digits, so that newer and older can be told apart."""
 
 METADATA = MetaData()
@@ -274,6 +275,17 @@ def _version() -> Select[Any]:
 
 VERSION = _version()
 """A key and one of its versions: ``name``, and ``number``, of which 0 is the primary one."""
+
+
+def _heads_of() -> Select[Any]:
+    heads = TABLES[AuditHead]
+    named = heads.c.chain.like(bindparam("pattern", type_=Text))
+    newest = (heads.c.chain.desc(), heads.c.sequence.desc())
+    return select(heads).where(named).order_by(*newest).limit(bindparam("most", type_=BigInteger))
+
+
+HEADS_OF = _heads_of()
+"""At most ``most`` heads of the chains whose name is like ``pattern``, the newest first."""
 
 
 def secrets_of(wanted: Sequence[tuple[str, int]]) -> tuple[Select[Any], dict[str, str | int]]:

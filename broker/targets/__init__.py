@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from broker.core import ports
 from broker.core.errors import InvalidRequest
+from broker.targets.binding import Credential, check_bound
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -42,6 +43,8 @@ class Surroundings:
     private_vaults: Mapping[str, PrivateVault] = field(
         default_factory=dict
     )  # by "host:port"; each is allowed by being here
+    credentials_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # see ``binding``
+    vault_transfer_files: bool = False  # whether keys may be wrapped into files for Vault and OpenBao
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class Kind(Generic[S]):
     name: str
     settings: type[S]
     build: Callable[[S, Surroundings], ports.Target]
+    credential: Callable[[S], Credential]
 
 
 def kinds() -> Mapping[str, Kind[BaseModel]]:
@@ -66,21 +70,40 @@ def kinds() -> Mapping[str, Kind[BaseModel]]:
     return known
 
 
-def connector(surroundings: Surroundings) -> Callable[[str, Mapping[str, str]], ports.Target]:
-    """The core's ``Connect``: the port for a kind and its settings, kept for as long as the same ones are asked for."""
-    known = kinds()
+class Connector:
+    """The core's ``Connect``. A port is kept for as long as the same kind and settings are asked for."""
 
-    @lru_cache(maxsize=MAX_OPEN)
-    def build(kind: str, settings: frozenset[tuple[str, str]]) -> ports.Target:
-        chosen = known[kind]
-        return chosen.build(_checked(chosen, dict(settings)), surroundings)
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._known = kinds()
+        self._surroundings = surroundings
+        self._build = lru_cache(maxsize=MAX_OPEN)(self._built)
 
-    def connect(kind: str, settings: Mapping[str, str]) -> ports.Target:
-        if kind not in known:
-            raise InvalidRequest("TARGET_KIND_UNKNOWN", f"This kind of target is not known; use {', '.join(known)}.")
-        return build(kind, frozenset(settings.items()))
+    def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> ports.Target:
+        """The port for the target ``name``; InvalidRequest when the configuration forbids it this place or token."""
+        port, credential = self._build(kind, frozenset(settings.items()))
+        check_bound(name, credential, self._surroundings.credentials_for)
+        return port
 
-    return connect
+    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """The settings in their one spelling, those that are empty left out; InvalidRequest when they will not do."""
+        found = _checked(self._kind(kind), dict(settings)).model_dump()
+        return {name: value for name, value in found.items() if value}
+
+    def _built(self, kind: str, settings: frozenset[tuple[str, str]]) -> tuple[ports.Target, Credential]:
+        chosen = self._kind(kind)
+        checked = _checked(chosen, dict(settings))
+        return chosen.build(checked, self._surroundings), chosen.credential(checked)
+
+    def _kind(self, kind: str) -> Kind[BaseModel]:
+        if kind not in self._known:
+            known = ", ".join(self._known)
+            raise InvalidRequest("TARGET_KIND_UNKNOWN", f"This kind of target is not known; use {known}.")
+        return self._known[kind]
+
+
+def connector(surroundings: Surroundings) -> Connector:
+    """The way to every kind of target, as these surroundings allow it."""
+    return Connector(surroundings)
 
 
 def _checked(kind: Kind[BaseModel], settings: dict[str, str]) -> BaseModel:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -20,6 +21,9 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
 TOTAL_SECONDS = 20.0
 """However slowly an answer drips in, it is given up after this."""
+
+LISTING_SECONDS = 15.0
+"""For reading back: after an upload that was not answered it must be over before the caller's 30 s are."""
 
 MAX_ANSWER_BYTES = 1 << 20
 """A transit key with a thousand RSA versions is read in about 600 kB."""
@@ -38,12 +42,12 @@ _time = _Time()
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """All requests that the thread makes inside share one ``TOTAL_SECONDS``."""
+def together(seconds: float = TOTAL_SECONDS) -> Iterator[None]:
+    """All requests that the thread makes inside share these seconds."""
     if _time.whole:  # what is asked for within a whole is part of it
         yield
         return
-    _time.up, _time.whole = time.monotonic() + TOTAL_SECONDS, True
+    _time.up, _time.whole = time.monotonic() + seconds, True
     try:
         yield
     finally:
@@ -73,7 +77,7 @@ def trusting(ca_pem: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.sslsocket_class = _BoundedSocket
     if not ca_pem:
-        context.load_default_certs()
+        _trust_the_systems(context)
         return context
     try:
         context.load_verify_locations(cadata=ca_pem)
@@ -82,6 +86,15 @@ def trusting(ca_pem: str) -> ssl.SSLContext:
             "TARGET_SETTINGS_INVALID", "The target's CA cannot be read as PEM certificates."
         ) from error
     return context
+
+
+def _trust_the_systems(context: ssl.SSLContext) -> None:
+    """Not load_default_certs: variables of the environment (SSL_CERT_FILE, SSL_CERT_DIR) would say whom to trust."""
+    paths = ssl.get_default_verify_paths()
+    if Path(paths.openssl_cafile).is_file():
+        context.load_verify_locations(cafile=paths.openssl_cafile)
+    if Path(paths.openssl_capath).is_dir():
+        context.load_verify_locations(capath=paths.openssl_capath)
 
 
 class _BoundedAdapter(HTTPAdapter):

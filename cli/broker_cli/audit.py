@@ -58,14 +58,26 @@ def audit() -> None:
     "--max-tail-seconds", type=click.IntRange(min=0), metavar="SECONDS", default=MAX_TAIL_SECONDS, show_default=True,
     help="And span so long.",
 )  # fmt: skip
+@click.option(
+    "--known-torn", multiple=True, metavar="CHAIN",
+    help="A chain whose torn last line was looked into and is explained: told, and no finding any more.",
+)  # fmt: skip
 @formatted
-def verify(out: Output, places: tuple[Path, ...], public_key: str, heads_file: str | None, **tail: int) -> int:
+def verify(
+    out: Output,
+    places: tuple[Path, ...],
+    public_key: str,
+    heads_file: str | None,
+    known_torn: tuple[str, ...],
+    **tail: int,
+) -> int:
     """Verify journals (files and folders) against the audit key: no broker and no network is needed."""
     signed = signature_check(files.take(public_key, 64 * 1024, "public key"))
     kept = read_heads(files.take(heads_file, MAX_HEADS, "heads")) if heads_file else []
     limits = Limits(records=tail["max_tail_records"], seconds=tail["max_tail_seconds"])
     with ask.waiting("verifying") as show:
-        verdict = Verifier(signed, kept, limits).run(journal_files(places), lambda n: show(f"verifying: {n} records"))
+        verifier = Verifier(signed, kept, limits, known_torn)
+        verdict = verifier.run(journal_files(places), lambda n: show(f"verifying: {n} records"))
     _tell(out, verdict)
     return int(Exit.OK if verdict.intact else Exit.FINDINGS)
 

@@ -15,6 +15,7 @@ from broker_cli.refusal import Refusal
 from broker_cli.screen import plain
 from broker_cli.status import health
 from broker_cli.wire import Wire
+from broker_cli.words import record
 
 CONNECT_SECONDS = 5
 HEAD_SECONDS = 3600
@@ -220,6 +221,8 @@ def _broker(wire: Wire) -> Iterator[Check]:
         yield failed("identity", _unknown(refused))
         return
     yield ok("identity", f"you are {caller.principal}, groups: {', '.join(caller.groups) or 'none'}")
+    if caller.clock_trouble:
+        yield failed("broker-clock", caller.clock_trouble)
     yield from _permitted(wire)
 
 
@@ -238,8 +241,23 @@ def _permitted(wire: Wire) -> Iterator[Check]:
             else failed("hsm", "The HSM does not answer: look at its module, PIN and token on the broker's host.")
         )
         yield from _heads(wire.ask("audit", "GetAuditState").heads)
+        yield _copies(wire)
     except Refusal as refused:
         yield warning("permission", f"{refused.format_message()} This look is an administrator's or auditor's.")
+
+
+def _copies(wire: Wire) -> Check:
+    """Whether a key that could not be proven may still be used at a target."""
+    rows = [record(one) for one in wire.pages("imports", "ListImports", "imports")]
+    alarms = [one for one in rows if one["state"] == "disabling" or one["failure"] == "UNPROVEN"]
+    if not alarms:
+        return ok("imports", "no key that could not be proven is known to be enabled at a target")
+    named = ", ".join(f"{one['remote_name']} at {one['target']}" for one in alarms[:5])
+    return failed(
+        "imports",
+        f"{len(alarms)} not proven and, as far as is known, enabled: {named}. Use none of them; see that the target "
+        "answers and lets the broker disable keys, or disable them there.",
+    )
 
 
 def _heads(heads: Any) -> Iterator[Check]:

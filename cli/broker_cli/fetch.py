@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from broker_cli import reserved
 from broker_cli.output import check_target
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.run_references import NAME, SCHEME, check_count, reference
@@ -25,7 +26,8 @@ USUAL_TTL = 300
     '  eval "$(broker fetch --format env broker://team/app/db)"\n'
     "  broker fetch --format file --out secrets TLS_KEY=broker://team/app/tls#key\n\n"
     "REF is broker://path#field, or broker://path for all its fields, with NAME= before it to name the result; "
-    "unless named it is called by the last part of the path and the field: DB_PASSWORD.",
+    "unless named it is called by the last part of the path and the field: DB_PASSWORD. "
+    "What programs obey (LD_PRELOAD, GIT_…) is only set where it is named.",
 )
 @click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="How the values are written.")
 @click.option("--out", "target", metavar="DIR", help="With --format file: a new private folder, a file a value.")
@@ -51,6 +53,9 @@ def fetch(
     asked = [named(one) for one in references]
     texts = list(dict.fromkeys(text for _, text in asked))
     check_count(texts)
+    for name, text in asked:  # what is known before a secret has said which fields it has
+        if "#" in text:
+            called(name, text, text.partition("#")[2])
     check_way_out(format_, target, reveal=reveal)
     place = None if format_ != "github" else fetch_formats.github_file(os.environ)
     try:
@@ -85,11 +90,20 @@ def collected(asked: list[tuple[str, str]], fetched: Mapping[str, Mapping[str, b
     found: dict[str, bytes] = {}
     for name, text in asked:
         for field, value in fetched[text].items():
-            called = name if name and "#" in text else _called(name or _last(text), field)
-            if called in found:
-                raise Refusal("NAME_TWICE", f"Two values would be called {called}; name them with NAME=.", Exit.USAGE)
-            found[called] = value
+            name_ = called(name, text, field)
+            if name_ in found:
+                raise Refusal("NAME_TWICE", f"Two values would be called {name_}; name them with NAME=.", Exit.USAGE)
+            found[name_] = value
     return found
+
+
+def called(name: str, text: str, field: str) -> str:
+    """The name of a field's value: as it was given, or else made up, which no program may obey (``reserved``)."""
+    if name and "#" in text:
+        return name
+    made_up = re.sub("[^A-Z0-9_]", "_", f"{name or _last(text)}_{field}".upper())
+    reserved.check(made_up, f"{text.partition('#')[0]}#{field}")
+    return made_up
 
 
 def check_way_out(format_: str, target: str | None, *, reveal: bool) -> None:
@@ -103,10 +117,6 @@ def check_way_out(format_: str, target: str | None, *, reveal: bool) -> None:
             "Secrets are not shown on a terminal unless asked: use a pipe, --format file, or add --reveal.",
             Exit.USAGE,
         )
-
-
-def _called(name: str, field: str) -> str:
-    return re.sub("[^A-Z0-9_]", "_", f"{name}_{field}".upper())
 
 
 def _last(text: str) -> str:

@@ -156,7 +156,14 @@ def prove(wire: Wire, out: Output, name: str, **at: Any) -> None:
 def where(wire: Wire, out: Output, name: str, target: str) -> None:
     """List where the key NAME, or every key, lives outside the HSM."""
     found = wire.pages("imports", "ListImports", "imports", name=name, target=target)
-    out.many("import", [record(one) for one in found], COLUMNS)
+    rows = [record(one) for one in found]
+    out.many("import", rows, COLUMNS)
+    for one in rows:
+        if one["state"] == "disabling":
+            chat(
+                f"{one['remote_name']} at {one['target']} could not be proven and is still ENABLED there: it must not "
+                "be used; the broker disables it as soon as the target lets it."
+            )
 
 
 def tell_copies(wire: Wire, name: str) -> None:
@@ -168,9 +175,12 @@ def tell_copies(wire: Wire, name: str) -> None:
             f"Where copies of {name} are could not be found out ({refusal.reason}); those at targets stay as they are."
         )
         return
-    copies = [one for one in rows if one["state"] in {"proven", "pending", "held"}]
+    copies = [one for one in rows if one["state"] != "failed"]
     for one in copies:
-        there = f"as {one['remote_name']}, version {one['remote_version']}" if one["remote_version"] else "perhaps"
+        there = "(which was removed; nobody knows)" if one["state"] == "unknown" else ""
+        there = (
+            there or f"as {one['remote_name']}, version {one['remote_version']}" if one["remote_version"] else "perhaps"
+        )
         chat(f"Version {one['version']} is at the target {one['target']} {there}: that copy stays as it is.")
     if copies:
         chat("Disable or delete these copies where they are; the broker does not.")

@@ -30,7 +30,8 @@ _RESOURCES = {
     cls=Noun,
     epilog="\b\nExamples:\n  broker policy show > policy.cedar\n  broker policy set policy.cedar\n"
     "  broker policy explain alice Sign key/payments\n"
-    "  broker policy explain pipeline/deploy FetchSecrets secret/team/app/db\n",
+    "  broker policy explain pipeline/deploy FetchSecrets secret/team/app/db\n"
+    "  broker policy explain alice CreateTarget target/team-b-prod --asking mount=team-b\n",
 )
 def policy() -> None:
     """Who may do what, in Cedar."""
@@ -95,15 +96,24 @@ def check(wire: Wire, file: str) -> None:
 @click.argument("principal")
 @click.argument("action")
 @click.argument("resource", default="broker")
+@click.option(
+    "--asking",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What the call would ask for: a target's mount, address …, an import's remote_name; may be repeated.",
+)
 @formatted
 @remote
-def explain(wire: Wire, out: Output, principal: str, action: str, resource: str) -> int:
+def explain(wire: Wire, out: Output, principal: str, action: str, resource: str, asking: tuple[str, ...]) -> int:
     """Say whether PRINCIPAL may call ACTION on RESOURCE, and why.
 
     PRINCIPAL is an operator's name or pipeline/NAME. RESOURCE is key/NAME, target/NAME, operator/NAME, secret/NAME,
     trust/NAME or broker.
     """
-    found = wire.ask("policies", "ExplainPolicy", operator=principal, action=action, **_resource(resource))
+    given = ask.labels(asking, "--asking")
+    found = wire.ask(
+        "policies", "ExplainPolicy", operator=principal, action=action, asking=given, **_resource(resource)
+    )
     out.one("decision", record(found))
     return int(Exit.OK if found.allowed else Exit.DENIED)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from broker_cli.ci import identity
 from broker_cli.mask import SHORTEST
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.run_references import Wanted, only_field, wanted
@@ -37,6 +38,7 @@ USUAL_TTL = 60
 @click.option("--secret", "variables", multiple=True, metavar="NAME=REF", help="A variable with the value of REF.")
 @click.option("--file", "as_files", multiple=True, metavar="NAME=REF",
               help="A file in memory with the value of REF; the variable holds its path.")  # fmt: skip
+@click.option("--keep-identity", is_flag=True, help="Leave COMMAND the variables that the CI gives its identity by.")
 @durations(15, USUAL_TTL)
 @reaching
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -47,11 +49,14 @@ def run(
     as_files: tuple[str, ...],
     ttl: int,
     command: tuple[str, ...],
+    *,
+    keep_identity: bool,
 ) -> int:
     """Run COMMAND with secrets that are gone when it ends.
 
     Logs in with the identity that the CI gives this job, fetches everything in one call, renews the session while
-    COMMAND runs, masks the values in its output, and ends the session whatever happens.
+    COMMAND runs, masks the values in its output, and ends the session whatever happens. COMMAND itself gets nothing
+    that it could log in with.
     """
     asked, place = wanted(env_files, variables, as_files), way()
     path = shutil.which(command[0])
@@ -65,26 +70,34 @@ def run(
     try:
         with Signals() as signals, Job(way=place) as job:
             fetched = job.fetch(asked.references, ttl)
-            return _with_child(path, list(command), asked, fetched, job, signals)
+            around = dict(os.environ) if keep_identity else identity.without(os.environ, place.audience)
+            return _with_child(path, list(command), asked, fetched, job, signals, around)
     except Stopped as stopped:
         return 128 + stopped.number
 
 
 def _with_child(
-    path: str, command: list[str], asked: Wanted, fetched: dict[str, dict[str, bytes]], job: Job, signals: Signals
+    path: str,
+    command: list[str],
+    asked: Wanted,
+    fetched: dict[str, dict[str, bytes]],
+    job: Job,
+    signals: Signals,
+    around: dict[str, str],
 ) -> int:
+    """``around``: the environment that the command's variables are added to."""
     from broker_cli.run_child import start  # noqa: PLC0415
     from broker_cli.run_files import Keeper, MemoryFiles  # noqa: PLC0415
 
     with ExitStack() as stack:
-        keeper = stack.enter_context(Keeper())
+        keeper = stack.enter_context(Keeper(around))
         memory = stack.enter_context(MemoryFiles(keeper))
         variables = {name: only_field(fetched[text], text) for name, text in asked.variables.items()}
         contents = {name: only_field(fetched[text], text) for name, text in asked.files.items()}
         check_values(variables)
         warn_of_short(variables | contents)
         paths = {name: str(memory.add(name, value)) for name, value in contents.items()}
-        environment: dict[str, str | bytes] = {**os.environ, **asked.plain, **paths, **variables}
+        environment: dict[str, str | bytes] = {**around, **asked.plain, **paths, **variables}
         signals.hold()
         child = start(path, command, environment, [*variables.values(), *contents.values()])
         if child.own_group:

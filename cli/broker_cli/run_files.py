@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -19,7 +19,10 @@ _KEEPER = Path(__file__).with_name("run_keeper.py")
 
 
 class Keeper:
-    """The process that tidies up after us if we are killed."""
+    """The process that tidies up after us if we are killed. The command can read the environment that it has."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(  # noqa: S603  our own program
@@ -29,6 +32,7 @@ class Keeper:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # what is sent to our group does not reach it
             cwd="/",
+            env=self._environment,
         )
         return self
 

@@ -23,7 +23,7 @@ CREDENTIALS = ("workload-identity", "managed-identity", "client-certificate", "c
     cls=Noun,
     epilog="\b\nExamples:\n"
     "  broker target add vault prod --address https://vault.example.org:8200 \\\n"
-    "      --ca-file vault-ca.pem --token-file vault-token\n"
+    "      --ca-file vault-ca.pem\n"
     "  broker target add azure-key-vault hsm --vault-url https://payments.managedhsm.azure.net \\\n"
     "      --credential workload-identity --tenant-id GUID --client-id GUID --kek kek --create-kek\n",
 )
@@ -42,7 +42,7 @@ def add() -> None:
 @click.option("--mount", default="transit", show_default=True, help="Where the transit engine is mounted.")
 @click.option("--ca-file", "vault_ca_file", required=True, metavar="FILE", help="CA of that server, PEM; read here.")
 @click.option(
-    "--token-file", required=True, metavar="NAME", help="A file in the broker's credentials/HOST:PORT, by name."
+    "--token-file", default="", metavar="FILE", help="In the broker's credentials/HOST:PORT; NAME, unless said."
 )
 @click.option("--namespace", default="", help="Namespace, if any.")
 @click.option(
@@ -61,6 +61,7 @@ def vault(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, *
     The broker's own address and CA come from the profile or the environment here; --address and --ca-file are the
     target's.
     """
+    settings["token_file"] = settings["token_file"] or name
     if "/" in settings["token_file"]:
         raise click.BadParameter("Name a file in the broker's credentials folder; no path.", param_hint="--token-file")
     ca = files.take(settings.pop("vault_ca_file"), MAX_PEM, "CA file")
@@ -189,13 +190,19 @@ def repin(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, k
 
 @target.command()
 @click.argument("name")
+@click.option(
+    "--copies-unknown",
+    is_flag=True,
+    help="It is gone for good: list its copies as unknown from now on, and give its name to no other target.",
+)
 @ask.yes
 @changing
 @remote
-def remove(wire: Wire, change: Change, name: str, *, sure: bool) -> None:
+def remove(wire: Wire, change: Change, name: str, *, copies_unknown: bool, sure: bool) -> None:
     """Forget the target NAME; refused while keys live there."""
-    ask.by_name(name, "The target and its pin will be forgotten.", sure=sure, dry_run=change.dry_run)
-    wire.ask("targets", "DeleteTarget", name=name, **change.fields)
+    lost = " What copies of keys are there, nobody will find out any more." if copies_unknown else ""
+    ask.by_name(name, f"The target and its pin will be forgotten.{lost}", sure=sure, dry_run=change.dry_run)
+    wire.ask("targets", "DeleteTarget", name=name, copies_unknown=copies_unknown, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
     if not change.dry_run:
         chat(f"The target {name} is forgotten.")

@@ -11,7 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from broker.core.audit import AuditEntry, Phase
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from broker.core.audit import AuditEntry, Phase, head_statement
+from broker.core.heads import signed_by
 from broker.core.kinds import (
     ImportState,
     KeyState,
@@ -45,6 +50,7 @@ from broker.core.model import (
     TrustRule,
     UsedToken,
 )
+from broker.store.chain import Tail
 from broker.store.config import StoreConfig
 from broker.store.journal import Journal
 from broker.store.sql import SqlStore
@@ -218,7 +224,7 @@ def config(url: str, folder: Path, **changes: Any) -> StoreConfig:
 
 @contextmanager
 def opened(config: StoreConfig) -> Iterator[SqlStore]:
-    store = SqlStore(config, ROW_KEY, now)
+    store = SqlStore(config, ROW_KEY, now, SIGNER.genuine)
     try:
         yield store
     finally:
@@ -229,6 +235,31 @@ def put(store: SqlStore, *records: Record) -> None:
     with store.write(entry()) as write:
         for record in records:
             write.add(record)
+
+
+class HeadSigner:
+    """An audit key, and its signatures under heads."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        spki = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self.genuine = signed_by(spki)
+        self.pem = self._key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+    def sign(self, head: AuditHead) -> AuditHead:
+        said = head_statement(head.chain, head.sequence, head.hash, head.signed_at)
+        return replace(head, signature=self._key.sign(said, ec.ECDSA(SHA256())))
+
+    def sign_due(self, store: SqlStore) -> list[AuditHead]:
+        """As the background loop does."""
+        signed = [self.sign(due) for due in store.heads()]
+        for each in signed:
+            store.save_head(each)
+        return signed
+
+
+SIGNER = HeadSigner()
+"""Whose heads the opened stores believe."""
 
 
 class BadJournalError(Exception):
@@ -281,8 +312,17 @@ def calls(folder: Path) -> list[str]:
     ]
 
 
-def start(folder: Path, clock: Callable[[], datetime] = now, file_bytes: int = 1 << 20) -> Journal:
-    return Journal(folder, "broker", clock, file_bytes)
+def start(
+    folder: Path, clock: Callable[[], datetime] = now, file_bytes: int = 1 << 20, vouched: Tail | None = None
+) -> Journal:
+    return Journal(folder, "broker", clock, file_bytes, vouched=vouched)
+
+
+def tail(folder: Path) -> Tail:
+    """How far the newest chain in the folder has come; of one that is damaged behind it, up to the damage."""
+    name = max(path.name for path in folder.iterdir()).partition(".")[0]
+    lines = b"".join(path.read_bytes() for path in sorted(folder.glob(f"{name}.*"))).splitlines()
+    return Tail(name, len(lines), hashlib.sha256(lines[-1]).hexdigest(), 0)
 
 
 def filled(folder: Path, count: int, **how: Any) -> list[bytes]:

@@ -73,7 +73,7 @@ def _vault(request: pytest.FixtureRequest, folder: Path) -> Place:
         "address": server.address, "mount": server.mount, "ca_pem": server.ca_pem, "token_file": "vault-token",
     }  # fmt: skip
     connect = connector(Surroundings(allowed_hosts=frozenset({server.host}), credentials=folder))
-    return Place(connect("vault", settings), request.getfixturevalue("hsm"))
+    return Place(connect("vault-token", "vault", settings), request.getfixturevalue("hsm"))
 
 
 def _premium(request: pytest.FixtureRequest, folder: Path) -> Place:
@@ -89,7 +89,9 @@ def _managed_hsm(request: pytest.FixtureRequest, folder: Path) -> Place:
 def _real_azure(request: pytest.FixtureRequest, folder: Path) -> Place:
     host = REAL["vault_url"].removeprefix("https://").rstrip("/") + ":443"
     surroundings = Surroundings(allowed_hosts=frozenset({host}), credentials=Path(CREDENTIALS or folder))
-    return Place(connector(surroundings)(azure.KIND, REAL), request.getfixturevalue("exact_hsm"), own_clock=False)
+    return Place(
+        connector(surroundings)("azure", azure.KIND, REAL), request.getfixturevalue("exact_hsm"), own_clock=False
+    )
 
 
 PLACES: dict[str, tuple[str, Callable[[pytest.FixtureRequest, Path], Place]]] = {

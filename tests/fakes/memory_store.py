@@ -249,6 +249,9 @@ class MemoryStore(_Tables):
     def lead(self) -> int | None:
         return self.fence
 
+    def clock(self) -> datetime | None:
+        return None
+
     def check(self) -> None:
         if self.journal_full:
             raise Unavailable("AUDIT_UNAVAILABLE", "The audit journal cannot be written; free its disk.")

@@ -34,7 +34,7 @@ class Mount:
     def __init__(self, server: OpenBao, folder: Path, path: str = "") -> None:
         self.server = server
         self.path = path or f"transit-{secrets.token_hex(6)}"
-        self.token_file = f"token-{secrets.token_hex(6)}"
+        self.token_file = f"bao.{secrets.token_hex(6)}"
         self.credentials = folder / "credentials"
         if not path:
             self.make()
@@ -159,7 +159,7 @@ class Ground:
 
     def arrived(self, key: Key) -> bool:
         """Whether the target has any key of this name."""
-        return key.name in self.connect(self.kind, self.settings).names()
+        return key.name in self.connect("bao", self.kind, self.settings).names()
 
     def journalled(self) -> str:
         return "".join(file.read_text() for file in sorted(self.journal.rglob("*")) if file.is_file())
@@ -183,6 +183,8 @@ class Bench(Ground):
         super().__init__(
             hsm,
             folder,
-            Surroundings(allowed_hosts=hosts | {mount.server.host}, credentials=mount.credentials),
+            Surroundings(
+                allowed_hosts=hosts | {mount.server.host}, credentials=mount.credentials, vault_transfer_files=True
+            ),
         )
         self.settings = mount.settings()

@@ -100,7 +100,7 @@ class Broker:
         return restore
 
     def accept(self) -> str:
-        store = SqlStore(self.place, ROW_KEY, self.clock, accept_restored=True, passing="accept-restore")
+        store = SqlStore(self.place, ROW_KEY, self.clock, accept_restored=True, passing=True)
         try:
             return acceptance.accept(store, self.place.journal, self.clock)
         finally:

@@ -82,10 +82,10 @@ def test_a_token_that_is_not_accepted_any_more_is_read_again(bench: Bench) -> No
 def test_the_token_is_for_each_file_that_is_named(bench: Bench, tmp_path: Path) -> None:
     folder = tmp_path / bench.vault.host
     folder.mkdir()
-    (folder / "own-token").touch(mode=0o600)
-    (folder / "own-token").write_text(bench.vault.token)
+    (folder / "vault.token").touch(mode=0o600)
+    (folder / "vault.token").write_text(bench.vault.token)
     bench.vault.token_file.unlink()
-    assert target_of(bench.vault, bench.kek, tmp_path, file="own-token").wrapping_key().id == bench.kek
+    assert target_of(bench.vault, bench.kek, tmp_path, file="vault.token").wrapping_key().id == bench.kek
 
 
 # ---- uploads -------------------------------------------------------------------------------------------------------

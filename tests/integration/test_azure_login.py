@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,7 +33,8 @@ class Login(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, context: ssl.SSLContext | None) -> None:
+    def __init__(self, context: ssl.SSLContext | None, ca_pem: str = "") -> None:
+        self.ca_pem = ca_pem
         super().__init__(("127.0.0.1", 0), _Talk)
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_side=True)
@@ -97,12 +99,11 @@ def serving(login: Login) -> Iterator[Login]:
 
 
 @pytest.fixture
-def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Login]:
+def login(tmp_path: Path) -> Iterator[Login]:
     certificate, key = self_signed(tmp_path / "login")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # the system's CAs, as far as this process can tell
-    yield from serving(Login(context))
+    yield from serving(Login(context, certificate.read_text()))
 
 
 class Desk:
@@ -125,7 +126,7 @@ class Desk:
     def credential(self, kind: str, **changes: str) -> PinnedCredential:
         given = {"tenant_id": TENANT, "client_id": CLIENT, **changes}
         settings = AzureKeyVaultSettings.model_validate({"vault_url": VAULT, "kek": "kek", "credential": kind, **given})
-        return PinnedCredential(settings, self.place, self.folder)
+        return PinnedCredential(settings, self.place, self.folder, self.login.ca_pem)
 
 
 @pytest.fixture
@@ -221,15 +222,27 @@ def test_BY_04_no_token_is_asked_for_another_service_or_tenant(desk: Desk, scope
     assert desk.login.asked == []
 
 
-def test_a_login_that_is_away_or_not_the_one_is_told(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_login_that_is_away_or_not_the_one_is_told(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     desk.put(b"canary-secret")
     desk.login.answer = (503, {"error": "temporarily_unavailable", "error_description": "canary"})
     refused(desk.credential("client-secret", file="login"), "TARGET_UNREACHABLE")
-    monkeypatch.delenv("SSL_CERT_FILE")
+    desk.login.ca_pem = ""  # the system's
     refused(desk.credential("client-secret", file="login"), "TARGET_TLS_UNTRUSTED")
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_BY_04_the_environment_does_not_say_whose_login_is_trusted(
+    desk: Desk, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.put(b"canary-secret")
+    file = tmp_path / "ca.pem"
+    file.write_text(desk.login.ca_pem)
+    subprocess.run(["openssl", "rehash", str(tmp_path)], check=True)
+    monkeypatch.setenv(name, str(tmp_path if name == "SSL_CERT_DIR" else file))
+    desk.login.ca_pem = ""
+    refused(desk.credential("client-secret", file="login"), "TARGET_TLS_UNTRUSTED")
+    assert desk.login.asked == []
 
 
 def test_environment_variables_of_azure_send_no_credential_elsewhere(

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from broker import app
+from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Unavailable
 from broker.core.kinds import KeyType, SignatureAlgorithm
 from broker.core.model import Key
+from broker.loop import Loop
 from broker.store.config import StoreConfig
 from broker.store.journal import Journal
 from broker.store.sql import SqlStore
@@ -93,7 +94,8 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
 
     broker: Any = SimpleNamespace(
         hsm=nothing,
-        store=SimpleNamespace(check=lambda: None, heads=lambda: [head], lead=lambda: 1),
+        store=SimpleNamespace(check=lambda: None, clock=lambda: None, heads=lambda: [head], lead=lambda: 1),
+        clock=Clock(lambda: clock, lambda: running),
         heads=SimpleNamespace(sign_due=sign),
         server=SimpleNamespace(set_serving=lambda _serving: None),
         policies=SimpleNamespace(refresh=lambda: done.append("policy")),
@@ -103,9 +105,9 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
         renew_certificate=lambda: None,
         reconsider_processor=lambda: None,
     )
-    monkeypatch.setattr(app, "now", lambda: clock)
-    monkeypatch.setattr(app, "ticks", lambda: running)
-    loop = app.Loop(broker)
+    monkeypatch.setattr("broker.app.now", lambda: clock)
+    monkeypatch.setattr("broker.loop.ticks", lambda: running)
+    loop = Loop(broker)
     loop._round()
     done.clear()
     clock, running = clock - timedelta(hours=2), running + timedelta(minutes=1)

@@ -278,7 +278,7 @@ def test_T_02_who_accepts_a_changed_database_has_a_sound_one_again(place: StoreC
         renewed(store, key())
     dba.put("leases", old)
     dba.put("keys", before[0])
-    store = SqlStore(place, ROW_KEY, now, accept_restored=True, passing="accept-restore")
+    store = SqlStore(place, ROW_KEY, now, accept_restored=True, passing=True)
     assert store.doubted
     with store.write(entry()):
         pass
@@ -303,12 +303,12 @@ def test_ST_04_rows_from_before_there_were_macs_are_vouched_for_once(place: Stor
     for path in place.journal.iterdir():
         path.unlink()
     for _ in range(2):
-        store = SqlStore(place, ROW_KEY, now, passing="init", adopting=True)
+        store = SqlStore(place, ROW_KEY, now, role="init", passing=True, adopting=True)
         assert store.findings == []
         assert store.get(Operator, "alice") == next(one for one in samples() if isinstance(one, Operator))
         store.close()
     dba.run("UPDATE operators SET groups = '[\"admins\"]'")
-    store = SqlStore(place, ROW_KEY, now, passing="init", adopting=True)
+    store = SqlStore(place, ROW_KEY, now, role="init", passing=True, adopting=True)
     assert {one.how for one in store.findings} == {"altered"}
     store.close()
 

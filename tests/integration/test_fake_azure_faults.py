@@ -276,7 +276,7 @@ def test_it_can_be_started_by_hand_and_says_how_to_register_it() -> None:
     command = [sys.executable, "-m", "broker.targets.azure_key_vault.fake", "--kind", "managed-hsm"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        told = [process.stdout.readline() for _ in range(14)]
+        told = [process.stdout.readline() for _ in range(15)]
         text = "".join(told)
         said = dict(re.findall(r'(\w+) = "([^"]+)"', text))
         assert set(said) == {"host", "kind", "ca_file", "token_file"}

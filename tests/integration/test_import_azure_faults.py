@@ -98,7 +98,7 @@ def test_BY_15_an_answer_lost_after_the_upload_is_settled_by_reading_back(bench:
 @pytest.mark.parametrize("key_type", EXACT_TYPES)
 def test_BY_15_silence_from_the_upload_on_is_settled_by_the_next_call(bench: AzureBench, key_type: KeyType) -> None:
     key = bench.key(key_type)
-    port, faults = bench.connect(bench.kind, bench.settings), bench.vault.faults
+    port, faults = bench.connect("bao", bench.kind, bench.settings), bench.vault.faults
 
     class Silent:
         """The vault takes the upload, and from then on nothing is heard of it."""
@@ -113,7 +113,7 @@ def test_BY_15_silence_from_the_upload_on_is_settled_by_the_next_call(bench: Azu
             finally:
                 faults.add(unavailable(), on="^GET", times=99)
 
-    bench.imports = bench.imports_with(lambda _kind, _settings: Silent())
+    bench.imports = bench.imports_with(lambda _name, _kind, _settings: Silent())
     refused(Unavailable, "TARGET_UNREACHABLE", lambda: bench.run(key))
     row = bench.row(key)
     assert row is not None

@@ -60,7 +60,7 @@ def test_a_target_is_shown_with_the_kek_that_was_made_for_it(azure_live: AzureLi
     )
     assert again.reason == "TARGET_KEK_EXISTS"
     found = {one.name: one.passed for one in admin.ask("CheckTarget", name="hsm").findings}
-    assert found == {"reachable": True, "authorised": True, "kek": True, "wrap": True}
+    assert found == {"reachable": True, "authorised": True, "kek": True, "wrap": True, "copies": True}
 
 
 def test_a_signature_made_at_azure_verifies_with_the_hsms_public_key(azure_live: AzureLive, admin: Client) -> None:

@@ -61,7 +61,7 @@ class Killed(BaseException):
 
 def killed_after(bench: AzureBench, step: str) -> Imports:
     """Imports of a broker that dies when the target has done this."""
-    port = bench.connect(bench.kind, bench.settings)
+    port = bench.connect("bao", bench.kind, bench.settings)
 
     class Deadly:
         def __getattr__(self, name: str) -> object:
@@ -75,7 +75,7 @@ def killed_after(bench: AzureBench, step: str) -> Imports:
 
             return die
 
-    return bench.imports_with(lambda _kind, _settings: Deadly())
+    return bench.imports_with(lambda _name, _kind, _settings: Deadly())
 
 
 # ---- proven again ------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_killed_between_putting_it_out_of_use_and_writing_that_down_it_is_still_
     assert usable(bench, key) == []
     row = bench.row(key)
     assert row is not None
-    assert (row.state, row.failure) == (ImportState.PENDING, "TARGET_DENIED")
+    assert (row.state, row.failure) == (ImportState.DISABLING, "TARGET_DENIED")
     bench.vault.denied.clear()
     for step in ("enable", "decrypt" if key_type.symmetric else "sign"):  # and killed twice more on the way back
         with pytest.raises(Killed):

@@ -16,6 +16,7 @@ from broker.core.handover import Exported, Handover
 from broker.core.import_rules import LEASE
 from broker.core.kinds import ImportState, KeyState, KeyType
 from broker.core.model import Import, Key, Terms
+from broker.targets import Surroundings, connector
 from tests.integration.fault_proxy import LOSE_REQUEST, PASS, FaultProxy
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao
@@ -42,7 +43,7 @@ class Carrier(Bench):
         self.mount.server.request("POST", f"{self.mount.path}/keys/{key.name}/{road}", json.loads(file))
 
     def kek(self) -> bytes:
-        der = self.connect("vault", self.settings).wrapping_key().public_key
+        der = self.connect("bao", "vault", self.settings).wrapping_key().public_key
         return load_der_public_key(der).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -137,6 +138,17 @@ def test_the_audit_tells_both_ways_with_the_blob_and_the_kek(bench: Carrier) -> 
     assert (lines[3]["facts"]["state"], lines[3]["facts"]["remote_version"]) == ("proven", "1")
 
 
+def test_BY_08_no_file_is_written_unless_the_configuration_allows_it(bench: Carrier) -> None:
+    key = bench.key()
+    hosts = frozenset({bench.mount.server.host})
+    bench.imports = bench.imports_with(
+        connector(Surroundings(allowed_hosts=hosts, credentials=bench.mount.credentials))
+    )
+    assert "exportable" in refused(WrongState, "TRANSFER_FILES_OFF", lambda: bench.export(key)).message
+    assert bench.row(key) is None
+    assert bench.run(key).state is ImportState.PROVEN
+
+
 def test_BY_14_every_export_is_a_fresh_wrap_and_none_is_kept(bench: Carrier, tmp_path: Path) -> None:
     key, number = bench.key(), str(uuid.uuid4())
     first = bench.export(key, request_id=number)
@@ -202,9 +214,9 @@ def test_BY_15_an_upload_that_may_be_on_its_way_is_waited_for_here_too(hopped: C
     proxy.rule = lambda _method, path: LOSE_REQUEST if path.endswith("/import") else PASS
     refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.run(key))
     proxy.rule = lambda _method, _path: PASS
-    error = refused(Unavailable, "IMPORT_IN_PROGRESS", lambda: hopped.confirm(key))
+    error = refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.confirm(key))
     assert 0 < int(error.metadata["retry_after_seconds"]) <= 61
-    refused(Unavailable, "IMPORT_IN_PROGRESS", lambda: hopped.export(key))
+    refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.export(key))
     hopped.clock.forward(seconds=LEASE.total_seconds())
     refused(WrongState, "REMOTE_KEY_MISSING", lambda: hopped.confirm(key))
     hopped.carry(key, hopped.export(key).transfer_file)
@@ -261,11 +273,11 @@ def test_terms_that_transit_has_not_are_refused_before_anything_is_wrapped(bench
 
 
 def test_a_kek_of_its_own_is_neither_made_nor_chosen(bench: Carrier) -> None:
-    call = bench.call("CreateTarget")
+    call, second = bench.call("CreateTarget"), {**bench.settings, "token_file": "second"}
     refused(
         WrongState,
         "TARGET_KEK_FIXED",
-        lambda: bench.targets.create(call, "second", "vault", dict(bench.settings), "", create_kek=True),
+        lambda: bench.targets.create(call, "second", "vault", second, "", create_kek=True),
     )
     again = bench.call("RepinTarget")
     refused(WrongState, "TARGET_KEK_FIXED", lambda: bench.targets.repin(again, "bao", "0" * 64, "https://x/keys/k/1"))

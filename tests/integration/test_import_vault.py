@@ -89,7 +89,7 @@ def test_what_is_signed_on_either_side_verifies_on_the_other(bench: Bench) -> No
     key = bench.key()
     bench.run(key)
     message = b"either side"
-    port = bench.connect("vault", bench.settings)
+    port = bench.connect("bao", "vault", bench.settings)
     there = port.sign(key.name, "1", SignatureAlgorithm.ES256, message)
     public = load_der_public_key(bench.version(key).public_key or b"")
     assert isinstance(public, ec.EllipticCurvePublicKey)
@@ -275,7 +275,7 @@ def test_BY_01_a_changed_kek_is_refused_before_anything_is_wrapped(
 
 def test_BY_01_a_lookalike_with_another_certificate_gets_nothing(bench: Bench, proxy: FaultProxy) -> None:
     surroundings = Surroundings(allowed_hosts=frozenset({proxy.host}), credentials=bench.mount.credentials)
-    port = connector(surroundings)("vault", bench.mount.settings(proxy.address, bench.mount.server.ca_pem))
+    port = connector(surroundings)("bao", "vault", bench.mount.settings(proxy.address, bench.mount.server.ca_pem))
     error = refused(WrongState, "TARGET_TLS_UNTRUSTED", port.wrapping_key)
     assert "nothing was sent" in error.message
     assert proxy.seen == []
@@ -306,7 +306,7 @@ def test_BY_10_no_further_version_goes_to_a_key_that_was_put_in_ours_place(bench
     request("DELETE", f"{path}/keys/{key.name}")
     request("POST", f"{path}/keys/lookalike/config", {"deletion_allowed": True})
     request("DELETE", f"{path}/keys/lookalike")
-    port = bench.connect("vault", bench.settings)
+    port = bench.connect("bao", "vault", bench.settings)
     chosen = port.oaep_hash(bench.hsm.report().oaep_hashes)
     blob = bench.hsm.wrap(bench.ref(lookalike), port.wrapping_key(), chosen, exact=False)
     port.import_key(key.name, key.type, key.usage, blob, chosen, first=True)
@@ -371,7 +371,7 @@ def test_an_import_that_cannot_be_proven_is_disabled_there_and_may_be_tried_agai
 def test_a_further_version_that_cannot_be_proven_says_that_it_stays(bench: Bench) -> None:
     key = bench.key()
     bench.run(key)
-    port = bench.connect("vault", bench.settings)
+    port = bench.connect("bao", "vault", bench.settings)
 
     class Mute:
         """Signs for the version that is in use, and no more."""
@@ -383,14 +383,14 @@ def test_a_further_version_that_cannot_be_proven_says_that_it_stays(bench: Bench
             signature = port.sign(name, version, algorithm, message)
             return signature if version == "1" else port.sign(name, version, algorithm, message + b"!")
 
-    bench.imports = bench.imports_with(lambda _kind, _settings: Mute())
+    bench.imports = bench.imports_with(lambda _name, _kind, _settings: Mute())
     rotated = bench.rotate(key)
-    error = refused(WrongState, "TARGET_CANNOT_DISABLE", lambda: bench.run(rotated))
-    assert "not the key in the HSM" in error.message
+    error = refused(WrongState, "REMOTE_KEY_STILL_ENABLED", lambda: bench.run(rotated))
+    assert all(part in error.message for part in ("not the key in the HSM", "cannot disable version 2"))
     assert bench.mount.key(key.name)["soft_deleted"] is False  # version 1 is in use
     row = bench.row(key, 2)
     assert row is not None
-    assert (row.state, row.failure) == (ImportState.FAILED, "TARGET_CANNOT_DISABLE")
+    assert (row.state, row.failure) == (ImportState.DISABLING, "PROOF_FAILED")
 
 
 def test_a_disabled_symmetric_key_is_not_used_for_a_proof_either(bench: Bench) -> None:

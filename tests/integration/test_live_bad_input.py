@@ -229,7 +229,7 @@ def test_BY_12_a_mount_of_another_kind_is_told_apart(live: Live, openbao: OpenBa
     token = openbao.token_for(f'path "{mount}/*" {{ capabilities = ["read", "list"] }}', mount)
     openbao.write_token(live.folder / "credentials", mount, token)
     vault = vault_settings(openbao, mount=mount, token_file=mount)
-    unharmed("CreateTarget", "FAILED_PRECONDITION", "TARGET_MOUNT_MISSING", name=fresh("no"), vault=vault)
+    unharmed("CreateTarget", "FAILED_PRECONDITION", "TARGET_MOUNT_MISSING", name=mount, vault=vault)
 
 
 def test_BY_01_a_kek_that_changed_since_it_was_pinned_gets_nothing(
@@ -257,9 +257,9 @@ def test_a_sealed_or_stopped_vault_is_told_and_later_used(
     text = live_own.config.read_text()
     live_own.config.write_text(text.replace(f'"{openbao.host}"', f'"{openbao.host}", "{openbao_own.host}"'))
     live_own.start()
-    openbao_own.write_token(live_own.folder / "credentials", "own-token")
+    openbao_own.write_token(live_own.folder / "credentials", "own.token")
     admin = live_own.client()
-    admin.ask("CreateTarget", name="own", vault=vault_settings(openbao_own, token_file="own-token"))
+    admin.ask("CreateTarget", name="own", vault=vault_settings(openbao_own, token_file="own.token"))
     admin.ask("CreateKey", name="waits", type=EC_P256, usage=SIGN, exportable=True)
     openbao_own.seal()
     assert_away(live_own, admin, "TARGET_SEALED")

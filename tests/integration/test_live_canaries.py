@@ -123,6 +123,7 @@ def hunt(tmp_path: Path, openbao: OpenBao) -> Iterator[Hunt]:
         live = Live(tmp_path / "broker", "--allow-target", openbao.host, "--allow-issuer", issuer.host)
         try:
             live.start(extra=LOUD)
+            live.allow_transfer_files(LOUD)
             openbao.write_token(live.folder / "credentials")
             with live.client() as admin:
                 grant(admin)

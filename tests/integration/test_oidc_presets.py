@@ -20,10 +20,10 @@ import pytest
 from broker.auth.oidc import Oidc, OidcConfig
 from broker.core.errors import Unauthenticated
 from broker.core.guard import Guard
+from broker.core.identity import Credentials
 from broker.core.kinds import Preset
 from broker.core.model import Principal, TrustRule
-from broker.core.ports import Credentials
-from broker.core.trust import TrustRules
+from broker.core.trust import MAX_RULES, TrustRules
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Issuer, Signer, issuing
@@ -133,6 +133,18 @@ OTHERS: dict[str, tuple[Preset, dict[str, Any], str]] = {
 def test_AN_22_a_stranger_is_refused(world: Issuer, preset: Preset, changes: dict[str, Any], claim: str) -> None:
     broker, _, claims = job(preset, world)
     assert broker.mismatch(world.signers[0].token({**claims, **changes})) == claim
+
+
+def test_a_rule_among_thousands_from_before_is_not_left_out(world: Issuer) -> None:
+    """More than are saved today; a broker of an earlier release may have them."""
+    broker, saved, claims = job(Preset.GITHUB, world)
+    crowd = [
+        replace(saved, name=f"a{number}", matchers=(exact("repository_id", f"x{number}"),))
+        for number in range(2 * MAX_RULES)
+    ]
+    with broker.store.write(call("-", ADMIN, Clock()).outcome()) as write:
+        write.add(*crowd)
+    assert str(broker.login(world.signers[0].token(claims))) == "pipeline/deploy"
 
 
 # OpenBao as the issuer

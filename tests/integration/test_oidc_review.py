@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -16,11 +19,12 @@ from typing import Any
 import pytest
 
 from broker.auth.oidc import Oidc, OidcConfig
-from broker.auth.oidc.review import AT_ONCE, PATH, TokenReviewConfig
-from broker.core.errors import BrokerError, Unauthenticated
+from broker.auth.oidc.resolve import Found
+from broker.auth.oidc.review import AT_ONCE, PATH, SECONDS, TokenReview, TokenReviewConfig
+from broker.core.errors import BrokerError, Unauthenticated, Unavailable
+from broker.core.identity import Credentials
 from broker.core.kinds import Preset
 from broker.core.model import Principal
-from broker.core.ports import Credentials
 from tests.fakes.calls import Clock, call, operator
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Issuer, issuing
@@ -138,8 +142,18 @@ def test_only_a_token_that_passed_everything_else_is_sent_to_the_cluster(cluster
         refusal(broker, bad)
     assert refusal(broker, cluster.token(**{"kubernetes.io": {}})).reason == "TRUST_CLAIM_MISMATCH"
     assert cluster.asked == []
-    login(cluster.broker(preset=Preset.GENERIC), cluster.token())  # another kind of rule is not asked about
-    assert cluster.asked == []
+
+
+@pytest.mark.parametrize("preset", Preset)
+def test_a_cluster_that_is_to_be_asked_is_asked_whatever_the_preset_of_the_rule(
+    cluster: Cluster, preset: Preset
+) -> None:
+    broker = cluster.broker(preset=preset)
+    cluster.gone = True
+    assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_FAILED"
+    cluster.gone = False
+    token = cluster.token()
+    assert (str(login(broker, token)), cluster.asked[-1]["token"]) == ("pipeline/deploy", token)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +231,38 @@ def test_a_cluster_that_hangs_holds_up_a_few_logins_and_no_more(cluster: Cluster
         )  # fmt: skip
         cluster.hang.set()
         assert [str(one.result(20)) for one in held] == ["pipeline/deploy"] * AT_ONCE
+
+
+def test_AN_17_a_resolver_that_hangs_costs_a_review_its_deadline_and_keeps_no_place(cluster: Cluster) -> None:
+    go = threading.Event()
+
+    def ask(_host: str, port: int) -> Found:
+        assert go.wait(60)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    (config,) = cluster.config().token_review
+    review, token = TokenReview(config, ask), cluster.token()
+
+    def unanswered() -> str:
+        with pytest.raises(Unavailable) as refused:
+            review.check(token, RULE.audience, CLAIMS["sub"])
+        return str(refused.value.facts["claim_found"])
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        told = {one.result(20) for one in [pool.submit(unanswered) for _ in range(AT_ONCE)]}
+    assert told == {"its name was not resolved in time"}
+    assert time.monotonic() - begun < SECONDS
+    begun = time.monotonic()
+    assert [unanswered() for _ in range(2 * AT_ONCE)] == ["its name was not resolved in time"] * 2 * AT_ONCE
+    assert time.monotonic() - begun < 1
+    go.set()
+    give_up = time.monotonic() + 10
+    while not cluster.asked:  # until the look-up that hung has gone
+        assert time.monotonic() < give_up
+        with suppress(Unavailable):
+            review.check(token, RULE.audience, CLAIMS["sub"])
+    assert [one["token"] for one in cluster.asked] == [token]
 
 
 FAULTS = ({"host": "10.0.0.1"}, {"host": "https://x:1"}, {"token_file": "token"}, {"ca_file": "x"}, {"issuer": "k8s"})

@@ -15,9 +15,9 @@ import pytest
 from broker_api.v1 import keys_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from broker.core import ports
 from broker.core.call import Call
 from broker.core.errors import NotFound, WrongState
+from broker.core.identity import Credentials
 from broker.core.kinds import OperatorState
 from broker.core.model import Principal
 from broker.rpc import table
@@ -134,9 +134,9 @@ class Bearer:
     """An authenticator that takes any bearer value, and keeps what it was shown."""
 
     def __init__(self) -> None:
-        self.shown: list[ports.Credentials] = []
+        self.shown: list[Credentials] = []
 
-    def authenticate(self, credentials: ports.Credentials) -> Principal | None:
+    def authenticate(self, credentials: Credentials) -> Principal | None:
         self.shown.append(credentials)
         value = credentials.metadata.get("authorization")
         return Principal(kind="pipeline", name="alice", method="bearer") if value else None

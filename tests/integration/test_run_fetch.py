@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from broker_cli.fetch import FORMATS
 from broker_cli.mask import forms
 from broker_cli.run_references import read_env
 
@@ -106,6 +107,24 @@ def test_github_refuses_what_it_may_not_set(job: Job) -> None:
         code, out, err = job.run("fetch", "--format", "github", f"{name}={REF}", env=environ)
         assert (code, out, b"NAME_RESERVED" in err) == (2, b"", True)
     assert (job.folder / "github_env").read_bytes() == b"OLD=1\n"
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_SC_08_a_secret_taken_whole_sets_nothing_that_programs_obey(
+    job: Job, pipelines: Pipelines, format_: str
+) -> None:
+    out = job.folder / "out"
+    to = ["--out", str(out)] if format_ == "file" else []
+    code, shown, err = job.run("fetch", "--format", format_, *to, "broker://team/ld", env=github(job))
+    assert (code, shown, out.exists(), pipelines.methods) == (2, b"", False, BOTH)
+    assert b"NAME_RESERVED" in err
+    assert b"LD_PRELOAD=broker://team/ld#preload" in err
+    assert b"evil" not in err
+    assert (job.folder / "github_env").read_bytes() == b"OLD=1\n"
+    code, _, _ = job.run("fetch", "--format", format_, *to, "broker://team/ld#preload", env=github(job))
+    assert (code, pipelines.methods) == (2, BOTH)  # known before anything is fetched
+    code, _, err = job.run("fetch", "--format", format_, *to, "LD_PRELOAD=broker://team/ld#preload", env=github(job))
+    assert (code, err.replace(str(out).encode(), b"")) == (0, b"broker: 1 files written to .\n" if to else b"")
 
 
 def test_github_masks_come_before_a_variable_that_cannot_be_set(job: Job) -> None:

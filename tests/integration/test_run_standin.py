@@ -31,6 +31,7 @@ VALUES = {
     "team/db": {"password": b"s3cr3t-pa/ss+w\xc3\xb6rd", "user": b"app"},
     "team/tls": {"key": b"-----BEGIN KEY-----\nAAAAbbbbCCCCdddd\nEEEEffff\n-----END KEY-----\n"},
     "team/pin": {"pin": b"123"},
+    "team/ld": {"preload": b"evil.so"},
     "team/blob": {"bytes": b"\x00\xff\xfe\x01binary"},
 }
 

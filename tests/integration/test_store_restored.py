@@ -13,13 +13,27 @@ import pytest
 
 from broker import acceptance
 from broker.config import load
+from broker.core.audit import encode_head
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key
 from broker.store.config import StoreConfig
 from broker.store.restored import logins, newest_heads
 from broker.store.sql import SqlStore
 from tests.contracts.store_places import database, place, store
-from tests.contracts.store_samples import ROW_KEY, T0, config, entry, head, key, now, opened, put
+from tests.contracts.store_samples import (
+    ROW_KEY,
+    SIGNER,
+    T0,
+    HeadSigner,
+    config,
+    entry,
+    head,
+    key,
+    now,
+    opened,
+    put,
+    read_journal,
+)
 from tests.servers.fetch_load import REFERENCES, furnish
 from tests.servers.issuer import issuing
 from tests.servers.live import Live
@@ -30,9 +44,7 @@ __all__ = ["database", "place", "store"]  # fixtures
 
 
 def sign(store: SqlStore) -> AuditHead:
-    (due,) = store.heads()
-    signed = replace(due, signature=b"\x30\x01")
-    store.save_head(signed)
+    (signed,) = SIGNER.sign_due(store)
     return signed
 
 
@@ -73,10 +85,10 @@ def restored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[S
 def test_ST_04_an_older_database_is_refused_until_it_is_accepted(restored: tuple[StoreConfig, AuditHead]) -> None:
     place, newest = restored
     for _ in range(2):  # a refused start leaves nothing behind that would let the next one pass
-        sentence = refused(lambda: SqlStore(place, ROW_KEY, now))
+        sentence = refused(lambda: SqlStore(place, ROW_KEY, now, SIGNER.genuine))
         assert newest.chain in sentence
         assert "accept-restore" in sentence
-    store = SqlStore(place, ROW_KEY, now, accept_restored=True)
+    store = SqlStore(place, ROW_KEY, now, SIGNER.genuine, accept_restored=True)
     try:
         assert store.forgotten() == [newest]
         assert store.get(Key, "since") is None
@@ -100,7 +112,7 @@ def test_ST_04_a_database_that_goes_back_while_open_is_not_covered_up(store: Sql
         connection.commit()
     refused(store.check)
     refused(lambda: sign(store))
-    assert newest_heads(place.journal) == [signed]
+    assert newest_heads(place.journal, SIGNER.genuine) == [signed]
 
 
 def test_ST_04_another_record_in_the_place_of_the_signed_one_is_another_history(
@@ -122,7 +134,7 @@ def test_FT_01_records_after_the_last_head_and_a_torn_line_are_no_restored_datab
     (journal,) = place.journal.glob("*.jsonl")
     with journal.open("ab") as file:
         file.write(b'{"kind":"head","chain":"torn"')
-    assert newest_heads(place.journal) == [signed]
+    assert newest_heads(place.journal, SIGNER.genuine) == [signed]
     with opened(place):
         pass
     with opened(place) as store:  # the chain before this one has no head of its own
@@ -135,6 +147,50 @@ def test_spoilt_logins_are_passed_over(tmp_path: Path) -> None:
     spoilt = good.replace('"outcome":"ok",', "")
     (tmp_path / name).write_text(f"{spoilt}\n{good}\n[{good}]\n")
     assert list(logins(tmp_path, T0 - timedelta(days=3650))) == [("i", "t")]
+
+
+def forged(place: StoreConfig, chain: str, key: HeadSigner) -> None:
+    """A chain in the folder whose head claims to be signed; it is newer than any."""
+    made = key.sign(AuditHead(chain=chain, sequence=7, hash="0" * 64, signed_at=T0, signature=b""))
+    line, _ = encode_head(made, 8, "1" * 64)
+    (place.journal / f"{chain}.000001.jsonl").write_bytes(line + b"\n")
+
+
+def test_AU_04_a_head_that_is_not_signed_keeps_no_broker_from_starting(place: StoreConfig) -> None:
+    with opened(place) as store:
+        signed = sign(store)
+    for number in range(12):  # more than the files that are looked at, all newer
+        forged(place, f"broker-29990101T0000000000{number:02d}Z-0123456789abcdef", HeadSigner())
+    with opened(place) as store:
+        store.check()
+        assert newest_heads(place.journal, SIGNER.genuine) == [signed]
+        assert store.doubts() == ["Audit chains that nothing vouches for are in the journal's folder: 12."]
+
+
+def test_ST_04_the_chain_before_is_known_from_the_database_when_its_files_are_gone(place: StoreConfig) -> None:
+    with opened(place) as store:
+        signed = sign(store)
+    for path in place.journal.iterdir():
+        path.unlink()
+    with opened(place):
+        pass
+    ((opening, *_),) = read_journal(place.journal).values()
+    assert opening["facts"] == {
+        "former_chain": signed.chain, "former_sequence": 1, "former_hash": signed.hash, "former_strays": 0,
+    }  # fmt: skip
+
+
+def test_AU_04_rows_of_heads_that_nobody_signed_vouch_for_nothing(place: StoreConfig) -> None:
+    with opened(place) as store:
+        signed = sign(store)
+        with store.write(entry()) as write:
+            for number in range(5):
+                chain = f"broker-29990101T00000000000{number}Z-0123456789abcdef"
+                write.add(HeadSigner().sign(replace(signed, chain=chain)))
+    with opened(place):
+        pass
+    links = [chain[0]["facts"].get("former_chain") for chain in read_journal(place.journal).values()]
+    assert set(links) == {None, signed.chain}
 
 
 def test_a_head_is_found_over_blocks_and_spoilt_lines(place: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +206,8 @@ def test_a_head_is_found_over_blocks_and_spoilt_lines(place: StoreConfig, monkey
             pass
     with opened(place):
         pass
-    assert newest_heads(place.journal) == [signed]
-    assert newest_heads(place.journal / "absent") == []
+    assert newest_heads(place.journal, SIGNER.genuine) == [signed]
+    assert newest_heads(place.journal / "absent", SIGNER.genuine) == []
 
 
 def test_ST_04_a_head_that_the_database_refused_is_not_in_the_journal(store: SqlStore, place: StoreConfig) -> None:
@@ -161,7 +217,7 @@ def test_ST_04_a_head_that_the_database_refused_is_not_in_the_journal(store: Sql
     try:
         with pytest.raises(Exception, match="database"):
             store.save_head(head(store.heads()[0].chain))
-        assert newest_heads(place.journal) == []
+        assert newest_heads(place.journal, SIGNER.genuine) == []
     finally:
         with store._database.transaction() as connection:
             connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO audit_heads")
@@ -221,10 +277,10 @@ def test_ST_04_a_broker_starts_on_an_older_database_only_after_everything_it_for
             live.close()
 
 
-@pytest.mark.parametrize("passing", ["", "trial"])
-def test_a_passing_process_begins_no_audit_chain_before_it_records(place: StoreConfig, *, passing: str) -> None:
+@pytest.mark.parametrize("passing", [False, True])
+def test_a_passing_process_begins_no_audit_chain_before_it_records(place: StoreConfig, *, passing: bool) -> None:
     SqlStore.migrate(place)
-    store = SqlStore(place, ROW_KEY, now, passing=passing)
+    store = SqlStore(place, ROW_KEY, now, SIGNER.genuine, passing=passing)
     try:
         assert len(list(place.journal.glob("*.jsonl"))) == (0 if passing else 1)
         put(store, key())

@@ -16,6 +16,7 @@ from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFo
 from broker.core.kinds import ImportState
 from broker.core.model import Target, WrappingKey
 from broker.core.targets import check_kek
+from broker.targets import Connector, Surroundings
 from broker.targets.vault.policy import RIGHTS, SELF, line
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao, self_signed
@@ -43,7 +44,7 @@ def create(bench: Bench, expected: str = "", *, name: str = "bao", **changed: st
 
 
 def test_create_pins_the_kek_by_id_and_thumbprint(bench: Bench) -> None:
-    kek = bench.connect("vault", bench.settings).wrapping_key()
+    kek = bench.connect("bao", "vault", bench.settings).wrapping_key()
     made = create(bench, kek.thumbprint)
     assert (made.kek_id, made.kek_thumbprint) == (kek.id, kek.thumbprint)
     assert made.kek_id == f"{bench.mount.server.address}/v1/{bench.mount.path}/wrapping_key"
@@ -79,10 +80,11 @@ def test_validate_only_connects_and_changes_nothing(bench: Bench) -> None:
 
 
 def test_whoever_may_not_connects_to_nothing(bench: Bench) -> None:
-    def never(_kind: str, _settings: object) -> ports.Target:
-        raise AssertionError("connected")
+    class Never(Connector):
+        def __call__(self, *_: object) -> ports.Target:
+            raise AssertionError("connected")
 
-    targets = bench.targets_with(never)
+    targets = bench.targets_with(Never(Surroundings(allowed_hosts=frozenset(), credentials=bench.mount.credentials)))
     for action in (
         lambda: targets.create(bench.call("CreateTarget", "x"), "bao", "vault", {}, ""),
         lambda: targets.get(bench.call("GetTarget", "x"), "bao"),
@@ -106,7 +108,8 @@ def test_unknown_targets_are_told_to_those_who_may(bench: Bench) -> None:
 
 def test_lists_come_in_pages(bench: Bench) -> None:
     for name in ("a", "b", "c"):
-        create(bench, name=name)
+        bench.mount.server.write_token(bench.mount.credentials, name, bench.mount.token)
+        create(bench, name=name, token_file=name)
     first = bench.targets.page(bench.call("ListTargets"), (), 2)
     rest = bench.targets.page(bench.call("ListTargets"), first.next, 2)
     assert [row.name for row in first.items + rest.items] == ["a", "b", "c"]
@@ -120,7 +123,7 @@ def findings(bench: Bench) -> dict[str, tuple[bool, str]]:
 def test_check_finds_all_well(bench: Bench) -> None:
     create(bench)
     found = findings(bench)
-    assert [*found] == ["reachable", "authorised", "kek", "wrap"]
+    assert [*found] == ["reachable", "authorised", "kek", "wrap", "copies"]
     assert all(passed for passed, _ in found.values())
 
 
@@ -152,7 +155,7 @@ def test_check_tells_a_token_that_may_nothing_from_a_server_that_is_away(
     assert "unseal" in findings(bench)["reachable"][1]
     openbao_own.stop()
     found = findings(bench)
-    assert [passed for passed, _ in found.values()] == [False] * 4
+    assert [passed for passed, _ in found.values()] == [False] * 4 + [True]
     assert openbao_own.host in found["reachable"][1]
     bench.close()
 
@@ -164,7 +167,7 @@ def test_a_changed_kek_is_found_and_pinned_only_when_it_is_the_one_expected(
     old = create(bench)
     bench.mount.renew()
     assert not findings(bench)["kek"][0]
-    offered = bench.connect("vault", bench.settings).wrapping_key().thumbprint
+    offered = bench.connect("bao", "vault", bench.settings).wrapping_key().thumbprint
     assert offered != old.kek_thumbprint
 
     def repin(expected: str, **more: bool) -> Target:
@@ -216,8 +219,9 @@ def test_BY_12_a_wrong_mount_is_told(bench: Bench) -> None:
     assert "or there is no transit engine at nowhere" in message
     bench.mount.give('path "*" { capabilities = ["read"] }')
     refused(WrongState, "TARGET_MOUNT_MISSING", lambda: create(bench, mount="nowhere"))
-    bench.mount.server.request("POST", f"sys/mounts/{bench.mount.token_file}", {"type": "kv"})
-    refused(WrongState, "TARGET_MOUNT_MISSING", lambda: create(bench, mount=bench.mount.token_file))
+    other = f"kv-{bench.mount.path}"
+    bench.mount.server.request("POST", f"sys/mounts/{other}", {"type": "kv"})
+    refused(WrongState, "TARGET_MOUNT_MISSING", lambda: create(bench, mount=other))
 
 
 def test_a_wrong_namespace_is_told(bench: Bench) -> None:

@@ -77,9 +77,8 @@ def stranger(tmp_path: Path) -> Iterator[Callable[[Talk], tuple[Stranger, ports.
         settings = {
             "address": f"https://{one.host}", "mount": "transit", "ca_pem": one.ca_pem, "token_file": "vault-token",
         }  # fmt: skip
-        return one, connector(Surroundings(allowed_hosts=frozenset({one.host}), credentials=credentials))(
-            "vault", settings
-        )
+        connect = connector(Surroundings(allowed_hosts=frozenset({one.host}), credentials=credentials))
+        return one, connect("vault-token", "vault", settings)
 
     yield meet
     for one in made:
@@ -203,7 +202,7 @@ def test_a_server_without_tls_is_told(tmp_path: Path, openbao: OpenBao) -> None:
         host = f"127.0.0.1:{listener.getsockname()[1]}"
         mount = Mount(openbao, tmp_path, openbao.mount)
         surroundings = Surroundings(allowed_hosts=frozenset({host}), credentials=mount.credentials)
-        port = connector(surroundings)("vault", mount.settings(f"https://{host}"))
+        port = connector(surroundings)("bao", "vault", mount.settings(f"https://{host}"))
         assert told(port).reason == "TARGET_UNREACHABLE"
         thread.join()
 
@@ -222,15 +221,15 @@ def test_NT_17_nothing_of_the_environment_has_a_say(
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b")
     mount = Mount(openbao, tmp_path, openbao.mount)
     connect = connector(Surroundings(allowed_hosts=frozenset({openbao.host}), credentials=mount.credentials))
-    assert connect("vault", mount.settings()).wrapping_key().thumbprint
+    assert connect("bao", "vault", mount.settings()).wrapping_key().thumbprint
     other = self_signed(tmp_path / "other")[0].read_text()
-    assert told(connect("vault", mount.settings(ca_pem=other))).reason == "TARGET_TLS_UNTRUSTED"
+    assert told(connect("bao", "vault", mount.settings(ca_pem=other))).reason == "TARGET_TLS_UNTRUSTED"
 
 
 def test_the_registered_ca_is_the_only_one_that_is_trusted(openbao: OpenBao, tmp_path: Path) -> None:
     mount = Mount(openbao, tmp_path, openbao.mount)
     connect = connector(Surroundings(allowed_hosts=frozenset({openbao.host}), credentials=mount.credentials))
-    port = connect("vault", mount.settings())
+    port = connect("bao", "vault", mount.settings())
     port.wrapping_key()
     assert isinstance(port, VaultTarget)
     adapter = port._transport._adapter.session.get_adapter(f"{openbao.address}/")
@@ -240,7 +239,7 @@ def test_the_registered_ca_is_the_only_one_that_is_trusted(openbao: OpenBao, tmp
 def test_a_connection_is_kept_and_a_restart_of_the_server_is_no_trouble(openbao_own: OpenBao, tmp_path: Path) -> None:
     mount = Mount(openbao_own, tmp_path, openbao_own.mount)
     connect = connector(Surroundings(allowed_hosts=frozenset({openbao_own.host}), credentials=mount.credentials))
-    port = connect("vault", mount.settings())
+    port = connect("bao", "vault", mount.settings())
     kek = port.wrapping_key()
     descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count is all that is wanted
     for _ in range(20):
@@ -259,7 +258,7 @@ def test_errors_that_a_pkcs11_module_left_in_openssl_do_not_reach_tls(openbao: O
     libcrypto = ctypes.CDLL(_ssl.__file__)
     mount = Mount(openbao, tmp_path, openbao.mount)
     connect = connector(Surroundings(allowed_hosts=frozenset({openbao.host}), credentials=mount.credentials))
-    port = connect("vault", mount.settings())
+    port = connect("bao", "vault", mount.settings())
     port.wrapping_key()
     libcrypto.ENGINE_by_id(b"no-such-engine")
     assert libcrypto.ERR_peek_error() != 0

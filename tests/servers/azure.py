@@ -29,13 +29,18 @@ def ticking() -> Callable[[], float]:
 def surroundings_of(vault: FakeVault, credentials: Path) -> Surroundings:
     """What a broker's configuration with this vault as a private one comes to."""
     private = PrivateVault(kind=vault.kind, ca_file=vault.ca_file, token_file=vault.token_file)
-    return Surroundings(allowed_hosts=frozenset(), credentials=credentials, private_vaults={vault.host: private})
+    return Surroundings(
+        allowed_hosts=frozenset(),
+        credentials=credentials,
+        private_vaults={vault.host: private},
+        credentials_for={f"{vault.host}/token-file": ("*",)},
+    )
 
 
 def target_of(vault: FakeVault, kek: str, credentials: Path, **settings: str) -> Any:
     """The target, as the broker makes it."""
     given = {"vault_url": vault.url, "kek": kek, "credential": "token-file", **settings}
-    made: ports.Target = connector(surroundings_of(vault, credentials))(KIND, given)
+    made: ports.Target = connector(surroundings_of(vault, credentials))("vault", KIND, given)
     return made
 
 

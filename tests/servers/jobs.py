@@ -12,8 +12,8 @@ from broker.auth.oidc.fetch import Fetcher
 from broker.auth.oidc.key_sets import KeySets
 from broker.auth.oidc.verifier import Verifier
 from broker.core.errors import Unauthenticated, Unavailable
+from broker.core.identity import Credentials
 from broker.core.model import Principal, TrustRule
-from broker.core.ports import Credentials
 from tests.fakes.calls import Clock, call, operator
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Issuer

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -177,7 +178,7 @@ class Live:
         if not words:
             made = (self.folder / "broker.toml").exists()
             words = ("serve", "--config", str(self.config)) if made else ("dev", "--folder", str(self.folder))
-            words = words if made else (*words, *self.options, "--allow-target", self.dead)
+            words = words if made else (*words, *self.options, "--allow-target", self.dead, *self._bound())
         begun = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -194,6 +195,13 @@ class Live:
         finally:
             give_up.cancel()
         raise AssertionError("the broker did not start:\n" + self.log.read_text()[-2000:])
+
+    def _bound(self) -> Iterator[str]:
+        """The options that let every target use these token files, as far as they are there, at every allowed host."""
+        allowed = [place for flag, place in pairwise(self.options) if flag == "--allow-target"]
+        for host in (*allowed, self.dead):
+            for file in ("vault-token", "wrong-token", "absent"):
+                yield from ("--bind-credential", f"{host}/{file}=*")
 
     def end(self, number: signal.Signals, seconds: float = 20) -> int:
         """Send a signal and wait for the end; the exit code."""
@@ -218,6 +226,13 @@ class Live:
 
     def terminate(self) -> int:
         return self.end(signal.SIGTERM)
+
+    def allow_transfer_files(self, extra: dict[str, str] | None = None) -> None:
+        """Start again under a configuration that allows files for Vault and OpenBao."""
+        self.terminate()
+        text = self.config.read_text()
+        self.config.write_text(text.replace("[targets]\n", "[targets]\nvault_transfer_files = true\n"))
+        self.start(extra=extra)
 
     def close(self) -> None:
         for client in self._clients:
@@ -293,6 +308,12 @@ class Live:
         new = self.records()[count:]
         return [one for one in new if one.get("phase") == "outcome" and not one["rpc"].startswith("-")]
 
+    def torn(self) -> list[str]:
+        """Options of ``verify`` for the chains in which a kill has left half a line: those are explained."""
+        files = sorted((self.folder / "journal").glob("*.jsonl"))
+        torn = {file.name.partition(".")[0] for file in files if file.read_bytes()[-1:] not in {b"", b"\n"}}
+        return [word for chain in sorted(torn) for word in ("--known-torn", chain)]
+
     def verify(self, *options: str) -> str:
         """`broker audit verify` offline, with the public key that ``init`` wrote; what it printed."""
         done = cli(
@@ -350,6 +371,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, openbao: OpenBao) -> Iterator
     broker = Live(tmp_path_factory.mktemp("live") / "broker", "--allow-target", openbao.host)
     try:
         broker.start()
+        broker.allow_transfer_files()
         openbao.write_token(broker.folder / "credentials")
         openbao.write_token(broker.folder / "credentials", host=broker.dead)
         with broker.client() as admin:

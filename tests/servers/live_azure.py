@@ -55,6 +55,7 @@ def _configure(broker: Live, hsm: dict[str, float], *vaults: FakeVault) -> None:
     for vault in vaults:
         text += "\n[[targets.private_vaults]]\n" + _lines({
             "host": vault.host, "kind": vault.kind, "ca_file": str(vault.ca_file), "token_file": str(vault.token_file),
+            "targets": ["*"],
         })  # fmt: skip
     broker.config.write_text(text)
 

@@ -255,7 +255,7 @@ def crash_rounds(live: Live, bao: OpenBao, rounds: int, *, patience: float) -> N
     code = live.terminate()
     assert code == 0, code
     assert_no_orphan(live, versions)
-    report = live.verify()
+    report = live.verify(*live.torn())
     assert report.count("\nbroker-") >= rounds, report
     leaks = live.holding(live.pin.encode(), bao.broker_token.encode())
     assert leaks == [], leaks

@@ -18,5 +18,5 @@ def store_of(folder: Path) -> Iterator[SqlStore]:
     config = load(folder / "broker.toml")
     with closing(Pkcs11Hsm(config.hsm)) as hsm:
         key = row_key(config, hsm)
-    with closing(SqlStore(config.store, key, now, passing="test")) as store:
+    with closing(SqlStore(config.store, key, now, role="test", passing=True)) as store:
         yield store

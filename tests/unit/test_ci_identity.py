@@ -281,3 +281,32 @@ def test_CL_07_a_proxy_with_a_password_is_not_told(monkeypatch: pytest.MonkeyPat
         web.ask("https://token.test/x", "canary-bearer", "GitHub Actions")
     assert "canary" not in found.value.message
     assert found.value.code is Exit.UNAVAILABLE
+
+
+TAKEN = [
+    "ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "SYSTEM_ACCESSTOKEN", "SYSTEM_OIDCREQUESTURI",
+    "CI_JOB_JWT", "CI_JOB_JWT_V1", "CI_JOB_JWT_V2", "BROKER_ID_TOKEN", "BROKER_TEST_ID_TOKEN", "CIRCLE_OIDC_TOKEN",
+    "CIRCLE_OIDC_TOKEN_V2", "BITBUCKET_STEP_OIDC_TOKEN", "BUILDKITE_AGENT_ACCESS_TOKEN", "BUILDKITE_AGENT_TOKEN",
+    "BROKER_ID_TOKEN_FILE",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_a_job_could_log_in_with_is_not_passed_on(name: str) -> None:
+    plain = {"PATH": "/bin", "CI_JOB_TOKEN": "x", "OTHER_ID_TOKEN": "y", "GITHUB_TOKEN": "z"}
+    assert identity.without(plain | {name: "canary"}, OURS) == plain | {"BROKER_IDENTITY_WITHHELD": "1"}
+    assert identity.without(plain, OURS) == plain
+    assert identity.withheld(OURS) == set(TAKEN)
+
+
+@pytest.mark.parametrize("ci", [{"GITHUB_ACTIONS": "true"}, {"GITLAB_CI": "true"}, {"TF_BUILD": "True"}, {}])
+def test_a_command_of_another_run_is_told_where_its_identity_is(ci: dict[str, str]) -> None:
+    told = refused(ci | {"BROKER_IDENTITY_WITHHELD": "1"})
+    assert (told.reason, told.code, "--keep-identity" in told.message) == ("IDENTITY_WITHHELD", 4, True)
+
+
+def test_a_command_of_another_run_may_have_an_identity_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    environ = {"BROKER_IDENTITY_WITHHELD": "1"}
+    assert identity.token(environ | {"GITLAB_CI": "true", "BROKER_ID_TOKEN": TOKEN}, OURS, None) == TOKEN
+    assert identity.token(environ | {"GITHUB_ACTIONS": "true"}, OURS, str(tmp_path / "token")) == TOKEN

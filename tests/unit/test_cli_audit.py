@@ -238,9 +238,8 @@ def test_a_torn_last_line_is_found(tmp_path: Path) -> None:
     assert "LINE_UNREADABLE" in reasons(verify(tmp_path, b'{"chain"'))
 
 
-def follow(before: Journal, name: str, monkeypatch: pytest.MonkeyPatch) -> Journal:
+def follow(before: Journal, name: str) -> Journal:
     """The chain of the next process: its first record names the end of the one before."""
-    monkeypatch.setattr(written, "FACTS", written.FACTS | {"former_chain", "former_sequence", "former_hash"})
     opening = replace(
         entry(0, before.at),
         facts={"former_chain": before.chain, "former_sequence": len(before.lines or []), "former_hash": before.last},
@@ -249,14 +248,13 @@ def follow(before: Journal, name: str, monkeypatch: pytest.MonkeyPatch) -> Journ
     return Journal(chain=name, lines=[line], heads=[], last=last, at=before.at)
 
 
-def test_AU_03_a_chain_cut_before_the_next_process_started_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_AU_03_a_link_of_an_older_broker_vouches_as_it_did(tmp_path: Path) -> None:
     first = Journal().add(5)  # killed before anything was signed
-    second = follow(first, "host-2", monkeypatch).add(2)
-    third = follow(second, "host-3", monkeypatch).add(1).sign()
+    second = follow(first, "host-2").add(2)
+    third = follow(second, "host-3").add(1).sign()
     verdict = verify(tmp_path, third.bytes, first.bytes, second.bytes)
     assert verdict.findings == []
+    assert [(note.reason, note.chain) for note in verdict.notes] == [("TAKEN_OVER", "host-2"), ("TAKEN_OVER", "host-1")]
     assert [chain.head for chain in verdict.chains.values()] == [5, 3, 2]
     assert first.lines is not None
     cut = Journal(lines=first.lines[:-1])
@@ -267,15 +265,13 @@ def test_AU_03_a_chain_cut_before_the_next_process_started_is_found(
     assert "CHAIN_MISSING" in reasons(Verifier(SIGNED).run([tmp_path / "0.jsonl", tmp_path / "2.jsonl"]))
 
 
-def test_half_a_record_left_by_a_crash_is_only_noted_once_the_next_chain_vouches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_a_record_left_by_a_crash_is_only_noted_where_an_older_broker_vouched(tmp_path: Path) -> None:
     first = Journal().add(5)
-    second = follow(first, "host-2", monkeypatch).sign()
+    second = follow(first, "host-2").sign()
     torn = first.bytes + b'{"authn":"mtls","call":"ca'
     verdict = verify(tmp_path, torn, second.bytes)
     assert verdict.intact
-    assert [(note.reason, note.line) for note in verdict.notes] == [("TORN_LINE", 6)]
+    assert [(note.reason, note.line) for note in verdict.notes] == [("TORN_LINE", 6), ("TAKEN_OVER", 0)]
     assert "LINE_TORN" in reasons(verify(tmp_path, torn, Journal(chain="host-2").add(1).sign().bytes))
 
 

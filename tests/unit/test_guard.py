@@ -23,6 +23,7 @@ from broker.core.guard import (
     of_trust_rule,
     of_unknown_key,
     of_unknown_target,
+    under,
 )
 from broker.core.kinds import KeyState, KeyType, KeyUsage, OperatorState
 from broker.core.model import Key, Operator, Principal, Secret, Target
@@ -62,6 +63,7 @@ RESOURCES = (
     of_secret("nothing", None),
     of_trust_rule("nothing", None),
     BROKER,
+    *(under("payments", thing) for thing in (of_key(KEY), of_target(TARGET))),
 )
 """One of each kind that the core asks about."""
 
@@ -352,10 +354,9 @@ def test_a_call_about_two_things_needs_both(permitted: tuple[str, str]) -> None:
     text = permit(f'principal, action, resource == Key::"{key}"', name="for-key")
     rules = guard(text + permit(f'principal, action, resource == Target::"{target}"', name="for-target"))
     asked = call("ImportService/ImportKey", operator(), Clock())
-    with suppress(PermissionDenied):
-        rules.check(asked, of_key(KEY))
-    with suppress(PermissionDenied):
-        rules.check(asked, of_target(TARGET))
+    for thing in (of_key(KEY), of_target(TARGET)):
+        with suppress(PermissionDenied):
+            rules.check(asked, under("payments", thing))
     assert asked.resource == "key/payments,target/vault"
     assert asked.decision == ("deny" if "x" in permitted else "allow")
     assert asked.policies == tuple(name for name, of in (("for-key", key), ("for-target", target)) if of != "x")

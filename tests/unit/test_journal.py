@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from broker.core.errors import Unavailable, WrongState
 from broker.store import journal as journal_module
+from broker.store.chain import Tail
 from broker.store.journal import Journal
 from tests.contracts.store_samples import T0, calls, entry, filled, read_journal, start
 
@@ -119,13 +121,31 @@ def test_concurrent_appends_share_one_sync(folder: Path, journal: Journal, fault
     assert sorted(calls(folder), key=int) == [str(number) for number in range(16)]
 
 
-def test_a_new_start_names_the_last_record_before_it(folder: Path) -> None:
-    last = filled(folder, 3)[-1]
-    (old,) = read_journal(folder)
-    second = start(folder, lambda: T0 + timedelta(microseconds=1))
-    second.close()
+def opening(folder: Path, old: str) -> dict[str, Any]:
+    """The facts of the first record of the other chain."""
     (facts,) = [chain[0]["facts"] for name, chain in read_journal(folder).items() if name != old]
-    assert facts == {"former_chain": old, "former_sequence": 4, "former_hash": hashlib.sha256(last).hexdigest()}
+    found: dict[str, Any] = facts
+    return found
+
+
+def test_a_new_start_names_what_is_vouched_for_and_says_what_lies_behind_it(folder: Path) -> None:
+    lines = filled(folder, 3)
+    (old,) = read_journal(folder)
+    second, last = (hashlib.sha256(lines[place]).hexdigest() for place in (1, 3))
+    start(folder, lambda: T0 + timedelta(microseconds=1), vouched=Tail(old, 2, second, 0)).close()
+    assert opening(folder, old) == {
+        "former_chain": old, "former_sequence": 2, "former_hash": second,
+        "former_end": 4, "former_end_hash": last, "former_strays": 0,
+    }  # fmt: skip
+
+
+def test_AU_02_a_new_start_names_nothing_that_is_not_vouched_for(folder: Path) -> None:
+    filled(folder, 3)
+    (old,) = read_journal(folder)
+    journal = start(folder, lambda: T0 + timedelta(microseconds=1))
+    journal.close()
+    assert opening(folder, old) == {"former_strays": 1}
+    assert len(journal.former.doubts) == 1
 
 
 @pytest.mark.parametrize("tail", [b"", b'{"torn":', b"garbage\n", b"[1]\n", b'{"seq":true}\n'])
@@ -135,13 +155,18 @@ def test_FT_42_a_start_after_a_power_cut_leaves_the_old_files_alone(folder: Path
     with old.open("ab") as file:
         file.write(tail)
     before = old.read_bytes()
-    start(folder, lambda: T0 + timedelta(1)).close()
+    vouched = Tail(old.name.split(".")[0], 3, hashlib.sha256(lines[-1]).hexdigest(), 0)
+    start(folder, lambda: T0 + timedelta(1), vouched=vouched).close()
     assert old.read_bytes() == before
     (new,) = set(folder.iterdir()) - {old}
     facts = json.loads(new.read_bytes())["facts"]
     whole = tail.removesuffix(b"\n") if tail.endswith(b"\n") else lines[-1]
-    assert facts["former_hash"] == hashlib.sha256(whole).hexdigest()
-    assert facts["former_sequence"] == (-1 if tail.endswith(b"\n") else 3)
+    assert (facts["former_sequence"], facts["former_hash"]) == (3, vouched.hash)
+    assert facts["former_end_hash"] == hashlib.sha256(whole).hexdigest()
+    assert facts["former_end"] == (-1 if tail.endswith(b"\n") else 3)
+    torn = tail if tail and not tail.endswith(b"\n") else b""
+    assert facts.get("former_torn", 0) == len(torn)
+    assert facts.get("former_torn_hash", "") == (hashlib.sha256(torn).hexdigest() if torn else "")
 
 
 HOSTILE_TAILS = [
@@ -161,11 +186,29 @@ def test_AU_12_a_start_reads_a_hostile_former_journal(folder: Path, tail: bytes)
     (old,) = folder.iterdir()
     with old.open("ab") as file:
         file.write(tail + b"\n")
-    start(folder, lambda: T0 + timedelta(1)).close()
+    name = old.name.split(".")[0]
+    start(folder, lambda: T0 + timedelta(1), vouched=Tail(name, 3, "0" * 64, 0)).close()
     (new,) = set(folder.iterdir()) - {old}
     facts = json.loads(new.read_bytes())["facts"]
-    assert facts["former_chain"] == old.name.split(".")[0]
-    assert facts["former_sequence"] == -1
+    assert (facts["former_chain"], facts["former_end"]) == (name, -1)
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "folder", "nothing"])
+def test_AU_12_a_start_is_not_held_up_by_what_stands_in_the_place_of_a_journal(folder: Path, what: str) -> None:
+    filled(folder, 2)
+    (old,) = folder.iterdir()
+    name = old.name.split(".")[0]
+    old.rename(folder.parent / "away")
+    if what == "link":
+        old.symlink_to(folder.parent / "away")
+    elif what == "pipe":
+        os.mkfifo(old)
+    elif what == "folder":
+        old.mkdir()
+    start(folder, lambda: T0 + timedelta(1), vouched=Tail(name, 3, "0" * 64, 0)).close()
+    facts = json.loads(max(folder.iterdir()).read_bytes())["facts"]
+    assert "former_end" not in facts
+    assert facts["former_chain"] == name
 
 
 def test_FT_42_every_prefix_of_a_file_is_a_journal_up_to_a_torn_line(folder: Path) -> None:
@@ -210,6 +253,9 @@ def test_AU_10_a_line_that_cannot_be_taken_back_ends_its_chain(folder: Path, jou
     torn = [path for path in folder.iterdir() if path not in whole and path.stat().st_size]
     assert torn
     assert {chain["call"] for name in read_journal(folder).values() for chain in name} == {"", "before", "after"}
+    facts = next(chain[0]["facts"] for chain in read_journal(folder).values() if chain[0]["chain"] != old.chain)
+    assert (facts["former_chain"], facts["former_sequence"], facts["former_hash"]) == (old.chain, 2, old.hash)
+    assert facts["former_torn"] > 0
     due = {head.chain: head for head in journal.heads()}
     assert due[old.chain] == old  # what was durable in the chain that was left is still signed
     assert len(due) == 2
@@ -226,7 +272,31 @@ def test_AU_10_a_file_that_others_change_ends_its_chain(folder: Path, journal: J
     refused(lambda: journal.append(entry("lost")))
     journal.append(entry("after"))
     newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    assert [json.loads(line)["call"] for line in newest.read_bytes().splitlines()] == ["", "after"]
+    records = [json.loads(line) for line in newest.read_bytes().splitlines()]
+    assert [record["call"] for record in records] == ["", "after"]
+    facts = records[0]["facts"]  # what the process wrote, whatever has become of it
+    assert (facts["former_sequence"], facts["former_end"], facts["former_hash"]) == (2, 2, facts["former_end_hash"])
+
+
+def test_a_chain_that_has_ended_takes_heads_and_nothing_else(folder: Path, journal: Journal) -> None:
+    journal.append(entry("before"))
+    journal.finish()
+    assert "closed" in refused(lambda: journal.append(entry("after")))
+    (due,) = journal.heads()
+    journal.append(due)
+    journal.signed(due)
+    (chain,) = read_journal(folder).values()
+    assert [(record["kind"], record.get("resource")) for record in chain[2:]] == [
+        ("entry", "audit/ended"), ("head", None),
+    ]  # fmt: skip
+    assert journal.heads() == []
+
+
+def test_a_chain_that_was_not_begun_has_no_end(folder: Path) -> None:
+    journal = Journal(folder, "broker", lambda: T0, 1 << 20, begin=False)
+    journal.finish()
+    journal.close()
+    assert list(folder.iterdir()) == []
 
 
 def test_AU_10_a_sink_that_hangs_is_a_refusal_within_a_second(folder: Path, journal: Journal, faults: Faults) -> None:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from broker.core.audit import FACTS, MAX_RECORD_BYTES, head_statement
 from broker.core.model import AuditHead
 from broker.store.journal import Journal
-from tests.contracts.store_samples import T0, BadJournalError, calls, entry, filled, now, read_journal, start
+from tests.contracts.store_samples import T0, BadJournalError, calls, entry, filled, now, read_journal, start, tail
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def rewrite(folder: Path, lines: list[bytes]) -> None:
 
 def test_AU_01_every_flipped_bit_is_found(folder: Path) -> None:
     filled(folder, 20)
-    journal = start(folder, lambda: T0 + timedelta(1))
+    journal = start(folder, lambda: T0 + timedelta(1), vouched=tail(folder))
     last = journal.heads()[0]
     journal.close()
     whole = {path: path.read_bytes() for path in folder.iterdir()}

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from broker import app
-from broker.core.call import Call
+from broker.core.call import Call, background_call
+from broker.core.clock import Clock
 from broker.core.errors import Unavailable, WrongState
 from broker.core.kinds import SessionState
+from broker.loop import Loop
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.session_bench import Bench
 
@@ -21,17 +23,23 @@ def parts(**other: Any) -> Any:
     """What the loop sees of a broker, with nothing to do; it leads."""
     idle = SimpleNamespace(chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None)
     store = SimpleNamespace(
-        check=lambda: None, heads=other.pop("heads", list), lead=other.pop("lead", lambda: 1), record=lambda _: None
+        clock=lambda: None,
+        check=lambda: None,
+        heads=other.pop("heads", list),
+        lead=other.pop("lead", lambda: 1),
+        record=lambda _: None,
     )
     return SimpleNamespace(
         **{
             "hsm": SimpleNamespace(check=lambda: None),
             "store": store,
+            "clock": Clock(app.now, app.counted),
             "server": SimpleNamespace(set_serving=lambda _serving: None),
             "policies": idle,
             "keys": idle,
             "secrets": idle,
             "sessions": idle,
+            "withdrawals": SimpleNamespace(due=dict),
             "renew_certificate": lambda: None,
             "reconsider_processor": lambda: None,
             **other,
@@ -61,7 +69,7 @@ def test_AU_03_many_chores_do_not_keep_heads_from_being_signed(monkeypatch: pyte
     broker = parts(keys=SimpleNamespace(chores=chores), heads=heads)
     monkeypatch.setattr(app, "ticks", lambda: time)
     monkeypatch.setattr(app, "BREATHER", 0.0)
-    loop = app.Loop(broker)
+    loop = Loop(broker)
     for _ in range(3):
         loop._round()
     assert "".join(each[0] for each in done) == "h" + "c" * 5 + "h" + "c" * 5 + "h" + "c" * 2
@@ -75,9 +83,9 @@ def test_P10_who_does_not_lead_looks_for_no_shared_work() -> None:
         yield "key/a", lambda _call: None
 
     nouns = {name: SimpleNamespace(chores=chores, refresh=lambda: None) for name in ("keys", "sessions")}
-    app.Loop(parts(lead=lambda: None, **nouns))._round()
+    Loop(parts(lead=lambda: None, **nouns))._round()
     assert looked == []
-    app.Loop(parts(**nouns))._round()
+    Loop(parts(**nouns))._round()
     assert looked == ["looked", "looked"]
 
 
@@ -89,7 +97,7 @@ def test_P10_the_leadership_is_asked_for_before_each_piece_and_its_number_goes_w
         for resource in ("session/a", "session/b", "session/c"):
             yield resource, lambda call: done.append((call.resource, call.outcome().fence))
 
-    app.Loop(parts(lead=lambda: next(answers), sessions=SimpleNamespace(chores=chores)))._round()
+    Loop(parts(lead=lambda: next(answers), sessions=SimpleNamespace(chores=chores)))._round()
     assert done == [("session/a", 7), ("session/b", 9)]
 
 
@@ -99,7 +107,7 @@ def test_P10_a_database_that_does_not_say_who_leads_ends_the_shared_work() -> No
 
     done: list[str] = []
     chores = SimpleNamespace(chores=lambda: iter([("session/a", lambda _call: done.append("a"))]))
-    app.Loop(parts(lead=lead, sessions=chores))._round()
+    Loop(parts(lead=lead, sessions=chores))._round()
     assert done == []
 
 
@@ -122,7 +130,7 @@ def test_ST_04_nothing_is_destroyed_on_a_database_that_went_back_since_the_last_
     broker = parts(**{noun: SimpleNamespace(**{**vars(idle), "chores": chores})})
     broker.store.check = check
     with pytest.raises(WrongState):
-        app.Loop(broker)._round()
+        Loop(broker)._round()
     assert done == []
 
 
@@ -140,9 +148,9 @@ def test_P10_no_shared_work_of_a_former_leader_changes_anything() -> None:
     assert pieces
     for resource, work in pieces:
         with pytest.raises(WrongState) as found:
-            work(app.background_call(resource, fence=1))
+            work(background_call(resource, 1, app.now))
         assert found.value.reason == "LEADERSHIP_LOST"
     assert store.rows == before
     for resource, work in bench.sessions.chores():
-        work(app.background_call(resource, fence=2))
+        work(background_call(resource, 2, app.now))
     assert bench.session(opened.session.id).state is SessionState.ENDED

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from broker.auth.mtls import KIND, Mtls, MtlsConfig
 from broker.core.errors import Unauthenticated, WrongState
+from broker.core.identity import Credentials
 from broker.core.kinds import OperatorState
-from broker.core.ports import Credentials
 from tests.servers.edge import ALICE, Issued, Journal, authority, issue, operator, operator_certificate
 
 NOW = datetime.now(UTC).replace(microsecond=0)

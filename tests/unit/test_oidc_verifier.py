@@ -12,8 +12,8 @@ from broker.auth.oidc import KIND, Oidc, OidcConfig, compact, keys
 from broker.auth.oidc.verifier import Verifier
 from broker.auth.session import SessionTokens
 from broker.core.errors import Unauthenticated, Unavailable
+from broker.core.identity import Credentials
 from broker.core.model import Principal, TrustRule
-from broker.core.ports import Credentials
 from tests.fakes.calls import Clock, call, operator
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Signer

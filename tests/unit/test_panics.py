@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import structlog
 
-from broker import app
 from broker.auth.oidc.key_sets import KeySets
 from broker.core.errors import Unavailable
+from broker.loop import Loop
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import calls, entry, key, start
 from tests.fakes.panics import ENDS, SECRET, PanicException
@@ -39,7 +39,7 @@ def test_NT_14_the_background_loop_goes_on_after_every_end(kind: type[BaseExcept
     )
     broker.store.record = lambda each: recorded.append((each.resource, each.outcome, each.reason))
     with structlog.testing.capture_logs() as logs:
-        app.Loop(broker)._round()
+        Loop(broker)._round()
     assert recorded == [("key/a", "UNAVAILABLE", "CHORE_FAILED"), "b"]
     assert serving == [False]
     broke = [(each["work"], each["error"]) for each in logs if each["event"] == "background work broke"]

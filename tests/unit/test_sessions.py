@@ -104,7 +104,7 @@ def test_TL_17_a_token_is_one_text(bench: Bench) -> None:
 def test_only_an_identity_token_opens_a_session(bench: Bench) -> None:
     again = bench.sessions.authenticate(bench.login().token)
     refused(InvalidRequest, "IDENTITY_TOKEN_MISSING", lambda: bench.login(again))
-    refused(PermissionDenied, "POLICY_ERROR", lambda: bench.login(ADMIN))
+    refused(PermissionDenied, "POLICY_DENIED", lambda: bench.login(ADMIN))
 
 
 def test_AZ_14_a_rule_that_changed_since_the_token_matched_opens_nothing(bench: Bench) -> None:
@@ -196,7 +196,7 @@ def test_TL_04_a_token_renews_and_ends_its_own_session_only(bench: Bench) -> Non
     assert bench.session(theirs.session.id) == theirs.session
     bench.end(mine.token)
     assert bench.session(theirs.session.id) == theirs.session
-    refused(PermissionDenied, "POLICY_ERROR", lambda: bench.sessions.end(bench.call("SessionService/EndSession")))
+    refused(PermissionDenied, "POLICY_DENIED", lambda: bench.sessions.end(bench.call("SessionService/EndSession")))
     made = bench.call("SessionService/RenewSession", pipeline())
     refused(InvalidRequest, "SESSION_TOKEN_MISSING", lambda: bench.sessions.renew(made, None))
 
@@ -310,7 +310,7 @@ def test_AZ_06_a_pipeline_cannot_tell_whether_anothers_session_exists(bench: Ben
             ("RevokeLeases", bench.leases, "lease"),
         ):
             made = bench.call(f"X/{rpc}", mine)
-            error = refused(PermissionDenied, "POLICY_ERROR", lambda: noun.revoke(made, **{which: name}))  # noqa: B023
+            error = refused(PermissionDenied, "POLICY_DENIED", lambda: noun.revoke(made, **{which: name}))  # noqa: B023
             answers.add(error.message.replace(rpc, ""))
     assert len(answers) == 1
     assert bench.session(theirs.session.id).state is ACTIVE

@@ -33,7 +33,7 @@ def surroundings(*hosts: str, private: str = "") -> Surroundings:
 
 def refused(changes: dict[str, str], *hosts: str, private: str = "") -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        connector(surroundings(*hosts, private=private))("azure-key-vault", {**GIVEN, **changes})
+        connector(surroundings(*hosts, private=private))("hsm", "azure-key-vault", {**GIVEN, **changes})
     return caught.value
 
 
@@ -144,8 +144,9 @@ def test_azures_client_is_not_loaded_before_a_target_is_asked_something() -> Non
 
     program = (
         "import sys; from pathlib import Path; from broker.targets import Surroundings, connector\n"
-        "around = Surroundings(allowed_hosts=frozenset({'team-keys.vault.azure.net:443'}), credentials=Path('/x'))\n"
-        f"connector(around)('azure-key-vault', {GIVEN!r})\n"
+        "around = Surroundings(allowed_hosts=frozenset({'team-keys.vault.azure.net:443'}), credentials=Path('/x'),\n"
+        f" credentials_for={{'team-keys.vault.azure.net:443/workload-identity:{CLIENT}': ('hsm',)}})\n"
+        f"connector(around)('hsm', 'azure-key-vault', {GIVEN!r})\n"
         "print([name for name in sys.modules if name.split('.')[0] in {'azure', 'msal'}])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

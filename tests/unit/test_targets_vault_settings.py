@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from broker.core.errors import InvalidRequest, WrongState
-from broker.targets import Surroundings, connector, kinds
+from broker.targets import Connector, Surroundings, connector, kinds
 from broker.targets.token import read_token
 from broker.targets.vault.policy import RIGHTS, lines, policy
 from tests.servers.openbao import self_signed
@@ -28,23 +27,21 @@ def settings(ca_pem: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def connect(tmp_path: Path) -> Callable[[str, dict[str, str]], object]:
+def connect(tmp_path: Path) -> Connector:
     return connector(Surroundings(allowed_hosts=frozenset({HOST}), credentials=tmp_path))
 
 
-def reason(connect: Callable[[str, dict[str, str]], object], settings: dict[str, str]) -> tuple[str, str]:
+def reason(connect: Connector, settings: dict[str, str]) -> tuple[str, str]:
     with pytest.raises(InvalidRequest) as caught:
-        connect("vault", settings)
+        connect("vault-token", "vault", settings)
     return caught.value.reason, caught.value.message
 
 
-def test_good_settings_build_a_target_and_open_no_connection(
-    connect: Callable[[str, dict[str, str]], object], settings: dict[str, str]
-) -> None:
-    port = connect("vault", settings)
-    assert connect("vault", dict(settings)) is port  # kept, with its connection
-    assert connect("vault", {**settings, "namespace": "team/a"}) is not port
-    assert connect("vault", {**settings, "mount": "a/b-c_d"}) is not port
+def test_good_settings_build_a_target_and_open_no_connection(connect: Connector, settings: dict[str, str]) -> None:
+    port = connect("vault-token", "vault", settings)
+    assert connect("vault-token", "vault", dict(settings)) is port  # kept, with its connection
+    assert connect("vault-token", "vault", {**settings, "namespace": "team/a"}) is not port
+    assert connect("vault-token", "vault", {**settings, "mount": "a/b-c_d"}) is not port
     assert "PRIVATE" not in repr(port)
     assert settings["ca_pem"] not in repr(port)
 
@@ -60,7 +57,7 @@ def test_good_settings_build_a_target_and_open_no_connection(
     "https://vault.example:820000", "unix:///run/x", "https://[::1:8200", "https://" + "a" * 300 + ":1",
 ])  # fmt: skip
 def test_BY_03_an_address_that_is_anything_but_https_host_and_port_is_refused(
-    connect: Callable[[str, dict[str, str]], object], settings: dict[str, str], address: str
+    connect: Connector, settings: dict[str, str], address: str
 ) -> None:
     code, message = reason(connect, {**settings, "address": address})
     assert code == "TARGET_SETTINGS_INVALID"
@@ -74,7 +71,7 @@ def test_BY_03_an_address_that_is_anything_but_https_host_and_port_is_refused(
     "https://xn--vult-1na.example:8200", "https://vault.example.:8200", "https://0x7f000001:8200",
 ])  # fmt: skip
 def test_BY_03_NT_17_only_hosts_of_the_brokers_own_configuration_are_connected_to(
-    connect: Callable[[str, dict[str, str]], object], settings: dict[str, str], address: str
+    connect: Connector, settings: dict[str, str], address: str
 ) -> None:
     code, message = reason(connect, {**settings, "address": address})
     assert code in {"TARGET_HOST_NOT_ALLOWED", "TARGET_SETTINGS_INVALID"}
@@ -92,7 +89,7 @@ def test_BY_03_NT_17_only_hosts_of_the_brokers_own_configuration_are_connected_t
     ("token", "s.abcdef"),
 ])  # fmt: skip
 def test_bad_settings_are_refused_with_the_field_and_without_the_value(
-    connect: Callable[[str, dict[str, str]], object], settings: dict[str, str], field: str, bad: str
+    connect: Connector, settings: dict[str, str], field: str, bad: str
 ) -> None:
     code, message = reason(connect, {**settings, field: bad})
     assert code == "TARGET_SETTINGS_INVALID"
@@ -101,7 +98,7 @@ def test_bad_settings_are_refused_with_the_field_and_without_the_value(
 
 
 def test_a_private_key_among_the_certificates_is_refused_and_not_shown(
-    connect: Callable[[str, dict[str, str]], object], settings: dict[str, str], tmp_path: Path
+    connect: Connector, settings: dict[str, str], tmp_path: Path
 ) -> None:
     certificate, key = self_signed(tmp_path / "both")
     code, message = reason(connect, {**settings, "ca_pem": key.read_text() + certificate.read_text()})
@@ -109,16 +106,14 @@ def test_a_private_key_among_the_certificates_is_refused_and_not_shown(
     assert "PRIVATE" not in message
 
 
-def test_all_faults_are_told_at_once(
-    connect: Callable[[str, dict[str, str]], object], settings: dict[str, str]
-) -> None:
+def test_all_faults_are_told_at_once(connect: Connector, settings: dict[str, str]) -> None:
     _, message = reason(connect, {"address": "x", "mount": "..", "ca_pem": settings["ca_pem"]})
     assert all(f"{field}:" in message for field in ("address", "mount", "token_file"))
 
 
-def test_an_unknown_kind_is_refused(connect: Callable[[str, dict[str, str]], object]) -> None:
+def test_an_unknown_kind_is_refused(connect: Connector) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        connect("floppy", {})
+        connect("x", "floppy", {})
     assert caught.value.reason == "TARGET_KIND_UNKNOWN"
     assert "vault" in caught.value.message
 

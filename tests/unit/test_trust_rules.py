@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 
 from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, PermissionDenied, Unauthenticated, WrongState
+from broker.core.identity import ClaimFinding
 from broker.core.model import TrustRule
-from broker.core.ports import ClaimFinding
 from tests.fakes.trust_house import BOB, House, verified
 from tests.servers.rules import rule
 
@@ -75,7 +75,7 @@ def test_AZ_05_nobody_gives_a_rule_to_a_pipeline_that_is_not_theirs() -> None:
         house.rules.create(house.call("CreateTrustRule", BOB), rule("second", pipeline="payments"))
     with pytest.raises(PermissionDenied):
         house.rules.update(house.call("UpdateTrustRule", BOB), replace(made, pipeline="payments"))
-    theirs = house.rules.create(house.call("CreateTrustRule"), rule("theirs", pipeline="payments"))
+    theirs = house.rules.create(house.call("CreateTrustRule"), rule("theirs", pipeline="payments", audience="x"))
     with pytest.raises(PermissionDenied):
         house.rules.update(house.call("UpdateTrustRule", BOB), replace(theirs, pipeline="deploy"))
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from broker.auth.mtls.certificate import TRUST_DOMAIN, Identity, read
 from broker.core import ports
 from broker.core.errors import Unauthenticated, WrongState
+from broker.core.identity import Credentials
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator, Principal
 
@@ -45,7 +46,7 @@ class Mtls:
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, Identity] = OrderedDict()  # by PEM
 
-    def authenticate(self, credentials: ports.Credentials) -> Principal | None:
+    def authenticate(self, credentials: Credentials) -> Principal | None:
         """None without a certificate; Unauthenticated ``CERTIFICATE_…`` or ``OPERATOR_…`` for one that will not do."""
         if credentials.certificate is None:
             return None

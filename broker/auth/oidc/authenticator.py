@@ -13,14 +13,11 @@ from broker.auth.oidc.refusals import refused
 from broker.auth.oidc.review import HostPort, TokenReview, TokenReviewConfig
 from broker.auth.oidc.verifier import Verifier
 from broker.core import ports, trust
-from broker.core.kinds import Preset
+from broker.core.identity import Credentials, Verified
 from broker.core.model import Principal, TrustRule
-from broker.core.ports import Verified
 
 OPENING = frozenset({"SessionService/Login", "SessionService/FetchSecrets"})
 SESSION_PREFIX = "brs_"
-MAX_RULES = 1000
-"""Trust rules of one issuer that are looked at."""
 
 
 class OidcConfig(BaseModel):
@@ -48,7 +45,7 @@ class Oidc:
         self._store = store
         self._now = now
 
-    def authenticate(self, credentials: ports.Credentials) -> Principal | None:
+    def authenticate(self, credentials: Credentials) -> Principal | None:
         """None without an identity token; Unauthenticated ``TOKEN_…`` or ``TRUST_…``, Unavailable ``ISSUER_…``."""
         text = bearer(credentials)
         if text is None or text.startswith(SESSION_PREFIX):
@@ -68,7 +65,7 @@ class Oidc:
         verified, sound = self._verifier.verify(rules, token, self._now())
         proof = trust.choose(sound, named, verified)
         rule = next(rule for rule in sound if rule.name == proof.rule)
-        if rule.preset is Preset.KUBERNETES and rule.issuer in self._reviews:
+        if rule.issuer in self._reviews:  # whatever the preset of the rule is
             self._reviews[rule.issuer].check(text, rule.audience, verified.subject)
         # Without an id of its own, a token is named by what was signed: the signature itself can be written anew.
         credential = proof.token_id or hashlib.sha256(token.signing_input).hexdigest()
@@ -78,10 +75,16 @@ class Oidc:
         known = type(issuer) is str and len(issuer) <= trust.MAX_TEXT and trust.ISSUER.fullmatch(issuer)
         if not known:
             raise refused("TOKEN_ISSUER", "iss", "the issuer of a trust rule", issuer)
-        return self._store.page(TrustRule, limit=MAX_RULES, where={"issuer": str(issuer)})
+        where, found = {"issuer": str(issuer)}, list[TrustRule]()
+        while True:  # once, but for rules of a broker that did not yet limit them: none is left out
+            after = (found[-1].name,) if found else ()
+            more = self._store.page(TrustRule, after=after, limit=trust.MAX_RULES, where=where, sound_only=True)
+            found += more
+            if len(more) < trust.MAX_RULES:
+                return found
 
 
-def bearer(credentials: ports.Credentials) -> str | None:
+def bearer(credentials: Credentials) -> str | None:
     """The call's bearer token (RFC 6750 2.1), if it has an authorization; ``CREDENTIALS_UNKNOWN`` for any other."""
     value = credentials.metadata.get("authorization")
     if value is None:

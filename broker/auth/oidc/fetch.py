@@ -1,7 +1,7 @@
 """One small document over HTTPS from a place that was decided beforehand: no redirect, no proxy, no environment.
 
 The address that is connected to is the very one that was checked, so a name that resolves differently the second time
-changes nothing. Size and time have limits however slowly the answer drips in.
+changes nothing. Size and time have limits however slowly the name's address comes, or the answer drips in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ssl
 import time
 from typing import Any
 
+from broker.auth.oidc.resolve import Ask, Resolver, system
 from broker.core.presets import HOST
 
 URL = re.compile(rf"https://({HOST})(?::([1-9][0-9]{{0,4}}))?(/[A-Za-z0-9._~%/+-]*)?", re.ASCII)
@@ -44,8 +45,9 @@ def place(url: str) -> tuple[str, int, str]:
 class Fetcher:
     """Fetches documents; ``allowed_hosts`` ("host:port") may be at private addresses too."""
 
-    def __init__(self, allowed_hosts: frozenset[str]) -> None:
+    def __init__(self, allowed_hosts: frozenset[str], ask: Ask = system) -> None:
         self.allowed_hosts = allowed_hosts
+        self._resolver = Resolver(ask)
 
     def get(self, url: str, ca_pem: str, deadline: float) -> bytes:
         """The body at ``url``, of at most 256 KiB and by ``deadline`` (monotonic seconds); else NotFetchedError.
@@ -82,14 +84,17 @@ class Fetcher:
 
     def _connected(self, host: str, port: int, deadline: float) -> socket.socket:
         anywhere = f"{host}:{port}" in self.allowed_hosts
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        try:
+            found = self._resolver.addresses(host, port, deadline)
+        except TimeoutError as error:
+            raise NotFetchedError("its name was not resolved in time") from error
         usable = [address for *_, address in found if anywhere or is_public(str(address[0]))]
         if not usable:
             raise NotFetchedError("its address is not a public one, and [oidc] allowed_hosts does not name it")
         failure: OSError = OSError("no address")
         for address in usable[:MAX_ADDRESSES]:
             try:
-                return socket.create_connection(address[:2], timeout=min(_left(deadline), CONNECT_SECONDS))  # type: ignore[arg-type]  # AF_INET(6)
+                return socket.create_connection(address[:2], timeout=min(_left(deadline), CONNECT_SECONDS))
             except OSError as error:
                 failure = error
         raise failure

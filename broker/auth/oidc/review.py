@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 from broker.auth.oidc.compact import strict_object
 from broker.auth.oidc.fetch import Fetcher, NotFetchedError
 from broker.auth.oidc.refusals import refused
+from broker.auth.oidc.resolve import Ask, system
 from broker.core import matching
 from broker.core.errors import Unavailable
 from broker.core.trust import ISSUER, MAX_TEXT
@@ -66,9 +67,9 @@ class TokenReviewConfig(BaseModel):
 class TokenReview:
     """The API server of one cluster."""
 
-    def __init__(self, config: TokenReviewConfig) -> None:
+    def __init__(self, config: TokenReviewConfig, ask: Ask = system) -> None:
         self._config = config
-        self._fetcher = Fetcher(frozenset({config.host}))
+        self._fetcher = Fetcher(frozenset({config.host}), ask)
         self._room = threading.BoundedSemaphore(AT_ONCE)
 
     def check(self, token: str, audience: str, subject: str) -> None:

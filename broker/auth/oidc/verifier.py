@@ -13,8 +13,8 @@ from broker.auth.oidc.key_sets import KeySets
 from broker.auth.oidc.refusals import refused
 from broker.core import matching
 from broker.core.errors import BrokerError, Unauthenticated, Unavailable
+from broker.core.identity import ClaimFinding, Verified
 from broker.core.model import TrustRule
-from broker.core.ports import ClaimFinding, Verified
 
 LEEWAY = 30
 LONGEST = 24 * 3600

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.core import ports
+from broker.core.identity import Credentials
 from broker.core.model import Principal
 from broker.core.sessions import Sessions
 
@@ -17,7 +17,7 @@ class SessionTokens:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    def authenticate(self, credentials: ports.Credentials) -> Principal | None:
+    def authenticate(self, credentials: Credentials) -> Principal | None:
         """None unless the call carries a session token; Unauthenticated ``SESSION_…`` when that is not a good one."""
         value = credentials.metadata.get("authorization", "")
         token = value[len(SCHEME) :]

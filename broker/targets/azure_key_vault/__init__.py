@@ -11,5 +11,8 @@ from broker.targets.azure_key_vault.settings import AzureKeyVaultSettings
 from broker.targets.azure_key_vault.target import AzureKeyVaultTarget
 
 KIND: Kind[AzureKeyVaultSettings] = Kind(
-    name="azure-key-vault", settings=AzureKeyVaultSettings, build=AzureKeyVaultTarget
+    name="azure-key-vault",
+    settings=AzureKeyVaultSettings,
+    build=AzureKeyVaultTarget,
+    credential=lambda settings: settings.shown,
 )

@@ -68,12 +68,12 @@ class Connection:
         )
 
     @contextmanager
-    def asking(self, right: str, name: str, about: str = "") -> Iterator[None]:
+    def asking(self, right: str, name: str, about: str = "", seconds: float = https.TOTAL_SECONDS) -> Iterator[None]:
         """Requests that take ``right`` on the key ``name``: bounded together, and told in our words when they fail.
 
         ``about``: what is sent, for the sentence that says it was refused.
         """
-        with https.together():
+        with https.together(seconds):
             try:
                 yield
             except BrokerError:

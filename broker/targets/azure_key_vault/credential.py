@@ -50,7 +50,9 @@ class Login(Protocol):
 class PinnedCredential:
     """Gives tokens for one scope and from one tenant, whatever a challenge asks for (BY-04)."""
 
-    def __init__(self, settings: AzureKeyVaultSettings, place: Place, credentials: Path) -> None:
+    def __init__(self, settings: AzureKeyVaultSettings, place: Place, credentials: Path, ca_pem: str = "") -> None:
+        """``ca_pem``: the CAs of the login server; "" is the system's, whatever the environment says."""
+        self._ca_pem = ca_pem
         self._settings = settings
         self._place = place
         self._folder = credentials / settings.host
@@ -109,7 +111,7 @@ class PinnedCredential:
             "client_id": settings.client_id,
             "authority": self._place.logins[0],
             "disable_instance_discovery": True,  # the authority is from our own list
-            **_pipeline(_Transport(session=_login_session(self._place), session_owner=False)),
+            **_pipeline(_Transport(session=self._session(), session_owner=False)),
         }
         makers: dict[str, Callable[[], Login]] = {
             "workload-identity": lambda: self._federated(known),
@@ -129,6 +131,9 @@ class PinnedCredential:
                 f"The {settings.credential} for {self._place.host} cannot be used: its file does not hold what it "
                 "should (a certificate and its RSA key in PEM, or one secret), or the environment names none.",
             ) from error
+
+    def _session(self) -> requests.Session:
+        return https.session(https.trusting(self._ca_pem), f"https://{self._place.logins[0]}/")
 
     def _federated(self, known: dict[str, Any]) -> Login:
         """A token of another issuer: from the file that is named, or from where Kubernetes has put it."""
@@ -157,10 +162,6 @@ class _Transport(RequestsTransport):  # type: ignore[misc]  # loaded in a way th
         if duration >= min(https.left(), refusals.MAX_WAIT_SECONDS):
             raise requests.Timeout("the wait is too long")
         super().sleep(duration)
-
-
-def _login_session(place: Place) -> Any:
-    return https.session(https.trusting(""), f"https://{place.logins[0]}/")
 
 
 def _pipeline(transport: RequestsTransport) -> dict[str, Any]:

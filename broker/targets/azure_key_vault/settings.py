@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from broker.targets import binding
+
 # No URL parser decides what is connected to: what passes here reads the same to every one of them (BY-03).
 _ADDRESS = re.compile(r"https://((?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]))(:[1-9][0-9]{0,4})?/?", re.ASCII)
 _KEY_NAME = re.compile(r"[0-9A-Za-z-]{1,127}", re.ASCII)
@@ -75,6 +77,14 @@ class AzureKeyVaultSettings(BaseModel):
         """``host:port``, as the broker's configuration lists those it may connect to."""
         name = self.vault_url.removeprefix("https://")
         return name if re.search(r":[0-9]+$", name) else f"{name}:443"
+
+    @property
+    def shown(self) -> binding.Credential:
+        """By its file's name; else by what the broker's host is there, and as which of its identities."""
+        if self.file:
+            return binding.Credential(host=self.host, name=self.file)
+        name = f"{self.credential}:{self.client_id}" if self.client_id else self.credential
+        return binding.Credential(host=self.host, name=name, file=False)
 
     @property
     def kek_name(self) -> str:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import RemoteKey, Terms, WrappingKey
-from broker.targets import Surroundings
+from broker.targets import Surroundings, https
 from broker.targets.azure_key_vault import byok, forms, refusals, rights, wishes
 from broker.targets.azure_key_vault.clouds import locate
 from broker.targets.azure_key_vault.settings import AzureKeyVaultSettings
@@ -137,6 +137,9 @@ class AzureKeyVaultTarget:
         """RSA for both usages and EC for signing; AES for a Managed HSM only."""
         forms.check_type(key_type, usage, self._place.tier)
 
+    def check_transfer(self) -> None:
+        """Out of the service such a key goes only under a release policy, which shows when it is confirmed."""
+
     def transfer_file(
         self, key_type: KeyType, usage: KeyUsage, blob: bytes, kek: WrappingKey, oaep_hash: OaepHash
     ) -> bytes:
@@ -174,7 +177,7 @@ class AzureKeyVaultTarget:
     def versions(self, name: str) -> list[RemoteKey]:
         """By the second in which they were made, and the one that the vault calls current last."""
         connection = self._connection
-        with connection.asking("list", name):
+        with connection.asking("list", name, seconds=https.LISTING_SECONDS):
             listed = connection.listed(name)
             current = self._remember(connection.read(name, "")) if listed else ""
             listed.sort(key=lambda one: (one.created_on is not None, one.created_on, one.version == current))

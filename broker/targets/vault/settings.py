@@ -8,6 +8,8 @@ from typing import Annotated
 from cryptography import x509
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from broker.targets.binding import Credential
+
 # No URL parser decides what is connected to: what passes here reads the same to every one of them (BY-03).
 _ADDRESS = re.compile(r"https://((?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]):[1-9][0-9]{0,4})", re.ASCII)
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(?:/[A-Za-z0-9][A-Za-z0-9_-]*)*", re.ASCII)
@@ -61,3 +63,8 @@ class VaultSettings(BaseModel):
     def host(self) -> str:
         """``host:port``, as the broker's configuration lists those it may connect to."""
         return self.address.removeprefix("https://")
+
+    @property
+    def shown(self) -> Credential:
+        """The token, by its file's name."""
+        return Credential(host=self.host, name=self.token_file)

@@ -69,6 +69,7 @@ class VaultTarget:
                 "added to allowed_hosts under [targets] there, and the broker started again.",
             )
         self._settings = settings
+        self._transfer_files = surroundings.vault_transfer_files
         tokens = surroundings.credentials / settings.host
         self._transport = Transport(settings, lambda: read_token(tokens, settings.token_file))
 
@@ -166,6 +167,15 @@ class VaultTarget:
         raise WrongState(
             "TARGET_KEK_FIXED", "The transit engine has one wrapping key of its own; register the target without."
         )
+
+    def check_transfer(self) -> None:
+        """Nothing in the wrapped key says how it is to be imported: whoever does that can make it exportable."""
+        if not self._transfer_files:
+            raise WrongState(
+                "TRANSFER_FILES_OFF",
+                "Whoever imports a file into Vault or OpenBao can make the key exportable there, so none is written "
+                "unless the configuration has vault_transfer_files = true under [targets]; import the key instead.",
+            )
 
     def transfer_file(
         self,

@@ -11,6 +11,7 @@ from broker_cli.ci.token import checked
 from broker_cli.refusal import Exit, Refusal
 
 ORIGIN = "Azure Pipelines"
+CREDENTIALS: tuple[str, ...] = ("SYSTEM_ACCESSTOKEN", "SYSTEM_OIDCREQUESTURI")
 
 
 def here(environ: Mapping[str, str]) -> bool:

@@ -9,6 +9,7 @@ from broker_cli.refusal import Exit, Refusal
 
 ORIGIN = "Bitbucket Pipelines"
 VARIABLE = "BITBUCKET_STEP_OIDC_TOKEN"
+CREDENTIALS: tuple[str, ...] = (VARIABLE,)
 _CURE = "write the token's audience in the broker's trust rule and here, or set the step's `oidc: audiences`."
 
 

@@ -8,6 +8,7 @@ from broker_cli.ci import program
 from broker_cli.ci.token import checked, needed
 
 ORIGIN = "Buildkite"
+CREDENTIALS: tuple[str, ...] = ("BUILDKITE_AGENT_ACCESS_TOKEN", "BUILDKITE_AGENT_TOKEN")
 
 
 def here(environ: Mapping[str, str]) -> bool:

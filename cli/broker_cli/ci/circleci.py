@@ -10,6 +10,7 @@ from broker_cli.ci.token import audiences, checked
 
 ORIGIN = "CircleCI"
 VARIABLE = "CIRCLE_OIDC_TOKEN_V2"
+CREDENTIALS: tuple[str, ...] = ("CIRCLE_OIDC_TOKEN", VARIABLE)
 
 
 def here(environ: Mapping[str, str]) -> bool:

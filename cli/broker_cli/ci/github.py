@@ -8,17 +8,17 @@ from broker_cli.ci.token import checked, needed
 from broker_cli.refusal import Exit, Refusal
 
 ORIGIN = "GitHub Actions"
-VARIABLES = ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN")
+CREDENTIALS: tuple[str, ...] = ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN")
 
 
 def here(environ: Mapping[str, str]) -> bool:
     """Whether this is a job of GitHub Actions."""
-    return environ.get("GITHUB_ACTIONS") == "true" or any(environ.get(name) for name in VARIABLES)
+    return environ.get("GITHUB_ACTIONS") == "true" or any(environ.get(name) for name in CREDENTIALS)
 
 
 def token(environ: Mapping[str, str], audience: str) -> str:
     """A fresh token for ``audience``."""
-    url, bearer = (environ.get(name, "") for name in VARIABLES)
+    url, bearer = (environ.get(name, "") for name in CREDENTIALS)
     if not url and not bearer:
         raise Refusal(
             "PERMISSION_MISSING",
@@ -27,7 +27,7 @@ def token(environ: Mapping[str, str], audience: str) -> str:
             Exit.NOT_LOGGED_IN,
         )
     if not url or not bearer:
-        absent = VARIABLES[1] if url else VARIABLES[0]
+        absent = CREDENTIALS[1] if url else CREDENTIALS[0]
         raise Refusal(
             "IDENTITY_UNAVAILABLE",
             f"{absent} is not set although its sibling is: pass both on, as GitHub Actions set them.",

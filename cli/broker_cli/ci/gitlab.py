@@ -10,6 +10,7 @@ from broker_cli.refusal import Exit, Refusal
 
 ORIGIN = "GitLab CI"
 USUAL = "BROKER_ID_TOKEN"
+CREDENTIALS: tuple[str, ...] = ("CI_JOB_JWT", "CI_JOB_JWT_V1", "CI_JOB_JWT_V2")  # of older servers, for everybody
 _CURE = "write that audience at `id_tokens:` in the job."
 
 

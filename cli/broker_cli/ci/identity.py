@@ -10,13 +10,17 @@ from broker_cli.ci import azure, bitbucket, buildkite, circleci, github, gitlab,
 from broker_cli.ci.token import checked, for_audience
 from broker_cli.refusal import Exit, Refusal
 
-VARIABLE = "BROKER_ID_TOKEN"
+VARIABLE, FILE = "BROKER_ID_TOKEN", "BROKER_ID_TOKEN_FILE"
+WITHHELD = "BROKER_IDENTITY_WITHHELD"
+"""Says to a command of `broker run`, and to a `broker run` within it, where the variables have gone."""
 
 
 class Source(Protocol):
     """A CI: whether this is a job of it, and what token the job has."""
 
     ORIGIN: str
+    CREDENTIALS: tuple[str, ...]
+    """The variables that are an identity token, or with which one can be had."""
 
     def here(self, environ: Mapping[str, str], /) -> bool:
         """Whether this is a job of this CI."""
@@ -31,17 +35,43 @@ SOURCES: tuple[Source, ...] = (github, gitlab, azure, circleci, buildkite, bitbu
 
 def token(environ: Mapping[str, str], audience: str, file: str | None) -> str:
     """The identity token, fetched or read anew: a file that is named goes before everything that is found."""
-    named = file or environ.get("BROKER_ID_TOKEN_FILE")
+    named = file or environ.get(FILE)
     if named:
         return tokenfile.token(Path(named), audience)
     for source in SOURCES:
         if source.here(environ) and not (source is kubernetes and environ.get(VARIABLE)):
+            if source.CREDENTIALS and environ.get(WITHHELD) and not any(map(environ.get, withheld(audience))):
+                raise _withheld()
             return source.token(environ, audience)
     if environ.get(VARIABLE):
         return for_audience(checked(environ[VARIABLE], f"the variable {VARIABLE}"), audience, "fetch one for that.")
+    if environ.get(WITHHELD):
+        raise _withheld()
     raise Refusal(
         "IDENTITY_MISSING",
         "No CI was recognised here, so there is no identity token to log in with: run this in a job of "
         f"{', '.join(source.ORIGIN for source in SOURCES)}, or name a token's file with --token-file.",
+        Exit.NOT_LOGGED_IN,
+    )
+
+
+def withheld(audience: str) -> frozenset[str]:
+    """The variables with which a job could log in once more, whatever CI it is of."""
+    everywhere = {name for source in SOURCES for name in source.CREDENTIALS}
+    return frozenset({*everywhere, *gitlab.names(audience), VARIABLE, FILE})
+
+
+def without(environ: Mapping[str, str], audience: str) -> dict[str, str]:
+    """The environment without what the job's identity can be had with, and with a word of it if there was any."""
+    taken = withheld(audience)
+    kept = {name: value for name, value in environ.items() if name not in taken}
+    return kept if len(kept) == len(environ) else {**kept, WITHHELD: "1"}
+
+
+def _withheld() -> Refusal:
+    return Refusal(
+        "IDENTITY_WITHHELD",
+        "A `broker run` around this command keeps the CI's identity from it: fetch there what is needed here, or give "
+        "that one --keep-identity.",
         Exit.NOT_LOGGED_IN,
     )

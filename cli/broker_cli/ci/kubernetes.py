@@ -12,6 +12,7 @@ from broker_cli.ci import tokenfile
 from broker_cli.refusal import Exit, Refusal
 
 ORIGIN = "Kubernetes"
+CREDENTIALS: tuple[str, ...] = ()
 PLACE = Path("/var/run/secrets/broker/token")
 
 

@@ -34,6 +34,12 @@ class _ImportStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportSta
     """Not there, or disabled there."""
     IMPORT_STATE_HELD: _ImportState.ValueType  # 4
     """Pending when the database was restored: nothing more is sent until it is confirmed."""
+    IMPORT_STATE_DISABLING: _ImportState.ValueType  # 5
+    """Could not be proven and is still enabled at the target; the broker disables it as soon as the target lets it. It must
+    not be used there.
+    """
+    IMPORT_STATE_UNKNOWN: _ImportState.ValueType  # 6
+    """The target was removed when nobody could say any more what it had."""
 
 class ImportState(_ImportState, metaclass=_ImportStateEnumTypeWrapper): ...
 
@@ -45,6 +51,12 @@ IMPORT_STATE_FAILED: ImportState.ValueType  # 3
 """Not there, or disabled there."""
 IMPORT_STATE_HELD: ImportState.ValueType  # 4
 """Pending when the database was restored: nothing more is sent until it is confirmed."""
+IMPORT_STATE_DISABLING: ImportState.ValueType  # 5
+"""Could not be proven and is still enabled at the target; the broker disables it as soon as the target lets it. It must
+not be used there.
+"""
+IMPORT_STATE_UNKNOWN: ImportState.ValueType  # 6
+"""The target was removed when nobody could say any more what it had."""
 Global___ImportState: _TypeAlias = ImportState  # noqa: Y015
 
 @_typing.final
@@ -71,7 +83,9 @@ class Import(_message.Message):
     kek_thumbprint: _builtins.str
     blob_sha256: _builtins.str
     failure: _builtins.str
-    """The reason code when it failed; of a pending one, why it waits ("EXPORTED": for somebody to carry it there)."""
+    """The reason code when it failed; of a pending one, why it waits ("EXPORTED": for somebody to carry it there,
+    "UNPROVEN": the target has taken it and could not be asked about it since).
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property

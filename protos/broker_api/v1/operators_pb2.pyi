@@ -469,11 +469,14 @@ class WhoAmIResponse(_message.Message):
     GROUPS_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     CREDENTIAL_FIELD_NUMBER: _builtins.int
+    CLOCK_TROUBLE_FIELD_NUMBER: _builtins.int
     principal: _builtins.str
     """For example "operator/alice"."""
     method: _builtins.str
     """"mtls"."""
     credential: _builtins.str
+    clock_trouble: _builtins.str
+    """What is wrong with the clocks of the broker's host and its database, in a sentence; empty when they agree."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -483,10 +486,11 @@ class WhoAmIResponse(_message.Message):
         groups: _abc.Iterable[_builtins.str] | None = ...,
         method: _builtins.str = ...,
         credential: _builtins.str = ...,
+        clock_trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential", "groups", b"groups", "method", b"method", "principal", b"principal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_trouble", b"clock_trouble", "credential", b"credential", "groups", b"groups", "method", b"method", "principal", b"principal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -146,6 +146,26 @@ Global___SetPolicyResponse: _TypeAlias = SetPolicyResponse  # noqa: Y015
 class ExplainPolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AskingEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OPERATOR_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
@@ -154,6 +174,7 @@ class ExplainPolicyRequest(_message.Message):
     BROKER_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     TRUST_RULE_FIELD_NUMBER: _builtins.int
+    ASKING_FIELD_NUMBER: _builtins.int
     operator: _builtins.str
     """The name of an operator, or a principal: "operator/alice", "pipeline/deploy"."""
     action: _builtins.str
@@ -165,6 +186,12 @@ class ExplainPolicyRequest(_message.Message):
     """For actions on the broker itself, such as GetPolicy."""
     secret: _builtins.str
     trust_rule: _builtins.str
+    @_builtins.property
+    def asking(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the call would say, where the policy can go by that. Of a target: "kind", "address", "mount", "namespace",
+        "credential", "client_id", "kek", in place of what is registered. Of an import: "remote_name".
+        """
+
     def __init__(
         self,
         *,
@@ -176,10 +203,11 @@ class ExplainPolicyRequest(_message.Message):
         broker: _builtins.bool = ...,
         secret: _builtins.str = ...,
         trust_rule: _builtins.str = ...,
+        asking: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["broker", b"broker", "key", b"key", "operator_resource", b"operator_resource", "resource", b"resource", "secret", b"secret", "target", b"target", "trust_rule", b"trust_rule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "broker", b"broker", "key", b"key", "operator", b"operator", "operator_resource", b"operator_resource", "resource", b"resource", "secret", b"secret", "target", b"target", "trust_rule", b"trust_rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "asking", b"asking", "broker", b"broker", "key", b"key", "operator", b"operator", "operator_resource", b"operator_resource", "resource", b"resource", "secret", b"secret", "target", b"target", "trust_rule", b"trust_rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["key", "target", "operator_resource", "broker", "secret", "trust_rule"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015

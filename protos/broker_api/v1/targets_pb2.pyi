@@ -338,7 +338,7 @@ class TargetFinding(_message.Message):
     PASSED_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"reachable", "authorised", "kek", "wrap"."""
+    """"reachable", "authorised", "kek", "wrap", "copies"."""
     passed: _builtins.bool
     detail: _builtins.str
     """One sentence: what was found and, when it did not pass, what to do."""
@@ -416,19 +416,25 @@ class DeleteTargetRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    COPIES_UNKNOWN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     request_id: _builtins.str
     validate_only: _builtins.bool
+    copies_unknown: _builtins.bool
+    """The target is gone for good: whatever keys are or may be there are listed as of unknown state from now on, and the
+    target's name is not given again.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        copies_unknown: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies_unknown", b"copies_unknown", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

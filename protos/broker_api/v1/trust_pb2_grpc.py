@@ -72,14 +72,16 @@ class TrustServiceServicer:
     """
 
     def CreateTrustRule(self, request, context):
-        """Saves a rule, unless its grade is F.
+        """Saves a rule, unless its grade is F, its issuer has 1,000 already, or a rule of another pipeline takes tokens that it
+        would take too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateTrustRule(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """As CreateTrustRule. The sessions that the rule has opened end.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -97,7 +99,8 @@ class TrustServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTrustRule(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The sessions that the rule has opened end.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -34,11 +34,15 @@ class TrustServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrustServiceAsyncStub: ...
     CreateTrustRule: _grpc.UnaryUnaryMultiCallable[_trust_pb2.CreateTrustRuleRequest, _trust_pb2.CreateTrustRuleResponse]
-    """Saves a rule, unless its grade is F."""
+    """Saves a rule, unless its grade is F, its issuer has 1,000 already, or a rule of another pipeline takes tokens that it
+    would take too.
+    """
     UpdateTrustRule: _grpc.UnaryUnaryMultiCallable[_trust_pb2.UpdateTrustRuleRequest, _trust_pb2.UpdateTrustRuleResponse]
+    """As CreateTrustRule. The sessions that the rule has opened end."""
     GetTrustRule: _grpc.UnaryUnaryMultiCallable[_trust_pb2.GetTrustRuleRequest, _trust_pb2.GetTrustRuleResponse]
     ListTrustRules: _grpc.UnaryUnaryMultiCallable[_trust_pb2.ListTrustRulesRequest, _trust_pb2.ListTrustRulesResponse]
     DeleteTrustRule: _grpc.UnaryUnaryMultiCallable[_trust_pb2.DeleteTrustRuleRequest, _trust_pb2.DeleteTrustRuleResponse]
+    """The sessions that the rule has opened end."""
     TestTrustRule: _grpc.UnaryUnaryMultiCallable[_trust_pb2.TestTrustRuleRequest, _trust_pb2.TestTrustRuleResponse]
     """Says claim by claim what a token would match; opens nothing and uses nothing up."""
 
@@ -48,11 +52,15 @@ class TrustServiceAsyncStub(TrustServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTrustRule: _aio.UnaryUnaryMultiCallable[_trust_pb2.CreateTrustRuleRequest, _trust_pb2.CreateTrustRuleResponse]  # type: ignore[assignment]
-    """Saves a rule, unless its grade is F."""
+    """Saves a rule, unless its grade is F, its issuer has 1,000 already, or a rule of another pipeline takes tokens that it
+    would take too.
+    """
     UpdateTrustRule: _aio.UnaryUnaryMultiCallable[_trust_pb2.UpdateTrustRuleRequest, _trust_pb2.UpdateTrustRuleResponse]  # type: ignore[assignment]
+    """As CreateTrustRule. The sessions that the rule has opened end."""
     GetTrustRule: _aio.UnaryUnaryMultiCallable[_trust_pb2.GetTrustRuleRequest, _trust_pb2.GetTrustRuleResponse]  # type: ignore[assignment]
     ListTrustRules: _aio.UnaryUnaryMultiCallable[_trust_pb2.ListTrustRulesRequest, _trust_pb2.ListTrustRulesResponse]  # type: ignore[assignment]
     DeleteTrustRule: _aio.UnaryUnaryMultiCallable[_trust_pb2.DeleteTrustRuleRequest, _trust_pb2.DeleteTrustRuleResponse]  # type: ignore[assignment]
+    """The sessions that the rule has opened end."""
     TestTrustRule: _aio.UnaryUnaryMultiCallable[_trust_pb2.TestTrustRuleRequest, _trust_pb2.TestTrustRuleResponse]  # type: ignore[assignment]
     """Says claim by claim what a token would match; opens nothing and uses nothing up."""
 
@@ -65,14 +73,17 @@ class TrustServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trust_pb2.CreateTrustRuleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trust_pb2.CreateTrustRuleResponse, _abc.Awaitable[_trust_pb2.CreateTrustRuleResponse]]:
-        """Saves a rule, unless its grade is F."""
+        """Saves a rule, unless its grade is F, its issuer has 1,000 already, or a rule of another pipeline takes tokens that it
+        would take too.
+        """
 
     @_abc_1.abstractmethod
     def UpdateTrustRule(
         self,
         request: _trust_pb2.UpdateTrustRuleRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_trust_pb2.UpdateTrustRuleResponse, _abc.Awaitable[_trust_pb2.UpdateTrustRuleResponse]]: ...
+    ) -> _typing.Union[_trust_pb2.UpdateTrustRuleResponse, _abc.Awaitable[_trust_pb2.UpdateTrustRuleResponse]]:
+        """As CreateTrustRule. The sessions that the rule has opened end."""
 
     @_abc_1.abstractmethod
     def GetTrustRule(
@@ -93,7 +104,8 @@ class TrustServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _trust_pb2.DeleteTrustRuleRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_trust_pb2.DeleteTrustRuleResponse, _abc.Awaitable[_trust_pb2.DeleteTrustRuleResponse]]: ...
+    ) -> _typing.Union[_trust_pb2.DeleteTrustRuleResponse, _abc.Awaitable[_trust_pb2.DeleteTrustRuleResponse]]:
+        """The sessions that the rule has opened end."""
 
     @_abc_1.abstractmethod
     def TestTrustRule(

@@ -37,6 +37,7 @@ In the broker's configuration, then restart it:
     kind = "{vault.kind}"
     ca_file = "{vault.ca_file}"
     token_file = "{vault.token_file}"
+    targets = ["try-out"]
 
 Then register it, with a key exchange key made there and pinned:
 

@@ -1,0 +1,273 @@
+"""The background loop: one thread, one round a second, for as long as the process serves.
+
+It watches the clocks, the HSM and the store, signs the audit's heads and, in the one process that leads all others,
+ends sessions whose time is over and does the chores that a crash left behind. It never waits for a target.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Protocol
+
+import structlog
+
+from broker.core.call import Call, background_call
+from broker.core.clock import Clock
+from broker.core.errors import BrokerError
+from broker.core.heads import Heads
+from broker.core.keys import Keys
+from broker.core.kv import Secrets
+from broker.core.model import Import
+from broker.core.policies import Policies
+from broker.core.ports import HsmStatus, Store
+from broker.core.sessions import Sessions
+from broker.core.withdrawal import Withdrawals, is_away
+from broker.errands import Errands
+
+log = structlog.get_logger("broker")
+
+Chore = tuple[str, Callable[[Call], None]]
+
+TICK = 1.0
+"""Seconds between two rounds of the background loop."""
+
+CHECK_EVERY = timedelta(seconds=3)
+SIGN_EVERY = timedelta(seconds=30)
+SIGN_AFTER = 1000
+CHORES_EVERY = timedelta(seconds=20)
+CHORES_AT_ONCE = timedelta(seconds=5)
+"""However many there are: heads and policies have to be looked after in between."""
+
+BREATHER, LONGEST_BREATHER = 2.0, 0.03
+"""How many times as long as a piece of the chores took the loop waits before the next, and how many seconds at most:
+callers come first, and what is over ends all the same (P15)."""
+
+ROOTS_EVERY = timedelta(seconds=20)
+READS_EVERY = timedelta(seconds=5)
+SESSIONS_EVERY = timedelta(seconds=2)
+CERTIFICATE_EVERY = timedelta(hours=6)
+PROCESSOR_EVERY = timedelta(seconds=10)
+WITHDRAWALS_EVERY = timedelta(seconds=2)
+
+ERRANDS_SECONDS = 25.0
+"""How long the end waits for what is being asked of targets; no request to one takes longer."""
+
+
+def ticks() -> timedelta:
+    """What paces the loop: a time that nobody can set back, as the clock can be."""
+    return timedelta(seconds=time.monotonic())
+
+
+class Serving(Protocol):
+    """The server, as far as the loop tells it something."""
+
+    def set_serving(self, serving: bool) -> None:  # noqa: FBT001 (the health service's word)
+        """What the health service says from now on."""
+
+
+class Parts(Protocol):
+    """What the loop looks after."""
+
+    clock: Clock
+    heads: Heads
+    policies: Policies
+    secrets: Secrets
+    sessions: Sessions
+    keys: Keys
+    withdrawals: Withdrawals
+
+    @property
+    def store(self) -> Store:
+        """Where the leader is elected, and everything is kept."""
+
+    @property
+    def hsm(self) -> HsmStatus:
+        """The token."""
+
+    @property
+    def server(self) -> Serving:
+        """Who answers."""
+
+    def renew_certificate(self) -> None:
+        """Renew the server's certificate if it is time."""
+
+    def reconsider_processor(self) -> None:
+        """Move to another processor if there is reason to."""
+
+
+class Loop:
+    """The background loop: one thread, one round a second; what fails is logged and tried again in a later round."""
+
+    def __init__(self, broker: Parts) -> None:
+        self._broker = broker
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="background", daemon=True)
+        start = ticks()
+        self._work: list[tuple[str, timedelta, Callable[[], object]]] = [
+            ("clock", CHECK_EVERY, self._look),
+            ("leadership", timedelta(0), self._lead),
+            ("health", CHECK_EVERY, self._check),
+            ("policy", timedelta(0), broker.policies.refresh),
+            ("heads", timedelta(0), self._sign),
+            ("roots", ROOTS_EVERY, broker.secrets.refresh),
+            ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(self._call)),
+            ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
+            ("keys", CHORES_EVERY, lambda: self._do("keys", broker.keys.chores, sure=True)),
+            ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores, sure=True)),
+            ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
+            ("processor", PROCESSOR_EVERY, broker.reconsider_processor),
+            ("withdrawals", WITHDRAWALS_EVERY, self._withdraw),
+        ]
+        self._errands = Errands()
+        self._sign_at = start
+        self._signed: dict[str, int] = {}
+        self._fence: int | None = None
+        self._clocks = (False, False)
+        self._due = {name: start for name, _, _ in self._work}
+
+    def start(self) -> None:
+        """Begin; the first round is at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the round that is under way, and after what is being asked of targets."""
+        self._stop.set()
+        self._errands.stop(ERRANDS_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._round()
+            self._stop.wait(TICK)
+
+    def _round(self) -> None:
+        for name, every, work in self._work:
+            if self._due[name] <= ticks():
+                self._due[name] = ticks() + every
+                _attempt(name, work)
+
+    def _look(self) -> None:
+        """Hold the clocks against each other, and say when that comes out another way than before."""
+        clock = self._broker.clock
+        clock.look(self._broker.store.clock)
+        told = (clock.in_doubt, bool(clock.trouble))
+        if told != self._clocks:
+            self._clocks = told
+            if clock.trouble:
+                log.warning("the clocks differ", sentence=clock.trouble)
+            else:
+                log.info("the clocks agree again")
+
+    def _check(self) -> None:
+        try:
+            self._broker.hsm.check()
+            self._broker.store.check()
+            self._broker.clock.check()
+        except BaseException:
+            self._broker.server.set_serving(False)
+            raise
+        self._broker.server.set_serving(True)
+
+    def _sign(self) -> None:
+        """A head at least every 30 s or 1,000 records of a chain that moves; at once of one that has none yet."""
+        moved = self._broker.store.heads()
+        born = any(head.chain not in self._signed for head in moved)
+        many = any(head.sequence - self._signed.get(head.chain, 0) >= SIGN_AFTER for head in moved)
+        if many or born or (moved and self._sign_at <= ticks()):
+            self._sign_at = ticks() + SIGN_EVERY
+            self._signed |= {head.chain: head.sequence for head in self._broker.heads.sign_due()}
+
+    def _lead(self) -> int | None:
+        """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs.
+
+        Whose time is in doubt asks no more: the server gives the leadership to another (``election.SILENCE``).
+        """
+        if self._broker.clock.in_doubt:
+            self._note_leadership(None)
+            return None
+        try:
+            fence = self._broker.store.lead()
+        except BaseException:
+            self._note_leadership(None)
+            raise
+        self._note_leadership(fence)
+        return fence
+
+    def _note_leadership(self, fence: int | None) -> None:
+        if fence != self._fence:
+            self._fence = fence
+            log.info("leads the shared work" if fence else "leads no more", fence=fence or 0)
+
+    def _withdraw(self) -> None:
+        """Have disabled at targets what should not be enabled there, each target in a thread of its own."""
+        if (fence := self._fence) is None:
+            return
+        for target, rows in self._broker.withdrawals.due().items():
+            self._errands.start(target, lambda rows=rows: self._withdraw_from(rows, fence))  # type: ignore[misc]
+
+    def _withdraw_from(self, rows: list[Import], fence: int) -> None:
+        for row in rows:
+            if self._errands.ending.is_set():
+                return
+            call = self._call(f"key/{row.key},target/{row.target}", fence)
+            if not _attempt(call.resource, lambda row=row, call=call: self._told(row, call)):  # type: ignore[misc]
+                return
+
+    def _told(self, row: Import, call: Call) -> None:
+        """One attempt; a line at error level for as long as the alarm stands. Raises when the target is away."""
+        error = self._broker.withdrawals.attempt(call, row)
+        if error is None:
+            return
+        log.error(
+            "a key that is not proven may still be used at a target", key=row.key, version=row.version,
+            target=row.target, remote_name=row.remote_name, remote_version=row.remote_version, reason=error.reason,
+        )  # fmt: skip
+        if is_away(error):
+            raise error
+
+    def _do(self, name: str, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
+        """The shared work, in the one process that leads; each piece is written under the leader's number.
+
+        ``sure``: nothing is begun on a database that has gone back since the last look, for it may destroy keys.
+        """
+        if self._lead() is None:
+            return
+        until = ticks() + CHORES_AT_ONCE
+        for resource, work in chores():
+            fence = self._lead()
+            if fence is None or self._stop.is_set():
+                return
+            if sure:
+                self._broker.store.check()
+            call, begun = self._call(resource, fence), ticks()
+            if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
+                self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
+            if ticks() >= until:
+                self._due[name] = until  # what is left is found again in the next round
+                return
+            self._stop.wait(min(BREATHER * (ticks() - begun).total_seconds(), LONGEST_BREATHER))
+
+    def _call(self, resource: str, fence: int = 0) -> Call:
+        return background_call(resource, fence, self._broker.clock.now)
+
+
+def _attempt(name: str, work: Callable[[], object]) -> bool:
+    """Do the work; a refusal, a bug, or a library's panic costs this round's work and never the loop (NT-14).
+
+    But on a database that has gone back the broker must not go on: the loop's end is the process's.
+    """
+    try:
+        work()
+    except BrokerError as error:
+        log.warning("background work failed", work=name, reason=error.reason, sentence=error.message)
+        if error.reason == "STORE_RESTORED":
+            raise
+    except BaseException as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
+        log.error("background work broke", work=name, error=type(error).__name__)  # noqa: TRY400
+    else:
+        return True
+    return False

@@ -1,0 +1,90 @@
+"""What waits for somebody else's server is done beside the loop, and holds up neither it nor other servers."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+from broker.core.call import Call
+from broker.core.errors import Unavailable
+from broker.errands import Errands
+from broker.loop import Loop
+from tests.unit.test_loop import parts
+
+PATIENCE = 20.0
+
+
+def test_one_errand_a_name_and_so_many_at_once() -> None:
+    errands, go, done = Errands(most=2), threading.Event(), []
+
+    def work(name: str) -> None:
+        assert go.wait(PATIENCE)
+        done.append(name)
+
+    assert errands.start("a", lambda: work("a"))
+    assert not errands.start("a", lambda: work("again"))
+    assert errands.start("b", lambda: work("b"))
+    assert not errands.start("c", lambda: work("c"))
+    go.set()
+    assert errands.stop(PATIENCE)
+    assert sorted(done) == ["a", "b"]
+    assert not errands.start("d", lambda: work("d"))
+
+
+def test_an_end_does_not_wait_for_ever() -> None:
+    errands, go = Errands(), threading.Event()
+    errands.start("a", lambda: assert_set(go))
+    assert not errands.stop(0.05)
+    go.set()
+    assert errands.stop(PATIENCE)
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(PATIENCE)
+
+
+class Withdrawals:
+    """One target hangs, another is well."""
+
+    def __init__(self) -> None:
+        self.hangs, self.done = threading.Event(), threading.Event()
+
+    def due(self) -> dict[str, list[object]]:
+        row = {"key": "k", "version": 1, "remote_name": "k", "remote_version": "1"}
+        return {name: [SimpleNamespace(target=name, **row)] for name in ("hanging", "well")}
+
+    def attempt(self, call: Call, row: SimpleNamespace) -> Unavailable | None:
+        assert call.fence == 1
+        if row.target == "well":
+            self.done.set()
+            return None
+        assert_set(self.hangs)
+        return Unavailable("TARGET_UNREACHABLE", "Away.")
+
+
+def test_BY_05_a_target_that_hangs_holds_up_neither_heads_nor_another_target() -> None:
+    asked: list[str] = []
+    withdrawals = Withdrawals()
+
+    def heads() -> list[object]:
+        asked.append("heads")
+        return []
+
+    loop = Loop(parts(heads=heads, withdrawals=withdrawals))
+    for _ in range(3):
+        loop._round()
+    assert withdrawals.done.wait(PATIENCE)
+    assert asked == ["heads"] * 3
+    withdrawals.hangs.set()
+    loop.stop()
+
+
+def test_P10_who_does_not_lead_disables_nothing_at_targets() -> None:
+    looked: list[str] = []
+
+    def due() -> dict[str, list[object]]:
+        looked.append("looked")
+        return {}
+
+    Loop(parts(lead=lambda: None, withdrawals=SimpleNamespace(due=due)))._round()
+    assert looked == []
