@@ -154,3 +154,40 @@ def test_P10_no_shared_work_of_a_former_leader_changes_anything() -> None:
     for resource, work in bench.sessions.chores():
         work(background_call(resource, 2, app.now))
     assert bench.session(opened.session.id).state is SessionState.ENDED
+
+
+def test_AU_03_a_chain_that_was_begun_anew_is_signed_in_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = timedelta()
+    moved: list[Any] = []
+    signed: list[str] = []
+
+    def sign_due() -> list[Any]:
+        signed.extend(head.chain for head in moved)
+        return list(moved)
+
+    monkeypatch.setattr(app, "ticks", lambda: time)
+    loop = app.Loop(parts(heads=lambda: list(moved)))
+    loop._broker.heads = SimpleNamespace(sign_due=sign_due)
+    moved[:] = [SimpleNamespace(chain="first", sequence=1)]
+    loop._sign()
+    moved[:] = [SimpleNamespace(chain="first", sequence=9)]
+    loop._sign()
+    assert signed == ["first"]  # it has one, and its next is not due
+    moved[:] = [SimpleNamespace(chain="second", sequence=1)]
+    loop._sign()
+    assert signed == ["first", "second"]
+
+
+def test_FT_24_whose_time_is_in_doubt_does_not_ask_to_lead() -> None:
+    asked: list[str] = []
+
+    def lead() -> int:
+        asked.append("asked")
+        return 7
+
+    broker = parts(lead=lead)
+    broker.store.clock = lambda: app.now() + timedelta(hours=1)
+    serving: list[bool] = []
+    broker.server = SimpleNamespace(set_serving=serving.append)
+    app.Loop(broker)._round()
+    assert (asked, serving) == ([], [False])
