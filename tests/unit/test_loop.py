@@ -166,8 +166,9 @@ def test_AU_03_a_chain_that_was_begun_anew_is_signed_in_the_next_round(monkeypat
         return list(moved)
 
     monkeypatch.setattr(app, "ticks", lambda: time)
-    loop = app.Loop(parts(heads=lambda: list(moved)))
-    loop._broker.heads = SimpleNamespace(sign_due=sign_due)
+    broker = parts(heads=lambda: list(moved))
+    broker.heads = SimpleNamespace(sign_due=sign_due)
+    loop = app.Loop(broker)
     moved[:] = [SimpleNamespace(chain="first", sequence=1)]
     loop._sign()
     moved[:] = [SimpleNamespace(chain="first", sequence=9)]
