@@ -86,7 +86,7 @@ class Broker:
         self._parts.callback(self.hsm.close)
         genuine = genuine_by(config.certificates / "audit.pem")
         # ``serve`` begins its chain
-        self.store = SqlStore(config.store, row_key(config, self.hsm), now, genuine, passing=True)
+        self.store = SqlStore(config.store, row_key(config, self.hsm), self.clock.now, genuine, passing=True)
         self._parts.callback(self.store.close)
         self.clock.look(self.store.clock)
         audit_key = own_keys.internal_key(config, Purpose.AUDIT)

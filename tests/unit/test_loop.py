@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from broker import app
+from broker import loop as background
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
 from broker.core.errors import Unavailable, WrongState
@@ -67,8 +68,8 @@ def test_AU_03_many_chores_do_not_keep_heads_from_being_signed(monkeypatch: pyte
         return []
 
     broker = parts(keys=SimpleNamespace(chores=chores), heads=heads)
-    monkeypatch.setattr(app, "ticks", lambda: time)
-    monkeypatch.setattr(app, "BREATHER", 0.0)
+    monkeypatch.setattr(background, "ticks", lambda: time)
+    monkeypatch.setattr(background, "BREATHER", 0.0)
     loop = Loop(broker)
     for _ in range(3):
         loop._round()
@@ -165,10 +166,10 @@ def test_AU_03_a_chain_that_was_begun_anew_is_signed_in_the_next_round(monkeypat
         signed.extend(head.chain for head in moved)
         return list(moved)
 
-    monkeypatch.setattr(app, "ticks", lambda: time)
+    monkeypatch.setattr(background, "ticks", lambda: time)
     broker = parts(heads=lambda: list(moved))
     broker.heads = SimpleNamespace(sign_due=sign_due)
-    loop = app.Loop(broker)
+    loop = Loop(broker)
     moved[:] = [SimpleNamespace(chain="first", sequence=1)]
     loop._sign()
     moved[:] = [SimpleNamespace(chain="first", sequence=9)]
@@ -190,5 +191,5 @@ def test_FT_24_whose_time_is_in_doubt_does_not_ask_to_lead() -> None:
     broker.store.clock = lambda: app.now() + timedelta(hours=1)
     serving: list[bool] = []
     broker.server = SimpleNamespace(set_serving=serving.append)
-    app.Loop(broker)._round()
+    Loop(broker)._round()
     assert (asked, serving) == ([], [False])
