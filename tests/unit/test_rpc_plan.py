@@ -103,6 +103,7 @@ def test_AN_36_the_table_covers_the_enums_of_the_api() -> None:
         "SignatureEncoding",
         "EncryptionAlgorithm",
         "Preset",
+        "Settlement",
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -79,7 +79,7 @@ class Hung:
         self.inside = threading.Semaphore(0)
         self.release = threading.Event()
         self.slots = Slots(4)
-        parts: tuple[Any, ...] = (self.store, SoftwareHsm(), Guard(document()), self._connect, CLOCK, self.slots)
+        parts: tuple[Any, ...] = (self.store, SoftwareHsm(), Guard(document()), self, CLOCK, self.slots)
         self.targets = Targets(*parts)
         self.imports = Imports(*parts)
         self.handover = Handover(self.imports.ledger)
@@ -103,11 +103,14 @@ class Hung:
         with self.store.write(of("alice").outcome()) as write:
             write.add(row)
 
-    def _connect(self, kind: str, _settings: object) -> Any:
+    def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002 (the way to targets)
         if kind == "hung":
             self.inside.release()
             assert self.release.wait(20)
         raise Unavailable("TARGET_UNAVAILABLE", "It does not answer.")
+
+    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002
+        return dict(settings)
 
     def uses(self, who: Any, target: str) -> dict[str, Callable[[], object]]:
         """Every method that waits for a target."""
