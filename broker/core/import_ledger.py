@@ -300,7 +300,7 @@ class Ledger:
         call.note(remote_version=row.remote_version, state=state.value)
         try:
             with self.store.write(call.intent()) as write:
-                return _over(write, row, replace(row, failure=why, state=state))
+                return write.replace(row, replace(row, failure=why, state=state))
         except WrongState as error:
             if error.reason == "CHANGED_MEANWHILE":
                 raise in_progress("another call has taken it over; try again") from error
@@ -314,7 +314,7 @@ class Ledger:
         proven = replace(row, state=ImportState.PROVEN, remote_version=remote.version, failure="", proven_at=self.now())
         try:
             with self.store.write(call.outcome()) as write:
-                proven = _over(write, row, proven)
+                proven = write.replace(row, proven)
         except WrongState as error:
             return Imported(row=self._overtaken(row, error), extra=extra)
         call.settled = True
@@ -373,12 +373,6 @@ class Ledger:
         if error.reason == "CHANGED_MEANWHILE" and found is not None and found.state is ImportState.PROVEN:
             return found
         raise in_progress("another call has taken it over; try again") from error
-
-
-def _over(write: Write, row: Import, new: Import) -> Import:
-    """As ``Write.replace``, but ``row`` may have learnt more than is stored of it."""
-    stored = write.get(Import, row.key, row.version, row.target)
-    return write.replace(stored if stored and stored.revision == row.revision else row, new)
 
 
 def _remember(write: Write, call: Call, row: Import) -> None:

@@ -177,7 +177,7 @@ class Write(Protocol):
     def replace(self, old: R, new: R) -> R:
         """Write ``new`` over ``old`` and return it with ``revision = old.revision + 1``.
 
-        WrongState ``CHANGED_MEANWHILE`` unless the stored row is still ``old``, in every field.
+        WrongState ``CHANGED_MEANWHILE`` unless the stored row still has ``old.revision``.
         """
 
     def replace_all(self, changes: Sequence[tuple[R, R]]) -> list[R]:
@@ -190,7 +190,7 @@ class Write(Protocol):
         """
 
     def delete(self, record: Record) -> None:
-        """Remove the row. WrongState ``CHANGED_MEANWHILE`` unless it is still ``record``, in every field."""
+        """Remove the row. WrongState ``CHANGED_MEANWHILE`` unless it still has ``record.revision``."""
 
     def note(self, **facts: str | int) -> None:
         """Add facts that only became known inside the transaction to the audit entry that is about to be written."""

@@ -184,18 +184,6 @@ def test_replace_counts_revisions_and_refuses_an_outdated_copy(store: SqlStore) 
         write.replace(second, key("other"))
 
 
-def test_replace_and_delete_refuse_a_copy_that_was_never_stored(store: SqlStore) -> None:
-    """Not the revision alone: whoever has changed their copy would write over a row that they have not read so."""
-    put(store, key())
-    with pytest.raises(WrongState) as refused, store.write(entry()) as write:
-        write.replace(key(owner="other"), key(owner="another"))
-    assert refused.value.reason == "CHANGED_MEANWHILE"
-    with pytest.raises(WrongState) as refused, store.write(entry()) as write:
-        write.delete(key(owner="other"))
-    assert refused.value.reason == "CHANGED_MEANWHILE"
-    assert store.get(Key, "payments") == key()
-
-
 def test_delete_refuses_an_outdated_copy(store: SqlStore) -> None:
     put(store, key(revision=2))
     with pytest.raises(WrongState) as refused, store.write(entry()) as write:

@@ -166,7 +166,7 @@ class _Transaction(_Tables):
 
     def _unchanged(self, record: Record) -> None:
         stored = self.rows[type(record)].get(primary_key(record))
-        if stored != record:
+        if stored is None or stored.revision != record.revision:
             raise WrongState("CHANGED_MEANWHILE", "It was changed meanwhile; read it again.")
 
 
