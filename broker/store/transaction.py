@@ -131,6 +131,7 @@ class SqlWrite:
                 ),
                 added,
             )
+        self._new(records)
         self.changed += [
             Changed(kind, key_of(record), record.revision, rank(record), None, row["mac"])
             for record, row in zip(records, rows, strict=True)
@@ -246,6 +247,14 @@ class SqlWrite:
                 ),
                 changed,
             )
+
+    def _new(self, records: Sequence[Record]) -> None:
+        """Their names were free; WrongState ``ROW_FORGED`` if one is so only because somebody has removed its row."""
+        try:
+            for record in records:
+                self._floors.check_absent(type(record), key_of(record))
+        except WrongState as error:
+            raise self._whole(error, len(records)) from None
 
     def _whole(self, refusal: BrokerError, changed: int) -> BrokerError:
         """The refusal; if a part was changed for it, nothing else that the body goes on with may be committed."""

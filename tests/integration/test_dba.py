@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker.core.errors import WrongState
-from broker.core.model import AuditHead, Key, Lease, Operator, Receipt, Record, Secret, SecretRead, TrustRule
+from broker.core.model import AuditHead, Key, Lease, Operator, Receipt, Record, Secret, SecretRead, TrustRule, UsedToken
 from broker.store.config import StoreConfig
 from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS
 from broker.store.sql import SqlStore
@@ -161,6 +161,22 @@ def test_T_02_a_row_that_is_removed_is_told_at_once_and_after_a_restart(place: S
     with opened(place) as store:
         assert [one.how for one in store.findings] == ["removed"]
         assert refused(lambda: store.get(type(record), *key_of(record)))
+        dba.insert(table, good)
+        assert told(store, record) == []
+
+
+@pytest.mark.parametrize("record", NAMED, ids=kind_name)
+def test_T_02_the_name_of_a_row_that_was_removed_is_not_free(place: StoreConfig, record: Record) -> None:
+    """An identity token whose row was removed opens no second session: nobody reads that row before adding it."""
+    dba, table = Dba(place), NAMES[type(record)]
+    with opened(place) as store:
+        put(store, record)
+        good = row_of(dba, record)
+        dba.delete(table, good)
+        if not isinstance(record, UsedToken):
+            assert told(store, record) == ["removed"]
+        assert refused(lambda: put(store, record))
+        assert dba.rows(table) == []
         dba.insert(table, good)
         assert told(store, record) == []
 
