@@ -15,7 +15,8 @@ from broker.core.model import AuditHead, Key, KeyVersion, Record, Secret, Secret
 from broker.core.ports import Now, RowFinding
 from broker.store import migrate
 from broker.store.adoption import adopt
-from broker.store.authentic import Rows, forged
+from broker.store.answers import Answers
+from broker.store.authentic import Rows
 from broker.store.config import StoreConfig
 from broker.store.database import check_revision
 from broker.store.dialects import check_there, open_database
@@ -71,6 +72,7 @@ class SqlStore:
     ) -> None:
         check_there(config)
         self._rows, self._floors = Rows(key), Floors(alone=config.sqlite)
+        self._answers = Answers(self._rows, self._floors)
         self._database = open_database(config)
         self._recent = Recent()
         try:
@@ -139,21 +141,20 @@ class SqlStore:
     ) -> list[R]:
         """See ``Store.page``."""
         if sound_only:
-            return self._sound(kind, limit, lambda most: page(kind, after, most, where))
+            return self._sound(kind, limit, lambda most: page(kind, after, most, where), where or {})
         return self._again_if_forged(
-            lambda: [self._record(kind, row) for row in self._database.read(*page(kind, after, limit, where))]
+            lambda: [
+                self._answers.record(kind, row, where or {})
+                for row in self._database.read(*page(kind, after, limit, where))
+            ]
         )
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
         """See ``Store.due``."""
-        return self._sound(kind, limit, lambda most: due(kind, before, most, state))
+        return self._sound(kind, limit, lambda most: due(kind, before, most, state), {})
 
     def _get(self, kind: type[R], key: tuple[str | int, ...]) -> R | None:
-        rows = self._database.read(BY_KEY[kind], key_cells(kind, key))
-        if not rows:
-            self._floors.check_absent(kind, key)
-            return None
-        return self._record(kind, rows[0])
+        return self._answers.one(kind, key, self._database.read(BY_KEY[kind], key_cells(kind, key)))
 
     def _version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
         rows = self._database.read(VERSION, {"name": storable(key), "number": storable(number)})
@@ -161,29 +162,23 @@ class SqlStore:
             if there := self._get(Key, (key,)):
                 self._floors.check_absent(KeyVersion, (key, number or there.primary))
             return None
-        row = rows[0]
-        return self._record(Key, row[:_KEY_CELLS]), self._record(KeyVersion, row[_KEY_CELLS:])
+        found = self._answers.record(Key, rows[0][:_KEY_CELLS], {"name": key})
+        asked = {"key": key, "number": number or found.primary}
+        return found, self._answers.record(KeyVersion, rows[0][_KEY_CELLS:], asked)
 
     def _secrets(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[Secret | None, SecretVersion | None]]:
-        found: list[tuple[Secret | None, SecretVersion | None]] = [(None, None)] * len(wanted)
+        rows: list[Sequence[Any]] = [()] * len(wanted)
         for place, *row in self._database.read(*secrets_of(wanted)):
-            cells = row[_SECRET_CELLS:]
-            found[place] = (
-                self._record(Secret, tuple(row[:_SECRET_CELLS])),
-                None if cells[0] is None else self._record(SecretVersion, cells),
-            )
-        for (name, number), (secret, version) in zip(wanted, found, strict=True):
-            if secret is None:
-                self._floors.check_absent(Secret, (name,))
-            elif version is None:
-                self._floors.check_absent(SecretVersion, (name, number or secret.latest))
-        return found
+            rows[place] = tuple(row)
+        return [self._secret(name, number, row) for (name, number), row in zip(wanted, rows, strict=True)]
 
-    def _record(self, kind: type[R], row: Sequence[Any]) -> R:
-        record = self._rows.record(kind, row)
-        if not self._floors.passes(record):
-            raise forged(kind, row, "was put back as it once was")
-        return record
+    def _secret(self, name: str, number: int, row: Sequence[Any]) -> tuple[Secret | None, SecretVersion | None]:
+        secret = self._answers.one(Secret, (name,), [row[:_SECRET_CELLS]] if row else [])
+        if secret is None:
+            return None, None
+        cells = row[_SECRET_CELLS:]
+        there = [cells] if cells[0] is not None else []
+        return secret, self._answers.one(SecretVersion, (name, number or secret.latest), there)
 
     def _again_if_forged(self, read: Callable[[], T]) -> T:
         """Read once more before a row is called too old: one that was changed during the first read is no crime."""
@@ -194,19 +189,21 @@ class SqlStore:
                 raise
         return read()
 
-    def _sound(self, kind: type[R], limit: int, query: Callable[[int], Query]) -> list[R]:
+    def _sound(
+        self, kind: type[R], limit: int, query: Callable[[int], Query], asked: Mapping[str, str | int]
+    ) -> list[R]:
         """The first ``limit`` rows of ``query`` (which is told how many to look for) that can be read."""
         unreadable = 0
         while True:
             rows = self._database.read(*query(limit + unreadable))
-            found = [record for row in rows if (record := self._readable(kind, row)) is not None]
+            found = [record for row in rows if (record := self._readable(kind, row, asked)) is not None]
             if len(found) >= limit or len(rows) < limit + unreadable:
                 return found[:limit]
             unreadable = len(rows) - len(found)
 
-    def _readable(self, kind: type[R], row: Sequence[Any]) -> R | None:
+    def _readable(self, kind: type[R], row: Sequence[Any], asked: Mapping[str, str | int]) -> R | None:
         try:
-            return self._record(kind, row)
+            return self._answers.record(kind, row, asked)
         except WrongState:
             return None
 

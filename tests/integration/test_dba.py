@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS
 from broker.store.sql import SqlStore
 from broker.store.tables import key_of
 from tests.contracts.store_places import database, place
-from tests.contracts.store_samples import ROW_KEY, T0, entry, head, key, lease, now, opened, put, rule, samples, session
+from tests.contracts.store_samples import ROW_KEY, T0, config, entry, head, key, lease, now, opened, put, rule, samples, session, version
 from tests.servers.dba import Dba, Row
+from tests.servers.postgres import Postgres
 
 ROWS = list({type(record): record for record in reversed(samples())}.values())
 """One record of each kind."""
@@ -326,3 +328,32 @@ def test_T_02_replacing_what_was_not_read_is_refused(place: StoreConfig) -> None
 def test_kinds_that_the_tests_need() -> None:
     assert {type(one) for one in ROWS} == set(NAMES)
     assert {Secret, TrustRule} <= {type(one) for one in NAMED}
+
+
+LIES = """
+CREATE SCHEMA lies;
+CREATE FUNCTION lies.same(text, text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT $1 OPERATOR(pg_catalog.=) pg_catalog.replace($2, 'bob', 'alice') $$;
+CREATE OPERATOR lies.= (LEFTARG = text, RIGHTARG = text, FUNCTION = lies.same);
+"""
+
+
+def test_T_02_another_genuine_row_than_the_one_asked_for_is_refused(postgres: Postgres, tmp_path: Path) -> None:
+    """An owner of the database can give "=" another meaning, so that the look-up of bob finds alice."""
+    name = postgres.create_database()
+    found = config(postgres.url(name), tmp_path)
+    SqlStore.migrate(found)
+    dba = Dba(found)
+    alice = next(one for one in samples() if isinstance(one, Operator))
+    with opened(found) as store:
+        put(store, alice, replace(alice, name="bob", groups=()), key("alice"), version("alice"))
+    dba.run(LIES)
+    dba.run(f'ALTER DATABASE "{name}" SET search_path = lies, pg_catalog, public')
+    with opened(found) as store:
+        assert refused(lambda: store.get(Operator, "bob"))
+        assert refused(lambda: store.page(Operator, limit=9, where={"name": "bob"}))
+        assert store.page(Operator, limit=9, where={"name": "bob"}, sound_only=True) == []
+        assert refused(lambda: store.version("bob", 0))
+        with pytest.raises(WrongState), store.write(entry()) as write:
+            write.get(Operator, "bob")
+    postgres.drop_database(name)
