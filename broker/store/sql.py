@@ -114,6 +114,10 @@ class SqlStore:
         """Whether what was accepted is not what brokers left."""
         return bool(self.findings or self._ledger.owing or self._ledger.behind)
 
+    def settle(self) -> None:
+        """What was accepted is made good by the next change; until then, another start is refused as this one was."""
+        self._ledger.settling = True
+
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Store.get``."""
         return self._again_if_forged(lambda: self._get(kind, key))
@@ -233,7 +237,7 @@ class SqlStore:
         if write.fault is not None:  # the body went on after a statement had failed
             raise write.fault
         entries = (write.entry, *write.further)
-        if write.changed or self._ledger.owing or self._ledger.behind:
+        if write.changed or self._ledger.settling:
             mark = write.enter(self._ledger, slot)
             entries = tell(entries, write.changed, mark)
         return entries
