@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from broker.core.errors import WrongState
-from broker.core.model import AuditHead, Key, Lease, Operator, Receipt, Record, Secret, SecretRead, TrustRule
+from broker.core.model import AuditHead, Key, Lease, Operator, PolicyDocument, Receipt, Record, Secret, SecretRead, TrustRule
+from broker.setup import policy_in_force
 from broker.store.config import StoreConfig
 from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS
 from broker.store.sql import SqlStore
@@ -358,3 +359,13 @@ def test_T_02_another_genuine_row_than_the_one_asked_for_is_refused(postgres: Po
         with pytest.raises(WrongState), store.write(entry()) as write:
             write.get(Operator, "bob")
     postgres.drop_database(name)
+
+
+def test_T_02_no_older_policy_is_in_force_for_the_newest_was_removed(place: StoreConfig) -> None:
+    dba = Dba(place)
+    with opened(place) as store:
+        put(store, *[PolicyDocument(version=number, text="", author="a", created_at=T0) for number in (1, 2)])
+        assert policy_in_force(store).version == 2
+    dba.run("DELETE FROM policy_documents WHERE version = 2")
+    with opened(place) as store:
+        assert refused(lambda: policy_in_force(store))
