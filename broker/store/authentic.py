@@ -81,8 +81,11 @@ class Rows:
         return hmac.digest(self._mac_key, ascii(parts).encode("ascii"), "sha256")[:MAC_BYTES]
 
     def hidden(self, nonce: bytes, shown: bytes) -> bytes:
-        """Sums as nobody else can read them, and back: from sums in the clear a DBA would learn each row's weight, and
-        choose thousands of older rows that weigh as much as the newest ones (Wagner, CRYPTO 2002)."""
+        """Sums as nobody else can read them, and back.
+
+        From sums in the clear a DBA would learn what each row weighs, and could choose thousands of older rows that
+        weigh together what the newest ones do (Wagner, CRYPTO 2002).
+        """
         stream = hashlib.shake_256(self._sums_key + nonce).digest(len(shown))
         return bytes(map(operator.xor, shown, stream))
 

@@ -46,7 +46,7 @@ class Inspection:
         return newest(self._config.journal, self._config.replica, self._ledger.owner)
 
     def begin(self, *, accept: bool) -> list[RowFinding]:
-        """Look for the first time. ``accept``: what is there is to be taken as it is, once the ledger is ``settling``."""
+        """Look for the first time. ``accept``: what is there is taken as it is, once the ledger is ``settling``."""
         found, findings = self._look()
         own = {slot: count for (owner, slot), count in found.reached.items() if owner == self._ledger.owner}
         self._ledger.learn(own.items())

@@ -1,9 +1,10 @@
 """The sums of all rows: what tells that some were put back, removed, or put in again, although each is genuine.
 
 Each row has a weight that only a holder of the key can compute (``authentic``); a table's sum is that of its rows,
-modulo 2^256 (MSet-Add-Hash of Clarke et al., ASIACRYPT 2003, with a secret key, its sums enciphered). Every transaction adds what it
-changed to a row of the ledger in the same transaction, so that at any moment the ledger's sums are those of the
-tables. A process has several such rows (slots), one for each transaction under way, so that none waits for another.
+modulo 2^256 (MSet-Add-Hash of Clarke et al., ASIACRYPT 2003, with a secret key), and is kept enciphered. Every
+transaction adds what it changed to a row of the ledger in the same transaction, so that at any moment the ledger's
+sums are those of the tables. A process has several such rows (slots), one for each transaction under way, so that none
+waits for another.
 
 A slot counts its changes, and the audit journal names the counts with each change (``mark``). So whoever puts the
 ledger back together with the tables is found by this process at once, and by the next one through the journal.

@@ -28,7 +28,7 @@ from broker.store.marks import tell
 from broker.store.private import lasting_name, private_folder
 from broker.store.recent import Recent
 from broker.store.restored import Genuine, missing, newest_head, newest_heads, nobody, refuse_older
-from broker.store.rows import FIELDS, storable
+from broker.store.rows import FIELDS, key_in, row_of, storable
 from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page, secrets_of
 from broker.store.transaction import SqlWrite
 
@@ -146,12 +146,8 @@ class SqlStore:
         """See ``Store.page``."""
         if sound_only:
             return self._sound(kind, limit, lambda most: page(kind, after, most, where), where or {})
-        return self._again_if_forged(
-            lambda: [
-                self._answers.record(kind, row, where or {})
-                for row in self._database.read(*page(kind, after, limit, where))
-            ]
-        )
+        rows = self._database.read(*page(kind, after, limit, where))
+        return [record for row in rows if (record := self._listed(kind, row, where or {})) is not None]
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
         """See ``Store.due``."""
@@ -167,7 +163,7 @@ class SqlStore:
                 self._floors.check_absent(KeyVersion, (key, number or there.primary))
             return None
         found = self._answers.record(Key, rows[0][:_KEY_CELLS], {"name": key})
-        asked = {"key": key, "number": number or found.primary}
+        asked: Mapping[str, str | int] = {"key": key, "number": number or found.primary}
         return found, self._answers.record(KeyVersion, rows[0][_KEY_CELLS:], asked)
 
     def _secrets(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[Secret | None, SecretVersion | None]]:
@@ -183,6 +179,20 @@ class SqlStore:
         cells = row[_SECRET_CELLS:]
         there = [cells] if cells[0] is not None else []
         return secret, self._answers.one(SecretVersion, (name, number or secret.latest), there)
+
+    def _listed(self, kind: type[R], row: Sequence[Any], where: Mapping[str, str | int]) -> R | None:
+        """The record of a page's row, read once more by itself if it is too old; None if it belongs there no more.
+
+        On a busy broker some row of a long page is changed while that is read, each time.
+        """
+        try:
+            return self._answers.record(kind, row, where)
+        except WrongState as error:
+            if error.reason != "ROW_FORGED" or not self._rows.genuine(kind, row):
+                raise
+        record = self.get(kind, *key_in(kind, row))
+        there = record is not None and row_of(record)
+        return record if there and all(there[name] == value for name, value in where.items()) else None
 
     def _again_if_forged(self, read: Callable[[], T]) -> T:
         """Read once more before a row is called too old: one that was changed during the first read is no crime."""

@@ -14,14 +14,41 @@ from typing import Any
 import pytest
 
 from broker.core.errors import WrongState
-from broker.core.model import AuditHead, Key, Lease, Operator, PolicyDocument, Receipt, Record, Secret, SecretRead, TrustRule
+from broker.core.kinds import KeyState
+from broker.core.model import (
+    AuditHead,
+    Key,
+    Lease,
+    Operator,
+    PolicyDocument,
+    Receipt,
+    Record,
+    Secret,
+    SecretRead,
+    TrustRule,
+)
 from broker.setup import policy_in_force
 from broker.store.config import StoreConfig
 from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS
 from broker.store.sql import SqlStore
-from broker.store.tables import key_of
+from broker.store.tables import key_of, page
 from tests.contracts.store_places import database, place
-from tests.contracts.store_samples import ROW_KEY, T0, config, entry, head, key, lease, now, opened, put, rule, samples, session, version
+from tests.contracts.store_samples import (
+    ROW_KEY,
+    T0,
+    config,
+    entry,
+    head,
+    key,
+    lease,
+    now,
+    opened,
+    put,
+    rule,
+    samples,
+    session,
+    version,
+)
 from tests.servers.dba import Dba, Row
 from tests.servers.postgres import Postgres
 
@@ -369,3 +396,20 @@ def test_T_02_no_older_policy_is_in_force_for_the_newest_was_removed(place: Stor
     dba.run("DELETE FROM policy_documents WHERE version = 2")
     with opened(place) as store:
         assert refused(lambda: policy_in_force(store))
+
+
+def test_a_row_of_a_long_page_that_is_changed_while_it_is_read_is_no_forgery(tmp_path: Path) -> None:
+    found = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
+    SqlStore.migrate(found)
+    with opened(found) as store:
+        keys = [key(name) for name in ("a", "b", "c")]
+        put(store, *keys)
+        rows = store._database.read(*page(Key, (), 9, {"state": keys[0].state.value}))
+        changed = renewed(store, keys[0])
+        with store.write(entry()) as write:
+            write.replace(keys[1], replace(keys[1], state=KeyState.DISABLED))
+            write.delete(keys[2])
+        where = {"state": keys[0].state.value}
+        assert [store._listed(Key, row, where) for row in rows] == [changed, None, None]
+        forged = (*rows[0][:-1], b"another MAC")
+        assert refused(lambda: store._listed(Key, forged, where))

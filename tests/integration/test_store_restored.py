@@ -34,11 +34,11 @@ from tests.contracts.store_samples import (
     put,
     read_journal,
 )
+from tests.servers.dba import Dba
 from tests.servers.fetch_load import REFERENCES, furnish
 from tests.servers.issuer import issuing
 from tests.servers.live import Live
 from tests.servers.live_jobs import Job
-from tests.servers.dba import Dba
 from tests.servers.postgres import Postgres
 
 __all__ = ["database", "place", "store"]  # fixtures

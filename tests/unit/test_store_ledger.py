@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from broker.core.model import Key
-from broker.store.authentic import Rows
-from broker.store.ledger import WEIGHT_BYTES, Ledger, unpack
+from broker.store.authentic import WEIGHT_BYTES, Rows
+from broker.store.ledger import Ledger, unpack
 from broker.store.marks import Changed, history, tell
 from tests.contracts.store_samples import ROW_KEY, entry
 
