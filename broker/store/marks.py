@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from broker.core.model import AuditHead, Lease, Receipt, SecretRead
 from broker.store.authentic import MAC_BYTES, Rows
 from broker.store.chain import SUFFIX
 from broker.store.lines import backwards
+from broker.store.private import open_regular
 from broker.store.rows import NAMES
 
 UNTOLD = frozenset({AuditHead, Lease, Receipt, SecretRead})
@@ -116,13 +118,11 @@ def newest(folder: Path, replica: str, owner: str) -> list[Mark]:
 def behind(folder: Path, reached: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
     """The slots, of whatever process, that the database must have further than it has, and how far they had come."""
     certain, most = dict[tuple[str, int], int](), dict[tuple[str, int], int]()
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        with path.open("rb") as lines:
-            for mark in filter(None, (_mark(_facts(line)) for line in lines if _FACT in line)):
-                for slot, count in enumerate(mark.counts):
-                    place = mark.owner, slot
-                    most[place] = max(count, most.get(place, 0))
-                    certain[place] = max(mark.certain[slot], certain.get(place, 0))
+    for mark in filter(None, (_mark(_facts(line)) for line in _lines(folder) if _FACT in line)):
+        for slot, count in enumerate(mark.counts):
+            place = mark.owner, slot
+            most[place] = max(count, most.get(place, 0))
+            certain[place] = max(mark.certain[slot], certain.get(place, 0))
     return {place: most[place] for place, count in certain.items() if count > reached.get(place, 0)}
 
 
@@ -132,12 +132,10 @@ def history(folder: Path, reached: Mapping[tuple[str, int], int]) -> dict[str, T
     ``reached``: how far each process's slots are in the database.
     """
     rows: dict[str, Told] = {}
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        with path.open("rb") as lines:
-            for line in lines:
-                for name, told in _rows(line, reached):
-                    if (known := rows.get(name)) is None or told.revision >= known.revision or known.mac is None:
-                        rows[name] = told
+    for line in _lines(folder):
+        for name, told in _rows(line, reached):
+            if (known := rows.get(name)) is None or told.revision >= known.revision or known.mac is None:
+                rows[name] = told
     return rows
 
 
@@ -145,6 +143,14 @@ def journal_files(folder: Path, replica: str) -> list[Path]:
     """The files of a replica's chains, the oldest first."""
     pattern = re.compile(rf"{re.escape(replica)}-\d{{8}}T\d{{12}}Z-[0-9a-f]{{16}}\.\d{{6}}{re.escape(SUFFIX)}")
     return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)) if folder.is_dir() else []
+
+
+def _lines(folder: Path) -> Iterator[bytes]:
+    """Of all journals of a folder, in the order of their names; what is no regular file holds up nothing."""
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        if (descriptor := open_regular(path)) is not None:
+            with os.fdopen(descriptor, "rb") as lines:
+                yield from lines
 
 
 def _said(one: Changed) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from broker.core.model import Key
 from broker.store.authentic import WEIGHT_BYTES, Rows
 from broker.store.ledger import Ledger, unpack
-from broker.store.marks import Changed, history, tell
+from broker.store.marks import Changed, behind, history, tell
 from tests.contracts.store_samples import ROW_KEY, entry
 
 
@@ -30,3 +31,9 @@ def test_no_part_of_a_change_that_was_not_committed_counts_as_told(tmp_path: Pat
     journal.write_text("".join(json.dumps({"facts": dict(each.facts)}, separators=(",", ":")) + "\n" for each in told))
     assert history(tmp_path, {}) == {}
     assert len(history(tmp_path, {("o", 0): 1})) == len(many)
+
+
+def test_a_pipe_among_the_journals_holds_up_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "broker-20300101T000000000000Z-0123456789abcdef.000001.jsonl")
+    assert history(tmp_path, {}) == {}
+    assert behind(tmp_path, {}) == {}
