@@ -240,7 +240,7 @@ class SqlStore:
     def _forget(self, write: SqlWrite) -> None:
         """However it ended."""
         self._recent.forget((one.kind, one.key) for one in write.changed)
-        self._floors.left(write.deleted)
+        self._floors.left(write.leaving)
 
     def _completed(self, write: SqlWrite, slot: Slot) -> tuple[AuditEntry, ...]:
         """The entries of a change whose body is over, with what it adds to the ledger."""
