@@ -217,7 +217,7 @@ class SqlStore:
 
     def _readable(self, kind: type[R], row: Sequence[Any], asked: Mapping[str, str | int]) -> R | None:
         try:
-            return self._answers.record(kind, row, asked)
+            return self._listed(kind, row, asked)
         except WrongState:
             return None
 
