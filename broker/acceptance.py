@@ -42,7 +42,9 @@ def run(asked: argparse.Namespace) -> int:
     with closing(Pkcs11Hsm(config.hsm)) as hsm:
         own_keys.check_internal_keys(config, hsm)
         genuine, key = genuine_by(config.certificates / "audit.pem"), row_key(config, hsm)
-        with closing(SqlStore(place(config), key, now, genuine, accept_restored=True, passing=True)) as store:
+        with closing(
+            SqlStore(place(config), key, now, genuine, accept_restored=True, passing=True, role="accept")
+        ) as store:
             said = accept(store, config.store.journal, now)
             _sign(config, store, hsm)
     print(f"broker: {said}")
@@ -72,6 +74,7 @@ def accept(store: SqlStore, journal: Path, now: Now) -> str:
     held, unreadable = holding.hold(), holding.unreadable()
     call = _call(now, "database/restored")
     call.note(count=ended)
+    store.settle()
     with store.write(call.outcome()) as write:  # the last: whatever stops before it, a start is still refused
         write.add(*heads)
     return (

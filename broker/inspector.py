@@ -57,14 +57,20 @@ class Inspector:
             log.error("more rows of the database were changed by somebody else", count=len(new) - TOLD)
         self._standing = now
 
+    def look(self) -> None:
+        """Look once; whatever comes of it, the next look is taken."""
+        try:
+            self.tell(self._store.inspect())
+        except BrokerError as error:
+            log.warning("background work failed", work="inspection", reason=error.reason, sentence=error.message)
+        except BaseException as error:  # noqa: BLE001 (a bug, a journal file that is gone; its text may hold anything)
+            log.error("background work broke", work="inspection", error=type(error).__name__)  # noqa: TRY400
+
     def _run(self) -> None:
         pause = SHORTEST
         while not self._stop.wait(pause):
             begun = time.monotonic()
-            try:
-                self.tell(self._store.inspect())
-            except BrokerError as error:
-                log.warning("background work failed", work="inspection", reason=error.reason, sentence=error.message)
+            self.look()
             pause = min(max(SHARE * (time.monotonic() - begun), SHORTEST), LONGEST)
 
     def _entry(self, one: RowFinding) -> Call:

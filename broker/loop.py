@@ -52,8 +52,9 @@ CERTIFICATE_EVERY = timedelta(hours=6)
 PROCESSOR_EVERY = timedelta(seconds=10)
 WITHDRAWALS_EVERY = timedelta(seconds=2)
 
-ERRANDS_SECONDS = 25.0
-"""How long the end waits for what is being asked of targets; no request to one takes longer."""
+ERRANDS_SECONDS = 2.0
+"""How long the end waits for what is being asked of targets. What takes longer is asked again after the next start; a
+process that waited for it would be killed (``supervisor.DRAIN``) before it has signed its last head."""
 
 
 def ticks() -> timedelta:

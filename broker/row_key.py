@@ -15,11 +15,13 @@ from broker.store.authentic import KEY_BYTES
 
 REF = KeyRef(hsm_id=b"broker/row-key/1", type=KeyType.AES_256, usage=KeyUsage.ENCRYPT, public_key=None, name="")
 FILE = "rows.key"
+NEW = "rows.key.new"
+"""What `init` calls it until it has vouched for the rows that are there."""
 
 
-def row_key(config: Config, device: Device) -> bytes:
-    """The 32 bytes; WrongState ``NOT_INITIALISED`` or ``FILE_DAMAGED``."""
-    file = config.certificates / FILE
+def row_key(config: Config, device: Device, name: str = "") -> bytes:
+    """The 32 bytes; WrongState ``NOT_INITIALISED`` or ``FILE_DAMAGED``. ``name``: of the file, ``FILE`` if it is ""."""
+    file = config.certificates / (name or FILE)
     if not file.exists():
         raise WrongState("NOT_INITIALISED", f"{file} is missing; run `broker init` for this folder first.")
     try:

@@ -100,24 +100,42 @@ def initialise(wishes: Wishes, now: Now) -> Config:
     config = load(file)
     SqlStore.migrate(config.store)
     with closing(Pkcs11Hsm(config.hsm)) as hsm:
-        _row_key(config, hsm)
-        key, genuine = row_key.row_key(config, hsm), genuine_by(config.certificates / "audit.pem")
-        with closing(SqlStore(config.store, key, now, genuine, role="init", passing=True, adopting=True)) as store:
+        new = _new_row_key(config, hsm)
+        key, genuine = row_key.row_key(config, hsm, new), genuine_by(config.certificates / "audit.pem")
+        with closing(SqlStore(config.store, key, now, genuine, role="init", passing=True, adopting=bool(new))) as store:
+            _keep_row_key(config)
             _fill(config, wishes, store, hsm, now)
     return config
 
 
-def _row_key(config: Config, hsm: Device) -> None:
-    file = config.certificates / row_key.FILE
-    if file.exists():
-        return
-    if SqlStore.vouched(config.store):
-        raise WrongState(
-            "ROW_KEY_MISSING",
-            f"{file} is gone, and the database's rows are vouched for by it: put it back from a backup, or name an "
-            "empty database.",
-        )
-    write_private(file, row_key.wrapped(config, hsm))
+def _new_row_key(config: Config, hsm: Device) -> str:
+    """The file of a key that has vouched for nothing yet, made if it must be; "" when there is one that has.
+
+    Rows are vouched for as they are under a new key alone: else whoever emptied the ledger would only have to wait for
+    the next run of `init`.
+    """
+    file, draft = config.certificates / row_key.FILE, config.certificates / row_key.NEW
+    with _taking_turns(config.certificates):
+        if file.exists():
+            return ""
+        if draft.exists():
+            return draft.name
+        if SqlStore.vouched(config.store):
+            raise WrongState(
+                "ROW_KEY_MISSING",
+                f"{file} is gone, and the database's rows are vouched for by it: put it back from a backup, or name an "
+                "empty database.",
+            )
+        write_private(draft, row_key.wrapped(config, hsm))
+        return draft.name
+
+
+def _keep_row_key(config: Config) -> None:
+    """From now on the new key is the key."""
+    draft = config.certificates / row_key.NEW
+    with _taking_turns(config.certificates):
+        if draft.exists():
+            draft.replace(config.certificates / row_key.FILE)
 
 
 def page_key(config: Config) -> bytes:
@@ -184,12 +202,13 @@ def _signed_here(certificate: x509.Certificate, config: Config) -> bool:
 
 
 def policy_in_force(store: Store) -> PolicyDocument:
-    """The newest document; WrongState ``NOT_INITIALISED`` when there is none."""
+    """The newest document; WrongState ``NOT_INITIALISED`` when there is none, ``ROW_FORGED`` for one that is not it."""
     newest: PolicyDocument | None = None
     while batch := store.page(PolicyDocument, after=(newest.version,) if newest else (), limit=1000):
         newest = batch[-1]
     if newest is None:
         raise WrongState("NOT_INITIALISED", "The store holds no policy; run `broker init` for this broker first.")
+    store.get(PolicyDocument, newest.version + 1)  # refused if a newer one was removed by somebody else
     return newest
 
 

@@ -10,6 +10,7 @@ and ``ledger``, which sums up the weights of all rows; a weight is a second HMAC
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -44,7 +45,8 @@ class Rows:
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError("the key of the rows has 32 bytes")
-        self._mac_key, self._weight_key = (hmac.digest(key, use, "sha256") for use in (b"row-mac-v1", b"row-weight-v1"))
+        uses = (b"row-mac-v1", b"row-weight-v1", b"row-sums-v1")
+        self._mac_key, self._weight_key, self._sums_key = (hmac.digest(key, use, "sha256") for use in uses)
         self._remembered: Callable[..., Any] = lru_cache(REMEMBERED, typed=True)(self._checked)  # 1 and True are equal
 
     def __repr__(self) -> str:
@@ -76,6 +78,15 @@ class Rows:
     def seal(self, *parts: str | int | bytes) -> bytes:
         """The MAC of something else than a record; the first part says what."""
         return hmac.digest(self._mac_key, ascii(parts).encode("ascii"), "sha256")[:MAC_BYTES]
+
+    def hidden(self, nonce: bytes, shown: bytes) -> bytes:
+        """Sums as nobody else can read them, and back.
+
+        From sums in the clear a DBA would learn what each row weighs, and could choose thousands of older rows that
+        weigh together what the newest ones do (Wagner, CRYPTO 2002).
+        """
+        stream = hashlib.shake_256(self._sums_key + nonce).digest(len(shown))
+        return (int.from_bytes(shown, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(shown), "big")
 
     def mac_of(self, kind: type[Any], cells: Sequence[Any]) -> bytes:
         """The MAC of a row with these cells."""

@@ -23,7 +23,7 @@ from broker.core.model import (
     UsedToken,
 )
 from broker.store.marks import UNTOLD, Changed, word
-from broker.store.rows import rank, shown_key
+from broker.store.rows import RANK_BITS, rank, shown_key
 from broker.store.tables import key_of
 
 NEVER_DELETED = frozenset({Operator, PolicyDocument, Secret, SecretVersion, UsedToken})
@@ -32,12 +32,12 @@ NEVER_DELETED = frozenset({Operator, PolicyDocument, Secret, SecretVersion, Used
 PASSING = frozenset({Session, UsedToken})
 PASSING_ROWS = 65_536
 
-GONE = 1 << 100
-"""The rank of a row that was deleted: none comes up to it."""
-
 
 class Floors:
-    """The highest rank known of each row, by kind and primary key. Thread-safe.
+    """The level of each row, by kind and primary key. Thread-safe.
+
+    A level is twice the highest rank that is known, and one more once that row was deleted: one of the same name that
+    is made later, here or by another process, is above it.
 
     ``alone``: no other process changes this database, so that whatever is gone was deleted here.
     """
@@ -53,11 +53,11 @@ class Floors:
     def passes(self, record: Record) -> bool:
         """Whether this can be the newest of its row."""
         kind = type(record)
-        return kind in UNTOLD or rank(record) >= self._of(kind).get(hash((kind, key_of(record))), 0)
+        return self.admits(kind, key_of(record), rank(record))
 
     def admits(self, kind: type[Any], key: tuple[str | int, ...], found: int) -> bool:
         """As ``passes``, for a row that was not taken apart; ``found`` is its rank."""
-        return kind in UNTOLD or found >= self._of(kind).get(hash((kind, key)), 0)
+        return kind in UNTOLD or 2 * found >= self._of(kind).get(hash((kind, key)), 0)
 
     def check_absent(self, kind: type[Any], key: tuple[str | int, ...]) -> None:
         """WrongState ``ROW_FORGED`` if a row that is not there was removed by somebody else."""
@@ -72,21 +72,22 @@ class Floors:
 
     def has(self, kind: type[Any], key: tuple[str | int, ...]) -> bool:
         """Whether such a row is there, as far as this process knows."""
-        return 0 < self._of(kind).get(hash((kind, key)), 0) < GONE
+        level = self._of(kind).get(hash((kind, key)), 0)
+        return level > 0 and not level & 1
 
     def deleted(self, kind: type[Any], key: tuple[str | int, ...]) -> bool:
         """Whether this process knows that such a row was deleted."""
-        return self._of(kind).get(hash((kind, key)), 0) == GONE
+        return bool(self._of(kind).get(hash((kind, key)), 0) & 1)
 
     def removed(self, name: str) -> None:
         """The journal names a row (``marks.word``) that is not there."""
         self._removed |= {name}
 
     def raise_to(self, known: Iterable[tuple[type[Any], tuple[str | int, ...], int]]) -> None:
-        """Rows have these ranks, or higher ones; ``GONE`` for one that was deleted."""
+        """Rows have these ranks, or higher ones."""
         with self._lock:
             for kind, key, found in known:
-                self._note(kind, hash((kind, key)), found)
+                self._note(kind, hash((kind, key)), 2 * found)
 
     def leave(self, kind: type[Any], key: tuple[str | int, ...]) -> None:
         """A row is about to be deleted here: from now until ``left`` it may be there or not."""
@@ -102,19 +103,30 @@ class Floors:
                     del self._leaving[place]
 
     def changed(self, changes: Iterable[Changed]) -> None:
-        """This process has committed these changes, in this order."""
+        """This process has committed these changes, in this order; what it committed after them may be known already.
+
+        Threads tell of their commits as they come to it: who was later to delete a row may be the first to say so.
+        """
         with self._lock:
             for one in changes:
                 place = hash((one.kind, one.key))
-                if one.before is None:  # if there was such a row once, that one is over
-                    self._of(one.kind).pop(place, None)
-                self._note(one.kind, place, GONE if one.after is None else one.rank)
+                if one.before is None:
+                    self._forget_former(one, place)
+                if one.after and self._removed:
+                    self._removed -= {word(one.kind, one.key)}
+                self._note(one.kind, place, 2 * one.rank + (one.after is None))
 
-    def _note(self, kind: type[Any], place: int, found: int) -> None:
+    def _forget_former(self, one: Changed, place: int) -> None:
+        """If there was another row of this name once, that one is over, even if by its clock it was the younger."""
+        born, former = one.rank >> RANK_BITS, self._of(one.kind).get(place, 0) >> (RANK_BITS + 1)
+        if not born or born != former:
+            self._of(one.kind).pop(place, None)
+
+    def _note(self, kind: type[Any], place: int, level: int) -> None:
         if kind in UNTOLD:
             return
         floors = self._of(kind)
-        floors[place] = max(found, floors.get(place, 0))
+        floors[place] = max(level, floors.get(place, 0))
         if floors is self._passing:
             self._passing.move_to_end(place)
             if len(self._passing) > PASSING_ROWS:

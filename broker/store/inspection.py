@@ -21,7 +21,7 @@ from broker.store.config import StoreConfig
 from broker.store.database import Database, Stream
 from broker.store.floors import Floors
 from broker.store.ledger import MODULUS, SLOTS, SUMMED, Ledger, Sums, genuine, restored, unpack
-from broker.store.marks import UNTOLD, Mark, Told, history, newest, word
+from broker.store.marks import UNTOLD, Mark, Told, behind, history, newest, word
 from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS, rank_of
 from broker.store.tables import TABLES
 
@@ -46,17 +46,15 @@ class Inspection:
         return newest(self._config.journal, self._config.replica, self._ledger.owner)
 
     def begin(self, *, accept: bool) -> list[RowFinding]:
-        """Look for the first time. ``accept``: what is there is taken as it is by the next change that is made."""
+        """Look for the first time. ``accept``: what is there is taken as it is, once the ledger is ``settling``."""
         found, findings = self._look()
         own = {slot: count for (owner, slot), count in found.reached.items() if owner == self._ledger.owner}
         self._ledger.learn(own.items())
-        marks = self.marks()
-        behind = any(not self._ledger.has(own, mark.certain) for mark in marks)
         if accept:
             self._ledger.owing = found.lack()
-            self._ledger.behind = ahead(marks, own) if behind else {}
+            self._ledger.behind = behind(self._config.journal, found.reached)
             return findings
-        if behind:
+        if any(not self._ledger.has(own, mark.certain) for mark in self.marks()):
             raise restored()
         if unnamed := sorted({one.table for one in findings if not one.name}):
             raise WrongState(
@@ -106,15 +104,6 @@ class Tally:
         return {kind: lack for kind, lack in differences if lack}
 
 
-def ahead(marks: Sequence[Mark], own: Mapping[int, int]) -> dict[int, int]:
-    """How far each slot was by the marks, where that is further than it is."""
-    most: dict[int, int] = {}
-    for mark in marks:
-        for slot, count in enumerate(mark.counts):
-            most[slot] = max(count, most.get(slot, 0))
-    return {slot: count for slot, count in most.items() if count > own.get(slot, 0)}
-
-
 def told(findings: Sequence[RowFinding]) -> str:
     """One sentence for people."""
     some = ", ".join(f"{one.table}{one.name and '/'}{one.name} ({one.how})" for one in findings[:5])
@@ -131,7 +120,7 @@ def tally(stream: Stream, rows: Rows) -> Tally:
     for row in stream(SLOTS):
         if genuine(rows, row):
             found.reached[row[0], row[1]] = row[2]
-            for kind, weight in unpack(row[3]).items():
+            for kind, weight in unpack(row[3], rows).items():
                 found.ledger[kind] = (found.ledger.get(kind, 0) + weight) % MODULUS
     for kind in NAMES:
         for key, row in _all(stream, kind):

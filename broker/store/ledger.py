@@ -1,9 +1,10 @@
 """The sums of all rows: what tells that some were put back, removed, or put in again, although each is genuine.
 
 Each row has a weight that only a holder of the key can compute (``authentic``); a table's sum is that of its rows,
-modulo 2^256 (MSet-Add-Hash of Clarke et al., ASIACRYPT 2003, with a secret key). Every transaction adds what it
-changed to a row of the ledger in the same transaction, so that at any moment the ledger's sums are those of the
-tables. A process has several such rows (slots), one for each transaction under way, so that none waits for another.
+modulo 2^256 (MSet-Add-Hash of Clarke et al., ASIACRYPT 2003, with a secret key), and is kept enciphered. Every
+transaction adds what it changed to a row of the ledger in the same transaction, so that at any moment the ledger's
+sums are those of the tables. A process has several such rows (slots), one for each transaction under way, so that none
+waits for another.
 
 A slot counts its changes, and the audit journal names the counts with each change (``mark``). So whoever puts the
 ledger back together with the tables is found by this process at once, and by the next one through the journal.
@@ -11,6 +12,7 @@ ledger back together with the tables is found by this process at once, and by th
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ SUMMED = tuple(kind for kind in NAMES if kind is not AuditHead)
 """Kinds that have a sum, in the order of the sums in a slot: a new kind comes last. Heads have the HSM's signature."""
 
 MODULUS = 1 << (8 * WEIGHT_BYTES)
+NONCE_BYTES = 16
 
 _OWNER, _SLOT = LEDGER.c.owner == bindparam("of", type_=Text), LEDGER.c.slot == bindparam("at", type_=BigInteger)
 SLOTS = select(LEDGER)
@@ -51,6 +54,9 @@ MOVE = (
 )
 
 Sums = dict[type[Any], int]
+
+Place = tuple[str, int]
+"""A slot of any process: its owner and its number."""
 
 
 def fill() -> Insert:
@@ -87,8 +93,9 @@ class Ledger:
         self._lock = Lock()
         self._idle: list[Slot] = []
         self._counts: dict[int, int] = {}
-        self.owing: Sums = {}  # what the sums lack, once somebody has accepted the tables as they are,
-        self.behind: dict[int, int] = {}  # and how far the journal says that the slots had come
+        self.owing: Sums = {}  # what the sums lack, where somebody accepts the tables as they are,
+        self.behind: dict[Place, int] = {}  # and how far the journals say that slots had come, of whatever process;
+        self.settling = False  # whether the next change makes both good
 
     def learn(self, found: Iterable[tuple[int, int]]) -> None:
         """The slots that the database has of this process: (number, count)."""
@@ -118,11 +125,13 @@ class Ledger:
 
     def enter(self, slot: Slot, change: Mapping[type[Any], int], statements: Statements) -> str:
         """Add what a transaction changes, as its last statement; the mark that its audit entry is to have."""
-        for number in sorted(self.behind):
-            self._catch_up(number, self.behind.pop(number), slot, statements)
+        owing: Sums = {}
+        if self.settling:
+            for place, count in sorted(self.behind.items()):
+                self._catch_up(place, count, statements)
+            owing, self.owing, self.behind = self.owing, {}, {}
         if slot.sums is None:
             self._reread(slot, statements)
-        owing, self.owing = self.owing, {}
         whole = {kind: change.get(kind, 0) + owing.get(kind, 0) for kind in change.keys() | owing.keys()}
         if not self._moved(slot, whole, statements):
             self._reread(slot, statements)
@@ -139,11 +148,11 @@ class Ledger:
         with self._lock:
             return {number: count for number, count in self._counts.items() if count}
 
-    def row(self, slot: int, count: int, sums: Sums) -> dict[str, Any]:
-        """The cells of a slot."""
-        packed = pack(sums)
-        mac = self._rows.seal("ledger", self.owner, slot, count, packed)
-        return {"owner": self.owner, "slot": slot, "changes": count, "sums": packed, "mac": mac}
+    def row(self, slot: int, count: int, sums: Sums, owner: str = "") -> dict[str, Any]:
+        """The cells of a slot, of this process if no other ``owner`` is named."""
+        owner, packed = owner or self.owner, pack(sums, self._rows)
+        mac = self._rows.seal("ledger", owner, slot, count, packed)
+        return {"owner": owner, "slot": slot, "changes": count, "sums": packed, "mac": mac}
 
     def _moved(self, slot: Slot, change: Mapping[type[Any], int], statements: Statements) -> bool:
         sums = dict(slot.sums or {})
@@ -160,26 +169,29 @@ class Ledger:
         slot.reached = slot.count + 1, sums
         return True
 
-    def _catch_up(self, number: int, count: int, own: Slot, statements: Statements) -> None:
-        """Bring a slot to where the journal says that it was, so that no mark of before is ahead of it for ever."""
-        found = own if own.number == number else Slot(number, 0, None)
-        self._reread(found, statements)
-        row = self.row(number, count, found.sums or {})
-        if found.count == 0:
+    def _catch_up(self, place: Place, count: int, statements: Statements) -> None:
+        """Bring a slot to where a journal says that it was, so that no mark of before is ahead of it for ever."""
+        owner, number = place
+        rows = statements.read(ONE, {"of": owner, "at": number})
+        reached, sums = self._read(rows)
+        row = self.row(number, max(count, reached), sums, owner)
+        if not rows:
             statements.change(BEGIN, [row])
-        else:
-            new = {f"n_{name}": row[name] for name in ("changes", "sums", "mac")}
-            statements.change(MOVE, [{"of": self.owner, "at": number, "was": found.count, **new}])
-        found.count = count
-        with self._lock:
-            self._counts[number] = count
+            return
+        new = {f"n_{name}": row[name] for name in ("changes", "sums", "mac")}
+        statements.change(MOVE, [{"of": owner, "at": number, "was": rows[0][2], **new}])
 
     def _reread(self, slot: Slot, statements: Statements) -> None:
         rows = statements.read(ONE, {"of": self.owner, "at": slot.number})
-        count, sums = (rows[0][2], unpack(rows[0][3])) if rows and genuine(self._rows, rows[0]) else (0, {})
+        count, sums = self._read(rows)
         if count < slot.count:
             raise restored()
         slot.count, slot.sums = count, sums
+
+    def _read(self, rows: Sequence[Sequence[Any]]) -> tuple[int, Sums]:
+        if not rows or not genuine(self._rows, rows[0]):
+            return 0, {}
+        return rows[0][2], unpack(rows[0][3], self._rows)
 
     def _mark(self, slot: Slot) -> str:
         with self._lock:
@@ -194,13 +206,15 @@ def genuine(rows: Rows, row: Sequence[Any]) -> bool:
     return bool(mac == rows.seal("ledger", owner, slot, count, sums))
 
 
-def pack(sums: Sums) -> bytes:
-    """The sums as a cell."""
-    return b"".join(sums.get(kind, 0).to_bytes(WEIGHT_BYTES, "big") for kind in SUMMED)
+def pack(sums: Sums, rows: Rows) -> bytes:
+    """The sums as a cell, enciphered."""
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    return nonce + rows.hidden(nonce, b"".join(sums.get(kind, 0).to_bytes(WEIGHT_BYTES, "big") for kind in SUMMED))
 
 
-def unpack(packed: bytes) -> Sums:
+def unpack(cell: bytes, rows: Rows) -> Sums:
     """What ``pack`` made, or an older program with fewer kinds."""
+    packed = rows.hidden(cell[:NONCE_BYTES], cell[NONCE_BYTES:])
     parts = (packed[at : at + WEIGHT_BYTES] for at in range(0, len(packed), WEIGHT_BYTES))
     return {kind: int.from_bytes(part, "big") for kind, part in zip(SUMMED, parts, strict=False)}
 

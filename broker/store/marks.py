@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from broker.core.model import AuditHead, Lease, Receipt, SecretRead
 from broker.store.authentic import MAC_BYTES, Rows
 from broker.store.chain import SUFFIX
 from broker.store.lines import backwards
+from broker.store.private import open_regular
 from broker.store.rows import NAMES
 
 UNTOLD = frozenset({AuditHead, Lease, Receipt, SecretRead})
@@ -32,7 +34,7 @@ NEWEST = 64
 """Marks that are looked at: those of calls that ran at the same time may stand in another order than they count."""
 
 FILES = 8
-"""Files of a replica that are looked through for a mark."""
+"""Files of a replica with marks that are looked at: a start that changed nothing has left a file without."""
 
 _PLAIN = re.compile(r"[!-~]{1,80}", re.ASCII)
 _WORD = re.compile(r"([a-z_]+)/([!-~]+)@(\d{1,18})(?::([0-9a-f]{32})|(-))", re.ASCII)
@@ -96,7 +98,7 @@ def tell(entries: Sequence[AuditEntry], changes: Iterable[Changed], mark: str) -
     chunks = list(_chunks(_said(one) for one in changes if one.kind not in UNTOLD))
     spare = [replace(entries[0], facts={}) for _ in range(len(chunks) - len(entries))]
     told = [
-        replace(entry, facts={**entry.facts, "rows": chunk})
+        replace(entry, facts={**entry.facts, "rows": chunk, "ledger": mark})
         for entry, chunk in zip([*entries, *spare], chunks, strict=False)
     ]
     told += entries[len(told) :]
@@ -105,12 +107,23 @@ def tell(entries: Sequence[AuditEntry], changes: Iterable[Changed], mark: str) -
 
 
 def newest(folder: Path, replica: str, owner: str) -> list[Mark]:
-    """The last marks of this process and those before it, of each of the replica's last files.
+    """The last marks of this process and those before it, of each of the replica's last files that have any.
 
-    Of all of them: whoever can write to the folder may have put in a newer file that says less.
+    Of several: whoever can write to the folder may have put in a newer file that says less.
     """
-    files = islice(reversed(journal_files(folder, replica)), FILES)
-    return [mark for path in files for mark in islice(_marks(path, owner), NEWEST)]
+    files = (list(islice(_marks(path, owner), NEWEST)) for path in reversed(journal_files(folder, replica)))
+    return [mark for found in islice(filter(None, files), FILES) for mark in found]
+
+
+def behind(folder: Path, reached: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+    """The slots, of whatever process, that the database must have further than it has, and how far they had come."""
+    certain, most = dict[tuple[str, int], int](), dict[tuple[str, int], int]()
+    for mark in filter(None, (_mark(_facts(line)) for line in _lines(folder) if _FACT in line)):
+        for slot, count in enumerate(mark.counts):
+            place = mark.owner, slot
+            most[place] = max(count, most.get(place, 0))
+            certain[place] = max(mark.certain[slot], certain.get(place, 0))
+    return {place: most[place] for place, count in certain.items() if count > reached.get(place, 0)}
 
 
 def history(folder: Path, reached: Mapping[tuple[str, int], int]) -> dict[str, Told]:
@@ -119,12 +132,10 @@ def history(folder: Path, reached: Mapping[tuple[str, int], int]) -> dict[str, T
     ``reached``: how far each process's slots are in the database.
     """
     rows: dict[str, Told] = {}
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        with path.open("rb") as lines:
-            for line in lines:
-                for name, told in _rows(line, reached):
-                    if (known := rows.get(name)) is None or told.revision >= known.revision or known.mac is None:
-                        rows[name] = told
+    for line in _lines(folder):
+        for name, told in _rows(line, reached):
+            if (known := rows.get(name)) is None or told.revision >= known.revision or known.mac is None:
+                rows[name] = told
     return rows
 
 
@@ -132,6 +143,14 @@ def journal_files(folder: Path, replica: str) -> list[Path]:
     """The files of a replica's chains, the oldest first."""
     pattern = re.compile(rf"{re.escape(replica)}-\d{{8}}T\d{{12}}Z-[0-9a-f]{{16}}\.\d{{6}}{re.escape(SUFFIX)}")
     return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)) if folder.is_dir() else []
+
+
+def _lines(folder: Path) -> Iterator[bytes]:
+    """Of all journals of a folder, in the order of their names; what is no regular file holds up nothing."""
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        if (descriptor := open_regular(path)) is not None:
+            with os.fdopen(descriptor, "rb") as lines:
+                yield from lines
 
 
 def _said(one: Changed) -> str:

@@ -279,10 +279,15 @@ def _fields(kind: type[Any]) -> tuple[Field, ...]:
     return tuple(_field(field.name, hints[field.name]) for field in fields(kind))
 
 
+def key_in(kind: type[Any], row: Sequence[Any]) -> tuple[Any, ...]:
+    """The primary key in a row."""
+    names = [field.name for field in FIELDS[kind]]
+    return tuple(row[names.index(name)] for name in PRIMARY_KEYS[kind])
+
+
 def shown(kind: type[Any], row: Sequence[Cell]) -> str:
     """The primary key in a row, as a message may have it."""
-    names = [field.name for field in FIELDS[kind]]
-    return shown_key([row[names.index(name)] for name in PRIMARY_KEYS[kind]])
+    return shown_key(key_in(kind, row))
 
 
 def shown_key(key: Sequence[Any]) -> str:

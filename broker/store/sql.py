@@ -15,7 +15,8 @@ from broker.core.model import AuditHead, Key, KeyVersion, Record, Secret, Secret
 from broker.core.ports import Now, RowFinding
 from broker.store import migrate
 from broker.store.adoption import adopt
-from broker.store.authentic import Rows, forged
+from broker.store.answers import Answers
+from broker.store.authentic import Rows
 from broker.store.config import StoreConfig
 from broker.store.database import check_revision
 from broker.store.dialects import check_there, open_database
@@ -27,7 +28,7 @@ from broker.store.marks import tell
 from broker.store.private import lasting_name, private_folder
 from broker.store.recent import Recent
 from broker.store.restored import Genuine, missing, newest_head, newest_heads, nobody, refuse_older
-from broker.store.rows import FIELDS, storable
+from broker.store.rows import FIELDS, key_in, row_of, storable
 from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page, secrets_of
 from broker.store.transaction import SqlWrite
 
@@ -71,6 +72,7 @@ class SqlStore:
     ) -> None:
         check_there(config)
         self._rows, self._floors = Rows(key), Floors(alone=config.sqlite)
+        self._answers = Answers(self._rows, self._floors)
         self._database = open_database(config)
         self._recent = Recent()
         try:
@@ -112,6 +114,10 @@ class SqlStore:
         """Whether what was accepted is not what brokers left."""
         return bool(self.findings or self._ledger.owing or self._ledger.behind)
 
+    def settle(self) -> None:
+        """What was accepted is made good by the next change; until then, another start is refused as this one was."""
+        self._ledger.settling = True
+
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Store.get``."""
         return self._again_if_forged(lambda: self._get(kind, key))
@@ -139,21 +145,16 @@ class SqlStore:
     ) -> list[R]:
         """See ``Store.page``."""
         if sound_only:
-            return self._sound(kind, limit, lambda most: page(kind, after, most, where))
-        return self._again_if_forged(
-            lambda: [self._record(kind, row) for row in self._database.read(*page(kind, after, limit, where))]
-        )
+            return self._sound(kind, limit, lambda most: page(kind, after, most, where), where or {})
+        rows = self._database.read(*page(kind, after, limit, where))
+        return [record for row in rows if (record := self._listed(kind, row, where or {})) is not None]
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
         """See ``Store.due``."""
-        return self._sound(kind, limit, lambda most: due(kind, before, most, state))
+        return self._sound(kind, limit, lambda most: due(kind, before, most, state), {})
 
     def _get(self, kind: type[R], key: tuple[str | int, ...]) -> R | None:
-        rows = self._database.read(BY_KEY[kind], key_cells(kind, key))
-        if not rows:
-            self._floors.check_absent(kind, key)
-            return None
-        return self._record(kind, rows[0])
+        return self._answers.one(kind, key, self._database.read(BY_KEY[kind], key_cells(kind, key)))
 
     def _version(self, key: str, number: int) -> tuple[Key, KeyVersion] | None:
         rows = self._database.read(VERSION, {"name": storable(key), "number": storable(number)})
@@ -161,29 +162,37 @@ class SqlStore:
             if there := self._get(Key, (key,)):
                 self._floors.check_absent(KeyVersion, (key, number or there.primary))
             return None
-        row = rows[0]
-        return self._record(Key, row[:_KEY_CELLS]), self._record(KeyVersion, row[_KEY_CELLS:])
+        found = self._answers.record(Key, rows[0][:_KEY_CELLS], {"name": key})
+        asked: Mapping[str, str | int] = {"key": key, "number": number or found.primary}
+        return found, self._answers.record(KeyVersion, rows[0][_KEY_CELLS:], asked)
 
     def _secrets(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[Secret | None, SecretVersion | None]]:
-        found: list[tuple[Secret | None, SecretVersion | None]] = [(None, None)] * len(wanted)
+        rows: list[Sequence[Any]] = [()] * len(wanted)
         for place, *row in self._database.read(*secrets_of(wanted)):
-            cells = row[_SECRET_CELLS:]
-            found[place] = (
-                self._record(Secret, tuple(row[:_SECRET_CELLS])),
-                None if cells[0] is None else self._record(SecretVersion, cells),
-            )
-        for (name, number), (secret, version) in zip(wanted, found, strict=True):
-            if secret is None:
-                self._floors.check_absent(Secret, (name,))
-            elif version is None:
-                self._floors.check_absent(SecretVersion, (name, number or secret.latest))
-        return found
+            rows[place] = tuple(row)
+        return [self._secret(name, number, row) for (name, number), row in zip(wanted, rows, strict=True)]
 
-    def _record(self, kind: type[R], row: Sequence[Any]) -> R:
-        record = self._rows.record(kind, row)
-        if not self._floors.passes(record):
-            raise forged(kind, row, "was put back as it once was")
-        return record
+    def _secret(self, name: str, number: int, row: Sequence[Any]) -> tuple[Secret | None, SecretVersion | None]:
+        secret = self._answers.one(Secret, (name,), [row[:_SECRET_CELLS]] if row else [])
+        if secret is None:
+            return None, None
+        cells = row[_SECRET_CELLS:]
+        there = [cells] if cells[0] is not None else []
+        return secret, self._answers.one(SecretVersion, (name, number or secret.latest), there)
+
+    def _listed(self, kind: type[R], row: Sequence[Any], where: Mapping[str, str | int]) -> R | None:
+        """The record of a page's row, read once more by itself if it is too old; None if it belongs there no more.
+
+        On a busy broker some row of a long page is changed while that is read, each time.
+        """
+        try:
+            return self._answers.record(kind, row, where)
+        except WrongState as error:
+            if error.reason != "ROW_FORGED" or not self._rows.genuine(kind, row):
+                raise
+        record = self.get(kind, *key_in(kind, row))
+        there = record is not None and row_of(record)
+        return record if there and all(there[name] == value for name, value in where.items()) else None
 
     def _again_if_forged(self, read: Callable[[], T]) -> T:
         """Read once more before a row is called too old: one that was changed during the first read is no crime."""
@@ -194,19 +203,21 @@ class SqlStore:
                 raise
         return read()
 
-    def _sound(self, kind: type[R], limit: int, query: Callable[[int], Query]) -> list[R]:
+    def _sound(
+        self, kind: type[R], limit: int, query: Callable[[int], Query], asked: Mapping[str, str | int]
+    ) -> list[R]:
         """The first ``limit`` rows of ``query`` (which is told how many to look for) that can be read."""
         unreadable = 0
         while True:
             rows = self._database.read(*query(limit + unreadable))
-            found = [record for row in rows if (record := self._readable(kind, row)) is not None]
+            found = [record for row in rows if (record := self._readable(kind, row, asked)) is not None]
             if len(found) >= limit or len(rows) < limit + unreadable:
                 return found[:limit]
             unreadable = len(rows) - len(found)
 
-    def _readable(self, kind: type[R], row: Sequence[Any]) -> R | None:
+    def _readable(self, kind: type[R], row: Sequence[Any], asked: Mapping[str, str | int]) -> R | None:
         try:
-            return self._record(kind, row)
+            return self._listed(kind, row, asked)
         except WrongState:
             return None
 
@@ -236,7 +247,7 @@ class SqlStore:
         if write.fault is not None:  # the body went on after a statement had failed
             raise write.fault
         entries = (write.entry, *write.further)
-        if write.changed or self._ledger.owing or self._ledger.behind:
+        if write.changed or self._ledger.settling:
             mark = write.enter(self._ledger, slot)
             entries = tell(entries, write.changed, mark)
         return entries

@@ -16,7 +16,8 @@ from broker.core.audit import AuditEntry
 from broker.core.errors import AlreadyExists, BrokerError, WrongState
 from broker.core.kinds import LeaseState
 from broker.core.model import Lease, Record, Session
-from broker.store.authentic import Rows, forged
+from broker.store.answers import Answers
+from broker.store.authentic import Rows
 from broker.store.database import Database
 from broker.store.floors import Floors
 from broker.store.ledger import Ledger, Slot
@@ -72,6 +73,7 @@ class SqlWrite:
         self._database = database
         self._rows = rows
         self._floors = floors
+        self._answers = Answers(rows, floors)
         self._shared = database.name == "postgresql"
 
     def check_leader(self, fence: int) -> None:
@@ -89,10 +91,7 @@ class SqlWrite:
             if not rows and self._shared:
                 self._lock_name(kind, key)
                 rows = self.read(query, found)
-        if not rows:
-            self._floors.check_absent(kind, key)
-            return None
-        return self._record(kind, rows[0])
+        return self._answers.one(kind, key, rows)
 
     def page(
         self,
@@ -109,7 +108,7 @@ class SqlWrite:
             if lock and self._shared:
                 self._connection.execute(text(f"LOCK TABLE {NAMES[kind]} IN SHARE ROW EXCLUSIVE MODE"))
             rows = self.read(query, values)
-        return [self._record(kind, row) for row in rows]
+        return [self._answers.record(kind, row, where or {}) for row in rows]
 
     def add(self, *records: R) -> None:
         """See ``Write.add``."""
@@ -231,12 +230,6 @@ class SqlWrite:
         """Add what was changed to the sums; nothing is changed any more."""
         with self._statements():
             return ledger.enter(slot, weights(self._rows, self.changed), self)
-
-    def _record(self, kind: type[R], row: Sequence[Any]) -> R:
-        record = self._rows.record(kind, row)
-        if not self._floors.passes(record):
-            raise forged(kind, row, "was put back as it once was")
-        return record
 
     def _expect(self, changed: int, record: Record, wanted: int = 1) -> None:
         if changed != wanted:

@@ -19,7 +19,20 @@ from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS
 from broker.store.sql import SqlStore
 from broker.store.tables import key_of
 from tests.contracts.store_places import database, place
-from tests.contracts.store_samples import ROW_KEY, T0, entry, head, key, lease, now, opened, put, rule, samples, session
+from tests.contracts.store_samples import (
+    ROW_KEY,
+    T0,
+    entry,
+    head,
+    key,
+    lease,
+    now,
+    opened,
+    put,
+    rule,
+    samples,
+    session,
+)
 from tests.servers.dba import Dba, Row
 
 ROWS = list({type(record): record for record in reversed(samples())}.values())
@@ -296,6 +309,7 @@ def test_T_02_who_accepts_a_changed_database_has_a_sound_one_again(place: StoreC
     dba.put("keys", before[0])
     store = SqlStore(place, ROW_KEY, now, accept_restored=True, passing=True)
     assert store.doubted
+    store.settle()
     with store.write(entry()):
         pass
     store.close()

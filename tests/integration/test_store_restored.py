@@ -34,6 +34,7 @@ from tests.contracts.store_samples import (
     put,
     read_journal,
 )
+from tests.servers.dba import Dba
 from tests.servers.fetch_load import REFERENCES, furnish
 from tests.servers.issuer import issuing
 from tests.servers.live import Live
@@ -93,6 +94,7 @@ def test_ST_04_an_older_database_is_refused_until_it_is_accepted(restored: tuple
         assert store.forgotten() == [newest]
         assert store.get(Key, "since") is None
         refused(store.check)
+        store.settle()
         with store.write(entry()) as write:
             write.add(*store.forgotten())
         assert store.forgotten() == []
@@ -101,6 +103,55 @@ def test_ST_04_an_older_database_is_refused_until_it_is_accepted(restored: tuple
         store.close()
     with opened(place) as again:
         again.check()
+
+
+def test_ST_04_what_is_accepted_is_accepted_for_every_worker_and_not_before_all_is_done(place: StoreConfig) -> None:
+    dba, beside = Dba(place), place.model_copy(update={"replica": "other"})
+    with opened(place) as store:
+        put(store, key())
+    before = {table: dba.rows(table) for table in ("keys", "ledger")}
+    with opened(beside) as store:
+        put(store, key("one"))
+    with opened(beside) as store:
+        put(store, key("two"))
+    for table, rows in before.items():
+        dba.run(f"DELETE FROM {table}")  # noqa: S608 (the tests' own)
+        for row in rows:
+            dba.insert(table, row)
+    refused(lambda: SqlStore(beside, ROW_KEY, now, SIGNER.genuine))
+    for settles in (False, True):
+        store = SqlStore(place, ROW_KEY, now, SIGNER.genuine, accept_restored=True, passing=True, role="accept")
+        assert store.doubted
+        put(store, key(f"done-{settles}"))
+        if settles:
+            store.settle()
+            put(store, key("last"))
+        store.close()
+        if not settles:
+            refused(lambda: SqlStore(beside, ROW_KEY, now, SIGNER.genuine))
+    for each in (beside, place):
+        with opened(each) as store:
+            assert store.findings == []
+            put(store, key(f"after-{each.replica}"))
+            store.check()
+
+
+def test_ST_04_starts_that_change_nothing_do_not_hide_how_far_the_database_was(place: StoreConfig) -> None:
+    dba = Dba(place)
+    with opened(place) as store:
+        put(store, key())
+    before = {table: dba.rows(table) for table in ("keys", "ledger")}
+    with opened(place) as store:
+        put(store, key("since"))
+        put(store, key("then"))
+    for _ in range(12):
+        with opened(place):
+            pass
+    for table, rows in before.items():
+        dba.run(f"DELETE FROM {table}")  # noqa: S608 (the tests' own)
+        for row in rows:
+            dba.insert(table, row)
+    refused(lambda: SqlStore(place, ROW_KEY, now, SIGNER.genuine))
 
 
 def test_ST_04_a_database_that_goes_back_while_open_is_not_covered_up(store: SqlStore, place: StoreConfig) -> None:

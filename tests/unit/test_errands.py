@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from broker.core.call import Call
 from broker.core.errors import Unavailable
 from broker.errands import Errands
-from broker.loop import Loop
+from broker.loop import ERRANDS_SECONDS, Loop
+from broker.supervisor import DRAIN
 from tests.unit.test_loop import parts
 
 PATIENCE = 20.0
@@ -37,6 +38,11 @@ def test_an_end_does_not_wait_for_ever() -> None:
     assert not errands.stop(0.05)
     go.set()
     assert errands.stop(PATIENCE)
+
+
+def test_a_worker_has_ended_before_its_supervisor_kills_it() -> None:
+    """Ten seconds are the calls', one the inspector's."""
+    assert 10.0 + 1.0 + ERRANDS_SECONDS < DRAIN
 
 
 def assert_set(event: threading.Event) -> None:

@@ -12,12 +12,13 @@ import pytest
 from cryptography import x509
 
 from broker import __main__ as main
-from broker import own_keys, setup
+from broker import own_keys, row_key, setup
 from broker.config import Config, load
 from broker.core.authority import Authority
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import Purpose
 from broker.rpc.tls import TlsFiles
+from broker.store.sql import SqlStore
 from tests.fakes.hsm import SoftwareHsm
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -60,6 +61,21 @@ def hsm(config: Config) -> SoftwareHsm:
         certificate = Authority.create(hsm.keyring(purpose), hsm_id, purpose, NOW)[1]
         own_keys.write_private(config.certificates / f"{purpose}.pem", certificate)
     return hsm
+
+
+def test_T_02_rows_are_vouched_for_as_they_are_under_a_new_key_alone(config: Config, hsm: SoftwareHsm) -> None:
+    SqlStore.migrate(config.store)
+    new = setup._new_row_key(config, hsm)
+    assert new
+    with pytest.raises(WrongState) as found:  # a broker does not start on a key that `init` is not done with
+        row_key.row_key(config, hsm)
+    assert found.value.reason == "NOT_INITIALISED"
+    assert setup._new_row_key(config, hsm) == new  # another run that was cut short, or one at the same time
+    key = row_key.row_key(config, hsm, new)
+    for _ in range(2):
+        setup._keep_row_key(config)
+        assert setup._new_row_key(config, hsm) == ""
+        assert row_key.row_key(config, hsm) == key
 
 
 def test_the_broker_renews_its_own_certificate_in_time(config: Config, hsm: SoftwareHsm) -> None:

@@ -104,10 +104,7 @@ class Hung:
             write.add(row)
 
     def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002 (the way to targets)
-        if kind == "hung":
-            self.inside.release()
-            assert self.release.wait(20)
-        raise Unavailable("TARGET_UNAVAILABLE", "It does not answer.")
+        return _Port(self, kind)
 
     def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002
         return dict(settings)
@@ -127,6 +124,31 @@ class Hung:
             "export": lambda: self.handover.export(asked("ExportKey"), "payments", 0, target, ""),
             "confirm": lambda: self.handover.confirm(asked("ConfirmImport"), "payments", 0, target),
         }
+
+
+class _Port:
+    """Whatever is asked of the target ``hung`` waits until it is let go; no other one answers."""
+
+    exact_wrap = False
+
+    def __init__(self, house: Hung, kind: str) -> None:
+        self._house = house
+        self._kind = kind
+
+    def check_transfer(self) -> None:
+        """Asks nobody."""
+
+    def supports(self, key_type: KeyType, usage: KeyUsage) -> None:
+        """As ``check_transfer``."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return self._ask
+
+    def _ask(self, *_: object, **__: object) -> Any:
+        if self._kind == "hung":
+            self._house.inside.release()
+            assert self._house.release.wait(20)
+        raise Unavailable("TARGET_UNAVAILABLE", "It does not answer.")
 
 
 @pytest.fixture
