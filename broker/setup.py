@@ -117,6 +117,7 @@ def _row_key(config: Config, hsm: Device) -> None:
             f"{file} is gone, and the database's rows are vouched for by it: put it back from a backup, or name an "
             "empty database.",
         )
+    own_keys.refuse_taken(config, hsm)
     write_private(file, row_key.wrapped(config, hsm))
 
 

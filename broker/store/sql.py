@@ -81,7 +81,7 @@ class SqlStore:
             self._ledger = Ledger(f"{owner}-{role}" if role else owner, self._rows)
             self._inspection = Inspection(self._database, self._rows, self._floors, self._ledger, config)
             if adopting:
-                adopt(self._database, self._rows, self._inspection.marks())
+                adopt(self._database, self._rows, self._inspection.begun)
             self.findings = self._inspection.begin(accept=accept_restored)
             if not accept_restored:
                 refuse_older(self._database, self._known)
