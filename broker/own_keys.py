@@ -47,8 +47,8 @@ def refuse_taken(config: Config, device: Device) -> None:
 
     Two brokers in one token would have the same CAs: an operator of the one would be an operator of the other.
     """
-    if any((config.certificates / f"{purpose}.pem").exists() for purpose in INTERNAL_KEYS):
-        return
+    if any(config.certificates.glob("*.pem")) or any(config.certificates.glob("rows.key*")):
+        return  # a broker's, or one that an interrupted `init` has begun: that file comes before the keys
     for purpose in INTERNAL_KEYS:
         with suppress(NotFound):
             device.keyring(purpose).public_key(unmade(purpose))

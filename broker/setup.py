@@ -100,6 +100,7 @@ def initialise(wishes: Wishes, now: Now) -> Config:
     config = load(file)
     SqlStore.migrate(config.store)
     with closing(Pkcs11Hsm(config.hsm)) as hsm:
+        own_keys.refuse_taken(config, hsm)
         _row_key(config, hsm)
         key, genuine = row_key.row_key(config, hsm), genuine_by(config.certificates / "audit.pem")
         with closing(SqlStore(config.store, key, now, genuine, role="init", passing=True, adopting=True)) as store:
@@ -117,7 +118,6 @@ def _row_key(config: Config, hsm: Device) -> None:
             f"{file} is gone, and the database's rows are vouched for by it: put it back from a backup, or name an "
             "empty database.",
         )
-    own_keys.refuse_taken(config, hsm)
     write_private(file, row_key.wrapped(config, hsm))
 
 

@@ -101,7 +101,7 @@ class Imports:
         if target:
             where["target"] = check_name(target, "target")
         self._guard.check(call, guard.BROKER)
-        rows = self._store.page(Import, after=after, limit=limit, where=where)
+        rows = self._store.page(Import, after=after, limit=limit, where=where, sound_only=True)
         shown = {key for key in {row.key for row in rows} if self._may_get(call, key)}
         last = rows[-1] if len(rows) == limit else None
         return Page(

@@ -136,14 +136,15 @@ class Keys:
     def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Key]:
         """Keys by name; only those that the caller may get, so a page can be shorter than ``limit``."""
         self._guard.check(call, BROKER)
-        seen = self._store.page(Key, after=after, limit=limit)
+        seen = self._store.page(Key, after=after, limit=limit, sound_only=True)
         items = [key for key in seen if self._guard.permits(call.principal, "GetKey", of_key(key))]
         return Page(items=items, next=(seen[-1].name,) if len(seen) == limit else ())
 
     def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[KeyVersion]:
         """The versions of one key, oldest first."""
         self._permitted(call, name)
-        items = self._store.page(KeyVersion, after=after or (name, 0), limit=limit, where={"key": name})
+        where: dict[str, str | int] = {"key": name}
+        items = self._store.page(KeyVersion, after=after or (name, 0), limit=limit, where=where, sound_only=True)
         return Page(items=items, next=(name, items[-1].number) if len(items) == limit else ())
 
     def public_key(self, call: Call, name: str, version: int) -> tuple[Key, KeyVersion]:

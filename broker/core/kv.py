@@ -142,7 +142,8 @@ class Secrets:
     def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[SecretVersion]:
         """The versions of one secret, oldest first."""
         self._permitted(call, name)
-        items = self._store.page(SecretVersion, after=after or (name, 0), limit=limit, where={"secret": name})
+        where: dict[str, str | int] = {"secret": name}
+        items = self._store.page(SecretVersion, after=after or (name, 0), limit=limit, where=where, sound_only=True)
         return Page(items=items, next=(name, items[-1].number) if len(items) == limit else ())
 
     def delete(self, call: Call, name: str, versions: list[int]) -> Secret:
@@ -364,11 +365,11 @@ class Secrets:
     def _under(self, prefix: str, after: str) -> list[Secret]:
         """Up to ``SCANNED`` secrets in a folder, and the one of the folder's own name, behind ``after``."""
         if not prefix:
-            return self._store.page(Secret, after=(after,) if after else (), limit=SCANNED)
+            return self._store.page(Secret, after=(after,) if after else (), limit=SCANNED, sound_only=True)
         own = None if after else self._store.get(Secret, prefix)
         folder = f"{prefix}/"
         # Names are ASCII and in the order of their bytes; those below a folder stand together.
-        below = self._store.page(Secret, after=(max(after, folder),), limit=SCANNED)
+        below = self._store.page(Secret, after=(max(after, folder),), limit=SCANNED, sound_only=True)
         return [*([own] if own else []), *(secret for secret in below if secret.name.startswith(folder))]
 
     def _reads_beside(self, rows: list[Secret]) -> dict[str, SecretRead]:
@@ -376,7 +377,7 @@ class Secrets:
         reads = [read for secret in rows[:2] if (read := self._store.get(SecretRead, secret.name))]
         # Between a folder's own secret and those below it there can be others: the page begins at the second row.
         if len(rows) > 1:
-            reads += self._store.page(SecretRead, after=(rows[1].name,), limit=SCANNED)
+            reads += self._store.page(SecretRead, after=(rows[1].name,), limit=SCANNED, sound_only=True)
         return {read.secret: read for read in reads}
 
 

@@ -31,7 +31,7 @@ class Leases:
         """Leases by id, of one principal, of one session or of all; one whose session is over shows as expired."""
         self._guard.check(call, BROKER)
         where = {name: value for name, value in (("principal", principal), ("session", session)) if value}
-        items = self._store.page(Lease, after=after, limit=limit, where=where)
+        items = self._store.page(Lease, after=after, limit=limit, where=where, sound_only=True)
         found = filter(None, (self._holder(name) for name in {lease.session for lease in items}))
         holders = {session.id: session for session in self._ending.standing(found)}
         now = self._now()

@@ -113,7 +113,7 @@ class Operators:
     def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Operator]:
         """Operators by name, removed ones included; only those that the caller may list (AZ-04)."""
         self._guard.check(call, BROKER)
-        rows = self._store.page(Operator, after=after, limit=limit)
+        rows = self._store.page(Operator, after=after, limit=limit, sound_only=True)
         seen = [row for row in rows if self._guard.permits(call.principal, call.action, of_operator(row.name, row))]
         return Page(items=seen, next=(rows[-1].name,) if len(rows) == limit else ())
 
@@ -202,7 +202,8 @@ class Operators:
         if not self._keeps_policy(caller):
             return True
         after: tuple[str | int, ...] = ()
-        while rows := self._store.page(Operator, after=after, limit=100, where={"state": OperatorState.ENABLED}):
+        enabled: dict[str, str | int] = {"state": OperatorState.ENABLED.value}
+        while rows := self._store.page(Operator, after=after, limit=100, where=enabled, sound_only=True):
             others = (row for row in rows if row.name != caller.name)
             if any(self._keeps_policy(Principal(kind="operator", name=row.name, groups=row.groups)) for row in others):
                 return True

@@ -339,7 +339,7 @@ class Roots:
 
 
 def _rows(store: Store) -> list[RootKey]:
-    return store.page(RootKey, limit=MOST + 1)
+    return store.page(RootKey, limit=MOST + 1, sound_only=True)
 
 
 def _ready(store: Store) -> list[RootKey]:

@@ -142,7 +142,8 @@ class Sessions:
     def page(self, call: Call, principal: str, after: tuple[str | int, ...], limit: int) -> Page[Session]:
         """Sessions by id, of one principal or of all; one whose time, or trust rule, is over shows as ended (AZ-24)."""
         self._guard.check(call, BROKER)
-        items = self._store.page(Session, after=after, limit=limit, where={"principal": principal} if principal else {})
+        where: dict[str, str | int] = {"principal": principal} if principal else {}
+        items = self._store.page(Session, after=after, limit=limit, where=where, sound_only=True)
         return Page(items=self._ending.standing(items), next=(items[-1].id,) if len(items) == limit else ())
 
     def revoke(self, call: Call, *, session: str = "", principal: str = "", claim: str = "") -> int:

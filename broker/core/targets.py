@@ -88,7 +88,7 @@ class Targets:
     def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Target]:
         """Those that the caller may get; a page may hold fewer than there are to come."""
         self._guard.check(call, guard.BROKER)
-        rows = self._store.page(Target, after=after, limit=limit)
+        rows = self._store.page(Target, after=after, limit=limit, sound_only=True)
         shown = [row for row in rows if self._guard.permits(call.principal, "GetTarget", guard.of_target(row))]
         return Page(items=shown, next=(rows[-1].name,) if len(rows) == limit else ())
 

@@ -153,7 +153,7 @@ class TrustRules:
     def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[TrustRule]:
         """Those that the caller may list; a page may hold fewer than there are to come."""
         self._guard.check(call, BROKER)
-        rows = self._store.page(TrustRule, after=after, limit=limit)
+        rows = self._store.page(TrustRule, after=after, limit=limit, sound_only=True)
         seen = [row for row in rows if self._guard.permits(call.principal, call.action, of_trust_rule(row.name, row))]
         return Page(items=seen, next=(rows[-1].name,) if len(rows) == limit else ())
 

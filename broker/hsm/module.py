@@ -43,7 +43,12 @@ _ERRORS: Mapping[int, type[PKCS11Error]] = {
 }
 """The codes that are told apart; the binding has such a table but does not show it."""
 
-_NOT_ALL = (0x11, 0x12, 0x150)  # sensitive, unknown or too long: some were not given, the others were (PKCS#11 5.7.5)
+_TOO_LONG = 0x150
+_NOT_ALL = (
+    0x11,
+    0x12,
+    _TOO_LONG,
+)  # sensitive, unknown or too long: some were not given, the others were (PKCS#11 5.7.5)
 CKM_RSA_AES_KEY_WRAP = 0x1054
 _CKA_ID = 0x102
 _NEEDED = ("C_Initialize", "C_Finalize", "C_GetAttributeValue", "C_GetSessionInfo", "C_WrapKey")
@@ -146,7 +151,9 @@ class Module:
             *(_Attribute(kind, ctypes.addressof(buffer), len(buffer)) for kind, buffer in buffers.items())
         )
         code = self._functions.C_GetAttributeValue(session.handle, handle, wanted, len(sizes))
-        if code and code not in _NOT_ALL:
+        # Whoever says that some are not to be had marks them; who marks none has read nothing.
+        unread = all(one.length <= sizes[one.type] for one in wanted)
+        if code and (unread or code not in _NOT_ALL):
             raise _failed("C_GetAttributeValue", code)
         return {one.type: buffers[one.type].raw[: one.length] for one in wanted if one.length <= sizes[one.type]}
 
@@ -155,9 +162,9 @@ class Module:
         found = ctypes.create_string_buffer(len(hsm_id))
         wanted = _Attribute(_CKA_ID, ctypes.addressof(found), len(hsm_id))
         code = self._functions.C_GetAttributeValue(session.handle, handle, ctypes.byref(wanted), 1)
-        if code and code not in _NOT_ALL:
+        if code and code != _TOO_LONG:
             raise _failed("C_GetAttributeValue", code)
-        return wanted.length == len(hsm_id) and found.raw == hsm_id
+        return not code and wanted.length == len(hsm_id) and found.raw == hsm_id
 
     def wrap_rsa_aes(self, session: Any, kek: Any, key: Any, oaep_hash: int, mgf: int) -> bytes:
         """One-call CKM_RSA_AES_KEY_WRAP of one object under another, AES-256 ephemeral; raises PKCS11Error.

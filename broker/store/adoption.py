@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from sqlalchemy import LargeBinary, and_, bindparam, select
 
@@ -10,6 +10,7 @@ from broker.core.errors import WrongState
 from broker.store.authentic import Rows
 from broker.store.database import Database
 from broker.store.ledger import MODULUS, SLOTS, SUMMED, Ledger, Sums, fill
+from broker.store.marks import Mark
 from broker.store.rows import NAMES
 from broker.store.tables import KEY_COLUMNS, TABLES
 
@@ -17,12 +18,12 @@ FOUNDER = "adopted"
 """Who the ledger says has brought the rows in."""
 
 
-def adopt(database: Database, rows: Rows, begun: Callable[[], bool]) -> None:
-    """Do nothing if the ledger has begun. WrongState ``STORE_RESTORED`` if it had: ``begun``, by the journals here."""
+def adopt(database: Database, rows: Rows, marks: Sequence[Mark]) -> None:
+    """Do nothing if the ledger has begun. WrongState ``STORE_RESTORED`` if it had: the journal speaks of it."""
     with database.migration() as connection:
         if connection.execute(SLOTS).first():
             return
-        if begun():
+        if marks:
             raise WrongState(
                 "STORE_RESTORED",
                 "The database was emptied of its ledger, of which this host's journal speaks: put the newer database "

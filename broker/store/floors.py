@@ -93,10 +93,10 @@ class Floors:
         with self._lock:
             self._leaving[hash((kind, key))] += 1
 
-    def left(self, changes: Iterable[Changed]) -> None:
+    def left(self, places: Iterable[tuple[type[Any], tuple[str | int, ...]]]) -> None:
         """What was to be deleted is, or was not after all."""
         with self._lock:
-            for place in (hash((one.kind, one.key)) for one in changes if one.after is None):
+            for place in map(hash, places):
                 self._leaving[place] -= 1
                 if not self._leaving[place]:
                     del self._leaving[place]

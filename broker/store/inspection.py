@@ -21,7 +21,7 @@ from broker.store.config import StoreConfig
 from broker.store.database import Database, Stream
 from broker.store.floors import Floors
 from broker.store.ledger import MODULUS, SLOTS, SUMMED, Ledger, Sums, genuine, restored, unpack
-from broker.store.marks import UNTOLD, Mark, Told, begun, history, newest, word
+from broker.store.marks import UNTOLD, Mark, Told, history, newest, word
 from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS, rank_of
 from broker.store.tables import TABLES
 
@@ -44,10 +44,6 @@ class Inspection:
     def marks(self) -> list[Mark]:
         """How far this process, and those before it, had come by the journal."""
         return newest(self._config.journal, self._config.replica, self._ledger.owner, self._rows)
-
-    def begun(self) -> bool:
-        """Whether the journals here speak of changes to this database."""
-        return begun(self._config.journal, self._rows)
 
     def begin(self, *, accept: bool) -> list[RowFinding]:
         """Look for the first time. ``accept``: what is there is taken as it is by the next change that is made."""

@@ -128,12 +128,6 @@ def newest(folder: Path, replica: str, owner: str, rows: Rows) -> list[Mark]:
     return [mark for path in files for mark in islice(_marks(path, rows, owner), NEWEST)]
 
 
-def begun(folder: Path, rows: Rows) -> bool:
-    """Whether the journals here speak of any committed change, whichever process made it and however long ago."""
-    paths = folder.glob(f"*{SUFFIX}")
-    return any(any(mark.certain.values()) for path in paths for mark in _marks(path, rows))
-
-
 def history(folder: Path, reached: Mapping[tuple[str, int], int]) -> dict[str, Told]:
     """The last that this folder's journals say of each row; changes that were not committed left out.
 
@@ -170,8 +164,8 @@ def _chunks(words: Iterable[str]) -> Iterator[str]:
         yield chunk
 
 
-def _marks(path: Path, rows: Rows, owner: str = "") -> Iterator[Mark]:
-    wanted = _FACT + (f"{owner}:".encode() if owner else b"")
+def _marks(path: Path, rows: Rows, owner: str) -> Iterator[Mark]:
+    wanted = _FACT + owner.encode() + b":"
     for line in backwards(path):
         if wanted in line and (found := Mark.read(str(_facts(line).get("ledger", "")), rows)):
             yield found

@@ -81,7 +81,7 @@ class SqlStore:
             self._ledger = Ledger(f"{owner}-{role}" if role else owner, self._rows)
             self._inspection = Inspection(self._database, self._rows, self._floors, self._ledger, config)
             if adopting:
-                adopt(self._database, self._rows, self._inspection.begun)
+                adopt(self._database, self._rows, self._inspection.marks())
             self.findings = self._inspection.begin(accept=accept_restored)
             if not accept_restored:
                 refuse_older(self._database, self._known)
@@ -229,7 +229,7 @@ class SqlStore:
     def _forget(self, write: SqlWrite) -> None:
         """However it ended."""
         self._recent.forget((one.kind, one.key) for one in write.changed)
-        self._floors.left(write.deleted)
+        self._floors.left(write.leaving)
 
     def _completed(self, write: SqlWrite, slot: Slot) -> tuple[AuditEntry, ...]:
         """The entries of a change whose body is over, with what it adds to the ledger."""

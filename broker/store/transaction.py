@@ -66,7 +66,7 @@ class SqlWrite:
         self.entry = entry
         self.further: list[AuditEntry] = []
         self.changed: list[Changed] = []
-        self.deleted: list[Changed] = []  # or tried to be
+        self.leaving: list[tuple[type[Any], tuple[str | int, ...]]] = []  # deleted, or tried to be
         self.fault: BrokerError | None = None  # PostgreSQL's answer to COMMIT after a failed statement is a rollback
         self._connection = connection
         self._database = database
@@ -145,16 +145,30 @@ class SqlWrite:
         written = [replace(new, revision=old.revision + 1) for old, new in changes]
         if any(type(old) is not type(new) or key_of(old) != key_of(new) for old, new in changes):
             raise ValueError("a record is replaced by one of the same kind and name")
-        changed, rows = [], []
-        for (old, _), new in zip(changes, written, strict=True):
-            row, key, before = self._rows.row(new), key_of(old), self._rows.mac(old)
-            changed.append(Changed(type(new), key, new.revision, rank(new), before, row["mac"]))
-            rows.append({**_as_read(type(old), key, before), **{f"n_{name}": cell for name, cell in row.items()}})
-        if rows:
-            with self._statements():
-                self._expect(self.change(UPDATE[type(written[0])], rows), written[0], len(rows))
-            self.changed += changed
+        pairs = [(old, new) for (old, _), new in zip(changes, written, strict=True)]
+        if pairs:
+            changed = self._replaced(pairs, [self._rows.mac(old) for old, _ in changes])
+            if not changed and len(pairs) == 1 and (mac := self._mac_of(changes[0][0])):
+                changed = self._replaced(pairs, [mac])
+            self._expect(changed, written[0], len(pairs))
         return written
+
+    def _replaced(self, pairs: Sequence[tuple[R, R]], macs: Sequence[bytes]) -> int:
+        """Write over the rows that have these MACs; how many there were."""
+        changes, rows = [], []
+        for (old, new), mac in zip(pairs, macs, strict=True):
+            row, kind, key = self._rows.row(new), type(old), key_of(old)
+            changes.append(Changed(kind, key, new.revision, rank(new), mac, row["mac"]))
+            rows.append({**_as_read(kind, key, mac), **{f"n_{name}": cell for name, cell in row.items()}})
+        with self._statements():
+            changed = self.change(UPDATE[type(pairs[0][0])], rows)
+        self.changed += changes if changed == len(rows) else []
+        return changed
+
+    def _mac_of(self, read: Record) -> bytes | None:
+        """The MAC of the stored row, if it has the revision of the copy that its caller has gone on working on."""
+        stored = self.get(type(read), *key_of(read))
+        return self._rows.mac(stored) if stored is not None and stored.revision == read.revision else None
 
     def end_leases(self, session: str, state: LeaseState, at: datetime) -> int:
         """See ``Write.end_leases``. A lease that somebody else has altered stays as it is: it is refused anyway."""
@@ -175,12 +189,14 @@ class SqlWrite:
 
     def delete(self, record: Record) -> None:
         """See ``Write.delete``."""
-        kind, key, before = type(record), key_of(record), self._rows.mac(record)
+        kind, key = type(record), key_of(record)
         self._floors.leave(kind, key)
-        self.deleted.append(Changed(kind, key, record.revision, rank(record), before, None))
+        self.leaving.append((kind, key))
+        mac = self._mac_of(record)
         with self._statements():
-            self._expect(self.change(DELETE[kind], [_as_read(kind, key, before)]), record)
-        self.changed.append(self.deleted[-1])
+            changed = self.change(DELETE[kind], [_as_read(kind, key, mac)]) if mac else 0
+        self._expect(changed, record)
+        self.changed.append(Changed(kind, key, record.revision, rank(record), mac, None))
 
     def note(self, **facts: str | int) -> None:
         """See ``Write.note``."""

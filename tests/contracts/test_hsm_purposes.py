@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -161,7 +160,7 @@ def test_FT_20_a_key_that_took_anothers_place_is_noticed(root: tuple[Hsm, KeyRef
     assert [refused(use) for use in uses] == ["KEY_NOT_THIS"] * len(uses)
 
 
-@pytest.mark.parametrize("damage", [b"", b"x", bytes(46), os.urandom(46), bytes(10_000)])
+@pytest.mark.parametrize("damage", [b"", b"x", bytes(46), bytes(range(46)), bytes(10_000)], ids=len)
 def test_FT_20_a_check_value_that_is_none_opens_nothing(root: tuple[Hsm, KeyRef], damage: bytes) -> None:
     ring, key = root
     assert refused(lambda: ring.encrypt(replace(key, check=damage), GCM, b"m", b"")) == "KEY_NOT_THIS"

@@ -119,14 +119,20 @@ def test_S_01_groups_policies_and_revived_operators_permit_nothing(scene: Scene)
     scene.dba.put("operators", {**removed, "state": "enabled", "groups": json.dumps(["admins"])})
     assert scene.bob.refusal("ListKeys").code in {"UNAUTHENTICATED", "FAILED_PRECONDITION", "PERMISSION_DENIED"}
     scene.dba.put("operators", removed)
+    dora = scene.live.operator(scene.admin, "dora")
     everybody = "permit (principal, action, resource);"
     scene.dba.insert("policy_documents", {**policy, "version": 2, "text": everybody})
-    dora = scene.live.operator(scene.admin, "dora")
     all_told(scene, "row/policy_documents/2")
-    assert dora.refusal("CreateKey", name="evil", type=EC_P256, usage=SIGN).code == "PERMISSION_DENIED"
+    assert dora.refusal("CreateKey", name="evil", type=EC_P256, usage=SIGN).code in {
+        "PERMISSION_DENIED",
+        "FAILED_PRECONDITION",  # with several processes a later policy that nobody vouches for stops them all
+    }
     scene.dba.run("DELETE FROM policy_documents WHERE version = 2")
     scene.dba.run("UPDATE operators SET groups = ? WHERE name = 'dora'", [json.dumps(["admins"])])
-    assert dora.refusal("CreateKey", name="evil", type=EC_P256, usage=SIGN).code != "OK"
+    assert dora.refusal("CreateKey", name="evil", type=EC_P256, usage=SIGN).code in {
+        "UNAUTHENTICATED",
+        "FAILED_PRECONDITION",
+    }
 
 
 def test_P_28_an_old_value_is_not_served_by_putting_the_secrets_row_back(scene: Scene) -> None:

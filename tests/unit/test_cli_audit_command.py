@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from broker_cli.audit import audit, read_heads
@@ -56,6 +57,15 @@ def test_the_command_ends_with_10_when_anything_is_found(folder: Path) -> None:
     told = verify_folder(folder)
     assert told["code"] == 10
     assert told["intact"] is False
+
+
+def test_a_torn_line_that_was_looked_into_is_told_and_no_finding(folder: Path) -> None:
+    path = folder / "journals" / "host-1.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"authn":"mtls"')
+    assert verify_folder(folder)["code"] == 10
+    assert verify_folder(folder, "--known-torn", "host-2")["code"] == 10
+    told: Any = verify_folder(folder, "--known-torn", "host-1")
+    assert (told["code"], [note["reason"] for note in told["notes"]]) == (0, ["LINE_TORN"])
 
 
 def test_the_command_refuses_another_kind_of_key(folder: Path) -> None:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from broker.core.audit import head_statement
 from broker.core.errors import InvalidRequest, PermissionDenied
 from broker.core.guard import Guard
-from broker.core.heads import Heads
+from broker.core.heads import Heads, signed_by
 from broker.core.kinds import KeyType, KeyUsage
 from broker.core.model import AuditHead
 from broker.core.ports import KeyRef
@@ -65,6 +65,29 @@ def test_AU_04_a_head_is_signed_by_the_audit_key_over_how_far_the_chain_has_come
     ):
         with pytest.raises(InvalidSignature):
             house.verify(forged)
+
+
+def test_AU_04_a_head_counts_by_the_audit_keys_signature_and_by_nothing_else(house: House) -> None:
+    house.record(3)
+    [head] = house.heads.sign_due()
+    genuine = signed_by(house.key.public_key or b"")
+    assert genuine(head)
+    for forged in (
+        replace(head, sequence=2),
+        replace(head, hash="0" * 64),
+        replace(head, chain="other"),
+        replace(head, chain="übel"),
+        replace(head, signed_at=head.signed_at.replace(microsecond=1)),
+        replace(head, signature=b""),
+        replace(head, signature=head.signature[:-1]),
+    ):
+        assert not genuine(forged)
+
+
+def test_a_process_that_answers_nobody_signs_all_the_same(house: House) -> None:
+    house.record()
+    [head] = Heads.unasked(house.store, house.signer.hsm, house.key, house.clock).sign_due()
+    house.verify(head)
 
 
 def test_AU_03_what_came_after_a_head_gets_the_next_one_and_nothing_is_signed_twice(house: House) -> None:

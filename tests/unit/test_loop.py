@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from broker import app
+from broker import loop as background
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
 from broker.core.errors import Unavailable, WrongState
@@ -67,8 +68,8 @@ def test_AU_03_many_chores_do_not_keep_heads_from_being_signed(monkeypatch: pyte
         return []
 
     broker = parts(keys=SimpleNamespace(chores=chores), heads=heads)
-    monkeypatch.setattr(app, "ticks", lambda: time)
-    monkeypatch.setattr(app, "BREATHER", 0.0)
+    monkeypatch.setattr(background, "ticks", lambda: time)
+    monkeypatch.setattr(background, "BREATHER", 0.0)
     loop = Loop(broker)
     for _ in range(3):
         loop._round()
@@ -154,3 +155,41 @@ def test_P10_no_shared_work_of_a_former_leader_changes_anything() -> None:
     for resource, work in bench.sessions.chores():
         work(background_call(resource, 2, app.now))
     assert bench.session(opened.session.id).state is SessionState.ENDED
+
+
+def test_AU_03_a_chain_that_was_begun_anew_is_signed_in_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = timedelta()
+    moved: list[Any] = []
+    signed: list[str] = []
+
+    def sign_due() -> list[Any]:
+        signed.extend(head.chain for head in moved)
+        return list(moved)
+
+    monkeypatch.setattr(background, "ticks", lambda: time)
+    broker = parts(heads=lambda: list(moved))
+    broker.heads = SimpleNamespace(sign_due=sign_due)
+    loop = Loop(broker)
+    moved[:] = [SimpleNamespace(chain="first", sequence=1)]
+    loop._sign()
+    moved[:] = [SimpleNamespace(chain="first", sequence=9)]
+    loop._sign()
+    assert signed == ["first"]  # it has one, and its next is not due
+    moved[:] = [SimpleNamespace(chain="second", sequence=1)]
+    loop._sign()
+    assert signed == ["first", "second"]
+
+
+def test_FT_24_whose_time_is_in_doubt_does_not_ask_to_lead() -> None:
+    asked: list[str] = []
+
+    def lead() -> int:
+        asked.append("asked")
+        return 7
+
+    broker = parts(lead=lead)
+    broker.store.clock = lambda: app.now() + timedelta(hours=1)
+    serving: list[bool] = []
+    broker.server = SimpleNamespace(set_serving=serving.append)
+    Loop(broker)._round()
+    assert (asked, serving) == ([], [False])
