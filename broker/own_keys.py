@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 
 from broker.config import Config
 from broker.core.authority import Authority
-from broker.core.errors import WrongState
+from broker.core.errors import NotFound, WrongState
 from broker.core.kinds import KeyType, KeyUsage, Purpose
 from broker.core.ports import Device, KeyRef
 
@@ -39,6 +40,23 @@ def make(config: Config, device: Device, now: datetime) -> None:
         key = serialization.load_der_public_key(spki or b"")
         pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         write_private(file, pem)
+
+
+def refuse_taken(config: Config, device: Device) -> None:
+    """WrongState ``HSM_TAKEN`` when the token holds a broker's own keys, and this folder is of no broker yet.
+
+    Two brokers in one token would have the same CAs: an operator of the one would be an operator of the other.
+    """
+    if any(config.certificates.glob("*.pem")) or any(config.certificates.glob("rows.key*")):
+        return  # a broker's, or one that an interrupted `init` has begun: that file comes before the keys
+    for purpose in INTERNAL_KEYS:
+        with suppress(NotFound):
+            device.keyring(purpose).public_key(unmade(purpose))
+            raise WrongState(
+                "HSM_TAKEN",
+                "The token holds the keys of another broker, whose CAs and audit key this one would share; make a "
+                "token of its own, or put that broker's folder `certificates` back.",
+            )
 
 
 def internal_key(config: Config, purpose: Purpose) -> KeyRef:

@@ -100,6 +100,7 @@ def initialise(wishes: Wishes, now: Now) -> Config:
     config = load(file)
     SqlStore.migrate(config.store)
     with closing(Pkcs11Hsm(config.hsm)) as hsm:
+        own_keys.refuse_taken(config, hsm)
         new = _new_row_key(config, hsm)
         key, genuine = row_key.row_key(config, hsm, new), genuine_by(config.certificates / "audit.pem")
         with closing(SqlStore(config.store, key, now, genuine, role="init", passing=True, adopting=bool(new))) as store:

@@ -43,7 +43,7 @@ class Inspection:
 
     def marks(self) -> list[Mark]:
         """How far this process, and those before it, had come by the journal."""
-        return newest(self._config.journal, self._config.replica, self._ledger.owner)
+        return newest(self._config.journal, self._config.replica, self._ledger.owner, self._rows)
 
     def begin(self, *, accept: bool) -> list[RowFinding]:
         """Look for the first time. ``accept``: what is there is taken as it is, once the ledger is ``settling``."""
@@ -52,7 +52,7 @@ class Inspection:
         self._ledger.learn(own.items())
         if accept:
             self._ledger.owing = found.lack()
-            self._ledger.behind = behind(self._config.journal, found.reached)
+            self._ledger.behind = behind(self._config.journal, found.reached, self._rows)
             return findings
         if any(not self._ledger.has(own, mark.certain) for mark in self.marks()):
             raise restored()

@@ -24,6 +24,7 @@ from sqlalchemy import BigInteger, Executable, Insert, LargeBinary, Text, bindpa
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead
 from broker.store.authentic import WEIGHT_BYTES, Rows
+from broker.store.marks import Mark
 from broker.store.rows import NAMES
 from broker.store.tables import LEDGER
 
@@ -197,7 +198,8 @@ class Ledger:
         with self._lock:
             counts = dict(self._counts)
         counts[slot.number] = slot.reached[0] if slot.reached else slot.count
-        return f"{self.owner}:{slot.number}:{'.'.join(str(counts.get(at, 0)) for at in range(max(counts) + 1))}"
+        mark = Mark(self.owner, slot.number, tuple(counts.get(at, 0) for at in range(max(counts) + 1)))
+        return mark.shown(self._rows)
 
 
 def genuine(rows: Rows, row: Sequence[Any]) -> bool:

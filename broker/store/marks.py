@@ -7,6 +7,7 @@ Two facts of an audit entry (docs/audit-format.md): ``rows``, a word for each ro
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -62,6 +63,20 @@ class Mark:
     slot: int
     counts: tuple[int, ...]  # of every slot: what was committed when the entry was made, and the entry's own
 
+    def shown(self, rows: Rows) -> str:
+        """As the entry has it; the MAC at its end, because whoever can write into the folder could make up others."""
+        return f"{self._said}:{rows.seal('mark', self._said).hex()}"
+
+    @classmethod
+    def read(cls, text: str, rows: Rows) -> Mark | None:
+        """What ``shown`` has made with the same key; else None."""
+        mark = _mark(text)
+        return mark if mark and hmac.compare_digest(text.encode(), mark.shown(rows).encode()) else None
+
+    @property
+    def _said(self) -> str:
+        return f"{self.owner}:{self.slot}:{'.'.join(map(str, self.counts))}"
+
     @property
     def certain(self) -> dict[int, int]:
         """What the database must have: the entry's own change may have got no further than the journal."""
@@ -106,19 +121,20 @@ def tell(entries: Sequence[AuditEntry], changes: Iterable[Changed], mark: str) -
     return tuple(told)
 
 
-def newest(folder: Path, replica: str, owner: str) -> list[Mark]:
+def newest(folder: Path, replica: str, owner: str, rows: Rows) -> list[Mark]:
     """The last marks of this process and those before it, of each of the replica's last files that have any.
 
     Of several: whoever can write to the folder may have put in a newer file that says less.
     """
-    files = (list(islice(_marks(path, owner), NEWEST)) for path in reversed(journal_files(folder, replica)))
+    files = (list(islice(_marks(path, rows, owner), NEWEST)) for path in reversed(journal_files(folder, replica)))
     return [mark for found in islice(filter(None, files), FILES) for mark in found]
 
 
-def behind(folder: Path, reached: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+def behind(folder: Path, reached: Mapping[tuple[str, int], int], rows: Rows) -> dict[tuple[str, int], int]:
     """The slots, of whatever process, that the database must have further than it has, and how far they had come."""
     certain, most = dict[tuple[str, int], int](), dict[tuple[str, int], int]()
-    for mark in filter(None, (_mark(_facts(line)) for line in _lines(folder) if _FACT in line)):
+    told = (Mark.read(str(_facts(line).get("ledger", "")), rows) for line in _lines(folder) if _FACT in line)
+    for mark in filter(None, told):
         for slot, count in enumerate(mark.counts):
             place = mark.owner, slot
             most[place] = max(count, most.get(place, 0))
@@ -168,10 +184,10 @@ def _chunks(words: Iterable[str]) -> Iterator[str]:
         yield chunk
 
 
-def _marks(path: Path, owner: str) -> Iterator[Mark]:
+def _marks(path: Path, rows: Rows, owner: str) -> Iterator[Mark]:
     wanted = _FACT + owner.encode() + b":"
     for line in backwards(path):
-        if wanted in line and (found := _mark(_facts(line))):
+        if wanted in line and (found := Mark.read(str(_facts(line).get("ledger", "")), rows)):
             yield found
 
 
@@ -183,9 +199,10 @@ def _facts(line: bytes) -> Mapping[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _mark(facts: Mapping[str, Any]) -> Mark | None:
+def _mark(text: str) -> Mark | None:
+    """What it says, whoever has written it."""
     try:
-        owner, slot, counts = str(facts.get("ledger", "")).split(":")
+        owner, slot, counts, _ = text.split(":")
         mark = Mark(owner, int(slot), tuple(map(int, counts.split("."))))
     except ValueError:
         return None
@@ -196,7 +213,7 @@ def _rows(line: bytes, reached: Mapping[tuple[str, int], int]) -> Iterator[tuple
     if b'"rows":"' not in line:
         return
     facts = _facts(line)
-    mark = _mark(facts)
+    mark = _mark(str(facts.get("ledger", "")))
     if mark and mark.counts[mark.slot] > reached.get((mark.owner, mark.slot), 0):
         return
     for said in str(facts.get("rows", "")).split(" "):

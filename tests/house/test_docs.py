@@ -92,9 +92,15 @@ def test_every_threat_has_a_test_or_is_accepted() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert len(rows) >= 25
     assert [row[0] for row in rows if len(row) != 9 or not all(row)] == []
+    ids = [row[0] for row in rows]
+    assert ids == sorted(ids, key=lambda one: ("KIOPASTCB".index(one[0]), int(one[2:])))
+    assert len(ids) == len(set(ids))
     tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     written = {
-        f"{group}-{number}" for text in tests for group, number in re.findall(r"def test_([A-Z]{2})_(\d\d)_", text)
+        f"{group}-{number}"
+        for text in tests
+        for name in re.findall(r"def test_(\w+)", text)
+        for group, number in re.findall(r"([A-Z]{1,2})_(\d\d)(?=_)", name)
     }
     written |= {promise for text in tests for promise in re.findall(r"def test_(P\d{1,2})_", text)}
     named = {(row[0], name) for row in rows for name in row[6].split(", ") if name != "accepted"}

@@ -1,11 +1,12 @@
 """The DBA: every table, every column, altered, copied, put back, removed and put in, at once and before the next start.
 
-Nothing that was so changed is ever read as a record, and each change is named by an inspection (T-02 of the threat
+Nothing that was so changed is ever read as a record, and each change is named by an inspection (S-01 of the threat
 model). What the broker does with the refusals, and the HSM behind it, is in ``test_live_dba``.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -82,7 +83,7 @@ def renewed(store: SqlStore, record: Record) -> Record:
 
 
 @pytest.mark.parametrize("record", ROWS, ids=kind_name)
-def test_T_02_no_altered_cell_is_read_and_each_is_told(place: StoreConfig, record: Record) -> None:
+def test_S_01_no_altered_cell_is_read_and_each_is_told(place: StoreConfig, record: Record) -> None:
     dba, table = Dba(place), NAMES[type(record)]
     with opened(place) as store:
         put(store, record)
@@ -111,7 +112,7 @@ def test_T_02_no_altered_cell_is_read_and_each_is_told(place: StoreConfig, recor
 
 
 @pytest.mark.parametrize("record", ROWS, ids=kind_name)
-def test_T_02_a_row_under_another_primary_key_is_not_read(place: StoreConfig, record: Record) -> None:
+def test_S_01_a_row_under_another_primary_key_is_not_read(place: StoreConfig, record: Record) -> None:
     dba, table = Dba(place), NAMES[type(record)]
     with opened(place) as store:
         put(store, record)
@@ -126,7 +127,7 @@ def test_T_02_a_row_under_another_primary_key_is_not_read(place: StoreConfig, re
         assert store.get(type(record), *key_of(record)) == record
 
 
-def test_T_02_a_row_holds_up_no_other(place: StoreConfig) -> None:
+def test_S_01_a_row_holds_up_no_other(place: StoreConfig) -> None:
     dba = Dba(place)
     with opened(place) as store:
         put(store, key("bad"), key("good"))
@@ -141,7 +142,7 @@ def test_T_02_a_row_holds_up_no_other(place: StoreConfig) -> None:
 
 
 @pytest.mark.parametrize("record", NAMED, ids=kind_name)
-def test_T_02_a_row_that_is_put_back_is_refused_at_once_and_after_a_restart(place: StoreConfig, record: Record) -> None:
+def test_S_01_a_row_that_is_put_back_is_refused_at_once_and_after_a_restart(place: StoreConfig, record: Record) -> None:
     dba, table = Dba(place), NAMES[type(record)]
     with opened(place) as store:
         put(store, record)
@@ -163,7 +164,7 @@ def test_T_02_a_row_that_is_put_back_is_refused_at_once_and_after_a_restart(plac
 
 
 @pytest.mark.parametrize("record", NAMED, ids=kind_name)
-def test_T_02_a_row_that_is_removed_is_told_at_once_and_after_a_restart(place: StoreConfig, record: Record) -> None:
+def test_S_01_a_row_that_is_removed_is_told_at_once_and_after_a_restart(place: StoreConfig, record: Record) -> None:
     dba, table = Dba(place), NAMES[type(record)]
     with opened(place) as store:
         put(store, record)
@@ -179,7 +180,7 @@ def test_T_02_a_row_that_is_removed_is_told_at_once_and_after_a_restart(place: S
 
 
 @pytest.mark.parametrize("record", NAMED, ids=kind_name)
-def test_T_02_the_name_of_a_row_that_was_removed_is_not_free(place: StoreConfig, record: Record) -> None:
+def test_S_01_the_name_of_a_row_that_was_removed_is_not_free(place: StoreConfig, record: Record) -> None:
     """An identity token whose row was removed opens no second session: nobody reads that row before adding it."""
     dba, table = Dba(place), NAMES[type(record)]
     with opened(place) as store:
@@ -195,7 +196,7 @@ def test_T_02_the_name_of_a_row_that_was_removed_is_not_free(place: StoreConfig,
 
 
 @pytest.mark.parametrize("record", NAMED, ids=kind_name)
-def test_T_02_a_row_that_was_deleted_does_not_come_back(place: StoreConfig, record: Record) -> None:
+def test_S_01_a_row_that_was_deleted_does_not_come_back(place: StoreConfig, record: Record) -> None:
     dba, table = Dba(place), NAMES[type(record)]
     with opened(place) as store:
         put(store, record)
@@ -214,7 +215,7 @@ def test_T_02_a_row_that_was_deleted_does_not_come_back(place: StoreConfig, reco
 @pytest.mark.parametrize(
     "record", [one for one in ROWS if isinstance(one, UNNAMED) and not isinstance(one, AuditHead)], ids=kind_name
 )
-def test_T_02_of_rows_that_open_nothing_an_inspection_tells_the_table(place: StoreConfig, record: Record) -> None:
+def test_S_10_of_rows_that_open_nothing_an_inspection_tells_the_table(place: StoreConfig, record: Record) -> None:
     dba, table = Dba(place), NAMES[type(record)]
     with opened(place) as store:
         put(store, record)
@@ -229,7 +230,7 @@ def test_T_02_of_rows_that_open_nothing_an_inspection_tells_the_table(place: Sto
         assert told(store, record) == []
 
 
-def test_T_02_a_start_is_refused_when_nobody_can_say_which_row_was_put_back(place: StoreConfig) -> None:
+def test_S_10_a_start_is_refused_when_nobody_can_say_which_row_was_put_back(place: StoreConfig) -> None:
     dba = Dba(place)
     with opened(place) as store:
         put(store, lease())
@@ -243,7 +244,7 @@ def test_T_02_a_start_is_refused_when_nobody_can_say_which_row_was_put_back(plac
 
 
 @pytest.mark.parametrize("what", ["removed", "put back", "altered"])
-def test_T_02_the_ledger_cannot_be_put_back_with_the_rows(place: StoreConfig, what: str) -> None:
+def test_S_10_the_ledger_cannot_be_put_back_with_the_rows(place: StoreConfig, what: str) -> None:
     """Consistent in itself: all tables as they once were, but for the signed heads."""
     dba = Dba(place)
     with opened(place) as store:
@@ -282,7 +283,25 @@ def test_FT_01_a_crash_between_the_journal_and_the_commit_is_no_attack(place: St
         assert store.findings == []
 
 
-def test_T_02_many_changes_and_restarts_leave_nothing_to_be_told(place: StoreConfig) -> None:
+def test_A_08_a_mark_that_no_broker_made_keeps_no_broker_from_starting(place: StoreConfig) -> None:
+    """Written by who can write into the journal's folder, and has read there whose ledger it is."""
+    with opened(place) as store:
+        put(store, key())
+    (path,) = (path for path in place.journal.glob("*.jsonl") if b'"ledger":"' in path.read_bytes())
+    (line,) = (line for line in path.read_bytes().splitlines(keepends=True) if b'"ledger":"' in line)
+    owner, slot, counts, mac = json.loads(line)["facts"]["ledger"].split(":")
+    further = f"{owner}:{slot}:{int(counts) + 7}"
+    for number, mark in enumerate([f"{further}:{mac}", f"{further}:", further]):
+        made = line.replace(f"{owner}:{slot}:{counts}:{mac}".encode(), mark.encode())
+        assert made != line
+        (place.journal / f"broker-2999010{number}T000000000000Z-0123456789abcdef.000001.jsonl").write_bytes(made)
+    with opened(place) as store:
+        store.check()
+        assert store.findings == []
+        assert store.get(Key, "payments") == key()
+
+
+def test_S_01_many_changes_and_restarts_leave_nothing_to_be_told(place: StoreConfig) -> None:
     for start in range(3):
         with opened(place) as store:
             assert store.findings == []
@@ -298,7 +317,7 @@ def test_T_02_many_changes_and_restarts_leave_nothing_to_be_told(place: StoreCon
             assert store.inspect() == []
 
 
-def test_T_02_who_accepts_a_changed_database_has_a_sound_one_again(place: StoreConfig) -> None:
+def test_S_10_who_accepts_a_changed_database_has_a_sound_one_again(place: StoreConfig) -> None:
     dba = Dba(place)
     with opened(place) as store:
         put(store, lease(), key())
@@ -343,7 +362,7 @@ def test_ST_04_rows_from_before_there_were_macs_are_vouched_for_once(place: Stor
     store.close()
 
 
-def test_T_02_a_copy_that_its_caller_has_worked_on_counts_by_its_revision(place: StoreConfig) -> None:
+def test_S_01_a_copy_that_its_caller_has_worked_on_counts_by_its_revision(place: StoreConfig) -> None:
     """And the sums are of what was stored, not of the copy."""
     with opened(place) as store:
         put(store, key())

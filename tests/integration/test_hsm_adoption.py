@@ -13,14 +13,14 @@ from pkcs11 import Attribute, ObjectClass
 from broker import adoption, own_keys
 from broker.app import now
 from broker.config import Config
-from broker.core.errors import BrokerError
+from broker.core.errors import BrokerError, WrongState
 from broker.core.guard import Guard
 from broker.core.keys import Keys
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, Purpose, SignatureAlgorithm
 from broker.core.ports import KeyRef
 from broker.hsm.sessions import Worker
 from broker.row_key import row_key
-from broker.setup import Wishes, initialise
+from broker.setup import Token, Wishes, initialise
 from broker.store.sql import SqlStore
 from tests.contracts.hsm_keys import made, unmade
 from tests.fakes.calls import Clock, call, document, operator
@@ -171,3 +171,25 @@ def test_init_adopts_the_token_of_an_earlier_release_and_only_that(tmp_path: Pat
         "one that is labelled so later": "HSM_NOT_ADOPTED",
         "recorded": 1,
     }
+
+
+def _second(folder: Path) -> dict[str, object]:
+    """Another broker that is to be made on the token of a first one, and the first one's `init` again."""
+    first = initialise(Wishes(folder=folder / "first"), now).hsm
+    token = Token(
+        module=str(first.module), label=first.token_label, pin_file=first.pin_file, environment=first.environment
+    )
+    told: dict[str, object] = {}
+    with pytest.raises(WrongState) as refusal:
+        initialise(Wishes(folder=folder / "second", token=token), now)
+    told["refused"] = refusal.value.reason
+    told["made"] = sorted(file.name for file in (folder / "second" / "certificates").iterdir())
+    (folder / "first" / "certificates" / "audit.pem").unlink()  # as after a crash in the middle of the first `init`
+    config = initialise(Wishes(folder=folder / "first"), now)
+    with opened(config) as (hsm, _):
+        own_keys.check_internal_keys(config, hsm)
+    return told
+
+
+def test_K_15_a_token_is_no_second_brokers(tmp_path: Path) -> None:
+    assert alone(_second, tmp_path) == {"refused": "HSM_TAKEN", "made": []}

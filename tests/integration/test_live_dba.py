@@ -108,7 +108,7 @@ def test_K_03_HS_17_rows_that_name_the_brokers_own_keys_command_nothing(scene: S
     assert scene.admin.ask("SignAuditHead").heads  # the audit key
 
 
-def test_T_02_groups_policies_and_revived_operators_permit_nothing(scene: Scene) -> None:
+def test_S_01_groups_policies_and_revived_operators_permit_nothing(scene: Scene) -> None:
     (bob,) = [row for row in scene.dba.rows("operators") if row["name"] == "bob"]
     (policy,) = scene.dba.rows("policy_documents")
     scene.admin.ask("RemoveOperator", name="bob")
@@ -148,7 +148,7 @@ def test_P_28_an_old_value_is_not_served_by_putting_the_secrets_row_back(scene: 
     all_told(scene, "row/secrets/shop/db")
 
 
-def test_T_02_a_destruction_that_was_cancelled_and_put_back_destroys_nothing(scene: Scene) -> None:
+def test_S_01_a_destruction_that_was_cancelled_and_put_back_destroys_nothing(scene: Scene) -> None:
     """Before a start, by whoever has kept the row: the journal knows that it is not the newest."""
     scene.admin.ask("ScheduleKeyDestruction", name="payments", delay={"seconds": 86400})
     (dying,) = scene.dba.rows("keys")

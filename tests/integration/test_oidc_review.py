@@ -128,7 +128,7 @@ def test_a_token_that_the_cluster_vouches_for_logs_in_and_is_asked_about_each_ti
     assert cluster.asked == [{"token": token, "audiences": [RULE.audience]} for token in tokens]
 
 
-def test_a_job_whose_pod_is_gone_is_refused_though_its_signature_holds(cluster: Cluster) -> None:
+def test_P_43_a_job_whose_pod_is_gone_is_refused_though_its_signature_holds(cluster: Cluster) -> None:
     broker = cluster.broker()
     cluster.gone = True
     error = refusal(broker, cluster.token())
@@ -145,7 +145,7 @@ def test_only_a_token_that_passed_everything_else_is_sent_to_the_cluster(cluster
 
 
 @pytest.mark.parametrize("preset", Preset)
-def test_a_cluster_that_is_to_be_asked_is_asked_whatever_the_preset_of_the_rule(
+def test_P_43_a_cluster_that_is_to_be_asked_is_asked_whatever_the_preset_of_the_rule(
     cluster: Cluster, preset: Preset
 ) -> None:
     broker = cluster.broker(preset=preset)

@@ -219,7 +219,7 @@ def test_a_secret_is_never_put_on_a_disk() -> None:
         assert refused.value.reason == "NO_MEMORY_FILES"
 
 
-def test_the_session_is_renewed_while_the_child_lives(job: Job, pipelines: Pipelines) -> None:
+def test_P_50_a_session_is_renewed_whatever_the_runners_clock_says(job: Job, pipelines: Pipelines) -> None:
     pipelines.life = 0.6
     with job.start("run", "--secret", DB, *PYTHON, READY + UNTIL_TOLD, stdin=subprocess.PIPE) as process:
         pipelines.wait_for("RenewSession", 3)
