@@ -37,7 +37,7 @@ CREATE OPERATOR lies.= (LEFTARG = text, RIGHTARG = text, FUNCTION = lies.same);
 """
 
 
-def test_T_02_another_genuine_row_than_the_one_asked_for_is_refused(postgres: Postgres, tmp_path: Path) -> None:
+def test_S_01_another_genuine_row_than_the_one_asked_for_is_refused(postgres: Postgres, tmp_path: Path) -> None:
     """An owner of the database can give "=" another meaning, so that the look-up of bob finds alice."""
     name = postgres.create_database()
     found = config(postgres.url(name), tmp_path)
@@ -58,7 +58,7 @@ def test_T_02_another_genuine_row_than_the_one_asked_for_is_refused(postgres: Po
     postgres.drop_database(name)
 
 
-def test_T_02_no_older_policy_is_in_force_for_the_newest_was_removed(place: StoreConfig) -> None:
+def test_S_01_no_older_policy_is_in_force_for_the_newest_was_removed(place: StoreConfig) -> None:
     dba = Dba(place)
     with opened(place) as store:
         put(store, *[PolicyDocument(version=number, text="", author="a", created_at=T0) for number in (1, 2)])

@@ -63,7 +63,7 @@ def hsm(config: Config) -> SoftwareHsm:
     return hsm
 
 
-def test_T_02_rows_are_vouched_for_as_they_are_under_a_new_key_alone(config: Config, hsm: SoftwareHsm) -> None:
+def test_S_01_rows_are_vouched_for_as_they_are_under_a_new_key_alone(config: Config, hsm: SoftwareHsm) -> None:
     SqlStore.migrate(config.store)
     new = setup._new_row_key(config, hsm)
     assert new
