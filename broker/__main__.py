@@ -259,6 +259,8 @@ def _run(config: Config) -> int:
         supervisor.end_with_supervisor(lambda: ends.put(0))
     broker = app.Broker(config)
     try:
+        if not ends.empty():  # asked to end while it was being built
+            return ends.get()
         broker.serve()
         _collect_less_often()
         _say_ready(config, config.server.operators_address, config.server.pipelines_address)

@@ -7,7 +7,7 @@ contract suite of its port in ``tests/contracts``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -142,6 +142,10 @@ class Device(HsmStatus, Protocol):
         """Log out and finalise the module."""
 
 
+DECIDING = ("operators", "policy_documents", "trust_rules", "targets", "keys", "key_versions", "root_keys")
+"""The tables that say who may do what with which key: small, and looked at often."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowFinding:
     """A row that is not what the brokers left there; ``name`` "": some of the table's, and which is unknown."""
@@ -268,8 +272,8 @@ class Store(Protocol):
     def save_head(self, head: AuditHead) -> None:
         """Append a signed head to the journal and keep it in the database."""
 
-    def inspect(self) -> list[RowFinding]:
-        """Look at every row; what is found is refused by name (``ROW_FORGED``) from then on. It takes its time."""
+    def inspect(self, tables: Collection[str] = ()) -> list[RowFinding]:
+        """Look at every row of these tables, or of all; what is found is refused by name from then on."""
 
     def lead(self) -> int | None:
         """Be the one process of all on this database that does the shared work, or stay it; None when another is.

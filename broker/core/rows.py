@@ -12,8 +12,8 @@ def refuse_doubt(store: Store, tables: frozenset[str], name: str) -> None:
     Asked between the intent, which is durable by then, and the destruction: a row that says "destroy" and was put back
     as it once was still shows in the sum of its table, however new it looks since the intent was written.
     """
-    for one in store.inspect():
-        if one.table in tables and (not one.name or one.name.split("/")[0] == name):
+    for one in store.inspect(tables):
+        if not one.name or one.name.split("/")[0] == name:
             raise WrongState(
                 "STORE_ALTERED",
                 f"Nothing of {name} is destroyed while the database is not as brokers left it ({one.table}: "

@@ -8,7 +8,7 @@ another host's broker changed it or the journal is gone, is a finding without a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ ALTERED, PUT_BACK, CHANGED, REMOVED, PUT_IN = "altered", "put back", "exchanged"
 UNNAMED = "not as brokers left it"
 
 Key = tuple[str | int, ...]
+
+ALL = tuple(NAMES)
 
 
 class Inspection:
@@ -65,18 +67,18 @@ class Inspection:
             )
         return findings
 
-    def again(self) -> list[RowFinding]:
+    def again(self, tables: Collection[str]) -> list[RowFinding]:
         """Look once more, and learn what others have changed."""
-        return self._look()[1]
+        return self._look([kind for kind, name in NAMES.items() if name in tables] if tables else ALL)[1]
 
-    def _look(self) -> tuple[Tally, list[RowFinding]]:
+    def _look(self, kinds: Sequence[type[Any]] = ALL) -> tuple[Tally, list[RowFinding]]:
         with self._database.snapshot() as stream:
-            found = tally(stream, self._rows)
+            found = tally(stream, self._rows, kinds)
         if not found.doubtful and not found.forged:
             self._floors.raise_to(found.newest)
             return found, []
         with self._database.snapshot() as stream:
-            findings, found = explain(stream, self._rows, self._floors, self._history)
+            findings, found = explain(stream, self._rows, self._floors, self._history, kinds)
         return found, findings
 
     def _history(self, reached: Mapping[tuple[str, int], int]) -> Mapping[str, Told]:
@@ -87,6 +89,7 @@ class Inspection:
 class Tally:
     """What one reading found. ``reached``: of each process's slots, how far it is in the database."""
 
+    kinds: Sequence[type[Any]]  # that were looked at
     sums: Sums = field(default_factory=dict)
     ledger: Sums = field(default_factory=dict)
     reached: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -98,9 +101,13 @@ class Tally:
         """Tables whose sum is not that of the ledger."""
         return list(self.lack())
 
+    @property
+    def _summed(self) -> list[type[Any]]:
+        return [kind for kind in self.kinds if kind in SUMMED]
+
     def lack(self) -> Sums:
         """What has to be added to the ledger's sums for them to be those of the tables."""
-        differences = ((kind, (self.sums.get(kind, 0) - self.ledger.get(kind, 0)) % MODULUS) for kind in SUMMED)
+        differences = ((kind, (self.sums.get(kind, 0) - self.ledger.get(kind, 0)) % MODULUS) for kind in self._summed)
         return {kind: lack for kind, lack in differences if lack}
 
 
@@ -114,15 +121,15 @@ def told(findings: Sequence[RowFinding]) -> str:
     )
 
 
-def tally(stream: Stream, rows: Rows) -> Tally:
-    """Look at all rows in one snapshot."""
-    found = Tally()
+def tally(stream: Stream, rows: Rows, kinds: Sequence[type[Any]] = ALL) -> Tally:
+    """Look at all rows of these tables in one snapshot."""
+    found = Tally(kinds)
     for row in stream(SLOTS):
         if genuine(rows, row):
             found.reached[row[0], row[1]] = row[2]
             for kind, weight in unpack(row[3], rows).items():
                 found.ledger[kind] = (found.ledger.get(kind, 0) + weight) % MODULUS
-    for kind in NAMES:
+    for kind in kinds:
         for key, row in _all(stream, kind):
             if not rows.genuine(kind, row):
                 found.forged.append((kind, key))
@@ -134,13 +141,17 @@ def tally(stream: Stream, rows: Rows) -> Tally:
 
 
 def explain(
-    stream: Stream, rows: Rows, floors: Floors, history: Callable[[Mapping[tuple[str, int], int]], Mapping[str, Told]]
+    stream: Stream,
+    rows: Rows,
+    floors: Floors,
+    history: Callable[[Mapping[tuple[str, int], int]], Mapping[str, Told]],
+    kinds: Sequence[type[Any]],
 ) -> tuple[list[RowFinding], Tally]:
     """What is wrong, row by row, as of one snapshot; the floors are raised so that what is named is refused.
 
     ``history``: what the journals say, given how far each slot is in the database.
     """
-    found = tally(stream, rows)
+    found = tally(stream, rows, kinds)
     findings = [RowFinding(NAMES[kind], _shown(key), ALTERED) for kind, key in found.forged]
     if not (doubtful := found.doubtful):
         return findings, found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
@@ -306,9 +306,9 @@ class SqlStore:
             raise restored()
         self._journal.check()
 
-    def inspect(self) -> list[RowFinding]:
+    def inspect(self, tables: Collection[str] = ()) -> list[RowFinding]:
         """See ``Store.inspect``."""
-        return self._inspection.again()
+        return self._inspection.again(tables)
 
     def close(self) -> None:
         """See ``Store.close``."""
