@@ -156,10 +156,10 @@ class Broker:
             log.warning("the audit journal is in doubt", sentence=doubt)
         self._parts.callback(self._loop.stop)
         self.server.start()
+        self.server.set_serving(not self.clock.in_doubt)
         self._loop.start()
         self._parts.callback(self.inspector.stop)
         self.inspector.start(self.store.findings)
-        self.server.set_serving(True)
 
     def drain(self) -> None:
         """Take no new calls, let those in flight finish (at most 10 s), sign the last head."""

@@ -15,6 +15,7 @@ from broker.core.keys import ref
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Import, Key, KeyVersion, Principal, Target
 from broker.core.ports import KeyRef
+from broker.core.slots import Slots
 from broker.core.targets import Targets
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
@@ -23,6 +24,9 @@ from broker.targets.vault.policy import policy
 from tests.contracts.store_samples import ROW_KEY
 from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.openbao import OpenBao
+
+SLOTS = 128
+"""More than any test has calls: how slots are shared is a test of its own."""
 
 
 class Mount:
@@ -95,10 +99,10 @@ class Ground:
         self.imports = self.imports_with(self.connect)
 
     def targets_with(self, connect: object) -> Targets:
-        return Targets(self.store, self.hsm, self.guard, connect, self.clock)  # type: ignore[arg-type]
+        return Targets(self.store, self.hsm, self.guard, connect, self.clock, Slots(SLOTS))  # type: ignore[arg-type]
 
     def imports_with(self, connect: object, hsm: ports.Hsm | None = None) -> Imports:
-        return Imports(self.store, hsm or self.hsm, self.guard, connect, self.clock)  # type: ignore[arg-type]
+        return Imports(self.store, hsm or self.hsm, self.guard, connect, self.clock, Slots(SLOTS))  # type: ignore[arg-type]
 
     def call(self, method: str, *groups: str, request_id: str = "", validate_only: bool = False) -> Call:
         who: Principal = operator("alice", *(groups or ("admins",)))

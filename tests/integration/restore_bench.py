@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from broker.core.settling import Settling
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
-from tests.contracts.store_samples import ROW_KEY, config, read_journal
+from tests.contracts.store_samples import ROW_KEY, SIGNER, config, read_journal
 from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.postgres import Postgres
 
@@ -68,7 +67,7 @@ class Broker:
         self.secrets.ensure_root(self.call("FirstRootKey"))
 
     def open(self) -> None:
-        self.store = SqlStore(self.place, ROW_KEY, self.clock)
+        self.store = SqlStore(self.place, ROW_KEY, self.clock, SIGNER.genuine)
         guard = Guard(document())
         sealing = Sealing(self.roots, known_roots(self.store), self.clock, timedelta(0), tenant="one.example")
         self.keys = Keys(self.store, self.hsm, guard, self.clock)
@@ -77,8 +76,7 @@ class Broker:
         self.secrets = Secrets(self.store, self.roots, sealing, guard, self.clock)
 
     def sign(self) -> None:
-        (due,) = self.store.heads()
-        self.store.save_head(replace(due, signature=b"\x30\x01"))
+        SIGNER.sign_due(self.store)
 
     def backup(self) -> Callable[[], None]:
         """As of now; what it gives puts it back, and accepts what came of that."""
@@ -92,7 +90,7 @@ class Broker:
             self.store.close()
             put_back()
             with pytest.raises(BrokerError) as refused:
-                SqlStore(self.place, ROW_KEY, self.clock)
+                SqlStore(self.place, ROW_KEY, self.clock, SIGNER.genuine)
             assert refused.value.reason == "STORE_RESTORED"
             assert "accepted" in self.accept()
             self.open()
@@ -100,7 +98,7 @@ class Broker:
         return restore
 
     def accept(self) -> str:
-        store = SqlStore(self.place, ROW_KEY, self.clock, accept_restored=True, passing=True)
+        store = SqlStore(self.place, ROW_KEY, self.clock, SIGNER.genuine, accept_restored=True, passing=True)
         try:
             return acceptance.accept(store, self.place.journal, self.clock)
         finally:

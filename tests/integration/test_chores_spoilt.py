@@ -14,6 +14,7 @@ from broker.core.keys import UNDO_AFTER
 from broker.core.kinds import KeyState
 from broker.core.model import Key, RootKey, SecretVersion
 from broker.core.roots import RETIRE_AFTER
+from broker.store.rows import microseconds
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, opened
 from tests.fakes.hsm import SoftwareHsm
@@ -60,6 +61,7 @@ def test_TL_18_a_spoilt_version_holds_up_no_rewrap_and_keeps_its_root_key(store:
     for name in ("team/app/a", "team/app/b", "team/app/c"):
         house.put(name)
     house.secrets.rotate_root(house.call("RotateRootKey"))
+    made = microseconds(house.clock())
     spoil(store, "UPDATE secret_versions SET created_at = 9000000000000000000 WHERE secret = 'team/app/a'")
     for _ in range(2):
         house.clock.forward(seconds=RETIRE_AFTER.total_seconds() + 1)
@@ -68,7 +70,7 @@ def test_TL_18_a_spoilt_version_holds_up_no_rewrap_and_keeps_its_root_key(store:
     roots = {name: version.root for name in "bc" if (version := store.get(SecretVersion, f"team/app/{name}", 1))}
     assert roots == {"b": 2, "c": 2}
     assert len(store.page(RootKey, limit=9)) == 2
-    spoil(store, "UPDATE secret_versions SET created_at = 0 WHERE secret = 'team/app/a'")
+    spoil(store, f"UPDATE secret_versions SET created_at = {made} WHERE secret = 'team/app/a'")  # noqa: S608
     for _ in range(2):
         for resource, work in house.secrets.chores():
             work(house.own(resource))

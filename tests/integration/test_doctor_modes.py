@@ -104,7 +104,8 @@ def test_S_06_the_config_itself_is_looked_at_and_all_of_several_faults_are_told(
             (broker.folder / name).chmod(0o600)
     assert checked.returncode == 10
     faults = [line for line in checked.stdout.splitlines() if line.startswith("FAIL")]
-    assert [fault.split()[1] for fault in faults] == ["config:", "private", "hsm:"]  # the last for the open PIN
+    # the last two for the open PIN
+    assert [fault.split()[1] for fault in faults] == ["config:", "private", "hsm:", "store:"]
     assert "broker.toml has mode 0666; run: chmod 644" in faults[0]
     assert all(f"{name} has mode 0666; run: chmod 600" in faults[1] for name in ("hsm-pin", "page.key"))
 

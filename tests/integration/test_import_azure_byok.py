@@ -39,7 +39,8 @@ class BothKinds(Ground):
         self.vaults = {"premium": premium, "managed": managed}
         places = [azure.surroundings_of(vault, folder) for vault in self.vaults.values()]
         private = {host: vault for place in places for host, vault in place.private_vaults.items()}
-        super().__init__(hsm, folder, replace(places[0], private_vaults=private))
+        bound = {name: targets for place in places for name, targets in place.credentials_for.items()}
+        super().__init__(hsm, folder, replace(places[0], private_vaults=private, credentials_for=bound))
         for name, vault in self.vaults.items():
             self.settings = {"vault_url": vault.url, "kek": azure.kek_of(vault), "credential": "token-file"}
             self.register(name)

@@ -85,10 +85,10 @@ def test_aes_goes_to_a_managed_hsm_and_nowhere_else(azure_live: AzureLive, admin
     assert uploads(azure_live.premium, name) == 0
 
 
-def test_BY_06_eight_callers_at_once_make_one_version(azure_live: AzureLive, admin: Client) -> None:
+def test_BY_06_callers_at_once_make_one_version(azure_live: AzureLive, admin: Client) -> None:
     name = fresh(admin)
-    with ThreadPoolExecutor(8) as pool:
-        rows = list(pool.map(lambda _: imported(admin.ask("ImportKey", name=name, target="hsm")), range(8)))
+    with ThreadPoolExecutor(4) as pool:  # as many as one caller may have under way
+        rows = list(pool.map(lambda _: imported(admin.ask("ImportKey", name=name, target="hsm")), range(4)))
     assert usable(azure_live.hsm, name) == list({row.remote_version for row in rows})
     assert uploads(azure_live.hsm, name) == 1
 

@@ -300,4 +300,4 @@ def after_a_crash(hunt: Hunt) -> None:
     hunt.live.start(extra=LOUD)
     admin = hunt.live.client()
     assert hunt.ask(admin, "FetchSecrets", wire("FetchSecrets", {"references": ["team/app/db"]})) is None
-    assert "DAMAGED" in hunt.heard[-1], hunt.heard[-1]
+    assert "is not as the broker wrote it" in hunt.heard[-1], hunt.heard[-1]

@@ -7,7 +7,7 @@ from tests.servers.live import Live, within
 from tests.servers.openbao import OpenBao
 
 EC_P256, SIGN = 4, 1
-FAILED, DISABLING, UNKNOWN = 3, 4, 5
+FAILED, DISABLING, UNKNOWN = 3, 5, 6
 
 
 def test_BY_05_FT_39_the_alarm_stands_until_it_is_disabled_and_a_lost_target_can_be_removed(

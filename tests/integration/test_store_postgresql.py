@@ -39,7 +39,7 @@ def database(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 def place(postgres: Postgres, database: str, tmp_path: Path) -> StoreConfig:
-    postgres.empty(database, ["keys"])
+    postgres.empty(database, ["keys", "ledger"])
     return config(postgres.url(database), tmp_path)
 
 

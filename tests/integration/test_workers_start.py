@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.config import load
 from broker.core.model import Secret
-from tests.contracts.store_samples import opened
 from tests.servers.hosts import Host, set_up
 from tests.servers.live import Client, Refused, within
 from tests.servers.postgres import Postgres
+from tests.servers.stopped import store_of
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def test_all_drain_together_under_load_and_the_ports_are_free_again(host: Host) 
         assert time.monotonic() - begun <= 10
         acknowledged = dict([call.result(20) for call in calls])
     host.verify()
-    with opened(load(host.config).store) as store:
+    with store_of(host.folder) as store:
         for name, version in acknowledged.items():
             kept = store.get(Secret, name)
             assert kept is not None

@@ -218,12 +218,15 @@ def census(config: HsmConfig) -> dict[str, list[str]]:
 
 
 def whole_keys(live: Live) -> set[str]:
-    """The CKA_IDs of the key pairs, each of which must be one private and one public object; one root key is beside."""
+    """The CKA_IDs of the key pairs, each of which must be one private and one public object.
+
+    Beside them are the root key and the one that wraps the key of the rows.
+    """
     found = alone(census, load_config(live.config).hsm)
     found.pop("", None)
     pairs = {name for name, kinds in found.items() if kinds == ["PRIVATE_KEY", "PUBLIC_KEY"]}
     others = {name: kinds for name, kinds in found.items() if name not in pairs}
-    assert list(others.values()) == [["SECRET_KEY"]], others
+    assert list(others.values()) == [["SECRET_KEY"]] * 2, others
     return pairs
 
 

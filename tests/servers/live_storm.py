@@ -332,7 +332,9 @@ class Storm:
                 journey.remote_names.append(f"{journey.name}-again")
                 journey.request_id = str(uuid.uuid4())
                 ended = self.ask(client, journey)
-        assert ended in {"proven", "IMPORT_IN_PROGRESS", "TARGET_NAME_TAKEN"}, f"{journey}: {ended}"
+        assert ended in {"proven", "IMPORT_IN_PROGRESS", "TARGET_UNREACHABLE", "TARGET_NAME_TAKEN"}, (
+            f"{journey}: {ended}"
+        )
 
     def let_the_lease_pass(self) -> None:
         """As if all brokers had been away for longer than an upload can be on its way."""

@@ -11,12 +11,18 @@ from broker.config import load
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.row_key import row_key
 from broker.store.sql import SqlStore
+from tests.servers.softhsm import alone
+
+
+def _key(folder: Path) -> bytes:
+    """In a process of its own: a module is initialised once a process."""
+    config = load(folder / "broker.toml")
+    with closing(Pkcs11Hsm(config.hsm)) as hsm:
+        return row_key(config, hsm)
 
 
 @contextmanager
 def store_of(folder: Path) -> Iterator[SqlStore]:
     config = load(folder / "broker.toml")
-    with closing(Pkcs11Hsm(config.hsm)) as hsm:
-        key = row_key(config, hsm)
-    with closing(SqlStore(config.store, key, now, role="test", passing=True)) as store:
+    with closing(SqlStore(config.store, alone(_key, folder), now, role="test", passing=True)) as store:
         yield store
