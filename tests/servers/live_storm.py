@@ -9,18 +9,18 @@ from __future__ import annotations
 import random
 import re
 import signal
-import sqlite3
 import threading
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.core.import_rules import LEASE
+from broker.core.model import Import
 from broker.targets.azure_key_vault.fake import (
     Effect,
     FakeVault,
@@ -35,10 +35,12 @@ from broker.targets.azure_key_vault.fake import (
 from broker.targets.azure_key_vault.fake import Refused as Answer
 from broker.targets.azure_key_vault.fake.faults import Faults
 from broker.targets.azure_key_vault.fake.refusals import deleted_but_recoverable
+from tests.contracts.store_samples import entry
 from tests.integration.test_shim_faults import CODES
 from tests.servers.live import Client, Refused, within
 from tests.servers.live_azure import AzureLive
 from tests.servers.live_load import BROKEN
+from tests.servers.stopped import store_of
 
 RSA_2048, EC_P256, EC_P521, EC_P256K, AES_256 = 1, 4, 6, 7, 10
 SIGN, ENCRYPT = 1, 2
@@ -57,6 +59,9 @@ SPOILT: dict[str, Answer | Effect | str] = {
     "KEK swapped": "swap", "a right taken": "deny",
 }  # fmt: skip
 """Every switch of the fake."""
+
+ON_THE_WAY = frozenset({"IMPORT_IN_PROGRESS", "TARGET_UNREACHABLE"})
+"""How an import ends whose upload was not answered: it may arrive yet."""
 
 ROADS = ("PUT /keys/{}$", "GET /keys/{}", "POST /keys/{}", "PATCH /keys/{}", "GET /keys/kek")
 CALLS = (
@@ -332,23 +337,18 @@ class Storm:
                 journey.remote_names.append(f"{journey.name}-again")
                 journey.request_id = str(uuid.uuid4())
                 ended = self.ask(client, journey)
-        assert ended in {"proven", "IMPORT_IN_PROGRESS", "TARGET_UNREACHABLE", "TARGET_NAME_TAKEN"}, (
-            f"{journey}: {ended}"
-        )
+        assert ended in {"proven", "TARGET_NAME_TAKEN", *ON_THE_WAY}, f"{journey}: {ended}"
 
     def let_the_lease_pass(self) -> None:
         """As if all brokers had been away for longer than an upload can be on its way."""
         assert self.live.broker.terminate() == 0
-        database = sqlite3.connect(self.live.broker.folder / "broker.db")
-        with database:
-            database.execute(
-                "UPDATE imports SET started_at = started_at - ?", (int((LEASE.total_seconds() + 1) * 1_000_000),)
-            )
-        database.close()
+        with store_of(self.live.broker.folder) as store, store.write(entry()) as write:
+            for row in write.page(Import, limit=10_000):
+                write.replace(row, replace(row, started_at=row.started_at - LEASE - timedelta(seconds=1)))
         self.live.broker.start()
-        self.counts["still on their way"] = sum(one.ended == "IMPORT_IN_PROGRESS" for one in self.journeys)
+        self.counts["still on their way"] = sum(one.ended in ON_THE_WAY for one in self.journeys)
         client = self.live.client()
         for journey in self.journeys:
-            if journey.ended == "IMPORT_IN_PROGRESS":
+            if journey.ended in ON_THE_WAY:
                 self.settle(client, journey)
-                assert journey.ended != "IMPORT_IN_PROGRESS", journey
+                assert journey.ended not in ON_THE_WAY, journey

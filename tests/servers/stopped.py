@@ -1,4 +1,7 @@
-"""The database of a broker that does not run, opened as the broker would: with the key of its rows from its HSM."""
+"""The database of a broker that does not run, opened as the broker would: with the key of its rows from its HSM.
+
+Its audit goes to a journal of its own: there is nobody here to sign one.
+"""
 
 from __future__ import annotations
 
@@ -24,5 +27,6 @@ def _key(folder: Path) -> bytes:
 @contextmanager
 def store_of(folder: Path) -> Iterator[SqlStore]:
     config = load(folder / "broker.toml")
-    with closing(SqlStore(config.store, alone(_key, folder), now, role="test", passing=True)) as store:
+    place = config.store.model_copy(update={"journal": folder.parent / f"{folder.name}-test-journal"})
+    with closing(SqlStore(place, alone(_key, folder), now, role="test", passing=True)) as store:
         yield store
