@@ -125,6 +125,7 @@ def _broker(folder: Path, bao: OpenBao, vault: FakeVault, bao_host: str) -> Iter
         with config.open("a", encoding="utf-8") as file:
             file.write(f'\n[[targets.private_vaults]]\nhost = "{vault.host}"\nkind = "{vault.kind}"\n')
             file.write(f"ca_file = {_text(vault.ca_file)}\ntoken_file = {_text(vault.token_file)}\n")
+            file.write('targets = ["*"]\n')
 
     with peers.broker_dev(folder, bao_host, "127.0.0.1:1", change=change) as broker, broker.channel() as channel:
         peers.register_target(broker, bao, TARGETS["OpenBao"], bao_host)

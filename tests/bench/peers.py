@@ -204,9 +204,9 @@ def grpc_message(message: Message) -> bytes:
 
 def register_target(broker: Broker, server: OpenBao, name: str, host: str = "") -> None:
     """Make OpenBao's transit engine a place the broker imports keys to; ``host``: what it is to be reached by."""
-    server.write_token(broker.credentials, "bench-token", host=host or server.host)
+    server.write_token(broker.credentials, name, host=host or server.host)
     settings = targets_pb2.VaultSettings(
-        address=f"https://{host or server.host}", mount=server.mount, ca_pem=server.ca_pem, token_file="bench-token"
+        address=f"https://{host or server.host}", mount=server.mount, ca_pem=server.ca_pem, token_file=name
     )
     with broker.channel() as channel:
         targets_pb2_grpc.TargetServiceStub(channel).CreateTarget(
