@@ -33,6 +33,9 @@ READ_OFTEN = frozenset({Key, KeyVersion, Operator, Secret, SecretVersion, Sessio
 REMEMBERED = 4096
 """Records that are kept for that."""
 
+WEIGHED = 8192
+"""Weights that are kept: what is made by one call is often changed or ended by the next."""
+
 MAX_REMEMBERED = 1024
 """Bytes of a secret's sealed fields up to which it is kept."""
 
@@ -47,6 +50,7 @@ class Rows:
             raise ValueError("the key of the rows has 32 bytes")
         uses = (b"row-mac-v1", b"row-weight-v1", b"row-sums-v1")
         self._mac_key, self._weight_key, self._sums_key = (hmac.digest(key, use, "sha256") for use in uses)
+        self._weights: Callable[..., int] = lru_cache(WEIGHED)(self._weight)
         self._remembered: Callable[..., Any] = lru_cache(REMEMBERED, typed=True)(self._checked)  # 1 and True are equal
 
     def __repr__(self) -> str:
@@ -73,7 +77,7 @@ class Rows:
 
     def weight(self, kind: type[Any], mac: bytes) -> int:
         """What a row with this MAC adds to the sum of its table, modulo 2^256."""
-        return int.from_bytes(hmac.digest(self._weight_key, _TAGS[kind] + mac, "sha256"), "big")
+        return self._weights(kind, mac)
 
     def seal(self, *parts: str | int | bytes) -> bytes:
         """The MAC of something else than a record; the first part says what."""
@@ -94,6 +98,9 @@ class Rows:
         there = [(name, cells[at]) for name, at in sometimes if cells[at] is not None]
         told = ascii((NAMES[kind], always(cells), there))
         return hmac.digest(self._mac_key, told.encode("ascii"), "sha256")[:MAC_BYTES]
+
+    def _weight(self, kind: type[Any], mac: bytes) -> int:
+        return int.from_bytes(hmac.digest(self._weight_key, _TAGS[kind] + mac, "sha256"), "big")
 
     def _checked(self, kind: type[R], *row: Any) -> R:
         if not self.genuine(kind, row):

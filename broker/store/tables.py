@@ -199,6 +199,19 @@ def inserted(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 UPDATE = {kind: _update(kind) for kind in TABLES}
 """Every cell under ``n_`` and its name; the row under ``k0``, … and ``read``, as for ``DELETE``."""
 
+END_LEASE = (
+    TABLES[Lease]
+    .update()
+    .where(*_as_read(Lease))
+    .values(
+        {
+            name: bindparam(f"n_{name}", type_=TABLES[Lease].c[name].type)
+            for name in ("state", "expires_at", "revision", "mac")
+        }
+    )
+)
+"""As ``UPDATE``, of the cells that the end of a lease changes."""
+
 DELETE = {kind: table.delete().where(*_as_read(kind)) for kind, table in TABLES.items()}
 
 

@@ -23,10 +23,11 @@ from broker.store.floors import Floors
 from broker.store.ledger import Ledger, Slot
 from broker.store.marks import Changed, weights
 from broker.store.refusals import refusal
-from broker.store.rows import FIELDS, NAMES, rank
+from broker.store.rows import FIELDS, NAMES, microseconds, rank, rank_of
 from broker.store.tables import (
     BY_KEY,
     DELETE,
+    END_LEASE,
     LEADERSHIP,
     LOCKED_BY_KEY,
     UPDATE,
@@ -43,7 +44,7 @@ R = TypeVar("R", bound=Record)
 STEP = 1000
 """Leases of one session that are ended at a time."""
 
-_LEASE_ID = [field.name for field in FIELDS[Lease]].index("id")
+_LEASE = {field.name: place for place, field in enumerate(FIELDS[Lease])}
 
 LEADER = select(LEADERSHIP.c.fence)
 LEADER_LOCKED = LEADER.with_for_update(read=True)
@@ -68,6 +69,7 @@ class SqlWrite:
         self.further: list[AuditEntry] = []
         self.changed: list[Changed] = []
         self.leaving: list[tuple[type[Any], tuple[str | int, ...]]] = []  # deleted, or tried to be
+        self._macs: dict[int, tuple[Record, bytes]] = {}  # of what was read or written here
         self.fault: BrokerError | None = None  # PostgreSQL's answer to COMMIT after a failed statement is a rollback
         self._connection = connection
         self._database = database
@@ -85,13 +87,14 @@ class SqlWrite:
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Write.get``."""
-        query, found = (LOCKED_BY_KEY if self._shared else BY_KEY)[kind], key_cells(kind, key)
+        query, named = (LOCKED_BY_KEY if self._shared else BY_KEY)[kind], key_cells(kind, key)
         with self._statements():
-            rows = self.read(query, found)
+            rows = self.read(query, named)
             if not rows and self._shared:
                 self._lock_name(kind, key)
-                rows = self.read(query, found)
-        return self._answers.one(kind, key, rows)
+                rows = self.read(query, named)
+        found = self._answers.one(kind, key, rows)
+        return found if found is None else self._met(found, rows[0][-1])
 
     def page(
         self,
@@ -108,7 +111,7 @@ class SqlWrite:
             if lock and self._shared:
                 self._connection.execute(text(f"LOCK TABLE {NAMES[kind]} IN SHARE ROW EXCLUSIVE MODE"))
             rows = self.read(query, values)
-        return [self._answers.record(kind, row, where or {}) for row in rows]
+        return [self._met(self._answers.record(kind, row, where or {}), row[-1]) for row in rows]
 
     def add(self, *records: R) -> None:
         """See ``Write.add``."""
@@ -147,7 +150,7 @@ class SqlWrite:
             raise ValueError("a record is replaced by one of the same kind and name")
         pairs = [(old, new) for (old, _), new in zip(changes, written, strict=True)]
         if pairs:
-            changed = self._replaced(pairs, [self._rows.mac(old) for old, _ in changes])
+            changed = self._replaced(pairs, [self._mac(old) for old, _ in changes])
             if not changed and len(pairs) == 1 and (mac := self._mac_of(changes[0][0])):
                 changed = self._replaced(pairs, [mac])
             self._expect(changed, written[0], len(pairs))
@@ -162,8 +165,20 @@ class SqlWrite:
             rows.append({**_as_read(kind, key, mac), **{f"n_{name}": cell for name, cell in row.items()}})
         with self._statements():
             changed = self.change(UPDATE[type(pairs[0][0])], rows)
-        self.changed += changes if changed == len(rows) else []
+        if changed == len(rows):
+            self.changed += changes
+            for (_, new), change in zip(pairs, changes, strict=True):
+                self._met(new, change.after or b"")
         return changed
+
+    def _met(self, record: R, mac: bytes) -> R:
+        """Remember the MAC of a row, for when it is replaced."""
+        self._macs[id(record)] = record, mac
+        return record
+
+    def _mac(self, record: Record) -> bytes:
+        known = self._macs.get(id(record))
+        return known[1] if known and known[0] is record else self._rows.mac(record)
 
     def _mac_of(self, read: Record) -> bytes | None:
         """The MAC of the stored row, if it has the revision of the copy that its caller has gone on working on."""
@@ -178,25 +193,47 @@ class SqlWrite:
             query, values = page(Lease, (after,) if after else (), STEP, where)
             with self._statements():
                 rows = self.read(query, values)
-            leases = [self._rows.record(Lease, row) for row in rows if self._rows.genuine(Lease, row)]
-            self.replace_all(
-                [(lease, replace(lease, state=state, expires_at=min(lease.expires_at, at))) for lease in leases]
-            )
-            ended += len(leases)
+            ended += self._ended([row for row in rows if self._rows.genuine(Lease, row)], state, microseconds(at))
             if len(rows) < STEP:
                 return ended
-            after = rows[-1][_LEASE_ID]
+            after = rows[-1][_LEASE["id"]]
+
+    def _ended(self, rows: Sequence[Sequence[Any]], state: LeaseState, at: int) -> int:
+        """End leases cell by cell: a job has many, and taking them apart costs more than all the rest of it."""
+        changes, ends = [], []
+        for row in rows:
+            cells = list(row[:-1])
+            cells[_LEASE["state"]] = state.value
+            cells[_LEASE["expires_at"]] = min(cells[_LEASE["expires_at"]], at)
+            cells[_LEASE["revision"]] += 1
+            key, mac = (cells[_LEASE["id"]],), self._rows.mac_of(Lease, cells)
+            changes.append(Changed(Lease, key, cells[_LEASE["revision"]], rank_of(Lease, cells), row[-1], mac))
+            new = {f"n_{name}": cells[_LEASE[name]] for name in ("state", "expires_at", "revision")}
+            ends.append({"k0": key[0], "read": row[-1], **new, "n_mac": mac})
+        if ends:
+            with self._statements():
+                changed = self.change(END_LEASE, ends)
+            if changed != len(ends):
+                again = WrongState("CHANGED_MEANWHILE", "The leases were changed meanwhile; repeat the call.")
+                raise self._whole(again, changed)
+            self.changed += changes
+        return len(ends)
 
     def delete(self, record: Record) -> None:
         """See ``Write.delete``."""
         kind, key = type(record), key_of(record)
         self._floors.leave(kind, key)
         self.leaving.append((kind, key))
-        mac = self._mac_of(record)
-        with self._statements():
-            changed = self.change(DELETE[kind], [_as_read(kind, key, mac)]) if mac else 0
+        mac = self._mac(record)
+        changed = self._deleted(kind, key, mac)
+        if not changed and (stored := self._mac_of(record)):
+            mac, changed = stored, self._deleted(kind, key, stored)
         self._expect(changed, record)
         self.changed.append(Changed(kind, key, record.revision, rank(record), mac, None))
+
+    def _deleted(self, kind: type[Any], key: tuple[Any, ...], mac: bytes) -> int:
+        with self._statements():
+            return self.change(DELETE[kind], [_as_read(kind, key, mac)])
 
     def note(self, **facts: str | int) -> None:
         """See ``Write.note``."""
