@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from broker.core.errors import BrokerError
 from broker.core.model import KeyVersion
 from broker.core.ports import Write
 from broker.store.sql import SqlStore
-from tests.contracts.store_samples import config, entry, opened, version
+from tests.contracts.store_samples import T0, config, entry, opened, version
 from tests.servers.postgres import Postgres
 
 NAMES = ["a", "A", "a-b", "ab", "é", "\U0001f511"]
@@ -35,6 +37,7 @@ class Model:
         return [row for row in found if all(getattr(row, name) == value for name, value in where.items())][:limit]
 
 
+BEGUN = count(1)
 ADD, REPLACE, STALE, DELETE, FAIL = "add", "replace", "stale", "delete", "fail"
 step = st.tuples(st.sampled_from([ADD, REPLACE, STALE, DELETE, FAIL]), st.sampled_from(NAMES), st.integers(0, 3))
 history = st.lists(st.lists(step, max_size=3), max_size=6)
@@ -71,9 +74,10 @@ def test_both_databases_answer_as_the_model(
                 write.delete(row)
     model = Model()
     for transaction in history:
-        expected = play_model(model, transaction)
+        begun = next(BEGUN)
+        expected = play_model(model, transaction, begun)
         for store in stores:
-            assert play(store, transaction) == expected
+            assert play(store, transaction, begun) == expected
     for after, limit, where in questions:
         for store in stores:
             assert store.page(KeyVersion, after=after, limit=limit, where=where) == model.page(after, limit, where)
@@ -81,15 +85,23 @@ def test_both_databases_answer_as_the_model(
         assert {(row.key, row.number): row for row in store.page(KeyVersion, limit=100)} == model.rows
 
 
-def play(store: SqlStore, transaction: list[tuple[str, str, int]]) -> str:
+def play(store: SqlStore, transaction: list[tuple[str, str, int]], begun: int) -> str:
     """Empty, or the reason for which the whole transaction was refused."""
     try:
         with store.write(entry()) as write:
-            for verb, name, number in transaction:
-                VERBS[verb](write, name, number)
+            for place, (verb, name, number) in enumerate(transaction):
+                if verb == ADD:
+                    write.add(version(name, number, created_at=birth(begun, place)))
+                else:
+                    VERBS[verb](write, name, number)
     except BrokerError as refused:
         return refused.reason
     return ""
+
+
+def birth(begun: int, place: int) -> datetime:
+    """No two rows are born at one moment."""
+    return T0 + timedelta(milliseconds=begun, microseconds=place)
 
 
 def fail(_: Write, __: str, ___: int) -> None:
@@ -112,7 +124,6 @@ def delete(write: Write, name: str, number: int) -> None:
 
 
 VERBS: dict[str, Callable[[Write, str, int], None]] = {
-    ADD: lambda write, name, number: write.add(version(name, number)),
     REPLACE: change,
     STALE: change_outdated,
     DELETE: delete,
@@ -120,16 +131,16 @@ VERBS: dict[str, Callable[[Write, str, int], None]] = {
 }
 
 
-def play_model(model: Model, transaction: list[tuple[str, str, int]]) -> str:
+def play_model(model: Model, transaction: list[tuple[str, str, int]], begun: int) -> str:
     rows = dict(model.rows)
-    for verb, name, number in transaction:
+    for place, (verb, name, number) in enumerate(transaction):
         key = (name, number)
         if verb == FAIL:
             return "FAIL"
         if verb == ADD and key in rows:
             return "NAME_TAKEN"
         if verb == ADD:
-            rows[key] = version(name, number)
+            rows[key] = version(name, number, created_at=birth(begun, place))
         elif key in rows and verb == STALE:
             return "CHANGED_MEANWHILE"
         elif key in rows and verb == REPLACE:
