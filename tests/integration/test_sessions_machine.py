@@ -383,6 +383,7 @@ def run(folder: Path, examples: int, length: int) -> int:
     return Machine.steps
 
 
+@pytest.mark.timeout(300)  # a minute of computing, on computers that others use too
 @pytest.mark.parametrize("part", range(4))
 def test_sessions_and_leases_are_those_of_the_model(tmp_path: Path, part: int) -> None:
     """Ten thousand steps and more, as chance has it; in four parts, which can run beside each other."""
