@@ -238,6 +238,7 @@ def test_bytes_that_are_no_certificate_are_refused(ca_file: Path, pem: bytes) ->
     assert reason(mtls(ca_file), pem) == "CERTIFICATE_UNREADABLE"
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number which wasn't positive")  # its signature refuses it
 @given(st.data())
 def test_P13_no_damage_to_a_certificate_gets_through_or_breaks_the_reader(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
