@@ -9,7 +9,7 @@ from sqlalchemy import LargeBinary, and_, bindparam, select
 from broker.core.errors import WrongState
 from broker.store.authentic import Rows
 from broker.store.database import Database
-from broker.store.ledger import MODULUS, SLOTS, SUMMED, Ledger, Sums, fill
+from broker.store.ledger import BEGIN, MODULUS, SLOTS, SUMMED, Ledger, Sums
 from broker.store.marks import Mark
 from broker.store.rows import NAMES
 from broker.store.tables import KEY_COLUMNS, TABLES
@@ -41,5 +41,5 @@ def adopt(database: Database, rows: Rows, marks: Sequence[Mark]) -> None:
                 if kind in SUMMED:
                     sums[kind] = (sums.get(kind, 0) + rows.weight(kind, mac)) % MODULUS
         if sums:
-            connection.execute(fill(), Ledger(FOUNDER, rows).row(0, 1, sums))
+            connection.execute(BEGIN, Ledger(FOUNDER, rows).row(0, 1, sums))
         connection.commit()

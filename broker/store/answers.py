@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from broker.core.model import Record
 from broker.store.authentic import Rows, forged
 from broker.store.floors import Floors
-from broker.store.rows import FIELDS, PRIMARY_KEYS
+from broker.store.rows import PLACES, PRIMARY_KEYS
 
 R = TypeVar("R", bound=Record)
 
@@ -36,12 +36,9 @@ class Answers:
     def record(self, kind: type[R], row: Sequence[Any], asked: Mapping[str, str | int]) -> R:
         """The record in a row. ``asked``: the cells that it was looked for by."""
         record = self._rows.record(kind, row)
-        places = _PLACES[kind]
+        places = PLACES[kind]
         if any(row[places[name]] != value for name, value in asked.items()):
             raise forged(kind, row, "was given for another one")
         if not self._floors.passes(record):
             raise forged(kind, row, "was put back as it once was")
         return record
-
-
-_PLACES = {kind: {field.name: at for at, field in enumerate(found)} for kind, found in FIELDS.items()}

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from broker.core.errors import WrongState
 from broker.core.model import Key, KeyVersion, Operator, Record, Secret, SecretVersion, Session, TrustRule
-from broker.store.rows import FIELDS, NAMES, record_of, row_of, shown
+from broker.store.rows import FIELDS, NAMES, PLACES, record_of, row_of, shown
 
 R = TypeVar("R", bound=Record)
 
@@ -39,7 +39,7 @@ WEIGHED = 8192
 MAX_REMEMBERED = 1024
 """Bytes of a secret's sealed fields up to which it is kept."""
 
-_SEALED = [field.name for field in FIELDS[SecretVersion]].index("sealed")
+_SEALED = PLACES[SecretVersion]["sealed"]
 
 
 class Rows:
@@ -50,7 +50,7 @@ class Rows:
             raise ValueError("the key of the rows has 32 bytes")
         uses = (b"row-mac-v1", b"row-weight-v1", b"row-sums-v1")
         self._mac_key, self._weight_key, self._sums_key = (hmac.digest(key, use, "sha256") for use in uses)
-        self._weights: Callable[..., int] = lru_cache(WEIGHED)(self._weight)
+        self._kept_weight: Callable[..., int] = lru_cache(WEIGHED)(self.weight)
         self._remembered: Callable[..., Any] = lru_cache(REMEMBERED, typed=True)(self._checked)  # 1 and True are equal
 
     def __repr__(self) -> str:
@@ -77,7 +77,11 @@ class Rows:
 
     def weight(self, kind: type[Any], mac: bytes) -> int:
         """What a row with this MAC adds to the sum of its table, modulo 2^256."""
-        return self._weights(kind, mac)
+        return int.from_bytes(hmac.digest(self._weight_key, _TAGS[kind] + mac, "sha256"), "big")
+
+    def kept_weight(self, kind: type[Any], mac: bytes) -> int:
+        """As ``weight``, remembered: for what calls change, not for whole tables, which would drive that out."""
+        return self._kept_weight(kind, mac)
 
     def seal(self, *parts: str | int | bytes) -> bytes:
         """The MAC of something else than a record; the first part says what."""
@@ -98,9 +102,6 @@ class Rows:
         there = [(name, cells[at]) for name, at in sometimes if cells[at] is not None]
         told = ascii((NAMES[kind], always(cells), there))
         return hmac.digest(self._mac_key, told.encode("ascii"), "sha256")[:MAC_BYTES]
-
-    def _weight(self, kind: type[Any], mac: bytes) -> int:
-        return int.from_bytes(hmac.digest(self._weight_key, _TAGS[kind] + mac, "sha256"), "big")
 
     def _checked(self, kind: type[R], *row: Any) -> R:
         if not self.genuine(kind, row):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from broker.core.model import AuditHead
 from broker.store.private import create
 
 SUFFIX = ".jsonl"
+
+FILE = re.compile(rf"(?P<chain>(?P<replica>.+)-\d{{8}}T\d{{12}}Z-[0-9a-f]{{16}})\.\d{{6}}{re.escape(SUFFIX)}")
+"""The name of a journal file."""
+
 LOW_WATER = 1024 * 1024
 """Bytes that must be free on the journal's volume for it to count as writable."""
 

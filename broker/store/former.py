@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from broker.core.audit import MAX_RECORD_BYTES
-from broker.store.chain import SUFFIX, Tail
+from broker.store.chain import FILE, Tail
 from broker.store.private import open_regular
 
 BLOCK = 1 << 16
@@ -74,10 +73,9 @@ class Former:
 def former(folder: Path, replica: str, vouched: Tail | None, end: End | None = None) -> Former:
     """What is to be said of the chain up to ``vouched``; ``end``: how it really ended, where this process knows it."""
     chains: dict[str, list[Path]] = {}
-    pattern = re.compile(rf"({re.escape(replica)}-\d{{8}}T\d{{12}}Z-[0-9a-f]{{16}})\.\d{{6}}{re.escape(SUFFIX)}")
     for path in sorted(folder.iterdir(), reverse=True):
-        if found := pattern.fullmatch(path.name):
-            chains.setdefault(found[1], []).append(path)
+        if (found := FILE.fullmatch(path.name)) and found["replica"] == replica:
+            chains.setdefault(found["chain"], []).append(path)
     strays = sum(vouched is None or chain > vouched.chain for chain in chains)
     if vouched is None:
         return Former(strays=strays)

@@ -1,9 +1,10 @@
 """Looks at every row of the database: whether each is genuine, and whether all together are what brokers left.
 
 One reading of the database as of one moment. If the sums are right, every row is the newest one, and the floors are
-learnt from it. If not, a second reading finds the rows by what this process and the journals in its folder know: those
-that were put back, removed, or put in again. They are refused from then on, one by one. What nobody can name, because
-another host's broker changed it or the journal is gone, is a finding without a name.
+learnt from it. If not, the tables in doubt are read once more, as of the same moment, to find the rows by what this
+process and the journals in its folder know: those that were put back, removed, or put in again. They are refused from
+then on, one by one. What nobody can name, because another host's broker changed it or the journal is gone, is a finding
+without a name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from broker.store.database import Database, Stream
 from broker.store.floors import Floors
 from broker.store.ledger import MODULUS, SLOTS, SUMMED, Ledger, Sums, genuine, restored, unpack
 from broker.store.marks import UNTOLD, Mark, Told, behind, history, newest, word
-from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS, rank_of
+from broker.store.rows import NAMES, PLACES, key_in, rank_of
 from broker.store.tables import TABLES
 
 ALTERED, PUT_BACK, CHANGED, REMOVED, PUT_IN = "altered", "put back", "exchanged", "removed", "put in again"
@@ -74,12 +75,10 @@ class Inspection:
     def _look(self, kinds: Sequence[type[Any]] = ALL) -> tuple[Tally, list[RowFinding]]:
         with self._database.snapshot() as stream:
             found = tally(stream, self._rows, kinds)
-        if not found.doubtful and not found.forged:
-            self._floors.raise_to(found.newest)
-            return found, []
-        with self._database.snapshot() as stream:
-            findings, found = explain(stream, self._rows, self._floors, self._history, kinds)
-        return found, findings
+            if found.doubtful or found.forged:
+                return found, explain(stream, found, self._rows, self._floors, self._history)
+        self._floors.raise_to(found.newest)
+        return found, []
 
     def _history(self, reached: Mapping[tuple[str, int], int]) -> Mapping[str, Told]:
         return history(self._config.journal, reached)
@@ -142,19 +141,18 @@ def tally(stream: Stream, rows: Rows, kinds: Sequence[type[Any]] = ALL) -> Tally
 
 def explain(
     stream: Stream,
+    found: Tally,
     rows: Rows,
     floors: Floors,
     history: Callable[[Mapping[tuple[str, int], int]], Mapping[str, Told]],
-    kinds: Sequence[type[Any]],
-) -> tuple[list[RowFinding], Tally]:
-    """What is wrong, row by row, as of one snapshot; the floors are raised so that what is named is refused.
+) -> list[RowFinding]:
+    """What is wrong, row by row, in the snapshot of ``found``; the floors are raised so that what is named is refused.
 
     ``history``: what the journals say, given how far each slot is in the database.
     """
-    found = tally(stream, rows, kinds)
     findings = [RowFinding(NAMES[kind], _shown(key), ALTERED) for kind, key in found.forged]
     if not (doubtful := found.doubtful):
-        return findings, found
+        return findings
     told = history(found.reached)
     for kind in doubtful:
         named, macs, strays = _explain(stream, kind, rows, floors, told)
@@ -162,7 +160,7 @@ def explain(
         wanted = found.ledger.get(kind, 0)
         if wanted not in (_sum(rows, kind, macs), _sum(rows, kind, macs | strays)):
             findings.append(RowFinding(NAMES[kind], "", UNNAMED))
-    return findings, found
+    return findings
 
 
 def _sum(rows: Rows, kind: type[Any], macs: set[bytes]) -> int:
@@ -202,7 +200,7 @@ def _explain(
 
 def _how(kind: type[Any], key: Key, row: Sequence[Any], floors: Floors, last: Told | None) -> str:
     """What is wrong with a genuine row; "" when nothing is known against it."""
-    revision = row[_REVISION[kind]]
+    revision = row[PLACES[kind]["revision"]]
     if last is not None and kind not in UNTOLD:
         if last.mac is None and revision <= last.revision:
             return PUT_IN
@@ -216,19 +214,9 @@ def _how(kind: type[Any], key: Key, row: Sequence[Any], floors: Floors, last: To
 
 
 def _all(stream: Stream, kind: type[Any]) -> Iterator[tuple[Key, Sequence[Any]]]:
-    places = _KEYS[kind]
     for row in stream(select(TABLES[kind])):
-        yield tuple(row[place] for place in places), row
+        yield key_in(kind, row), row
 
 
 def _shown(key: Key) -> str:
     return "/".join(str(part) if isinstance(part, int) else ascii(part)[1:-1] for part in key)[:200]
-
-
-def _places(kind: type[Any], names: Sequence[str]) -> tuple[int, ...]:
-    there = [field.name for field in FIELDS[kind]]
-    return tuple(there.index(name) for name in names)
-
-
-_KEYS = {kind: _places(kind, names) for kind, names in PRIMARY_KEYS.items()}
-_REVISION = {kind: _places(kind, ["revision"])[0] for kind in PRIMARY_KEYS}

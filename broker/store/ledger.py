@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
 
-from sqlalchemy import BigInteger, Executable, Insert, LargeBinary, Text, bindparam, select, text
+from sqlalchemy import BigInteger, Executable, LargeBinary, Text, bindparam, select, text
 
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead
@@ -58,11 +58,6 @@ Sums = dict[type[Any], int]
 
 Place = tuple[str, int]
 """A slot of any process: its owner and its number."""
-
-
-def fill() -> Insert:
-    """The statement that puts a whole slot in."""
-    return LEDGER.insert()
 
 
 class Statements(Protocol):
@@ -159,13 +154,7 @@ class Ledger:
         sums = dict(slot.sums or {})
         for kind, weight in change.items():
             sums[kind] = (sums.get(kind, 0) + weight) % MODULUS
-        row = self.row(slot.number, slot.count + 1, sums)
-        if slot.count == 0:
-            changed = statements.change(BEGIN, [row])
-        else:
-            new = {f"n_{name}": row[name] for name in ("changes", "sums", "mac")}
-            changed = statements.change(MOVE, [{"of": self.owner, "at": slot.number, "was": slot.count, **new}])
-        if not changed:
+        if not _written(self.row(slot.number, slot.count + 1, sums), slot.count or None, statements):
             return False
         slot.reached = slot.count + 1, sums
         return True
@@ -175,12 +164,7 @@ class Ledger:
         owner, number = place
         rows = statements.read(ONE, {"of": owner, "at": number})
         reached, sums = self._read(rows)
-        row = self.row(number, max(count, reached), sums, owner)
-        if not rows:
-            statements.change(BEGIN, [row])
-            return
-        new = {f"n_{name}": row[name] for name in ("changes", "sums", "mac")}
-        statements.change(MOVE, [{"of": owner, "at": number, "was": rows[0][2], **new}])
+        _written(self.row(number, max(count, reached), sums, owner), rows[0][2] if rows else None, statements)
 
     def _reread(self, slot: Slot, statements: Statements) -> None:
         rows = statements.read(ONE, {"of": self.owner, "at": slot.number})
@@ -200,6 +184,14 @@ class Ledger:
         counts[slot.number] = slot.reached[0] if slot.reached else slot.count
         mark = Mark(self.owner, slot.number, tuple(counts.get(at, 0) for at in range(max(counts) + 1)))
         return mark.shown(self._rows)
+
+
+def _written(row: Mapping[str, Any], was: int | None, statements: Statements) -> int:
+    """Put a slot in, or over the one whose count ``was`` so; 1 if that is done."""
+    if was is None:
+        return statements.change(BEGIN, [dict(row)])
+    new = {f"n_{name}": row[name] for name in ("changes", "sums", "mac")}
+    return statements.change(MOVE, [{"of": row["owner"], "at": row["slot"], "was": was, **new}])
 
 
 def genuine(rows: Rows, row: Sequence[Any]) -> bool:

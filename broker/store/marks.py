@@ -20,7 +20,7 @@ from typing import Any
 from broker.core.audit import AuditEntry
 from broker.core.model import AuditHead, Lease, Receipt, SecretRead
 from broker.store.authentic import MAC_BYTES, Rows
-from broker.store.chain import SUFFIX
+from broker.store.chain import FILE, SUFFIX
 from broker.store.lines import backwards
 from broker.store.private import open_regular
 from broker.store.rows import NAMES
@@ -95,8 +95,8 @@ def weights(rows: Rows, changes: Iterable[Changed]) -> dict[type[Any], int]:
     """What changes add to the sum of each table."""
     found: dict[type[Any], int] = {}
     for one in changes:
-        less = rows.weight(one.kind, one.before) if one.before else 0
-        more = rows.weight(one.kind, one.after) if one.after else 0
+        less = rows.kept_weight(one.kind, one.before) if one.before else 0
+        more = rows.kept_weight(one.kind, one.after) if one.after else 0
         found[one.kind] = found.get(one.kind, 0) + more - less
     return found
 
@@ -157,8 +157,8 @@ def history(folder: Path, reached: Mapping[tuple[str, int], int]) -> dict[str, T
 
 def journal_files(folder: Path, replica: str) -> list[Path]:
     """The files of a replica's chains, the oldest first."""
-    pattern = re.compile(rf"{re.escape(replica)}-\d{{8}}T\d{{12}}Z-[0-9a-f]{{16}}\.\d{{6}}{re.escape(SUFFIX)}")
-    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)) if folder.is_dir() else []
+    names = {path: FILE.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ())}
+    return sorted(path for path, found in names.items() if found and found["replica"] == replica)
 
 
 def _lines(folder: Path) -> Iterator[bytes]:

@@ -20,10 +20,10 @@ from typing import Any
 
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead
-from broker.store.chain import SUFFIX, Tail
+from broker.store.chain import FILE, Tail
 from broker.store.database import Database
 from broker.store.lines import backwards
-from broker.store.rows import FIELDS, record_of
+from broker.store.rows import PLACES, record_of
 from broker.store.tables import BY_KEY, HEADS_OF, key_cells
 
 Genuine = Callable[[AuditHead], bool]
@@ -39,8 +39,6 @@ MARK = b'"kind":"head"'
 LOGIN = b'"rpc":"SessionService/Login"'
 """In no other lines than these: a quotation mark within a value is escaped."""
 
-_FILE = re.compile(rf"(.+)-\d{{8}}T\d{{12}}Z-[0-9a-f]{{16}}\.\d{{6}}{re.escape(SUFFIX)}")
-
 
 def nobody(_: AuditHead) -> bool:
     """Where no audit key is known, no head is one."""
@@ -51,8 +49,8 @@ def newest_heads(folder: Path, genuine: Genuine) -> list[AuditHead]:
     """The last heads of each replica that keeps its journal here, one of each of its newest files that have any."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
-        if found := _FILE.fullmatch(path.name):
-            files.setdefault(found[1], []).append(path)
+        if found := FILE.fullmatch(path.name):
+            files.setdefault(found["replica"], []).append(path)
     return [head for paths in files.values() for head in islice(_last_of_each(paths, genuine), FILES)]
 
 
@@ -97,7 +95,7 @@ def refuse_older(database: Database, heads: Iterable[AuditHead]) -> None:
 def logins(folder: Path, since: datetime) -> Iterator[tuple[str, str]]:
     """(issuer, token id) of the identity tokens that have opened sessions here since then."""
     for path in folder.iterdir():
-        if _FILE.fullmatch(path.name) and path.lstat().st_mtime >= since.timestamp():
+        if FILE.fullmatch(path.name) and path.lstat().st_mtime >= since.timestamp():
             yield from _logins(path)
 
 
@@ -116,7 +114,7 @@ def _login(line: bytes) -> tuple[str, str] | None:
     return (str(issuer), str(token)) if outcome == "ok" and token else None
 
 
-_HASH = [field.name for field in FIELDS[AuditHead]].index("hash")
+_HASH = PLACES[AuditHead]["hash"]
 
 
 def _held(database: Database, head: AuditHead) -> bool:

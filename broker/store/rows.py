@@ -127,8 +127,8 @@ def rank(record: Any) -> int:
 
 def rank_of(kind: type[Any], row: Sequence[Any]) -> int:
     """The rank of the record in a genuine row."""
-    born, revision = _RANKED[kind]
-    return (row[born] << RANK_BITS if born is not None else 0) + int(row[revision])
+    born, places = _BORN[kind], PLACES[kind]
+    return (row[places[born]] << RANK_BITS if born else 0) + int(row[places["revision"]])
 
 
 def storable(value: str | int) -> str | int:
@@ -281,8 +281,7 @@ def _fields(kind: type[Any]) -> tuple[Field, ...]:
 
 def key_in(kind: type[Any], row: Sequence[Any]) -> tuple[Any, ...]:
     """The primary key in a row."""
-    names = [field.name for field in FIELDS[kind]]
-    return tuple(row[names.index(name)] for name in PRIMARY_KEYS[kind])
+    return tuple([row[place] for place in _KEY_PLACES[kind]])
 
 
 def shown(kind: type[Any], row: Sequence[Cell]) -> str:
@@ -298,15 +297,15 @@ def shown_key(key: Sequence[Any]) -> str:
 FIELDS: dict[type[Any], tuple[Field, ...]] = {kind: _fields(kind) for kind in PRIMARY_KEYS}
 """The columns of each kind of record, in the order of its fields."""
 
+PLACES = {kind: {field.name: place for place, field in enumerate(found)} for kind, found in FIELDS.items()}
+"""Where in a row each field of a kind stands."""
+
+_KEY_PLACES = {kind: [PLACES[kind][name] for name in names] for kind, names in PRIMARY_KEYS.items()}
+
 _BORN = {
     kind: next((field.name for field in found if field.name in {"created_at", "started_at"}), "")
     for kind, found in FIELDS.items()
 }
-_RANKED = {
-    kind: (names.index(_BORN[kind]) if _BORN[kind] else None, names.index("revision"))
-    for kind, names in ((kind, [field.name for field in found]) for kind, found in FIELDS.items())
-}
-
 _READERS = {
     kind: (attrgetter(*(field.name for field in found)), tuple((field.name, field.encode) for field in found))
     for kind, found in FIELDS.items()

@@ -23,7 +23,7 @@ from broker.store.floors import Floors
 from broker.store.ledger import Ledger, Slot
 from broker.store.marks import Changed, weights
 from broker.store.refusals import refusal
-from broker.store.rows import FIELDS, NAMES, microseconds, rank, rank_of
+from broker.store.rows import NAMES, PLACES, microseconds, rank, rank_of
 from broker.store.tables import (
     BY_KEY,
     DELETE,
@@ -44,7 +44,7 @@ R = TypeVar("R", bound=Record)
 STEP = 1000
 """Leases of one session that are ended at a time."""
 
-_LEASE = {field.name: place for place, field in enumerate(FIELDS[Lease])}
+_LEASE = PLACES[Lease]
 
 LEADER = select(LEADERSHIP.c.fence)
 LEADER_LOCKED = LEADER.with_for_update(read=True)
@@ -167,8 +167,8 @@ class SqlWrite:
             changed = self.change(UPDATE[type(pairs[0][0])], rows)
         if changed == len(rows):
             self.changed += changes
-            for (_, new), change in zip(pairs, changes, strict=True):
-                self._met(new, change.after or b"")
+            for (_, new), row in zip(pairs, rows, strict=True):
+                self._met(new, row["n_mac"])
         return changed
 
     def _met(self, record: R, mac: bytes) -> R:
@@ -183,7 +183,7 @@ class SqlWrite:
     def _mac_of(self, read: Record) -> bytes | None:
         """The MAC of the stored row, if it has the revision of the copy that its caller has gone on working on."""
         stored = self.get(type(read), *key_of(read))
-        return self._rows.mac(stored) if stored is not None and stored.revision == read.revision else None
+        return self._mac(stored) if stored is not None and stored.revision == read.revision else None
 
     def end_leases(self, session: str, state: LeaseState, at: datetime) -> int:
         """See ``Write.end_leases``. A lease that somebody else has altered stays as it is: it is refused anyway."""
