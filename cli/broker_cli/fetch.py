@@ -17,7 +17,7 @@ from broker_cli.run_references import NAME, SCHEME, check_count, reference
 from broker_cli.run_session import Job, Way, durations, reaching
 from broker_cli.screen import chat
 
-FORMATS = ("env", "json", "dotenv", "github", "file")
+FORMATS = ("env", "json", "dotenv", "docker", "github", "azure", "gitlab", "file")
 USUAL_TTL = 300
 
 
@@ -56,6 +56,7 @@ def fetch(
     for name, text in asked:  # what is known before a secret has said which fields it has
         if "#" in text:
             called(name, text, text.partition("#")[2])
+    fetch_formats.check_place(format_, os.environ)
     check_way_out(format_, target, reveal=reveal)
     place = None if format_ != "github" else fetch_formats.github_file(os.environ)
     try:

@@ -10,17 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker_cli import files
+from broker_cli import dotenv
+from broker_cli.dotenv import NAME, SCHEME, Line
 from broker_cli.refusal import Exit, Refusal
 
-SCHEME = "broker://"
-MAX_ENV_FILE = 1024 * 1024
 MAX_REFERENCES = 100
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 REFERENCE = re.compile(
     r"[a-z0-9-]+(?:/[a-z0-9-]+)*(?:@[1-9][0-9]{0,8})?(?:#[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?", re.ASCII
 )
-_LINE = re.compile(r"(?:export[ \t]+)?(?P<name>[^=\s]+)[ \t]*=[ \t]*(?P<value>.*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +36,15 @@ class Wanted:
 
 def wanted(env_files: Iterable[str], secrets: Iterable[str], as_files: Iterable[str]) -> Wanted:
     """Put together what was asked for; an option goes before a line of an env file."""
-    lines: dict[str, str] = {}
+    lines: dict[str, Line] = {}
     for one in env_files:
-        lines |= read_env(Path(one))
-    variables = {name: reference(value, name) for name, value in lines.items() if value.startswith(SCHEME)}
-    plain = {name: value for name, value in lines.items() if name not in variables}
+        lines |= dotenv.read(Path(one))
+    variables = {
+        name: reference(line.value, f"{name} ({line.place})")
+        for name, line in lines.items()
+        if line.value.startswith(SCHEME)
+    }
+    plain = {name: line.value for name, line in lines.items() if name not in variables}
     options, files_ = _options(secrets, "--secret"), _options(as_files, "--file")
     if twice := options.keys() & files_.keys():
         raise Refusal("NAME_TWICE", f"{min(twice)} is given with --secret and with --file; choose one.", Exit.USAGE)
@@ -81,44 +82,6 @@ def reference(text: str, name: str, *, whole: bool = False) -> str:
             Exit.USAGE,
         )
     return bare
-
-
-def read_env(path: Path) -> dict[str, str]:
-    """The lines of an env file: ``NAME=value``, ``export`` before and quotes around it allowed, ``#`` for remarks."""
-    content = files.read(path, MAX_ENV_FILE, "env file")
-    if len(content) > MAX_ENV_FILE:
-        raise Refusal("INPUT_TOO_LONG", f"The env file {path} is longer than {MAX_ENV_FILE} bytes.", Exit.USAGE)
-    try:
-        lines = content.decode().replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError:
-        raise Refusal("ENV_FILE_INVALID", f"The env file {path} is not UTF-8.", Exit.USAGE) from None
-    found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = _LINE.fullmatch(line.strip())
-        value = None if match is None else _unquoted(match["value"])
-        if match is None or value is None or "\0" in value or not NAME.fullmatch(match["name"]):
-            raise Refusal("ENV_FILE_INVALID", f"{path}, line {number}: write NAME=value.", Exit.USAGE)
-        if match["name"] in found:
-            raise Refusal("NAME_TWICE", f"{path}, line {number}: this name is there already.", Exit.USAGE)
-        found[match["name"]] = value
-    return found
-
-
-def _unquoted(text: str) -> str | None:
-    """A value without its quotes and remark; None when a quote does not end. In double quotes a backslash escapes."""
-    if text[:1] not in {"'", '"'}:
-        # The "#" of a reference has no space before it, a remark has.
-        return re.split(r"(?:^|\s)#", text, maxsplit=1)[0].rstrip()
-    quote = text[0]
-    pattern = r"'([^']*)'\s*(?:#.*)?" if quote == "'" else r'"((?:[^"\\]|\\.)*)"\s*(?:#.*)?'
-    match = re.fullmatch(pattern, text)
-    if match is None:
-        return None
-    if quote == "'":
-        return match[1]
-    return re.sub(r"\\(.)", lambda found: {"n": "\n"}.get(found[1], found[1]), match[1])
 
 
 def _options(pairs: Iterable[str], option: str) -> dict[str, str]:

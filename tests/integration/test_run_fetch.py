@@ -14,9 +14,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from broker_cli.dotenv import read
 from broker_cli.fetch import FORMATS
 from broker_cli.mask import forms
-from broker_cli.run_references import read_env
 
 from tests.integration.test_run_standin import PASSWORD, VALUES, Job, Pipelines, job, pipelines, pipelines_authority
 
@@ -51,7 +51,7 @@ def test_env_is_what_a_shell_reads_back(job: Job) -> None:
 def test_dotenv_is_what_run_reads_back(job: Job) -> None:
     code, out, _ = job.run("fetch", "--format", "dotenv", "DB=" + REF, KEY)
     (job.folder / "env").write_bytes(out)
-    found = {name: value.encode() for name, value in read_env(job.folder / "env").items()}
+    found = {name: line.value.encode() for name, line in read(job.folder / "env").items()}
     assert (code, found) == (0, {"DB": PASSWORD, "KEY": VALUES["team/tls"]["key"]})
     assert b"DB='" in out
 

@@ -5,60 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from broker_cli.refusal import Exit, Refusal
-from broker_cli.run_references import MAX_ENV_FILE, Wanted, only_field, read_env, reference, wanted
-
-
-def written(folder: Path, text: str | bytes) -> Path:
-    (folder / "env").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return folder / "env"
-
-
-@pytest.mark.parametrize(
-    ("line", "value"),
-    [
-        ("A=b", "b"),
-        ("A=", ""),
-        ("  export  A = b c  # remark", "b c"),
-        ("A=b#c", "b#c"),
-        ("A=#c", ""),
-        ("A='x # y' # z", "x # y"),
-        ('A="x \\"y\\" \\\\ \\n z"', 'x "y" \\ \n z'),
-        ("A=broker://a/b#c", "broker://a/b#c"),
-        ("A='ä'", "ä"),
-        ("A=b\r", "b"),
-    ],
-)
-def test_a_line_of_an_env_file(line: str, value: str, tmp_path: Path) -> None:
-    assert read_env(written(tmp_path, f"# first\n\n{line}\n")) == {"A": value}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "canary", "=canary", "1A=canary", "A-B=canary", "A='canary", 'A="canary\\"', "A='x'canary", "A=x\0canary",
-        "A B=canary",
-    ],
-)  # fmt: skip
-def test_a_line_that_is_none_is_named_and_not_quoted(line: str, tmp_path: Path) -> None:
-    with pytest.raises(Refusal) as refused:
-        read_env(written(tmp_path, f"X=y\n{line}\n"))
-    assert (refused.value.reason, "line 2" in refused.value.message) == ("ENV_FILE_INVALID", True)
-    assert "canary" not in refused.value.message
-
-
-def test_an_env_file_has_limits(tmp_path: Path) -> None:
-    for content, reason in [
-        (b"A=\xff", "ENV_FILE_INVALID"),
-        (b"A=1\nA=2", "NAME_TWICE"),
-        (b"#" * (MAX_ENV_FILE + 1), "INPUT_TOO_LONG"),
-    ]:
-        with pytest.raises(Refusal) as refused:
-            read_env(written(tmp_path, content))
-        assert (refused.value.reason, refused.value.code) == (reason, Exit.USAGE)
-    with pytest.raises(Refusal) as refused:
-        read_env(tmp_path / "none")
-    assert refused.value.reason == "FILE_UNREADABLE"
+from broker_cli.refusal import Refusal
+from broker_cli.run_references import Wanted, only_field, reference, wanted
 
 
 @pytest.mark.parametrize("text", ["broker://a/b#c", "broker://a@3#c", "broker://a-b/c/d#e.f-g_h"])
