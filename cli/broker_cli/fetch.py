@@ -11,13 +11,17 @@ from pathlib import Path
 import click
 
 from broker_cli import reserved
+from broker_cli.dotenv import NAME, SCHEME
 from broker_cli.output import check_target
 from broker_cli.refusal import Exit, Refusal
-from broker_cli.run_references import NAME, SCHEME, check_count, reference
+from broker_cli.run_references import check_count, reference
 from broker_cli.run_session import Job, Way, durations, reaching
 from broker_cli.screen import chat
 
-FORMATS = ("env", "json", "dotenv", "docker", "github", "azure", "gitlab", "file")
+FORMATS = ("env", "json", "dotenv", "docker", "github", "azure", "file")
+REFUSED = ("gitlab",)
+"""Formats that are looked for and have no safe form; told why."""
+
 USUAL_TTL = 300
 
 
@@ -29,7 +33,9 @@ USUAL_TTL = 300
     "unless named it is called by the last part of the path and the field: DB_PASSWORD. "
     "What programs obey (LD_PRELOAD, GIT_…) is only set where it is named.",
 )
-@click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="How the values are written.")
+@click.option(
+    "--format", "format_", type=click.Choice([*FORMATS, *REFUSED]), required=True, help="How the values are written."
+)
 @click.option("--out", "target", metavar="DIR", help="With --format file: a new private folder, a file a value.")
 @click.option("--keep", is_flag=True, help="Let the session run out by itself, and what hangs on it with it.")
 @click.option("--reveal", is_flag=True, help="Show the values on this terminal.")

@@ -74,6 +74,11 @@ def github(job: Job) -> dict[str, str]:
     return {"GITHUB_ACTIONS": "true", "GITHUB_ENV": str(job.folder / "github_env")}
 
 
+def around(job: Job) -> dict[str, str]:
+    """What each of the CIs sets."""
+    return github(job) | {"TF_BUILD": "True"}
+
+
 def variables(text: str) -> dict[str, str]:
     """What the runner makes of the file."""
     return {name: value for name, _, value in re.findall(r"^(\w+)<<(\w+)\n(.*?)\n\2$", text, re.DOTALL | re.MULTILINE)}
@@ -115,15 +120,15 @@ def test_SC_08_a_secret_taken_whole_sets_nothing_that_programs_obey(
 ) -> None:
     out = job.folder / "out"
     to = ["--out", str(out)] if format_ == "file" else []
-    code, shown, err = job.run("fetch", "--format", format_, *to, "broker://team/ld", env=github(job))
+    code, shown, err = job.run("fetch", "--format", format_, *to, "broker://team/ld", env=around(job))
     assert (code, shown, out.exists(), pipelines.methods) == (2, b"", False, BOTH)
     assert b"NAME_RESERVED" in err
     assert b"LD_PRELOAD=broker://team/ld#preload" in err
     assert b"evil" not in err
     assert (job.folder / "github_env").read_bytes() == b"OLD=1\n"
-    code, _, _ = job.run("fetch", "--format", format_, *to, "broker://team/ld#preload", env=github(job))
+    code, _, _ = job.run("fetch", "--format", format_, *to, "broker://team/ld#preload", env=around(job))
     assert (code, pipelines.methods) == (2, BOTH)  # known before anything is fetched
-    code, _, err = job.run("fetch", "--format", format_, *to, "LD_PRELOAD=broker://team/ld#preload", env=github(job))
+    code, _, err = job.run("fetch", "--format", format_, *to, "LD_PRELOAD=broker://team/ld#preload", env=around(job))
     assert (code, err.replace(str(out).encode(), b"")) == (0, b"broker: 1 files written to .\n" if to else b"")
 
 
