@@ -301,12 +301,13 @@ def test_policy_explain_says_no_with_its_exit_code(broker: Broker, stand_in: Sta
 def test_target_add_sends_the_ca_and_only_the_name_of_the_token(
     broker: Broker, stand_in: StandIn, tmp_path: Path
 ) -> None:
-    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    pem = stand_in.authority.pem
+    (tmp_path / "ca.pem").write_bytes(b"subject=/CN=x\r\n" + pem.replace(b"\n", b"\r\n"))
     line = ["target", "add", "vault", "prod", "--address", "https://v:8200", "--ca-file", tmp_path / "ca.pem"]
     assert broker(*line, "--token-file", "prod.token").code == 0
     sent = stand_in.asked("CreateTarget").vault
     assert (sent.address, sent.mount, sent.token_file) == ("https://v:8200", "transit", "prod.token")
-    assert sent.ca_pem == "-----BEGIN CERTIFICATE-----\n"
+    assert sent.ca_pem == pem.decode()
     assert broker(*line, "--token-file", "/etc/shadow").code == 2
     assert broker("target", "check", "prod").code == 10
 

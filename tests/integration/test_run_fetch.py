@@ -262,3 +262,14 @@ def test_CL_08_what_fails_after_the_fetch_shows_nothing_of_what_was_fetched(job:
             assert not [form for form in forms(value) if form in out + err], words
     assert pipelines.methods.count("FetchSecrets") == pipelines.methods.count("EndSession") >= 3
     assert list((job.folder / "taken").iterdir()) == []
+
+
+def test_P45_the_ca_in_one_line_or_with_escapes_leads_to_the_broker(job: Job, pipelines: Pipelines) -> None:
+    pem = job.environment["BROKER_CA_PEM"]
+    for form in (pem.replace("\n", "\\n"), pem.replace("\n", " "), "\ufeff" + pem.replace("\n", "\r\n")):
+        assert job.run("fetch", "--format", "json", "A=" + REF, env={"BROKER_CA_PEM": form})[0] == 0
+    (job.folder / "ca.pem").write_bytes(base64.b64encode(pem.encode()))
+    assert job.run("fetch", "--format", "json", "A=" + REF, "--ca-file", str(job.folder / "ca.pem"))[0] == 0
+    asked = len(pipelines.methods)
+    code, _, err = job.run("fetch", "--format", "json", "A=" + REF, env={"BROKER_CA_PEM": pem[:-30]})
+    assert (code, b"CA_INVALID" in err, len(pipelines.methods)) == (2, True, asked)
