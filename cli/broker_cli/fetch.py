@@ -6,15 +6,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import click
 
-from broker_cli import reserved
+from broker_cli import reserved, run_references
 from broker_cli.dotenv import NAME, SCHEME
 from broker_cli.output import check_target
 from broker_cli.refusal import Exit, Refusal
-from broker_cli.run_references import check_count, reference
+from broker_cli.run_references import all_of, check_count, reference
 from broker_cli.run_session import Job, Way, durations, reaching
 from broker_cli.screen import chat
 
@@ -56,8 +57,11 @@ def fetch(
     from broker_cli import fetch_formats  # noqa: PLC0415
     from broker_cli.run_signals import Signals, Stopped  # noqa: PLC0415
 
-    asked = [named(one) for one in references]
-    texts = list(dict.fromkeys(text for _, text in asked))
+    asked = all_of([partial(named, one) for one in references])
+    names: dict[str, list[str]] = {}
+    for name, text in asked:
+        names.setdefault(text, []).append(name)
+    texts = list(names)
     check_count(texts)
     for name, text in asked:  # what is known before a secret has said which fields it has
         if "#" in text:
@@ -67,7 +71,9 @@ def fetch(
     place = None if format_ != "github" else fetch_formats.github_file(os.environ)
     try:
         with Signals(), Job(way=way(), keep=keep) as job:
-            values = collected(asked, job.fetch(texts, ttl))
+            with run_references.named(names):
+                fetched = job.fetch(texts, ttl)
+            values = collected(asked, fetched)
             if format_ == "file":
                 fetch_formats.write_folder(Path(str(target)), values)
             elif place is not None:

@@ -71,11 +71,10 @@ def test_P45_a_file_is_taken_in_der_and_wide_characters(content: bytes, tmp_path
 )
 def test_P45_what_is_no_ca_is_said_to_be_none(text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text(text)
-    for read in (
-        lambda: ca.inline(text),
-        lambda: ca.read(tmp_path / "ca.pem"),
-        lambda: ca.certificates(text.encode(), "it"),
-    ):
+    reads: list[Callable[[], bytes]] = [
+        lambda: ca.inline(text), lambda: ca.read(tmp_path / "ca.pem"), lambda: ca.certificates(text.encode(), "it"),
+    ]  # fmt: skip
+    for read in reads:
         with pytest.raises(Refusal) as refused:
             read()
         assert (refused.value.reason, refused.value.code) == ("CA_INVALID", Exit.USAGE)

@@ -9,7 +9,16 @@ from broker_cli.refusal import Refusal
 from broker_cli.run_references import Wanted, only_field, reference, wanted
 
 
-@pytest.mark.parametrize("text", ["broker://a/b#c", "broker://a@3#c", "broker://a-b/c/d#e.f-g_h"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "broker://a/b#c",
+        "broker://a@3#c",
+        "broker://a-b/c/d#e.f-g_h",
+        "broker://shop/my_app@1#x",
+        "broker://1st/a.b_c-d#_",
+    ],
+)
 def test_a_reference(text: str) -> None:
     assert reference(text, "X") == text.removeprefix("broker://")
 
@@ -56,3 +65,41 @@ def test_an_answer_without_the_field_is_refused() -> None:
         with pytest.raises(Refusal) as refused:
             only_field(fields, "x#a")
         assert refused.value.reason == "ANSWER_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("broker://shop/My_DB#x", 'segment 2 of its path ("My_DB") is not 1 to 63 lower-case letters'),
+        ("broker://a/b/c/d/e/f/g/h/i#x", "its path has 9 segments, and a secret's name at most 8"),
+        ("broker://shop/my__app#x", 'segment 2 of its path ("my__app")'),
+        ("broker://shop//app#x", "segment 2 of its path is not"),
+        ("broker://shop/app name#x", "segment 2 of its path is not"),
+        ("broker:///shop#x", "segment 1 of its path is not"),
+        ("broker://../shop#x", 'segment 1 of its path ("..")'),
+        ("broker://shop/app@0#x", "behind @ stands the number of a version"),
+        ("broker://shop/app@latest#x", "behind @ stands the number of a version"),
+        ("broker://shop/app#pass word", "behind # stands the name of one field"),
+        ("broker://shop/app#.x", "behind # stands the name of one field"),
+        ("broker://shop/app#", "behind # stands the name of one field"),
+        ("broker://shop/app", "it names no field: write broker://shop/app#field"),
+    ],
+)
+def test_P46_the_part_that_is_wrong_is_named_with_its_grammar(text: str, told: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        reference(text, "PW")
+    assert refused.value.reason == "REFERENCE_INVALID"
+    assert "The reference for PW is not valid" in refused.value.message
+    assert told in refused.value.message
+    assert "A secret itself" not in refused.value.message
+
+
+def test_P50_every_reference_that_is_none_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("A=broker://x#a\n\nB=broker://X#b\n")
+    with pytest.raises(Refusal) as refused:
+        wanted([str(tmp_path / "env")], ["C=canary", "D=broker://x#d"], ["E=broker://x"])
+    assert refused.value.message == "3 references cannot be used."
+    told = refused.value.format_message().splitlines()
+    assert [name in line for name, line in zip(("B (", "for C ", "for E "), told[1:], strict=True)] == [True] * 3
+    assert "env, line 3" in told[1]
+    assert "canary" not in refused.value.format_message()

@@ -99,7 +99,9 @@ class Secret(_message.Message):
     LAST_READ_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """1 to 8 segments joined by slashes; each 1 to 63 lower-case letters, digits and single hyphens, a letter first."""
+    """1 to 8 segments joined by slashes; each 1 to 63 lower-case letters and digits, with single hyphens, underscores and
+    dots between them.
+    """
     latest_version: _builtins.int
     last_reader: _builtins.str
     """Who fetched it last, to a few seconds; the audit has every read."""
