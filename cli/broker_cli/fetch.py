@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -57,22 +57,14 @@ def fetch(
     from broker_cli import fetch_formats  # noqa: PLC0415
     from broker_cli.run_signals import Signals, Stopped  # noqa: PLC0415
 
-    asked = all_of([partial(named, one) for one in references])
-    names: dict[str, list[str]] = {}
-    for name, text in asked:
-        names.setdefault(text, []).append(name)
-    texts = list(names)
-    check_count(texts)
-    for name, text in asked:  # what is known before a secret has said which fields it has
-        if "#" in text:
-            called(name, text, text.partition("#")[2])
+    asked, names = wanted(references)
     fetch_formats.check_place(format_, os.environ)
     check_way_out(format_, target, reveal=reveal)
     place = None if format_ != "github" else fetch_formats.github_file(os.environ)
     try:
         with Signals(), Job(way=way(), keep=keep) as job:
             with run_references.named(names):
-                fetched = job.fetch(texts, ttl)
+                fetched = job.fetch(list(names), ttl)
             values = collected(asked, fetched)
             if format_ == "file":
                 fetch_formats.write_folder(Path(str(target)), values)
@@ -86,6 +78,19 @@ def fetch(
     except Stopped as stopped:
         return 128 + stopped.number
     return 0
+
+
+def wanted(arguments: Iterable[str]) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
+    """What is asked for as (name, reference), and the names of each reference; what is no such thing is refused."""
+    asked = all_of([partial(named, one) for one in arguments])
+    names: dict[str, list[str]] = {}
+    for name, text in asked:
+        names.setdefault(text, []).append(name)
+    check_count(list(names))
+    for name, text in asked:  # what is known before a secret has said which fields it has
+        if "#" in text:
+            called(name, text, text.partition("#")[2])
+    return asked, names
 
 
 def named(argument: str) -> tuple[str, str]:
