@@ -128,15 +128,31 @@ def test_lists_are_read_to_their_last_page(broker: Broker) -> None:
     ]
 
 
-def test_shell_variables_survive_quotes(broker: Broker, stand_in: StandIn) -> None:
-    nasty = "a'b\x1b$(touch never)\n\\"
+@pytest.mark.parametrize("shell", ["bash", "dash"])
+@pytest.mark.parametrize(
+    "nasty",
+    [
+        "a'b\x1b$(touch never)\n\\",
+        "it's\n`touch never`",
+        "\n",
+        "a\n\n",
+        "\\0101\t\\c%s%b",
+        "\u202e-\u200bé\x7f0",
+        "$x",
+        "",
+    ],
+)
+def test_P01_shell_variables_survive_quotes(
+    broker: Broker, stand_in: StandIn, tmp_path: Path, nasty: str, shell: str
+) -> None:
     before = stand_in.answers["WhoAmI"]
     stand_in.answers["WhoAmI"] = lambda request: type(before(request))(principal=nasty)
     ended = broker("operator", "whoami", "--format", "env")
-    script = ended.out + '\nprintf %s "$CALLER_PRINCIPAL"'
-    assert (
-        subprocess.run(["bash", "-euc", script], capture_output=True, check=True, timeout=10).stdout == nasty.encode()
-    )
+    assert all(one.isprintable() or one == "\n" for one in ended.out)
+    script = 'eval "$1"; printf %s "$CALLER_PRINCIPAL"'
+    shown = subprocess.run([shell, "-euc", script, shell, ended.out], capture_output=True, check=True, timeout=10,
+                           cwd=tmp_path)  # fmt: skip
+    assert (shown.stdout, shown.stderr, list(tmp_path.glob("never"))) == (nasty.encode(), b"", [])
 
 
 def test_CL_13_escapes_in_names_reach_no_terminal(broker: Broker, stand_in: StandIn) -> None:
