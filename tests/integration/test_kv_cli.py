@@ -266,11 +266,14 @@ def test_P51_put_tells_what_it_drops(broker: Broker, stand_in: StandIn) -> None:
     assert "dropped" not in ended.out
 
 
-def test_P01_what_shell_variables_cannot_hold_is_refused(broker: Broker, stand_in: StandIn) -> None:
-    for fields, reason in (
-        ({"a": b"x\0y", "b": b""}, "VALUE_NOT_TEXT"), ({"a.b": b"1", "a_b": b"2"}, "NAME_TWICE"),
-    ):  # fmt: skip
-        found = sessions_pb2.FetchedSecret(version=3, fields=fields)
-        stand_in.answers["FetchSecrets"] = lambda _, found=found: sessions_pb2.FetchSecretsResponse(secrets=[found])
-        ended = broker("secret", "get", "team/db", "--format", "env")
-        assert (ended.code, ended.out, reason in ended.err) == (1, "", True)
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"a": b"x\0y", "b": b""}, "VALUE_NOT_TEXT"), ({"a.b": b"1", "a_b": b"2"}, "NAME_TWICE")],
+)
+def test_P01_what_shell_variables_cannot_hold_is_refused(
+    broker: Broker, stand_in: StandIn, fields: dict[str, bytes], reason: str
+) -> None:
+    found = sessions_pb2.FetchedSecret(version=3, fields=fields)
+    stand_in.answers["FetchSecrets"] = lambda _: sessions_pb2.FetchSecretsResponse(secrets=[found])
+    ended = broker("secret", "get", "team/db", "--format", "env")
+    assert (ended.code, ended.out, reason in ended.err) == (1, "", True)
