@@ -27,7 +27,7 @@ from broker.rpc.gate import Gate
 from broker.rpc.health import Health
 from broker.rpc.plan import MAX_BYTES
 from broker.rpc.shares import Shares
-from broker.rpc.threads import pool
+from broker.rpc.threads import Pool, pool
 from broker.rpc.tls import TlsFiles
 
 TALLY_SECONDS = 60.0
@@ -106,7 +106,7 @@ class Server:
     ) -> None:
         limits = config.limits
         self._clock, self._tallied = clock, clock()
-        self._pool = pool(config.threads, "rpc")
+        self._pool = Pool(config.threads, "rpc")
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
         self._births_pool = pool(config.threads, "rpc-births")
         self._deadlines = _deadlines(limits, clock, config.threads)
@@ -125,6 +125,7 @@ class Server:
             health_check=self._health.check,
             pool=self._health_pool,
             births=self._births_pool,
+            aside=self._pool.aside,
             greeted=self._doors.greeted,
             known=self._doors.known,
             max_calls=limits.calls,
