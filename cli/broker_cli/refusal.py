@@ -29,6 +29,9 @@ class Refusal(click.ClickException):
     retry_after = 0
     """Seconds after which the broker says that the same request can do better; 0: it does not say."""
 
+    passing = False
+    """Whether the same may go well in a moment: something was away, and nothing was refused."""
+
     def __init__(self, reason: str, message: str, code: Exit = Exit.FAILURE, call_id: str = "") -> None:
         super().__init__(message)
         self.reason = reason

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from broker_cli import files
+from broker_cli.budget import Budget
 from broker_cli.ci import identity
 from broker_cli.profiles import ADDRESS, MAX_PEM
 from broker_cli.refusal import Exit, Refusal
@@ -40,7 +42,7 @@ _OPTIONS = (
 )
 _TIMEOUT = click.option(
     "--timeout", type=click.FloatRange(0.1, 600), default=30.0, show_default=True, metavar="SECONDS",
-    envvar="BROKER_TIMEOUT", help="How long to wait for the broker's answer.",
+    envvar="BROKER_TIMEOUT", help="How long login and fetch may take in all, tries included.",
 )  # fmt: skip
 
 
@@ -129,30 +131,41 @@ class Job:
                 self._channel.close()
 
     def fetch(self, references: list[str], ttl: int) -> dict[str, dict[str, bytes]]:
-        """Log in and fetch in one call: the fields of each reference. Each try has an identity token of its own."""
-        from broker_cli.wire import connect, repeat  # noqa: PLC0415
+        """Log in and fetch in one call: the fields of each reference, within the way's time in all.
 
-        first = identity.token(os.environ, self.way.audience, self.way.token_file)  # before anything slow is loaded
+        However often it has to be sent, it is one login (by its id and its identity token), and so one session.
+        """
+        from broker_cli.wire import attempt, connect  # noqa: PLC0415
+
+        within = Budget(self.way.timeout)
+        token = self._identity(within)  # before anything slow is loaded
         import broker_api.v1.sessions_pb2 as wire  # noqa: PLC0415
 
         self._channel, self._ttl = connect(self.way.address, self.way.ca), ttl
-        request = wire.FetchSecretsRequest(references=references)
+        request = wire.FetchSecretsRequest(references=references, request_id=str(uuid.uuid4()))
         request.ttl.seconds = ttl
-        tokens, asked = iter([first]), 0.0
+        asked, tries = 0.0, 0
 
-        def once() -> Any:
-            nonlocal asked
-            token = next(tokens, None) or identity.token(os.environ, self.way.audience, self.way.token_file)
-            asked = time.monotonic()
-            return self._call("FetchSecrets")(request, timeout=self.way.timeout, metadata=self._bearer(token))
+        def once(seconds: float) -> Any:
+            nonlocal asked, tries, token
+            if tries and identity.at_hand(os.environ, self.way.token_file):
+                token = self._identity(within)  # its writer may have renewed it
+            tries, asked = tries + 1, time.monotonic()
+            metadata = self._bearer(token)
+            return attempt(
+                lambda: self._call("FetchSecrets")(request, timeout=seconds, metadata=metadata), self.way.address
+            )
 
-        answer = repeat(once, self.way.address, safe=True)
+        answer = within.insist(once)
         self._token = answer.session_token
         self._ahead = answer.session.create_time.ToMicroseconds() / 1e6 - asked
         self._take(answer.session)
         if not self._token or [one.reference for one in answer.secrets] != references:
             raise Refusal("ANSWER_INVALID", "The broker's answer is not what was asked for; report this.")
         return {one.reference: dict(one.fields) for one in answer.secrets}
+
+    def _identity(self, within: Budget) -> str:
+        return identity.token(os.environ, self.way.audience, self.way.token_file, within)
 
     def renew(self) -> None:
         """Move the session's end. Raises ``grpc.RpcError``."""

@@ -1,4 +1,4 @@
-"""An issuer that rotates its keys in every way there is, or cannot be used (P09, P10, P29); its cache's clock is fast."""
+"""An issuer that rotates its keys in every way there is, or cannot be used (P09, P10, P29); the clock runs fast."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_P09_an_issuer_that_fails_is_asked_again_at_once_and_then_ever_more_slow
     issuer.answers[DISCOVERY] = failing
     jobs.sets._clock = time.monotonic
     assert jobs.refused(patience=patient(4)) == "ISSUER_UNAVAILABLE"
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in pairwise(times)]
     assert 0.5 <= pauses[0] < pauses[1]
     assert len(times) <= 4
 

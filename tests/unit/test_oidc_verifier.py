@@ -38,6 +38,8 @@ class Published:
     def key(
         self, issuer: str, ca_pem: str, kid: str, patience: Patience | None = None, *, not_this: keys.Key | None = None
     ) -> keys.Key | None:
+        assert patience is None
+        assert not_this is None or not_this.public
         self.asked.append((issuer, ca_pem, kid))
         signers = self.sets[issuer, ca_pem]
         if signers == "away":
