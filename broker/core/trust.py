@@ -236,7 +236,7 @@ def _judge(rule: TrustRule, verified: Verified) -> list[ClaimFinding]:
 
 
 def _proof(rule: TrustRule, verified: Verified) -> Proof:
-    claims = {matcher.claim: matching.find(verified.claims, matcher.claim) or "" for matcher in rule.matchers}
+    claims = {matcher.claim: matching.proven(matcher, verified.claims) or "" for matcher in rule.matchers}
     return Proof(
         rule=rule.name,
         issuer=verified.issuer,

@@ -112,6 +112,7 @@ class Job:
     id: str = ""
     ends: datetime = _NEVER
     last: datetime = _NEVER
+    repeated: bool = False  # the login was sent again, and may have been an earlier try's: how old it is, is not known
     _ahead: float = 0.0  # the broker's clock less our monotonic one; this machine's date may be wrong
     _ttl: int = 0
     _token: str = field(default="", repr=False)
@@ -141,16 +142,20 @@ class Job:
         token = self._identity(within)  # before anything slow is loaded
         import broker_api.v1.sessions_pb2 as wire  # noqa: PLC0415
 
-        self._channel, self._ttl = connect(self.way.address, self.way.ca), ttl
+        self._ttl = ttl
         request = wire.FetchSecretsRequest(references=references, request_id=str(uuid.uuid4()))
         request.ttl.seconds = ttl
-        asked, tries = 0.0, 0
+        asked = 0.0
 
         def once(seconds: float) -> Any:
-            nonlocal asked, tries, token
-            if tries and identity.at_hand(os.environ, self.way.token_file):
-                token = self._identity(within)  # its writer may have renewed it
-            tries, asked = tries + 1, time.monotonic()
+            nonlocal asked, token
+            if self._channel is not None:  # a further try
+                self._channel.close()
+                self.repeated = True
+                if identity.at_hand(os.environ, self.way.token_file):
+                    token = self._identity(within)  # its writer may have renewed it
+            # A connection of its own for each try: the one before may hang.
+            self._channel, asked = connect(self.way.address, self.way.ca), time.monotonic()
             metadata = self._bearer(token)
             return attempt(
                 lambda: self._call("FetchSecrets")(request, timeout=seconds, metadata=metadata), self.way.address
@@ -173,8 +178,11 @@ class Job:
 
         request = wire.RenewSessionRequest()
         request.ttl.seconds = self._ttl
-        timeout = min(RENEW_TIMEOUT, max(0.1, self.left))
+        timeout, asked = min(RENEW_TIMEOUT, max(0.1, self.left)), time.monotonic()
         self._take(self._call("RenewSession")(request, timeout=timeout, metadata=self._bearer(self._token)).session)
+        if self.repeated and self.ends < self.last:  # so its end is that long after the broker's now
+            self._ahead = self.ends.timestamp() - self._ttl - asked
+        self.repeated = False
 
     @property
     def left(self) -> float:
@@ -229,7 +237,7 @@ class Renewal(threading.Thread):
 
     def run(self) -> None:
         """Renew until there is no more to do; whatever keeps it from that is said once."""
-        pause = self._job.left / 2
+        pause = 0.0 if self._job.repeated else self._job.left / 2
         failed = FIRST_PAUSE
         while not self._stopped.wait(pause):
             refused = self._renew()

@@ -83,4 +83,5 @@ class Jobs:
         """Wait until no fetch is under way."""
         for known in self.sets._issuers.values():
             with known.changed:
-                assert known.changed.wait_for(lambda known=known: not known.under_way, 20)
+                while known.under_way:
+                    assert known.changed.wait(20)

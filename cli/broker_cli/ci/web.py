@@ -115,8 +115,8 @@ def _answered(origin: str, status: int, retry_after: str) -> Refusal:
         return refusal
     if status in {http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN}:
         why = (
-            f"it refuses this job (HTTP status {status}); the job has no right to identity tokens, or what it asks with "
-            "is over with the step or job that it was given to"
+            f"it refuses this job (HTTP status {status}); the job has no right to identity tokens, or what it asks "
+            "with is over with the step or job that it was given to"
         )
         return Refusal("IDENTITY_REFUSED", f"No identity token came from {origin}: {why}.", Exit.NOT_LOGGED_IN)
     why = f"it answered with HTTP status {status}"

@@ -1,0 +1,147 @@
+"""`broker run` and `broker fetch` while the CI, the way, or the broker fails once: one budget, one login (P07, P08)."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from tests.integration.test_run_standin import DB, Job, Pipelines, job, jwt, pipelines, pipelines_authority
+from tests.unit.test_ci_identity_again import TOKEN, endpoint, github, status
+
+__all__ = ["job", "pipelines", "pipelines_authority"]  # fixtures
+
+AWAY = (grpc.StatusCode.UNAVAILABLE, "DRAINING", "The broker restarts.")
+
+
+def from_github(url: str) -> dict[str, str]:
+    return {**github(url), "BROKER_ID_TOKEN_FILE": ""}
+
+
+def test_P07_a_job_whose_ci_and_broker_fail_once_runs(job: Job, pipelines: Pipelines) -> None:
+    pipelines.failures = {"FetchSecrets": [AWAY]}
+    with endpoint(status(503)) as (url, times):
+        code, out, err = job.run("run", "--secret", DB, "--", "echo", "ran", env=from_github(url))
+    assert (code, out, err, len(times)) == (0, b"ran\n", b"", 2)
+    sent = [(headers["authorization"], request) for name, headers, request in pipelines.calls if name == "FetchSecrets"]
+    assert {each for each, _ in sent} == {f"Bearer {TOKEN}"}  # one token for the one login, however often it is sent
+    assert len({request.request_id for _, request in sent}) == 1
+    assert all(request.request_id for _, request in sent)
+
+
+def test_P07_a_ci_that_stays_away_is_exit_5_and_one_that_refuses_exit_4(job: Job, pipelines: Pipelines) -> None:
+    for code, exit_code, reason in ((503, 5, b"IDENTITY_UNAVAILABLE"), (403, 4, b"IDENTITY_REFUSED")):
+        with endpoint(every=status(code)) as (url, _):
+            begun = time.monotonic()
+            more = ("--timeout", "2")
+            done = job.run("fetch", "--format", "json", *more, DB, env=from_github(url))
+        assert (done[0], done[1], reason in done[2]) == (exit_code, b"", True), done
+        assert time.monotonic() - begun < 15
+    assert pipelines.methods == []
+
+
+def test_P08_the_repetition_of_a_login_carries_the_same_token_and_id(job: Job, pipelines: Pipelines) -> None:
+    pipelines.failures = {"FetchSecrets": [AWAY, AWAY]}
+    for _ in range(2):
+        assert job.run("run", "--secret", DB, "--", "true")[0] == 0
+    sent = [
+        (headers["authorization"], one.request_id) for name, headers, one in pipelines.calls if name == "FetchSecrets"
+    ]
+    assert sent[0] == sent[1] == sent[2]
+    assert sent[3][0] == sent[0][0] == f"Bearer {jwt()}"
+    assert sent[3][1] not in {"", sent[0][1]}  # another run is another login
+
+
+@contextmanager
+def wire(pipelines: Pipelines, *, hang: bool) -> Iterator[str]:
+    """A relay before the stand-in; of the first connection the answer to what was asked never comes."""
+    before = pipelines.methods.count("FetchSecrets")
+    host, _, port = pipelines.address.rpartition(":")
+    listener, ends, taken = socket.create_server(("127.0.0.1", 0)), list[socket.socket](), [0]
+
+    def hand_on(source: socket.socket, to: socket.socket, *, drop: bool) -> None:
+        with contextlib.suppress(OSError):
+            while some := source.recv(65536):
+                if drop and pipelines.methods.count("FetchSecrets") > before:
+                    if hang:
+                        continue
+                    break
+                to.sendall(some)
+        if not (drop and hang):
+            for each in (source, to):
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection((host, int(port)))
+                ends.extend((client, server))
+                taken[0] += 1
+                for pair, drop in (((client, server), False), ((server, client), taken[0] == 1)):
+                    threading.Thread(target=hand_on, args=pair, kwargs={"drop": drop}, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"localhost:{listener.getsockname()[1]}"
+    finally:
+        for each in (listener, *ends):
+            each.close()
+
+
+def test_P08_an_answer_that_is_lost_on_the_wire_is_asked_for_again(job: Job, pipelines: Pipelines) -> None:
+    for hang in (False, True):
+        before = pipelines.methods.count("FetchSecrets")
+        with wire(pipelines, hang=hang) as address:
+            env = {"BROKER_PIPELINES_ADDRESS": address}
+            code, out, err = job.run("run", "--timeout", "8", "--secret", DB, "--", "echo", "ran", env=env)
+        assert (code, out, err) == (0, b"ran\n", b"")
+        ids = [one.request_id for name, _, one in pipelines.calls if name == "FetchSecrets"][before:]
+        assert len(ids) == 2
+        assert len(set(ids)) == 1
+
+
+def test_P07_a_broker_that_comes_back_during_the_login_is_found(job: Job, pipelines: Pipelines) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    host, _, real = pipelines.address.rpartition(":")
+    with job.start(
+        "run", "--secret", DB, "--", "echo", "ran", env={"BROKER_PIPELINES_ADDRESS": f"{host}:{port}"}
+    ) as run:
+        threading.Event().wait(2)  # it is away meanwhile
+        with relay(port, int(real)):
+            out, err = run.communicate(timeout=40)
+    assert (run.returncode, out, err) == (0, b"ran\n", b"")
+
+
+@contextmanager
+def relay(port: int, to: int) -> Iterator[None]:
+    listener = socket.create_server(("127.0.0.1", port))
+    ends: list[socket.socket] = []
+
+    def hand_on(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while some := source.recv(65536):
+                target.sendall(some)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", to))
+                ends.extend((client, server))
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=hand_on, args=pair, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield
+    finally:
+        for each in (listener, *ends):
+            each.close()
