@@ -275,7 +275,8 @@ def _graded(rule: TrustRule) -> TrustRule:
     letter, findings = grade(rule)
     if letter == "F":
         fatal = " ".join(each.removeprefix("F: ") for each in findings if each.startswith("F"))
-        raise InvalidRequest("TRUST_RULE_WEAK", f"The trust rule would let in others than it means. {fatal}")
+        sentence = "The trust rule would not let in those that it means, or others as well."
+        raise InvalidRequest("TRUST_RULE_WEAK", f"{sentence} {fatal}")
     return replace(rule, grade=letter, findings=findings)
 
 

@@ -6,8 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Self
 
 import grpc
 
@@ -57,49 +56,51 @@ def test_P08_the_repetition_of_a_login_carries_the_same_token_and_id(job: Job, p
     assert sent[3][1] not in {"", sent[0][1]}  # another run is another login
 
 
-@contextmanager
-def wire(pipelines: Pipelines, *, hang: bool) -> Iterator[str]:
-    """A relay before the stand-in; of the first connection the answer to what was asked never comes."""
-    before = pipelines.methods.count("FetchSecrets")
-    host, _, port = pipelines.address.rpartition(":")
-    listener, ends, taken = socket.create_server(("127.0.0.1", 0)), list[socket.socket](), [0]
+class Wire:
+    """A relay before the stand-in. ``losing``: of its first connection, the answer to what is asked never comes."""
 
-    def hand_on(source: socket.socket, to: socket.socket, *, drop: bool) -> None:
+    def __init__(self, pipelines: Pipelines, port: int = 0, losing: str = "") -> None:
+        self._pipelines, self._losing = pipelines, losing
+        self._before = pipelines.methods.count("FetchSecrets")
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self._ends: list[socket.socket] = []
+        self.address = f"localhost:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self._listener, *self._ends):
+            each.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # that is how it ends
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", int(self._pipelines.address.rpartition(":")[2])))
+                losing = self._losing if not self._ends else ""
+                self._ends.extend((client, server))
+                for source, to, lost in ((client, server, ""), (server, client, losing)):
+                    threading.Thread(target=self._hand_on, args=(source, to, lost), daemon=True).start()
+
+    def _hand_on(self, source: socket.socket, to: socket.socket, losing: str) -> None:
         with contextlib.suppress(OSError):
             while some := source.recv(65536):
-                if drop and pipelines.methods.count("FetchSecrets") > before:
-                    if hang:
-                        continue
+                lost = losing and self._pipelines.methods.count("FetchSecrets") > self._before
+                if not lost:
+                    to.sendall(some)
+                elif losing == "cut":
                     break
-                to.sendall(some)
-        if not (drop and hang):
             for each in (source, to):
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                server = socket.create_connection((host, int(port)))
-                ends.extend((client, server))
-                taken[0] += 1
-                for pair, drop in (((client, server), False), ((server, client), taken[0] == 1)):
-                    threading.Thread(target=hand_on, args=pair, kwargs={"drop": drop}, daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield f"localhost:{listener.getsockname()[1]}"
-    finally:
-        for each in (listener, *ends):
-            each.close()
+                each.shutdown(socket.SHUT_RDWR)
 
 
 def test_P08_an_answer_that_is_lost_on_the_wire_is_asked_for_again(job: Job, pipelines: Pipelines) -> None:
-    for hang in (False, True):
+    for losing in ("cut", "hang"):
         before = pipelines.methods.count("FetchSecrets")
-        with wire(pipelines, hang=hang) as address:
-            env = {"BROKER_PIPELINES_ADDRESS": address}
+        with Wire(pipelines, losing=losing) as wire:
+            env = {"BROKER_PIPELINES_ADDRESS": wire.address}
             code, out, err = job.run("run", "--timeout", "8", "--secret", DB, "--", "echo", "ran", env=env)
         assert (code, out, err) == (0, b"ran\n", b"")
         ids = [one.request_id for name, _, one in pipelines.calls if name == "FetchSecrets"][before:]
@@ -110,38 +111,10 @@ def test_P08_an_answer_that_is_lost_on_the_wire_is_asked_for_again(job: Job, pip
 def test_P07_a_broker_that_comes_back_during_the_login_is_found(job: Job, pipelines: Pipelines) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    host, _, real = pipelines.address.rpartition(":")
     with job.start(
-        "run", "--secret", DB, "--", "echo", "ran", env={"BROKER_PIPELINES_ADDRESS": f"{host}:{port}"}
+        "run", "--secret", DB, "--", "echo", "ran", env={"BROKER_PIPELINES_ADDRESS": f"localhost:{port}"}
     ) as run:
         threading.Event().wait(2)  # it is away meanwhile
-        with relay(port, int(real)):
+        with Wire(pipelines, port):
             out, err = run.communicate(timeout=40)
     assert (run.returncode, out, err) == (0, b"ran\n", b"")
-
-
-@contextmanager
-def relay(port: int, to: int) -> Iterator[None]:
-    listener = socket.create_server(("127.0.0.1", port))
-    ends: list[socket.socket] = []
-
-    def hand_on(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while some := source.recv(65536):
-                target.sendall(some)
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                server = socket.create_connection(("127.0.0.1", to))
-                ends.extend((client, server))
-                for pair in ((client, server), (server, client)):
-                    threading.Thread(target=hand_on, args=pair, daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield
-    finally:
-        for each in (listener, *ends):
-            each.close()

@@ -227,12 +227,12 @@ def test_P08_of_many_repetitions_of_one_login_one_has_the_session(bench: Bench) 
 
     def login(_: int) -> None:
         made = bench.call("SessionService/FetchSecrets", job, request_id=request_id)
-        _, opening = bench.sessions.fetch(made, ["other/x"], partial=False, ttl=timedelta(seconds=60))
+        _values, opening = bench.sessions.fetch(made, ["other/x"], partial=False, ttl=timedelta(seconds=60))
         assert opening is not None
         tokens.append(opening.token)
 
     ended = together(6, login)
-    assert set(ended) <= {"ok", *WAITED}
+    assert set(ended) <= {"", *WAITED}
     login(0)
     assert bench.store.count(Session, {"principal": "pipeline/other"}) == 1
     assert bench.store.count(Lease, {"principal": "pipeline/other"}) == 1
