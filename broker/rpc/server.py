@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -113,8 +113,7 @@ class Server:
         self._strangers = _deadlines(limits, clock, HEALTH_THREADS)
         self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
         self._doors = Doors(_shares(limits, self._taken), clock)
-        names = (each.full_name for each in table.declared().values())
-        self._health = Health(names, self._strangers, self._doors.greeted)
+        self._health = Health(_names(), self._strangers, self._doors.greeted)
         self._gate = Gate(
             table.methods(services),
             authenticators=authenticators,
@@ -181,6 +180,10 @@ class Server:
         if self._clock() - self._tallied >= TALLY_SECONDS:
             self._tallied = self._clock()
             self._gate.tally()
+
+
+def _names() -> Iterator[str]:
+    return (each.full_name for each in table.declared().values())
 
 
 def _deadlines(limits: Limits, clock: Callable[[], float], threads: int) -> Deadlines:
