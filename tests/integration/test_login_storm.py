@@ -75,6 +75,7 @@ def test_P09_thirty_jobs_wait_for_one_slow_fetch_and_keep_no_other_caller_waitin
     assert issuer.asked == [DISCOVERY, KEYS]
 
 
+@pytest.mark.soak
 def test_P10_jobs_of_a_rotated_issuer_are_in_within_seconds(house: House) -> None:
     issuer = house.issuer
     assert house.save() == 0

@@ -121,7 +121,7 @@ def test_P09_an_issuer_that_fails_is_asked_again_at_once_and_then_ever_more_slow
 
     issuer.answers[DISCOVERY] = failing
     jobs.sets._clock = time.monotonic
-    assert jobs.refused(patience=patient(4)) == "ISSUER_UNAVAILABLE"
+    assert jobs.refused(patience=patient(2)) == "ISSUER_UNAVAILABLE"
     pauses = [later - earlier for earlier, later in pairwise(times)]
     assert 0.5 <= pauses[0] < pauses[1]
     assert len(times) <= 4
