@@ -22,7 +22,7 @@ from broker import own_keys, row_key
 from broker.adoption import adopt
 from broker.config import Config, load
 from broker.core import policy
-from broker.core.authority import Authority
+from broker.core.authority import BACKDATED, Authority
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.guard import Guard
@@ -186,7 +186,7 @@ def _renew_server_certificate(
         hosts = tuple(str(name.value) for name in names)
     ca = own_keys.authority(config, device, Purpose.SERVER_CA)
     key, csr = make_request()
-    pem, _ = ca.server(csr, list(hosts), now, SERVER_LIFE)
+    pem, _ = ca.server(csr, list(hosts), now - BACKDATED, SERVER_LIFE)
     write_private(config.server.key_file, key)
     write_private(file, pem)
     return True
@@ -331,11 +331,18 @@ def _first_root(config: Config, store: Store, hsm: Hsm, now: Now) -> None:
 def _first_operator(store: Store, name: str, now: Now) -> None:
     if store.get(Operator, name):
         return
-    start = now().replace(microsecond=0)
-    operator = Operator(name=name, groups=("admins",), state=OperatorState.ENABLED, not_before=start, created_at=start)
+    start = now().replace(microsecond=0) - BACKDATED
+    operator = Operator(name=name, groups=("admins",), state=OperatorState.ENABLED, not_before=start, created_at=now())
     call = _call("-/FirstOperator", f"operator/{name}", now)
     with store.write(call.outcome()) as write:
         write.add(operator)
+
+
+def _since(store: Store, operator: str, now: Now) -> datetime:
+    """Backdated for clocks that are behind, but not to before the operator's certificates were last revoked."""
+    start = now().replace(microsecond=0) - BACKDATED
+    known = store.get(Operator, operator)
+    return max(start, known.not_before) if known else start
 
 
 def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, now: Now) -> None:
@@ -343,7 +350,7 @@ def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, now: N
     folder = wishes.folder / "profile"
     folder.mkdir(mode=0o700, exist_ok=True)
     key, csr = make_request()
-    start = now().replace(microsecond=0)
+    start = _since(store, wishes.operator, now)
     pem, serial = ca.client(csr, operator_uri(config.trust_domain, wishes.operator), start, ADMIN_LIFE)
     call = _call("-/FirstCertificate", f"operator/{wishes.operator}", now)
     call.note(certificate_serial=serial)
