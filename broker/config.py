@@ -158,8 +158,10 @@ def load(path: Path) -> Config:
     if len(raw) > MAX_CONFIG_BYTES:
         raise InvalidRequest("CONFIG_INVALID", f"{path} is larger than {MAX_CONFIG_BYTES} bytes.")
     try:
-        document = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomllib.loads(raw.decode("utf-8-sig"))  # some editors put a byte order mark before the text
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("CONFIG_INVALID", f"{path} is not text in UTF-8; save it as that.") from error
+    except tomllib.TOMLDecodeError as error:
         raise InvalidRequest("CONFIG_INVALID", f"{path} is not valid TOML: {error}.") from error
     try:
         config = Config.model_validate(document)

@@ -37,6 +37,11 @@ def read(path: Path, limit: int, what: str) -> bytes:
         raise unreadable(path, what, fault) from None
 
 
+def text(content: bytes) -> str:
+    """Text that people write: UTF-8, or as Windows saves it; UnicodeDecodeError for anything else."""
+    return content.decode("utf-16" if content[:2] in {b"\xff\xfe", b"\xfe\xff"} else "utf-8-sig")
+
+
 def read_private(path: Path, limit: int, what: str) -> bytes:
     """As ``read``, for a secret: refused unless the file is ours and nobody else can read it."""
     try:
