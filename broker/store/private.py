@@ -121,6 +121,13 @@ def secret(path: Path, most: int) -> bytes:
         raise WrongState("FILE_NOT_PRIVATE", f"{path} {fault.why}; {fault.cure}.") from fault
 
 
+def strictly_private(path: Path) -> None:
+    """WrongState ``FILE_NOT_PRIVATE`` unless the file has a mode that libpq takes too, which passes over any other."""
+    secret(path, 0)
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise WrongState("FILE_NOT_PRIVATE", f"{path} is not of mode 0600, and libpq takes no other; set it.")
+
+
 def unusable(path: Path, fault: OSError) -> BrokerError:
     """The refusal for a file that the system would not open."""
     return Unavailable("STORE_UNAVAILABLE", f"The file {path} cannot be used: {os.strerror(fault.errno or 0)}.")
