@@ -69,10 +69,10 @@ def refused(place: StoreConfig) -> tuple[str, str]:
 def test_K01_debians_defaults_work_as_documented(debian: Postgres, tmp_path: Path) -> None:
     place = config(tmp_path, at(debian), password_file=secret(tmp_path))
     SqlStore.migrate(place)
-    assert not SqlStore.vouched(place)
+    assert not SqlStore.condition(place).vouched
     localhost = at(debian, host="localhost")
     over_tls = config(tmp_path, localhost, password_file=secret(tmp_path), tls_root=debian.ca)
-    assert not SqlStore.vouched(over_tls)
+    assert not SqlStore.condition(over_tls).vouched
 
 
 def test_K01_a_passfile_of_libpq_serves_several_hosts_and_must_be_private(debian: Postgres, tmp_path: Path) -> None:
@@ -169,4 +169,4 @@ def test_K01_a_port_on_which_nothing_listens_and_one_that_never_answers_are_told
     with socket.create_server(("127.0.0.1", 0)) as mute:
         silent = config(tmp_path, f"postgresql://app@127.0.0.1:{mute.getsockname()[1]}/app")
         with pytest.raises(BrokerError, match="did not answer in time"):
-            SqlStore.vouched(silent)
+            SqlStore.condition(silent)

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 
 from broker import __main__ as main
-from broker import own_keys, row_key, setup
+from broker import own_keys, row_key, setup, wishes
 from broker.config import Config, load
 from broker.core.authority import Authority
 from broker.core.errors import InvalidRequest, WrongState
@@ -244,11 +244,10 @@ def test_a_database_of_another_kind_is_refused_before_anything_is_made(url: str,
     ],
 )
 def test_the_profile_calls_an_address_that_can_be_called(address: str, reached: str) -> None:
-    assert setup._reached(address) == reached
+    assert wishes.reached(address) == reached
 
 
-def test_the_first_certificate_is_for_the_addresses_too(config: Config, tmp_path: Path) -> None:
+def test_the_first_certificate_is_for_the_addresses_too(config: Config) -> None:
     places = {"operators_address": "0.0.0.0:1", "pipelines_address": "[fd00::1]:2"}
     wide = config.model_copy(update={"server": config.server.model_copy(update=places)})
-    names = setup._names(wide, setup.Wishes(folder=tmp_path, hosts=("127.0.0.1", "broker.example")))
-    assert names == ("127.0.0.1", "broker.example", "localhost", "fd00::1")
+    assert wishes.server_names(wide, ("broker.example",)) == ("localhost", "127.0.0.1", "broker.example", "fd00::1")
