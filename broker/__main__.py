@@ -23,7 +23,7 @@ from typing import Any, NoReturn, TextIO, cast
 import structlog
 from pydantic import ValidationError
 
-from broker import acceptance, app, checkup, setup, supervisor
+from broker import acceptance, app, checkup, profiles, setup, supervisor
 from broker.config import DRAFT, Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
 from broker.store.config import StoreConfig
@@ -164,18 +164,24 @@ def _add_wishes(parser: argparse.ArgumentParser) -> None:
 
 def _init(asked: argparse.Namespace) -> int:
     folder = _folder(asked.folder)
-    with _unfinished(folder):
-        made = setup.initialise(_wishes(asked, folder, development=False), app.now)
     file = folder / setup.FILE
-    if made.existed:
+    existed = file.exists()
+    told: list[str] = []
+    with _unfinished(folder):
+        config = setup.initialise(_wishes(asked, folder, development=False), app.now, told.append)
+    if existed:
         print(f"broker: {file} was there already and is not changed; the profile of {asked.operator} is renewed")
     else:
         print(f"broker: initialised in {folder}")
-    for sentence in made.told:
-        print(f"broker: {sentence}")
+    for sentence in told:
+        _tell(sentence)
     print(f"broker: start it with: broker serve --config {file}")
-    print(f"broker: use it with: export BROKER_PROFILE={made.profile}")
+    print(f"broker: use it with: export BROKER_PROFILE={_profile(folder, asked.operator, config)}")
     return 0
+
+
+def _profile(folder: Path, operator: str, config: Config) -> Path:
+    return profiles.folder_of(folder, operator, config.trust_domain)
 
 
 def _folder(given: Path) -> Path:
@@ -237,10 +243,12 @@ def _dev(asked: argparse.Namespace) -> int:
 def _develop(asked: argparse.Namespace, folder: Path) -> int:
     folder = _folder(folder)
     with _unfinished(folder):
-        made = setup.initialise(_wishes(asked, folder, development=True), app.now)
-    for sentence in made.told:
-        print(f"broker: {sentence}")
-    return _run(made.config, made.profile)
+        config = setup.initialise(_wishes(asked, folder, development=True), app.now, _tell)
+    return _run(config, _profile(folder, asked.operator, config))
+
+
+def _tell(sentence: str) -> None:
+    print(f"broker: {sentence}")
 
 
 def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> setup.Wishes:
@@ -290,7 +298,7 @@ def _database_files(given: Mapping[str, Any]) -> dict[str, Path | None]:
 def _check_database(url: str, folder: Path, files: Mapping[str, Path | None]) -> None:
     """InvalidRequest ``DATABASE_INVALID``, before anything is made."""
     try:
-        StoreConfig(url=url, journal=folder / "journal", **files)
+        StoreConfig.model_validate({"url": url, "journal": folder / "journal", **files})
     except ValidationError as error:
         sentence = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         raise InvalidRequest("DATABASE_INVALID", f"--database is not one for the broker: {sentence}") from error

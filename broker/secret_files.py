@@ -1,8 +1,8 @@
 """Reading a secret from a file, as hosts, systemd, Kubernetes and Docker hand it over (docs/operations.md, Secrets).
 
 A file is private when nobody but root and this process can read it. That is so with mode 0600 or stricter and this user
-or root as its owner; with an access list that names no other reader (systemd's LoadCredential); and for a file of root's
-that nobody may write and one group of this process may read (0440: Kubernetes with fsGroup). Root chose that group.
+or root as its owner; with an access list that names no other reader (systemd's LoadCredential); and for a file of
+root's that nobody may write and one group of this process may read (0440: Kubernetes with fsGroup): root chose it.
 
 A link is followed where it stays in its own folder, as all of a Kubernetes volume do, or leads into the folder of
 systemd's credentials: else whoever can name a file could have another secret read in its place.
@@ -25,7 +25,7 @@ _SWAPS = 3
 
 
 class UnusableError(Exception):
-    """A file that is not taken. ``why`` follows the file's name in a sentence, ``cure`` is what can be done about it."""
+    """A file that is not taken. ``why`` follows its name in a sentence, ``cure`` is what can be done about it."""
 
     def __init__(self, why: str, cure: str) -> None:
         super().__init__(why)
@@ -82,7 +82,7 @@ def _closing(*, mine: bool) -> str:
         return "close it to them (chmod 600)"
     return (
         "it is root's: let it have mode 0400 and this user as its owner, or mode 0440 and a group of this user's "
-        "(Kubernetes: defaultMode: 0440 and fsGroup; Docker: uid and mode: 0400 of the secret; systemd: LoadCredential=)"
+        "(Kubernetes: defaultMode: 0440 and fsGroup; Docker: uid, mode: 0400 of the secret; systemd: LoadCredential=)"
     )
 
 

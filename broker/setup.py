@@ -5,9 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -36,6 +35,10 @@ from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
 from broker.wishes import Token, Wishes, ignored, planned, reached, refuse_other, server_names
 
+__all__ = ["Token", "Wishes"]
+
+Tell = Callable[[str], None]
+
 FILE = "broker.toml"
 SERVER_LIFE = timedelta(days=90)
 RENEW_BEFORE = timedelta(days=30)
@@ -47,17 +50,7 @@ ROOM = 16 * 2**20
 """Bytes that must be free where a broker is made."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
-    """A broker that is ready. ``told``: what was kept, ignored or changed besides, a sentence each."""
-
-    config: Config
-    profile: Path
-    existed: bool
-    told: tuple[str, ...]
-
-
-def initialise(wishes: Wishes, now: Now) -> Made:
+def initialise(wishes: Wishes, now: Now, tell: Tell = lambda _: None) -> Config:
     """Make what is missing below ``wishes.folder``, once all that was wished has been tried; else nothing is made.
 
     Tried are names and addresses, the folder, the database and, unless it is to be made too, the token. The
@@ -65,7 +58,7 @@ def initialise(wishes: Wishes, now: Now) -> Made:
     next run goes on with it as that one wishes. A finished broker.toml is obeyed and not rewritten; what it does not
     follow is told. The certificate is made good for further hosts, and the operator's profile is renewed; one of
     another name is added, as an admin too, with a profile of its own. The broker must not be running on the same SQLite
-    file.
+    file. ``tell`` gets a sentence for whatever was kept, ignored or changed besides.
     """
     file = wishes.folder / FILE
     draft = wishes.folder / (FILE + DRAFT)
@@ -87,13 +80,15 @@ def initialise(wishes: Wishes, now: Now) -> Made:
             _softhsm(wishes.folder)
             hsm = open_parts.enter_context(closing(Pkcs11Hsm(config.hsm)))
             own_keys.refuse_taken(config, hsm)
-        told = _make(config, wishes, hsm, profile, now, anew=not existed)
+        _make(config, wishes, hsm, profile, now, tell, anew=not existed)
     if not existed:
         draft.replace(file)
-        return Made(config=config, profile=profile, existed=False, told=told)
-    kept = tuple(f"ignored: {one}" for one in ignored(wishes, config))
-    migrated = (f"the database was migrated from revision {before.revision}; there is no way back but a backup",)
-    return Made(config=config, profile=profile, existed=True, told=(*told, *kept, *(migrated if before.older else ())))
+        return config
+    for one in ignored(wishes, config):
+        tell(f"ignored: {one}")
+    if before.older:
+        tell(f"the database was migrated from revision {before.revision}; there is no way back but a backup")
+    return config
 
 
 def _refuse_leftover(wishes: Wishes, there: Path) -> None:
@@ -133,15 +128,13 @@ def _lay_out(config: Config, wishes: Wishes) -> None:
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _make(
-    config: Config, wishes: Wishes, hsm: Pkcs11Hsm, profile: Path, now: Now, *, anew: bool
-) -> tuple[str, ...]:
+def _make(config: Config, wishes: Wishes, hsm: Pkcs11Hsm, profile: Path, now: Now, tell: Tell, *, anew: bool) -> None:
     SqlStore.migrate(config.store)
     new = _new_row_key(config, hsm)
     key, genuine = row_key.row_key(config, hsm, new), genuine_by(config.certificates / "audit.pem")
     with closing(SqlStore(config.store, key, now, genuine, role="init", passing=True, adopting=bool(new))) as store:
         _keep_row_key(config)
-        return _fill(config, wishes, store, hsm, profile, now, anew=anew)
+        _fill(config, wishes, store, hsm, profile, now, tell, anew=anew)
 
 
 def _new_row_key(config: Config, hsm: Device) -> str:
@@ -179,12 +172,12 @@ def page_key(config: Config) -> bytes:
 def renew_server_certificate(
     config: Config, device: Device, now: datetime, hosts: tuple[str, ...] = (), *, before: timedelta = RENEW_BEFORE
 ) -> bool:
-    """Sign a new server certificate when there is none, or it lapses within ``before``, is not valid yet (it was made
-    while the clock was ahead) or lacks one of ``hosts``; True when one was written.
+    """Sign a new server certificate if it is time to; True when one was written.
 
-    The names are those of the certificate it replaces, and ``hosts``. A certificate that another CA has signed is left
-    alone: whoever put it there renews it. Processes take turns. WrongState ``CERTIFICATE_NOT_WRITTEN`` when the system
-    does not let it.
+    That is when there is none, or it lapses within ``before``, is not valid yet (the clock was ahead) or lacks one of
+    ``hosts``. The names are those of the certificate it replaces, and ``hosts``. A certificate that another CA has
+    signed is left alone: whoever put it there renews it. Processes take turns. WrongState ``CERTIFICATE_NOT_WRITTEN``
+    when the system does not let it.
     """
     try:
         with _taking_turns(config.certificates):
@@ -197,13 +190,13 @@ def renew_server_certificate(
 
 
 _MEND = (
-    "make that folder writable to the broker's user, or name a certificate of your own CA (certificate_file and key_file "
-    "under [server]), which the broker leaves to you."
+    "make that folder writable to the broker's user, or name a certificate of your own CA (certificate_file and "
+    "key_file under [server]), which the broker leaves to you."
 )
 
 
 def check_renewable(config: Config) -> None:
-    """WrongState ``CERTIFICATE_NOT_RENEWABLE`` when the broker's own certificate could not be replaced if it were due."""
+    """WrongState ``CERTIFICATE_NOT_RENEWABLE`` if the broker's own certificate could not be replaced when due."""
     file = config.server.certificate_file
     if not _signed_here(own_keys.certificate(file), config):
         return
@@ -317,8 +310,16 @@ def _softhsm(folder: Path) -> Token:
 
 
 def _fill(
-    config: Config, wishes: Wishes, store: SqlStore, device: Pkcs11Hsm, profile: Path, now: Now, *, anew: bool
-) -> tuple[str, ...]:
+    config: Config,
+    wishes: Wishes,
+    store: SqlStore,
+    device: Pkcs11Hsm,
+    profile: Path,
+    now: Now,
+    tell: Tell,
+    *,
+    anew: bool,
+) -> None:
     if count := adopt(config, store, device):
         call = first.call("-/AdoptKeys", "broker/broker", now)
         call.note(count=count)
@@ -327,33 +328,34 @@ def _fill(
     refuse_unborn(config, now())
     if not (file := config.certificates / "page.key").exists():
         write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))
-    told = _certify(config, wishes, device, now(), anew=anew)
+    _certify(config, wishes, device, now(), tell, anew=anew)
     audit_key = own_keys.internal_key(config, Purpose.AUDIT)
     heads = Heads.unasked(store, device.keyring(Purpose.AUDIT), audit_key, now)
     heads.begin()
     first.policy(store, now)
     first.root(store, device.keyring(Purpose.ROOT), config.trust_domain, policy_in_force(store), now)
     first.operator(store, wishes.operator, now)
-    told += _profile(config, wishes, store, own_keys.authority(config, device, Purpose.OPERATOR_CA), profile, now)
+    ca = own_keys.authority(config, device, Purpose.OPERATOR_CA)
+    _profile(config, wishes, store, ca, profile, now, tell)
     store.finish()
     heads.sign_due()
-    return told
 
 
-def _certify(config: Config, wishes: Wishes, device: Device, now: datetime, *, anew: bool) -> tuple[str, ...]:
+def _certify(config: Config, wishes: Wishes, device: Device, now: datetime, tell: Tell, *, anew: bool) -> None:
     """The server's certificate; what an `init` that did not end has signed is signed again, for today's hosts alone."""
     file = config.server.certificate_file
     if anew and file.exists() and _signed_here(own_keys.certificate(file), config):
         file.unlink()
     hosts = wishes.hosts if file.exists() else server_names(config, wishes.hosts)
-    renew_server_certificate(config, device, now, hosts)
+    written = renew_server_certificate(config, device, now, hosts)
     names = _names_in(own_keys.certificate(file))
     if lacking := [host for host in wishes.hosts if host not in names]:
-        return (f"ignored: --host {', '.join(lacking)} (the server's certificate is of another CA)",)
-    return () if anew else (f"the server's certificate is for {', '.join(names)}",)
+        tell(f"ignored: --host {', '.join(lacking)} (the server's certificate is of another CA)")
+    elif written and not anew:
+        tell(f"a new server certificate is for {', '.join(names)}")
 
 
-def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, folder: Path, now: Now) -> tuple[str, ...]:
+def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, folder: Path, now: Now, tell: Tell) -> None:
     """The first operator's papers, as the CLI takes them."""
     key, csr = make_request()
     uri = operator_uri(config.trust_domain, wishes.operator)
@@ -363,4 +365,5 @@ def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, folder
     store.record(call.outcome())
     address = reached(config.server.operators_address)
     other = profiles.write(folder, key, pem, (config.certificates / "server-ca.pem").read_bytes(), address)
-    return (f"{folder / profiles.FILE} is kept; it calls {other}, and the broker is at {address}",) if other else ()
+    if other:
+        tell(f"{folder / profiles.FILE} is kept; it calls {other}, and the broker is at {address}")

@@ -1,4 +1,4 @@
-"""What can be chosen when a broker is made: the configuration that follows from it, or what one that is there ignores."""
+"""What can be chosen when a broker is made: the configuration that follows, or what one that is there ignores."""
 
 from __future__ import annotations
 

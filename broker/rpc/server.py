@@ -92,7 +92,9 @@ class ServerConfig(BaseModel):
     @model_validator(mode="after")
     def _two_listeners(self) -> ServerConfig:
         if self.operators_address == self.pipelines_address and not self.operators_address.endswith(":0"):
-            raise ValueError("operators_address and pipelines_address are the same; each listener has a port of its own")
+            raise ValueError(
+                "operators_address and pipelines_address are the same; each listener has a port of its own"
+            )
         return self
 
     @property

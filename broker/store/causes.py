@@ -24,13 +24,17 @@ _CAUSES = (
     ),
     (
         r"(?:peer|ident) authentication failed",
-        "On its socket the database takes only the system user that bears the role's name (peer): run the broker as "
-        "that user, or name a TCP address and a password file",
+        (
+            "On its socket the database takes only the system user that bears the role's name (peer): run the broker "
+            "as that user, or name a TCP address and a password file"
+        ),
     ),
     (
         r"authentication method requirement",
-        "The database asks for the password in a way that gives it away: set password_encryption to scram-sha-256 "
-        "there, then the role's password anew",
+        (
+            "The database asks for the password in a way that gives it away: set password_encryption to scram-sha-256 "
+            "there, then the role's password anew"
+        ),
     ),
     (
         r"database \"[^\n]*\" does not exist",
@@ -44,8 +48,10 @@ _CAUSES = (
     ),
     (
         r"does not match host name",
-        "The database's certificate is for other names than the host in the url: write the host as the certificate "
-        "has it",
+        (
+            "The database's certificate is for other names than the host in the url: write the host as the certificate "
+            "has it"
+        ),
     ),
     (r"root certificate file|could not read root certificate", "The CA file that tls_root names cannot be read"),
     (r"server does not support SSL", "The database speaks no TLS, which tls_root asks for: switch ssl on there"),
@@ -56,7 +62,7 @@ _CAUSES = (
     ),
     (
         r"on socket [^\n]* failed: No such file",
-        "There is no socket of PostgreSQL in the folder that the url names, or none for this port: start it, or correct them",
+        "There is no socket of PostgreSQL in the folder that the url names, or none for this port: start it, or correct it",
     ),
     (r"on socket [^\n]* failed: Permission denied", "This user may not use the database's socket: let it"),
     (r"No route to host|Network is unreachable", "There is no way from here to the database's host"),
@@ -71,6 +77,7 @@ _CAUSES = (
     (r"shutting down", "The database is shutting down"),
     (r"did not answer in time|timeout expired", "The database did not answer in time"),
 )
+
 
 def causes(said: str) -> str:
     """What the driver's words come to, a sentence without its end; "" if they say nothing that is known here."""

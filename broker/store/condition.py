@@ -17,6 +17,7 @@ from broker.store.config import StoreConfig
 from broker.store.database import CATALOGUE, REVISIONS, Database, refuse_newer
 from broker.store.dialects import open_database
 from broker.store.ledger import SLOTS, genuine
+from broker.store.private import check_folder
 from broker.store.tables import REVISION
 
 OLDEST_POSTGRESQL = 140000
@@ -51,7 +52,9 @@ def condition(config: StoreConfig) -> Condition:
     WrongState ``DATABASE_FOREIGN`` for another program's, ``STORE_TOO_NEW``, ``DATABASE_RIGHTS``, ``DATABASE_TOO_OLD``;
     Unavailable with the driver's cause when it is not reached.
     """
-    if config.sqlite and not Path(config.parsed.database or "").exists():
+    check_folder(config.journal)
+    if config.sqlite and not (file := Path(config.parsed.database or "")).exists():
+        check_folder(file.parent)
         return Condition()
     with closing(open_database(config)) as database:
         tables = {str(row[0]) for row in database.read(_TABLES[database.name])}

@@ -29,6 +29,12 @@ def private_folder(path: Path) -> None:
     _check(path, path.lstat(), stat.S_ISDIR, "chmod 700")
 
 
+def check_folder(path: Path) -> None:
+    """WrongState ``FILE_NOT_PRIVATE`` if there is one that others may enter; nothing is made."""
+    if path.exists():
+        _check(path, path.lstat(), stat.S_ISDIR, "chmod 700")
+
+
 def private_file(path: Path) -> None:
     """Make an empty file (0600) if it is absent; WrongState ``FILE_NOT_PRIVATE`` if others may read the one there."""
     try:

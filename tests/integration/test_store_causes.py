@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -98,7 +99,7 @@ def test_K01_the_socket_takes_the_system_user_of_the_roles_name(debian: Postgres
     assert 'Peer authentication failed for user "app"' in logged
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "wrong password": ({"word": "wrong-canary"}, "refused the role's password", "password authentication failed"),
     "no password": ({"word": None}, "name its file (password_file)", "no password supplied"),
     "no database": ({"database": "absent"}, "does not exist: create it with the role as its owner", '"absent"'),
@@ -143,9 +144,7 @@ def test_K01_no_line_of_pg_hba_is_told(debian: Postgres, tmp_path: Path) -> None
 def test_K01_a_certificate_of_another_ca_and_a_server_without_tls_are_told(
     debian: Postgres, postgres: Postgres, tmp_path: Path
 ) -> None:
-    other = config(
-        tmp_path, at(debian, host="localhost"), password_file=secret(tmp_path), tls_root=postgres.ca
-    )
+    other = config(tmp_path, at(debian, host="localhost"), password_file=secret(tmp_path), tls_root=postgres.ca)
     assert "not from the CA in tls_root" in refused(other)[0]
     with debian.connect() as admin:
         admin.execute(b"ALTER SYSTEM SET ssl = off")

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from broker_cli.doctor_host import checks
 from broker_cli.journal import files
+from broker_cli.verdict import Verdict
 
-from tests.unit.test_cli_audit import Journal, Verdict, journal, verify
+from tests.unit.test_cli_audit import Journal, journal, verify
 from tests.unit.test_cli_audit_command import run
 
 BOM = b"\xef\xbb\xbf"

@@ -1,4 +1,4 @@
-"""A secret's file, as hosts, systemd, Kubernetes and Docker hand it over: who may read it, and which links lead to it."""
+"""Secrets' files, as hosts, systemd, Kubernetes and Docker hand them over: who may read them, and through which links."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def place() -> Iterator[Path]:
 def test_K14_a_kubernetes_secret_with_fs_group_is_read_by_every_reader(place: Path) -> None:
     secret = kubernetes(place / "mount")
     assert as_stranger(secret, GROUP) == {""}
-    os.symlink("..2026_12_01", place / "mount" / "..new")  # a new version, put in place of the old at once
+    (place / "mount" / "..new").symlink_to("..2026_12_01")  # a new version, put in place of the old at once
     put(place / "mount" / "..2026_12_01" / "secret", mode=0o440, owner=0, group=GROUP, content=b"s.new\n")
-    os.replace(place / "mount" / "..new", place / "mount" / "..data")
+    (place / "mount" / "..new").replace(place / "mount" / "..data")
     assert as_stranger(secret, GROUP) == {""}
 
 
@@ -122,7 +122,7 @@ def test_K14_a_secret_that_everybody_can_read_is_refused_with_what_can_be_done_t
         (0o400, STRANGER + 1, 0, False),
     ],
 )
-def test_K14_which_modes_and_owners_are_taken(place: Path, mode: int, owner: int, group: int, taken: bool) -> None:
+def test_K14_which_modes_and_owners_are_taken(place: Path, mode: int, owner: int, group: int, *, taken: bool) -> None:
     said = as_stranger(put(place / "secret", mode=mode, owner=owner, group=group), GROUP)
     assert (said == {""}) is taken
 
@@ -140,7 +140,7 @@ def test_K14_which_modes_and_owners_are_taken(place: Path, mode: int, owner: int
     ],
 )
 def test_K14_an_access_list_that_names_no_other_reader_is_taken(
-    place: Path, readers: list[bytes], group: int, taken: bool
+    place: Path, readers: list[bytes], group: int, *, taken: bool
 ) -> None:
     secret = put(place / "secret", mode=0o440, owner=0, group=0)
     os.setxattr(secret, "system.posix_acl_access", access_list(*readers, group=group))
