@@ -62,7 +62,7 @@ _CAUSES = (
     ),
     (
         r"on socket [^\n]* failed: No such file",
-        "There is no socket of PostgreSQL in the folder that the url names, or none for this port: start it, or correct it",
+        "There is no socket of PostgreSQL in the folder that the url names, or none for this port: correct them",
     ),
     (r"on socket [^\n]* failed: Permission denied", "This user may not use the database's socket: let it"),
     (r"No route to host|Network is unreachable", "There is no way from here to the database's host"),

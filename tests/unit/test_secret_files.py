@@ -1,4 +1,4 @@
-"""Secrets' files, as hosts, systemd, Kubernetes and Docker hand them over: who may read them, and through which links."""
+"""Secrets' files, as hosts, systemd, Kubernetes and Docker hand them over: who may read them, through which links."""
 
 from __future__ import annotations
 
