@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from broker import acceptance, app, checkup, profiles, setup, supervisor
 from broker.config import DRAFT, Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
-from broker.store.config import StoreConfig
+from broker.store.config import POSTGRESQL, StoreConfig
 
 log = structlog.get_logger("broker")
 
@@ -290,7 +290,8 @@ def _binding(text: str) -> tuple[str, tuple[str, ...]]:
 def _database_files(given: Mapping[str, Any]) -> dict[str, Path | None]:
     """The files of a PostgreSQL database: what is given, and libpq's own variable for the passwords."""
     files = {name: given.get(name) for name in ("password_file", "tls_root")}
-    from_libpq = None if files["password_file"] else os.environ.get("PGPASSFILE")
+    libpq = str(given.get("database") or "").startswith(POSTGRESQL) and not files["password_file"]
+    from_libpq = os.environ.get("PGPASSFILE") if libpq else None
     named = {**files, "passfile": Path(from_libpq) if from_libpq else None}
     return {name: path.absolute() if path else None for name, path in named.items()}
 

@@ -100,7 +100,7 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 def _private_files(config: Config) -> str:
     """Modes and owners, whatever the database is: some parts look at their own files only once they use them."""
     private, own = set(_secret_files(config)), set(_trusted_files(config))
-    faults = [fault for path in sorted(private) if (fault := _secret_fault(path))]
+    faults = [fault for path in sorted(private) if (fault := _secret_fault(config, path))]
     faults += [fault for path in sorted(own - private) if (fault := _fault(path, path.stat(), 0o022))]
     faults += [fault for path in _needed_files(config) if (fault := _unreadable(path))]
     if faults:
@@ -149,13 +149,13 @@ def _unreadable(path: Path) -> str:
     return ""
 
 
-def _secret_fault(path: Path) -> str:
+def _secret_fault(config: Config, path: Path) -> str:
     """As ``_fault`` for what nobody else may read; a file is also judged as whoever reads it will judge it."""
     fault = _fault(path, path.lstat(), 0o077)
     if not fault or path.is_dir():
         return fault
     try:
-        secret_files.check(path, links=True)
+        secret_files.check(path, links=not path.is_relative_to(config.targets.credentials))
     except secret_files.UnusableError as error:
         return fault if path.lstat().st_uid == os.geteuid() else f"{path} {error.why}; {error.cure}."
     return ""

@@ -101,7 +101,7 @@ def _place(name: str, last: str, path: Path) -> Iterator[Check]:
 
 
 def _secret(name: str, path: Path, state: os.stat_result) -> Check:
-    if state.st_mode & 0o077:
+    if state.st_mode & 0o077 and not (state.st_uid == 0 and not state.st_mode & 0o337):  # systemd's, Kubernetes'
         return failed(
             name,
             f"{path} can be read by others (mode {state.st_mode & 0o777:04o}): chmod 600 {path}, and renew it.",
