@@ -102,7 +102,7 @@ def _tried(config: Config, folder: Path) -> Condition:
     if folder.exists() and not folder.is_dir():
         raise InvalidRequest("FOLDER_INVALID", f"{folder} is a file; name a folder.")
     ancestor = next(one for one in (folder, *folder.parents) if one.exists())
-    if not os.access(ancestor, os.W_OK | os.X_OK):
+    if not os.access(ancestor, os.W_OK | os.X_OK, effective_ids=True):
         raise InvalidRequest("FOLDER_INVALID", f"Nothing can be made in {ancestor}: it is read-only for this user.")
     room = os.statvfs(ancestor)
     if room.f_blocks and room.f_bavail * room.f_frsize < ROOM:
