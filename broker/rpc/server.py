@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 import grpc
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from broker.core import ports
 from broker.core.errors import Unavailable
@@ -37,9 +37,12 @@ ROOM = 4
 """How many times as many connections as may stay grpc accepts: those that have just come, until they are looked at."""
 
 
+MAX_PORT = 65535
+
+
 def _address(text: str) -> str:
-    if not _ADDRESS.fullmatch(text):
-        raise ValueError("an address is written host:port, an IPv6 one [address]:port")
+    if not _ADDRESS.fullmatch(text) or int(text.rpartition(":")[2]) > MAX_PORT:
+        raise ValueError("an address is written host:port, an IPv6 one [address]:port; a port is at most 65535")
     return text
 
 
@@ -85,6 +88,14 @@ class ServerConfig(BaseModel):
     one_processor: bool = True  # each process keeps to one processor, and answers more calls for it
     workers: int = Field(default=1, ge=1, le=64)  # processes; more than one needs PostgreSQL
     limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _two_listeners(self) -> ServerConfig:
+        if self.operators_address == self.pipelines_address and not self.operators_address.endswith(":0"):
+            raise ValueError(
+                "operators_address and pipelines_address are the same; each listener has a port of its own"
+            )
+        return self
 
     @property
     def slots(self) -> int:

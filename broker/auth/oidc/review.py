@@ -6,9 +6,7 @@ A signature tells nothing of a pod or a service account that is gone since; the 
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 import threading
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
+from broker import secret_files
 from broker.auth.oidc.compact import strict_object
 from broker.auth.oidc.fetch import Fault, Fetcher, NotFetchedError
 from broker.auth.oidc.refusals import refused
@@ -142,13 +141,11 @@ class TokenReview:
 
 
 def _own_token(file: Path) -> str:
-    """The broker's token; OSError or ValueError. A regular file, not a link, closed to everybody but its owner."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as opened:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
-            raise ValueError("the token file is open to others")
-        token = opened.read(16384).strip()
+    """The broker's token, of a private file (``secret_files``); ValueError when it cannot be had."""
+    try:
+        token = secret_files.line(secret_files.read(file, 16384)).strip()
+    except secret_files.UnusableError as fault:
+        raise ValueError(fault.why) from fault
     if not _TOKEN.fullmatch(token):
         raise ValueError("the token file does not hold one token and nothing else")
     return token.decode("ascii")
