@@ -29,6 +29,7 @@ from broker.core.keys import DestructionDelay, Keys
 from broker.core.kinds import Purpose
 from broker.core.kv import Secrets
 from broker.core.leases import Leases
+from broker.core.model import HsmReport
 from broker.core.operators import Operators
 from broker.core.policies import Policies
 from broker.core.ports import Authenticator, Hsm, KeyRef
@@ -84,6 +85,7 @@ class Broker:
             self._processor.settle()
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
+        _tell(self.hsm.report())
         genuine = genuine_by(config.certificates / "audit.pem")
         # ``serve`` begins its chain
         self.store = SqlStore(config.store, row_key(config, self.hsm), self.clock.now, genuine, passing=True)
@@ -213,6 +215,16 @@ def _limits(config: Config) -> Limits:
         in_all=sessions.leases_in_all,
         usual=timedelta(seconds=sessions.usual_seconds),
     )
+
+
+def _tell(token: HsmReport) -> None:
+    """Which token this is, and what it is good for."""
+    available = [one.name for one in token.features if one.passed]
+    lacking = {one.name: one.detail for one in token.features if not one.passed}
+    log.info("token", label=token.token_label, serial=token.token_serial, available=available, lacking=lacking)
+    for probe in token.probes:
+        if probe.name == "objects":
+            log.info("objects in the token", sentence=probe.detail)
 
 
 def _look_at(ring: Hsm, roots: Mapping[int, KeyRef]) -> None:
