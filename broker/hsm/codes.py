@@ -146,6 +146,8 @@ def _exceptions() -> dict[int, type[PKCS11Error]]:
 
 EXCEPTIONS: Final = _exceptions()
 _CODES: Final = {kind: code for code, kind in EXCEPTIONS.items()}
+_SENTENCES: Final = {"already initialized": 0x191, "not initialized": 0x190}
+"""What the binding says instead of these codes."""
 _UNMAPPED: Final = re.compile(r"0x([0-9a-fA-F]+)\Z", re.ASCII)
 
 
@@ -174,4 +176,6 @@ def told(fault: PKCS11Error) -> str:
     code = _CODES.get(type(fault))
     if code is None and (found := _UNMAPPED.search(str(fault))):
         code = int(found[1], 16)
+    elif code is None:
+        code = next((code for sentence, code in _SENTENCES.items() if sentence in str(fault)), None)
     return name_of(code) if code is not None else str(fault) or type(fault).__name__

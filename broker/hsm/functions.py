@@ -1,7 +1,9 @@
 """The functions of a PKCS#11 module, reached as the standard has it: through C_GetFunctionList alone.
 
-A module need export no other name (p11-kit's proxy does not). When it cannot be loaded, the loader's own reason is
-told: only a library that was loaded and has no such function is said to be no PKCS#11 module.
+A module need export no other name (p11-kit's proxy does not), and each call of it may give another instance, which
+knows no session of the first (the same proxy); so the list that python-pkcs11 was given is used here too. When a module
+cannot be loaded, the loader's own reason is told: only a library that was loaded and has no such function is said to be
+no PKCS#11 module.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import ctypes
 import os
 import stat
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from broker.core.errors import WrongState
-from broker.hsm.codes import name_of
+
+if TYPE_CHECKING:
+    from pkcs11._pkcs11 import lib as Library  # noqa: N812 - the binding's class has a lower-case name
 
 _ORDER: Final = (
     "C_Initialize", "C_Finalize", "C_GetInfo", "C_GetFunctionList", "C_GetSlotList", "C_GetSlotInfo", "C_GetTokenInfo",
@@ -56,11 +60,9 @@ _OPENS_NOTHING: Final = "cannot open shared object file"
 class Functions:
     """The functions of ``_TYPES`` as attributes; each returns its CK_RV."""
 
-    def __init__(self, path: Path) -> None:
-        """Load the module. WrongState ``HSM_MODULE_MISSING``, ``_UNSAFE``, ``_UNLOADABLE`` or ``_INVALID``."""
-        _refuse_loose_file(path)
-        self._library = _loaded(path)
-        places = self._list(path)
+    def __init__(self, path: Path, library: Library) -> None:
+        """WrongState ``HSM_MODULE_INVALID`` when one is missing from the list that the library was given."""
+        places = ctypes.cast(_list_of(library), ctypes.POINTER(_ANY))
         for name, types in _TYPES.items():
             address = places[1 + _ORDER.index(name)]  # the version comes first, padded to a pointer's size
             if not address:
@@ -70,19 +72,24 @@ class Functions:
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
 
-    def _list(self, path: Path) -> Any:
-        get = getattr(self._library, "C_GetFunctionList", None)
-        if get is None:
-            raise _not_pkcs11(path, newer=hasattr(self._library, "C_GetInterface"))
-        get.restype, found = _ULONG, ctypes.POINTER(_ANY)()
-        code = get(ctypes.byref(found))
-        if code or not found:
-            raise WrongState(
-                "HSM_MODULE_INVALID",
-                f"The PKCS#11 module {path} does not give its functions (C_GetFunctionList: {name_of(code)}); its own "
-                "log or error output may say why.",
-            )
-        return found
+
+def _list_of(library: Library) -> int:
+    """Where the CK_FUNCTION_LIST is that python-pkcs11 uses: the first field of its objects, which it does not show.
+
+    The version of python-pkcs11 is locked, and a test holds this against a module that has one list only.
+    """
+    return ctypes.c_void_p.from_address(id(library) + object.__basicsize__).value or 0
+
+
+def refuse_unloadable(path: Path) -> None:
+    """Return if the module can be loaded and is one.
+
+    WrongState ``HSM_MODULE_MISSING``, ``HSM_MODULE_UNSAFE``, ``HSM_MODULE_UNLOADABLE`` or ``HSM_MODULE_INVALID``.
+    """
+    _refuse_loose_file(path)
+    library = _loaded(path)
+    if not hasattr(library, "C_GetFunctionList"):
+        raise _not_pkcs11(path, newer=hasattr(library, "C_GetInterface"))
 
 
 def _refuse_loose_file(path: Path) -> None:
@@ -125,7 +132,7 @@ def _hint(path: Path, said: str) -> str:
     """What follows from the loader's words together with what the system says; "" when nothing certain does."""
     if os.statvfs(path).f_flag & os.ST_NOEXEC:
         return "; its file system is mounted noexec, from which no code is run"
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK, effective_ids=True):
         return (
             f"; the user {os.geteuid()} that runs the broker may not read it (mode {path.stat().st_mode & 0o777:04o})"
         )

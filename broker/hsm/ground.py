@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,10 @@ VARIABLES: Final[Mapping[str, str]] = {
 Each holds a path and no secret, so `init` may keep it.
 """
 
+_DAEMONS: Final = {
+    "opencryptoki": ("pkcsslotd", "/run/pkcsslotd.socket"),
+    "opensc": ("pcscd", "/run/pcscd/pcscd.comm"),
+}
 _TOKENS: Final = re.compile(r"^\s*directories\.tokendir\s*=\s*(\S.*?)\s*$", re.MULTILINE)
 _LEAST_ROOM: Final = 64 * 1024
 
@@ -38,7 +43,12 @@ def kept_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def lost_variable(module: Path) -> str:
-    """The variable that this module reads and that is not set, as a sentence; "" when there is none."""
+    """The variable that this module reads and that is not set, as half a sentence; "" when there is none."""
+    if "p11-kit" in _names(module) and not any(os.environ.get(name) for name in VARIABLES):
+        return (
+            "none of the variables by which modules behind p11-kit find their configuration (SOFTHSM2_CONF and the "
+            "like) is set here: if one was where the token was made, set it under [hsm.environment]"
+        )
     for name, part in VARIABLES.items():
         if part in _names(module) and not os.environ.get(name):
             return (
@@ -49,9 +59,25 @@ def lost_variable(module: Path) -> str:
 
 
 def trouble(module: Path) -> str:
-    """What is wrong with SoftHSM's files, as half a sentence; "" when nothing is seen, and for any other module."""
-    if "softhsm" not in _names(module):
-        return ""
+    """What is wrong with a known module's daemon or files, as half a sentence; "" when nothing is seen."""
+    names = _names(module)
+    for part, (daemon, socket_file) in _DAEMONS.items():
+        if part in names:
+            return _unreached(daemon, socket_file)
+    return _softhsm_trouble() if "softhsm" in names else ""
+
+
+def _unreached(daemon: str, socket_file: str) -> str:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(socket_file)
+        except OSError as fault:
+            return f"its daemon {daemon} is not reached at {socket_file} ({fault.strerror or fault})"
+    return ""
+
+
+def _softhsm_trouble() -> str:
     conf = _configuration()
     try:
         found = _TOKENS.search(conf.read_text(encoding="utf-8", errors="replace"))
@@ -69,7 +95,9 @@ def _folder_trouble(tokens: Path) -> str:
         return f"SoftHSM's token folder {tokens} cannot be read ({fault.strerror})"
     if room.f_flag & os.ST_RDONLY:
         return f"SoftHSM's token folder {tokens} is on a read-only file system"
-    if closed := next((one for one in folders if not os.access(one, os.R_OK | os.W_OK | os.X_OK)), None):
+    if closed := next(
+        (one for one in folders if not os.access(one, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)), None
+    ):
         return f"the user {os.geteuid()} may not write to SoftHSM's token folder {closed}"
     if room.f_bavail * room.f_frsize < _LEAST_ROOM or (room.f_files and not room.f_favail):
         return f"the file system of SoftHSM's token folder {tokens} is full"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +27,29 @@ _SHOWN: Final = 8
 
 class PinRefusedError(WrongState):
     """The PIN was refused, or is not to be tried: nothing changes by itself, and each further attempt could lock it."""
+
+
+def begun(config: HsmConfig) -> Module:
+    """The module, initialised in its environment; what the system shows of its trouble is told with its own word."""
+    os.environ.update(config.environment)
+    try:
+        module = Module(config.module)
+        module.initialize()
+    except Unavailable as refusal:
+        seen = ground.trouble(config.module) or ground.lost_variable(config.module)
+        if not seen:
+            raise
+        raise Unavailable(refusal.reason, f"{refusal.message} {seen[:1].upper()}{seen[1:]}.") from refusal
+    return module
+
+
+def serial_number(config: HsmConfig) -> str:
+    """The serial number of the one token that is meant, without a login; "" when it has none."""
+    module = begun(config)
+    try:
+        return serial_of(find_token(module, config))
+    finally:
+        module.finalize()
 
 
 def find_token(module: Module, config: HsmConfig) -> Token:

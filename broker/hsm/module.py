@@ -17,7 +17,7 @@ from pkcs11.exceptions import PKCS11Error
 
 from broker.core.errors import Unavailable, WrongState
 from broker.hsm.codes import error_of, name_of, told
-from broker.hsm.functions import Functions
+from broker.hsm.functions import Functions, refuse_unloadable
 
 if TYPE_CHECKING:
     from pkcs11._pkcs11 import lib as Library  # noqa: N812 - the binding's class has a lower-case name
@@ -85,8 +85,9 @@ class Module:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()  # a bare name would be sought by the loader, past every look at the file
-        self._functions = Functions(self.path)
+        refuse_unloadable(self.path)
         self.library: Library = _started(self.path)
+        self._functions = Functions(self.path, self.library)
 
     def initialize(self) -> None:
         """Initialise with operating-system locks."""
@@ -151,21 +152,20 @@ class Module:
         _check(functions.C_FindObjectsInit(session.handle, wanted, len(template)))
         found: list[int] = []
         batch, count = (ctypes.c_ulong * _BATCH)(), ctypes.c_ulong(1)
-        try:
-            while count.value and len(found) < _MAX_FOUND:
-                _check(functions.C_FindObjects(session.handle, batch, _BATCH, ctypes.byref(count)))
-                found += batch[: count.value]
-        finally:
-            functions.C_FindObjectsFinal(session.handle)
+        while count.value and len(found) < _MAX_FOUND:
+            _check(functions.C_FindObjects(session.handle, batch, _BATCH, ctypes.byref(count)))
+            found += batch[: count.value]
+        # After any error the session is replaced, and with it the search that is still open in it.
+        _check(functions.C_FindObjectsFinal(session.handle))
         return found
 
     def attributes(self, session: Any, handle: int, kinds: Sequence[int]) -> dict[int, bytes]:
         """These attributes of an object at whatever length, without those that the token does not give."""
         sizes = (_Attribute * len(kinds))(*(_Attribute(kind, None, 0) for kind in kinds))
         code = self._functions.C_GetAttributeValue(session.handle, handle, sizes, len(kinds))
-        if code and code not in _NOT_ALL:
-            raise error_of(code)
         given = {one.type: one.length for one in sizes if one.length <= _MAX_ATTRIBUTE}
+        if code and (len(given) == len(kinds) or code not in _NOT_ALL):  # as in ``read``
+            raise error_of(code)
         return self.read(session, handle, given) if given else {}
 
     def write(self, session: Any, handle: int, kind: int, value: bytes) -> None:
@@ -220,7 +220,7 @@ def _started(path: Path) -> Library:
         library = pkcs11.lib(str(path))
         library.finalize()
     except PKCS11Error as fault:
-        if "already initialized" not in str(fault) and told(fault) != "CKR_CRYPTOKI_ALREADY_INITIALIZED":
+        if told(fault) != "CKR_CRYPTOKI_ALREADY_INITIALIZED":
             raise Unavailable(
                 "HSM_UNAVAILABLE", f"The PKCS#11 module {path} does not start ({told(fault)})."
             ) from fault

@@ -55,6 +55,7 @@ class Examination:
         self._throw_away = throw_away  # plays the KEK, so that the RSA half can be opened here
         self._probes: list[Probe] = []
         self._lacks: dict[str, str] = {}
+        self._refused: dict[str, str] = {}  # by the probe's name: the token's code
         self._mechanisms = {int(mechanism) for mechanism in sessions.token.slot.get_mechanisms()}
         self._wrapping_value = os.urandom(32)
 
@@ -262,11 +263,13 @@ class Examination:
                 for oaep_hash in OaepHash:
                     self._try_transport(kek, oaep_hash, opened, one_call)
         except ck.PKCS11Error as fault:
+            self._refused["OAEP"] = f"no RSA key can be put there: {told(fault)}"
             self._note("OAEP", False, f"The token takes no RSA key-exchange key ({told(fault)}).")
         if CKM_RSA_AES_KEY_WRAP not in self._mechanisms:
             self._note("one-call wrap", False, "The token has no CKM_RSA_AES_KEY_WRAP; two steps are used.")
         for oaep_hash in set(OaepHash) - set(opened):
-            self._lacks[f"CKM_RSA_PKCS_OAEP with {oaep_hash}"] = "tried in vain"
+            why = self._refused.get(f"OAEP {oaep_hash}", self._refused.get("OAEP", "its result does not open"))
+            self._lacks[f"CKM_RSA_PKCS_OAEP with {oaep_hash}"] = why
         return tuple(h for h in OaepHash if h in opened or h in one_call), frozenset(one_call)
 
     def _try_transport(self, kek: Any, oaep_hash: OaepHash, opened: list[OaepHash], one_call: list[OaepHash]) -> None:
@@ -302,6 +305,7 @@ class Examination:
         try:
             return trial()
         except ck.PKCS11Error as fault:
+            self._refused[name] = told(fault)
             self._note(name, False, f"The token refuses ({told(fault)}).")
         except InvalidUnwrap:
             self._note(name, False, "The token's result cannot be opened.")

@@ -8,12 +8,10 @@ without the PIN; ``C_Finalize`` under a running call is undefined, so a reload f
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
@@ -25,8 +23,7 @@ from broker.hsm import ground
 from broker.hsm.binding import Binding, ambiguous
 from broker.hsm.codes import told
 from broker.hsm.config import HsmConfig
-from broker.hsm.login import PinRefusedError, find_token, log_in
-from broker.hsm.module import Module
+from broker.hsm.login import PinRefusedError, begun, find_token, log_in
 from broker.hsm.things import MAPPER, Thing
 
 if TYPE_CHECKING:
@@ -115,8 +112,7 @@ class Sessions:
         self._serial: bytes | None = None
         self._halted = ""  # why there will be no further reload
         self._cause = ""  # why there is no session, when there is none
-        os.environ.update(config.environment)
-        self.module = _initialised(config.module)
+        self.module = begun(config)
         try:
             self._connect()
         except ck.PKCS11Error as fault:
@@ -315,19 +311,6 @@ class Sessions:
     def _fill(self, workers: Sequence[Worker | None]) -> None:
         for worker in workers:
             self._idle.put(worker)
-
-
-def _initialised(path: Path) -> Module:
-    """The module, initialised; what the system shows of its trouble is told together with its own word."""
-    try:
-        module = Module(path)
-        module.initialize()
-    except Unavailable as refusal:
-        seen = ground.trouble(path) or ground.lost_variable(path)
-        if not seen:
-            raise
-        raise Unavailable(refusal.reason, f"{refusal.message} {seen[:1].upper()}{seen[1:]}.") from refusal
-    return module
 
 
 def translated(fault: ck.PKCS11Error, using: str = "") -> BrokerError:

@@ -94,7 +94,7 @@ def test_HS_04_a_key_that_was_given_another_role_is_not_exported(hsm: KeysHsm) -
     hsm._sessions.run(widen)
     with pytest.raises(BrokerError) as refusal:
         hsm.wrap(key, Target().kek, OaepHash.SHA1, exact=False)
-    assert refusal.value.reason == "HSM_FAULT"
+    assert refusal.value.reason == "HSM_KEY_CONFLICT"
     hsm.destroy(key)
 
 
