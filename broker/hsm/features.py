@@ -13,30 +13,29 @@ from broker.hsm.sanity import CURVES, RSA_BITS
 
 AUDIT = "audit key and certificates"
 SECRETS = "secrets and database"
-NEEDED = (AUDIT, SECRETS)
+NEW_KEYS = "new keys"
+NEEDED = (AUDIT, SECRETS, NEW_KEYS)
 """Without these there is no broker; without any other only that part is missing."""
 
 
 def features(found: Findings) -> tuple[Probe, ...]:
     """Each part of the broker: whether it is to be had, and else the mechanisms that are missing."""
+    closed = f"None can be made: {found.closed}." if found.closed else ""
+    parts = [(name, f"The token lacks {lacking}." if lacking else "") for name, lacking in _lacking(found)]
     return tuple(
-        Probe(name=name, passed=not lacking, detail=f"The token lacks {lacking}." if lacking else "Available.")
-        for name, lacking in _lacking(found)
+        Probe(name=name, passed=not sentence, detail=sentence or "Available.")
+        for name, sentence in [*parts[:2], (NEW_KEYS, closed), *parts[2:]]
     )
 
 
 def refuse_unfit(report: HsmReport) -> None:
     """WrongState ``HSM_UNFIT``, with all that is missing, when no broker can be made on this token."""
-    missing = [
-        f"{one.detail.rstrip('.')} for the {one.name}"
-        for one in report.features
-        if one.name in NEEDED and not one.passed
-    ]
+    missing = [f"{one.name}: {one.detail}" for one in report.features if one.name in NEEDED and not one.passed]
     if missing:
         raise WrongState(
             "HSM_UNFIT",
-            f"The token {report.token_label!a} cannot hold a broker's own keys: {'; '.join(missing)}. Use another "
-            "token; docs/hsm.md lists what one must be able to do.",
+            f"The token {report.token_label!a} cannot hold a broker's own keys. {' '.join(missing)} docs/hsm.md lists "
+            "what a token must be able to do.",
         )
 
 

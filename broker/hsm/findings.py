@@ -16,10 +16,12 @@ class Findings:
     """What was found. ``padded_wrap`` None: no usable key wrap; ``exact_types``: whose wrap follows RFC 5649.
 
     ``lacks``: what does not work, as "MECHANISM" or "MECHANISM for TYPE", and what the token said of it.
+    ``closed``: why no object can be written; "" when nothing speaks against it.
     """
 
     key_types: tuple[KeyType, ...]
     lacks: Mapping[str, str]
+    closed: str
     copyable_known: bool
     padded_wrap: Mechanism | None
     exact: bool

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key
 from pkcs11 import Attribute, Mechanism, ObjectClass
 from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
+from pkcs11.constants import TokenFlag
 
 from broker.core.errors import Unavailable
 from broker.core.kinds import KeyType, KeyUsage, OaepHash
@@ -73,6 +74,7 @@ class Examination:
         return Findings(
             key_types=key_types,
             lacks=self._lacks,
+            closed=self._closed(),
             copyable_known=copyable,
             padded_wrap=padded_wrap,
             exact=exact,
@@ -107,6 +109,12 @@ class Examination:
         except ck.PKCS11Error as fault:
             return self._note("template copyable", False, f"No AES key could be made ({told(fault)}).")
         return self._note("template copyable", True, "Keys are made not copyable.")
+
+    def _closed(self) -> str:
+        """By the token's own flag and by what the system shows: for a trial something lasting would have to be made."""
+        if self._sessions.token.flags & TokenFlag.WRITE_PROTECTED:
+            return "the token is write-protected"
+        return self._sessions.trouble()
 
     def _claims(self) -> None:
         """Mechanisms for which a trial would take an RSA key, which is slow to make: by the token's own list."""

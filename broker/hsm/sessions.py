@@ -151,6 +151,10 @@ class Sessions:
         packed = {int(kind): MAPPER.pack_attribute(kind, value) for kind, value in template.items()}
         return [Thing(self.module, worker.session, one) for one in self.module.find(worker.session, packed)]
 
+    def trouble(self) -> str:
+        """What the system shows of the module's trouble, as half a sentence; "" when it shows none."""
+        return ground.trouble(self._config.module)
+
     def confirm(self) -> None:
         """Return when the login holds and the token is there; else raise the PKCS11Error that marks them lost.
 
@@ -186,7 +190,7 @@ class Sessions:
                 _log.warning("the HSM refused", code=told(fault), using=using, when_asked_again=silence or "it answers")
             if isinstance(fault, LOST) or silence:
                 raise _LostError(worker.epoch, silence or told(fault), answering=not silence) from fault
-            raise translated(fault, using) from fault
+            raise translated(fault, using, self.trouble()) from fault
         except Exception:
             raise
         except BaseException:  # a library's panic: an operation may be half begun
@@ -265,7 +269,7 @@ class Sessions:
 
     def _unavailable(self, why: str, wait: str = "", *, lost: _LostError | None = None) -> Unavailable:
         """The refusal that tells the cause first, then what the system shows of it, then when it will be tried."""
-        seen = ground.trouble(self._config.module)
+        seen = self.trouble()
         parts = (why.removeprefix(_SILENT).rstrip("."), "" if seen in why else seen, wait)
         lead = _FAILS if lost and lost.answering else _SILENT
         return Unavailable("HSM_UNAVAILABLE", f"{lead}{'; '.join(part for part in parts if part)}.")
@@ -313,15 +317,15 @@ class Sessions:
             self._idle.put(worker)
 
 
-def translated(fault: ck.PKCS11Error, using: str = "") -> BrokerError:
-    """The refusal for an error that is neither a loss nor expected by the operation."""
+def translated(fault: ck.PKCS11Error, using: str = "", seen: str = "") -> BrokerError:
+    """The refusal for an error that is neither a loss nor expected by the operation; ``seen``: its likely cause."""
     what = told(fault)
     if isinstance(fault, _MISSING):
         return WrongState(
             "HSM_MECHANISM_MISSING",
             f"This token does not do {using or 'that operation'} ({what}); `broker hsm` says what it can.",
         )
-    at = f"{what} at {using}" if using else what
+    at = (f"{what} at {using}" if using else what) + (f"; {seen}" if seen else "")
     return Unavailable("HSM_FAULT", f"The HSM refused the operation ({at}); nothing was released.", fault=what)
 
 
