@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from broker import acceptance, app, checkup, setup, supervisor
 from broker.config import Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
+from broker.hsm.ground import kept_environment
 from broker.store.config import StoreConfig
 
 log = structlog.get_logger("broker")
@@ -117,6 +118,7 @@ def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     _add_wishes(init)
     init.add_argument("--module", help="PKCS#11 module of an existing token; without it a SoftHSM token is made")
     init.add_argument("--token-label", help="the label of that token")
+    init.add_argument("--token-serial", help="its serial number, where several tokens have that label")
     init.add_argument("--pin-file", type=Path, help="a file of mode 0600 that holds the user PIN of that token")
     init.add_argument(
         "--database", default="", help="postgresql://user@host:port/name; SQLite in the folder by default"
@@ -206,10 +208,16 @@ def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> se
     any_port = "127.0.0.1:0" if development else ""  # nobody types it: the profile says where
     given = vars(asked)
     token = None
-    if any(given.get(name) for name in ("module", "token_label", "pin_file")):
+    if any(given.get(name) for name in ("module", "token_label", "token_serial", "pin_file")):
         if not (asked.module and asked.token_label and asked.pin_file):
             raise InvalidRequest("TOKEN_INCOMPLETE", "Give --module, --token-label and --pin-file together, or none.")
-        token = setup.Token(module=asked.module, label=asked.token_label, pin_file=asked.pin_file)
+        token = setup.Token(
+            module=str(Path(asked.module).absolute()),
+            label=asked.token_label,
+            pin_file=asked.pin_file.absolute(),
+            serial=asked.token_serial or "",
+            environment=kept_environment(os.environ),
+        )
     if given.get("database"):
         _check_database(asked.database, folder)
     return setup.Wishes(

@@ -42,6 +42,7 @@ from broker.core.slots import Slots
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.core.withdrawal import Withdrawals
+from broker.hsm.features import described
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.inspector import Inspector
 from broker.loop import Loop
@@ -219,12 +220,7 @@ def _limits(config: Config) -> Limits:
 
 def _tell(token: HsmReport) -> None:
     """Which token this is, and what it is good for."""
-    available = [one.name for one in token.features if one.passed]
-    lacking = {one.name: one.detail for one in token.features if not one.passed}
-    log.info("token", label=token.token_label, serial=token.token_serial, available=available, lacking=lacking)
-    for probe in token.probes:
-        if probe.name == "objects":
-            log.info("objects in the token", sentence=probe.detail)
+    log.info("token", label=token.token_label, serial=token.token_serial, sentence=described(token))
 
 
 def _look_at(ring: Hsm, roots: Mapping[int, KeyRef]) -> None:

@@ -9,7 +9,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -34,6 +34,8 @@ from broker.core.operators import operator_uri
 from broker.core.ports import Device, Hsm, Now, Store
 from broker.core.roots import Roots, known_roots
 from broker.core.sealing import Sealing
+from broker.hsm.config import HsmConfig
+from broker.hsm.features import refuse_unfit
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm, softhsm_environment
 from broker.own_keys import write_private
@@ -56,6 +58,7 @@ class Token:
     module: str
     label: str
     pin_file: Path
+    serial: str = ""  # "": there is one of the label only
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -90,7 +93,8 @@ def initialise(wishes: Wishes, now: Now) -> Config:
     file = folder / "broker.toml"
     if not file.exists():
         draft = folder / "broker.toml.draft"
-        write_private(draft, _toml(wishes, wishes.token or _softhsm(folder)).encode())
+        token = _tried(wishes.token) if wishes.token else _softhsm(folder)
+        write_private(draft, _toml(wishes, token).encode())
         try:
             load(draft)  # what cannot be read is refused now, and not found by the next start
         except InvalidRequest:
@@ -221,6 +225,20 @@ def make_request() -> tuple[bytes, bytes]:
     return pem, csr.public_bytes(serialization.Encoding.PEM)
 
 
+def _tried(token: Token) -> Token:
+    """The token with its serial number, once it was seen that a broker can be made on it."""
+    config = HsmConfig(
+        module=Path(token.module),
+        token_label=token.label,
+        token_serial=token.serial or None,
+        pin_file=token.pin_file,
+        environment=dict(token.environment),
+    )
+    with closing(Pkcs11Hsm(config)) as hsm:
+        refuse_unfit(hsm.report())
+        return replace(token, serial=hsm.report().token_serial)
+
+
 def _softhsm(folder: Path) -> Token:
     """A fresh token, or the one that an earlier run had made when it was interrupted."""
     pin_file = folder / "hsm-pin"
@@ -252,7 +270,12 @@ def _toml(wishes: Wishes, token: Token) -> str:
             "certificates": str(folder / "certificates"),
             "development": wishes.development,
         },
-        "hsm": {"module": token.module, "token_label": token.label, "pin_file": str(token.pin_file)},
+        "hsm": {
+            "module": token.module,
+            "token_label": token.label,
+            **({"token_serial": token.serial} if token.serial else {}),
+            "pin_file": str(token.pin_file),
+        },
         "hsm.environment": dict(token.environment),
         "store": {"url": database, "journal": str(folder / "journal")},
         "server": {

@@ -16,6 +16,8 @@ SECRETS = "secrets and database"
 NEW_KEYS = "new keys"
 NEEDED = (AUDIT, SECRETS, NEW_KEYS)
 """Without these there is no broker; without any other only that part is missing."""
+OBJECTS = "objects"
+"""The probe that tells of what is in the token."""
 
 
 def features(found: Findings) -> tuple[Probe, ...]:
@@ -26,6 +28,21 @@ def features(found: Findings) -> tuple[Probe, ...]:
         Probe(name=name, passed=not sentence, detail=sentence or "Available.")
         for name, sentence in [*parts[:2], (NEW_KEYS, closed), *parts[2:]]
     )
+
+
+def fit(report: HsmReport) -> bool:
+    """Whether all is to be had without which no broker can be made, and every object of the broker's is as it was."""
+    return all(one.passed for one in report.features if one.name in NEEDED) and all(
+        one.passed for one in report.probes if one.name == OBJECTS
+    )
+
+
+def described(report: HsmReport) -> str:
+    """In one sentence: what is to be had, what is not and why, and what else is in the token."""
+    available = ", ".join(one.name for one in report.features if one.passed)
+    missing = "; ".join(f"{one.name} ({one.detail.rstrip('.')})" for one in report.features if not one.passed)
+    objects = "".join(f" {one.detail}" for one in report.probes if one.name == OBJECTS)
+    return f"available: {available or 'nothing'}; not available: {missing or 'nothing'}.{objects}"
 
 
 def refuse_unfit(report: HsmReport) -> None:

@@ -22,6 +22,7 @@ from broker.core.model import Probe
 from broker.core.ports import RESERVED_IDS
 from broker.hsm.binding import ROLES, ULONG, conflict, conflicting, purpose_of
 from broker.hsm.codes import told
+from broker.hsm.features import OBJECTS
 from broker.hsm.lending import SECRETS
 from broker.hsm.objects import read_public_key, type_of
 from broker.hsm.sanity import check_public_key
@@ -53,10 +54,10 @@ class Survey:
         """What of it the report tells."""
         rest = f"; {self.others} objects of other programs are left alone" if self.others else ""
         if not self.spoilt:
-            return Probe(name="objects", passed=True, detail=f"{self.own} objects of the broker{rest}.")
+            return Probe(name=OBJECTS, passed=True, detail=f"{self.own} objects of the broker{rest}.")
         named = ", ".join(self.spoilt[:5])
         return Probe(
-            name="objects",
+            name=OBJECTS,
             passed=False,
             detail=f"{len(self.spoilt)} objects with a label of the broker are not as it makes keys and are not used: "
             f"{named}{rest}.",
