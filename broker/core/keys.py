@@ -269,10 +269,8 @@ class Keys:
         report = self._hsm.report()
         lacking = report.lacking(f"{key.type} {key.usage}")
         if lacking or key.type not in report.key_types:
-            raise WrongState(
-                "HSM_MECHANISM_MISSING",
-                f"This HSM cannot make keys of type {key.type} to {key.usage}; see `broker hsm`. {lacking}".rstrip(),
-            )
+            sentence = f"This HSM cannot make keys of type {key.type} to {key.usage}; see `broker hsm`. {lacking}"
+            raise WrongState("HSM_MECHANISM_MISSING", sentence.rstrip())
 
     def _new_version(self, key: Key, number: int) -> KeyVersion:
         return KeyVersion(

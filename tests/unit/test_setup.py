@@ -15,7 +15,7 @@ from broker import __main__ as main
 from broker import own_keys, row_key, setup
 from broker.config import Config, load
 from broker.core.authority import Authority
-from broker.core.errors import InvalidRequest, WrongState
+from broker.core.errors import BrokerError, InvalidRequest, WrongState
 from broker.core.kinds import Purpose
 from broker.rpc.tls import TlsFiles
 from broker.store.sql import SqlStore
@@ -219,7 +219,7 @@ def test_a_set_up_that_was_interrupted_after_the_token_was_made_goes_on_with_it(
 
 def test_a_configuration_that_cannot_be_read_is_not_left_behind(tmp_path: Path) -> None:
     token = setup.Token(module="relative.so", label="t", pin_file=tmp_path / "pin")
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(BrokerError):
         setup.initialise(setup.Wishes(folder=tmp_path, token=token), lambda: NOW)
     assert not (tmp_path / "broker.toml").exists()
     assert not list(tmp_path.glob("broker.toml*"))
