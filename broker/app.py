@@ -86,7 +86,6 @@ class Broker:
             self._processor.settle()
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
-        _tell(self.hsm.report())
         genuine = genuine_by(config.certificates / "audit.pem")
         # ``serve`` begins its chain
         self.store = SqlStore(config.store, row_key(config, self.hsm), self.clock.now, genuine, passing=True)
@@ -154,6 +153,7 @@ class Broker:
 
     def serve(self) -> None:
         """Start answering, and the background loop with it."""
+        _tell(self.hsm.report())
         self.heads.begin()
         for doubt in self.store.doubts():
             log.warning("the audit journal is in doubt", sentence=doubt)
