@@ -14,19 +14,17 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NoReturn, TextIO, cast
+from typing import NoReturn, TextIO, cast
 
 import structlog
-from pydantic import ValidationError
 
-from broker import acceptance, app, checkup, profiles, setup, supervisor
+from broker import acceptance, app, checkup, options, profiles, setup, supervisor
 from broker.config import DRAFT, Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
-from broker.store.config import POSTGRESQL, StoreConfig
 
 log = structlog.get_logger("broker")
 
@@ -90,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         "folder unless one is named. Ctrl-C ends it.",
     )
     dev.add_argument("--folder", type=Path, help="keep everything here; else it is all gone when the broker ends")
-    _add_wishes(dev)
+    options.add_wishes(dev)
     dev.set_defaults(run=_dev)
     check = commands.add_parser("check", help="look at a broker's set-up without starting it")
     _add_config(check)
@@ -115,51 +113,13 @@ def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "operator's profile is renewed; its other options are in broker.toml.",
     )
     init.add_argument("folder", type=Path, help="where the broker lives; it cannot be moved later")
-    _add_wishes(init)
-    init.add_argument("--module", help="PKCS#11 module of an existing token; without it a SoftHSM token is made")
-    init.add_argument("--token-label", help="the label of that token")
-    init.add_argument("--pin-file", type=Path, help="a file of mode 0600 that holds the user PIN of that token")
-    init.add_argument(
-        "--database", default="", help="postgresql://user@host:port/name; SQLite in the folder by default"
-    )
-    init.add_argument(
-        "--password-file", type=Path, metavar="FILE",
-        help="a file of mode 0600 that holds the database's password; PGPASSFILE may name one of libpq's instead",
-    )  # fmt: skip
-    init.add_argument(
-        "--tls-root", type=Path, metavar="FILE",
-        help="the CA of the database's certificate; needed unless it is on this host",
-    )  # fmt: skip
+    options.add_wishes(init)
+    options.add_ground(init)
     init.set_defaults(run=_init)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the broker.toml that init made")
-
-
-def _add_wishes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--operator", default="admin", metavar="NAME", help="the first operator's name (%(default)s)")
-    parser.add_argument(
-        "--host",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="a name or address the server is reached by; may be repeated",
-    )
-    parser.add_argument("--operators-address", default="", metavar="HOST:PORT", help="where operators are served")
-    parser.add_argument("--pipelines-address", default="", metavar="HOST:PORT", help="where pipelines are served")
-    parser.add_argument(
-        "--allow-target", action="append", default=[], metavar="HOST:PORT",
-        help="a Vault or OpenBao that keys may be imported to; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--bind-credential", action="append", default=[], metavar="HOST:PORT/NAME=TARGET[,TARGET…]",
-        help="a credential that does not bear its target's name, and the targets that may use it; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--allow-issuer", action="append", default=[], metavar="HOST:PORT",
-        help="an issuer of CI identities at a private address; may be repeated",
-    )  # fmt: skip
 
 
 def _init(asked: argparse.Namespace) -> int:
@@ -168,7 +128,7 @@ def _init(asked: argparse.Namespace) -> int:
     existed = file.exists()
     told: list[str] = []
     with _unfinished(folder):
-        config = setup.initialise(_wishes(asked, folder, development=False), app.now, told.append)
+        config = setup.initialise(options.wishes(asked, folder, development=False), app.now, told.append)
     if existed:
         print(f"broker: {file} was there already and is not changed; the profile of {asked.operator} is renewed")
     else:
@@ -243,66 +203,12 @@ def _dev(asked: argparse.Namespace) -> int:
 def _develop(asked: argparse.Namespace, folder: Path) -> int:
     folder = _folder(folder)
     with _unfinished(folder):
-        config = setup.initialise(_wishes(asked, folder, development=True), app.now, _tell)
+        config = setup.initialise(options.wishes(asked, folder, development=True), app.now, _tell)
     return _run(config, _profile(folder, asked.operator, config))
 
 
 def _tell(sentence: str) -> None:
     print(f"broker: {sentence}")
-
-
-def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> setup.Wishes:
-    any_port = "127.0.0.1:0" if development else ""  # nobody types it: the profile says where
-    given = vars(asked)
-    token = None
-    if any(given.get(name) for name in ("module", "token_label", "pin_file")):
-        if not (asked.module and asked.token_label and asked.pin_file):
-            raise InvalidRequest("TOKEN_INCOMPLETE", "Give --module, --token-label and --pin-file together, or none.")
-        token = setup.Token(module=asked.module, label=asked.token_label, pin_file=asked.pin_file.absolute())
-    files = _database_files(given)
-    if given.get("database"):
-        _check_database(asked.database, folder, files)
-    elif asked_for := [name for name, path in files.items() if path and name != "passfile"]:
-        raise InvalidRequest("DATABASE_INVALID", f"{', '.join(asked_for)} belong(s) to --database; give that too.")
-    return setup.Wishes(
-        folder=folder,
-        operator=asked.operator,
-        hosts=tuple(asked.host),
-        operators_address=asked.operators_address or any_port,
-        pipelines_address=asked.pipelines_address or any_port,
-        allowed_targets=tuple(asked.allow_target),
-        credentials_for=dict(_binding(each) for each in asked.bind_credential),
-        allowed_issuers=tuple(asked.allow_issuer),
-        database=given.get("database") or "",
-        **(files if given.get("database") else {}),
-        development=development,
-        token=token,
-    )
-
-
-def _binding(text: str) -> tuple[str, tuple[str, ...]]:
-    name, equals, targets = text.partition("=")
-    if not equals:
-        raise InvalidRequest("BINDING_INVALID", "Write --bind-credential HOST:PORT/NAME=TARGET[,TARGET…].")
-    return name, tuple(targets.split(","))
-
-
-def _database_files(given: Mapping[str, Any]) -> dict[str, Path | None]:
-    """The files of a PostgreSQL database: what is given, and libpq's own variable for the passwords."""
-    files = {name: given.get(name) for name in ("password_file", "tls_root")}
-    libpq = str(given.get("database") or "").startswith(POSTGRESQL) and not files["password_file"]
-    from_libpq = os.environ.get("PGPASSFILE") if libpq else None
-    named = {**files, "passfile": Path(from_libpq) if from_libpq else None}
-    return {name: path.absolute() if path else None for name, path in named.items()}
-
-
-def _check_database(url: str, folder: Path, files: Mapping[str, Path | None]) -> None:
-    """InvalidRequest ``DATABASE_INVALID``, before anything is made."""
-    try:
-        StoreConfig.model_validate({"url": url, "journal": folder / "journal", **files})
-    except ValidationError as error:
-        sentence = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise InvalidRequest("DATABASE_INVALID", f"--database is not one for the broker: {sentence}") from error
 
 
 def _run(config: Config, profile: Path | None = None) -> int:

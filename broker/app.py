@@ -29,6 +29,7 @@ from broker.core.keys import DestructionDelay, Keys
 from broker.core.kinds import Purpose
 from broker.core.kv import Secrets
 from broker.core.leases import Leases
+from broker.core.model import HsmReport
 from broker.core.operators import Operators
 from broker.core.policies import Policies
 from broker.core.ports import Authenticator, Hsm, KeyRef
@@ -41,6 +42,7 @@ from broker.core.slots import Slots
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.core.withdrawal import Withdrawals
+from broker.hsm.features import described
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.inspector import Inspector
 from broker.loop import Loop
@@ -153,6 +155,7 @@ class Broker:
 
     def serve(self) -> None:
         """Start answering, and the background loop with it."""
+        _tell(self.hsm.report())
         self.heads.begin()
         for doubt in self.store.doubts():
             log.warning("the audit journal is in doubt", sentence=doubt)
@@ -223,6 +226,11 @@ def _limits(config: Config) -> Limits:
         in_all=sessions.leases_in_all,
         usual=timedelta(seconds=sessions.usual_seconds),
     )
+
+
+def _tell(token: HsmReport) -> None:
+    """Which token this is, and what it is good for."""
+    log.info("token", label=token.token_label, serial=token.token_serial, sentence=described(token))
 
 
 def _look_at(ring: Hsm, roots: Mapping[int, KeyRef]) -> None:

@@ -25,6 +25,7 @@ from broker.core.errors import BrokerError, WrongState
 from broker.core.holding import held_work
 from broker.core.kinds import Purpose
 from broker.core.model import Operator, PolicyDocument
+from broker.hsm.features import described, fit
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.row_key import row_key
 from broker.rpc.tls import TlsFiles
@@ -205,9 +206,13 @@ def _hsm(config: Config) -> str:
         report = hsm.report()
     finally:
         hsm.close()
-    return (
-        f"{report.manufacturer} {report.model}, token {report.token_label}: login and the broker's own keys are there"
+    sentence = (
+        f"{report.manufacturer} {report.model}, token {report.token_label} (serial number {report.token_serial}): "
+        f"login and the broker's own keys are there; {described(report)}"
     )
+    if not fit(report):
+        raise _Doubt(sentence)
+    return sentence
 
 
 def _store(config: Config) -> str:

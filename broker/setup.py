@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from broker.core.model import PolicyDocument
 from broker.core.names import check_name
 from broker.core.operators import operator_uri
 from broker.core.ports import Device, Now, Store
+from broker.hsm.config import HsmConfig
+from broker.hsm.features import refuse_unfit
+from broker.hsm.login import serial_number
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm, softhsm_environment
 from broker.own_keys import write_private
@@ -63,7 +67,7 @@ def initialise(wishes: Wishes, now: Now, tell: Tell = lambda _: None) -> Config:
     file = wishes.folder / FILE
     draft = wishes.folder / (FILE + DRAFT)
     existed = file.exists()
-    text, config = ("", load(file)) if existed else planned(wishes, wishes.token or _own_token(wishes.folder), file)
+    text, config = ("", load(file)) if existed else planned(wishes, _token(wishes), file)
     check_name(wishes.operator, "operator")
     _refuse_leftover(wishes, file if existed else draft)
     check_server_names(list(server_names(config, wishes.hosts)))
@@ -72,14 +76,14 @@ def initialise(wishes: Wishes, now: Now, tell: Tell = lambda _: None) -> Config:
     with ExitStack() as open_parts:
         hsm = open_parts.enter_context(closing(Pkcs11Hsm(config.hsm))) if existed or wishes.token else None
         if hsm:
-            own_keys.refuse_taken(config, hsm)
+            _check_token(config, hsm, anew=not existed)
         _lay_out(config, wishes)
         if not existed:
             write_private(draft, text.encode())
         if hsm is None:
             _softhsm(wishes.folder)
             hsm = open_parts.enter_context(closing(Pkcs11Hsm(config.hsm)))
-            own_keys.refuse_taken(config, hsm)
+            _check_token(config, hsm, anew=True)
         _make(config, wishes, hsm, profile, now, tell, anew=not existed)
     if not existed:
         draft.replace(file)
@@ -290,6 +294,28 @@ def make_request() -> tuple[bytes, bytes]:
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return pem, csr.public_bytes(serialization.Encoding.PEM)
+
+
+def _token(wishes: Wishes) -> Token:
+    """The token to use, with the serial number that tells it from one that is labelled so later."""
+    token = wishes.token
+    if token is None:
+        return _own_token(wishes.folder)
+    meant = HsmConfig(
+        module=Path(token.module),
+        token_label=token.label,
+        token_serial=token.serial or None,
+        pin_file=token.pin_file,
+        environment=dict(token.environment),
+    )
+    return replace(token, serial=serial_number(meant))
+
+
+def _check_token(config: Config, hsm: Pkcs11Hsm, *, anew: bool) -> None:
+    """Refuse a token that another broker uses, or on which none can be made."""
+    if anew:
+        refuse_unfit(hsm.report())
+    own_keys.refuse_taken(config, hsm)
 
 
 def _own_token(folder: Path) -> Token:

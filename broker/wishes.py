@@ -24,6 +24,7 @@ class Token:
     module: str
     label: str
     pin_file: Path
+    serial: str = ""  # "": there is one of the label only
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -77,7 +78,10 @@ def reached(address: str) -> str:
 def refuse_other(wishes: Wishes, config: Config, file: Path) -> None:
     """WrongState ``INIT_DIFFERS`` when another token or database is asked for than the configuration there names."""
     token, hsm = wishes.token, config.hsm
-    if token and (Path(token.module), token.label, token.pin_file) != (hsm.module, hsm.token_label, hsm.pin_file):
+    if token and (
+        (Path(token.module), token.label, token.pin_file) != (hsm.module, hsm.token_label, hsm.pin_file)
+        or token.serial not in {"", hsm.token_serial}
+    ):
         what = f"the token {hsm.token_label!r} of {hsm.module}, with the PIN in {hsm.pin_file}"
     elif wishes.database and wishes.database != config.store.url:
         what = f"the database {config.store.url}"
@@ -132,7 +136,12 @@ def _toml(wishes: Wishes, token: Token) -> str:
             "certificates": str(folder / "certificates"),
             "development": wishes.development,
         },
-        "hsm": {"module": token.module, "token_label": token.label, "pin_file": str(token.pin_file)},
+        "hsm": {
+            "module": token.module,
+            "token_label": token.label,
+            **({"token_serial": token.serial} if token.serial else {}),
+            "pin_file": str(token.pin_file),
+        },
         "hsm.environment": dict(token.environment),
         "store": {
             "url": wishes.url,

@@ -37,6 +37,7 @@ COMPILER = {
 }
 SERVERS = {
     "opencryptoki": "pkcsslotd",
+    "opensc": "pkcs11-tool",
     "openssl": "openssl",
     "postgresql": "/usr/lib/postgresql/*/bin/initdb",
 }

@@ -149,7 +149,8 @@ class KeyUse:
             return asked or able[0]
         raise WrongState(
             "HSM_MECHANISM_MISSING",
-            "This HSM cannot decrypt RSA-OAEP with that hash; see `broker hsm` for what it can.",
+            f"This HSM cannot decrypt with CKM_RSA_PKCS_OAEP and {OAEP[asked] if asked else 'any hash'}; see "
+            "`broker hsm` for what it can.",
         )
 
 

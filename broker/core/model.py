@@ -367,3 +367,8 @@ class HsmReport:
     exact_wrap: bool  # True: AES key wrap with padding follows RFC 5649 for every length
     one_call_wrap: bool  # True: mechanism 0x1054 was proven right and is used
     probes: tuple[Probe, ...] = field(default_factory=tuple)
+    features: tuple[Probe, ...] = field(default_factory=tuple)  # each part of the broker: is this token good for it
+
+    def lacking(self, feature: str) -> str:
+        """The sentence that says what the token lacks for a feature; "" when that is to be had, or is not known."""
+        return next((one.detail for one in self.features if one.name == feature and not one.passed), "")

@@ -265,6 +265,8 @@ class Targets:
             chosen = port.oaep_hash(report.oaep_hashes)
         except BrokerError as error:
             return Probe(name="wrap", passed=False, detail=error.message)
+        if lacking := report.lacking(f"import with OAEP-{chosen.value}"):
+            return Probe(name="wrap", passed=False, detail=f"The HSM cannot wrap a key for this target. {lacking}")
         detail = f"Keys are wrapped with RSA-OAEP-{chosen.value.upper()} and AES-KWP."
         if port.exact_wrap and not report.exact_wrap:
             detail += " The HSM pads some keys in a way that this target refuses; those cannot be imported."

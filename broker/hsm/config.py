@@ -11,24 +11,26 @@ from broker import secret_files
 from broker.core.errors import WrongState
 
 # Names that decide what code gets loaded; a config file must not be a way to have some (SC-04).
-_CODE_LOADING = re.compile(r"(LD_|DYLD_|PYTHON|OPENSSL_|GCONV_|P11_KIT_).*|PATH|HOME", re.ASCII)
-_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
+_CODE_LOADING = re.compile(r"(LD_|DYLD_|PYTHON|OPENSSL_|GCONV_|P11_KIT_).*|PATH|HOME", re.ASCII | re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Z][A-Za-z0-9_]{0,63}", re.ASCII)  # one vendor's is ChrystokiConfigurationPath
 _MAX_PIN = 256
 
 
 class HsmConfig(BaseModel):
     """Which PKCS#11 module, which token in it, and where its user PIN is. No PIN is ever held here.
 
-    ``environment`` is set in this process before the module is loaded (SoftHSM reads ``SOFTHSM2_CONF``). ``sessions``
-    is how many calls can be in the token at a time; ``session_wait`` how long one waits for its turn. After a loss the
-    module is reloaded at once; the next reload comes ``reload_interval`` after one that worked, ``retry_interval``
-    after one that did not. Times are seconds.
+    ``token_serial`` tells apart tokens of one label; without it there may be only one of the label. ``environment`` is
+    set in this process before the module is loaded (SoftHSM reads ``SOFTHSM2_CONF``). ``sessions`` is how many calls
+    can be in the token at a time; ``session_wait`` how long one waits for its turn. After a loss the module is reloaded
+    at once; the next reload comes ``reload_interval`` after one that worked, ``retry_interval`` after one that did not.
+    Times are seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     module: Path
     token_label: str = Field(min_length=1, max_length=32)
+    token_serial: str | None = Field(default=None, min_length=1, max_length=16)
     pin_file: Path
     environment: dict[str, str] = Field(default_factory=dict, max_length=16)
     sessions: int = Field(default=8, ge=1, le=256)

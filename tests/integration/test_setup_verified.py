@@ -94,7 +94,7 @@ def test_K01_a_wrong_wish_leaves_nothing_behind(token: Path, tmp_path: Path, wha
     words = [word.replace("TOKEN", str(token)) for pair in given.items() for word in pair]
     asked = main.parser().parse_args(["init", str(tmp_path / "b"), *words])
     with pytest.raises(BrokerError) as refused:
-        setup.initialise(main._wishes(asked, tmp_path / "b", development=False), app.now)
+        setup.initialise(options.wishes(asked, tmp_path / "b", development=False), app.now)
     assert refused.value.reason == reason
     assert list(tmp_path.iterdir()) == []
 

@@ -12,10 +12,10 @@ import pytest
 from cryptography import x509
 
 from broker import __main__ as main
-from broker import own_keys, row_key, setup, wishes
+from broker import options, own_keys, row_key, setup, wishes
 from broker.config import Config, load
 from broker.core.authority import Authority
-from broker.core.errors import InvalidRequest, WrongState
+from broker.core.errors import BrokerError, InvalidRequest, WrongState
 from broker.core.kinds import Purpose
 from broker.rpc.tls import TlsFiles
 from broker.store.sql import SqlStore
@@ -219,7 +219,7 @@ def test_a_set_up_that_was_interrupted_after_the_token_was_made_goes_on_with_it(
 
 def test_a_configuration_that_cannot_be_read_is_not_left_behind(tmp_path: Path) -> None:
     token = setup.Token(module="relative.so", label="t", pin_file=tmp_path / "pin")
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(BrokerError):
         setup.initialise(setup.Wishes(folder=tmp_path, token=token), lambda: NOW)
     assert not (tmp_path / "broker.toml").exists()
     assert not list(tmp_path.glob("broker.toml*"))
@@ -228,7 +228,7 @@ def test_a_configuration_that_cannot_be_read_is_not_left_behind(tmp_path: Path) 
 @pytest.mark.parametrize("url", ["mysql://db/broker", "rubbish", "sqlite:///relative.db", "postgresql://u:secret@h/d"])
 def test_a_database_of_another_kind_is_refused_before_anything_is_made(url: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        main._wishes(main.parser().parse_args(["init", "b", "--database", url]), tmp_path / "b", development=False)
+        options.wishes(main.parser().parse_args(["init", "b", "--database", url]), tmp_path / "b", development=False)
     assert refused.value.reason == "DATABASE_INVALID"
     assert "secret" not in refused.value.message
     assert list(tmp_path.iterdir()) == []
