@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from broker import setup
 from broker.core.errors import InvalidRequest
 from broker.hsm.ground import kept_environment
 from broker.store.config import POSTGRESQL, StoreConfig
+from broker.wishes import Token, Wishes
 
 
 def add_wishes(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def add_ground(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> setup.Wishes:
+def wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> Wishes:
     """What was typed. InvalidRequest ``TOKEN_INCOMPLETE``, ``DATABASE_INVALID``, ``BINDING_INVALID``."""
     any_port = "127.0.0.1:0" if development else ""  # nobody types it: the profile says where
     given = vars(asked)
@@ -69,7 +69,7 @@ def wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> set
     if any(given.get(name) for name in ("module", "token_label", "token_serial", "pin_file")):
         if not (asked.module and asked.token_label and asked.pin_file):
             raise InvalidRequest("TOKEN_INCOMPLETE", "Give --module, --token-label and --pin-file together, or none.")
-        token = setup.Token(
+        token = Token(
             module=str(Path(asked.module).absolute()),
             label=asked.token_label,
             pin_file=asked.pin_file.absolute(),
@@ -81,7 +81,7 @@ def wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> set
         _check_database(asked.database, folder, files)
     elif asked_for := [name for name, path in files.items() if path and name != "passfile"]:
         raise InvalidRequest("DATABASE_INVALID", f"{', '.join(asked_for)} belong(s) to --database; give that too.")
-    return setup.Wishes(
+    return Wishes(
         folder=folder,
         operator=asked.operator,
         hosts=tuple(asked.host),

@@ -89,8 +89,8 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_K01_a_wrong_wish_leaves_nothing_behind(token: Path, tmp_path: Path, what: str) -> None:
-    options, reason = WRONG[what]
-    given = {"--operators-address": "127.0.0.1:0"} | {f"--{name.replace('_', '-')}": v for name, v in options.items()}
+    typed, reason = WRONG[what]
+    given = {"--operators-address": "127.0.0.1:0"} | {f"--{name.replace('_', '-')}": v for name, v in typed.items()}
     words = [word.replace("TOKEN", str(token)) for pair in given.items() for word in pair]
     asked = main.parser().parse_args(["init", str(tmp_path / "b"), *words])
     with pytest.raises(BrokerError) as refused:
