@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import resource
+import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 import click
+
+from broker_cli.refusal import BySignal
 
 # command: (module, attribute, line of help). Help and completion of the top level import none of the modules.
 COMMANDS = {
@@ -105,13 +109,27 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and end the process; whatever happens, nobody is shown a traceback."""
-    sys.exit(run(arguments))
+    code = run(arguments)
+    if isinstance(code, BySignal):
+        _end_by(code.number)
+    sys.exit(code)
+
+
+def _end_by(number: int) -> None:
+    """End by a signal, without a core dump; process 1 and whoever blocks it go on to exit with a code."""
+    sys.stderr.flush()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def run(arguments: list[str] | None = None) -> int:  # noqa: PLR0911  one return a kind of end
     """Run the command and return its exit code."""
     if sys.stderr is None:  # closed by whoever started us
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  for the life of the process
+    if sys.stdout is None and (arguments or sys.argv[1:])[:1] == ["run"]:
+        sys.stdout = sys.stderr  # nothing of ours goes there, and its command starts without it
     if sys.stdout is None:
         sys.stderr.write("broker: Standard output is closed, and the result was to go there. [OUTPUT_CLOSED]\n")
         return 1
