@@ -39,7 +39,8 @@ class Keeping:
         elif name == "folder":
             self._folder = value
         elif name == "child":
-            self._child = value, os.pidfd_open(value)
+            with suppress(ProcessLookupError):  # it has ended already
+                self._child = value, os.pidfd_open(value)
         elif name == "drain":
             threading.Thread(target=self._drain, args=(value,), daemon=True).start()  # a reader may never read
         elif name == "over":
@@ -115,12 +116,15 @@ def main() -> None:
     hide_memory()
     keeping = Keeping(ways["streams"])
     keeping.tell("witness", witness)
-    for line in sys.stdin.buffer:
-        for name, value in json.loads(line).items():
-            keeping.take(name, value)
-    if not keeping.over:
-        keeping.tidy()
-    os.waitpid(witness, 0)
+    try:
+        for line in sys.stdin.buffer:
+            for name, value in json.loads(line).items():
+                keeping.take(name, value)
+        if not keeping.over:
+            keeping.tidy()
+        os.waitpid(witness, 0)
+    except BaseException:
+        os._exit(1)  # with the threads: output that nobody looks after is not shown, and the wrapper learns of it
 
 
 if __name__ == "__main__":
