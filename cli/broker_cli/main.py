@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -110,6 +110,10 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and end the process; whatever happens, nobody is shown a traceback."""
     code = run(arguments)
+    try:
+        sys.stderr.flush()
+    except OSError:  # a full disk: Python would try once more at its end, and end with a code of its own
+        _silence(sys.stderr)
     if isinstance(code, BySignal):
         _end_by(code.number)
     sys.exit(code)
@@ -117,14 +121,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _end_by(number: int) -> None:
     """End by a signal, without a core dump; process 1 and whoever blocks it go on to exit with a code."""
-    sys.stderr.flush()
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 
-def run(arguments: list[str] | None = None) -> int:  # noqa: PLR0911  one return a kind of end
+def run(arguments: list[str] | None = None) -> int:  # noqa: C901, PLR0911  one branch and return a kind of end
     """Run the command and return its exit code."""
     if sys.stderr is None:  # closed by whoever started us
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  for the life of the process
@@ -148,7 +151,7 @@ def run(arguments: list[str] | None = None) -> int:  # noqa: PLR0911  one return
     except OSError as fault:
         if fault.errno not in OUTPUT_FAULTS:
             return _unexpected(fault)
-        _silence()
+        _silence(sys.stdout)
         sys.stderr.write(f"broker: The result cannot be written: {fault.strerror}. [OUTPUT_FAILED]\n")
         return 1
     except Exception as fault:  # noqa: BLE001  the last resort: no traceback, no text that could quote an input
@@ -169,14 +172,14 @@ def _refused(refused: click.ClickException) -> int:
 
 def _pipe_closed() -> int:
     """The reader went away: say nothing."""
-    _silence()
+    _silence(sys.stdout)
     return 141
 
 
-def _silence() -> None:
+def _silence(stream: TextIO) -> None:
     """Let Python's flush at its end go nowhere."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, stream.fileno())
 
 
 def _unexpected(fault: Exception) -> int:

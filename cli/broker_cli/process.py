@@ -75,7 +75,7 @@ def environment() -> dict[str, str]:
 
 
 def same_place(one: int, other: int) -> bool:
-    """Whether what is written to two descriptors comes out in its order: one pipe, terminal, socket, or one open file."""
+    """Whether what goes to two descriptors stays in order: one pipe, terminal, socket, or one opening of a file."""
     first, second = os.fstat(one), os.fstat(other)
     if (first.st_dev, first.st_ino) != (second.st_dev, second.st_ino):
         return False

@@ -22,10 +22,12 @@ from broker_cli.screen import chat
 OUR_OWN = ("LISTEN_PID", "WATCHDOG_PID", "SYSTEMD_EXEC_PID")
 """Variables that name the process they are for: the service manager means the command, and started us."""
 
-# Runs between the fork and the command where that must be done by the process itself: adopt a terminal, know its number.
-WITHIN = """\
-import os, signal, sys
-front, ours, path, *command = sys.argv[1:]
+SHELL = "/bin/sh"
+
+# Runs between the fork and the command where only the process itself can do it: adopt a terminal, know its number.
+WITHIN = f"""\
+import errno, os, signal, sys
+front, script, ours, path, *command = sys.argv[1:]
 for name in ("SIGPIPE", "SIGXFSZ"):
     signal.signal(getattr(signal, name), signal.SIG_DFL)
 if front:
@@ -33,11 +35,16 @@ if front:
     fcntl.ioctl(1, termios.TIOCSCTTY, 0)
 with open("/proc/self/environ", "rb") as given:
     around = dict(one.split(b"=", 1) for one in given.read().split(b"\\0") if b"=" in one)
-for name in (b"LISTEN_PID", b"WATCHDOG_PID", b"SYSTEMD_EXEC_PID"):
+for name in {[name.encode() for name in OUR_OWN]}:
     if around.get(name) == ours.encode():
         around[name] = str(os.getpid()).encode()
 try:
-    os.execve(path, command, around)
+    try:
+        os.execve(path, command, around)
+    except OSError as fault:
+        if not script or fault.errno != errno.ENOEXEC:
+            raise
+        os.execve("{SHELL}", ["{SHELL}", path, *command[1:]], around)
 except OSError as fault:
     sys.stderr.write("broker: the command cannot be started: " + str(fault.strerror) + "\\n")
     os._exit(126)
@@ -150,27 +157,31 @@ class Child:
             self._watch.register(STDIN, select.POLLIN)
 
 
-def start(path: str, command: list[str], environment: Mapping[str, str | bytes], outlets: Outlets) -> subprocess.Popen[bytes]:
+def start(
+    path: str, command: list[str], environment: Mapping[str, str | bytes], outlets: Outlets
+) -> subprocess.Popen[bytes]:
     """Start ``command`` (found at ``path``) with all that it would have without us.
 
     It is in our process group and session, but for a terminal of its own to be in front of: that needs a session.
     """
-    within = outlets.front or any(environment.get(name) == str(os.getpid()) for name in OUR_OWN)
+    named = any(environment.get(name) == str(os.getpid()) for name in OUR_OWN)
+    within = [sys.executable, "-I", "-S", "-c", WITHIN, "1" if outlets.front else "", "1" if _is_script(path) else ""]
     try:
-        return _start(path, command, environment, outlets, within=within)
+        if outlets.front or named:
+            return _start(within[0], [*within, str(os.getpid()), path, *command], environment, outlets)
+        return _start(path, command, environment, outlets)
     except OSError as fault:
         if fault.errno == errno.ENOEXEC and _is_script(path):  # what a shell does, and execvp(3)
-            return _start("/bin/sh", ["/bin/sh", path, *command[1:]], environment, outlets, within=within)
+            return _start(SHELL, [SHELL, path, *command[1:]], environment, outlets)
         raise Refusal("COMMAND_NOT_STARTED", f"{command[0]} cannot be started: {fault.strerror}.") from None
 
 
 def _start(
-    path: str, command: list[str], environment: Mapping[str, str | bytes], outlets: Outlets, *, within: bool
+    path: str, command: list[str], environment: Mapping[str, str | bytes], outlets: Outlets
 ) -> subprocess.Popen[bytes]:
-    ours = ["1" if outlets.front else "", str(os.getpid()), path]
     return subprocess.Popen(  # noqa: S603  running what the caller says is the point
-        [sys.executable, "-I", "-S", "-c", WITHIN, *ours, *command] if within else command,
-        executable=None if within else path,
+        command,
+        executable=path,
         stdin=outlets.ends[STDOUT] if outlets.keyboard is not None else None,
         stdout=outlets.ends[STDOUT],
         stderr=outlets.ends[STDERR],

@@ -111,9 +111,9 @@ class Keeper:
     def __exit__(self, *_: object) -> None:
         self.tell("over", None)
         os.close(self._orders)
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in filter(None, (self._process.stdin, self._process.stdout)):
             with suppress(BrokenPipeError):
-                pipe.close()  # type: ignore[union-attr]  both are pipes
+                pipe.close()
         with suppress(subprocess.TimeoutExpired):  # somebody still holds the output: it stays, and is nobody's child
             self._process.wait(0)
 

@@ -1,10 +1,10 @@
-"""Stands beside ``broker run``, in a session of its own: shows COMMAND's output masked, and tidies up after a wrapper
-that was killed outright.
+"""Stands beside ``broker run``: shows the command's output masked, and tidies up after a wrapper that was killed.
 
-Runs as a program of its own (standard library only). It reads lines of JSON, each an object of one name: ``ways`` (the
-descriptors of the output, and the witness's), ``values``, ``folder``, ``child``, ``drain``, ``over``; and answers with
-``witness``, ``shown`` and ``lost``. Its input ends with the wrapper; without ``over`` before it, the wrapper was killed.
-What COMMAND left behind goes on to write, and the keeper to mask it, until the last of them has ended.
+Runs as a program of its own in a session of its own (standard library only). It reads lines of JSON, each an object of
+one name: ``ways`` (the descriptors of the output, and the witness's), ``values``, ``folder``, ``child``, ``drain``,
+``over``; and answers with ``witness``, ``shown`` and ``lost``. Its input ends with the wrapper; without ``over`` before
+that, the wrapper was killed. What the command left behind goes on to write, and the keeper to mask it, until the last
+of them has ended.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main() -> None:
         if not keeping.over:
             keeping.tidy()
         os.waitpid(witness, 0)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  whatever it was
         os._exit(1)  # with the threads: output that nobody looks after is not shown, and the wrapper learns of it
 
 

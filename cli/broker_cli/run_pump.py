@@ -10,6 +10,7 @@ import struct
 import termios
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from broker_cli.mask import Masker
 
@@ -38,7 +39,7 @@ class Stream(threading.Thread):
         self._watch = select.poll()
         for descriptor in (source, self._bell):
             self._watch.register(descriptor, select.POLLIN)
-        if os.readlink(f"/proc/self/fd/{target}").startswith(("pipe:", "socket:")):
+        if str(Path(f"/proc/self/fd/{target}").readlink()).startswith(("pipe:", "socket:")):
             self._watch.register(target, 0)  # an end of it that is closed is told all the same
 
     def run(self) -> None:

@@ -110,7 +110,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_the_wheel_holds_our_import_names_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     top = {name.split("/", 1)[0] for name in wheel.namelist()}
-    assert {name for name in top if not name.endswith((".dist-info", ".data"))} == {"broker", "broker_cli", "broker_api"}
+    assert {name for name in top if not name.endswith((".dist-info", ".data"))} == {
+        "broker",
+        "broker_cli",
+        "broker_api",
+    }
 
 
 def test_the_wheel_holds_every_file_of_ours_but_no_fake_and_no_test(wheel: zipfile.ZipFile) -> None:
