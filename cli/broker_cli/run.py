@@ -33,7 +33,7 @@ USUAL_TTL = 60
     epilog="\b\nExamples:\n  broker run --secret DB_PASSWORD=broker://team/app/db#password -- ./migrate\n"
     "  broker run --env-file .env.broker -- make deploy\n"
     "  broker run --file KUBECONFIG=broker://team/cluster#kubeconfig -- kubectl get pods\n\n"
-    "The exit code is the command's, and a signal that ended it ends this too; 126 and 127 when it could not be started.",
+    "The exit code is the command's, or the signal that ended it; 126 and 127 when it could not be started.",
 )
 @click.option(
     "--env-file", "env_files", multiple=True, metavar="FILE", help="Lines NAME=broker://path#field, or plain."
