@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import stat
 import sys
@@ -17,6 +16,8 @@ STANDARD = (0, 1, 2)
 def hide_memory() -> None:
     """No core dump of this process, and no look into it by others of the same user (CL-06). Not inherited."""
     if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415  slow to load
+
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
