@@ -20,7 +20,7 @@ from broker.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.core.fetching import Fetched, Try, attempts, check_size, first_refusal, lend, parsed, take_up
+from broker.core.fetching import Fetched, Try, attempts, check_size, lend, parsed, refusal, take_up
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
@@ -91,10 +91,10 @@ class Sessions:
         wanted = parsed(references)
         login = self._login_of(call, ttl)
         tries = attempts(call, self._secrets, wanted)
-        refusal = None if partial else first_refusal(tries)
+        refused = None if partial else refusal(tries)
         try:
-            if refusal is not None:
-                raise refusal
+            if refused is not None:
+                raise refused
             check_size(tries)
             if call.principal.method == "session":
                 for each in tries:

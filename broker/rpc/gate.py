@@ -20,7 +20,7 @@ import grpc
 
 from broker.core import audit, names, ports
 from broker.core.call import Call
-from broker.core.errors import BrokerError, Exhausted, Unauthenticated
+from broker.core.errors import BrokerError, Exhausted, Refused, Unauthenticated
 from broker.core.identity import Credentials
 from broker.core.model import Principal
 from broker.rpc import health, status, tls
@@ -54,6 +54,7 @@ class End:
     reason: str = ""
     sentence: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    refused: Sequence[Refused] = ()
     wire: bytes = b""
 
     @property
@@ -151,7 +152,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
                 self._changed.notify_all()
         if end.code is grpc.StatusCode.OK:
             return end.wire
-        return status.refusal(end.code, end.reason, end.sentence, call.id, end.metadata)
+        return status.refusal(end.code, end.reason, end.sentence, call.id, end.metadata, end.refused)
 
     def _refuse_busy(self, _requests: Any, _context: grpc.ServicerContext) -> grpc.Status:
         self._flood.count()
@@ -181,7 +182,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             return self._perform(method, call, requests, context)
         except BrokerError as error:
             _note_identity(call, error)
-            return End(status.code_of(error), error.reason, error.message, error.metadata)
+            return End(status.code_of(error), error.reason, error.message, error.metadata, error.refused)
         except Gone:
             return End(grpc.StatusCode.CANCELLED, "CALL_ENDED", "The call was ended before it was carried out.")
         except Missing:

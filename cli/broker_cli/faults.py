@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.rpc import error_details_pb2
 
-from broker_cli.refusal import Exit, Refusal
+from broker_cli.refusal import Exit, Item, Refusal
 
 MAX_SENTENCE = 2000
 
@@ -44,7 +44,7 @@ def refusal(error: Any, address: str) -> Refusal:
     told = _told(error)
     if told is not None:
         refused = Refusal(told.reason or "UNKNOWN", text[:MAX_SENTENCE], EXITS.get(code, Exit.FAILURE), told.call_id)
-        refused.retry_after = told.retry_after
+        refused.retry_after, refused.items = told.retry_after, told.items
         return refused
     if code is grpc.StatusCode.UNAVAILABLE:
         return Refusal(*_away(text, address), Exit.UNAVAILABLE)
@@ -65,6 +65,7 @@ class _Told(NamedTuple):
     reason: str
     call_id: str
     retry_after: int  # seconds, 0 when nothing is said
+    items: tuple[Item, ...]
 
 
 def _told(error: Any) -> _Told | None:
@@ -78,7 +79,8 @@ def _told(error: Any) -> _Told | None:
     for detail in status.details if status is not None else ():
         found = error_details_pb2.ErrorInfo()
         if detail.Unpack(found):
-            return _Told(found.reason, _call_id(found, status), _seconds(found.metadata.get("retry_after_seconds", "")))
+            wait = _seconds(found.metadata.get("retry_after_seconds", ""))
+            return _Told(found.reason, _call_id(found, status), wait, _items(status))
     return None
 
 
@@ -88,6 +90,15 @@ def _call_id(found: Any, status: Any) -> str:
         if detail.Unpack(request):
             return str(request.request_id)
     return str(found.metadata.get("call_id", ""))
+
+
+def _items(status: Any) -> tuple[Item, ...]:
+    from broker_api.v1.sessions_pb2 import RefusedItems  # noqa: PLC0415
+
+    found = RefusedItems()
+    groups = next((found.groups for detail in status.details if detail.Unpack(found)), ())
+    each = (Item(place=at, reason=one.reason, message=one.message) for one in groups for at in one.places)
+    return tuple(sorted(each, key=lambda item: item.place))
 
 
 def _seconds(text: str) -> int:

@@ -14,7 +14,7 @@ from broker_cli import process
 from broker_cli.ci import identity
 from broker_cli.mask import SHORTEST
 from broker_cli.refusal import BySignal, Exit, Refusal
-from broker_cli.run_references import Wanted, only_field, wanted
+from broker_cli.run_references import Wanted, named, only_field, wanted
 from broker_cli.run_session import Job, Renewal, Way, durations, reaching
 from broker_cli.screen import chat
 
@@ -76,7 +76,8 @@ def run(
     around = given if keep_identity else identity.without(given, place.audience)
     try:
         with Signals() as signals, outlets() as ends, Keeper(around, ends.ways) as keeper, Job(way=place) as job:
-            fetched = job.fetch(asked.references, ttl)
+            with named(asked.asked):
+                fetched = job.fetch(asked.references, ttl)
             return _with_child(path, list(command), asked, fetched, Around(around, ends, keeper, job, signals))
     except Stopped as stopped:
         return BySignal(stopped.number)

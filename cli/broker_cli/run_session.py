@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from broker_cli import files, process
+from broker_cli import ca, process
 from broker_cli.ci import identity
-from broker_cli.profiles import ADDRESS, MAX_PEM
+from broker_cli.profiles import ADDRESS
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
 
@@ -93,10 +93,7 @@ def _ca(file: str | None, inline: str | None) -> bytes:
             "Say which CA the broker's certificate is from: --ca-file, BROKER_CA_FILE, or its PEM in BROKER_CA_PEM.",
             Exit.USAGE,
         )
-    pem = files.read(Path(file), MAX_PEM, "CA file") if file else (inline or "").encode()
-    if len(pem) > MAX_PEM or b"-----BEGIN CERTIFICATE-----" not in pem:
-        raise Refusal("CA_INVALID", "The CA is not a certificate in PEM.", Exit.USAGE)
-    return pem
+    return ca.read(Path(file)) if file else ca.inline(inline or "")
 
 
 @dataclass(slots=True, kw_only=True)

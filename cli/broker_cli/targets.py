@@ -6,11 +6,10 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, files
+from broker_cli import ask, ca
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
-from broker_cli.profiles import MAX_PEM
-from broker_cli.refusal import Exit, Refusal
+from broker_cli.refusal import Exit
 from broker_cli.screen import chat
 from broker_cli.wire import Change, Wire, changing, patient, remote, remote_by_profile
 from broker_cli.words import record
@@ -64,10 +63,7 @@ def vault(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, *
     settings["token_file"] = settings["token_file"] or name
     if "/" in settings["token_file"]:
         raise click.BadParameter("Name a file in the broker's credentials folder; no path.", param_hint="--token-file")
-    ca = files.take(settings.pop("vault_ca_file"), MAX_PEM, "CA file")
-    if b"PRIVATE KEY" in ca:
-        raise Refusal("CA_FILE_HOLDS_KEY", "The CA file holds a private key; give the certificate only.", Exit.USAGE)
-    described = {"address": settings.pop("vault_address"), "ca_pem": ca.decode("ascii", "replace"), **settings}
+    described = {"address": settings.pop("vault_address"), "ca_pem": ca.sent(settings.pop("vault_ca_file")), **settings}
     _add(wire, out, change, name=name, vault=described, expected_kek_thumbprint=thumbprint)
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, files
+from broker_cli import ask, ca, files
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
-from broker_cli.profiles import MAX_PEM
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
 from broker_cli.wire import Change, Wire, changing, remote
@@ -162,8 +161,8 @@ def _rule(name: str, given: dict[str, Any]) -> dict[str, Any]:
     options = {each: given[each] for each in ("preset", "issuer", "audience", "pipeline", "max_session", "single_use")}
     rule |= {each: value for each, value in options.items() if value is not None}
     if given["issuer_ca_file"]:
-        rule["ca_pem"] = files.take(given["issuer_ca_file"], MAX_PEM, "CA file").decode("ascii", "replace")
-    if "PRIVATE KEY" in rule.get("ca_pem", ""):
+        rule["ca_pem"] = ca.sent(given["issuer_ca_file"])
+    elif "PRIVATE KEY" in rule.get("ca_pem", ""):
         raise Refusal("CA_FILE_HOLDS_KEY", "The CA holds a private key; give the certificate only.", Exit.USAGE)
     matchers = _options(given["exact"], given["globs"]) or _listed(rule.pop("match", {}))
     rule.pop("match", None)

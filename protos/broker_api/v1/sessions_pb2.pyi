@@ -221,6 +221,54 @@ class FetchedSecret(_message.Message):
 Global___FetchedSecret: _TypeAlias = FetchedSecret  # noqa: Y015
 
 @_typing.final
+class RefusedItems(_message.Message):
+    """Beside ErrorInfo in the status of a call that is refused for some of its items, here references: all of these."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Group(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        REASON_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        PLACES_FIELD_NUMBER: _builtins.int
+        reason: _builtins.str
+        message: _builtins.str
+        @_builtins.property
+        def places(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """In the request, from 0."""
+
+        def __init__(
+            self,
+            *,
+            reason: _builtins.str = ...,
+            message: _builtins.str = ...,
+            places: _abc.Iterable[_builtins.int] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "places", b"places", "reason", b"reason"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedItems.Group]: ...
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___RefusedItems.Group] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedItems: _TypeAlias = RefusedItems  # noqa: Y015
+
+@_typing.final
 class FetchSecretsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
