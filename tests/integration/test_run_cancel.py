@@ -183,14 +183,15 @@ def test_P04_output_that_nobody_masks_any_more_is_not_shown(job: Job) -> None:
 @pytest.mark.parametrize("alone", [False, True])
 def test_P04_what_is_stopped_goes_on_where_it_was(job: Job, prefix: list[str], *, alone: bool) -> None:
     """In a group beside ours, as a shell has its jobs."""
-    script = "until [ -e go ]; do sleep 0.02; done; echo on"
-    with running(job, prefix, ["sh", "-c", f"cd {job.folder}; echo ready; {script}"], process_group=0) as one:
+    os.mkfifo(job.folder / "go")
+    script = f"echo ready; read x < {job.folder}/go; echo on"  # it has no children of its own to be taken for it
+    with running(job, prefix, ["sh", "-c", script], process_group=0) as one:
         command = number_of(b"sh\0", one.everybody())
         send = one.process.send_signal if alone else one.group
         send(signal.SIGTSTP)
         assert stops([command, one.process.pid])
         send(signal.SIGCONT)
-        (job.folder / "go").touch()
+        (job.folder / "go").write_text("on\n")
         assert one.end() == (0, b"on\n")
 
 
