@@ -40,7 +40,7 @@ while seen.count(3) < 2:
     signal.pause()
 """
 COUNTING = [sys.executable, "-c", COUNTS]
-NESTED = ["sh", "-c", "sh -c 'echo ready; sleep 97'; echo after"]
+NESTED = ["sh", "-c", "sh -c 'echo ready; sleep 97; true'; echo after"]
 
 
 @dataclass
@@ -98,9 +98,15 @@ def all_end(pids: list[int]) -> bool:
     return not any(map(alive, pids))
 
 
-def number_of(name: bytes, pids: list[int]) -> int:
-    (found,) = [pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name)]
-    return found
+def number_of(one: Running, sign: bytes) -> int:
+    """The process whose command line has ``sign`` in it, as soon as there is one."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        for pid in one.everybody():
+            with suppress(OSError):  # it has ended meanwhile
+                if sign in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") and pid != one.process.pid:
+                    return pid
+    raise AssertionError(sign)
 
 
 @EITHER
@@ -151,7 +157,7 @@ def test_P04_and_what_every_process_is_sent_one_by_one(job: Job, prefix: list[st
 @EITHER
 def test_P04_a_child_of_the_command_lives_as_long_as_without(job: Job, prefix: list[str]) -> None:
     with running(job, prefix, NESTED) as one:
-        sleeper = number_of(b"sleep", one.everybody())
+        sleeper = number_of(one, b"sleep 97 ")
         one.process.terminate()
         assert one.process.wait(20) == -signal.SIGTERM
         assert alive(sleeper)
@@ -169,10 +175,7 @@ def test_P04_a_command_that_ignores_the_end_is_killed_with_the_wrapper(job: Job)
 
 def test_P04_output_that_nobody_masks_any_more_is_not_shown(job: Job) -> None:
     with running(job, WRAPPED, ["sh", "-c", "echo ready; while sleep 0.05; do echo $DB; done"]) as one:
-        (keeper,) = [
-            pid for pid in one.everybody()
-            if b"run_keeper" in Path(f"/proc/{pid}/cmdline").read_bytes() and os.getsid(pid) == pid
-        ]  # fmt: skip
+        keeper = number_of(one, b"run_keeper")  # the keeper comes before its child, the witness
         os.kill(keeper, signal.SIGKILL)
         code, out = one.end()
     assert code in {-signal.SIGTERM, -signal.SIGPIPE}
@@ -186,7 +189,7 @@ def test_P04_what_is_stopped_goes_on_where_it_was(job: Job, prefix: list[str], *
     os.mkfifo(job.folder / "go")
     script = f"echo ready; read x < {job.folder}/go; echo on"  # it has no children of its own to be taken for it
     with running(job, prefix, ["sh", "-c", script], process_group=0) as one:
-        command = number_of(b"sh\0", one.everybody())
+        command = one.process.pid if prefix == BARE else number_of(one, b"sh -c echo ready")
         send = one.process.send_signal if alone else one.group
         send(signal.SIGTSTP)
         assert stops([command, one.process.pid])
