@@ -6,7 +6,7 @@ The clock lives here.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
@@ -84,14 +84,16 @@ class Broker:
             self._processor.settle()
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
+        own_keys.check_internal_keys(config, self.hsm)  # before anything else of the folder is believed
         genuine = genuine_by(config.certificates / "audit.pem")
         # ``serve`` begins its chain
         self.store = SqlStore(config.store, row_key(config, self.hsm), self.clock.now, genuine, passing=True)
         self._parts.callback(self.store.close)
         self.clock.look(self.store.clock)
         audit_key = own_keys.internal_key(config, Purpose.AUDIT)
-        own_keys.check_internal_keys(config, self.hsm)
+        setup.refuse_unborn(config, self.clock.now())
         setup.renew_server_certificate(config, self.hsm, self.clock.now(), before=setup.RENEW_AT_LAST)
+        _say_if_refused("the server's certificate cannot be renewed when it is due", setup.check_renewable, config)
         self._guard = Guard(setup.policy_in_force(self.store))
         ring, births = self.hsm.keyring(Purpose.KEY), config.server.slots
         self.keys = Keys(self.store, ring, self._guard, self.clock.now, _delay(config), births=births)
@@ -204,6 +206,14 @@ def _surroundings(config: Config) -> Surroundings:
         },
         vault_transfer_files=targets.vault_transfer_files,
     )
+
+
+def _say_if_refused(what: str, check: Callable[[Config], None], config: Config) -> None:
+    """What will be needed in weeks is tried today, and serving does not end for it."""
+    try:
+        check(config)
+    except BrokerError as refusal:
+        log.warning(what, reason=refusal.reason, sentence=refusal.message)
 
 
 def _limits(config: Config) -> Limits:

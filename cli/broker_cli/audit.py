@@ -150,7 +150,7 @@ def signature_check(pem: bytes) -> Signed:
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
 
     try:
-        public = serialization.load_pem_public_key(pem)
+        public = serialization.load_pem_public_key(files.text(pem).encode())
     except ValueError:
         raise Refusal("PUBLIC_KEY_INVALID", "The public key is not a key in PEM.", Exit.USAGE) from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):

@@ -61,6 +61,19 @@ def worth_repeating(error: Any) -> bool:
     return told is None or not told.retry_after  # when it says how long to wait, sooner is of no use
 
 
+def passing(error: Any) -> bool:
+    """Whether a call that can be sent again may go well in a moment."""
+    code, told = error.code(), _told(error)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return not _stranger(error.details() or "")
+    crowded = told is not None and told.reason == "TOO_MANY_CALLS"
+    return crowded or (code in _CUT_OFF and told is None)
+
+
+_CUT_OFF = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+"""How a try ends that had no answer in its time, on this side or on the other."""
+
+
 class _Told(NamedTuple):
     reason: str
     call_id: str
@@ -105,12 +118,16 @@ def _seconds(text: str) -> int:
     return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
 
 
+def _stranger(text: str) -> bool:
+    return "CERTIFICATE_VERIFY_FAILED" in text or "verification" in text
+
+
 def _distrust(text: str) -> bool:
     return any(sign in text for sign in ("CERTIFICATE_VERIFY_FAILED", "handshake failed", "handshaker", "verification"))
 
 
 def _away(text: str, address: str) -> tuple[str, str]:
-    if "CERTIFICATE_VERIFY_FAILED" in text or "verification" in text:
+    if _stranger(text):
         return "SERVER_NOT_TRUSTED", (
             f"What listens at {address} has no certificate of the broker's CA for that name: it is another server, "
             f"or the CA file or the address is wrong. {_DOCTOR}"

@@ -52,8 +52,21 @@ def profile_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path:
         raise Refusal(
             "PROFILE_NAME_INVALID", "The profile's name is not valid: lower-case letters, digits, - _ .", Exit.USAGE
         )
-    home = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".config")
-    return Path(home) / "broker" / "profiles" / name
+    return _settings_folder(environ) / "broker" / "profiles" / name
+
+
+def _settings_folder(environ: Mapping[str, str]) -> Path:
+    if told := environ.get("XDG_CONFIG_HOME"):
+        return Path(told)
+    try:
+        return Path(environ.get("HOME") or "~").expanduser() / ".config"
+    except RuntimeError:  # neither HOME nor an entry in /etc/passwd, as in many containers
+        raise Refusal(
+            "PROFILE_MISSING",
+            "This user has no home folder, so no profile of its own: name a folder (--profile FOLDER/ or "
+            "BROKER_PROFILE), or give --address, --ca-file, --cert and --key.",
+            Exit.NOT_LOGGED_IN,
+        ) from None
 
 
 def locate(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Place:
@@ -65,9 +78,9 @@ def locate(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.envi
         "key": flags.get("key") or environ.get("BROKER_KEY"),
     }
     named = flags.get("profile") or environ.get("BROKER_PROFILE")
-    folder = profile_folder(named or "default", environ)
     if named is None and all(given.values()):
         return _place(given, {}, None)
+    folder = profile_folder(named or "default", environ)
     if not (folder / FILE).is_file():
         raise _missing(folder, named or "default")
     return _place(given, read_profile(folder), folder)
@@ -77,7 +90,7 @@ def read_profile(folder: Path) -> dict[str, str]:
     """The settings of a profile; every fault of the file in one refusal."""
     path = folder / FILE
     try:
-        settings = tomllib.loads(files.read(path, MAX_PEM, "profile").decode())
+        settings = tomllib.loads(files.text(files.read(path, MAX_PEM, "profile")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
         raise Refusal("PROFILE_INVALID", f"{path} is not TOML: {fault}.") from None
     faults = [f"unknown setting {name!r}" for name in settings if name not in FIELDS]

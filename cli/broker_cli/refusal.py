@@ -57,6 +57,9 @@ class Refusal(click.ClickException):
     retry_after = 0
     """Seconds after which the broker says that the same request can do better; 0: it does not say."""
 
+    passing = False
+    """Whether the same may go well in a moment: something was away, and nothing was refused."""
+
     items: tuple[Item, ...] = ()
     """The items of the request that were refused, when the broker says so."""
 

@@ -127,7 +127,7 @@ def test_P24_a_line_is_as_long_as_docker_takes_and_no_longer(tmp_path: Path) -> 
 def test_json_is_read_back(tmp_path: Path) -> None:
     file = written("json", NAMED, tmp_path)
     script = "process.stdout.write(JSON.stringify(JSON.parse(require('fs').readFileSync(process.argv[1]))))"
-    ended = subprocess.run(["node", "-e", script, str(file)], capture_output=True, check=True, timeout=60)
+    ended = subprocess.run([readers.NODE, "-e", script, str(file)], capture_output=True, check=True, timeout=60)
     assert json.loads(file.read_text()) == json.loads(ended.stdout) == NAMED
 
 

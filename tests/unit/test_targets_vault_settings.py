@@ -154,13 +154,13 @@ def test_BY_03_a_link_out_of_the_credentials_folder_is_not_followed(tmp_path: Pa
     folder.mkdir()
     target = put(tmp_path, "s.secret")
     (folder / "vault-token").symlink_to(target)
-    assert "cannot be opened" in unusable(folder)
+    assert "leads out of its folder" in unusable(folder)
 
 
 def test_a_token_that_others_can_read_is_refused(tmp_path: Path) -> None:
     for mode in (0o640, 0o604, 0o666):
         put(tmp_path, "s.secret", mode)
-        assert "chmod 0600" in unusable(tmp_path)
+        assert "chmod 600" in unusable(tmp_path)
     put(tmp_path, "s.secret", 0o400)
     assert read_token(tmp_path, "vault-token") == "s.secret"
 
