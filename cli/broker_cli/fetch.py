@@ -14,7 +14,7 @@ import click
 from broker_cli import reserved, run_references
 from broker_cli.dotenv import NAME, SCHEME
 from broker_cli.output import check_target
-from broker_cli.refusal import Exit, Refusal
+from broker_cli.refusal import BySignal, Exit, Refusal
 from broker_cli.run_references import all_of, check_count, reference
 from broker_cli.run_session import Job, Way, durations, reaching
 from broker_cli.screen import chat
@@ -76,7 +76,7 @@ def fetch(
             if keep:
                 chat(f"broker: session {job.id} lives until {job.ends:%Y-%m-%d %H:%M:%S} UTC.")
     except Stopped as stopped:
-        return 128 + stopped.number
+        return BySignal(stopped.number)
     return 0
 
 

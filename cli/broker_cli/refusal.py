@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Self
 
 import click
 
@@ -22,6 +23,23 @@ class Exit(IntEnum):
     NOT_FOUND = 6
     CONFLICT = 7
     FINDINGS = 10
+
+
+class BySignal(int):
+    """The exit code of what a signal ended, 128 and its number, as a shell gives it.
+
+    The entry point ends itself by that signal, so that whoever started us sees what ended the command (a shell that
+    runs a script stops at SIGINT for that alone).
+    """
+
+    def __new__(cls, number: int) -> Self:
+        """Made from the signal's number."""
+        return super().__new__(cls, 128 + number)
+
+    @property
+    def number(self) -> int:
+        """The signal."""
+        return self - 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

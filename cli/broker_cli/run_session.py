@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import uuid
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from broker_cli import ca
+from broker_cli import ca, process
 from broker_cli.budget import Budget
 from broker_cli.ci import identity
 from broker_cli.profiles import ADDRESS
@@ -31,7 +30,6 @@ RENEW_TIMEOUT = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 """Seconds between tries to renew while the broker is away: the first, doubled each time up to the longest."""
 
-_PR_SET_DUMPABLE = 4
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _OPTIONS = (
     click.option("--address", metavar="HOST:PORT", help="The broker's pipelines port (BROKER_PIPELINES_ADDRESS)."),
@@ -116,7 +114,7 @@ class Job:
     _channel: grpc.Channel | None = field(default=None, repr=False)
 
     def __enter__(self) -> Self:
-        hide_memory()
+        process.hide_memory()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -277,11 +275,3 @@ def durations(least: int, usual: int) -> Callable[[Callable[..., Any]], Callable
         "--ttl", type=click.IntRange(least, 86_400), default=usual, show_default=True, metavar="SECONDS",
         help="How long the session lives unless renewed.",
     )  # fmt: skip
-
-
-def hide_memory() -> None:
-    """No core dump of this process, and no look into it by others of the same user (CL-06). Not inherited."""
-    if sys.platform == "linux":
-        import ctypes  # noqa: PLC0415  slow to load
-
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

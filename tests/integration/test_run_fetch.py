@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -211,7 +212,7 @@ def test_a_signal_ends_the_session(job: Job, pipelines: Pipelines) -> None:
         process.terminate()
         out, err = process.communicate(timeout=20)
     never.set()
-    assert (process.returncode, out, err) == (143, b"", b"")
+    assert (process.returncode, out, err) == (-signal.SIGTERM, b"", b"")
 
 
 def test_CL_02_nothing_is_shown_on_a_terminal_unless_asked(job: Job, pipelines: Pipelines) -> None:
