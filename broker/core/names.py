@@ -26,6 +26,20 @@ def check_name(text: str, what: str) -> str:
     return text
 
 
+REMOTE_NAME = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_-])?", re.ASCII)
+
+
+def check_remote_name(text: str) -> str:
+    """Return ``text`` if some kind of target could call a key so; each has a narrower grammar of its own."""
+    if len(text) > 255 or not REMOTE_NAME.fullmatch(text):
+        raise InvalidRequest(
+            "NAME_INVALID",
+            "The remote key name is not valid: no target takes other characters than letters, digits, hyphens, "
+            "underscores and dots, or a dot at either end.",
+        )
+    return text
+
+
 def check_labels(labels: dict[str, str]) -> dict[str, str]:
     """Return ``labels`` if there are at most 16, keyed by names, with values of 1 to 63 of ``A-Za-z0-9._-``."""
     if len(labels) > MAX_LABELS:

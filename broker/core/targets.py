@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -13,7 +14,7 @@ from broker.core import guard, ports
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, WrongState
 from broker.core.guard import Guard
-from broker.core.import_rules import alarms
+from broker.core.import_rules import alarms, place_of
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Probe, Receipt, Target, WrappingKey
 from broker.core.names import check_name
@@ -28,8 +29,8 @@ UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
 """Refusals that come before the target has been asked anything."""
 
 
-THERE = (ImportState.PROVEN, ImportState.PENDING, ImportState.HELD, ImportState.DISABLING)
-"""Imports with which a key is, or may be, at the target."""
+THERE = (ImportState.PROVEN, ImportState.PENDING, ImportState.HELD, ImportState.DISABLING, ImportState.FAILED)
+"""Imports with which a key can be at the target, or come back there (``Import.may_be_there``)."""
 
 KEK = "kek"
 """The setting that names the KEK, in those kinds whose KEK is one of several keys at the target."""
@@ -330,26 +331,35 @@ def _kek_probe(target: Target, kek: WrappingKey) -> Probe:
 
 
 def _deletable(rows: ports.Store | ports.Write, target: Target) -> None:
-    for state in THERE:
-        found = rows.page(Import, limit=1, where={"target": target.name, "state": state.value})
-        if found:
-            raise WrongState(
-                "TARGET_IN_USE",
-                f"Keys of the broker are at this target, {found[0].key} for one (`broker key where --target "
-                f"{target.name}`); once each is deleted there and `broker key prove` has found it gone, repeat this. "
-                "If the target is gone for good, remove it with --copies-unknown.",
-            )
+    found = next((page[0] for page in _copies(rows, target)), None)
+    if found:
+        name = f"{found.key} (version {found.version}, there {found.remote_name})"
+        raise WrongState(
+            "TARGET_IN_USE",
+            f"Keys of the broker are at this target or may come back there, {name} for one (`broker key where --target "
+            f"{target.name}`); once each is deleted there for good and `broker key prove --remote-name` has found it "
+            "gone, repeat this. If the target is gone for good, remove it with --copies-unknown.",
+        )
 
 
 def _given_up(write: ports.Write, target: Target) -> int:
     """Mark as UNKNOWN what is, or may be, at a target that nobody can look into any more; how many that are."""
     count = 0
+    for rows in _copies(write, target):
+        write.replace_all([(row, replace(row, state=ImportState.UNKNOWN)) for row in rows])
+        count += len(rows)
+    return count
+
+
+def _copies(rows: ports.Store | ports.Write, target: Target) -> Iterator[list[Import]]:
+    """What is, or may be, at a target."""
     for state in THERE:
         where: dict[str, str | int] = {"target": target.name, "state": state.value}
-        while rows := write.page(Import, limit=MAX_GIVEN_UP, where=where):
-            write.replace_all([(row, replace(row, state=ImportState.UNKNOWN)) for row in rows])
-            count += len(rows)
-    return count
+        after: tuple[str | int, ...] = ()
+        while page := rows.page(Import, after=after, limit=MAX_GIVEN_UP, where=where):
+            after = place_of(page[-1])
+            if found := [row for row in page if row.may_be_there]:
+                yield found
 
 
 def _thumbprint(text: str) -> str:

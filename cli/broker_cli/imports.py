@@ -37,6 +37,11 @@ _TERMS = (
 )
 
 
+_of_several = click.option(
+    "--remote-name", default="", metavar="NAME", help="Of several copies there, the one of this name."
+)
+
+
 def _held_to(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of what the key may do at the target, handed over as ``terms``."""
 
@@ -63,7 +68,10 @@ def _terms(
     return {"terms": terms} if terms.keys() - {"operations", "tags"} or operations or tags else {}
 
 
-@click.command("import", epilog="Repeating an import settles it; the same version is never uploaded twice.")
+@click.command(
+    "import",
+    epilog="Repeating an import settles or proves it; only what the target has not got any more is uploaded again.",
+)
 @click.argument("name")
 @_target
 @_version
@@ -121,6 +129,7 @@ def export(
 @click.argument("name")
 @_target
 @_version
+@_of_several
 @_held_to
 @changing
 @formatted
@@ -134,10 +143,13 @@ def confirm(wire: Wire, out: Output, change: Change, name: str, terms: dict[str,
     _told(out, done)
 
 
-@click.command()
+@click.command(
+    epilog="A copy that had come to nothing is looked for too: it is proven if it is back, and gone if nothing is left."
+)
 @click.argument("name")
 @_target
 @_version
+@_of_several
 @formatted
 @remote
 @patient
@@ -154,10 +166,15 @@ def prove(wire: Wire, out: Output, name: str, **at: Any) -> None:
 @formatted
 @remote
 def where(wire: Wire, out: Output, name: str, target: str) -> None:
-    """List where the key NAME, or every key, lives outside the HSM."""
+    """List where the key NAME, or every key, lives outside the HSM, by the broker's own record; "prove" asks there."""
     found = wire.pages("imports", "ListImports", "imports", name=name, target=target)
     rows = [record(one) for one in found]
     out.many("import", rows, COLUMNS)
+    if any(one["state"] == "proven" for one in rows):
+        chat(
+            "This is the broker's record, and proven means at PROVE TIME: "
+            '"broker key prove NAME --target TARGET" asks the target now.'
+        )
     for one in rows:
         if one["state"] == "disabling":
             chat(
@@ -175,15 +192,24 @@ def tell_copies(wire: Wire, name: str) -> None:
             f"Where copies of {name} are could not be found out ({refusal.reason}); those at targets stay as they are."
         )
         return
-    copies = [one for one in rows if one["state"] != "failed"]
+    copies = [one for one in rows if not (one["state"] == "gone" or one["never_sent"])]
     for one in copies:
-        there = "(which was removed; nobody knows)" if one["state"] == "unknown" else ""
-        there = (
-            there or f"as {one['remote_name']}, version {one['remote_version']}" if one["remote_version"] else "perhaps"
-        )
-        chat(f"Version {one['version']} is at the target {one['target']} {there}: that copy stays as it is.")
+        chat(f"Version {one['version']} {_whereabouts(one)}: that copy stays as it is.")
     if copies:
         chat("Disable or delete these copies where they are; the broker does not.")
+
+
+def _whereabouts(copy: dict[str, Any]) -> str:
+    """What is known of one copy, and since when."""
+    name = f"as {copy['remote_name']}" + (f", version {copy['remote_version']}" if copy["remote_version"] else "")
+    there = f"at the target {copy['target']} {name}"
+    told = {
+        "proven": f"was proven {there}, on {copy['prove_time']}",
+        "failed": f"may be {there}, though it came to nothing ({copy['failure']}): what was deleted can be recovered",
+        "disabling": f"is {there}, not proven, and is to be disabled",
+        "unknown": f"may be {there}; that target was removed, and nobody knows",
+    }
+    return told.get(copy["state"], f"may be {there}")
 
 
 def _told(out: Output, response: Any) -> None:

@@ -72,6 +72,24 @@ def refusal(answer: Answer, place: Place, right: str, name: str, about: str = ""
     )
 
 
+def deleted(place: Place, name: str, answer: Answer | None) -> str:
+    """What may still be there of a key that does not show; ``answer``: the refusal to tell, None when it was told."""
+    which = _which(place)
+    if answer is not None:
+        return (
+            f"whether it is deleted at {place.host} and can be recovered does not show ({answer.short}); az keyvault "
+            f"key show-deleted {which} --name {name} tells whoever may look."
+        )
+    return (
+        f"it is deleted at {place.host} and not purged: az keyvault key recover {which} --name {name} brings it back, "
+        f"az keyvault key purge {which} --name {name} ends it (where purge protection is on, once its days are over)."
+    )
+
+
+def _which(place: Place) -> str:
+    return f"--hsm-name {place.name}" if place.tier == "managed-hsm" else f"--vault-name {place.name}"
+
+
 def missing(place: Place, name: str) -> WrongState:
     """Nothing of that name, or no such version of it."""
     return WrongState("REMOTE_KEY_MISSING", f"The vault at {place.host} has no such version of the key {name}.")
@@ -182,7 +200,7 @@ def _forbidden(answer: Answer, place: Place, right: str, name: str) -> BrokerErr
 
 
 def _conflict(answer: Answer, place: Place, name: str) -> BrokerError:
-    which = f"--hsm-name {place.name}" if place.tier == "managed-hsm" else f"--vault-name {place.name}"
+    which = _which(place)
     if answer.says("ObjectIsDeletedButRecoverable"):
         return WrongState(
             "TARGET_NAME_DELETED",

@@ -30,6 +30,7 @@ KEK_BITS = 4096
 MIN_KEK_BITS = 2048
 GCM_IV = 12
 GCM_TAG = 16
+NAME = re.compile(r"[0-9A-Za-z-]{1,127}", re.ASCII)
 _VERSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
@@ -151,6 +152,14 @@ class AzureKeyVaultTarget:
             )
         return byok.transfer_file(kek.id, blob)
 
+    def spelled(self, name: str) -> str:
+        """In lower case, as the service takes names that differ by case for one."""
+        if not NAME.fullmatch(name):
+            raise InvalidRequest(
+                "NAME_INVALID", "Azure has no key of such a name: use 1 to 127 letters, digits and hyphens."
+            )
+        return name.lower()
+
     def import_key(
         self, name: str, key_type: KeyType, usage: KeyUsage, blob: bytes, oaep_hash: OaepHash, *, first: bool
     ) -> None:
@@ -210,6 +219,16 @@ class AzureKeyVaultTarget:
     def check(self) -> None:
         """Ask for what cannot be, so that the refusal says whether it is for want of the right."""
         rights.check(self._connection, self._settings, self._place)
+
+    def remains(self, name: str) -> str:
+        """Whatever is deleted there can be recovered until it is purged, by hand or by its time."""
+        with self._connection.asking("get", name):
+            answer = self._connection.send("GET", f"/deletedkeys/{name}", None)
+        if answer is not None and answer.status == 404 and answer.says("KeyNotFound"):
+            return ""
+        if answer is not None and (answer.status == 429 or answer.status >= 500):
+            raise refusals.refusal(answer, self._place, "get", name)
+        return refusals.deleted(self._place, name, answer)
 
     # ---- terms ---------------------------------------------------------------------------------------------------
 
