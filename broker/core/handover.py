@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-
+from broker.core.armour import public_key
 from broker.core.call import Call
 from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
@@ -171,11 +169,11 @@ def _there_already(row: Import) -> WrongState:
 def _given(target: Target, pem: bytes) -> WrappingKey:
     """The pinned KEK from a file; InvalidRequest ``KEK_FILE_INVALID`` or ``KEK_UNEXPECTED``."""
     try:
-        der = load_pem_public_key(pem).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, UnsupportedAlgorithm) as error:
+        der = public_key(pem)
+    except ValueError as error:
         raise InvalidRequest(
-            "KEK_FILE_INVALID", "The KEK's file is not a public key in PEM; download it from the target again."
-        ) from error
+            "KEK_FILE_INVALID", f"The KEK's file {error}; download it from the target again."
+        ) from None
     found = hashlib.sha256(der).hexdigest()
     if found != target.kek_thumbprint:
         raise InvalidRequest(

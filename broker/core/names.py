@@ -55,12 +55,11 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
 
 
 def check_request_id(text: str) -> str:
-    """Return ``text`` if it is empty or a lower-case UUID version 4 (AIP-155)."""
-    if text and (len(text) != 36 or not UUID4.fullmatch(text)):
-        raise InvalidRequest(
-            "REQUEST_ID_INVALID", "The request id is not a lower-case UUID of version 4; send a fresh one."
-        )
-    return text
+    """Return ``text`` in lower case if it is empty or a UUID of version 4 (AIP-155; RFC 9562 4 takes either case)."""
+    low = text.lower() if len(text) == 36 else text
+    if low and not UUID4.fullmatch(low):
+        raise InvalidRequest("REQUEST_ID_INVALID", "The request id is not a UUID of version 4; send a fresh one.")
+    return low
 
 
 FIELD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,10 +20,10 @@ from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.receipts import keep, replay
 from broker.core.slots import Slots
+from broker.core.thumbprints import thumbprint
 
 MIN_KEK_BITS = 2048
 MAX_GIVEN_UP = 500
-THUMBPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
 """Refusals that come before the target has been asked anything."""
 
@@ -67,7 +66,7 @@ class Targets:
     ) -> Target:
         """Connect, read the KEK, or make it, and pin it."""
         check_name(name, "target")
-        wanted = _thumbprint(expected_kek_thumbprint) if expected_kek_thumbprint else ""
+        wanted = thumbprint(expected_kek_thumbprint) if expected_kek_thumbprint else ""
         if wanted and create_kek:
             raise InvalidRequest(
                 "THUMBPRINT_INVALID", "A KEK that is still to be made has no thumbprint to expect; give one of the two."
@@ -116,7 +115,7 @@ class Targets:
 
     def repin(self, call: Call, name: str, expected_kek_thumbprint: str, kek: str = "") -> Target:
         """Pin the KEK that is offered now, if it is the one expected; ``kek`` names another of the target's keys."""
-        wanted = _thumbprint(expected_kek_thumbprint)
+        wanted = thumbprint(expected_kek_thumbprint)
         old = self._permitted(call, name)
         if kek and KEK not in old.settings:
             raise _fixed()
@@ -360,14 +359,6 @@ def _copies(rows: ports.Store | ports.Write, target: Target) -> Iterator[list[Im
             after = place_of(page[-1])
             if found := [row for row in page if row.may_be_there]:
                 yield found
-
-
-def _thumbprint(text: str) -> str:
-    if not THUMBPRINT.fullmatch(text):
-        raise InvalidRequest(
-            "THUMBPRINT_INVALID", "The expected thumbprint is not a SHA-256 in 64 lower-case hexadecimal digits."
-        )
-    return text
 
 
 def _existing(target: Target | None) -> Target:

@@ -9,9 +9,8 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, files
+from broker_cli import ask, certificates, files, values
 from broker_cli.output import Output, check_target, formatted
-from broker_cli.profiles import MAX_PEM
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
 from broker_cli.wire import Change, Wire, changing, patient, remote
@@ -19,9 +18,11 @@ from broker_cli.words import record
 
 COLUMNS = ("key", "version", "target", "remote_name", "remote_version", "state", "prove_time", "failure")
 
-_target = click.option("--target", required=True, metavar="TARGET", help="The target's name.")
+_target = click.option(
+    "--target", required=True, type=values.Name("target"), metavar="TARGET", help="The target's name."
+)
 _version = click.option(
-    "--version", type=click.IntRange(min=0), metavar="N", default=0, help="A version; the primary one, unless said."
+    "--version", type=values.Version(), metavar="N", default=0, help="A version; the primary one, unless said."
 )
 _remote_name = click.option(
     "--remote-name", default="", metavar="NAME", help="Its name at the target; the same, unless said."
@@ -72,7 +73,7 @@ def _terms(
     "import",
     epilog="Repeating an import settles or proves it; only what the target has not got any more is uploaded again.",
 )
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_target
 @_version
 @_remote_name
@@ -94,7 +95,7 @@ def import_(wire: Wire, out: Output, change: Change, name: str, terms: dict[str,
     "  az keyvault key import --hsm-name payments --name payments --kty EC --curve P-256 --byok-file payments.byok\n"
     "  broker key confirm payments --target hsm\n"
 )
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_target
 @_version
 @_remote_name
@@ -109,11 +110,7 @@ def export(
 ) -> None:
     """Wrap the key NAME for a target into a file, to be carried there by hand."""
     check_target(file)
-    kek = (
-        {"kek_pem": files.take(kek_file, MAX_PEM, "KEK file").decode("ascii", "replace")}
-        if kek_file is not None
-        else {}
-    )
+    kek = {"kek_pem": certificates.public_key(kek_file, "KEK file")} if kek_file is not None else {}
     with ask.waiting("wrapping"):
         made = wire.ask("imports", "ExportKey", name=name, **kek, **where_to, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
@@ -126,7 +123,7 @@ def export(
 
 
 @click.command(epilog="Nothing is uploaded; only what is proven is recorded as imported.")
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_target
 @_version
 @_of_several
@@ -146,7 +143,7 @@ def confirm(wire: Wire, out: Output, change: Change, name: str, terms: dict[str,
 @click.command(
     epilog="A copy that had come to nothing is looked for too: it is proven if it is back, and gone if nothing is left."
 )
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_target
 @_version
 @_of_several
@@ -161,8 +158,8 @@ def prove(wire: Wire, out: Output, name: str, **at: Any) -> None:
 
 
 @click.command()
-@click.argument("name", default="")
-@click.option("--target", default="", metavar="TARGET", help="Only at this target.")
+@click.argument("name", default="", type=values.Name("key"))
+@click.option("--target", default="", type=values.Name("target"), metavar="TARGET", help="Only at this target.")
 @formatted
 @remote
 def where(wire: Wire, out: Output, name: str, target: str) -> None:

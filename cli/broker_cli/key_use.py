@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from broker_cli import files, words
+from broker_cli import files, values, words
 from broker_cli.output import Output, check_raw, check_target, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
@@ -46,12 +46,12 @@ _encryption_algorithm = click.option(
 )
 _aad = click.option("--aad-file", metavar="FILE", help="Associated data (AES only); decryption needs the same.")
 _version = click.option(
-    "--version", type=click.IntRange(min=0), metavar="N", default=0, help="A version; the primary one, unless said."
+    "--version", type=values.Version(), metavar="N", default=0, help="A version; the primary one, unless said."
 )
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_version
 @click.option("--jwk", is_flag=True, help="As a JWK instead of PEM.")
 @click.option("--out", "target", metavar="FILE", help="A new file to write it to.")
@@ -76,7 +76,7 @@ def public(wire: Wire, out: Output, name: str, version: int, target: str | None,
     "  openssl dgst -sha256 -binary big.iso | broker key sign payments --digest --out big.sig\n"
     "  broker key sign payments *.json          (in one call; leaves a FILE.sig beside each)\n"
 )
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @click.argument("sources", nargs=-1, metavar="[FILE...]")
 @_source
 @_target
@@ -118,7 +118,7 @@ def _sign_files(wire: Wire, out: Output, name: str, sources: tuple[str, ...], *,
 
 
 @click.command(epilog="Ends with exit code 1 when the signature is not valid.")
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_source
 @click.option("--signature", "signature_file", required=True, metavar="FILE", help="The signature, raw.")
 @_version
@@ -144,7 +144,7 @@ def verify(wire: Wire, out: Output, name: str, source: str, signature_file: str,
 
 
 @click.command(epilog="\b\nExample:\n  broker key encrypt backups --in dump.key --out dump.key.enc\n")
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_source
 @_target
 @_encryption_algorithm
@@ -165,7 +165,7 @@ def encrypt(wire: Wire, out: Output, name: str, source: str, target: str | None,
 
 
 @click.command(epilog="\b\nExample:\n  broker key decrypt backups --in dump.key.enc --out dump.key\n")
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_source
 @_target
 @_version

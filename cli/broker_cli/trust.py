@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, files
+from broker_cli import ask, certificates, files, values
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
-from broker_cli.profiles import MAX_PEM
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
 from broker_cli.wire import Change, Wire, changing, remote
@@ -35,7 +34,7 @@ def described(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--pipeline", metavar="NAME", help="The principal that they become: pipeline/NAME."),
         click.option("--match", "exact", multiple=True, metavar="CLAIM=VALUE", help="Exactly; again for more choices."),
         click.option("--glob", "globs", multiple=True, metavar="CLAIM=PATTERN", help='"*" stays between slashes.'),
-        click.option("--max-session", type=click.IntRange(60, 86400), metavar="SECONDS", help="3600, unless said."),
+        click.option("--max-session", type=values.Span(60, 86_400), metavar="SPAN", help="1h (3600), unless said."),
         click.option("--single-use/--reusable", default=None, help="Each token opens one session; the default."),
         click.option("--issuer-ca-file", metavar="FILE", help="CA of the issuer's server, PEM, if not a public one."),
     )
@@ -162,9 +161,8 @@ def _rule(name: str, given: dict[str, Any]) -> dict[str, Any]:
     options = {each: given[each] for each in ("preset", "issuer", "audience", "pipeline", "max_session", "single_use")}
     rule |= {each: value for each, value in options.items() if value is not None}
     if given["issuer_ca_file"]:
-        rule["ca_pem"] = files.take(given["issuer_ca_file"], MAX_PEM, "CA file").decode("ascii", "replace")
-    if "PRIVATE KEY" in rule.get("ca_pem", ""):
-        raise Refusal("CA_FILE_HOLDS_KEY", "The CA holds a private key; give the certificate only.", Exit.USAGE)
+        rule["ca_pem"] = certificates.certificates(given["issuer_ca_file"], "CA file")
+    certificates.held_back(rule.get("ca_pem", ""), "rule's ca_pem")
     matchers = _options(given["exact"], given["globs"]) or _listed(rule.pop("match", {}))
     rule.pop("match", None)
     if not rule.get("preset"):

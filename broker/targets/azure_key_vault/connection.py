@@ -25,6 +25,7 @@ from azure.core.rest import HttpRequest
 from azure.keyvault.keys import JsonWebKey, KeyClient, KeyProperties, KeyVaultKey
 from azure.keyvault.keys.crypto import CryptographyClient
 
+from broker.core.armour import certificates
 from broker.core.errors import BrokerError, WrongState
 from broker.targets import https
 from broker.targets.azure_key_vault import refusals
@@ -162,11 +163,12 @@ def _ca_pem(place: Place) -> str:
     if place.private is None:
         return ""
     try:
-        return place.private.ca_file.read_text("ascii")
+        return certificates(place.private.ca_file.read_bytes())
     except (OSError, ValueError) as error:
+        why = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
         raise WrongState(
             "TARGET_TLS_UNTRUSTED",
-            f"The ca_file of {place.host} in the broker's configuration cannot be read; nothing was sent.",
+            f"The ca_file of {place.host} in the broker's configuration {why}; nothing was sent.",
         ) from error
 
 

@@ -103,7 +103,7 @@ class AzureKeyVaultTarget:
         unfit = [
             what
             for what, is_so in (
-                ("has another id than was asked for", str(found.id) != kid),
+                ("has another id than was asked for", str(found.id).lower() != kid.lower()),  # names differ by no case
                 ("is not protected by the vault's HSM (RSA-HSM)", forms.text(found.key.kty) != "RSA-HSM"),
                 ("can do more than import", [forms.text(one) for one in now_or_never] != ["import"]),
                 ("is exportable", bool(properties.exportable) or properties.release_policy is not None),

@@ -67,8 +67,9 @@ class VaultTarget:
         if settings.host not in surroundings.allowed_hosts:
             raise InvalidRequest(
                 "TARGET_HOST_NOT_ALLOWED",
-                "The target's host and port are not among those that the broker's configuration allows; have them "
-                "added to allowed_hosts under [targets] there, and the broker started again.",
+                f"{settings.host} is not among the hosts and ports that the broker's configuration allows (443 is the "
+                "port of an address without one); if it is right, have it added to allowed_hosts under [targets] "
+                "there, and the broker started again.",
             )
         self._settings = settings
         self._transfer_files = surroundings.vault_transfer_files
