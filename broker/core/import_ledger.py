@@ -31,13 +31,13 @@ from broker.core.import_rules import (
     siblings,
     still_enabled,
 )
+from broker.core.keks import check_pin, offered
 from broker.core.keys import ref
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
 from broker.core.names import check_name, check_remote_name
 from broker.core.ports import KeyRef, Write
 from broker.core.slots import Slots
-from broker.core.targets import check_pin
 from broker.core.turns import Turns
 
 TURN_SECONDS = 20.0
@@ -180,13 +180,13 @@ class Ledger:
         port.supports(asked.key.type, asked.key.usage)
         agree(asked.call, asked.key, port, terms)
         oaep_hash = port.oaep_hash(self.hsm.report().oaep_hashes)
-        offered = kek or port.wrapping_key()
-        asked.call.note(kek_thumbprint=offered.thumbprint)
-        check_pin(asked.target, offered)
+        pinned = kek or offered(port, asked.target)
+        asked.call.note(kek_thumbprint=pinned.thumbprint)
+        check_pin(asked.target, pinned)
         before = siblings(rows, remote_name)
         return Delivery(
             there=self.arrival(asked, port, remote_name, row, rows),
-            kek=offered,
+            kek=pinned,
             oaep_hash=oaep_hash,
             newest=self._sibling(asked.key, before[-1]) if before else None,
             newer=frozenset(one.remote_version for one in before if one.version > asked.version.number),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core import guard, ports
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, WrongState
 from broker.core.guard import Guard
 from broker.core.import_rules import alarms, place_of
+from broker.core.keks import KEK, check_kek, check_pin, offered
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Probe, Receipt, Target, WrappingKey
 from broker.core.names import check_name
@@ -22,7 +19,6 @@ from broker.core.receipts import keep, replay
 from broker.core.slots import Slots
 from broker.core.thumbprints import thumbprint
 
-MIN_KEK_BITS = 2048
 MAX_GIVEN_UP = 500
 UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
 """Refusals that come before the target has been asked anything."""
@@ -30,9 +26,6 @@ UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
 
 THERE = (ImportState.PROVEN, ImportState.PENDING, ImportState.HELD, ImportState.DISABLING, ImportState.FAILED)
 """Imports with which a key can be at the target, or come back there (``Import.may_be_there``)."""
-
-KEK = "kek"
-"""The setting that names the KEK, in those kinds whose KEK is one of several keys at the target."""
 
 
 class Targets:
@@ -102,7 +95,7 @@ class Targets:
     def _checked(self, target: Target) -> list[Probe]:
         try:
             port = self._port(target)
-            kek = port.wrapping_key()
+            kek = offered(port, target)
         except BrokerError as error:
             return [*_no_answer(error), self._copies_probe(target)]
         return [
@@ -177,7 +170,11 @@ class Targets:
 
     def _must_be_free(self, name: str) -> None:
         if self._store.get(Target, name) is not None:
-            raise AlreadyExists("TARGET_EXISTS", "A target of this name exists; choose another name, or delete it.")
+            raise AlreadyExists(
+                "TARGET_EXISTS",
+                f"A target named {name} exists, as `broker target show` tells. `broker target repin` pins another KEK "
+                "of it; for another place choose another name.",
+            )
         unknown = {"target": name, "state": ImportState.UNKNOWN.value}
         if self._store.page(Import, limit=1, where=unknown):
             raise AlreadyExists(
@@ -211,7 +208,7 @@ class Targets:
         return receipt is not None and receipt.digest == call.digest
 
     def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
-        kek = self._port(target).wrapping_key()
+        kek = offered(self._port(target), target)
         call.note(target=target.name, kek_thumbprint=kek.thumbprint)
         check_kek(kek)
         if wanted and kek.thumbprint != wanted:
@@ -273,34 +270,6 @@ class Targets:
 
 def _fixed() -> WrongState:
     return WrongState("TARGET_KEK_FIXED", "This kind of target has one KEK of its own; none is made or chosen for it.")
-
-
-def check_kek(kek: WrappingKey) -> None:
-    """Return if ``kek`` is RSA of 2048 bits or more and has its thumbprint; else WrongState ``KEK_WEAK`` (BY-02)."""
-    try:
-        public = load_der_public_key(kek.public_key)
-    except ValueError as error:
-        raise WrongState("KEK_WEAK", "The target's wrapping key cannot be read; nothing is wrapped for it.") from error
-    if not isinstance(public, rsa.RSAPublicKey) or public.key_size < MIN_KEK_BITS or public.public_numbers().e < 65537:
-        raise WrongState(
-            "KEK_WEAK",
-            f"The target's wrapping key is not an RSA key of at least {MIN_KEK_BITS} bits; nothing is wrapped for it.",
-        )
-    if hashlib.sha256(kek.public_key).hexdigest() != kek.thumbprint:
-        raise WrongState(
-            "KEK_WEAK", "The target's wrapping key does not have its thumbprint; nothing is wrapped for it."
-        )
-
-
-def check_pin(target: Target, kek: WrappingKey) -> None:
-    """Return if ``kek`` is the one that was pinned for ``target``; else WrongState ``KEK_CHANGED`` (BY-01)."""
-    if (kek.id, kek.thumbprint) != (target.kek_id, target.kek_thumbprint):
-        raise WrongState(
-            "KEK_CHANGED",
-            f"The target now offers a wrapping key with the thumbprint {kek.thumbprint}, not the pinned one; nothing "
-            "was wrapped. If its owner confirms the change by another way, pin it with `broker target repin`.",
-        )
-    check_kek(kek)
 
 
 def _no_answer(error: BrokerError) -> list[Probe]:

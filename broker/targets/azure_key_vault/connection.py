@@ -142,13 +142,16 @@ class Connection:
     def _broken(self, error: Exception) -> BrokerError:
         said = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in said:
-            return refusals.untrusted(self._place)
+            return refusals.untrusted(self._place, https.cause(error))
         if "No connection adapters" in said:
             return WrongState(
                 "TARGET_REFUSED", f"The vault at {self._place.host} points to another server; that one is not asked."
             )
         slow = "timed out" in said or "too long" in said or "time for the whole" in said
-        return refusals.unreachable(self._place, "did not answer in time" if slow else "cannot be reached")
+        why = https.cause(error)
+        return refusals.unreachable(
+            self._place, "did not answer in time" if slow else f"cannot be reached{f' ({why})' if why else ''}"
+        )
 
 
 def answer_of(error: Any) -> refusals.Answer:

@@ -66,23 +66,37 @@ class AzureKeyVaultTarget:
         with self._connection.asking("get", settings.kek_name):
             found = self._connection.read(settings.kek_name, settings.kek_version)
             if found is None:
-                raise WrongState(
-                    "TARGET_KEK_MISSING",
-                    f"There is no enabled KEK {settings.kek_name} of this version at {self._place.host}; it was "
-                    "deleted or disabled, or its id is another one. Nothing was wrapped.",
-                )
+                raise self._no_kek(settings.kek_name, settings.kek_version)
             return self._checked_kek(found, settings.kek)
+
+    def _no_kek(self, name: str, version: str) -> WrongState:
+        """Why the KEK is not to be had; asked for only then."""
+        there = {one.version: one for one in self._connection.listed(name)}
+        which = refusals.which(self._place)
+        if version in there:
+            why = (
+                f"is disabled; az keyvault key set-attributes {which} --name {name} --version {version} --enabled true "
+                "puts it to use again"
+            )
+        elif there:
+            why = f"is not there in the version {version}, though the key is in others; its id is another one"
+        else:
+            remains = self.remains(name)
+            why = f"does not show: {remains.rstrip('.')}" if remains else "is not there, nor to be recovered"
+        return WrongState("TARGET_KEK_MISSING", f"The KEK {name} at {self._place.host} {why}. Nothing was wrapped.")
 
     def create_wrapping_key(self) -> WrappingKey:
         """RSA-4096 in the vault's HSM, for importing only."""
         name, connection = self._settings.kek_name, self._connection
         with connection.asking("get", name):
             there = [one.version for one in connection.listed(name)]
+            current = connection.read(name, "") if there else None
         if there:
+            version = current.properties.version if current else there[-1]
             raise WrongState(
                 "TARGET_KEK_EXISTS",
                 f"There is a key {name} at {self._place.host} already; if it is a KEK, register the target with its "
-                f"id, {self._settings.vault_url}/keys/{name}/{there[-1]}, else choose another name.",
+                f"id, {self._settings.vault_url}/keys/{name}/{version}, else choose another name.",
             )
         with connection.asking("create", name):
             made = connection.keys.make_kek(name, KEK_BITS)
@@ -114,8 +128,7 @@ class AzureKeyVaultTarget:
         if unfit:
             raise WrongState(
                 "KEK_UNSUITABLE",
-                f"The KEK at {self._place.host} {' and '.join(unfit)}; nothing is wrapped for it. Make one that can "
-                "only import, with `broker target add azure-key-vault … --create-kek`.",
+                f"The KEK at {self._place.host} {' and '.join(unfit)}; nothing is wrapped for it.",
             )
         key = load_der_public_key(public_key or b"")
         if not isinstance(key, rsa.RSAPublicKey) or key.key_size < MIN_KEK_BITS:
