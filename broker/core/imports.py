@@ -31,6 +31,7 @@ from broker.core.import_rules import (
     resumed,
     sound_terms,
 )
+from broker.core.keks import remedied
 from broker.core.kinds import ImportState, Sent
 from broker.core.model import Import, Key, Terms
 from broker.core.names import check_name
@@ -150,7 +151,10 @@ class Imports:
             self._may_be_sent(call, delivery, earlier)
         row = ledger.begin(asked, resumed(ledger.begun(asked, delivery, earlier), earlier, found), earlier)
         if found is None:
-            found, row = self._send(call, delivery, row)
+            try:
+                found, row = self._send(call, delivery, row)
+            except WrongState as error:
+                raise remedied(error, asked.target) from error
         enable = earlier is not None and disabled_by_us(earlier, found.remote.version)
         return ledger.finish(call, delivery.there, row, found, terms, enable=enable)
 

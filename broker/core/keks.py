@@ -25,9 +25,14 @@ def offered(port: ports.Target, target: Target) -> WrappingKey:
     try:
         return port.wrapping_key()
     except WrongState as error:
-        if error.reason not in UNFIT or KEK not in target.settings:
-            raise
-        raise WrongState(error.reason, f"{error.message} {_another(target)}") from error
+        raise remedied(error, target) from error
+
+
+def remedied(error: WrongState, target: Target) -> WrongState:
+    """``error``, with what else can be done if it says something against the KEK."""
+    if error.reason not in UNFIT or KEK not in target.settings:
+        return error
+    return WrongState(error.reason, f"{error.message} {_another(target)}")
 
 
 def _another(target: Target) -> str:

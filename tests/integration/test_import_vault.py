@@ -398,10 +398,3 @@ def test_a_further_version_that_cannot_be_proven_says_that_it_stays(bench: Bench
     row = bench.row(key, 2)
     assert row is not None
     assert (row.state, row.failure) == (ImportState.DISABLING, "PROOF_FAILED")
-
-
-def test_a_disabled_symmetric_key_is_not_used_for_a_proof_either(bench: Bench) -> None:
-    key = bench.key(KeyType.AES_256)
-    bench.run(key)
-    bench.change(key, replace(key, state=KeyState.DISABLED))
-    refused(WrongState, "KEY_STATE", lambda: bench.imports.prove(bench.call("ProveImport"), key.name, 0, "bao"))

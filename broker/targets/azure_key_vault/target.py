@@ -72,18 +72,19 @@ class AzureKeyVaultTarget:
     def _no_kek(self, name: str, version: str) -> WrongState:
         """Why the KEK is not to be had; asked for only then."""
         there = {one.version: one for one in self._connection.listed(name)}
-        which = refusals.which(self._place)
         if version in there:
-            why = (
-                f"is disabled; az keyvault key set-attributes {which} --name {name} --version {version} --enabled true "
-                "puts it to use again"
-            )
+            why = f"is disabled; {self._enabling(self._settings.kek)} puts it to use again"
         elif there:
             why = f"is not there in the version {version}, though the key is in others; its id is another one"
         else:
             remains = self.remains(name)
             why = f"does not show: {remains.rstrip('.')}" if remains else "is not there, nor to be recovered"
         return WrongState("TARGET_KEK_MISSING", f"The KEK {name} at {self._place.host} {why}. Nothing was wrapped.")
+
+    def _enabling(self, kid: str) -> str:
+        name, _, version = kid.partition("/keys/")[2].partition("/")
+        where = f"{refusals.which(self._place)} --name {name} --version {version}"
+        return f"az keyvault key set-attributes {where} --enabled true"
 
     def create_wrapping_key(self) -> WrappingKey:
         """RSA-4096 in the vault's HSM, for importing only."""
@@ -121,7 +122,7 @@ class AzureKeyVaultTarget:
                 ("is not protected by the vault's HSM (RSA-HSM)", forms.text(found.key.kty) != "RSA-HSM"),
                 ("can do more than import", [forms.text(one) for one in now_or_never] != ["import"]),
                 ("is exportable", bool(properties.exportable) or properties.release_policy is not None),
-                ("is disabled", properties.enabled is not True),
+                (f"is disabled ({self._enabling(kid)} puts it to use again)", properties.enabled is not True),
             )
             if is_so
         ]
