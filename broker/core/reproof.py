@@ -83,15 +83,17 @@ def _kept(ledger: Ledger, call: Call, row: Import, new: Import) -> Import:
 
 def _shown(ledger: Ledger, port: ports.Target, asked: Asked, row: Import) -> RemoteKey:
     """The version as the target shows it; WrongState ``REMOTE_KEY_MISSING`` says whether it can come back."""
-    if row.state in OVER:
+    idle = asked.key.type.symmetric and asked.key.state is not KeyState.ENABLED
+    if row.state in OVER and not idle:
         _, rows = ledger.rows(asked)
         found = ledger.arrival(asked, port, row.remote_name, row, rows).find()
         there = found.remote if found else None
     else:
-        there = next((one for one in port.versions(row.remote_name) if one.version == row.remote_version), None)
+        held = port.versions(row.remote_name)
+        there = next((one for one in held if row.state in OVER or one.version == row.remote_version), None)
     if there is None:
         raise _missing(row, port.remains(row.remote_name))
-    if asked.key.type.symmetric and asked.key.state is not KeyState.ENABLED:
+    if idle:
         raise WrongState(
             "KEY_STATE",
             f"The target shows a version {there.version} of {row.remote_name}, but the key is {asked.key.state}, and a "

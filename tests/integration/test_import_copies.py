@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from azure.keyvault.keys import KeyClient
 
-from broker.core.errors import BrokerError
+from broker.core.errors import BrokerError, PermissionDenied
+from broker.core.guard import Guard
 from broker.core.kinds import ImportState, KeyState, KeyType, Sent
 from broker.core.model import Import, Key, Terms
 from broker.targets.azure_key_vault.fake import Effect, FakeVault, forbidden
+from tests.fakes.calls import document
 from tests.integration.azure_bench import AzureBench
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.azure import ticking
@@ -188,6 +190,10 @@ def test_K06_a_copy_of_a_symmetric_key_that_is_disabled_here_can_be_found_gone(b
     path = f"{bao.mount.path}/keys/{key.name}"
     bao.change(key, replace(key, state=KeyState.DISABLED))
     refused("KEY_STATE", lambda: proven(bao, key))
+    with bao.store.write(bao.call("Test").outcome()) as write:
+        (row,) = bao.rows(key)
+        write.replace(row, replace(row, state=FAILED, failure="REMOTE_KEY_MISSING"))
+    refused("KEY_STATE", lambda: proven(bao, key))  # a disabled key is not used to find out whether it is that one
     bao.mount.server.request("POST", f"{path}/config", {"deletion_allowed": True})
     bao.mount.server.request("DELETE", path)
     refused("REMOTE_KEY_MISSING", lambda: proven(bao, key))
@@ -308,3 +314,25 @@ def test_K15_a_name_that_transit_takes_is_taken(bao: Bench, name: str) -> None:
 @pytest.mark.parametrize("name", ["-a", "a-", ".a", "a.", "a/b", "a b", "a%2fb", "..", "a" * 256, "ä"])
 def test_K15_a_name_that_transit_does_not_take_is_refused(bao: Bench, name: str) -> None:
     refused("NAME_INVALID", lambda: bao.run(bao.key(), remote_name=name))
+
+
+def test_K15_a_policy_is_asked_about_the_one_spelling_that_azure_compares(bench: AzureBench) -> None:
+    text = """
+        @id("all") permit (principal, action, resource);
+        @id("not-theirs") forbid (principal, action == Action::"ImportKey", resource is Target)
+        when { context.remote_name like "team-a-*" };
+    """
+    bench.guard = Guard(document(text))
+    bench.imports = bench.imports_with(bench.connect)
+    key = bench.key()
+    for name in ("team-a-key", "Team-A-Key", "TEAM-A-KEY"):
+        with pytest.raises(PermissionDenied):
+            bench.bring(key, remote_name=name)
+    assert bench.bring(key, remote_name="Team-B-Key").row.state is PROVEN
+
+
+def test_K15_who_may_not_is_not_told_what_is_wrong_with_a_name(bench: AzureBench) -> None:
+    bench.guard = Guard(document('@id("none") forbid (principal, action, resource);'))
+    bench.imports = bench.imports_with(bench.connect)
+    with pytest.raises(PermissionDenied):
+        bench.bring(bench.key(), remote_name="pay_key.v2")
