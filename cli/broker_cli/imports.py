@@ -201,7 +201,7 @@ def _whereabouts(copy: dict[str, Any]) -> str:
     name = f"as {copy['remote_name']}" + (f", version {copy['remote_version']}" if copy["remote_version"] else "")
     there = f"at the target {copy['target']} {name}"
     told = {
-        "proven": f"was proven {there}, on {copy['prove_time']}",
+        "proven": f"was proven {there}" + (f" ({copy['prove_time']})" if copy["prove_time"] else ""),
         "failed": f"may be {there}, though it came to nothing ({copy['failure']}): what was deleted can be recovered",
         "disabling": f"is {there}, not proven, and is to be disabled",
         "unknown": f"may be {there}; that target was removed, and nobody knows",

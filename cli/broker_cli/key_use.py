@@ -201,15 +201,15 @@ def words_only(text: str) -> str:
     return text
 
 
-def _announce(algorithm: str, *, encoding: str, **how: Any) -> None:
+def _announce(used: str, *, algorithm: str | None, encoding: str) -> None:
     """Say how a signature was made where others would guess another way, unless that way was asked for."""
-    if algorithm.startswith("PS") and how["algorithm"] is None:
-        salt = int(algorithm[2:]) // 8
+    if used.startswith("PS") and algorithm is None:
+        salt = int(used[2:]) // 8
         chat(
-            f"Signed with {algorithm}: RSA-PSS, a salt of {salt} bytes. openssl dgst -verify takes -sigopt "
-            f"rsa_padding_mode:pss -sigopt rsa_pss_saltlen:{salt}; --algorithm RS{algorithm[2:]} makes PKCS#1 v1.5."
+            f"Signed with {used}: RSA-PSS, a salt of {salt} bytes. openssl dgst -verify takes -sigopt "
+            f"rsa_padding_mode:pss -sigopt rsa_pss_saltlen:{salt}; --algorithm RS{used[2:]} makes PKCS#1 v1.5."
         )
-    if encoding == "jose" and algorithm.startswith("ES"):
+    if encoding == "jose" and used.startswith("ES"):
         chat("The signature is r and s side by side; openssl takes DER only, which is made without --encoding.")
 
 
