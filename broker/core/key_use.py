@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives import hashes
@@ -22,6 +23,9 @@ MAX_LOOKED_AT = 1000
 
 AES_HEADER = 5
 """One byte 1, then the version's number, 4 bytes big-endian: what an AES ciphertext of the broker starts with."""
+
+_TEXT = re.compile(rb"[0-9A-Za-z+/=_\s-]+", re.ASCII)
+"""Base64 or hexadecimal."""
 
 OAEP = {EncryptionAlgorithm.RSA_OAEP_SHA256: OaepHash.SHA256, EncryptionAlgorithm.RSA_OAEP_SHA1: OaepHash.SHA1}
 """Best first."""
@@ -227,5 +231,5 @@ def _check_form(key: Key, ciphertext: bytes) -> None:
         if len(ciphertext) == size:
             return
         what = f"it has {size} bytes, and this one has {len(ciphertext)}"
-    text = " This one looks like text (base64 or hexadecimal); decode it first." if ciphertext.isascii() else ""
+    text = " This one looks like text (base64 or hexadecimal); decode it first." if _TEXT.fullmatch(ciphertext) else ""
     raise InvalidRequest("CIPHERTEXT_INVALID", f"This is no ciphertext of a key of type {key.type}: {what}.{text}")
