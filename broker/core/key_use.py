@@ -223,7 +223,7 @@ def _check_form(key: Key, ciphertext: bytes) -> None:
     """Refuse what has not the outer form of a ciphertext of the key, which everybody can see."""
     least = AES_HEADER + 12 + 16
     if key.type.symmetric:
-        if len(ciphertext) >= least and ciphertext[0] == 1:
+        if len(ciphertext) >= least and not _TEXT.fullmatch(ciphertext):
             return
         what = f"it begins with a byte 1 and the version, and has {least} bytes or more"
     else:
