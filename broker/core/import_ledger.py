@@ -17,13 +17,14 @@ from broker.core.delivery import Delivery, Sibling
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
 from broker.core.import_rules import (
-    MISSING,
     NO_TERMS,
+    OVER,
     TERMS_UNSETTLED,
     UNPROVEN,
     agree,
     in_progress,
     latest,
+    lost,
     place_of,
     remember,
     remote_name_of,
@@ -236,7 +237,7 @@ class Ledger:
             key=key,
             remote_name=remote_name,
             taken=frozenset(one.remote_version for one in siblings(rows, remote_name)),
-            known=row.remote_version if row and row.failure not in {"PROOF_FAILED", MISSING} else "",
+            known=row.remote_version if row and row.failure != "PROOF_FAILED" and not lost(row) else "",
         )
 
     def _sibling(self, key: Key, row: Import) -> Sibling | None:
@@ -353,9 +354,11 @@ class Ledger:
         return self.mark(call, row, row.failure, ImportState.FAILED)
 
     def fail(self, call: Call, row: Import, error: BrokerError, state: ImportState = ImportState.FAILED) -> None:
-        """The outcome of an attempt that is over and has come to nothing."""
+        """The outcome of an attempt that is over and has come to nothing; what is ``lost`` keeps its last proof."""
         call.note(state=state.value)
-        self._end(call, row, replace(row, state=state, failure=error.reason, proven_at=None), error)
+        new = replace(row, state=state, failure=error.reason)
+        again = row.state in {ImportState.PROVEN, *OVER}
+        self._end(call, row, new if again and lost(new) else replace(new, proven_at=None), error)
 
     def pause(self, call: Call, row: Import, error: BrokerError, why: str) -> None:
         """The outcome of an attempt that leaves open whether the key arrived, and ``why``."""

@@ -80,6 +80,14 @@ def latest(rows: list[Import], version: int) -> Import | None:
     return max(mine, key=lambda one: (one.state not in OVER, one.started_at), default=None)
 
 
+def lost(row: Import) -> bool:
+    """Whether it was proven once, and the target did not show it any more when it was asked again.
+
+    What comes to light under its name since then is not taken for it before it has proven itself.
+    """
+    return row.failure == MISSING and row.proven_at is not None
+
+
 def remote_name_of(key: str, version: int, rows: list[Import], wanted: str) -> str:
     """All versions of a key go to one remote name; a name that has come to nothing binds nobody."""
     bound = sorted((one for one in rows if one.state not in OVER), key=lambda one: (one.version, one.started_at))
@@ -143,7 +151,7 @@ def sent_before(earlier: Import | None) -> Sent:
 
 def disabled_by_us(row: Import, remote_version: str) -> bool:
     """Whether an earlier proof failed and put the version out of use; somebody else's decision is not undone."""
-    ours = row.failure not in {"", EXPORTED, UNPROVEN, MISSING, "REMOTE_KEY_DISABLED"}
+    ours = row.failure not in {"", EXPORTED, UNPROVEN, "REMOTE_KEY_DISABLED"} and not lost(row)
     return row.remote_version == remote_version and ours
 
 
