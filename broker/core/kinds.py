@@ -167,11 +167,15 @@ class Preset(StrEnum):
 
 
 class MatcherKind(StrEnum):
-    """How a claim is compared: with one value, with several, or with a glob whose ``*`` stays within a segment."""
+    """How a claim is compared: with one value, with several, or with a glob whose ``*`` stays within a segment.
+
+    CONTAINS is for a claim that is a list: one of what it holds is the value. The others never fit a list.
+    """
 
     EXACT = "exact"
     ONE_OF = "one-of"
     GLOB = "glob"
+    CONTAINS = "contains"
 
 
 class SecretVersionState(StrEnum):

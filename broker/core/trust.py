@@ -233,7 +233,7 @@ def _judge(rule: TrustRule, verified: Verified) -> list[ClaimFinding]:
 
 
 def _proof(rule: TrustRule, verified: Verified) -> Proof:
-    claims = {matcher.claim: matching.find(verified.claims, matcher.claim) or "" for matcher in rule.matchers}
+    claims = {matcher.claim: matching.proven(matcher, verified.claims) or "" for matcher in rule.matchers}
     return Proof(
         rule=rule.name,
         issuer=verified.issuer,
@@ -272,7 +272,8 @@ def _graded(rule: TrustRule) -> TrustRule:
     letter, findings = grade(rule)
     if letter == "F":
         fatal = " ".join(each.removeprefix("F: ") for each in findings if each.startswith("F"))
-        raise InvalidRequest("TRUST_RULE_WEAK", f"The trust rule would let in others than it means. {fatal}")
+        sentence = "The trust rule would not let in those that it means, or others as well."
+        raise InvalidRequest("TRUST_RULE_WEAK", f"{sentence} {fatal}")
     return replace(rule, grade=letter, findings=findings)
 
 

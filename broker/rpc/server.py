@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +27,7 @@ from broker.rpc.gate import Gate
 from broker.rpc.health import Health
 from broker.rpc.plan import MAX_BYTES
 from broker.rpc.shares import Shares
-from broker.rpc.threads import pool
+from broker.rpc.threads import Pool, pool
 from broker.rpc.tls import TlsFiles
 
 TALLY_SECONDS = 60.0
@@ -106,15 +106,14 @@ class Server:
     ) -> None:
         limits = config.limits
         self._clock, self._tallied = clock, clock()
-        self._pool = pool(config.threads, "rpc")
+        self._pool = Pool(config.threads, "rpc")
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
         self._births_pool = pool(config.threads, "rpc-births")
         self._deadlines = _deadlines(limits, clock, config.threads)
         self._strangers = _deadlines(limits, clock, HEALTH_THREADS)
         self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
         self._doors = Doors(_shares(limits, self._taken), clock)
-        names = (each.full_name for each in table.declared().values())
-        self._health = Health(names, self._strangers, self._doors.greeted)
+        self._health = Health(_names(), self._strangers, self._doors.greeted)
         self._gate = Gate(
             table.methods(services),
             authenticators=authenticators,
@@ -125,6 +124,7 @@ class Server:
             health_check=self._health.check,
             pool=self._health_pool,
             births=self._births_pool,
+            aside=self._pool.aside,
             greeted=self._doors.greeted,
             known=self._doors.known,
             max_calls=limits.calls,
@@ -180,6 +180,10 @@ class Server:
         if self._clock() - self._tallied >= TALLY_SECONDS:
             self._tallied = self._clock()
             self._gate.tally()
+
+
+def _names() -> Iterator[str]:
+    return (each.full_name for each in table.declared().values())
 
 
 def _deadlines(limits: Limits, clock: Callable[[], float], threads: int) -> Deadlines:

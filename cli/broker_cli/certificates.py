@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from contextlib import suppress
+from urllib.parse import unquote
 
 from broker_cli import files
 from broker_cli.refusal import Exit, Refusal
@@ -51,7 +53,7 @@ def _text(content: bytes, what: str, kind: str) -> str:
         return _from_der(content, what, kind)
     if b"\0" in content:
         raise _neither(what, kind)
-    text = content.decode("utf-8-sig", "replace")
+    text = unquote(re.sub(r"\\r\\n|\\n|\\r", "\n", content.decode("utf-8-sig", "replace")))
     return text if _BEGIN in text else _unpacked(text, what, kind)
 
 

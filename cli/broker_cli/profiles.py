@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker_cli import files
+from broker_cli import ca, files
 from broker_cli.refusal import Exit, Refusal
 
 FILE = "profile.toml"
@@ -95,15 +95,18 @@ def load(place: Place) -> Identity:
         )
     if place.ca is None or place.certificate is None or place.key is None:
         raise Refusal("IDENTITY_INCOMPLETE", "Give --ca-file, --cert and --key together, or a profile.", Exit.USAGE)
+    try:
+        authorities = ca.read(place.ca)
+    except Refusal as refused:
+        refused.code = Exit.FAILURE  # the profile is at fault, and not how the command was written
+        raise
     found = Identity(
         address=place.address,
-        ca=files.read(place.ca, MAX_PEM, "CA file"),
+        ca=authorities,
         certificate=files.read(place.certificate, MAX_PEM, "certificate"),
         key=files.read_private(place.key, MAX_PEM, "private key"),
     )
-    # gRPC takes an empty CA for the public ones, and ends the process when the key is empty.
-    if b"-----BEGIN CERTIFICATE-----" not in found.ca:
-        raise Refusal("CA_INVALID", f"The CA file {place.ca} holds no PEM certificate.")
+    # gRPC ends the process when the key is empty.
     if b"PRIVATE KEY-----" not in found.key:
         raise Refusal("KEY_INVALID", f"The private key {place.key} is not a key in PEM.")
     return found

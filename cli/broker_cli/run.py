@@ -13,7 +13,7 @@ import click
 from broker_cli.ci import identity
 from broker_cli.mask import SHORTEST
 from broker_cli.refusal import Exit, Refusal
-from broker_cli.run_references import Wanted, only_field, wanted
+from broker_cli.run_references import Wanted, named, only_field, wanted
 from broker_cli.run_session import Job, Renewal, Way, durations, reaching
 from broker_cli.screen import chat
 
@@ -69,7 +69,8 @@ def run(
 
     try:
         with Signals() as signals, Job(way=place) as job:
-            fetched = job.fetch(asked.references, ttl)
+            with named(asked.asked):
+                fetched = job.fetch(asked.references, ttl)
             around = dict(os.environ) if keep_identity else identity.without(os.environ, place.audience)
             return _with_child(path, list(command), asked, fetched, job, signals, around)
     except Stopped as stopped:

@@ -7,6 +7,7 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 import pytest
@@ -104,10 +105,11 @@ NAMED: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("what", TAKEN)
 def test_K16_a_ca_file_as_others_write_it_is_taken(what: str, tmp_path: Path) -> None:
     content, wanted = TAKEN[what]
-    assert certificates(content) == wanted.decode()
     file = tmp_path / "ca"
     file.write_bytes(content)
-    assert certificates(sent.certificates(str(file), "CA file").encode()) == wanted.decode()
+    for found in (certificates(content), certificates(sent.certificates(str(file), "CA file").encode())):
+        in_order = sorted if "PKCS#7" in what else list  # a set there has no order of its own
+        assert in_order(found.split("-----BEGIN")) == in_order(wanted.decode().split("-----BEGIN"))
 
 
 @pytest.mark.parametrize("what", NAMED)
@@ -138,9 +140,10 @@ def test_K16_forty_certificates_with_their_text_are_taken(tmp_path: Path) -> Non
 
 
 def test_K16_what_is_base64_once_more_is_taken(tmp_path: Path) -> None:
-    for content in (PEM, DER):
+    encoded = (base64.encodebytes(PEM), base64.encodebytes(DER), PEM.replace(b"\n", b"\\n"), quote(PEM).encode())
+    for content in encoded:
         file = tmp_path / "ca"
-        file.write_bytes(base64.encodebytes(content))
+        file.write_bytes(content)
         assert certificates(sent.certificates(str(file), "CA file").encode()) == PEM.decode()
     file.write_bytes(base64.b64encode(PRIVATE))
     with pytest.raises(Refusal, match="private key"):
