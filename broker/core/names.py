@@ -45,6 +45,20 @@ def _offence(text: str, marks: str, most: int) -> str:
     return "two marks stand side by side" if re.search(f"[{re.escape(marks)}]{{2}}", text) else "it begins with a digit"
 
 
+REMOTE_NAME = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_-])?", re.ASCII)
+
+
+def check_remote_name(text: str) -> str:
+    """Return ``text`` if some kind of target could call a key so; each has a narrower grammar of its own."""
+    if len(text) > 255 or not REMOTE_NAME.fullmatch(text):
+        raise InvalidRequest(
+            "NAME_INVALID",
+            "The remote key name is not valid: no target takes other characters than letters, digits, hyphens, "
+            "underscores and dots, or a dot at either end.",
+        )
+    return text
+
+
 def check_labels(labels: dict[str, str]) -> dict[str, str]:
     """Return ``labels`` if there are at most 16, keyed by names, with values of 1 to 63 of ``A-Za-z0-9._-``."""
     if len(labels) > MAX_LABELS:
@@ -60,12 +74,11 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
 
 
 def check_request_id(text: str) -> str:
-    """Return ``text`` if it is empty or a lower-case UUID version 4 (AIP-155)."""
-    if text and (len(text) != 36 or not UUID4.fullmatch(text)):
-        raise InvalidRequest(
-            "REQUEST_ID_INVALID", "The request id is not a lower-case UUID of version 4; send a fresh one."
-        )
-    return text
+    """Return ``text`` in lower case if it is empty or a UUID of version 4 (AIP-155; RFC 9562 4 takes either case)."""
+    low = text.lower() if len(text) == 36 else text
+    if low and not UUID4.fullmatch(low):
+        raise InvalidRequest("REQUEST_ID_INVALID", "The request id is not a UUID of version 4; send a fresh one.")
+    return low
 
 
 FIELD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)

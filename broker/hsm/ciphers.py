@@ -101,4 +101,8 @@ def decryption(key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, a
 
 def invalid() -> InvalidRequest:
     """The one error for every failed decryption (HS-07)."""
-    return InvalidRequest("CIPHERTEXT_INVALID", "The ciphertext does not open with this key and these parameters.")
+    return InvalidRequest(
+        "CIPHERTEXT_INVALID",
+        "The ciphertext does not open with this key and these parameters: it was changed or cut, or was made with "
+        "another key, version, algorithm or associated data.",
+    )

@@ -31,14 +31,6 @@ def inline(text: str) -> bytes:
     return certificates(text.encode(errors="replace"), "BROKER_CA_PEM")
 
 
-def sent(source: str) -> str:
-    """The certificates in a file or a pipe, to be sent to the broker; one with a private key is refused."""
-    content = files.take(source, MAX, "CA file")
-    if b"PRIVATE KEY" in content:
-        raise Refusal("CA_FILE_HOLDS_KEY", "The CA file holds a private key; give the certificate only.", Exit.USAGE)
-    return certificates(content, "The CA file").decode()
-
-
 def certificates(content: bytes, what: str) -> bytes:
     r"""The certificates in ``content`` as PEM, and nothing else that stands there.
 

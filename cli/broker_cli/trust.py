@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, ca, files, rule_file
+from broker_cli import ask, certificates, files, rule_file, values
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
@@ -37,7 +37,7 @@ def described(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--contains", multiple=True, metavar="CLAIM=VALUE", help="Of a claim that is a list: VALUE is in it."
         ),
-        click.option("--max-session", type=click.IntRange(60, 86400), metavar="SECONDS", help="3600, unless said."),
+        click.option("--max-session", type=values.Span(60, 86_400), metavar="SPAN", help="1h (3600), unless said."),
         click.option(
             "--single-use/--reusable",
             default=None,
@@ -168,9 +168,8 @@ def _rule(name: str, given: dict[str, Any]) -> dict[str, Any]:
     options = {each: given[each] for each in ("preset", "issuer", "audience", "pipeline", "max_session", "single_use")}
     rule |= {each: value for each, value in options.items() if value is not None}
     if given["issuer_ca_file"]:
-        rule["ca_pem"] = ca.sent(given["issuer_ca_file"])
-    elif "PRIVATE KEY" in rule.get("ca_pem", ""):
-        raise Refusal("CA_FILE_HOLDS_KEY", "The CA holds a private key; give the certificate only.", Exit.USAGE)
+        rule["ca_pem"] = certificates.certificates(given["issuer_ca_file"], "CA file")
+    certificates.held_back(rule.get("ca_pem", ""), "rule's ca_pem")
     listed = rule.pop("match", [])
     matchers = _options(given["exact"], given["globs"], given["contains"]) or listed
     if not rule.get("preset"):

@@ -17,7 +17,7 @@ import pytest
 from cryptography import x509
 
 from broker import __main__ as main
-from broker import app, setup
+from broker import app, options, setup
 from broker.config import load
 from broker.core.errors import BrokerError
 from broker.hsm.tokens import create_softhsm_token, find_softhsm

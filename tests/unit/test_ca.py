@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 from broker_cli import ca
+from broker_cli import certificates as sent
 from broker_cli.refusal import Exit, Refusal
 
 from tests.integration.test_cli_standin import Authority
@@ -93,5 +94,5 @@ def test_P45_a_path_and_a_certificate_that_are_mixed_up_are_told_apart(tmp_path:
 def test_a_private_key_is_not_sent(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text(ONE + KEY)
     with pytest.raises(Refusal) as refused:
-        ca.sent(str(tmp_path / "ca.pem"))
+        sent.certificates(str(tmp_path / "ca.pem"), "CA file")
     assert refused.value.reason == "CA_FILE_HOLDS_KEY"

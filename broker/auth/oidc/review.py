@@ -20,6 +20,7 @@ from broker.auth.oidc.fetch import Fault, Fetcher, NotFetchedError
 from broker.auth.oidc.refusals import refused
 from broker.auth.oidc.resolve import Ask, system
 from broker.core import matching
+from broker.core.armour import certificates
 from broker.core.errors import BrokerError, Exhausted, Unauthenticated, Unavailable
 from broker.core.identity import Patience
 from broker.core.trust import ISSUER, MAX_TEXT
@@ -126,7 +127,7 @@ class TokenReview:
             raise _unavailable(Fault("too many logins wait for it already"))
         try:
             url = f"https://{self._config.host}{PATH}"
-            ca_pem, own = self._config.ca_file.read_text("ascii"), _own_token(self._config.token_file)
+            ca_pem, own = certificates(self._config.ca_file.read_bytes()), _own_token(self._config.token_file)
             answer = self._fetcher.post(url, ca_pem, time.monotonic() + SECONDS, own, json.dumps(asked).encode())
             status = strict_object(answer).get("status")
         except NotFetchedError as error:
