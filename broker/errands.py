@@ -26,8 +26,8 @@ class Errands:
             if name in self._running or len(self._running) >= self._most or self.ending.is_set():
                 return False
             thread = threading.Thread(target=self._run, args=(name, work), name=f"errand-{name}", daemon=True)
-            self._running[name] = thread
-            thread.start()
+            thread.start()  # first: one that is not given does not count as running for ever
+            self._running[name] = thread  # its end waits for the lock that is held here
         return True
 
     def stop(self, seconds: float) -> bool:

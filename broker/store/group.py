@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -219,5 +219,10 @@ class Group:
         connection, self._connection = self._connection, None
         driver: Any = connection and connection.connection.driver_connection
         if connection is not None and driver.in_transaction:
-            with suppress(SQLAlchemyError):  # whatever is not committed goes with the connection, at the latest
+            try:
                 self._driver.run(connection, "ROLLBACK")
+            except BaseException as error:
+                self._kept = None
+                connection.invalidate()  # whatever is not committed goes with it, and nothing begins within it
+                if not isinstance(error, SQLAlchemyError):
+                    raise

@@ -237,3 +237,18 @@ def test_AN_11_the_discovery_document_names_its_issuer(issuer: Issuer, named: An
     issuer.answers[DISCOVERY] = (200, {}, {"issuer": said, "jwks_uri": f"{issuer.url}{KEYS}"})
     assert "another issuer" in Jobs(issuer).away()
     assert issuer.asked == [DISCOVERY]
+
+
+def test_an_issuer_is_asked_again_once_there_is_a_thread_for_it(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    jobs = Jobs(issuer)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        assert jobs.refused() == "ISSUER_UNAVAILABLE"
+    jobs.ticks.now += FAILED_PAUSES[0]
+    jobs.login()
+    assert issuer.fetches == 1

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 from broker.core.call import Call
 from broker.core.errors import Unavailable
+import pytest
+
 from broker.errands import Errands
 from broker.loop import ERRANDS_SECONDS, Loop
 from broker.supervisor import DRAIN
@@ -94,3 +96,15 @@ def test_P10_who_does_not_lead_disables_nothing_at_targets() -> None:
 
     Loop(parts(lead=lambda: None, withdrawals=SimpleNamespace(due=due)))._round()
     assert looked == []
+
+
+def test_what_was_given_no_thread_can_be_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    errands, done = Errands(most=1), threading.Event()
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(threading.Thread, "start", none_left)
+        errands.start("one", done.set)
+    assert errands.start("one", done.set)
+    assert done.wait(5)

@@ -323,3 +323,22 @@ def test_TL_03_no_lease_outlives_a_session_that_ends_in_the_same_commit(
         assert ended.state is SessionState.ENDED
         held = store.page(Lease, limit=9, where={"session": opening.session.id})
         assert all(lease.state is LeaseState.REVOKED for lease in held)
+
+
+def test_a_failed_rollback_leaves_no_transaction_that_nothing_can_begin_after(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(driver: Driver, connection: Connection, sql: str) -> None:
+        if sql == "ROLLBACK":
+            raise fault
+        carried_out(driver, connection, sql)
+
+    carried_out = Driver.run
+    for fault in (MemoryError(), OperationalError("ROLLBACK", {}, Exception("disk I/O error"))):
+        with monkeypatch.context() as patch, pytest.raises((MemoryError, ValueError)):
+            patch.setattr(Driver, "run", run)
+            with store.write(entry("fails")) as write:
+                write.add(key("fails"))
+                raise ValueError
+        added(store, f"after-{type(fault).__name__.lower()}")()
+    assert names(store) == {"after-memoryerror", "after-operationalerror"}

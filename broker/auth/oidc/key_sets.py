@@ -34,6 +34,7 @@ LOOK = 0.25
 """Seconds after which a call that waits looks whether its caller is still there."""
 
 CROWDED = Fault("so many calls wait for them already")
+THREADLESS = Fault("the broker was given no thread to fetch them with")
 VAIN = 2
 """Sets without a key that show that the issuer does not publish it: a cache before it may give out an old one once."""
 
@@ -170,9 +171,14 @@ class KeySets:
         known = look.known
         if known.under_way or now < known.due:
             return False
-        known.begun, known.under_way = known.begun + 1, True
+        known.begun += 1
         args = (*look.place, known, known.begun)
-        threading.Thread(target=self._refetch, args=args, name="issuer-keys", daemon=True).start()
+        try:
+            threading.Thread(target=self._refetch, args=args, name="issuer-keys", daemon=True).start()
+        except RuntimeError:  # the system gives no thread now; later it may
+            known.failed(THREADLESS, now)
+            return False
+        known.under_way = True  # the thread looks at it under the lock that is held here
         return True
 
     def _refetch(self, issuer: str, ca_pem: str, known: Issuer, number: int) -> None:
