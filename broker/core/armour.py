@@ -1,14 +1,15 @@
 """Certificates and public keys in files as other programs write them: taken, or named for what they are.
 
 Each function raises ValueError with the end of a sentence ("… holds a private key, …"), which quotes nothing of the
-file: who calls says whose file it is. What is taken comes back in one spelling, and nothing else of the file with it,
-because others may read it.
+file but a block's label: who calls says whose file it is. What is taken comes back in one spelling, and nothing else of
+the file with it, because others may read it.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ MAX_BYTES = 1 << 20
 _T = TypeVar("_T")
 
 _BEGIN, _DASHES = "-----BEGIN ", "-----"
+_LABEL = re.compile(r"[A-Z0-9 ]{1,40}", re.ASCII)
 _CERTIFICATE = frozenset({"CERTIFICATE", "X509 CERTIFICATE"})
 _OTHER = {
     "CERTIFICATE REQUEST": "a certificate request, and not yet a certificate",
@@ -66,7 +68,7 @@ def public_key(content: bytes) -> bytes:
     if label in _CERTIFICATE:
         return _certificate(der, 1, 1).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if label not in {"PUBLIC KEY", "RSA PUBLIC KEY"}:
-        raise ValueError(f"holds {_OTHER.get(label, f'a block of another kind ({label[:40]})')}, not a public key")
+        raise ValueError(f"holds {_OTHER.get(label, f'a block of another kind{_shown(label)}')}, not a public key")
     return _spki(load_der_public_key, der, "holds a public key that cannot be read; get it again")
 
 
@@ -94,8 +96,13 @@ def _pems(text: str) -> Iterable[x509.Certificate]:
         elif label in _CERTIFICATE:
             found.append(_certificate(der, at, len(blocks)))
         else:
-            raise ValueError(f"holds {_OTHER.get(label, f'a block of another kind ({label[:40]}); leave it out')}")
+            raise ValueError(f"holds {_OTHER.get(label, f'a block of another kind{_shown(label)}; leave it out')}")
     return found
+
+
+def _shown(label: str) -> str:
+    """A label as it may be quoted: what is no label can be anything of the file."""
+    return f" ({label})" if _LABEL.fullmatch(label) else ""
 
 
 def _blocks(text: str) -> Iterable[tuple[str, bytes]]:

@@ -92,7 +92,8 @@ def check_path(text: str, what: str) -> str:
     Lower case only: two names that differ in their case would be taken for one another, in policies too.
     """
     segments = text.split("/")
-    wrong = [(at, one) for at, one in enumerate(segments, 1) if len(one) > 63 or not SEGMENT.fullmatch(one)]
+    first = enumerate(segments[:MAX_SEGMENTS], 1)
+    wrong = [(at, one) for at, one in first if len(one) > 63 or not SEGMENT.fullmatch(one)]
     if len(segments) > MAX_SEGMENTS or wrong:
         place, segment = wrong[0] if wrong else (0, "")
         offence = (

@@ -34,6 +34,7 @@ GUESSED = re.compile(
 
 QUOTE = "write it in quotes if it is a text"
 BREAKS = re.compile("[\x85\u2028\u2029]")
+HALF = re.compile("[\ud800-\udfff]")
 TOML_TEXT = re.compile(r'"""(?s:.*?)"""|\'\'\'(?s:.*?)\'\'\'|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[^\n]*')
 TOML_WORD = re.compile(r"[^\s=,\[\]{}]+")
 
@@ -133,6 +134,8 @@ def _yaml(text: str) -> Many:
         _refuse(mark.line + 1 if mark else 1, f"it is no YAML: {error.problem or 'it cannot be read'}")
     except yaml.reader.ReaderError as error:
         _refuse(_line(text, error.position), "it holds a character that YAML does not allow")
+    except (ValueError, OverflowError):  # the parser's own, for a character or a version that is none
+        raise _bad("it holds a character by a number that none has, or a number that is too long") from None
 
 
 class _Events:
@@ -196,6 +199,8 @@ class _Events:
             _refuse(line, "there is no value")
         if plain:
             check_plain(event.value, line)
+        if HALF.search(event.value):
+            _refuse(line, "it holds half of a character (\\uD800 to \\uDFFF)")
         return Text(event.value, line, plain)
 
 
@@ -216,6 +221,8 @@ def _toml(text: str) -> Many:
         raise _bad(f"it is no TOML: {error}") from None
     except RecursionError:
         raise _bad("it is nested too deeply") from None
+    except ValueError:
+        raise _bad("it holds a number that is too long") from None
     bare = TOML_TEXT.sub(lambda one: '""' + "\n" * one[0].count("\n"), text)
     for word in TOML_WORD.finditer(bare):
         check_plain(word[0], _line(bare, word.start()))

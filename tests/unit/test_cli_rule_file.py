@@ -145,3 +145,14 @@ def test_P20_toml_says_what_yaml_says(tmp_path: Path) -> None:
         "match:\n  id: 42\n  flag: true\n  a//b: [0123, 7]\n  g: {contains: x}\n"
     )
     assert read(tmp_path, toml, "rule.toml") == read(tmp_path, yaml)
+
+
+BROKEN = [
+    (b'issuer: "\\UFFFFFFFF"', "rule.yaml"), (b'issuer: "\\U00110000"', "rule.yaml"), (b'issuer: "\\ud800"', "rule.yaml"),
+    (b"%YAML 1." + b"9" * 5000 + b"\n---\nname: x", "rule.yaml"), (b"max_session = " + b"9" * 5000, "rule.toml"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "name"), BROKEN, ids=range(len(BROKEN)))
+def test_P20_numbers_that_no_reader_can_take_are_refused(content: bytes, name: str, tmp_path: Path) -> None:
+    assert "it holds" in refused(tmp_path, content, name)

@@ -300,3 +300,11 @@ def test_K20_what_other_output_shows_is_taken(kind: click.ParamType[Any], text: 
 def test_K20_what_is_not_plain_is_refused(kind: click.ParamType[Any], text: str) -> None:
     with pytest.raises(click.UsageError):
         kind.convert(text, None, None)
+
+
+def test_K16_what_is_no_label_of_a_block_is_not_quoted() -> None:
+    hidden = b"-----BEGIN hunter2 and what else stands there-----"
+    for read in (certificates, public_key):
+        with pytest.raises(ValueError, match="a block of another kind") as found:
+            read(hidden + b"AAAA" + hidden.replace(b"BEGIN", b"END"))
+        assert "hunter2" not in str(found.value)
