@@ -40,7 +40,7 @@ class Pool(ThreadPoolExecutor):
     """``count`` threads as those of ``pool``, of which tasks can step aside while they wait for something outside.
 
     At most ``count`` tasks run at a time, however many are aside, and as many threads take further tasks: who waits
-    keeps nobody from their turn. For each task that is aside there is one thread more, started by that task itself.
+    keeps nobody from their turn. A task that steps aside starts one thread more; its own ends with the task.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -49,6 +49,7 @@ class Pool(ThreadPoolExecutor):
         self._tasks = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]()
         self._turns = threading.Semaphore(count)
         self._guarding = threading.Lock()
+        self._own = threading.local()  # ``replaced``: of a thread for which another one has been started
         self._closed = False
         self._there = 0  # threads, those of tasks that are aside as well
         self.aside_now = 0
@@ -75,15 +76,11 @@ class Pool(ThreadPoolExecutor):
                 raise _full()
             self.aside_now += 1
         try:
-            try:
-                self._start()
-            except RuntimeError as error:
-                raise _full() from error
+            self._replace()
             self._turns.release()
             try:
                 yield
             finally:
-                self._tasks.put(None)  # one thread fewer is needed, whichever comes to it
                 self._turns.acquire()
         finally:
             with self._guarding:
@@ -106,13 +103,23 @@ class Pool(ThreadPoolExecutor):
         except Empty:
             return None
 
+    def _replace(self) -> None:
+        if getattr(self._own, "replaced", False):  # the task was aside before
+            return
+        try:
+            self._start()
+        except RuntimeError as error:
+            raise _full() from error
+        self._own.replaced = True
+
     def _start(self) -> None:
         threading.Thread(target=self._work, name=self._name, daemon=True).start()
         with self._guarding:
             self._there += 1
 
     def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
+        self._own.replaced = False
+        while not self._own.replaced and (task := self._tasks.get()) is not None:
             future, run = task
             with self._turns:
                 if future.set_running_or_notify_cancel():

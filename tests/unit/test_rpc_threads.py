@@ -127,3 +127,19 @@ def test_a_pool_that_is_shut_down_takes_no_more_and_ends(pool: Pool) -> None:
     go.set()
     assert [each.result(SECONDS) for each in held] == [True, True]
     assert settled(0)
+
+
+def test_tasks_that_come_back_to_a_long_queue_leave_no_threads_behind(pool: Pool) -> None:
+    """Each is aside twice, and one more thread is enough for both."""
+    most = 0
+
+    def wait() -> None:
+        nonlocal most
+        for _ in range(2):
+            with pool.aside(4):
+                most = max(most, threads())
+
+    ends = [pool.submit(wait) for _ in range(300)]
+    assert {type(each.exception(SECONDS)) for each in ends} <= {type(None), Exhausted}
+    assert most <= 2 + 4 + 2  # those whose turn it may be, aside, and back and not yet at their end
+    assert settled(2)
