@@ -27,7 +27,12 @@ def thumbprint(text: str) -> str:
     Taken are hexadecimal digits in any case, with colons, blanks or hyphens between them, base64 of either alphabet,
     and the words that openssl, sha256sum, ssh and curl put around them.
     """
-    bare = text.strip()[:MAX_TEXT]
+    bare = text.strip()
+    if len(bare) > MAX_TEXT:
+        raise InvalidRequest(
+            "THUMBPRINT_INVALID",
+            f"The expected thumbprint has more than {MAX_TEXT} characters; give its 64 hexadecimal digits.",
+        )
     if (found := _PREFIX.match(bare)) is not None:
         bare = bare[found.end() :]
     bare = bare.strip().strip("\"'")

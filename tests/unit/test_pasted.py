@@ -265,7 +265,7 @@ def test_K20_a_thumbprint_as_others_write_it_is_taken(text: str) -> None:
 @pytest.mark.parametrize(("text", "word"), [
     ("", "64 hexadecimal"), (HEX[:-1], "63 hexadecimal"), (HEX + "0", "65 hexadecimal"), ("a" * 40, "SHA-1"),
     ("b" * 128, "SHA-512"), ("g" * 64, "64 hexadecimal"), ("sha1:" + "a" * 40, "64 hexadecimal"),
-    ("A" * 42, "42"), ("x" * 10_000, "64 hexadecimal"),
+    ("A" * 42, "42"), ("x" * 10_000, "64 hexadecimal"), (HEX + " " * 500 + "0", "more than 512"),
 ])  # fmt: skip
 def test_K20_a_thumbprint_that_is_none_is_named(text: str, word: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
