@@ -106,7 +106,9 @@ def _readers(descriptor: int, found: os.stat_result) -> Iterator[tuple[int, int]
         acl = os.getxattr(descriptor, _ACCESS_LIST)
     except OSError as fault:
         if fault.errno not in {errno.ENODATA, errno.ENOTSUP}:  # it has none, or this kind of file system knows none
-            raise UnusableError(f"does not tell its access list ({fault.strerror})", "put it on another file system")
+            raise UnusableError(
+                f"does not tell its access list ({fault.strerror})", "put it on another file system"
+            ) from fault
         yield _GROUP_OF_FILE, found.st_gid
         return
     entries = list(struct.iter_unpack("<HHI", acl[4:]))

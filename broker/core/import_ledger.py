@@ -14,14 +14,16 @@ from broker.core import guard, ports
 from broker.core.arrival import Arrival, Extra, Found
 from broker.core.call import Call
 from broker.core.delivery import Delivery, Sibling
-from broker.core.errors import AlreadyExists, BrokerError, Exhausted, InvalidRequest, NotFound, Unavailable, WrongState
+from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
 from broker.core.import_rules import (
+    MAX_COPIES,
     NO_TERMS,
     OVER,
     TERMS_UNSETTLED,
     UNPROVEN,
     agree,
+    check_room,
     in_progress,
     latest,
     lost,
@@ -43,9 +45,6 @@ from broker.core.turns import Turns
 
 TURN_SECONDS = 20.0
 """How long a call waits for another one that imports the same key to the same target."""
-
-MAX_COPIES = 1000
-"""Copies of one key at one target, of all its versions, that are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +267,7 @@ class Ledger:
         Exhausted ``IMPORT_QUOTA`` for one copy more than are looked at.
         """
         if earlier is None:
-            self._check_room(new)
+            check_room(self.store, new)
         try:
             with self.store.write(asked.call.intent()) as write:
                 remember(write, asked.call, new)
@@ -281,14 +280,6 @@ class Ledger:
             if error.reason in {"NAME_TAKEN", "CHANGED_MEANWHILE"}:  # another broker process was quicker
                 raise in_progress("another call has begun it; try again") from error
             raise
-
-    def _check_room(self, new: Import) -> None:
-        if self.store.count(Import, {"key": new.key, "target": new.target}) >= MAX_COPIES:
-            raise Exhausted(
-                "IMPORT_QUOTA",
-                f"{MAX_COPIES} imports of this key to this target are on record, those that came to nothing too: import "
-                "under a remote name that is among them (`broker key where`), or use another key.",
-            )
 
     def finish(self, call: Call, there: Arrival, row: Import, found: Found, terms: Terms, *, enable: bool) -> Imported:
         """Prove what was found, leave nothing else of it usable, hold it to the terms; only then it is PROVEN.

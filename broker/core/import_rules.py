@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from broker.core import ports
 from broker.core.arrival import Found
 from broker.core.call import Call
-from broker.core.errors import BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
+from broker.core.errors import BrokerError, Exhausted, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.kinds import ImportState, KeyState, Sent, VersionState
 from broker.core.model import Import, Key, KeyVersion, Terms
 from broker.core.ports import Write
@@ -35,6 +35,9 @@ OVER = frozenset({ImportState.FAILED, ImportState.GONE})
 """Nothing is under way, and nothing there is in use as far as is known: the remote name binds nobody."""
 
 MAX_ALARMS = 1000
+
+MAX_COPIES = 1000
+"""Copies of one key at one target, of all its versions, that are looked at."""
 
 ANSWERED = frozenset({"TARGET_THROTTLED", "TARGET_CONFLICT", EXPORTED, UNPROVEN})
 """Why an import is PENDING although no request of ours can still be on its way."""
@@ -169,6 +172,16 @@ def await_lease(row: Import, now: datetime) -> None:
         f"that it works, and try again in {seconds} s.",
         retry_after_seconds=str(seconds),
     )
+
+
+def check_room(store: ports.Store, new: Import) -> None:
+    """Return if one copy more is still looked at; else Exhausted ``IMPORT_QUOTA``."""
+    if store.count(Import, {"key": new.key, "target": new.target}) >= MAX_COPIES:
+        raise Exhausted(
+            "IMPORT_QUOTA",
+            f"{MAX_COPIES} imports of this key to this target are on record, those that came to nothing too: import "
+            "under a remote name that is among them (`broker key where`), or use another key.",
+        )
 
 
 def alarms(store: ports.Store, target: str) -> list[Import]:

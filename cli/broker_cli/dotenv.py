@@ -86,7 +86,7 @@ def _text(path: Path) -> str:
 
 
 def _lines(text: str, path: Path) -> Iterator[Line]:
-    at = 0
+    at, number, counted = 0, 1, 0
     while at < len(text):
         end = text.find("\n", at)
         end = len(text) if end < 0 else end
@@ -94,7 +94,8 @@ def _lines(text: str, path: Path) -> Iterator[Line]:
         if not bare or bare.startswith("#"):
             at = end + 1
             continue
-        place = f"{path}, line {text.count(chr(10), 0, at) + 1}"
+        number, counted = number + text.count("\n", counted, at), at
+        place = f"{path}, line {number}"
         at += len(text[at:end]) - len(text[at:end].lstrip())
         head = _HEAD.match(text, at, end)
         if head is None or not NAME.fullmatch(head["name"]):

@@ -225,14 +225,15 @@ def _toml(text: str) -> Many:
         raise _bad("it holds a number that is too long") from None
     bare = TOML_TEXT.sub(lambda one: '""' + "\n" * one[0].count("\n"), text)
     for word in TOML_WORD.finditer(bare):
-        check_plain(word[0], _line(bare, word.start()))
+        if GUESSED.fullmatch(word[0]):  # first, since the line takes time to find
+            check_plain(word[0], _line(bare, word.start()))
     made = _of_toml(found, text, "", 0)
     assert isinstance(made, Many)  # noqa: S101 (a document of TOML is a table)
     return made
 
 
 def _of_toml(value: Any, text: str, name: str, depth: int) -> Text | Many:
-    line = next((at for at, each in enumerate(text.splitlines(), 1) if name and name in each), 1)
+    line = _line(text, max(0, text.find(name)))  # where it is first named
     if isinstance(value, dict) and depth <= MAX_DEPTH:
         return Many(line, fields={key: _of_toml(one, text, key, depth + 1) for key, one in value.items()})
     if isinstance(value, list) and depth <= MAX_DEPTH:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from azure.keyvault.keys import KeyClient
 
-from broker.core import import_ledger
+from broker.core import import_rules
 from broker.core.errors import BrokerError, PermissionDenied
 from broker.core.guard import Guard
 from broker.core.kinds import ImportState, KeyState, KeyType, Sent
@@ -342,13 +342,13 @@ def test_K15_who_may_not_is_not_told_what_is_wrong_with_a_name(bench: AzureBench
 def test_K06_no_more_copies_are_on_record_than_are_looked_at(
     bench: AzureBench, there: KeyClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_ledger, "MAX_COPIES", 2)
+    monkeypatch.setattr(import_rules, "MAX_COPIES", 2)
     key = bench.key()
     for name in ("a1", "a2"):
         bench.bring(key, remote_name=name)
         deleted(there, name)
         there.purge_deleted_key(name)
-        refused("REMOTE_KEY_MISSING", lambda name=name: proven(bench, key, name))  # type: ignore[misc]
+        refused("REMOTE_KEY_MISSING", lambda name=name: proven(bench, key, name))
     assert "broker key where" in refused("IMPORT_QUOTA", lambda: bench.bring(key, remote_name="a3")).message
     assert bench.bring(key, remote_name="a1").row.state is PROVEN
     assert states(bench, key) == {"a1": PROVEN, "a2": GONE}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def test_P20_toml_says_what_yaml_says(tmp_path: Path) -> None:
 
 
 BROKEN = [
-    (b'issuer: "\\UFFFFFFFF"', "rule.yaml"), (b'issuer: "\\U00110000"', "rule.yaml"), (b'issuer: "\\ud800"', "rule.yaml"),
+    (b'issuer: "\\UFFFFFFFF"', "rule.yaml"), (b'issuer: "\\U00110000"', "rule.yaml"),
+    (b'issuer: "\\ud800"', "rule.yaml"),
     (b"%YAML 1." + b"9" * 5000 + b"\n---\nname: x", "rule.yaml"), (b"max_session = " + b"9" * 5000, "rule.toml"),
 ]  # fmt: skip
 
@@ -156,3 +158,11 @@ BROKEN = [
 @pytest.mark.parametrize(("content", "name"), BROKEN, ids=range(len(BROKEN)))
 def test_P20_numbers_that_no_reader_can_take_are_refused(content: bytes, name: str, tmp_path: Path) -> None:
     assert "it holds" in refused(tmp_path, content, name)
+
+
+def test_the_time_for_a_file_grows_with_its_length_alone(tmp_path: Path) -> None:
+    begun = time.process_time()
+    names = "".join(f"k{number}=1\n" for number in range(8_000))
+    assert "line 1: k0 is none of" in refused(tmp_path, names, "rule.toml")
+    assert len(read(tmp_path, "match.a=[\n" + '"b",\n' * 10_000 + "]\n", "rule.toml")["match"]) == 1
+    assert time.process_time() - begun < 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,10 @@ def test_what_would_be_read_as_something_else_is_not_written() -> None:
         assert quoted(value) is None, value
     assert quoted("it's") == '"it\'s"'
     assert quoted('`x` $y "z" a\\b') == "'`x` $y \"z\" a\\b'"
+
+
+def test_the_time_for_a_file_grows_with_its_length_alone(tmp_path: Path) -> None:
+    file = written(tmp_path, "".join(f"A{number}=\n" for number in range(60_000)))
+    begun = time.process_time()
+    assert read(file)["A59999"].place.endswith("line 60000")
+    assert time.process_time() - begun < 10

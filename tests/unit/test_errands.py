@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from types import SimpleNamespace
 
-from broker.core.call import Call
-from broker.core.errors import Unavailable
 import pytest
 
+from broker.core.call import Call
+from broker.core.errors import Unavailable
 from broker.errands import Errands
 from broker.loop import ERRANDS_SECONDS, Loop
 from broker.supervisor import DRAIN
@@ -103,8 +103,9 @@ def test_what_was_given_no_thread_can_be_started_later(monkeypatch: pytest.Monke
         raise RuntimeError("can't start new thread")
 
     errands, done = Errands(most=1), threading.Event()
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", none_left)
-        errands.start("one", done.set)
+        with pytest.raises(RuntimeError):
+            errands.start("one", done.set)
     assert errands.start("one", done.set)
     assert done.wait(5)

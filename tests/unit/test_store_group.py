@@ -333,12 +333,16 @@ def test_a_failed_rollback_leaves_no_transaction_that_nothing_can_begin_after(
             raise fault
         carried_out(driver, connection, sql)
 
+    def fails() -> None:
+        with store.write(entry("fails")) as write:
+            write.add(key("fails"))
+            raise ValueError
+
     carried_out = Driver.run
     for fault in (MemoryError(), OperationalError("ROLLBACK", {}, Exception("disk I/O error"))):
-        with monkeypatch.context() as patch, pytest.raises((MemoryError, ValueError)):
+        with monkeypatch.context() as patch:
             patch.setattr(Driver, "run", run)
-            with store.write(entry("fails")) as write:
-                write.add(key("fails"))
-                raise ValueError
+            with pytest.raises((MemoryError, ValueError)):
+                fails()
         added(store, f"after-{type(fault).__name__.lower()}")()
     assert names(store) == {"after-memoryerror", "after-operationalerror"}
