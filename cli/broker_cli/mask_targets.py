@@ -1,0 +1,168 @@
+"""What is looked for: each secret text, and what base64, hexadecimal and other character sets make of it.
+
+Targets are found by their skeleton, what is left of a text without punctuation, blanks and case, and then compared.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from broker_cli.mask_decode import LEVELS, decode
+
+SHORTEST = 4
+PIECE = 64
+"""Bytes: longer texts are looked for in pieces of about this length."""
+
+_LONGEST_PIECE = 256
+_LARGE = 16 * 1024
+"""Bytes of a value whose lines are not looked for in base64 and hexadecimal as well, only all of it."""
+
+_DELETED = bytes(code for code in range(128) if not chr(code).isalnum())
+_LOWER = bytes(ord(chr(code).lower()) if code < 128 else code for code in range(256))  # noqa: PLR2004  ASCII
+KEPT = bytes(code not in _DELETED for code in range(256))
+"""1 for each byte that a skeleton has."""
+
+BLANKS = b" \t\n\r\v\f"
+_AS_BLANK = bytes(ord(" ") if code in BLANKS + b"+" else code for code in range(256))
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_SEPARATORS = BLANKS + b":,-"
+_WORDS = re.compile(rb"[A-Za-z]*(?:[\W_]+[A-Za-z]*)*")
+
+
+def skeleton(text: bytes) -> bytes:
+    """The letters (small ones), digits, and bytes beyond ASCII of ``text``."""
+    return text.translate(_LOWER, _DELETED)
+
+
+def is_words(text: bytes) -> bool:
+    """Whether ``text`` is nothing but words and punctuation."""
+    return _WORDS.fullmatch(text) is not None
+
+
+class Kind:
+    """How what is printed may differ from a target beyond being encoded."""
+
+    def __init__(self, noise: bytes, table: bytes) -> None:
+        self.noise, self._table = noise, table
+
+    def plain(self, text: bytes) -> bytes:
+        """``text`` without these differences."""
+        return text.translate(self._table, self.noise)
+
+
+class _Text(Kind):
+    """Blanks are folded, or are the + of forms; characters of two bytes have zeros."""
+
+    def plain(self, text: bytes) -> bytes:
+        return b" ".join(text.translate(self._table, self.noise).split())
+
+
+TEXT = _Text(b"\0", _AS_BLANK)
+BASE64 = Kind(BLANKS, _STANDARD)
+HEX = Kind(_SEPARATORS, _LOWER)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A text that is looked for: ``lead`` and ``trail`` are the punctuation before its first and after its last letter."""
+
+    kind: Kind
+    text: bytes
+    skeleton: bytes
+
+    @cached_property
+    def places(self) -> list[int]:
+        """Where the characters of the skeleton are in the text."""
+        return [at for at, code in enumerate(self.text) if KEPT[code]]
+
+    @cached_property
+    def core(self) -> bytes:
+        return self.text[self.places[0] : self.places[-1] + 1]
+
+    @cached_property
+    def lead(self) -> bytes:
+        return self.text[: self.places[0]].strip(BLANKS)
+
+    @cached_property
+    def trail(self) -> bytes:
+        return self.text[self.places[-1] + 1 :].strip(BLANKS)
+
+
+def same(kind: Kind, printed: bytes, text: bytes) -> bool:
+    """Whether ``printed`` is ``text``, perhaps encoded."""
+    plain = kind.plain(text)
+    for _ in range(LEVELS + 1):
+        if printed == text or kind.plain(printed) == plain:
+            return True
+        below, printed = printed, decode(printed)
+        if printed == below:
+            return False
+    return False
+
+
+def targets(texts: Iterable[bytes], whole: bytes) -> Iterator[Target]:
+    """All targets for the secret ``texts`` of the value ``whole``."""
+    texts = list(texts)
+    for text in texts:
+        for form in _in_other_sets(text):
+            for piece in pieces(form):
+                yield Target(TEXT, piece, skeleton(piece))
+    for text in {whole, *(texts if len(whole) <= _LARGE else ())}:
+        for core in {text, text.strip(BLANKS)}:
+            if len(core) >= SHORTEST:
+                yield from (Target(BASE64, one, skeleton(one)) for form in _base64(core) for one in _equal_parts(form))
+                yield from (Target(HEX, one, one) for one in _equal_parts(core.hex().encode()))
+
+
+def _in_other_sets(text: bytes) -> set[bytes]:
+    """``text`` in UTF-8, as Latin-1, with question marks for what a terminal does not know; decoded as it stands."""
+    forms = {text}
+    if not text.isascii():
+        shown = text.decode("utf-8", "replace")
+        forms |= {shown.encode(), b"".join(_narrow(one) for one in shown)}
+        forms |= {shown.encode("ascii", "replace"), shown.encode("ascii", "ignore")}
+    for _ in range(2):  # a printer of one kind leaves, and this reader takes back, what looks like an escape of another
+        forms |= {decode(form) for form in forms}
+    return {form for form in forms if len(form.strip(BLANKS)) >= SHORTEST}
+
+
+def _narrow(character: str) -> bytes:
+    return bytes([ord(character)]) if 0x80 <= ord(character) < 0x100 else character.encode("utf-8", "surrogatepass")  # noqa: PLR2004
+
+
+def pieces(text: bytes) -> list[bytes]:
+    """``text`` in pieces, each with more than words in it; they begin with lines where there are some."""
+    units = [part for line in text.splitlines(keepends=True) for part in _equal_parts(line)]
+    found: list[bytes] = []
+    for unit in units:
+        last = found[-1] if found else b""
+        grows = last and (len(last) + len(unit) <= PIECE or _is_weak(last) or _is_weak(unit))
+        if grows and len(last) + len(unit) <= _LONGEST_PIECE:
+            found[-1] += unit
+        else:
+            found.append(unit)
+    if len(found) > 1 and _is_weak(found[-1]):
+        found[-2:] = [found[-2] + found[-1]]
+    return found
+
+
+def _is_weak(piece: bytes) -> bool:
+    """Whether other texts could well have ``piece`` too."""
+    return len(skeleton(piece)) < PIECE // 4 or (len(piece) < _LONGEST_PIECE // 2 and is_words(piece))
+
+
+def _equal_parts(text: bytes) -> list[bytes]:
+    count = max(1, -(-len(text) // (PIECE + 12)))  # a line of 76 is one
+    return [text[len(text) * at // count : len(text) * (at + 1) // count] for at in range(count)]
+
+
+def _base64(text: bytes) -> Iterator[bytes]:
+    """The characters that ``text`` alone decides, wherever in a longer text it stands."""
+    yield base64.b64encode(text).rstrip(b"=")
+    for before in range(3):
+        encoded = base64.b64encode(b"\0" * before + text)
+        yield encoded[-(-before * 8 // 6) : (before + len(text)) * 8 // 6]
