@@ -8,11 +8,11 @@ import secrets
 import shlex
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from broker_cli import files
-from broker_cli.mask import SHORTEST, forms
+from broker_cli.mask import SHORTEST, spoken
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
 
@@ -61,25 +61,19 @@ def github_file(environ: Mapping[str, str]) -> Path:
 
 
 def write_github(values: Values, place: Path) -> None:
-    """Have every form of every value masked, and only then set the variables for the steps that follow."""
+    """Have the runner told what hides every value, and only then set the variables for the steps that follow."""
     texts = {name: _text(name, value) for name, value in values.items()}
     for name in texts:
         if name.upper() == "NODE_OPTIONS" or name.upper().startswith(("GITHUB_", "RUNNER_")):
             raise Refusal(
                 "NAME_RESERVED", f"GitHub Actions does not let a step set {name}; choose another.", Exit.USAGE
             )
-    short = sorted(name for name, value in values.items() if len(value) < SHORTEST)
+    short = sorted(name for name, value in values.items() if len(value.strip()) < SHORTEST)
     if short:
         chat(f"broker: {', '.join(short)}: shorter than {SHORTEST} bytes, so not masked in the log.")
-    sys.stdout.write("".join(f"::add-mask::{_command(line)}\n" for line in _masks(values.values())))
+    sys.stdout.write("".join(f"::add-mask::{_command(line)}\n" for line in spoken(values.values())))
     sys.stdout.flush()
     _append(place, "".join(_heredoc(name, text) for name, text in texts.items()).encode())
-
-
-def _masks(values: Iterable[bytes]) -> list[str]:
-    """What the runner is told to look for; a mask is one line."""
-    found = {form for value in values for form in forms(value) if b"\n" not in form and b"\r" not in form}
-    return sorted(form.decode(errors="replace") for form in found)
 
 
 def _command(text: str) -> str:

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from broker_cli.mask_search import Search, Span
+from broker_cli.mask_spoken import spoken
 from broker_cli.mask_targets import SHORTEST, targets
 from broker_cli.mask_values import secret_texts
 
-__all__ = ["MASK", "SHORTEST", "Masker"]
+__all__ = ["MASK", "SHORTEST", "Masker", "spoken"]
 
 MASK = b"***"
 _BREAKS = re.compile(rb"(?:\\+[rnt]|%0[aAdD]|&#1[03];)+")

@@ -18,7 +18,7 @@ _ESCAPE = re.compile(
         | u[0-9a-fA-F]{4} | U[0-9a-fA-F]{8} | x\{[0-9a-fA-F]{1,6}\} | x[0-9a-fA-F]{2} | [0-7]{1,3} | [abeEfnrtv]
         | \r?\n[ \t]*                                               # a line that goes on
         | [^0-9A-Za-z])
-    | %(?: u[0-9a-fA-F]{4} | [0-9a-fA-F]{2})
+    | %(?: u[dD][89abAB][0-9a-fA-F]{2}%u[dD][c-fC-F][0-9a-fA-F]{2} | u[0-9a-fA-F]{4} | [0-9a-fA-F]{2})
     | &(?: \#[0-9]{1,7} | \#[xX][0-9a-fA-F]{1,6} | [A-Za-z][A-Za-z0-9]{1,31});
     | '(?: \\'' | "'{1,64}"' | [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}' | ')  # out of single quotes and in; in two lines; doubled
     | "(?: [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}" | ")
@@ -38,8 +38,9 @@ CHANGING = (
 """Escapes that hide or add letters or digits; one expression for each first byte is the fastest way to find them."""
 
 _OPEN = re.compile(
-    rb"""(?:\\+(?:u\{?[0-9a-fA-F]{0,6} | u[dD][89abAB][0-9a-fA-F]{2}\\*(?:u[0-9a-fA-F]{0,3})? | U[0-9a-fA-F]{0,7}
-    | x\{?[0-9a-fA-F]{0,6} | [0-7]{1,2})? | %(?:u[0-9a-fA-F]{0,3}|[0-9a-fA-F]?) | &(?:\#[xX]?)?[0-9A-Za-z]{0,31})\Z""",
+    rb"""(?:\\+(?:u[0-9a-fA-F]{0,3} | u\{[0-9a-fA-F]{0,6} | u[dD][89abAB][0-9a-fA-F]{2}\\*(?:u[0-9a-fA-F]{0,3})? | U[0-9a-fA-F]{0,7}
+    | x\{?[0-9a-fA-F]{0,6} | [0-7]{1,2})?
+    | %(?:u[dD][89abAB][0-9a-fA-F]{2}%?(?:u[0-9a-fA-F]{0,3})? | u[0-9a-fA-F]{0,3} | [0-9a-fA-F]?) | &(?:\#[xX]?)?[0-9A-Za-z]{0,31})\Z""",
     re.VERBOSE,
 )
 _LONGEST_OPEN = 48
@@ -71,7 +72,7 @@ def _one(escape: bytes) -> bytes:
     """What a single escape stands for."""
     first, second = escape[0], escape[1]
     if first == ord("%"):
-        return _character(escape[2:], 16) if second == ord("u") else bytes([int(escape[1:], 16)])
+        return _unicode(escape) if second == ord("u") else bytes([int(escape[1:], 16)])
     if first == ord("&"):
         return _entity(escape)
     if first != ord("\\"):
@@ -89,7 +90,7 @@ def _one(escape: bytes) -> bytes:
 
 
 def _unicode(escape: bytes) -> bytes:
-    parts = escape.split(b"\\u")[1:]
+    parts = escape.split(escape[:2])[1:]
     if len(parts) == 2:  # noqa: PLR2004  surrogates
         high, low = (int(part, 16) for part in parts)
         return _character(b"%x" % (0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00)), 16)

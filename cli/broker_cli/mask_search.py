@@ -57,7 +57,7 @@ class Search:
         weak: set[bytes] = set()
         for target in targets:
             if len(target.skeleton) < SHORT:
-                weak.add(target.text.strip(BLANKS))
+                weak.add(target.text.strip(BLANKS).rstrip(b"\\") or target.text)
             elif target not in (alike := self._by_skeleton.setdefault(target.skeleton, [])):
                 alike.append(target)
         self._weak = sorted(weak - {b""}, key=len, reverse=True)
@@ -67,6 +67,7 @@ class Search:
         self._longest = max(map(len, self._sorted), default=0)
         leads = {target.lead for target in self._all()} - {b""}
         self._leads = {lead[:size] for lead in leads for size in range(1, len(lead) + 1)}
+        self._longest_lead = max(map(len, leads), default=0)
         self._reach = max(map(len, self.texts()), default=0) + _SLACK // 2
         self._index()
 
@@ -162,44 +163,53 @@ class Search:
 
     def opens(self, text: bytes) -> int:
         """Where what may be the beginning of a target begins at the end of ``text``; its length when nothing is."""
-        near = text[-self._reach :]
-        encoded = may_be_encoded(near)
+        encoded = may_be_encoded(text[-self._reach :])
         begin = max(0, len(text) - (_STRETCH * self._reach if encoded else self._reach))
-        at = len(text)
-        for layer in layers(text[begin:]) if encoded else [Layer(near)]:
-            opened = self._opens_in(layer.text)
-            at = min(at, begin + layer.origin(opened, opened)[0])
-        return at
+        layer: Layer | None = Layer(text[begin:])
+        found = []
+        for _ in range(LEVELS + 1):
+            if layer is None:
+                break
+            unfinished = open_at(layer.text)
+            upto = unfinished
+            if layer.text[upto - 1 : upto] == b"\\":  # it may be what the backslash stands before, and no escape
+                upto = len(layer.text)
+            opened = min(unfinished, self._opens_in(layer.text[:upto]))
+            found.append(begin + layer.origin(opened, opened)[0])
+            layer.text = layer.text[:upto]  # half an escape would be taken for text in the layers above
+            layer = layer.decoded() if encoded else None
+        return min(found)
 
     def _opens_in(self, text: bytes) -> int:
-        unfinished = open_at(text)
-        text = text[:unfinished]
         places = list(compress(range(len(text)), text.translate(KEPT)))
         bones = skeleton(text)
-        found = [unfinished]
+        found = [len(text)]
         for first in range(max(0, len(bones) - self._longest), len(bones)):
             head = bones[first : first + SHORT]
             if (len(head) < SHORT or head in self._heads) and (at := self._opened(text, places, bones, first)) >= 0:
                 found.append(at)
                 break
-        found += [len(text) - size for size in range(1, min(len(text), _SLACK) + 1) if text[-size:] in self._leads]
+        end = len(text.rstrip(BLANKS))
+        sizes = range(1, min(end, self._longest_lead) + 1)
+        found += [end - size for size in sizes if text[end - size : end] in self._leads]
         for one in self._weak:
-            sizes = range(1, min(len(text), len(one) - 1) + 1)
-            found += [len(text) - size for size in sizes if text.endswith(one[:size])]
+            whole, room = TEXT.plain(one), range(max(0, len(text) - 2 * len(one) - _SLACK), len(text))
+            found += [at for at in room if text[at] == one[0] and whole.startswith(TEXT.plain(text[at:]))]
         return min(found)
 
     def _opened(self, text: bytes, places: list[int], bones: bytes, first: int) -> int:
         """Where a target begins whose skeleton goes on after ``bones[first:]``; -1 if there is none."""
         bones = bones[first:]
         number = bisect_left(self._sorted, bones)
+        found = []
         for one in islice(self._sorted, number, number + _SLACK):
             if not one.startswith(bones):
                 break
             for target in self._by_skeleton[one]:
                 before = _edge(target.kind, text[: places[first]], target.lead, at_end=True)
                 if before >= 0 and _goes_on(target, text[places[first] :], places[-1] + 1 - places[first], len(bones)):
-                    return places[first] - before
-        return -1
+                    found.append(places[first] - before)
+        return min(found, default=-1)
 
 
 def _needed(size: int, stride: int) -> int:
@@ -232,7 +242,8 @@ def _edge(kind: Kind, text: bytes, edge: bytes, *, at_end: bool) -> int:
     for size in range(1, min(len(text), _STRETCH * (len(edge) + 1)) + 1):
         if same(kind, text[-size:] if at_end else text[:size], edge):
             return size
-    return -1
+    inner = edge.strip(b"\\")  # a decoder may have taken a backslash for part of what is around
+    return -1 if inner == edge else _edge(kind, text, inner, at_end=at_end)
 
 
 def _goes_on(target: Target, text: bytes, end: int, count: int) -> bool:
@@ -242,12 +253,13 @@ def _goes_on(target: Target, text: bytes, end: int, count: int) -> bool:
         return False
     gap = text[end:]
     whole = count == len(target.places)
-    if whole and _edge(target.kind, gap, target.trail, at_end=False) >= 0:
+    if whole and (len(gap) >= len(target.trail) and _edge(target.kind, gap, target.trail, at_end=False) >= 0):
         return False
     rest = target.trail if whole else target.text[at : target.places[count]]
     if target.kind is TEXT and not rest:
         return not gap
-    return rest.translate(None, _NOISE).startswith(gap.translate(None, _NOISE))
+    rest, gap = (target.kind.plain(part).translate(None, _NOISE) for part in (rest, gap))
+    return rest.startswith(gap)
 
 
 def _flexible(text: bytes) -> bytes:

@@ -29,8 +29,11 @@ KEPT = bytes(code not in _DELETED for code in range(256))
 BLANKS = b" \t\n\r\v\f"
 _AS_BLANK = bytes(ord(" ") if code in BLANKS + b"+" else code for code in range(256))
 _STANDARD = bytes.maketrans(b"-_", b"+/")
+_DOUBLED = re.compile(rb"""(['"\\])\1+""")
 _SEPARATORS = BLANKS + b":,-"
-_WORDS = re.compile(rb"[A-Za-z]*(?:[\W_]+[A-Za-z]*)*")
+_BETWEEN_WORDS = re.compile(rb"[\W_]+")
+_WORD = re.compile(rb"[A-Z]*|[A-Z]?[a-z]+(?:[A-Z][a-z]+)*")
+_LONGEST_WORD = 24
 
 
 def skeleton(text: bytes) -> bytes:
@@ -40,7 +43,8 @@ def skeleton(text: bytes) -> bytes:
 
 def is_words(text: bytes) -> bool:
     """Whether ``text`` is nothing but words and punctuation."""
-    return _WORDS.fullmatch(text) is not None
+    words = _BETWEEN_WORDS.split(text)
+    return all(len(word) <= _LONGEST_WORD and _WORD.fullmatch(word) for word in words)
 
 
 class Kind:
@@ -55,10 +59,10 @@ class Kind:
 
 
 class _Text(Kind):
-    """Blanks are folded, or are the + of forms; characters of two bytes have zeros."""
+    """Blanks are folded, or are the + of forms; characters of two bytes have zeros; quotes may be doubled or not."""
 
     def plain(self, text: bytes) -> bytes:
-        return b" ".join(text.translate(self._table, self.noise).split())
+        return _DOUBLED.sub(rb"\1", b" ".join(text.translate(self._table, self.noise).split()))
 
 
 TEXT = _Text(b"\0", _AS_BLANK)
@@ -114,7 +118,7 @@ def targets(texts: Iterable[bytes], whole: bytes) -> Iterator[Target]:
     for text in {whole, *(texts if len(whole) <= _LARGE else ())}:
         for core in {text, text.strip(BLANKS)}:
             if len(core) >= SHORTEST:
-                yield from (Target(BASE64, one, skeleton(one)) for form in _base64(core) for one in _equal_parts(form))
+                yield from (Target(BASE64, one, skeleton(one)) for form in base64_cores(core) for one in _equal_parts(form))
                 yield from (Target(HEX, one, one) for one in _equal_parts(core.hex().encode()))
 
 
@@ -160,7 +164,7 @@ def _equal_parts(text: bytes) -> list[bytes]:
     return [text[len(text) * at // count : len(text) * (at + 1) // count] for at in range(count)]
 
 
-def _base64(text: bytes) -> Iterator[bytes]:
+def base64_cores(text: bytes) -> Iterator[bytes]:
     """The characters that ``text`` alone decides, wherever in a longer text it stands."""
     yield base64.b64encode(text).rstrip(b"=")
     for before in range(3):

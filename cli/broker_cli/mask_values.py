@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 
-from broker_cli.mask_targets import BLANKS, SHORTEST, is_words
+from broker_cli.mask_targets import BLANKS, SHORTEST, is_words, skeleton
 
 LEAF = 12
 """Bytes from which a string inside a value is secret whatever it is called, unless it is nothing but words."""
@@ -32,7 +32,7 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _FRAME = re.compile(rb"-+\s*(?:BEGIN|END)\b[^-]*-+")
-_ASSIGNED = re.compile(rb"""(?:-\s+|export\s+)?["']?([A-Za-z_/][\w ./@:-]{0,80}?)["']?\s*(?:=>|[:=])\s*(\S.*)?""")
+_ASSIGNED = re.compile(rb"""(?:-\s+|export\s+)?["']?([A-Za-z_/][\w ./@:-]{0,80}?)["']?(?:\s*=>?\s*|\s*:(?:\s+|\Z))(\S.*)?""")
 _PAIR = re.compile(rb"([A-Za-z_][\w -]{1,40})=([^;&\s]+)")
 _WITH_PASSWORD = re.compile(rb"[A-Za-z][\w+.-]*://[^\s/@:]*:([^\s/@]+)@")
 _ADDRESS = re.compile(rb"[A-Za-z][\w+.-]*://[^\s?#@]*")
@@ -41,7 +41,7 @@ _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/_-]{4}){4,}(?:[A-Za-z0-9+/_-]{2,3}={0,2})
 
 def secret_texts(value: bytes) -> list[bytes]:
     """What is to be hidden of ``value``; nothing when it is too short."""
-    if len(value) < SHORTEST:
+    if len(value.strip(BLANKS)) < SHORTEST:
         return []
     found: dict[bytes, None] = {}
     for text in _texts(value, 0):
@@ -112,7 +112,7 @@ def _of_line(line: bytes, depth: int) -> Iterator[bytes]:
     if assigned and assigned[2] and assigned[2].strip(b"="):
         yield from _leaf(assigned[1], _unquoted(assigned[2]), depth + 1)
     elif len(line) >= SHORTEST and line.lower() not in _COMMON and not _FRAME.fullmatch(line):
-        if not line[:1] == b"#" and any(chr(code).isalnum() for code in line) and not (assigned and line.endswith(b":")):
+        if line[:1] != b"#" and skeleton(line) and not (assigned and line.endswith(b":")):
             yield line
             yield from _parts(line, depth)
 
