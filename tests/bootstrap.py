@@ -31,6 +31,7 @@ COMPILER = {
     "libc6-dev": "/usr/include/stdio.h",
     "libp11-kit-dev": "/usr/include/p11-kit-1/p11-kit/pkcs11.h",
 }
+WRITERS = {"jq": "jq", "nodejs": "node", "perl": "perl"}
 SERVERS = {
     "opencryptoki": "pkcsslotd",
     "openssl": "openssl",
@@ -42,7 +43,7 @@ NEEDS = {
     "dev": HSM,
     "demo": {**HSM, **COMPILER},
     "shim": {**HSM, **COMPILER},
-    "test": {**HSM, **COMPILER, **SERVERS},
+    "test": {**HSM, **COMPILER, **SERVERS, **WRITERS},
     "bench": {**HSM, **COMPILER, **LOAD},
 }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Iterable, Iterator
 
 LONG = 8
 SHORT = 4
 """Sizes of blocks that memory can be read as."""
 
+_DIGIT = re.compile(rb"[0-9]")
 _CODES = {LONG: "Q", SHORT: "I"}
 
 
@@ -23,11 +26,11 @@ class Blocks:
         self._size, self._stride, self._cuts = size, max(1, stride), 1 if stride else size
         self._table: dict[int, list[tuple[int, bytes]]] = {}
         entries = size * stride or 1
+        read = struct.Struct("=" + _CODES[size]).unpack_from
         for one in strings:
             begin = _rarest(one, size + entries - 1)
-            for shift in range(min(size, entries)):
-                for number, block in enumerate(self._blocks(one[begin + shift : begin + entries + size - 1], 0)):
-                    self._table.setdefault(block, []).append((begin + shift + number * size, one))
+            for at in range(begin, begin + entries):
+                self._table.setdefault(read(one, at)[0], []).append((at, one))
         self._keys = frozenset(self._table)
 
     def any_in(self, text: bytes) -> bool:
@@ -48,13 +51,14 @@ class Blocks:
                         if start >= 0 and text.startswith(one, start):
                             yield start, one
 
-    def _blocks(self, text: bytes, begin: int) -> memoryview:
+    def _blocks(self, text: bytes, begin: int) -> memoryview[int]:
         whole = memoryview(text)[begin:]
-        return whole[: len(whole) // self._size * self._size].cast(_CODES[self._size])
+        whole = whole[: len(whole) // self._size * self._size]
+        return whole.cast("Q") if self._size == LONG else whole.cast("I")
 
 
 def _rarest(one: bytes, width: int) -> int:
-    """Where the stretch of ``one`` with the most digits begins: words are found in every text, digits are not."""
+    """Where a stretch of ``one`` begins, with a digit if there is one: words are found in every text."""
     room = len(one) - width
-    choices = {room // 2, 0, room} if room else {0}
-    return max(choices, key=lambda begin: (sum(code < ord("a") for code in one[begin : begin + width]), -begin))
+    digit = _DIGIT.search(one, len(one) // 3)
+    return min(room, max(0, digit.start() - width // 2)) if digit else room // 2

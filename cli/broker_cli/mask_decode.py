@@ -20,7 +20,8 @@ _ESCAPE = re.compile(
         | [^0-9A-Za-z])
     | %(?: u[dD][89abAB][0-9a-fA-F]{2}%u[dD][c-fC-F][0-9a-fA-F]{2} | u[0-9a-fA-F]{4} | [0-9a-fA-F]{2})
     | &(?: \#[0-9]{1,7} | \#[xX][0-9a-fA-F]{1,6} | [A-Za-z][A-Za-z0-9]{1,31});
-    | '(?: \\'' | "'{1,64}"' | [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}' | ')  # out of single quotes and in; in two lines; doubled
+    # Out of single quotes and in again; a literal in two lines; doubled.
+    | '(?: \\'' | "'{1,64}"' | [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}' | ')
     | "(?: [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}" | ")
     | `[ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}`
     """,
@@ -38,9 +39,10 @@ CHANGING = (
 """Escapes that hide or add letters or digits; one expression for each first byte is the fastest way to find them."""
 
 _OPEN = re.compile(
-    rb"""(?:\\+(?:u[0-9a-fA-F]{0,3} | u\{[0-9a-fA-F]{0,6} | u[dD][89abAB][0-9a-fA-F]{2}\\*(?:u[0-9a-fA-F]{0,3})? | U[0-9a-fA-F]{0,7}
-    | x\{?[0-9a-fA-F]{0,6} | [0-7]{1,2})?
-    | %(?:u[dD][89abAB][0-9a-fA-F]{2}%?(?:u[0-9a-fA-F]{0,3})? | u[0-9a-fA-F]{0,3} | [0-9a-fA-F]?) | &(?:\#[xX]?)?[0-9A-Za-z]{0,31})\Z""",
+    rb"""(?:\\+(?:u[0-9a-fA-F]{0,3} | u\{[0-9a-fA-F]{0,6} | u[dD][89abAB][0-9a-fA-F]{2}\\*(?:u[0-9a-fA-F]{0,3})?
+    | U[0-9a-fA-F]{0,7} | x\{?[0-9a-fA-F]{0,6} | [0-7]{1,2})?
+    | %(?:u[dD][89abAB][0-9a-fA-F]{2}%?(?:u[0-9a-fA-F]{0,3})? | u[0-9a-fA-F]{0,3} | [0-9a-fA-F]?)
+    | &(?:\#[xX]?)?[0-9A-Za-z]{0,31})\Z""",
     re.VERBOSE,
 )
 _LONGEST_OPEN = 48
@@ -75,13 +77,16 @@ def _one(escape: bytes) -> bytes:
         return _unicode(escape) if second == ord("u") else bytes([int(escape[1:], 16)])
     if first == ord("&"):
         return _entity(escape)
-    if first != ord("\\"):
-        return _quoted(escape)
+    return _backslashed(escape) if first == ord("\\") else _quoted(escape)
+
+
+def _backslashed(escape: bytes) -> bytes:
+    second = escape[1]
     if second in b"uU":
         return _unicode(escape)
     if second == ord("x"):
         code = int(escape[2:].strip(b"{}"), 16)
-        return bytes([code]) if code < 256 else _character(b"%x" % code, 16)  # noqa: PLR2004  a byte
+        return bytes([code]) if code < 256 else _character(b"%x" % code, 16)
     if second in b"01234567":
         return bytes([int(escape[1:], 8) & 0xFF])
     if second in _CONTROLS:
@@ -91,7 +96,7 @@ def _one(escape: bytes) -> bytes:
 
 def _unicode(escape: bytes) -> bytes:
     parts = escape.split(escape[:2])[1:]
-    if len(parts) == 2:  # noqa: PLR2004  surrogates
+    if len(parts) == 2:
         high, low = (int(part, 16) for part in parts)
         return _character(b"%x" % (0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00)), 16)
     return _character(escape[2:].strip(b"{}"), 16)
@@ -99,7 +104,7 @@ def _unicode(escape: bytes) -> bytes:
 
 def _character(digits: bytes, base: int) -> bytes:
     code = int(digits, base)
-    return chr(code).encode("utf-8", "surrogatepass") if code <= 0x10FFFF else b""  # noqa: PLR2004  the last character
+    return chr(code).encode("utf-8", "surrogatepass") if code <= 0x10FFFF else b""
 
 
 def _entity(escape: bytes) -> bytes:

@@ -104,7 +104,9 @@ class Search:
                 above = layers(text[begin:end])[1:]
                 found += [(begin + a, begin + b) for layer in above for a, b in self._in_layer(layer)]
         if self._weak_pattern:
-            found += [layer.origin(*one.span()) for layer in layers(text) for one in self._weak_pattern.finditer(layer.text)]
+            found += [
+                layer.origin(*one.span()) for layer in layers(text) for one in self._weak_pattern.finditer(layer.text)
+            ]
         return _merged(found)
 
     def _touches(self, bones: bytes) -> bool:
@@ -202,13 +204,17 @@ class Search:
         bones = bones[first:]
         number = bisect_left(self._sorted, bones)
         found = []
+        begin = places[first]
+        alone = not text[:begin] or KEPT[text[begin - 1]] or text[begin - 1] in BLANKS  # no lead can be there
         for one in islice(self._sorted, number, number + _SLACK):
             if not one.startswith(bones):
                 break
             for target in self._by_skeleton[one]:
-                before = _edge(target.kind, text[: places[first]], target.lead, at_end=True)
-                if before >= 0 and _goes_on(target, text[places[first] :], places[-1] + 1 - places[first], len(bones)):
-                    found.append(places[first] - before)
+                before = _edge(target.kind, text[:begin], target.lead, at_end=True)
+                if before >= 0 and _goes_on(target, text[begin:], places[-1] + 1 - begin, len(bones)):
+                    found.append(begin - before)
+                    if alone and not before:
+                        return begin
         return min(found, default=-1)
 
 

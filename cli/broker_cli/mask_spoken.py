@@ -25,9 +25,9 @@ _HTML_IN_JSON = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "
 def spoken(values: Iterable[bytes]) -> list[str]:
     """The literal strings, one line each, that hide ``values``: themselves, what is secret in them, usual encodings.
 
-    Values come before what is made of them, so that the limits cut off the least likely.
+    Values come before what is made of them, and what is made of short ones first: the limits cut off the least likely.
     """
-    values = [value for value in values if len(value) >= SHORTEST]
+    values = sorted((value for value in values if len(value.strip()) >= SHORTEST), key=len)
     texts = list(dict.fromkeys(text for value in values for text in (value, *secret_texts(value))))
     plain = (line for text in texts for line in _plain(text))
     encoded = (form for text in texts for form in _encoded(text))
@@ -78,7 +78,9 @@ def _binary(text: bytes) -> Iterator[str]:
     for core in dict.fromkeys((text, text.strip())):
         whole = base64.b64encode(core).decode()
         forms = [whole, *(form.decode() for form in base64_cores(core))]
-        forms += [whole[at : at + width] for width in _WRAPPED for at in range(0, len(whole), width) if len(whole) > width]
+        forms += [
+            whole[at : at + width] for width in _WRAPPED for at in range(0, len(whole), width) if len(whole) > width
+        ]
         for form in forms:
             yield form
             yield form.translate(str.maketrans("+/", "-_"))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 
 from broker_cli.mask_decode import LEVELS, decode
 
@@ -22,7 +23,7 @@ _LARGE = 16 * 1024
 """Bytes of a value whose lines are not looked for in base64 and hexadecimal as well, only all of it."""
 
 _DELETED = bytes(code for code in range(128) if not chr(code).isalnum())
-_LOWER = bytes(ord(chr(code).lower()) if code < 128 else code for code in range(256))  # noqa: PLR2004  ASCII
+_LOWER = bytes(ord(chr(code).lower()) if code < 128 else code for code in range(256))
 KEPT = bytes(code not in _DELETED for code in range(256))
 """1 for each byte that a skeleton has."""
 
@@ -72,7 +73,7 @@ HEX = Kind(_SEPARATORS, _LOWER)
 
 @dataclass(frozen=True)
 class Target:
-    """A text that is looked for: ``lead`` and ``trail`` are the punctuation before its first and after its last letter."""
+    """A text that is looked for by its skeleton."""
 
     kind: Kind
     text: bytes
@@ -81,19 +82,22 @@ class Target:
     @cached_property
     def places(self) -> list[int]:
         """Where the characters of the skeleton are in the text."""
-        return [at for at, code in enumerate(self.text) if KEPT[code]]
+        return list(compress(range(len(self.text)), self.text.translate(KEPT)))
 
     @cached_property
     def core(self) -> bytes:
-        return self.text[self.places[0] : self.places[-1] + 1]
+        """From the first to the last of them."""
+        return self.text.strip(_DELETED)
 
     @cached_property
     def lead(self) -> bytes:
-        return self.text[: self.places[0]].strip(BLANKS)
+        """What is before them, without blanks."""
+        return self.text[: -len(self.text.lstrip(_DELETED))].strip(BLANKS)
 
     @cached_property
     def trail(self) -> bytes:
-        return self.text[self.places[-1] + 1 :].strip(BLANKS)
+        """What is after them, without blanks."""
+        return self.text[len(self.text.rstrip(_DELETED)) :].strip(BLANKS)
 
 
 def same(kind: Kind, printed: bytes, text: bytes) -> bool:
@@ -118,7 +122,9 @@ def targets(texts: Iterable[bytes], whole: bytes) -> Iterator[Target]:
     for text in {whole, *(texts if len(whole) <= _LARGE else ())}:
         for core in {text, text.strip(BLANKS)}:
             if len(core) >= SHORTEST:
-                yield from (Target(BASE64, one, skeleton(one)) for form in base64_cores(core) for one in _equal_parts(form))
+                yield from (
+                    Target(BASE64, one, skeleton(one)) for form in base64_cores(core) for one in _equal_parts(form)
+                )
                 yield from (Target(HEX, one, one) for one in _equal_parts(core.hex().encode()))
 
 
@@ -135,7 +141,7 @@ def _in_other_sets(text: bytes) -> set[bytes]:
 
 
 def _narrow(character: str) -> bytes:
-    return bytes([ord(character)]) if 0x80 <= ord(character) < 0x100 else character.encode("utf-8", "surrogatepass")  # noqa: PLR2004
+    return bytes([ord(character)]) if 0x80 <= ord(character) < 0x100 else character.encode("utf-8", "surrogatepass")
 
 
 def pieces(text: bytes) -> list[bytes]:

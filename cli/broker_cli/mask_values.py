@@ -22,17 +22,18 @@ _MOST = 20_000
 """Strings that are looked at within one value."""
 
 _COMMON = frozenset(
-    b"true false null none yes no on off default done else then begin end exit main json text plain string basic bearer "
-    b"root admin user name localhost".split()
+    b"true false null none yes no on off default done else then begin end exit main json text plain basic".split()
 )
 _SECRET_NAME = re.compile(
     rb"(?:pass(?:wor[dt]|wd|phrase|code)?|pwd|pw|pin|secret|credentials?|auth|_?authtoken|token|jwt|dsn|"
-    rb"(?:api|access|account|private|secret|shared|client|encryption|signing|master|license|auth)[ _.-]?(?:access[ _.-]?)?"
-    rb"key(?:[ _.-]?data)?|connection[ _.-]?string)\W*\Z",
+    rb"(?:api|access|account|private|secret|shared|client|encryption|signing|master|license|auth)[ _.-]?"
+    rb"(?:access[ _.-]?)?key(?:[ _.-]?data)?|connection[ _.-]?string)\W*\Z",
     re.IGNORECASE,
 )
 _FRAME = re.compile(rb"-+\s*(?:BEGIN|END)\b[^-]*-+")
-_ASSIGNED = re.compile(rb"""(?:-\s+|export\s+)?["']?([A-Za-z_/][\w ./@:-]{0,80}?)["']?(?:\s*=>?\s*|\s*:(?:\s+|\Z))(\S.*)?""")
+_ASSIGNED = re.compile(
+    rb"""(?:-\s+|export\s+)?["']?([A-Za-z_/][\w ./@:-]{0,80}?)["']?(?:\s*=>?\s*|\s*:(?:\s+|\Z))(\S.*)?"""
+)
 _PAIR = re.compile(rb"([A-Za-z_][\w -]{1,40})=([^;&\s]+)")
 _WITH_PASSWORD = re.compile(rb"[A-Za-z][\w+.-]*://[^\s/@:]*:([^\s/@]+)@")
 _ADDRESS = re.compile(rb"[A-Za-z][\w+.-]*://[^\s?#@]*")
@@ -82,7 +83,9 @@ def _inside(value: bytes, depth: int) -> Iterator[bytes]:
         elif isinstance(one, list):
             waiting += [(name, each) for each in one]
         elif isinstance(one, str) or (isinstance(one, int | float) and not isinstance(one, bool)):
-            yield from _leaf(name.encode("utf-8", "surrogatepass"), str(one).encode("utf-8", "surrogatepass"), depth + 1)
+            yield from _leaf(
+                name.encode("utf-8", "surrogatepass"), str(one).encode("utf-8", "surrogatepass"), depth + 1
+            )
 
 
 def _leaf(name: bytes, text: bytes, depth: int) -> Iterator[bytes]:
@@ -111,10 +114,14 @@ def _of_line(line: bytes, depth: int) -> Iterator[bytes]:
     assigned = _ASSIGNED.fullmatch(line)
     if assigned and assigned[2] and assigned[2].strip(b"="):
         yield from _leaf(assigned[1], _unquoted(assigned[2]), depth + 1)
-    elif len(line) >= SHORTEST and line.lower() not in _COMMON and not _FRAME.fullmatch(line):
-        if line[:1] != b"#" and skeleton(line) and not (assigned and line.endswith(b":")):
-            yield line
-            yield from _parts(line, depth)
+    elif len(line) >= SHORTEST and not (assigned and line.endswith(b":")) and not _is_common(line):
+        yield line
+        yield from _parts(line, depth)
+
+
+def _is_common(line: bytes) -> bool:
+    """Whether many texts have such a line: a comment, punctuation, the frame of PEM, a word of a language."""
+    return line[:2] == b"# " or not skeleton(line) or line.lower() in _COMMON or _FRAME.fullmatch(line) is not None
 
 
 def _unquoted(text: bytes) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 from broker_cli.fetch import FORMATS
-from broker_cli.mask import spoken
+from broker_cli.mask import Masker, spoken
 from broker_cli.run_references import read_env
 
 from tests.integration.test_run_standin import PASSWORD, VALUES, Job, Pipelines, job, pipelines, pipelines_authority
@@ -255,6 +255,7 @@ def test_CL_08_what_fails_after_the_fetch_shows_nothing_of_what_was_fetched(job:
         code, out, err = job.run(*words)
         assert code == wanted if wanted else code != 0, (words, code, err)
         for value in (one for fields in VALUES.values() for one in fields.values() if len(one) > 8):
-            assert not [form for form in forms(value) if form in out + err], words
+            masker = Masker([value])
+            assert masker.feed(out + err) + masker.finish() == out + err, words
     assert pipelines.methods.count("FetchSecrets") == pipelines.methods.count("EndSession") >= 3
     assert list((job.folder / "taken").iterdir()) == []

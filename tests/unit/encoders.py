@@ -24,7 +24,7 @@ def _program(*command: str) -> Encoder:
         path = shutil.which(command[0])
         assert path, f"{command[0]} is missing"
         sent = "".join(value + END for value in values).encode()
-        done = subprocess.run([path, *command[1:]], input=sent, capture_output=True, check=True, timeout=600)  # noqa: S603
+        done = subprocess.run([path, *command[1:]], input=sent, capture_output=True, check=True, timeout=600)
         return done.stdout.split(END.encode())[:-1]
 
     return encode
@@ -36,9 +36,9 @@ def _python(encode: Callable[[str], str]) -> Encoder:
 
 def _node(expression: str) -> Encoder:
     script = (
-        'const html = s => s.replace(/[<>&\\u2028\\u2029]/g, c => "\\\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));'
-        'const all = s => Array.from({length: s.length}, (_, i) => "\\\\u" + s.charCodeAt(i).toString(16).padStart(4, "0"))'
-        '.join("");'
+        'const code = c => "\\\\u" + c.charCodeAt(0).toString(16).padStart(4, "0");'
+        "const html = s => s.replace(/[<>&\\u2028\\u2029]/g, code);"
+        'const all = s => s.split("").map(code).join("");'
         'const { inspect } = require("util");'
         'const values = require("fs").readFileSync(0, "utf8").split("\\x01").slice(0, -1);'
         f'process.stdout.write(values.map(v => ({expression}) + "\\x01").join(""));'
@@ -68,7 +68,7 @@ ENCODERS: dict[str, Encoder] = {
     "python form": _python(quote_plus),
     "node json": _node("html(JSON.stringify(v))"),
     "node all escaped": _node("all(v)"),
-    "node inspect": _node('inspect(v).replace(/\' \\+\\n  \'/g, "")'),
+    "node inspect": _node("inspect(v).replace(/' \\+\\n  '/g, \"\")"),
     "node escape": _node("escape(v)"),
     "node base64": _node('Buffer.from(v).toString("base64url")'),
     "bash %q": _bash("printf '%q\\x01' \"$v\""),
@@ -82,8 +82,10 @@ ENCODERS: dict[str, Encoder] = {
     "perl dumper": _program("perl", "-e", _PERL),
 }
 
+JAVA = ("java xml", "java url", "java properties")
 _JAVA = """
-import java.io.*; import java.net.*; import java.nio.charset.StandardCharsets; import java.util.*; import javax.xml.stream.*;
+import java.io.*; import java.net.*; import java.nio.charset.StandardCharsets; import java.util.*;
+import javax.xml.stream.*;
 class Encode {
   public static void main(String[] a) throws Exception {
     String in = new String(System.in.readAllBytes(), StandardCharsets.UTF_8);
@@ -97,7 +99,9 @@ class Encode {
       } else if (a[0].equals("url")) { to.write(URLEncoder.encode(values[i], StandardCharsets.UTF_8)); }
       else {
         Properties p = new Properties(); p.setProperty("k", values[i]); p.store(to, null);
-        String all = to.toString(); to = new StringWriter(); to.write(all.substring(all.indexOf("\\nk=") + 3, all.length() - 1));
+        String all = to.toString();
+        to = new StringWriter();
+        to.write(all.substring(all.indexOf("\\nk=") + 3, all.length() - 1));
       }
       out.print(to + "\\u0001");
     }
@@ -111,7 +115,7 @@ def java(folder: Path) -> dict[str, Encoder]:
     """What comes with Java; its compiler takes too long for every run."""
     source = folder / "Encode.java"
     source.write_text(_JAVA, encoding="ascii")
-    return {f"java {way}": _program("java", str(source), way) for way in ("xml", "url", "properties")}
+    return {name: _program("java", str(source), name.split()[1]) for name in JAVA}
 
 
 _ALPHABETS = (
