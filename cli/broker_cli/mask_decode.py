@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import lru_cache, partial
 
 LEVELS = 4
 """Passes that are tried: JSON within JSON within a URL within a log line of JSON."""
@@ -52,6 +53,16 @@ _CONTROLS = dict(zip(b"abeEfnrtv", b"\a\b\x1b\x1b\f\n\r\t\v", strict=True))
 def decode(text: bytes) -> bytes:
     """``text`` with one encoding taken back."""
     return _ESCAPE.sub(_one_of, text)
+
+
+def decoded_each_way(text: bytes) -> Iterator[bytes]:
+    """``text`` with an encoding of one sort alone taken back: it may hold what only looks like one of another sort."""
+    for introducers in (b"\\'\"`", b"%", b"&"):
+        yield _ESCAPE.sub(partial(_one_if, introducers), text)
+
+
+def _one_if(introducers: bytes, found: re.Match[bytes]) -> bytes:
+    return _one(found[0]) if found[0][0] in introducers else found[0]
 
 
 def may_be_encoded(text: bytes) -> bool:

@@ -205,7 +205,8 @@ class Search:
         number = bisect_left(self._sorted, bones)
         found = []
         begin = places[first]
-        alone = not text[:begin] or KEPT[text[begin - 1]] or text[begin - 1] in BLANKS  # no lead can be there
+        around = text[:begin].rstrip(BLANKS)
+        alone = not around or KEPT[around[-1]]  # no lead can be there
         for one in islice(self._sorted, number, number + _SLACK):
             if not one.startswith(bones):
                 break

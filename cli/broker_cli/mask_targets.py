@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
 
-from broker_cli.mask_decode import LEVELS, decode
+from broker_cli.mask_decode import LEVELS, decode, decoded_each_way
 
 SHORTEST = 4
 PIECE = 64
@@ -102,14 +102,14 @@ class Target:
 
 def same(kind: Kind, printed: bytes, text: bytes) -> bool:
     """Whether ``printed`` is ``text``, perhaps encoded."""
-    plain = kind.plain(text)
+    plain, first = kind.plain(text), printed
     for _ in range(LEVELS + 1):
         if printed == text or kind.plain(printed) == plain:
             return True
         below, printed = printed, decode(printed)
         if printed == below:
-            return False
-    return False
+            break
+    return printed != first and any(kind.plain(one) == plain for one in decoded_each_way(first))
 
 
 def targets(texts: Iterable[bytes], whole: bytes) -> Iterator[Target]:

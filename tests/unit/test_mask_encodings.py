@@ -62,6 +62,15 @@ def dot_net(text: str) -> str:
     return "".join(chr(one) if one < 128 and chr(one) not in "\"&'+<>\\`" else f"\\u{one:04X}" for one in codes)
 
 
+@pytest.mark.parametrize(
+    ("value", "printed"), [("e\\%41/n*$HOMEz", b"e\\\\%41/n\\*\\$HOMEz"), ('&\tm`g\teftu"', b'&\\tm`g\\teftu\\"')]
+)
+def test_P12_values_that_hold_what_looks_like_an_escape(value: str, printed: bytes) -> None:
+    text = b"<< " + printed + b" >>"
+    for at in range(len(text)):
+        assert masked([value.encode()], text[:at], text[at:]) == b"<< *** >>"
+
+
 @pytest.mark.parametrize("password", PASSWORDS)
 def test_P12_json_of_net_gson_and_xml(password: str) -> None:
     gson = "".join(f"\\u{ord(one):04x}" if one in "<>&='" else one for one in json.dumps(password, ensure_ascii=False))
