@@ -36,6 +36,7 @@ FACTS = frozenset({
 """The allow-list of fact names. None of them can hold key material, a token, a plaintext or a free text."""
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
 _quoted = json.encoder.encode_basestring_ascii
 
 
@@ -135,7 +136,7 @@ def head_statement(chain: str, sequence: int, head_hash: str, signed_at: datetim
 
 
 def _seal(body: dict[str, object]) -> tuple[bytes, str]:
-    line = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    line = _CANONICAL(body).encode("ascii")
     return line, hashlib.sha256(line).hexdigest()
 
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from broker.core.model import Record
-from broker.store.authentic import Rows, forged
+from broker.store.authentic import Read, Rows, forged
 from broker.store.floors import Floors
-from broker.store.rows import PLACES, PRIMARY_KEYS
+from broker.store.rows import PLACES
 
 R = TypeVar("R", bound=Record)
 
@@ -31,14 +31,19 @@ class Answers:
         if not found:
             self._floors.check_absent(kind, key)
             return None
-        return self.record(kind, found[0], dict(zip(PRIMARY_KEYS[kind], key, strict=True)))
+        read = self._rows.read(kind, found[0])
+        if read.key != key:
+            raise forged(kind, read.key, "was given for another one")
+        return self._newest(kind, read)
 
     def record(self, kind: type[R], row: Sequence[Any], asked: Mapping[str, str | int]) -> R:
         """The record in a row. ``asked``: the cells that it was looked for by."""
-        record = self._rows.record(kind, row)
-        places = PLACES[kind]
+        read, places = self._rows.read(kind, row), PLACES[kind]
         if any(row[places[name]] != value for name, value in asked.items()):
-            raise forged(kind, row, "was given for another one")
-        if not self._floors.passes(record):
-            raise forged(kind, row, "was put back as it once was")
-        return record
+            raise forged(kind, read.key, "was given for another one")
+        return self._newest(kind, read)
+
+    def _newest(self, kind: type[R], read: Read[R]) -> R:
+        if not self._floors.admits(kind, read.key, read.rank):
+            raise forged(kind, read.key, "was put back as it once was")
+        return read.record

@@ -15,11 +15,14 @@ import hmac
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from broker.core.errors import WrongState
 from broker.core.model import Key, KeyVersion, Operator, Record, Secret, SecretVersion, Session, TrustRule
-from broker.store.rows import FIELDS, NAMES, PLACES, record_of, row_of, shown
+from broker.store.rows import FIELDS, NAMES, PLACES, key_in, rank_of, record_of, row_of, shown_key
 
 R = TypeVar("R", bound=Record)
 
@@ -42,6 +45,14 @@ MAX_REMEMBERED = 1024
 _SEALED = PLACES[SecretVersion]["sealed"]
 
 
+class Read(NamedTuple, Generic[R]):
+    """A genuine row: its record, primary key and rank (``rows.rank``)."""
+
+    record: R
+    key: tuple[Any, ...]
+    rank: int
+
+
 class Rows:
     """Records to rows with a MAC, and back. ``key``: 32 bytes that nobody else has."""
 
@@ -49,7 +60,8 @@ class Rows:
         if len(key) != KEY_BYTES:
             raise ValueError("the key of the rows has 32 bytes")
         uses = (b"row-mac-v1", b"row-weight-v1", b"row-sums-v1")
-        self._mac_key, self._weight_key, self._sums_key = (hmac.digest(key, use, "sha256") for use in uses)
+        mac_key, weight_key, self._sums_key = (hmac.digest(key, use, "sha256") for use in uses)
+        self._macs, self._weights = keyed(mac_key), keyed(weight_key)
         self._kept_weight: Callable[..., int] = lru_cache(WEIGHED)(self.weight)
         self._remembered: Callable[..., Any] = lru_cache(REMEMBERED, typed=True)(self._checked)  # 1 and True are equal
 
@@ -65,10 +77,10 @@ class Rows:
         """The MAC of the row that holds this record."""
         return self.mac_of(type(record), tuple(row_of(record).values()))
 
-    def record(self, kind: type[R], row: Sequence[Any]) -> R:
-        """The record in a row whose last cell is its MAC; WrongState ``ROW_FORGED`` or ``ROW_DAMAGED``."""
+    def read(self, kind: type[R], row: Sequence[Any]) -> Read[R]:
+        """What is in a row whose last cell is its MAC; WrongState ``ROW_FORGED`` or ``ROW_DAMAGED``."""
         often = kind in READ_OFTEN and (kind is not SecretVersion or len(row[_SEALED]) <= MAX_REMEMBERED)
-        made: R = self._remembered(kind, *row) if often else self._checked(kind, *row)
+        made: Read[R] = self._remembered(kind, *row) if often else self._checked(kind, *row)
         return made
 
     def genuine(self, kind: type[Any], row: Sequence[Any]) -> bool:
@@ -77,7 +89,7 @@ class Rows:
 
     def weight(self, kind: type[Any], mac: bytes) -> int:
         """What a row with this MAC adds to the sum of its table, modulo 2^256."""
-        return int.from_bytes(hmac.digest(self._weight_key, _TAGS[kind] + mac, "sha256"), "big")
+        return int.from_bytes(self._weights(_TAGS[kind] + mac), "big")
 
     def kept_weight(self, kind: type[Any], mac: bytes) -> int:
         """As ``weight``, remembered: for what calls change, not for whole tables, which would drive that out."""
@@ -85,7 +97,7 @@ class Rows:
 
     def seal(self, *parts: str | int | bytes) -> bytes:
         """The MAC of something else than a record; the first part says what."""
-        return hmac.digest(self._mac_key, ascii(parts).encode("ascii"), "sha256")[:MAC_BYTES]
+        return self._macs(ascii(parts).encode("ascii"))[:MAC_BYTES]
 
     def hidden(self, nonce: bytes, shown: bytes) -> bytes:
         """Sums as nobody else can read them, and back.
@@ -100,20 +112,31 @@ class Rows:
         """The MAC of a row with these cells."""
         always, sometimes = _PARTS[kind]
         there = [(name, cells[at]) for name, at in sometimes if cells[at] is not None]
-        told = ascii((NAMES[kind], always(cells), there))
-        return hmac.digest(self._mac_key, told.encode("ascii"), "sha256")[:MAC_BYTES]
+        return self._macs(ascii((NAMES[kind], always(cells), there)).encode("ascii"))[:MAC_BYTES]
 
-    def _checked(self, kind: type[R], *row: Any) -> R:
+    def _checked(self, kind: type[R], *row: Any) -> Read[R]:
         if not self.genuine(kind, row):
-            raise forged(kind, row, "is not as the broker wrote it")
-        return record_of(kind, row[:-1])
+            raise forged(kind, key_in(kind, row), "is not as the broker wrote it")
+        return Read(record_of(kind, row[:-1]), key_in(kind, row), rank_of(kind, row))
 
 
-def forged(kind: type[Any], row: Sequence[Any], how: str) -> WrongState:
-    """The refusal of a row that somebody else has changed."""
+def keyed(key: bytes) -> Callable[[bytes], bytes]:
+    """HMAC-SHA-256 under one key, whose schedule is made once: that costs more than the MAC of a row."""
+    schedule = HMAC(key, SHA256())
+
+    def mac(text: bytes) -> bytes:
+        one = schedule.copy()
+        one.update(text)
+        return one.finalize()
+
+    return mac
+
+
+def forged(kind: type[Any], key: Sequence[Any], how: str) -> WrongState:
+    """The refusal of a row, named by its primary key, that somebody else has changed."""
     return WrongState(
         "ROW_FORGED",
-        f"The stored {kind.__name__} {shown(kind, row)} {how}: somebody else writes to the database. Nothing was done "
+        f"The stored {kind.__name__} {shown_key(key)} {how}: somebody else writes to the database. Nothing was done "
         "with it; put that row back as it last was, and find out who has the database's password.",
         kind=kind.__name__,
     )

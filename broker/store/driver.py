@@ -54,6 +54,14 @@ class Driver:
             raise self.translated(error, connection) from error
         return changed
 
+    def run(self, connection: Connection, sql: str) -> None:
+        """Carry out a statement without values and rows, which SQLAlchemy is not told of: BEGIN and its like."""
+        driver: Any = connection.connection.driver_connection
+        try:
+            driver.execute(sql).close()
+        except self.errors as error:
+            raise self.translated(error, connection) from error
+
     def translated(self, error: Exception, connection: Connection) -> DBAPIError:
         """SQLAlchemy's error for one of the driver's own (``errors``)."""
         driver: Any = connection.connection.driver_connection

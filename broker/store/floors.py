@@ -16,15 +16,13 @@ from broker.core.errors import WrongState
 from broker.core.model import (
     Operator,
     PolicyDocument,
-    Record,
     Secret,
     SecretVersion,
     Session,
     UsedToken,
 )
 from broker.store.marks import UNTOLD, Changed, word
-from broker.store.rows import RANK_BITS, rank, shown_key
-from broker.store.tables import key_of
+from broker.store.rows import RANK_BITS, shown_key
 
 NEVER_DELETED = frozenset({Operator, PolicyDocument, Secret, SecretVersion, UsedToken})
 """Kinds that no broker deletes, or (a used token) not while anybody can ask for it."""
@@ -50,13 +48,8 @@ class Floors:
         self._leaving: Counter[int] = Counter()  # being deleted here, committed or not yet
         self._removed: frozenset[str] = frozenset()  # as the journal calls them
 
-    def passes(self, record: Record) -> bool:
-        """Whether this can be the newest of its row."""
-        kind = type(record)
-        return self.admits(kind, key_of(record), rank(record))
-
     def admits(self, kind: type[Any], key: tuple[str | int, ...], found: int) -> bool:
-        """As ``passes``, for a row that was not taken apart; ``found`` is its rank."""
+        """Whether a row of the rank ``found`` can be the newest of its name."""
         return kind in UNTOLD or 2 * found >= self._of(kind).get(hash((kind, key)), 0)
 
     def check_absent(self, kind: type[Any], key: tuple[str | int, ...]) -> None:
@@ -109,6 +102,8 @@ class Floors:
         """
         with self._lock:
             for one in changes:
+                if one.kind in UNTOLD:
+                    continue
                 place = hash((one.kind, one.key))
                 if one.before is None:
                     self._forget_former(one, place)

@@ -203,7 +203,7 @@ def genuine(rows: Rows, row: Sequence[Any]) -> bool:
 def pack(sums: Sums, rows: Rows) -> bytes:
     """The sums as a cell, enciphered."""
     nonce = secrets.token_bytes(NONCE_BYTES)
-    return nonce + rows.hidden(nonce, b"".join(sums.get(kind, 0).to_bytes(WEIGHT_BYTES, "big") for kind in SUMMED))
+    return nonce + rows.hidden(nonce, b"".join([sums.get(kind, 0).to_bytes(WEIGHT_BYTES, "big") for kind in SUMMED]))
 
 
 def unpack(cell: bytes, rows: Rows) -> Sums:

@@ -111,14 +111,10 @@ def word(kind: type[Any], key: Sequence[str | int]) -> str:
 def tell(entries: Sequence[AuditEntry], changes: Iterable[Changed], mark: str) -> tuple[AuditEntry, ...]:
     """The entries of a transaction with what it changed; further ones where the rows do not fit in."""
     chunks = list(_chunks(_said(one) for one in changes if one.kind not in UNTOLD))
-    spare = [replace(entries[0], facts={}) for _ in range(len(chunks) - len(entries))]
-    told = [
-        replace(entry, facts={**entry.facts, "rows": chunk, "ledger": mark})
-        for entry, chunk in zip([*entries, *spare], chunks, strict=False)
-    ]
-    told += entries[len(told) :]
-    told[0] = replace(told[0], facts={**told[0].facts, "ledger": mark})
-    return tuple(told)
+    room = [*entries, *(replace(entries[0], facts={}) for _ in range(len(chunks) - len(entries)))]
+    facts = [{"rows": chunk, "ledger": mark} for chunk in chunks] or [{"ledger": mark}]
+    told = [replace(entry, facts={**entry.facts, **more}) for entry, more in zip(room, facts, strict=False)]
+    return (*told, *room[len(told) :])
 
 
 def newest(folder: Path, replica: str, owner: str, rows: Rows) -> list[Mark]:

@@ -83,6 +83,8 @@ MAX_CELL = 1024 * 1024
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 RANK_BITS = 32
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 INT64 = range(-(2**63), 2**63)
 
 Cell = str | int | bytes | None
@@ -199,7 +201,7 @@ def instant(cell: Any) -> datetime:
 
 
 def _json(value: Any) -> str:
-    return _storable_text(json.dumps(value, sort_keys=True, separators=(",", ":")))
+    return _storable_text(_CANONICAL(value))
 
 
 def _mapping(cell: Any) -> Mapping[str, str]:

@@ -18,16 +18,15 @@ from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, Executable, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
 
 from broker.core.errors import WrongState
 from broker.store.config import StoreConfig
 from broker.store.database import Change, MakeDurable, Readers, Stream
 from broker.store.driver import Driver
-from broker.store.group import Group
+from broker.store.group import BEGIN, Group
 from broker.store.private import only_process, private_file, private_folder
-from broker.store.refusals import refusal, unavailable
+from broker.store.refusals import unavailable
 from broker.store.tables import NEXT_FENCE
 
 OLDEST = (3, 37, 0)  # STRICT tables
@@ -61,8 +60,8 @@ class Sqlite:
             self.driver = Driver(self._writer)
             self._looked_at = 0.0
             self._files: list[tuple[Path, tuple[int, int] | None]] = []
+            self._group = Group(self._writer, self.driver, self._check_ours, WRITER_WAIT)
             self._connect_writer()
-            self._group = Group(self._begun, WRITER_WAIT)
             self._files = [(file, _identity(file)) for file in (path, path.with_name(path.name + "-wal"))]
         except BaseException:
             os.close(self._process_lock)
@@ -117,10 +116,11 @@ class Sqlite:
 
     def _connect_writer(self) -> None:
         try:
-            self._begun().close()
-        except SQLAlchemyError as error:
+            with self.transaction():
+                pass
+        except BaseException:
             self._writer.dispose()
-            raise refusal(error) from error
+            raise
 
     def _check_ours(self) -> None:
         """A file that lost its name is gone when this process ends, and what has the name now is another database."""
@@ -131,12 +131,6 @@ class Sqlite:
                     "The SQLite file is not the one that the broker has opened: put that one back, and stop the broker "
                     "before you restore another"
                 )
-
-    def _begun(self) -> Connection:
-        self._check_ours()
-        connection = self._writer.connect()
-        connection.begin()
-        return connection
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
@@ -165,7 +159,7 @@ def _engine(path: Path, mode: str, pragmas: tuple[str, ...]) -> Engine:
 
 def _begin(connection: Connection) -> None:
     driver: Any = connection.connection.driver_connection
-    driver.execute("BEGIN IMMEDIATE").close()
+    driver.execute(BEGIN).close()
 
 
 def _text(cell: bytes) -> str | bytes:

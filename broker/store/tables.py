@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -131,7 +132,11 @@ NEXT_FENCE = "UPDATE leadership SET fence = fence + 1 RETURNING fence"
 
 def key_of(record: Record) -> tuple[Any, ...]:
     """The primary key of a record."""
-    return tuple(getattr(record, name) for name in PRIMARY_KEYS[type(record)])
+    names, found = _KEY_FIELDS[type(record)]
+    return found(record) if names > 1 else (found(record),)
+
+
+_KEY_FIELDS = {kind: (len(names), attrgetter(*names)) for kind, names in PRIMARY_KEYS.items()}
 
 
 KEY_COLUMNS: dict[type[Any], list[Column[Any]]] = {

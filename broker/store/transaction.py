@@ -133,7 +133,8 @@ class SqlWrite:
                 ),
                 added,
             )
-        self._new(records)
+        if kind not in RANDOMLY_NAMED:
+            self._new(records)
         self.changed += [
             Changed(kind, key_of(record), record.revision, rank(record), None, row["mac"])
             for record, row in zip(records, rows, strict=True)

@@ -16,6 +16,7 @@ from broker.core.errors import AlreadyExists, BrokerError, Unavailable
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Key, Lease, Session
 from broker.store import group as group_module
+from broker.store.driver import Driver
 from broker.store.group import MOST, Group
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, entry, key, opened
@@ -162,11 +163,14 @@ def test_without_its_records_nothing_of_a_group_is_there(
 def test_every_member_learns_that_the_commit_failed(
     store: SqlStore, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: Connection) -> None:
-        raise OperationalError("COMMIT", {}, Exception("disk I/O error"))
+    def run(driver: Driver, connection: Connection, sql: str) -> None:
+        if sql == "COMMIT":
+            raise OperationalError("COMMIT", {}, Exception("disk I/O error"))
+        carried_out(driver, connection, sql)
 
+    carried_out = Driver.run
     with monkeypatch.context() as patch:
-        patch.setattr(Connection, "commit", fail)
+        patch.setattr(Driver, "run", run)
         ends = together(store, pool, added(store, "one"))
     assert ["may or may not" in str(end) for end in ends] == [True] * 2
     assert names(store) == set()
@@ -178,7 +182,7 @@ def test_a_rollback_by_sqlite_itself_ends_the_whole_group(store: SqlStore, pool:
     def loses_all() -> None:
         with store.write(entry("loses")) as write:
             write.add(key("loses"))
-            write._connection.exec_driver_sql("ROLLBACK")
+            write._database.driver.run(write._connection, "ROLLBACK")
             raise ValueError
 
     ends = together(store, pool, loses_all)
