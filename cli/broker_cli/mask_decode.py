@@ -8,27 +8,28 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
+from itertools import combinations
 
 LEVELS = 4
 """Passes that are tried: JSON within JSON within a URL within a log line of JSON."""
 
-_ESCAPE = re.compile(
-    rb"""\\(?: u\{[0-9a-fA-F]{1,6}\}
+_BACKSLASHED = rb"""\\(?: u\{[0-9a-fA-F]{1,6}\}
         | u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}  # a pair of surrogates
         | u[0-9a-fA-F]{4} | U[0-9a-fA-F]{8} | x\{[0-9a-fA-F]{1,6}\} | x[0-9a-fA-F]{2} | [0-7]{1,3} | [abeEfnrtv]
         | \r?\n[ \t]*                                               # a line that goes on
         | [^0-9A-Za-z])
-    | %(?: u[dD][89abAB][0-9a-fA-F]{2}%u[dD][c-fC-F][0-9a-fA-F]{2} | u[0-9a-fA-F]{4} | [0-9a-fA-F]{2})
-    | &(?: \#[0-9]{1,7} | \#[xX][0-9a-fA-F]{1,6} | [A-Za-z][A-Za-z0-9]{1,31});
     # Out of single quotes and in again; a literal in two lines; doubled.
-    | '(?: \\'' | "'{1,64}"' | [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}' | ')
-    | "(?: [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}" | ")
-    | `[ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}`
-    """,
-    re.VERBOSE,
+    | '(?: \\'' | "'{1,64}"' | [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`] | ')
+    | "(?: [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`] | ")
+    | `[ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`]"""
+_PERCENT = rb"""%(?: u[dD][89abAB][0-9a-fA-F]{2}%u[dD][c-fC-F][0-9a-fA-F]{2} | u[0-9a-fA-F]{4} | [0-9a-fA-F]{2})"""
+_ENTITY = rb"""&(?: \#[0-9]{1,7} | \#[xX][0-9a-fA-F]{1,6} | [A-Za-z][A-Za-z0-9]{1,31});"""
+_SORTS = (_BACKSLASHED, _PERCENT, _ENTITY)
+_ESCAPE, *_SOME = (
+    re.compile(b"|".join(sorts), re.VERBOSE) for sorts in (_SORTS, *combinations(_SORTS, 2), *combinations(_SORTS, 1))
 )
-"""Each way has a first byte of its own, which lets the search skip all others quickly."""
+"""Each way begins with a byte of its own, which lets the search skip all others quickly."""
 
 _INTRODUCERS = (re.compile(rb"[\\%&]"), re.compile(rb"""'["'\\ \t+\r\n]|"["\ \t+\r\n]|`[ \t+\r\n]"""))
 
@@ -55,14 +56,9 @@ def decode(text: bytes) -> bytes:
     return _ESCAPE.sub(_one_of, text)
 
 
-def decoded_each_way(text: bytes) -> Iterator[bytes]:
-    """``text`` with an encoding of one sort alone taken back: it may hold what only looks like one of another sort."""
-    for introducers in (b"\\'\"`", b"%", b"&"):
-        yield _ESCAPE.sub(partial(_one_if, introducers), text)
-
-
-def _one_if(introducers: bytes, found: re.Match[bytes]) -> bytes:
-    return _one(found[0]) if found[0][0] in introducers else found[0]
+def decoded_in_part(text: bytes) -> Iterator[bytes]:
+    """``text`` with encodings of one sort or two taken back: it may hold what only looks like one of another sort."""
+    return (some.sub(_one_of, text) for some in _SOME)
 
 
 def may_be_encoded(text: bytes) -> bool:

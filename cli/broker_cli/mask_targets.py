@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
 
-from broker_cli.mask_decode import LEVELS, decode, decoded_each_way
+from broker_cli.mask_decode import LEVELS, decode, decoded_in_part
 
 SHORTEST = 4
 PIECE = 64
@@ -109,7 +109,7 @@ def same(kind: Kind, printed: bytes, text: bytes) -> bool:
         below, printed = printed, decode(printed)
         if printed == below:
             break
-    return printed != first and any(kind.plain(one) == plain for one in decoded_each_way(first))
+    return printed != first and any(kind.plain(one) == plain for one in decoded_in_part(first))
 
 
 def targets(texts: Iterable[bytes], whole: bytes) -> Iterator[Target]:
@@ -135,8 +135,8 @@ def _in_other_sets(text: bytes) -> set[bytes]:
         shown = text.decode("utf-8", "replace")
         forms |= {shown.encode(), b"".join(_narrow(one) for one in shown)}
         forms |= {shown.encode("ascii", "replace"), shown.encode("ascii", "ignore")}
-    for _ in range(2):  # a printer of one kind leaves, and this reader takes back, what looks like an escape of another
-        forms |= {decode(form) for form in forms}
+    for _ in range(2):  # a writer of one sort leaves, and this reader takes back, what looks like an escape of another
+        forms |= {decode(form) for form in forms} | {part for form in forms for part in decoded_in_part(form)}
     return {form for form in forms if len(form.strip(BLANKS)) >= SHORTEST}
 
 
