@@ -56,6 +56,12 @@ def decode(text: bytes) -> bytes:
     return _ESCAPE.sub(_one_of, text)
 
 
+def stands_for(text: bytes, at: int) -> bytes:
+    """What the escape at ``at`` stands for; nothing if there is none."""
+    found = _ESCAPE.match(text, at)
+    return _one(found[0]) if found else b""
+
+
 def decoded_in_part(text: bytes) -> Iterator[bytes]:
     """``text`` with encodings of one sort or two taken back: it may hold what only looks like one of another sort."""
     return (some.sub(_one_of, text) for some in _SOME)

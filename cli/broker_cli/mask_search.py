@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate, compress, islice
 
 from broker_cli.mask_blocks import LONG, SHORT, Blocks
-from broker_cli.mask_decode import CHANGING, LEVELS, Layer, decode, layers, may_be_encoded, open_at
+from broker_cli.mask_decode import CHANGING, LEVELS, Layer, decode, layers, may_be_encoded, open_at, stands_for
 from broker_cli.mask_targets import BASE64, BLANKS, KEPT, TEXT, Kind, Target, same, skeleton
 
 Span = tuple[int, int]
@@ -26,6 +26,10 @@ _STRETCH = 10
 """So many times longer than what it stands for may something be that is encoded within punctuation."""
 
 _NOISE = BLANKS + b"\\'\"`$+\0"
+_INTRODUCERS = (b"\\", b"%", b"&", b"'", b'"', b"`")
+_WITHIN = b"\r\n\\%&'\""
+"""What base64 may have within, and what begins escapes."""
+
 _PADDING = re.compile(rb"(?:=|%3[dD]|\\u003[dD]){0,2}")
 
 
@@ -69,6 +73,7 @@ class Search:
         self._leads = {lead[:size] for lead in leads for size in range(1, len(lead) + 1)}
         self._longest_lead = max(map(len, leads), default=0)
         self._reach = max(map(len, self.texts()), default=0) + _SLACK // 2
+        self._strange = frozenset(range(128)) - {*b"".join(self.texts()), *_WITHIN}
         self._index()
 
     def texts(self) -> Iterator[bytes]:
@@ -122,11 +127,15 @@ class Search:
         return False
 
     def _islands(self, text: bytes) -> list[Span]:
-        """The surroundings of what decoding would change."""
-        marks = sorted(found.start() for pattern in CHANGING for found in pattern.finditer(text))
+        """The surroundings of escapes that stand for what targets have, or for a part of another escape."""
+        found = (one.start() for pattern in CHANGING for one in pattern.finditer(text))
+        marks = sorted(at for at in found if text[at - 1 : at] == b"\\" or self._matters(stands_for(text, at)))
         if len(marks) * self._reach > len(text):
             return [(0, len(text))]
         return _merged((max(0, at - self._reach), min(len(text), at + self._reach)) for at in marks)
+
+    def _matters(self, character: bytes) -> bool:
+        return not self._strange.issuperset(character[:1])
 
     def _starts(self, bones: bytes) -> Iterator[tuple[int, bytes]]:
         for blocks in self._blocks:
@@ -165,8 +174,10 @@ class Search:
 
     def opens(self, text: bytes) -> int:
         """Where what may be the beginning of a target begins at the end of ``text``; its length when nothing is."""
-        encoded = may_be_encoded(text[-self._reach :])
-        begin = max(0, len(text) - (_STRETCH * self._reach if encoded else self._reach))
+        near = text[-self._reach :]
+        encoded = may_be_encoded(near)
+        longer = min(_SLACK * sum(map(near.count, _INTRODUCERS)), _STRETCH * self._reach) if encoded else 0
+        begin = max(0, len(text) - self._reach - longer)
         layer: Layer | None = Layer(text[begin:])
         found = []
         for _ in range(LEVELS + 1):
