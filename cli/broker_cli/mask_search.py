@@ -202,9 +202,9 @@ class Search:
             if (len(head) < SHORT or head in self._heads) and (at := self._opened(text, places, bones, first)) >= 0:
                 found.append(at)
                 break
-        end = len(text.rstrip(BLANKS))
-        sizes = range(1, min(end, self._longest_lead) + 1)
-        found += [end - size for size in sizes if text[end - size : end] in self._leads]
+        for end in {len(text.rstrip(BLANKS)), len(text.rstrip(BLANKS + b"+"))}:
+            sizes = range(1, min(end, self._longest_lead) + 1)
+            found += [end - size for size in sizes if text[end - size : end] in self._leads]
         for one in self._weak:
             whole, room = TEXT.plain(one), range(max(0, len(text) - 2 * len(one) - _SLACK), len(text))
             found += [at for at in room if text[at] == one[0] and whole.startswith(TEXT.plain(text[at:]))]
