@@ -14,18 +14,17 @@ import signal
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn, TextIO, cast
 
 import structlog
-from pydantic import ValidationError
 
-from broker import acceptance, app, checkup, setup, supervisor
-from broker.config import Config, load
+from broker import acceptance, app, checkup, options, profiles, setup, supervisor
+from broker.config import DRAFT, Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
-from broker.store.config import StoreConfig
 
 log = structlog.get_logger("broker")
 
@@ -89,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         "folder unless one is named. Ctrl-C ends it.",
     )
     dev.add_argument("--folder", type=Path, help="keep everything here; else it is all gone when the broker ends")
-    _add_wishes(dev)
+    options.add_wishes(dev)
     dev.set_defaults(run=_dev)
     check = commands.add_parser("check", help="look at a broker's set-up without starting it")
     _add_config(check)
@@ -114,13 +113,8 @@ def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "operator's profile is renewed; its other options are in broker.toml.",
     )
     init.add_argument("folder", type=Path, help="where the broker lives; it cannot be moved later")
-    _add_wishes(init)
-    init.add_argument("--module", help="PKCS#11 module of an existing token; without it a SoftHSM token is made")
-    init.add_argument("--token-label", help="the label of that token")
-    init.add_argument("--pin-file", type=Path, help="a file of mode 0600 that holds the user PIN of that token")
-    init.add_argument(
-        "--database", default="", help="postgresql://user@host:port/name; SQLite in the folder by default"
-    )
+    options.add_wishes(init)
+    options.add_ground(init)
     init.set_defaults(run=_init)
 
 
@@ -128,43 +122,53 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the broker.toml that init made")
 
 
-def _add_wishes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--operator", default="admin", metavar="NAME", help="the first operator's name (%(default)s)")
-    parser.add_argument(
-        "--host",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="a name or address the server is reached by; may be repeated",
-    )
-    parser.add_argument("--operators-address", default="", metavar="HOST:PORT", help="where operators are served")
-    parser.add_argument("--pipelines-address", default="", metavar="HOST:PORT", help="where pipelines are served")
-    parser.add_argument(
-        "--allow-target", action="append", default=[], metavar="HOST:PORT",
-        help="a Vault or OpenBao that keys may be imported to; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--bind-credential", action="append", default=[], metavar="HOST:PORT/NAME=TARGET[,TARGET…]",
-        help="a credential that does not bear its target's name, and the targets that may use it; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--allow-issuer", action="append", default=[], metavar="HOST:PORT",
-        help="an issuer of CI identities at a private address; may be repeated",
-    )  # fmt: skip
-
-
 def _init(asked: argparse.Namespace) -> int:
-    folder = asked.folder.absolute()
-    file = folder / "broker.toml"
+    folder = _folder(asked.folder)
+    file = folder / setup.FILE
     existed = file.exists()
-    config = setup.initialise(_wishes(asked, folder, development=False), app.now)
+    told: list[str] = []
+    with _unfinished(folder):
+        config = setup.initialise(options.wishes(asked, folder, development=False), app.now, told.append)
     if existed:
         print(f"broker: {file} was there already and is not changed; the profile of {asked.operator} is renewed")
     else:
         print(f"broker: initialised in {folder}")
+    for sentence in told:
+        _tell(sentence)
     print(f"broker: start it with: broker serve --config {file}")
-    print(f"broker: use it with: export BROKER_PROFILE={config.certificates.parent / 'profile'}")
+    print(f"broker: use it with: export BROKER_PROFILE={_profile(folder, asked.operator, config)}")
     return 0
+
+
+def _profile(folder: Path, operator: str, config: Config) -> Path:
+    return profiles.folder_of(folder, operator, config.trust_domain)
+
+
+def _folder(given: Path) -> Path:
+    """The folder by its whole name; InvalidRequest ``FOLDER_INVALID`` if it has none, or one that no file can hold."""
+    try:
+        folder = given.absolute()
+        str(folder).encode()
+    except FileNotFoundError as error:
+        raise InvalidRequest("FOLDER_INVALID", "The current folder is gone; give the whole path of one.") from error
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("FOLDER_INVALID", "The folder's name is not UTF-8; give one that is.") from error
+    return folder
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[None]:
+    """Name what is left when a broker is made and something stops it."""
+    try:
+        yield
+    except BaseException:
+        if (folder / (setup.FILE + DRAFT)).exists():
+            print(
+                f"broker: {folder} is unfinished. Run the same command again to go on with it when what follows is "
+                "mended.",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _serve(asked: argparse.Namespace) -> int:
@@ -197,53 +201,17 @@ def _dev(asked: argparse.Namespace) -> int:
 
 
 def _develop(asked: argparse.Namespace, folder: Path) -> int:
-    return _run(setup.initialise(_wishes(asked, folder, development=True), app.now))
+    folder = _folder(folder)
+    with _unfinished(folder):
+        config = setup.initialise(options.wishes(asked, folder, development=True), app.now, _tell)
+    return _run(config, _profile(folder, asked.operator, config))
 
 
-def _wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> setup.Wishes:
-    folder = folder.absolute()
-    defaults = setup.Wishes(folder=folder)
-    any_port = "127.0.0.1:0" if development else ""  # nobody types it: the profile says where
-    given = vars(asked)
-    token = None
-    if any(given.get(name) for name in ("module", "token_label", "pin_file")):
-        if not (asked.module and asked.token_label and asked.pin_file):
-            raise InvalidRequest("TOKEN_INCOMPLETE", "Give --module, --token-label and --pin-file together, or none.")
-        token = setup.Token(module=asked.module, label=asked.token_label, pin_file=asked.pin_file)
-    if given.get("database"):
-        _check_database(asked.database, folder)
-    return setup.Wishes(
-        folder=folder,
-        operator=asked.operator,
-        hosts=(*defaults.hosts, *asked.host),
-        operators_address=asked.operators_address or any_port or defaults.operators_address,
-        pipelines_address=asked.pipelines_address or any_port or defaults.pipelines_address,
-        allowed_targets=tuple(asked.allow_target),
-        credentials_for=dict(_binding(each) for each in asked.bind_credential),
-        allowed_issuers=tuple(asked.allow_issuer),
-        database=given.get("database") or "",
-        development=development,
-        token=token,
-    )
+def _tell(sentence: str) -> None:
+    print(f"broker: {sentence}")
 
 
-def _binding(text: str) -> tuple[str, tuple[str, ...]]:
-    name, equals, targets = text.partition("=")
-    if not equals:
-        raise InvalidRequest("BINDING_INVALID", "Write --bind-credential HOST:PORT/NAME=TARGET[,TARGET…].")
-    return name, tuple(targets.split(","))
-
-
-def _check_database(url: str, folder: Path) -> None:
-    """InvalidRequest ``DATABASE_INVALID``, before anything is made."""
-    try:
-        StoreConfig(url=url, journal=folder / "journal")
-    except ValidationError as error:
-        sentence = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise InvalidRequest("DATABASE_INVALID", f"--database is not one for the broker: {sentence}") from error
-
-
-def _run(config: Config) -> int:
+def _run(config: Config, profile: Path | None = None) -> int:
     # Its put may interrupt its own get, as a signal does; an Event's set would wait for the Event's wait, for ever.
     ends: SimpleQueue[int] = SimpleQueue()
 
@@ -263,7 +231,7 @@ def _run(config: Config) -> int:
             return ends.get()
         broker.serve()
         _collect_less_often()
-        _say_ready(config, config.server.operators_address, config.server.pipelines_address)
+        _say_ready(config, config.server.operators_address, config.server.pipelines_address, profile)
         code = ends.get()
         broker.drain()
     finally:
@@ -282,10 +250,10 @@ def _collect_less_often() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-def _say_ready(config: Config, operators: str, pipelines: str) -> None:
+def _say_ready(config: Config, operators: str, pipelines: str, profile: Path | None = None) -> None:
     print(f"broker: operators on {operators}, pipelines on {pipelines}")
     if config.development:
-        profile = config.certificates.parent / "profile"
+        profile = profile or config.certificates.parent / "profile"
         print(f"broker: for trying out, not for secrets that matter; use it with: export BROKER_PROFILE={profile}")
     print("broker: ready", flush=True)
 

@@ -6,7 +6,7 @@ The clock lives here.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
@@ -29,6 +29,7 @@ from broker.core.keys import DestructionDelay, Keys
 from broker.core.kinds import Purpose
 from broker.core.kv import Secrets
 from broker.core.leases import Leases
+from broker.core.model import HsmReport
 from broker.core.operators import Operators
 from broker.core.policies import Policies
 from broker.core.ports import Authenticator, Hsm, KeyRef
@@ -41,6 +42,7 @@ from broker.core.slots import Slots
 from broker.core.targets import Targets
 from broker.core.trust import TrustRules
 from broker.core.withdrawal import Withdrawals
+from broker.hsm.features import described
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.inspector import Inspector
 from broker.loop import Loop
@@ -84,14 +86,16 @@ class Broker:
             self._processor.settle()
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
+        own_keys.check_internal_keys(config, self.hsm)  # before anything else of the folder is believed
         genuine = genuine_by(config.certificates / "audit.pem")
         # ``serve`` begins its chain
         self.store = SqlStore(config.store, row_key(config, self.hsm), self.clock.now, genuine, passing=True)
         self._parts.callback(self.store.close)
         self.clock.look(self.store.clock)
         audit_key = own_keys.internal_key(config, Purpose.AUDIT)
-        own_keys.check_internal_keys(config, self.hsm)
+        setup.refuse_unborn(config, self.clock.now())
         setup.renew_server_certificate(config, self.hsm, self.clock.now(), before=setup.RENEW_AT_LAST)
+        _say_if_refused("the server's certificate cannot be renewed when it is due", setup.check_renewable, config)
         self._guard = Guard(setup.policy_in_force(self.store))
         ring, births = self.hsm.keyring(Purpose.KEY), config.server.slots
         self.keys = Keys(self.store, ring, self._guard, self.clock.now, _delay(config), births=births)
@@ -151,6 +155,7 @@ class Broker:
 
     def serve(self) -> None:
         """Start answering, and the background loop with it."""
+        _tell(self.hsm.report())
         self.heads.begin()
         for doubt in self.store.doubts():
             log.warning("the audit journal is in doubt", sentence=doubt)
@@ -206,6 +211,14 @@ def _surroundings(config: Config) -> Surroundings:
     )
 
 
+def _say_if_refused(what: str, check: Callable[[Config], None], config: Config) -> None:
+    """What will be needed in weeks is tried today, and serving does not end for it."""
+    try:
+        check(config)
+    except BrokerError as refusal:
+        log.warning(what, reason=refusal.reason, sentence=refusal.message)
+
+
 def _limits(config: Config) -> Limits:
     sessions = config.sessions
     return Limits(
@@ -213,6 +226,11 @@ def _limits(config: Config) -> Limits:
         in_all=sessions.leases_in_all,
         usual=timedelta(seconds=sessions.usual_seconds),
     )
+
+
+def _tell(token: HsmReport) -> None:
+    """Which token this is, and what it is good for."""
+    log.info("token", label=token.token_label, serial=token.token_serial, sentence=described(token))
 
 
 def _look_at(ring: Hsm, roots: Mapping[int, KeyRef]) -> None:

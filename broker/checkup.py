@@ -17,13 +17,15 @@ from pathlib import Path
 
 from cryptography import x509
 
-from broker import own_keys
+from broker import belonging, own_keys, secret_files, setup
 from broker.app import counted, now
 from broker.config import Config, load
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, WrongState
 from broker.core.holding import held_work
+from broker.core.kinds import Purpose
 from broker.core.model import Operator, PolicyDocument
+from broker.hsm.features import described, fit
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.row_key import row_key
 from broker.rpc.tls import TlsFiles
@@ -33,6 +35,8 @@ from broker.store.inspection import told
 from broker.store.sql import SqlStore
 
 SOON = timedelta(days=14)
+LONG = timedelta(days=180)
+"""How long before its end a CA is told of: whoever trusts it must be given another one."""
 CONNECT_SECONDS = 5.0
 SHOWN = 5
 """Files with a fault that are named; the others are counted."""
@@ -97,8 +101,9 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 def _private_files(config: Config) -> str:
     """Modes and owners, whatever the database is: some parts look at their own files only once they use them."""
     private, own = set(_secret_files(config)), set(_trusted_files(config))
-    faults = [fault for path in sorted(private) if (fault := _fault(path, path.lstat(), 0o077))]
+    faults = [fault for path in sorted(private) if (fault := _secret_fault(config, path))]
     faults += [fault for path in sorted(own - private) if (fault := _fault(path, path.stat(), 0o022))]
+    faults += [fault for path in _needed_files(config) if (fault := _unreadable(path))]
     if faults:
         more = f" {len(faults) - SHOWN} more are like that." if len(faults) > SHOWN else ""
         raise WrongState("FILE_TOO_OPEN", " ".join(faults[:SHOWN]) + more)
@@ -111,8 +116,7 @@ def _secret_files(config: Config) -> Iterator[Path]:
     yield from (one for one in config.targets.credentials.rglob("*") if not one.is_dir())
     yield from (vault.token_file for vault in config.targets.private_vaults)
     yield from (config.store.journal, *config.store.journal.iterdir())
-    if config.store.password_file:
-        yield config.store.password_file
+    yield from (one for one in (config.store.password_file, config.store.passfile) if one)
     if config.store.sqlite:
         database = Path(config.store.parsed.database or "")
         yield from (one for end in ("", "-wal", "-shm") if (one := database.with_name(database.name + end)).exists())
@@ -128,6 +132,36 @@ def _trusted_files(config: Config) -> Iterator[Path]:
         yield config.store.tls_root
 
 
+def _needed_files(config: Config) -> Iterator[Path]:
+    """What is read only when it is used: at an import, a login, or the next connection."""
+    yield from (one for one in config.targets.credentials.rglob("*") if not one.is_dir())
+    for vault in config.targets.private_vaults:
+        yield from (vault.ca_file, vault.token_file)
+    for review in config.oidc.token_review:
+        yield from (review.ca_file, review.token_file)
+
+
+def _unreadable(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror}); let the broker's user read it."
+    return ""
+
+
+def _secret_fault(config: Config, path: Path) -> str:
+    """As ``_fault`` for what nobody else may read; a file is also judged as whoever reads it will judge it."""
+    fault = _fault(path, path.lstat(), 0o077)
+    if not fault or path.is_dir():
+        return fault
+    try:
+        secret_files.check(path, links=not path.is_relative_to(config.targets.credentials))
+    except secret_files.UnusableError as error:
+        return fault if path.lstat().st_uid == os.geteuid() else f"{path} {error.why}; {error.cure}."
+    return ""
+
+
 def _fault(path: Path, found: os.stat_result, forbidden: int) -> str:
     """What is wrong with it in a sentence; "" when nothing is."""
     mode = stat.S_IMODE(found.st_mode)
@@ -141,19 +175,28 @@ def _fault(path: Path, found: os.stat_result, forbidden: int) -> str:
 def _certificates(config: Config) -> str:
     server = config.server
     TlsFiles(server.certificate_file, server.key_file, server.operator_ca_file).credentials()
-    certificate = x509.load_pem_x509_certificate(config.server.certificate_file.read_bytes())
-    left = certificate.not_valid_after_utc - now()
-    if left < SOON:
+    setup.refuse_unborn(config, now())
+    certificate = own_keys.certificate(server.certificate_file)
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if start > now():
         raise WrongState(
-            "CERTIFICATE_LAPSES",
-            f"The server certificate ends {_day(certificate.not_valid_after_utc)}; restart to renew it.",
+            "CERTIFICATE_NOT_YET_VALID",
+            f"The server certificate starts at {start:%Y-%m-%d %H:%M:%S} UTC, and this host's clock says "
+            f"{now():%Y-%m-%d %H:%M:%S}: set the clock; if it is right, a restart makes a new certificate.",
         )
-    issuer = x509.load_pem_x509_certificate((config.certificates / "server-ca.pem").read_bytes())
+    if end - now() < SOON:
+        raise WrongState("CERTIFICATE_LAPSES", f"The server certificate ends {_day(end)}; restart to renew it.")
+    for purpose in (Purpose.SERVER_CA, Purpose.OPERATOR_CA):
+        last = own_keys.certificate(config.certificates / f"{purpose}.pem").not_valid_after_utc
+        if last - now() < LONG:
+            raise WrongState("CA_LAPSES", f"The CA certificate {purpose}.pem ends {_day(last)}; make a new broker.")
+    issuer = own_keys.certificate(config.certificates / "server-ca.pem")
     try:
         certificate.verify_directly_issued_by(issuer)
     except Exception as error:
         raise WrongState("CERTIFICATE_NOT_OURS", "The server certificate is not signed by server-ca.pem.") from error
-    return f"the server certificate is good until {_day(certificate.not_valid_after_utc)}"
+    setup.check_renewable(config)
+    return f"the server certificate is good until {_day(end)}, and can be renewed"
 
 
 def _hsm(config: Config) -> str:
@@ -163,14 +206,23 @@ def _hsm(config: Config) -> str:
         report = hsm.report()
     finally:
         hsm.close()
-    return (
-        f"{report.manufacturer} {report.model}, token {report.token_label}: login and the broker's own keys are there"
+    sentence = (
+        f"{report.manufacturer} {report.model}, token {report.token_label} (serial number {report.token_serial}): "
+        f"login and the broker's own keys are there; {described(report)}"
     )
+    if not fit(report):
+        raise _Doubt(sentence)
+    return sentence
 
 
 def _store(config: Config) -> str:
     with closing(Pkcs11Hsm(config.hsm)) as hsm:
-        key = row_key(config, hsm)
+        own_keys.check_internal_keys(config, hsm)
+        return _database(config, hsm)
+
+
+def _database(config: Config, hsm: Pkcs11Hsm) -> str:
+    key = row_key(config, hsm)
     try:
         genuine = genuine_by(config.certificates / "audit.pem")
         store = SqlStore(config.store, key, now, genuine, role="check", passing=True)  # checks the schema and every row
@@ -183,6 +235,7 @@ def _store(config: Config) -> str:
             raise WrongState("ROW_FORGED", told(store.findings))
         if not store.page(PolicyDocument, limit=1) or not store.page(Operator, limit=1):
             raise WrongState("NOT_INITIALISED", "The store is empty; run `broker init` for this folder.")
+        keys = belonging.refuse_absent_keys(store, hsm)
         if held := held_work(store):
             raise _Doubt(
                 f"the database answers; {held} thing(s) are held since it was restored and wait for an operator: "
@@ -190,7 +243,7 @@ def _store(config: Config) -> str:
             )
     finally:
         store.close()
-    return "the database answers, its schema is current, and every row is as brokers left it"
+    return f"the database answers, every row is as brokers left it, and {keys} of its keys are in the token"
 
 
 def _clocks(config: Config) -> str:

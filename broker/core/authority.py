@@ -71,9 +71,7 @@ class Authority:
 
     def server(self, csr_pem: bytes, names: list[str], not_before: datetime, ttl: timedelta) -> tuple[bytes, str]:
         """A server-auth leaf for DNS names and IP addresses; (PEM, serial hex)."""
-        if not 1 <= len(names) <= MAX_SERVER_NAMES:
-            raise InvalidRequest("SERVER_NAME_INVALID", f"A server has 1 to {MAX_SERVER_NAMES} names.")
-        alternatives = x509.SubjectAlternativeName([_server_name(name) for name in names])
+        alternatives = x509.SubjectAlternativeName(check_server_names(names))
         return self._leaf(csr_pem, alternatives, ExtendedKeyUsageOID.SERVER_AUTH, not_before, ttl)
 
     def _leaf(
@@ -146,6 +144,13 @@ def _certificate_of(key: KeyRef, pem: bytes) -> x509.Certificate:
 def _authority_key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+
+
+def check_server_names(names: list[str]) -> list[x509.GeneralName]:
+    """The names as a certificate has them; InvalidRequest ``SERVER_NAME_INVALID`` if one is none, or they are many."""
+    if not 1 <= len(names) <= MAX_SERVER_NAMES:
+        raise InvalidRequest("SERVER_NAME_INVALID", f"A server has 1 to {MAX_SERVER_NAMES} names.")
+    return [_server_name(name) for name in names]
 
 
 def _server_name(name: str) -> x509.GeneralName:

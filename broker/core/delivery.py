@@ -39,7 +39,7 @@ class Delivery:
     kek: WrappingKey
     oaep_hash: OaepHash
     newest: Sibling | None
-    newer: bool = False  # a later version of the key is proven under this name already
+    newer: frozenset[str] = frozenset()  # remote versions of later versions of the key that were proven under this name
 
     @property
     def remote_name(self) -> str:
@@ -68,14 +68,20 @@ class Delivery:
                 raise
         return False
 
-    def must_be_in_order(self) -> None:
-        """Refuse (``NEWER_VERSION_THERE``) what would put an older version before the one in use there (BY-13)."""
-        if self.newer:
-            raise WrongState(
-                "NEWER_VERSION_THERE",
-                f"A later version of the key is at the target as {self.remote_name}; an older one would become the "
-                "current one there, so it is not uploaded any more.",
-            )
+    def must_be_in_order(self, *, asking: bool = True) -> None:
+        """Refuse (``NEWER_VERSION_THERE``) what would put an older version before the one in use there (BY-13).
+
+        Without ``asking`` the broker's own record decides, because nothing is to connect to the target.
+        """
+        if not self.newer:
+            return
+        if asking and not self.newer & {one.version for one in self.there.port.versions(self.remote_name)}:
+            return
+        raise WrongState(
+            "NEWER_VERSION_THERE",
+            f"A later version of the key {'is' if asking else 'was proven'} at the target as {self.remote_name}; an "
+            "older one would become the current one there, so it is not uploaded any more.",
+        )
 
     def must_be_free(self) -> None:
         """Return if the remote name is ours to use, as far as the target shows it now; else ``TARGET_NAME_TAKEN``."""

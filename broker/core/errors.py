@@ -18,7 +18,17 @@ secret material; the cause of a failure travels only as ``__cause__`` and stays 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Items of one request that are refused for one reason; ``places`` count from 0."""
+
+    reason: str
+    message: str
+    places: tuple[int, ...]
 
 
 class BrokerError(Exception):
@@ -29,6 +39,9 @@ class BrokerError(Exception):
 
     facts: Mapping[str, str | int] = MappingProxyType({})
     """What the audit is told and the caller is not (names from ``audit.FACTS``)."""
+
+    refused: tuple[Refused, ...] = ()
+    """Which items of the request, where it has several that stand or fall each on its own."""
 
     outcome = "INTERNAL"
     """How the audit writes it: the name of its gRPC status."""
@@ -86,3 +99,26 @@ class Unavailable(BrokerError):
     """A part the broker depends on does not answer; retrying later can help."""
 
     outcome = "UNAVAILABLE"
+
+
+def together(refusals: Mapping[int, BrokerError], items: str, among: int) -> BrokerError:
+    """One refusal for several items of a request, by their places (from 0): of the kind and reason of the first.
+
+    It has all of them in ``refused``, and says their places from 1. ``items``: the word for them.
+    """
+    by_reason: dict[tuple[str, str], list[int]] = {}
+    for place, refusal in sorted(refusals.items()):
+        by_reason.setdefault((refusal.reason, refusal.message), []).append(place)
+    first = refusals[min(refusals)]
+    message = first.message
+    if len(refusals) > 1:
+        places = ", ".join(f"{place + 1} ({refusal.reason})" for place, refusal in sorted(refusals.items()))
+        message = f"{len(refusals)} of {among} {items} are refused: {places}. The first: {message}"
+    elif among > 1:
+        message += f" It is number {min(refusals) + 1} of {among} {items}."
+    error = type(first)(first.reason, message, **first.metadata)
+    error.facts = first.facts
+    error.refused = tuple(
+        Refused(reason=reason, message=text, places=tuple(places)) for (reason, text), places in by_reason.items()
+    )
+    return error

@@ -10,7 +10,7 @@ from broker.core import tokens
 from broker.core.audit import AuditEntry
 from broker.core.call import Call
 from broker.core.ending import part, readable, shown
-from broker.core.errors import BrokerError, InvalidRequest
+from broker.core.errors import BrokerError, InvalidRequest, together
 from broker.core.kinds import LeaseState
 from broker.core.kv import Opened, Reference, Secrets, Stored, parse_reference
 from broker.core.model import Lease, Session
@@ -128,7 +128,15 @@ def parsed(references: list[str]) -> list[Reference]:
     """1 to 100 references, no two the same; InvalidRequest otherwise, before anything is decided."""
     if not 1 <= len(references) <= MAX_REFERENCES:
         raise InvalidRequest("REFERENCES_INVALID", f"Name between 1 and {MAX_REFERENCES} references in one call.")
-    found = [parse_reference(text) for text in references]
+    found: list[Reference] = []
+    refusals: dict[int, BrokerError] = {}
+    for place, text in enumerate(references):
+        try:
+            found.append(parse_reference(text))
+        except InvalidRequest as refusal:
+            refusals[place] = refusal
+    if refusals:
+        raise together(refusals, "references", len(references))
     if len({(each.name, each.version, each.field) for each in found}) < len(found):
         raise InvalidRequest("REFERENCES_INVALID", "A reference stands there twice; name each only once.")
     return found
@@ -156,9 +164,10 @@ def _attempt(call: Call, reference: Reference, read: Callable[[Call], Opened]) -
     return Try(call=share, reference=reference, opened=opened)
 
 
-def first_refusal(tries: list[Try]) -> BrokerError | None:
-    """The refusal of the first reference that was refused."""
-    return next((each.refusal for each in tries if each.refusal), None)
+def refusal(tries: list[Try]) -> BrokerError | None:
+    """The one refusal for all the references that are refused, each by its place; None when there is none."""
+    refusals = {place: each.refusal for place, each in enumerate(tries) if each.refusal}
+    return together(refusals, "references", len(tries)) if refusals else None
 
 
 def check_size(tries: list[Try]) -> None:

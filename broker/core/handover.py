@@ -9,28 +9,27 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-
+from broker.core.armour import public_key
 from broker.core.call import Call
 from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
-from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion
+from broker.core.import_ledger import Asked, Imported, Ledger
 from broker.core.import_rules import (
     EXPORTED,
     NO_TERMS,
+    OtherVersion,
     agree,
     await_lease,
     disabled_by_us,
     importable,
     not_held,
-    of_name,
     remote_name_of,
     resumed,
     sound_terms,
 )
-from broker.core.kinds import ImportState, KeyState
+from broker.core.kinds import ImportState, KeyState, Sent
 from broker.core.model import Import, Target, Terms, WrappingKey
+from broker.core.reproof import again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +60,18 @@ class Handover:
         except OtherVersion as other:
             return self._export(self._ledger.permitted(call, name, other.number, target, remote_name), kek_pem)
 
-    def confirm(self, call: Call, name: str, version: int, target: str, terms: Terms = NO_TERMS) -> Imported:
+    def confirm(
+        self, call: Call, name: str, version: int, target: str, remote_name: str = "", terms: Terms = NO_TERMS
+    ) -> Imported:
         """Read back what was carried to the target and prove it; PROVEN afterwards. Never uploads.
 
         What is not there makes the import FAILED (``REMOTE_KEY_MISSING``), and may be confirmed later all the same.
         """
         sound_terms(terms, self._ledger.now())
         try:
-            return self._confirm(self._ledger.permitted(call, name, version, target, None), terms)
+            return self._confirm(self._ledger.permitted(call, name, version, target, remote_name or None), terms)
         except OtherVersion as other:
-            return self._confirm(self._ledger.permitted(call, name, other.number, target, None), terms)
+            return self._confirm(self._ledger.permitted(call, name, other.number, target, remote_name or None), terms)
 
     # ---- out -----------------------------------------------------------------------------------------------------
 
@@ -81,26 +82,26 @@ class Handover:
         with ledger.turn(asked):
             row, rows = ledger.settled(asked)
             not_held(row)
-            remote_name = remote_name_of(asked.key.name, row, rows, asked.remote_name)
+            remote_name = remote_name_of(asked.key.name, asked.version.number, rows, asked.remote_name)
             call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:
-                raise _there_already()
+                raise _there_already(row)
             kek = _given(asked.target, kek_pem) if kek_pem else None
             delivery = ledger.delivery(asked, row, rows, remote_name, kek=kek)
             if kek is None:
                 delivery.must_be_free()
             else:
-                delivery.must_be_in_order()
+                delivery.must_be_in_order(asking=False)
             if row is not None:
                 await_lease(row, ledger.now())
             if call.validate_only:
                 delivery.must_be_readable()
-                return Exported(row=self._begun(asked, delivery))
+                return Exported(row=self._begun(asked, delivery, row))
             return self._carry_out(asked, delivery, row)
 
     def _carry_out(self, asked: Asked, delivery: Delivery, earlier: Import | None) -> Exported:
         ledger, call, there = self._ledger, asked.call, delivery.there
-        begun = self._begun(asked, delivery)
+        begun = self._begun(asked, delivery, earlier)
         if earlier is not None and earlier.state is ImportState.PENDING and ledger.seen(call):
             begun = earlier  # the same request again: another file, and nothing else is new
         row = ledger.begin(asked, begun, earlier)
@@ -111,13 +112,12 @@ class Handover:
             ledger.fail(call, row, error)
             raise
         digest = hashlib.sha256(blob).hexdigest()
-        call.note(blob_sha256=digest, state=row.state.value)
-        ledger.store.record(call.outcome())
-        call.settled = True
+        call.note(blob_sha256=digest)
+        row = ledger.mark(call, replace(row, blob_sha256=digest, sent=Sent.FILE), EXPORTED, over=True)
         return Exported(row=row, transfer_file=file, blob_sha256=digest)
 
-    def _begun(self, asked: Asked, delivery: Delivery) -> Import:
-        return replace(self._ledger.begun(asked, delivery), failure=EXPORTED)
+    def _begun(self, asked: Asked, delivery: Delivery, earlier: Import | None) -> Import:
+        return replace(self._ledger.begun(asked, delivery, earlier), failure=EXPORTED)
 
     # ---- and back ------------------------------------------------------------------------------------------------
 
@@ -129,10 +129,9 @@ class Handover:
             row, rows = ledger.settled(asked)
             if row is None:
                 raise NotFound("IMPORT_NOT_FOUND", "This version was not exported for this target; export it first.")
-            of_name(row, asked.remote_name)
             call.note(target=row.target, version=row.version, remote_name=row.remote_name)
             if row.state is ImportState.PROVEN:
-                return ledger.again(asked, row, terms)
+                return again(ledger, asked, row, terms)
             port = ledger.port(asked.target)
             agree(asked.call, asked.key, port, terms)
             there = ledger.arrival(asked, port, row.remote_name, row, rows)
@@ -158,22 +157,23 @@ class Handover:
         return error
 
 
-def _there_already() -> WrongState:
+def _there_already(row: Import) -> WrongState:
+    when = f" at {row.proven_at:%Y-%m-%dT%H:%M:%SZ}" if row.proven_at else ""
     return WrongState(
         "IMPORT_PROVEN",
-        "This version is at the target and proven, so nothing has to be carried there; `broker key prove` proves it "
-        "again.",
+        f"This version was proven at the target{when}, so nothing has to be carried there. `broker key prove` asks the "
+        "target whether it is there still; if it is not, export the key again.",
     )
 
 
 def _given(target: Target, pem: bytes) -> WrappingKey:
     """The pinned KEK from a file; InvalidRequest ``KEK_FILE_INVALID`` or ``KEK_UNEXPECTED``."""
     try:
-        der = load_pem_public_key(pem).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, UnsupportedAlgorithm) as error:
+        der = public_key(pem)
+    except ValueError as error:
         raise InvalidRequest(
-            "KEK_FILE_INVALID", "The KEK's file is not a public key in PEM; download it from the target again."
-        ) from error
+            "KEK_FILE_INVALID", f"The KEK's file {error}; download it from the target again."
+        ) from None
     found = hashlib.sha256(der).hexdigest()
     if found != target.kek_thumbprint:
         raise InvalidRequest(

@@ -56,7 +56,7 @@ _RULES = (
             kind=Import,
             when=state.value,
             becomes=lambda row: replace(row, state=ImportState.HELD),
-            key=lambda row: (row.key, row.version, row.target),
+            key=lambda row: (row.key, row.version, row.target, row.remote_name),
             resource=lambda row: f"key/{row.key},target/{row.target}",
             facts=lambda row: {"version": row.version, "target": row.target, "remote_name": row.remote_name},
         )

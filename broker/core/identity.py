@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How a call may wait for something outside: until when, and without keeping others from their turn."""
+
+    until: float  # monotonic seconds
+    room: int  # how many calls may wait so at a time
+    aside: Callable[[], AbstractContextManager[None]]  # to be inside while waiting; Exhausted when there is no room
+    alive: Callable[[], bool]  # whether the caller still waits for the answer
+    once: bool = False  # only for what is under way, not for its being tried again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +29,7 @@ class Credentials:
     metadata: Mapping[str, str] = field(repr=False)  # "authorization" and "broker-trust-rule", where the call has them
     peer: str
     rpc: str = ""  # "SessionService/Login"
+    patience: Patience | None = None  # None: nobody waits longer than for what is under way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

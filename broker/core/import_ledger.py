@@ -18,37 +18,34 @@ from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFo
 from broker.core.guard import Guard
 from broker.core.import_rules import (
     NO_TERMS,
+    OVER,
     TERMS_UNSETTLED,
     UNPROVEN,
     agree,
     in_progress,
+    latest,
+    lost,
+    place_of,
+    remember,
     remote_name_of,
+    sent_before,
     siblings,
     still_enabled,
 )
+from broker.core.keks import check_pin, offered
 from broker.core.keys import ref
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
-from broker.core.names import check_name
+from broker.core.names import check_name, check_remote_name
 from broker.core.ports import KeyRef, Write
-from broker.core.receipts import keep, replay
 from broker.core.slots import Slots
-from broker.core.targets import check_pin
 from broker.core.turns import Turns
 
 TURN_SECONDS = 20.0
 """How long a call waits for another one that imports the same key to the same target."""
 
-MAX_VERSIONS = 1000
-"""Versions of one key at one target that are looked at."""
-
-
-class OtherVersion(Exception):
-    """The request was sent before, when another version was the primary one; that one is meant."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+MAX_COPIES = 1000
+"""Copies of one key at one target, of all its versions, that are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,23 +98,26 @@ class Ledger:
         """The key version and the target, if the caller may do this with both under the key's name at the target.
 
         ``version`` 0 is the primary one; ``remote_name`` "" is the one that importing it would take, None the one that
-        its import has.
+        its import has. It is decided on in the target's one spelling.
         """
         check_name(name, "key")
         check_name(target, "target")
         if remote_name:
-            check_name(remote_name, "remote key")
+            check_remote_name(remote_name)
         if not 0 <= version < 1 << 31:
             raise InvalidRequest("VERSION_INVALID", "The version is not a positive number; 0 means the primary one.")
         found = self.store.version(name, version)
         key = found[0] if found else self.store.get(Key, name)
         place = self.store.get(Target, target)
-        remote_name = remote_name or self._remote_name(name, found[1].number if found else 0, target, remote_name)
+        remote_name = self._remote_name(name, found[1].number if found else 0, place, target, remote_name)
+        spelled, unfit = self._spelled(place, remote_name)
         for resource in (
             guard.of_key(key) if key else guard.of_unknown_key(name),
             guard.of_target(place) if place else guard.of_unknown_target(target),
         ):
-            self._guard.check(call, guard.under(remote_name, resource))
+            self._guard.check(call, guard.under(spelled, resource))
+        if unfit is not None:
+            raise unfit
         if key is None:
             raise NotFound("KEY_NOT_FOUND", "There is no key of this name; `broker key list` shows those there are.")
         if found is None:
@@ -133,24 +133,39 @@ class Ledger:
         return self._connect(target.name, target.kind, target.settings)
 
     def rows(self, asked: Asked) -> tuple[Import | None, list[Import]]:
-        """The import of this version, if there is one, and those of all versions to this target."""
-        return self._rows(asked.key.name, asked.version.number, asked.target.name)
+        """The import of this version under this name, if there is one, and those of all to this target."""
+        return self._rows(asked.key.name, asked.version.number, asked.target.name, asked.remote_name)
 
     def settled(self, asked: Asked) -> tuple[Import | None, list[Import]]:
         """As ``rows``; what an earlier attempt has left enabled at the target is disabled first, or nothing goes on."""
         row, rows = self.rows(asked)
-        if row is None or row.state is not ImportState.DISABLING or asked.call.validate_only:
+        left = [one for one in rows if one.version == asked.version.number and one.state is ImportState.DISABLING]
+        if not left or asked.call.validate_only:
             return row, rows
-        failed = self.disabled(asked.call, self.port(asked.target), row)
-        return failed, [failed if one is row else one for one in rows]
+        for one in left:
+            self.disabled(asked.call, self.port(asked.target), one)
+        return self.rows(asked)
 
-    def _rows(self, key: str, version: int, target: str) -> tuple[Import | None, list[Import]]:
-        rows = self.store.page(Import, limit=MAX_VERSIONS, where={"key": key, "target": target})
-        return next((row for row in rows if row.version == version), None), rows
+    def _rows(self, key: str, version: int, target: str, remote_name: str) -> tuple[Import | None, list[Import]]:
+        rows = self.store.page(Import, limit=MAX_COPIES, where={"key": key, "target": target})
+        return next((row for row in rows if (row.version, row.remote_name) == (version, remote_name)), None), rows
 
-    def _remote_name(self, key: str, version: int, target: str, wanted: str | None) -> str:
-        row, rows = self._rows(key, version, target)
-        return row.remote_name if row and wanted is None else remote_name_of(key, row, rows, "")
+    def _remote_name(self, key: str, version: int, place: Target | None, target: str, wanted: str | None) -> str:
+        """The name that is meant, as an import that has it already writes it."""
+        rows = self.store.page(Import, limit=MAX_COPIES, where={"key": key, "target": target})
+        if wanted:
+            spelled, _ = self._spelled(place, wanted)
+            known = (one.remote_name for one in rows if self._spelled(place, one.remote_name)[0] == spelled)
+            return next(known, wanted)
+        row = latest(rows, version)
+        return row.remote_name if row and wanted is None else remote_name_of(key, version, rows, "")
+
+    def _spelled(self, place: Target | None, remote_name: str) -> tuple[str, InvalidRequest | None]:
+        """As policies compare it; with the refusal of a name, or of a place, that will not do."""
+        try:
+            return (self.port(place).spelled(remote_name) if place else remote_name), None
+        except InvalidRequest as error:  # who may not is not told what is wrong with it
+            return remote_name, error
 
     def delivery(
         self,
@@ -166,16 +181,16 @@ class Ledger:
         port.supports(asked.key.type, asked.key.usage)
         agree(asked.call, asked.key, port, terms)
         oaep_hash = port.oaep_hash(self.hsm.report().oaep_hashes)
-        offered = kek or port.wrapping_key()
-        asked.call.note(kek_thumbprint=offered.thumbprint)
-        check_pin(asked.target, offered)
+        pinned = kek or offered(port, asked.target)
+        asked.call.note(kek_thumbprint=pinned.thumbprint)
+        check_pin(asked.target, pinned)
         before = siblings(rows, remote_name)
         return Delivery(
             there=self.arrival(asked, port, remote_name, row, rows),
-            kek=offered,
+            kek=pinned,
             oaep_hash=oaep_hash,
             newest=self._sibling(asked.key, before[-1]) if before else None,
-            newer=any(one.version > asked.version.number for one in before),
+            newer=frozenset(one.remote_version for one in before if one.version > asked.version.number),
         )
 
     def seen(self, call: Call) -> bool:
@@ -204,7 +219,7 @@ class Ledger:
     def arrival_of(self, row: Import, port: ports.Target) -> Arrival | None:
         """Where to look for what a row is about, without anybody asking; None when its key is gone."""
         found = self.store.version(row.key, row.version)
-        _, rows = self._rows(row.key, row.version, row.target)
+        _, rows = self._rows(row.key, row.version, row.target, row.remote_name)
         return self._arrival(ref(*found), port, row.remote_name, row, rows) if found else None
 
     @contextmanager
@@ -222,7 +237,7 @@ class Ledger:
             key=key,
             remote_name=remote_name,
             taken=frozenset(one.remote_version for one in siblings(rows, remote_name)),
-            known=row.remote_version if row and row.failure != "PROOF_FAILED" else "",
+            known=row.remote_version if row and row.failure != "PROOF_FAILED" and not lost(row) else "",
         )
 
     def _sibling(self, key: Key, row: Import) -> Sibling | None:
@@ -231,8 +246,8 @@ class Ledger:
 
     # ---- what is written -----------------------------------------------------------------------------------------
 
-    def begun(self, asked: Asked, delivery: Delivery) -> Import:
-        """The row of an import that begins now."""
+    def begun(self, asked: Asked, delivery: Delivery, earlier: Import | None) -> Import:
+        """The row of an import that begins now, after ``earlier`` under the same name."""
         return Import(
             key=asked.key.name,
             version=asked.version.number,
@@ -244,13 +259,14 @@ class Ledger:
             blob_sha256="",
             failure="",
             started_at=self.now(),
+            sent=sent_before(earlier),
         )
 
     def begin(self, asked: Asked, new: Import, earlier: Import | None) -> Import:
         """Write the intent, and ``new`` over ``earlier``; OtherVersion when the request once meant another version."""
         try:
             with self.store.write(asked.call.intent()) as write:
-                _remember(write, asked.call, new)
+                remember(write, asked.call, new)
                 _unchanged(write, asked)
                 if earlier is not None:
                     return write.replace(earlier, new)
@@ -260,22 +276,6 @@ class Ledger:
             if error.reason in {"NAME_TAKEN", "CHANGED_MEANWHILE"}:  # another broker process was quicker
                 raise in_progress("another call has begun it; try again") from error
             raise
-
-    def again(self, asked: Asked, row: Import, terms: Terms) -> Imported:
-        """Proven before: nothing is sent but the terms, unless this very request has set them already."""
-        call = asked.call
-        if terms != NO_TERMS and not self.seen(call):
-            port = self.port(asked.target)
-            agree(asked.call, asked.key, port, terms)
-            if not call.validate_only:
-                self.store.record(call.intent())
-                port.settle(row.remote_name, row.remote_version, terms)
-        call.note(remote_version=row.remote_version, state=row.state.value)
-        if not call.validate_only:
-            with self.store.write(call.outcome()) as write:
-                _remember(write, call, row)
-            call.settled = True
-        return Imported(row=row)
 
     def finish(self, call: Call, there: Arrival, row: Import, found: Found, terms: Terms, *, enable: bool) -> Imported:
         """Prove what was found, leave nothing else of it usable, hold it to the terms; only then it is PROVEN.
@@ -295,16 +295,20 @@ class Ledger:
             raise self.undone(call, there.port, row, error, enable=enable) from error
         return self.succeed(call, row, remote, extra)
 
-    def mark(self, call: Call, row: Import, why: str, state: ImportState = ImportState.PENDING) -> Import:
-        """Write down what is at the target and how far the import is, before more is done there."""
+    def mark(
+        self, call: Call, row: Import, why: str, state: ImportState = ImportState.PENDING, *, over: bool = False
+    ) -> Import:
+        """Write down what is at the target and how far the import is, before more is done there or it is ``over``."""
         call.note(remote_version=row.remote_version, state=state.value)
         try:
-            with self.store.write(call.intent()) as write:
-                return write.replace(row, replace(row, failure=why, state=state))
+            with self.store.write(call.outcome() if over else call.intent()) as write:
+                marked = write.replace(row, replace(row, failure=why, state=state))
         except WrongState as error:
             if error.reason == "CHANGED_MEANWHILE":
                 raise in_progress("another call has taken it over; try again") from error
             raise
+        call.settled = call.settled or over
+        return marked
 
     def succeed(self, call: Call, row: Import, remote: RemoteKey, extra: tuple[Extra, ...] = ()) -> Imported:
         """The outcome of a call that has proven ``remote``."""
@@ -316,7 +320,7 @@ class Ledger:
             with self.store.write(call.outcome()) as write:
                 proven = write.replace(row, proven)
         except WrongState as error:
-            return Imported(row=self._overtaken(row, error), extra=extra)
+            return Imported(row=self.overtaken(row, error), extra=extra)
         call.settled = True
         return Imported(row=proven, extra=extra)
 
@@ -349,10 +353,12 @@ class Ledger:
             raise still_enabled(error) from error
         return self.mark(call, row, row.failure, ImportState.FAILED)
 
-    def fail(self, call: Call, row: Import, error: BrokerError) -> None:
-        """The outcome of an attempt that is over and has come to nothing."""
-        call.note(state=ImportState.FAILED.value)
-        self._end(call, row, replace(row, state=ImportState.FAILED, failure=error.reason, proven_at=None), error)
+    def fail(self, call: Call, row: Import, error: BrokerError, state: ImportState = ImportState.FAILED) -> None:
+        """The outcome of an attempt that is over and has come to nothing; what is ``lost`` keeps its last proof."""
+        call.note(state=state.value)
+        new = replace(row, state=state, failure=error.reason)
+        again = row.state in {ImportState.PROVEN, *OVER}
+        self._end(call, row, new if again and lost(new) else replace(new, proven_at=None), error)
 
     def pause(self, call: Call, row: Import, error: BrokerError, why: str) -> None:
         """The outcome of an attempt that leaves open whether the key arrived, and ``why``."""
@@ -361,26 +367,18 @@ class Ledger:
 
     def _end(self, call: Call, row: Import, new: Import, error: BrokerError) -> None:
         with self.store.write(call.outcome(error.outcome, error.reason)) as write:
-            stored = write.get(Import, row.key, row.version, row.target)
+            stored = write.get(Import, *place_of(row))
             # Only what this attempt began is marked; if another one has taken over, the row is that one's.
             if stored is not None and stored.revision == row.revision:
                 write.replace(stored, new)
         call.settled = True
 
-    def _overtaken(self, row: Import, error: WrongState) -> Import:
+    def overtaken(self, row: Import, error: WrongState) -> Import:
         """Another broker process wrote the row meanwhile: its result, if that is a proven import."""
-        found = self.store.get(Import, row.key, row.version, row.target)
+        found = self.store.get(Import, *place_of(row))
         if error.reason == "CHANGED_MEANWHILE" and found is not None and found.state is ImportState.PROVEN:
             return found
         raise in_progress("another call has taken it over; try again") from error
-
-
-def _remember(write: Write, call: Call, row: Import) -> None:
-    receipt = replay(write, call)
-    if receipt is None:
-        keep(write, call, row.key, row.version)
-    elif receipt.version != row.version:
-        raise OtherVersion(receipt.version)
 
 
 def _unchanged(write: Write, asked: Asked) -> None:

@@ -9,8 +9,10 @@ from broker.core import ports
 from broker.core.arrival import Found
 from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
-from broker.core.kinds import ImportState, KeyState, VersionState
+from broker.core.kinds import ImportState, KeyState, Sent, VersionState
 from broker.core.model import Import, Key, KeyVersion, Terms
+from broker.core.ports import Write
+from broker.core.receipts import keep, replay
 
 NO_TERMS = Terms()
 """Nothing is asked for: the target is not spoken to about terms at all."""
@@ -26,6 +28,12 @@ EARLIER = "An earlier attempt has left a key there that could not be proven."
 UNPROVEN = "UNPROVEN"
 """Why an import is PENDING whose upload the target has confirmed, and then could not be asked about the key."""
 
+MISSING = "REMOTE_KEY_MISSING"
+"""Why an import has FAILED, or is GONE, that the target did not show any more when it was last asked."""
+
+OVER = frozenset({ImportState.FAILED, ImportState.GONE})
+"""Nothing is under way, and nothing there is in use as far as is known: the remote name binds nobody."""
+
 MAX_ALARMS = 1000
 
 ANSWERED = frozenset({"TARGET_THROTTLED", "TARGET_CONFLICT", EXPORTED, UNPROVEN})
@@ -33,6 +41,14 @@ ANSWERED = frozenset({"TARGET_THROTTLED", "TARGET_CONFLICT", EXPORTED, UNPROVEN}
 
 LEASE = timedelta(seconds=60)
 """How long an upload whose answer is missing may still be on its way; longer than any request to a target takes."""
+
+
+class OtherVersion(Exception):
+    """The request was sent before, when another version was the primary one; that one is meant."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def importable(key: Key, held: KeyVersion) -> None:
@@ -53,16 +69,39 @@ def importable(key: Key, held: KeyVersion) -> None:
         )
 
 
-def remote_name_of(key: str, row: Import | None, rows: list[Import], wanted: str) -> str:
+def place_of(row: Import) -> tuple[str, int, str, str]:
+    """The primary key of a row."""
+    return row.key, row.version, row.target, row.remote_name
+
+
+def latest(rows: list[Import], version: int) -> Import | None:
+    """The copy of this version that is meant when no remote name is given: one that is not over, else the last one."""
+    mine = [one for one in rows if one.version == version]
+    return max(mine, key=lambda one: (one.state not in OVER, one.started_at), default=None)
+
+
+def lost(row: Import) -> bool:
+    """Whether it was proven once, and the target did not show it any more when it was asked again.
+
+    What comes to light under its name since then is not taken for it before it has proven itself.
+    """
+    return row.failure == MISSING and row.proven_at is not None
+
+
+def remote_name_of(key: str, version: int, rows: list[Import], wanted: str) -> str:
     """All versions of a key go to one remote name; a name that has come to nothing binds nobody."""
-    bound = [one.remote_name for one in rows if one.state is not ImportState.FAILED]
+    bound = sorted((one for one in rows if one.state not in OVER), key=lambda one: (one.version, one.started_at))
     if not bound:
+        row = latest(rows, version)
         return wanted or (row.remote_name if row else key)
-    if wanted not in {"", bound[0]}:
+    if wanted and wanted not in {one.remote_name for one in bound}:
+        name = bound[-1].remote_name
         raise WrongState(
-            "REMOTE_NAME_DIFFERS", f"The key is at this target as {bound[0]}; give that remote name, or none."
+            "REMOTE_NAME_DIFFERS",
+            f"By the broker's record the key is at this target as {name}; give that remote name, or none. Once "
+            f"`broker key prove` finds that it is not there any more, it can be imported under another one.",
         )
-    return bound[0]
+    return wanted or bound[-1].remote_name
 
 
 def not_held(row: Import | None) -> None:
@@ -81,13 +120,16 @@ def siblings(rows: list[Import], remote_name: str) -> list[Import]:
 
 
 def provable(row: Import | None) -> Import:
-    """The row, if it is of a proven import."""
+    """The row, if it is of an import that was proven, or of one that came to nothing and may be there all the same."""
     if row is None:
-        raise NotFound("IMPORT_NOT_FOUND", "This version was not imported to this target; import it.")
+        raise NotFound(
+            "IMPORT_NOT_FOUND", "This version was not imported to this target under that name; `broker key where`."
+        )
     not_held(row)
-    if row.state is not ImportState.PROVEN:
-        raise WrongState("IMPORT_NOT_PROVEN", f"This import is {row.state}; import the key again, which settles it.")
-    return row
+    if row.state is ImportState.PROVEN or (row.state in OVER and row.sent is not Sent.NOTHING):
+        return row
+    way_out = "confirm it once it was carried there" if row.failure == EXPORTED else "import it again, which settles it"
+    raise WrongState("IMPORT_NOT_PROVEN", f"This import is {row.state} and was not proven yet; {way_out}.")
 
 
 def resumed(new: Import, earlier: Import | None, found: Found | None) -> Import:
@@ -98,16 +140,19 @@ def resumed(new: Import, earlier: Import | None, found: Found | None) -> Import:
     return replace(new, remote_version=found.remote.version, failure=earlier.failure if same else "")
 
 
-def of_name(row: Import, remote_name: str) -> Import:
-    """The row, if it is of the name that was decided on; another call may have begun it anew since."""
-    if row.remote_name != remote_name:
-        raise in_progress("another call has begun it under another remote name; try again")
-    return row
+def sent_before(earlier: Import | None) -> Sent:
+    """What has left the HSM for this place before an attempt that begins now; what is not known counts as sent."""
+    if earlier is None or not earlier.may_be_there:
+        return Sent.NOTHING
+    if earlier.sent is None or earlier.sent is Sent.NOTHING:  # it may have crashed before it could write that down
+        return Sent.FILE if earlier.failure == EXPORTED else Sent.UPLOAD
+    return earlier.sent
 
 
 def disabled_by_us(row: Import, remote_version: str) -> bool:
     """Whether an earlier proof failed and put the version out of use; somebody else's decision is not undone."""
-    return row.remote_version == remote_version and row.failure not in {"", EXPORTED, UNPROVEN, "REMOTE_KEY_DISABLED"}
+    ours = row.failure not in {"", EXPORTED, UNPROVEN, "REMOTE_KEY_DISABLED"} and not lost(row)
+    return row.remote_version == remote_version and ours
 
 
 def await_lease(row: Import, now: datetime) -> None:
@@ -169,3 +214,12 @@ def agree(call: Call, key: Key, port: ports.Target, terms: Terms) -> None:
     for name, moment in (("not_before", terms.not_before), ("expires_at", terms.expires_at)):
         if moment is not None:
             call.note(**{name: moment.isoformat(timespec="seconds")})
+
+
+def remember(write: Write, call: Call, row: Import) -> None:
+    """Keep which version this request means; OtherVersion when it was sent before and meant another one."""
+    receipt = replay(write, call)
+    if receipt is None:
+        keep(write, call, row.key, row.version)
+    elif receipt.version != row.version:
+        raise OtherVersion(receipt.version)

@@ -15,29 +15,29 @@ from broker.core.call import Call
 from broker.core.delivery import Delivery
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.guard import Guard
-from broker.core.import_ledger import Asked, Imported, Ledger, OtherVersion
+from broker.core.import_ledger import Asked, Imported, Ledger
 from broker.core.import_rules import (
+    MISSING,
     NO_TERMS,
     UNPROVEN,
+    OtherVersion,
     await_lease,
     disabled_by_us,
     importable,
     not_held,
-    of_name,
+    place_of,
     provable,
     remote_name_of,
     resumed,
     sound_terms,
 )
-from broker.core.kinds import ImportState, KeyState
-from broker.core.model import Import, Key, RemoteKey, Terms
+from broker.core.keks import remedied
+from broker.core.kinds import ImportState, Sent
+from broker.core.model import Import, Key, Terms
 from broker.core.names import check_name
 from broker.core.page import Page
-from broker.core.proof import prove
+from broker.core.reproof import again, prove_again
 from broker.core.slots import Slots
-
-VERDICTS = frozenset({"PROOF_FAILED", "REMOTE_KEY_EXPOSED", "REMOTE_KEY_MISSING"})
-"""Refusals that say something against the key at the target; any other only says that it could not be asked."""
 
 
 class Imports:
@@ -59,10 +59,11 @@ class Imports:
     def import_key(
         self, call: Call, name: str, version: int, target: str, remote_name: str, terms: Terms = NO_TERMS
     ) -> Imported:
-        """Import one version (0: the primary) and prove it; the import that is there when it is proven already.
+        """Import one version (0: the primary) and prove it; one that was proven before is proven again.
 
-        A failed import may be tried again; a pending one is settled. Whether an ``Unavailable`` one arrived is found
-        out by calling again. ``terms`` are set once the key is proven, also when it was proven before.
+        If the target has not got it any more, it is sent anew. A failed import may be tried again; a pending one is
+        settled. Whether an ``Unavailable`` one arrived is found out by calling again. ``terms`` are set once the key
+        is proven, also when it was proven before.
         """
         ledger = self.ledger
         sound_terms(terms, ledger.now())
@@ -71,27 +72,20 @@ class Imports:
         except OtherVersion as other:
             return self._import(ledger.permitted(call, name, other.number, target, remote_name), terms)
 
-    def prove(self, call: Call, name: str, version: int, target: str) -> Imported:
-        """Read back and prove by use again. A verdict against the key at the target makes the import FAILED.
+    def prove(self, call: Call, name: str, version: int, target: str, remote_name: str = "") -> Imported:
+        """Read back and prove by use again. A verdict against the key at the target makes the import FAILED, or GONE.
+
+        ``remote_name``: of several copies the one of that name, also one that had come to nothing: if it is there and
+        proves itself, it is PROVEN.
 
         Nothing is disabled here: the key has been in use there, so that is for people to decide. A key that is disabled
         or limited there, which its terms may have asked for, is refused as it is, and the import stays PROVEN.
         """
-        asked = self.ledger.permitted(call, name, version, target, None)
-        if asked.key.type.symmetric and asked.key.state is not KeyState.ENABLED:
-            raise WrongState(
-                "KEY_STATE", f"The key is {asked.key.state}; a symmetric key is proven by its use, so enable it first."
-            )
+        asked = self.ledger.permitted(call, name, version, target, remote_name or None)
         with self.ledger.turn(asked):
-            row = of_name(provable(self._store.get(Import, name, asked.version.number, target)), asked.remote_name)
+            row = provable(self.ledger.rows(asked)[0])
             call.note(target=target, version=row.version, remote_name=row.remote_name)
-            try:
-                remote = self._proven_again(asked, row)
-            except WrongState as error:
-                if error.reason in VERDICTS:
-                    self.ledger.fail(call, row, error)
-                raise
-            return self.ledger.succeed(call, row, remote)
+            return self.ledger.succeed(call, row, prove_again(self.ledger, asked, row))
 
     def page(self, call: Call, name: str, target: str, after: tuple[str | int, ...], limit: int) -> Page[Import]:
         """What is where, of one key or target or of all; only of keys that the caller may get."""
@@ -106,7 +100,7 @@ class Imports:
         last = rows[-1] if len(rows) == limit else None
         return Page(
             items=[row for row in rows if row.key in shown],
-            next=(last.key, last.version, last.target) if last else (),
+            next=place_of(last) if last else (),
         )
 
     # ---- one import, step by step --------------------------------------------------------------------------------
@@ -116,29 +110,51 @@ class Imports:
         with self.ledger.turn(asked):
             row, rows = self.ledger.settled(asked)
             not_held(row)
-            remote_name = remote_name_of(asked.key.name, row, rows, asked.remote_name)
+            remote_name = remote_name_of(asked.key.name, asked.version.number, rows, asked.remote_name)
             asked.call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:
-                return self.ledger.again(asked, row, terms)
+                if (done := self._again(asked, row, terms)) is not None:
+                    return done
+                row, rows = self._without(asked, row)
             delivery = self.ledger.delivery(asked, row, rows, remote_name, terms)
             if asked.call.validate_only:
-                return Imported(row=self._would(asked, delivery))
+                return Imported(row=self._would(asked, delivery, row))
             return self._run(asked, delivery, row, terms)
 
-    def _would(self, asked: Asked, delivery: Delivery) -> Import:
+    def _again(self, asked: Asked, row: Import, terms: Terms) -> Imported | None:
+        """As it is proven now; None when the target does not show it any more, which is written down then."""
+        try:
+            return again(self.ledger, asked, row, terms, goes_on=True)
+        except WrongState as error:
+            if error.reason != MISSING:
+                raise
+            return None
+
+    def _without(self, asked: Asked, row: Import) -> tuple[Import | None, list[Import]]:
+        """The rows, now that the target does not show this one any more; of a dry run, as they would be."""
+        now, rows = self.ledger.rows(asked)
+        if not asked.call.validate_only:
+            return now, rows
+        lost = replace(row, state=ImportState.FAILED, failure=MISSING)
+        return lost, [lost if one == row else one for one in rows]
+
+    def _would(self, asked: Asked, delivery: Delivery, earlier: Import | None) -> Import:
         """The import as it would begin; refuses what the import would refuse, and changes nothing."""
         delivery.must_be_free()
         delivery.must_be_readable()
-        return self.ledger.begun(asked, delivery)
+        return self.ledger.begun(asked, delivery, earlier)
 
     def _run(self, asked: Asked, delivery: Delivery, earlier: Import | None, terms: Terms) -> Imported:
         ledger, call = self.ledger, asked.call
         found = _there(delivery, earlier) if earlier else None
         if found is None:
             self._may_be_sent(call, delivery, earlier)
-        row = ledger.begin(asked, resumed(ledger.begun(asked, delivery), earlier, found), earlier)
+        row = ledger.begin(asked, resumed(ledger.begun(asked, delivery, earlier), earlier, found), earlier)
         if found is None:
-            found, row = self._send(call, delivery, row)
+            try:
+                found, row = self._send(call, delivery, row)
+            except WrongState as error:
+                raise remedied(error, asked.target) from error
         enable = earlier is not None and disabled_by_us(earlier, found.remote.version)
         return ledger.finish(call, delivery.there, row, found, terms, enable=enable)
 
@@ -161,7 +177,8 @@ class Imports:
         except BrokerError as error:  # nothing has left, so this attempt is over, whatever it was
             self.ledger.fail(call, row, error)
             raise
-        row = replace(row, blob_sha256=hashlib.sha256(blob).hexdigest())
+        sent = Sent.FILE if row.sent is Sent.FILE else Sent.UPLOAD
+        row = replace(row, blob_sha256=hashlib.sha256(blob).hexdigest(), sent=sent)
         call.note(blob_sha256=row.blob_sha256)
         try:
             return delivery.upload(blob, first=first) or self._confirmed(call, delivery, row), row
@@ -179,17 +196,6 @@ class Imports:
         except Unavailable as error:
             self.ledger.pause(call, row, error, UNPROVEN)
             raise
-
-    def _proven_again(self, asked: Asked, row: Import) -> RemoteKey:
-        port = self.ledger.port(asked.target)
-        there = next((one for one in port.versions(row.remote_name) if one.version == row.remote_version), None)
-        if there is None:
-            raise WrongState(
-                "REMOTE_KEY_MISSING",
-                f"The target no longer shows version {row.remote_version} of {row.remote_name}; import the key again.",
-            )
-        prove(self.ledger.hsm, port, asked.ref, there)
-        return there
 
     def _may_get(self, call: Call, name: str) -> bool:
         key = self._store.get(Key, name)

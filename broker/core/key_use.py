@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from broker.core import signatures
+from broker.core import mismatch, signatures
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, NotFound, WrongState
 from broker.core.guard import Guard, of_key, of_unknown_key
@@ -18,8 +18,14 @@ from broker.core.model import Key, KeyVersion
 from broker.core.names import check_name
 from broker.core.ports import Hsm, Store
 
+MAX_LOOKED_AT = 1000
+"""Versions of a key that are looked at to find the one that has made a signature."""
+
 AES_HEADER = 5
 """One byte 1, then the version's number, 4 bytes big-endian: what an AES ciphertext of the broker starts with."""
+
+_TEXT = re.compile(rb"[0-9A-Za-z+/=_\s-]+", re.ASCII)
+"""Base64 or hexadecimal."""
 
 OAEP = {EncryptionAlgorithm.RSA_OAEP_SHA256: OaepHash.SHA256, EncryptionAlgorithm.RSA_OAEP_SHA1: OaepHash.SHA1}
 """Best first."""
@@ -78,14 +84,25 @@ class KeyUse:
         signature: bytes,
         *,
         prehashed: bool,
-    ) -> tuple[bool, int]:
-        """(valid, version); version 0 is the primary one. Needs no HSM call: the public key is kept."""
+    ) -> tuple[bool, int, str]:
+        """(valid, version, what was expected and what came instead); version 0 is the primary one.
+
+        Needs no HSM call: the public key is kept.
+        """
         key, found = self._usable(call, name, version, KeyUsage.SIGN)
         chosen = signatures.choose(key.type, algorithm)
         _check_digests(chosen, [data], prehashed=prehashed)
         call.note(algorithm=chosen.value)
-        valid = signatures.verify(found.public_key or b"", chosen, data, signature, prehashed=prehashed)
-        return valid, found.number
+        if signatures.verify(found.public_key or b"", chosen, data, signature, prehashed=prehashed):
+            return True, found.number, ""
+        others = [one for one in self._others(name) if one.number != found.number]
+        came = mismatch.found(key.type, chosen, found, others, data, signature, prehashed=prehashed)
+        return False, found.number, f"{mismatch.expected(chosen, found.number)} {came}"
+
+    def _others(self, name: str) -> list[KeyVersion]:
+        """The versions of a key that can be used, the newest first."""
+        where: dict[str, str | int] = {"key": name, "state": VersionState.ENABLED.value}
+        return self._store.page(KeyVersion, limit=MAX_LOOKED_AT, where=where, sound_only=True)[::-1]
 
     def encrypt(
         self, call: Call, name: str, algorithm: EncryptionAlgorithm | None, plaintext: bytes, aad: bytes
@@ -108,6 +125,7 @@ class KeyUse:
         named = _named_version(ciphertext)
         key, found = self._usable(call, name, version, KeyUsage.ENCRYPT, named)
         chosen = self._choose(key, algorithm, aad)
+        _check_form(key, ciphertext)
         call.note(algorithm=chosen.value)
         body = ciphertext[AES_HEADER:] if chosen is EncryptionAlgorithm.AES_GCM else ciphertext
         return self._hsm.decrypt(ref(key, found), chosen, body, aad), found.number
@@ -149,7 +167,8 @@ class KeyUse:
             return asked or able[0]
         raise WrongState(
             "HSM_MECHANISM_MISSING",
-            "This HSM cannot decrypt RSA-OAEP with that hash; see `broker hsm` for what it can.",
+            f"This HSM cannot decrypt with CKM_RSA_PKCS_OAEP and {OAEP[asked] if asked else 'any hash'}; see "
+            "`broker hsm` for what it can.",
         )
 
 
@@ -178,6 +197,40 @@ def _check_digests(algorithm: SignatureAlgorithm, inputs: list[bytes], *, prehas
     if not prehashed:
         return
     digest = signatures.digest_of(algorithm)
-    if digest is None or any(len(one) != hashlib.new(digest.name).digest_size for one in inputs):
-        size = "no digest" if digest is None else f"a digest of {digest.digest_size} bytes"
-        raise InvalidRequest("DIGEST_LENGTH", f"{algorithm} takes {size}; send the message to let the broker hash it.")
+    if digest is None:
+        raise InvalidRequest(
+            "DIGEST_LENGTH",
+            f"{algorithm} takes no digest but the message whole, of at most 64 KiB; a longer one is signed with an RSA "
+            "or EC key.",
+        )
+    wrong = next((one for one in inputs if len(one) != digest.digest_size), None)
+    if wrong is not None:
+        raise InvalidRequest(
+            "DIGEST_LENGTH",
+            f"{algorithm} takes a digest of {digest.digest_size} bytes, by {digest.name.upper()}, and this one has "
+            f"{len(wrong)}{_digest_hint(wrong)}; make it so, or send the message to let the broker hash it.",
+        )
+
+
+def _digest_hint(digest: bytes) -> str:
+    try:
+        bytes.fromhex(digest.decode("ascii").strip())
+    except ValueError:
+        return ""
+    return " and is hexadecimal, where bytes are wanted (openssl dgst -binary)"
+
+
+def _check_form(key: Key, ciphertext: bytes) -> None:
+    """Refuse what has not the outer form of a ciphertext of the key, which everybody can see."""
+    least = AES_HEADER + 12 + 16
+    if key.type.symmetric:
+        if len(ciphertext) >= least and not _TEXT.fullmatch(ciphertext):
+            return
+        what = f"it begins with a byte 1 and the version, and has {least} bytes or more"
+    else:
+        size = int(key.type.rpartition("-")[2]) // 8
+        if len(ciphertext) == size:
+            return
+        what = f"it has {size} bytes, and this one has {len(ciphertext)}"
+    text = " This one looks like text (base64 or hexadecimal); decode it first." if _TEXT.fullmatch(ciphertext) else ""
+    raise InvalidRequest("CIPHERTEXT_INVALID", f"This is no ciphertext of a key of type {key.type}: {what}.{text}")

@@ -266,10 +266,11 @@ class Keys:
             raise InvalidRequest(
                 "KEY_NOT_EXPORTABLE", "An Ed25519 key cannot be wrapped by a PKCS#11 token; create it not exportable."
             )
-        if key.type not in self._hsm.report().key_types:
-            raise WrongState(
-                "HSM_MECHANISM_MISSING", f"This HSM cannot make keys of type {key.type}; see `broker hsm`."
-            )
+        report = self._hsm.report()
+        lacking = report.lacking(f"{key.type} {key.usage}")
+        if lacking or key.type not in report.key_types:
+            sentence = f"This HSM cannot make keys of type {key.type} to {key.usage}; see `broker hsm`. {lacking}"
+            raise WrongState("HSM_MECHANISM_MISSING", sentence.rstrip())
 
     def _new_version(self, key: Key, number: int) -> KeyVersion:
         return KeyVersion(

@@ -121,7 +121,9 @@ class RootKeyState(StrEnum):
 
 
 class ImportState(StrEnum):
-    """PENDING (may or may not have arrived) → PROVEN (same key, used there) or FAILED (disabled or absent there).
+    """PENDING (may or may not have arrived) → PROVEN (same key, used there) or FAILED (disabled or not shown there).
+
+    FAILED is not nowhere: what was deleted there can often be recovered. GONE: the target has it no more, for good.
 
     HELD: was PENDING when the database was restored; an operator confirms it, which reads back and never uploads.
     DISABLING: it came to nothing, is to be disabled and still enabled; then FAILED. UNKNOWN: its target was removed.
@@ -133,6 +135,15 @@ class ImportState(StrEnum):
     HELD = "held"
     DISABLING = "disabling"
     UNKNOWN = "unknown"
+    GONE = "gone"
+
+
+class Sent(StrEnum):
+    """What has ever left the HSM for a place: NOTHING, an UPLOAD, or a FILE, which can be carried there at any time."""
+
+    NOTHING = "nothing"
+    UPLOAD = "upload"
+    FILE = "file"
 
 
 class OperatorState(StrEnum):
@@ -156,11 +167,15 @@ class Preset(StrEnum):
 
 
 class MatcherKind(StrEnum):
-    """How a claim is compared: with one value, with several, or with a glob whose ``*`` stays within a segment."""
+    """How a claim is compared: with one value, with several, or with a glob whose ``*`` stays within a segment.
+
+    CONTAINS is for a claim that is a list: one of what it holds is the value. The others never fit a list.
+    """
 
     EXACT = "exact"
     ONE_OF = "one-of"
     GLOB = "glob"
+    CONTAINS = "contains"
 
 
 class SecretVersionState(StrEnum):

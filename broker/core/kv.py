@@ -8,60 +8,41 @@ transaction when its labels have changed since, and for a change of labels on th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from broker.core import ports, receipts
 from broker.core.call import Call
-from broker.core.errors import InvalidRequest, NotFound, WrongState
+from broker.core.errors import InvalidRequest, WrongState
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import SecretVersionState
 from broker.core.last_reads import LastReads
-from broker.core.model import Receipt, RootKey, Secret, SecretRead, SecretVersion
-from broker.core.names import check_field, check_labels, check_path
+from broker.core.model import RootKey, Secret, SecretRead, SecretVersion
+from broker.core.names import check_path
 from broker.core.page import Page
-from broker.core.quota import check_versions
-from broker.core.references import MAX_NUMBER, Opened, Reference, parse_reference
+from broker.core.putting import Putting, Written, there
+from broker.core.references import Opened, Reference, parse_reference
 from broker.core.roots import Roots
 from broker.core.sealing import Sealing, damaged
-from broker.core.value_macs import ValueMacs
-from broker.core.versions import DELETED, DESTROYED, ENABLED, MAX_VERSIONS, check_numbers, gone, moved, no_version
+from broker.core.versions import (
+    DELETED,
+    DESTROYED,
+    ENABLED,
+    MAX_VERSIONS,
+    check_numbers,
+    gone,
+    moved,
+    no_field,
+    no_version,
+)
 
 __all__ = ["Opened", "Reference", "Secrets", "parse_reference"]
 
-MAX_FIELDS = 32
-MAX_BYTES = 64 * 1024
 MAX_CONTAINS = 512
 SCANNED = 1000
 """How many secrets are looked at for one page, however few of them the caller may see."""
 
-ATTEMPTS = 64
-"""How often a write that names no version is sealed anew because another one was faster."""
-
-
 Stored = tuple[Secret | None, SecretVersion | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Wish:
-    """What is to be put; ``repr`` shows no value."""
-
-    name: str
-    fields: Mapping[str, bytes]
-    expected: int | None
-    labels: dict[str, str]
-    expires_at: datetime | None
-
-    def __repr__(self) -> str:
-        return f"_Wish({self.name!r})"
-
-
-class _Overtaken(Exception):
-    """Another version came first; ``latest`` is its number. Never leaves this module."""
-
-    def __init__(self, latest: int) -> None:
-        super().__init__(latest)
-        self.latest = latest
 
 
 class Secrets:
@@ -74,7 +55,7 @@ class Secrets:
         self._now = now
         self.roots = Roots(store, hsm, sealing, guard, now)
         self._reads = LastReads(store, now)
-        self._macs = ValueMacs(sealing)
+        self._putting = Putting(store, sealing, guard, now, self.roots, self._open)
 
     def put(
         self,
@@ -85,31 +66,25 @@ class Secrets:
         expected_version: int | None,
         labels: dict[str, str],
         expires_at: datetime | None,
-    ) -> Secret:
+    ) -> Written:
         """Write the next version. No labels: those it has stay. No ``expires_at``: it does not expire.
 
         WrongState ``VERSION_MISMATCH`` when another version is the latest by now: exactly one writer wins. Exhausted
         ``VERSION_QUOTA``.
         """
-        seen = self._store.get(Secret, check_path(name, "secret"))
-        wish = _Wish(
-            name=name, fields=fields, expected=expected_version, labels=check_labels(labels), expires_at=expires_at
+        return self._putting.put(
+            call, name, fields, expected_version=expected_version, labels=labels, expires_at=expires_at
         )
-        draft = self._draft(wish, seen)
-        self._permit(call, seen or draft)
-        self._permit_again(call, draft)
-        self._check(wish)
-        if call.validate_only:
-            _expect(wish, seen, draft.latest)
-            check_versions(self._store, name, draft.latest)
-            return draft
-        number = draft.latest if expected_version is None else expected_version + 1
-        for _ in range(ATTEMPTS):
-            try:
-                return self._put(call, wish, number)
-            except _Overtaken as overtaken:
-                number = overtaken.latest + 1
-        raise WrongState("CHANGED_MEANWHILE", "Too many write this secret at once; send it again.")
+
+    def patch(
+        self, call: Call, name: str, fields: Mapping[str, bytes], remove: list[str], *, expected_version: int | None
+    ) -> Written:
+        """Write the next version: the latest one with ``fields`` set and the fields of ``remove`` gone.
+
+        Labels and time of expiry stay. NotFound ``SECRET_NOT_FOUND`` / ``FIELD_NOT_FOUND`` (to remove), WrongState as
+        ``read`` has it when the latest version is not there to be changed, and as ``put``.
+        """
+        return self._putting.patch(call, name, fields, remove, expected_version=expected_version)
 
     def get(self, call: Call, name: str) -> tuple[Secret, SecretRead | None]:
         """A secret without its values, and who read it last."""
@@ -182,9 +157,7 @@ class Secrets:
     def open(self, call: Call, reference: Reference, stored: Stored) -> Opened:
         """As ``read``, of what was looked up."""
         secret, version = stored
-        secret = self._allowed(call, reference.name, secret)
-        if secret.expires_at is not None and secret.expires_at <= self._now():
-            raise WrongState("SECRET_EXPIRED", "The secret has expired; put a new version of it.")
+        secret = there(self._allowed(call, reference.name, secret), self._now())
         if version is None:
             raise no_version()
         if version.state is not ENABLED:
@@ -192,7 +165,7 @@ class Secrets:
         fields = self._open(version)
         if reference.field:
             if reference.field not in fields:
-                raise NotFound("FIELD_NOT_FOUND", "The secret has no such field; `broker secret versions` names them.")
+                raise no_field()
             fields = {reference.field: fields[reference.field]}
         return Opened(reference=reference, version=version.number, fields=fields, expires_at=secret.expires_at)
 
@@ -228,83 +201,6 @@ class Secrets:
         """What the background loop has to do now: (resource, work); each piece stands alone and may be repeated."""
         return self.roots.chores()
 
-    def _draft(self, wish: _Wish, stored: Secret | None) -> Secret:
-        now = self._now()
-        if stored is None:
-            return Secret(
-                name=wish.name, labels=wish.labels, latest=1, created_at=now, updated_at=now, expires_at=wish.expires_at
-            )
-        return replace(
-            stored,
-            labels=wish.labels or stored.labels,
-            latest=stored.latest + 1,
-            updated_at=now,
-            expires_at=wish.expires_at,
-        )
-
-    def _check(self, wish: _Wish) -> None:
-        if not 1 <= len(wish.fields) <= MAX_FIELDS:
-            raise InvalidRequest("FIELDS_INVALID", f"A secret has 1 to {MAX_FIELDS} fields; send that many.")
-        for name in wish.fields:
-            check_field(name)
-        if sum(map(len, wish.fields.values())) > MAX_BYTES:
-            raise InvalidRequest("SECRET_TOO_LARGE", f"The values of a secret are at most {MAX_BYTES} bytes in all.")
-        if wish.expected is not None and not 0 <= wish.expected < MAX_NUMBER:
-            raise InvalidRequest("VERSION_INVALID", "The expected version is not one; 0 says that there is none yet.")
-        if wish.expires_at is not None and wish.expires_at <= self._now():
-            raise InvalidRequest("EXPIRY_PAST", "The time of expiry is over already; name one in the future.")
-
-    def _put(self, call: Call, wish: _Wish, number: int) -> Secret:
-        learnt = self.roots.learnt()
-        root, data_key, sealed = self._sealing.seal(wish.name, number, wish.fields)
-        values_mac = self._macs.of(call, wish.name, wish.fields)
-        version = SecretVersion(
-            secret=wish.name,
-            number=number,
-            state=ENABLED,
-            fields=tuple(sorted(wish.fields)),
-            root=root,
-            data_key=data_key,
-            sealed=sealed,
-            author=str(call.principal),
-            created_at=self._now(),
-        )
-        with self._store.write(call.outcome()) as write:
-            receipt = receipts.replay(write, call)
-            if receipt is None:
-                secret = self._add(call, wish, version, write)
-                self.roots.check_sure(learnt)
-                receipts.keep(write, call, wish.name, number, values_mac)
-            else:
-                secret = _there(write.get(Secret, wish.name))
-                self._check_same(call, wish, receipt, write.get(SecretVersion, wish.name, receipt.version))
-        call.settled = True
-        return secret
-
-    def _check_same(self, call: Call, wish: _Wish, receipt: Receipt, version: SecretVersion | None) -> None:
-        """Refuse a request id that was used for other values, also once the version that it made is destroyed."""
-        kept = receipt.values_mac
-        same = self._macs.same(kept, call, wish.name, wish.fields) if kept is not None else None
-        if same is None and version and version.state is not DESTROYED:
-            same = self._open(version) == dict(wish.fields)
-        if same is False or (same is None and kept is not None):  # what cannot be told any more is refused
-            raise receipts.reused()
-
-    def _add(self, call: Call, wish: _Wish, version: SecretVersion, write: ports.Write) -> Secret:
-        stored = write.get(Secret, wish.name)
-        _expect(wish, stored, version.number)
-        check_versions(self._store, wish.name, version.number)
-        secret = self._draft(wish, stored)
-        self._permit_again(call, stored or secret)
-        self._permit_again(call, secret)
-        if stored is None:
-            write.add(secret)
-        else:
-            secret = write.replace(stored, secret)
-        write.add(version)
-        write.note(version=version.number)
-        return secret
-
     def _move(self, call: Call, name: str, numbers: list[int], to: SecretVersionState) -> Secret:
         secret = self._permitted(call, name)
         check_numbers(numbers)
@@ -314,7 +210,7 @@ class Secrets:
             return secret
         call.note(state=to.value, count=len(numbers), version=numbers[0])
         with self._store.write(call.outcome()) as write:
-            secret = _there(write.get(Secret, name))
+            secret = there(write.get(Secret, name))
             if receipts.replay(write, call) is None:
                 self._permit_again(call, secret)
                 secret = write.replace(secret, replace(secret, updated_at=self._now()))
@@ -332,17 +228,12 @@ class Secrets:
 
     def _allowed(self, call: Call, name: str, secret: Secret | None) -> Secret:
         self._guard.check(call, of_secret(name, secret))
-        if secret is None:
-            raise NotFound("SECRET_NOT_FOUND", "There is no secret of that name; `broker secret list` shows them.")
-        return secret
-
-    def _permit(self, call: Call, secret: Secret) -> None:
-        self._guard.check(call, of_secret(secret.name, secret))
+        return there(secret)
 
     def _permit_again(self, call: Call, secret: Secret) -> None:
         """Decide on the secret with other labels than it had; writes into the call only what denies."""
         if not self._guard.permits(call.principal, call.action, of_secret(secret.name, secret)):
-            self._permit(call, secret)
+            self._guard.check(call, of_secret(secret.name, secret))
 
     def _open(self, version: SecretVersion) -> dict[str, bytes]:
         if version.root not in self._sealing.roots:
@@ -379,21 +270,3 @@ class Secrets:
         if len(rows) > 1:
             reads += self._store.page(SecretRead, after=(rows[1].name,), limit=SCANNED, sound_only=True)
         return {read.secret: read for read in reads}
-
-
-def _expect(wish: _Wish, stored: Secret | None, number: int) -> None:
-    latest = stored.latest if stored else 0
-    if wish.expected is not None and wish.expected != latest:
-        raise WrongState(
-            "VERSION_MISMATCH",
-            f"The latest version is {latest} and not the expected one; read it again and make the change in that one.",
-            latest=str(latest),
-        )
-    if latest + 1 != number:
-        raise _Overtaken(latest)
-
-
-def _there(secret: Secret | None) -> Secret:
-    if secret is None:
-        raise NotFound("SECRET_NOT_FOUND", "There is no secret of that name any more.")
-    return secret

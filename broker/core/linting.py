@@ -17,6 +17,9 @@ Weakness = tuple[str, str]
 IDENTITY = re.compile(r"(?:^|/)sub$|(?:^|[^A-Za-z])u{0,2}id$|[a-z](?:Id|ID|Uuid|UUID)$", re.ASCII)
 """Claims that say who somebody is: a pattern there lets in whoever can register a name that fits."""
 
+NAMING = frozenset({MatcherKind.EXACT, MatcherKind.ONE_OF})
+"""How a matcher says whole what a claim is to be."""
+
 PULL_REFS = ("refs/pull/", "refs/merge-requests/")
 LONG_SESSION = 3600
 
@@ -29,8 +32,9 @@ def grade(rule: TrustRule) -> tuple[str, tuple[str, ...]]:
 
 
 def _weaknesses(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
-    bound = {matcher.claim: matcher for matcher in rule.matchers if matcher.kind is not MatcherKind.GLOB}
+    bound = {matcher.claim: matcher for matcher in rule.matchers if matcher.kind in NAMING}
     yield from _place(rule, profile)
+    yield from _forms(rule, profile)
     yield from _audience(rule, profile)
     yield from _identity(rule, profile, bound)
     yield from _patterns(rule, profile)
@@ -46,6 +50,20 @@ def _place(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
     owner = issuer_of(rule.issuer)
     if owner not in {None, rule.preset}:
         yield "F", f"The issuer is one of {owner}; take that preset, which knows what its tokens must be asked for."
+
+
+def _forms(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
+    """Conditions that no token can meet, because the claim is a list or is none; nobody would get in."""
+    single = {"sub", "iss", "jti", *profile.trigger, *profile.organisation, *profile.mutable, *profile.flags}
+    single |= {claim for group in profile.required for claim in group} | {*profile.started, *profile.refs}
+    for matcher in rule.matchers:
+        listed = matcher.kind is MatcherKind.CONTAINS
+        if matcher.claim == "aud":
+            yield "F", "aud is matched by the rule's audience already; leave it out of the matchers."
+        elif matcher.claim in profile.lists and not listed:
+            yield "F", f"{matcher.claim} is a list, which no text and no pattern fits; write {{contains: VALUE}}."
+        elif matcher.claim in single and listed:
+            yield "F", f"{matcher.claim} is one value and no list, so contains fits it never; write the value itself."
 
 
 def _audience(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
@@ -114,7 +132,7 @@ def _trigger(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> It
 def _values(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
     """What is asked for by name, but is no narrowing: a run of a stranger's, a protection that is not there."""
     for matcher in rule.matchers:
-        named = () if matcher.kind is MatcherKind.GLOB else matcher.values
+        named = matcher.values if matcher.kind in NAMING else ()
         pulls = [value for value in matcher.values if _of_pull_requests(matcher, value, profile)]
         if pulls:
             yield "D", f"Runs of pull requests may log in ({', '.join(pulls)}); their code may be a stranger's."
@@ -140,7 +158,7 @@ def _forks(rule: TrustRule) -> Iterator[Weakness]:
 def _is_no_flag(matcher: Matcher, profile: Profile) -> bool:
     """Whether a truth value is asked for in a way that leaves the wrong one possible, or the right one not."""
     wanted = profile.flags.get(matcher.claim)
-    return wanted is not None and (matcher.kind is MatcherKind.GLOB or set(matcher.values) != {wanted})
+    return wanted is not None and (matcher.kind not in NAMING or set(matcher.values) != {wanted})
 
 
 def _is_of(value: str, these: tuple[str, ...]) -> bool:
@@ -148,7 +166,7 @@ def _is_of(value: str, these: tuple[str, ...]) -> bool:
 
 
 def _of_pull_requests(matcher: Matcher, value: str, profile: Profile) -> bool:
-    named = matcher.claim in profile.trigger and matcher.kind is not MatcherKind.GLOB
+    named = matcher.claim in profile.trigger and matcher.kind in NAMING
     return bool(PULL_REQUEST.search(value)) or (named and _is_of(value, profile.pull_requests))
 
 
@@ -176,6 +194,9 @@ def _hardening(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> 
         yield "B", "Nothing but sub is matched; a name in it may be given to somebody else later."
     if not rule.single_use and profile.token_id:
         yield "B", "A token that leaks can be used again until it is over; make tokens single-use."
+    if rule.single_use and profile.presented_again:
+        reason = f"A job of {rule.preset} has one token until something renews it, so with single use it logs in once"
+        yield "B", f"{reason} until then; make tokens reusable, unless one login is all that a job does."
     if rule.single_use and profile.token_id is False:
         yield "D", f"Tokens of {rule.preset} carry no id, so single use refuses them all."
     if rule.max_session_seconds > LONG_SESSION:

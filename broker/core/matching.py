@@ -11,6 +11,9 @@ from broker.core.model import Matcher
 
 ABSENT = "(absent)"
 MAX_SHOWN = 128
+MAX_HELD = 1000
+"""Of a list that is longer, no more is looked at."""
+
 MAX_VALUE = 1024
 """No value that is longer fits a glob."""
 
@@ -22,14 +25,32 @@ def steps(path: str) -> list[str]:
 
 def find(claims: Mapping[str, Any], path: str) -> str | None:
     """The claim as text: a text as it is, a truth value as "true" or "false", an integer in decimal; else None."""
+    return _text(_found(claims, path))
+
+
+def _found(claims: Mapping[str, Any], path: str) -> Any:
     found: Any = claims
     for step in steps(path):
         if not isinstance(found, Mapping) or step not in found:
             return None
         found = found[step]
+    return found
+
+
+def _text(found: Any) -> str | None:
     if isinstance(found, bool):
         return "true" if found else "false"
     return str(found) if isinstance(found, str | int) else None
+
+
+def proven(matcher: Matcher, claims: Mapping[str, Any]) -> str | None:
+    """The text by which a claim is what the matcher asks for: the claim itself or, of a list, one in it; else None."""
+    found = _found(claims, matcher.claim)
+    if matcher.kind is MatcherKind.CONTAINS:
+        held = map(_text, found[:MAX_HELD]) if isinstance(found, list) else ()
+        return next((one for one in held if one is not None and fits(matcher, one)), None)
+    value = _text(found)
+    return value if value is not None and fits(matcher, value) else None
 
 
 def fits(matcher: Matcher, value: str) -> bool:
@@ -41,11 +62,14 @@ def fits(matcher: Matcher, value: str) -> bool:
 
 def judge(matcher: Matcher, claims: Mapping[str, Any]) -> ClaimFinding:
     """The finding for one matcher."""
-    value = find(claims, matcher.claim)
-    passed = value is not None and fits(matcher, value)
-    return ClaimFinding(
-        name=matcher.claim, passed=passed, expected=shown(" or ".join(matcher.values)), found=shown(value)
-    )
+    found, passed = _found(claims, matcher.claim), proven(matcher, claims) is not None
+    expected = " or ".join(matcher.values)
+    if matcher.kind is MatcherKind.CONTAINS:
+        expected = f"a list that contains {expected}"
+    elif isinstance(found, list):
+        expected = f"one value, {expected} (for a list, match {{contains: …}})"
+    value = _text(found) if not isinstance(found, list) else f"a list: {', '.join(map(str, found[:MAX_HELD]))}"
+    return ClaimFinding(name=matcher.claim, passed=passed, expected=shown(expected), found=shown(value))
 
 
 def shown(value: object) -> str:

@@ -22,6 +22,7 @@ from broker.core.kinds import (
     Preset,
     RootKeyState,
     SecretVersionState,
+    Sent,
     SessionState,
     VersionState,
 )
@@ -83,7 +84,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Import:
-    """One key version at one target."""
+    """One key version at one target, under one name there."""
 
     key: str
     version: int
@@ -96,7 +97,14 @@ class Import:
     failure: str  # the reason code, "" unless FAILED
     started_at: datetime
     proven_at: datetime | None = None
+    sent: Sent | None = None  # None: not known, of an import that was begun before this was written down
     revision: int = 1
+
+    @property
+    def may_be_there(self) -> bool:
+        """Whether the target has it, or may have it, or may get it back."""
+        failed_unsent = self.state is ImportState.FAILED and self.sent is Sent.NOTHING
+        return self.state is not ImportState.GONE and not failed_unsent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,3 +375,8 @@ class HsmReport:
     exact_wrap: bool  # True: AES key wrap with padding follows RFC 5649 for every length
     one_call_wrap: bool  # True: mechanism 0x1054 was proven right and is used
     probes: tuple[Probe, ...] = field(default_factory=tuple)
+    features: tuple[Probe, ...] = field(default_factory=tuple)  # each part of the broker: is this token good for it
+
+    def lacking(self, feature: str) -> str:
+        """The sentence that says what the token lacks for a feature; "" when that is to be had, or is not known."""
+        return next((one.detail for one in self.features if one.name == feature and not one.passed), "")

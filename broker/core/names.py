@@ -21,7 +21,40 @@ def check_name(text: str, what: str) -> str:
     if len(text) > 63 or not NAME.fullmatch(text):
         raise InvalidRequest(
             "NAME_INVALID",
-            f"The {what} name is not valid: use 1 to 63 lower-case letters, digits and single hyphens, a letter first.",
+            f"The {what} name is not valid ({_offence(text, '-', 63)}): use 1 to 63 lower-case letters, digits and "
+            "single hyphens, a letter first.",
+        )
+    return text
+
+
+def _offence(text: str, marks: str, most: int) -> str:
+    """What is wrong with a name that is not one, in words that hold nothing of it. ``marks`` may stand within it."""
+    if not text:
+        return "it is empty"
+    if len(text) > most:
+        return f"it has {len(text)} characters"
+    if text != text.lower() and text.isascii():
+        return "it has an upper-case letter"
+    other = next(
+        (at for at, one in enumerate(text, 1) if not (one.isascii() and one.isalnum()) and one not in marks), 0
+    )
+    if other:
+        return f"its character {other} is none of these"
+    if not text[0].isalnum() or not text[-1].isalnum():
+        return "it begins or ends with none of these letters and digits"
+    return "two marks stand side by side" if re.search(f"[{re.escape(marks)}]{{2}}", text) else "it begins with a digit"
+
+
+REMOTE_NAME = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_-])?", re.ASCII)
+
+
+def check_remote_name(text: str) -> str:
+    """Return ``text`` if some kind of target could call a key so; each has a narrower grammar of its own."""
+    if len(text) > 255 or not REMOTE_NAME.fullmatch(text):
+        raise InvalidRequest(
+            "NAME_INVALID",
+            "The remote key name is not valid: no target takes other characters than letters, digits, hyphens, "
+            "underscores and dots, or a dot at either end.",
         )
     return text
 
@@ -41,26 +74,34 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
 
 
 def check_request_id(text: str) -> str:
-    """Return ``text`` if it is empty or a lower-case UUID version 4 (AIP-155)."""
-    if text and (len(text) != 36 or not UUID4.fullmatch(text)):
-        raise InvalidRequest(
-            "REQUEST_ID_INVALID", "The request id is not a lower-case UUID of version 4; send a fresh one."
-        )
-    return text
+    """Return ``text`` in lower case if it is empty or a UUID of version 4 (AIP-155; RFC 9562 4 takes either case)."""
+    low = text.lower() if len(text) == 36 else text
+    if low and not UUID4.fullmatch(low):
+        raise InvalidRequest("REQUEST_ID_INVALID", "The request id is not a UUID of version 4; send a fresh one.")
+    return low
 
 
 FIELD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+SEGMENT = re.compile(r"[a-z0-9](?:[._-]?[a-z0-9]){0,62}", re.ASCII)
 MAX_SEGMENTS = 8
 
 
 def check_path(text: str, what: str) -> str:
-    """Return ``text`` if it is 1 to 8 names joined by slashes; the refusal never quotes it."""
-    segments = text.split("/") if len(text) <= MAX_SEGMENTS * 64 else []
-    if not 1 <= len(segments) <= MAX_SEGMENTS or not all(len(one) <= 63 and NAME.fullmatch(one) for one in segments):
+    """Return ``text`` if it is 1 to 8 segments joined by slashes; the refusal never quotes it.
+
+    Lower case only: two names that differ in their case would be taken for one another, in policies too.
+    """
+    segments = text.split("/")
+    wrong = [(at, one) for at, one in enumerate(segments, 1) if len(one) > 63 or not SEGMENT.fullmatch(one)]
+    if len(segments) > MAX_SEGMENTS or wrong:
+        place, segment = wrong[0] if wrong else (0, "")
+        offence = (
+            f"its segment {place}: {_offence(segment, '._-', 63)}" if wrong else f"it has {len(segments)} segments"
+        )
         raise InvalidRequest(
             "NAME_INVALID",
-            f"The {what} name is not valid: use 1 to 8 segments joined by slashes, each of 1 to 63 lower-case letters, "
-            "digits and single hyphens, a letter first.",
+            f"The {what} name is not valid ({offence}): use 1 to {MAX_SEGMENTS} segments joined by slashes, each of 1 "
+            "to 63 lower-case letters and digits, with single hyphens, underscores and dots between them.",
         )
     return text
 
@@ -70,9 +111,16 @@ def check_field(text: str) -> str:
     if len(text) > 64 or not FIELD.fullmatch(text):
         raise InvalidRequest(
             "FIELD_INVALID",
-            "A field's name is not valid: use 1 to 64 letters, digits, underscores, hyphens and dots.",
+            f"A field's name is not valid ({_field_offence(text)}): use 1 to 64 letters, digits, underscores, hyphens "
+            "and dots, a letter, digit or underscore first.",
         )
     return text
+
+
+def _field_offence(text: str) -> str:
+    if text and len(text) <= 64 and text[0] in ".-":
+        return "it begins with a hyphen or a dot"
+    return _offence(text.lower(), "._-", 64)
 
 
 def check_owner(text: str) -> str:

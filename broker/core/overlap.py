@@ -25,6 +25,8 @@ def overlaps(one: TrustRule, other: TrustRule) -> bool:
 
 def meets(one: Matcher, other: Matcher) -> bool:
     """Whether there is a value that fits both."""
+    if MatcherKind.CONTAINS in {one.kind, other.kind}:
+        return one.kind is other.kind  # a list may hold both values, and fits no other kind
     if one.kind is not MatcherKind.GLOB:
         return any(matching.fits(other, value) for value in one.values)
     if other.kind is not MatcherKind.GLOB:

@@ -337,6 +337,9 @@ class Target(Protocol):
     def supports(self, key_type: KeyType, usage: KeyUsage) -> None:
         """Return if such a key can be imported; else InvalidRequest ``KEY_TYPE_UNSUPPORTED`` saying what can."""
 
+    def spelled(self, name: str) -> str:
+        """The one spelling of a key's name there, as policies compare it; InvalidRequest ``NAME_INVALID`` if none."""
+
     def import_key(
         self, name: str, key_type: KeyType, usage: KeyUsage, blob: bytes, oaep_hash: OaepHash, *, first: bool
     ) -> None:
@@ -344,6 +347,9 @@ class Target(Protocol):
 
     def versions(self, name: str) -> list[RemoteKey]:
         """All versions the target holds under ``name``, oldest first; [] when there is none."""
+
+    def remains(self, name: str) -> str:
+        """How a version under ``name`` that does not show could come back, for people; "" when it is gone for good."""
 
     def check_terms(self, key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
         """Return if the target can hold such a key to ``terms``; else InvalidRequest ``TERMS_UNSUPPORTED``."""

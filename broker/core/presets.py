@@ -42,6 +42,8 @@ class Profile:
     audience: str = ""  # the only one that this issuer can give
     foreign_audience: re.Pattern[str] | None = None  # the issuer's own default, which everybody's tokens have
     token_id: bool | None = None  # whether its tokens carry a jti; None: some do
+    presented_again: bool = False  # a job has one token in a file, which something renews from time to time
+    lists: tuple[str, ...] = ()  # claims that are lists
 
 
 def _exactly(pattern: str) -> re.Pattern[str]:
@@ -68,6 +70,7 @@ PROFILES: Mapping[Preset, Profile] = {
     Preset.GENERIC: Profile(
         issuer=_exactly(ANY_ISSUER),
         issuer_form="https://HOST/PATH",
+        lists=("groups_direct", "amr", f"{CIRCLECI}context-ids"),
         flags={**PROTECTED, f"{CIRCLECI}ssh-rerun": "false"},
         doubtful=(
             (
@@ -115,6 +118,7 @@ PROFILES: Mapping[Preset, Profile] = {
         required=(("project_id",),),
         shared=_exactly(r"https://gitlab\.com/?"),
         organisation=("namespace_id",),
+        lists=("groups_direct", "user_identities"),
         mutable={"project_path": "project_id", "namespace_path": "namespace_id", "user_login": "user_id"},
         trigger=("pipeline_source",),
         pull_requests=("merge_request_event", "external_pull_request_event", "parent_pipeline"),
@@ -156,6 +160,7 @@ PROFILES: Mapping[Preset, Profile] = {
         required=((f"{CIRCLECI}project-id",), (f"{CIRCLECI}vcs-origin",)),
         shared=_exactly(r"https://oidc\.circleci\.com"),
         organisation=(f"{CIRCLECI}org-id",),
+        lists=(f"{CIRCLECI}context-ids",),
         trigger=(f"{CIRCLECI}vcs-ref",),
         trigger_globs=True,
         pull_requests=("refs/pull/",),
@@ -189,6 +194,7 @@ PROFILES: Mapping[Preset, Profile] = {
             ("sub", _exactly("system:serviceaccount:[^:]+:default"), "C", DEFAULT_ACCOUNT),
         ),
         hardening=((("kubernetes.io/namespace", "sub"), "bind kubernetes.io/namespace as well"),),
+        presented_again=True,
         foreign_audience=_exactly(r"https://kubernetes\.default\.svc(?:\.cluster\.local)?/?"),
     ),
 }  # fmt: skip

@@ -22,6 +22,14 @@ UNTRIED = frozenset({"REMOTE_KEY_DISABLED", "TARGET_KEY_DISABLED", "TARGET_OPERA
 """Refusals with which a key has not shown that it is another one: what it may do there does not suffice for a proof."""
 
 
+_CHANGEABLE = frozenset({"auto_rotate_period"})
+_UNSET = "Set it to 0 there, and prove the key again."
+_SET_FOR_GOOD = (
+    "That flag cannot be taken away there, and the material may have left: delete the key there, rotate it here, and "
+    "import the new version under another name."
+)
+
+
 def prove(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
     """Return if ``remote`` is ``key``, usable at the target and closed to export there; raise WrongState if not.
 
@@ -33,7 +41,7 @@ def prove(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
         raise WrongState(
             "REMOTE_KEY_EXPOSED",
             f"The key {remote.name} at the target has {remote.exposed} set, with which its material could leave or "
-            "change there; take that flag away, or delete the key there and import it again.",
+            f"change there. {_UNSET if remote.exposed in _CHANGEABLE else _SET_FOR_GOOD}",
         )
     if remote.public_key != key.public_key and (remote.enabled or remote.public_key is not None):
         raise _failed(remote)

@@ -46,18 +46,19 @@ def parse_reference(text: str) -> Reference:
     """Read a reference; InvalidRequest ``REFERENCE_INVALID``, which never quotes it."""
     found = REFERENCE.fullmatch(text)
     if found is None or int(found[2] or 0) > MAX_NUMBER:
-        raise _invalid()
+        raise _invalid("")
     name, version, field = found.groups()
     try:
         check_path(name, "secret")
         check_field(field or "any")
     except InvalidRequest as cause:
-        raise _invalid() from cause
+        raise _invalid(f" {cause.message}") from cause
     return Reference(text=text, name=name, version=int(version or 0), field=field or "")
 
 
-def _invalid() -> InvalidRequest:
+def _invalid(why: str) -> InvalidRequest:
     return InvalidRequest(
         "REFERENCE_INVALID",
-        'A reference is not valid: write a secret\'s name, with "@version" or "#field" behind it if you mean one.',
+        'A reference is not valid: write a secret\'s name, with "@version" or "#field" behind it if you mean one.'
+        + why,
     )

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 
 from broker.core import receipts, tokens
 from broker.core.call import Call
 from broker.core.ending import BATCH, Ending, Work, ended_lease, entry_of, held, live, part, readable
 from broker.core.errors import (
-    AlreadyExists,
     BrokerError,
     Exhausted,
     InvalidRequest,
@@ -20,39 +19,19 @@ from broker.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.core.fetching import Fetched, Try, attempts, check_size, first_refusal, lend, parsed, take_up
+from broker.core.fetching import Fetched, Try, attempts, check_size, lend, parsed, refusal, take_up
 from broker.core.guard import BROKER, Guard, of_secret
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.kv import Secrets
-from broker.core.model import Principal, Proof, Secret, Session, TrustRule, UsedToken
+from broker.core.login import Login, Logins, Opening, TakenError, carried_out, hidden_id
+from broker.core.model import Principal, Secret, Session, TrustRule
 from broker.core.page import Page
 from broker.core.ports import Now, Store, Write
 from broker.core.quota import Limits, Tally
 
 __all__ = ["Fetched", "Limits", "Opening", "Sessions"]
 
-SHORTEST = timedelta(seconds=1)
 NO_HASH = bytes(32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """A new session and its token, which is shown once. ``repr`` hides the token."""
-
-    session: Session
-    token: str
-
-    def __repr__(self) -> str:
-        return f"Opening({self.session.id})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Login:
-    """A session that is to be opened. ``call``: the login's own share of the call, with its decision."""
-
-    call: Call
-    opening: Opening
-    used: UsedToken | None  # with a rule that takes each identity token once
 
 
 class Sessions:
@@ -65,18 +44,19 @@ class Sessions:
         self._now = now
         self._limits = limits
         self._ending = Ending(store, now)
+        self._logins = Logins(store, now, limits, self._ending)
         self._leases = Tally(store, now, limits)
 
     def login(self, call: Call, ttl: timedelta | None) -> Opening:
-        """Open a session for ``call.principal.proof``.
+        """Open a session for ``call.principal.proof``, or, as a repetition of the call that did, give it once more.
 
         InvalidRequest ``IDENTITY_TOKEN_MISSING``; Unauthenticated ``TOKEN_REPLAYED`` for a used single-use token,
         ``TRUST_RULE_CHANGED``; Exhausted ``SESSION_QUOTA``.
         """
+        own_id = hidden_id(call)
         self._guard.check(call, BROKER)
-        login = self._prepared(call, ttl)
-        with self._store.write(call.outcome()) as write:
-            _add(write, login)
+        login = self._logins.prepared(call, ttl, own_id)
+        carried_out(login, lambda: self._opened(login))
         call.settled = True
         return login.opening
 
@@ -88,19 +68,19 @@ class Sessions:
         Each reference is decided and audited on its own (AZ-08). Unless ``partial``, the first refusal refuses all and
         nothing is used up. An operator has neither session nor leases; a session has one lease on each secret version.
         """
+        own_id = hidden_id(call)
         wanted = parsed(references)
-        login = self._login_of(call, ttl)
+        login = self._login_of(call, ttl, own_id)
         tries = attempts(call, self._secrets, wanted)
-        refusal = None if partial else first_refusal(tries)
+        refused = None if partial else refusal(tries)
         try:
-            if refusal is not None:
-                raise refusal
+            if refused is not None:
+                raise refused
             check_size(tries)
             if call.principal.method == "session":
                 for each in tries:
                     each.find_lease(self._store, call.principal.credential, self._now())
-            with self._room(call, len(set(filter(None, (each.lacking for each in tries))))):
-                session = self._issue(call, login, tries)
+            session = carried_out(login, lambda: self._with_room(call, login, tries))
         except Unavailable:
             raise
         except BrokerError as failure:
@@ -118,7 +98,7 @@ class Sessions:
         """
         self._guard.check(call, BROKER)
         name = _own(call)
-        length = self._length(ttl)
+        length = self._logins.length(ttl)
         with self._store.write(call.outcome()) as write:
             session = self._held(write, name, call.principal)
             self._check_rule(session)
@@ -174,9 +154,12 @@ class Sessions:
 
         ``ended``: take the token of a session that is over as well, for the one who ends it a second time.
         """
-        session = self._found(tokens.session_of(token))
-        kept = session.token_hash if session else NO_HASH
-        same = hmac.compare_digest(kept, tokens.hash_of(token))
+        name = tokens.session_of(token)
+        session = self._found(name)
+        if session is not None and not _opens(session, token):
+            # What was kept of it may be older than the token that a repetition of its login was given elsewhere.
+            session = readable(lambda: self._store.get(Session, name), None)
+        same = _opens(session, token)
         if session is None or not same or not (ended or live(session, self._now())):
             raise _invalid()
         kind, _, name = session.principal.partition("/")
@@ -200,14 +183,14 @@ class Sessions:
             raise _invalid()
         return session
 
-    def _login_of(self, call: Call, ttl: timedelta | None) -> _Login | None:
+    def _login_of(self, call: Call, ttl: timedelta | None, own_id: str) -> Login | None:
         """The login within a fetch, decided on as a login (AZ-05); None where no identity token was sent."""
         if call.principal.proof is None:
             return None
         share = part(call, "SessionService/Login")
         try:
             self._guard.check(share, BROKER)
-            return self._prepared(share, ttl)
+            return self._logins.prepared(share, ttl, own_id)
         except Unavailable:
             raise
         except BrokerError as failure:
@@ -215,46 +198,22 @@ class Sessions:
             call.settled = True
             raise
 
-    def _prepared(self, call: Call, ttl: timedelta | None) -> _Login:
-        principal, proof = call.principal, call.principal.proof
-        if proof is None:
-            raise InvalidRequest(
-                "IDENTITY_TOKEN_MISSING", "Only an identity token opens a session; send the one that the CI gives."
+    def _opened(self, login: Login) -> Session:
+        with self._store.write(login.call.outcome()) as write:
+            return self._logins.begun(write, login)
+
+    def _with_room(self, call: Call, login: Login | None, tries: list[Try]) -> Session | None:
+        lacking = len(set(filter(None, (each.lacking for each in tries))))
+        try:
+            with self._room(call, 0 if login and login.again else lacking):
+                return self._issue(call, login, tries)
+        except Exhausted:
+            there = (
+                login and login.repeatable and not login.again and self._store.get(Session, login.opening.session.id)
             )
-        call.note(trust_rule=proof.rule, issuer=proof.issuer, subject=proof.subject, token_id=proof.token_id)
-        rule = self._store.get(TrustRule, proof.rule)
-        if rule is None or rule.revision != proof.rule_revision:
-            raise Unauthenticated("TRUST_RULE_CHANGED", "The trust rule was changed meanwhile; log in again.")
-        if self._store.count(Session, {"principal": str(principal), "state": "active"}) >= self._limits.per_principal:
-            raise Exhausted("SESSION_QUOTA", "This pipeline has too many sessions; end some, or wait until they lapse.")
-        opening = self._opening(str(principal), proof, rule, ttl)
-        call.note(session=opening.session.id)
-        return _Login(call=call, opening=opening, used=_used(rule, proof))
-
-    def _opening(self, principal: str, proof: Proof, rule: TrustRule, ttl: timedelta | None) -> Opening:
-        now, most = self._now(), timedelta(seconds=rule.max_session_seconds)
-        name = tokens.new_id()
-        token = tokens.new_token(name)
-        session = Session(
-            id=name,
-            token_hash=tokens.hash_of(token),
-            principal=principal,
-            rule=rule.name,
-            rule_revision=rule.revision,
-            issuer=proof.issuer,
-            subject=proof.subject,
-            claims=proof.claims,
-            state=SessionState.ACTIVE,
-            created_at=now,
-            expires_at=now + min(self._length(ttl), most),
-            last_at=now + most,
-        )
-        return Opening(session=session, token=token)
-
-    def _length(self, ttl: timedelta | None) -> timedelta:
-        if ttl is not None and ttl < SHORTEST:
-            raise InvalidRequest("DURATION_INVALID", "The session's length is less than a second; ask for more.")
-        return self._limits.usual if ttl is None else ttl
+            if not there:
+                raise
+            raise TakenError from None  # its leases are there as well, and need no room
 
     def _room(self, call: Call, more: int) -> AbstractContextManager[None]:
         """Room for so many leases of the caller's, if it is one that has leases."""
@@ -263,7 +222,7 @@ class Sessions:
             return nullcontext()
         return self._leases.room(str(principal), more)
 
-    def _issue(self, call: Call, login: _Login | None, tries: list[Try]) -> Session | None:
+    def _issue(self, call: Call, login: Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
         name = call.principal.credential if call.principal.method == "session" else ""
         if login or (name and any(each.lacking for each in tries)):
@@ -282,14 +241,14 @@ class Sessions:
         self._check_rule(session)
         return session
 
-    def _lent(self, call: Call, login: _Login | None, tries: list[Try]) -> Session:
+    def _lent(self, call: Call, login: Login | None, tries: list[Try]) -> Session:
         with self._store.write(login.call.outcome() if login else tries[0].entry()) as write:
             if login:
-                session = login.opening.session
-                _add(write, login)
+                session = self._logins.begun(write, login)
             else:
                 session = self._held(write, call.principal.credential, call.principal)
                 self._check_rule(session)
+            if login is None or login.again:
                 take_up(tries, self._ending.leases(write, session.id), self._now())
             write.add(*lend(tries, session, self._now()))
             write.note(**({} if login else tries[0].lent))
@@ -297,7 +256,7 @@ class Sessions:
                 write.also(each.entry())
         return session
 
-    def _write_down(self, call: Call, login: _Login | None, tries: list[Try], failure: BrokerError) -> None:
+    def _write_down(self, call: Call, login: Login | None, tries: list[Try], failure: BrokerError) -> None:
         """Every decision of a fetch that gave nothing, in one durable write."""
         opened = [login.call.outcome(failure.outcome, failure.reason)] if login else []
         self._store.record(*opened, *(each.entry(failure) for each in tries))
@@ -337,17 +296,6 @@ class Sessions:
             yield from (session.id for session in found if fits(session))
 
 
-def _add(write: Write, login: _Login) -> None:
-    if login.used is not None:
-        try:
-            write.add(login.used)
-        except AlreadyExists as error:
-            raise Unauthenticated(
-                "TOKEN_REPLAYED", "This identity token has opened its one session already; get a fresh one."
-            ) from error
-    write.add(login.opening.session)
-
-
 def _own(call: Call) -> str:
     """The session that the call's own token names: no request can name another (TL-04, AZ-06)."""
     if call.principal.method != "session":
@@ -356,14 +304,8 @@ def _own(call: Call) -> str:
     return call.principal.credential
 
 
-def _used(rule: TrustRule, proof: Proof) -> UsedToken | None:
-    if not rule.single_use:
-        return None
-    if not proof.token_id:
-        raise Unauthenticated(
-            "TOKEN_NOT_SINGLE_USE", "The trust rule takes each identity token once, and this one carries no id (jti)."
-        )
-    return UsedToken(issuer=proof.issuer, jti=proof.token_id, until=proof.expires_at)
+def _opens(session: Session | None, token: str) -> bool:
+    return hmac.compare_digest(session.token_hash if session else NO_HASH, tokens.hash_of(token))
 
 
 def _invalid() -> Unauthenticated:

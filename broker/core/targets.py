@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
+from collections.abc import Iterator
 from dataclasses import replace
-
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core import guard, ports
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, WrongState
 from broker.core.guard import Guard
-from broker.core.import_rules import alarms
+from broker.core.import_rules import alarms, place_of
+from broker.core.keks import KEK, check_kek, check_pin, offered
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Probe, Receipt, Target, WrappingKey
 from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.receipts import keep, replay
 from broker.core.slots import Slots
+from broker.core.thumbprints import thumbprint
 
-MIN_KEK_BITS = 2048
 MAX_GIVEN_UP = 500
-THUMBPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
 """Refusals that come before the target has been asked anything."""
 
 
-THERE = (ImportState.PROVEN, ImportState.PENDING, ImportState.HELD, ImportState.DISABLING)
-"""Imports with which a key is, or may be, at the target."""
-
-KEK = "kek"
-"""The setting that names the KEK, in those kinds whose KEK is one of several keys at the target."""
+THERE = (ImportState.PROVEN, ImportState.PENDING, ImportState.HELD, ImportState.DISABLING, ImportState.FAILED)
+"""Imports with which a key can be at the target, or come back there (``Import.may_be_there``)."""
 
 
 class Targets:
@@ -66,7 +59,7 @@ class Targets:
     ) -> Target:
         """Connect, read the KEK, or make it, and pin it."""
         check_name(name, "target")
-        wanted = _thumbprint(expected_kek_thumbprint) if expected_kek_thumbprint else ""
+        wanted = thumbprint(expected_kek_thumbprint) if expected_kek_thumbprint else ""
         if wanted and create_kek:
             raise InvalidRequest(
                 "THUMBPRINT_INVALID", "A KEK that is still to be made has no thumbprint to expect; give one of the two."
@@ -102,7 +95,7 @@ class Targets:
     def _checked(self, target: Target) -> list[Probe]:
         try:
             port = self._port(target)
-            kek = port.wrapping_key()
+            kek = offered(port, target)
         except BrokerError as error:
             return [*_no_answer(error), self._copies_probe(target)]
         return [
@@ -115,7 +108,7 @@ class Targets:
 
     def repin(self, call: Call, name: str, expected_kek_thumbprint: str, kek: str = "") -> Target:
         """Pin the KEK that is offered now, if it is the one expected; ``kek`` names another of the target's keys."""
-        wanted = _thumbprint(expected_kek_thumbprint)
+        wanted = thumbprint(expected_kek_thumbprint)
         old = self._permitted(call, name)
         if kek and KEK not in old.settings:
             raise _fixed()
@@ -177,7 +170,11 @@ class Targets:
 
     def _must_be_free(self, name: str) -> None:
         if self._store.get(Target, name) is not None:
-            raise AlreadyExists("TARGET_EXISTS", "A target of this name exists; choose another name, or delete it.")
+            raise AlreadyExists(
+                "TARGET_EXISTS",
+                f"A target named {name} exists, as `broker target show` tells. `broker target repin` pins another KEK "
+                "of it; for another place choose another name.",
+            )
         unknown = {"target": name, "state": ImportState.UNKNOWN.value}
         if self._store.page(Import, limit=1, where=unknown):
             raise AlreadyExists(
@@ -211,7 +208,7 @@ class Targets:
         return receipt is not None and receipt.digest == call.digest
 
     def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
-        kek = self._port(target).wrapping_key()
+        kek = offered(self._port(target), target)
         call.note(target=target.name, kek_thumbprint=kek.thumbprint)
         check_kek(kek)
         if wanted and kek.thumbprint != wanted:
@@ -265,6 +262,8 @@ class Targets:
             chosen = port.oaep_hash(report.oaep_hashes)
         except BrokerError as error:
             return Probe(name="wrap", passed=False, detail=error.message)
+        if lacking := report.lacking(f"import with OAEP-{chosen.value}"):
+            return Probe(name="wrap", passed=False, detail=f"The HSM cannot wrap a key for this target. {lacking}")
         detail = f"Keys are wrapped with RSA-OAEP-{chosen.value.upper()} and AES-KWP."
         if port.exact_wrap and not report.exact_wrap:
             detail += " The HSM pads some keys in a way that this target refuses; those cannot be imported."
@@ -273,34 +272,6 @@ class Targets:
 
 def _fixed() -> WrongState:
     return WrongState("TARGET_KEK_FIXED", "This kind of target has one KEK of its own; none is made or chosen for it.")
-
-
-def check_kek(kek: WrappingKey) -> None:
-    """Return if ``kek`` is RSA of 2048 bits or more and has its thumbprint; else WrongState ``KEK_WEAK`` (BY-02)."""
-    try:
-        public = load_der_public_key(kek.public_key)
-    except ValueError as error:
-        raise WrongState("KEK_WEAK", "The target's wrapping key cannot be read; nothing is wrapped for it.") from error
-    if not isinstance(public, rsa.RSAPublicKey) or public.key_size < MIN_KEK_BITS or public.public_numbers().e < 65537:
-        raise WrongState(
-            "KEK_WEAK",
-            f"The target's wrapping key is not an RSA key of at least {MIN_KEK_BITS} bits; nothing is wrapped for it.",
-        )
-    if hashlib.sha256(kek.public_key).hexdigest() != kek.thumbprint:
-        raise WrongState(
-            "KEK_WEAK", "The target's wrapping key does not have its thumbprint; nothing is wrapped for it."
-        )
-
-
-def check_pin(target: Target, kek: WrappingKey) -> None:
-    """Return if ``kek`` is the one that was pinned for ``target``; else WrongState ``KEK_CHANGED`` (BY-01)."""
-    if (kek.id, kek.thumbprint) != (target.kek_id, target.kek_thumbprint):
-        raise WrongState(
-            "KEK_CHANGED",
-            f"The target now offers a wrapping key with the thumbprint {kek.thumbprint}, not the pinned one; nothing "
-            "was wrapped. If its owner confirms the change by another way, pin it with `broker target repin`.",
-        )
-    check_kek(kek)
 
 
 def _no_answer(error: BrokerError) -> list[Probe]:
@@ -330,34 +301,35 @@ def _kek_probe(target: Target, kek: WrappingKey) -> Probe:
 
 
 def _deletable(rows: ports.Store | ports.Write, target: Target) -> None:
-    for state in THERE:
-        found = rows.page(Import, limit=1, where={"target": target.name, "state": state.value})
-        if found:
-            raise WrongState(
-                "TARGET_IN_USE",
-                f"Keys of the broker are at this target, {found[0].key} for one (`broker key where --target "
-                f"{target.name}`); once each is deleted there and `broker key prove` has found it gone, repeat this. "
-                "If the target is gone for good, remove it with --copies-unknown.",
-            )
+    found = next((page[0] for page in _copies(rows, target)), None)
+    if found:
+        name = f"{found.key} (version {found.version}, there {found.remote_name})"
+        raise WrongState(
+            "TARGET_IN_USE",
+            f"Keys of the broker are at this target or may come back there, {name} for one (`broker key where --target "
+            f"{target.name}`); once each is deleted there for good and `broker key prove --remote-name` has found it "
+            "gone, repeat this. If the target is gone for good, remove it with --copies-unknown.",
+        )
 
 
 def _given_up(write: ports.Write, target: Target) -> int:
     """Mark as UNKNOWN what is, or may be, at a target that nobody can look into any more; how many that are."""
     count = 0
-    for state in THERE:
-        where: dict[str, str | int] = {"target": target.name, "state": state.value}
-        while rows := write.page(Import, limit=MAX_GIVEN_UP, where=where):
-            write.replace_all([(row, replace(row, state=ImportState.UNKNOWN)) for row in rows])
-            count += len(rows)
+    for rows in _copies(write, target):
+        write.replace_all([(row, replace(row, state=ImportState.UNKNOWN)) for row in rows])
+        count += len(rows)
     return count
 
 
-def _thumbprint(text: str) -> str:
-    if not THUMBPRINT.fullmatch(text):
-        raise InvalidRequest(
-            "THUMBPRINT_INVALID", "The expected thumbprint is not a SHA-256 in 64 lower-case hexadecimal digits."
-        )
-    return text
+def _copies(rows: ports.Store | ports.Write, target: Target) -> Iterator[list[Import]]:
+    """What is, or may be, at a target."""
+    for state in THERE:
+        where: dict[str, str | int] = {"target": target.name, "state": state.value}
+        after: tuple[str | int, ...] = ()
+        while page := rows.page(Import, after=after, limit=MAX_GIVEN_UP, where=where):
+            after = place_of(page[-1])
+            if found := [row for row in page if row.may_be_there]:
+                yield found
 
 
 def _existing(target: Target | None) -> Target:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from cryptography import x509
-
 from broker.core import matching, ports, receipts
+from broker.core.addresses import parts
+from broker.core.armour import certificates
 from broker.core.call import Call
 from broker.core.ending import Ending
 from broker.core.errors import (
@@ -50,9 +50,6 @@ MAX_DEPTH = 8
 MAX_CA = 64 * 1024
 SESSION_SECONDS = range(60, 24 * 3600 + 1)
 ISSUER = re.compile(ANY_ISSUER, re.ASCII)
-CERTIFICATES = re.compile(
-    r"\s*(?:-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----\s*){1,16}", re.ASCII
-)
 
 
 def match(rule: TrustRule, claims: Mapping[str, Any]) -> list[ClaimFinding]:
@@ -236,7 +233,7 @@ def _judge(rule: TrustRule, verified: Verified) -> list[ClaimFinding]:
 
 
 def _proof(rule: TrustRule, verified: Verified) -> Proof:
-    claims = {matcher.claim: matching.find(verified.claims, matcher.claim) or "" for matcher in rule.matchers}
+    claims = {matcher.claim: matching.proven(matcher, verified.claims) or "" for matcher in rule.matchers}
     return Proof(
         rule=rule.name,
         issuer=verified.issuer,
@@ -263,7 +260,7 @@ def _graded(rule: TrustRule) -> TrustRule:
     """The rule with its grade; InvalidRequest ``TRUST_RULE_INVALID`` or ``TRUST_RULE_WEAK``."""
     check_name(rule.name, "trust rule")
     check_name(rule.pipeline, "pipeline")
-    _check_place(rule)
+    rule = _placed(rule)
     if not 0 < len(rule.matchers) <= MAX_MATCHERS:
         raise _invalid(f"give 1 to {MAX_MATCHERS} matchers")
     for matcher in rule.matchers:
@@ -275,24 +272,38 @@ def _graded(rule: TrustRule) -> TrustRule:
     letter, findings = grade(rule)
     if letter == "F":
         fatal = " ".join(each.removeprefix("F: ") for each in findings if each.startswith("F"))
-        raise InvalidRequest("TRUST_RULE_WEAK", f"The trust rule would let in others than it means. {fatal}")
+        sentence = "The trust rule would not let in those that it means, or others as well."
+        raise InvalidRequest("TRUST_RULE_WEAK", f"{sentence} {fatal}")
     return replace(rule, grade=letter, findings=findings)
 
 
-def _check_place(rule: TrustRule) -> None:
+def _placed(rule: TrustRule) -> TrustRule:
+    """The rule with its CA in one spelling. The issuer is compared with what tokens say, so nothing is made of it."""
     if len(rule.issuer) > MAX_TEXT or not ISSUER.fullmatch(rule.issuer):
-        raise _invalid("the issuer is an https address in lower case, without user, query or fragment")
+        raise _invalid(f"the issuer is written as the tokens have it in iss; {_fault_of(rule.issuer)}")
     if len(rule.audience) > MAX_TEXT or not rule.audience.isprintable():
         raise _invalid(f"the audience is a printable text of at most {MAX_TEXT} characters")
     if not rule.ca_pem:
-        return
+        return rule
     # Nothing but certificates: whoever may read rules sees it, and a key must not be in it.
     try:
-        if len(rule.ca_pem) > MAX_CA or not CERTIFICATES.fullmatch(rule.ca_pem):
-            raise ValueError  # noqa: TRY301 (the same refusal as for one that cannot be read)
-        x509.load_pem_x509_certificates(rule.ca_pem.encode())
-    except ValueError:
-        raise _invalid("the CA of the issuer's server is 1 to 16 PEM certificates and nothing else") from None
+        found = certificates(rule.ca_pem.encode())
+    except ValueError as error:
+        raise _invalid(f"the file with the CA of the issuer's server {error}") from None
+    if len(found) > MAX_CA:
+        raise _invalid(f"the CAs of the issuer's server are longer than {MAX_CA >> 10} KiB together; give fewer")
+    return replace(rule, ca_pem=found)
+
+
+def _fault_of(issuer: str) -> str:
+    """What keeps an address from being an issuer's, for people."""
+    try:
+        _, _, path = parts(issuer)
+    except ValueError as error:
+        return str(error)
+    if ".well-known" in path:
+        return "it is the address of a document; leave out what begins with /.well-known"
+    return "give https://HOST, or with a port and a path, the host in lower case"
 
 
 def _check_matcher(matcher: Matcher) -> None:

@@ -38,6 +38,11 @@ def no_version() -> BrokerError:
     return NotFound("SECRET_VERSION_NOT_FOUND", "The secret has no such version; `broker secret versions` shows them.")
 
 
+def no_field() -> BrokerError:
+    """The refusal of a field that a version has not."""
+    return NotFound("FIELD_NOT_FOUND", "The secret has no such field; `broker secret versions` names them.")
+
+
 def gone(state: SecretVersionState) -> BrokerError:
     """The refusal of a version that is not handed out any more."""
     if state is DELETED:

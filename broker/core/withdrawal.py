@@ -13,14 +13,14 @@ from broker.core import ports
 from broker.core.call import Call
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.import_ledger import Ledger
-from broker.core.import_rules import TERMS_UNSETTLED, alarms
+from broker.core.import_rules import TERMS_UNSETTLED, alarms, place_of
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Target
 
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 20.0
 """Seconds between two attempts; with a request that hangs for 20 s the longest is still within the minute."""
 
-Row = tuple[str, int, str]
+Row = tuple[str, int, str, str]
 
 
 @dataclass(slots=True)
@@ -44,10 +44,10 @@ class Withdrawals:
     def due(self) -> dict[str, list[Import]]:
         """The imports whose turn it is, by target."""
         rows = alarms(self._ledger.store, "")
-        self._waiting = {_id(row): self._waiting.get(_id(row), _Waiting()) for row in rows}
+        self._waiting = {place_of(row): self._waiting.get(place_of(row), _Waiting()) for row in rows}
         found: dict[str, list[Import]] = {}
         for row in rows:
-            if self._waiting[_id(row)].until <= self._ticks():
+            if self._waiting[place_of(row)].until <= self._ticks():
                 found.setdefault(row.target, []).append(row)
         return found
 
@@ -67,10 +67,7 @@ class Withdrawals:
     def _withdraw(self, call: Call, row: Import) -> None:
         ledger = self._ledger
         with ledger.idle(row) as held:
-            now, target = (
-                ledger.store.get(Import, row.key, row.version, row.target),
-                ledger.store.get(Target, row.target),
-            )
+            now, target = ledger.store.get(Import, *place_of(row)), ledger.store.get(Target, row.target)
             if not held or now is None or target is None or now.revision != row.revision:
                 return
             port = ledger.port(target)
@@ -103,7 +100,7 @@ class Withdrawals:
             self._ledger.mark(call, row, TERMS_UNSETTLED)
 
     def _put_off(self, call: Call, row: Import, error: BrokerError) -> None:
-        waiting = self._waiting.get(_id(row)) or _Waiting()
+        waiting = self._waiting.get(place_of(row)) or _Waiting()
         waiting.until = self._ticks() + waiting.pause
         waiting.pause = min(2 * waiting.pause, LONGEST_PAUSE)
         if waiting.reason != error.reason and not call.settled:
@@ -115,7 +112,3 @@ class Withdrawals:
 def is_away(error: BrokerError) -> bool:
     """Whether the target as a whole does not answer, so that its other keys need not be tried now."""
     return isinstance(error, Unavailable) or isinstance(error.__cause__, Unavailable)
-
-
-def _id(row: Import) -> Row:
-    return row.key, row.version, row.target

@@ -41,6 +41,9 @@ _WHAT: Final = {
 }
 _RANDOM_IDS: Final = frozenset({Purpose.KEY, Purpose.ROOT})
 _FLAGS: Final = {Attribute.SIGN: KeyUsage.SIGN, Attribute.DECRYPT: KeyUsage.ENCRYPT}
+_NEVER: Final = (Attribute.WRAP, Attribute.UNWRAP, Attribute.DERIVE)
+ROLES: Final[Mapping[int, int]] = dict.fromkeys((*_FLAGS, *_NEVER, Attribute.SENSITIVE), 1)
+"""The attributes that ``conflict`` wants to see, and their room."""
 _SIZES: Final[Mapping[int, int]] = {
     Attribute.KEY_TYPE: ULONG,
     Attribute.VALUE_LEN: ULONG,
@@ -99,6 +102,13 @@ def bind(purpose: Purpose, key: KeyRef) -> Binding:
     return binding
 
 
+def conflict(read: Mapping[int, bytes]) -> bool:
+    """Whether a secret half could open what it or another wraps, derive, do two things, or be read (HS-01)."""
+    purposes = sum(read.get(flag) == b"\1" for flag in _FLAGS)
+    forbidden = any(read.get(role) == b"\1" for role in _NEVER)
+    return purposes != 1 or forbidden or read.get(Attribute.SENSITIVE) != b"\1"
+
+
 def purpose_of(label: bytes) -> Purpose | None:
     """For what the object with this label was made; None: it is none of the broker's."""
     purpose, colon, _ = label.removeprefix(_PREFIX).partition(b":")
@@ -114,7 +124,22 @@ def not_this(label: bytes, why: str) -> WrongState:
 
 def ambiguous(label: bytes) -> WrongState:
     """The refusal of a key that shares its id with another object, told in the log as an alarm."""
-    return _alarm("KEY_AMBIGUOUS", label, "the token holds another object under its id; remove the stray one")
+    return _alarm(
+        "KEY_AMBIGUOUS",
+        label,
+        "the token holds another key object under its id, and the broker does not guess which is its own. Find out who "
+        "made it",
+    )
+
+
+def conflicting(label: bytes) -> WrongState:
+    """The refusal of a key that may do more than it was made for, told in the log as an alarm."""
+    return _alarm(
+        "HSM_KEY_CONFLICT",
+        label,
+        "what bears its label and id has conflicting roles or is readable: somebody changed or planted it. Find out "
+        "who can write to the token",
+    )
 
 
 def not_adopted(label: bytes) -> WrongState:
@@ -127,12 +152,14 @@ def not_adopted(label: bytes) -> WrongState:
 
 
 def _alarm(reason: str, label: bytes, why: str) -> WrongState:
-    _log.error("alarm: a key in the token is not what it should be", reason=reason, key=label.decode(), why=why)
+    _log.error(
+        "alarm: a key in the token is not what it should be", reason=reason, key=label.decode(errors="replace"), why=why
+    )
     return WrongState(reason, f"The HSM did nothing with {_what(label)}: {why}.")
 
 
 def _what(label: bytes) -> str:
-    purpose, name = purpose_of(label), label.decode().split(":", 2)[-1]
+    purpose, name = purpose_of(label), label.decode(errors="replace").split(":", 2)[-1]
     return _WHAT[purpose].format(name) if purpose else "the key"
 
 

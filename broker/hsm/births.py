@@ -9,6 +9,7 @@ from broker.hsm import objects
 from broker.hsm.binding import Binding
 from broker.hsm.findings import Findings
 from broker.hsm.lending import SECRETS, Finder, strange
+from broker.hsm.mechanisms import generator
 from broker.hsm.objects import Recipe
 from broker.hsm.sessions import AmbiguousError, Clock, Sessions, Worker
 
@@ -30,8 +31,10 @@ class Births:
         """See ``Hsm.generate``."""
         objects.check_usage(binding.type, binding.usage, exportable=exportable)
         if binding.type not in self._findings.key_types:
+            lacking = self._findings.lack(f"{generator(binding.type)} for {binding.type}")
             raise WrongState(
-                "HSM_MECHANISM_MISSING", f"This token cannot make {binding.type} keys; choose another type."
+                "HSM_MECHANISM_MISSING",
+                f"This token cannot make {binding.type} keys: it lacks {lacking}; choose another type.",
             )
         recipe = Recipe(binding.type, binding.usage, exportable, self._findings.copyable_known)
         # One at a time, as the objects lock has it anyway: those that wait for it must not hold the sessions meanwhile.
@@ -49,7 +52,7 @@ class Births:
                 return self._found_or_made(worker, binding, recipe)
 
         with self._birth:
-            return self._sessions.run(make)
+            return self._sessions.run(make, generator(binding.type))
 
     def _found_or_made(self, worker: Worker, binding: Binding, recipe: Recipe) -> bytes | None:
         there = self._finder.halves(worker, binding.hsm_id)

@@ -12,7 +12,7 @@ from pkcs11 import exceptions as ck
 from broker.core.errors import InvalidRequest, Unavailable
 from broker.core.kinds import EncryptionAlgorithm, KeyUsage, OaepHash
 from broker.core.ports import KeyRef
-from broker.hsm.mechanisms import AES_BITS, OAEP
+from broker.hsm.mechanisms import AES_BITS, OAEP, standard_name
 from broker.hsm.sanity import RSA_BITS
 
 _IV, _TAG = 12, 16
@@ -34,6 +34,12 @@ class Decryption:
     mechanism: Mechanism
     parameter: Any
     body: bytes
+
+    @property
+    def name(self) -> str:
+        """The mechanism, as the standard has it; of RSA together with the hash."""
+        hashed = f" with {self.parameter[0].name}" if self.mechanism is Mechanism.RSA_PKCS_OAEP else ""
+        return standard_name(self.mechanism) + hashed
 
     def apply(self, lent: Any) -> bytes:
         """Run on a lent key; raises PKCS11Error."""
@@ -95,4 +101,8 @@ def decryption(key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, a
 
 def invalid() -> InvalidRequest:
     """The one error for every failed decryption (HS-07)."""
-    return InvalidRequest("CIPHERTEXT_INVALID", "The ciphertext does not open with this key and these parameters.")
+    return InvalidRequest(
+        "CIPHERTEXT_INVALID",
+        "The ciphertext does not open with this key and these parameters: it was changed or cut, or was made with "
+        "another key, version, algorithm or associated data.",
+    )

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from broker import secret_files
 from broker.core.errors import WrongState
 
 # Names that decide what code gets loaded; a config file must not be a way to have some (SC-04).
-_CODE_LOADING = re.compile(r"(LD_|DYLD_|PYTHON|OPENSSL_|GCONV_|P11_KIT_).*|PATH|HOME", re.ASCII)
-_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
+_CODE_LOADING = re.compile(r"(LD_|DYLD_|PYTHON|OPENSSL_|GCONV_|P11_KIT_).*|PATH|HOME", re.ASCII | re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Z][A-Za-z0-9_]{0,63}", re.ASCII)  # one vendor's is ChrystokiConfigurationPath
 _MAX_PIN = 256
 
 
 class HsmConfig(BaseModel):
     """Which PKCS#11 module, which token in it, and where its user PIN is. No PIN is ever held here.
 
-    ``environment`` is set in this process before the module is loaded (SoftHSM reads ``SOFTHSM2_CONF``). ``sessions``
-    is how many calls can be in the token at a time; ``session_wait`` how long one waits for its turn. After a loss the
-    module is reloaded at once; the next reload comes ``reload_interval`` after one that worked, ``retry_interval``
-    after one that did not. Times are seconds.
+    ``token_serial`` tells apart tokens of one label; without it there may be only one of the label. ``environment`` is
+    set in this process before the module is loaded (SoftHSM reads ``SOFTHSM2_CONF``). ``sessions`` is how many calls
+    can be in the token at a time; ``session_wait`` how long one waits for its turn. After a loss the module is reloaded
+    at once; the next reload comes ``reload_interval`` after one that worked, ``retry_interval`` after one that did not.
+    Times are seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     module: Path
     token_label: str = Field(min_length=1, max_length=32)
+    token_serial: str | None = Field(default=None, min_length=1, max_length=16)
     pin_file: Path
     environment: dict[str, str] = Field(default_factory=dict, max_length=16)
     sessions: int = Field(default=8, ge=1, le=256)
@@ -53,35 +54,17 @@ class HsmConfig(BaseModel):
 def read_pin(path: Path) -> str:
     """Return the PIN that the file holds, without the line end.
 
-    WrongState ``HSM_PIN_FILE`` unless it is a plain file of this user's that nobody else may read, with a PIN in it.
+    WrongState ``HSM_PIN_FILE`` unless it is a file that nobody else may read (``secret_files``), with a PIN in it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as fault:
-        raise WrongState(
-            "HSM_PIN_FILE", f"The PIN file {path} cannot be read ({fault.strerror}); create it with mode 0600."
-        ) from fault
-    try:
-        _refuse_open_file(path, os.fstat(descriptor))
-        return _parse_pin(path, os.read(descriptor, _MAX_PIN + 2))
-    finally:
-        os.close(descriptor)
-
-
-def _refuse_open_file(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise WrongState("HSM_PIN_FILE", f"The PIN file {path} is not a plain file; put the PIN into one.")
-    if status.st_uid != os.geteuid():
-        raise WrongState(
-            "HSM_PIN_FILE", f"The PIN file {path} belongs to another user; give it to the user that runs the broker."
-        )
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise WrongState("HSM_PIN_FILE", f"The PIN file {path} is open to other users; run: chmod 600 {path}")
+        return _parse_pin(path, secret_files.read(path, _MAX_PIN + 8))
+    except secret_files.UnusableError as fault:
+        raise WrongState("HSM_PIN_FILE", f"The PIN file {path} {fault.why}; {fault.cure}.") from fault
 
 
 def _parse_pin(path: Path, content: bytes) -> str:
     try:
-        pin = content.decode("utf-8").rstrip("\r\n")
+        pin = secret_files.line(content).decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError:
         pin = ""
     if not pin or len(pin) > _MAX_PIN or not pin.isprintable():

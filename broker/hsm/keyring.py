@@ -16,7 +16,7 @@ from broker.hsm import ciphers, objects
 from broker.hsm.binding import bind, not_this
 from broker.hsm.births import Births
 from broker.hsm.lending import SECRETS, Finder, strange
-from broker.hsm.mechanisms import SCHEMES
+from broker.hsm.mechanisms import SCHEMES, standard_name
 from broker.hsm.objects import Recipe
 from broker.hsm.sessions import Sessions, Worker
 from broker.hsm.wrapping import Carrier
@@ -59,7 +59,8 @@ class Keyring:
         return self._sessions.run(
             lambda worker: self._finder.use(
                 worker, binding, lambda lent: ciphers.check_value(lent, binding.label), asked=True
-            )
+            ),
+            "CKM_AES_GCM",
         )
 
     def public_key(self, key: KeyRef) -> bytes | None:
@@ -98,7 +99,9 @@ class Keyring:
             ]
 
         # A handle of another key would show: each signature is verified under this one's public key.
-        raw = self._sessions.run(lambda worker: self._finder.use(worker, binding, sign_all, asked=False))
+        raw = self._sessions.run(
+            lambda worker: self._finder.use(worker, binding, sign_all, asked=False), standard_name(scheme.mechanism)
+        )
         return [scheme.release(public_key, *pair) for pair in zip(raw, digests, strict=True)]
 
     def encrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, plaintext: bytes, aad: bytes) -> bytes:
@@ -108,7 +111,8 @@ class Keyring:
         return self._sessions.run(
             lambda worker: self._finder.use(
                 worker, binding, lambda lent: ciphers.seal(lent, plaintext, aad), asked=True
-            )
+            ),
+            "CKM_AES_GCM",
         )
 
     def decrypt(self, key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, aad: bytes) -> bytes:
@@ -127,7 +131,7 @@ class Keyring:
                 self._sessions.confirm()
                 raise ciphers.invalid() from fault
 
-        return self._sessions.run(decrypt)
+        return self._sessions.run(decrypt, order.name)
 
     def wrap(self, key: KeyRef, kek: WrappingKey, oaep_hash: OaepHash, *, exact: bool) -> bytes:
         """See the port."""

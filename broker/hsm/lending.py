@@ -19,7 +19,7 @@ from pkcs11.types import Key
 
 from broker.core.errors import NotFound
 from broker.hsm import ciphers
-from broker.hsm.binding import CK_TYPES, ULONG, Binding, ambiguous, not_adopted, not_this
+from broker.hsm.binding import CK_TYPES, ROLES, ULONG, Binding, ambiguous, conflict, conflicting, not_adopted, not_this
 from broker.hsm.sessions import AmbiguousError, Sessions, Worker
 
 R = TypeVar("R")
@@ -97,10 +97,13 @@ class Finder:
     def secret_half(self, worker: Worker, binding: Binding) -> Any:
         """The object that is the secret half of this key. Hold the objects lock.
 
-        NotFound ``KEY_NOT_IN_HSM``, WrongState ``KEY_NOT_THIS``, ``KEY_AMBIGUOUS``.
+        NotFound ``KEY_NOT_IN_HSM``, WrongState ``KEY_NOT_THIS``, ``KEY_AMBIGUOUS``; ``HSM_KEY_CONFLICT`` when it may do
+        more than the broker ever lets a key do (HS-01).
         """
         thing = self._only(worker, binding, SECRETS)
         self.refuse_misfit(worker, binding, thing)
+        if conflict(self._sessions.module.read(worker.session, thing.handle, ROLES)):
+            raise conflicting(binding.label)
         return thing
 
     def public_half(self, worker: Worker, binding: Binding) -> Any:

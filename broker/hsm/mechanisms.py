@@ -30,6 +30,23 @@ CURVE_OIDS: Final[dict[KeyType, bytes]] = {
 """CKA_EC_PARAMS, DER object identifiers."""
 AES_BITS: Final = {KeyType.AES_128: 128, KeyType.AES_256: 256}
 
+_GENERATORS: Final = {
+    **dict.fromkeys((KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096), Mechanism.RSA_PKCS_KEY_PAIR_GEN),
+    **dict.fromkeys(AES_BITS, Mechanism.AES_KEY_GEN),
+    KeyType.ED25519: Mechanism.EC_EDWARDS_KEY_PAIR_GEN,
+}
+
+
+def generator(key_type: KeyType) -> str:
+    """The standard's name of the mechanism that makes keys of this type."""
+    return standard_name(_GENERATORS.get(key_type, Mechanism.EC_KEY_PAIR_GEN))
+
+
+def standard_name(mechanism: Mechanism) -> str:
+    """As the standard and vendors' manuals write it."""
+    return f"CKM_{mechanism.name}"
+
+
 # DER DigestInfo up to the digest (RFC 8017 9.2, note 1).
 _DIGEST_INFO: Final = {
     "sha256": bytes.fromhex("3031300d060960864801650304020105000420"),

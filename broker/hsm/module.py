@@ -8,17 +8,16 @@ the binding does not have are called here too.
 from __future__ import annotations
 
 import ctypes
-import os
-import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pkcs11
-from pkcs11 import exceptions as ck
 from pkcs11.exceptions import PKCS11Error
 
 from broker.core.errors import Unavailable, WrongState
+from broker.hsm.codes import error_of, name_of, told
+from broker.hsm.functions import Functions, refuse_unloadable
 
 if TYPE_CHECKING:
     from pkcs11._pkcs11 import lib as Library  # noqa: N812 - the binding's class has a lower-case name
@@ -26,23 +25,6 @@ if TYPE_CHECKING:
 _OS_LOCKING_OK = 0x2
 _RW_USER_FUNCTIONS = 3
 _NO_SESSION = {0xB0, 0xB3, 0x190}  # CKR_SESSION_CLOSED, CKR_SESSION_HANDLE_INVALID, CKR_CRYPTOKI_NOT_INITIALIZED
-_ERRORS: Mapping[int, type[PKCS11Error]] = {
-    0x03: ck.SlotIDInvalid,
-    0x05: ck.GeneralError,
-    0x30: ck.DeviceError,
-    0x31: ck.DeviceMemory,
-    0x32: ck.DeviceRemoved,
-    0x60: ck.KeyHandleInvalid,
-    0x6A: ck.KeyUnextractable,
-    0x82: ck.ObjectHandleInvalid,
-    0xB0: ck.SessionClosed,
-    0xB3: ck.SessionHandleInvalid,
-    0xE0: ck.TokenNotPresent,
-    0xE1: ck.TokenNotRecognised,
-    0x101: ck.UserNotLoggedIn,
-}
-"""The codes that are told apart; the binding has such a table but does not show it."""
-
 _TOO_LONG = 0x150
 _NOT_ALL = (
     0x11,
@@ -51,7 +33,9 @@ _NOT_ALL = (
 )  # sensitive, unknown or too long: some were not given, the others were (PKCS#11 5.7.5)
 CKM_RSA_AES_KEY_WRAP = 0x1054
 _CKA_ID = 0x102
-_NEEDED = ("C_Initialize", "C_Finalize", "C_GetAttributeValue", "C_GetSessionInfo", "C_WrapKey")
+_BATCH = 64
+_MAX_FOUND = 1_000_000
+_MAX_ATTRIBUTE = 65_536
 
 
 class _InitializeArguments(ctypes.Structure):
@@ -100,22 +84,18 @@ class Module:
     """A loaded module. ``library`` is python-pkcs11's view of the same one; valid while initialised."""
 
     def __init__(self, path: Path) -> None:
-        _refuse_loose_file(path)
-        self.path = path
-        self.library: Library = _load(path)
-        self._functions = ctypes.CDLL(str(path))
-        if missing := [name for name in _NEEDED if not hasattr(self._functions, name)]:
-            raise _not_pkcs11(path) from AttributeError(", ".join(missing))
-        self._functions.C_GetSessionInfo.argtypes = (ctypes.c_ulong, ctypes.c_void_p)
-        self._functions.C_GetAttributeValue.argtypes = (*[ctypes.c_ulong] * 2, ctypes.c_void_p, ctypes.c_ulong)
-        self.library.finalize()
+        self.path = path.absolute()  # a bare name would be sought by the loader, past every look at the file
+        refuse_unloadable(self.path)
+        self.library: Library = _started(self.path)
+        self._functions = Functions(self.path, self.library)
 
     def initialize(self) -> None:
         """Initialise with operating-system locks."""
         arguments = _InitializeArguments(flags=_OS_LOCKING_OK)
         if code := self._functions.C_Initialize(ctypes.byref(arguments)):
             raise Unavailable(
-                "HSM_UNAVAILABLE", f"The PKCS#11 module {self.path} does not initialise for threads (CKR 0x{code:x})."
+                "HSM_UNAVAILABLE",
+                f"The PKCS#11 module {self.path} does not initialise for threads ({name_of(code)}).",
             )
 
     def finalize(self) -> None:
@@ -154,8 +134,49 @@ class Module:
         # Whoever says that some are not to be had marks them; who marks none has read nothing.
         unread = all(one.length <= sizes[one.type] for one in wanted)
         if code and (unread or code not in _NOT_ALL):
-            raise _failed("C_GetAttributeValue", code)
+            raise error_of(code)
         return {one.type: buffers[one.type].raw[: one.length] for one in wanted if one.length <= sizes[one.type]}
+
+    def find(self, session: Any, template: Mapping[int, bytes]) -> list[int]:
+        """The handles of all objects with these attributes; raises PKCS11Error.
+
+        Here because python-pkcs11 looks at each object that it finds, and stumbles over those of other programs.
+        """
+        functions, kept = (
+            self._functions,
+            [ctypes.create_string_buffer(value, len(value)) for value in template.values()],
+        )
+        wanted = (_Attribute * len(template))(
+            *(_Attribute(kind, ctypes.addressof(value), len(value)) for kind, value in zip(template, kept, strict=True))
+        )
+        _check(functions.C_FindObjectsInit(session.handle, wanted, len(template)))
+        found: list[int] = []
+        batch, count = (ctypes.c_ulong * _BATCH)(), ctypes.c_ulong(1)
+        while count.value and len(found) < _MAX_FOUND:
+            _check(functions.C_FindObjects(session.handle, batch, _BATCH, ctypes.byref(count)))
+            found += batch[: count.value]
+        # After any error the session is replaced, and with it the search that is still open in it.
+        _check(functions.C_FindObjectsFinal(session.handle))
+        return found
+
+    def attributes(self, session: Any, handle: int, kinds: Sequence[int]) -> dict[int, bytes]:
+        """These attributes of an object at whatever length, without those that the token does not give."""
+        sizes = (_Attribute * len(kinds))(*(_Attribute(kind, None, 0) for kind in kinds))
+        code = self._functions.C_GetAttributeValue(session.handle, handle, sizes, len(kinds))
+        given = {one.type: one.length for one in sizes if one.length <= _MAX_ATTRIBUTE}
+        if code and (len(given) == len(kinds) or code not in _NOT_ALL):  # as in ``read``
+            raise error_of(code)
+        return self.read(session, handle, given) if given else {}
+
+    def write(self, session: Any, handle: int, kind: int, value: bytes) -> None:
+        """Set one attribute of an object; raises PKCS11Error."""
+        kept = ctypes.create_string_buffer(value, len(value))
+        wanted = _Attribute(kind, ctypes.addressof(kept), len(value))
+        _check(self._functions.C_SetAttributeValue(session.handle, handle, ctypes.byref(wanted), 1))
+
+    def destroy(self, session: Any, handle: int) -> None:
+        """Destroy an object; raises PKCS11Error."""
+        _check(self._functions.C_DestroyObject(session.handle, handle))
 
     def has_id(self, session: Any, handle: int, hsm_id: bytes) -> bool:
         """True when the object behind the handle has this CKA_ID; raises PKCS11Error. As cheap as it can be."""
@@ -163,7 +184,7 @@ class Module:
         wanted = _Attribute(_CKA_ID, ctypes.addressof(found), len(hsm_id))
         code = self._functions.C_GetAttributeValue(session.handle, handle, ctypes.byref(wanted), 1)
         if code and code != _TOO_LONG:
-            raise _failed("C_GetAttributeValue", code)
+            raise error_of(code)
         return not code and wanted.length == len(hsm_id) and found.raw == hsm_id
 
     def wrap_rsa_aes(self, session: Any, kek: Any, key: Any, oaep_hash: int, mgf: int) -> bytes:
@@ -181,58 +202,29 @@ class Module:
         blob = ctypes.create_string_buffer(8192)
         length = ctypes.c_ulong(len(blob))
         code = self._functions.C_WrapKey(
-            ctypes.c_ulong(session.handle),
-            ctypes.byref(mechanism),
-            ctypes.c_ulong(kek.handle),
-            ctypes.c_ulong(key.handle),
-            blob,
-            ctypes.byref(length),
+            session.handle, ctypes.byref(mechanism), kek.handle, key.handle, blob, ctypes.byref(length)
         )
         if code:
-            raise _failed("C_WrapKey with CKM_RSA_AES_KEY_WRAP", code)
+            raise error_of(code)
         return blob.raw[: length.value]
 
 
-def _failed(what: str, code: int) -> PKCS11Error:
-    return _ERRORS.get(code, PKCS11Error)(f"{what} gave CKR 0x{code:x}")
+def _check(code: int) -> None:
+    if code:
+        raise error_of(code)
 
 
-def _refuse_loose_file(path: Path) -> None:
-    """The module's code runs with the PIN in reach, so nobody else may be able to change it (SC-04)."""
+def _started(path: Path) -> Library:
+    """python-pkcs11's view of the module, which has begun and ended once: it had no locks."""
     try:
-        status = path.stat()
-    except OSError as fault:
-        raise WrongState(
-            "HSM_MODULE_MISSING",
-            f"There is no PKCS#11 module at {path} ({fault.strerror}); install it or correct the path.",
-        ) from fault
-    if not stat.S_ISREG(status.st_mode):
-        raise WrongState("HSM_MODULE_MISSING", f"The PKCS#11 module {path} is not a file; name the .so itself.")
-    if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise WrongState(
-            "HSM_MODULE_UNSAFE",
-            f"The PKCS#11 module {path} can be changed by another user; let root own it, with mode 0644.",
-        )
-
-
-def _load(path: Path) -> Library:
-    try:
-        return pkcs11.lib(str(path))
+        library = pkcs11.lib(str(path))
+        library.finalize()
     except PKCS11Error as fault:
-        if "already initialized" in str(fault):
-            raise WrongState(
-                "HSM_MODULE_IN_USE", f"The PKCS#11 module {path} is already in use in this process; close that first."
+        if told(fault) != "CKR_CRYPTOKI_ALREADY_INITIALIZED":
+            raise Unavailable(
+                "HSM_UNAVAILABLE", f"The PKCS#11 module {path} does not start ({told(fault)})."
             ) from fault
-        if "OS exception" in str(fault):
-            raise _not_pkcs11(path) from fault
-        raise Unavailable(
-            "HSM_UNAVAILABLE", f"The PKCS#11 module {path} does not start ({_name(fault)}); check its configuration."
+        raise WrongState(
+            "HSM_MODULE_IN_USE", f"The PKCS#11 module {path} is already in use in this process; close that first."
         ) from fault
-
-
-def _name(fault: PKCS11Error) -> str:
-    return type(fault).__name__ if type(fault) is not PKCS11Error else str(fault)
-
-
-def _not_pkcs11(path: Path) -> WrongState:
-    return WrongState("HSM_MODULE_INVALID", f"{path} is not a PKCS#11 module; name the vendor's PKCS#11 library.")
+    return library

@@ -146,9 +146,15 @@ def _taken() -> AlreadyExists:
 
 def type_of(public: Any) -> KeyType | None:
     """Which key type a public-key object says it is; None when it is none that the broker makes."""
-    if public.key_type is CkKeyType.RSA:
+    try:
+        kind = public[Attribute.KEY_TYPE]
+    except ValueError:  # one that no standard has
+        return None
+    if kind is CkKeyType.RSA:
         bits = int.from_bytes(public[Attribute.MODULUS], "big").bit_length()
         return next((kind for kind, size in RSA_BITS.items() if size == bits), None)
+    if kind not in {CkKeyType.EC, CkKeyType.EC_EDWARDS}:
+        return None
     parameters = public[Attribute.EC_PARAMS]
     return next((kind for kind, oid in CURVE_OIDS.items() if oid == parameters), None)
 

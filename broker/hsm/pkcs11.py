@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -14,11 +15,14 @@ from broker.core.ports import Hsm, KeyRef
 from broker.hsm import adoption, selftest
 from broker.hsm.births import Births
 from broker.hsm.config import HsmConfig
+from broker.hsm.features import features
 from broker.hsm.findings import Findings
 from broker.hsm.keyring import Keyring, Parts
 from broker.hsm.lending import Finder
+from broker.hsm.login import serial_of
 from broker.hsm.probe import Examination
 from broker.hsm.sessions import Clock, Sessions, Worker
+from broker.hsm.survey import survey
 from broker.hsm.wrapping import Carrier
 
 
@@ -88,10 +92,11 @@ class Pkcs11Hsm:
 
     def _examine(self, worker: Worker) -> Findings:
         throw_away = rsa.generate_private_key(65537, 2048)
-        selftest.refuse_lax_token(self._sessions, worker, throw_away.public_key().public_numbers())
+        enforced = selftest.refuse_lax_token(self._sessions, worker, throw_away.public_key().public_numbers())
         with self._sessions.objects:
-            selftest.refuse_conflicting_keys(self._sessions, self._finder, worker)
-        return Examination(self._sessions, worker, throw_away).findings()
+            objects = survey(self._sessions, worker).probe()
+        found = Examination(self._sessions, worker, throw_away).findings()
+        return replace(found, probes=(*found.probes, *enforced, objects))
 
 
 def _describe(config: HsmConfig, sessions: Sessions, found: Findings) -> HsmReport:
@@ -100,7 +105,7 @@ def _describe(config: HsmConfig, sessions: Sessions, found: Findings) -> HsmRepo
         module=str(config.module),
         library=f"{library.library_description} {'.'.join(map(str, library.library_version))}".strip(),
         token_label=token.label,
-        token_serial=token.serial.decode("ascii", "replace"),
+        token_serial=serial_of(token),
         manufacturer=token.manufacturer_id,
         model=token.model,
         firmware=".".join(map(str, token.firmware_version)),
@@ -109,4 +114,5 @@ def _describe(config: HsmConfig, sessions: Sessions, found: Findings) -> HsmRepo
         exact_wrap=found.exact,
         one_call_wrap=bool(found.one_call_hashes),
         probes=found.probes,
+        features=features(found),
     )

@@ -17,11 +17,17 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key
 from pkcs11 import Attribute, Mechanism, ObjectClass
 from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
+from pkcs11.constants import TokenFlag
 
+from broker.core.errors import Unavailable
 from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.model import Probe
+from broker.hsm.binding import CK_TYPES
+from broker.hsm.ciphers import seal
+from broker.hsm.codes import told
 from broker.hsm.findings import Findings
-from broker.hsm.mechanisms import AES_BITS, OAEP
+from broker.hsm.lending import lend
+from broker.hsm.mechanisms import AES_BITS, OAEP, generator, standard_name
 from broker.hsm.module import CKM_RSA_AES_KEY_WRAP
 from broker.hsm.objects import Recipe, make
 from broker.hsm.sanity import RSA_BITS
@@ -49,12 +55,16 @@ class Examination:
         self._worker = worker
         self._throw_away = throw_away  # plays the KEK, so that the RSA half can be opened here
         self._probes: list[Probe] = []
+        self._lacks: dict[str, str] = {}
+        self._refused: dict[str, str] = {}  # by the probe's name: the token's code
         self._mechanisms = {int(mechanism) for mechanism in sessions.token.slot.get_mechanisms()}
         self._wrapping_value = os.urandom(32)
 
     def findings(self) -> Findings:
         """Try everything; a part that the token refuses becomes a failed probe, never an error."""
         copyable = self._copyable_known()
+        self._claims()
+        self._cipher(copyable)
         key_types = tuple(kind for kind in KeyType if self._can_make(kind, copyable_known=copyable))
         padded_wrap, exact = self._padded_wrap()
         exact_types = frozenset(
@@ -63,6 +73,8 @@ class Examination:
         hashes_done, one_call = self._transport()
         return Findings(
             key_types=key_types,
+            lacks=self._lacks,
+            closed=self._closed(),
             copyable_known=copyable,
             padded_wrap=padded_wrap,
             exact=exact,
@@ -95,27 +107,74 @@ class Examination:
         except _NO_COPYABLE:
             return self._note("template copyable", False, "The token does not know CKA_COPYABLE (PKCS#11 2.40).")
         except ck.PKCS11Error as fault:
-            return self._note("template copyable", False, f"No AES key could be made ({type(fault).__name__}).")
+            return self._note("template copyable", False, f"No AES key could be made ({told(fault)}).")
         return self._note("template copyable", True, "Keys are made not copyable.")
+
+    def _closed(self) -> str:
+        """By the token's own flag and by what the system shows: for a trial something lasting would have to be made."""
+        if self._sessions.token.flags & TokenFlag.WRITE_PROTECTED:
+            return "the token is write-protected"
+        return self._sessions.trouble()
+
+    def _claims(self) -> None:
+        """Mechanisms for which a trial would take an RSA key, which is slow to make: by the token's own list."""
+        for mechanism in (Mechanism.RSA_PKCS, Mechanism.RSA_PKCS_PSS, Mechanism.RSA_PKCS_OAEP):
+            if int(mechanism) not in self._mechanisms:
+                self._lacks[standard_name(mechanism)] = "not in its list"
+
+    def _cipher(self, copyable_known: bool) -> None:  # noqa: FBT001
+        recipe = Recipe(KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False, copyable_known=copyable_known)
+        try:
+            made = self._make(recipe)
+        except ck.PKCS11Error:
+            return  # told as a key type
+        try:
+            seal(lend(self._worker.session, made[0].handle, CkKeyType.AES), b"trial", b"aad")
+            self._note("AES-GCM", True, "Sealed and opened.")
+        except ck.PKCS11Error as fault:
+            self._lack("AES-GCM", "CKM_AES_GCM", told(fault))
+        except Unavailable:
+            self._lack("AES-GCM", "CKM_AES_GCM", "what it seals does not open")
+        finally:
+            self._discard(*made)
+
+    def _lack(self, probe: str, what: str, why: str) -> bool:
+        self._lacks[what] = why
+        return self._note(probe, False, f"The token refuses {what} ({why}).")
 
     def _can_make(self, kind: KeyType, *, copyable_known: bool) -> bool:
         if kind in RSA_BITS:
             return self._claims_rsa(kind)
         usage = KeyUsage.ENCRYPT if kind.symmetric else KeyUsage.SIGN
         try:
-            self._discard(*self._make(Recipe(kind, usage, exportable=False, copyable_known=copyable_known)))
+            made = self._make(Recipe(kind, usage, exportable=False, copyable_known=copyable_known))
         except ck.PKCS11Error as fault:
-            return self._note(f"key type {kind}", False, f"The token does not make it ({type(fault).__name__}).")
+            return self._lack(f"key type {kind}", f"{generator(kind)} for {kind}", told(fault))
+        try:
+            if not kind.symmetric:
+                self._sign(kind, made[0])
+        finally:
+            self._discard(*made)
         return self._note(f"key type {kind}", True, "A throw-away key was made.")
+
+    def _sign(self, kind: KeyType, secret: Any) -> None:
+        mechanism = Mechanism.EDDSA if kind is KeyType.ED25519 else Mechanism.ECDSA
+        try:
+            lend(self._worker.session, secret.handle, CK_TYPES[kind]).sign(bytes(32), mechanism=mechanism)
+        except ck.PKCS11Error as fault:
+            self._lack(f"signature {kind}", standard_name(mechanism), told(fault))
 
     def _claims_rsa(self, kind: KeyType) -> bool:
         """By the token's own words: making an RSA key for trial would take seconds on real devices."""
+        what = f"{generator(kind)} for {kind}"
         try:
             said = self._sessions.token.slot.get_mechanism_info(Mechanism.RSA_PKCS_KEY_PAIR_GEN)
         except ck.PKCS11Error as fault:
-            return self._note(f"key type {kind}", False, f"The token does not make it ({type(fault).__name__}).")
-        able = (said.min_key_length or 0) <= RSA_BITS[kind] <= (said.max_key_length or 0)
-        return self._note(f"key type {kind}", able, f"Key sizes {said.min_key_length} to {said.max_key_length} bits.")
+            return self._lack(f"key type {kind}", what, told(fault))
+        sizes = f"{said.min_key_length} to {said.max_key_length} bits"
+        if not (said.min_key_length or 0) <= RSA_BITS[kind] <= (said.max_key_length or 0):
+            return self._lack(f"key type {kind}", what, f"key sizes {sizes}")
+        return self._note(f"key type {kind}", True, f"Key sizes {sizes}.")
 
     def _wrapping_key(self, value: bytes) -> Any:
         return self._create(
@@ -154,6 +213,7 @@ class Examination:
             if verdict == "zero-padded" and usable is None:
                 usable = mechanism
         if usable is None:
+            self._lacks["CKM_AES_KEY_WRAP_KWP or CKM_AES_KEY_WRAP_PAD"] = "none that works"
             self._note("key wrap", False, "The token has no AES key wrap with padding; no key can be exported.")
         return usable, False
 
@@ -204,20 +264,30 @@ class Examination:
     def _transport(self) -> tuple[tuple[OaepHash, ...], frozenset[OaepHash]]:
         """Which OAEP hashes the token really applies, in two steps and in the one-call wrap."""
         private = self._throw_away
-        opened = []
-        one_call = []
-        with kek_object(self._worker, private.public_key().public_numbers(), self._sessions.objects) as kek:
-            for oaep_hash in OaepHash:
-                if self._attempt(f"OAEP {oaep_hash}", lambda h=oaep_hash: self._oaep(kek, private, h)):  # type: ignore[misc]
-                    opened.append(oaep_hash)
-                if CKM_RSA_AES_KEY_WRAP in self._mechanisms and self._attempt(
-                    f"one-call wrap {oaep_hash}",
-                    lambda h=oaep_hash: self._one_call(kek, private, h),  # type: ignore[misc]
-                ):
-                    one_call.append(oaep_hash)
+        opened: list[OaepHash] = []
+        one_call: list[OaepHash] = []
+        try:
+            with kek_object(self._worker, private.public_key().public_numbers(), self._sessions.objects) as kek:
+                for oaep_hash in OaepHash:
+                    self._try_transport(kek, oaep_hash, opened, one_call)
+        except ck.PKCS11Error as fault:
+            self._refused["OAEP"] = f"no RSA key can be put there: {told(fault)}"
+            self._note("OAEP", False, f"The token takes no RSA key-exchange key ({told(fault)}).")
         if CKM_RSA_AES_KEY_WRAP not in self._mechanisms:
             self._note("one-call wrap", False, "The token has no CKM_RSA_AES_KEY_WRAP; two steps are used.")
+        for oaep_hash in set(OaepHash) - set(opened):
+            why = self._refused.get(f"OAEP {oaep_hash}", self._refused.get("OAEP", "its result does not open"))
+            self._lacks[f"CKM_RSA_PKCS_OAEP with {oaep_hash}"] = why
         return tuple(h for h in OaepHash if h in opened or h in one_call), frozenset(one_call)
+
+    def _try_transport(self, kek: Any, oaep_hash: OaepHash, opened: list[OaepHash], one_call: list[OaepHash]) -> None:
+        private = self._throw_away
+        if self._attempt(f"OAEP {oaep_hash}", lambda: self._oaep(kek, private, oaep_hash)):
+            opened.append(oaep_hash)
+        if CKM_RSA_AES_KEY_WRAP in self._mechanisms and self._attempt(
+            f"one-call wrap {oaep_hash}", lambda: self._one_call(kek, private, oaep_hash)
+        ):
+            one_call.append(oaep_hash)
 
     def _oaep(self, kek: Any, private: rsa.RSAPrivateKey, oaep_hash: OaepHash) -> bool:
         value = os.urandom(32)
@@ -243,7 +313,8 @@ class Examination:
         try:
             return trial()
         except ck.PKCS11Error as fault:
-            self._note(name, False, f"The token refuses ({type(fault).__name__}).")
+            self._refused[name] = told(fault)
+            self._note(name, False, f"The token refuses ({told(fault)}).")
         except InvalidUnwrap:
             self._note(name, False, "The token's result cannot be opened.")
         return None

@@ -8,31 +8,36 @@ without the PIN; ``C_Finalize`` under a running call is undefined, so a reload f
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import structlog
 from pkcs11 import exceptions as ck
-from pkcs11.constants import Attribute, TokenFlag
+from pkcs11.constants import Attribute
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.hsm import ground
 from broker.hsm.binding import Binding, ambiguous
-from broker.hsm.config import HsmConfig, read_pin
-from broker.hsm.module import Module
+from broker.hsm.codes import told
+from broker.hsm.config import HsmConfig
+from broker.hsm.login import PinRefusedError, begun, find_token, log_in
+from broker.hsm.things import MAPPER, Thing
 
 if TYPE_CHECKING:
     from pkcs11.types import Token
 
+_log = structlog.get_logger(__name__)
 R = TypeVar("R")
 Clock = Callable[[], float]
 """Seconds that never go back."""
 
 _MISSING: Final = (ck.MechanismInvalid, ck.MechanismParamInvalid, ck.FunctionNotSupported)
 _MAX_STRAYS: Final = 1024
-_REFUSED_PIN: Final = (ck.PinIncorrect, ck.PinInvalid, ck.PinLenRange, ck.PinExpired)
+_SILENT: Final = "The HSM does not answer: "
+_FAILS: Final = "The HSM answers, and fails at this: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +81,14 @@ LOST: Final = (
 class _LostError(Exception):
     """The operation met an error that may mean a loss.
 
-    ``epoch``: in which login. ``answering``: the login held and the token was there when they were asked thereafter.
+    ``epoch``: in which login. ``why``: the code, or what the last attempt to get all back ended with. ``answering``:
+    the login held and the token was there when they were asked thereafter.
     """
 
-    def __init__(self, epoch: int, *, answering: bool) -> None:
+    def __init__(self, epoch: int, why: str, *, answering: bool) -> None:
         super().__init__(epoch)
         self.epoch = epoch
+        self.why = why
         self.answering = answering
 
 
@@ -104,48 +111,49 @@ class Sessions:
         self._next_reload = float("-inf")
         self._serial: bytes | None = None
         self._halted = ""  # why there will be no further reload
-        os.environ.update(config.environment)
-        self.module = Module(config.module)
-        self.module.initialize()
+        self._cause = ""  # why there is no session, when there is none
+        self.module = begun(config)
         try:
             self._connect()
+        except ck.PKCS11Error as fault:
+            self.module.finalize()
+            raise self._unavailable(f"it does not start ({told(fault)})") from fault
         except BaseException:
             self.module.finalize()
             raise
 
-    def run(self, operation: Callable[[Worker], R]) -> R:
-        """Run the operation on a borrowed session and return what it returns.
+    def run(self, operation: Callable[[Worker], R], using: str = "") -> R:
+        """Run the operation on a borrowed session and return what it returns. ``using``: its mechanism, for refusals.
 
         An operation that meets a loss is run again, so it must be idempotent: once more on a fresh session if the token
         still answers, then once more after the module was reloaded. The first reload is made at once, the next no
         sooner than ``reload_interval`` after one that worked and ``retry_interval`` after one that did not.
         """
         try:
-            return self._once(operation)
+            return self._once(operation, using)
         except _LostError as lost:
             self._refuse_stray(lost)
             if not lost.answering:
-                self._reload(lost.epoch)
+                self._reload(lost)
         try:
-            return self._once(operation)
+            return self._once(operation, using)
         except _LostError as lost:
             self._doubt(lost)
-            self._reload(lost.epoch)
+            self._reload(lost)
         try:
-            return self._once(operation)
+            return self._once(operation, using)
         except _LostError as lost:
             self._refuse_stray(lost)
-            raise _unavailable("the device or the login was lost again") from lost
+            raise self._unavailable(f"{lost.why}, also after the module was begun anew", lost=lost) from lost
 
-    def search(self, worker: Worker, template: dict[Attribute, Any]) -> list[Any]:
-        """All objects with these attributes. Hold the objects lock.
+    def search(self, worker: Worker, template: Mapping[Attribute, Any]) -> list[Thing]:
+        """All objects with these attributes, whoever made them. Hold the objects lock."""
+        packed = {int(kind): MAPPER.pack_attribute(kind, value) for kind, value in template.items()}
+        return [Thing(self.module, worker.session, one) for one in self.module.find(worker.session, packed)]
 
-        python-pkcs11 ends a search that could not begin from a destructor, where its own failure is printed instead of
-        raised; so a session that is gone is noticed before.
-        """
-        if not self.module.knows(worker.session):
-            raise ck.SessionHandleInvalid
-        return list(worker.session.get_objects(template))
+    def trouble(self) -> str:
+        """What the system shows of the module's trouble, as half a sentence; "" when it shows none."""
+        return ground.trouble(self._config.module)
 
     def confirm(self) -> None:
         """Return when the login holds and the token is there; else raise the PKCS11Error that marks them lost.
@@ -170,17 +178,19 @@ class Sessions:
             self.module.finalize()
             self._fill(self._size * [None])
 
-    def _once(self, operation: Callable[[Worker], R]) -> R:
+    def _once(self, operation: Callable[[Worker], R], using: str) -> R:
         worker = self._borrow()
         try:
             return operation(worker)
         except ck.PKCS11Error as fault:
-            answering = self._answers()
-            if answering:
+            silence = self._silence()
+            if not silence:
                 worker = self._renew(worker)
-            if isinstance(fault, LOST) or not answering:
-                raise _LostError(worker.epoch, answering=answering) from fault
-            raise translated(fault) from fault
+            if not isinstance(fault, AmbiguousError):
+                _log.warning("the HSM refused", code=told(fault), using=using, when_asked_again=silence or "it answers")
+            if isinstance(fault, LOST) or silence:
+                raise _LostError(worker.epoch, silence or told(fault), answering=not silence) from fault
+            raise translated(fault, using, self.trouble()) from fault
         except Exception:
             raise
         except BaseException:  # a library's panic: an operation may be half begun
@@ -204,12 +214,13 @@ class Sessions:
         if isinstance(lost.__cause__, AmbiguousError) and lost.__cause__.label in self.strays:
             raise ambiguous(lost.__cause__.label) from lost
 
-    def _answers(self) -> bool:
+    def _silence(self) -> str:
+        """Why the token or the login is not there, by its code; "" when both are."""
         try:
             self.confirm()
-        except ck.PKCS11Error:
-            return False
-        return True
+        except ck.PKCS11Error as fault:
+            return told(fault)
+        return ""
 
     def _borrow(self) -> Worker:
         try:
@@ -218,7 +229,7 @@ class Sessions:
             raise _unavailable("all its sessions are busy") from None
         if worker is None:
             self._idle.put(None)
-            raise _LostError(self._epoch, answering=False)
+            raise _LostError(self._epoch, self._cause, answering=False)
         return worker
 
     def _renew(self, worker: Worker) -> Worker:
@@ -230,15 +241,16 @@ class Sessions:
         except ck.PKCS11Error:
             return worker  # it is gone, and its next user will notice and reload
 
-    def _reload(self, epoch: int) -> None:
+    def _reload(self, lost: _LostError) -> None:
         with self._reloading:
-            if self._epoch != epoch:
+            if self._epoch != lost.epoch:
                 return  # another thread has done it meanwhile
             if self._halted:
-                raise _unavailable(self._halted)
+                raise self._unavailable(self._halted)
             now = self._clock()
             if now < self._next_reload:
-                raise _unavailable(f"the next attempt to reach it is due in {self._next_reload - now:.0f} s")
+                wait = f"the next attempt to reach it is due in {self._next_reload - now:.0f} s"
+                raise self._unavailable(lost.why, wait, lost=lost) from lost
             self._next_reload = now + self._config.retry_interval
             self._drain()
             try:
@@ -246,66 +258,39 @@ class Sessions:
                 self.module.initialize()
                 self._connect()
             except (BrokerError, ck.PKCS11Error) as fault:
+                self._cause = fault.message if isinstance(fault, BrokerError) else f"it does not start ({told(fault)})"
+                _log.warning("the HSM cannot be reached", sentence=self._cause)
                 self._fill(self._size * [None])
-                raise _unavailable(fault.message if isinstance(fault, BrokerError) else "it does not start") from fault
+                raise self._unavailable(self._cause) from fault
             except BaseException:
                 self._fill(self._size * [None])  # else nobody would ever try again
                 raise
             self._next_reload = now + self._config.reload_interval
 
+    def _unavailable(self, why: str, wait: str = "", *, lost: _LostError | None = None) -> Unavailable:
+        """The refusal that tells the cause first, then what the system shows of it, then when it will be tried."""
+        seen = self.trouble()
+        parts = (why.removeprefix(_SILENT).rstrip("."), "" if seen in why else seen, wait)
+        lead = _FAILS if lost and lost.answering else _SILENT
+        return Unavailable("HSM_UNAVAILABLE", f"{lead}{'; '.join(part for part in parts if part)}.")
+
     def _connect(self) -> None:
         """Find the token, log in once and open the workers; a new epoch begins, with no handle known."""
-        self.token = self._find_token()
+        self.token = find_token(self.module, self._config)
         if self._serial not in {None, self.token.serial}:
             self._halted = "another token took the configured one's place; check the HSM and restart the broker"
             raise WrongState("HSM_TOKEN_CHANGED", self._halted)
         self._serial = self.token.serial
-        self._login = self._log_in()
+        try:
+            self._login = log_in(self.token, self._config.pin_file)
+        except PinRefusedError as refusal:
+            self._halted = f"{refusal.message} Then restart the broker"
+            raise
         workers = self._open_workers()
         self._size = len(workers)
         self._epoch += 1
         handles: dict[Binding, int] = {}
         self._fill([Worker(session, self._epoch, handles) for session in workers])
-
-    def _find_token(self) -> Token:
-        label, found, blank = self._config.token_label, [], False
-        for slot in self.module.library.get_slots(token_present=True):
-            with contextlib.suppress(ck.TokenNotPresent, ck.TokenNotRecognised):
-                token = slot.get_token()
-                if not token.flags & TokenFlag.TOKEN_INITIALIZED:
-                    blank = True
-                elif token.label == label:
-                    found.append(token)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise WrongState(
-                "HSM_TOKEN_AMBIGUOUS", f"{len(found)} tokens are labelled {label!a}; give each token its own label."
-            )
-        hint = "the module only shows a token that is not initialised: initialise it" if blank else "check the label"
-        raise WrongState("HSM_TOKEN_NOT_FOUND", f"The module shows no token labelled {label!a}; {hint}.")
-
-    def _log_in(self) -> Any:
-        """Exactly one attempt; after a refused PIN none is ever made again by this object."""
-        if self.token.flags & TokenFlag.USER_PIN_LOCKED:
-            raise self._refused("HSM_PIN_LOCKED", "The token's PIN is locked; its security officer must set a new one.")
-        if not self.token.flags & TokenFlag.USER_PIN_INITIALIZED:
-            raise WrongState("HSM_TOKEN_NOT_FOUND", "The token has no user PIN yet; its security officer must set one.")
-        pin = read_pin(self._config.pin_file)
-        try:
-            return self.token.open(rw=True, user_pin=pin)
-        except ck.PinLocked as fault:
-            reason, text = "HSM_PIN_LOCKED", "The token's PIN is locked; its security officer must set a new one."
-            raise self._refused(reason, text) from fault
-        except _REFUSED_PIN as fault:
-            text = f"The token refused the PIN in {self._config.pin_file}; correct the file. It is not tried again."
-            raise self._refused("HSM_PIN_INCORRECT", text) from fault
-        except ck.PKCS11Error as fault:
-            raise _unavailable(f"it does not let the broker log in ({type(fault).__name__})") from fault
-
-    def _refused(self, reason: str, text: str) -> WrongState:
-        self._halted = f"{text} Then restart the broker"
-        return WrongState(reason, text)
 
     def _open_workers(self) -> list[Any]:
         workers: list[Any] = []
@@ -332,13 +317,17 @@ class Sessions:
             self._idle.put(worker)
 
 
-def translated(fault: ck.PKCS11Error) -> BrokerError:
-    """The refusal for an error that is neither a loss nor expected by the operation."""
-    what = type(fault).__name__
+def translated(fault: ck.PKCS11Error, using: str = "", seen: str = "") -> BrokerError:
+    """The refusal for an error that is neither a loss nor expected by the operation; ``seen``: its likely cause."""
+    what = told(fault)
     if isinstance(fault, _MISSING):
-        return WrongState("HSM_MECHANISM_MISSING", "This token cannot do that operation; use another token for it.")
-    return Unavailable("HSM_FAULT", f"The HSM refused the operation ({what}); nothing was released.", fault=what)
+        return WrongState(
+            "HSM_MECHANISM_MISSING",
+            f"This token does not do {using or 'that operation'} ({what}); `broker hsm` says what it can.",
+        )
+    at = (f"{what} at {using}" if using else what) + (f"; {seen}" if seen else "")
+    return Unavailable("HSM_FAULT", f"The HSM refused the operation ({at}); nothing was released.", fault=what)
 
 
 def _unavailable(why: str) -> Unavailable:
-    return Unavailable("HSM_UNAVAILABLE", f"The HSM does not answer: {why.rstrip('.')}.")
+    return Unavailable("HSM_UNAVAILABLE", f"{_SILENT}{why}.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ slots.removable = false
 slots.mechanisms = ALL
 library.reset_on_fork = true
 """
+_MAKING = "tokens.new"
 _RW_SESSION = 0x2 | 0x4
 _SECURITY_OFFICER = 0
 
@@ -61,9 +63,13 @@ def create_softhsm_token(folder: Path, label: str, pin: str, so_pin: str, module
         raise InvalidRequest("TOKEN_LABEL_INVALID", "The token label is not 1 to 32 printable bytes.")
     if not all(4 <= len(text.encode()) <= 255 for text in (pin, so_pin)):
         raise InvalidRequest("PIN_LENGTH", "A SoftHSM PIN has 4 to 255 characters.")
-    environment = {"SOFTHSM2_CONF": str(_lay_out(folder))}
-    _in_fresh_process(environment, {"module": str(path), "label": label, "pin": pin, "so_pin": so_pin})
-    return environment
+    making, tokens = _lay_out(folder)
+    order = {"module": str(path), "label": label, "pin": pin, "so_pin": so_pin}
+    _in_fresh_process({"SOFTHSM2_CONF": str(making)}, order)
+    config = _write_config(folder.absolute() / "softhsm2.conf", tokens)
+    (tokens.parent / _MAKING).rename(tokens)  # an interrupted run leaves no token that nobody can log in to
+    making.unlink()
+    return {"SOFTHSM2_CONF": str(config)}
 
 
 def softhsm_environment(folder: Path) -> dict[str, str]:
@@ -73,15 +79,21 @@ def softhsm_environment(folder: Path) -> dict[str, str]:
     return {"SOFTHSM2_CONF": str(config)} if made else {}
 
 
-def _lay_out(folder: Path) -> Path:
-    """Create the folders and softhsm2.conf; return the latter's absolute path."""
+def _lay_out(folder: Path) -> tuple[Path, Path]:
+    """Create the folders; the softhsm2.conf to make the token with, and where the token is to be in the end."""
     folder = folder.absolute()
-    tokens = folder / "tokens"
+    tokens, making = folder / "tokens", folder / _MAKING
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     tokens.mkdir(mode=0o700, exist_ok=True)
     if any(tokens.iterdir()):
         raise AlreadyExists("TOKEN_EXISTS", f"There is already a token in {tokens}; use it, or choose another folder.")
-    config = folder / "softhsm2.conf"
+    if making.exists():
+        shutil.rmtree(making)
+    making.mkdir(mode=0o700)
+    return _write_config(folder / f"{_MAKING}.conf", making), tokens
+
+
+def _write_config(config: Path, tokens: Path) -> Path:
     descriptor = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(_CONFIG.format(tokens=tokens))

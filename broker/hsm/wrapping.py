@@ -24,6 +24,7 @@ from broker.core.errors import InvalidRequest, Unavailable, WrongState
 from broker.core.kinds import KeyType, OaepHash
 from broker.core.model import WrappingKey
 from broker.hsm.binding import Binding
+from broker.hsm.features import import_lack
 from broker.hsm.findings import Findings
 from broker.hsm.lending import Finder, LentSecret
 from broker.hsm.mechanisms import AES_BITS, OAEP
@@ -108,11 +109,10 @@ class Carrier:
     def wrap(self, key: Binding, kek: WrappingKey, oaep_hash: OaepHash, *, exact: bool) -> bytes:
         """See ``Hsm.wrap``."""
         numbers = parse_kek(kek)
-        two_steps = self._findings.padded_wrap is not None and oaep_hash in self._findings.oaep_hashes
-        if not two_steps and oaep_hash not in self._findings.one_call_hashes:
+        if lacking := import_lack(self._findings, oaep_hash):
             raise WrongState(
                 "HSM_MECHANISM_MISSING",
-                f"This token cannot wrap with OAEP-{oaep_hash}; 'broker hsm' says what it can.",
+                f"This token cannot wrap a key for this target: it lacks {lacking}; 'broker hsm' says what it can.",
             )
 
         def carry(worker: Worker) -> bytes:
@@ -123,7 +123,7 @@ class Carrier:
             with kek_object(worker, numbers, self._sessions.objects) as target:
                 return self._carried(worker, target, LentSecret(handle), oaep_hash)
 
-        blob = self._sessions.run(carry)
+        blob = self._sessions.run(carry, f"CKM_RSA_PKCS_OAEP with {oaep_hash} and AES key wrap")
         body = len(blob) - (numbers.n.bit_length() + 7) // 8
         if body < 24 or body % 8 or (key.type in AES_BITS and body != AES_BITS[key.type] // 8 + 8):
             raise Unavailable("HSM_FAULT", "The HSM made a blob of impossible length; it was withheld.")

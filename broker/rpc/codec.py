@@ -168,8 +168,22 @@ def der_from_jose(signature: bytes, algorithm: SignatureAlgorithm | None) -> byt
     r, s = int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big")
     shorter = max((size for size in sizes if size < half), default=0)
     if len(signature) % 2 or half not in sizes or (shorter and max(r, s) < 1 << (8 * shorter)):
+        der = (
+            " It looks like DER, which is the form that is taken when no encoding is named."
+            if _is_der(signature)
+            else ""
+        )
         raise InvalidRequest(
             "SIGNATURE_ENCODING",
-            "The signature is not in the JOSE form: r followed by s, each as long as the order of the key's curve.",
+            "The signature is not in the JOSE form: r followed by s, each as long as the order of the key's "
+            f"curve.{der}",
         )
     return encode_dss_signature(r, s)
+
+
+def _is_der(signature: bytes) -> bool:
+    try:
+        decode_dss_signature(signature)
+    except ValueError:
+        return False
+    return True

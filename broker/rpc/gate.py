@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,8 +22,8 @@ import grpc
 
 from broker.core import audit, names, ports
 from broker.core.call import Call
-from broker.core.errors import BrokerError, Exhausted, Unauthenticated
-from broker.core.identity import Credentials
+from broker.core.errors import BrokerError, Exhausted, Refused, Unauthenticated
+from broker.core.identity import Credentials, Patience
 from broker.core.model import Principal
 from broker.rpc import health, status, tls
 from broker.rpc.bugs import log_bug
@@ -40,6 +42,12 @@ BIRTHS = frozenset({"KeyService/CreateKey", "KeyService/RotateKey"})
 """The methods that make keys, for which an HSM may take seconds each, one after the other: they have their own threads,
 so that whoever asks for many does not keep the others from using theirs."""
 
+PATIENCE = 20.0
+"""Seconds that a call may wait for something outside before it is known who calls; the rest of its time is for it."""
+
+MARGIN = 2.0
+"""Seconds of its caller's time that a call keeps for itself after waiting."""
+
 Metadata = Sequence[tuple[str, str | bytes]]
 
 Behavior = Callable[[Any, grpc.ServicerContext], bytes | grpc.Status]
@@ -54,6 +62,7 @@ class End:
     reason: str = ""
     sentence: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    refused: Sequence[Refused] = ()
     wire: bytes = b""
 
     @property
@@ -65,7 +74,8 @@ class End:
 class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stub only
     """All methods of the server; at most ``max_calls`` in flight. ``pool`` answers health and refusals under load.
 
-    ``greeted`` is told the peer of each call, ``known`` once its caller is known.
+    ``greeted`` is told the peer of each call, ``known`` once its caller is known. ``aside``: where a call waits for
+    something outside, as one of so many at most, while another one has its thread's turn.
     """
 
     def __init__(  # noqa: PLR0913 (the parts of the gate, each named)
@@ -80,6 +90,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         health_check: Behavior,
         pool: ThreadPoolExecutor,
         births: ThreadPoolExecutor,
+        aside: Callable[[int], AbstractContextManager[None]],
         greeted: Callable[[str], None],
         known: Callable[[str], None],
         max_calls: int,
@@ -97,6 +108,8 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._free = max_calls
         self._changed = threading.Condition()
         self._births = max(1, max_calls // 4)
+        self._room = max_calls - max(1, max_calls // 10)
+        self._aside = partial(aside, self._room)
         self._born_at = frozenset(path for path, method in methods.items() if method.rpc in BIRTHS)
         self._methods = {
             path: _unary(partial(self._serve, method), births if path in self._born_at else None)
@@ -151,7 +164,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
                 self._changed.notify_all()
         if end.code is grpc.StatusCode.OK:
             return end.wire
-        return status.refusal(end.code, end.reason, end.sentence, call.id, end.metadata)
+        return status.refusal(end.code, end.reason, end.sentence, call.id, end.metadata, end.refused)
 
     def _refuse_busy(self, _requests: Any, _context: grpc.ServicerContext) -> grpc.Status:
         self._flood.count()
@@ -181,7 +194,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             return self._perform(method, call, requests, context)
         except BrokerError as error:
             _note_identity(call, error)
-            return End(status.code_of(error), error.reason, error.message, error.metadata)
+            return End(status.code_of(error), error.reason, error.message, error.metadata, error.refused)
         except Gone:
             return End(grpc.StatusCode.CANCELLED, "CALL_ENDED", "The call was ended before it was carried out.")
         except Missing:
@@ -224,8 +237,14 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             metadata=dict(shown),
             peer=call.peer,
             rpc=call.rpc,
+            patience=self._patience(context),
         )
         return _one([found for each in self._authenticators if (found := each.authenticate(credentials))])
+
+    def _patience(self, context: grpc.ServicerContext) -> Patience:
+        left = context.time_remaining()
+        seconds = PATIENCE if left is None else min(PATIENCE, left - MARGIN)
+        return Patience(until=time.monotonic() + seconds, room=self._room, aside=self._aside, alive=context.is_active)
 
     def _settle(self, call: Call, end: End) -> End:
         """The end that may leave: the one given once it is durable in the audit, else a refusal."""

@@ -35,6 +35,7 @@ class HsmMethods:
             exact_wrap=report.exact_wrap,
             one_call_wrap=report.one_call_wrap,
             probes=[wire.Probe(name=each.name, passed=each.passed, detail=each.detail) for each in report.probes],
+            features=[wire.Probe(name=each.name, passed=each.passed, detail=each.detail) for each in report.features],
             answering=self._answering(),
         )
 

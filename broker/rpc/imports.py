@@ -12,6 +12,7 @@ from broker.core.arrival import Extra
 from broker.core.call import Call
 from broker.core.handover import Handover
 from broker.core.imports import Imports
+from broker.core.kinds import ImportState
 from broker.core.model import Import, Terms
 from broker.rpc import codec
 from broker.rpc.pages import PageTokens, page_size
@@ -36,7 +37,9 @@ class ImportMethods:
         return wire.ImportKeyResponse(extra_versions=_extra(done.extra), **_import(done.row))
 
     def prove_import(self, call: Call, request: wire.ProveImportRequest) -> wire.ProveImportResponse:
-        done = self._imports.prove(call, request.name, codec.version(request.version), request.target)
+        done = self._imports.prove(
+            call, request.name, codec.version(request.version), request.target, request.remote_name
+        )
         return wire.ProveImportResponse(**_import(done.row))
 
     def export_key(self, call: Call, request: wire.ExportKeyRequest) -> wire.ExportKeyResponse:
@@ -49,7 +52,7 @@ class ImportMethods:
 
     def confirm_import(self, call: Call, request: wire.ConfirmImportRequest) -> wire.ConfirmImportResponse:
         version, terms = codec.version(request.version), _terms(request)
-        done = self._handover.confirm(call, request.name, version, request.target, terms)
+        done = self._handover.confirm(call, request.name, version, request.target, request.remote_name, terms)
         return wire.ConfirmImportResponse(extra_versions=_extra(done.extra), **_import(done.row))
 
     def list_imports(self, call: Call, request: wire.ListImportsRequest) -> wire.ListImportsResponse:
@@ -97,4 +100,5 @@ def _row(each: Import) -> wire.Import:
         failure=each.failure,
         start_time=codec.timestamp(each.started_at),
         prove_time=codec.timestamp(each.proven_at),
+        never_sent=each.state is not ImportState.GONE and not each.may_be_there,
     )

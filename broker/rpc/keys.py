@@ -92,10 +92,10 @@ class KeyMethods:
         signature = request.signature
         if request.encoding == wire.SIGNATURE_ENCODING_JOSE:
             signature = codec.der_from_jose(signature, algorithm)
-        valid, version = self._use.verify(
+        valid, version, told = self._use.verify(
             call, request.name, codec.version(request.version), algorithm, inputs[0], signature, prehashed=prehashed
         )
-        return wire.VerifyResponse(valid=valid, version=version)
+        return wire.VerifyResponse(valid=valid, version=version, told=told)
 
     def encrypt(self, call: Call, request: wire.EncryptRequest) -> wire.EncryptResponse:
         codec.at_most(len(request.plaintext), MAX_BYTES, "plaintext")

@@ -25,7 +25,7 @@ class SecretMethods:
         self._pages = pages
 
     def put_secret(self, call: Call, request: wire.PutSecretRequest) -> wire.PutSecretResponse:
-        secret = self._secrets.put(
+        written = self._secrets.put(
             call,
             request.name,
             dict(request.fields),
@@ -33,7 +33,21 @@ class SecretMethods:
             labels=dict(request.labels),
             expires_at=codec.moment(request, "expire_time"),
         )
-        return wire.PutSecretResponse(secret=_secret(secret))
+        return wire.PutSecretResponse(
+            secret=_secret(written.secret),
+            dropped=written.dropped,
+            dropped_expire_time=codec.timestamp(written.dropped_expiry),
+        )
+
+    def patch_secret(self, call: Call, request: wire.PatchSecretRequest) -> wire.PatchSecretResponse:
+        written = self._secrets.patch(
+            call,
+            request.name,
+            dict(request.fields),
+            list(request.remove),
+            expected_version=request.expected_version if request.HasField("expected_version") else None,
+        )
+        return wire.PatchSecretResponse(secret=_secret(written.secret))
 
     def get_secret(self, call: Call, request: wire.GetSecretRequest) -> wire.GetSecretResponse:
         return wire.GetSecretResponse(secret=_secret(*self._secrets.get(call, request.name)))

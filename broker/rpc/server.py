@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import grpc
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from broker.core import ports
 from broker.core.errors import Unavailable
@@ -27,7 +27,7 @@ from broker.rpc.gate import Gate
 from broker.rpc.health import Health
 from broker.rpc.plan import MAX_BYTES
 from broker.rpc.shares import Shares
-from broker.rpc.threads import pool
+from broker.rpc.threads import Pool, pool
 from broker.rpc.tls import TlsFiles
 
 TALLY_SECONDS = 60.0
@@ -37,9 +37,12 @@ ROOM = 4
 """How many times as many connections as may stay grpc accepts: those that have just come, until they are looked at."""
 
 
+MAX_PORT = 65535
+
+
 def _address(text: str) -> str:
-    if not _ADDRESS.fullmatch(text):
-        raise ValueError("an address is written host:port, an IPv6 one [address]:port")
+    if not _ADDRESS.fullmatch(text) or int(text.rpartition(":")[2]) > MAX_PORT:
+        raise ValueError("an address is written host:port, an IPv6 one [address]:port; a port is at most 65535")
     return text
 
 
@@ -86,6 +89,14 @@ class ServerConfig(BaseModel):
     workers: int = Field(default=1, ge=1, le=64)  # processes; more than one needs PostgreSQL
     limits: Limits = Limits()
 
+    @model_validator(mode="after")
+    def _two_listeners(self) -> ServerConfig:
+        if self.operators_address == self.pipelines_address and not self.operators_address.endswith(":0"):
+            raise ValueError(
+                "operators_address and pipelines_address are the same; each listener has a port of its own"
+            )
+        return self
+
     @property
     def slots(self) -> int:
         """How many of the threads targets may hold at a time, and how many births one principal: half of them."""
@@ -106,15 +117,14 @@ class Server:
     ) -> None:
         limits = config.limits
         self._clock, self._tallied = clock, clock()
-        self._pool = pool(config.threads, "rpc")
+        self._pool = Pool(config.threads, "rpc")
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
         self._births_pool = pool(config.threads, "rpc-births")
         self._deadlines = _deadlines(limits, clock, config.threads)
         self._strangers = _deadlines(limits, clock, HEALTH_THREADS)
         self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
         self._doors = Doors(_shares(limits, self._taken), clock)
-        names = (each.full_name for each in table.declared().values())
-        self._health = Health(names, self._strangers, self._doors.greeted)
+        self._health = Health(_names(), self._strangers, self._doors.greeted)
         self._gate = Gate(
             table.methods(services),
             authenticators=authenticators,
@@ -125,6 +135,7 @@ class Server:
             health_check=self._health.check,
             pool=self._health_pool,
             births=self._births_pool,
+            aside=self._pool.aside,
             greeted=self._doors.greeted,
             known=self._doors.known,
             max_calls=limits.calls,
@@ -180,6 +191,10 @@ class Server:
         if self._clock() - self._tallied >= TALLY_SECONDS:
             self._tallied = self._clock()
             self._gate.tally()
+
+
+def _names() -> Iterator[str]:
+    return (each.full_name for each in table.declared().values())
 
 
 def _deadlines(limits: Limits, clock: Callable[[], float], threads: int) -> Deadlines:

@@ -1,16 +1,19 @@
 """The one table from the broker's errors to gRPC status, and the shape of every refusal (AIP-193).
 
 A refusal carries a ``google.rpc.Status`` with one ``ErrorInfo``: the stable reason, the domain "broker", and the
-variable parts as metadata, the call id among them.
+variable parts as metadata, the call id among them. Where items of a request are refused each on its own, RefusedItems
+names all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
+from broker_api.v1.sessions_pb2 import RefusedItems
 from google.protobuf.any_pb2 import Any
+from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
@@ -32,6 +35,10 @@ CODES: Mapping[type[errors.BrokerError], grpc.StatusCode] = {
 
 MAX_SENTENCE = 1024
 """Characters of a sentence; with the limits below a refusal fits the 8 KiB of metadata that any client takes."""
+
+MAX_GROUPS = 6
+MAX_ITEM = 256
+"""Reasons that the items of a request are refused for, and characters of the sentence of each."""
 
 MAX_PARTS = 16
 MAX_PART = 128
@@ -61,11 +68,31 @@ def broken(call_id: str) -> grpc.Status:
 
 
 def refusal(
-    code: grpc.StatusCode, reason: str, sentence: str, call_id: str, metadata: Mapping[str, str] | None = None
+    code: grpc.StatusCode,
+    reason: str,
+    sentence: str,
+    call_id: str,
+    metadata: Mapping[str, str] | None = None,
+    refused: Sequence[errors.Refused] = (),
 ) -> grpc.Status:
     """A status to abort a call with; too long texts are cut."""
     parts = {name: str(value)[:MAX_PART] for name, value in list((metadata or {}).items())[:MAX_PARTS]}
-    detail = Any()
-    detail.Pack(ErrorInfo(reason=reason, domain=DOMAIN, metadata={**parts, "call_id": call_id}))
+    details = [_packed(ErrorInfo(reason=reason, domain=DOMAIN, metadata={**parts, "call_id": call_id}))]
+    if refused:
+        details.append(_packed(_items(refused)))
     number, _ = code.value
-    return rpc_status.to_status(Status(code=number, message=sentence[:MAX_SENTENCE], details=[detail]))
+    return rpc_status.to_status(Status(code=number, message=sentence[:MAX_SENTENCE], details=details))
+
+
+def _packed(message: Message) -> Any:
+    detail = Any()
+    detail.Pack(message)
+    return detail
+
+
+def _items(refused: Sequence[errors.Refused]) -> RefusedItems:
+    groups = [
+        RefusedItems.Group(reason=one.reason, message=one.message[:MAX_ITEM], places=one.places)
+        for one in refused[:MAX_GROUPS]
+    ]
+    return RefusedItems(groups=groups)

@@ -12,11 +12,12 @@ from broker.core.targets import Targets
 from broker.rpc import codec
 from broker.rpc.pages import PageTokens, page_size
 
-MAX_SETTING = 64 * codec.KIBIBYTE
+MAX_SETTING = 512 * codec.KIBIBYTE
+"""Of a CA as it is sent, with whatever text is around the certificates."""
 
 
-MAX_PAGE = 32
-"""A target can hold 64 KiB of certificates; more of them would not fit the 4 MiB that clients take."""
+MAX_PAGE = 16
+"""A target can hold 128 KiB of certificates; more of them would not fit the 4 MiB that clients take."""
 
 
 class TargetMethods:

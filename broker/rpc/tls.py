@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +13,7 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from broker import secret_files
 from broker.core.errors import BrokerError, WrongState
 
 MAX_FILE = 256 * 1024
@@ -33,28 +32,25 @@ def current(connection: Mapping[str, Any]) -> bool:
 
 
 def read_key(path: Path) -> bytes:
-    """The private key's PEM. WrongState ``KEY_FILE_EXPOSED`` when anybody but its owner may touch the file."""
-    return _read(path, secret=True)
+    """The private key's PEM. WrongState ``KEY_FILE_EXPOSED`` unless the file is private (``secret_files``)."""
+    try:
+        return secret_files.read(path, MAX_FILE, links=True)
+    except secret_files.UnusableError as fault:
+        missing = fault.why.startswith("cannot")
+        reason = "TLS_FILE_MISSING" if missing else "KEY_FILE_EXPOSED"
+        raise WrongState(reason, f"The key file {path.name} {fault.why}; {fault.cure}.") from fault
 
 
 def read_file(path: Path) -> bytes:
     """A PEM file that is no secret."""
-    return _read(path, secret=False)
-
-
-def _read(path: Path, *, secret: bool) -> bytes:
     try:
         with path.open("rb") as opened:
-            # Asked of the open file, so that it cannot be another one than the one that is read.
-            exposed = secret and stat.S_IMODE(os.fstat(opened.fileno()).st_mode) & 0o077
-            content = opened.read(MAX_FILE)
+            return opened.read(MAX_FILE)
     except OSError as error:
         raise WrongState(
-            "TLS_FILE_MISSING", f"The file {path.name} cannot be read; correct its name or its owner."
+            "TLS_FILE_MISSING",
+            f"The file {path.name} cannot be read ({error.strerror}); correct its name or its owner.",
         ) from error
-    if exposed:
-        raise WrongState("KEY_FILE_EXPOSED", f"The key file {path.name} is open to others; set its mode to 0600.")
-    return content
 
 
 class TlsFiles:

@@ -88,6 +88,8 @@ def _matcher(matcher: wire.Matcher) -> Matcher:
         return Matcher(claim=matcher.claim, kind=MatcherKind.ONE_OF, values=tuple(matcher.one_of.values))
     if matcher.HasField("glob"):
         return Matcher(claim=matcher.claim, kind=MatcherKind.GLOB, values=(matcher.glob,))
+    if matcher.HasField("contains"):
+        return Matcher(claim=matcher.claim, kind=MatcherKind.CONTAINS, values=(matcher.contains,))
     return Matcher(claim=matcher.claim, kind=MatcherKind.EXACT, values=(matcher.exact,))
 
 
@@ -114,4 +116,6 @@ def _wire_matcher(matcher: Matcher) -> wire.Matcher:
         return wire.Matcher(claim=matcher.claim, one_of=wire.Choices(values=matcher.values))
     if matcher.kind is MatcherKind.GLOB:
         return wire.Matcher(claim=matcher.claim, glob=matcher.values[0])
+    if matcher.kind is MatcherKind.CONTAINS:
+        return wire.Matcher(claim=matcher.claim, contains=matcher.values[0])
     return wire.Matcher(claim=matcher.claim, exact=matcher.values[0])

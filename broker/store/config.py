@@ -38,7 +38,8 @@ class StoreConfig(BaseModel):
     url: str = Field(max_length=1024)
     journal: AbsolutePath
     replica: str = Field(default="broker", pattern=r"^[a-z](?:-?[a-z0-9]){0,31}$")
-    password_file: AbsolutePath | None = None
+    password_file: AbsolutePath | None = None  # one line, the password
+    passfile: AbsolutePath | None = None  # or a file as libpq's PGPASSFILE names it, with a line for each server
     tls_root: AbsolutePath | None = None
     journal_file_bytes: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=1024 * 1024 * 1024)
 
@@ -94,13 +95,15 @@ class StoreConfig(BaseModel):
         path = self.parsed.database or ""
         if not path.startswith("/") or self.parsed.query or self.parsed.host or self.parsed.username:
             raise ValueError("The SQLite url holds more or less than an absolute path; write sqlite:////path/of/file.")
-        if self.password_file or self.tls_root:
-            raise ValueError("SQLite has no password and no TLS; leave password_file and tls_root out.")
+        if self.password_file or self.passfile or self.tls_root:
+            raise ValueError("SQLite has no password and no TLS; leave password_file, passfile and tls_root out.")
 
     def _check_postgresql(self) -> None:
         url = self.parsed
         if url.password is not None:
             raise ValueError("The store's url holds a password; put it in a file (0600) and name it in password_file.")
+        if self.password_file and self.passfile:
+            raise ValueError("password_file and passfile both say where the password is; keep one.")
         if set(url.query) - {"host", "port"}:
             raise ValueError("The store's url has parameters other than host and port; leave them out.")
         ports = self.port.split(",")

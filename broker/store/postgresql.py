@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import psycopg
+import structlog
 from psycopg import waiting
 from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
@@ -25,11 +26,16 @@ from broker.store.config import StoreConfig
 from broker.store.database import Change, MakeDurable, Readers, Stream, transaction
 from broker.store.driver import Driver
 from broker.store.election import SILENCE, Election
-from broker.store.private import password
+from broker.store.private import password, strictly_private
 from broker.store.refusals import unconfirmed
 from broker.store.rows import instant
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+TELL_EVERY = 60.0
+"""Seconds until the same words of the driver are logged again."""
 
 PATIENCE = 0.8
 """Seconds that one call waits for the server, connecting included."""
@@ -78,6 +84,7 @@ class Postgresql:
     def __init__(self, config: StoreConfig) -> None:
         refuse_environment()
         self._config = config
+        self._told, self._told_at = "", 0.0
         self.bound()
         # SQLAlchemy keeps the connections of changes, and asks each before its use whether the server is still there
         self._writers = self._engine(
@@ -175,7 +182,19 @@ class Postgresql:
         try:
             return waiting.wait_conn(generator, interval=0.1, timeout=_left())
         except psycopg.errors._WaitTimeout as late:  # noqa: SLF001
+            self._tell("the server did not answer in time")
             raise OperationalError("the server did not answer in time") from late
+        except psycopg.Error as error:
+            self._tell(str(error))
+            raise
+
+    def _tell(self, said: str) -> None:
+        """Log the driver's own words, the same ones once a minute; they name no password, and are looked at for it."""
+        if self._config.password_file:
+            said = said.replace(password(self._config.password_file), "…")
+        if said != self._told or time.monotonic() > self._told_at + TELL_EVERY:
+            self._told, self._told_at = said, time.monotonic()
+            log.warning("the database was not reached", said=said)
 
 
 def conninfo(config: StoreConfig, **settings: str) -> str:
@@ -184,13 +203,15 @@ def conninfo(config: StoreConfig, **settings: str) -> str:
     ``settings`` are the server's, for this connection, besides those that all have.
     """
     parsed = config.parsed
+    if config.passfile:
+        strictly_private(config.passfile)
     chosen = {
         "host": config.host,
         "port": config.port,
         "user": parsed.username,
         "dbname": parsed.database,
         "password": password(config.password_file) if config.password_file else "",
-        "passfile": "/dev/null/none",  # an empty one would mean ~/.pgpass
+        "passfile": str(config.passfile or "/dev/null/none"),  # an empty one would mean ~/.pgpass
         "sslmode": "verify-full" if config.tls_root else "disable",
         "sslrootcert": str(config.tls_root or ""),
         "sslcertmode": "disable",  # an empty sslcert would mean ~/.postgresql

@@ -10,6 +10,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from broker import secret_files
 from broker.core.errors import BrokerError, Unavailable, WrongState
 
 MAX_PASSWORD_BYTES = 1024
@@ -26,6 +27,12 @@ def private_folder(path: Path) -> None:
     except OSError as fault:
         raise unusable(path, fault) from fault
     _check(path, path.lstat(), stat.S_ISDIR, "chmod 700")
+
+
+def check_folder(path: Path) -> None:
+    """WrongState ``FILE_NOT_PRIVATE`` if there is one that others may enter; nothing is made."""
+    if path.exists():
+        _check(path, path.lstat(), stat.S_ISDIR, "chmod 700")
 
 
 def private_file(path: Path) -> None:
@@ -103,19 +110,28 @@ def only_process(path: Path) -> int:
 
 
 def password(path: Path) -> str:
-    """The one line in a file that is 0600 or stricter."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as fault:
-        raise unusable(path, fault) from fault
-    with os.fdopen(descriptor, "rb") as file:
-        _check(path, os.fstat(descriptor), stat.S_ISREG, "chmod 600")
-        text = file.read(MAX_PASSWORD_BYTES + 1).removesuffix(b"\n")
+    """The one line in a private file (``secret_files``)."""
+    text = secret_files.line(secret(path, MAX_PASSWORD_BYTES + 8))
     if not text or len(text) > MAX_PASSWORD_BYTES or b"\n" in text or b"\0" in text:
         raise WrongState(
             "PASSWORD_FILE_INVALID", f"The password file {path} does not hold one line of 1 to 1024 bytes."
         )
     return os.fsdecode(text)
+
+
+def secret(path: Path, most: int) -> bytes:
+    """At most ``most`` + 1 bytes of a private file; WrongState ``FILE_NOT_PRIVATE`` if it is none."""
+    try:
+        return secret_files.read(path, most)
+    except secret_files.UnusableError as fault:
+        raise WrongState("FILE_NOT_PRIVATE", f"{path} {fault.why}; {fault.cure}.") from fault
+
+
+def strictly_private(path: Path) -> None:
+    """WrongState ``FILE_NOT_PRIVATE`` unless the file has a mode that libpq takes too, which passes over any other."""
+    secret(path, 0)
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise WrongState("FILE_NOT_PRIVATE", f"{path} is not of mode 0600, and libpq takes no other; set it.")
 
 
 def unusable(path: Path, fault: OSError) -> BrokerError:

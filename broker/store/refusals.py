@@ -6,6 +6,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.store.causes import causes
 
 CONFLICTS = {"40001", "40P01"}
 """SQLSTATE of a transaction that lost against another one: serialization_failure, deadlock_detected."""
@@ -26,6 +27,9 @@ def refusal(error: SQLAlchemyError) -> BrokerError:
         return WrongState("CHANGED_MEANWHILE", "Somebody else changed the same thing at this moment; try again.")
     if isinstance(error, PoolTimeoutError):
         return unavailable("All connections to the database are busy")
+    if cause := causes(str(error.orig)) if isinstance(error, DBAPIError) else "":
+        what = "did not do it" if state else "cannot be reached"
+        return Unavailable("STORE_UNAVAILABLE", f"The database {what}: {cause}. Nothing was changed; see the log too.")
     return unavailable(_SENTENCES.get(state[:2], "The database cannot be reached or does not answer as it should"))
 
 

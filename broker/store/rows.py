@@ -42,7 +42,7 @@ PRIMARY_KEYS: dict[type[Any], tuple[str, ...]] = {
     Key: ("name",),
     KeyVersion: ("key", "number"),
     Target: ("name",),
-    Import: ("key", "version", "target"),
+    Import: ("key", "version", "target", "remote_name"),
     Operator: ("name",),
     PolicyDocument: ("version",),
     Receipt: ("principal", "request_id"),
@@ -56,6 +56,9 @@ PRIMARY_KEYS: dict[type[Any], tuple[str, ...]] = {
     Lease: ("id",),
     UsedToken: ("issuer", "jti"),
 }
+
+FORMER_KEYS: dict[type[Any], int] = {Import: 3}
+"""How many parts a primary key once had that has more now: journals of that time name the rows by these alone."""
 
 NAMES: dict[type[Any], str] = {
     Key: "keys",

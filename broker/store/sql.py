@@ -17,13 +17,14 @@ from broker.store import migrate
 from broker.store.adoption import adopt
 from broker.store.answers import Answers
 from broker.store.authentic import Rows
+from broker.store.condition import Condition, condition, refuse_anothers
 from broker.store.config import StoreConfig
 from broker.store.database import check_revision
 from broker.store.dialects import check_there, open_database
 from broker.store.floors import Floors
 from broker.store.inspection import Inspection
 from broker.store.journal import PATIENCE, Journal
-from broker.store.ledger import OWN, SLOTS, Ledger, Slot, restored
+from broker.store.ledger import OWN, Ledger, Slot, restored
 from broker.store.marks import tell
 from broker.store.private import lasting_name, private_folder
 from broker.store.recent import Recent
@@ -48,14 +49,14 @@ class SqlStore:
     """Open for the life of the process; every method may be called by any thread.
 
     ``key``: the 32 bytes that vouch for rows (``store.authentic``). Raises WrongState ``STORE_MISSING``,
-    ``STORE_NOT_MIGRATED``, ``STORE_TOO_NEW``, ``STORE_IN_USE``, ``FILE_NOT_PRIVATE`` when it cannot be opened, besides
-    the errors of the port; ``STORE_RESTORED`` when the database is older than the journal, and ``STORE_ALTERED`` when
-    somebody else has changed rows that cannot be named, unless that is to be accepted. ``findings``: the rows that were
-    found changed and are refused by name.
-    ``genuine`` tells heads that the audit key has signed from others: no journal is believed without. ``passing``: an
-    audit chain is begun only when there is something to record, or at the first ``check``. ``role``: what a process
-    beside the one that serves is here for, so that it has a ledger of its own. ``adopting``: vouch for the rows of a
-    database that was made before rows had MACs.
+    ``STORE_NOT_MIGRATED``, ``STORE_TOO_NEW``, ``DATABASE_NOT_OURS``, ``STORE_IN_USE``, ``FILE_NOT_PRIVATE`` when it
+    cannot be opened, besides the errors of the port; ``STORE_RESTORED`` when the database is older than the
+    journal, and ``STORE_ALTERED`` when somebody else has changed rows that cannot be named, unless that is to be
+    accepted. ``findings``: the rows that were found changed and are refused by name. ``genuine`` tells heads that
+    the audit key has signed from others: no journal is believed without. ``passing``: an audit chain is begun only
+    when there is something to record, or at the first ``check``. ``role``: what a process beside the one that
+    serves is here for, so that it has a ledger of its own. ``adopting``: vouch for the rows of a database that was
+    made before rows had MACs.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class SqlStore:
         self._recent = Recent()
         try:
             check_revision(self._database)
+            refuse_anothers(self._database, self._rows)
             self._known = newest_heads(config.journal, genuine)
             private_folder(config.journal)
             owner = lasting_name(config.journal / f"{config.replica}.ledger")
@@ -101,13 +103,9 @@ class SqlStore:
         migrate.run(config)
 
     @staticmethod
-    def vouched(config: StoreConfig) -> bool:
-        """Whether a migrated database has rows that some key vouches for."""
-        database = open_database(config)
-        try:
-            return bool(database.read(SLOTS))
-        finally:
-            database.close()
+    def condition(config: StoreConfig) -> Condition:
+        """What the database is before anything is done to it (``store.condition``)."""
+        return condition(config)
 
     @property
     def doubted(self) -> bool:

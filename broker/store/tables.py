@@ -56,7 +56,7 @@ from broker.core.model import (
 )
 from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS, microseconds, storable
 
-REVISION = "0006"
+REVISION = "0007"
 """The newest migration; revisions are numbers of four digits, so that newer and older can be told apart."""
 
 METADATA = MetaData()

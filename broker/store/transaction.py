@@ -21,7 +21,7 @@ from broker.store.authentic import Rows
 from broker.store.database import Database
 from broker.store.floors import Floors
 from broker.store.ledger import Ledger, Slot
-from broker.store.marks import Changed, weights
+from broker.store.marks import UNTOLD, Changed, weights
 from broker.store.refusals import refusal
 from broker.store.rows import NAMES, PLACES, microseconds, rank, rank_of
 from broker.store.tables import (
@@ -51,8 +51,8 @@ LEADER_LOCKED = LEADER.with_for_update(read=True)
 LOCK_NAME = text("SELECT pg_advisory_xact_lock(:number)")
 
 RANDOMLY_NAMED = frozenset({Session, Lease})
-"""Nobody can have looked for such a name before it was added, so it needs no lock; and one fetch adds a hundred, while
-a PostgreSQL server holds some thousand locks in all."""
+"""Such a name is random, or was looked for (and so locked) by whoever adds it, so it needs no lock of its own; and one
+fetch adds a hundred, while a PostgreSQL server holds some thousand locks in all."""
 
 
 class SqlWrite:
@@ -133,7 +133,7 @@ class SqlWrite:
                 ),
                 added,
             )
-        if kind not in RANDOMLY_NAMED:
+        if kind not in UNTOLD:
             self._new(records)
         self.changed += [
             Changed(kind, key_of(record), record.revision, rank(record), None, row["mac"])

@@ -29,6 +29,7 @@ MAX_ANSWER_BYTES = 1 << 20
 """A transit key with a thousand RSA versions is read in about 600 kB."""
 
 CONNECTIONS = 8
+MAX_CAUSES = 16
 
 
 class _Time(threading.local):
@@ -69,6 +70,23 @@ def session(context: ssl.SSLContext, *prefixes: str) -> requests.Session:
     for prefix in prefixes:
         made.mount(prefix, _BoundedAdapter(context))
     return made
+
+
+def cause(error: BaseException | None) -> str:
+    """The system's or OpenSSL's own reason for a request that came to nothing; "" when there is none to tell."""
+    for _ in range(MAX_CAUSES):
+        if error is None:
+            return ""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message or "it cannot be verified"
+        if isinstance(error, ssl.SSLError):
+            plain = error.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST"}
+            return "it does not speak TLS on that port" if plain else str(error.reason or "")
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        inner = getattr(error, "reason", None) or next((one for one in error.args if one is not error), None)
+        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
+    return ""
 
 
 def trusting(ca_pem: str) -> ssl.SSLContext:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, files
+from broker_cli import ask, certificates, files
 from broker_cli.chain import MAX_TAIL_RECORDS, MAX_TAIL_SECONDS, Chain, Kept, Limits, Signed, Verdict, Verifier
 from broker_cli.journal import NotAJournalError, lines, moment
 from broker_cli.journal import files as journal_files
@@ -72,7 +72,7 @@ def verify(
     **tail: int,
 ) -> int:
     """Verify journals (files and folders) against the audit key: no broker and no network is needed."""
-    signed = signature_check(files.take(public_key, 64 * 1024, "public key"))
+    signed = signature_check(certificates.public_key(public_key, "public key").encode())
     kept = read_heads(files.take(heads_file, MAX_HEADS, "heads")) if heads_file else []
     limits = Limits(records=tail["max_tail_records"], seconds=tail["max_tail_seconds"])
     with ask.waiting("verifying") as show:
@@ -150,7 +150,7 @@ def signature_check(pem: bytes) -> Signed:
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
 
     try:
-        public = serialization.load_pem_public_key(pem)
+        public = serialization.load_pem_public_key(files.text(pem).encode())
     except ValueError:
         raise Refusal("PUBLIC_KEY_INVALID", "The public key is not a key in PEM.", Exit.USAGE) from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from broker_cli.chain_links import Links, former_of
-from broker_cli.journal import Line, NotAJournalError, lines, moment
+from broker_cli.journal import ConvertedError, Line, NotAJournalError, lines, moment
 from broker_cli.verdict import (
     MAX_FINDINGS,
     MAX_TAIL_RECORDS,
@@ -32,6 +32,17 @@ from broker_cli.verdict import (
 __all__ = ["MAX_TAIL_RECORDS", "MAX_TAIL_SECONDS", "Chain", "Kept", "Limits", "Signed", "Verdict", "Verifier"]
 
 UNSIGNED = "no good signed head: anybody could have written this chain (the broker signs each at its birth)"
+
+CONVERTED = (
+    "{} of its {} lines have the line end of Windows or a byte order mark: a program for text has copied it. They were "
+    "verified without; copy the file again, as it is"
+)
+
+EXPLAINED = {"FILE_CONVERTED", "NOT_A_JOURNAL"}
+"""Findings that say enough of why no record was found."""
+
+SOME = 3
+"""So many lines of a file are shown one by one, when none of it can be read."""
 
 STILLBORN = "it has no signed head, and nothing but its first record: a start that failed, or one that is under way"
 
@@ -75,26 +86,54 @@ class Verifier:
         Links(self.verdict, self._known_torn).hold()
         for chain in self.verdict.chains.values():
             self._judge_tail(chain)
-        if not self.verdict.records:
+        if not self.verdict.records and not any(one.reason in EXPLAINED for one in self.verdict.findings):
             self._find("NO_RECORDS", "no audit record was found, so nothing is proven")
         return self.verdict
 
     def _file(self, path: Path, step: Callable[[int], None]) -> None:
-        chain: Chain | None = None
         try:
-            for line in lines(path):
-                if chain is None and (chain := self._line(line, chain)) is not None:
-                    self._check_name(path, chain)
-                elif chain is not None:
-                    chain = self._line(line, chain)
-                if line.number % 4096 == 0:
-                    step(self.verdict.records)
-                if len(self.verdict.findings) >= MAX_FINDINGS:
-                    return
+            self._lines(path, step)
+        except ConvertedError as fault:
+            self.verdict.find("FILE_CONVERTED", str(fault), file=str(path))
         except NotAJournalError as fault:
             self.verdict.find("FILE_UNREADABLE", str(fault), file=str(path))
         except OSError as fault:
             self.verdict.find("FILE_UNREADABLE", f"it cannot be read: {fault.strerror}", file=str(path))
+
+    def _lines(self, path: Path, step: Callable[[int], None]) -> None:
+        """Follow one file; what is true of the whole of it is one finding and not one for each of its lines."""
+        chain: Chain | None = None
+        total = converted = 0
+        early: list[Line] = []  # lines that cannot be read, before any that can
+        for line in lines(path):
+            total, converted = line.number, converted + line.converted
+            if chain is None and line.record is None:
+                early += [line] if len(early) < MAX_FINDINGS else []
+                continue
+            if chain is None:
+                self._all_unreadable(early)
+                early = []
+                if (chain := self._line(line, chain)) is not None:
+                    self._check_name(path, chain)
+            else:
+                chain = self._line(line, chain)
+            if line.number % 4096 == 0:
+                step(self.verdict.records)
+            if len(self.verdict.findings) >= MAX_FINDINGS:
+                break
+        if len(early) > SOME:
+            detail = f"none of its {total} lines is a record: it is no journal, or was laid out anew"
+            self.verdict.find("NOT_A_JOURNAL", detail, file=str(path))
+        else:
+            self._all_unreadable(early)
+        if converted:
+            self.verdict.find("FILE_CONVERTED", CONVERTED.format(converted, total), chain, file=str(path))
+        if not total:
+            self.verdict.note("FILE_EMPTY", "the file is empty", file=str(path))
+
+    def _all_unreadable(self, found: list[Line]) -> None:
+        for line in found:
+            self._line(line, None)
 
     def _check_name(self, path: Path, chain: Chain) -> None:
         """A file that bears the name of another one, or of another place in its chain, was put there by somebody."""

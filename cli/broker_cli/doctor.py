@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from broker_cli import ask, doctor_caller, doctor_host
+from broker_cli.__main__ import environment
 from broker_cli.doctor_checks import Check, failed, ok, warning
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit
@@ -66,7 +67,12 @@ def server_checks(config: Path) -> Iterator[Check]:
     command = [sys.executable, "-P", "-m", "broker", "check", "--config", str(config), "--format", "json"]
     try:
         ran = subprocess.run(  # noqa: S603  our own interpreter and module
-            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=SERVER_SECONDS, check=False
+            command,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=SERVER_SECONDS,
+            check=False,
+            env=environment(),
         )
         found = json.loads(ran.stdout[:MAX_ANSWER])
         checks = [_server_check(one) for one in found]

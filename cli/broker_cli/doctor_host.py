@@ -55,7 +55,7 @@ def _config(config: Path) -> Generator[Check, None, Any]:
     try:
         with config.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            settings = tomllib.loads(file.read(MAX_CONFIG).decode())
+            settings = tomllib.loads(file.read(MAX_CONFIG).decode("utf-8-sig"))
     except OSError as fault:
         yield failed("config", f"{config} cannot be read: {fault.strerror}.")
         return None
@@ -101,7 +101,7 @@ def _place(name: str, last: str, path: Path) -> Iterator[Check]:
 
 
 def _secret(name: str, path: Path, state: os.stat_result) -> Check:
-    if state.st_mode & 0o077:
+    if state.st_mode & 0o077 and not (state.st_uid == 0 and not state.st_mode & 0o337):  # systemd's, Kubernetes'
         return failed(
             name,
             f"{path} can be read by others (mode {state.st_mode & 0o777:04o}): chmod 600 {path}, and renew it.",
@@ -132,8 +132,10 @@ def _heads(folder: Path) -> Iterator[Check]:
         newest = max(journal.files((folder,)), key=lambda path: path.stat().st_mtime, default=None)
         if newest is not None:
             yield _waiting(newest)
-    except (journal.NotAJournalError, OSError):
-        yield failed("audit-head", f"A journal in {folder} cannot be read: chown it to the broker's user.")
+    except journal.NotAJournalError as fault:
+        yield failed("audit-head", f"The newest journal in {folder} is none: {fault}.")
+    except OSError as fault:
+        yield failed("audit-head", f"A journal in {folder} cannot be read: {fault.strerror}.")
 
 
 def _waiting(newest: Path) -> Check:

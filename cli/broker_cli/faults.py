@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.rpc import error_details_pb2
 
-from broker_cli.refusal import Exit, Refusal
+from broker_cli.refusal import Exit, Item, Refusal
 
 MAX_SENTENCE = 2000
 
@@ -44,7 +44,7 @@ def refusal(error: Any, address: str) -> Refusal:
     told = _told(error)
     if told is not None:
         refused = Refusal(told.reason or "UNKNOWN", text[:MAX_SENTENCE], EXITS.get(code, Exit.FAILURE), told.call_id)
-        refused.retry_after = told.retry_after
+        refused.retry_after, refused.items = told.retry_after, told.items
         return refused
     if code is grpc.StatusCode.UNAVAILABLE:
         return Refusal(*_away(text, address), Exit.UNAVAILABLE)
@@ -61,10 +61,24 @@ def worth_repeating(error: Any) -> bool:
     return told is None or not told.retry_after  # when it says how long to wait, sooner is of no use
 
 
+def passing(error: Any) -> bool:
+    """Whether a call that can be sent again may go well in a moment."""
+    code, told = error.code(), _told(error)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return not _stranger(error.details() or "")
+    crowded = told is not None and told.reason == "TOO_MANY_CALLS"
+    return crowded or (code in _CUT_OFF and told is None)
+
+
+_CUT_OFF = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+"""How a try ends that had no answer in its time, on this side or on the other."""
+
+
 class _Told(NamedTuple):
     reason: str
     call_id: str
     retry_after: int  # seconds, 0 when nothing is said
+    items: tuple[Item, ...]
 
 
 def _told(error: Any) -> _Told | None:
@@ -78,7 +92,8 @@ def _told(error: Any) -> _Told | None:
     for detail in status.details if status is not None else ():
         found = error_details_pb2.ErrorInfo()
         if detail.Unpack(found):
-            return _Told(found.reason, _call_id(found, status), _seconds(found.metadata.get("retry_after_seconds", "")))
+            wait = _seconds(found.metadata.get("retry_after_seconds", ""))
+            return _Told(found.reason, _call_id(found, status), wait, _items(status))
     return None
 
 
@@ -90,8 +105,21 @@ def _call_id(found: Any, status: Any) -> str:
     return str(found.metadata.get("call_id", ""))
 
 
+def _items(status: Any) -> tuple[Item, ...]:
+    from broker_api.v1.sessions_pb2 import RefusedItems  # noqa: PLC0415
+
+    found = RefusedItems()
+    groups = next((found.groups for detail in status.details if detail.Unpack(found)), ())
+    each = (Item(place=at, reason=one.reason, message=one.message) for one in groups for at in one.places)
+    return tuple(sorted(each, key=lambda item: item.place))
+
+
 def _seconds(text: str) -> int:
     return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
+
+
+def _stranger(text: str) -> bool:
+    return "CERTIFICATE_VERIFY_FAILED" in text or "verification" in text
 
 
 def _distrust(text: str) -> bool:
@@ -99,7 +127,7 @@ def _distrust(text: str) -> bool:
 
 
 def _away(text: str, address: str) -> tuple[str, str]:
-    if "CERTIFICATE_VERIFY_FAILED" in text or "verification" in text:
+    if _stranger(text):
         return "SERVER_NOT_TRUSTED", (
             f"What listens at {address} has no certificate of the broker's CA for that name: it is another server, "
             f"or the CA file or the address is wrong. {_DOCTOR}"

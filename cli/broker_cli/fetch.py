@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import click
 
-from broker_cli import reserved
+from broker_cli import reserved, run_references
+from broker_cli.dotenv import NAME, SCHEME
 from broker_cli.output import check_target
-from broker_cli.refusal import Exit, Refusal
-from broker_cli.run_references import NAME, SCHEME, check_count, reference
+from broker_cli.refusal import BySignal, Exit, Refusal
+from broker_cli.run_references import all_of, check_count, reference
 from broker_cli.run_session import Job, Way, durations, reaching
 from broker_cli.screen import chat
 
-FORMATS = ("env", "json", "dotenv", "github", "file")
+FORMATS = ("env", "json", "dotenv", "docker", "github", "azure", "file")
+REFUSED = ("gitlab",)
+"""Formats that are looked for and have no safe form; told why."""
+
 USUAL_TTL = 300
 
 
@@ -29,7 +34,9 @@ USUAL_TTL = 300
     "unless named it is called by the last part of the path and the field: DB_PASSWORD. "
     "What programs obey (LD_PRELOAD, GIT_…) is only set where it is named.",
 )
-@click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="How the values are written.")
+@click.option(
+    "--format", "format_", type=click.Choice([*FORMATS, *REFUSED]), required=True, help="How the values are written."
+)
 @click.option("--out", "target", metavar="DIR", help="With --format file: a new private folder, a file a value.")
 @click.option("--keep", is_flag=True, help="Let the session run out by itself, and what hangs on it with it.")
 @click.option("--reveal", is_flag=True, help="Show the values on this terminal.")
@@ -50,17 +57,15 @@ def fetch(
     from broker_cli import fetch_formats  # noqa: PLC0415
     from broker_cli.run_signals import Signals, Stopped  # noqa: PLC0415
 
-    asked = [named(one) for one in references]
-    texts = list(dict.fromkeys(text for _, text in asked))
-    check_count(texts)
-    for name, text in asked:  # what is known before a secret has said which fields it has
-        if "#" in text:
-            called(name, text, text.partition("#")[2])
+    asked, names = wanted(references)
+    fetch_formats.check_place(format_, os.environ)
     check_way_out(format_, target, reveal=reveal)
     place = None if format_ != "github" else fetch_formats.github_file(os.environ)
     try:
         with Signals(), Job(way=way(), keep=keep) as job:
-            values = collected(asked, job.fetch(texts, ttl))
+            with run_references.named(names):
+                fetched = job.fetch(list(names), ttl)
+            values = collected(asked, fetched)
             if format_ == "file":
                 fetch_formats.write_folder(Path(str(target)), values)
             elif place is not None:
@@ -71,8 +76,21 @@ def fetch(
             if keep:
                 chat(f"broker: session {job.id} lives until {job.ends:%Y-%m-%d %H:%M:%S} UTC.")
     except Stopped as stopped:
-        return 128 + stopped.number
+        return BySignal(stopped.number)
     return 0
+
+
+def wanted(arguments: Iterable[str]) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
+    """What is asked for as (name, reference), and the names of each reference; what is no such thing is refused."""
+    asked = all_of([partial(named, one) for one in arguments])
+    names: dict[str, list[str]] = {}
+    for name, text in asked:
+        names.setdefault(text, []).append(name)
+    check_count(list(names))
+    for name, text in asked:  # what is known before a secret has said which fields it has
+        if "#" in text:
+            called(name, text, text.partition("#")[2])
+    return asked, names
 
 
 def named(argument: str) -> tuple[str, str]:

@@ -18,8 +18,9 @@ def hsm(wire: Wire, out: Output) -> None:
     if out.format != "table":
         out.one("hsm", found)
         return
-    probes = found.pop("probes")
+    lists = {"feature": found.pop("features", []), "probe": found.pop("probes")}
     out.one("hsm", found)
-    if probes:
-        click.echo()
-        out.many("probe", probes, ("name", "passed", "detail"))
+    for what, rows in lists.items():
+        if rows:
+            click.echo()
+            out.many(what, rows, ("name", "passed", "detail"))

@@ -9,9 +9,8 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, files
+from broker_cli import ask, certificates, files, values
 from broker_cli.output import Output, check_target, formatted
-from broker_cli.profiles import MAX_PEM
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
 from broker_cli.wire import Change, Wire, changing, patient, remote
@@ -19,9 +18,11 @@ from broker_cli.words import record
 
 COLUMNS = ("key", "version", "target", "remote_name", "remote_version", "state", "prove_time", "failure")
 
-_target = click.option("--target", required=True, metavar="TARGET", help="The target's name.")
+_target = click.option(
+    "--target", required=True, type=values.Name("target"), metavar="TARGET", help="The target's name."
+)
 _version = click.option(
-    "--version", type=click.IntRange(min=0), metavar="N", default=0, help="A version; the primary one, unless said."
+    "--version", type=values.Version(), metavar="N", default=0, help="A version; the primary one, unless said."
 )
 _remote_name = click.option(
     "--remote-name", default="", metavar="NAME", help="Its name at the target; the same, unless said."
@@ -34,6 +35,11 @@ _TERMS = (
     click.option("--disabled", is_flag=True, help="Leave it disabled there, once it is proven."),
     click.option("--not-before", metavar="TIME", help="Not valid there before, for example 2027-01-31T12:00:00Z."),
     click.option("--expires", metavar="TIME", help="Not valid there from then on."),
+)
+
+
+_of_several = click.option(
+    "--remote-name", default="", metavar="NAME", help="Of several copies there, the one of this name."
 )
 
 
@@ -63,8 +69,11 @@ def _terms(
     return {"terms": terms} if terms.keys() - {"operations", "tags"} or operations or tags else {}
 
 
-@click.command("import", epilog="Repeating an import settles it; the same version is never uploaded twice.")
-@click.argument("name")
+@click.command(
+    "import",
+    epilog="Repeating an import settles or proves it; only what the target has not got any more is uploaded again.",
+)
+@click.argument("name", type=values.Name("key"))
 @_target
 @_version
 @_remote_name
@@ -86,7 +95,7 @@ def import_(wire: Wire, out: Output, change: Change, name: str, terms: dict[str,
     "  az keyvault key import --hsm-name payments --name payments --kty EC --curve P-256 --byok-file payments.byok\n"
     "  broker key confirm payments --target hsm\n"
 )
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_target
 @_version
 @_remote_name
@@ -101,11 +110,7 @@ def export(
 ) -> None:
     """Wrap the key NAME for a target into a file, to be carried there by hand."""
     check_target(file)
-    kek = (
-        {"kek_pem": files.take(kek_file, MAX_PEM, "KEK file").decode("ascii", "replace")}
-        if kek_file is not None
-        else {}
-    )
+    kek = {"kek_pem": certificates.public_key(kek_file, "KEK file")} if kek_file is not None else {}
     with ask.waiting("wrapping"):
         made = wire.ask("imports", "ExportKey", name=name, **kek, **where_to, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
@@ -118,9 +123,10 @@ def export(
 
 
 @click.command(epilog="Nothing is uploaded; only what is proven is recorded as imported.")
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_target
 @_version
+@_of_several
 @_held_to
 @changing
 @formatted
@@ -134,10 +140,13 @@ def confirm(wire: Wire, out: Output, change: Change, name: str, terms: dict[str,
     _told(out, done)
 
 
-@click.command()
-@click.argument("name")
+@click.command(
+    epilog="A copy that had come to nothing is looked for too: it is proven if it is back, and gone if nothing is left."
+)
+@click.argument("name", type=values.Name("key"))
 @_target
 @_version
+@_of_several
 @formatted
 @remote
 @patient
@@ -149,15 +158,20 @@ def prove(wire: Wire, out: Output, name: str, **at: Any) -> None:
 
 
 @click.command()
-@click.argument("name", default="")
-@click.option("--target", default="", metavar="TARGET", help="Only at this target.")
+@click.argument("name", default="", type=values.Name("key"))
+@click.option("--target", default="", type=values.Name("target"), metavar="TARGET", help="Only at this target.")
 @formatted
 @remote
 def where(wire: Wire, out: Output, name: str, target: str) -> None:
-    """List where the key NAME, or every key, lives outside the HSM."""
+    """List where the key NAME, or every key, lives outside the HSM, by the broker's own record; "prove" asks there."""
     found = wire.pages("imports", "ListImports", "imports", name=name, target=target)
     rows = [record(one) for one in found]
     out.many("import", rows, COLUMNS)
+    if any(one["state"] == "proven" for one in rows):
+        chat(
+            "This is the broker's record, and proven means at PROVE TIME: "
+            '"broker key prove NAME --target TARGET" asks the target now.'
+        )
     for one in rows:
         if one["state"] == "disabling":
             chat(
@@ -175,15 +189,24 @@ def tell_copies(wire: Wire, name: str) -> None:
             f"Where copies of {name} are could not be found out ({refusal.reason}); those at targets stay as they are."
         )
         return
-    copies = [one for one in rows if one["state"] != "failed"]
+    copies = [one for one in rows if not (one["state"] == "gone" or one["never_sent"])]
     for one in copies:
-        there = "(which was removed; nobody knows)" if one["state"] == "unknown" else ""
-        there = (
-            there or f"as {one['remote_name']}, version {one['remote_version']}" if one["remote_version"] else "perhaps"
-        )
-        chat(f"Version {one['version']} is at the target {one['target']} {there}: that copy stays as it is.")
+        chat(f"Version {one['version']} {_whereabouts(one)}: that copy stays as it is.")
     if copies:
         chat("Disable or delete these copies where they are; the broker does not.")
+
+
+def _whereabouts(copy: dict[str, Any]) -> str:
+    """What is known of one copy, and since when."""
+    name = f"as {copy['remote_name']}" + (f", version {copy['remote_version']}" if copy["remote_version"] else "")
+    there = f"at the target {copy['target']} {name}"
+    told = {
+        "proven": f"was proven {there}" + (f" ({copy['prove_time']})" if copy["prove_time"] else ""),
+        "failed": f"may be {there}, though it came to nothing ({copy['failure']}): what was deleted can be recovered",
+        "disabling": f"is {there}, not proven, and is to be disabled",
+        "unknown": f"may be {there}; that target was removed, and nobody knows",
+    }
+    return told.get(copy["state"], f"may be {there}")
 
 
 def _told(out: Output, response: Any) -> None:

@@ -20,6 +20,18 @@ MAX_LINE = 64 * 1024
 """Sixteen times what the broker writes at most; anything longer is not a journal."""
 
 SUFFIX = ".jsonl"
+PACKED = (".gz", ".zst", ".xz", ".bz2", ".zip")
+BOM = b"\xef\xbb\xbf"
+_FOREIGN = {
+    b"\x1f\x8b": "it is packed (gzip): unpack it first",
+    b"\x28\xb5\x2f\xfd": "it is packed (zstd): unpack it first",
+    b"\xfd7zXZ": "it is packed (xz): unpack it first",
+    b"BZh": "it is packed (bzip2): unpack it first",
+    b"PK\x03\x04": "it is packed (zip): unpack it first",
+    b"\xff\xfe": "it was turned into UTF-16 (PowerShell's > does that): copy the file again, as it is",
+    b"\xfe\xff": "it was turned into UTF-16: copy the file again, as it is",
+}
+"""How files begin that a journal was made into."""
 CHAIN = re.compile(r"[!-~]{1,128}", re.ASCII)
 HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", re.ASCII)
@@ -43,6 +55,10 @@ class NotAJournalError(Exception):
     """Why a line (or a file) cannot be a journal's; the text quotes nothing of it."""
 
 
+class ConvertedError(NotAJournalError):
+    """What a journal was made into: nobody need have changed a record of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One line where it was found. ``record`` is None when ``fault`` says why it cannot be read."""
@@ -53,6 +69,7 @@ class Line:
     record: dict[str, Any] | None
     fault: str = ""
     torn: bool = False  # no newline ends it
+    converted: bool = False  # a byte order mark before it or a carriage return behind it is left out of ``raw``
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -69,24 +86,44 @@ def parse(raw: bytes) -> dict[str, Any]:
 
 
 def lines(path: Path) -> Iterator[Line]:
-    """Every line of a journal file, also those that cannot be read; stops after one that is too long or torn."""
+    """Every line of a journal file, also those that cannot be read; stops after one that is too long or torn.
+
+    ``ConvertedError`` for a file that is something else as a whole. What a conversion of text has put around a line is
+    taken off again, for no line of a journal holds it: what is left is what was written, or it does not verify.
+    """
     with open_regular(path) as file:
+        start = file.read(max(map(len, _FOREIGN)))
+        for sign, what in _FOREIGN.items():
+            if start.startswith(sign):
+                raise ConvertedError(what)
+        marked = start.startswith(BOM)
+        file.seek(len(BOM) if marked else 0)
         number = 0
-        while raw := file.readline(MAX_LINE + 2):
+        while raw := file.readline(MAX_LINE + 3):
             number += 1
             if not raw.endswith(b"\n"):
                 yield _unended(path, number, raw)
                 return
-            yield _line(path, number, raw[:-1])
+            whole = raw[:-1].removesuffix(b"\r")
+            yield _line(path, number, whole, converted=len(whole) < len(raw) - 1 or (marked and number == 1))
 
 
 def files(places: tuple[Path, ...]) -> list[Path]:
-    """The journal files among ``places``: files as they are, folders searched (not below) for ``*.jsonl``."""
+    """The journal files among ``places``: files as they are, folders searched (not below) for ``*.jsonl``.
+
+    With those that somebody has packed, which nobody can read: left out, they would look like records removed.
+    """
     found: dict[Path, Path] = {}  # one file named twice is read once
     for place in places:
-        for path in sorted(place.glob(f"*{SUFFIX}")) if place.is_dir() else [place]:
+        for path in _within(place) if place.is_dir() else [place]:
             found.setdefault(path.resolve(), path)
     return list(found.values())
+
+
+def _within(folder: Path) -> list[Path]:
+    plain = sorted(folder.glob(f"*{SUFFIX}"))
+    packed = (path for path in sorted(folder.glob(f"*{SUFFIX}.*")) if path.suffix in PACKED)
+    return plain + [path for path in packed if path.with_suffix("") not in plain]
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -105,11 +142,11 @@ def _unended(path: Path, number: int, raw: bytes) -> Line:
     return Line(path=path, number=number, raw=raw, record=None, fault="the last line is not whole", torn=True)
 
 
-def _line(path: Path, number: int, raw: bytes) -> Line:
+def _line(path: Path, number: int, raw: bytes, *, converted: bool) -> Line:
     try:
-        return Line(path=path, number=number, raw=raw, record=parse(raw))
+        return Line(path=path, number=number, raw=raw, record=parse(raw), converted=converted)
     except NotAJournalError as fault:
-        return Line(path=path, number=number, raw=raw, record=None, fault=str(fault))
+        return Line(path=path, number=number, raw=raw, record=None, fault=str(fault), converted=converted)
 
 
 def _decode(raw: bytes) -> object:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from broker_cli import files, words
+from broker_cli import files, values, words
 from broker_cli.output import Output, check_raw, check_target, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
@@ -18,6 +18,7 @@ from broker_cli.words import record
 MAX_MESSAGE = 64 * 1024
 MAX_CIPHERTEXT = MAX_MESSAGE + 64
 MAX_SIGNATURE = 4096
+MAX_DIGEST = 64
 MAX_BATCH = 100
 MAX_BATCH_BYTES = 3 * 1024 * 1024  # one call carries 4 MiB
 SIGNATURE_COLUMNS = ("file", "signature_file", "version", "algorithm")
@@ -46,12 +47,12 @@ _encryption_algorithm = click.option(
 )
 _aad = click.option("--aad-file", metavar="FILE", help="Associated data (AES only); decryption needs the same.")
 _version = click.option(
-    "--version", type=click.IntRange(min=0), metavar="N", default=0, help="A version; the primary one, unless said."
+    "--version", type=values.Version(), metavar="N", default=0, help="A version; the primary one, unless said."
 )
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_version
 @click.option("--jwk", is_flag=True, help="As a JWK instead of PEM.")
 @click.option("--out", "target", metavar="FILE", help="A new file to write it to.")
@@ -76,7 +77,7 @@ def public(wire: Wire, out: Output, name: str, version: int, target: str | None,
     "  openssl dgst -sha256 -binary big.iso | broker key sign payments --digest --out big.sig\n"
     "  broker key sign payments *.json          (in one call; leaves a FILE.sig beside each)\n"
 )
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @click.argument("sources", nargs=-1, metavar="[FILE...]")
 @_source
 @_target
@@ -96,6 +97,7 @@ def sign(
         return
     check_target(target)
     made = wire.ask("keys", "Sign", name=name, input=_input(source, digest=how.pop("digest")), **_signature(**how))
+    _announce(record(made)["algorithm"], **how)
     out.raw("signature", made.signature, record(made), target, secret=False, reveal=False)
 
 
@@ -114,13 +116,14 @@ def _sign_files(wire: Wire, out: Output, name: str, sources: tuple[str, ...], *,
     for one, signature in zip(sources, made.signatures, strict=True):
         files.create(Path(f"{one}.sig"), signature)
     told = {name: value for name, value in record(made).items() if name != "signatures"}
+    _announce(told["algorithm"], **how)
     out.many("signature", [{"file": one, "signature_file": f"{one}.sig", **told} for one in sources], SIGNATURE_COLUMNS)
 
 
 @click.command(epilog="Ends with exit code 1 when the signature is not valid.")
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_source
-@click.option("--signature", "signature_file", required=True, metavar="FILE", help="The signature, raw.")
+@click.option("--signature", "signature_file", required=True, metavar="FILE", help="The signature, as bytes.")
 @_version
 @_signature_algorithm
 @_encoding
@@ -140,11 +143,12 @@ def verify(wire: Wire, out: Output, name: str, source: str, signature_file: str,
     )
     out.one("signature", record(answer))
     if not answer.valid:
-        raise Refusal("SIGNATURE_INVALID", "The signature is not valid for this message and key.")
+        told = f" {answer.told}" if answer.told else ""
+        raise Refusal("SIGNATURE_INVALID", f"The signature is not valid for this message and key.{told}")
 
 
 @click.command(epilog="\b\nExample:\n  broker key encrypt backups --in dump.key --out dump.key.enc\n")
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_source
 @_target
 @_encryption_algorithm
@@ -158,14 +162,14 @@ def encrypt(wire: Wire, out: Output, name: str, source: str, target: str | None,
         "keys",
         "Encrypt",
         name=name,
-        plaintext=files.take(source, MAX_MESSAGE, "plaintext"),
+        plaintext=_plaintext(source),
         **_encryption(**how),
     )
     out.raw("ciphertext", made.ciphertext, record(made), target, secret=False, reveal=False)
 
 
 @click.command(epilog="\b\nExample:\n  broker key decrypt backups --in dump.key.enc --out dump.key\n")
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @_source
 @_target
 @_version
@@ -197,9 +201,21 @@ def words_only(text: str) -> str:
     return text
 
 
+def _announce(used: str, *, algorithm: str | None, encoding: str) -> None:
+    """Say how a signature was made where others would guess another way, unless that way was asked for."""
+    if used.startswith("PS") and algorithm is None:
+        salt = int(used[2:]) // 8
+        chat(
+            f"Signed with {used}: RSA-PSS, a salt of {salt} bytes. openssl dgst -verify takes -sigopt "
+            f"rsa_padding_mode:pss -sigopt rsa_pss_saltlen:{salt}; --algorithm RS{used[2:]} makes PKCS#1 v1.5."
+        )
+    if encoding == "jose" and used.startswith("ES"):
+        chat("The signature is r and s side by side; openssl takes DER only, which is made without --encoding.")
+
+
 def _input(source: str, *, digest: bool) -> dict[str, bytes]:
     if digest:
-        return {"digest": files.take(source, 64, "digest")}
+        return {"digest": _digest_of(source)}
     try:
         return {"message": files.take(source, MAX_MESSAGE, "message")}
     except Refusal as refused:
@@ -207,8 +223,37 @@ def _input(source: str, *, digest: bool) -> dict[str, bytes]:
             raise
         raise Refusal(
             refused.reason,
-            "The message is longer than 64 KiB: hash it here and sign the digest, for example "
-            '"openssl dgst -sha256 -binary FILE | broker key sign NAME --digest".',
+            "The message is longer than 64 KiB, the most that is sent. With an RSA or EC key hash it here, by the "
+            "algorithm's hash, and give the digest: "
+            '"openssl dgst -sha256 -binary FILE | broker key sign NAME --digest" '
+            "(-sha384 for ec-p384, -sha512 for ec-p521). An Ed25519 key takes no digest: it signs nothing longer.",
+            Exit.USAGE,
+        ) from None
+
+
+def _digest_of(source: str) -> bytes:
+    """A digest, raw; one that is text is named for what it is."""
+    content = files.take(source, 4096, "digest")
+    if len(content) > MAX_DIGEST:
+        raise Refusal(
+            "DIGEST_LENGTH",
+            f"A digest has at most {MAX_DIGEST} bytes, and this has {len(content)}: give its bytes, as openssl dgst "
+            "-binary writes them, and not the message or hexadecimal digits.",
+            Exit.USAGE,
+        )
+    return content
+
+
+def _plaintext(source: str) -> bytes:
+    try:
+        return files.take(source, MAX_MESSAGE, "plaintext")
+    except Refusal as refused:
+        if refused.reason != "INPUT_TOO_LONG":
+            raise
+        raise Refusal(
+            refused.reason,
+            "The plaintext is longer than 64 KiB, the most that is sent: encrypt a random key of 32 bytes here, and "
+            "the file with that key, by age or openssl.",
             Exit.USAGE,
         ) from None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, words
+from broker_cli import ask, values, words
 from broker_cli.imports import confirm, export, import_, prove, tell_copies, where
 from broker_cli.key_use import decrypt, encrypt, public, sign, verify
 from broker_cli.nouns import Noun
@@ -29,7 +29,7 @@ def key() -> None:
 
 
 @key.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @click.option("--type", "type_", type=click.Choice(words.KEY_TYPES), required=True, help="What kind of key.")
 @click.option("--usage", type=click.Choice(words.KEY_USAGES), required=True, help="Its one purpose.")
 @click.option("--exportable", is_flag=True, help="It may leave the HSM, wrapped for a target.")
@@ -58,7 +58,7 @@ def create(
 
 
 @key.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @formatted
 @remote
 def show(wire: Wire, out: Output, name: str) -> None:
@@ -75,7 +75,7 @@ def list_(wire: Wire, out: Output) -> None:
 
 
 @key.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @formatted
 @remote
 def versions(wire: Wire, out: Output, name: str) -> None:
@@ -85,7 +85,7 @@ def versions(wire: Wire, out: Output, name: str) -> None:
 
 
 @key.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @changing
 @formatted
 @remote
@@ -97,7 +97,7 @@ def rotate(wire: Wire, out: Output, change: Change, name: str) -> None:
 
 
 @key.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @changing
 @formatted
 @remote
@@ -107,7 +107,7 @@ def enable(wire: Wire, out: Output, change: Change, name: str) -> None:
 
 
 @key.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @changing
 @formatted
 @remote
@@ -121,10 +121,10 @@ def disable(wire: Wire, out: Output, change: Change, name: str) -> None:
 
 
 @key.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @click.option(
     "--in-days",
-    type=click.IntRange(1, 365),
+    type=values.Span(86_400, 365 * 86_400, "d"),
     metavar="DAYS",
     help="How long it can still be saved; the broker's default, unless said.",
 )
@@ -148,12 +148,12 @@ def destroy(wire: Wire, out: Output, change: Change, name: str, in_days: int | N
     if in_days is not None:
         from google.protobuf.duration_pb2 import Duration  # noqa: PLC0415  slow to load
 
-        delay = {"delay": Duration(seconds=in_days * 86_400)}
+        delay = {"delay": Duration(seconds=in_days)}
     _changed(out, change, wire.ask("keys", "ScheduleKeyDestruction", name=name, **delay, **change.fields))
 
 
 @key.command("cancel-destroy")
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @changing
 @formatted
 @remote
@@ -163,7 +163,7 @@ def cancel_destroy(wire: Wire, out: Output, change: Change, name: str) -> None:
 
 
 @key.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @ask.yes
 @changing
 @formatted
@@ -177,9 +177,9 @@ def seal(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) -> N
 
 
 @key.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("key"))
 @click.argument("settlement", type=click.Choice(words.SETTLEMENTS))
-@click.option("--version", type=click.IntRange(min=1), required=True, help="The held version.")
+@click.option("--version", type=values.Version(least=1), required=True, help="The held version.")
 @ask.yes
 @changing
 @formatted

@@ -13,7 +13,7 @@ from broker_cli import ask, files, words
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, check_raw, formatted
 from broker_cli.refusal import Exit, Refusal
-from broker_cli.screen import plain
+from broker_cli.screen import chat, plain
 from broker_cli.wire import Change, Wire, changing, remote
 from broker_cli.words import record
 
@@ -32,10 +32,17 @@ _versions = click.option(
 )
 
 
+_given = click.option(
+    "--field", "given", multiple=True, metavar="NAME[=@FILE]", help="A field: from a file, @- for a pipe, or asked for."
+)
+_json_file = click.option("--json-file", metavar="FILE", help='Fields as a JSON object of strings; "-" for a pipe.')
+
+
 @click.group(
     cls=Noun,
     epilog="\b\nExamples:\n"
     "  broker secret put team/app/db --field user=@user.txt --field password\n"
+    "  broker secret patch team/app/db --field password\n"
     "  pass show db | broker secret put team/app/db --field password=@-\n"
     "  broker secret get team/app/db#password | psql-with-password-on-stdin\n"
     "  broker secret list team/app\n",
@@ -46,10 +53,8 @@ def secret() -> None:
 
 @secret.command(epilog="Without --field or --json-file one field named value is asked for, or read from a pipe.")
 @click.argument("name")
-@click.option(
-    "--field", "given", multiple=True, metavar="NAME[=@FILE]", help="A field: from a file, @- for a pipe, or asked for."
-)
-@click.option("--json-file", metavar="FILE", help='All fields: a JSON object of strings; "-" for a pipe.')
+@_given
+@_json_file
 @click.option(
     "--expected-version", type=click.IntRange(min=0), metavar="N", help="Refuse unless this is the latest; 0: none yet."
 )
@@ -61,12 +66,54 @@ def secret() -> None:
 def put(
     wire: Wire, out: Output, change: Change, name: str, given: tuple[str, ...], json_file: str | None, **more: Any
 ) -> None:
-    """Write a new version of the secret NAME. Without --label the labels stay as they are."""
+    """Write a new version of the secret NAME: all its fields. Without --label the labels stay as they are.
+
+    What the version before had and this one has not is told; "patch" changes single fields.
+    """
     rest = {"expected_version": more["expected_version"], "labels": ask.labels(more["labels"])}
     if more["expires"] is not None:  # an empty one is a mistake, not a secret that never expires
         rest["expire_time"] = ask.moment(more["expires"], "--expires")
     fields = _fields(given, json_file)
     made = wire.ask("kv", "PutSecret", name=name, fields=fields, **rest, **change.fields)
+    _tell_of_dropped(made)
+    _changed(out, change, made)
+
+
+@secret.command(
+    epilog="\b\nExamples:\n"
+    "  broker secret patch team/app/db --field password=@new.txt\n"
+    "  broker secret patch team/app/db --field host --remove old-password\n"
+)
+@click.argument("name")
+@_given
+@_json_file
+@click.option("--remove", "removed", multiple=True, metavar="NAME", help="A field that goes; may be repeated.")
+@click.option("--expected-version", type=click.IntRange(min=1), metavar="N", help="Refuse unless this is the latest.")
+@changing
+@formatted
+@remote
+def patch(
+    wire: Wire,
+    out: Output,
+    change: Change,
+    name: str,
+    given: tuple[str, ...],
+    json_file: str | None,
+    removed: tuple[str, ...],
+    expected_version: int | None,
+) -> None:
+    """Write a new version of the secret NAME that is the latest one with some fields changed.
+
+    The other fields, the labels and the time of expiry stay. Nothing of them is shown: who may patch need not be one
+    who may fetch.
+    """
+    if not given and json_file is None and not removed:
+        raise click.UsageError("Say what is to change: --field, --json-file or --remove.")
+    fields = _fields(given, json_file) if given or json_file is not None else {}
+    made = wire.ask(
+        "kv", "PatchSecret", name=name, fields=fields, remove=removed, expected_version=expected_version,
+        **change.fields,
+    )  # fmt: skip
     _changed(out, change, made)
 
 
@@ -199,6 +246,18 @@ def settle_root(wire: Wire, out: Output, change: Change, version: int, settlemen
     made = wire.ask("kv", "SettleRootKey", version=version, settlement=wanted, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
     out.one("root", record(made))
+
+
+def _tell_of_dropped(made: Any) -> None:
+    number = made.secret.latest_version
+    if made.dropped:
+        fields, them = ", ".join(map(plain, made.dropped)), "it" if len(made.dropped) == 1 else "them"
+        chat(
+            f"broker: dropped: {fields}. Version {number - 1} had {them}, and version {number} has not; "
+            '"broker secret patch" changes single fields and keeps the others.'
+        )
+    if made.HasField("dropped_expire_time"):
+        chat(f"broker: dropped: the time of expiry, {made.dropped_expire_time.ToJsonString()}; --expires sets one.")
 
 
 def _changed(out: Output, change: Change, response: Any) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import resource
+import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
+
+from broker_cli.refusal import BySignal
 
 # command: (module, attribute, line of help). Help and completion of the top level import none of the modules.
 COMMANDS = {
@@ -105,13 +109,30 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and end the process; whatever happens, nobody is shown a traceback."""
-    sys.exit(run(arguments))
+    code = run(arguments)
+    try:
+        sys.stderr.flush()
+    except OSError:  # a full disk: Python would try once more at its end, and end with a code of its own
+        _silence(sys.stderr)
+    if isinstance(code, BySignal):
+        _end_by(code.number)
+    sys.exit(code)
 
 
-def run(arguments: list[str] | None = None) -> int:  # noqa: PLR0911  one return a kind of end
+def _end_by(number: int) -> None:
+    """End by a signal, without a core dump; process 1 and whoever blocks it go on to exit with a code."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def run(arguments: list[str] | None = None) -> int:  # noqa: C901, PLR0911  one branch and return a kind of end
     """Run the command and return its exit code."""
     if sys.stderr is None:  # closed by whoever started us
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  for the life of the process
+    if sys.stdout is None and (arguments or sys.argv[1:])[:1] == ["run"]:
+        sys.stdout = sys.stderr  # nothing of ours goes there, and its command starts without it
     if sys.stdout is None:
         sys.stderr.write("broker: Standard output is closed, and the result was to go there. [OUTPUT_CLOSED]\n")
         return 1
@@ -130,7 +151,7 @@ def run(arguments: list[str] | None = None) -> int:  # noqa: PLR0911  one return
     except OSError as fault:
         if fault.errno not in OUTPUT_FAULTS:
             return _unexpected(fault)
-        _silence()
+        _silence(sys.stdout)
         sys.stderr.write(f"broker: The result cannot be written: {fault.strerror}. [OUTPUT_FAILED]\n")
         return 1
     except Exception as fault:  # noqa: BLE001  the last resort: no traceback, no text that could quote an input
@@ -151,14 +172,14 @@ def _refused(refused: click.ClickException) -> int:
 
 def _pipe_closed() -> int:
     """The reader went away: say nothing."""
-    _silence()
+    _silence(sys.stdout)
     return 141
 
 
-def _silence() -> None:
+def _silence(stream: TextIO) -> None:
     """Let Python's flush at its end go nowhere."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, stream.fileno())
 
 
 def _unexpected(fault: Exception) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import string
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from broker_cli.words import flat
 FORMATS = ("table", "json", "yaml", "env")
 Entry = Mapping[str, Any]
 NO_COLOURS: Mapping[str, str] = MappingProxyType({})
+_PLAIN = frozenset(string.ascii_letters + string.digits + " _-./:=,@+")
 _FRACTION = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d+(?:Z|\+00:00)", re.ASCII)
 
 
@@ -151,20 +153,31 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], colours: Mappi
 
 
 def _env(kind: str, entry: Entry) -> None:
+    lines: dict[str, str] = {}
     for name, value in flat(entry).items():
         variable = "".join(one if one.isalnum() and one.isascii() else "_" for one in f"{kind}_{name}".upper())
-        sys.stdout.write(f"{variable}={_quoted(value)}\n")
+        if variable in lines:
+            raise Refusal("NAME_TWICE", f"Two values would be called {variable}: use --format json.")
+        lines[variable] = _assignment(variable, _text(value))
+    sys.stdout.write("".join(f"{line}\n" for line in lines.values()))
 
 
-def _quoted(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value).lower()
     if isinstance(value, list):
         nested = any(isinstance(item, Mapping) for item in value)
-        text = json.dumps(value) if nested else ",".join(str(item) for item in value)
-    else:
-        text = str(value)
+        return json.dumps(value) if nested else ",".join(str(item) for item in value)
+    return str(value)
+
+
+def _assignment(variable: str, text: str) -> str:
+    """A line that any POSIX shell reads, with nothing in it that a terminal would obey (CL-13)."""
+    if "\0" in text:
+        raise Refusal("VALUE_NOT_TEXT", f"{variable} would hold a zero byte, which no variable can: use --format json.")
     if text.isprintable():
-        return shlex.quote(text)
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return "$'" + plain(escaped) + "'"
+        return f"{variable}={shlex.quote(text)}" if text else f"{variable}="
+    # $'…' would be shorter, and other shells than bash take it for something else: a value could end its quotes. The
+    # dot keeps line ends at the end, which the shell would take away.
+    safe = "".join(chr(one) if chr(one) in _PLAIN else f"\\0{one:03o}" for one in text.encode())
+    return f"{variable}=$(printf %b. '{safe}'); {variable}=${{{variable}%.}}"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker_cli import files
+from broker_cli import ca, files
 from broker_cli.refusal import Exit, Refusal
 
 FILE = "profile.toml"
@@ -52,8 +52,21 @@ def profile_folder(name: str, environ: Mapping[str, str] = os.environ) -> Path:
         raise Refusal(
             "PROFILE_NAME_INVALID", "The profile's name is not valid: lower-case letters, digits, - _ .", Exit.USAGE
         )
-    home = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".config")
-    return Path(home) / "broker" / "profiles" / name
+    return _settings_folder(environ) / "broker" / "profiles" / name
+
+
+def _settings_folder(environ: Mapping[str, str]) -> Path:
+    if told := environ.get("XDG_CONFIG_HOME"):
+        return Path(told)
+    try:
+        return Path(environ.get("HOME") or "~").expanduser() / ".config"
+    except RuntimeError:  # neither HOME nor an entry in /etc/passwd, as in many containers
+        raise Refusal(
+            "PROFILE_MISSING",
+            "This user has no home folder, so no profile of its own: name a folder (--profile FOLDER/ or "
+            "BROKER_PROFILE), or give --address, --ca-file, --cert and --key.",
+            Exit.NOT_LOGGED_IN,
+        ) from None
 
 
 def locate(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Place:
@@ -65,9 +78,9 @@ def locate(flags: Mapping[str, str | None], environ: Mapping[str, str] = os.envi
         "key": flags.get("key") or environ.get("BROKER_KEY"),
     }
     named = flags.get("profile") or environ.get("BROKER_PROFILE")
-    folder = profile_folder(named or "default", environ)
     if named is None and all(given.values()):
         return _place(given, {}, None)
+    folder = profile_folder(named or "default", environ)
     if not (folder / FILE).is_file():
         raise _missing(folder, named or "default")
     return _place(given, read_profile(folder), folder)
@@ -77,7 +90,7 @@ def read_profile(folder: Path) -> dict[str, str]:
     """The settings of a profile; every fault of the file in one refusal."""
     path = folder / FILE
     try:
-        settings = tomllib.loads(files.read(path, MAX_PEM, "profile").decode())
+        settings = tomllib.loads(files.text(files.read(path, MAX_PEM, "profile")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
         raise Refusal("PROFILE_INVALID", f"{path} is not TOML: {fault}.") from None
     faults = [f"unknown setting {name!r}" for name in settings if name not in FIELDS]
@@ -95,15 +108,18 @@ def load(place: Place) -> Identity:
         )
     if place.ca is None or place.certificate is None or place.key is None:
         raise Refusal("IDENTITY_INCOMPLETE", "Give --ca-file, --cert and --key together, or a profile.", Exit.USAGE)
+    try:
+        authorities = ca.read(place.ca)
+    except Refusal as refused:
+        refused.code = Exit.FAILURE  # the profile is at fault, and not how the command was written
+        raise
     found = Identity(
         address=place.address,
-        ca=files.read(place.ca, MAX_PEM, "CA file"),
+        ca=authorities,
         certificate=files.read(place.certificate, MAX_PEM, "certificate"),
         key=files.read_private(place.key, MAX_PEM, "private key"),
     )
-    # gRPC takes an empty CA for the public ones, and ends the process when the key is empty.
-    if b"-----BEGIN CERTIFICATE-----" not in found.ca:
-        raise Refusal("CA_INVALID", f"The CA file {place.ca} holds no PEM certificate.")
+    # gRPC ends the process when the key is empty.
     if b"PRIVATE KEY-----" not in found.key:
         raise Refusal("KEY_INVALID", f"The private key {place.key} is not a key in PEM.")
     return found

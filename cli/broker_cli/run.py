@@ -6,18 +6,21 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from broker_cli import process
 from broker_cli.ci import identity
 from broker_cli.mask import SHORTEST
-from broker_cli.refusal import Exit, Refusal
-from broker_cli.run_references import Wanted, only_field, wanted
+from broker_cli.refusal import BySignal, Exit, Refusal
+from broker_cli.run_references import Wanted, named, only_field, wanted
 from broker_cli.run_session import Job, Renewal, Way, durations, reaching
 from broker_cli.screen import chat
 
 if TYPE_CHECKING:
+    from broker_cli.run_files import Keeper
+    from broker_cli.run_outlets import Outlets
     from broker_cli.run_signals import Signals
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
@@ -30,7 +33,7 @@ USUAL_TTL = 60
     epilog="\b\nExamples:\n  broker run --secret DB_PASSWORD=broker://team/app/db#password -- ./migrate\n"
     "  broker run --env-file .env.broker -- make deploy\n"
     "  broker run --file KUBECONFIG=broker://team/cluster#kubeconfig -- kubectl get pods\n\n"
-    "The exit code is the command's, 128+n when signal n ended it; 126 and 127 when it could not be started.",
+    "The exit code is the command's, or the signal that ended it; 126 and 127 when it could not be started.",
 )
 @click.option(
     "--env-file", "env_files", multiple=True, metavar="FILE", help="Lines NAME=broker://path#field, or plain."
@@ -65,51 +68,61 @@ def run(
         chat(f"broker: {command[0]} {'cannot be executed' if there else 'is not a command here'}; nothing was fetched.")
         return NOT_EXECUTABLE if there else NOT_FOUND
     # The slow parts come now, when it is known that they are needed.
+    from broker_cli.run_files import Keeper  # noqa: PLC0415
+    from broker_cli.run_outlets import outlets  # noqa: PLC0415
     from broker_cli.run_signals import Signals, Stopped  # noqa: PLC0415
 
+    given = process.environment()
+    around = given if keep_identity else identity.without(given, place.audience)
     try:
-        with Signals() as signals, Job(way=place) as job:
-            fetched = job.fetch(asked.references, ttl)
-            around = dict(os.environ) if keep_identity else identity.without(os.environ, place.audience)
-            return _with_child(path, list(command), asked, fetched, job, signals, around)
+        with Signals() as signals, outlets() as ends, Keeper(around, ends.ways) as keeper, Job(way=place) as job:
+            with named(asked.asked):
+                fetched = job.fetch(asked.references, ttl)
+            return _with_child(path, list(command), asked, fetched, Around(around, ends, keeper, job, signals))
     except Stopped as stopped:
-        return 128 + stopped.number
+        return BySignal(stopped.number)
+
+
+class Around(NamedTuple):
+    """What stands around the command: ``environment`` is what its variables are added to."""
+
+    environment: dict[str, str]
+    outlets: Outlets
+    keeper: Keeper
+    job: Job
+    signals: Signals
 
 
 def _with_child(
-    path: str,
-    command: list[str],
-    asked: Wanted,
-    fetched: dict[str, dict[str, bytes]],
-    job: Job,
-    signals: Signals,
-    around: dict[str, str],
+    path: str, command: list[str], asked: Wanted, fetched: dict[str, dict[str, bytes]], around: Around
 ) -> int:
-    """``around``: the environment that the command's variables are added to."""
-    from broker_cli.run_child import start  # noqa: PLC0415
-    from broker_cli.run_files import Keeper, MemoryFiles  # noqa: PLC0415
+    from broker_cli.run_child import Child, start  # noqa: PLC0415
+    from broker_cli.run_files import MemoryFiles  # noqa: PLC0415
 
     with ExitStack() as stack:
-        keeper = stack.enter_context(Keeper(around))
-        memory = stack.enter_context(MemoryFiles(keeper))
+        memory = stack.enter_context(MemoryFiles(around.keeper))
         variables = {name: only_field(fetched[text], text) for name, text in asked.variables.items()}
         contents = {name: only_field(fetched[text], text) for name, text in asked.files.items()}
         check_values(variables)
         warn_of_short(variables | contents)
         paths = {name: str(memory.add(name, value)) for name, value in contents.items()}
-        environment: dict[str, str | bytes] = {**around, **asked.plain, **paths, **variables}
-        signals.hold()
-        child = start(path, command, environment, [*variables.values(), *contents.values()])
-        if child.own_group:
-            keeper.tell("group", child.process.pid)
-        renewal = Renewal(job)
+        environment: dict[str, str | bytes] = {**around.environment, **asked.plain, **paths, **variables}
+        around.keeper.tell("values", [value.hex() for value in (*variables.values(), *contents.values())])
+        around.keeper.ready()
+        around.signals.hold()
+        child = Child(start(path, command, environment, around.outlets), around.outlets, around.keeper)
+        around.keeper.tell("child", child.process.pid)
+        around.outlets.given()
+        around.outlets.release()
+        renewal = Renewal(around.job)
         renewal.start()
         stack.callback(renewal.stop)
         try:
-            return child.wait(signals)
+            code = child.wait(around.signals)
         except BaseException:
-            child.process.terminate()  # its output could no longer be masked
+            child.process.terminate()  # nobody would wait for it
             raise
+    return code if code >= 0 else BySignal(-code)
 
 
 def check_values(variables: Mapping[str, bytes]) -> None:

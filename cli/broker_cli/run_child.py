@@ -1,138 +1,134 @@
-"""The child of ``broker run``: started with its secrets, its output masked on the way, waited for."""
+"""The child of ``broker run``: started with what we have ourselves and its secrets, waited for."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
-import selectors
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from broker_cli.mask import Masker
 from broker_cli.refusal import Refusal
-from broker_cli.run_signals import Signals, has_terminal
-from broker_cli.run_terminal import ADOPT, STDERR, STDIN, STDOUT, Keyboard, Pseudo, open_like
+from broker_cli.run_files import Keeper
+from broker_cli.run_outlets import Outlets
+from broker_cli.run_signals import Signals
+from broker_cli.run_terminal import STDERR, STDIN, STDOUT
+from broker_cli.screen import chat
 
-CHUNK = 64 * 1024
-QUIET = 0.05
-"""Seconds without output after which a few held-back bytes may be shown, or an ended child's output is complete."""
+OUR_OWN = ("LISTEN_PID", "WATCHDOG_PID", "SYSTEMD_EXEC_PID")
+"""Variables that name the process they are for: the service manager means the command, and started us."""
 
-LINGER = 1.0
-"""Seconds at most in which output is still taken after the child has ended: its own children may go on for ever."""
+SHELL = "/bin/sh"
 
-
-@dataclass(slots=True)
-class Stream:
-    """One way for output: from the child's end to ours, masked."""
-
-    source: int
-    target: int
-    masker: Masker
-    broken: bool = False
-
-    def move(self) -> bool:
-        """Take what is there and show it; False at the end."""
-        try:
-            piece = os.read(self.source, CHUNK)
-        except BlockingIOError:
-            return True
-        except OSError:  # a pseudo-terminal that the last one has left
-            piece = b""
-        self.show(self.masker.feed(piece) if piece else self.masker.finish())
-        return bool(piece) and not self.broken
-
-    def show(self, piece: bytes) -> None:
-        """Write all of it; a reader that has gone away breaks the stream, as it would for the child itself."""
-        view = memoryview(piece)
-        while view and not self.broken:
-            try:
-                view = view[os.write(self.target, view) :]
-            except BlockingIOError:  # somebody else made our output non-blocking
-                select.select([], [self.target], [])
-            except OSError:
-                self.broken = True
+# Runs between the fork and the command where only the process itself can do it: adopt a terminal, know its number.
+WITHIN = f"""\
+import errno, os, signal, sys
+front, script, ours, path, *command = sys.argv[1:]
+for name in ("SIGPIPE", "SIGXFSZ"):
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
+if front:
+    import fcntl, termios
+    fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+with open("/proc/self/environ", "rb") as given:
+    around = dict(one.split(b"=", 1) for one in given.read().split(b"\\0") if b"=" in one)
+for name in {[name.encode() for name in OUR_OWN]}:
+    if around.get(name) == ours.encode():
+        around[name] = str(os.getpid()).encode()
+try:
+    try:
+        os.execve(path, command, around)
+    except OSError as fault:
+        if not script or fault.errno != errno.ENOEXEC:
+            raise
+        os.execve("{SHELL}", ["{SHELL}", path, *command[1:]], around)
+except OSError as fault:
+    sys.stderr.write("broker: the command cannot be started: " + str(fault.strerror) + "\\n")
+    os._exit(126)
+"""
 
 
 @dataclass(slots=True)
 class Child:
-    """A command that runs with its output passing through here."""
+    """A command that runs with its output passing through the keeper."""
 
     process: subprocess.Popen[bytes]
-    streams: list[Stream]
-    terminals: list[Pseudo]
-    keyboard: Keyboard | None
-    own_group: bool
+    outlets: Outlets
+    keeper: Keeper
     _typed: bytearray = field(default_factory=bytearray)
-    _watch: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    _watch: select.poll = field(default_factory=select.poll)
 
     def wait(self, signals: Signals) -> int:
-        """Move output until the child has ended: its exit code, 128+n when signal n ended it."""
-        signals.resized, signals.continued = self._resize, self._continue
-        self._watch.register(signals.wake, selectors.EVENT_READ)
-        for stream in self.streams:
-            self._watch.register(stream.source, selectors.EVENT_READ, stream)
+        """Wait until the child has ended and its output is shown: its exit code, -n when signal n ended it."""
+        signals.resized, signals.continued, signals.stopping = self._resize, self._continue, self._pause
+        for descriptor in (signals.wake, self.keeper.answers):
+            self._watch.register(descriptor, select.POLLIN)
         try:
             self._continue()
-            signals.follow(self.process)
-            while self.process.poll() is None:
-                self._turn(signals.wake, self._patience())
-            self._rest(signals.wake)
+            signals.follow(self.process, self.keeper, apart=self.outlets.front)
+            while not self._ended():
+                self._turn(signals)
+            signals.leave()
+            self.keeper.tell("drain", os.getpid() == 1)  # the end of process 1 is everybody's
+            while self.keeper.alive and not self.keeper.shown and not signals.impatient:
+                self._turn(signals)
         finally:
-            signals.resized = signals.continued = lambda: None
-            self._close()
-        code = self.process.returncode
-        return 128 - code if code < 0 else code
+            signals.resized = signals.continued = signals.stopping = lambda: None
+            self._pause()
+        for why in self.keeper.lost:
+            chat(f"broker: output of the command was lost: {why}. [OUTPUT_FAILED]")
+        return self.process.returncode or bool(self.keeper.lost)
 
-    def _patience(self) -> float | None:
-        return QUIET if any(stream.masker.holding for stream in self.streams) else None
+    def _ended(self) -> bool:
+        """Whether the child has; who else became our child (we may be process 1) is let go."""
+        with contextlib.suppress(ChildProcessError):
+            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if found.si_pid == self.process.pid:
+                    break
+                os.waitpid(found.si_pid, 0)
+        return self.process.poll() is not None
 
-    def _turn(self, wake: int, patience: float | None) -> bool:
-        """One round of whatever is ready; False when nothing was."""
-        ready = self._watch.select(patience)
-        for key, events in ready:
-            if key.fd == wake:
-                os.read(wake, 4096)
-            elif key.fd == STDIN:
+    def _turn(self, signals: Signals) -> None:
+        """One round of whatever is ready."""
+        patience = signals.pass_on()
+        for descriptor, events in self._watch.poll(None if patience is None else patience * 1000):
+            if descriptor == signals.wake:
+                os.read(signals.wake, 4096)
+            elif descriptor == STDIN:
                 self._take_typed()
+            elif descriptor == self.keeper.answers:
+                self._listen()
+            elif events & select.POLLOUT:
+                self._give_typed()
             else:
-                if events & selectors.EVENT_WRITE:
-                    self._give_typed()
-                if events & selectors.EVENT_READ and not key.data.move():
-                    self._drop(key.data)
-        if not ready:
-            for stream in self.streams:
-                stream.show(stream.masker.relax())
-        return bool(ready)
+                self._watch.unregister(descriptor)  # a terminal that everybody has left
 
-    def _rest(self, wake: int) -> None:
-        """What the child wrote before it ended, but not all that others it left behind may still write."""
-        until = time.monotonic() + LINGER
-        while self.streams and time.monotonic() < until and self._turn(wake, QUIET):
-            pass
-        for stream in self.streams:
-            stream.show(stream.masker.finish())
-
-    def _drop(self, stream: Stream) -> None:
-        self._watch.unregister(stream.source)
-        self.streams.remove(stream)
-        if not any(pseudo.ours == stream.source for pseudo in self.terminals):
-            os.close(stream.source)  # now the child learns that nobody reads
+    def _listen(self) -> None:
+        self.keeper.listen()
+        if not self.keeper.alive:
+            self._watch.unregister(self.keeper.answers)
+            if self.process.poll() is None:
+                chat("broker: what masks the output was ended from outside, so the command is ended too.")
+                self.process.terminate()
 
     def _resize(self) -> None:
-        for pseudo in self.terminals:
+        for pseudo in self.outlets.terminals:
             pseudo.resize()
 
     def _continue(self) -> None:
         """At the start, and whenever we are put in front again: sizes, raw mode, what is typed."""
         self._resize()
-        if self.keyboard is not None:
-            self.keyboard.start()
-            if self.keyboard.raw and STDIN not in self._watch.get_map():
-                self._watch.register(STDIN, selectors.EVENT_READ)
+        if self.outlets.keyboard is not None:
+            self.outlets.keyboard.start()
+            if self.outlets.keyboard.raw and not self._typed:
+                self._watch.register(STDIN, select.POLLIN)
+
+    def _pause(self) -> None:
+        if self.outlets.keyboard is not None:
+            self.outlets.keyboard.restore()
 
     def _take_typed(self) -> None:
         try:
@@ -145,76 +141,58 @@ class Child:
             self._give_typed()
 
     def _give_typed(self) -> None:
-        terminal = self.terminals[0].ours
-        with contextlib.suppress(OSError):  # full, or left: what remains is tried again or dropped below
+        terminal = self.outlets.terminals[0].ours
+        try:
             del self._typed[: os.write(terminal, self._typed)]
-        if terminal not in self._watch.get_map():
+        except BlockingIOError:
+            pass
+        except OSError:  # everybody has left it
+            self._typed.clear()
             return
-        more = selectors.EVENT_WRITE if self._typed else 0
-        self._watch.modify(terminal, selectors.EVENT_READ | more, self._watch.get_key(terminal).data)
-        if not self._typed and STDIN not in self._watch.get_map():
-            self._watch.register(STDIN, selectors.EVENT_READ)
-
-    def _close(self) -> None:
-        if self.keyboard is not None:
-            self.keyboard.restore()
-        self._watch.close()
-        for descriptor in {one.source for one in self.streams} | {one.ours for one in self.terminals}:
-            os.close(descriptor)
-
-
-def start(path: str, command: list[str], environment: Mapping[str, str | bytes], values: Iterable[bytes]) -> Child:
-    """Start ``command`` (found at ``path``) so that it sees what it would see without us: a terminal where one is.
-
-    Without a controlling terminal it gets a process group of its own, so that a signal to ours (a CI that cancels the
-    job) reaches it once, by us. In front of a terminal it stays in ours, where the terminal's keys reach it too.
-    """
-    values = list(values)
-    front = os.isatty(STDOUT)
-    keyboard = Keyboard() if front and os.isatty(STDIN) else None
-    terminals = [open_like(one, raw_outside=keyboard is not None) for one in _terminals(front=front)]
-    outs, streams = _ways(terminals, values)
-    own_group = front or not has_terminal()
-    wrapped = [sys.executable, "-I", "-S", "-c", ADOPT, path, *command] if front else command
-    try:
-        process = subprocess.Popen(  # noqa: S603  running what the caller says is the point
-            wrapped,
-            executable=None if front else path,
-            stdin=terminals[0].childs if keyboard is not None else None,
-            stdout=outs[0],
-            stderr=outs[1],
-            env=environment,
-            start_new_session=front,
-            process_group=0 if own_group and not front else None,
-        )
-    except OSError as fault:
-        raise Refusal("COMMAND_NOT_STARTED", f"{command[0]} cannot be started: {fault.strerror}.") from None
-    finally:
-        for descriptor in set(outs):
-            os.close(descriptor)
-    return Child(process, streams, terminals, keyboard, own_group)
-
-
-def _terminals(*, front: bool) -> list[int]:
-    """The descriptors in whose likeness a terminal is made: one for standard output and error, if both have one."""
-    if front:
-        return [STDOUT]
-    return [STDERR] if os.isatty(STDERR) else []
-
-
-def _ways(terminals: list[Pseudo], values: list[bytes]) -> tuple[list[int], list[Stream]]:
-    """The child's ends of standard output and error, and the streams from our ends."""
-    outs: list[int] = []
-    streams: list[Stream] = []
-    for target in (STDOUT, STDERR):
-        if os.isatty(target):
-            outs.append(terminals[0].childs)
-            source = terminals[0].ours
-            if any(stream.source == source for stream in streams):
-                continue
+        if self._typed:
+            self._watch.register(terminal, select.POLLOUT)
         else:
-            source, childs = os.pipe()
-            outs.append(childs)
-        os.set_blocking(source, False)
-        streams.append(Stream(source, target, Masker(values)))
-    return outs, streams
+            with contextlib.suppress(KeyError):
+                self._watch.unregister(terminal)
+            self._watch.register(STDIN, select.POLLIN)
+
+
+def start(
+    path: str, command: list[str], environment: Mapping[str, str | bytes], outlets: Outlets
+) -> subprocess.Popen[bytes]:
+    """Start ``command`` (found at ``path``) with all that it would have without us.
+
+    It is in our process group and session, but for a terminal of its own to be in front of: that needs a session.
+    """
+    named = any(environment.get(name) == str(os.getpid()) for name in OUR_OWN)
+    within = [sys.executable, "-I", "-S", "-c", WITHIN, "1" if outlets.front else "", "1" if _is_script(path) else ""]
+    try:
+        if outlets.front or named:
+            return _start(within[0], [*within, str(os.getpid()), path, *command], environment, outlets)
+        return _start(path, command, environment, outlets)
+    except OSError as fault:
+        if fault.errno == errno.ENOEXEC and _is_script(path):  # what a shell does, and execvp(3)
+            return _start(SHELL, [SHELL, path, *command[1:]], environment, outlets)
+        raise Refusal("COMMAND_NOT_STARTED", f"{command[0]} cannot be started: {fault.strerror}.") from None
+
+
+def _start(
+    path: str, command: list[str], environment: Mapping[str, str | bytes], outlets: Outlets
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603  running what the caller says is the point
+        command,
+        executable=path,
+        stdin=outlets.ends[STDOUT] if outlets.keyboard is not None else None,
+        stdout=outlets.ends[STDOUT],
+        stderr=outlets.ends[STDERR],
+        env=environment,
+        pass_fds=outlets.inherited,
+        start_new_session=outlets.front,
+    )
+
+
+def _is_script(path: str) -> bool:
+    with contextlib.suppress(OSError), Path(path).open("rb") as file:
+        first = file.read(256)
+        return b"\0" not in first and not first.startswith(b"\x7fELF")
+    return False

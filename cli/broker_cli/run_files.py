@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import select
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from broker_cli import files
+from broker_cli import files, process
 from broker_cli.refusal import Refusal
 
 MEMORY = Path("/dev/shm")  # noqa: S108  the folder made in it is private
@@ -19,34 +23,99 @@ _KEEPER = Path(__file__).with_name("run_keeper.py")
 
 
 class Keeper:
-    """The process that tidies up after us if we are killed. The command can read the environment that it has."""
+    """Our end of ``run_keeper``, which shows the output and tidies up after us if we are killed.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
+    It is started before there is anything to keep, so that a job does not wait for it. The command can read the
+    environment that it has.
+    """
+
+    def __init__(self, environment: Mapping[str, str], ways: Sequence[tuple[int, int]]) -> None:
+        self._environment, self._ways = environment, ways
+        self._answers = b""
+        self._witness = 0
+        self._shown = False
+        self.lost: list[str] = []
+        """Why output could not be written."""
+        self.alive = True
 
     def __enter__(self) -> Self:
+        orders, self._orders = os.pipe()
+        given = [orders, *(one for way in self._ways for one in way)]
         self._process = subprocess.Popen(  # noqa: S603  our own program
             [sys.executable, "-I", "-S", str(_KEEPER)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # what is sent to our group does not reach it
+            pass_fds=given,
             cwd="/",
             env=self._environment,
         )
+        for one in given:
+            os.close(one)
+        assert self._process.stdout is not None  # noqa: S101  it is a pipe
+        self.answers = self._process.stdout.fileno()
+        os.set_blocking(self.answers, False)
+        self.tell("ways", {"streams": self._ways, "witness": orders})
         return self
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def tell(self, what: str, value: object) -> None:
-        """Name a ``folder`` to remove or a process ``group`` to end."""
+        """Say one thing of those that ``run_keeper`` lists."""
         assert self._process.stdin is not None  # noqa: S101  it is a pipe
-        with suppress(BrokenPipeError):  # somebody killed it; the orderly way remains
-            self._process.stdin.write(f"{what} {value}\n".encode())
+        with suppress(BrokenPipeError):  # somebody killed it, which ``listen`` tells
+            self._process.stdin.write(json.dumps({what: value}).encode() + b"\n")
             self._process.stdin.flush()
 
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
+    def listen(self) -> None:
+        """Take the answers that are there."""
+        try:
+            while piece := os.read(self.answers, 4096):
+                self._answers += piece
+            self.alive = False
+        except BlockingIOError:
+            pass
+        *lines, self._answers = self._answers.split(b"\n")
+        for line in lines:
+            answer = json.loads(line)
+            self._witness = answer.get("witness", self._witness)
+            self._shown = self._shown or "shown" in answer
+            self.lost += [answer["lost"]] if "lost" in answer else []
+
+    def ready(self) -> None:
+        """Wait until it can see signals, and show output."""
+        while self.alive and not self._witness:
+            select.select([self.answers], [], [])
+            self.listen()
+
+    @property
+    def shown(self) -> bool:
+        """Whether all that was written before ``drain`` has been shown."""
+        return self._shown
+
+    def saw(self, number: int) -> bool:
+        """Whether a signal came to our whole group (or to every process there is), not to us alone."""
+        return number in process.pending(self._witness)
+
+    def forget(self, number: int) -> None:
+        """Let the next one of this number be told from this one."""
         with suppress(BrokenPipeError):
-            self._process.communicate()
+            os.write(self._orders, bytes([number]))
+        until = time.monotonic() + 1
+        while self.saw(number) and time.monotonic() < until:
+            time.sleep(0.001)
+
+    def __exit__(self, *_: object) -> None:
+        self.tell("over", None)
+        os.close(self._orders)
+        for pipe in filter(None, (self._process.stdin, self._process.stdout)):
+            with suppress(BrokenPipeError):
+                pipe.close()
+        with suppress(subprocess.TimeoutExpired):  # somebody still holds the output: it stays, and is nobody's child
+            self._process.wait(0)
 
 
 class MemoryFiles:
@@ -73,7 +142,7 @@ class MemoryFiles:
         if self._folder is None:
             check_memory(Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines())
             self._folder = Path(tempfile.mkdtemp(prefix="broker-", dir=MEMORY))
-            self._keeper.tell("folder", self._folder)
+            self._keeper.tell("folder", str(self._folder))
         self._names.append(name)
         files.create(self._folder / name, value)
         return self._folder / name

@@ -6,21 +6,25 @@ A reference is ``broker://PATH[@VERSION]#FIELD``. It says where a secret is and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from broker_cli import files
+from broker_cli import dotenv
+from broker_cli.dotenv import NAME, SCHEME, Line
 from broker_cli.refusal import Exit, Refusal
 
-SCHEME = "broker://"
-MAX_ENV_FILE = 1024 * 1024
+T = TypeVar("T")
+
 MAX_REFERENCES = 100
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-REFERENCE = re.compile(
-    r"[a-z0-9-]+(?:/[a-z0-9-]+)*(?:@[1-9][0-9]{0,8})?(?:#[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?", re.ASCII
-)
-_LINE = re.compile(r"(?:export[ \t]+)?(?P<name>[^=\s]+)[ \t]*=[ \t]*(?P<value>.*)")
+MAX_SEGMENTS = 8
+SEGMENT = re.compile(r"[a-z0-9](?:[._-]?[a-z0-9]){0,62}", re.ASCII)
+VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+FIELD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_SHOWN = re.compile(r"[A-Za-z0-9._-]{1,63}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +38,34 @@ class Wanted:
     @property
     def references(self) -> list[str]:
         """Each reference once, in the order of its first use."""
-        return list(dict.fromkeys([*self.variables.values(), *self.files.values()]))
+        return list(self.asked)
+
+    @property
+    def asked(self) -> dict[str, list[str]]:
+        """The references in order, each with the names that its value is wanted under."""
+        found: dict[str, list[str]] = {}
+        for name, text in [*self.variables.items(), *self.files.items()]:
+            found.setdefault(text, []).append(name)
+        return found
 
 
 def wanted(env_files: Iterable[str], secrets: Iterable[str], as_files: Iterable[str]) -> Wanted:
     """Put together what was asked for; an option goes before a line of an env file."""
-    lines: dict[str, str] = {}
+    lines: dict[str, Line] = {}
     for one in env_files:
-        lines |= read_env(Path(one))
-    variables = {name: reference(value, name) for name, value in lines.items() if value.startswith(SCHEME)}
-    plain = {name: value for name, value in lines.items() if name not in variables}
-    options, files_ = _options(secrets, "--secret"), _options(as_files, "--file")
+        lines |= dotenv.read(Path(one))
+    meant = {name: line for name, line in lines.items() if line.value.startswith(SCHEME)}
+    plain = {name: line.value for name, line in lines.items() if name not in meant}
+    pairs, file_pairs = _options(secrets, "--secret"), _options(as_files, "--file")
+    texts = all_of(
+        [
+            *(partial(reference, line.value, f"{name} ({line.place})") for name, line in meant.items()),
+            *(partial(reference, text, name) for name, text in [*pairs.items(), *file_pairs.items()]),
+        ]
+    )
+    variables = dict(zip(meant, texts, strict=False))
+    options = dict(zip(pairs, texts[len(meant) :], strict=False))
+    files_ = dict(zip(file_pairs, texts[len(meant) + len(pairs) :], strict=True))
     if twice := options.keys() & files_.keys():
         raise Refusal("NAME_TWICE", f"{min(twice)} is given with --secret and with --file; choose one.", Exit.USAGE)
     given = options.keys() | files_.keys()
@@ -70,55 +91,88 @@ def check_count(references: list[str]) -> None:
 def reference(text: str, name: str, *, whole: bool = False) -> str:
     """The reference that ``text`` is, without its scheme; with ``whole`` it may leave the field open.
 
-    The refusal does not quote ``text``: somebody may have put the secret itself there (CL-01).
+    What has no scheme is not quoted: somebody may have put the secret itself there (CL-01).
     """
-    bare = text.removeprefix(SCHEME)
-    if not text.startswith(SCHEME) or not REFERENCE.fullmatch(bare) or not (whole or "#" in bare):
-        raise Refusal(
-            "REFERENCE_INVALID",
+    if not text.startswith(SCHEME):
+        raise _invalid(
             f"What is given for {name} is not a reference: write {SCHEME}path#field (or path@version#field). "
-            "A secret itself does not belong on a command line or in an env file.",
-            Exit.USAGE,
+            "A secret itself does not belong on a command line or in an env file."
         )
+    bare = text.removeprefix(SCHEME)
+    if fault := _fault(bare, whole=whole):
+        raise _invalid(f"The reference for {name} is not valid: {fault}.")
     return bare
 
 
-def read_env(path: Path) -> dict[str, str]:
-    """The lines of an env file: ``NAME=value``, ``export`` before and quotes around it allowed, ``#`` for remarks."""
-    content = files.read(path, MAX_ENV_FILE, "env file")
-    if len(content) > MAX_ENV_FILE:
-        raise Refusal("INPUT_TOO_LONG", f"The env file {path} is longer than {MAX_ENV_FILE} bytes.", Exit.USAGE)
-    try:
-        lines = content.decode().replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError:
-        raise Refusal("ENV_FILE_INVALID", f"The env file {path} is not UTF-8.", Exit.USAGE) from None
-    found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = _LINE.fullmatch(line.strip())
-        value = None if match is None else _unquoted(match["value"])
-        if match is None or value is None or "\0" in value or not NAME.fullmatch(match["name"]):
-            raise Refusal("ENV_FILE_INVALID", f"{path}, line {number}: write NAME=value.", Exit.USAGE)
-        if match["name"] in found:
-            raise Refusal("NAME_TWICE", f"{path}, line {number}: this name is there already.", Exit.USAGE)
-        found[match["name"]] = value
+def _fault(bare: str, *, whole: bool) -> str:
+    """What of a reference does not follow the grammar, and the grammar; "" when all of it does."""
+    path, mark, field_ = bare.partition("#")
+    path, at, version = path.partition("@")
+    segments = path.split("/")
+    if len(segments) > MAX_SEGMENTS:
+        return f"its path has {len(segments)} segments, and a secret's name at most {MAX_SEGMENTS}"
+    for place, one in enumerate(segments, 1):
+        if not SEGMENT.fullmatch(one):
+            shown = f' ("{one}")' if _SHOWN.fullmatch(one) else ""
+            return (
+                f"segment {place} of its path{shown} is not 1 to 63 lower-case letters and digits, with single "
+                "hyphens, underscores and dots between them"
+            )
+    if at and not VERSION.fullmatch(version):
+        return "behind @ stands the number of a version, 1 or more"
+    if mark and not FIELD.fullmatch(field_):
+        return (
+            "behind # stands the name of one field: 1 to 64 letters, digits, underscores, hyphens and dots, "
+            "a letter, digit or underscore first"
+        )
+    return "" if mark or whole else f"it names no field: write {SCHEME}{path}#field"
+
+
+def _invalid(sentence: str) -> Refusal:
+    return Refusal("REFERENCE_INVALID", sentence, Exit.USAGE)
+
+
+def all_of(reads: Iterable[Callable[[], T]]) -> list[T]:
+    """What each gives; what they refuse is refused as one, with a line each."""
+    found: list[T] = []
+    refusals: list[Refusal] = []
+    for read in reads:
+        try:
+            found.append(read())
+        except Refusal as refused:
+            refusals.append(refused)
+    if len(refusals) > 1:
+        whole = Refusal(refusals[0].reason, f"{len(refusals)} references cannot be used.", refusals[0].code)
+        whole.lines = tuple(one.format_message() for one in refusals)
+        raise whole
+    if refusals:
+        raise refusals[0]
     return found
 
 
-def _unquoted(text: str) -> str | None:
-    """A value without its quotes and remark; None when a quote does not end. In double quotes a backslash escapes."""
-    if text[:1] not in {"'", '"'}:
-        # The "#" of a reference has no space before it, a remark has.
-        return re.split(r"(?:^|\s)#", text, maxsplit=1)[0].rstrip()
-    quote = text[0]
-    pattern = r"'([^']*)'\s*(?:#.*)?" if quote == "'" else r'"((?:[^"\\]|\\.)*)"\s*(?:#.*)?'
-    match = re.fullmatch(pattern, text)
-    if match is None:
-        return None
-    if quote == "'":
-        return match[1]
-    return re.sub(r"\\(.)", lambda found: {"n": "\n"}.get(found[1], found[1]), match[1])
+@contextmanager
+def named(asked: Mapping[str, Iterable[str]]) -> Iterator[None]:
+    """Name the references that a refusal of the broker is about: ``asked`` has them in order, each with its names."""
+    try:
+        yield
+    except Refusal as refused:
+        references = list(asked)
+        told = [(_what(references[one.place], asked), one) for one in refused.items if one.place < len(references)]
+        if not told:  # it is about none of them, or from a broker that does not say
+            raise
+        if len(references) == 1:
+            [(what, item)] = told
+            raise Refusal(refused.reason, f"{what}: {item.message}", refused.code, refused.call_id) from None
+        many = "reference is" if len(told) == 1 else "references are"
+        sentence = f"{len(told)} of {len(references)} {many} refused, so nothing was fetched."
+        whole = Refusal(refused.reason, sentence, refused.code, refused.call_id)
+        whole.lines = tuple(f"{what}: {item.message} [{item.reason}]" for what, item in told)
+        raise whole from None
+
+
+def _what(text: str, asked: Mapping[str, Iterable[str]]) -> str:
+    names = ", ".join(name for name in asked[text] if name)
+    return f"{names} ({SCHEME}{text})" if names else f"{SCHEME}{text}"
 
 
 def _options(pairs: Iterable[str], option: str) -> dict[str, str]:
@@ -129,7 +183,7 @@ def _options(pairs: Iterable[str], option: str) -> dict[str, str]:
             raise Refusal("NAME_INVALID", f"Write {option} as NAME={SCHEME}path#field.", Exit.USAGE)
         if name in found:
             raise Refusal("NAME_TWICE", f"{name} is given twice with {option}.", Exit.USAGE)
-        found[name] = reference(text, name)
+        found[name] = text
     return found
 
 

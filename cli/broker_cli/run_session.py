@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from broker_cli import files
+from broker_cli import ca, process
+from broker_cli.budget import Budget
 from broker_cli.ci import identity
-from broker_cli.profiles import ADDRESS, MAX_PEM
+from broker_cli.profiles import ADDRESS
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
 
@@ -29,7 +30,6 @@ RENEW_TIMEOUT = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 """Seconds between tries to renew while the broker is away: the first, doubled each time up to the longest."""
 
-_PR_SET_DUMPABLE = 4
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _OPTIONS = (
     click.option("--address", metavar="HOST:PORT", help="The broker's pipelines port (BROKER_PIPELINES_ADDRESS)."),
@@ -40,7 +40,7 @@ _OPTIONS = (
 )
 _TIMEOUT = click.option(
     "--timeout", type=click.FloatRange(0.1, 600), default=30.0, show_default=True, metavar="SECONDS",
-    envvar="BROKER_TIMEOUT", help="How long to wait for the broker's answer.",
+    envvar="BROKER_TIMEOUT", help="How long login and fetch may take in all, tries included.",
 )  # fmt: skip
 
 
@@ -95,10 +95,7 @@ def _ca(file: str | None, inline: str | None) -> bytes:
             "Say which CA the broker's certificate is from: --ca-file, BROKER_CA_FILE, or its PEM in BROKER_CA_PEM.",
             Exit.USAGE,
         )
-    pem = files.read(Path(file), MAX_PEM, "CA file") if file else (inline or "").encode()
-    if len(pem) > MAX_PEM or b"-----BEGIN CERTIFICATE-----" not in pem:
-        raise Refusal("CA_INVALID", "The CA is not a certificate in PEM.", Exit.USAGE)
-    return pem
+    return ca.read(Path(file)) if file else ca.inline(inline or "")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,13 +107,14 @@ class Job:
     id: str = ""
     ends: datetime = _NEVER
     last: datetime = _NEVER
+    repeated: bool = False  # the login was sent again, and may have been an earlier try's: how old it is, is not known
     _ahead: float = 0.0  # the broker's clock less our monotonic one; this machine's date may be wrong
     _ttl: int = 0
     _token: str = field(default="", repr=False)
     _channel: grpc.Channel | None = field(default=None, repr=False)
 
     def __enter__(self) -> Self:
-        hide_memory()
+        process.hide_memory()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,24 +127,36 @@ class Job:
                 self._channel.close()
 
     def fetch(self, references: list[str], ttl: int) -> dict[str, dict[str, bytes]]:
-        """Log in and fetch in one call: the fields of each reference. Each try has an identity token of its own."""
-        from broker_cli.wire import connect, repeat  # noqa: PLC0415
+        """Log in and fetch in one call: the fields of each reference, within the way's time in all.
 
-        first = identity.token(os.environ, self.way.audience, self.way.token_file)  # before anything slow is loaded
+        However often it has to be sent, it is one login (by its id and its identity token), and so one session.
+        """
+        from broker_cli.wire import attempt, connect  # noqa: PLC0415
+
+        within = Budget(self.way.timeout)
+        token = self._identity(within)  # before anything slow is loaded
         import broker_api.v1.sessions_pb2 as wire  # noqa: PLC0415
 
-        self._channel, self._ttl = connect(self.way.address, self.way.ca), ttl
-        request = wire.FetchSecretsRequest(references=references)
+        self._ttl = ttl
+        request = wire.FetchSecretsRequest(references=references, request_id=str(uuid.uuid4()))
         request.ttl.seconds = ttl
-        tokens, asked = iter([first]), 0.0
+        asked = 0.0
 
-        def once() -> Any:
-            nonlocal asked
-            token = next(tokens, None) or identity.token(os.environ, self.way.audience, self.way.token_file)
-            asked = time.monotonic()
-            return self._call("FetchSecrets")(request, timeout=self.way.timeout, metadata=self._bearer(token))
+        def once(seconds: float) -> Any:
+            nonlocal asked, token
+            if self._channel is not None:  # a further try
+                self._channel.close()
+                self.repeated = True
+                if identity.at_hand(os.environ, self.way.token_file):
+                    token = self._identity(within)  # its writer may have renewed it
+            # A connection of its own for each try: the one before may hang.
+            self._channel, asked = connect(self.way.address, self.way.ca), time.monotonic()
+            metadata = self._bearer(token)
+            return attempt(
+                lambda: self._call("FetchSecrets")(request, timeout=seconds, metadata=metadata), self.way.address
+            )
 
-        answer = repeat(once, self.way.address, safe=True)
+        answer = within.insist(once)
         self._token = answer.session_token
         self._ahead = answer.session.create_time.ToMicroseconds() / 1e6 - asked
         self._take(answer.session)
@@ -154,14 +164,20 @@ class Job:
             raise Refusal("ANSWER_INVALID", "The broker's answer is not what was asked for; report this.")
         return {one.reference: dict(one.fields) for one in answer.secrets}
 
+    def _identity(self, within: Budget) -> str:
+        return identity.token(os.environ, self.way.audience, self.way.token_file, within)
+
     def renew(self) -> None:
         """Move the session's end. Raises ``grpc.RpcError``."""
         import broker_api.v1.sessions_pb2 as wire  # noqa: PLC0415
 
         request = wire.RenewSessionRequest()
         request.ttl.seconds = self._ttl
-        timeout = min(RENEW_TIMEOUT, max(0.1, self.left))
+        timeout, asked = min(RENEW_TIMEOUT, max(0.1, self.left)), time.monotonic()
         self._take(self._call("RenewSession")(request, timeout=timeout, metadata=self._bearer(self._token)).session)
+        if self.repeated and self.ends < self.last:  # so its end is that long after the broker's now
+            self._ahead = self.ends.timestamp() - self._ttl - asked
+        self.repeated = False
 
     @property
     def left(self) -> float:
@@ -216,7 +232,7 @@ class Renewal(threading.Thread):
 
     def run(self) -> None:
         """Renew until there is no more to do; whatever keeps it from that is said once."""
-        pause = self._job.left / 2
+        pause = 0.0 if self._job.repeated else self._job.left / 2
         failed = FIRST_PAUSE
         while not self._stopped.wait(pause):
             refused = self._renew()
@@ -259,11 +275,3 @@ def durations(least: int, usual: int) -> Callable[[Callable[..., Any]], Callable
         "--ttl", type=click.IntRange(least, 86_400), default=usual, show_default=True, metavar="SECONDS",
         help="How long the session lives unless renewed.",
     )  # fmt: skip
-
-
-def hide_memory() -> None:
-    """No core dump of this process, and no look into it by others of the same user (CL-06). Not inherited."""
-    if sys.platform == "linux":
-        import ctypes  # noqa: PLC0415  slow to load
-
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -14,19 +14,6 @@ from typing import Any
 STDIN, STDOUT, STDERR = 0, 1, 2
 _OFLAG = 1
 
-# Runs between the new session and the command: a terminal becomes the controlling one only from within.
-ADOPT = """\
-import fcntl, os, signal, sys, termios
-for name in ("SIGPIPE", "SIGXFSZ"):
-    signal.signal(getattr(signal, name), signal.SIG_DFL)
-fcntl.ioctl(1, termios.TIOCSCTTY, 0)
-try:
-    os.execv(sys.argv[1], sys.argv[2:])
-except OSError as fault:
-    sys.stderr.write("broker: the command cannot be started: " + str(fault.strerror) + "\\n")
-    os._exit(126)
-"""
-
 
 @dataclass(slots=True)
 class Pseudo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 
 def plain(text: str) -> str:
@@ -16,9 +17,10 @@ def plain_lines(text: str) -> str:
 
 
 def chat(text: str) -> None:
-    """A remark for the person at the screen; never data."""
-    sys.stderr.write(plain_lines(text) + "\n")
-    sys.stderr.flush()
+    """A remark for the person at the screen; never data, so a screen that takes none stops nothing."""
+    with suppress(OSError):
+        sys.stderr.write(plain_lines(text) + "\n")
+        sys.stderr.flush()
 
 
 def _escape(one: str) -> str:

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from broker_cli.__main__ import environment
 from broker_cli.refusal import Refusal
 
 
@@ -23,7 +24,7 @@ def become(command: str, options: tuple[str, ...]) -> None:
     """Replace this process by ``python -m broker COMMAND``; -P keeps a folder named broker nearby from being it."""
     sys.stdout.flush()
     try:
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "broker", command, *options])  # noqa: S606  that is the point
+        os.execve(sys.executable, [sys.executable, "-P", "-m", "broker", command, *options], environment())  # noqa: S606
     except OSError as fault:
         raise Refusal("SERVER_NOT_STARTED", f"The server cannot be started: {fault.strerror}.") from None
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, files
+from broker_cli import ask, certificates, values
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
-from broker_cli.profiles import MAX_PEM
-from broker_cli.refusal import Exit, Refusal
+from broker_cli.refusal import Exit
 from broker_cli.screen import chat
 from broker_cli.wire import Change, Wire, changing, patient, remote, remote_by_profile
 from broker_cli.words import record
@@ -37,7 +36,7 @@ def add() -> None:
 
 
 @add.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("target"))
 @click.option("--address", "vault_address", required=True, metavar="URL", help="https://HOST:PORT of Vault or OpenBao.")
 @click.option("--mount", default="transit", show_default=True, help="Where the transit engine is mounted.")
 @click.option("--ca-file", "vault_ca_file", required=True, metavar="FILE", help="CA of that server, PEM; read here.")
@@ -64,15 +63,13 @@ def vault(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, *
     settings["token_file"] = settings["token_file"] or name
     if "/" in settings["token_file"]:
         raise click.BadParameter("Name a file in the broker's credentials folder; no path.", param_hint="--token-file")
-    ca = files.take(settings.pop("vault_ca_file"), MAX_PEM, "CA file")
-    if b"PRIVATE KEY" in ca:
-        raise Refusal("CA_FILE_HOLDS_KEY", "The CA file holds a private key; give the certificate only.", Exit.USAGE)
-    described = {"address": settings.pop("vault_address"), "ca_pem": ca.decode("ascii", "replace"), **settings}
+    ca = certificates.certificates(settings.pop("vault_ca_file"), "CA file")
+    described = {"address": settings.pop("vault_address"), "ca_pem": ca, **settings}
     _add(wire, out, change, name=name, vault=described, expected_kek_thumbprint=thumbprint)
 
 
 @add.command("azure-key-vault")
-@click.argument("name")
+@click.argument("name", type=values.Name("target"))
 @click.option(
     "--vault-url",
     required=True,
@@ -130,7 +127,7 @@ def _add(wire: Wire, out: Output, change: Change, **asked: Any) -> None:
 
 
 @target.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("target"))
 @formatted
 @remote
 def show(wire: Wire, out: Output, name: str) -> None:
@@ -156,7 +153,7 @@ def _place(target: Any) -> str:
 
 
 @target.command(epilog="Ends with exit code 10 when something does not work.")
-@click.argument("name")
+@click.argument("name", type=values.Name("target"))
 @formatted
 @remote
 @patient
@@ -169,7 +166,7 @@ def check(wire: Wire, out: Output, name: str) -> int:
 
 
 @target.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("target"))
 @click.option(
     "--thumbprint", required=True, metavar="SHA256", help="Of the new KEK, got from the target's administrator."
 )
@@ -189,7 +186,7 @@ def repin(wire: Wire, out: Output, change: Change, name: str, thumbprint: str, k
 
 
 @target.command()
-@click.argument("name")
+@click.argument("name", type=values.Name("target"))
 @click.option(
     "--copies-unknown",
     is_flag=True,

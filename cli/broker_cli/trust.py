@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from broker_cli import ask, files
+from broker_cli import ask, certificates, files, rule_file, values
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
-from broker_cli.profiles import MAX_PEM
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
 from broker_cli.wire import Change, Wire, changing, remote
 from broker_cli.words import PRESETS, record, wire_name
 
-MAX_RULE = 128 * 1024
 MAX_TOKEN = 64 * 1024
+PRESENTED_AGAIN = "kubernetes"
+"""The preset whose tokens are shown again and again until something renews them, and are not for single use."""
+
 COLUMNS = ("name", "grade", "preset", "issuer", "pipeline", "audience")
-FIELDS = frozenset({"name", "preset", "issuer", "audience", "pipeline", "max_session", "single_use", "ca_pem", "match"})
 
 
 def described(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,8 +34,15 @@ def described(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--pipeline", metavar="NAME", help="The principal that they become: pipeline/NAME."),
         click.option("--match", "exact", multiple=True, metavar="CLAIM=VALUE", help="Exactly; again for more choices."),
         click.option("--glob", "globs", multiple=True, metavar="CLAIM=PATTERN", help='"*" stays between slashes.'),
-        click.option("--max-session", type=click.IntRange(60, 86400), metavar="SECONDS", help="3600, unless said."),
-        click.option("--single-use/--reusable", default=None, help="Each token opens one session; the default."),
+        click.option(
+            "--contains", multiple=True, metavar="CLAIM=VALUE", help="Of a claim that is a list: VALUE is in it."
+        ),
+        click.option("--max-session", type=values.Span(60, 86_400), metavar="SPAN", help="1h (3600), unless said."),
+        click.option(
+            "--single-use/--reusable",
+            default=None,
+            help="Whether each token opens one session; so it is, unless said, but for kubernetes.",
+        ),
         click.option("--issuer-ca-file", metavar="FILE", help="CA of the issuer's server, PEM, if not a public one."),
     )
     for option in reversed(options):
@@ -158,22 +164,21 @@ def test(wire: Wire, out: Output, name: str, token_file: str) -> int:
 
 def _rule(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """The request's rule: what the file says, and over it what the options say."""
-    rule = _from_file(given["file"]) if given["file"] else {}
+    rule = rule_file.rule(given["file"]) if given["file"] else {}
     options = {each: given[each] for each in ("preset", "issuer", "audience", "pipeline", "max_session", "single_use")}
     rule |= {each: value for each, value in options.items() if value is not None}
     if given["issuer_ca_file"]:
-        rule["ca_pem"] = files.take(given["issuer_ca_file"], MAX_PEM, "CA file").decode("ascii", "replace")
-    if "PRIVATE KEY" in rule.get("ca_pem", ""):
-        raise Refusal("CA_FILE_HOLDS_KEY", "The CA holds a private key; give the certificate only.", Exit.USAGE)
-    matchers = _options(given["exact"], given["globs"]) or _listed(rule.pop("match", {}))
-    rule.pop("match", None)
+        rule["ca_pem"] = certificates.certificates(given["issuer_ca_file"], "CA file")
+    certificates.held_back(rule.get("ca_pem", ""), "rule's ca_pem")
+    listed = rule.pop("match", [])
+    matchers = _options(given["exact"], given["globs"], given["contains"]) or listed
     if not rule.get("preset"):
         raise click.UsageError(
             "A rule is given whole, in a file or in options: say at least --preset, --issuer, --audience, --pipeline "
             "and --match."
         )
     return {
-        "single_use": True,
+        "single_use": rule["preset"] != PRESENTED_AGAIN,
         **rule,
         "name": name,
         "preset": wire_name("PRESET", rule.get("preset")),
@@ -182,13 +187,16 @@ def _rule(name: str, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _options(exact: tuple[str, ...], globs: tuple[str, ...]) -> list[dict[str, Any]]:
+def _options(exact: tuple[str, ...], globs: tuple[str, ...], contained: tuple[str, ...]) -> list[dict[str, Any]]:
     values: dict[str, list[str]] = {}
     for pair in exact:
         claim, value = _pair(pair, "--match")
         values.setdefault(claim, []).append(value)
-    found = [_matcher(claim, chosen) for claim, chosen in values.items()]
-    return found + [{"claim": claim, "glob": value} for claim, value in (_pair(pair, "--glob") for pair in globs)]
+    found = [rule_file.matcher(claim, chosen) for claim, chosen in values.items()]
+    found += [{"claim": claim, "glob": value} for claim, value in (_pair(pair, "--glob") for pair in globs)]
+    return found + [
+        {"claim": claim, "contains": one} for claim, one in (_pair(each, "--contains") for each in contained)
+    ]
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
@@ -196,61 +204,6 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     if not claim or not equals or not value:
         raise click.BadParameter("Write CLAIM=VALUE.", param_hint=option)
     return claim, value
-
-
-def _listed(match: Any) -> list[dict[str, Any]]:
-    """A file's ``match``: a text is exact, a list is a choice, ``{glob: PATTERN}`` is a pattern."""
-    if not isinstance(match, dict):
-        raise _bad_rule("match is a mapping of claims")
-    return [_entry(str(claim), value) for claim, value in match.items()]
-
-
-def _entry(claim: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, dict) and set(value) == {"glob"} and isinstance(value["glob"], str):
-        return {"claim": claim, "glob": value["glob"]}
-    values = value if isinstance(value, list) else [value]
-    if not values or not all(isinstance(one, str | int) for one in values):
-        raise _bad_rule("a claim is matched by a text, a list of texts, or {glob: PATTERN}")
-    # YAML and TOML read true and 42 as what they are; a claim of that value is written the same way.
-    return _matcher(claim, [str(one).lower() if isinstance(one, bool) else str(one) for one in values])
-
-
-def _matcher(claim: str, values: list[str]) -> dict[str, Any]:
-    if len(values) == 1:
-        return {"claim": claim, "exact": values[0]}
-    return {"claim": claim, "one_of": {"values": values}}
-
-
-def _from_file(file: str) -> dict[str, Any]:
-    import tomllib  # noqa: PLC0415  only when a file is given
-
-    import yaml  # noqa: PLC0415
-
-    raw = files.take(file, MAX_RULE, "trust rule")
-    try:
-        text = raw.decode()
-        found = tomllib.loads(text) if Path(file).suffix == ".toml" else yaml.safe_load(text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError):
-        raise _bad_rule("the file is neither YAML nor TOML") from None
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise _bad_rule("the file is a mapping")
-    if unknown := sorted(found.keys() - FIELDS):
-        raise _bad_rule(f"{unknown[0][:40]} is none of {', '.join(sorted(FIELDS))}")
-    _check_kinds(found)
-    return {name: value for name, value in found.items() if name != "name"}
-
-
-def _check_kinds(found: dict[str, Any]) -> None:
-    kinds: dict[str, type] = {"max_session": int, "single_use": bool, "match": dict}
-    for name, value in found.items():
-        if type(value) is not kinds.get(name, str):
-            raise _bad_rule(f"{name} is a {kinds.get(name, str).__name__}")
-    if found.get("preset", "generic") not in PRESETS:
-        raise _bad_rule(f"preset is one of {', '.join(PRESETS)}")
-
-
-def _bad_rule(what: str) -> Refusal:
-    return Refusal("TRUST_RULE_FILE", f"The trust rule cannot be read: {what}.", Exit.USAGE)
 
 
 def _shown(rule: Any) -> dict[str, Any]:
@@ -264,4 +217,5 @@ def _shown(rule: Any) -> dict[str, Any]:
 def _condition(matcher: Any) -> Any:
     if matcher.HasField("one_of"):
         return list(matcher.one_of.values)
-    return {"glob": matcher.glob} if matcher.HasField("glob") else matcher.exact
+    kind = matcher.WhichOneof("kind")
+    return {kind: getattr(matcher, kind)} if kind in {"glob", "contains"} else matcher.exact

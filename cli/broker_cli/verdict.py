@@ -118,10 +118,12 @@ class Verdict:
         """Something that must not be."""
         self.findings.append(_finding(reason, detail, chain, line, file))
 
-    def note(self, reason: str, detail: str, chain: Chain, line: Line | None = None) -> None:
+    def note(
+        self, reason: str, detail: str, chain: Chain | None = None, line: Line | None = None, *, file: str = ""
+    ) -> None:
         """Something to know of."""
         if len(self.notes) < MAX_FINDINGS:
-            self.notes.append(_finding(reason, detail, chain, line, ""))
+            self.notes.append(_finding(reason, detail, chain, line, file))
 
 
 def cover(chain: Chain, number: int, time: datetime | None) -> None:

@@ -48,6 +48,12 @@ _OPTIONS = (
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.enable_http_proxy", 0),  # a proxy variable of the shell must not see where an operator connects
     ("grpc.enable_retries", 0),  # repeated here, where it is known what may be
+    # A try after a moment is a real one: not the failure of the one before it, kept.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", 10_000),  # also how long a handshake may take
+    ("grpc.dns_min_time_between_resolutions_ms", 500),
 )
 
 
@@ -216,6 +222,20 @@ def repeat(call: Callable[[], Any], address: str, *, safe: bool) -> Any:
                 raise refusal(error, address) from None
         time.sleep(pause)
     raise AssertionError("unreachable")
+
+
+def attempt(call: Callable[[], Any], address: str) -> Any:
+    """Make a call that is the same however often it is sent. Its failure is a ``Refusal`` that says if it may pass."""
+    import grpc  # noqa: PLC0415  slow to load
+
+    from broker_cli.faults import passing, refusal  # noqa: PLC0415
+
+    try:
+        return call()
+    except grpc.RpcError as error:
+        refused = refusal(error, address)
+        refused.passing = passing(error)
+        raise refused from None
 
 
 def _open(identity: Identity) -> grpc.Channel:

@@ -27,7 +27,15 @@ def operator(name: str = "alice", *groups: str) -> Principal:
     return Principal(kind="operator", name=name, groups=groups, method="mtls", credential="0a1b")
 
 
-def call(rpc: str, principal: Principal, clock: Clock, *, request_id: str = "", validate_only: bool = False) -> Call:
+def call(
+    rpc: str,
+    principal: Principal,
+    clock: Clock,
+    *,
+    request_id: str = "",
+    validate_only: bool = False,
+    digest: str = "0" * 64,
+) -> Call:
     return Call(
         id=uuid4().hex,
         rpc=rpc,
@@ -36,7 +44,7 @@ def call(rpc: str, principal: Principal, clock: Clock, *, request_id: str = "", 
         now=clock,
         request_id=request_id,
         validate_only=validate_only,
-        digest="0" * 64,
+        digest=digest,
     )
 
 

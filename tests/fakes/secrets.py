@@ -75,7 +75,19 @@ class SecretsHouse:
             expected_version=expected,
             labels=labels or {},
             expires_at=expires_at,
-        )
+        ).secret
+
+    def patch(
+        self,
+        fields: Mapping[str, bytes],
+        *remove: str,
+        name: str = "team/app/db",
+        expected: int | None = None,
+        principal: Principal = ADMIN,
+        **more: Any,
+    ) -> Secret:
+        made = self.call("PatchSecret", principal, **more)
+        return self.secrets.patch(made, name, fields, list(remove), expected_version=expected).secret
 
     def read(self, text: str = "team/app/db", principal: Principal = ADMIN) -> Opened:
         return self.secrets.read(self.call("FetchSecrets", principal), parse_reference(text))

@@ -27,7 +27,7 @@ ROOMS = {
     "cli": {"broker_cli"},
     "protos": {"broker_api"},
     "protos/broker_api": {"v1"},
-    "tests": {"bench", "contracts", "fakes", "house", "integration", "servers", "soak", "unit"},
+    "tests": {"bench", "contracts", "fakes", "house", "integration", "readers", "servers", "soak", "unit"},
 }
 NOUNS = {path.stem for path in (ROOT / "protos/broker_api/v1").glob("*.proto")}
 ONLY_ON_THE_WIRE = {"hsm"}  # the HSM is a port: the core has no noun of its own for it

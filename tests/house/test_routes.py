@@ -77,7 +77,8 @@ def test_AZ_18_nothing_that_is_stored_or_sent_is_evaluated() -> None:
             place = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                loads = called.startswith("yaml.") and called not in {"yaml.safe_load", "yaml.safe_dump"}
+                plain = {"yaml.safe_load", "yaml.safe_dump", "yaml.parse"}  # the last makes events, and no values
+                loads = called.startswith("yaml.") and called not in plain
                 if called in RUNS or loads or called.endswith(".format_map"):
                     found.add(f"{place} {called}")
             elif isinstance(node, ast.Import | ast.ImportFrom):

@@ -110,11 +110,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_the_wheel_holds_our_import_names_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     top = {name.split("/", 1)[0] for name in wheel.namelist()}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"broker", "broker_cli", "broker_api"}
+    assert {name for name in top if not name.endswith((".dist-info", ".data"))} == {
+        "broker",
+        "broker_cli",
+        "broker_api",
+    }
 
 
 def test_the_wheel_holds_every_file_of_ours_but_no_fake_and_no_test(wheel: zipfile.ZipFile) -> None:
-    shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    shipped = {name for name in wheel.namelist() if not re.search(r"\.(dist-info|data)/", name)}
     written = {
         str(path.relative_to(root))
         for root in (ROOT, ROOT / "cli", ROOT / "protos")
@@ -127,8 +131,10 @@ def test_the_wheel_holds_every_file_of_ours_but_no_fake_and_no_test(wheel: zipfi
 
 
 def test_the_wheel_brings_the_command_and_the_licence(wheel: zipfile.ZipFile) -> None:
-    (entry,) = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
-    assert "broker = broker_cli.main:main" in wheel.read(entry).decode()
+    (script,) = [one for one in wheel.infolist() if ".data/" in one.filename]
+    assert script.filename.endswith(".data/scripts/broker")
+    assert script.external_attr >> 16 & 0o111 == 0o111
+    assert wheel.read(script).startswith(b"#!python\n")  # what installers put their Python in the place of
     assert [name for name in wheel.namelist() if name.endswith("/licenses/LICENSE")]
 
 

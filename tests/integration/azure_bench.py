@@ -36,7 +36,7 @@ class AzureBench(Ground):
         return self.handover.export(self.call("ExportKey"), key.name, 0, "bao", "", kek)
 
     def confirm(self, key: Key, terms: Terms | None = None) -> Imported:
-        return self.handover.confirm(self.call("ConfirmImport"), key.name, 0, "bao", terms or Terms())
+        return self.handover.confirm(self.call("ConfirmImport"), key.name, 0, "bao", terms=terms or Terms())
 
     def held(self, key: Key) -> list[KeyVersion]:
         """What the vault has under the key's name, oldest first."""

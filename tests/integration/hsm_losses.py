@@ -25,7 +25,7 @@ class Saboteur:
 
     def __init__(self, hsm: KeysHsm, tokens: Path) -> None:
         self._sessions = hsm._sessions
-        self._functions = hsm._sessions.module._functions
+        self._functions = ctypes.CDLL(str(hsm._sessions.module.path))
         self._tokens = tokens
 
     def finalize(self) -> None:

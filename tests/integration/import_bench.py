@@ -80,6 +80,11 @@ class Mount:
         return sorted(keys)
 
 
+def same(one: Import, other: Import) -> bool:
+    """Whether they are the same import, whenever it was proven last."""
+    return replace(one, revision=0, proven_at=None) == replace(other, revision=0, proven_at=None)
+
+
 class Ground:
     """Everything an import needs but a target, and a clock to move."""
 
@@ -159,7 +164,12 @@ class Ground:
         ).row
 
     def row(self, key: Key, number: int = 1) -> Import | None:
-        return self.store.get(Import, key.name, number, "bao")
+        found = [one for one in self.rows(key) if one.version == number]
+        assert len(found) <= 1
+        return found[0] if found else None
+
+    def rows(self, key: Key) -> list[Import]:
+        return self.store.page(Import, limit=1000, where={"key": key.name, "target": "bao"})
 
     def arrived(self, key: Key) -> bool:
         """Whether the target has any key of this name."""

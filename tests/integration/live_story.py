@@ -131,6 +131,7 @@ def _people() -> Story:
 def _secrets() -> Story:
     name = f"live/{fresh('s')}"
     yield "PutSecret", {"name": name, "fields": {"password": b"canary-field-41"}}
+    yield "PatchSecret", {"name": name, "fields": {"user": b"canary-field-42"}}
     yield "GetSecret", {"name": name}
     yield "ListSecrets", {"prefix": "live", "page_size": 5}
     yield "FetchSecrets", {"references": [f"{name}#password"]}

@@ -162,7 +162,7 @@ def test_a_client_secret_comes_from_its_file_and_a_new_one_is_taken_up(desk: Des
 
 def test_a_secret_that_others_can_read_or_that_is_wrong_is_refused(desk: Desk) -> None:
     desk.put(b"canary-secret", 0o640)
-    assert "chmod 0600" in refused(desk.credential("client-secret", file="login"), "TARGET_CREDENTIAL_UNUSABLE")
+    assert "chmod 600" in refused(desk.credential("client-secret", file="login"), "TARGET_CREDENTIAL_UNUSABLE")
     desk.put(b"canary-wrong")
     message = refused(desk.credential("client-secret", file="login"), "TARGET_CREDENTIAL_UNUSABLE")
     assert "AADSTS7000215" in message

@@ -128,15 +128,31 @@ def test_lists_are_read_to_their_last_page(broker: Broker) -> None:
     ]
 
 
-def test_shell_variables_survive_quotes(broker: Broker, stand_in: StandIn) -> None:
-    nasty = "a'b\x1b$(touch never)\n\\"
+@pytest.mark.parametrize("shell", ["bash", "dash"])
+@pytest.mark.parametrize(
+    "nasty",
+    [
+        "a'b\x1b$(touch never)\n\\",
+        "it's\n`touch never`",
+        "\n",
+        "a\n\n",
+        "\\0101\t\\c%s%b",
+        "\u202e-\u200bé\x7f0",
+        "$x",
+        "",
+    ],
+)
+def test_P01_shell_variables_survive_quotes(
+    broker: Broker, stand_in: StandIn, tmp_path: Path, nasty: str, shell: str
+) -> None:
     before = stand_in.answers["WhoAmI"]
     stand_in.answers["WhoAmI"] = lambda request: type(before(request))(principal=nasty)
     ended = broker("operator", "whoami", "--format", "env")
-    script = ended.out + '\nprintf %s "$CALLER_PRINCIPAL"'
-    assert (
-        subprocess.run(["bash", "-euc", script], capture_output=True, check=True, timeout=10).stdout == nasty.encode()
-    )
+    assert all(one.isprintable() or one == "\n" for one in ended.out)
+    script = 'eval "$1"; printf %s "$CALLER_PRINCIPAL"'
+    shown = subprocess.run([shell, "-euc", script, shell, ended.out], capture_output=True, check=True, timeout=10,
+                           cwd=tmp_path)  # fmt: skip
+    assert (shown.stdout, shown.stderr, list(tmp_path.glob("never"))) == (nasty.encode(), b"", [])
 
 
 def test_CL_13_escapes_in_names_reach_no_terminal(broker: Broker, stand_in: StandIn) -> None:
@@ -301,12 +317,13 @@ def test_policy_explain_says_no_with_its_exit_code(broker: Broker, stand_in: Sta
 def test_target_add_sends_the_ca_and_only_the_name_of_the_token(
     broker: Broker, stand_in: StandIn, tmp_path: Path
 ) -> None:
-    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    pem = stand_in.authority.pem
+    (tmp_path / "ca.pem").write_bytes(b"subject=/CN=x\r\n" + pem.replace(b"\n", b"\r\n"))
     line = ["target", "add", "vault", "prod", "--address", "https://v:8200", "--ca-file", tmp_path / "ca.pem"]
     assert broker(*line, "--token-file", "prod.token").code == 0
     sent = stand_in.asked("CreateTarget").vault
     assert (sent.address, sent.mount, sent.token_file) == ("https://v:8200", "transit", "prod.token")
-    assert sent.ca_pem == "-----BEGIN CERTIFICATE-----\n"
+    assert sent.ca_pem == pem.decode()
     assert broker(*line, "--token-file", "/etc/shadow").code == 2
     assert broker("target", "check", "prod").code == 10
 

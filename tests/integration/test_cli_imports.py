@@ -190,11 +190,17 @@ def test_a_condition_that_is_empty_or_no_time_is_not_left_out(
 # ---- copies ------------------------------------------------------------------------------------------------------
 
 
+STATES = ("PROVEN", "PENDING", "FAILED", "FAILED", "GONE", "HELD", "DISABLING", "UNKNOWN")
+
+
 def copies(request: Any) -> Any:
-    """Three imports: proven, waiting for somebody to carry it, and failed."""
-    rows = [imports.Import(key=request.name, version=at, target=f"t{at}", remote_name="pay") for at in (1, 2, 3)]
-    rows[0].state, rows[0].remote_version = imports.IMPORT_STATE_PROVEN, "c0ffee"
-    rows[1].state, rows[2].state = imports.IMPORT_STATE_PENDING, imports.IMPORT_STATE_FAILED
+    """One import in each state; of the failed ones the second was never sent."""
+    rows = [imports.Import(key=request.name or "pay", version=1, target="t", remote_name=f"n{at}") for at in range(8)]
+    for row, state in zip(rows, STATES, strict=True):
+        row.state = imports.ImportState.Value(f"IMPORT_STATE_{state}")
+    rows[0].remote_version, rows[3].never_sent = "c0ffee", True
+    rows[0].prove_time.FromJsonString("2026-05-04T10:42:00Z")
+    rows[2].failure = "REMOTE_KEY_MISSING"
     return imports.ListImportsResponse(imports=rows)
 
 
@@ -202,16 +208,36 @@ def copies(request: Any) -> Any:
     ("key disable pay", "DisableKey"), ("key destroy pay --yes", "ScheduleKeyDestruction"),
     ("key destroy pay --dry-run", "ScheduleKeyDestruction"),
 ])  # fmt: skip
-def test_who_disables_or_destroys_a_key_is_told_where_its_copies_stay(
+def test_K06_who_disables_or_destroys_a_key_is_told_where_its_copies_stay_or_may_come_back(
     broker: Broker, stand_in: StandIn, line: str, rpc: str
 ) -> None:
     stand_in.answers["ListImports"] = copies
     ended = broker(*line.split())
     assert [name for name, _ in stand_in.seen] == ["ListImports", rpc]
-    assert "Version 1 is at the target t1 as pay, version c0ffee: that copy stays as it is." in ended.err
-    assert "Version 2 is at the target t2 perhaps" in ended.err
-    assert "t3" not in ended.err
+    told = (
+        "Version 1 was proven at the target t as n0, version c0ffee (2026-05-04T10:42:00Z): that copy stays as it is."
+    )
+    assert told in ended.err
+    assert [at for at in range(8) if f"n{at}" in ended.err] == [0, 1, 2, 5, 6, 7]
+    assert "can be recovered" in next(line for line in ended.err.splitlines() if "n2" in line)
     assert "Disable or delete these copies where they are" in ended.err
+
+
+def test_K07_where_is_the_brokers_record_and_says_so(broker: Broker, stand_in: StandIn) -> None:
+    stand_in.answers["ListImports"] = copies
+    ended = broker("key", "where", "pay")
+    assert "2026-05-04T10:42:00Z" in ended.out
+    assert '"broker key prove NAME --target TARGET" asks the target now' in ended.err
+    stand_in.answers["ListImports"] = lambda _: imports.ListImportsResponse()
+    assert broker("key", "where", "pay").err == ""
+
+
+def test_K06_one_of_several_copies_is_proven_by_its_name(broker: Broker, stand_in: StandIn) -> None:
+    broker("key", "prove", "key/pay", "--target", "target/prod", "--remote-name", "second", "--version", "v2")
+    ((rpc, asked),) = stand_in.seen
+    assert (rpc, asked.name, asked.target, asked.remote_name, asked.version) == (
+        "ProveImport", "pay", "prod", "second", 2,
+    )  # fmt: skip
 
 
 def test_a_key_is_disabled_also_by_somebody_who_may_not_list_its_copies(broker: Broker, stand_in: StandIn) -> None:

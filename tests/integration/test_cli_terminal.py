@@ -206,10 +206,12 @@ def test_the_servers_commands_are_handed_over_whole(
 ) -> None:
     given: list[list[str]] = []
 
-    def execv(_: str, arguments: list[str]) -> None:
+    def execve(_: str, arguments: list[str], around: dict[str, str]) -> None:
+        assert {name for name in around if name.startswith("PYTHON")} <= {"PYTHONPATH"}
         given.append(arguments[1:])
 
-    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    monkeypatch.setattr(os, "execve", execve)
     assert bare(command, "--config", "x", "-h", "--help", "--", "y").code == 0
     assert given == [["-P", "-m", "broker", command, "--config", "x", "-h", "--help", "--", "y"]]
 

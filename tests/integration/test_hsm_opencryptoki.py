@@ -6,8 +6,11 @@ where those folders are empty and private; nothing of it outlives the test.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,6 +25,8 @@ from broker.core.errors import BrokerError
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, Purpose
 from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
+from broker.hsm.features import refuse_unfit
+from broker.hsm.mechanisms import generator
 from broker.hsm.tokens import initialise
 from tests.contracts.hsm_keys import ALGORITHMS, Target, fresh, verify
 from tests.servers.softhsm import KeysHsm
@@ -52,6 +57,14 @@ def _refusal(call: object, *arguments: object, **named: object) -> str:
     return refusal.value.reason
 
 
+def _missing(call: object, *arguments: object, reason: str = "HSM_MECHANISM_MISSING", **named: object) -> set[str]:
+    """The mechanisms that the refusal names."""
+    with pytest.raises(BrokerError) as refusal:
+        call(*arguments, **named)  # type: ignore[operator]
+    assert refusal.value.reason == reason
+    return set(re.findall(r"CKM_\w+", refusal.value.message))
+
+
 def _keep_apart(hsm: KeysHsm, signer: KeyRef, opener: KeyRef, cipher: KeyRef) -> None:
     """No other keyring, and no other row, reaches these keys."""
     for purpose in set(Purpose) - {Purpose.KEY}:
@@ -72,7 +85,8 @@ def prove() -> None:
     pin_file.touch(0o600)
     pin_file.write_text("12345678")
     initialise({"module": str(module), "label": "soft", "pin": "12345678", "so_pin": _SECURITY_OFFICER_PIN})
-    hsm = KeysHsm(HsmConfig(module=module, token_label="soft", pin_file=pin_file, reload_interval=0.0))
+    config = HsmConfig(module=module, token_label="soft", pin_file=pin_file, reload_interval=0.0)
+    hsm = KeysHsm(config)
     report = hsm.report()
     assert report.manufacturer == "IBM Corp."
     assert set(report.oaep_hashes) == set(OaepHash)
@@ -88,23 +102,43 @@ def prove() -> None:
     assert hsm.decrypt(opener, EncryptionAlgorithm.RSA_OAEP_SHA256, public.encrypt(b"m", oaep), b"") == b"m"
     assert _refusal(hsm.decrypt, opener, EncryptionAlgorithm.RSA_OAEP_SHA256, bytes(256), b"") == "CIPHERTEXT_INVALID"
     cipher = fresh(hsm, KeyType.AES_256)
-    assert _refusal(hsm.encrypt, cipher, EncryptionAlgorithm.AES_GCM, b"m", b"a") == "HSM_MECHANISM_MISSING"
+    assert _missing(hsm.encrypt, cipher, EncryptionAlgorithm.AES_GCM, b"m", b"a") == {"CKM_AES_GCM"}
 
     _keep_apart(hsm, signer, opener, cipher)
 
-    edges = [kind for kind in KeyType if kind.startswith("e")]
-    assert not set(edges) & set(report.key_types)
-    for kind in edges:
-        assert _refusal(fresh, hsm, kind) == "HSM_MECHANISM_MISSING"
-    assert _refusal(hsm.wrap, signer, Target().kek, OaepHash.SHA1, exact=False) == "HSM_MECHANISM_MISSING"
+    _refuse_the_rest(hsm, signer)
 
-    hsm._sessions.module._functions.C_Logout(hsm._sessions._login.handle)
+    ctypes.CDLL(str(module)).C_Logout(ctypes.c_ulong(hsm._sessions._login.handle))
     assert hsm.sign(signer, ALGORITHMS[KeyType.RSA_2048][0], [b"after a lost login"])
     hsm.seal(signer)
     hsm.destroy(signer)
     assert _refusal(hsm.public_key, signer) == "KEY_NOT_IN_HSM"
     hsm.close()
+    _lose_the_daemon(config)
     sys.stdout.write("proven\n")
+
+
+def _refuse_the_rest(hsm: KeysHsm, signer: KeyRef) -> None:
+    """What the token cannot do is refused by the name of what is missing."""
+    report = hsm.report()
+    edges = [kind for kind in KeyType if kind.startswith("e")]
+    assert not set(edges) & set(report.key_types)
+    for kind in edges:
+        assert _missing(fresh, hsm, kind) == {generator(kind)}
+    wraps = {"CKM_AES_KEY_WRAP_KWP", "CKM_AES_KEY_WRAP_PAD"}
+    assert _missing(hsm.wrap, signer, Target().kek, OaepHash.SHA1, exact=False) == wraps
+    assert _missing(refuse_unfit, report, reason="HSM_UNFIT") == {"CKM_EC_KEY_PAIR_GEN", "CKM_AES_GCM"}
+    available = {one.name for one in report.features if one.passed}
+    assert available == {"new keys", *(f"rsa-{bits} {use}" for bits in (2048, 3072, 4096) for use in KeyUsage)}
+
+
+def _lose_the_daemon(config: HsmConfig) -> None:
+    """K10: it is named, and not a token that were not there."""
+    os.kill(int(Path("/run/pkcsslotd.pid").read_text()), signal.SIGKILL)
+    with pytest.raises(BrokerError) as refusal:
+        KeysHsm(config)
+    assert refusal.value.reason == "HSM_UNAVAILABLE"
+    assert "daemon pkcsslotd is not reached at /run/pkcsslotd.socket" in refusal.value.message
 
 
 def test_opencryptokis_soft_token_is_served(tmp_path: Path) -> None:

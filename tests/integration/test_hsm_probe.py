@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
 from broker.core.errors import BrokerError
-from broker.core.kinds import KeyType, OaepHash, Purpose, SignatureAlgorithm
+from broker.core.kinds import EncryptionAlgorithm, KeyType, OaepHash, Purpose, SignatureAlgorithm
 from broker.hsm import selftest
 from broker.hsm.binding import bind
 from broker.hsm.config import HsmConfig
 from broker.hsm.sessions import Worker
-from tests.contracts.hsm_keys import Target, der_length, fresh, shared
+from tests.contracts.hsm_keys import Target, der_length, fresh, shared, unmade
 from tests.servers.softhsm import KeysHsm, alone, make_token
+
+GCM = EncryptionAlgorithm.AES_GCM
 
 
 def test_the_zero_tail_of_softhsm_is_detected(hsm: KeysHsm) -> None:
@@ -73,8 +76,10 @@ def test_HS_04_attributes_cannot_be_loosened_nor_copied_away(hsm: KeysHsm) -> No
             for attribute, value in ((Attribute.EXTRACTABLE, True), (Attribute.SENSITIVE, False)):
                 with pytest.raises(ck.PKCS11Error):
                     secret[attribute] = value
+            private = {Attribute.ID: key.hsm_id, Attribute.CLASS: ObjectClass.PRIVATE_KEY}
+            (same,) = worker.session.get_objects(private)
             with pytest.raises(ck.PKCS11Error):
-                secret.copy({Attribute.TOKEN: False, Attribute.EXTRACTABLE: True})
+                same.copy({Attribute.TOKEN: False, Attribute.EXTRACTABLE: True})
 
     hsm._sessions.run(loosen)
 
@@ -89,7 +94,7 @@ def test_HS_04_a_key_that_was_given_another_role_is_not_exported(hsm: KeysHsm) -
     hsm._sessions.run(widen)
     with pytest.raises(BrokerError) as refusal:
         hsm.wrap(key, Target().kek, OaepHash.SHA1, exact=False)
-    assert refusal.value.reason == "HSM_FAULT"
+    assert refusal.value.reason == "HSM_KEY_CONFLICT"
     hsm.destroy(key)
 
 
@@ -113,31 +118,42 @@ def test_half_a_pair_left_by_a_crash_is_replaced_by_a_whole_one(hsm: KeysHsm) ->
     hsm.destroy(key)
 
 
-def _plant_and_start(folder: Path) -> list[str]:
-    """The reason given at start for each key planted in the token behind the broker's back."""
+def _plant_and_start(folder: Path) -> dict[str, list[str]]:
+    """What a start and a use tell of each key planted in the token behind the broker's back."""
     config = make_token(folder)
     flags = {
         "wraps and decrypts": MechanismFlag.WRAP | MechanismFlag.DECRYPT | MechanismFlag.ENCRYPT,
         "derives": MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT | MechanismFlag.DERIVE,
-        "unwraps": MechanismFlag.DECRYPT | MechanismFlag.UNWRAP,
+        "unwraps": MechanismFlag.DECRYPT | MechanismFlag.ENCRYPT | MechanismFlag.UNWRAP,
         "two purposes": MechanismFlag.SIGN | MechanismFlag.DECRYPT,
     }
-    reasons: list[str] = []
-    for capabilities in flags.values():
+    told: dict[str, list[str]] = {}
+    for what, capabilities in flags.items():
         hsm = KeysHsm(config)
-        planted = bytes([len(reasons)]) * 16
+        planted = bytes([len(told)]) * 16
 
         def plant(worker: Worker, name: bytes = planted, roles: MechanismFlag = capabilities) -> Any:
             return worker.session.generate_key(
-                CkKeyType.AES, 256, id=name, label="broker:key:planted/1", store=True, capabilities=roles
+                CkKeyType.AES, 256, id=name, label="broker:key:tests/1", store=True, capabilities=roles
             )
 
         hsm._sessions.run(plant)
         hsm.close()
-        reasons.append(_start(config))
+        hsm = KeysHsm(config)
+        (probe,) = [one for one in hsm.report().probes if one.name == "objects"]
+        use = unmade(KeyType.AES_256, hsm_id=planted)
+        told[what] = [probe.detail, _reason(lambda hsm=hsm, use=use: hsm.encrypt(use, GCM, b"m", b""))]  # type: ignore[misc]
+        hsm.close()
         _remove(config, planted)
-    reasons.append(_start(config))
-    return reasons
+    return told
+
+
+def _reason(use: Callable[[], object]) -> str:
+    try:
+        use()
+    except BrokerError as refusal:
+        return refusal.reason
+    return "ok"
 
 
 def _start(config: HsmConfig) -> str:
@@ -158,8 +174,30 @@ def _remove(config: HsmConfig, hsm_id: bytes) -> None:
     library.finalize()
 
 
-def test_HS_01_a_planted_key_with_conflicting_roles_stops_the_start(tmp_path: Path) -> None:
-    assert alone(_plant_and_start, tmp_path / "token") == [*["HSM_KEY_CONFLICT"] * 4, "started"]
+def test_HS_01_a_planted_key_with_conflicting_roles_is_told_of_and_never_used(tmp_path: Path) -> None:
+    told = alone(_plant_and_start, tmp_path / "token")
+    detail = "1 objects with a label of the broker are not as it makes keys and are not used: broker:key:tests/1."
+    two = told.pop("two purposes")
+    assert two == [detail, "KEY_NOT_THIS"]
+    assert set(map(tuple, told.values())) == {(detail, "HSM_KEY_CONFLICT")}
+
+
+def _plant_own_and_start(folder: Path) -> str:
+    config = make_token(folder)
+    hsm = KeysHsm(config)
+    roles = MechanismFlag.DECRYPT | MechanismFlag.ENCRYPT | MechanismFlag.WRAP
+
+    def plant(worker: Worker) -> Any:
+        named = {"id": b"broker/rows/0001", "label": "broker:rows:"}
+        return worker.session.generate_key(CkKeyType.AES, 256, **named, store=True, capabilities=roles)
+
+    hsm._sessions.run(plant)
+    hsm.close()
+    return _start(config)
+
+
+def test_HS_01_a_key_of_the_brokers_own_with_conflicting_roles_stops_the_start(tmp_path: Path) -> None:
+    assert alone(_plant_own_and_start, tmp_path / "token") == "HSM_KEY_CONFLICT"
 
 
 def test_HS_21_a_fresh_key_signs_and_is_on_its_curve(hsm: KeysHsm) -> None:

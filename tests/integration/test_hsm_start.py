@@ -179,11 +179,13 @@ def test_HS_15_a_pin_file_without_one_pin_is_refused_and_not_quoted(tmp_path: Pa
 
 
 def test_HS_15_a_pin_file_must_be_a_plain_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo", 0o600)
-    (tmp_path / "link").symlink_to(_file(tmp_path, b"1234", name="pin"))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.mkfifo(folder / "fifo", 0o600)
+    (folder / "link").symlink_to(_file(tmp_path, b"1234", name="pin"))
     for name in ("fifo", "link", "missing", "."):
         with pytest.raises(BrokerError) as refusal:
-            read_pin(tmp_path / name)
+            read_pin(folder / name)
         assert refusal.value.reason == "HSM_PIN_FILE"
     assert read_pin(tmp_path / "pin") == "1234"
 

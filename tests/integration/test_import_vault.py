@@ -20,7 +20,7 @@ from broker.core.model import Import
 from broker.targets import Surroundings, connector
 from broker.targets.vault.policy import RIGHTS, line, policy
 from tests.integration.fault_proxy import FaultProxy
-from tests.integration.import_bench import Bench, Mount
+from tests.integration.import_bench import Bench, Mount, same
 from tests.servers.openbao import OpenBao
 from tests.servers.softhsm import KeysHsm
 
@@ -110,13 +110,20 @@ def test_keys_that_encrypt_are_proven_by_decryption(bench: Bench, key_type: KeyT
     assert bench.run(bench.key(key_type, usage)).state is ImportState.PROVEN
 
 
-def test_the_same_version_again_is_the_same_import_and_nothing_is_sent(hopped: Bench, proxy: FaultProxy) -> None:
+def test_the_same_version_again_is_the_same_import_proven_again_and_no_key_is_sent(
+    hopped: Bench, proxy: FaultProxy
+) -> None:
     key = hopped.key()
     first = hopped.run(key)
     sent = len(proxy.seen)
-    assert hopped.run(key) == first
-    assert hopped.run(key, 1) == first
-    assert len(proxy.seen) == sent
+    for version in (0, 1):
+        hopped.clock.forward(minutes=1)
+        again = hopped.run(key, version)
+        assert same(again, first)
+        assert again.proven_at == hopped.clock()
+    asked = proxy.seen[sent:]
+    assert len(asked) == 4, asked
+    assert not [one for one in asked if "import" in one or "wrapping_key" in one]
 
 
 def test_a_new_version_goes_to_the_same_remote_key(bench: Bench) -> None:
@@ -142,7 +149,7 @@ def test_a_repeated_request_means_the_version_that_was_primary_then(bench: Bench
     request_id = str(uuid.uuid4())
     first = bench.run(key, request_id=request_id)
     bench.rotate(key)
-    assert bench.run(key, request_id=request_id) == first
+    assert same(bench.run(key, request_id=request_id), first)
     assert bench.mount.versions(key.name) == ["1"]
 
 
@@ -391,10 +398,3 @@ def test_a_further_version_that_cannot_be_proven_says_that_it_stays(bench: Bench
     row = bench.row(key, 2)
     assert row is not None
     assert (row.state, row.failure) == (ImportState.DISABLING, "PROOF_FAILED")
-
-
-def test_a_disabled_symmetric_key_is_not_used_for_a_proof_either(bench: Bench) -> None:
-    key = bench.key(KeyType.AES_256)
-    bench.run(key)
-    bench.change(key, replace(key, state=KeyState.DISABLED))
-    refused(WrongState, "KEY_STATE", lambda: bench.imports.prove(bench.call("ProveImport"), key.name, 0, "bao"))

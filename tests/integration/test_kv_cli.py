@@ -50,6 +50,7 @@ def stand_in(running: StandIn) -> StandIn:
     fetched = sessions_pb2.FetchedSecret(version=3, fields={"user": b"app", "password": CANARY.encode()})
     running.answers = {
         "PutSecret": lambda _: kv.PutSecretResponse(secret=found),
+        "PatchSecret": lambda _: kv.PatchSecretResponse(secret=found),
         "GetSecret": lambda _: kv.GetSecretResponse(secret=found),
         "ListSecrets": lambda _: kv.ListSecretsResponse(secrets=[found]),
         "ListSecretVersions": lambda _: kv.ListSecretVersionsResponse(versions=[version]),
@@ -96,7 +97,7 @@ def test_every_command_asks_and_prints(
 
 
 def test_every_command_is_tried_here() -> None:
-    tried = {line.split()[1] for _, line in ALL} | {"put", "get"}
+    tried = {line.split()[1] for _, line in ALL} | {"put", "patch", "get"}
     assert tried == set(commands.secret.commands)
 
 
@@ -156,7 +157,7 @@ def test_no_option_or_argument_takes_a_value() -> None:
     }
     connection = {"profile", "address", "ca_file", "cert", "key", "timeout", "format_", "request_id"}
     assert {option for _, option in taken} - connection == {
-        "given", "json_file", "expected_version", "labels", "expires", "target", "contains", "versions",
+        "given", "json_file", "removed", "expected_version", "labels", "expires", "target", "contains", "versions",
     }  # fmt: skip
 
 
@@ -234,3 +235,45 @@ def test_CL_02_nothing_is_shown_on_a_terminal_unless_asked(
     ended = broker("secret", "get", *line.split(), "--reveal")
     assert ended.code == 0
     assert CANARY in ended.out
+
+
+def test_P51_patch_sends_only_what_changes(broker: Broker, stand_in: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "new").write_text(CANARY)
+    words = ["secret", "patch", "team/db", "--field", f"password=@{tmp_path}/new", "--remove", "old", "--remove", "b"]
+    ended = broker(*words, "--expected-version", "3")
+    assert (ended.code, CANARY in ended.out + ended.err) == (0, False)
+    asked = stand_in.asked("PatchSecret")
+    assert (dict(asked.fields), list(asked.remove), asked.expected_version) == (
+        {"password": CANARY.encode()}, ["old", "b"], 3,
+    )  # fmt: skip
+    assert broker("secret", "patch", "team/db", "--remove", "old", "--dry-run").code == 0
+    asked = stand_in.asked("PatchSecret")
+    assert (dict(asked.fields), asked.validate_only, asked.HasField("expected_version")) == ({}, True, False)
+    stand_in.seen.clear()
+    assert broker("secret", "patch", "team/db").code == 2
+    assert broker("secret", "patch", "team/db", "--field", f"password={CANARY}").code == 2
+    assert stand_in.seen == []
+
+
+def test_P51_put_tells_what_it_drops(broker: Broker, stand_in: StandIn) -> None:
+    made = kv.PutSecretResponse(dropped=["host", "user"], dropped_expire_time=WHEN)
+    made.secret.latest_version = 4
+    stand_in.answers["PutSecret"] = lambda _: made
+    ended = broker("secret", "put", "team/db", stdin=b"x")
+    assert ended.code == 0
+    assert "dropped: host, user. Version 3 had them, and version 4 has not" in ended.err
+    assert "dropped: the time of expiry, " in ended.err
+    assert "dropped" not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"a": b"x\0y", "b": b""}, "VALUE_NOT_TEXT"), ({"a.b": b"1", "a_b": b"2"}, "NAME_TWICE")],
+)
+def test_P01_what_shell_variables_cannot_hold_is_refused(
+    broker: Broker, stand_in: StandIn, fields: dict[str, bytes], reason: str
+) -> None:
+    found = sessions_pb2.FetchedSecret(version=3, fields=fields)
+    stand_in.answers["FetchSecrets"] = lambda _: sessions_pb2.FetchSecretsResponse(secrets=[found])
+    ended = broker("secret", "get", "team/db", "--format", "env")
+    assert (ended.code, ended.out, reason in ended.err) == (1, "", True)

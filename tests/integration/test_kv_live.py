@@ -54,6 +54,27 @@ def test_a_secret_from_the_first_put_to_its_destruction(live: Live) -> None:
     assert methods.count("SessionService/FetchSecrets") >= 4
 
 
+def test_P51_a_secret_is_patched_by_one_who_may_not_read_it(live: Live) -> None:
+    canaries = [secrets.token_hex(16).encode() for _ in range(2)]
+    whole = json.dumps({"user": "app", "password": canaries[0].decode()}).encode()
+    done(live, "secret", "put", "kv/patched", "--json-file", "-", stdin=whole)
+    with live.client() as admin, live.operator(admin, "kv-writer", "only-patchsecret") as writer:
+        assert writer.refusal("FetchSecrets", references=["kv/patched"]).reason == "POLICY_DENIED"
+        made = writer.ask("PatchSecret", name="kv/patched", fields={"password": canaries[1]})
+        assert made.secret.latest_version == 2
+        assert not [canary for canary in canaries if canary in made.SerializeToString()]
+    assert json.loads(done(live, "secret", "get", "kv/patched", "--format", "json")) == {
+        "user": "app",
+        "password": canaries[1].decode(),
+    }
+    put = broker(live, "secret", "put", "kv/patched", "--field", "password=@-", stdin=canaries[1])
+    assert b"dropped: user. Version 2 had it, and version 3 has not" in put.stderr
+    done(live, "secret", "patch", "kv/patched", "--json-file", "-", stdin=b'{"user": "again"}')
+    done(live, "secret", "patch", "kv/patched", "--remove", "password")
+    assert done(live, "secret", "get", "kv/patched@5") == b"again"
+    assert live.holding(*canaries) == []
+
+
 def test_the_root_key_is_rotated_while_secrets_stay_readable(live_own: Live) -> None:
     live = live_own
     done(live, "secret", "put", "kv/one", stdin=b"one")
@@ -108,6 +129,8 @@ def test_a_profile_of_somebody_else_sees_nothing(live: Live, tmp_path: Path) -> 
             ("RotateRootKey", {}),
             ("GetRootKey", {}),
             ("PutSecret", {"name": "kv/hidden", "fields": {"a": b"1"}}),
+            ("PatchSecret", {"name": "kv/hidden", "fields": {"a": b"1"}}),
+            ("PatchSecret", {"name": "kv/absent", "remove": ["a"]}),
             ("DestroySecretVersions", {"name": "kv/hidden", "versions": [1]}),
         ):
             refusal = nobody.refusal(rpc, **fields)

@@ -178,7 +178,7 @@ def test_every_part_of_the_answer_counts(cluster: Cluster, changes: dict[str, An
 def test_a_cluster_that_cannot_be_asked_lets_nobody_in(cluster: Cluster) -> None:
     broker = cluster.broker()
     (cluster.folder / "token").write_text("another")
-    assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
+    assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_MISCONFIGURED"
     (cluster.folder / "token").write_text(OWN)
     login(broker, cluster.token())  # the token is read each time
     for text, mode in ((OWN, 0o644), ("two tokens", 0o600), ("", 0o600)):
@@ -196,7 +196,8 @@ def test_a_cluster_that_cannot_be_asked_lets_nobody_in(cluster: Cluster) -> None
     ]  # fmt: skip
     for answer in answers:
         cluster.issuer.answers[PATH] = partial(posted, *answer)
-        assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
+        told = "TOKEN_REVIEW_MISCONFIGURED" if answer[0] == 302 else "TOKEN_REVIEW_UNAVAILABLE"
+        assert refusal(broker, cluster.token()).reason == told
 
 
 def posted(status: int, headers: dict[str, str], body: Any, request: BaseHTTPRequestHandler) -> None:
@@ -213,7 +214,7 @@ def test_another_server_with_that_name_is_not_told_the_brokers_token(cluster: Cl
     with issuing(tmp_path / "other") as other:
         broker = cluster.broker()
         (cluster.folder / "ca.pem").write_text(other.ca_pem)
-        assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
+        assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_MISCONFIGURED"
         assert cluster.asked == []
 
 

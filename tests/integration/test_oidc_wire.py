@@ -308,3 +308,53 @@ def test_trust_test_explains_claim_by_claim(house: House, capsys: pytest.Capture
 def test_the_words_of_the_presets_are_those_of_the_wire() -> None:
     wire = [words.word(trust_pb2.Preset.DESCRIPTOR, number) for number in trust_pb2.Preset.values() if number]
     assert sorted(wire) == sorted(words.PRESETS)
+
+
+def test_P19_a_rule_for_kubernetes_takes_the_token_that_the_kubelet_keeps(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (house.folder / "issuer-ca.pem").write_text(house.issuer.ca_pem)
+    made = (
+        "--preset", "kubernetes", "--issuer", house.issuer.url, "--audience", "broker", "--pipeline", "deploy",
+        "--match", "kubernetes.io/serviceaccount/uid=u-1", "--match", "kubernetes.io/namespace=ci",
+        "--issuer-ca-file", f"{house.folder}/issuer-ca.pem",
+    )  # fmt: skip
+    assert house.cli("trust", "lint", "deploy", *made, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == []
+    assert house.cli("trust", "lint", "deploy", *made, "--single-use", "--format", "json") == 0
+    assert "logs in once" in capsys.readouterr().out
+    assert house.cli("trust", "add", "deploy", *made) == 0
+    stored = house.store.get(TrustRule, "deploy")
+    assert stored is not None
+    assert not stored.single_use
+    projected = house.issuer.token(**{"kubernetes.io": {"serviceaccount": {"uid": "u-1"}, "namespace": "ci"}})
+    for _ in range(3):
+        house.login(bearer(projected))
+
+
+def test_P20_P27_a_rule_file_s_ids_and_lists_are_what_is_written(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (house.folder / "issuer-ca.pem").write_text(house.issuer.ca_pem)
+    file = house.folder / "rule.yaml"
+    text = (
+        f"preset: generic\nissuer: {house.issuer.url}\naudience: broker\npipeline: deploy\n"
+        "match:\n  project_id: 0123\n  environment: on\n  groups_direct: {contains: team/deployers}\n"
+    )
+    file.write_text(text)
+    ca = ("--issuer-ca-file", f"{house.folder}/issuer-ca.pem")
+    assert house.cli("trust", "add", "deploy", "-f", str(file), *ca) == 0
+    capsys.readouterr()
+    assert house.cli("trust", "show", "deploy", "--format", "json") == 0
+    shown = json.loads(capsys.readouterr().out)["match"]
+    assert shown == {
+        "project_id": "0123", "environment": "on", "groups_direct": {"contains": "team/deployers"},
+    }  # fmt: skip
+    claims: dict[str, Any] = {"project_id": "0123", "environment": "on", "groups_direct": ["team", "team/deployers"]}
+    house.login(bearer(house.issuer.token(**claims)))
+    for changes in ({"project_id": "83"}, {"environment": True}, {"groups_direct": "team/deployers"},
+                    {"groups_direct": ["team"]}):  # fmt: skip
+        assert house.refused(bearer(house.issuer.token(**{**claims, **changes})))[0] == "TRUST_CLAIM_MISMATCH"
+    file.write_text(text.replace("{contains: team/deployers}", "team/deployers"))
+    assert house.cli("trust", "update", "deploy", "-f", str(file), *ca) == 1
+    assert "write {contains: VALUE}" in capsys.readouterr().err

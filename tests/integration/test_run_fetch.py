@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -14,9 +15,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from broker_cli.dotenv import read
 from broker_cli.fetch import FORMATS
 from broker_cli.mask import Masker, spoken
-from broker_cli.run_references import read_env
 
 from tests.integration.test_run_standin import PASSWORD, VALUES, Job, Pipelines, job, pipelines, pipelines_authority
 
@@ -51,7 +52,7 @@ def test_env_is_what_a_shell_reads_back(job: Job) -> None:
 def test_dotenv_is_what_run_reads_back(job: Job) -> None:
     code, out, _ = job.run("fetch", "--format", "dotenv", "DB=" + REF, KEY)
     (job.folder / "env").write_bytes(out)
-    found = {name: value.encode() for name, value in read_env(job.folder / "env").items()}
+    found = {name: line.value.encode() for name, line in read(job.folder / "env").items()}
     assert (code, found) == (0, {"DB": PASSWORD, "KEY": VALUES["team/tls"]["key"]})
     assert b"DB='" in out
 
@@ -72,6 +73,11 @@ def test_CL_02_files_are_new_and_private(job: Job, pipelines: Pipelines) -> None
 def github(job: Job) -> dict[str, str]:
     (job.folder / "github_env").write_bytes(b"OLD=1\n")
     return {"GITHUB_ACTIONS": "true", "GITHUB_ENV": str(job.folder / "github_env")}
+
+
+def around(job: Job) -> dict[str, str]:
+    """What each of the CIs sets."""
+    return github(job) | {"TF_BUILD": "True"}
 
 
 def variables(text: str) -> dict[str, str]:
@@ -116,15 +122,15 @@ def test_SC_08_a_secret_taken_whole_sets_nothing_that_programs_obey(
 ) -> None:
     out = job.folder / "out"
     to = ["--out", str(out)] if format_ == "file" else []
-    code, shown, err = job.run("fetch", "--format", format_, *to, "broker://team/ld", env=github(job))
+    code, shown, err = job.run("fetch", "--format", format_, *to, "broker://team/ld", env=around(job))
     assert (code, shown, out.exists(), pipelines.methods) == (2, b"", False, BOTH)
     assert b"NAME_RESERVED" in err
     assert b"LD_PRELOAD=broker://team/ld#preload" in err
     assert b"evil" not in err
     assert (job.folder / "github_env").read_bytes() == b"OLD=1\n"
-    code, _, _ = job.run("fetch", "--format", format_, *to, "broker://team/ld#preload", env=github(job))
+    code, _, _ = job.run("fetch", "--format", format_, *to, "broker://team/ld#preload", env=around(job))
     assert (code, pipelines.methods) == (2, BOTH)  # known before anything is fetched
-    code, _, err = job.run("fetch", "--format", format_, *to, "LD_PRELOAD=broker://team/ld#preload", env=github(job))
+    code, _, err = job.run("fetch", "--format", format_, *to, "LD_PRELOAD=broker://team/ld#preload", env=around(job))
     assert (code, err.replace(str(out).encode(), b"")) == (0, b"broker: 1 files written to .\n" if to else b"")
 
 
@@ -207,7 +213,7 @@ def test_a_signal_ends_the_session(job: Job, pipelines: Pipelines) -> None:
         process.terminate()
         out, err = process.communicate(timeout=20)
     never.set()
-    assert (process.returncode, out, err) == (143, b"", b"")
+    assert (process.returncode, out, err) == (-signal.SIGTERM, b"", b"")
 
 
 def test_CL_02_nothing_is_shown_on_a_terminal_unless_asked(job: Job, pipelines: Pipelines) -> None:
@@ -259,3 +265,14 @@ def test_CL_08_what_fails_after_the_fetch_shows_nothing_of_what_was_fetched(job:
             assert masker.feed(out + err) + masker.finish() == out + err, words
     assert pipelines.methods.count("FetchSecrets") == pipelines.methods.count("EndSession") >= 3
     assert list((job.folder / "taken").iterdir()) == []
+
+
+def test_P45_the_ca_in_one_line_or_with_escapes_leads_to_the_broker(job: Job, pipelines: Pipelines) -> None:
+    pem = job.environment["BROKER_CA_PEM"]
+    for form in (pem.replace("\n", "\\n"), pem.replace("\n", " "), "\ufeff" + pem.replace("\n", "\r\n")):
+        assert job.run("fetch", "--format", "json", "A=" + REF, env={"BROKER_CA_PEM": form})[0] == 0
+    (job.folder / "ca.pem").write_bytes(base64.b64encode(pem.encode()))
+    assert job.run("fetch", "--format", "json", "A=" + REF, "--ca-file", str(job.folder / "ca.pem"))[0] == 0
+    asked = len(pipelines.methods)
+    code, _, err = job.run("fetch", "--format", "json", "A=" + REF, env={"BROKER_CA_PEM": pem[:-30]})
+    assert (code, b"CA_INVALID" in err, len(pipelines.methods)) == (2, True, asked)

@@ -41,7 +41,7 @@ def test_CL_06_the_command_gets_nothing_that_it_could_log_in_with(job: Job, pipe
 
 def test_CL_06_nor_is_it_in_the_environment_of_what_tidies_up(job: Job) -> None:
     beside, script = str(job.folder / "beside"), KEEPER.replace("BESIDE", str(job.folder / "beside"))
-    assert job.run("run", "--secret", DB, *PYTHON, script, env=LOGIN | {"MARK": beside}) == (0, b"1 False\n", b"")
+    assert job.run("run", "--secret", DB, *PYTHON, script, env=LOGIN | {"MARK": beside}) == (0, b"2 False\n", b"")
 
 
 def test_a_run_within_a_run_is_told_where_its_identity_is(job: Job, pipelines: Pipelines) -> None:

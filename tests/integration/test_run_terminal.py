@@ -148,8 +148,8 @@ def test_modes_come_back_in_every_exit_path(job: Job, pipelines: Pipelines) -> N
     child = "import os,signal,tty; tty.setraw(0); print('ready', flush=True); "
     for script, told in [
         (child + "raise SystemExit(4)", b"code 4 True"),
-        (child + "os.kill(os.getpid(), 9)", b"code 137 True"),
-        (child + "os.kill(os.getppid(), 15); signal.pause()", b"code 143 True"),
+        (child + "os.kill(os.getpid(), 9)", b"code -9 True"),
+        (child + "os.kill(os.getppid(), 15); signal.pause()", b"code -15 True"),
     ]:
         ours, theirs = pty.openpty()
         command = [sys.executable, "-c", outer, *COMMAND, "run", "--secret", DB, *PYTHON, script]
@@ -255,5 +255,5 @@ def test_a_terminal_that_closes_ends_the_job_in_order(job: Job, pipelines: Pipel
         os.close(theirs)
         Screen(ours, process).until(b"ready")
         os.close(ours)
-        assert process.wait(20) == 128 + signal.SIGHUP
+        assert process.wait(20) == -signal.SIGHUP
     assert pipelines.methods == BOTH

@@ -174,3 +174,40 @@ def await_ended(admin: Client, name: str, seconds: float) -> None:
     within(seconds, ended)
     leases = [each for each in admin.everything("ListLeases", "leases") if each.session == name]
     assert {each.state for each in leases} == {leases_pb2.LEASE_STATE_EXPIRED}
+
+
+def run_of(broker: Live, token: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command of a job, with an identity token in a file."""
+    (folder / "token").write_text(token)
+    (folder / "token").chmod(0o600)
+    (folder / "ca.pem").write_bytes(broker.ca)
+    place = ["--address", broker.pipelines, "--ca-file", str(folder / "ca.pem"), "--token-file", str(folder / "token")]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "broker_cli", words[0], *place, *words[1:]]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+
+
+def test_P50_the_job_is_told_every_reference_that_fails(
+    place: tuple[Live, Client], ci: BaoIssuer, tmp_path: Path
+) -> None:
+    broker, admin = place
+    (tmp_path / "env").write_text("USER=broker://team/app/db#user\nAPI=broker://team/app/api@2#key\n")
+    secrets = ["DB=broker://team/app/db#pasword", "OTHER=broker://team/other#key", "NONE=broker://team/never#key"]
+    options = [word for one in secrets for word in ("--secret", one)]
+    ran = run_of(
+        broker, ci.token(), tmp_path, "run", "--env-file", str(tmp_path / "env"), *options, "--", "echo", "ran"
+    )
+    assert (ran.returncode, ran.stdout) == (6, "")
+    first, *lines = ran.stderr.splitlines()
+    assert "4 of 5 references are refused, so nothing was fetched. [SECRET_VERSION_NOT_FOUND, call " in first
+    reasons = {line.split("(")[0].strip(): (line.split("(")[1].split(")")[0], line.rsplit("[")[-1]) for line in lines}
+    assert reasons == {
+        "API": ("broker://team/app/api@2#key", "SECRET_VERSION_NOT_FOUND]"),
+        "DB": ("broker://team/app/db#pasword", "FIELD_NOT_FOUND]"),
+        "OTHER": ("broker://team/other#key", "POLICY_DENIED]"),
+        "NONE": ("broker://team/never#key", "POLICY_DENIED]"),
+    }
+    fetched = run_of(broker, ci.token(), tmp_path, "fetch", "--format", "json", "broker://team/app/db#x")
+    assert (fetched.returncode, fetched.stdout) == (6, "")
+    assert "broker://team/app/db#x: The secret has no such field" in fetched.stderr
+    assert admin.everything("ListSessions", "sessions") == []

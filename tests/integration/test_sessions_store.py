@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text as sql
@@ -216,3 +218,27 @@ def spoil(bench: Bench, statement: str) -> None:
     with bench.store._database.transaction() as connection:
         connection.execute(sql(statement))
         connection.commit()
+
+
+def test_P08_of_many_repetitions_of_one_login_one_has_the_session(bench: Bench) -> None:
+    """Together and one after the other, on real stores; what is handed out last is what counts."""
+    job, request_id = replace(pipeline("other"), name="other"), str(uuid4())
+    tokens: list[str] = []
+
+    def login(_: int) -> None:
+        made = bench.call("SessionService/FetchSecrets", job, request_id=request_id)
+        _values, opening = bench.sessions.fetch(made, ["other/x"], partial=False, ttl=timedelta(seconds=60))
+        assert opening is not None
+        tokens.append(opening.token)
+
+    ended = together(6, login)
+    assert set(ended) <= {"", *WAITED}
+    login(0)
+    assert bench.store.count(Session, {"principal": "pipeline/other"}) == 1
+    assert bench.store.count(Lease, {"principal": "pipeline/other"}) == 1
+    assert bench.sessions.authenticate(tokens[-1]).name == "other"
+    for old in set(tokens) - {tokens[-1]}:
+        with pytest.raises(BrokerError, match="log in again"):
+            bench.sessions.authenticate(old)
+    with pytest.raises(BrokerError, match="its one session already"):
+        bench.login(job)

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core import ports
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
+from broker.core.keks import check_kek
 from broker.core.kinds import ImportState
 from broker.core.model import Target, WrappingKey
-from broker.core.targets import check_kek
 from broker.targets import Connector, Surroundings
 from broker.targets.vault.policy import RIGHTS, SELF, line
 from tests.integration.import_bench import Bench, Mount
@@ -54,7 +54,8 @@ def test_create_pins_the_kek_by_id_and_thumbprint(bench: Bench) -> None:
 
 def test_another_kek_than_expected_is_not_pinned(bench: Bench) -> None:
     refused(WrongState, "KEK_UNEXPECTED", lambda: create(bench, "0" * 64))
-    refused(InvalidRequest, "THUMBPRINT_INVALID", lambda: create(bench, "AB" * 32))
+    refused(InvalidRequest, "THUMBPRINT_INVALID", lambda: create(bench, "AB" * 20))
+    refused(WrongState, "KEK_UNEXPECTED", lambda: create(bench, "AB:" * 31 + "AB"))
     assert bench.store.get(Target, "bao") is None
 
 
@@ -197,7 +198,10 @@ def test_a_target_with_keys_is_not_forgotten(bench: Bench) -> None:
         row = write.replace(row, replace(row, state=ImportState.PENDING))
     refused(WrongState, "TARGET_IN_USE", delete)
     with bench.store.write(bench.call("Test").outcome()) as write:
-        write.replace(row, replace(row, state=ImportState.FAILED))
+        row = write.replace(row, replace(row, state=ImportState.FAILED))
+    refused(WrongState, "TARGET_IN_USE", delete)  # it was sent, and may come back
+    with bench.store.write(bench.call("Test").outcome()) as write:
+        write.replace(row, replace(row, state=ImportState.GONE))
     delete(dry=True)
     assert bench.store.get(Target, "bao") is not None
     request_id = str(uuid.uuid4())

@@ -28,6 +28,10 @@ def glob(claim: str, pattern: str) -> Matcher:
     return Matcher(claim=claim, kind=MatcherKind.GLOB, values=(pattern,))
 
 
+def contains(claim: str, value: str) -> Matcher:
+    return Matcher(claim=claim, kind=MatcherKind.CONTAINS, values=(value,))
+
+
 def rule(name: str = "deploy", **changes: Any) -> TrustRule:
     parts: dict[str, Any] = {
         "name": name, "preset": Preset.GENERIC, "issuer": "https://ci.example", "audience": "broker",

@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from broker_cli.ci import identity, kubernetes, program, web
+from broker_cli.budget import Budget
+from broker_cli.ci import identity, kubernetes, web
 from broker_cli.refusal import Exit, Refusal
 
 from tests.integration.test_run_standin import jwt
@@ -78,9 +79,9 @@ def azure(endpoint: Endpoint) -> dict[str, str]:
     return {"TF_BUILD": "True", "SYSTEM_OIDCREQUESTURI": endpoint.url, "SYSTEM_ACCESSTOKEN": "canary-bearer"}
 
 
-def refused(environ: dict[str, str], audience: str = OURS, file: str | None = None) -> Refusal:
+def refused(environ: dict[str, str], audience: str = OURS, file: str | None = None, seconds: float = 0.4) -> Refusal:
     with pytest.raises(Refusal) as found:
-        identity.token(environ, audience, file)
+        identity.token(environ, audience, file, Budget(seconds))
     return found.value
 
 
@@ -175,10 +176,10 @@ def test_buildkite_asks_for_the_ids_that_cannot_change(tmp_path: Path, monkeypat
 def test_a_program_that_fails_is_named_and_not_quoted(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "TIMEOUT", 0.3)
     command(tmp_path, "buildkite-agent", script, monkeypatch)
     told = refused({"BUILDKITE": "true"})
-    assert (told.code, "canary" in told.message) == (Exit.NOT_LOGGED_IN, False)
+    wrong = Exit.NOT_LOGGED_IN if script == "echo canary" else Exit.UNAVAILABLE
+    assert (told.code, "canary" in told.message) == (wrong, False)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     assert "buildkite-agent" in refused({"BUILDKITE": "true"}).message
 
@@ -240,8 +241,10 @@ def test_a_hostile_endpoint_gets_one_request_and_no_quotation(
     status: int, headers: dict[str, str], content: bytes, ci: Any, endpoint: Endpoint
 ) -> None:
     endpoint.status, endpoint.headers, endpoint.content = status, headers, content
-    told = refused(ci(endpoint))
-    assert (told.reason, "canary" in told.message, len(endpoint.seen)) == ("IDENTITY_UNAVAILABLE", False, 1)
+    told = refused(ci(endpoint), seconds=0.1)
+    reason = "IDENTITY_REFUSED" if status == 401 else "IDENTITY_UNAVAILABLE"
+    assert (told.reason, "canary" in told.message, len(endpoint.seen)) == (reason, False, 1)
+    assert told.code is (Exit.UNAVAILABLE if status == 500 else Exit.NOT_LOGGED_IN)
 
 
 @pytest.mark.parametrize(
@@ -253,19 +256,18 @@ def test_a_hostile_endpoint_gets_one_request_and_no_quotation(
 )  # fmt: skip
 def test_only_https_and_this_machine_are_asked(url: str) -> None:
     with pytest.raises(Refusal) as found:
-        web.ask(url, "canary-bearer", "GitHub Actions")
+        web.ask(url, "canary-bearer", "GitHub Actions", Budget(1))
     assert found.value.message == "No identity token came from GitHub Actions: its address is not https."
 
 
-def test_an_endpoint_that_is_away_or_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "TIMEOUT", 0.2)
+def test_an_endpoint_that_is_away_or_silent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         with pytest.raises(Refusal) as found:
-            web.ask(url, "canary-bearer", "GitHub Actions")
+            web.ask(url, "canary-bearer", "GitHub Actions", Budget(0.2))
         assert found.value.code is Exit.UNAVAILABLE
     with pytest.raises(Refusal) as found:
-        web.ask(url, "canary\nbearer", "GitHub Actions")
+        web.ask(url, "canary\nbearer", "GitHub Actions", Budget(0.2))
     assert "canary" not in found.value.message
 
 
@@ -278,7 +280,7 @@ def test_CL_07_a_proxy_never_sees_the_loopback_request(endpoint: Endpoint, monke
 def test_CL_07_a_proxy_with_a_password_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://user:canary@127.0.0.1:1")
     with pytest.raises(Refusal) as found:
-        web.ask("https://token.test/x", "canary-bearer", "GitHub Actions")
+        web.ask("https://token.test/x", "canary-bearer", "GitHub Actions", Budget(0.5))
     assert "canary" not in found.value.message
     assert found.value.code is Exit.UNAVAILABLE
 

@@ -108,8 +108,8 @@ READS = {
     "GetTrustRule", "ListTrustRules", "TestTrustRule",
 }  # fmt: skip
 SECRETS = {
-    "PutSecret", "GetSecret", "ListSecrets", "ListSecretVersions", "DeleteSecretVersions", "UndeleteSecretVersions",
-    "WhoAmI",
+    "PutSecret", "PatchSecret", "GetSecret", "ListSecrets", "ListSecretVersions", "DeleteSecretVersions",
+    "UndeleteSecretVersions", "WhoAmI",
 }  # fmt: skip
 JOB = {"Login", "RenewSession", "EndSession"}
 WORK = {

@@ -335,3 +335,38 @@ def test_a_tampered_ciphertext_is_refused_with_one_reason(bench: Bench) -> None:
             bench.use.decrypt(bench.call("Decrypt"), "sealing", 0, None, bytes(broken), b"")
         reasons.add(caught.value.reason)
     assert reasons == {"CIPHERTEXT_INVALID"}
+
+
+@pytest.mark.parametrize(("kind", "size", "words"), [
+    (KeyType.ED25519, 32, "message whole, of at most 64 KiB"),
+    (KeyType.EC_P384, 32, "48 bytes, by SHA384, and this one has 32"),
+    (KeyType.EC_P256, 64, "is hexadecimal, where bytes are wanted"),
+])  # fmt: skip
+def test_K12_a_digest_that_does_not_fit_the_key_is_told_what_does(
+    bench: Bench, kind: KeyType, size: int, words: str
+) -> None:
+    bench.create("signing", kind)
+    with pytest.raises(BrokerError) as caught:
+        bench.use.sign(bench.call("Sign"), "signing", None, [b"a" * size], prehashed=True)
+    assert caught.value.reason == "DIGEST_LENGTH"
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize("wrong", [b"", b"\1" * 32, b"AQAAAAE" * 10])
+def test_K12_what_is_no_ciphertext_at_all_is_named(bench: Bench, wrong: bytes) -> None:
+    bench.create("sealing", KeyType.AES_256)
+    with pytest.raises(BrokerError) as caught:
+        bench.use.decrypt(bench.call("Decrypt"), "sealing", 0, None, wrong, b"")
+    assert caught.value.reason in {"CIPHERTEXT_INVALID", "KEY_VERSION_NOT_FOUND"}
+    assert ("base64" in caught.value.message) is (wrong[:2] == b"AQ")
+
+
+def test_K19_verify_says_what_was_expected_and_what_came(bench: Bench) -> None:
+    bench.create()
+    (old,) = bench.use.sign(bench.call("Sign"), "payments", None, [b"m"], prehashed=False).signatures
+    assert bench.use.verify(bench.call("Verify"), "payments", 0, None, b"m", old, prehashed=False) == (True, 1, "")
+    bench.keys.rotate(bench.call("RotateKey"), "payments")
+    valid, version, told = bench.use.verify(bench.call("Verify"), "payments", 0, None, b"m", old, prehashed=False)
+    assert (valid, version) == (False, 2)
+    assert "by version 2 with ES256" in told
+    assert "It is one by version 1 of the key" in told

@@ -42,6 +42,8 @@ def faults(name: str, encode: encoders.Encoder, values: list[str], seed: int) ->
     chosen = random.Random(seed)  # noqa: S311  reproducible
     found = []
     for value, printed in zip(values, encode(values), strict=True):
+        if len(skeleton(value.encode())) < 4 and "\\" in value:  # may be missed, says behaviour.md
+            continue
         left, paused, shown = left_over(value, printed, chosen)
         if MASK not in shown or left > paused + (3 if "base64" in name else 0):
             found.append((value, printed, shown))

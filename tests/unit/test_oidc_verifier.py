@@ -12,7 +12,7 @@ from broker.auth.oidc import KIND, Oidc, OidcConfig, compact, keys
 from broker.auth.oidc.verifier import Verifier
 from broker.auth.session import SessionTokens
 from broker.core.errors import Unauthenticated, Unavailable
-from broker.core.identity import Credentials
+from broker.core.identity import Credentials, Patience
 from broker.core.model import Principal, TrustRule
 from tests.fakes.calls import Clock, call, operator
 from tests.fakes.memory_store import MemoryStore
@@ -35,7 +35,11 @@ class Published:
         self.sets: dict[tuple[str, str], Any] = {("https://ci.example", ""): [SIGNER]}
         self.asked: list[tuple[str, str, str]] = []
 
-    def key(self, issuer: str, ca_pem: str, kid: str) -> keys.Key | None:
+    def key(
+        self, issuer: str, ca_pem: str, kid: str, patience: Patience | None = None, *, not_this: keys.Key | None = None
+    ) -> keys.Key | None:
+        assert patience is None
+        assert not_this is None or not_this.public
         self.asked.append((issuer, ca_pem, kid))
         signers = self.sets[issuer, ca_pem]
         if signers == "away":
@@ -141,17 +145,17 @@ def test_AN_13_one_name_in_two_key_sets_is_two_keys() -> None:
 
 
 WRONG_TIMES: list[dict[str, Any]] = [
-    {"exp": None}, {"exp": str(NOW + 300)}, {"exp": NOW + 300.0}, {"exp": -1}, {"exp": 1e308}, {"exp": True},
+    {"exp": None}, {"exp": str(NOW + 300)}, {"exp": NOW - 30.5}, {"exp": -1}, {"exp": 1e308}, {"exp": True},
     {"exp": [NOW + 300]}, {"exp": 10**30}, {"exp": 2**33}, {"exp": 0}, {"exp": NOW - 30}, {"exp": NOW - 3600},
-    {"exp": NOW + 86401}, {"iat": NOW + 31}, {"iat": None}, {"iat": str(NOW)}, {"iat": float(NOW)}, {"iat": True},
-    {"iat": -1}, {"iat": NOW + 400}, {"iat": NOW - 86200}, {"nbf": NOW + 31}, {"nbf": str(NOW)}, {"nbf": 1.5},
-    {"nbf": -1}, {"nbf": True}, {"nbf": {}}, {"nbf": 10**30}, {"iat": NOW - 50, "exp": NOW - 50},
+    {"exp": NOW + 86401}, {"iat": NOW + 31}, {"iat": None}, {"iat": str(NOW)}, {"iat": NOW + 30.25}, {"iat": True},
+    {"iat": -1}, {"iat": NOW + 400}, {"iat": NOW - 86200}, {"nbf": NOW + 31}, {"nbf": str(NOW)}, {"nbf": NOW + 30.5},
+    {"nbf": -1}, {"nbf": -0.5}, {"nbf": True}, {"nbf": {}}, {"nbf": 10**30}, {"iat": NOW - 50, "exp": NOW - 50},
     {"iat": NOW, "exp": NOW - 10},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("times", WRONG_TIMES, ids=str)
-def test_AN_14_times_are_integers_and_now_is_within(times: dict[str, Any]) -> None:
+def test_AN_14_times_are_numbers_and_now_is_within(times: dict[str, Any]) -> None:
     error = refusal(token(**times))
     assert error.reason == "TOKEN_TIME"
     assert error.facts["claim"] in {*times, "lifetime"}
@@ -343,5 +347,5 @@ def test_a_session_token_is_its_session() -> None:
 
 def test_the_one_parse_is_the_one_that_is_believed() -> None:
     parsed = compact.parse(token())
-    verified, _ = Verifier(Published()).verify([rule()], parsed, WHEN)  # type: ignore[arg-type]
+    verified, *_ = Verifier(Published()).verify([rule()], parsed, WHEN)  # type: ignore[arg-type]
     assert verified.claims is parsed.claims

@@ -14,6 +14,7 @@ import structlog
 from broker.auth.oidc.key_sets import KeySets
 from broker.core.errors import Unavailable
 from broker.loop import Loop
+from broker.store.driver import Driver
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import calls, entry, key, start
 from tests.fakes.panics import ENDS, SECRET, PanicException
@@ -93,14 +94,12 @@ def test_NT_14_a_panic_in_the_taking_back_takes_back_the_whole_group(
     store: SqlStore, pool: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the half-made change would be committed with the others, and without its record."""
-    from sqlalchemy import Connection  # noqa: PLC0415
+    sound = Driver.run
 
-    sound = Connection.exec_driver_sql
-
-    def faulty(connection: Connection, statement: str, *rest: Any) -> Any:
+    def faulty(driver: Driver, connection: Any, statement: str) -> None:
         if statement.startswith("ROLLBACK TO"):
             raise PanicException(SECRET)
-        return sound(connection, statement, *rest)
+        sound(driver, connection, statement)
 
     def fails() -> None:
         with store.write(entry("fails")) as write:
@@ -108,7 +107,7 @@ def test_NT_14_a_panic_in_the_taking_back_takes_back_the_whole_group(
             raise ValueError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Connection, "exec_driver_sql", faulty)
+        patch.setattr(Driver, "run", faulty)
         ends = together(store, pool, fails)
     assert [type(end) for end in ends] == [Unavailable, PanicException]
     assert names(store) == set()

@@ -57,7 +57,7 @@ def test_targets_both_ways() -> None:
 def test_a_target_needs_settings_and_short_ones() -> None:
     noun: Any = Noun()
     rpc = TargetMethods(noun, PAGES)
-    for settings in (None, targets_pb2.VaultSettings(ca_pem="x" * (64 * 1024 + 1))):
+    for settings in (None, targets_pb2.VaultSettings(ca_pem="x" * (512 * 1024 + 1))):
         with pytest.raises(InvalidRequest):
             rpc.create_target(call("T/C"), targets_pb2.CreateTargetRequest(name="a", vault=settings))
     assert noun.asked == []
@@ -98,7 +98,7 @@ def test_imports() -> None:
     rpc.list_imports(call("I/L"), again)
     assert noun.asked == [
         ("import_key", ("payments", 1, "vault-eu", "", model.Terms()), {}),
-        ("prove", ("payments", 0, "vault-eu"), {}),
+        ("prove", ("payments", 0, "vault-eu", ""), {}),
         ("page", ("", "vault-eu", (), 100), {}),
         ("page", ("", "vault-eu", ("payments", 1, "vault-eu"), 100), {}),
     ]
@@ -113,7 +113,7 @@ def test_terms_reach_the_core_as_they_are_meant() -> None:
     terms.not_before.FromDatetime(THEN)
     rpc.confirm_import(call("I/C"), imports_pb2.ConfirmImportRequest(name="payments", target="azure", terms=terms))
     meant = model.Terms(operations=("sign",), tags={"team": "pay"}, enabled=False, not_before=THEN)
-    assert noun.asked == [("confirm", ("payments", 0, "azure", meant), {})]
+    assert noun.asked == [("confirm", ("payments", 0, "azure", "", meant), {})]
     too_many = imports_pb2.ImportTerms(operations=["sign"] * 17)
     with pytest.raises(InvalidRequest):
         rpc.confirm_import(call("I/C"), imports_pb2.ConfirmImportRequest(name="payments", terms=too_many))

@@ -94,7 +94,7 @@ def test_get_public_key() -> None:
 def test_sign_and_verify_in_the_jose_form(*, prehashed: bool) -> None:
     der = PRIVATE.sign(b"m", ec.ECDSA(hashes.SHA256()))
     signed = Signed(signatures=[der], version=2, algorithm=kinds.SignatureAlgorithm.ES256)
-    noun, rpc = keys(sign=signed, verify=(True, 2))
+    noun, rpc = keys(sign=signed, verify=(True, 2, ""))
     given = keys_pb2.SignInput(digest=b"m") if prehashed else keys_pb2.SignInput(message=b"m")
     jose = keys_pb2.SIGNATURE_ENCODING_JOSE
     made = rpc.sign(call("KeyService/Sign"), keys_pb2.SignRequest(name="p", input=given, encoding=jose))

@@ -5,63 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from broker_cli.refusal import Exit, Refusal
-from broker_cli.run_references import MAX_ENV_FILE, Wanted, only_field, read_env, reference, wanted
-
-
-def written(folder: Path, text: str | bytes) -> Path:
-    (folder / "env").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return folder / "env"
+from broker_cli.refusal import Refusal
+from broker_cli.run_references import Wanted, only_field, reference, wanted
 
 
 @pytest.mark.parametrize(
-    ("line", "value"),
+    "text",
     [
-        ("A=b", "b"),
-        ("A=", ""),
-        ("  export  A = b c  # remark", "b c"),
-        ("A=b#c", "b#c"),
-        ("A=#c", ""),
-        ("A='x # y' # z", "x # y"),
-        ('A="x \\"y\\" \\\\ \\n z"', 'x "y" \\ \n z'),
-        ("A=broker://a/b#c", "broker://a/b#c"),
-        ("A='ä'", "ä"),
-        ("A=b\r", "b"),
+        "broker://a/b#c",
+        "broker://a@3#c",
+        "broker://a-b/c/d#e.f-g_h",
+        "broker://shop/my_app@1#x",
+        "broker://1st/a.b_c-d#_",
     ],
 )
-def test_a_line_of_an_env_file(line: str, value: str, tmp_path: Path) -> None:
-    assert read_env(written(tmp_path, f"# first\n\n{line}\n")) == {"A": value}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "canary", "=canary", "1A=canary", "A-B=canary", "A='canary", 'A="canary\\"', "A='x'canary", "A=x\0canary",
-        "A B=canary",
-    ],
-)  # fmt: skip
-def test_a_line_that_is_none_is_named_and_not_quoted(line: str, tmp_path: Path) -> None:
-    with pytest.raises(Refusal) as refused:
-        read_env(written(tmp_path, f"X=y\n{line}\n"))
-    assert (refused.value.reason, "line 2" in refused.value.message) == ("ENV_FILE_INVALID", True)
-    assert "canary" not in refused.value.message
-
-
-def test_an_env_file_has_limits(tmp_path: Path) -> None:
-    for content, reason in [
-        (b"A=\xff", "ENV_FILE_INVALID"),
-        (b"A=1\nA=2", "NAME_TWICE"),
-        (b"#" * (MAX_ENV_FILE + 1), "INPUT_TOO_LONG"),
-    ]:
-        with pytest.raises(Refusal) as refused:
-            read_env(written(tmp_path, content))
-        assert (refused.value.reason, refused.value.code) == (reason, Exit.USAGE)
-    with pytest.raises(Refusal) as refused:
-        read_env(tmp_path / "none")
-    assert refused.value.reason == "FILE_UNREADABLE"
-
-
-@pytest.mark.parametrize("text", ["broker://a/b#c", "broker://a@3#c", "broker://a-b/c/d#e.f-g_h"])
 def test_a_reference(text: str) -> None:
     assert reference(text, "X") == text.removeprefix("broker://")
 
@@ -108,3 +65,41 @@ def test_an_answer_without_the_field_is_refused() -> None:
         with pytest.raises(Refusal) as refused:
             only_field(fields, "x#a")
         assert refused.value.reason == "ANSWER_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("broker://shop/My_DB#x", 'segment 2 of its path ("My_DB") is not 1 to 63 lower-case letters'),
+        ("broker://a/b/c/d/e/f/g/h/i#x", "its path has 9 segments, and a secret's name at most 8"),
+        ("broker://shop/my__app#x", 'segment 2 of its path ("my__app")'),
+        ("broker://shop//app#x", "segment 2 of its path is not"),
+        ("broker://shop/app name#x", "segment 2 of its path is not"),
+        ("broker:///shop#x", "segment 1 of its path is not"),
+        ("broker://../shop#x", 'segment 1 of its path ("..")'),
+        ("broker://shop/app@0#x", "behind @ stands the number of a version"),
+        ("broker://shop/app@latest#x", "behind @ stands the number of a version"),
+        ("broker://shop/app#pass word", "behind # stands the name of one field"),
+        ("broker://shop/app#.x", "behind # stands the name of one field"),
+        ("broker://shop/app#", "behind # stands the name of one field"),
+        ("broker://shop/app", "it names no field: write broker://shop/app#field"),
+    ],
+)
+def test_P46_the_part_that_is_wrong_is_named_with_its_grammar(text: str, told: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        reference(text, "PW")
+    assert refused.value.reason == "REFERENCE_INVALID"
+    assert "The reference for PW is not valid" in refused.value.message
+    assert told in refused.value.message
+    assert "A secret itself" not in refused.value.message
+
+
+def test_P50_every_reference_that_is_none_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("A=broker://x#a\n\nB=broker://X#b\n")
+    with pytest.raises(Refusal) as refused:
+        wanted([str(tmp_path / "env")], ["C=canary", "D=broker://x#d"], ["E=broker://x"])
+    assert refused.value.message == "3 references cannot be used."
+    told = refused.value.format_message().splitlines()
+    assert [name in line for name, line in zip(("B (", "for C ", "for E "), told[1:], strict=True)] == [True] * 3
+    assert "env, line 3" in told[1]
+    assert "canary" not in refused.value.format_message()

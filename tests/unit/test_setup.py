@@ -12,10 +12,10 @@ import pytest
 from cryptography import x509
 
 from broker import __main__ as main
-from broker import own_keys, row_key, setup
+from broker import options, own_keys, row_key, setup, wishes
 from broker.config import Config, load
 from broker.core.authority import Authority
-from broker.core.errors import InvalidRequest, WrongState
+from broker.core.errors import BrokerError, InvalidRequest, WrongState
 from broker.core.kinds import Purpose
 from broker.rpc.tls import TlsFiles
 from broker.store.sql import SqlStore
@@ -219,7 +219,7 @@ def test_a_set_up_that_was_interrupted_after_the_token_was_made_goes_on_with_it(
 
 def test_a_configuration_that_cannot_be_read_is_not_left_behind(tmp_path: Path) -> None:
     token = setup.Token(module="relative.so", label="t", pin_file=tmp_path / "pin")
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(BrokerError):
         setup.initialise(setup.Wishes(folder=tmp_path, token=token), lambda: NOW)
     assert not (tmp_path / "broker.toml").exists()
     assert not list(tmp_path.glob("broker.toml*"))
@@ -228,7 +228,7 @@ def test_a_configuration_that_cannot_be_read_is_not_left_behind(tmp_path: Path) 
 @pytest.mark.parametrize("url", ["mysql://db/broker", "rubbish", "sqlite:///relative.db", "postgresql://u:secret@h/d"])
 def test_a_database_of_another_kind_is_refused_before_anything_is_made(url: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        main._wishes(main.parser().parse_args(["init", "b", "--database", url]), tmp_path / "b", development=False)
+        options.wishes(main.parser().parse_args(["init", "b", "--database", url]), tmp_path / "b", development=False)
     assert refused.value.reason == "DATABASE_INVALID"
     assert "secret" not in refused.value.message
     assert list(tmp_path.iterdir()) == []
@@ -244,11 +244,74 @@ def test_a_database_of_another_kind_is_refused_before_anything_is_made(url: str,
     ],
 )
 def test_the_profile_calls_an_address_that_can_be_called(address: str, reached: str) -> None:
-    assert setup._reached(address) == reached
+    assert wishes.reached(address) == reached
 
 
-def test_the_first_certificate_is_for_the_addresses_too(config: Config, tmp_path: Path) -> None:
+def test_the_first_certificate_is_for_the_addresses_too(config: Config) -> None:
     places = {"operators_address": "0.0.0.0:1", "pipelines_address": "[fd00::1]:2"}
     wide = config.model_copy(update={"server": config.server.model_copy(update=places)})
-    names = setup._names(wide, setup.Wishes(folder=tmp_path, hosts=("127.0.0.1", "broker.example")))
-    assert names == ("127.0.0.1", "broker.example", "localhost", "fd00::1")
+    assert wishes.server_names(wide, ("broker.example",)) == ("localhost", "127.0.0.1", "broker.example", "fd00::1")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_K18_a_configuration_that_windows_has_saved_is_read(tmp_path: Path, mark: str, end: str) -> None:
+    wanted = configured(tmp_path)
+    text = TOML.format(folder=tmp_path, module="/usr/lib/module.so", extra="")
+    (tmp_path / "broker.toml").write_bytes((mark + text.replace("\n", end)).encode())
+    assert load(tmp_path / "broker.toml") == wanted
+
+
+def test_K18_a_configuration_in_utf_16_is_said_to_be_no_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "broker.toml").write_text("trust_domain = 1", encoding="utf-16")
+    with pytest.raises(InvalidRequest, match="is not text in UTF-8; save it as that"):
+        load(tmp_path / "broker.toml")
+
+
+def test_K13_a_folder_where_the_renewal_could_not_be_written_is_found_today(config: Config, hsm: SoftwareHsm) -> None:
+    setup.renew_server_certificate(config, hsm, NOW, ("broker.example",))
+    setup.check_renewable(config)
+    assert not list(config.certificates.glob(".writable*"))
+    elsewhere = {"key_file": config.certificates / "gone" / "server.key"}
+    config = config.model_copy(update={"server": config.server.model_copy(update=elsewhere)})
+    with pytest.raises(WrongState) as refused:
+        setup.check_renewable(config)
+    with pytest.raises(WrongState) as late:
+        setup.renew_server_certificate(config, hsm, NOW + timedelta(days=80))
+    assert refused.value.reason == "CERTIFICATE_NOT_RENEWABLE"
+    assert late.value.reason == "CERTIFICATE_NOT_WRITTEN"
+    assert "certificate_file and key_file under [server]" in refused.value.message
+
+
+def test_K13_a_certificate_of_another_ca_needs_no_folder_to_write_in(config: Config, hsm: SoftwareHsm) -> None:
+    setup.renew_server_certificate(config, hsm, NOW, ("broker.example",))
+    (config.certificates / "server-ca.pem").write_bytes((config.certificates / "operator-ca.pem").read_bytes())
+    config.certificates.chmod(0o500)
+    try:
+        setup.check_renewable(config)
+    finally:
+        config.certificates.chmod(0o700)
+
+
+def test_K08_the_server_takes_a_certificate_that_clients_with_a_slow_clock_take(
+    config: Config, hsm: SoftwareHsm
+) -> None:
+    later = NOW + timedelta(days=61)  # past the birth of the CA, which no certificate is older than
+    setup.renew_server_certificate(config, hsm, later, ("broker.example",))
+    assert own_keys.certificate(config.server.certificate_file).not_valid_before_utc == later - timedelta(seconds=60)
+
+
+def test_K08_a_certificate_that_was_made_while_the_clock_was_ahead_is_made_anew(
+    config: Config, hsm: SoftwareHsm
+) -> None:
+    setup.renew_server_certificate(config, hsm, NOW + timedelta(days=365), ("broker.example",))
+    assert setup.renew_server_certificate(config, hsm, NOW)
+    assert own_keys.certificate(config.server.certificate_file).not_valid_before_utc <= NOW
+
+
+@pytest.mark.usefixtures("hsm")
+def test_K08_a_ca_that_is_not_valid_yet_is_refused_with_both_times(config: Config) -> None:
+    setup.refuse_unborn(config, NOW)
+    with pytest.raises(WrongState, match=r"starts at 2029-12-31 .* says 2028-12-31 .* set the clock") as refused:
+        setup.refuse_unborn(config, NOW - timedelta(days=366))
+    assert refused.value.reason == "CERTIFICATE_NOT_YET_VALID"

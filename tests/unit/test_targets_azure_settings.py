@@ -76,7 +76,7 @@ def test_BY_03_a_host_that_only_looks_like_a_vault_is_refused_even_where_it_is_a
 
 
 @pytest.mark.parametrize("url", [
-    "http://team-keys.vault.azure.net", "https://user@team-keys.vault.azure.net", "https://TEAM.vault.azure.net",
+    "http://team-keys.vault.azure.net", "https://user@team-keys.vault.azure.net", "https://team-keys.vault.azure.net/keys/kek",
     "https://team-keys.vault.azure.net/x", "https://team-keys.vault.azure.net?x", "https://team-keys.vault.azure.net#",
     "https://team-keys.vault.azure.net\\@evil.example", "https://team-keys.vault.azure.net\n", "team-keys",
     "https://tеam-keys.vault.azure.net", "",
@@ -214,7 +214,7 @@ def told(status: int, content: bytes = b"", right: str = "import", **headers: st
     (403, body("Forbidden", "AccessDenied"), WrongState, "TARGET_DENIED", "--key-permissions import"),
     (403, body("Forbidden", "ForbiddenByRbac"), WrongState, "TARGET_DENIED", "Key Vault Crypto Officer"),
     (403, body("Forbidden", "ForbiddenByFirewall"), WrongState, "TARGET_FIREWALL", "az keyvault network-rule add"),
-    (403, body("Forbidden", "KeyDisabled"), WrongState, "KEK_UNSUITABLE", "repin"),
+    (403, body("Forbidden", "KeyDisabled"), WrongState, "KEK_UNSUITABLE", "--enabled true"),
     (404, body("KeyNotFound"), WrongState, "REMOTE_KEY_MISSING", "web"),
     (408, b"", Unavailable, "TARGET_UNREACHABLE", "not ready"),
     (409, body("Conflict", "ObjectIsDeletedButRecoverable"), WrongState, "TARGET_NAME_DELETED",

@@ -47,11 +47,11 @@ def test_good_settings_build_a_target_and_open_no_connection(connect: Connector,
 
 
 @pytest.mark.parametrize("address", [
-    "", "http://vault.example:8200", "HTTPS://vault.example:8200", "https://vault.example",
-    "https://vault.example:8200/", "https://vault.example:8200/v1", "https://vault.example:8200?x=1",
+    "", "http://vault.example:8200", "https://vault.example:8200/v1", "https://vault.example:", "vault.example:8200", "https://vault.example:8200?x=1",
     "https://vault.example:8200#x", "https://user@vault.example:8200", "https://a:b@vault.example:8200",
     "https://vault.example:8200@evil.example:1", "https://evil.example\\@vault.example:8200",
-    "https://Vault.example:8200", "https://vault.example:08200", "https://vault.example:8200 ",
+    "https://vault.example:08200", "https://vault.example:0", "https://vault.example:65536",
+    "https://[::1%eth0]:8200", "https://vault.example:8200 ",
     "https://vault.example:8200\n", "https://vault.example:8200\0", " https://vault.example:8200",
     "https://vault。example:8200", "https://ｖault.example:8200", "https:/vault.example:8200",
     "https://vault.example:820000", "unix:///run/x", "https://[::1:8200", "https://" + "a" * 300 + ":1",
@@ -75,11 +75,13 @@ def test_BY_03_NT_17_only_hosts_of_the_brokers_own_configuration_are_connected_t
 ) -> None:
     code, message = reason(connect, {**settings, "address": address})
     assert code in {"TARGET_HOST_NOT_ALLOWED", "TARGET_SETTINGS_INVALID"}
-    assert HOST not in message  # what is allowed is not told to whoever may register targets
+    asked = address.removeprefix("https://")
+    assert HOST not in message.replace(asked, "")  # what is allowed is not told to whoever may register targets
 
 
 @pytest.mark.parametrize(("field", "bad"), [
-    ("mount", ""), ("mount", "../sys"), ("mount", "a//b"), ("mount", "/a"), ("mount", "a/"), ("mount", "a%2e"),
+    ("mount", ""), ("mount", "../sys"), ("mount", "a//b"), ("mount", "//a"), ("mount", "a//"), ("mount", "/"),
+    ("mount", "a/.b"), ("mount", "a%2e"),
     ("mount", "a?b"), ("mount", "a\nb"), ("mount", "x" * 129),
     ("namespace", "../a"), ("namespace", "a b"), ("namespace", "a\r\nX-Vault-Token: b"),
     ("token_file", ""), ("token_file", "../token"), ("token_file", "/etc/passwd"), ("token_file", ".hidden"),
@@ -154,13 +156,13 @@ def test_BY_03_a_link_out_of_the_credentials_folder_is_not_followed(tmp_path: Pa
     folder.mkdir()
     target = put(tmp_path, "s.secret")
     (folder / "vault-token").symlink_to(target)
-    assert "cannot be opened" in unusable(folder)
+    assert "leads out of its folder" in unusable(folder)
 
 
 def test_a_token_that_others_can_read_is_refused(tmp_path: Path) -> None:
     for mode in (0o640, 0o604, 0o666):
         put(tmp_path, "s.secret", mode)
-        assert "chmod 0600" in unusable(tmp_path)
+        assert "chmod 600" in unusable(tmp_path)
     put(tmp_path, "s.secret", 0o400)
     assert read_token(tmp_path, "vault-token") == "s.secret"
 

@@ -17,7 +17,7 @@ from broker.core.model import Matcher, TrustRule
 from broker.core.overlap import meets, overlaps
 from broker.core.trust import MAX_RULES, choose, match
 from tests.fakes.trust_house import BOB, House, verified
-from tests.servers.rules import exact, glob, one_of, rule
+from tests.servers.rules import contains, exact, glob, one_of, rule
 
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
 
@@ -79,6 +79,7 @@ def test_meeting_is_what_trying_every_value_says(one: Matcher, other: Matcher) -
 def matching_rules(draw: st.DrawFn) -> tuple[dict[str, Any], TrustRule, TrustRule]:
     """The claims of a token, and two rules that it matches."""
     plain = st.one_of(st.text("ab/:*-1", min_size=1, max_size=12), st.booleans(), st.integers(-3, 30))
+    plain = st.one_of(plain, st.lists(plain, min_size=1, max_size=3))
     inner = st.dictionaries(st.just("in"), plain, min_size=1)
     claims = draw(st.dictionaries(st.sampled_from("uvwxyz"), st.one_of(plain, inner), min_size=1))
     paths = [f"{name}/in" if isinstance(value, dict) else name for name, value in claims.items()]
@@ -89,9 +90,15 @@ def matching_rules(draw: st.DrawFn) -> tuple[dict[str, Any], TrustRule, TrustRul
 @st.composite
 def fitting(draw: st.DrawFn, path: str, claims: dict[str, Any]) -> Matcher:
     """A matcher of any kind that fits the claim."""
+    listed: Any = claims
+    for step in matching.steps(path):
+        listed = listed[step]
+    if isinstance(listed, list):
+        held = draw(st.sampled_from(listed))
+        return contains(path, str(held).lower() if isinstance(held, bool) else str(held))
     value = matching.find(claims, path)
     assert value is not None
-    kind = draw(st.sampled_from(MatcherKind))
+    kind = draw(st.sampled_from(sorted(set(MatcherKind) - {MatcherKind.CONTAINS})))
     if kind is MatcherKind.EXACT:
         return exact(path, value)
     if kind is MatcherKind.ONE_OF:

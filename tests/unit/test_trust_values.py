@@ -10,7 +10,7 @@ from broker.core.kinds import MatcherKind, Preset
 from broker.core.model import Matcher, TrustRule
 from broker.core.presets import PROFILES
 from broker.core.trust import grade
-from tests.servers.rules import CIRCLE, EXAMPLES, exact, glob, one_of
+from tests.servers.rules import CIRCLE, EXAMPLES, contains, exact, glob, one_of
 
 GITHUB, GITLAB, AZURE, BITBUCKET = Preset.GITHUB, Preset.GITLAB, Preset.AZURE_DEVOPS, Preset.BITBUCKET
 CIRCLECI, BUILDKITE, KUBERNETES, GENERIC = Preset.CIRCLECI, Preset.BUILDKITE, Preset.KUBERNETES, Preset.GENERIC
@@ -125,6 +125,13 @@ VALUES: dict[str, tuple[TrustRule, str, str]] = {
     "generic: a pull request": (with_(GENERIC, exact("event_name", "pull_request_target")), "D", "strangers"),
     "generic: a merge request": (with_(GENERIC, exact("pipeline_source", "merge_request_event")), "D", "strangers"),
     "generic: a pull request's ref": (with_(GENERIC, exact("git/ref", "refs/pull/1/merge")), "D", "pull requests"),
+    "gitlab: a list as a text": (with_(GITLAB, exact("groups_direct", "team")), "F", "write {contains: VALUE}"),
+    "gitlab: a list as one of several": (with_(GITLAB, one_of("groups_direct", "a", "b")), "F", "is a list"),
+    "gitlab: a list as a pattern": (with_(GITLAB, glob("groups_direct", "team/*")), "F", "is a list"),
+    "gitlab: no list as one": (with_(GITLAB, contains("ref_path", "refs/heads/x")), "F", "one value and no list"),
+    "gitlab: the audience": (with_(GITLAB, exact("aud", "broker")), "F", "audience already"),
+    "circleci: a list as a text": (with_(CIRCLECI, exact(f"{CIRCLE}context-ids", "1")), "F", "is a list"),
+    "kubernetes: single use": (replace(EXAMPLES[KUBERNETES][0], single_use=True), "B", "make tokens reusable"),
     "generic: not protected": (with_(GENERIC, exact("ref_protected", "false")), "D", "ref_protected"),
 }  # fmt: skip
 
@@ -141,6 +148,7 @@ GOOD: dict[str, TrustRule] = {
     "github: a branch": with_(GITHUB, exact("ref", "refs/heads/main")),
     "github: a branch called pull": with_(GITHUB, exact("ref", "refs/heads/pull/1/merge")),
     "gitlab: both protected": with_(GITLAB, exact("environment_protected", "true")),
+    "gitlab: a group among several": with_(GITLAB, contains("groups_direct", "team/deployers")),
     "gitlab: a tag": with_(GITLAB, exact("ref_path", "refs/tags/v1")),
     "buildkite: a branch in a folder": with_(BUILDKITE, exact("build_branch", "release/1:2")),
     "kubernetes: an account of its own": with_(KUBERNETES, exact("sub", "system:serviceaccount:ci:default-deployer")),

@@ -7,14 +7,16 @@ import hashlib
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.auth.oidc import compact
+from broker.auth.oidc.compact import Token
 from broker.auth.oidc.fetch import Fetcher
 from broker.auth.oidc.key_sets import KeySets
 from broker.auth.oidc.refusals import refused
 from broker.auth.oidc.review import HostPort, TokenReview, TokenReviewConfig
 from broker.auth.oidc.verifier import Verifier
 from broker.core import ports, trust
-from broker.core.identity import Credentials, Verified
-from broker.core.model import Principal, TrustRule
+from broker.core.errors import Unauthenticated
+from broker.core.identity import Credentials, Patience, Verified
+from broker.core.model import Principal, Proof, TrustRule
 
 OPENING = frozenset({"SessionService/Login", "SessionService/FetchSecrets"})
 SESSION_PREFIX = "brs_"
@@ -52,24 +54,36 @@ class Oidc:
             return None
         if credentials.rpc not in OPENING:
             raise refused("TOKEN_NOT_HERE", "rpc", " or ".join(sorted(OPENING)), credentials.rpc)
-        return self._principal(text, credentials.metadata.get("broker-trust-rule", ""))
+        return self._principal(text, credentials.metadata.get("broker-trust-rule", ""), credentials.patience)
 
     def inspect(self, rule: TrustRule, token: str) -> Verified:
         """The core's ``Verify``: what a token says, step by step, for one rule."""
         return self._verifier.inspect(rule, token, self._now())
 
-    def _principal(self, text: str, named: str) -> Principal:
+    def _principal(self, text: str, named: str, patience: Patience | None) -> Principal:
         token = compact.parse(text)
         rules = self._rules(token.claims.get("iss"))
-        # For all rules of the issuer, whichever is named: so nobody learns which names there are (AN-32).
-        verified, sound = self._verifier.verify(rules, token, self._now())
-        proof = trust.choose(sound, named, verified)
-        rule = next(rule for rule in sound if rule.name == proof.rule)
+        verified, rule, proof = self._chosen(rules, token, named, patience)
         if rule.issuer in self._reviews:  # whatever the preset of the rule is
-            self._reviews[rule.issuer].check(text, rule.audience, verified.subject)
+            self._reviews[rule.issuer].check(text, rule.audience, verified.subject, patience)
         # Without an id of its own, a token is named by what was signed: the signature itself can be written anew.
         credential = proof.token_id or hashlib.sha256(token.signing_input).hexdigest()
         return Principal(kind="pipeline", name=rule.pipeline, method="oidc", credential=credential, proof=proof)
+
+    def _chosen(
+        self, rules: list[TrustRule], token: Token, named: str, patience: Patience | None
+    ) -> tuple[Verified, TrustRule, Proof]:
+        # For all rules of the issuer, whichever is named: so nobody learns which names there are (AN-32).
+        verified, sound, away = self._verifier.verify(rules, token, self._now(), patience)
+        try:
+            proof = trust.choose(sound, named, verified)
+        except Unauthenticated:
+            if not away:
+                raise
+            # None of those fits whose keys are here; the one that is meant may be among the others.
+            verified, sound, _ = self._verifier.verify(away, token, self._now(), patience)
+            proof = trust.choose(sound, named, verified)
+        return verified, next(rule for rule in sound if rule.name == proof.rule), proof
 
     def _rules(self, issuer: object) -> list[TrustRule]:
         known = type(issuer) is str and len(issuer) <= trust.MAX_TEXT and trust.ISSUER.fullmatch(issuer)

@@ -17,7 +17,23 @@ from broker.auth.oidc.refusals import refused
 
 MAX_TOKEN = 16 * 1024
 MAX_KID = 256
+TOO_LONG = f"The identity token is longer than {MAX_TOKEN} characters; have its issuer put fewer claims into it."
+WRAPPED = (
+    "The identity token has characters around or in it that no token has; send it alone, without quotes, line breaks, "
+    '"Bearer" or what else was printed with it.'
+)
+ENCRYPTED = "The identity token is an encrypted one; have its issuer sign it and not encrypt it."
+OTHER = (
+    "What was sent as the identity token is no signed JSON web token (three parts with dots between them): it was cut, "
+    "or is an access token or a password; send the identity token (id_token) of the job."
+)
+CUT = (
+    "The identity token cannot be read: it was cut or changed on its way, or is no signed JSON web token; send it "
+    "whole, as its issuer gave it."
+)
+NAMELESS = "The identity token does not say which of its issuer's keys signed it (kid); its issuer has to."
 MAX_DEPTH = 16
+CHARACTERS = re.compile(r"[A-Za-z0-9_.-]*", re.ASCII)
 ALPHABET = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 ALGORITHMS = frozenset({"RS256", "PS256", "ES256", "ES384", "EdDSA"})
 """All there are. None is symmetric, so no published key can be taken for a secret one."""
@@ -43,16 +59,20 @@ class Token:
 def parse(text: str) -> Token:
     """Take a token apart; Unauthenticated ``TOKEN_MALFORMED`` or ``TOKEN_ALGORITHM``."""
     if len(text) > MAX_TOKEN:
-        raise refused("TOKEN_MALFORMED", "size", f"at most {MAX_TOKEN} characters", str(len(text)))
+        raise refused("TOKEN_MALFORMED", "size", f"at most {MAX_TOKEN} characters", str(len(text)), TOO_LONG)
+    if not CHARACTERS.fullmatch(text):
+        raise refused("TOKEN_MALFORMED", "characters", "letters, digits, - _ and dots", "others", WRAPPED)
     parts = text.split(".", 5)
     # Counted before anything is decoded: an encrypted token has five, and is nothing for us (AN-10).
     if len(parts) != 3:
-        raise refused("TOKEN_MALFORMED", "parts", "3", str(len(parts)))
+        sentence = ENCRYPTED if len(parts) == 5 else OTHER
+        raise refused("TOKEN_MALFORMED", "parts", "3", str(len(parts)), sentence)
     try:
         header, claims = (strict_object(_decoded(part)) for part in parts[:2])
         signature = _decoded(parts[2])
     except ValueError:
-        raise refused("TOKEN_MALFORMED", "form", "base64url of JSON objects with no member twice", "") from None
+        expected = "base64url of JSON objects with no member twice"
+        raise refused("TOKEN_MALFORMED", "form", expected, "", CUT) from None
     return Token(
         algorithm=_algorithm(header),
         kid=_kid(header),
@@ -130,5 +150,6 @@ def _algorithm(header: dict[str, Any]) -> str:
 def _kid(header: dict[str, Any]) -> str:
     kid = header.get("kid")
     if not isinstance(kid, str) or not 1 <= len(kid.encode()) <= MAX_KID:
-        raise refused("TOKEN_MALFORMED", "header kid", f"a text of 1 to {MAX_KID} bytes", type(kid).__name__)
+        expected = f"a text of 1 to {MAX_KID} bytes"
+        raise refused("TOKEN_MALFORMED", "header kid", expected, type(kid).__name__, NAMELESS)
     return kid

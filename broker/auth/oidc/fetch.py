@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from broker.auth.oidc.resolve import Ask, Resolver, system
@@ -21,7 +22,7 @@ from broker.core.presets import HOST
 URL = re.compile(rf"https://({HOST})(?::([1-9][0-9]{{0,4}}))?(/[A-Za-z0-9._~%/+-]*)?", re.ASCII)
 MAX_BODY = 256 * 1024
 MAX_HEAD = 32 * 1024
-SECONDS = 5.0
+SECONDS = 10.0
 CONNECT_SECONDS = 1.5
 MAX_ADDRESSES = 3
 EMBEDDING = tuple(
@@ -30,15 +31,31 @@ EMBEDDING = tuple(
 """Addresses of version 6 that carry one of version 4: translated on the way, they could lead anywhere."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why there is no document; ``text`` holds nothing that the other side wrote, but the name of a host.
+
+    ``lasting``: it will not be had before somebody changes a setting. ``forbidden``: the other side says whose.
+    """
+
+    text: str
+    lasting: bool = False
+    forbidden: bool = False
+
+
 class NotFetchedError(Exception):
-    """Why there is no document; the text holds nothing that the other side wrote."""
+    """There is no document, for the reason that ``fault`` tells."""
+
+    def __init__(self, text: str, *, lasting: bool = False, forbidden: bool = False) -> None:
+        super().__init__(text)
+        self.fault = Fault(text, lasting=lasting or forbidden, forbidden=forbidden)
 
 
 def place(url: str) -> tuple[str, int, str]:
     """(host, port, path) of an https address with no user, query or fragment; NotFetchedError for anything else."""
     found = URL.fullmatch(url) if len(url) <= 2048 else None
     if found is None:
-        raise NotFetchedError("an address is not plain https")
+        raise NotFetchedError("an address is not plain https", lasting=True)
     return found[1], int(found[2] or 443), found[3] or "/"
 
 
@@ -76,7 +93,7 @@ class Fetcher:
                 connection.sendall(head.encode("ascii") + document)
                 return _body(_all(connection, deadline))
         except ssl.SSLCertVerificationError as error:
-            raise NotFetchedError("its certificate is not trusted") from error
+            raise NotFetchedError("its certificate is not trusted", lasting=True) from error
         except TimeoutError as error:
             raise NotFetchedError("it did not answer in time") from error
         except (OSError, ValueError) as error:
@@ -90,7 +107,9 @@ class Fetcher:
             raise NotFetchedError("its name was not resolved in time") from error
         usable = [address for *_, address in found if anywhere or is_public(str(address[0]))]
         if not usable:
-            raise NotFetchedError("its address is not a public one, and [oidc] allowed_hosts does not name it")
+            raise NotFetchedError(
+                "its address is not a public one, and [oidc] allowed_hosts does not name it", lasting=True
+            )
         failure: OSError = OSError("no address")
         for address in usable[:MAX_ADDRESSES]:
             try:
@@ -151,10 +170,16 @@ def _body(raw: bytes) -> bytes:
     except http.client.HTTPException as error:
         raise NotFetchedError("its answer is no HTTP") from error
     if response.status not in {200, 201}:  # 201: what a POST was asked to make
-        raise NotFetchedError(f"it answered with status {response.status}")
+        raise _status(response.status)
     if len(body) > MAX_BODY:
         raise NotFetchedError("its answer is too long")
     return body
+
+
+def _status(status: int) -> NotFetchedError:
+    """401 and 403 say that one may not; other answers below 500 that something is wrong, but for "later" (408, 429)."""
+    lasting = status < 500 and status not in {408, 425, 429}
+    return NotFetchedError(f"it answered with status {status}", lasting=lasting, forbidden=status in {401, 403})
 
 
 def _trusting(ca_pem: str) -> ssl.SSLContext:

@@ -1,6 +1,9 @@
-"""The keys of all issuers, kept for minutes: asked for at most once a minute, however many tokens name unknown ones.
+"""The keys of all issuers, kept for minutes. One fetch for all who wait; no issuer is asked in quick succession.
 
-Each issuer's keys are fetched by a thread of their own, one at a time. Who names a known key never waits for it.
+Each issuer's keys are fetched by a thread of their own, one at a time. Who names a known key never waits for it. Who
+finds none waits for the fetch that is under way, and with patience for the next one too. That comes soon after a
+failure, ever more slowly while failures go on, and soon after a success, since an issuer may have rotated its keys
+right then. Made-up names of keys can bring fetches about no faster than ``issuer.VAIN_PAUSES`` says.
 """
 
 from __future__ import annotations
@@ -9,41 +12,51 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import structlog
 
 from broker.auth.oidc import keys
 from broker.auth.oidc.compact import strict_object
-from broker.auth.oidc.fetch import SECONDS, Fetcher, NotFetchedError, place
+from broker.auth.oidc.fetch import SECONDS, Fault, Fetcher, NotFetchedError, place
+from broker.auth.oidc.issuer import STALE, Issuer
 from broker.auth.oidc.keys import Key
-from broker.core.errors import Unavailable
-
-REFETCH = 60.0
-"""Seconds between two fetches of one issuer's keys, successful or not."""
-
-STALE = 300.0
-"""Seconds after which keys are fetched anew, while the old ones go on serving."""
-
-OVER = 600.0
-"""Seconds after which keys that could not be fetched anew serve no longer."""
+from broker.auth.oidc.refusals import keyless
+from broker.core.errors import Exhausted
+from broker.core.identity import Patience
 
 MAX_ISSUERS = 256
-MAX_WAITING, MAX_WAITING_IN_ALL = 2, 4
-"""Calls that wait for the fetch of one issuer's keys, and of all issuers'; more are told to come back, which the CLI
-does by itself within a second. A fetch can take ``SECONDS``, and each of those calls holds a thread of the few."""
+SHARE = 16
+"""An issuer's calls that wait may be so many times as many as the places that are left then for those of others."""
+
+LOOK = 0.25
+"""Seconds after which a call that waits looks whether its caller is still there."""
+
+CROWDED = Fault("so many calls wait for them already")
+VAIN = 2
+"""Sets without a key that show that the issuer does not publish it: a cache before it may give out an old one once."""
+
+NOT_YET = Fault("they were fetched a moment ago and have no such key; they are fetched again in a moment")
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
-class _Issuer:
-    keys: dict[str, Key] = field(default_factory=dict)
-    fetched: float = float("-inf")
-    tried: float = float("-inf")
-    fault: str = ""
-    ended: threading.Event | None = None  # of the fetch that is under way
-    waiting: int = 0
+@dataclass(slots=True, kw_only=True)
+class _Look:
+    """A call that looks for a key. ``not_this``: the known one of that name, under which a signature does not hold."""
+
+    place: tuple[str, str]
+    known: Issuer
+    kid: str
+    not_this: Key | None
+    patience: Patience | None
+    since: int  # fetches that had begun before it came; none of them tells that the key is not published
+    until: float
+    found: Key | None = None
+    once: bool = False  # one fetch is all that is waited for
+    told: int = 0  # the last fetch that has told that there is no such key
+    vain: int = 0  # fetches that have
 
 
 class KeySets:
@@ -53,98 +66,159 @@ class KeySets:
         self._fetcher = fetcher
         self._clock = clock
         self._lock = threading.Lock()
-        self._issuers: OrderedDict[tuple[str, str], _Issuer] = OrderedDict()
+        self._issuers: OrderedDict[tuple[str, str], Issuer] = OrderedDict()
         self._waiting = 0
 
-    def key(self, issuer: str, ca_pem: str, kid: str) -> Key | None:
-        """The issuer's key of that name, or None; Unavailable ``ISSUER_UNAVAILABLE`` while there are no keys."""
+    def key(
+        self, issuer: str, ca_pem: str, kid: str, patience: Patience | None = None, *, not_this: Key | None = None
+    ) -> Key | None:
+        """The issuer's key of that name; None, or ``not_this``, when it publishes no other.
+
+        Unavailable ``ISSUER_UNAVAILABLE`` while that cannot be told, Unauthenticated ``ISSUER_MISCONFIGURED`` or
+        ``ISSUER_KEYS_REFUSED`` when it cannot without an operator.
+        """
         with self._lock:
-            known = self._known(issuer, ca_pem)
-            age = self._clock() - known.fetched
-            found = known.keys.get(kid) if age <= OVER else None
-            ended = self._begin(issuer, ca_pem, known) if found is None or age > STALE else None
-            if found is not None:
-                return found
-            if ended is not None and (known.waiting >= MAX_WAITING or self._waiting >= MAX_WAITING_IN_ALL):
-                raise _unavailable("other calls wait for them already")
-            self._wait_more(known, 1)
+            look = self._look(issuer, ca_pem, kid, not_this, patience)
+            if self._settled(look):
+                return look.found
+            self._check_room(look)
+            self._wait_more(look.known, 1)
         try:
-            if ended is not None:
-                ended.wait(SECONDS)
+            with patience.aside() if patience else nullcontext():
+                self._await(look)
+        except Exhausted as error:
+            raise keyless(CROWDED) from error
         finally:
             with self._lock:
-                self._wait_more(known, -1)
-        return self._now(known, kid)
+                self._wait_more(look.known, -1)
+        return look.found
 
-    def _wait_more(self, known: _Issuer, calls: int) -> None:
+    def _look(self, issuer: str, ca_pem: str, kid: str, not_this: Key | None, patience: Patience | None) -> _Look:
+        known = self._known((issuer, ca_pem))
+        until = patience.until if patience else time.monotonic() + SECONDS
+        return _Look(
+            place=(issuer, ca_pem), known=known, kid=kid, not_this=not_this, patience=patience,
+            since=known.begun, until=until, once=patience is None or patience.once,
+        )  # fmt: skip
+
+    def _await(self, look: _Look) -> None:
+        known = look.known
+        with known.changed:
+            while not self._settled(look):
+                left = look.until - time.monotonic()
+                if left <= 0 or (look.patience and not look.patience.alive()):
+                    self._give_up(look, self._clock())
+                    return
+                pause = left if known.under_way else min(left, max(0.01, known.due - self._clock()))
+                known.changed.wait(min(LOOK, pause))
+
+    def _settled(self, look: _Look) -> bool:
+        """Whether it is known what is to be found (``look.found``); raised when it will not be. Begins due fetches."""
+        known, now = look.known, self._clock()
+        look.found = known.serving(look.kid, now)
+        if look.found is not None and look.found != look.not_this:
+            if now - known.fetched > STALE:
+                self._begin(look, now)
+            return True
+        if known.fresh(now) and known.good > max(look.since, look.told):
+            look.told, look.vain = known.good, look.vain + 1
+        if look.vain >= (VAIN if look.found is None else 1) or (known.fresh(now) and known.lacks(look.kid, now)):
+            return self._give_up(look, now)
+        if look.once and known.begun > look.since and not known.under_way:
+            return self._give_up(look, now)
+        if known.under_way or self._begin(look, now):
+            return False
+        lasting = known.fault.lasting and known.failures > 1 and not known.fresh(now)
+        if look.once or lasting or known.due - now > look.until - time.monotonic():
+            return self._give_up(look, now)
+        return False
+
+    @staticmethod
+    def _give_up(look: _Look, now: float) -> bool:
+        """Wait no longer: there is no other key than what was found, or, raised, that cannot be told."""
+        known = look.known
+        if look.vain and look.found is None:
+            known.note_missing(look.kid, now)
+        if look.vain or look.found is not None or (known.fresh(now) and known.lacks(look.kid, now)):
+            return True
+        raise keyless(NOT_YET if known.fresh(now) else known.fault)
+
+    def _check_room(self, look: _Look) -> None:
+        """Who waits for one issuer leaves places for calls of others; with keys there, half of all."""
+        if look.patience is None:
+            return
+        room, known = look.patience.room, look.known
+        most = room // 2 if known.fresh(self._clock()) else SHARE * (room - self._waiting)
+        if known.waiting >= most:
+            raise keyless(CROWDED)
+
+    def _wait_more(self, known: Issuer, calls: int) -> None:
         known.waiting += calls
         self._waiting += calls
 
-    def _now(self, known: _Issuer, kid: str) -> Key | None:
-        with self._lock:
-            if self._clock() - known.fetched > OVER:
-                raise _unavailable(known.fault or "it did not answer in time")
-            return known.keys.get(kid)
-
-    def _known(self, issuer: str, ca_pem: str) -> _Issuer:
-        known = self._issuers.setdefault((issuer, ca_pem), _Issuer())
-        self._issuers.move_to_end((issuer, ca_pem))
+    def _known(self, place_: tuple[str, str]) -> Issuer:
+        known = self._issuers.get(place_)
+        if known is None:
+            known = self._issuers[place_] = Issuer(changed=threading.Condition(self._lock))
+        self._issuers.move_to_end(place_)
         if len(self._issuers) > MAX_ISSUERS:
             self._issuers.popitem(last=False)
         return known
 
-    def _begin(self, issuer: str, ca_pem: str, known: _Issuer) -> threading.Event | None:
-        """The end of the fetch that is under way, one begun now if it is time; None when there is nothing to await."""
-        if known.ended is None and self._clock() - known.tried >= REFETCH:
-            known.tried = self._clock()
-            args = (issuer, ca_pem, known)
-            threading.Thread(target=self._refetch, args=args, name="issuer-keys", daemon=True).start()
-            known.ended = threading.Event()  # the thread looks for it under the lock that is held here
-        return known.ended
+    def _begin(self, look: _Look, now: float) -> bool:
+        """Begin a fetch, if none is under way and it is time for one."""
+        known = look.known
+        if known.under_way or now < known.due:
+            return False
+        known.begun, known.under_way = known.begun + 1, True
+        args = (*look.place, known, known.begun)
+        threading.Thread(target=self._refetch, args=args, name="issuer-keys", daemon=True).start()
+        return True
 
-    def _refetch(self, issuer: str, ca_pem: str, known: _Issuer) -> None:
-        found, fault = None, "its keys cannot be read"
+    def _refetch(self, issuer: str, ca_pem: str, known: Issuer, number: int) -> None:
+        found, fault = None, Fault("its keys cannot be read")
         try:
-            found = self._fetch(issuer, ca_pem)
-            fault = ""
+            found = self._fetch(issuer, ca_pem, known)
         except NotFetchedError as error:
-            fault = str(error)
+            fault = error.fault
         except ValueError:
             pass  # what it sent is not quoted
         except BaseException as error:  # noqa: BLE001 (a library's panic over what it sent must not end the broker)
             _log.error("issuer keys broke the reader", issuer=issuer, error=type(error).__name__)
-        finally:
-            with self._lock:
-                known.fault = fault
-                if found is not None:
-                    known.keys, known.fetched = found, self._clock()
-                ended, known.ended = known.ended, None
-            if ended is not None:
-                ended.set()
-        if fault:
-            _log.warning("issuer keys not fetched", issuer=issuer, fault=fault)
+        with known.changed:
+            known.under_way = False
+            if found is None:
+                known.failed(fault, self._clock())
+            else:
+                known.succeeded(found, number, self._clock())
+            known.changed.notify_all()
+        if found is None:
+            _log.warning("issuer keys not fetched", issuer=issuer, fault=fault.text)
 
-    def _fetch(self, issuer: str, ca_pem: str) -> dict[str, Key]:
+    def _fetch(self, issuer: str, ca_pem: str, known: Issuer) -> dict[str, Key]:
         deadline = time.monotonic() + SECONDS
-        discovery = f"{issuer.removesuffix('/')}/.well-known/openid-configuration"
-        document = strict_object(self._fetcher.get(discovery, ca_pem, deadline))
-        if document.get("issuer") != issuer:
-            raise NotFetchedError("its discovery document names another issuer")
-        address = document.get("jwks_uri")
-        if not isinstance(address, str):
-            raise NotFetchedError("its discovery document names no keys")
-        host, port, _ = place(address)
-        if (host, port) != place(issuer)[:2] and f"{host}:{port}" not in self._fetcher.allowed_hosts:
-            raise NotFetchedError("its keys are at another host, and [oidc] allowed_hosts does not name it")
-        found, left_out = keys.load(strict_object(self._fetcher.get(address, ca_pem, deadline)))
+        address, known.address = known.address or self._discovered(issuer, ca_pem, deadline), ""
+        try:
+            document = self._fetcher.get(address, ca_pem, deadline)
+        except NotFetchedError as error:
+            if not error.fault.lasting:
+                known.address = address  # the next try goes on from here, and only that
+            raise
+        found, left_out = keys.load(strict_object(document))
         if left_out:
             _log.warning("issuer keys left out", issuer=issuer, count=left_out)
         return found
 
-
-def _unavailable(why: str) -> Unavailable:
-    error = Unavailable(
-        "ISSUER_UNAVAILABLE", "The keys of the identity token's issuer cannot be had right now; try again in a minute."
-    )
-    error.facts = {"claim": "issuer keys", "claim_found": why}
-    return error
+    def _discovered(self, issuer: str, ca_pem: str, deadline: float) -> str:
+        discovery = f"{issuer.removesuffix('/')}/.well-known/openid-configuration"
+        document = strict_object(self._fetcher.get(discovery, ca_pem, deadline))
+        if document.get("issuer") != issuer:
+            raise NotFetchedError("its discovery document names another issuer", lasting=True)
+        address = document.get("jwks_uri")
+        if not isinstance(address, str):
+            raise NotFetchedError("its discovery document names no keys", lasting=True)
+        host, port, _ = place(address)
+        if (host, port) != place(issuer)[:2] and f"{host}:{port}" not in self._fetcher.allowed_hosts:
+            text = f"its keys are at another host, and [oidc] allowed_hosts does not name it: {host}:{port}"
+            raise NotFetchedError(text, lasting=True)
+        return address

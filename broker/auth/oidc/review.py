@@ -6,9 +6,7 @@ A signature tells nothing of a pod or a service account that is gone since; the 
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 import threading
 import time
 from pathlib import Path
@@ -16,18 +14,24 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
+from broker import secret_files
 from broker.auth.oidc.compact import strict_object
-from broker.auth.oidc.fetch import Fetcher, NotFetchedError
+from broker.auth.oidc.fetch import Fault, Fetcher, NotFetchedError
 from broker.auth.oidc.refusals import refused
 from broker.auth.oidc.resolve import Ask, system
 from broker.core import matching
-from broker.core.errors import Unavailable
+from broker.core.armour import certificates
+from broker.core.errors import BrokerError, Exhausted, Unauthenticated, Unavailable
+from broker.core.identity import Patience
 from broker.core.trust import ISSUER, MAX_TEXT
 
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 SECONDS = 3.0
 AT_ONCE = 8
-"""Reviews of one cluster at a time; more logins are told to come back, so that one that hangs holds up no other."""
+"""Reviews of one cluster at a time; more logins wait for a place as long as their patience goes."""
+
+PAUSES = (0.5, 1.0)
+"""Seconds before a cluster that could not be asked is asked again."""
 
 _TOKEN = re.compile(rb"[!-~]{1,8192}")
 HostPort = Annotated[str, StringConstraints(max_length=260, pattern=r"^[a-z0-9][a-z0-9.-]*:[1-9][0-9]{0,4}$")]
@@ -72,12 +76,13 @@ class TokenReview:
         self._fetcher = Fetcher(frozenset({config.host}), ask)
         self._room = threading.BoundedSemaphore(AT_ONCE)
 
-    def check(self, token: str, audience: str, subject: str) -> None:
+    def check(self, token: str, audience: str, subject: str, patience: Patience | None = None) -> None:
         """Return if the cluster vouches for the token, for this audience and as this subject.
 
-        Unauthenticated ``TOKEN_REVIEW_FAILED``; Unavailable ``TOKEN_REVIEW_UNAVAILABLE`` when it cannot be asked.
+        Unauthenticated ``TOKEN_REVIEW_FAILED``; Unavailable ``TOKEN_REVIEW_UNAVAILABLE`` when it cannot be asked, with
+        patience a few times; Unauthenticated ``TOKEN_REVIEW_MISCONFIGURED`` when it does not let the broker ask.
         """
-        status = self._status(token, audience)
+        status = self._told(token, audience, patience)
         user = status.get("user")
         found = {
             "authenticated": status.get("authenticated") is True,
@@ -92,38 +97,56 @@ class TokenReview:
             error.facts = {**error.facts, "issuer": self._config.issuer, "subject": subject}
             raise error
 
-    def _status(self, token: str, audience: str) -> dict[str, Any]:
+    def _told(self, token: str, audience: str, patience: Patience | None) -> dict[str, Any]:
+        if patience is None:
+            return self._status(token, audience, 0)
+        try:
+            with patience.aside():
+                return self._insisting(token, audience, patience)
+        except Exhausted as error:
+            raise _unavailable(Fault("too many calls wait already")) from error
+
+    def _insisting(self, token: str, audience: str, patience: Patience) -> dict[str, Any]:
+        for pause in PAUSES:
+            try:
+                return self._status(token, audience, max(0.0, patience.until - time.monotonic()))
+            except Unavailable:
+                if time.monotonic() + pause >= patience.until or not patience.alive():
+                    raise
+            time.sleep(pause)
+        return self._status(token, audience, max(0.0, patience.until - time.monotonic()))
+
+    def _status(self, token: str, audience: str, wait: float) -> dict[str, Any]:
+        """``wait``: seconds that a place among those that ask at a time is waited for."""
         asked = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
             "spec": {"token": token, "audiences": [audience]},
         }
-        if not self._room.acquire(blocking=False):
-            raise _unavailable("too many logins wait for it already")
+        if not self._room.acquire(timeout=wait):
+            raise _unavailable(Fault("too many logins wait for it already"))
         try:
             url = f"https://{self._config.host}{PATH}"
-            ca_pem, own = self._config.ca_file.read_text("ascii"), _own_token(self._config.token_file)
+            ca_pem, own = certificates(self._config.ca_file.read_bytes()), _own_token(self._config.token_file)
             answer = self._fetcher.post(url, ca_pem, time.monotonic() + SECONDS, own, json.dumps(asked).encode())
             status = strict_object(answer).get("status")
         except NotFetchedError as error:
-            raise _unavailable(str(error)) from error
+            raise _unavailable(error.fault) from error
         except (OSError, ValueError) as error:
-            raise _unavailable("its CA, the broker's token for it or its answer cannot be read") from error
+            raise _unavailable(Fault("its CA, the broker's token for it or its answer cannot be read")) from error
         finally:
             self._room.release()
         if not isinstance(status, dict):
-            raise _unavailable("its answer is no review")
+            raise _unavailable(Fault("its answer is no review"))
         return status
 
 
 def _own_token(file: Path) -> str:
-    """The broker's token; OSError or ValueError. A regular file, not a link, closed to everybody but its owner."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as opened:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
-            raise ValueError("the token file is open to others")
-        token = opened.read(16384).strip()
+    """The broker's token, of a private file (``secret_files``); ValueError when it cannot be had."""
+    try:
+        token = secret_files.line(secret_files.read(file, 16384)).strip()
+    except secret_files.UnusableError as fault:
+        raise ValueError(fault.why) from fault
     if not _TOKEN.fullmatch(token):
         raise ValueError("the token file does not hold one token and nothing else")
     return token.decode("ascii")
@@ -133,9 +156,17 @@ def _texts(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _unavailable(why: str) -> Unavailable:
-    error = Unavailable(
-        "TOKEN_REVIEW_UNAVAILABLE", "The identity token's cluster cannot be asked about it right now; try again."
-    )
-    error.facts = {"claim": "token review", "claim_found": matching.shown(why)}
+def _unavailable(fault: Fault) -> BrokerError:
+    error: BrokerError
+    if fault.lasting:
+        error = Unauthenticated(
+            "TOKEN_REVIEW_MISCONFIGURED",
+            "The identity token's cluster does not let the broker ask it about the token; trying again will not help: "
+            "tell an operator of the broker, whom the audit of this call shows the cause.",
+        )
+    else:
+        error = Unavailable(
+            "TOKEN_REVIEW_UNAVAILABLE", "The identity token's cluster cannot be asked about it right now; try again."
+        )
+    error.facts = {"claim": "token review", "claim_found": matching.shown(fault.text)}
     return error

@@ -70,8 +70,8 @@ def locate(settings: AzureKeyVaultSettings, surroundings: Surroundings) -> Place
     if settings.host not in surroundings.allowed_hosts:
         raise InvalidRequest(
             "TARGET_HOST_NOT_ALLOWED",
-            "The vault's host and port are not among those that the broker's configuration allows; have them, as in "
-            "name.vault.azure.net:443, added to allowed_hosts under [targets] there, and the broker started again.",
+            f"{settings.host} is not among the hosts and ports that the broker's configuration allows; if it is right, "
+            "have it added to allowed_hosts under [targets] there, and the broker started again.",
         )
     if settings.credential == "token-file":
         raise InvalidRequest(

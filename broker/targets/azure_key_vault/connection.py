@@ -25,6 +25,7 @@ from azure.core.rest import HttpRequest
 from azure.keyvault.keys import JsonWebKey, KeyClient, KeyProperties, KeyVaultKey
 from azure.keyvault.keys.crypto import CryptographyClient
 
+from broker.core.armour import certificates
 from broker.core.errors import BrokerError, WrongState
 from broker.targets import https
 from broker.targets.azure_key_vault import refusals
@@ -141,13 +142,16 @@ class Connection:
     def _broken(self, error: Exception) -> BrokerError:
         said = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in said:
-            return refusals.untrusted(self._place)
+            return refusals.untrusted(self._place, https.cause(error))
         if "No connection adapters" in said:
             return WrongState(
                 "TARGET_REFUSED", f"The vault at {self._place.host} points to another server; that one is not asked."
             )
         slow = "timed out" in said or "too long" in said or "time for the whole" in said
-        return refusals.unreachable(self._place, "did not answer in time" if slow else "cannot be reached")
+        why = https.cause(error)
+        return refusals.unreachable(
+            self._place, "did not answer in time" if slow else f"cannot be reached{f' ({why})' if why else ''}"
+        )
 
 
 def answer_of(error: Any) -> refusals.Answer:
@@ -162,11 +166,12 @@ def _ca_pem(place: Place) -> str:
     if place.private is None:
         return ""
     try:
-        return place.private.ca_file.read_text("ascii")
+        return certificates(place.private.ca_file.read_bytes())
     except (OSError, ValueError) as error:
+        why = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
         raise WrongState(
             "TARGET_TLS_UNTRUSTED",
-            f"The ca_file of {place.host} in the broker's configuration cannot be read; nothing was sent.",
+            f"The ca_file of {place.host} in the broker's configuration {why}; nothing was sent.",
         ) from error
 
 

@@ -14,6 +14,13 @@ from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.targets.azure_key_vault.clouds import Place
 
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}", re.ASCII)
+OUT_OF_USE = {
+    "KeyDisabled": ("is disabled", "--enabled true"),
+    "KeyExpired": ("has expired", "--expires with a later date"),
+    "KeyNotYetValid": ("is not valid yet", "--not-before with an earlier date"),
+}
+"""What keeps a key from being used, by the service's code, and the option that changes it."""
+
 MAX_WAIT_SECONDS = 5.0
 """A longer Retry-After is not waited for, but told."""
 
@@ -72,6 +79,25 @@ def refusal(answer: Answer, place: Place, right: str, name: str, about: str = ""
     )
 
 
+def deleted(place: Place, name: str, answer: Answer | None) -> str:
+    """What may still be there of a key that does not show; ``answer``: the refusal to tell, None when it was told."""
+    where = which(place)
+    if answer is not None:
+        return (
+            f"whether it is deleted at {place.host} and can be recovered does not show ({answer.short}); az keyvault "
+            f"key show-deleted {where} --name {name} tells whoever may look."
+        )
+    return (
+        f"it is deleted at {place.host} and not purged: az keyvault key recover {where} --name {name} brings it back, "
+        f"az keyvault key purge {where} --name {name} ends it (where purge protection is on, once its days are over)."
+    )
+
+
+def which(place: Place) -> str:
+    """The option that names the place to Azure's command line."""
+    return f"--hsm-name {place.name}" if place.tier == "managed-hsm" else f"--vault-name {place.name}"
+
+
 def missing(place: Place, name: str) -> WrongState:
     """Nothing of that name, or no such version of it."""
     return WrongState("REMOTE_KEY_MISSING", f"The vault at {place.host} has no such version of the key {name}.")
@@ -94,13 +120,13 @@ def unreachable(place: Place, why: str) -> Unavailable:
     )
 
 
-def untrusted(place: Place) -> WrongState:
+def untrusted(place: Place, why: str) -> WrongState:
     """The TLS certificate is not what it has to be (BY-01)."""
     whose = "its ca_file in the broker's configuration" if place.private else "the CAs that this host trusts"
     return WrongState(
         "TARGET_TLS_UNTRUSTED",
-        f"The certificate of {place.host} is not from {whose}, has expired or is for another name; nothing was sent. "
-        "Find out who answers there.",
+        f"The certificate of {place.host} is not one from {whose}, in date and for that name ({why}); nothing was "
+        "sent. Find out who answers there.",
     )
 
 
@@ -160,35 +186,40 @@ def _forbidden(answer: Answer, place: Place, right: str, name: str) -> BrokerErr
             f"The firewall of {place.host} does not let this host in; add its address (az keyvault network-rule add "
             f"--name {place.name} --ip-address …) or use a private endpoint.",
         )
-    if answer.says("KeyDisabled", "KeyNotYetValid", "KeyExpired") and right == "import":
-        return WrongState(
-            "KEK_UNSUITABLE",
-            f"The KEK at {place.host} has been disabled or is outside its dates, so it opens nothing; enable it, or "
-            "have a new one made and pin it with `broker target repin`.",
-        )
-    if answer.says("KeyDisabled", "KeyNotYetValid", "KeyExpired"):
-        return WrongState(
-            "TARGET_KEY_DISABLED",
-            f"The key {name} at {place.host} is disabled or outside its dates; az keyvault key set-attributes "
-            f"--name {name} --enabled true makes it usable.",
-        )
+    for code, (state, option) in OUT_OF_USE.items():
+        if answer.says(code):
+            return _out_of_use(place, right, name, state, option)
     if answer.says("KeyOperationForbidden"):
         return WrongState(
             "TARGET_OPERATION_FORBIDDEN",
-            f"The key {name} at {place.host} may not be used to {right}; az keyvault key set-attributes --name {name} "
-            "--ops … says what it may do.",
+            f"The key {name} at {place.host} may not be used to {right}; az keyvault key set-attributes {which(place)} "
+            f"--name {name} --ops … says what it may do.",
         )
     return lacking(place, [right])
 
 
+def _out_of_use(place: Place, right: str, name: str, state: str, option: str) -> WrongState:
+    if right == "import":
+        return WrongState(
+            "KEK_UNSUITABLE",
+            f"The KEK at {place.host} {state}, so it opens nothing; az keyvault key set-attributes {which(place)} "
+            f"with its --name, --version and {option} puts it to use again.",
+        )
+    return WrongState(
+        "TARGET_KEY_DISABLED",
+        f"The key {name} at {place.host} {state}; az keyvault key set-attributes {which(place)} --name {name} {option} "
+        "makes it usable.",
+    )
+
+
 def _conflict(answer: Answer, place: Place, name: str) -> BrokerError:
-    which = f"--hsm-name {place.name}" if place.tier == "managed-hsm" else f"--vault-name {place.name}"
+    where = which(place)
     if answer.says("ObjectIsDeletedButRecoverable"):
         return WrongState(
             "TARGET_NAME_DELETED",
-            f"A deleted key still holds the name {name} at {place.host}: az keyvault key recover {which} --name {name} "
-            f"brings it back, az keyvault key purge {which} --name {name} frees the name (not before its 7 to 90 days "
-            "are over where purge protection is on); or choose another remote name.",
+            f"A deleted key still holds the name {name} at {place.host}: az keyvault key recover {where} --name {name} "
+            f"brings it back, az keyvault key purge {where} --name {name} frees the name (not before its 7 to 90 days "
+            "are over where purge protection is on); or choose another name there.",
         )
     if answer.says("ObjectIsBeingDeleted", "ObjectIsBeingRecovered"):
         return Unavailable(

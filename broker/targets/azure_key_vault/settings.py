@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from broker.core.addresses import https, parts
 from broker.targets import binding
 
-# No URL parser decides what is connected to: what passes here reads the same to every one of them (BY-03).
-_ADDRESS = re.compile(r"https://((?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]))(:[1-9][0-9]{0,4})?/?", re.ASCII)
 _KEY_NAME = re.compile(r"[0-9A-Za-z-]{1,127}", re.ASCII)
 _VERSIONED = re.compile(r"(https://[^/?#@\\]{1,255})/keys/([0-9A-Za-z-]{1,127})/([0-9a-f]{32})", re.ASCII)
+_KEY_PATH = re.compile(r"/keys/([0-9A-Za-z-]{1,127})/([0-9A-Fa-f]{32})/?", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
@@ -20,15 +20,25 @@ Credential = Literal["workload-identity", "managed-identity", "client-certificat
 
 
 def _address(text: str) -> str:
-    if not _ADDRESS.fullmatch(text):
-        raise ValueError("give https://host, or https://host:port, in lower case, with no user, path or query")
-    return text.removesuffix("/").removesuffix(":443")
+    if "/keys/" in text:
+        raise ValueError("it is the id of a key; give the vault's own URL here, https://host, and the id as the KEK")
+    return _spelled(*https(text))
 
 
 def _kek(text: str) -> str:
-    if not _VERSIONED.fullmatch(text) and not _KEY_NAME.fullmatch(text):
-        raise ValueError("give the KEK's id with its version, https://host/keys/name/version")
-    return text
+    if _KEY_NAME.fullmatch(text):
+        return text
+    host, port, path = parts(text)
+    found = _KEY_PATH.fullmatch(path)
+    if found is None:
+        raise ValueError(
+            "it is no key's id with its version, https://host/keys/name/version; `az keyvault key show` tells it as kid"
+        )
+    return f"{_spelled(host, port)}/keys/{found[1]}/{found[2].lower()}"
+
+
+def _spelled(host: str, port: int) -> str:
+    return f"https://{host}" if port == 443 else f"https://{host}:{port}"
 
 
 def _file(text: str) -> str:
@@ -38,12 +48,13 @@ def _file(text: str) -> str:
 
 
 def _guid(text: str) -> str:
-    if text and not _GUID.fullmatch(text):
-        raise ValueError("give the id as a GUID in lower case")
-    return text
+    bare = text.strip("{}").lower()
+    if text and not _GUID.fullmatch(bare):
+        raise ValueError("it is no GUID, as 01234567-89ab-cdef-0123-456789abcdef; a name does not do")
+    return bare
 
 
-Guid = Annotated[str, Field(max_length=36), AfterValidator(_guid)]
+Guid = Annotated[str, Field(max_length=38), AfterValidator(_guid)]
 
 
 class AzureKeyVaultSettings(BaseModel):

@@ -30,6 +30,7 @@ KEK_BITS = 4096
 MIN_KEK_BITS = 2048
 GCM_IV = 12
 GCM_TAG = 16
+NAME = re.compile(r"[0-9A-Za-z-]{1,127}", re.ASCII)
 _VERSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
@@ -65,23 +66,38 @@ class AzureKeyVaultTarget:
         with self._connection.asking("get", settings.kek_name):
             found = self._connection.read(settings.kek_name, settings.kek_version)
             if found is None:
-                raise WrongState(
-                    "TARGET_KEK_MISSING",
-                    f"There is no enabled KEK {settings.kek_name} of this version at {self._place.host}; it was "
-                    "deleted or disabled, or its id is another one. Nothing was wrapped.",
-                )
+                raise self._no_kek(settings.kek_name, settings.kek_version)
             return self._checked_kek(found, settings.kek)
+
+    def _no_kek(self, name: str, version: str) -> WrongState:
+        """Why the KEK is not to be had; asked for only then."""
+        there = {one.version: one for one in self._connection.listed(name)}
+        if version in there:
+            why = f"is disabled; {self._enabling(self._settings.kek)} puts it to use again"
+        elif there:
+            why = f"is not there in the version {version}, though the key is in others; its id is another one"
+        else:
+            remains = self.remains(name)
+            why = f"does not show: {remains.rstrip('.')}" if remains else "is not there, nor to be recovered"
+        return WrongState("TARGET_KEK_MISSING", f"The KEK {name} at {self._place.host} {why}. Nothing was wrapped.")
+
+    def _enabling(self, kid: str) -> str:
+        name, _, version = kid.partition("/keys/")[2].partition("/")
+        where = f"{refusals.which(self._place)} --name {name} --version {version}"
+        return f"az keyvault key set-attributes {where} --enabled true"
 
     def create_wrapping_key(self) -> WrappingKey:
         """RSA-4096 in the vault's HSM, for importing only."""
         name, connection = self._settings.kek_name, self._connection
         with connection.asking("get", name):
             there = [one.version for one in connection.listed(name)]
+            current = connection.read(name, "") if there else None
         if there:
+            version = current.properties.version if current else there[-1]
             raise WrongState(
                 "TARGET_KEK_EXISTS",
                 f"There is a key {name} at {self._place.host} already; if it is a KEK, register the target with its "
-                f"id, {self._settings.vault_url}/keys/{name}/{there[-1]}, else choose another name.",
+                f"id, {self._settings.vault_url}/keys/{name}/{version}, else choose another name.",
             )
         with connection.asking("create", name):
             made = connection.keys.make_kek(name, KEK_BITS)
@@ -102,19 +118,18 @@ class AzureKeyVaultTarget:
         unfit = [
             what
             for what, is_so in (
-                ("has another id than was asked for", str(found.id) != kid),
+                ("has another id than was asked for", str(found.id).lower() != kid.lower()),  # names differ by no case
                 ("is not protected by the vault's HSM (RSA-HSM)", forms.text(found.key.kty) != "RSA-HSM"),
                 ("can do more than import", [forms.text(one) for one in now_or_never] != ["import"]),
                 ("is exportable", bool(properties.exportable) or properties.release_policy is not None),
-                ("is disabled", properties.enabled is not True),
+                (f"is disabled ({self._enabling(kid)} puts it to use again)", properties.enabled is not True),
             )
             if is_so
         ]
         if unfit:
             raise WrongState(
                 "KEK_UNSUITABLE",
-                f"The KEK at {self._place.host} {' and '.join(unfit)}; nothing is wrapped for it. Make one that can "
-                "only import, with `broker target add azure-key-vault … --create-kek`.",
+                f"The KEK at {self._place.host} {' and '.join(unfit)}; nothing is wrapped for it.",
             )
         key = load_der_public_key(public_key or b"")
         if not isinstance(key, rsa.RSAPublicKey) or key.key_size < MIN_KEK_BITS:
@@ -150,6 +165,14 @@ class AzureKeyVaultTarget:
                 "TARGET_REFUSED", "The blob is not an RSA-OAEP-SHA-1 block and AES-KWP; Azure opens nothing else."
             )
         return byok.transfer_file(kek.id, blob)
+
+    def spelled(self, name: str) -> str:
+        """In lower case, as the service takes names that differ by case for one."""
+        if not NAME.fullmatch(name):
+            raise InvalidRequest(
+                "NAME_INVALID", "Azure has no key of such a name: use 1 to 127 letters, digits and hyphens."
+            )
+        return name.lower()
 
     def import_key(
         self, name: str, key_type: KeyType, usage: KeyUsage, blob: bytes, oaep_hash: OaepHash, *, first: bool
@@ -210,6 +233,16 @@ class AzureKeyVaultTarget:
     def check(self) -> None:
         """Ask for what cannot be, so that the refusal says whether it is for want of the right."""
         rights.check(self._connection, self._settings, self._place)
+
+    def remains(self, name: str) -> str:
+        """Whatever is deleted there can be recovered until it is purged, by hand or by its time."""
+        with self._connection.asking("get", name):
+            answer = self._connection.send("GET", f"/deletedkeys/{name}", None)
+        if answer is not None and answer.status == 404 and answer.says("KeyNotFound"):
+            return ""
+        if answer is not None and (answer.status == 429 or answer.status >= 500):
+            raise refusals.refusal(answer, self._place, "get", name)
+        return refusals.deleted(self._place, name, answer)
 
     # ---- terms ---------------------------------------------------------------------------------------------------
 

@@ -37,19 +37,21 @@ def unreachable(host: str, why: str) -> Unavailable:
     )
 
 
-def untrusted(host: str) -> WrongState:
+def untrusted(host: str, why: str) -> WrongState:
     """The TLS certificate is not what was registered (BY-01, BY-12)."""
     return WrongState(
         "TARGET_TLS_UNTRUSTED",
-        f"The certificate of {host} is not from the registered CA, has expired or is for another name; nothing was "
-        "sent. Find out who answers there before you register another CA.",
+        f"The certificate of {host} is not one from the registered CA, in date and for that name ({why}); nothing was "
+        "sent. Find out who answers there before you register it with another CA.",
     )
 
 
 def no_transit(mount: str, host: str) -> WrongState:
     """Whatever is mounted there, it is not a transit engine that can import."""
     return WrongState(
-        "TARGET_MOUNT_MISSING", f"There is no transit engine at {mount} on {host}; check the mount and the namespace."
+        "TARGET_MOUNT_MISSING",
+        f"There is no transit engine at {mount} on {host}; check the mount and the namespace. Those of a registered "
+        "target are fixed: if they are wrong, register it under another name.",
     )
 
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from cryptography import x509
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from broker.core.addresses import https
+from broker.core.armour import MAX_BYTES, certificates
 from broker.targets.binding import Credential
 
-# No URL parser decides what is connected to: what passes here reads the same to every one of them (BY-03).
-_ADDRESS = re.compile(r"https://((?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]):[1-9][0-9]{0,4})", re.ASCII)
-_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(?:/[A-Za-z0-9][A-Za-z0-9_-]*)*", re.ASCII)
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
-_CERTIFICATES = re.compile(
-    r"\s*(?:-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----\s*){1,16}", re.ASCII
-)
+MAX_CA = 128 * 1024
 
 
 def _address(text: str) -> str:
-    if not _ADDRESS.fullmatch(text):
-        raise ValueError("give https://host:port in lower case, with no user, path or query")
-    return text
+    host, port = https(text)
+    return f"https://{host}:{port}"
 
 
 def _path(text: str) -> str:
-    if not _PATH.fullmatch(text):
-        raise ValueError("use letters, digits, hyphens and underscores, parts separated by single slashes")
-    return text
+    """A mount or a namespace; a slash at either end means nothing to the server."""
+    bare = text.removeprefix("/").removesuffix("/")
+    if not _PATH.fullmatch(bare):
+        raise ValueError(
+            "use letters, digits, hyphens, underscores and dots, no dot first, parts separated by single slashes"
+        )
+    return bare
 
 
 def _file(text: str) -> str:
@@ -39,13 +39,13 @@ def _file(text: str) -> str:
 
 def _certificates(text: str) -> str:
     # Nothing but certificates: what is registered is shown to whoever may read targets, and a key must not be in it.
-    if not _CERTIFICATES.fullmatch(text):
-        raise ValueError("give 1 to 16 PEM certificates and nothing else")
     try:
-        x509.load_pem_x509_certificates(text.encode())
-    except ValueError:
-        raise ValueError("a certificate cannot be read; give the PEM file of the server's CA") from None
-    return text
+        found = certificates(text.encode())
+    except ValueError as error:
+        raise ValueError(f"the CA's file {error}") from None
+    if len(found) > MAX_CA:
+        raise ValueError(f"the CA's certificates are longer than {MAX_CA >> 10} KiB together; give fewer")
+    return found
 
 
 class VaultSettings(BaseModel):
@@ -55,7 +55,7 @@ class VaultSettings(BaseModel):
 
     address: Annotated[str, Field(max_length=255), AfterValidator(_address)]
     mount: Annotated[str, Field(max_length=128), AfterValidator(_path)]
-    ca_pem: Annotated[str, Field(max_length=65536), AfterValidator(_certificates)]
+    ca_pem: Annotated[str, Field(max_length=MAX_BYTES), AfterValidator(_certificates)]
     token_file: Annotated[str, Field(max_length=64), AfterValidator(_file)]
     namespace: Annotated[str, Field(max_length=128), AfterValidator(lambda text: _path(text) if text else "")] = ""
 

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from types import MappingProxyType
 from typing import Any
 
@@ -51,6 +52,7 @@ EXPOSING = (
 """Flags that must read false or 0, or the key could leave, change or be another one than the HSM's (BY-08)."""
 
 MAX_NAMES = 1000
+NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?", re.ASCII)
 
 
 class VaultTarget:
@@ -65,8 +67,9 @@ class VaultTarget:
         if settings.host not in surroundings.allowed_hosts:
             raise InvalidRequest(
                 "TARGET_HOST_NOT_ALLOWED",
-                "The target's host and port are not among those that the broker's configuration allows; have them "
-                "added to allowed_hosts under [targets] there, and the broker started again.",
+                f"{settings.host} is not among the hosts and ports that the broker's configuration allows (443 is the "
+                "port of an address without one); if it is right, have it added to allowed_hosts under [targets] "
+                "there, and the broker started again.",
             )
         self._settings = settings
         self._transfer_files = surroundings.vault_transfer_files
@@ -120,6 +123,16 @@ class VaultTarget:
         if not key_type.startswith("rsa") and (usage is KeyUsage.ENCRYPT) != key_type.symmetric:
             raise InvalidRequest("KEY_TYPE_UNSUPPORTED", f"A key of type {key_type} cannot be imported to {usage}.")
 
+    def spelled(self, name: str) -> str:
+        """As it is: names there differ by case. The grammar is that of the engine's paths (``GenericNameRegex``)."""
+        if not NAME.fullmatch(name):
+            raise InvalidRequest(
+                "NAME_INVALID",
+                "The transit engine has no key of such a name: use 1 to 255 letters, digits, underscores, hyphens and "
+                "dots, with a letter, digit or underscore at both ends.",
+            )
+        return name
+
     def import_key(
         self, name: str, key_type: KeyType, usage: KeyUsage, blob: bytes, oaep_hash: OaepHash, *, first: bool
     ) -> None:
@@ -149,6 +162,15 @@ class VaultTarget:
             )
             for number, entry in sorted(keys.items(), key=lambda item: int(item[0]))
         ]
+
+    def remains(self, name: str) -> str:
+        """Deleted is gone there; what is deleted softly still shows. Of a key that is there, versions can be hidden."""
+        if self._transport.read(f"keys/{name}") is None:
+            return ""
+        return (
+            f"the key {name} is there without it, and its min_decryption_version or min_available_version may hide "
+            "older versions."
+        )
 
     def check_terms(self, key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
         """The transit engine has no such thing: what a key may do there goes by its type and the callers' policies."""

@@ -10,7 +10,7 @@ import urllib3
 from hvac.adapters import RawAdapter
 
 from broker.core.errors import BrokerError
-from broker.targets.https import CONNECT_SECONDS, READ_SECONDS, session, trusting
+from broker.targets.https import CONNECT_SECONDS, READ_SECONDS, cause, session, trusting
 from broker.targets.vault import refusals
 from broker.targets.vault.settings import VaultSettings
 
@@ -60,6 +60,9 @@ class Transport:
 
     def _broken(self, error: Exception) -> BrokerError:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return refusals.untrusted(self._host)
+            return refusals.untrusted(self._host, cause(error))
         slow = isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError)
-        return refusals.unreachable(self._host, "did not answer in time" if slow else "cannot be reached")
+        why = cause(error)
+        return refusals.unreachable(
+            self._host, "did not answer in time" if slow else f"cannot be reached{f' ({why})' if why else ''}"
+        )

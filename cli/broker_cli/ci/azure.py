@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from broker_cli.budget import Budget
 from broker_cli.ci.token import checked
 from broker_cli.refusal import Exit, Refusal
 
@@ -19,7 +20,7 @@ def here(environ: Mapping[str, str]) -> bool:
     return environ.get("TF_BUILD", "").lower() == "true"
 
 
-def token(environ: Mapping[str, str], audience: str) -> str:
+def token(environ: Mapping[str, str], audience: str, within: Budget) -> str:
     """A fresh token of the pipeline."""
     del audience
     url, bearer = environ.get("SYSTEM_OIDCREQUESTURI"), environ.get("SYSTEM_ACCESSTOKEN")
@@ -38,5 +39,5 @@ def token(environ: Mapping[str, str], audience: str) -> str:
         )
     from broker_cli.ci import web  # noqa: PLC0415  only here is HTTP spoken, and it is slow to load
 
-    answer = web.ask(web.with_query(url, **{"api-version": "7.1"}), bearer, ORIGIN, post=True)
+    answer = web.ask(web.with_query(url, **{"api-version": "7.1"}), bearer, ORIGIN, within, post=True)
     return checked(str(answer.get("oidcToken", "")), ORIGIN)

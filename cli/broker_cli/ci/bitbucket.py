@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from broker_cli.budget import Budget
 from broker_cli.ci.token import checked, for_audience
 from broker_cli.refusal import Exit, Refusal
 
@@ -18,8 +19,9 @@ def here(environ: Mapping[str, str]) -> bool:
     return bool(environ.get("BITBUCKET_BUILD_NUMBER") or environ.get(VARIABLE))
 
 
-def token(environ: Mapping[str, str], audience: str) -> str:
+def token(environ: Mapping[str, str], audience: str, within: Budget) -> str:
     """The step's token."""
+    del within
     if not environ.get(VARIABLE):
         raise Refusal(
             "PERMISSION_MISSING",

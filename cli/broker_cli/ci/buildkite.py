@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from broker_cli.budget import Budget
 from broker_cli.ci import program
 from broker_cli.ci.token import checked, needed
 
@@ -16,9 +17,9 @@ def here(environ: Mapping[str, str]) -> bool:
     return environ.get("BUILDKITE") == "true"
 
 
-def token(environ: Mapping[str, str], audience: str) -> str:
+def token(environ: Mapping[str, str], audience: str, within: Budget) -> str:
     """A fresh token for ``audience``."""
     del environ
     claims = ["--claim", "organization_id", "--claim", "pipeline_id"]
     asked = ["--audience", needed(audience, ORIGIN), "--lifetime", "300", *claims]
-    return checked(program.ask(["buildkite-agent", "oidc", "request-token", *asked], ORIGIN), ORIGIN)
+    return checked(program.ask(["buildkite-agent", "oidc", "request-token", *asked], ORIGIN, within), ORIGIN)

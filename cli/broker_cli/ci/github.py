@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from broker_cli.budget import Budget
 from broker_cli.ci.token import checked, needed
 from broker_cli.refusal import Exit, Refusal
 
@@ -16,7 +17,7 @@ def here(environ: Mapping[str, str]) -> bool:
     return environ.get("GITHUB_ACTIONS") == "true" or any(environ.get(name) for name in CREDENTIALS)
 
 
-def token(environ: Mapping[str, str], audience: str) -> str:
+def token(environ: Mapping[str, str], audience: str, within: Budget) -> str:
     """A fresh token for ``audience``."""
     url, bearer = (environ.get(name, "") for name in CREDENTIALS)
     if not url and not bearer:
@@ -35,5 +36,5 @@ def token(environ: Mapping[str, str], audience: str) -> str:
         )
     from broker_cli.ci import web  # noqa: PLC0415  only here is HTTP spoken, and it is slow to load
 
-    answer = web.ask(web.with_query(url, audience=needed(audience, ORIGIN)), bearer, ORIGIN)
+    answer = web.ask(web.with_query(url, audience=needed(audience, ORIGIN)), bearer, ORIGIN, within)
     return checked(str(answer.get("value", "")), ORIGIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from broker_cli.budget import Budget
 from broker_cli.ci.token import checked, for_audience
 from broker_cli.refusal import Exit, Refusal
 
@@ -24,8 +25,9 @@ def names(audience: str) -> list[str]:
     return [USUAL, *([re.sub("[^A-Z0-9]", "_", audience.upper()) + "_ID_TOKEN"] if audience else [])]
 
 
-def token(environ: Mapping[str, str], audience: str) -> str:
+def token(environ: Mapping[str, str], audience: str, within: Budget) -> str:
     """The token that the job declared for us."""
+    del within
     for name in names(audience):
         if environ.get(name):
             return for_audience(checked(environ[name], f"the variable {name}"), audience, _CURE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from broker_cli.budget import Budget
 from broker_cli.ci import tokenfile
 from broker_cli.refusal import Exit, Refusal
 
@@ -21,9 +22,9 @@ def here(environ: Mapping[str, str]) -> bool:
     return bool(environ.get("KUBERNETES_SERVICE_HOST"))
 
 
-def token(environ: Mapping[str, str], audience: str) -> str:
+def token(environ: Mapping[str, str], audience: str, within: Budget) -> str:
     """The token that the kubelet projected for us."""
-    del environ
+    del environ, within
     if not PLACE.exists():
         raise Refusal(
             "PERMISSION_MISSING",

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 
+from broker_cli.budget import Budget
 from broker_cli.refusal import Exit, Refusal
 
-TIMEOUT = 30.0
 
-
-def ask(command: list[str], origin: str) -> str:
+def ask(command: list[str], origin: str, within: Budget) -> str:
     """What the program printed. Its complaints are not passed on: they could quote a credential."""
     path = shutil.which(command[0])
     if path is None:
@@ -19,13 +18,17 @@ def ask(command: list[str], origin: str) -> str:
             f"{origin} gives identity tokens by its program {command[0]}, which is not on the PATH of this job.",
             Exit.NOT_LOGGED_IN,
         )
+    return within.insist(lambda seconds: _once([path, *command[1:]], command, seconds))
+
+
+def _once(started: list[str], command: list[str], seconds: float) -> str:
     try:
         done = subprocess.run(  # noqa: S603  the program and its arguments are fixed
-            [path, *command[1:]],
+            started,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=TIMEOUT,
+            timeout=seconds,
             check=True,
         )
     except subprocess.CalledProcessError as failed:
@@ -36,7 +39,10 @@ def ask(command: list[str], origin: str) -> str:
 
 
 def _failed(command: list[str], why: str) -> Refusal:
+    """What the program met it tells a person only, so it may have been away as well as have refused."""
     words = " ".join(command[:3])
-    return Refusal(
-        "IDENTITY_UNAVAILABLE", f'No identity token: "{words}" {why}; run it in this job to see.', Exit.NOT_LOGGED_IN
+    refusal = Refusal(
+        "IDENTITY_UNAVAILABLE", f'No identity token: "{words}" {why}; run it in this job to see why.', Exit.UNAVAILABLE
     )
+    refusal.passing = True
+    return refusal

@@ -50,6 +50,7 @@ class GetHsmResponse(_message.Message):
     ONE_CALL_WRAP_FIELD_NUMBER: _builtins.int
     PROBES_FIELD_NUMBER: _builtins.int
     ANSWERING_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     module: _builtins.str
     library: _builtins.str
     token_label: _builtins.str
@@ -73,6 +74,10 @@ class GetHsmResponse(_message.Message):
 
     @_builtins.property
     def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Probe]: ...
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___Probe]:
+        """Each part of the broker: whether this token is good for it, and else what it lacks."""
+
     def __init__(
         self,
         *,
@@ -89,10 +94,11 @@ class GetHsmResponse(_message.Message):
         one_call_wrap: _builtins.bool = ...,
         probes: _abc.Iterable[Global___Probe] | None = ...,
         answering: _builtins.bool = ...,
+        features: _abc.Iterable[Global___Probe] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answering", b"answering", "exact_wrap", b"exact_wrap", "firmware", b"firmware", "key_types", b"key_types", "library", b"library", "manufacturer", b"manufacturer", "model", b"model", "module", b"module", "oaep_hashes", b"oaep_hashes", "one_call_wrap", b"one_call_wrap", "probes", b"probes", "token_label", b"token_label", "token_serial", b"token_serial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answering", b"answering", "exact_wrap", b"exact_wrap", "features", b"features", "firmware", b"firmware", "key_types", b"key_types", "library", b"library", "manufacturer", b"manufacturer", "model", b"model", "module", b"module", "oaep_hashes", b"oaep_hashes", "one_call_wrap", b"one_call_wrap", "probes", b"probes", "token_label", b"token_label", "token_serial", b"token_serial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

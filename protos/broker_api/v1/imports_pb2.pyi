@@ -31,7 +31,9 @@ class _ImportStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportSta
     """Begun; may or may not have arrived. Repeating the import settles it, or, after an export, confirming it."""
     IMPORT_STATE_PROVEN: _ImportState.ValueType  # 2
     IMPORT_STATE_FAILED: _ImportState.ValueType  # 3
-    """Not there, or disabled there."""
+    """Came to nothing: disabled there, or not shown there when the target was last asked. It may still be there, or come
+    back, as what was deleted and not purged does; see never_sent.
+    """
     IMPORT_STATE_HELD: _ImportState.ValueType  # 4
     """Pending when the database was restored: nothing more is sent until it is confirmed."""
     IMPORT_STATE_DISABLING: _ImportState.ValueType  # 5
@@ -40,6 +42,8 @@ class _ImportStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportSta
     """
     IMPORT_STATE_UNKNOWN: _ImportState.ValueType  # 6
     """The target was removed when nobody could say any more what it had."""
+    IMPORT_STATE_GONE: _ImportState.ValueType  # 7
+    """The target has it no more, and nothing there could bring it back."""
 
 class ImportState(_ImportState, metaclass=_ImportStateEnumTypeWrapper): ...
 
@@ -48,7 +52,9 @@ IMPORT_STATE_PENDING: ImportState.ValueType  # 1
 """Begun; may or may not have arrived. Repeating the import settles it, or, after an export, confirming it."""
 IMPORT_STATE_PROVEN: ImportState.ValueType  # 2
 IMPORT_STATE_FAILED: ImportState.ValueType  # 3
-"""Not there, or disabled there."""
+"""Came to nothing: disabled there, or not shown there when the target was last asked. It may still be there, or come
+back, as what was deleted and not purged does; see never_sent.
+"""
 IMPORT_STATE_HELD: ImportState.ValueType  # 4
 """Pending when the database was restored: nothing more is sent until it is confirmed."""
 IMPORT_STATE_DISABLING: ImportState.ValueType  # 5
@@ -57,10 +63,16 @@ not be used there.
 """
 IMPORT_STATE_UNKNOWN: ImportState.ValueType  # 6
 """The target was removed when nobody could say any more what it had."""
+IMPORT_STATE_GONE: ImportState.ValueType  # 7
+"""The target has it no more, and nothing there could bring it back."""
 Global___ImportState: _TypeAlias = ImportState  # noqa: Y015
 
 @_typing.final
 class Import(_message.Message):
+    """One copy: a key may be at one target under several names. All of it is the broker's own record; prove_time says when
+    the target was last asked and proved itself.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
@@ -74,6 +86,7 @@ class Import(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     PROVE_TIME_FIELD_NUMBER: _builtins.int
+    NEVER_SENT_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     version: _builtins.int
     target: _builtins.str
@@ -86,6 +99,8 @@ class Import(_message.Message):
     """The reason code when it failed; of a pending one, why it waits ("EXPORTED": for somebody to carry it there,
     "UNPROVEN": the target has taken it and could not be asked about it since).
     """
+    never_sent: _builtins.bool
+    """It failed before anything of it had left the HSM for this place, so nothing of it can be there."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -104,10 +119,11 @@ class Import(_message.Message):
         failure: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         prove_time: _timestamp_pb2.Timestamp | None = ...,
+        never_sent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prove_time", b"prove_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_sha256", b"blob_sha256", "failure", b"failure", "kek_thumbprint", b"kek_thumbprint", "key", b"key", "prove_time", b"prove_time", "remote_name", b"remote_name", "remote_version", b"remote_version", "start_time", b"start_time", "state", b"state", "target", b"target", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_sha256", b"blob_sha256", "failure", b"failure", "kek_thumbprint", b"kek_thumbprint", "key", b"key", "never_sent", b"never_sent", "prove_time", b"prove_time", "remote_name", b"remote_name", "remote_version", b"remote_version", "start_time", b"start_time", "state", b"state", "target", b"target", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,19 +288,23 @@ class ProveImportRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    REMOTE_NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     target: _builtins.str
+    remote_name: _builtins.str
+    """Of several copies, the one of this name; empty: the one in use."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         version: _builtins.int = ...,
         target: _builtins.str = ...,
+        remote_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "target", b"target", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "remote_name", b"remote_name", "target", b"target", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,11 +403,14 @@ class ConfirmImportRequest(_message.Message):
     TERMS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REMOTE_NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     target: _builtins.str
     request_id: _builtins.str
     validate_only: _builtins.bool
+    remote_name: _builtins.str
+    """Of several copies, the one of this name; empty: the one that waits."""
     @_builtins.property
     def terms(self) -> Global___ImportTerms: ...
     def __init__(
@@ -399,10 +422,11 @@ class ConfirmImportRequest(_message.Message):
         terms: Global___ImportTerms | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        remote_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "target", b"target", "terms", b"terms", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "remote_name", b"remote_name", "request_id", b"request_id", "target", b"target", "terms", b"terms", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -68,7 +68,8 @@ class ImportServiceServicer:
 
     def ImportKey(self, request, context):
         """Wraps one version in the HSM under the target's pinned KEK, uploads it, reads it back and proves it by use.
-        The same version at the same target is imported once, whatever is repeated.
+        The same version at the same target is uploaded once, whatever is repeated: what was proven before is proven again,
+        and only what the target has not got any more is sent anew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

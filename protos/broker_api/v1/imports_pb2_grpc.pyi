@@ -35,7 +35,8 @@ class ImportServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ImportServiceAsyncStub: ...
     ImportKey: _grpc.UnaryUnaryMultiCallable[_imports_pb2.ImportKeyRequest, _imports_pb2.ImportKeyResponse]
     """Wraps one version in the HSM under the target's pinned KEK, uploads it, reads it back and proves it by use.
-    The same version at the same target is imported once, whatever is repeated.
+    The same version at the same target is uploaded once, whatever is repeated: what was proven before is proven again,
+    and only what the target has not got any more is sent anew.
     """
     ProveImport: _grpc.UnaryUnaryMultiCallable[_imports_pb2.ProveImportRequest, _imports_pb2.ProveImportResponse]
     """Proves again that the target holds the same key and can use it."""
@@ -57,7 +58,8 @@ class ImportServiceAsyncStub(ImportServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ImportKey: _aio.UnaryUnaryMultiCallable[_imports_pb2.ImportKeyRequest, _imports_pb2.ImportKeyResponse]  # type: ignore[assignment]
     """Wraps one version in the HSM under the target's pinned KEK, uploads it, reads it back and proves it by use.
-    The same version at the same target is imported once, whatever is repeated.
+    The same version at the same target is uploaded once, whatever is repeated: what was proven before is proven again,
+    and only what the target has not got any more is sent anew.
     """
     ProveImport: _aio.UnaryUnaryMultiCallable[_imports_pb2.ProveImportRequest, _imports_pb2.ProveImportResponse]  # type: ignore[assignment]
     """Proves again that the target holds the same key and can use it."""
@@ -82,7 +84,8 @@ class ImportServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_imports_pb2.ImportKeyResponse, _abc.Awaitable[_imports_pb2.ImportKeyResponse]]:
         """Wraps one version in the HSM under the target's pinned KEK, uploads it, reads it back and proves it by use.
-        The same version at the same target is imported once, whatever is repeated.
+        The same version at the same target is uploaded once, whatever is repeated: what was proven before is proven again,
+        and only what the target has not got any more is sent anew.
         """
 
     @_abc_1.abstractmethod

@@ -798,17 +798,21 @@ class VerifyResponse(_message.Message):
 
     VALID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
     valid: _builtins.bool
     version: _builtins.int
+    told: _builtins.str
+    """When it is not valid: what was expected and what it seems to be instead, for people."""
     def __init__(
         self,
         *,
         valid: _builtins.bool = ...,
         version: _builtins.int = ...,
+        told: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["valid", b"valid", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["told", b"told", "valid", b"valid", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

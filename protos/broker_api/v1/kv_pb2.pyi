@@ -99,7 +99,9 @@ class Secret(_message.Message):
     LAST_READ_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """1 to 8 segments joined by slashes; each 1 to 63 lower-case letters, digits and single hyphens, a letter first."""
+    """1 to 8 segments joined by slashes; each 1 to 63 lower-case letters and digits, with single hyphens, underscores and
+    dots between them.
+    """
     latest_version: _builtins.int
     last_reader: _builtins.str
     """Who fetched it last, to a few seconds; the audit has every read."""
@@ -264,6 +266,101 @@ class PutSecretResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SECRET_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    DROPPED_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def secret(self) -> Global___Secret: ...
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields of the version before that this one has not."""
+
+    @_builtins.property
+    def dropped_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """The time of expiry that the secret had, where it has none any more."""
+
+    def __init__(
+        self,
+        *,
+        secret: Global___Secret | None = ...,
+        dropped: _abc.Iterable[_builtins.str] | None = ...,
+        dropped_expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dropped_expire_time", b"dropped_expire_time", "secret", b"secret"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "dropped_expire_time", b"dropped_expire_time", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutSecretResponse: _TypeAlias = PutSecretResponse  # noqa: Y015
+
+@_typing.final
+class PatchSecretRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FieldsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    expected_version: _builtins.int
+    """The version that is changed; unset: the latest, whatever it is."""
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    @_builtins.property
+    def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """Set in the new version; its other fields are those of the latest one. Labels and time of expiry stay."""
+
+    @_builtins.property
+    def remove(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields that the new version has not."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        fields: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+        remove: _abc.Iterable[_builtins.str] | None = ...,
+        expected_version: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version", "fields", b"fields", "name", b"name", "remove", b"remove", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
+
+Global___PatchSecretRequest: _TypeAlias = PatchSecretRequest  # noqa: Y015
+
+@_typing.final
+class PatchSecretResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def secret(self) -> Global___Secret: ...
     def __init__(
@@ -277,7 +374,7 @@ class PutSecretResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PutSecretResponse: _TypeAlias = PutSecretResponse  # noqa: Y015
+Global___PatchSecretResponse: _TypeAlias = PatchSecretResponse  # noqa: Y015
 
 @_typing.final
 class GetSecretRequest(_message.Message):

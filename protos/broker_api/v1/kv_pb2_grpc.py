@@ -41,6 +41,11 @@ class SecretServiceStub:
                 request_serializer=broker__api_dot_v1_dot_kv__pb2.PutSecretRequest.SerializeToString,
                 response_deserializer=broker__api_dot_v1_dot_kv__pb2.PutSecretResponse.FromString,
                 _registered_method=True)
+        self.PatchSecret = channel.unary_unary(
+                '/broker_api.v1.SecretService/PatchSecret',
+                request_serializer=broker__api_dot_v1_dot_kv__pb2.PatchSecretRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_kv__pb2.PatchSecretResponse.FromString,
+                _registered_method=True)
         self.GetSecret = channel.unary_unary(
                 '/broker_api.v1.SecretService/GetSecret',
                 request_serializer=broker__api_dot_v1_dot_kv__pb2.GetSecretRequest.SerializeToString,
@@ -95,6 +100,13 @@ class SecretServiceServicer:
 
     def PutSecret(self, request, context):
         """Writes a new version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PatchSecret(self, request, context):
+        """Writes a new version that is the latest one with some fields changed. Nothing of the others is shown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,6 +178,11 @@ def add_SecretServiceServicer_to_server(servicer, server):
                     servicer.PutSecret,
                     request_deserializer=broker__api_dot_v1_dot_kv__pb2.PutSecretRequest.FromString,
                     response_serializer=broker__api_dot_v1_dot_kv__pb2.PutSecretResponse.SerializeToString,
+            ),
+            'PatchSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.PatchSecret,
+                    request_deserializer=broker__api_dot_v1_dot_kv__pb2.PatchSecretRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_kv__pb2.PatchSecretResponse.SerializeToString,
             ),
             'GetSecret': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSecret,
@@ -242,6 +259,33 @@ class SecretService:
             '/broker_api.v1.SecretService/PutSecret',
             broker__api_dot_v1_dot_kv__pb2.PutSecretRequest.SerializeToString,
             broker__api_dot_v1_dot_kv__pb2.PutSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PatchSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.SecretService/PatchSecret',
+            broker__api_dot_v1_dot_kv__pb2.PatchSecretRequest.SerializeToString,
+            broker__api_dot_v1_dot_kv__pb2.PatchSecretResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class SecretServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SecretServiceAsyncStub: ...
     PutSecret: _grpc.UnaryUnaryMultiCallable[_kv_pb2.PutSecretRequest, _kv_pb2.PutSecretResponse]
     """Writes a new version."""
+    PatchSecret: _grpc.UnaryUnaryMultiCallable[_kv_pb2.PatchSecretRequest, _kv_pb2.PatchSecretResponse]
+    """Writes a new version that is the latest one with some fields changed. Nothing of the others is shown."""
     GetSecret: _grpc.UnaryUnaryMultiCallable[_kv_pb2.GetSecretRequest, _kv_pb2.GetSecretResponse]
     """What is known of a secret, without its values."""
     ListSecrets: _grpc.UnaryUnaryMultiCallable[_kv_pb2.ListSecretsRequest, _kv_pb2.ListSecretsResponse]
@@ -61,6 +63,8 @@ class SecretServiceAsyncStub(SecretServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutSecret: _aio.UnaryUnaryMultiCallable[_kv_pb2.PutSecretRequest, _kv_pb2.PutSecretResponse]  # type: ignore[assignment]
     """Writes a new version."""
+    PatchSecret: _aio.UnaryUnaryMultiCallable[_kv_pb2.PatchSecretRequest, _kv_pb2.PatchSecretResponse]  # type: ignore[assignment]
+    """Writes a new version that is the latest one with some fields changed. Nothing of the others is shown."""
     GetSecret: _aio.UnaryUnaryMultiCallable[_kv_pb2.GetSecretRequest, _kv_pb2.GetSecretResponse]  # type: ignore[assignment]
     """What is known of a secret, without its values."""
     ListSecrets: _aio.UnaryUnaryMultiCallable[_kv_pb2.ListSecretsRequest, _kv_pb2.ListSecretsResponse]  # type: ignore[assignment]
@@ -88,6 +92,14 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_kv_pb2.PutSecretResponse, _abc.Awaitable[_kv_pb2.PutSecretResponse]]:
         """Writes a new version."""
+
+    @_abc_1.abstractmethod
+    def PatchSecret(
+        self,
+        request: _kv_pb2.PatchSecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_pb2.PatchSecretResponse, _abc.Awaitable[_kv_pb2.PatchSecretResponse]]:
+        """Writes a new version that is the latest one with some fields changed. Nothing of the others is shown."""
 
     @_abc_1.abstractmethod
     def GetSecret(

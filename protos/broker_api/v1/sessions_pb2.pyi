@@ -93,6 +93,12 @@ class LoginRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TTL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A fresh UUID for each login, known to its caller alone. The same request, with the same identity token, under the
+    same id is the same login, for two minutes and until the session is renewed: it gets that session again with a token
+    that takes the place of the first one's, whose answer was lost.
+    """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """Unset: 5 minutes. At most the trust rule's."""
@@ -101,10 +107,11 @@ class LoginRequest(_message.Message):
         self,
         *,
         ttl: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -141,8 +148,11 @@ class FetchSecretsRequest(_message.Message):
     REFERENCES_FIELD_NUMBER: _builtins.int
     PARTIAL_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     partial: _builtins.bool
     """Give what may be given and say what was refused; otherwise one refusal refuses all."""
+    request_id: _builtins.str
+    """With an identity token: as LoginRequest has it."""
     @_builtins.property
     def references(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1 to 100 names, each with "#field" for one field of it, and "@version" before that for one version."""
@@ -157,10 +167,11 @@ class FetchSecretsRequest(_message.Message):
         references: _abc.Iterable[_builtins.str] | None = ...,
         partial: _builtins.bool = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["partial", b"partial", "references", b"references", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["partial", b"partial", "references", b"references", "request_id", b"request_id", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -219,6 +230,54 @@ class FetchedSecret(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchedSecret: _TypeAlias = FetchedSecret  # noqa: Y015
+
+@_typing.final
+class RefusedItems(_message.Message):
+    """Beside ErrorInfo in the status of a call that is refused for some of its items, here references: all of these."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Group(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        REASON_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        PLACES_FIELD_NUMBER: _builtins.int
+        reason: _builtins.str
+        message: _builtins.str
+        @_builtins.property
+        def places(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """In the request, from 0."""
+
+        def __init__(
+            self,
+            *,
+            reason: _builtins.str = ...,
+            message: _builtins.str = ...,
+            places: _abc.Iterable[_builtins.int] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "places", b"places", "reason", b"reason"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedItems.Group]: ...
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___RefusedItems.Group] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedItems: _TypeAlias = RefusedItems  # noqa: Y015
 
 @_typing.final
 class FetchSecretsResponse(_message.Message):

@@ -58,11 +58,14 @@ class Matcher(_message.Message):
     EXACT_FIELD_NUMBER: _builtins.int
     ONE_OF_FIELD_NUMBER: _builtins.int
     GLOB_FIELD_NUMBER: _builtins.int
+    CONTAINS_FIELD_NUMBER: _builtins.int
     claim: _builtins.str
     """"/" steps into an object: "kubernetes.io/serviceaccount/uid"; "//" is a slash in a name."""
     exact: _builtins.str
     glob: _builtins.str
     """"*" stands for any run of characters within one segment between slashes."""
+    contains: _builtins.str
+    """The claim is a list, and this text is in it."""
     @_builtins.property
     def one_of(self) -> Global___Choices: ...
     def __init__(
@@ -72,12 +75,13 @@ class Matcher(_message.Message):
         exact: _builtins.str = ...,
         one_of: Global___Choices | None = ...,
         glob: _builtins.str = ...,
+        contains: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "glob", b"glob", "kind", b"kind", "one_of", b"one_of"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contains", b"contains", "exact", b"exact", "glob", b"glob", "kind", b"kind", "one_of", b"one_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "exact", b"exact", "glob", b"glob", "kind", b"kind", "one_of", b"one_of"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "contains", b"contains", "exact", b"exact", "glob", b"glob", "kind", b"kind", "one_of", b"one_of"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["exact", "one_of", "glob"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["exact", "one_of", "glob", "contains"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

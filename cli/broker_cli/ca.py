@@ -1,0 +1,89 @@
+"""CA certificates as people have them: whatever a settings page, an editor or a shell has made of the PEM's lines."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from broker_cli import files
+from broker_cli.refusal import Exit, Refusal
+
+MAX = 64 * 1024
+_BEGIN = "-----BEGIN "
+_BLOCK = re.compile(r"-----BEGIN (?:X509 )?CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END (?:X509 )?CERTIFICATE-----")
+_BEGUN = re.compile(r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE")
+
+
+def read(path: Path) -> bytes:
+    """The certificates in a file; see ``certificates``."""
+    if "CERTIFICATE-----" in str(path):
+        raise _invalid("What is given as the CA file is a certificate itself: put it in BROKER_CA_PEM.")
+    return certificates(files.read(path, MAX, "CA file"), f"The CA file {path}")
+
+
+def inline(text: str) -> bytes:
+    """The certificates in BROKER_CA_PEM; see ``certificates``."""
+    if text.startswith(("/", "./")) and "\n" not in text and Path(text).is_file():
+        raise _invalid("BROKER_CA_PEM holds the path of a file: put that in BROKER_CA_FILE.")
+    return certificates(text.encode(errors="replace"), "BROKER_CA_PEM")
+
+
+def certificates(content: bytes, what: str) -> bytes:
+    r"""The certificates in ``content`` as PEM, and nothing else that stands there.
+
+    Lines may end as on any system, be joined by blanks or by nothing, or by ``\n`` as two characters; the whole may be
+    URL-encoded, in base64, in UTF-16 or DER. What no TLS library could load is refused (``CA_INVALID``).
+    """
+    if len(content) > MAX:
+        raise _invalid(f"{what} is longer than {MAX} bytes.")
+    found = _ders(content)
+    if not found:
+        raise _invalid(f"{what} holds no certificate in PEM (-----BEGIN CERTIFICATE-----).")
+    if None in found:
+        raise _invalid(f"{what}: certificate {found.index(None) + 1} of {len(found)} is cut off or damaged.")
+    import ssl  # noqa: PLC0415  slow to load
+
+    pem = ""
+    for number, der in enumerate(found, 1):
+        one = ssl.DER_cert_to_PEM_cert(der or b"")
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=one)
+        except ssl.SSLError:
+            raise _invalid(f"{what}: certificate {number} of {len(found)} is damaged.") from None
+        pem += one
+    return pem.encode()
+
+
+def _ders(content: bytes) -> list[bytes | None]:
+    """The certificates; None for one that was begun and is none."""
+    if content.startswith(b"\x30"):
+        return [content]
+    text = _text(content)
+    if _BEGIN not in text and (decoded := _base64(text)):
+        return [decoded] if decoded.startswith(b"\x30") else _blocks(_text(decoded))
+    return _blocks(text)
+
+
+def _text(content: bytes) -> str:
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = content.decode("utf-16" if wide else "utf-8-sig", errors="replace")
+    return unquote(re.sub(r"\\r\\n|\\n|\\r", "\n", text))
+
+
+def _blocks(text: str) -> list[bytes | None]:
+    whole = {found.start(): _base64(found[1]) for found in _BLOCK.finditer(text)}
+    return [whole.get(begun.start()) for begun in _BEGUN.finditer(text)]
+
+
+def _base64(text: str) -> bytes | None:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True) or None
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _invalid(sentence: str) -> Refusal:
+    return Refusal("CA_INVALID", sentence, Exit.USAGE)
