@@ -35,7 +35,7 @@ COMPILER = {
     "libc6-dev": "/usr/include/stdio.h",
     "libp11-kit-dev": "/usr/include/p11-kit-1/p11-kit/pkcs11.h",
 }
-WRITERS = {"jq": "jq", "nodejs": "node", "perl": "perl"}
+WRITERS = {"jq": "jq", "perl": "perl"}
 SERVERS = {
     "opencryptoki": "pkcsslotd",
     "opensc": "pkcs11-tool",

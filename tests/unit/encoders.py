@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
+from tests.servers import readers
+
 Encoder = Callable[[list[str]], list[bytes]]
 
 END = "\x01"
@@ -43,7 +45,7 @@ def _node(expression: str) -> Encoder:
         'const values = require("fs").readFileSync(0, "utf8").split("\\x01").slice(0, -1);'
         f'process.stdout.write(values.map(v => ({expression}) + "\\x01").join(""));'
     )
-    return _program("node", "-e", script)
+    return _program(readers.NODE, "-e", script)
 
 
 def _bash(line: str) -> Encoder:
