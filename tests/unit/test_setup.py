@@ -145,6 +145,28 @@ def test_a_certificate_that_another_ca_signed_is_left_to_whoever_put_it_there(co
     assert config.server.key_file.read_bytes() == key
 
 
+def test_the_doctor_doubts_a_certificate_of_another_ca_and_does_not_promise_to_renew_it(config: Config) -> None:
+    now = datetime.now(UTC)
+    hsm, other = SoftwareHsm(), SoftwareHsm()
+    for purpose, hsm_id in own_keys.INTERNAL_KEYS.items():
+        pem = Authority.create(hsm.keyring(purpose), hsm_id, purpose, now)[1]
+        own_keys.write_private(config.certificates / f"{purpose}.pem", pem)
+    ref, pem = Authority.create(other, bytes(16), "Other", now)
+    key, csr = setup.make_request()
+    own_keys.write_private(config.server.key_file, key)
+
+    def found(days: int) -> checkup.Finding:
+        foreign, _ = Authority(other, ref, pem).server(csr, ["broker.example"], now, timedelta(days=days))
+        config.server.certificate_file.write_bytes(foreign)
+        every = checkup.findings_for(config.certificates / "broker.toml")
+        return next(one for one in every if one.name == "certificates")
+
+    assert (found(60).passed, found(60).doubtful) == (True, True)
+    lapsing = found(7)
+    assert not lapsing.passed
+    assert "whoever issued it renews it" in lapsing.detail
+
+
 @pytest.mark.parametrize("purpose", own_keys.INTERNAL_KEYS)
 def test_a_file_that_does_not_belong_to_the_key_in_the_hsm_is_not_trusted(
     config: Config, hsm: SoftwareHsm, purpose: Purpose
