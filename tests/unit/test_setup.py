@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 
 from broker import __main__ as main
-from broker import options, own_keys, row_key, setup, wishes
+from broker import checkup, options, own_keys, row_key, setup, wishes
 from broker.config import Config, load
 from broker.core.authority import Authority
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
