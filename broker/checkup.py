@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import sqlite3
 import ssl
 import stat
@@ -28,6 +27,7 @@ from broker.core.model import Operator, PolicyDocument
 from broker.hsm.features import described, fit
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.row_key import row_key
+from broker.rpc import addresses
 from broker.rpc.tls import TlsFiles
 from broker.store.dialects import open_database
 from broker.store.genuine import genuine_by
@@ -172,29 +172,41 @@ def _fault(path: Path, found: os.stat_result, forbidden: int) -> str:
     return ""
 
 
+_OVERDUE = "a running broker renews it 30 days before that, so see its log for why it did not; else start it"
+_NOT_OURS = "whoever issued it renews it, for the broker renews only what its own CA has signed"
+
+
 def _certificates(config: Config) -> str:
     server = config.server
     TlsFiles(server.certificate_file, server.key_file, server.operator_ca_file).credentials()
     setup.refuse_unborn(config, now())
     certificate = own_keys.certificate(server.certificate_file)
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    ours = setup.signed_here(certificate, config)
     if start > now():
         raise WrongState(
             "CERTIFICATE_NOT_YET_VALID",
             f"The server certificate starts at {start:%Y-%m-%d %H:%M:%S} UTC, and this host's clock says "
-            f"{now():%Y-%m-%d %H:%M:%S}: set the clock; if it is right, a restart makes a new certificate.",
+            f"{now():%Y-%m-%d %H:%M:%S}: set the clock. If it is right, "
+            f"{'start the broker again, which makes a new one' if ours else _NOT_OURS}.",
         )
     if end - now() < SOON:
-        raise WrongState("CERTIFICATE_LAPSES", f"The server certificate ends {_day(end)}; restart to renew it.")
+        raise WrongState(
+            "CERTIFICATE_LAPSES", f"The server certificate ends {_day(end)}; {_OVERDUE if ours else _NOT_OURS}."
+        )
     for purpose in (Purpose.SERVER_CA, Purpose.OPERATOR_CA):
         last = own_keys.certificate(config.certificates / f"{purpose}.pem").not_valid_after_utc
         if last - now() < LONG:
-            raise WrongState("CA_LAPSES", f"The CA certificate {purpose}.pem ends {_day(last)}; make a new broker.")
-    issuer = own_keys.certificate(config.certificates / "server-ca.pem")
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except Exception as error:
-        raise WrongState("CERTIFICATE_NOT_OURS", "The server certificate is not signed by server-ca.pem.") from error
+            raise WrongState(
+                "CA_LAPSES",
+                f"The CA certificate {purpose}.pem ends {_day(last)}, and no command renews a CA: before that day "
+                "make another broker, in a new folder and token, and move to it what this one holds.",
+            )
+    if not ours:
+        raise _Doubt(
+            f"the server certificate is good until {_day(end)} and not signed by server-ca.pem: {_NOT_OURS}, and every "
+            "profile has to name the CA that did"
+        )
     setup.check_renewable(config)
     return f"the server certificate is good until {_day(end)}, and can be renewed"
 
@@ -234,7 +246,11 @@ def _database(config: Config, hsm: Pkcs11Hsm) -> str:
         if store.findings:
             raise WrongState("ROW_FORGED", told(store.findings))
         if not store.page(PolicyDocument, limit=1) or not store.page(Operator, limit=1):
-            raise WrongState("NOT_INITIALISED", "The store is empty; run `broker init` for this folder.")
+            raise WrongState(
+                "NOT_INITIALISED",
+                "The database holds no policy or no operator, so `broker init` has not ended; run it again for this "
+                "folder.",
+            )
         keys = belonging.refuse_absent_keys(store, hsm)
         if held := held_work(store):
             raise _Doubt(
@@ -271,15 +287,12 @@ def _ports(config: Config) -> str:
 
 def _is_free(config: Config, address: str) -> bool:
     """False when this broker listens there already; WrongState when somebody else does."""
-    host, port = _split(address)
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if _runs(config, address):
-                return False
-            raise WrongState("PORT_TAKEN", f"{address} cannot be bound: {error.strerror}.") from error
+    try:
+        addresses.try_listening(address)
+    except (OSError, ValueError) as fault:
+        if _runs(config, address):
+            return False
+        raise WrongState("PORT_TAKEN", addresses.why_not(address, fault)) from fault
     return True
 
 
@@ -303,7 +316,9 @@ def _disk(config: Config) -> str:
     free = room.f_bavail * room.f_frsize // 2**20
     if free < 256:
         raise WrongState(
-            "DISK_ALMOST_FULL", f"Only {free} MiB are free for the audit journal; without room nothing is served."
+            "DISK_ALMOST_FULL",
+            f"Only {free} MiB are free for the audit journal in {config.store.journal}, and without room nothing is "
+            "served; make room there.",
         )
     return f"{free} MiB free for the audit journal"
 

@@ -61,14 +61,23 @@ def add_ground(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+_TOKEN = ("module", "token_label", "pin_file")
+"""What names a token; its serial number is needed only where several have that label."""
+
+
 def wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> Wishes:
     """What was typed. InvalidRequest ``TOKEN_INCOMPLETE``, ``DATABASE_INVALID``, ``BINDING_INVALID``."""
     any_port = "127.0.0.1:0" if development else ""  # nobody types it: the profile says where
     given = vars(asked)
     token = None
-    if any(given.get(name) for name in ("module", "token_label", "token_serial", "pin_file")):
-        if not (asked.module and asked.token_label and asked.pin_file):
-            raise InvalidRequest("TOKEN_INCOMPLETE", "Give --module, --token-label and --pin-file together, or none.")
+    if any(given.get(name) for name in (*_TOKEN, "token_serial")):
+        if not all(given.get(name) for name in _TOKEN):
+            lacking = [f"--{name.replace('_', '-')}" for name in _TOKEN if not given.get(name)]
+            raise InvalidRequest(
+                "TOKEN_INCOMPLETE",
+                f"{', '.join(lacking)} must be given too for a token that is there already; with none of its options a "
+                "SoftHSM token is made.",
+            )
         token = Token(
             module=str(Path(asked.module).absolute()),
             label=asked.token_label,

@@ -169,7 +169,9 @@ def page_key(config: Config) -> bytes:
     file = config.certificates / "page.key"
     found = read_key(file) if file.exists() else b""
     if len(found) != PAGE_KEY_BYTES:
-        raise WrongState("NOT_INITIALISED", f"{file} is missing or spoilt; run `broker init` for this folder first.")
+        raise WrongState(
+            "NOT_INITIALISED", f"{file} is missing or spoilt; remove it and run `broker init` for this folder."
+        )
     return found
 
 
@@ -202,7 +204,7 @@ _MEND = (
 def check_renewable(config: Config) -> None:
     """WrongState ``CERTIFICATE_NOT_RENEWABLE`` if the broker's own certificate could not be replaced when due."""
     file = config.server.certificate_file
-    if not _signed_here(own_keys.certificate(file), config):
+    if not signed_here(own_keys.certificate(file), config):
         return
     for folder in {file.parent, config.server.key_file.parent}:
         probe = folder / f".writable.{secrets.token_hex(8)}"
@@ -251,7 +253,7 @@ def _renew_server_certificate(
         names = _names_in(old)
         further = [name for name in hosts if name not in names]
         sound = old.not_valid_before_utc <= now < old.not_valid_after_utc - before
-        if (sound and not further) or not _signed_here(old, config):
+        if (sound and not further) or not signed_here(old, config):
             return False
         hosts = (*names, *further)
     ca = own_keys.authority(config, device, Purpose.SERVER_CA)
@@ -267,7 +269,8 @@ def _names_in(certificate: x509.Certificate) -> tuple[str, ...]:
     return tuple(str(name.value) for name in names)
 
 
-def _signed_here(certificate: x509.Certificate, config: Config) -> bool:
+def signed_here(certificate: x509.Certificate, config: Config) -> bool:
+    """Whether the broker's own CA has signed it, so that the broker renews it."""
     try:
         certificate.verify_directly_issued_by(
             x509.load_pem_x509_certificate((config.certificates / "server-ca.pem").read_bytes())
@@ -283,7 +286,7 @@ def policy_in_force(store: Store) -> PolicyDocument:
     while batch := store.page(PolicyDocument, after=(newest.version,) if newest else (), limit=1000):
         newest = batch[-1]
     if newest is None:
-        raise WrongState("NOT_INITIALISED", "The store holds no policy; run `broker init` for this broker first.")
+        raise WrongState("NOT_INITIALISED", "The database holds no policy; run `broker init` for this folder again.")
     store.get(PolicyDocument, newest.version + 1)  # refused if a newer one was removed by somebody else
     return newest
 
@@ -370,7 +373,7 @@ def _fill(
 def _certify(config: Config, wishes: Wishes, device: Device, now: datetime, tell: Tell, *, anew: bool) -> None:
     """The server's certificate; what an `init` that did not end has signed is signed again, for today's hosts alone."""
     file = config.server.certificate_file
-    if anew and file.exists() and _signed_here(own_keys.certificate(file), config):
+    if anew and file.exists() and signed_here(own_keys.certificate(file), config):
         file.unlink()
     hosts = wishes.hosts if file.exists() else server_names(config, wishes.hosts)
     written = renew_server_certificate(config, device, now, hosts)

@@ -29,6 +29,7 @@ import structlog
 
 from broker.config import Config
 from broker.core.errors import BrokerError, Unavailable
+from broker.rpc import addresses
 
 READY = b"broker: ready"
 
@@ -60,23 +61,16 @@ def hold(address: str) -> tuple[socket.socket, str]:
 
     Unavailable ``ADDRESS_IN_USE`` when anybody, another broker of the same user included, has it already.
     """
-    host, _, port = address.rpartition(":")
+    host = address.rpartition(":")[0]
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(place)
-            alone.listen()
-            place = alone.getsockname()
+        family, kind, protocol, place = addresses.try_listening(address)
         holder = socket.socket(family, kind, protocol)
         for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
             holder.setsockopt(socket.SOL_SOCKET, option, 1)
         holder.bind(place)  # with SO_REUSEADDR, because connections of a broker before this one may still be closing
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # without it, nobody else's bind passes beside it
     except (OSError, ValueError) as error:
-        raise Unavailable(
-            "ADDRESS_IN_USE", f"The broker cannot listen on {address}; configure another.", address=address
-        ) from error
+        raise Unavailable("ADDRESS_IN_USE", addresses.why_not(address, error), address=address) from error
     return holder, f"{host}:{place[1]}"
 
 

@@ -86,7 +86,12 @@ class Authority:
         start = max(not_before.replace(microsecond=0), self._ca.not_valid_before_utc)
         end = min(start + ttl, self._ca.not_valid_after_utc)
         if end <= start:
-            raise WrongState("CA_EXPIRED", "The CA certificate has expired; make a new CA to issue certificates again.")
+            raise WrongState(
+                "CA_EXPIRED",
+                f"The CA certificate ended {self._ca.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this host's clock, so "
+                "it signs nothing any more. If the clock is right, make another broker, in a new folder and token "
+                "(`broker init FOLDER`): no command renews a CA.",
+            )
         draft = (
             # With an empty subject the names are critical (RFC 5280 4.2.1.6), and no one can read a CN by mistake.
             _draft(public_key, x509.Name([]), self._ca.subject, start, end)
@@ -136,7 +141,8 @@ def _certificate_of(key: KeyRef, pem: bytes) -> x509.Certificate:
     if not own:
         raise WrongState(
             "CA_KEY_MISMATCH",
-            "The CA certificate does not belong to the CA key in the HSM; put back the certificate that does.",
+            "The CA certificate does not belong to the CA key in the HSM; put back the certificate, or the token, "
+            "that does.",
         )
     return certificate
 
@@ -211,5 +217,6 @@ def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature) as error:
         raise Unavailable(
-            "HSM_FAULT", "The HSM's signature on a new certificate did not verify, so it was withheld; try again."
+            "HSM_FAULT",
+            "The HSM's signature on a new certificate did not verify, so it was withheld. Check the device.",
         ) from error

@@ -33,7 +33,11 @@ class Births:
             entered = self._under_way[who] < self._each
             self._under_way[who] += entered
         if not entered:
-            raise Exhausted("KEYS_UNDER_WAY", "You have too many keys being made at the moment; wait for some of them.")
+            raise Exhausted(
+                "KEYS_UNDER_WAY",
+                f"You have {self._each} keys being made, the most that one caller may have at a time; send this "
+                "request again when one of them is done.",
+            )
         try:
             yield
         finally:
@@ -53,7 +57,10 @@ class Births:
                 self._taken = True
                 mine.set()
         if not mine.wait(seconds) and not self._given_up(who, mine):
-            raise Unavailable("HSM_BUSY", "The HSM is making keys for others; send the same request again.")
+            raise Unavailable(
+                "HSM_BUSY",
+                "The HSM makes keys one at a time, and those of others took too long; send the same request again.",
+            )
         try:
             yield
         finally:

@@ -121,7 +121,9 @@ class Delivery:
             raise _unsettled(error) from error
         if found is None:
             raise WrongState(
-                "REMOTE_KEY_MISSING", "The target took the key and then did not have it; ask its owner, and try again."
+                "REMOTE_KEY_MISSING",
+                "The target took the key and then did not have it; ask its owner who removes keys there, then import "
+                "it again.",
             )
         return found
 

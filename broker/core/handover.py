@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
+from broker.core.amiss import not_enabled
 from broker.core.armour import public_key
 from broker.core.call import Call
 from broker.core.delivery import Delivery
@@ -124,11 +125,15 @@ class Handover:
     def _confirm(self, asked: Asked, terms: Terms) -> Imported:
         ledger, call = self._ledger, asked.call
         if asked.key.state is not KeyState.ENABLED:
-            raise WrongState("KEY_STATE", f"The key is {asked.key.state}; enable it, then confirm its import.")
+            raise not_enabled(asked.key, "only the import of an enabled one can be confirmed")
         with ledger.turn(asked):
             row, rows = ledger.settled(asked)
             if row is None:
-                raise NotFound("IMPORT_NOT_FOUND", "This version was not exported for this target; export it first.")
+                raise NotFound(
+                    "IMPORT_NOT_FOUND",
+                    f"Version {asked.version.number} of the key {asked.key.name} was not exported for this target; "
+                    "export it first (`broker key export`).",
+                )
             call.note(target=row.target, version=row.version, remote_name=row.remote_name)
             if row.state is ImportState.PROVEN:
                 return again(ledger, asked, row, terms)
@@ -150,7 +155,7 @@ class Handover:
         error = WrongState(
             "REMOTE_KEY_MISSING",
             f"The target has no version of {row.remote_name} that is this key; upload the exported file under that "
-            "name and confirm again.",
+            "name, then confirm again.",
         )
         if row.state is not ImportState.FAILED and not call.validate_only:
             self._ledger.fail(call, row, error)

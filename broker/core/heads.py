@@ -57,7 +57,10 @@ class Heads:
         """(the audit key's SubjectPublicKeyInfo DER, the newest head of every chain)."""
         self._guard.check(call, BROKER)
         if self._key.public_key is None:
-            raise Unavailable("AUDIT_UNAVAILABLE", "The audit key is not known; check the HSM and start again.")
+            raise Unavailable(
+                "AUDIT_UNAVAILABLE",
+                "This process has not read the audit key from the HSM; restart the broker, whose log then says why.",
+            )
         return self._key.public_key, list(self._newest())
 
     def sign(self, call: Call) -> list[AuditHead]:
@@ -70,7 +73,9 @@ class Heads:
     def page(self, call: Call, chain: str, after: tuple[str | int, ...], limit: int) -> Page[AuditHead]:
         """Signed heads in order of chain and sequence; ``chain`` "" is all of them."""
         if len(chain) > MAX_CHAIN_NAME:
-            raise InvalidRequest("CHAIN_INVALID", "The name of the audit chain is too long; take it from the list.")
+            raise InvalidRequest(
+                "CHAIN_INVALID", "The name of the audit chain is too long; `broker audit heads` lists the chains."
+            )
         self._guard.check(call, BROKER)
         heads = self._store.page(AuditHead, after=after, limit=limit, where={"chain": chain} if chain else None)
         following = (heads[-1].chain, heads[-1].sequence) if len(heads) == limit else ()

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from broker.core import guard, ports
+from broker.core.amiss import no_key, no_key_version, no_target
 from broker.core.arrival import Arrival, Extra, Found
 from broker.core.call import Call
 from broker.core.delivery import Delivery, Sibling
-from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
+from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Unavailable, WrongState
 from broker.core.guard import Guard
 from broker.core.import_rules import (
     MAX_COPIES,
@@ -104,7 +105,10 @@ class Ledger:
         if remote_name:
             check_remote_name(remote_name)
         if not 0 <= version < 1 << 31:
-            raise InvalidRequest("VERSION_INVALID", "The version is not a positive number; 0 means the primary one.")
+            raise InvalidRequest(
+                "VERSION_INVALID",
+                "The version is no number that a version has: they count from 1, and 0 means the primary one.",
+            )
         found = self.store.version(name, version)
         key = found[0] if found else self.store.get(Key, name)
         place = self.store.get(Target, target)
@@ -118,13 +122,11 @@ class Ledger:
         if unfit is not None:
             raise unfit
         if key is None:
-            raise NotFound("KEY_NOT_FOUND", "There is no key of this name; `broker key list` shows those there are.")
+            raise no_key(name)
         if found is None:
-            raise NotFound("KEY_VERSION_NOT_FOUND", "The key has no such version that was completed.")
+            raise no_key_version(name, version, "was completed")
         if place is None:
-            raise NotFound(
-                "TARGET_NOT_FOUND", "There is no target of this name; `broker target list` shows those there are."
-            )
+            raise no_target(target)
         return Asked(call=call, key=found[0], version=found[1], target=place, remote_name=remote_name)
 
     def port(self, target: Target) -> ports.Target:
@@ -390,5 +392,8 @@ def _unchanged(write: Write, asked: Asked) -> None:
     key, target = write.get(Key, asked.key.name), write.get(Target, asked.target.name)
     if key is None or key.state is not KeyState.ENABLED or target is None or target.revision != asked.target.revision:
         raise WrongState(
-            "CHANGED_DURING_CALL", "The key or the target was changed while it was being imported; try again."
+            "CHANGED_DURING_CALL",
+            f"The key {asked.key.name} was disabled, or the target {asked.target.name} changed, while the one was "
+            "being imported to the other; look at both (`broker key show`, `broker target show`) before you import "
+            "it again.",
         )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from broker.core import ports
+from broker.core.amiss import not_enabled
 from broker.core.arrival import Found
 from broker.core.call import Call
 from broker.core.errors import BrokerError, Exhausted, InvalidRequest, NotFound, Unavailable, WrongState
@@ -56,9 +57,13 @@ class OtherVersion(Exception):
 
 def importable(key: Key, held: KeyVersion) -> None:
     """Return if this version may leave the HSM at all; the HSM has the last word when it is wrapped."""
-    if key.state is not KeyState.ENABLED or held.state is not VersionState.ENABLED:
+    if key.state is not KeyState.ENABLED:
+        raise not_enabled(key, "only an enabled key is imported")
+    if held.state is not VersionState.ENABLED:
         raise WrongState(
-            "KEY_STATE", f"The key is {key.state}, this version {held.state}; only an enabled one is imported."
+            "KEY_STATE",
+            f"Version {held.number} of the key {key.name} is {held.state}, and only an enabled one is imported; "
+            f"`broker key versions {key.name}` shows which are.",
         )
     if not key.exportable:
         raise WrongState(
@@ -126,7 +131,8 @@ def provable(row: Import | None) -> Import:
     """The row, if it is of an import that was proven, or of one that came to nothing and may be there all the same."""
     if row is None:
         raise NotFound(
-            "IMPORT_NOT_FOUND", "This version was not imported to this target under that name; `broker key where`."
+            "IMPORT_NOT_FOUND",
+            "This version was not imported to this target under that name; `broker key where NAME` shows where it is.",
         )
     not_held(row)
     if row.state is ImportState.PROVEN or (row.state in OVER and row.sent is not Sent.NOTHING):
@@ -212,7 +218,7 @@ def sound_terms(terms: Terms, now: datetime) -> None:
     """Return if the times make sense; else InvalidRequest ``TERMS_INVALID``."""
     if terms.expires_at is not None and terms.expires_at <= max(now, terms.not_before or now):
         raise InvalidRequest(
-            "TERMS_INVALID", "The key would expire before it could be used; give a later time, or none."
+            "TERMS_INVALID", "The key would expire before it could be used; give a later time to expire, or none."
         )
 
 

@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from broker.core import mismatch, signatures
+from broker.core.amiss import no_key, no_key_version, not_enabled
 from broker.core.call import Call
-from broker.core.errors import InvalidRequest, NotFound, WrongState
+from broker.core.errors import InvalidRequest, WrongState
 from broker.core.guard import Guard, of_key, of_unknown_key
 from broker.core.keys import ref
 from broker.core.kinds import EncryptionAlgorithm, KeyState, KeyUsage, OaepHash, SignatureAlgorithm, VersionState
@@ -29,12 +30,6 @@ _TEXT = re.compile(rb"[0-9A-Za-z+/=_\s-]+", re.ASCII)
 
 OAEP = {EncryptionAlgorithm.RSA_OAEP_SHA256: OaepHash.SHA256, EncryptionAlgorithm.RSA_OAEP_SHA1: OaepHash.SHA1}
 """Best first."""
-
-_WAYS_OUT = {
-    KeyState.DISABLED: "; `broker key enable` makes it so",
-    KeyState.HELD: "; `broker key cancel-destroy`, then `broker key enable` make it so",
-    KeyState.DESTROY_SCHEDULED: "; `broker key cancel-destroy`, then `broker key enable` make it so",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,16 +133,19 @@ class KeyUse:
         key = found[0] if found else self._store.get(Key, name)
         self._guard.check(call, of_key(key) if key else of_unknown_key(name))
         if key is None:
-            raise NotFound("KEY_NOT_FOUND", f"There is no key named {name}; `broker key list` shows those there are.")
+            raise no_key(name)
         if key.state is not KeyState.ENABLED:
-            way_out = _WAYS_OUT.get(key.state, "")
-            raise WrongState("KEY_STATE", f"The key {name} is {key.state}; only an enabled key can be used{way_out}.")
+            raise not_enabled(key, "only an enabled key can be used")
         if key.usage is not usage:
-            raise WrongState("KEY_USAGE", f"The key {name} was made to {key.usage}; a key has one purpose.")
+            raise WrongState(
+                "KEY_USAGE",
+                f"The key {name} was made to {key.usage}, and a key has one purpose; make another to {usage} "
+                f"(`broker key create NAME --usage {usage}`).",
+            )
         if named and not key.type.symmetric:
             found = self._store.version(name, number)
         if found is None or found[1].state is not VersionState.ENABLED:
-            raise NotFound("KEY_VERSION_NOT_FOUND", f"The key {name} has no such version that can be used.")
+            raise no_key_version(name, named or number, "can be used")
         call.note(version=found[1].number)
         return found
 

@@ -16,9 +16,10 @@ from functools import partial
 from typing import TypeVar
 
 from broker.core import receipts, signatures
+from broker.core.amiss import key_changed, no_key, no_key_version
 from broker.core.births import Births
 from broker.core.call import Call
-from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
+from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard, of_key, of_unknown_key
 from broker.core.holding import version_held
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
@@ -99,7 +100,7 @@ class Keys:
         call.note(key_type=key_type.value, key_usage=usage.value, exportable=int(exportable), version=1)
         if call.validate_only:
             if self._store.get(Key, name):
-                raise AlreadyExists("NAME_TAKEN", "A key of that name exists or existed; names are never used again.")
+                raise AlreadyExists("NAME_TAKEN", f"The key {name} exists or existed; choose another name.")
             return key
         version = self._new_version(key, 1)
         with self._births.enter(str(call.principal)):
@@ -154,7 +155,7 @@ class Keys:
             raise WrongState("NO_PUBLIC_KEY", f"The key {name} is symmetric and so has no public key.")
         found = self._store.get(KeyVersion, name, version or key.primary)
         if found is None or found.public_key is None:
-            raise NotFound("KEY_VERSION_NOT_FOUND", f"The key {name} has no such version that was completed.")
+            raise no_key_version(name, version, "was completed")
         call.note(version=found.number)
         return key, found
 
@@ -251,7 +252,7 @@ class Keys:
         key = self._store.get(Key, check_name(name, "key"))
         self._guard.check(call, of_key(key) if key else of_unknown_key(name))
         if key is None:
-            raise NotFound("KEY_NOT_FOUND", f"There is no key named {name}; `broker key list` shows those there are.")
+            raise no_key(name)
         return key
 
     def _check_makeable(self, key: Key) -> None:
@@ -263,9 +264,7 @@ class Keys:
                 f"A key of type {key.type} cannot be made to {key.usage}; choose the other usage or another type.",
             )
         if key.exportable and key.type is KeyType.ED25519:
-            raise InvalidRequest(
-                "KEY_NOT_EXPORTABLE", "An Ed25519 key cannot be wrapped by a PKCS#11 token; create it not exportable."
-            )
+            raise InvalidRequest("KEY_NOT_EXPORTABLE", "No token wraps an Ed25519 key; create it without --exportable.")
         report = self._hsm.report()
         lacking = report.lacking(f"{key.type} {key.usage}")
         if lacking or key.type not in report.key_types:
@@ -336,7 +335,7 @@ class Keys:
             self._store.get(KeyVersion, receipt.resource, receipt.version),
         )
         if key is None or version is None or version.state is VersionState.FAILED or self._given_up(version):
-            raise WrongState("EARLIER_TRY_UNDONE", "The first try of this request was undone; send it with a fresh id.")
+            raise receipts.undone()
         if version.state is VersionState.HELD:
             raise version_held(version)
         return self._make(call, key, version) if version.state is VersionState.PENDING else key
@@ -396,5 +395,5 @@ def _as_decided(write: Write, decided: Key) -> Key:
     """The key as it stands now; WrongState unless it is still what the permission was decided on (AZ-15)."""
     key = write.get(Key, decided.name)
     if key is None or of_key(key) != of_key(decided):
-        raise WrongState("CHANGED_MEANWHILE", f"The key {decided.name} was changed meanwhile; look at it, try again.")
+        raise key_changed(decided.name)
     return key

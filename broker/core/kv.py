@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from broker.core import ports, receipts
+from broker.core.amiss import no_field, no_secret_version
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.guard import BROKER, Guard, of_secret
@@ -32,8 +33,6 @@ from broker.core.versions import (
     check_numbers,
     gone,
     moved,
-    no_field,
-    no_version,
 )
 
 __all__ = ["Opened", "Reference", "Secrets", "parse_reference"]
@@ -157,15 +156,15 @@ class Secrets:
     def open(self, call: Call, reference: Reference, stored: Stored) -> Opened:
         """As ``read``, of what was looked up."""
         secret, version = stored
-        secret = there(self._allowed(call, reference.name, secret), self._now())
+        secret = there(self._allowed(call, reference.name, secret), reference.name, self._now())
         if version is None:
-            raise no_version()
+            raise no_secret_version(reference.name, reference.version)
         if version.state is not ENABLED:
-            raise gone(version.state)
+            raise gone(version)
         fields = self._open(version)
         if reference.field:
             if reference.field not in fields:
-                raise no_field()
+                raise no_field(reference.name, version.number, reference.field)
             fields = {reference.field: fields[reference.field]}
         return Opened(reference=reference, version=version.number, fields=fields, expires_at=secret.expires_at)
 
@@ -206,17 +205,17 @@ class Secrets:
         check_numbers(numbers)
         if call.validate_only:
             for number in numbers:
-                moved(self._store.get(SecretVersion, name, number), to)
+                moved(self._store.get(SecretVersion, name, number), to, name, number)
             return secret
         call.note(state=to.value, count=len(numbers), version=numbers[0])
         with self._store.write(call.outcome()) as write:
-            secret = there(write.get(Secret, name))
+            secret = there(write.get(Secret, name), name)
             if receipts.replay(write, call) is None:
                 self._permit_again(call, secret)
                 secret = write.replace(secret, replace(secret, updated_at=self._now()))
                 for number in sorted(numbers):
                     stored = write.get(SecretVersion, name, number)
-                    changed = moved(stored, to)
+                    changed = moved(stored, to, name, number)
                     if stored is not None and changed != stored:
                         write.replace(stored, changed)
                 receipts.keep(write, call, name)
@@ -228,7 +227,7 @@ class Secrets:
 
     def _allowed(self, call: Call, name: str, secret: Secret | None) -> Secret:
         self._guard.check(call, of_secret(name, secret))
-        return there(secret)
+        return there(secret, name)
 
     def _permit_again(self, call: Call, secret: Secret) -> None:
         """Decide on the secret with other labels than it had; writes into the call only what denies."""

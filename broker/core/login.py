@@ -75,7 +75,7 @@ class Logins:
         call.note(trust_rule=proof.rule, issuer=proof.issuer, subject=proof.subject, token_id=proof.token_id)
         rule = self._store.get(TrustRule, proof.rule)
         if rule is None or rule.revision != proof.rule_revision:
-            raise Unauthenticated("TRUST_RULE_CHANGED", "The trust rule was changed meanwhile; log in again.")
+            raise Unauthenticated("TRUST_RULE_CHANGED", "The trust rule was changed at this moment; log in again.")
         token = (proof.issuer, principal.credential)
         name = tokens.id_of("login", *token, own_id, call.digest) if own_id else tokens.new_id()
         login = Login(
@@ -93,7 +93,12 @@ class Logins:
             return
         login.again = self.is_there(login)
         if not login.again:
-            raise Exhausted("SESSION_QUOTA", "This pipeline has too many sessions; end some, or wait until they lapse.")
+            raise Exhausted(
+                "SESSION_QUOTA",
+                f"This pipeline has {self._limits.per_principal} sessions already, the most that one may have; they "
+                f"lapse by themselves, and an operator ends them with `broker session revoke --principal {principal}` "
+                "or raises leases_per_pipeline under [sessions].",
+            )
 
     def _opening(self, name: str, principal: str, proof: Proof, rule: TrustRule, ttl: timedelta | None) -> Opening:
         now, most = self._now(), timedelta(seconds=rule.max_session_seconds)
@@ -180,7 +185,10 @@ def _replayed(login: Login) -> BrokerError:
         return AlreadyExists(
             "REQUEST_ID_REUSED", "The login of this request id was a while ago; send a fresh UUID with each login."
         )
-    return Unauthenticated("TOKEN_REPLAYED", "This identity token has opened its one session already; get a fresh one.")
+    return Unauthenticated(
+        "TOKEN_REPLAYED",
+        "This identity token has opened its one session already; get a fresh one from the CI for each login.",
+    )
 
 
 def _used(rule: TrustRule, proof: Proof) -> UsedToken | None:
@@ -188,6 +196,8 @@ def _used(rule: TrustRule, proof: Proof) -> UsedToken | None:
         return None
     if not proof.token_id:
         raise Unauthenticated(
-            "TOKEN_NOT_SINGLE_USE", "The trust rule takes each identity token once, and this one carries no id (jti)."
+            "TOKEN_NOT_SINGLE_USE",
+            "The trust rule takes each identity token once, and this one carries no id (jti) to know it by; for an "
+            "issuer that gives none, whoever keeps the rules makes a rule with `single_use: false`.",
         )
     return UsedToken(issuer=proof.issuer, jti=proof.token_id, until=proof.expires_at)

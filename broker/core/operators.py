@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from broker.core import ports, receipts
+from broker.core.amiss import no_operator
 from broker.core.authority import BACKDATED, Authority, public_key_of
 from broker.core.call import Call
-from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, WrongState
+from broker.core.errors import AlreadyExists, InvalidRequest, WrongState
 from broker.core.guard import BROKER, Guard, of_operator
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator, Principal
@@ -74,7 +75,7 @@ class Operators:
             return operator, self._validated(call, csr_pem, ttl)
         with self._store.write(call.outcome()) as write:
             if receipts.replay(write, call):
-                operator = _untouched(write.get(Operator, name))
+                operator = _untouched(write.get(Operator, name), name)
             else:
                 write.add(operator)
                 receipts.keep(write, call, f"operator/{name}")
@@ -106,7 +107,7 @@ class Operators:
     def _issue(self, call: Call, name: str, csr_pem: bytes, ttl: timedelta | None) -> Issued:
         operator = self._store.get(Operator, check_name(name, "operator"))
         self._guard.check(call, of_operator(name, operator))
-        issued = self._certificate(_enabled(operator), csr_pem, ttl, self._now())
+        issued = self._certificate(_enabled(operator, name), csr_pem, ttl, self._now())
         call.note(operator=name, certificate_serial=issued.serial)
         return issued
 
@@ -124,7 +125,7 @@ class Operators:
         self._guard.check(call, of_operator(name, stored, asked=wanted))
         call.note(groups=",".join(wanted))
         self._refuse_lockout(call, name, wanted)
-        return self._change(call, stored, lambda operator: replace(operator, groups=wanted))
+        return self._change(call, name, stored, lambda operator: replace(operator, groups=wanted))
 
     def revoke(self, call: Call, name: str) -> Operator:
         """Refuse every certificate issued so far.
@@ -135,13 +136,13 @@ class Operators:
         stored = self._authorised(call, name)
         if _own(call, name) and not self._another_keeper(call.principal):
             raise _locks_out()
-        return self._change(call, stored, self._without_certificates)
+        return self._change(call, name, stored, self._without_certificates)
 
     def remove(self, call: Call, name: str) -> Operator:
         """Remove for good; the row stays, so that the name is never used again."""
         stored = self._authorised(call, name)
         self._refuse_lockout(call, name, None)
-        return self._change(call, stored, lambda operator: replace(operator, state=OperatorState.REMOVED))
+        return self._change(call, name, stored, lambda operator: replace(operator, state=OperatorState.REMOVED))
 
     def whoami(self, call: Call) -> None:
         """Allowed to every established principal; the decision is recorded like any other."""
@@ -152,18 +153,20 @@ class Operators:
         self._guard.check(call, of_operator(name, stored))
         return stored
 
-    def _change(self, call: Call, stored: Operator | None, change: Callable[[Operator], Operator]) -> Operator:
+    def _change(
+        self, call: Call, name: str, stored: Operator | None, change: Callable[[Operator], Operator]
+    ) -> Operator:
         """Change the very row that the permission was decided on; WrongState ``CHANGED_MEANWHILE`` else (AZ-15)."""
-        operator = _found(stored)
+        operator = _found(stored, name)
         call.note(operator=operator.name)
         if call.validate_only:
             call.note(validate_only=1)
-            return change(_enabled(operator))
+            return change(_enabled(operator, name))
         with self._store.write(call.outcome()) as write:
             if receipts.replay(write, call):
-                operator = _found(write.get(Operator, operator.name))
+                operator = _found(write.get(Operator, name), name)
             else:
-                operator = write.replace(operator, change(_enabled(operator)))
+                operator = write.replace(operator, change(_enabled(operator, name)))
                 receipts.keep(write, call, f"operator/{operator.name}")
         call.settled = True
         return operator
@@ -172,7 +175,11 @@ class Operators:
         """Valid from now on until ``ttl`` after ``since``."""
         now, end = self._whole_seconds(), since.replace(microsecond=0) + _ttl(ttl)
         if end <= now:
-            raise WrongState("REQUEST_TOO_OLD", "The certificate of that request has lapsed; have a new one issued.")
+            raise WrongState(
+                "REQUEST_TOO_OLD",
+                f"The certificate of that request ended {end:%Y-%m-%d %H:%M} UTC; issue a new one "
+                f"(`broker operator issue {operator.name}`).",
+            )
         start = max(now - BACKDATED, operator.not_before)
         uri = operator_uri(self._trust_domain, operator.name)
         pem, serial = self._authority.client(csr_pem, uri, start, end - start)
@@ -236,28 +243,35 @@ def _ttl(ttl: timedelta | None) -> timedelta:
 
 def _refuse_taken(stored: Operator | None) -> None:
     if stored:
-        raise AlreadyExists("NAME_TAKEN", "An operator of that name exists or existed; choose another name.")
+        raise AlreadyExists(
+            "NAME_TAKEN",
+            f"An operator named {stored.name} exists or existed, and no name is used twice; choose another.",
+        )
 
 
-def _found(operator: Operator | None) -> Operator:
+def _found(operator: Operator | None, name: str) -> Operator:
     if operator is None:
-        raise NotFound("OPERATOR_NOT_FOUND", "There is no operator of that name; `broker operator list` shows them.")
+        raise no_operator(name)
     return operator
 
 
-def _enabled(operator: Operator | None) -> Operator:
-    if _found(operator).state is not OperatorState.ENABLED:
-        raise WrongState("OPERATOR_REMOVED", "The operator has been removed for good; add one under another name.")
-    return _found(operator)
+def _enabled(operator: Operator | None, name: str) -> Operator:
+    found = _found(operator, name)
+    if found.state is not OperatorState.ENABLED:
+        raise WrongState("OPERATOR_REMOVED", f"The operator {name} was removed for good; add one under another name.")
+    return found
 
 
-def _untouched(operator: Operator | None) -> Operator:
+def _untouched(operator: Operator | None, name: str) -> Operator:
     """The operator as it was added: who could add one may not thereby get into what others have made of them."""
-    if _enabled(operator).revision != 1:
+    found = _enabled(operator, name)
+    if found.revision != 1:
         raise WrongState(
-            "CHANGED_MEANWHILE", "The operator was changed after this request; have a new certificate issued."
+            "CHANGED_MEANWHILE",
+            f"The operator {name} was changed after this request; issue a new certificate (`broker operator issue "
+            f"{name}`).",
         )
-    return _enabled(operator)
+    return found
 
 
 def _locks_out() -> WrongState:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from broker.core import ports, receipts
+from broker.core.amiss import no_operator
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, WrongState
 from broker.core.guard import (
@@ -68,9 +69,7 @@ class Policies:
         if version == 0:
             return self._guard.document
         document = self._store.get(PolicyDocument, version) if 0 < version <= self._guard.document.version else None
-        if document is None:
-            raise NotFound("POLICY_NOT_FOUND", "There is no policy document of that version.")
-        return document
+        return _found(document, version)
 
     def set(self, call: Call, text: str, expected_version: int) -> PolicyDocument:
         """Put ``text`` in force as version ``expected_version + 1``; with ``validate_only`` only say how it would be.
@@ -97,7 +96,7 @@ class Policies:
         try:
             with self._store.write(call.outcome()) as write:
                 if earlier := receipts.replay(write, call):
-                    return _found(write.get(PolicyDocument, earlier.version))
+                    return _found(write.get(PolicyDocument, earlier.version), earlier.version)
                 _refuse_outdated(write, expected_version)
                 write.add(document)
                 write.note(policy_version=document.version)
@@ -124,9 +123,7 @@ class Policies:
                 "There is no such action; use a method's name such as Sign; `broker policy show --schema` has all.",
             )
         if principal is None:
-            raise NotFound(
-                "OPERATOR_NOT_FOUND", "There is no operator of that name; `broker operator list` shows them."
-            )
+            raise no_operator(who.removeprefix("operator/"))
         resource = _asking(self._resource(action, kind, name), action, asking)
         if not is_for(principal.kind.capitalize(), action, resource.kind):
             raise InvalidRequest(
@@ -243,7 +240,9 @@ def _refuse_outdated(store: ports.Store | ports.Write, expected_version: int) ->
         raise WrongState("CHANGED_MEANWHILE", _OUTDATED)
 
 
-def _found(document: PolicyDocument | None) -> PolicyDocument:
+def _found(document: PolicyDocument | None, version: int) -> PolicyDocument:
     if document is None:
-        raise NotFound("POLICY_NOT_FOUND", "There is no policy document of that version.")
+        raise NotFound(
+            "POLICY_NOT_FOUND", f"There is no version {version} of the policy; `broker policy show` shows the newest."
+        )
     return document

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from broker.core import ports, receipts
+from broker.core.amiss import no_field, no_secret, no_secret_version
 from broker.core.call import Call
-from broker.core.errors import InvalidRequest, NotFound, WrongState
+from broker.core.errors import InvalidRequest, WrongState
 from broker.core.guard import Guard, of_secret
 from broker.core.model import Receipt, Secret, SecretVersion
 from broker.core.names import check_field, check_labels, check_path
@@ -21,7 +22,7 @@ from broker.core.references import MAX_NUMBER
 from broker.core.roots import Roots
 from broker.core.sealing import Sealing
 from broker.core.value_macs import ValueMacs
-from broker.core.versions import DESTROYED, ENABLED, gone, no_field, no_version
+from broker.core.versions import DESTROYED, ENABLED, gone
 
 MAX_FIELDS = 32
 MAX_BYTES = 64 * 1024
@@ -131,7 +132,7 @@ class Putting:
         for _ in range(ATTEMPTS):
             ((secret, version),) = self._store.secrets([(name, 0)])
             wish = _Wish(
-                name=name, fields=self._patched(secret, version, fields, remove), given=fields,
+                name=name, fields=self._patched(name, secret, version, fields, remove), given=fields,
                 expected=expected_version, labels={}, expires_at=None, patched=True,
             )  # fmt: skip
             self._check(wish)
@@ -144,16 +145,21 @@ class Putting:
         raise _too_many()
 
     def _patched(
-        self, secret: Secret | None, version: SecretVersion | None, fields: Mapping[str, bytes], remove: list[str]
+        self,
+        name: str,
+        secret: Secret | None,
+        version: SecretVersion | None,
+        fields: Mapping[str, bytes],
+        remove: list[str],
     ) -> dict[str, bytes]:
         """The fields of the next version: those of the latest one, changed."""
-        there(secret, self._now())
+        there(secret, name, self._now())
         if version is None:
-            raise no_version()
+            raise no_secret_version(name, 0)
         if version.state is not ENABLED:
-            raise gone(version.state)
-        if not set(remove) <= set(version.fields):
-            raise no_field()
+            raise gone(version)
+        if lacking := [field for field in remove if field not in version.fields]:
+            raise no_field(name, version.number, lacking[0])
         return {field: value for field, value in self._opened(version).items() if field not in remove} | dict(fields)
 
     def _before(self, call: Call, name: str, fields: Mapping[str, bytes]) -> Written | None:
@@ -197,7 +203,10 @@ class Putting:
         if sum(map(len, wish.fields.values())) > MAX_BYTES:
             raise InvalidRequest("SECRET_TOO_LARGE", f"The values of a secret are at most {MAX_BYTES} bytes in all.")
         if wish.expected is not None and not 0 <= wish.expected < MAX_NUMBER:
-            raise InvalidRequest("VERSION_INVALID", "The expected version is not one; 0 says that there is none yet.")
+            raise InvalidRequest(
+                "VERSION_INVALID",
+                "The expected version is no number that a version has; 0 says that there is none yet.",
+            )
         if wish.expires_at is not None and wish.expires_at <= self._now():
             raise InvalidRequest("EXPIRY_PAST", "The time of expiry is over already; name one in the future.")
 
@@ -231,7 +240,7 @@ class Putting:
         self, call: Call, write: ports.Write, name: str, given: Mapping[str, bytes], receipt: Receipt
     ) -> Written:
         """What the request has made; refused when its id was used for other values."""
-        secret = there(write.get(Secret, name))
+        secret = there(write.get(Secret, name), name)
         version, before = (write.get(SecretVersion, name, receipt.version - back) for back in (0, 1))
         self._check_same(call, name, given, receipt, version)
         return Written(secret=secret, dropped=_dropped(before, version.fields) if version else ())
@@ -257,7 +266,7 @@ class Putting:
         self._permit_again(call, secret)
         before = write.get(SecretVersion, wish.name, stored.latest) if stored else None
         if wish.patched and before is not None and before.state is not ENABLED:  # its values were taken away meanwhile
-            raise gone(before.state)
+            raise gone(before)
         if stored is None:
             write.add(secret)
         else:
@@ -275,12 +284,16 @@ class Putting:
             self._permit(call, secret)
 
 
-def there(secret: Secret | None, now: datetime | None = None) -> Secret:
+def there(secret: Secret | None, name: str, now: datetime | None = None) -> Secret:
     """The secret; NotFound, or WrongState when it has expired by ``now``."""
     if secret is None:
-        raise NotFound("SECRET_NOT_FOUND", "There is no secret of that name; `broker secret list` shows them.")
+        raise no_secret(name)
     if now is not None and secret.expires_at is not None and secret.expires_at <= now:
-        raise WrongState("SECRET_EXPIRED", "The secret has expired; put a new version of it.")
+        raise WrongState(
+            "SECRET_EXPIRED",
+            f"The secret {name} expired at {secret.expires_at:%Y-%m-%dT%H:%M:%SZ}; whoever keeps it writes all its "
+            f"fields anew (`broker secret put {name}`).",
+        )
     return secret
 
 
@@ -316,4 +329,7 @@ def _expect(wish: _Wish, stored: Secret | None, number: int) -> None:
 
 
 def _too_many() -> WrongState:
-    return WrongState("CHANGED_MEANWHILE", "Too many write this secret at once; send it again.")
+    return WrongState(
+        "CHANGED_MEANWHILE",
+        "Others write this secret all the time, so this was not done; find out who, then send it again.",
+    )

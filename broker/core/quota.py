@@ -74,7 +74,10 @@ class Tally:
         held = self._store.count(Lease, {"principal": principal, "state": LeaseState.ACTIVE.value})
         if held + more > self._limits.per_principal:
             raise Exhausted(
-                "LEASE_QUOTA", "This pipeline holds too many leases; end sessions, or wait until they lapse."
+                "LEASE_QUOTA",
+                f"This pipeline holds {held} leases of the {self._limits.per_principal} that one may have; each ends "
+                f"with its session, and an operator ends those with `broker session revoke --principal {principal}` "
+                "or raises leases_per_pipeline under [sessions].",
             )
 
     def _check_all(self, more: int) -> None:
@@ -85,7 +88,12 @@ class Tally:
                 written = self._store.count(Lease, {"state": LeaseState.ACTIVE.value})
                 self._count, self._counted_at = written + adding, now
             if self._count + more > self._limits.in_all:
-                raise Exhausted("LEASE_CAP", "The broker holds as many leases as it is set to; try again later.")
+                raise Exhausted(
+                    "LEASE_CAP",
+                    f"All pipelines together hold the {self._limits.in_all} leases that there may be; each ends with "
+                    "its session, and an operator finds who holds them with `broker lease list` or raises "
+                    "leases_in_all under [sessions].",
+                )
             self._count += more
 
 
@@ -97,5 +105,6 @@ def check_versions(store: Store, secret: str, number: int) -> None:
     if store.count(SecretVersion, {"secret": secret}) - gone >= MAX_KEPT:
         raise Exhausted(
             "VERSION_QUOTA",
-            f"The secret has {MAX_KEPT} versions that are not destroyed; run `broker secret destroy` on old ones.",
+            f"The secret {secret} has {MAX_KEPT} versions that are not destroyed; destroy old ones first (`broker "
+            f"secret destroy {secret} --version N`).",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.core.call import Call
-from broker.core.errors import AlreadyExists
+from broker.core.errors import AlreadyExists, WrongState
 from broker.core.model import Receipt
 from broker.core.ports import Write
 
@@ -29,6 +29,13 @@ def reused() -> AlreadyExists:
     return AlreadyExists(
         "REQUEST_ID_REUSED",
         "The request id was already used for a different request; send a fresh UUID with each one.",
+    )
+
+
+def undone() -> WrongState:
+    """The refusal of a repeated request of whose first try nothing is left."""
+    return WrongState(
+        "EARLIER_TRY_UNDONE", "The first try of this request was undone; send it anew, under a fresh request id."
     )
 
 

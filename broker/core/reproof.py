@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from broker.core import ports
+from broker.core.amiss import not_enabled
 from broker.core.call import Call
 from broker.core.errors import WrongState
 from broker.core.import_ledger import Asked, Imported, Ledger
@@ -94,10 +95,10 @@ def _shown(ledger: Ledger, port: ports.Target, asked: Asked, row: Import) -> Rem
     if there is None:
         raise _missing(row, port.remains(row.remote_name))
     if idle:
-        raise WrongState(
-            "KEY_STATE",
-            f"The target shows a version {there.version} of {row.remote_name}, but the key is {asked.key.state}, and a "
-            "symmetric key is proven by its use; enable it first.",
+        raise not_enabled(
+            asked.key,
+            f"the target shows a version {there.version} of {row.remote_name}, and a symmetric key is proven by its "
+            "use, which takes an enabled one",
         )
     return there
 

@@ -82,7 +82,11 @@ class Roots:
                     first = self._draft(1)
                     write.add(first)
                 elif first.state is RootKeyState.HELD:
-                    raise WrongState("ROOT_KEY_HELD", "The first root key is held since a restore.")
+                    raise WrongState(
+                        "ROOT_KEY_HELD",
+                        "The first root key is held since a restore; start the broker, and keep or discard it with "
+                        "`broker secret settle-root 1`.",
+                    )
             self._complete(first, call)
         for root in _unchecked(_ready(self._store)):
             self._check(root, call)
@@ -122,7 +126,7 @@ class Roots:
         call.note(version=version)
         root = self._store.get(RootKey, version)
         if root is None:
-            self._discarded_before(call)
+            self._discarded_before(call, version)
             return
         if root.state is RootKeyState.PENDING:
             raise WrongState("ROTATION_RUNNING", "This root key is being made; try again in some minutes.")
@@ -187,11 +191,13 @@ class Roots:
             if next_one.created_at + RETIRE_AFTER <= self._now() and not self._holds(self._store, root):
                 yield f"root/{root.version}", partial(self._retire, root)
 
-    def _discarded_before(self, call: Call) -> None:
+    def _discarded_before(self, call: Call, version: int) -> None:
         """Return if it was this very request that discarded it; else NotFound ``ROOT_KEY_NOT_FOUND``."""
         with self._store.write(call.outcome()) as write:
             if receipts.replay(write, call) is None:
-                raise NotFound("ROOT_KEY_NOT_FOUND", "There is no root key of this version; see `broker secret root`.")
+                raise NotFound(
+                    "ROOT_KEY_NOT_FOUND", f"There is no root key of version {version}; see `broker secret root`."
+                )
         call.settled = True
 
     def _settled(self, root: RootKey, *, keep: bool) -> RootKey:
@@ -211,7 +217,11 @@ class Roots:
         if any(root.state is RootKeyState.PENDING for root in rows):
             raise WrongState("ROTATION_RUNNING", "A root key is being made already; try again in some minutes.")
         if len(rows) == MOST:
-            raise Exhausted("ROOT_KEYS_MANY", "Too many root keys still have secrets; let the background work go on.")
+            raise Exhausted(
+                "ROOT_KEYS_MANY",
+                f"There are {MOST} root keys, the most there may be; `broker secret root` shows how many versions "
+                "still wait to be moved off the old ones. Rotate again when none does.",
+            )
         root = self._draft(rows[-1].version + 1 if rows else 1)
         write.add(root)
         write.note(version=root.version)
@@ -220,7 +230,7 @@ class Roots:
     def _resumed(self, receipt: Receipt) -> RootKey:
         root = self._store.get(RootKey, receipt.version)
         if root is None:
-            raise WrongState("EARLIER_TRY_UNDONE", "The first try of this request was undone; send it with a fresh id.")
+            raise receipts.undone()
         return root
 
     def _complete(self, root: RootKey, call: Call) -> None:
@@ -327,7 +337,9 @@ class Roots:
     def _retire(self, root: RootKey, call: Call) -> None:
         with self._store.write(call.intent()) as write:
             if self._holds(write, root):
-                raise WrongState("ROOT_KEY_IN_USE", "A secret still hangs on this root key.")
+                raise WrongState(
+                    "ROOT_KEY_IN_USE", f"A secret still hangs on version {root.version} of the root key, so it is kept."
+                )
         refuse_doubt(self._store, TABLES, str(root.version))
         self._hsm.destroy(ref(root))
         with self._store.write(call.outcome()) as write:
@@ -353,5 +365,9 @@ def _unchecked(ready: list[RootKey]) -> list[RootKey]:
 def _newest(store: Store) -> RootKey:
     ready = _ready(store)
     if not ready:
-        raise NotFound("ROOT_KEY_NOT_FOUND", "There is no root key yet; run `broker init` for this broker.")
+        raise NotFound(
+            "ROOT_KEY_NOT_FOUND",
+            "There is no root key that can be used; `broker secret root` shows what is held since a restore. Is "
+            "nothing, stop the broker and run `broker init FOLDER` for its folder.",
+        )
     return ready[-1]

@@ -192,8 +192,8 @@ def damaged() -> WrongState:
     """The one refusal of whatever does not open."""
     return WrongState(
         "SECRET_DAMAGED",
-        "The stored secret does not open: its row was altered or moved outside the broker; put it anew or restore it "
-        "from a backup, and find out who can write to the database.",
+        "The stored secret does not open, though its root key is there: what is stored was altered or moved outside "
+        "the broker, or the device unwraps wrongly. Put the secret anew, and find out who can write to the database.",
     )
 
 
@@ -206,7 +206,8 @@ def _root(roots: Mapping[int, KeyRef], version: int) -> KeyRef:
 def _root_missing() -> WrongState:
     return WrongState(
         "ROOT_KEY_MISSING",
-        "The root key of the secrets is not in this HSM; check that the broker uses the token it was set up with.",
+        "The root key of this secret is not in the HSM; `broker doctor --config FILE` on the broker's host says "
+        "whether it is the token that the broker was set up with.",
     )
 
 

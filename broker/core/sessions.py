@@ -266,7 +266,9 @@ class Sessions:
         # What was kept of the rule may be older than a session that another process has opened with the newest.
         if not any(held(session, read(TrustRule, session.rule)) for read in (self._store.recent, self._store.get)):
             raise Unauthenticated(
-                "TRUST_RULE_CHANGED", "The trust rule that opened this session is gone or changed; log in again."
+                "TRUST_RULE_CHANGED",
+                "The trust rule that opened this session is gone or changed; a new login goes by the rules as they "
+                "are now.",
             )
 
     def _drop_forbidden(self, write: Write, call: Call, session: Session) -> None:
@@ -309,7 +311,10 @@ def _opens(session: Session | None, token: str) -> bool:
 
 
 def _invalid() -> Unauthenticated:
-    return Unauthenticated("SESSION_INVALID", "The session token is not valid, or its session is over; log in again.")
+    return Unauthenticated(
+        "SESSION_INVALID",
+        "The session token is not valid, or its session is over: it lapsed or was ended; a new login opens a new one.",
+    )
 
 
 def _active(session: Session | None) -> bool:

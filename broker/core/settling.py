@@ -10,8 +10,9 @@ import hashlib
 from dataclasses import replace
 
 from broker.core import receipts
+from broker.core.amiss import key_changed, no_key, no_key_version
 from broker.core.call import Call
-from broker.core.errors import InvalidRequest, NotFound, WrongState
+from broker.core.errors import InvalidRequest, WrongState
 from broker.core.guard import Guard, of_key, of_unknown_key
 from broker.core.keys import ref
 from broker.core.kinds import KeyState, VersionState
@@ -71,12 +72,14 @@ class Settling:
         key = self._store.get(Key, check_name(name, "key"))
         self._guard.check(call, of_key(key) if key else of_unknown_key(name))
         if not 1 <= number < 1 << 31:
-            raise InvalidRequest("VERSION_INVALID", "Name the version to settle; `broker key versions` shows them.")
+            raise InvalidRequest(
+                "VERSION_INVALID", f"Name the version to settle; `broker key versions {name}` shows them."
+            )
         version = self._store.get(KeyVersion, name, number)
         if key is None:
-            raise NotFound("KEY_NOT_FOUND", "There is no key of this name; `broker key list` shows those there are.")
+            raise no_key(name)
         if version is None:
-            raise NotFound("KEY_VERSION_NOT_FOUND", "The key has no such version.")
+            raise no_key_version(name, number, "could be settled")
         return key, version
 
     def _as_it_is(self, call: Call, key: Key, version: KeyVersion) -> Key:
@@ -103,7 +106,7 @@ def _remember(write: Write, call: Call, key: Key, version: KeyVersion) -> None:
     if receipts.replay(write, call) is None:
         receipts.keep(write, call, key.name, version.number)
     if write.get(Key, key.name) != key:
-        raise WrongState("CHANGED_MEANWHILE", f"The key {key.name} was changed meanwhile; look at it, try again.")
+        raise key_changed(key.name)
 
 
 def _with(key: Key, version: KeyVersion) -> Key:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from broker.core import guard, ports
+from broker.core.amiss import no_target
 from broker.core.call import Call
-from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, WrongState
+from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, WrongState
 from broker.core.guard import Guard
 from broker.core.import_rules import alarms, place_of
 from broker.core.keks import KEK, check_kek, check_pin, offered
@@ -121,7 +122,7 @@ class Targets:
             return new
         with self._store.write(call.outcome()) as write:
             if replay(write, call):
-                new = _existing(write.get(Target, name))
+                new = _existing(write.get(Target, name), name)
             else:
                 new = write.replace(old, new)
                 keep(write, call, name)
@@ -139,12 +140,12 @@ class Targets:
         call.note(target=name)
         if call.validate_only:
             if not copies_unknown:
-                _deletable(self._store, _existing(found))
-            _existing(found)
+                _deletable(self._store, _existing(found, name))
+            _existing(found, name)
             return
         with self._store.write(call.outcome()) as write:
             if not replay(write, call):
-                target = _existing(write.get(Target, name))
+                target = _existing(write.get(Target, name), name)
                 if copies_unknown:
                     write.note(count=_given_up(write, target))
                 _deletable(write, target)
@@ -155,7 +156,7 @@ class Targets:
     def _saved(self, call: Call, made: Target) -> Target:
         with self._store.write(call.outcome()) as write:
             if replay(write, call):
-                made = _existing(write.get(Target, made.name))
+                made = _existing(write.get(Target, made.name), made.name)
             else:
                 write.add(made)
                 keep(write, call, made.name)
@@ -166,14 +167,14 @@ class Targets:
         check_name(name, "target")
         found = self._store.get(Target, name)
         self._guard.check(call, guard.of_target(found) if found else guard.of_unknown_target(name))
-        return _existing(found)
+        return _existing(found, name)
 
     def _must_be_free(self, name: str) -> None:
         if self._store.get(Target, name) is not None:
             raise AlreadyExists(
                 "TARGET_EXISTS",
-                f"A target named {name} exists, as `broker target show` tells. `broker target repin` pins another KEK "
-                "of it; for another place choose another name.",
+                f"A target named {name} exists; `broker target show {name}` tells which. `broker target repin` pins "
+                "another KEK of it; for another place choose another name.",
             )
         unknown = {"target": name, "state": ImportState.UNKNOWN.value}
         if self._store.page(Import, limit=1, where=unknown):
@@ -230,7 +231,7 @@ class Targets:
             if wanted in port.names():
                 raise WrongState(
                     "TARGET_KEK_EXISTS",
-                    "The target has a key of this name; give its versioned id, or have another one made.",
+                    f"The target has a key named {wanted}; give its versioned id, or have one made under another name.",
                 )
             return target
         self._store.record(call.intent())
@@ -271,7 +272,7 @@ class Targets:
 
 
 def _fixed() -> WrongState:
-    return WrongState("TARGET_KEK_FIXED", "This kind of target has one KEK of its own; none is made or chosen for it.")
+    return WrongState("TARGET_KEK_FIXED", "This kind of target has one KEK of its own; register it without a KEK.")
 
 
 def _no_answer(error: BrokerError) -> list[Probe]:
@@ -332,9 +333,7 @@ def _copies(rows: ports.Store | ports.Write, target: Target) -> Iterator[list[Im
                 yield found
 
 
-def _existing(target: Target | None) -> Target:
+def _existing(target: Target | None, name: str) -> Target:
     if target is None:
-        raise NotFound(
-            "TARGET_NOT_FOUND", "There is no target of this name; `broker target list` shows those there are."
-        )
+        raise no_target(name)
     return target

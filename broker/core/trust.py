@@ -39,7 +39,10 @@ Verify = Callable[[TrustRule, str], Verified]
 Unauthenticated or Unavailable when nothing can be said of the claims, because nothing shows who signed them.
 """
 
-MISMATCH = "The identity token is not what a trust rule of the broker asks for; the broker's audit tells why."
+MISMATCH = (
+    "The identity token is not what a trust rule of the broker asks for; an operator sees why with `broker trust test` "
+)
+"and a token of the job."
 MAX_RULES = 1000
 """Trust rules of one issuer: each login looks at all of them."""
 
@@ -65,7 +68,11 @@ def choose(rules: list[TrustRule], named: str, verified: Verified) -> Proof:
     """
     meant = [rule for rule in rules if rule.issuer == verified.issuer]
     if not meant:
-        raise _refused("TRUST_NO_RULE", "No trust rule of the broker is meant for this identity token.", verified)
+        raise _refused(
+            "TRUST_NO_RULE",
+            "No trust rule of the broker is meant for this identity token; an operator makes one (`broker trust add`).",
+            verified,
+        )
     if named and not (meant := [rule for rule in meant if rule.name == named]):
         # The same answer as for a rule that does not fit: who calls learns no rule's name.
         header = ClaimFinding(name="broker-trust-rule", passed=False, expected="a rule", found=matching.shown(named))
@@ -78,7 +85,7 @@ def choose(rules: list[TrustRule], named: str, verified: Verified) -> Proof:
         raise _refused("TRUST_CLAIM_MISMATCH", MISMATCH, verified, nearest, failures[nearest][0])
     if len(fitting) > 1:
         names = ",".join(rule.name for rule in fitting)
-        sentence = "Several trust rules fit the identity token; name the one that is meant."
+        sentence = "Several trust rules fit the identity token; name the one that is meant (--trust-rule)."
         raise _refused("TRUST_AMBIGUOUS", sentence, verified, names)
     return _proof(fitting[0], verified)
 
@@ -105,12 +112,14 @@ class TrustRules:
         _describe(call, rule)
         if call.validate_only:
             if self._store.get(TrustRule, rule.name):
-                raise AlreadyExists("NAME_TAKEN", "A trust rule of that name exists; choose another, or update it.")
+                raise AlreadyExists(
+                    "NAME_TAKEN", f"A trust rule named {rule.name} exists; choose another name, or update it."
+                )
             self._check_room(call, rule, self._store.page(TrustRule, **_of_issuer(rule)))
             return rule
         with self._store.write(call.outcome()) as write:
             if receipts.replay(write, call):
-                rule = _existing(write.get(TrustRule, rule.name))
+                rule = _existing(write.get(TrustRule, rule.name), rule.name)
             else:
                 self._check_room(call, rule, write.page(TrustRule, **_of_issuer(rule)))
                 write.add(rule)
@@ -134,7 +143,7 @@ class TrustRules:
             return new
         with self._store.write(call.intent()) as write:
             if receipts.replay(write, call):
-                new = _existing(write.get(TrustRule, rule.name))
+                new = _existing(write.get(TrustRule, rule.name), rule.name)
             else:
                 _unchanged(old, rule.revision)
                 self._check_room(call, new, write.page(TrustRule, **_of_issuer(new)))
@@ -161,12 +170,12 @@ class TrustRules:
         self._guard.check(call, of_trust_rule(name, found))
         call.note(trust_rule=name)
         if call.validate_only:
-            _existing(found)
+            _existing(found, name)
             return
         with self._store.write(call.intent()) as write:
             if not receipts.replay(write, call):
                 # The very row that the permission was decided on (AZ-15).
-                write.delete(_existing(found))
+                write.delete(_existing(found, name))
                 receipts.keep(write, call, name)
         self._end_sessions(call, name)
 
@@ -211,7 +220,7 @@ class TrustRules:
         check_name(name, "trust rule")
         found = self._store.get(TrustRule, name)
         self._guard.check(call, of_trust_rule(name, found))
-        return _existing(found)
+        return _existing(found, name)
 
 
 def _judge(rule: TrustRule, verified: Verified) -> list[ClaimFinding]:
@@ -339,9 +348,9 @@ def _unchanged(stored: TrustRule, revision: int) -> None:
         )
 
 
-def _existing(rule: TrustRule | None) -> TrustRule:
+def _existing(rule: TrustRule | None, name: str) -> TrustRule:
     if rule is None:
         raise NotFound(
-            "TRUST_RULE_NOT_FOUND", "There is no trust rule of this name; `broker trust list` shows those there are."
+            "TRUST_RULE_NOT_FOUND", f"There is no trust rule named {name}; `broker trust list` shows those there are."
         )
     return rule

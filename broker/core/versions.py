@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
+from broker.core.amiss import no_secret_version
+from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import SecretVersionState
 from broker.core.model import SecretVersion
 
@@ -20,31 +21,30 @@ def check_numbers(numbers: list[int]) -> None:
         raise InvalidRequest("VERSIONS_INVALID", f"Name 1 to {MAX_VERSIONS} versions, each once, counting from 1.")
 
 
-def moved(version: SecretVersion | None, to: SecretVersionState) -> SecretVersion:
+def moved(version: SecretVersion | None, to: SecretVersionState, name: str, number: int) -> SecretVersion:
     """The version in its new state; NotFound, or WrongState once it was destroyed."""
     if version is None:
-        raise no_version()
+        raise no_secret_version(name, number)
     if version.state is DESTROYED:
         if to is DESTROYED:
             return version
-        raise gone(DESTROYED)
+        raise gone(version)
     if to is DESTROYED:
         return replace(version, state=DESTROYED, root=0, data_key=b"", sealed=b"")
     return replace(version, state=to)
 
 
-def no_version() -> BrokerError:
-    """The refusal of a version that never was."""
-    return NotFound("SECRET_VERSION_NOT_FOUND", "The secret has no such version; `broker secret versions` shows them.")
-
-
-def no_field() -> BrokerError:
-    """The refusal of a field that a version has not."""
-    return NotFound("FIELD_NOT_FOUND", "The secret has no such field; `broker secret versions` names them.")
-
-
-def gone(state: SecretVersionState) -> BrokerError:
-    """The refusal of a version that is not handed out any more."""
-    if state is DELETED:
-        return WrongState("SECRET_DELETED", "This version is deleted; undelete it or put a new one.")
-    return WrongState("SECRET_DESTROYED", "This version was destroyed for good; put a new one.")
+def gone(version: SecretVersion) -> WrongState:
+    """The refusal of a version that is not handed out any more; a pipeline, which can do nothing, reads it too."""
+    name, number = version.secret, version.number
+    if version.state is DELETED:
+        return WrongState(
+            "SECRET_DELETED",
+            f"Version {number} of the secret {name} is deleted; whoever keeps it brings it back (`broker secret "
+            f"undelete {name} --version {number}`) or puts a new one.",
+        )
+    return WrongState(
+        "SECRET_DESTROYED",
+        f"Version {number} of the secret {name} was destroyed for good; whoever keeps it puts a new one (`broker "
+        f"secret put {name}`).",
+    )

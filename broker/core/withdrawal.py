@@ -85,7 +85,9 @@ class Withdrawals:
         left = there.left() if there else None
         if there is None or left is None:
             raise WrongState(
-                "IMPORT_UNSETTLED", "Which version at the target is the one that was uploaded cannot be told."
+                "IMPORT_UNSETTLED",
+                f"Which version of {row.remote_name} at the target is the one that was uploaded cannot be told; "
+                "disable there what its owner does not know.",
             )
         row = replace(row, remote_version=left.remote.version)
         try:

@@ -82,5 +82,5 @@ def _fixed() -> WrongState:
     return WrongState(
         "HSM_LABEL_FIXED",
         "The token does not let the labels of its keys be changed, so keys of an earlier release cannot be used; ask "
-        "its vendor, or make a new token and import or create the keys there.",
+        "its vendor whether that can be allowed, or go on with the release before, which uses them as they are.",
     )

@@ -75,7 +75,10 @@ class Births:
         try:
             accepted = objects.accept(made, recipe)
             if any(self._finder.read_kind(worker, thing)[1] != binding.label for thing in made):
-                raise WrongState("HSM_LABEL_LOST", "The token did not keep the key's label.")
+                raise WrongState(
+                    "HSM_LABEL_LOST",
+                    "The token did not keep the key's label, by which the broker knows its keys; ask its vendor.",
+                )
         except BrokerError as fault:
             for thing in made:
                 thing.destroy()

@@ -58,7 +58,9 @@ def seal(lent: Any, plaintext: bytes, aad: bytes) -> bytes:
     sealed: bytes = lent.encrypt(plaintext, mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
     opened = lent.decrypt(sealed, mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
     if opened != plaintext or len(sealed) != len(plaintext) + _TAG:
-        raise Unavailable("HSM_FAULT", "The HSM made a ciphertext that does not open; it was withheld.")
+        raise Unavailable(
+            "HSM_FAULT", "The HSM made a ciphertext that does not open; it was withheld. Check the device."
+        )
     return iv + sealed
 
 

@@ -147,7 +147,11 @@ class Keyring:
                 if secret[Attribute.EXTRACTABLE]:
                     secret[Attribute.EXTRACTABLE] = False
                 if secret[Attribute.EXTRACTABLE]:
-                    raise Unavailable("HSM_FAULT", "The HSM did not take the key's exportability away.")
+                    raise Unavailable(
+                        "HSM_FAULT",
+                        "The HSM did not take the key's exportability away, so it can still be exported. Check the "
+                        "device, or make a key that is not exportable.",
+                    )
 
         self._sessions.run(seal)
 

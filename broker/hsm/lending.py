@@ -161,7 +161,11 @@ class Finder:
             raise not_this(binding.label, "the object under its id is of another type, size or usage")
         if not halves:
             self._sessions.confirm()
-            raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key: it was destroyed, or the token is new.")
+            raise NotFound(
+                "KEY_NOT_IN_HSM",
+                "The HSM does not hold this key: it was destroyed there, or this is not the token that it was made "
+                "in; `broker doctor --config FILE` on the broker's host tells which.",
+            )
         own = [half for half in halves if half.label == binding.label]
         if len(own) != len(halves):
             raise strange(binding, halves)

@@ -141,7 +141,11 @@ def accept(things: list[Any], recipe: Recipe) -> bytes | None:
 
 
 def _taken() -> AlreadyExists:
-    return AlreadyExists("HSM_ID_TAKEN", "The HSM already holds another key under this id; choose a fresh id.")
+    return AlreadyExists(
+        "HSM_ID_TAKEN",
+        "The HSM already holds another key under the id that was drawn for this one; leave that one, and send a new "
+        "request, which draws another id.",
+    )
 
 
 def type_of(public: Any) -> KeyType | None:

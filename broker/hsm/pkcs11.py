@@ -75,7 +75,9 @@ class Pkcs11Hsm:
             raise InvalidRequest("RANDOM_LENGTH", "The HSM gives 1 to 1024 random bytes at a time.")
         drawn: bytes = self._sessions.run(lambda worker: worker.session.generate_random(length * 8))
         if len(drawn) != length or (length >= 16 and len(set(drawn)) == 1):
-            raise Unavailable("HSM_FAULT", "The HSM's random generator does not work; nothing was released.")
+            raise Unavailable(
+                "HSM_FAULT", "The HSM's random generator does not work; nothing was released. Check the device."
+            )
         return drawn
 
     def report(self) -> HsmReport:

@@ -68,7 +68,11 @@ def _throw_away(worker: Worker, *, extractable: bool, flags: MechanismFlag) -> A
 def _must_fail(what: str, attempt: Callable[[], object]) -> None:
     with contextlib.suppress(ck.PKCS11Error):
         attempt()
-        raise WrongState("HSM_NOT_ENFORCING", f"The token {what}; it cannot keep keys safe and is not used.")
+        raise WrongState(
+            "HSM_NOT_ENFORCING",
+            f"The token {what}; it cannot keep keys safe and is not used. Use another one, or ask its vendor how it "
+            "is made to refuse that.",
+        )
 
 
 def _wrap(wrapper: Any, held: Any, mechanism: Mechanism) -> None:

@@ -112,7 +112,7 @@ class Carrier:
         if lacking := import_lack(self._findings, oaep_hash):
             raise WrongState(
                 "HSM_MECHANISM_MISSING",
-                f"This token cannot wrap a key for this target: it lacks {lacking}; 'broker hsm' says what it can.",
+                f"This token cannot wrap a key for this target: it lacks {lacking}; `broker hsm` says what it can.",
             )
 
         def carry(worker: Worker) -> bytes:
@@ -126,7 +126,9 @@ class Carrier:
         blob = self._sessions.run(carry, f"CKM_RSA_PKCS_OAEP with {oaep_hash} and AES key wrap")
         body = len(blob) - (numbers.n.bit_length() + 7) // 8
         if body < 24 or body % 8 or (key.type in AES_BITS and body != AES_BITS[key.type] // 8 + 8):
-            raise Unavailable("HSM_FAULT", "The HSM made a blob of impossible length; it was withheld.")
+            raise Unavailable(
+                "HSM_FAULT", "The HSM made a blob of impossible length; it was withheld. Check the device."
+            )
         return blob
 
     def _carried(self, worker: Worker, target: Any, secret: Any, oaep_hash: OaepHash) -> bytes:
@@ -149,7 +151,11 @@ class Carrier:
         if found.get(Attribute.EXTRACTABLE) == b"\0":
             raise _not_exportable()
         if found != wanted:
-            raise Unavailable("HSM_FAULT", "The key's attributes in the HSM were changed; it is not exported.")
+            raise Unavailable(
+                "HSM_FAULT",
+                "The key's attributes in the HSM are not those that it was made with, so it is not exported. Find "
+                "out who can write to the token.",
+            )
         return handle
 
     def _refuse_inexact(self, key_type: KeyType, oaep_hash: OaepHash) -> None:

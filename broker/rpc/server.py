@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from broker.core import ports
 from broker.core.errors import Unavailable
-from broker.rpc import descriptors, table
+from broker.rpc import addresses, descriptors, table
 from broker.rpc.deadlines import Deadlines, Ticker
 from broker.rpc.doors import Doors
 from broker.rpc.flood import Flood
@@ -177,11 +177,7 @@ class Server:
         try:
             port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise Unavailable(
-                "ADDRESS_IN_USE",
-                f"The broker cannot listen on {address}; configure another.",
-                address=address,
-            ) from error
+            raise Unavailable("ADDRESS_IN_USE", addresses.refused(address), address=address) from error
         self._doors.watch(port, name, self._taken)
         return port
 

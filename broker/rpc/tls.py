@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import structlog
@@ -20,6 +20,8 @@ MAX_FILE = 256 * 1024
 
 LOOK_EVERY = 0.002
 """Seconds between two looks at the files when thousands connect at once."""
+
+T = TypeVar("T")
 
 TOO_OLD = "The connection does not use TLS 1.3; use a client that does."
 
@@ -49,7 +51,7 @@ def read_file(path: Path) -> bytes:
     except OSError as error:
         raise WrongState(
             "TLS_FILE_MISSING",
-            f"The file {path.name} cannot be read ({error.strerror}); correct its name or its owner.",
+            f"The file {path} cannot be read ({error.strerror}); correct its name under [server], or its owner.",
         ) from error
 
 
@@ -112,18 +114,25 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _check_pair(certificate: bytes, key: bytes, client_ca: bytes | None) -> None:
+def _loaded(setting: str, load: Callable[[], T]) -> T:
     try:
-        public = x509.load_pem_x509_certificate(certificate).public_key()
-        private = load_pem_private_key(key, password=None)
-        if client_ca is not None:
-            x509.load_pem_x509_certificate(client_ca)
+        return load()
     except (ValueError, TypeError) as error:
         raise WrongState(
-            "TLS_FILE_INVALID", "A TLS file is not an unencrypted PEM file of its kind; replace it."
+            "TLS_FILE_INVALID",
+            f"The file of {setting} under [server] is not an unencrypted PEM file of its kind; replace it.",
         ) from error
+
+
+def _check_pair(certificate: bytes, key: bytes, client_ca: bytes | None) -> None:
+    public = _loaded("certificate_file", lambda: x509.load_pem_x509_certificate(certificate)).public_key()
+    private = _loaded("key_file", lambda: load_pem_private_key(key, password=None))
+    if client_ca is not None:
+        _loaded("operator_ca_file", lambda: x509.load_pem_x509_certificate(client_ca))
     form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     if public.public_bytes(*form) != private.public_key().public_bytes(*form):
         raise WrongState(
-            "TLS_FILES_DIFFER", "The server's certificate was not made for its key; replace both together."
+            "TLS_FILES_DIFFER",
+            "The server's certificate (certificate_file under [server]) was not made for its key (key_file); replace "
+            "both together.",
         )

@@ -26,8 +26,8 @@ def adopt(database: Database, rows: Rows, marks: Sequence[Mark]) -> None:
         if marks:
             raise WrongState(
                 "STORE_RESTORED",
-                "The database was emptied of its ledger, of which this host's journal speaks: put the newer database "
-                "back from a backup.",
+                "The database has no ledger, and this host's journal speaks of one: it was emptied, or [store] names "
+                "another database or journal than before. Correct that, or put the newest database back from a backup.",
             )
         sums: Sums = {}
         for kind in NAMES:

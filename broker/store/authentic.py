@@ -15,7 +15,7 @@ import hmac
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
@@ -132,12 +132,19 @@ def keyed(key: bytes) -> Callable[[bytes], bytes]:
     return mac
 
 
+MEND_ROW: Final = (
+    "put that row back exactly as it last was, from a backup made after its last change (docs/operations.md), and find "
+)
+"out who can write to the database"
+"""The one remedy: any older state of the row is refused too, and `broker accept-restore` would believe it."""
+
+
 def forged(kind: type[Any], key: Sequence[Any], how: str) -> WrongState:
     """The refusal of a row, named by its primary key, that somebody else has changed."""
     return WrongState(
         "ROW_FORGED",
         f"The stored {kind.__name__} {shown_key(key)} {how}: somebody else writes to the database. Nothing was done "
-        "with it; put that row back as it last was, and find out who has the database's password.",
+        f"with it; {MEND_ROW}.",
         kind=kind.__name__,
     )
 

@@ -61,7 +61,8 @@ def condition(config: StoreConfig) -> Condition:
         found = database.read(REVISIONS) if database.read(CATALOGUE[database.name]) else []
         if tables and not (found and tables & _OWN):
             raise WrongState(
-                "DATABASE_FOREIGN", "The database holds another program's tables; name an empty one for the broker."
+                "DATABASE_FOREIGN",
+                "The database holds another program's tables; leave them, and name an empty database for the broker.",
             )
         refuse_newer(found)
         revision = str(found[0][0]) if found else ""
@@ -84,6 +85,6 @@ def refuse_anothers(database: Database, rows: Rows) -> None:
 def _refuse_unfit(found: Sequence[Any]) -> None:
     version, may_create = found
     if version < OLDEST_POSTGRESQL:
-        raise WrongState("DATABASE_TOO_OLD", "This PostgreSQL is older than 14; install a newer one.")
+        raise WrongState("DATABASE_TOO_OLD", f"This PostgreSQL ({version // 10000}) is older than 14; use a newer one.")
     if not may_create:
         raise WrongState("DATABASE_RIGHTS", f"{SCHEMA}.")

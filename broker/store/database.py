@@ -185,7 +185,8 @@ def check_revision(database: Database) -> None:
     if [row[0] for row in found] != [REVISION]:
         raise WrongState(
             "STORE_NOT_MIGRATED",
-            "The database has not the tables of this program yet; run the migration (broker init) first.",
+            "The database has not the tables of this release yet; stop every broker, make a backup, and run `broker "
+            "init FOLDER` for its folder.",
         )
 
 
@@ -194,7 +195,8 @@ def refuse_newer(found: Sequence[Sequence[Any]]) -> None:
     if any(not str(row[0]).isdecimal() or str(row[0]) > REVISION for row in found):
         raise WrongState(
             "STORE_TOO_NEW",
-            "The database was migrated by a newer program than this one; start that program, or restore a backup.",
+            "The database was migrated by a newer release than this one; start that release. There is no way back "
+            "but the backup made before, with which all later changes are lost.",
         )
 
 

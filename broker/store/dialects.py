@@ -22,5 +22,6 @@ def check_there(config: StoreConfig) -> None:
     if config.sqlite and not path.exists():
         raise WrongState(
             "STORE_MISSING",
-            f"There is no database file {path}: put it back from a backup, or make an empty one with broker init.",
+            f"There is no database file {path}: put the newest backup of it back. Only for a broker that holds nothing "
+            "yet: `broker init FOLDER` makes an empty one.",
         )

@@ -21,6 +21,7 @@ from broker.core.model import (
     Session,
     UsedToken,
 )
+from broker.store.authentic import MEND_ROW
 from broker.store.marks import UNTOLD, Changed, word
 from broker.store.rows import RANK_BITS, shown_key
 
@@ -59,7 +60,7 @@ class Floors:
             raise WrongState(
                 "ROW_FORGED",
                 f"The stored {kind.__name__} {shown_key(key)} was removed by somebody else: "
-                "nothing was done; put that row back as it last was, and find out who has the database's password.",
+                f"nothing was done; {MEND_ROW}.",
                 kind=kind.__name__,
             )
 

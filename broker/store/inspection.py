@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from broker.core.errors import WrongState
 from broker.core.ports import RowFinding
-from broker.store.authentic import Rows
+from broker.store.authentic import MEND_ROW, Rows
 from broker.store.config import StoreConfig
 from broker.store.database import Database, Stream
 from broker.store.floors import Floors
@@ -115,8 +115,8 @@ def told(findings: Sequence[RowFinding]) -> str:
     some = ", ".join(f"{one.table}{one.name and '/'}{one.name} ({one.how})" for one in findings[:5])
     more = f" and {len(findings) - 5} more" if len(findings) > 5 else ""
     return (
-        f"{len(findings)} row(s) of the database were changed by somebody else: {some}{more}; they are refused. Put "
-        "them back as they last were, and find out who has the database's password."
+        f"{len(findings)} row(s) of the database were changed by somebody else: {some}{more}; they are refused. For "
+        f"each, {MEND_ROW}."
     )
 
 

@@ -217,8 +217,8 @@ def altered() -> WrongState:
     """The refusal of a change when the ledger is not as this process left it."""
     return WrongState(
         "STORE_ALTERED",
-        "The database's ledger was changed by somebody else, so nothing was changed; find out who has the database's "
-        "password, and restart the broker, which then says what else was changed.",
+        "The database's ledger was changed by somebody else, so nothing was changed; find out who can write to "
+        "the database, and restart the broker, which then says what else was changed.",
     )
 
 

@@ -118,8 +118,8 @@ def record_of(kind: type[R], row: Sequence[Cell]) -> R:
     except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as cause:
         raise WrongState(
             "ROW_DAMAGED",
-            f"The stored {kind.__name__} {shown(kind, row)} cannot be read by this program: a newer one wrote it; "
-            "start that one, or restore that row from a backup.",
+            f"The stored {kind.__name__} {shown(kind, row)} cannot be read by this program, though a broker wrote "
+            "it. Start the newest release that has used this database; nothing is lost by that.",
             kind=kind.__name__,
         ) from cause
 

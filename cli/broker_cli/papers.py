@@ -27,9 +27,15 @@ def request_for(key_pem: bytes) -> bytes:
     try:
         key = serialization.load_pem_private_key(key_pem, password=None)
     except (ValueError, TypeError):
-        raise Refusal("KEY_INVALID", "The private key is not an unencrypted PEM key.") from None
+        raise Refusal(
+            "KEY_INVALID", "The private key is not an unencrypted PEM key; put back the one of the profile."
+        ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise Refusal("KEY_INVALID", "The private key is not an EC P-256 key.")
+        raise Refusal(
+            "KEY_INVALID",
+            "The private key is not an EC P-256 key, and no other is renewed; ask an administrator for a fresh "
+            "profile (`broker operator issue NAME`).",
+        )
     return _request(key)
 
 
@@ -42,7 +48,9 @@ def check_request(pem: bytes) -> bytes:
     try:
         x509.load_pem_x509_csr(pem)
     except ValueError:
-        raise Refusal("CSR_INVALID", "The request is not PKCS#10 in PEM.", Exit.USAGE) from None
+        raise Refusal(
+            "CSR_INVALID", "The request is not PKCS#10 in PEM; make it with openssl req -new.", Exit.USAGE
+        ) from None
     return pem
 
 

@@ -264,13 +264,18 @@ def check_certificate(pem: bytes) -> None:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
     except ValueError:
-        raise Refusal("CERTIFICATE_INVALID", "The operator certificate is not a PEM certificate.") from None
+        raise Refusal(
+            "CERTIFICATE_INVALID",
+            "The operator certificate is not a certificate in PEM; put it back, or ask an administrator for a fresh "
+            "profile (`broker operator issue NAME`).",
+        ) from None
     now = datetime.now(UTC)
     if now >= certificate.not_valid_after_utc:
         raise Refusal(
             "CERTIFICATE_EXPIRED",
             f"Your certificate ran out at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; ask an administrator "
-            'for a fresh one ("broker operator issue"), and renew it earlier with "broker operator renew".',
+            "for a fresh one (`broker operator issue NAME`), and renew it earlier with `broker operator renew`. Has "
+            "the last administrator's run out: stop the broker, and run `broker init FOLDER` for its folder.",
             Exit.NOT_LOGGED_IN,
         )
     if now < certificate.not_valid_before_utc:

@@ -185,6 +185,7 @@ def test_init_of_what_is_there_says_that_it_changes_nothing(copy: Live) -> None:
 def test_a_token_of_ones_own_is_named_whole(tmp_path: Path, made: Live) -> None:
     done = made.command("init", str(tmp_path / "new"), "--module", "/usr/lib/x.so")
     assert (done.returncode, "(TOKEN_INCOMPLETE)" in done.stderr) == (1, True), done
+    assert "--token-label, --pin-file must be given too" in done.stderr
     assert not (tmp_path / "new").exists()
 
 

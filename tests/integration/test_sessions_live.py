@@ -209,5 +209,5 @@ def test_P50_the_job_is_told_every_reference_that_fails(
     }
     fetched = run_of(broker, ci.token(), tmp_path, "fetch", "--format", "json", "broker://team/app/db#x")
     assert (fetched.returncode, fetched.stdout) == (6, "")
-    assert "broker://team/app/db#x: The secret has no such field" in fetched.stderr
+    assert "broker://team/app/db#x: Version 1 of the secret team/app/db has no field x" in fetched.stderr
     assert admin.everything("ListSessions", "sessions") == []

@@ -238,7 +238,7 @@ def test_P08_of_many_repetitions_of_one_login_one_has_the_session(bench: Bench) 
     assert bench.store.count(Lease, {"principal": "pipeline/other"}) == 1
     assert bench.sessions.authenticate(tokens[-1]).name == "other"
     for old in set(tokens) - {tokens[-1]}:
-        with pytest.raises(BrokerError, match="log in again"):
+        with pytest.raises(BrokerError, match="a new login opens a new one"):
             bench.sessions.authenticate(old)
     with pytest.raises(BrokerError, match="its one session already"):
         bench.login(job)

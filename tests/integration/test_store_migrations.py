@@ -128,7 +128,7 @@ def test_P26_a_database_of_a_newer_program_is_refused(place: StoreConfig, newer:
     SqlStore.migrate(place)
     statement(place, f"UPDATE alembic_version SET version_num = '{newer}'")  # noqa: S608 - the tests' own text
     assert refused(place) == "STORE_TOO_NEW"
-    with pytest.raises(WrongState, match="newer program"):
+    with pytest.raises(WrongState, match="newer release"):
         SqlStore.migrate(place)
 
 

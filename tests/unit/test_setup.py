@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 
 from broker import __main__ as main
-from broker import options, own_keys, row_key, setup, wishes
+from broker import checkup, options, own_keys, row_key, setup, wishes
 from broker.config import Config, load
 from broker.core.authority import Authority
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
@@ -143,6 +143,28 @@ def test_a_certificate_that_another_ca_signed_is_left_to_whoever_put_it_there(co
     assert not setup.renew_server_certificate(config, hsm, NOW + timedelta(days=6))
     assert config.server.certificate_file.read_bytes() == foreign
     assert config.server.key_file.read_bytes() == key
+
+
+def test_the_doctor_doubts_a_certificate_of_another_ca_and_does_not_promise_to_renew_it(config: Config) -> None:
+    now = datetime.now(UTC)
+    hsm, other = SoftwareHsm(), SoftwareHsm()
+    for purpose, hsm_id in own_keys.INTERNAL_KEYS.items():
+        pem = Authority.create(hsm.keyring(purpose), hsm_id, purpose, now)[1]
+        own_keys.write_private(config.certificates / f"{purpose}.pem", pem)
+    ref, pem = Authority.create(other, bytes(16), "Other", now)
+    key, csr = setup.make_request()
+    own_keys.write_private(config.server.key_file, key)
+
+    def found(days: int) -> checkup.Finding:
+        foreign, _ = Authority(other, ref, pem).server(csr, ["broker.example"], now, timedelta(days=days))
+        config.server.certificate_file.write_bytes(foreign)
+        every = checkup.findings_for(config.certificates / "broker.toml")
+        return next(one for one in every if one.name == "certificates")
+
+    assert (found(60).passed, found(60).doubtful) == (True, True)
+    lapsing = found(7)
+    assert not lapsing.passed
+    assert "whoever issued it renews it" in lapsing.detail
 
 
 @pytest.mark.parametrize("purpose", own_keys.INTERNAL_KEYS)

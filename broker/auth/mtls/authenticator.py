@@ -15,7 +15,7 @@ from typing import Annotated
 from cryptography import x509
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from broker.auth.mtls.certificate import TRUST_DOMAIN, Identity, read
+from broker.auth.mtls.certificate import ANEW, TRUST_DOMAIN, Identity, read
 from broker.core import ports
 from broker.core.errors import Unauthenticated, WrongState
 from broker.core.identity import Credentials
@@ -85,7 +85,9 @@ def _load(path: Path) -> x509.Certificate:
     except (OSError, ValueError) as error:
         raise WrongState(
             "OPERATOR_CA_INVALID",
-            f"The operator CA file {path.name} is not a readable PEM certificate; name the right one.",
+            f"The operator CA file {path} cannot be used "
+            f"({getattr(error, 'strerror', None) or 'no certificate in PEM'}); name the right one (operator_ca_file "
+            "under [server]).",
         ) from error
 
 
@@ -94,18 +96,32 @@ def _current(
 ) -> None:
     """Return if the certificate counts at this moment."""
     if not identity.not_before <= now <= identity.not_after:
-        raise _refused(identity, "CERTIFICATE_EXPIRED", "The client certificate is not valid now; renew it.")
+        raise _refused(
+            identity,
+            "CERTIFICATE_EXPIRED",
+            f"The client certificate is not valid now, {now:%Y-%m-%d %H:%M:%S} UTC by the broker's clock; if this "
+            f"machine's clock agrees, {ANEW}.",
+        )
     if not authority[0] <= now <= authority[1]:
-        raise _refused(identity, "CERTIFICATE_EXPIRED", "The operator CA's certificate is not valid now; renew the CA.")
+        raise _refused(
+            identity,
+            "CERTIFICATE_EXPIRED",
+            "The operator CA's certificate is not valid now by the broker's clock; tell who runs the broker, whose "
+            "`broker doctor` shows the cause.",
+        )
     # One answer for an operator who never was and one who was removed: the caller learns nothing of the list.
     if operator is None or operator.state is not OperatorState.ENABLED:
-        raise _refused(identity, "OPERATOR_UNKNOWN", "The certificate's operator is not registered with this broker.")
+        raise _refused(
+            identity,
+            "OPERATOR_UNKNOWN",
+            "The certificate's operator is not registered with this broker; ask an administrator of it.",
+        )
     # Certificates count whole seconds (RFC 5280 4.1.2.5): one that started in the second of its revocation is refused.
     if identity.not_before < operator.not_before:
         raise _refused(
             identity,
             "CERTIFICATE_REVOKED",
-            "The client certificate was revoked; have an administrator issue a new one.",
+            f"The client certificate was revoked; {ANEW}.",
         )
 
 

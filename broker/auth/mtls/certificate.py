@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -37,13 +38,17 @@ class Identity:
     not_after: datetime
 
 
+ANEW: Final = "have an administrator issue one (`broker operator issue NAME`)"
+"""How an operator without a good certificate gets one: by somebody else, since it takes a good one to ask for it."""
+
+
 def read(pem: bytes, authority: x509.Certificate, trust_domain: str) -> Identity:
     """The identity in a PEM certificate; Unauthenticated, with the reason, when it cannot stand for an operator.
 
     ``authority`` must have signed it directly: neither an intermediate nor a trusted leaf speaks for the CA.
     """
     if len(pem) > MAX_PEM:
-        raise _bad("CERTIFICATE_UNREADABLE", "The client certificate is too long to be one of the broker's.")
+        raise _bad("CERTIFICATE_UNREADABLE", f"The client certificate is too long to be one of the broker's; {ANEW}.")
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         extensions = certificate.extensions
@@ -56,7 +61,7 @@ def read(pem: bytes, authority: x509.Certificate, trust_domain: str) -> Identity
             not_after=certificate.not_valid_after_utc,
         )
     except (ValueError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType) as error:
-        raise _bad("CERTIFICATE_UNREADABLE", "The client certificate is not well formed; get a new one.") from error
+        raise _bad("CERTIFICATE_UNREADABLE", f"The client certificate cannot be read; {ANEW}.") from error
 
 
 def _signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> None:
@@ -64,7 +69,9 @@ def _signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> No
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature) as error:
         raise _bad(
-            "CERTIFICATE_ISSUER", "The client certificate was not signed by this broker's operator CA; get one from it."
+            "CERTIFICATE_ISSUER",
+            "The client certificate was not signed by this broker's operator CA: call the broker that it is for, or "
+            f"{ANEW}.",
         ) from error
 
 
@@ -72,7 +79,8 @@ def _usable(extensions: x509.Extensions) -> None:
     found = {each.oid: each.value for each in extensions}
     if any(each.critical and each.oid not in UNDERSTOOD for each in extensions):
         raise _bad(
-            "CERTIFICATE_USAGE", "The client certificate has a critical extension that the broker does not know."
+            "CERTIFICATE_USAGE",
+            f"The client certificate has a critical extension that the broker does not know; {ANEW}.",
         )
     constraints = found.get(x509.BasicConstraints.oid)
     usage = found.get(x509.KeyUsage.oid)
@@ -80,7 +88,9 @@ def _usable(extensions: x509.Extensions) -> None:
     if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
         raise _bad("CERTIFICATE_IS_CA", "The client certificate is a CA's; call with an operator's own certificate.")
     if isinstance(usage, x509.KeyUsage) and not usage.digital_signature:
-        raise _bad("CERTIFICATE_USAGE", "The client certificate's key may not sign, so it cannot identify a caller.")
+        raise _bad(
+            "CERTIFICATE_USAGE", f"The client certificate's key may not sign, so it cannot identify a caller; {ANEW}."
+        )
     if not isinstance(extended, x509.ExtendedKeyUsage) or ExtendedKeyUsageOID.CLIENT_AUTH not in extended:
         raise _bad("CERTIFICATE_USAGE", "The certificate is not for client authentication; call with an operator's.")
 
@@ -91,17 +101,23 @@ def _operator(extensions: x509.Extensions, trust_domain: str) -> str:
     except x509.ExtensionNotFound:
         alternatives = []
     if len(alternatives) != 1 or not isinstance(alternatives[0], x509.UniformResourceIdentifier):
-        raise _bad("CERTIFICATE_IDENTITY", "The client certificate does not name its operator by exactly one URI.")
+        raise _bad(
+            "CERTIFICATE_IDENTITY", f"The client certificate does not name its operator by exactly one URI; {ANEW}."
+        )
     prefix = f"spiffe://{trust_domain}/operator/"
     uri = alternatives[0].value
     if not uri.startswith(prefix):
         raise _bad(
-            "CERTIFICATE_IDENTITY", "The client certificate is not for an operator of this broker's trust domain."
+            "CERTIFICATE_IDENTITY",
+            "The client certificate is not for an operator of this broker's trust domain: call the broker that it is "
+            f"for, or {ANEW}.",
         )
     try:
         return names.check_name(uri.removeprefix(prefix), "operator")
     except InvalidRequest as error:
-        raise _bad("CERTIFICATE_IDENTITY", "The client certificate does not hold a valid operator name.") from error
+        raise _bad(
+            "CERTIFICATE_IDENTITY", f"The client certificate does not hold a valid operator name; {ANEW}."
+        ) from error
 
 
 def _bad(reason: str, sentence: str) -> Unauthenticated:

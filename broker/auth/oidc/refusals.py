@@ -7,7 +7,9 @@ from broker.core import matching
 from broker.core.errors import BrokerError, Unauthenticated, Unavailable
 
 SENTENCES = {
-    "TOKEN_MALFORMED": "The identity token is not a signed JSON web token that the broker reads.",
+    "TOKEN_MALFORMED": (
+        "The identity token is not a signed JSON web token that the broker reads; send the one of the CI as it is."
+    ),
     "TOKEN_ALGORITHM": (
         "The identity token is not signed with an algorithm that the broker takes (RS256, PS256, ES256, ES384, EdDSA); "
         "have its issuer use one of them."
@@ -26,7 +28,9 @@ SENTENCES = {
     ),
     "TOKEN_TIME": "The identity token is not valid now.",
     "TOKEN_AUDIENCE": "The identity token is for another audience; request it for the broker's own.",
-    "TOKEN_CLAIMS": "The identity token lacks a claim that every token has, or has it in a wrong form.",
+    "TOKEN_CLAIMS": (
+        "The identity token lacks a claim that every token has, or has it in a wrong form; its issuer has to mend that."
+    ),
     "TOKEN_REVIEW_FAILED": "The identity token's cluster does not vouch for it any more; its job may be over already.",
     "TOKEN_NOT_HERE": "An identity token opens a session and does nothing else; log in, and call with its token.",
     "CREDENTIALS_UNKNOWN": "The call's authorization is none that the broker knows; send a bearer token.",

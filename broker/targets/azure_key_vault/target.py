@@ -144,7 +144,11 @@ class AzureKeyVaultTarget:
         """SHA-1, which is all that the service opens (RFC 8017 B.1: OAEP does not need its collision resistance)."""
         if OaepHash.SHA1 in offered:
             return OaepHash.SHA1
-        raise WrongState("OAEP_HASH_UNSUPPORTED", "Azure opens RSA-OAEP with SHA-1 only, which this HSM cannot do.")
+        raise WrongState(
+            "OAEP_HASH_UNSUPPORTED",
+            "Azure opens RSA-OAEP with SHA-1 only, which this HSM cannot do (`broker hsm` says what it can), so no "
+            "key of it can be imported there.",
+        )
 
     # ---- imports -------------------------------------------------------------------------------------------------
 
@@ -282,7 +286,8 @@ class AzureKeyVaultTarget:
         if enabled is not on:
             raise WrongState(
                 "TARGET_CANNOT_DISABLE",
-                f"Version {version} of {name} at {self._place.host} stays {'disabled' if on else 'enabled'}.",
+                f"Version {version} of {name} at {self._place.host} stays {'disabled' if on else 'enabled'}, though "
+                "the vault took the change; set it there (az keyvault key set-attributes), and tell its owner.",
             )
 
     # ---- use -----------------------------------------------------------------------------------------------------

@@ -110,7 +110,11 @@ class VaultTarget:
         for candidate in HASHES:
             if candidate in offered:
                 return candidate
-        raise WrongState("OAEP_HASH_UNSUPPORTED", "The HSM can do none of the OAEP hashes that the target can open.")
+        raise WrongState(
+            "OAEP_HASH_UNSUPPORTED",
+            "The HSM can do none of the OAEP hashes that the target can open (`broker hsm` says what it can), so no "
+            "key of it can be imported there.",
+        )
 
     def supports(self, key_type: KeyType, usage: KeyUsage) -> None:
         """RSA for both usages, EC for signing, AES for encryption."""
