@@ -110,9 +110,7 @@ def _with_child(
         around.keeper.tell("values", [value.hex() for value in (*variables.values(), *contents.values())])
         around.keeper.ready()
         around.signals.hold()
-        child = Child(
-            start(path, command, environment, around.outlets, around.keeper), around.outlets, around.keeper
-        )
+        child = Child(start(path, command, environment, around.outlets, around.keeper), around.outlets, around.keeper)
         around.outlets.given()
         around.outlets.release()
         renewal = Renewal(around.job)
