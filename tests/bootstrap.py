@@ -35,6 +35,7 @@ COMPILER = {
     "libc6-dev": "/usr/include/stdio.h",
     "libp11-kit-dev": "/usr/include/p11-kit-1/p11-kit/pkcs11.h",
 }
+WRITERS = {"jq": "jq", "perl": "perl"}
 SERVERS = {
     "opencryptoki": "pkcsslotd",
     "opensc": "pkcs11-tool",
@@ -52,7 +53,7 @@ NEEDS = {
     "dev": HSM,
     "demo": {**HSM, **COMPILER},
     "shim": {**HSM, **COMPILER},
-    "test": {**HSM, **COMPILER, **SERVERS, **READING},
+    "test": {**HSM, **COMPILER, **SERVERS, **READING, **WRITERS},
     "bench": {**HSM, **COMPILER, **LOAD},
 }
 

@@ -9,12 +9,12 @@ import secrets
 import shlex
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from broker_cli import files
 from broker_cli.dotenv import quoted
-from broker_cli.mask import SHORTEST, forms
+from broker_cli.mask import SHORTEST, spoken
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
 
@@ -79,7 +79,7 @@ def azure(values: Values) -> str:
     texts = _texts(values, "azure", _of_azure)
     _tell_of_short(values)
     # What the agent is given to decode is masked too: it shows commands in a log for diagnosis.
-    masks = sorted({form for line in _masks(values.values()) for form in (line, _vso(line)) if form})
+    masks = sorted({form for line in spoken(values.values()) for form in (line, _vso(line)) if form})
     return "".join(
         [f"##vso[task.setsecret]{_vso(line)}\n" for line in masks]
         + [f"##vso[task.setvariable variable={name};issecret=true]{_vso(text)}\n" for name, text in texts.items()]
@@ -133,7 +133,7 @@ def github_file(environ: Mapping[str, str]) -> Path:
 
 
 def write_github(values: Values, place: Path) -> None:
-    """Have every form of every value masked, and only then set the variables for the steps that follow."""
+    """Have the runner told what hides every value, and only then set the variables for the steps that follow."""
     texts = _texts(values, "github")
     for name in texts:
         if name.upper() == "NODE_OPTIONS" or name.upper().startswith(("GITHUB_", "RUNNER_")):
@@ -141,15 +141,9 @@ def write_github(values: Values, place: Path) -> None:
                 "NAME_RESERVED", f"GitHub Actions does not let a step set {name}; choose another.", Exit.USAGE
             )
     _tell_of_short(values)
-    sys.stdout.write("".join(f"::add-mask::{_command(line)}\n" for line in _masks(values.values())))
+    sys.stdout.write("".join(f"::add-mask::{_command(line)}\n" for line in spoken(values.values())))
     sys.stdout.flush()
     _append(place, "".join(_heredoc(name, text) for name, text in texts.items()).encode())
-
-
-def _masks(values: Iterable[bytes]) -> list[str]:
-    """What the runner is told to look for; a mask is one line."""
-    found = {form for value in values for form in forms(value) if b"\n" not in form and b"\r" not in form}
-    return sorted(form.decode(errors="replace") for form in found)
 
 
 def _command(text: str) -> str:
@@ -200,7 +194,7 @@ def _separator(there: bytes) -> bytes:
 
 
 def _tell_of_short(values: Values) -> None:
-    short = sorted(name for name, value in values.items() if len(value) < SHORTEST)
+    short = sorted(name for name, value in values.items() if len(value.strip()) < SHORTEST)
     if short:
         chat(f"broker: {', '.join(short)}: shorter than {SHORTEST} bytes, so not masked in the log.")
 

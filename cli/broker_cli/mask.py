@@ -1,95 +1,39 @@
-"""Every form in which a secret may turn up in output, and the replacing of them in a stream (CL-10).
+"""The replacing of secrets in a stream of output, however they are encoded there (CL-10).
 
-What is not seen: a value that the program itself changed in another way (encrypted, reversed, cut up by terminal
-escapes), and values shorter than four bytes, which would blacken half of every text.
+Output is decoded and compared, so no list of encodings has to be complete. What is and is not seen is told in
+docs/ci/behaviour.md.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Iterable, Iterator
-from urllib.parse import quote, quote_plus
+import re
+from collections.abc import Iterable
+from functools import lru_cache
 
-SHORTEST = 4
+from broker_cli.mask_search import Search, Span
+from broker_cli.mask_spoken import spoken
+from broker_cli.mask_targets import SHORTEST, targets
+from broker_cli.mask_values import secret_texts
+
+__all__ = ["MASK", "SHORTEST", "Masker", "spoken"]
+
 MASK = b"***"
-_WRAPPED = (64, 76)
-"""Columns at which base64 is broken: by PEM and by base64(1)."""
+_BREAKS = re.compile(rb"(?:\\+[rnt]|%0[aAdD]|&#1[03];)+")
+"""Line breaks that are encoded, between two lines of a value."""
 
-_SHORT = 7
-"""Beginnings up to this length are looked up in a table, longer ones searched for."""
-
-_HTML_IN_JSON = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+_LINES = re.compile(rb"[^\r\n]*[^\s][^\r\n]*")
 
 
-def forms(value: bytes) -> set[bytes]:
-    """All that is looked for to hide ``value``; empty when it is too short to hide."""
-    if len(value) < SHORTEST:
-        return set()
-    core = value.strip(b"\r\n") or value
-    found = set(_lines(value))
-    for text in {core, *found}:
-        found |= {*_url(text), *_json(text)}
-    found |= {form for text in {core, value} for form in _base64(text)}
-    return {form for form in found if len(form) >= SHORTEST}
-
-
-def _lines(value: bytes) -> Iterator[bytes]:
-    lines = [line.rstrip(b"\r") for line in value.split(b"\n")]
-    yield from lines
-    if any(0 < len(line) < SHORTEST for line in lines):  # only together are they long enough to be looked for
-        stripped = value.strip(b"\r\n")
-        yield from (value if len(stripped) < SHORTEST else stripped, b"\r\n".join(lines).strip(b"\r\n"))
-
-
-def _url(text: bytes) -> Iterator[bytes]:
-    for form in (quote(text, safe=""), quote(text), quote_plus(text), quote(text, safe="!'()*~")):
-        yield form.encode()
-        yield _lower_escapes(form).encode()
-
-
-def _lower_escapes(form: str) -> str:
-    first, *rest = form.split("%")
-    return "%".join([first, *(one[:2].lower() + one[2:] for one in rest)])
-
-
-def _json(text: bytes) -> Iterator[bytes]:
-    try:
-        decoded = text.decode()
-    except UnicodeDecodeError:
-        return
-    for ascii_only in (True, False):
-        form = json.dumps(decoded, ensure_ascii=ascii_only)[1:-1]
-        for one in (form, form.replace("/", "\\/"), form.translate(_HTML_IN_JSON)):
-            yield one.encode()
-            yield json.dumps(one, ensure_ascii=False)[1:-1].encode()  # JSON within JSON, as logs like to have it
-
-
-def _base64(text: bytes) -> Iterator[bytes]:
-    """The characters that ``text`` alone decides, wherever in a longer text it stands, in both alphabets."""
-    for before in range(3):
-        whole = (before + len(text)) * 8 // 6
-        encoded = base64.b64encode(b"\0" * before + text)
-        own = encoded[-(-before * 8 // 6) : whole]
-        forms_ = [own, *([encoded.rstrip(b"=")] if before == 0 else [])]
-        forms_ += [part for width in _WRAPPED for part in _parts(own, width)] if before == 0 else []
-        for form in forms_:
-            yield form
-            yield form.replace(b"+", b"-").replace(b"/", b"_")
-
-
-def _parts(encoded: bytes, width: int) -> Iterator[bytes]:
-    """The full lines of wrapped base64, and what its last one begins with."""
-    if len(encoded) > width:
-        yield from (encoded[at : at + width] for at in range(0, len(encoded), width))
+@lru_cache(maxsize=2)
+def _search(values: tuple[bytes, ...]) -> Search:
+    return Search(target for value in values for target in targets(secret_texts(value), value))
 
 
 class Masker:
-    """Replaces forms in a stream. Only what may be the beginning of one is held back."""
+    """Replaces values in a stream. Only what may be the beginning of one is held back."""
 
     def __init__(self, values: Iterable[bytes]) -> None:
-        self._forms = sorted({form for value in values for form in forms(value)}, key=len)
-        self._starts = {form[:size] for form in self._forms for size in range(1, min(_SHORT + 1, len(form)))}
+        self._search = _search(tuple(value for value in values if len(value) >= SHORTEST))
         self._kept = b""
         self._rested = False
         self._done = 0  # so many bytes of _kept were shown or masked already; they are kept to recognise what follows
@@ -103,7 +47,7 @@ class Masker:
         """What can be shown now that ``piece`` has come."""
         self._kept += piece
         self._rested = False
-        return self._show(len(self._kept) - self._open())
+        return self._show(self._search.opens(self._kept))
 
     def relax(self) -> bytes:
         """What may be shown because nothing comes: a few bytes only, too few to tell anything of a value.
@@ -113,7 +57,7 @@ class Masker:
         self._rested = True
         tail = self._kept
         ends = [tail[at:] for at in range(len(tail))] if len(tail) < SHORTEST else []
-        if not ends or any(_tells(end, form) for end in ends for form in self._forms):
+        if not ends or any(_tells(end, text) for text in self._search.texts() for end in ends):
             return b""
         shown, self._done = tail[self._done :], len(tail)
         return shown
@@ -125,56 +69,29 @@ class Masker:
     def _show(self, upto: int) -> bytes:
         """Give out the first ``upto`` bytes of what is kept, masked; a match that reaches further stays marked."""
         shown, at = [], self._done
-        for start, end in self._found():
+        for start, end in _joined(self._kept, self._search.spans(self._kept)):
             if start >= upto:
                 break
             if end <= at:
                 continue
-            shown += [self._kept[at:start], MASK]
+            shown += [self._kept[at:start], _LINES.sub(MASK, self._kept[max(at, start) : end])]
             at = end
         shown.append(self._kept[at:upto])
         self._kept, self._done = self._kept[upto:], max(0, at - upto)
         return b"".join(shown)
 
-    def _found(self) -> list[tuple[int, int]]:
-        """Where forms are, overlapping ones as one."""
-        places = sorted(place for form in self._forms for place in _places(self._kept, form))
-        merged: list[tuple[int, int]] = []
-        for start, end in places:
-            if merged and start <= merged[-1][1]:
-                merged[-1] = merged[-1][0], max(end, merged[-1][1])
-            else:
-                merged.append((start, end))
-        return merged
 
-    def _open(self) -> int:
-        """The length of the longest end of what is kept that may be the beginning of a form."""
-        sizes = range(min(_SHORT, len(self._kept)), 0, -1)
-        most = next((size for size in sizes if self._kept[-size:] in self._starts), 0)
-        for form in self._forms:
-            if len(form) > _SHORT + 1:
-                most = max(most, _overlap(self._kept[-(len(form) - 1) :], form))
-        return most
+def _joined(text: bytes, spans: list[Span]) -> list[Span]:
+    """``spans`` as one where only an encoded line break is between them."""
+    joined: list[Span] = []
+    for start, end in spans:
+        if joined and _BREAKS.fullmatch(text, joined[-1][1], start):
+            joined[-1] = joined[-1][0], end
+        else:
+            joined.append((start, end))
+    return joined
 
 
-def _places(text: bytes, form: bytes) -> Iterator[tuple[int, int]]:
-    at = text.find(form)
-    while at >= 0:
-        yield at, at + len(form)
-        at = text.find(form, at + 1)
-
-
-def _overlap(tail: bytes, form: bytes) -> int:
-    """How many bytes at the end of ``tail`` are the beginning of ``form``, when more than a few; otherwise 0."""
-    start = form[: _SHORT + 1]
-    at = tail.find(start)
-    while at >= 0:
-        if form.startswith(tail[at:]):
-            return len(tail) - at
-        at = tail.find(start, at + 1)
-    return 0
-
-
-def _tells(end: bytes, form: bytes) -> bool:
-    """Whether ``end`` gives away more than a little of ``form``."""
-    return form.startswith(end) and len(end) > len(form) // SHORTEST
+def _tells(end: bytes, text: bytes) -> bool:
+    """Whether ``end`` gives away more than a little of ``text``."""
+    return text.startswith(end) and len(end) > len(text) // SHORTEST

@@ -137,6 +137,6 @@ def check_values(variables: Mapping[str, bytes]) -> None:
 
 def warn_of_short(values: Mapping[str, bytes]) -> None:
     """Name the values that are not masked."""
-    short = sorted(name for name, value in values.items() if len(value) < SHORTEST)
+    short = sorted(name for name, value in values.items() if len(value.strip()) < SHORTEST)
     if short:
         chat(f"broker: {', '.join(short)}: shorter than {SHORTEST} bytes, so not masked in the output.")

@@ -1,16 +1,15 @@
-"""The masking of output: every form, across every boundary, and nothing else."""
+"""The masking of output: every encoding, across every boundary, and nothing else."""
 
 from __future__ import annotations
 
 import base64
-import html
 import json
 import re
 import time
 from urllib.parse import quote, quote_plus
 
 import pytest
-from broker_cli.mask import MASK, Masker, forms
+from broker_cli.mask import MASK, Masker
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,30 +66,31 @@ def test_CL_10_wrapped_base64(width: int) -> None:
 
 def test_CL_10_every_line_of_a_value() -> None:
     lines = PEM.splitlines()
-    for line in lines:
+    for line in lines[1:-1]:
         assert masked([PEM], b"  " + line + b"\r\n") == b"  ***\r\n"
+    for frame in (lines[0], lines[-1]):  # every key has it
+        assert masked([PEM], frame + b"\n") == frame + b"\n"
     assert masked([PEM], b"x" + PEM.replace(b"\n", b"\r\n")) == b"x***\r\n***\r\n***\r\n***\r\n"
     assert masked([PEM], json.dumps(PEM.decode()).encode()) == b'"***\\n"'
 
 
 def test_short_lines_are_masked_together() -> None:
-    assert masked([b"ab\ncd\nlonger\n"], b"ab\ncd\nlonger\nab\n") == b"***\nab\n"
-    assert masked([b"a\nb\n"], b"a\nb\nc") == b"***c"
+    """Lines stay lines: a log must not lose its breaks."""
+    assert masked([b"ab\ncd\nlonger\n"], b"ab\ncd\nlonger\nab\n") == b"***\n***\n***\nab\n"
+    assert masked([b"a\nbc\n"], b"a\nbc\nc") == b"***\n***\nc"
 
 
-@pytest.mark.parametrize("value", [b"", b"1", b"123"])
+@pytest.mark.parametrize("value", [b"", b"1", b"123", b"  12\n"])
 def test_what_is_too_short_is_not_masked(value: bytes) -> None:
-    assert forms(value) == set()
     assert masked([value], b"0123") == b"0123"
 
 
-def test_html_is_not_claimed() -> None:
-    """A form that is not looked for: the text that says so must change when this does."""
-    assert html.escape(TEXT).encode() in masked([SECRET], html.escape(TEXT).encode())
-
-
 @given(
-    st.lists(st.binary(min_size=4, max_size=12) | st.text("ab", min_size=4, max_size=8).map(str.encode), max_size=4),
+    st.lists(
+        st.binary(min_size=4, max_size=12).filter(lambda value: len(value.strip()) >= 4)
+        | st.text("ab", min_size=4, max_size=8).map(str.encode),
+        max_size=4,
+    ),
     st.lists(st.text("ab\n", max_size=12).map(str.encode), max_size=8),
     st.data(),
 )
@@ -103,7 +103,7 @@ def test_CL_10_no_boundary_and_no_pause_lets_a_value_through(
     masker, shown = Masker(values), b""
     for piece in pieces:
         shown += masker.feed(piece)
-        assert len(masker._kept) < max((len(form) for value in values for form in forms(value)), default=1)
+        assert len(masker._kept) < 256
         if data.draw(st.booleans()):
             shown += masker.relax()
     shown += masker.finish()

@@ -166,7 +166,7 @@ def test_K16_nothing_that_holds_a_private_key_leaves_the_client(content: bytes, 
 
 @pytest.mark.parametrize("content", [
     PUBLIC_PEM, PUBLIC, b"\xef\xbb\xbftext\r\n" + PUBLIC_PEM.replace(b"\n", b"\r\n"), PEM,
-])  # fmt: skip
+], ids=["PEM", "DER", "with text", "in a certificate"])  # fmt: skip
 def test_K16_a_public_key_in_any_of_its_files_is_taken(content: bytes) -> None:
     assert public_key(content) == PUBLIC
 

@@ -1,0 +1,154 @@
+"""What is secret within a value: all of it, its lines, and the strings inside a structured one.
+
+Keys, common words, punctuation, frames of PEM and addresses without a password in them are nobody's secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote_to_bytes
+
+from broker_cli.mask_targets import BLANKS, SHORTEST, is_words, skeleton
+
+LEAF = 12
+"""Bytes from which a string inside a value is secret whatever it is called, unless it is nothing but words."""
+
+_DEEPEST = 4
+_MOST = 20_000
+"""Strings that are looked at within one value."""
+
+_COMMON = frozenset(
+    b"true false null none yes no on off default done else then begin end exit main json text plain basic".split()
+)
+_SECRET_NAME = re.compile(
+    rb"(?:pass(?:wor[dt]|wd|phrase|code)?|pwd|pw|pin|secret|credentials?|auth|_?authtoken|token|jwt|dsn|"
+    rb"(?:api|access|account|private|secret|shared|client|encryption|signing|master|license|auth)[ _.-]?"
+    rb"(?:access[ _.-]?)?key(?:[ _.-]?data)?|connection[ _.-]?string)\W*\Z",
+    re.IGNORECASE,
+)
+_FRAME = re.compile(rb"-+\s*(?:BEGIN|END)\b[^-]*-+")
+_ASSIGNED = re.compile(
+    rb"""(?:-\s+|export\s+)?["']?([A-Za-z_/][\w ./@:-]{0,80}?)["']?(?:\s*=>?\s*|\s*:(?:\s+|\Z))(\S.*)?"""
+)
+_PAIR = re.compile(rb"([A-Za-z_][\w -]{1,40})=([^;&\s]+)")
+_WITH_PASSWORD = re.compile(rb"[A-Za-z][\w+.-]*://[^\s/@:]*:([^\s/@]+)@")
+_ADDRESS = re.compile(rb"[A-Za-z][\w+.-]*://[^\s?#@]*")
+_BASE64 = re.compile(rb"(?:[A-Za-z0-9+/_-]{4}){4,}(?:[A-Za-z0-9+/_-]{2,3}={0,2})?|[A-Za-z0-9+/_-]{6,}={1,2}")
+
+
+def secret_texts(value: bytes) -> list[bytes]:
+    """What is to be hidden of ``value``; nothing when it is too short."""
+    if len(value.strip(BLANKS)) < SHORTEST:
+        return []
+    found: dict[bytes, None] = {}
+    for text in _texts(value, 0):
+        if len(text.strip(BLANKS)) >= SHORTEST:
+            found[text] = None
+        if len(found) >= _MOST:
+            break
+    return list(found)
+
+
+def _texts(value: bytes, depth: int) -> Iterator[bytes]:
+    inside = list(_inside(value, depth))
+    if inside:
+        yield from inside
+        return
+    yield value
+    lines = [line.strip(BLANKS) for line in value.splitlines()]
+    if len(lines) > 1:
+        for line in lines:
+            yield from _of_line(line, depth)
+    else:
+        yield from _parts(value, depth)
+
+
+def _inside(value: bytes, depth: int) -> Iterator[bytes]:
+    """The secret strings in a document of JSON; none if it is not one, or has none."""
+    if value.strip()[:1] not in (b"{", b"[") or depth >= _DEEPEST:
+        return
+    try:
+        document = json.loads(value)
+    except (ValueError, RecursionError):
+        return
+    waiting: list[tuple[str, object]] = [("", document)]
+    while waiting:
+        name, one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += one.items()
+        elif isinstance(one, list):
+            waiting += [(name, each) for each in one]
+        elif isinstance(one, str) or (isinstance(one, int | float) and not isinstance(one, bool)):
+            yield from _leaf(
+                name.encode("utf-8", "surrogatepass"), str(one).encode("utf-8", "surrogatepass"), depth + 1
+            )
+
+
+def _leaf(name: bytes, text: bytes, depth: int) -> Iterator[bytes]:
+    """``text`` if it is secret under this ``name``, and what is secret in it."""
+    named = _SECRET_NAME.search(name) is not None
+    if len(text) < SHORTEST or text.lower() in _COMMON:
+        return
+    if b"\n" in text or text[:1] in b"{[":
+        yield from _texts(text, depth)
+    elif named or (len(text) >= LEAF and not _is_public(text)):
+        yield text
+        yield from _parts(text, depth)
+    else:
+        yield from _parts(text, depth)
+
+
+def _is_public(text: bytes) -> bool:
+    """Whether ``text`` is words alone, the frame of PEM, or an address without a password in it."""
+    if b"@" in text and b"://" not in text:  # an address of mail names somebody
+        return False
+    return is_words(text) or _FRAME.fullmatch(text) is not None or _ADDRESS.fullmatch(text) is not None
+
+
+def _of_line(line: bytes, depth: int) -> Iterator[bytes]:
+    """A line of a longer text: what is assigned in it, or all of it."""
+    assigned = _ASSIGNED.fullmatch(line)
+    if assigned and assigned[2] and assigned[2].strip(b"="):
+        yield from _leaf(assigned[1], _unquoted(assigned[2]), depth + 1)
+    elif len(line) >= SHORTEST and not (assigned and line.endswith(b":")) and not _is_common(line):
+        yield line
+        yield from _parts(line, depth)
+
+
+def _is_common(line: bytes) -> bool:
+    """Whether many texts have such a line: a comment, punctuation, the frame of PEM, a word of a language."""
+    return line[:2] == b"# " or not skeleton(line) or line.lower() in _COMMON or _FRAME.fullmatch(line) is not None
+
+
+def _unquoted(text: bytes) -> bytes:
+    text = text.rstrip(b",; \t")
+    return text[1:-1] if len(text) > 1 and text[:1] in (b'"', b"'") and text[-1:] == text[:1] else text
+
+
+def _parts(text: bytes, depth: int) -> Iterator[bytes]:
+    """Passwords in addresses and connection strings, and what base64 hides."""
+    for found in _WITH_PASSWORD.finditer(text):
+        yield from (found[1], unquote_to_bytes(found[1]))
+    if b"=" in text and (b";" in text or b"&" in text):
+        for name, assigned in _PAIR.findall(text):
+            if _SECRET_NAME.search(name) or name.lower() in (b"sig", b"signature"):
+                yield from (assigned, unquote_to_bytes(assigned))
+    if depth < _DEEPEST and _BASE64.fullmatch(text):
+        yield from _decoded(text, depth + 1)
+
+
+def _decoded(text: bytes, depth: int) -> Iterator[bytes]:
+    try:
+        plain = base64.b64decode(text.translate(bytes.maketrans(b"-_", b"+/")) + b"=" * (-len(text) % 4), validate=True)
+        shown = plain.decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return
+    if len(plain) >= SHORTEST and all(one.isprintable() or one in "\r\n\t" for one in shown):
+        yield from _texts(plain, depth)
+        _, colon, password = plain.partition(b":")  # what a registry or a server is logged in to with
+        if colon and len(plain.splitlines()) == 1:
+            yield password
