@@ -148,6 +148,12 @@ class Config(_Part):
         return self
 
 
+def faults(error: ValidationError) -> str:
+    """Each fault with the setting that has it; no value is quoted."""
+    told = ((".".join(map(str, one["loc"])), str(one["msg"]).removeprefix("Value error, ")) for one in error.errors())
+    return "; ".join(f"{place}: {sentence}" if place else sentence for place, sentence in told)
+
+
 def load(path: Path) -> Config:
     """Read and check the whole file; InvalidRequest ``CONFIG_INVALID`` lists every fault at once.
 
@@ -177,8 +183,9 @@ def parse(raw: bytes, path: Path) -> Config:
     try:
         config = Config.model_validate(document)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise InvalidRequest("CONFIG_INVALID", f"{path} has {error.error_count()} fault(s): {faults}.") from error
+        raise InvalidRequest(
+            "CONFIG_INVALID", f"{path} has {error.error_count()} fault(s): {faults(error)}."
+        ) from error
     if config.server.workers > 1 and config.store.sqlite:
         raise InvalidRequest(
             "WORKERS_NEED_POSTGRESQL",

@@ -54,10 +54,10 @@ class Wishes:
 
 
 def planned(wishes: Wishes, token: Token, name: Path) -> tuple[str, Config]:
-    """The text of broker.toml and what it says; refused as ``config.load`` does, under the name of that file."""
+    """The text of broker.toml and what it says; refused as ``config.load`` does, by its settings."""
     check_name(wishes.operator, "operator")
     text = _toml(wishes, token)
-    config = parse(text.encode(), name)
+    config = parse(text.encode(), Path(f"What {name.name} would say"))
     check_server_names(list(server_names(config, wishes.hosts)))
     return text, config
 

@@ -166,7 +166,9 @@ def _server_name(name: str) -> x509.GeneralName:
         pass
     if not _DNS_NAME.fullmatch(name):
         raise InvalidRequest(
-            "SERVER_NAME_INVALID", "A server name is not valid: give a lower-case DNS name or an IP address."
+            "SERVER_NAME_INVALID",
+            f"The server name {name[:80]!a} is not valid: give a DNS name in lower case (xn--… for other letters) "
+            "or an IP address, without a scheme, a port or a path.",
         )
     return x509.DNSName(name)
 

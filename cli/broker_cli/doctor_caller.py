@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -60,9 +61,11 @@ def _profile(flags: dict[str, str | None]) -> Generator[Check, None, profiles.Pl
     except Refusal as refused:
         yield failed("profile", refused.message)
         raise _Stop from None
-    if not profiles.ADDRESS.fullmatch(place.address):
-        yield failed("profile", "The address is not HOST:PORT (no https:// before it): correct it.")
-        raise _Stop
+    try:
+        place = replace(place, address=profiles.address(place.address, profiles.ADDRESS_FROM))
+    except Refusal as refused:
+        yield failed("profile", refused.message)
+        raise _Stop from None
     if place.ca is None or place.certificate is None or place.key is None:
         yield failed("profile", "CA file, certificate and key are not all given: use a whole profile folder.")
         raise _Stop

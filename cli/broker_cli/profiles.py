@@ -19,8 +19,29 @@ from broker_cli.refusal import Exit, Refusal
 FILE = "profile.toml"
 FIELDS = ("address", "ca", "certificate", "key")
 MAX_PEM = 64 * 1024
+MAX_PORT = 65535
+ADDRESS_FROM = "--address, BROKER_ADDRESS or the profile"
+_SCHEME = "https://"
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 ADDRESS = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]):(\d{1,5})", re.ASCII)
+
+
+def address(text: str, where: str) -> str:
+    """HOST:PORT of what was given as the broker's address at ``where``; ``https://`` and a slash at the end are let be.
+
+    The port is not guessed: operators and pipelines have one each.
+    """
+    found = text.strip()
+    found = found[len(_SCHEME) :] if found[: len(_SCHEME)].lower() == _SCHEME else found
+    found = found.removesuffix("/")
+    if ADDRESS.fullmatch(found) and int(found.rpartition(":")[2]) <= MAX_PORT:
+        return found
+    said = f"is {text[:100]!a}" if text else "is not said"
+    raise Refusal(
+        "ADDRESS_INVALID",
+        f"The broker's address {said}: write HOST:PORT ([ADDRESS]:PORT for IPv6), and no path, with {where}.",
+        Exit.USAGE,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +123,7 @@ def read_profile(folder: Path) -> dict[str, str]:
 
 def load(place: Place) -> Identity:
     """Read what ``place`` names; the key must be private to us."""
-    if not ADDRESS.fullmatch(place.address):
-        raise Refusal(
-            "ADDRESS_INVALID", "The address is not valid: write HOST:PORT, without https:// before it.", Exit.USAGE
-        )
+    reached = address(place.address, ADDRESS_FROM)
     if place.ca is None or place.certificate is None or place.key is None:
         raise Refusal("IDENTITY_INCOMPLETE", "Give --ca-file, --cert and --key together, or a profile.", Exit.USAGE)
     try:
@@ -114,7 +132,7 @@ def load(place: Place) -> Identity:
         refused.code = Exit.FAILURE  # the profile is at fault, and not how the command was written
         raise
     found = Identity(
-        address=place.address,
+        address=reached,
         ca=authorities,
         certificate=files.read(place.certificate, MAX_PEM, "certificate"),
         key=files.read_private(place.key, MAX_PEM, "private key"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import subprocess
@@ -24,12 +23,17 @@ OUR_OWN = ("LISTEN_PID", "WATCHDOG_PID", "SYSTEMD_EXEC_PID")
 
 SHELL = "/bin/sh"
 
-# Runs between the fork and the command where only the process itself can do it: adopt a terminal, know its number.
+# Runs between the fork and the command where only the process itself can do it: wait until the keeper knows it (so that
+# a wrapper which is killed leaves no command that nobody ends), adopt a terminal, know its number.
 WITHIN = f"""\
 import errno, os, signal, sys
-front, script, ours, path, *command = sys.argv[1:]
-for name in ("SIGPIPE", "SIGXFSZ"):
-    signal.signal(getattr(signal, name), signal.SIG_DFL)
+for name in ("SIGPIPE", "SIGXFSZ", "SIGINT"):
+    if name != "SIGINT" or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+front, script, gate, ours, path, *command = sys.argv[1:]
+if not os.read(int(gate), 1):
+    os._exit(1)
+os.close(int(gate))
 if front:
     import fcntl, termios
     fcntl.ioctl(1, termios.TIOCSCTTY, 0)
@@ -46,8 +50,10 @@ try:
             raise
         os.execve("{SHELL}", ["{SHELL}", path, *command[1:]], around)
 except OSError as fault:
-    sys.stderr.write("broker: the command cannot be started: " + str(fault.strerror) + "\\n")
-    os._exit(126)
+    lost = fault.errno == errno.ENOENT
+    why = "the interpreter that it names is not here" if lost and os.path.exists(path) else fault.strerror
+    os.write(2, os.fsencode("broker: " + command[0] + " cannot be started: " + why + ". [COMMAND_NOT_STARTED]\\n"))
+    os._exit(127 if lost else 126)
 """
 
 
@@ -158,37 +164,32 @@ class Child:
 
 
 def start(
-    path: str, command: list[str], environment: Mapping[str, str | bytes], outlets: Outlets
+    path: str, command: list[str], environment: Mapping[str, str | bytes], outlets: Outlets, keeper: Keeper
 ) -> subprocess.Popen[bytes]:
-    """Start ``command`` (found at ``path``) with all that it would have without us.
+    """Start ``command`` (found at ``path``) with all that it would have without us, once ``keeper`` knows its number.
 
     It is in our process group and session, but for a terminal of its own to be in front of: that needs a session.
     """
-    named = any(environment.get(name) == str(os.getpid()) for name in OUR_OWN)
-    within = [sys.executable, "-I", "-S", "-c", WITHIN, "1" if outlets.front else "", "1" if _is_script(path) else ""]
+    gate, opens = os.pipe()
+    flags = ("1" if outlets.front else "", "1" if _is_script(path) else "", str(gate), str(os.getpid()))
     try:
-        if outlets.front or named:
-            return _start(within[0], [*within, str(os.getpid()), path, *command], environment, outlets)
-        return _start(path, command, environment, outlets)
+        process = subprocess.Popen(  # noqa: S603  running what the caller says is the point
+            [sys.executable, "-I", "-S", "-c", WITHIN, *flags, path, *command],
+            stdin=outlets.ends[STDOUT] if outlets.keyboard is not None else None,
+            stdout=outlets.ends[STDOUT],
+            stderr=outlets.ends[STDERR],
+            env=environment,
+            pass_fds=(*outlets.inherited, gate),
+            start_new_session=outlets.front,
+        )
+        keeper.tell("child", process.pid)
+        os.write(opens, b".")
     except OSError as fault:
-        if fault.errno == errno.ENOEXEC and _is_script(path):  # what a shell does, and execvp(3)
-            return _start(SHELL, [SHELL, path, *command[1:]], environment, outlets)
         raise Refusal("COMMAND_NOT_STARTED", f"{command[0]} cannot be started: {fault.strerror}.") from None
-
-
-def _start(
-    path: str, command: list[str], environment: Mapping[str, str | bytes], outlets: Outlets
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603  running what the caller says is the point
-        command,
-        executable=path,
-        stdin=outlets.ends[STDOUT] if outlets.keyboard is not None else None,
-        stdout=outlets.ends[STDOUT],
-        stderr=outlets.ends[STDERR],
-        env=environment,
-        pass_fds=outlets.inherited,
-        start_new_session=outlets.front,
-    )
+    finally:
+        os.close(gate)
+        os.close(opens)
+    return process
 
 
 def _is_script(path: str) -> bool:

@@ -18,7 +18,7 @@ import click
 from broker_cli import ca, process
 from broker_cli.budget import Budget
 from broker_cli.ci import identity
-from broker_cli.profiles import ADDRESS
+from broker_cli.profiles import address
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
 
@@ -31,6 +31,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 """Seconds between tries to renew while the broker is away: the first, doubled each time up to the longest."""
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
+_ADDRESS_FROM = "--address or BROKER_PIPELINES_ADDRESS, the port being the one for pipelines"
 _OPTIONS = (
     click.option("--address", metavar="HOST:PORT", help="The broker's pipelines port (BROKER_PIPELINES_ADDRESS)."),
     click.option("--ca-file", metavar="FILE", help="CA of its certificate (BROKER_CA_FILE; inline: BROKER_CA_PEM)."),
@@ -71,15 +72,8 @@ def reaching(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def found_way(flags: Mapping[str, str | None], timeout: float, environ: Mapping[str, str]) -> Way:
     """Read where the broker is and what its CA is; there is no way without a CA of its own."""
-    address = flags["address"] or environ.get("BROKER_PIPELINES_ADDRESS", "")
-    if not ADDRESS.fullmatch(address):
-        raise Refusal(
-            "ADDRESS_INVALID",
-            "Say where the broker serves pipelines, as HOST:PORT, with --address or BROKER_PIPELINES_ADDRESS.",
-            Exit.USAGE,
-        )
     return Way(
-        address=address,
+        address=address(flags["address"] or environ.get("BROKER_PIPELINES_ADDRESS", ""), _ADDRESS_FROM),
         ca=_ca(flags["ca_file"] or environ.get("BROKER_CA_FILE"), environ.get("BROKER_CA_PEM")),
         audience=flags["audience"] or environ.get("BROKER_AUDIENCE", ""),
         token_file=flags["token_file"],

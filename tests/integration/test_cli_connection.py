@@ -176,7 +176,9 @@ def test_an_answer_that_does_not_come_ends_at_the_deadline(broker: Broker, stand
     assert (ended.code, "DEADLINE_EXCEEDED" in ended.err) == (5, True)
 
 
-@pytest.mark.parametrize("address", ["https://localhost:1", "localhost", "a b:1", "x:99999999", ":1", "h:1/path"])
+@pytest.mark.parametrize(
+    "address", ["http://localhost:1", "localhost", "https://localhost", "a b:1", "x:99999999", ":1", "h:1/path"]
+)
 def test_an_address_is_host_and_port(broker: Broker, address: str) -> None:
     ended = broker("key", "list", "--address", address)
     assert (ended.code, "ADDRESS_INVALID" in ended.err) == (2, True)

@@ -173,6 +173,15 @@ def test_P04_a_command_that_ignores_the_end_is_killed_with_the_wrapper(job: Job)
         assert all_end(everybody)
 
 
+def test_P04_a_command_whose_wrapper_dies_as_it_begins_is_ended_too(job: Job) -> None:
+    """However early: it does not begin before there is somebody to end it."""
+    for _ in range(4):
+        with running(job, WRAPPED, ["sh", "-c", "kill -9 $PPID; echo ready; echo $$; exec sleep 97"]) as one:
+            command = int(one.line() or 0)
+            assert one.end() == (-signal.SIGKILL, b"")
+            assert command == 0 or all_end([command])
+
+
 def test_P04_output_that_nobody_masks_any_more_is_not_shown(job: Job) -> None:
     with running(job, WRAPPED, ["sh", "-c", "echo ready; while sleep 0.05; do echo $DB; done"]) as one:
         keeper = number_of(one, b"run_keeper")  # the keeper comes before its child, the witness

@@ -112,7 +112,7 @@ def test_the_exit_code_is_the_childs(job: Job, pipelines: Pipelines, script: str
     assert pipelines.methods == BOTH
 
 
-def test_what_cannot_be_started_fetches_nothing(job: Job, pipelines: Pipelines) -> None:
+def test_P04_what_cannot_be_started_fetches_nothing(job: Job, pipelines: Pipelines) -> None:
     assert job.run("run", "--secret", DB, "--", "no-such-command")[0] == 127
     (job.folder / "script").write_text("echo")
     assert job.run("run", "--secret", DB, "--", str(job.folder / "script"))[0] == 126
@@ -120,7 +120,10 @@ def test_what_cannot_be_started_fetches_nothing(job: Job, pipelines: Pipelines) 
     (job.folder / "script").write_bytes(b"\x7fELF nonsense")
     (job.folder / "script").chmod(0o700)
     code, _, err = job.run("run", "--secret", DB, "--", str(job.folder / "script"))
-    assert (code, b"COMMAND_NOT_STARTED" in err, pipelines.methods) == (1, True, BOTH)
+    assert (code, b"COMMAND_NOT_STARTED" in err, pipelines.methods) == (126, True, BOTH)
+    (job.folder / "script").write_bytes(b"#!/no/such/interpreter\n")
+    code, _, err = job.run("run", "--secret", DB, "--", str(job.folder / "script"))
+    assert (code, b"interpreter that it names is not here" in err) == (127, True)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"])

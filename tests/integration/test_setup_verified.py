@@ -77,6 +77,7 @@ WRONG_TOKEN: dict[str, tuple[dict[str, str], str]] = {
 WRONG: dict[str, tuple[dict[str, str], str]] = {
     "host": ({"host": "Not_A_Host"}, "SERVER_NAME_INVALID"),
     "port": ({"operators_address": "127.0.0.1:70000"}, "CONFIG_INVALID"),
+    "one port": ({"operators_address": "0.0.0.0:7", "pipelines_address": "127.0.0.1:7"}, "CONFIG_INVALID"),
     "target": ({"allow_target": "https://vault:8200"}, "CONFIG_INVALID"),
     "operator": ({"operator": "../admin"}, "NAME_INVALID"),
     "database": ({"database": "postgresql://b@127.0.0.1:1/b"}, "STORE_UNAVAILABLE"),

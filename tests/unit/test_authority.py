@@ -213,6 +213,13 @@ def test_a_server_name_that_is_none_is_refused(authority: Authority, names: list
     assert refused.value.reason == "SERVER_NAME_INVALID"
 
 
+@pytest.mark.parametrize("name", ["https://broker.example", "broker.example:7443", "br\u00f6ker.example", "UPPER"])
+def test_K01_a_server_name_that_is_none_is_named(authority: Authority, name: str) -> None:
+    with pytest.raises(InvalidRequest, match="without a scheme, a port or a path") as refused:
+        authority.server(csr(), ["localhost", name], START, HOUR)
+    assert ascii(name) in str(refused.value)
+
+
 def test_a_signature_that_does_not_verify_is_withheld() -> None:
     signer = Signer()
     authority = made(signer)[0]

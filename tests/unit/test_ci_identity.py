@@ -222,6 +222,34 @@ def test_what_is_no_token_is_not_sent_and_not_quoted(text: str, endpoint: Endpoi
         )  # fmt: skip
 
 
+SEEMING = {
+    "": "it is empty",
+    "Bearer a.b.c": "Bearer",
+    '"a.b.c"': "in quotes",
+    '{"value": "canary"}': "it is JSON",
+    "$(idToken)": "name of a variable",
+    "a.b.c\nd": "blanks",
+    "canary": "it has 1 part(s)",
+    "a.b.c.d.e": "an encrypted one",
+    "a.b." + "c" * 20_000: "longer",
+    "ä.b.c": "characters",
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), SEEMING.items())
+def test_P28_what_is_no_token_is_told_for_what_it_seems_to_be(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(text)
+    told = refused({}, file=str(tmp_path / "token"))
+    assert (told.reason, sentence in told.message) == ("IDENTITY_TOKEN_INVALID", True), told.message
+    assert not text or text not in told.message
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8-sig", "utf-16"])
+def test_P25_a_token_file_as_a_shell_of_windows_writes_it(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(f"\r\n{TOKEN}\r\n".encode(encoding))
+    assert identity.token({}, OURS, str(tmp_path / "token")) == TOKEN
+
+
 HOSTILE: list[tuple[int, dict[str, str], bytes]] = [
     (401, {}, b"canary"),
     (203, {}, b"<html>canary"),

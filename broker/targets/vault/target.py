@@ -172,8 +172,8 @@ class VaultTarget:
         if self._transport.read(f"keys/{name}") is None:
             return ""
         return (
-            f"the key {name} is there without it, and its min_decryption_version or min_available_version may hide "
-            "older versions."
+            f"what is there as {name} is another key, or hides older versions by its min_decryption_version or "
+            "min_available_version."
         )
 
     def check_terms(self, key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:

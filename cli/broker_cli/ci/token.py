@@ -12,6 +12,10 @@ from broker_cli.refusal import Exit, Refusal
 MAX_TOKEN = 12 * 1024
 """Bytes; what the broker takes in a header is not much more."""
 
+_SIGNED, _ENCRYPTED = 3, 5
+"""Parts of a token in compact form."""
+
+_BEFORE = re.compile(r"bearer\b|authorization\b", re.IGNORECASE)
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 
 
@@ -21,10 +25,28 @@ def checked(text: str, origin: str) -> str:
     if len(token) > MAX_TOKEN or not _COMPACT.fullmatch(token):
         raise Refusal(
             "IDENTITY_TOKEN_INVALID",
-            f"What {origin} gave is not an identity token: three parts joined by dots, at most {MAX_TOKEN} bytes.",
+            f"What {origin} gave is not an identity token, which is three parts joined by dots, at most {MAX_TOKEN} "
+            f"bytes: {_seeming(token)}.",
             Exit.NOT_LOGGED_IN,
         )
     return token
+
+
+def _seeming(token: str) -> str:
+    """What was given in the place of a token, as far as it can be told, and never a piece of it."""
+    parts = token.count(".") + 1
+    told = {
+        "it is empty": not token,
+        "it is longer": len(token) > MAX_TOKEN,
+        'leave out what stands before it ("Bearer" and its like)': bool(_BEFORE.match(token)),
+        "it stands in quotes; leave them out": token[:1] in {'"', "'"},
+        "it is JSON; take the token out of it": token[:1] in {"{", "["},
+        "it is the name of a variable, which had no value to take its place": token.startswith("$"),
+        "there are blanks or line ends in it": len(token.split()) > 1,
+        "it is an encrypted one, of five parts, and a signed one is needed": parts == _ENCRYPTED,
+        f"it has {parts} part(s)": parts != _SIGNED,
+    }
+    return next((sentence for sentence, so in told.items() if so), "it has characters that no token has")
 
 
 def for_audience(token: str, audience: str, cure: str) -> str:

@@ -12,5 +12,9 @@ _CURE = "let what writes the file ask for that audience."
 
 def token(path: Path, audience: str) -> str:
     """The token in the file."""
-    content = files.read(path, MAX_TOKEN + 64, "identity token")
-    return for_audience(checked(content.decode("ascii", errors="replace"), f"the file {path}"), audience, _CURE)
+    content = files.read(path, 2 * MAX_TOKEN + 64, "identity token")
+    try:
+        text = files.text(content)  # a shell of Windows writes UTF-16, or a byte order mark
+    except UnicodeDecodeError:
+        text = content.decode("ascii", errors="replace")
+    return for_audience(checked(text, f"the file {path}"), audience, _CURE)
