@@ -123,7 +123,9 @@ class Doors:
             for peer, at in peers.copy().items():
                 found = here.get(place(peer))
                 if found is not None and at >= found.since:
-                    found.used, found.known, found.heard = True, found.known or known, max(at, found.heard)
+                    # until then it is the time of a look, which may be later than the call
+                    found.heard = max(at, found.heard) if found.used else at
+                    found.used, found.known = True, found.known or known
                 elif at < self._looked_at:
                     peers.pop(peer, None)
         return held

@@ -124,6 +124,8 @@ def secret(path: Path, most: int) -> bytes:
     try:
         return secret_files.read(path, most)
     except secret_files.UnusableError as fault:
+        if isinstance(fault.__cause__, FileNotFoundError):
+            raise unusable(path, fault.__cause__) from fault
         raise WrongState("FILE_NOT_PRIVATE", f"{path} {fault.why}; {fault.cure}.") from fault
 
 

@@ -16,6 +16,8 @@ MOST = 2_000
 """Strings that are told for all values together: every line of the job's log is searched for each."""
 
 LONGEST = 16 * 1024
+"""Characters of an encoding that is told; a value itself may be longer."""
+
 _WRAPPED = (64, 76)
 """Columns at which base64 is broken: by PEM and by base64(1)."""
 
@@ -32,16 +34,18 @@ def spoken(values: Iterable[bytes]) -> list[str]:
     plain = (line for text in texts for line in _plain(text))
     encoded = (form for text in texts for form in _encoded(text))
     binary = (form for text in texts for form in _binary(text))
-    return list(islice(dict.fromkeys(form for form in chain(plain, encoded, binary) if _can_be_told(form)), MOST))
+    made = (form for form in chain(encoded, binary) if len(form) <= LONGEST)
+    return list(islice(dict.fromkeys(form for form in chain(plain, made) if _can_be_told(form)), MOST))
 
 
 def _can_be_told(form: str) -> bool:
-    return SHORTEST <= len(form) <= LONGEST and form.isprintable()
+    return len(form.encode()) >= SHORTEST and not any(end in form for end in "\r\n\0")
 
 
 def _plain(text: bytes) -> Iterator[str]:
     shown = _shown(text)
     if shown and len(text.splitlines()) == 1:
+        yield text.decode()
         yield shown
         yield " ".join(shown.split())
 

@@ -43,7 +43,6 @@ def test_CL_nobody_to_tell_it_to_is_no_fault(profile: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [
-    "b key public pay --version 99999999999999",
     'b key show "$1"',
     'b key create a --type ec-p256 --usage sign --label "n=$1"',
 ])  # fmt: skip

@@ -102,9 +102,10 @@ def test_ST_09_a_destroyed_version_is_gone_from_its_row(house: SecretsHouse) -> 
 def test_ST_06_what_is_looked_for_is_no_pattern_for_the_database(house: SecretsHouse, text: str) -> None:
     house.put()
     assert house.names("", text) == []
-    for prefix in (text, "team_app"):
+    assert house.names("team_app") == []
+    if text != "team_app":
         with pytest.raises(BrokerError):
-            house.names(prefix)
+            house.names(text)
     assert house.names("team", "app/d") == ["team/app/db"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,18 @@ from tests.integration.live_story import EC_P256, SIGN, Story, everything, fresh
 from tests.servers.live import FOR_PIPELINES, METHODS, OPTIONS, POLICY, Client, Live, Refused
 from tests.servers.openbao import OpenBao
 
-MUTATIONS = {name for name, method in METHODS.items() if "request_id" in method.input_type.fields_by_name}
+MUTATIONS = {name for name, method in METHODS.items() if "request_id" in method.input_type.fields_by_name} - {
+    "Login",
+    "FetchSecrets",
+}  # whose repetitions have tests of their own
+
+DONE_ANEW = {"ImportKey", "ConfirmImport", "ExportKey"}
+"""A repetition looks again at what is at the target, or wraps the key anew: each answer is of the time of asking."""
+
+
+def lasting(text: str) -> str:
+    """An import as text, without the time of its proof and the hash of what was wrapped."""
+    return re.sub(r'prove_time \{[^}]*\}|blob_sha256: "[^"]*"', "", text)
 
 
 def told(parts: Story) -> Iterator[tuple[str, dict[str, Any], list[Any]]]:
@@ -222,25 +234,26 @@ def test_every_mutation_is_carried_out_once_under_its_request_id_and_not_at_all_
             answers.append(admin.ask(rpc, **fields))
             continue
         seen.add(rpc)
+        look = lasting if rpc in DONE_ANEW else str
         before = everything(admin, live, openbao)
         admin.ask(rpc, validate_only=True, **fields)
         admin.ask(rpc, validate_only=True, request_id=str(uuid.uuid4()), **fields)
         assert everything(admin, live, openbao) == before, f"{rpc} as a dry run"
         number = str(uuid.uuid4())
         answers.append(admin.ask(rpc, request_id=number, **fields))
-        after = everything(admin, live, openbao)
+        after = list(map(look, everything(admin, live, openbao)))
         with one_outcome(live) as outcome:
             again = admin.ask(rpc, request_id=number, **fields)
-        assert everything(admin, live, openbao) == after, f"{rpc} twice"
+        assert list(map(look, everything(admin, live, openbao))) == after, f"{rpc} twice"
         assert outcome["outcome"] == "ok"
         assert outcome["request"] == number
         if rpc == "AddOperator":  # its certificate is a fresh one
             assert again.operator == answers[0].operator
         elif rpc == "ExportKey":  # its file is a fresh one
-            assert getattr(again, "import") == getattr(answers[0], "import")
+            assert look(str(getattr(again, "import"))) == look(str(getattr(answers[0], "import")))
             assert again.transfer_file != answers[0].transfer_file
         else:
-            assert again == answers[0], rpc
+            assert look(str(again)) == look(str(answers[0])), rpc
         if "name" in fields:
             other = admin.refusal(rpc, request_id=number, **(fields | {"name": f"{fields['name']}-other"}))
             assert other.reason in {
@@ -251,7 +264,7 @@ def test_every_mutation_is_carried_out_once_under_its_request_id_and_not_at_all_
                 "SECRET_NOT_FOUND",
                 "TRUST_RULE_NOT_FOUND",
             }
-            assert everything(admin, live, openbao) == after
+            assert list(map(look, everything(admin, live, openbao))) == after
     assert seen == MUTATIONS
 
 
@@ -262,6 +275,6 @@ def test_a_request_id_belongs_to_its_principal(live: Live, admin: Client) -> Non
     assert other.ask("CreateKey", name=second, type=EC_P256, usage=SIGN, request_id=number).key.name == second
     reused = admin.refusal("CreateKey", name=second, type=EC_P256, usage=SIGN, request_id=number)
     assert (reused.code, reused.reason) == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
-    for bad in ("1", number.upper(), "0" * 36):
+    for bad in ("1", number.replace("-", ""), "0" * 36):
         error = admin.refusal("CreateKey", name=first, type=EC_P256, usage=SIGN, request_id=bad)
         assert error.reason == "REQUEST_ID_INVALID"

@@ -171,7 +171,7 @@ def test_another_server_on_the_brokers_port_is_found(copy: Live) -> None:
         change(copy, load(copy.config).server.operators_address, taken)
         hanging_up = threading.Thread(target=hang_up, args=(other,))
         hanging_up.start()
-        assert_found(copy, f"ports: {taken}", copy.pin)
+        assert_found(copy, f"ports: The broker cannot listen on {taken}", copy.pin)
         hanging_up.join(10)
 
 

@@ -138,6 +138,10 @@ class _Port:
     def check_transfer(self) -> None:
         """Asks nobody."""
 
+    def spelled(self, name: str) -> str:
+        """As ``check_transfer``."""
+        return name
+
     def supports(self, key_type: KeyType, usage: KeyUsage) -> None:
         """As ``check_transfer``."""
 

@@ -139,7 +139,7 @@ def test_ST_07_a_password_file_is_private_and_one_line(tmp_path: Path) -> None:
             password(file)
     file.unlink()
     os.mkfifo(file, 0o600)
-    with pytest.raises(WrongState, match="kind"):
+    with pytest.raises(WrongState, match="regular file"):
         password(file)
 
 
