@@ -1,15 +1,18 @@
-"""Whether the keys that a database speaks of are in the token: two tokens that were one once are not one any more."""
+"""Whether database, folder and token belong together: two tokens that were one once are not one any more."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 
+from broker import row_key
+from broker.config import Config
 from broker.core import keys, roots
 from broker.core.errors import NotFound, WrongState
 from broker.core.kinds import Purpose, VersionState
 from broker.core.model import Key, KeyVersion
 from broker.core.ports import Device, KeyRef, Store
+from broker.store.condition import Condition
 
 SECONDS = 15.0
 SHOWN = 3
@@ -60,3 +63,25 @@ def _name(device: Device, purpose: Purpose, ref: KeyRef, name: str) -> str:
     except NotFound:
         return name
     return ""
+
+
+def refuse_unknown_rows(config: Config, found: Condition) -> None:
+    """Refuse to go on with rows that this folder has nothing to vouch for with.
+
+    WrongState ``ROW_KEY_MISSING`` when rows have MACs under a key that is not here. ``DATABASE_NOT_OURS`` when they
+    have none, as an earlier release left them, and the folder is a new one: whoever had written to the database before
+    could have put in a policy and an operator.
+    """
+    here = config.certificates
+    if found.vouched and not any((here / name).exists() for name in (row_key.FILE, row_key.NEW)):
+        raise WrongState(
+            "ROW_KEY_MISSING",
+            f"{here / row_key.FILE} is not there, and the database's rows are vouched for by it: put it "
+            "back from a backup if the database is this broker's; else it is another's, so name an empty one.",
+        )
+    if found.filled and not found.vouched and not (here / "audit.pem").exists():
+        raise WrongState(
+            "DATABASE_NOT_OURS",
+            "The database holds the rows of a broker of an earlier release, and this folder is new, so nobody vouches "
+            "for them: run `broker init` for that broker's own folder, or name an empty database.",
+        )

@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker import first, own_keys, profiles, row_key
+from broker import belonging, first, own_keys, profiles, row_key
 from broker.adoption import adopt
 from broker.config import DRAFT, Config, load
 from broker.core.authority import BACKDATED, Authority, check_server_names
@@ -112,17 +112,8 @@ def _tried(config: Config, folder: Path) -> Condition:
     if room.f_blocks and room.f_bavail * room.f_frsize < ROOM:
         raise WrongState("DISK_ALMOST_FULL", f"Less than {ROOM // 2**20} MiB are free in {ancestor}; make room first.")
     found = SqlStore.condition(config.store)
-    if found.vouched and not _has_row_key(config):
-        raise WrongState(
-            "ROW_KEY_MISSING",
-            f"{config.certificates / row_key.FILE} is not there, and the database's rows are vouched for by it: put it "
-            "back from a backup if the database is this broker's; else it is another's, so name an empty one.",
-        )
+    belonging.refuse_unknown_rows(config, found)
     return found
-
-
-def _has_row_key(config: Config) -> bool:
-    return any((config.certificates / name).exists() for name in (row_key.FILE, row_key.NEW))
 
 
 def _lay_out(config: Config, wishes: Wishes) -> None:

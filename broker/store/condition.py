@@ -35,9 +35,13 @@ _RIGHTS = text(
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """``revision``: of the broker's tables there, "" when there are none. ``vouched``: whether its rows have MACs."""
+    """``revision``: of the broker's tables there, "" when there are none.
+
+    ``filled``: whether they have rows, and ``vouched``: whether those have MACs.
+    """
 
     revision: str = ""
+    filled: bool = False
     vouched: bool = False
 
     @property
@@ -68,7 +72,8 @@ def condition(config: StoreConfig) -> Condition:
         revision = str(found[0][0]) if found else ""
         if not config.sqlite and revision != REVISION:
             _refuse_unfit(database.read(_RIGHTS)[0])
-        return Condition(revision, revision >= "0004" and bool(database.read(SLOTS)))
+        filled = any(database.read(text(f"SELECT 1 FROM {name} LIMIT 1")) for name in sorted(tables & _OWN))  # noqa: S608
+        return Condition(revision, filled, revision >= "0004" and bool(database.read(SLOTS)))
 
 
 def refuse_anothers(database: Database, rows: Rows) -> None:

@@ -132,7 +132,7 @@ def test_json_is_read_back(tmp_path: Path) -> None:
 
 
 def test_azure_reads_back_what_is_written() -> None:
-    taken, refused = parted("azure", NAMED | at_random(300))
+    taken, refused = parted("azure", NAMED | at_random(60))
     assert all(set(value) & {"\n", "\r"} or "$(" in value for value in refused.values())
     shown = TEXTS["azure"]({name: value.encode() for name, value in taken.items()})
     variables, masks, others = readers.azure(shown)

@@ -98,7 +98,7 @@ def integrity(place: StoreConfig) -> list[tuple[str]]:
 
 
 def test_P11_no_acknowledged_write_is_lost_when_the_process_is_killed(place: StoreConfig) -> None:
-    crash(place, 10, 1)
+    crash(place, 5, 1)
 
 
 @pytest.mark.soak

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 from cryptography import x509
 
 from broker import __main__ as main
-from broker import checkup, options, own_keys, row_key, setup, wishes
+from broker import belonging, checkup, options, own_keys, row_key, setup, wishes
 from broker.config import Config, load
 from broker.core.authority import Authority
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
@@ -61,6 +62,24 @@ def hsm(config: Config) -> SoftwareHsm:
         certificate = Authority.create(hsm.keyring(purpose), hsm_id, purpose, NOW)[1]
         own_keys.write_private(config.certificates / f"{purpose}.pem", certificate)
     return hsm
+
+
+def test_S_13_rows_of_an_earlier_release_are_believed_in_its_own_folder_alone(config: Config, hsm: SoftwareHsm) -> None:
+    SqlStore.migrate(config.store)
+    empty = SqlStore.condition(config.store)
+    with sqlite3.connect(config.store.parsed.database or "") as database:
+        database.execute(
+            "INSERT INTO policy_documents VALUES (1, 'permit (principal, action, resource);', '', 0, 0, NULL)"
+        )
+    filled = SqlStore.condition(config.store)
+    for found in (empty, filled):
+        belonging.refuse_unknown_rows(config, found)
+    for file in config.certificates.glob("*.pem"):
+        file.unlink()
+    belonging.refuse_unknown_rows(config, empty)
+    with pytest.raises(WrongState) as refused:
+        belonging.refuse_unknown_rows(config, filled)
+    assert refused.value.reason == "DATABASE_NOT_OURS"
 
 
 def test_S_01_rows_are_vouched_for_as_they_are_under_a_new_key_alone(config: Config, hsm: SoftwareHsm) -> None:
