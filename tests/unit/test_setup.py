@@ -64,7 +64,8 @@ def hsm(config: Config) -> SoftwareHsm:
     return hsm
 
 
-def test_S_13_rows_of_an_earlier_release_are_believed_in_its_own_folder_alone(config: Config, hsm: SoftwareHsm) -> None:
+@pytest.mark.usefixtures("hsm")
+def test_S_13_rows_of_an_earlier_release_are_believed_in_its_own_folder_alone(config: Config) -> None:
     SqlStore.migrate(config.store)
     empty = SqlStore.condition(config.store)
     with sqlite3.connect(config.store.parsed.database or "") as database:
