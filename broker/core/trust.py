@@ -41,8 +41,8 @@ Unauthenticated or Unavailable when nothing can be said of the claims, because n
 
 MISMATCH = (
     "The identity token is not what a trust rule of the broker asks for; an operator sees why with `broker trust test` "
+    "and a token of the job."
 )
-"and a token of the job."
 MAX_RULES = 1000
 """Trust rules of one issuer: each login looks at all of them."""
 

@@ -131,7 +131,7 @@ def test_the_wrong_port_and_the_wrong_address_are_told_apart(bare: Broker, stand
     folder = write_profile(tmp_path / "p", stand_in.authority, f"localhost:{pipelines.port}")
     try:
         assert "pipelines' port" in examine(bare, "--profile", folder)["identity"][1]
-        assert "not HOST:PORT" in examine(bare, "--profile", folder, "--address", "https://x")["profile"][1]
+        assert "write HOST:PORT" in examine(bare, "--profile", folder, "--address", "https://x")["profile"][1]
         assert "resolver" in examine(bare, "--profile", folder, "--address", "no.such.invalid:1")["network"][1]
     finally:
         pipelines.server.stop(None).wait()

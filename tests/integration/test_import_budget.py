@@ -40,7 +40,7 @@ def bench(openbao: OpenBao, hsm: KeysHsm, tmp_path: Path) -> Iterator[Bench]:
     made.close()
 
 
-def test_an_import_costs_four_reads_two_writes_one_wrap_and_four_requests(bench: Bench) -> None:
+def test_an_import_costs_four_reads_a_count_two_writes_one_wrap_and_four_requests(bench: Bench) -> None:
     key = bench.key()
     store, hsm, remote = Counter[str](), Counter[str](), Counter[str]()
     port = Counting(bench.connect("bao", "vault", bench.settings), remote)
@@ -52,7 +52,7 @@ def test_an_import_costs_four_reads_two_writes_one_wrap_and_four_requests(bench:
         bench.clock,
     )
     imports.import_key(bench.call("ImportKey"), key.name, 0, "bao", "")
-    assert store == {"version": 1, "get": 1, "page": 2, "write": 2}
+    assert store == {"version": 1, "get": 1, "page": 2, "count": 1, "write": 2}
     assert hsm == {"report": 1, "wrap": 1}
     assert remote == {"supports": 1, "oaep_hash": 1, "wrapping_key": 1, "import_key": 1, "versions": 1, "sign": 1} | {
         "spelled": 1

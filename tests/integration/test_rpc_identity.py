@@ -345,7 +345,7 @@ def test_an_address_in_use_stops_the_start(edge: Edge, tmp_path: Path) -> None:
     )  # fmt: skip
     store: Any = edge.journal
     with pytest.raises(
-        Exception, match=r"cannot listen .* \\(Address already in use\\): end what listens there"
+        Exception, match=r"cannot listen .* \(Address already in use\): end what listens there"
     ) as stopped:
         Server(config, plain_services(), [], store, lambda: datetime.now(UTC))
     assert stopped.value.reason == "ADDRESS_IN_USE"  # type: ignore[attr-defined]  # a BrokerError
