@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 from broker import own_keys
 from broker.config import Config
-from broker.core import keys, roots
+from broker.core import key_refs, roots
 from broker.core.errors import BrokerError
 from broker.core.kinds import Purpose, VersionState
-from broker.core.model import Key, KeyVersion, RootKey
+from broker.core.model import RootKey
 from broker.core.ports import KeyRef, Store
 from broker.hsm.pkcs11 import Pkcs11Hsm
 
@@ -42,10 +42,5 @@ def _known(config: Config, store: Store) -> Iterator[tuple[Purpose, KeyRef]]:
             yield purpose, own_keys.internal_key(config, purpose)
     for root in store.page(RootKey, limit=roots.MOST + 1):
         yield Purpose.ROOT, roots.ref(root)
-    after: tuple[str | int, ...] = ()
-    while batch := store.page(KeyVersion, after=after, limit=100):
-        after = (batch[-1].key, batch[-1].number)
-        for version in batch:
-            key = store.get(Key, version.key)
-            if key is not None and version.state in _THERE:
-                yield Purpose.KEY, keys.ref(key, version)
+    for key in key_refs.refs(store, _THERE):
+        yield Purpose.KEY, key

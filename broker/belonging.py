@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 from broker import row_key
 from broker.config import Config
-from broker.core import keys, roots
+from broker.core import key_refs, roots
 from broker.core.errors import NotFound, WrongState
 from broker.core.kinds import Purpose, VersionState
-from broker.core.model import Key, KeyVersion
 from broker.core.ports import Device, KeyRef, Store
 from broker.store.condition import Condition
 
@@ -48,13 +47,8 @@ def _looked_for(store: Store, device: Device) -> Iterator[str]:
     """For each key "" when the token has it, else its name."""
     for number, ref in roots.known_roots(store).items():
         yield _name(device, Purpose.ROOT, ref, f"root/{number}")
-    after: tuple[str | int, ...] = ()
-    while batch := store.page(KeyVersion, after=after, limit=100):
-        after = (batch[-1].key, batch[-1].number)
-        for version in batch:
-            key = store.get(Key, version.key)
-            if key is not None and version.state in _THERE:
-                yield _name(device, Purpose.KEY, keys.ref(key, version), f"key/{version.key}/{version.number}")
+    for key in key_refs.refs(store, _THERE):
+        yield _name(device, Purpose.KEY, key, f"key/{key.name}")
 
 
 def _name(device: Device, purpose: Purpose, ref: KeyRef, name: str) -> str:

@@ -12,6 +12,7 @@ from broker.config import Config, parse
 from broker.core.authority import check_server_names
 from broker.core.errors import WrongState
 from broker.core.names import check_name
+from broker.rpc.addresses import EVERYWHERE
 
 OWN_HOSTS = ("localhost", "127.0.0.1")
 OPERATORS, PIPELINES = "127.0.0.1:7443", "127.0.0.1:7444"
@@ -72,7 +73,7 @@ def server_names(config: Config, hosts: tuple[str, ...]) -> tuple[str, ...]:
 def reached(address: str) -> str:
     """How the broker is called from its own host: nobody can call an address that only says "all of mine"."""
     host, _, port = address.rpartition(":")
-    return f"localhost:{port}" if host in {"0.0.0.0", "[::]"} else address  # noqa: S104  compared, not bound to
+    return f"localhost:{port}" if host in EVERYWHERE else address
 
 
 def refuse_other(wishes: Wishes, config: Config, file: Path) -> None:

@@ -36,7 +36,7 @@ from broker.core.import_rules import (
     still_enabled,
 )
 from broker.core.keks import check_pin, offered
-from broker.core.keys import ref
+from broker.core.key_refs import ref
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
 from broker.core.names import check_name, check_remote_name

@@ -13,7 +13,7 @@ from broker.core.amiss import no_key, no_key_version, not_enabled
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.guard import Guard, of_key, of_unknown_key
-from broker.core.keys import ref
+from broker.core.key_refs import ref
 from broker.core.kinds import EncryptionAlgorithm, KeyState, KeyUsage, OaepHash, SignatureAlgorithm, VersionState
 from broker.core.model import Key, KeyVersion
 from broker.core.names import check_name

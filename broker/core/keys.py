@@ -22,11 +22,12 @@ from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Unavailable, WrongState
 from broker.core.guard import BROKER, Guard, of_key, of_unknown_key
 from broker.core.holding import version_held
+from broker.core.key_refs import ref
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, Receipt
 from broker.core.names import check_labels, check_name, check_owner
 from broker.core.page import Page
-from broker.core.ports import Hsm, KeyRef, Now, Store, Write
+from broker.core.ports import Hsm, Now, Store, Write
 from broker.core.rows import refuse_doubt
 
 R = TypeVar("R", Key, KeyVersion)
@@ -49,12 +50,6 @@ class DestructionDelay:
     least: timedelta = timedelta(days=1)
     usual: timedelta = timedelta(days=7)
     most: timedelta = timedelta(days=30)
-
-
-def ref(key: Key, version: KeyVersion) -> KeyRef:
-    """The name of a version's key in the HSM."""
-    name = f"{version.key}/{version.number}"
-    return KeyRef(hsm_id=version.hsm_id, type=key.type, usage=key.usage, public_key=version.public_key, name=name)
 
 
 class Keys:

@@ -6,6 +6,9 @@ import errno
 import socket
 from typing import Any
 
+EVERYWHERE = frozenset({"0.0.0.0", "[::]"})  # noqa: S104  compared, not bound to
+"""Hosts that mean all addresses of this one."""
+
 _CURES = {
     errno.EADDRINUSE: "end what listens there (`ss -ltnp` shows it), or configure another port",
     errno.EACCES: "configure a port from 1024 on, or let the broker's user take lower ones (CAP_NET_BIND_SERVICE)",

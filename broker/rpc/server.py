@@ -47,7 +47,6 @@ def _address(text: str) -> str:
 
 
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}", re.ASCII)
-EVERYWHERE = frozenset({"0.0.0.0", "[::]"})  # noqa: S104  compared, not bound to
 Address = Annotated[str, AfterValidator(_address)]
 
 
@@ -95,7 +94,7 @@ class ServerConfig(BaseModel):
         (host, _, port), (other, _, same) = (
             a.rpartition(":") for a in (self.operators_address, self.pipelines_address)
         )
-        if int(port) == int(same) != 0 and (host == other or {host, other} & EVERYWHERE):
+        if int(port) == int(same) != 0 and (host == other or {host, other} & addresses.EVERYWHERE):
             raise ValueError(
                 "operators_address and pipelines_address are the same; each listener has a port of its own"
             )

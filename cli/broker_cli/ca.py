@@ -62,23 +62,28 @@ def _ders(content: bytes) -> list[bytes | None]:
     if content.startswith(b"\x30"):
         return [content]
     text = _text(content)
-    if _BEGIN not in text and (decoded := _base64(text)):
+    if _BEGIN not in text and (decoded := unbased64(text)):
         return [decoded] if decoded.startswith(b"\x30") else _blocks(_text(decoded))
     return _blocks(text)
 
 
 def _text(content: bytes) -> str:
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-    text = content.decode("utf-16" if wide else "utf-8-sig", errors="replace")
+    return unescaped(content.decode("utf-16" if wide else "utf-8-sig", errors="replace"))
+
+
+def unescaped(text: str) -> str:
+    r"""A text whose line ends stand there as ``\n``, or which is URL-encoded, as it was meant."""
     return unquote(re.sub(r"\\r\\n|\\n|\\r", "\n", text))
 
 
 def _blocks(text: str) -> list[bytes | None]:
-    whole = {found.start(): _base64(found[1]) for found in _BLOCK.finditer(text)}
+    whole = {found.start(): unbased64(found[1]) for found in _BLOCK.finditer(text)}
     return [whole.get(begun.start()) for begun in _BEGUN.finditer(text)]
 
 
-def _base64(text: str) -> bytes | None:
+def unbased64(text: str) -> bytes | None:
+    """What is in base64 there, however it is broken into lines; None for what is none."""
     try:
         return base64.b64decode("".join(text.split()), validate=True) or None
     except (binascii.Error, ValueError):

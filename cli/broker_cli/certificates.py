@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from contextlib import suppress
-from urllib.parse import unquote
 
-from broker_cli import files
+from broker_cli import ca, files
 from broker_cli.refusal import Exit, Refusal
 
 MAX_FILE = 1024 * 1024
@@ -53,16 +49,15 @@ def _text(content: bytes, what: str, kind: str) -> str:
         return _from_der(content, what, kind)
     if b"\0" in content:
         raise _neither(what, kind)
-    text = unquote(re.sub(r"\\r\\n|\\n|\\r", "\n", content.decode("utf-8-sig", "replace")))
+    text = ca.unescaped(content.decode("utf-8-sig", "replace"))
     return text if _BEGIN in text else _unpacked(text, what, kind)
 
 
 def _unpacked(text: str, what: str, kind: str) -> str:
     """PEM or DER that is base64 once more, as Kubernetes and others keep it."""
-    try:
-        inner = base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise _neither(what, kind) from None
+    inner = ca.unbased64(text)
+    if inner is None:
+        raise _neither(what, kind)
     return inner.decode("utf-8-sig", "replace") if _BEGIN.encode() in inner else _from_der(inner, what, kind)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from broker.core import ports
 from broker.core.handover import Exported, Handover
@@ -11,6 +14,7 @@ from broker.core.model import Key, Terms
 from broker.targets.azure_key_vault.fake import FakeVault, KeyVersion
 from tests.integration.import_bench import Ground
 from tests.servers import azure
+from tests.servers.shim import HsmElsewhere
 
 
 class AzureBench(Ground):
@@ -46,3 +50,18 @@ class AzureBench(Ground):
         """How many uploads with a body came for this key."""
         path = f"/keys/{key.name}"
         return sum(one.method == "PUT" and one.path == path and bool(one.body) for one in self.vault.requests)
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Iterator[FakeVault]:
+    with FakeVault(tmp_path, kind="managed-hsm", now=azure.ticking()) as made:
+        made.add_kek()
+        yield made
+
+
+@pytest.fixture
+def bench(vault: FakeVault, exact_hsm: HsmElsewhere, tmp_path: Path) -> Iterator[AzureBench]:
+    made = AzureBench(vault, exact_hsm, tmp_path)
+    made.register()
+    yield made
+    made.close()

@@ -11,7 +11,7 @@ from broker.core import ports
 from broker.core.call import Call
 from broker.core.guard import Guard
 from broker.core.imports import Imports
-from broker.core.keys import ref
+from broker.core.key_refs import ref
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Import, Key, KeyVersion, Principal, Target
 from broker.core.ports import KeyRef

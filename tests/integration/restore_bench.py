@@ -13,8 +13,9 @@ import pytest
 from broker import acceptance
 from broker.core.errors import BrokerError, NotFound, Unavailable
 from broker.core.guard import Guard
+from broker.core.key_refs import ref
 from broker.core.key_use import KeyUse
-from broker.core.keys import Keys, ref
+from broker.core.keys import Keys
 from broker.core.kinds import KeyType, KeyUsage, Purpose
 from broker.core.kv import Secrets, parse_reference
 from broker.core.model import Key, KeyVersion, RootKey

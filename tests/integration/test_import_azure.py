@@ -17,27 +17,12 @@ from broker.core.errors import BrokerError, InvalidRequest, WrongState
 from broker.core.kinds import ImportState, KeyType, KeyUsage
 from broker.core.model import Terms
 from broker.targets.azure_key_vault.fake import FakeVault, forbidden
-from tests.integration.azure_bench import AzureBench
+from tests.integration.azure_bench import AzureBench, bench, vault
 from tests.integration.import_bench import same
-from tests.servers.azure import ticking
 from tests.servers.fake_azure import key_client
-from tests.servers.shim import HsmElsewhere
 from tests.servers.softhsm import KeysHsm
 
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[FakeVault]:
-    with FakeVault(tmp_path, kind="managed-hsm", now=ticking()) as made:
-        made.add_kek()
-        yield made
-
-
-@pytest.fixture
-def bench(vault: FakeVault, exact_hsm: HsmElsewhere, tmp_path: Path) -> Iterator[AzureBench]:
-    made = AzureBench(vault, exact_hsm, tmp_path)
-    made.register()
-    yield made
-    made.close()
+__all__ = ["bench", "vault"]  # fixtures
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from azure.keyvault.keys import JsonWebKey
@@ -12,28 +10,15 @@ from azure.keyvault.keys import JsonWebKey
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.kinds import ImportState, KeyType
 from broker.targets import connector
-from broker.targets.azure_key_vault.fake import Effect, FakeVault, Refused, conflict, forbidden, throttled, unavailable
-from tests.integration.azure_bench import AzureBench
+from broker.targets.azure_key_vault.fake import Effect, Refused, conflict, forbidden, throttled, unavailable
+from tests.integration.azure_bench import AzureBench, bench, vault
 from tests.servers import azure
 from tests.servers.fake_azure import key_client
-from tests.servers.shim import HsmElsewhere
 
 EXACT_TYPES = [KeyType.EC_P256, KeyType.AES_256]
 
 
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[FakeVault]:
-    with FakeVault(tmp_path, kind="managed-hsm", now=azure.ticking()) as made:
-        made.add_kek()
-        yield made
-
-
-@pytest.fixture
-def bench(vault: FakeVault, exact_hsm: HsmElsewhere, tmp_path: Path) -> Iterator[AzureBench]:
-    made = AzureBench(vault, exact_hsm, tmp_path)
-    made.register()
-    yield made
-    made.close()
+__all__ = ["bench", "vault"]  # fixtures
 
 
 def refused(kind: type[BrokerError], reason: str, action: object) -> BrokerError:

@@ -17,30 +17,16 @@ from broker.core.kinds import ImportState, KeyState, KeyType, Sent
 from broker.core.model import Import, Key, Terms
 from broker.targets.azure_key_vault.fake import Effect, FakeVault, forbidden
 from tests.fakes.calls import document
-from tests.integration.azure_bench import AzureBench
+from tests.integration.azure_bench import AzureBench, bench, vault
 from tests.integration.import_bench import Bench, Mount
-from tests.servers.azure import ticking
 from tests.servers.fake_azure import key_client
 from tests.servers.openbao import OpenBao
-from tests.servers.shim import HsmElsewhere
 from tests.servers.softhsm import KeysHsm
 
 PROVEN, FAILED, GONE, UNKNOWN = ImportState.PROVEN, ImportState.FAILED, ImportState.GONE, ImportState.UNKNOWN
 
 
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[FakeVault]:
-    with FakeVault(tmp_path, kind="managed-hsm", now=ticking()) as made:
-        made.add_kek()
-        yield made
-
-
-@pytest.fixture
-def bench(vault: FakeVault, exact_hsm: HsmElsewhere, tmp_path: Path) -> Iterator[AzureBench]:
-    made = AzureBench(vault, exact_hsm, tmp_path)
-    made.register()
-    yield made
-    made.close()
+__all__ = ["bench", "vault"]  # fixtures
 
 
 @pytest.fixture

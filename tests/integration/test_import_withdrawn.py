@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from azure.keyvault.keys import JsonWebKey
@@ -12,29 +11,15 @@ from broker.core.errors import BrokerError, WrongState
 from broker.core.import_rules import TERMS_UNSETTLED, UNPROVEN, alarms
 from broker.core.kinds import ImportState, KeyType
 from broker.core.model import Import, Key, Target
-from broker.targets.azure_key_vault.fake import Effect, FakeVault, Refused, forbidden, throttled, unavailable
-from tests.integration.azure_bench import AzureBench
+from broker.targets.azure_key_vault.fake import Effect, Refused, forbidden, throttled, unavailable
+from tests.integration.azure_bench import AzureBench, bench, vault
 from tests.integration.withdrawing import Background
-from tests.servers import azure
 from tests.servers.fake_azure import key_client
-from tests.servers.shim import HsmElsewhere
 
 MINUTE = 60.0
 
 
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[FakeVault]:
-    with FakeVault(tmp_path, kind="managed-hsm", now=azure.ticking()) as made:
-        made.add_kek()
-        yield made
-
-
-@pytest.fixture
-def bench(vault: FakeVault, exact_hsm: HsmElsewhere, tmp_path: Path) -> Iterator[AzureBench]:
-    made = AzureBench(vault, exact_hsm, tmp_path)
-    made.register()
-    yield made
-    made.close()
+__all__ = ["bench", "vault"]  # fixtures
 
 
 def another_key(bench: AzureBench, key: Key) -> None:

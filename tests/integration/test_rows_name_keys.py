@@ -17,8 +17,9 @@ from broker.core.authority import Authority
 from broker.core.call import Call
 from broker.core.errors import BrokerError
 from broker.core.guard import Guard
+from broker.core.key_refs import ref
 from broker.core.key_use import KeyUse
-from broker.core.keys import Keys, ref
+from broker.core.keys import Keys
 from broker.core.kinds import (
     EncryptionAlgorithm,
     KeyState,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -13,25 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from broker.core.errors import BrokerError
 from broker.core.kinds import ImportState
 from broker.targets.azure_key_vault.fake import FakeVault, Refused
-from tests.integration.azure_bench import AzureBench
-from tests.servers.azure import ticking
+from tests.integration.azure_bench import AzureBench, bench, vault
 from tests.servers.fake_azure import key_client
-from tests.servers.shim import HsmElsewhere
 
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[FakeVault]:
-    with FakeVault(tmp_path, kind="managed-hsm", now=ticking()) as made:
-        made.add_kek()
-        yield made
-
-
-@pytest.fixture
-def bench(vault: FakeVault, exact_hsm: HsmElsewhere, tmp_path: Path) -> Iterator[AzureBench]:
-    made = AzureBench(vault, exact_hsm, tmp_path)
-    made.register()
-    yield made
-    made.close()
+__all__ = ["bench", "vault"]  # fixtures
 
 
 def refused(reason: str, action: Callable[[], object]) -> str:

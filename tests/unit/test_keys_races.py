@@ -14,8 +14,9 @@ import pytest
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, NotFound, Unavailable, WrongState
 from broker.core.guard import Guard
+from broker.core.key_refs import ref
 from broker.core.key_use import KeyUse
-from broker.core.keys import UNDO_AFTER, Keys, ref
+from broker.core.keys import UNDO_AFTER, Keys
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, PolicyDocument, Principal
 from broker.core.policy import FIRST_POLICY
