@@ -28,6 +28,7 @@ from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, SIGNER, config, read_journal
+from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.postgres import Postgres
 
@@ -71,7 +72,8 @@ class Broker:
         self.store = SqlStore(self.place, ROW_KEY, self.clock, SIGNER.genuine)
         guard = Guard(document())
         sealing = Sealing(self.roots, known_roots(self.store), self.clock, timedelta(0), tenant="one.example")
-        self.keys = Keys(self.store, self.hsm, guard, self.clock)
+        self.operations = operations(self.store, self.clock)
+        self.keys = Keys(self.store, self.hsm, guard, self.operations, self.clock)
         self.use = KeyUse(self.store, self.hsm, guard)
         self.settling = Settling(self.store, self.hsm, guard)
         self.secrets = Secrets(self.store, self.roots, sealing, guard, self.clock)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from broker.core.errors import Unavailable
-from broker.core.keys.lifecycle import UNDO_AFTER
+from broker.core.keys.making import UNDO_AFTER
 from broker.core.kinds import KeyState
 from broker.core.model import Key, RootKey, SecretVersion
 from broker.core.secrets.roots import RETIRE_AFTER
