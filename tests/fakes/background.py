@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 
 from broker.core.call import background_call
 from broker.core.operations.running import Operations
@@ -14,7 +14,11 @@ Now = Callable[[], datetime]
 
 def operations(store: Store, now: Now) -> Operations:
     """Operations whose pauses go by the test's clock."""
-    return Operations(store, now, lambda: (now() - datetime(2000, 1, 1, tzinfo=UTC)).total_seconds())
+
+    def ticks() -> float:
+        return now().timestamp()
+
+    return Operations(store, now, ticks)
 
 
 def carry_on(operations: Operations, now: Now) -> int:
