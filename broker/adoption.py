@@ -16,7 +16,7 @@ from broker.core.keys import refs as key_refs
 from broker.core.kinds import Purpose, VersionState
 from broker.core.model import RootKey
 from broker.core.ports import KeyRef, Store
-from broker.core.secrets import roots
+from broker.core.secrets import root_rows
 from broker.hsm.pkcs11 import Pkcs11Hsm
 
 _THERE = frozenset({VersionState.PENDING, VersionState.ENABLED})
@@ -41,7 +41,7 @@ def _known(config: Config, store: Store) -> Iterator[tuple[Purpose, KeyRef]]:
     for purpose in own_keys.INTERNAL_KEYS:
         if (config.certificates / f"{purpose}.pem").exists():
             yield purpose, own_keys.internal_key(config, purpose)
-    for root in store.page(RootKey, limit=roots.MOST + 1):
-        yield Purpose.ROOT, roots.ref(root)
+    for root in store.page(RootKey, limit=root_rows.MOST + 1):
+        yield Purpose.ROOT, root_rows.ref(root)
     for key in key_refs.refs(store, _THERE):
         yield Purpose.KEY, key

@@ -37,7 +37,7 @@ from broker.core.policy.guard import Guard
 from broker.core.ports import Authenticator, Hsm, KeyRef
 from broker.core.quota import Limits
 from broker.core.secrets.lifecycle import Secrets
-from broker.core.secrets.roots import known_roots
+from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.sealing import Sealing
 from broker.core.sessions.lifecycle import Sessions
 from broker.core.targets.register import Targets
@@ -118,7 +118,7 @@ class Broker:
         known = known_roots(store)
         _look_at(roots, known)
         sealing = Sealing(roots, known, now, keep, tenant=config.trust_domain)
-        self.secrets = Secrets(store, roots, sealing, guard, now)
+        self.secrets = Secrets(store, roots, sealing, guard, self.operations, now)
         self.sessions = Sessions(store, self.secrets, guard, now, _limits(config))
         self.rules = TrustRules(store, guard, oidc.inspect, now)
 

@@ -11,7 +11,7 @@ from broker.core.errors import NotFound, WrongState
 from broker.core.keys import refs as key_refs
 from broker.core.kinds import Purpose, VersionState
 from broker.core.ports import Device, KeyRef, Store
-from broker.core.secrets import roots
+from broker.core.secrets import root_rows
 from broker.store.condition import Condition
 
 SECONDS = 15.0
@@ -46,7 +46,7 @@ def refuse_absent_keys(store: Store, device: Device) -> int:
 
 def _looked_for(store: Store, device: Device) -> Iterator[str]:
     """For each key "" when the token has it, else its name."""
-    for number, ref in roots.known_roots(store).items():
+    for number, ref in root_rows.known_roots(store).items():
         yield _name(device, Purpose.ROOT, ref, f"root/{number}")
     for key in key_refs.refs(store, _THERE):
         yield _name(device, Purpose.KEY, key, f"key/{key.name}")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import secrets
+import time
 from datetime import datetime, timedelta
 
 from broker.core.call import Call
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator, PolicyDocument, Principal
+from broker.core.operations.running import Operations
 from broker.core.operators.authority import BACKDATED
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard
 from broker.core.ports import Hsm, Now, Store
-from broker.core.secrets.roots import Roots, known_roots
+from broker.core.secrets.root_rows import known_roots
+from broker.core.secrets.roots import Roots
 from broker.core.secrets.sealing import Sealing
 
 
@@ -36,7 +39,7 @@ def policy(store: Store, now: Now) -> None:
 def root(store: Store, hsm: Hsm, trust_domain: str, in_force: PolicyDocument, now: Now) -> None:
     """The root key that the data keys of secrets are wrapped with; one that a crash left half made is completed."""
     sealing = Sealing(hsm, known_roots(store), now, timedelta(0), tenant=trust_domain)
-    roots = Roots(store, hsm, sealing, Guard(in_force), now)
+    roots = Roots(store, hsm, sealing, Guard(in_force), Operations(store, now, time.monotonic), now)
     roots.ensure(call("-/FirstRootKey", "root/1", now))
 
 

@@ -3,20 +3,24 @@
 The database was restored to a moment when it was still to be done. What has come of it since, only people know: the
 destruction may have been called off, the half-made key completed and in use. So a held row is in a state in which the
 background loop does not look for it and no repeated call goes on with it. ``settling`` and the calls that the states
-name (``kinds``) get it out of there.
+name (``kinds``) get it out of there. The operations that were under way are closed; only a sealing goes on, since it
+takes nothing away from anybody that the record has not taken already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from broker.core.call import Call
 from broker.core.errors import WrongState
+from broker.core.keys import seals
 from broker.core.kinds import ImportState, KeyState, RootKeyState, VersionState
 from broker.core.leases.ending import BATCH, entry_of
-from broker.core.model import Import, Key, KeyVersion, RootKey
+from broker.core.model import Import, Key, KeyVersion, Operation, RootKey
+from broker.core.operations.running import LIVE, closed
 from broker.core.ports import Store
 
 Facts = dict[str, str | int]
@@ -28,17 +32,18 @@ class _Rule:
 
     kind: type[Any]
     when: str
-    becomes: Callable[[Any], Any]
+    becomes: Callable[[Any, datetime], Any]
     key: Callable[[Any], tuple[str | int, ...]]
     resource: Callable[[Any], str]
     facts: Callable[[Any], Facts] = lambda _: {}
+    fits: Callable[[Any], bool] = lambda _: True
 
 
 _RULES = (
     _Rule(
         kind=Key,
         when=KeyState.DESTROY_SCHEDULED.value,
-        becomes=lambda key: replace(key, state=KeyState.HELD, destroy_at=None),
+        becomes=lambda key, _: replace(key, state=KeyState.HELD, destroy_at=None),
         key=lambda key: (key.name,),
         resource=lambda key: f"key/{key.name}",
         facts=lambda key: {"destroy_at": key.destroy_at.isoformat(timespec="seconds")} if key.destroy_at else {},
@@ -46,7 +51,7 @@ _RULES = (
     _Rule(
         kind=KeyVersion,
         when=VersionState.PENDING.value,
-        becomes=lambda version: replace(version, state=VersionState.HELD),
+        becomes=lambda version, _: replace(version, state=VersionState.HELD),
         key=lambda version: (version.key, version.number),
         resource=lambda version: f"key/{version.key}",
         facts=lambda version: {"version": version.number},
@@ -55,7 +60,7 @@ _RULES = (
         _Rule(
             kind=Import,
             when=state.value,
-            becomes=lambda row: replace(row, state=ImportState.HELD),
+            becomes=lambda row, _: replace(row, state=ImportState.HELD),
             key=lambda row: (row.key, row.version, row.target, row.remote_name),
             resource=lambda row: f"key/{row.key},target/{row.target}",
             facts=lambda row: {"version": row.version, "target": row.target, "remote_name": row.remote_name},
@@ -65,16 +70,28 @@ _RULES = (
     _Rule(
         kind=RootKey,
         when=RootKeyState.PENDING.value,
-        becomes=lambda root: replace(root, state=RootKeyState.HELD),
+        becomes=lambda root, _: replace(root, state=RootKeyState.HELD),
         key=lambda root: (root.version,),
         resource=lambda root: f"root/{root.version}",
     ),
 )
 
+_OPERATIONS = tuple(
+    _Rule(
+        kind=Operation,
+        when=state.value,
+        becomes=lambda operation, now: closed(operation, "RESTORED", now),
+        key=lambda operation: (operation.subject, operation.number),
+        resource=lambda operation: f"operation/{operation.subject}",
+        fits=lambda operation: operation.kind != seals.KIND,
+    )
+    for state in LIVE
+)
+
 _OLDER_ROOTS = _Rule(
     kind=RootKey,
     when=RootKeyState.ENABLED.value,
-    becomes=lambda root: replace(root, state=RootKeyState.KEPT),
+    becomes=lambda root, _: replace(root, state=RootKeyState.KEPT),
     key=lambda root: (root.version,),
     resource=lambda root: f"root/{root.version}",
 )
@@ -89,11 +106,18 @@ class Holding:
 
     def hold(self) -> int:
         """Hold it all, each with an audit entry of its own; how many were held."""
+        for rule in _OPERATIONS:
+            for rows in self._batches(rule):
+                self._hold(rule, rows)
         return sum(self._hold(rule, rows) for rule in _RULES for rows in self._batches(rule)) + self._keep_roots()
 
     def unreadable(self) -> int:
         """How many rows could not be read and so are not held; nobody does anything with such a row either."""
-        return sum(self._store.count(rule.kind, {"state": rule.when}) for rule in _RULES)
+        return sum(self._unreadable(rule) for rule in (*_RULES, *_OPERATIONS))
+
+    def _unreadable(self, rule: _Rule) -> int:
+        sound = sum(len(rows) for rows in self._batches(rule))
+        return self._store.count(rule.kind, {"state": rule.when}) - sound
 
     def _keep_roots(self) -> int:
         """All but the newest: that one is destroyed only after an operator has rotated it out."""
@@ -114,8 +138,8 @@ class Holding:
         with self._store.write(call.outcome()) as write:
             for row in rows:
                 stored = write.get(rule.kind, *rule.key(row))
-                if stored is not None and stored.state == rule.when:
-                    held = write.replace(stored, rule.becomes(stored))
+                if stored is not None and stored.state == rule.when and rule.fits(stored):
+                    held = write.replace(stored, rule.becomes(stored, call.now()))
                     write.also(entry_of(call, rule.resource(held), state=held.state.value, **rule.facts(stored)))
                     count += 1
             write.note(count=count)

@@ -15,8 +15,9 @@ from broker.core.model import Principal, RootKey, Secret, SecretVersion
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard
 from broker.core.secrets.lifecycle import Opened, Secrets, parse_reference
-from broker.core.secrets.roots import known_roots
+from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.sealing import Sealing
+from tests.fakes.background import carry_on, operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
@@ -46,7 +47,8 @@ class SecretsHouse:
     def restart(self) -> None:
         roots = self.hsm.keyring(Purpose.ROOT)
         self.sealing = Sealing(roots, known_roots(self.store), self.clock, self.keep, tenant="one.example")
-        self.secrets = Secrets(self.store, roots, self.sealing, self.guard, self.clock)
+        self.operations = operations(self.store, self.clock)
+        self.secrets = Secrets(self.store, roots, self.sealing, self.guard, self.operations, self.clock)
 
     def own(self, resource: str = "") -> Call:
         made = call("-/Chore", Principal(kind="broker", name="background"), self.clock)
@@ -112,7 +114,7 @@ class SecretsHouse:
         done = 0
         for done, (resource, work) in enumerate(self.secrets.chores(), 1):  # noqa: B007
             work(self.own(resource))
-        return done
+        return done + carry_on(self.operations, self.clock)
 
 
 class RotationHouse(SecretsHouse):

@@ -21,14 +21,14 @@ from broker.core.model import Key, KeyVersion, RootKey
 from broker.core.policy.guard import Guard
 from broker.core.ports import Hsm
 from broker.core.secrets.lifecycle import Secrets, parse_reference
-from broker.core.secrets.roots import known_roots
-from broker.core.secrets.roots import ref as root_ref
+from broker.core.secrets.root_rows import known_roots
+from broker.core.secrets.root_rows import ref as root_ref
 from broker.core.secrets.sealing import Sealing
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, SIGNER, config, read_journal
-from tests.fakes.background import operations
+from tests.fakes.background import carry_on, operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.postgres import Postgres
 
@@ -76,7 +76,7 @@ class Broker:
         self.keys = Keys(self.store, self.hsm, guard, self.operations, self.clock)
         self.use = KeyUse(self.store, self.hsm, guard)
         self.settling = Settling(self.store, self.hsm, guard)
-        self.secrets = Secrets(self.store, self.roots, sealing, guard, self.clock)
+        self.secrets = Secrets(self.store, self.roots, sealing, guard, self.operations, self.clock)
 
     def sign(self) -> None:
         SIGNER.sign_due(self.store)
@@ -157,6 +157,7 @@ class Broker:
                     made.resource = resource
                     work(made)
                     done += 1
+            done += carry_on(self.operations, self.clock)
         return done
 
     def signs(self) -> bool:

@@ -13,7 +13,7 @@ from broker.core.errors import Unavailable
 from broker.core.keys.making import UNDO_AFTER
 from broker.core.kinds import KeyState
 from broker.core.model import Key, RootKey, SecretVersion
-from broker.core.secrets.roots import RETIRE_AFTER
+from broker.core.secrets.root_rows import RETIRE_AFTER
 from broker.store.rows import microseconds
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, opened

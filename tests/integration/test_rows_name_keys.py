@@ -30,7 +30,7 @@ from broker.core.model import Key, KeyVersion, RootKey
 from broker.core.operators.authority import Authority
 from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
-from broker.core.secrets import roots
+from broker.core.secrets import root_rows
 from tests.contracts.hsm_keys import fresh, made, unmade
 from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
@@ -66,7 +66,7 @@ class Ground:
     @property
     def root(self) -> KeyRef:
         [row] = self.store.page(RootKey, limit=9)
-        return roots.ref(row)
+        return root_rows.ref(row)
 
     def targets(self) -> dict[str, KeyRef]:
         """What no row of a caller's key may reach."""

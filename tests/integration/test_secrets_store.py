@@ -15,7 +15,7 @@ import pytest
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.model import RootKey, SecretRead, SecretVersion
-from broker.core.secrets.roots import ref
+from broker.core.secrets.root_rows import ref
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, config
 from tests.fakes.calls import Clock

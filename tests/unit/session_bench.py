@@ -16,10 +16,11 @@ from broker.core.policy.guard import Guard
 from broker.core.ports import Store
 from broker.core.quota import Limits
 from broker.core.secrets.lifecycle import Secrets
-from broker.core.secrets.roots import known_roots
+from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.sealing import Sealing
 from broker.core.sessions.lifecycle import Fetched, Opening, Sessions
 from tests.contracts.store_samples import entry
+from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm
 
@@ -64,7 +65,7 @@ class Bench:
         self.store = store
         roots = self.hsm.keyring(Purpose.ROOT)
         sealing = Sealing(roots, known_roots(store), self.clock, timedelta(minutes=1))
-        self.secrets = Secrets(store, roots, sealing, self.guard, self.clock)
+        self.secrets = Secrets(store, roots, sealing, self.guard, operations(store, self.clock), self.clock)
         self.sessions = Sessions(store, self.secrets, self.guard, self.clock, self.limits)
         self.leases = Leases(store, self.guard, self.clock)
 

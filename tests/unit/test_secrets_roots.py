@@ -15,7 +15,8 @@ from broker.core.errors import (
 )
 from broker.core.kinds import EncryptionAlgorithm, KeyType
 from broker.core.model import Receipt, RootKey, SecretVersion
-from broker.core.secrets import roots
+from broker.core.secrets import root_plans
+from broker.core.secrets.root_rows import ref
 from tests.fakes.calls import operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
@@ -179,7 +180,7 @@ def test_a_root_key_that_the_hsm_will_not_make_is_taken_back(house: RotationHous
 
 
 def test_there_is_a_bound_to_root_keys(house: RotationHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roots, "MOST", 3)
+    monkeypatch.setattr(root_plans, "MOST", 3)
     house.rotate()
     house.rotate()
     with pytest.raises(Exhausted):
@@ -221,7 +222,7 @@ def test_what_was_wrapped_too_long_ago_is_not_written(house: RotationHouse) -> N
 
 def test_a_root_key_is_not_addressable_by_what_callers_name(house: RotationHouse) -> None:
     [root] = house.store.page(RootKey, limit=9)
-    for callers in (roots.ref(root), replace(roots.ref(root), name="pay/1")):
+    for callers in (ref(root), replace(ref(root), name="pay/1")):
         with pytest.raises(WrongState) as refusal:
             house.hsm.decrypt(callers, EncryptionAlgorithm.AES_GCM, bytes(28), b"")
         assert refusal.value.reason == "KEY_NOT_THIS"

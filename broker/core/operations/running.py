@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 from broker.core.call import Call
@@ -104,8 +104,7 @@ class Operations:
 
     def close(self, write: Write, operation: Operation, reason: str) -> Operation:
         """End one whose subject has been dealt with otherwise; nothing is done about it any more."""
-        over = replace(operation, state=OperationState.UNDONE, failure=reason, memory={}, due_at=self._now() + KEEP)
-        return write.replace(operation, over)
+        return write.replace(operation, closed(operation, reason, self._now()))
 
     # ---- to its end ----------------------------------------------------------------------------------------------
 
@@ -252,6 +251,11 @@ class Operations:
                 "is until the newest release that has used this database is started.",
             )
         return plan
+
+
+def closed(operation: Operation, reason: str, at: datetime) -> Operation:
+    """The operation, ended at ``at`` without anything being done about it."""
+    return replace(operation, state=OperationState.UNDONE, failure=reason, memory={}, due_at=at + KEEP)
 
 
 def running(operation: Operation) -> Unavailable:

@@ -18,6 +18,7 @@ from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import SecretVersionState
 from broker.core.model import RootKey, Secret, SecretRead, SecretVersion
 from broker.core.names import check_path
+from broker.core.operations.running import Operations
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_secret
 from broker.core.secrets.last_reads import LastReads
@@ -47,12 +48,20 @@ Stored = tuple[Secret | None, SecretVersion | None]
 class Secrets:
     """The noun behind SecretService, and what FetchSecrets reads from. Permission first, only BrokerError raised."""
 
-    def __init__(self, store: ports.Store, hsm: ports.Hsm, sealing: Sealing, guard: Guard, now: ports.Now) -> None:
+    def __init__(
+        self,
+        store: ports.Store,
+        hsm: ports.Hsm,
+        sealing: Sealing,
+        guard: Guard,
+        operations: Operations,
+        now: ports.Now,
+    ) -> None:
         self._store = store
         self._sealing = sealing
         self._guard = guard
         self._now = now
-        self.roots = Roots(store, hsm, sealing, guard, now)
+        self.roots = Roots(store, hsm, sealing, guard, operations, now)
         self._reads = LastReads(store, now)
         self._putting = Putting(store, sealing, guard, now, self.roots, self._open)
 
