@@ -58,7 +58,8 @@ class Host:
         return self.loop._lead()
 
     def do(self) -> None:
-        self.loop._do("sessions", self._chores)
+        self.loop._lead()
+        self.loop._do(self._chores)
 
     def _chores(self) -> Iterator[Any]:
         for due in self.store.due(Session, self.clock.now(), limit=10):

@@ -190,7 +190,8 @@ class Operations:
             row for state in LIVE for row in self._store.due(Operation, self._now(), limit=BATCH, state=state.value)
         ]
         waiting = {(row.subject, row.number) for row in rows}
-        self._pauses = {name: pause for name, pause in self._pauses.items() if name in waiting}
+        for name in self._pauses.keys() - waiting:
+            self._pauses.pop(name, None)
         found: dict[str, list[Operation]] = {}
         for row in rows:
             if self._pause(row).until <= self._ticks():
