@@ -137,7 +137,7 @@ class Broker:
         return answers(
             keys=self.keys,
             use=KeyUse(store, callers, guard),
-            settling=Settling(store, callers, guard),
+            settling=Settling(store, callers, guard, self.operations),
             targets=Targets(store, self.hsm, guard, connect, now, slots),
             imports=imports,
             handover=Handover(imports.ledger),

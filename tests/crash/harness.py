@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 from broker.core.call import Call, background_call
 from broker.core.entries import AuditEntry, Phase
-from broker.core.errors import BrokerError, WrongState
+from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.holding import Holding
+from broker.core.keys.confirming import Settling
 from broker.core.keys.lifecycle import Keys
 from broker.core.keys.refs import ref
 from broker.core.kinds import Purpose, VersionState
@@ -23,6 +26,9 @@ from broker.core.model import Key, KeyVersion, Operation, Record
 from broker.core.operations.running import Operations
 from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef, Write
+from broker.core.secrets.lifecycle import Secrets
+from broker.core.secrets.root_rows import known_roots
+from broker.core.secrets.sealing import Sealing
 from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm
@@ -69,11 +75,11 @@ class MortalStore(MemoryStore):
 class MortalHsm(SoftwareHsm):
     """Dies before and after each change of the token. ``effects``: of which key, and how long the journal was then.
 
-    ``refuses``: from now on it makes no key.
+    ``refuses``: from now on it makes no key; ``loses``: it makes the next one, and the answer is lost.
     """
 
     fate = Fate()
-    refuses = False
+    refuses = loses = False
 
     def __init__(self, journal: list[AuditEntry]) -> None:
         super().__init__()
@@ -90,6 +96,9 @@ class MortalHsm(SoftwareHsm):
             raise WrongState("HSM_MECHANISM_MISSING", "It makes no such key.")
         made = super().generate(key, exportable=exportable, fresh=fresh)
         self.fate.place("after a key is made")
+        if self.loses:
+            self.loses = False
+            raise Unavailable("HSM_UNAVAILABLE", "The answer was lost.")
         return made
 
     def seal(self, key: KeyRef) -> None:
@@ -102,9 +111,16 @@ class MortalHsm(SoftwareHsm):
         super().destroy(key)
         self.fate.place("after a key is destroyed")
 
+    def keyring(self, purpose: Purpose) -> MortalHsm:
+        """Keys of another purpose in the same token; they have effects of their own."""
+        ring = copy(self)
+        ring._purpose, ring.effects = purpose, []
+        return ring
+
     def objects(self) -> dict[bytes, bool]:
-        """The ids of the keys in the token, and whether each may leave it."""
-        return {hsm_id: held.extractable for hsm_id, held in self._device.keys.items() if held.label[0] is Purpose.KEY}
+        """The ids of the keys of this purpose in the token, and whether each may leave it."""
+        held = self._device.keys.items()
+        return {hsm_id: one.extractable for hsm_id, one in held if one.label[0] is self._purpose}
 
 
 class World:
@@ -117,6 +133,11 @@ class World:
         self.guard = Guard(document())
         self.operations: Operations = operations(self.store, self.clock)
         self.keys = Keys(self.store, self.hsm, self.guard, self.operations, self.clock)
+        self.settling = Settling(self.store, self.hsm, self.guard, self.operations)
+        self.root_ring = self.hsm.keyring(Purpose.ROOT)
+        known = known_roots(self.store)
+        sealing = Sealing(self.root_ring, known, self.clock, timedelta(0), tenant="one.example")
+        self.secrets = Secrets(self.store, self.root_ring, sealing, self.guard, self.operations, self.clock)
 
     def restarted(self) -> World:
         """Another process on the same."""
@@ -125,7 +146,7 @@ class World:
 
     def doomed(self, fate: Fate) -> Fate:
         """Let this process have that fate."""
-        self.store.fate = self.hsm.fate = fate
+        self.store.fate = self.hsm.fate = self.root_ring.fate = fate
         return fate
 
     def call(self, rpc: str, request_id: str = "") -> Call:
@@ -136,7 +157,7 @@ class World:
         """The clock moves on, and the background does what it does."""
         for _ in range(ROUNDS):
             self.clock.time += MUCH_LATER
-            for resource, work in self.keys.chores():
+            for resource, work in (*self.keys.chores(), *self.secrets.chores()):
                 with suppress(BrokerError):  # as the loop does, which logs it and tries again
                     work(self.background(resource))
             for rows in self.operations.due().values():
@@ -145,6 +166,10 @@ class World:
 
     def background(self, resource: str) -> Call:
         return background_call(resource, 0, self.clock)
+
+    def restore(self) -> None:
+        """What follows when the database was put back to this moment."""
+        Holding(self.store, lambda resource: replace(self.background(resource), rpc="-/AcceptRestore")).hold()
 
     def rows(self, kind: type[Record]) -> list[Any]:
         """All rows of a kind."""
@@ -155,7 +180,9 @@ class World:
         assert [row for row in self.rows(Operation) if not row.state.over] == []
         keys = {key.name: key for key in self.rows(Key)}
         versions = [row for row in self.rows(KeyVersion) if row.state is VersionState.ENABLED]
-        assert self.hsm.objects() == {one.hsm_id: keys[one.key].exportable and not one.sealed for one in versions}, (
+        held = {row.hsm_id for row in self.rows(KeyVersion) if row.state is VersionState.HELD}
+        there = {hsm_id: leaves for hsm_id, leaves in self.hsm.objects().items() if hsm_id not in held}
+        assert there == {one.hsm_id: keys[one.key].exportable and not one.sealed for one in versions}, (
             "the token holds what the rows say, and what they say of its leaving"
         )
         for version in versions:

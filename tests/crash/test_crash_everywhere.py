@@ -8,9 +8,11 @@ import pytest
 
 from broker.core.errors import BrokerError
 from tests.crash.harness import World
+from tests.crash.scenes_held import SCENES as HELD
 from tests.crash.scenes_keys import SCENES as KEYS
+from tests.crash.scenes_roots import SCENES as ROOTS
 
-SCENES = {**KEYS}
+SCENES = {**KEYS, **HELD, **ROOTS}
 
 
 @pytest.mark.parametrize("title", sorted(SCENES))

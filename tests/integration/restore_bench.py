@@ -75,7 +75,7 @@ class Broker:
         self.operations = operations(self.store, self.clock)
         self.keys = Keys(self.store, self.hsm, guard, self.operations, self.clock)
         self.use = KeyUse(self.store, self.hsm, guard)
-        self.settling = Settling(self.store, self.hsm, guard)
+        self.settling = Settling(self.store, self.hsm, guard, self.operations)
         self.secrets = Secrets(self.store, self.roots, sealing, guard, self.operations, self.clock)
 
     def sign(self) -> None:

@@ -1,36 +1,64 @@
 """Held key versions: an operator says of each whether it is kept or discarded (``holding`` tells how they came about).
 
+    HELD ─ kept: adopt what the HSM has ─▶ ENABLED
+      │      └ refused ─▶ HELD, as it was
+      └─ discarded: destroy ─▶ DESTROYED
+
 To keep one adopts what the HSM has under its id and makes nothing; to discard one destroys that. Either is refused for
-a version that is not held, unless it has come to the same already.
+a version that is not held, unless it has come to the same already. What is begun goes on in the background.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 
 from broker.core import receipts
 from broker.core.amiss import key_changed, no_key, no_key_version
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
+from broker.core.keys.making import subject_of, version_named
 from broker.core.keys.refs import ref
-from broker.core.kinds import KeyState, VersionState
-from broker.core.model import Key, KeyVersion
+from broker.core.kinds import KeyState, OperationState, VersionState
+from broker.core.model import Key, KeyVersion, Operation
 from broker.core.names import check_name
+from broker.core.operations.plan import Plan, Step, Work
+from broker.core.operations.running import Operations, running
 from broker.core.policy.guard import Guard, of_key, of_unknown_key
 from broker.core.ports import Hsm, Store, Write
 
 LISTED = 1000
 """Held versions of one key, or of all, that are told at most."""
 
+PATIENCE = timedelta(minutes=1)
+
 
 class Settling:
     """The part of KeyService that is about held versions. Permission first, only BrokerError raised."""
 
-    def __init__(self, store: Store, hsm: Hsm, guard: Guard) -> None:
+    def __init__(self, store: Store, hsm: Hsm, guard: Guard, operations: Operations) -> None:
         self._store = store
         self._hsm = hsm
         self._guard = guard
+        self._operations = operations
+        self._keeping = operations.admit(
+            Plan(
+                kind="keep-key-version",
+                steps=(Step(name="adopt", act=self._adopt, keep=self._kept),),
+                patience=PATIENCE,
+                undo=self._leave,
+                undone_reason="KEY_VERSION_STAYS_HELD",
+            )
+        )
+        self._discarding = operations.admit(
+            Plan(
+                kind="discard-key-version",
+                steps=(Step(name="destroy", act=self._destroy, keep=self._discarded),),
+                patience=PATIENCE,
+            )
+        )
 
     def held(self, name: str = "") -> dict[str, list[int]]:
         """The numbers of the held versions by key: of one key that the caller was permitted to see, or of all."""
@@ -55,18 +83,46 @@ class Settling:
             raise _not_held(version)
         if keep:
             self._hsm.public_key(ref(key, version))  # what is not there cannot be kept, and nothing is made here
-        changed = _with(key, version) if keep else _without(key)
         if call.validate_only:
-            return changed
-        with self._store.write(call.intent()) as write:
-            _remember(write, call, key, version)
-            version = write.replace(version, version)  # from here on nobody else settles it
-        new = self._kept(call, key, version) if keep else self._discarded(key, version)
-        with self._store.write(call.outcome()) as write:
-            write.replace(version, new)
-            key = write.replace(key, changed) if changed != key else key
-        call.settled = True
-        return key
+            return _with(key, version) if keep else _without(key)
+        self._run(call, key, version, self._keeping if keep else self._discarding)
+        return self._store.get(Key, name) or key
+
+    # ---- keep-key-version ----------------------------------------------------------------------------------------
+
+    def _adopt(self, work: Work) -> Mapping[str, str]:
+        key, version = self._held(self._store, work)
+        self._hsm.public_key(ref(key, version))
+        public = self._hsm.generate(ref(key, version), exportable=_exportable(work))
+        return {"public_key": public.hex()} if public is not None else {}
+
+    def _kept(self, write: Write, work: Work) -> None:
+        key, version = self._held(write, work)
+        if key.exportable is not _exportable(work):  # sealed meanwhile
+            raise key_changed(key.name)
+        public = bytes.fromhex(work.memory["public_key"]) if "public_key" in work.memory else None
+        if public is not None:
+            write.note(public_key_sha256=hashlib.sha256(public).hexdigest())
+        write.replace(version, replace(version, state=VersionState.ENABLED, public_key=public))
+        _change(write, key, _with(key, version))
+
+    def _leave(self, work: Work) -> None:
+        """What could not be adopted stays what and where it is, and held."""
+
+    # ---- discard-key-version -------------------------------------------------------------------------------------
+
+    def _destroy(self, work: Work) -> None:
+        key, version = self._rows(self._store, work)
+        if key is not None and version is not None:
+            self._hsm.destroy(ref(key, version))
+
+    def _discarded(self, write: Write, work: Work) -> None:
+        key, version = self._rows(write, work)
+        if key is not None and version is not None:
+            write.replace(version, replace(version, state=VersionState.DESTROYED))
+            _change(write, key, _without(key))
+
+    # ---- the parts of it -----------------------------------------------------------------------------------------
 
     def _permitted(self, call: Call, name: str, number: int) -> tuple[Key, KeyVersion]:
         key = self._store.get(Key, check_name(name, "key"))
@@ -86,27 +142,58 @@ class Settling:
         """Nothing is left to do, and the request id is used up all the same."""
         if not call.validate_only:
             with self._store.write(call.outcome()) as write:
-                _remember(write, call, key, version)
+                _refuse_change(write, key)
+                _remember(write, call, version)
             call.settled = True
         return key
 
-    def _kept(self, call: Call, key: Key, version: KeyVersion) -> KeyVersion:
-        public = self._hsm.generate(ref(key, version), exportable=key.exportable)
-        if public is not None:
-            call.note(public_key_sha256=hashlib.sha256(public).hexdigest())
-        return replace(version, state=VersionState.ENABLED, public_key=public)
+    def _run(self, call: Call, key: Key, version: KeyVersion, plan: Plan) -> None:
+        """Settle it; what another call has begun to the same end is completed."""
+        subject = subject_of(version.key, version.number)
+        with self._store.write(call.intent()) as write:
+            _refuse_change(write, key)
+            operation = self._operations.live(write, subject)
+            if operation is None:
+                write.replace(version, version)  # it is still as it was read
+                operation = self._operations.begin(write, call, plan, subject, {"exportable": str(int(key.exportable))})
+            if operation.kind != plan.kind:
+                raise running(operation)
+            _remember(write, call, version, operation)
+        if self._operations.run(call, operation).state is not OperationState.DONE:
+            raise key_changed(key.name)
 
-    def _discarded(self, key: Key, version: KeyVersion) -> KeyVersion:
-        self._hsm.destroy(ref(key, version))
-        return replace(version, state=VersionState.DESTROYED)
+    def _rows(self, rows: Store | Write, work: Work) -> tuple[Key | None, KeyVersion | None]:
+        """What the operation is about; no version if it is not held any more."""
+        name, number = version_named(work.operation)
+        key, version = rows.get(Key, name), rows.get(KeyVersion, name, number)
+        return key, version if version is not None and version.state is VersionState.HELD else None
+
+    def _held(self, rows: Store | Write, work: Work) -> tuple[Key, KeyVersion]:
+        key, version = self._rows(rows, work)
+        if key is None or version is None:
+            raise key_changed(version_named(work.operation)[0])
+        return key, version
 
 
-def _remember(write: Write, call: Call, key: Key, version: KeyVersion) -> None:
-    """Use the request id up, before anything is touched; and the key is still what the permission was decided on."""
+def _exportable(work: Work) -> bool:
+    return work.memory["exportable"] == "1"
+
+
+def _remember(write: Write, call: Call, version: KeyVersion, operation: Operation | None = None) -> None:
+    """Use the request id up, before anything is touched."""
     if receipts.replay(write, call) is None:
-        receipts.keep(write, call, key.name, version.number)
+        receipts.keep(write, call, version.key, version.number, operation=operation)
+
+
+def _refuse_change(write: Write, key: Key) -> None:
+    """Return if the key is still what the permission was decided on (AZ-15)."""
     if write.get(Key, key.name) != key:
         raise key_changed(key.name)
+
+
+def _change(write: Write, key: Key, changed: Key) -> None:
+    if changed != key:
+        write.replace(key, changed)
 
 
 def _with(key: Key, version: KeyVersion) -> Key:

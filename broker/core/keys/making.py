@@ -88,7 +88,7 @@ class Making:
         for version in self._store.page(KeyVersion, limit=100, where=where, sound_only=True):
             if (
                 self._given_up(version)
-                and self._operations.live(self._store, _subject(version.key, version.number)) is None
+                and self._operations.live(self._store, subject_of(version.key, version.number)) is None
             ):
                 yield f"key/{version.key}", partial(self._adopt, version)
 
@@ -106,7 +106,7 @@ class Making:
         )
         write.add(version)
         operation = self._operations.begin(
-            write, call, self._plan, _subject(key.name, number), {"exportable": str(int(key.exportable))}
+            write, call, self._plan, subject_of(key.name, number), {"exportable": str(int(key.exportable))}
         )
         receipts.keep(write, call, key.name, number, operation=operation)
         return operation
@@ -130,7 +130,7 @@ class Making:
 
     def _destroy(self, work: Work) -> None:
         """Destroy what may have been made. In the background it is asked before whether somebody put the row back."""
-        name, number = _key_of(work.operation)
+        name, number = version_named(work.operation)
         key, version = self._store.get(Key, name), self._store.get(KeyVersion, name, number)
         if key is None or version is None or version.state is not VersionState.PENDING:
             return
@@ -140,7 +140,7 @@ class Making:
 
     def _forget(self, write: Write, work: Work) -> None:
         """Take back a version that was never made; a key that never had one goes with it, and its name is free."""
-        name, number = _key_of(work.operation)
+        name, number = version_named(work.operation)
         key, version = write.get(Key, name), write.get(KeyVersion, name, number)
         if key is None or version is None or version.state is not VersionState.PENDING:
             return
@@ -171,7 +171,7 @@ class Making:
             raise version_held(version)
         if version.state is not VersionState.PENDING:
             return key
-        operation = self._operations.of(_subject(name, number), receipt.operation)
+        operation = self._operations.of(subject_of(name, number), receipt.operation)
         return self._run(call, name, operation or self._adopted(call, key, version))
 
     def _given_up(self, version: KeyVersion) -> bool:
@@ -185,12 +185,12 @@ class Making:
     def _adopted(self, call: Call, key: Key, version: KeyVersion) -> Operation:
         """The operation of a version that was begun before there were any."""
         with self._store.write(call.intent()) as write:
-            subject = _subject(key.name, version.number)
+            subject = subject_of(key.name, version.number)
             return self._operations.begin(write, call, self._plan, subject, {"exportable": str(int(key.exportable))})
 
     def _named(self, rows: Store | Write, work: Work) -> tuple[Key, KeyVersion]:
         """What the operation is about; WrongState ``CHANGED_MEANWHILE`` when that is not to be completed any more."""
-        name, number = _key_of(work.operation)
+        name, number = version_named(work.operation)
         key, version = rows.get(Key, name), rows.get(KeyVersion, name, number)
         if version is not None and version.state is VersionState.HELD:
             raise version_held(version)
@@ -199,11 +199,13 @@ class Making:
         return key, version
 
 
-def _subject(name: str, number: int) -> str:
+def subject_of(name: str, number: int) -> str:
+    """What the operations on one version of a key are about."""
     return f"key/{name}/{number}"
 
 
-def _key_of(operation: Operation) -> tuple[str, int]:
+def version_named(operation: Operation) -> tuple[str, int]:
+    """The key and the number of the version that an operation is about."""
     _, name, number = operation.subject.split("/")
     return name, int(number)
 
