@@ -138,7 +138,7 @@ class Broker:
             keys=self.keys,
             use=KeyUse(store, callers, guard),
             settling=Settling(store, callers, guard, self.operations),
-            targets=Targets(store, self.hsm, guard, connect, now, slots),
+            targets=Targets(store, self.hsm, guard, connect, self.operations, now, slots),
             imports=imports,
             handover=Handover(imports.ledger),
             operators=Operators(store, ca, guard, now, config.trust_domain),

@@ -358,10 +358,14 @@ class Target(Protocol):
     def settle(self, name: str, version: str, terms: Terms) -> None:
         """Hold this remote version to ``terms`` from now on. Doing it twice is the same as once."""
 
-    def create_wrapping_key(self) -> WrappingKey:
-        """Make the KEK that the settings name, able to do nothing but import; what is there is left as it is.
+    def create_wrapping_key(self, mark: str) -> WrappingKey:
+        """Make the KEK that the settings name, able to do nothing but import, and mark it; else as the next one."""
 
-        WrongState ``TARGET_KEK_EXISTS``, or ``TARGET_KEK_FIXED`` when such a target has one of its own.
+    def made_wrapping_key(self, mark: str) -> WrappingKey | None:
+        """The KEK that was made under this mark; None when there is no key of the name that the settings have.
+
+        WrongState ``TARGET_KEK_EXISTS`` when there is another one, which is left as it is, or ``TARGET_KEK_FIXED`` when
+        such a target has one of its own.
         """
 
     def check_transfer(self) -> None:

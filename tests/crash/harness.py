@@ -7,12 +7,17 @@ moves on, the background does what it does, and what is outside must be what the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cache
 from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core.call import Call, background_call
 from broker.core.entries import AuditEntry, Phase
@@ -22,13 +27,14 @@ from broker.core.keys.confirming import Settling
 from broker.core.keys.lifecycle import Keys
 from broker.core.keys.refs import ref
 from broker.core.kinds import Purpose, VersionState
-from broker.core.model import Key, KeyVersion, Operation, Record
+from broker.core.model import Key, KeyVersion, Operation, Record, WrappingKey
 from broker.core.operations.running import Operations
 from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef, Write
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.sealing import Sealing
+from broker.core.targets.register import Targets
 from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm
@@ -123,10 +129,63 @@ class MortalHsm(SoftwareHsm):
         return {hsm_id: one.extractable for hsm_id, one in held if one.label[0] is self._purpose}
 
 
+class MortalVault:
+    """A target that makes KEKs, and dies before and after it does. ``keks``: by name, with the mark of each.
+
+    ``refuses``: from now on it makes none.
+    """
+
+    fate = Fate()
+    refuses = False
+
+    def __init__(self) -> None:
+        self.keks: dict[str, tuple[str, WrappingKey]] = {}
+
+    def settled(self, _kind: str, settings: Mapping[str, str]) -> dict[str, str]:
+        return dict(settings)
+
+    def __call__(self, _name: str, _kind: str, settings: Mapping[str, str]) -> Any:
+        return _Port(self, settings["kek"])
+
+
+class _Port:
+    """What makes KEKs at the vault."""
+
+    def __init__(self, vault: MortalVault, kek: str) -> None:
+        self._vault = vault
+        self._kek = kek
+
+    def made_wrapping_key(self, mark: str) -> WrappingKey | None:
+        if self._kek not in self._vault.keks:
+            return None
+        marked, kek = self._vault.keks[self._kek]
+        if marked != mark:
+            raise WrongState("TARGET_KEK_EXISTS", "There is such a key; choose another name.")
+        return kek
+
+    def create_wrapping_key(self, mark: str) -> WrappingKey:
+        if found := self.made_wrapping_key(mark):
+            return found
+        self._vault.fate.place("before a KEK is made")
+        if self._vault.refuses:
+            raise WrongState("TARGET_DENIED", "It may not.")
+        public = _rsa()
+        made = WrappingKey(id=f"{self._kek}/1", public_key=public, thumbprint=hashlib.sha256(public).hexdigest())
+        self._vault.keks[self._kek] = mark, made
+        self._vault.fate.place("after a KEK is made")
+        return made
+
+
+@cache
+def _rsa() -> bytes:
+    key = rsa.generate_private_key(65537, 2048).public_key()
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
 class World:
     """A process on a store, an HSM and targets that outlive it."""
 
-    def __init__(self, store: Any = None, hsm: Any = None, clock: Clock | None = None) -> None:
+    def __init__(self, store: Any = None, hsm: Any = None, clock: Clock | None = None, vault: Any = None) -> None:
         self.clock = clock or Clock()
         self.store = store if store is not None else MortalStore()
         self.hsm = hsm if hsm is not None else MortalHsm(self.store.entries)
@@ -134,6 +193,9 @@ class World:
         self.operations: Operations = operations(self.store, self.clock)
         self.keys = Keys(self.store, self.hsm, self.guard, self.operations, self.clock)
         self.settling = Settling(self.store, self.hsm, self.guard, self.operations)
+        self.vault = vault if vault is not None else MortalVault()
+        parts: tuple[Any, ...] = (self.store, self.hsm, self.guard, self.vault, self.operations, self.clock)
+        self.targets = Targets(*parts)
         self.root_ring = self.hsm.keyring(Purpose.ROOT)
         known = known_roots(self.store)
         sealing = Sealing(self.root_ring, known, self.clock, timedelta(0), tenant="one.example")
@@ -142,11 +204,11 @@ class World:
     def restarted(self) -> World:
         """Another process on the same."""
         self.doomed(Fate())
-        return World(self.store, self.hsm, self.clock)
+        return World(self.store, self.hsm, self.clock, self.vault)
 
     def doomed(self, fate: Fate) -> Fate:
         """Let this process have that fate."""
-        self.store.fate = self.hsm.fate = self.root_ring.fate = fate
+        self.store.fate = self.hsm.fate = self.root_ring.fate = self.vault.fate = fate
         return fate
 
     def call(self, rpc: str, request_id: str = "") -> Call:

@@ -11,8 +11,9 @@ from tests.crash.harness import World
 from tests.crash.scenes_held import SCENES as HELD
 from tests.crash.scenes_keys import SCENES as KEYS
 from tests.crash.scenes_roots import SCENES as ROOTS
+from tests.crash.scenes_targets import SCENES as TARGETS
 
-SCENES = {**KEYS, **HELD, **ROOTS}
+SCENES = {**KEYS, **HELD, **ROOTS, **TARGETS}
 
 
 @pytest.mark.parametrize("title", sorted(SCENES))

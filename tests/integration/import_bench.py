@@ -22,6 +22,7 @@ from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 from broker.targets.vault.policy import policy
 from tests.contracts.store_samples import ROW_KEY
+from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.openbao import OpenBao
 
@@ -104,7 +105,9 @@ class Ground:
         self.imports = self.imports_with(self.connect)
 
     def targets_with(self, connect: object) -> Targets:
-        return Targets(self.store, self.hsm, self.guard, connect, self.clock, Slots(SLOTS))  # type: ignore[arg-type]
+        self.operations = operations(self.store, self.clock)
+        parts = (self.store, self.hsm, self.guard, connect, self.operations, self.clock, Slots(SLOTS))
+        return Targets(*parts)  # type: ignore[arg-type]
 
     def imports_with(self, connect: object, hsm: ports.Hsm | None = None) -> Imports:
         return Imports(self.store, hsm or self.hsm, self.guard, connect, self.clock, Slots(SLOTS))  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ from tests.servers.azure import put_kek, target_of
 from tests.servers.fake_azure import pkcs8, public_kek, wrapped
 
 P256, SIGN, SHA1 = KeyType.EC_P256, KeyUsage.SIGN, OaepHash.SHA1
+MARK = "0" * 32
 
 
 class Bench:
@@ -115,14 +116,17 @@ def test_BY_14_a_blob_for_a_kek_that_has_expired_since_is_refused_and_not_sent_f
 def test_a_kek_is_made_for_importing_only_and_a_name_in_use_is_left_alone(premium: FakeVault, tmp_path: Path) -> None:
     port = target_of(premium, "new-kek", tmp_path)
     refusal(port.wrapping_key, "TARGET_SETTINGS_INVALID")
-    made = port.create_wrapping_key()
+    assert port.made_wrapping_key(MARK) is None
+    made = port.create_wrapping_key(MARK)
     (held,) = premium.versions("new-kek")
     assert (held.key_ops, held.kty) == (["import"], "RSA-HSM")
     assert isinstance(held.material, rsa.RSAPrivateKey)
     assert held.material.key_size == 4096
     assert made.id == f"{premium.url}/keys/new-kek/{held.version}"
     assert target_of(premium, made.id, tmp_path).wrapping_key() == made
-    assert made.id in refusal(port.create_wrapping_key, "TARGET_KEK_EXISTS").message
+    assert port.create_wrapping_key(MARK) == port.made_wrapping_key(MARK) == made  # found again by its mark
+    for look in (port.create_wrapping_key, port.made_wrapping_key):
+        assert made.id in refusal(lambda look=look: look("1" * 32), "TARGET_KEK_EXISTS").message  # type: ignore[misc]
     assert premium.versions("new-kek") == [held]
 
 

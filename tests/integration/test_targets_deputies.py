@@ -16,6 +16,7 @@ from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
 from broker.core.targets.register import Targets
 from broker.targets.vault.policy import policy
+from tests.fakes.background import operations
 from tests.fakes.calls import call, document, operator
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao
@@ -48,7 +49,9 @@ class House(Bench):
         token = server.token_for(policy(self.theirs), self.theirs)
         server.write_token(self.mount.credentials, "team-b-prod.token", token)
         self.guard = Guard(document(TEAM_B.format(address=server.address, mount=self.theirs)))
-        self.targets = Targets(self.store, hsm, self.guard, self.connect, self.clock)
+        self.targets = Targets(
+            self.store, hsm, self.guard, self.connect, operations(self.store, self.clock), self.clock
+        )
         self.imports = Imports(self.store, self.hsm, self.guard, self.connect, self.clock)
 
     def create(self, name: str = "team-b-prod", **changed: str) -> Target:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from broker.core.errors import BrokerError
+from broker.core.errors import BrokerError, Unavailable
 from broker.core.kinds import ImportState
-from broker.targets.azure_key_vault.fake import FakeVault, Refused
+from broker.core.model import Target
+from broker.targets.azure_key_vault import target as azure
+from broker.targets.azure_key_vault.fake import Effect, FakeVault, KeyVersion, Refused
+from tests.contracts.store_samples import read_journal
+from tests.fakes.background import carry_on
 from tests.integration.azure_bench import AzureBench, bench, vault
 from tests.servers.fake_azure import key_client
 
 __all__ = ["bench", "vault"]  # fixtures
+
+REQUEST = "5b1c7c9a-6a53-4f0e-9d8e-2f4d2a7c9b10"
 
 
 def refused(reason: str, action: Callable[[], object]) -> str:
@@ -111,3 +118,101 @@ def test_K11_a_target_that_is_only_being_registered_is_told_of_making_one(bench:
     register({**settings, "kek": "fresh"}, create=True)
     told = refused("TARGET_EXISTS", lambda: register({**settings, "kek": "fresh2"}, create=True))
     assert "repin" in told
+
+
+# ---- a KEK whose answer was lost -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RSA-4096 takes its time, and how long the key is counts for nothing here."""
+    monkeypatch.setattr(azure, "KEK_BITS", 2048)
+
+
+def add(bench: AzureBench, kek: str = "fresh", *, request_id: str = "") -> Target:
+    asked = bench.call("CreateTarget", request_id=request_id)
+    return bench.targets.create(asked, "second", bench.kind, {**bench.settings, "kek": kek}, "", create_kek=True)
+
+
+def lose_answer(bench: AzureBench, request_id: str = "") -> KeyVersion:
+    bench.vault.faults.add(Effect.LOSE_ANSWER, on="POST /keys/fresh")
+    with pytest.raises(Unavailable):
+        add(bench, request_id=request_id)
+    (made,) = bench.vault.versions("fresh")
+    return made
+
+
+def background(bench: AzureBench, **later: float) -> None:
+    bench.clock.forward(**later)
+    carry_on(bench.operations, bench.clock)
+
+
+def told(bench: AzureBench) -> list[dict[str, Any]]:
+    lines = [line for chain in read_journal(bench.journal).values() for line in chain]
+    return [line["facts"] for line in lines if line.get("reason") == "TARGET_NOT_ADDED"]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("request_id", ["", REQUEST])
+def test_a_kek_whose_answer_was_lost_is_found_again_by_a_repetition(bench: AzureBench, request_id: str) -> None:
+    made = lose_answer(bench, request_id)
+    refused("OPERATION_RUNNING", lambda: add(bench, "another"))
+    refused("OPERATION_RUNNING", lambda: bench.register("second"))
+    added = add(bench, request_id=request_id)
+    assert added.kek_id == f"{bench.vault.url}/keys/fresh/{made.version}"
+    assert bench.vault.versions("fresh") == [made]
+    background(bench, hours=2)
+    assert bench.targets.get(bench.call("GetTarget"), "second") == added
+    assert told(bench) == []
+    if request_id:
+        assert add(bench, request_id=request_id) == added
+
+
+@pytest.mark.usefixtures("small")
+def test_a_kek_that_nobody_comes_back_for_is_told_and_can_be_registered(bench: AzureBench) -> None:
+    made = lose_answer(bench, REQUEST)
+    background(bench, minutes=1)
+    assert told(bench) == []  # the call may still be under way
+    bench.vault.faults.add(Effect.CUT, on="GET /keys/fresh", times=99)
+    background(bench, minutes=2)
+    assert told(bench) == []
+    bench.vault.faults.clear()
+    background(bench, minutes=2)
+    (facts,) = told(bench)
+    assert {"target": "second", "remote_name": "fresh", "state": "kek-stays"}.items() <= facts.items()
+    assert facts["kek_thumbprint"] == thumbprint(bench.vault, "fresh").replace(":", "").lower()
+    refused("EARLIER_TRY_UNDONE", lambda: add(bench, request_id=REQUEST))
+    advice = refused("TARGET_KEK_EXISTS", lambda: add(bench))
+    kek = f"{bench.vault.url}/keys/fresh/{made.version}"
+    assert kek in advice
+    asked = bench.call("CreateTarget")
+    assert bench.targets.create(asked, "second", bench.kind, {**bench.settings, "kek": kek}, "").kek_id == kek
+
+
+@pytest.mark.usefixtures("small")
+def test_a_name_is_free_again_when_the_target_stays_away(bench: AzureBench) -> None:
+    lose_answer(bench)
+    bench.vault.faults.add(Effect.CUT, on="GET /keys/fresh", times=99)
+    background(bench, minutes=3)
+    refused("OPERATION_RUNNING", lambda: bench.register("second"))
+    background(bench, hours=1)
+    (facts,) = told(bench)
+    assert (facts["state"], "kek_thumbprint" in facts) == ("kek-unknown", False)
+    bench.register("second")
+
+
+def test_a_target_that_makes_no_kek_leaves_nothing_under_way(bench: AzureBench) -> None:
+    bench.vault.faults.add(Refused(403, "Forbidden", "no"), on="POST /keys/fresh")
+    refused("TARGET_DENIED", lambda: add(bench))
+    (facts,) = told(bench)
+    assert facts["state"] == "kek-absent"
+    bench.register("second")
+
+
+def test_a_target_that_does_not_answer_leaves_nothing_under_way(bench: AzureBench) -> None:
+    bench.vault.faults.add(Effect.CUT, on="GET /keys/fresh", times=9)
+    with pytest.raises(Unavailable):
+        add(bench)
+    bench.vault.faults.clear()
+    bench.register("second")
+    assert bench.vault.versions("fresh") == []

@@ -18,6 +18,7 @@ from broker.core.model import Key, KeyVersion, Target
 from broker.core.policy.guard import Guard
 from broker.core.targets.register import Targets
 from broker.core.targets.slots import Slots
+from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
@@ -80,7 +81,9 @@ class Hung:
         self.release = threading.Event()
         self.slots = Slots(4)
         parts: tuple[Any, ...] = (self.store, SoftwareHsm(), Guard(document()), self, CLOCK, self.slots)
-        self.targets = Targets(*parts)
+        self.targets = Targets(
+            self.store, SoftwareHsm(), parts[2], self, operations(self.store, CLOCK), CLOCK, self.slots
+        )
         self.imports = Imports(*parts)
         self.handover = Handover(self.imports.ledger)
         for name in ("hung", "sound"):

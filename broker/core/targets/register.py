@@ -12,12 +12,14 @@ from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Wrong
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Probe, Receipt, Target, WrappingKey
 from broker.core.names import check_name
+from broker.core.operations.running import Operations
 from broker.core.page import Page
 from broker.core.policy import guard
 from broker.core.policy.guard import Guard
 from broker.core.receipts import keep, replay
 from broker.core.targets.copies import alarms, place_of
 from broker.core.targets.keks import KEK, check_kek, check_pin, offered
+from broker.core.targets.new_keks import NewKeks, fixed
 from broker.core.targets.slots import Slots
 from broker.core.targets.thumbprints import thumbprint
 
@@ -39,6 +41,7 @@ class Targets:
         hsm: ports.HsmStatus,
         guard: Guard,
         connect: ports.Connect,
+        operations: Operations,
         now: ports.Now,
         slots: Slots | None = None,
     ) -> None:
@@ -48,6 +51,7 @@ class Targets:
         self._connect = connect
         self._now = now
         self._slots = slots or Slots()
+        self._keks = NewKeks(store, connect, operations, now)
 
     def create(
         self,
@@ -68,10 +72,17 @@ class Targets:
             )
         asked = Target(name=name, kind=kind, settings=settings, kek_id="", kek_thumbprint="", created_at=self._now())
         made = self._allowed(call, asked)
-        if not self._seen(call):
+        call.note(target=name)
+        seen = self._seen(call)
+        if seen is None:
             self._must_be_free(name)
             with self._slots.hold(call, name):
-                made = self._with_new_kek(call, made) if create_kek else self._pinned(call, made, wanted)
+                if create_kek:
+                    return self._with_new_kek(call, made)
+                made = self._pinned(call, made, wanted)
+        elif seen.operation:
+            with self._slots.hold(call, name):
+                return self._keks.resumed(call, seen)
         if call.validate_only:
             return made
         return self._saved(call, made)
@@ -113,10 +124,10 @@ class Targets:
         wanted = thumbprint(expected_kek_thumbprint)
         old = self._permitted(call, name)
         if kek and KEK not in old.settings:
-            raise _fixed()
+            raise fixed()
         moved = self._moved(call, old, kek) if kek else old
         new = old
-        if not self._seen(call):
+        if self._seen(call) is None:
             with self._slots.hold(call, name):
                 new = self._pinned(call, moved, wanted)
         if call.validate_only:
@@ -159,6 +170,7 @@ class Targets:
             if replay(write, call):
                 made = _existing(write.get(Target, made.name), made.name)
             else:
+                self._keks.refuse_going(write, made.name)
                 write.add(made)
                 keep(write, call, made.name)
         call.settled = True
@@ -204,10 +216,10 @@ class Targets:
     def _port(self, target: Target) -> ports.Target:
         return self._connect(target.name, target.kind, target.settings)
 
-    def _seen(self, call: Call) -> bool:
+    def _seen(self, call: Call) -> Receipt | None:
         # A request that is repeated is answered from its receipt, also when the target is away by now.
         receipt = self._store.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
-        return receipt is not None and receipt.digest == call.digest
+        return receipt if receipt is not None and receipt.digest == call.digest else None
 
     def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
         kek = offered(self._port(target), target)
@@ -222,25 +234,10 @@ class Targets:
         return replace(target, kek_id=kek.id, kek_thumbprint=kek.thumbprint)
 
     def _with_new_kek(self, call: Call, target: Target) -> Target:
-        """Make the KEK that the settings name; from then on they name its version, and so that one alone."""
-        port = self._port(target)
-        wanted = target.settings.get(KEK)
-        if wanted is None:
-            raise _fixed()
-        call.note(target=target.name)
         if call.validate_only:
-            if wanted in port.names():
-                raise WrongState(
-                    "TARGET_KEK_EXISTS",
-                    f"The target has a key named {wanted}; give its versioned id, or have one made under another name.",
-                )
+            self._keks.check(target)
             return target
-        self._store.record(call.intent())
-        kek = port.create_wrapping_key()
-        call.note(kek_thumbprint=kek.thumbprint)
-        check_kek(kek)
-        made = replace(target, settings={**target.settings, KEK: kek.id})
-        return replace(made, kek_id=kek.id, kek_thumbprint=kek.thumbprint)
+        return self._keks.add(call, target)
 
     def _copies_probe(self, target: Target) -> Probe:
         """Passed unless something is enabled there that should not be; said from what is known, without asking."""
@@ -270,10 +267,6 @@ class Targets:
         if port.exact_wrap and not report.exact_wrap:
             detail += " The HSM pads some keys in a way that this target refuses; those cannot be imported."
         return Probe(name="wrap", passed=True, detail=detail)
-
-
-def _fixed() -> WrongState:
-    return WrongState("TARGET_KEK_FIXED", "This kind of target has one KEK of its own; register it without a KEK.")
 
 
 def _no_answer(error: BrokerError) -> list[Probe]:

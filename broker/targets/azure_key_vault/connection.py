@@ -192,10 +192,10 @@ class _Keys(KeyClient):
             generated_models=self._models,
         )
 
-    def make_kek(self, name: str, bits: int) -> KeyVaultKey:
+    def make_kek(self, name: str, bits: int, tags: dict[str, str]) -> KeyVaultKey:
         """An RSA key in the vault's HSM that can only be imported for."""
         return self.create_rsa_key(
-            name, size=bits, hardware_protected=True, key_operations=["import"], retry_total=NO_REPEAT
+            name, size=bits, hardware_protected=True, key_operations=["import"], tags=tags, retry_total=NO_REPEAT
         )
 
 

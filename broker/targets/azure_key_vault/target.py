@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MAX_NAMES = 1000
 MAX_REMEMBERED = 4096
 KEK_BITS = 4096
+MARK = "broker-made"
+"""The tag of a KEK that a broker has had made."""
+
 MIN_KEK_BITS = 2048
 GCM_IV = 12
 GCM_TAG = 16
@@ -86,22 +89,31 @@ class AzureKeyVaultTarget:
         where = f"{refusals.which(self._place)} --name {name} --version {version}"
         return f"az keyvault key set-attributes {where} --enabled true"
 
-    def create_wrapping_key(self) -> WrappingKey:
-        """RSA-4096 in the vault's HSM, for importing only."""
+    def create_wrapping_key(self, mark: str) -> WrappingKey:
+        """RSA-4096 in the vault's HSM, for importing only; the mark is a tag."""
+        if found := self.made_wrapping_key(mark):
+            return found
+        name, connection = self._settings.kek_name, self._connection
+        with connection.asking("create", name):
+            made = connection.keys.make_kek(name, KEK_BITS, {MARK: mark})
+            return self._checked_kek(made, self._sound_id(name, str(made.id)))
+
+    def made_wrapping_key(self, mark: str) -> WrappingKey | None:
+        """Told from others by its tag."""
         name, connection = self._settings.kek_name, self._connection
         with connection.asking("get", name):
             there = [one.version for one in connection.listed(name)]
             current = connection.read(name, "") if there else None
-        if there:
-            version = current.properties.version if current else there[-1]
-            raise WrongState(
-                "TARGET_KEK_EXISTS",
-                f"There is a key {name} at {self._place.host} already; if it is a KEK, register the target with its "
-                f"id, {self._settings.vault_url}/keys/{name}/{version}, else choose another name.",
-            )
-        with connection.asking("create", name):
-            made = connection.keys.make_kek(name, KEK_BITS)
-            return self._checked_kek(made, self._sound_id(name, str(made.id)))
+            if current is not None and (current.properties.tags or {}).get(MARK) == mark:
+                return self._checked_kek(current, self._sound_id(name, str(current.id)))
+        if not there:
+            return None
+        version = current.properties.version if current else there[-1]
+        raise WrongState(
+            "TARGET_KEK_EXISTS",
+            f"There is a key {name} at {self._place.host} already; if it is a KEK, register the target with its "
+            f"id, {self._settings.vault_url}/keys/{name}/{version}, else choose another name.",
+        )
 
     def _sound_id(self, name: str, kid: str) -> str:
         """What a vault calls the key that it has just made, if it can be so: the id is stored, and pinned."""

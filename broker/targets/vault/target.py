@@ -188,11 +188,13 @@ class VaultTarget:
     def settle(self, name: str, version: str, terms: Terms) -> None:
         """Nothing to do: there are no terms."""
 
-    def create_wrapping_key(self) -> WrappingKey:
+    def create_wrapping_key(self, mark: str) -> WrappingKey:  # noqa: ARG002 (nothing is ever made)
         """Refused: the engine makes its own, once."""
-        raise WrongState(
-            "TARGET_KEK_FIXED", "The transit engine has one wrapping key of its own; register the target without."
-        )
+        raise _kek_fixed()
+
+    def made_wrapping_key(self, mark: str) -> WrappingKey | None:  # noqa: ARG002 (as above)
+        """Refused as well."""
+        raise _kek_fixed()
 
     def check_transfer(self) -> None:
         """Nothing in the wrapped key says how it is to be imported: whoever does that can make it exportable."""
@@ -283,6 +285,12 @@ class VaultTarget:
             return base64.b64decode(text if isinstance(text, str) else "", validate=True)
         except binascii.Error as error:
             raise refusals.malformed(self._settings.host, what) from error
+
+
+def _kek_fixed() -> WrongState:
+    return WrongState(
+        "TARGET_KEK_FIXED", "The transit engine has one wrapping key of its own; register the target without."
+    )
 
 
 def _upload(blob: bytes, oaep_hash: OaepHash) -> dict[str, Any]:
