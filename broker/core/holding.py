@@ -16,7 +16,6 @@ from typing import Any
 
 from broker.core.call import Call
 from broker.core.errors import WrongState
-from broker.core.keys import seals
 from broker.core.kinds import ImportState, KeyState, RootKeyState, VersionState
 from broker.core.leases.ending import BATCH, entry_of
 from broker.core.model import Import, Key, KeyVersion, Operation, RootKey
@@ -24,6 +23,9 @@ from broker.core.operations.running import LIVE, closed
 from broker.core.ports import Store
 
 Facts = dict[str, str | int]
+
+HARMLESS = frozenset({"seal-key"})
+"""The kinds of operations that go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +85,7 @@ _OPERATIONS = tuple(
         becomes=lambda operation, now: closed(operation, "RESTORED", now),
         key=lambda operation: (operation.subject, operation.number),
         resource=lambda operation: f"operation/{operation.subject}",
-        fits=lambda operation: operation.kind != seals.KIND,
+        fits=lambda operation: operation.kind not in HARMLESS,
     )
     for state in LIVE
 )

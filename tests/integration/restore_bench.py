@@ -19,7 +19,7 @@ from broker.core.keys.use import KeyUse
 from broker.core.kinds import KeyType, KeyUsage, Purpose
 from broker.core.model import Key, KeyVersion, RootKey
 from broker.core.policy.guard import Guard
-from broker.core.ports import Hsm
+from broker.core.ports import Hsm, KeyRef
 from broker.core.secrets.lifecycle import Secrets, parse_reference
 from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.root_rows import ref as root_ref
@@ -37,7 +37,7 @@ FIELDS = {"password": b"canary-5518"}
 
 
 class LosesAnswers:
-    """A real HSM whose next new key is made, and nobody hears of it; or is not made at all."""
+    """A real HSM whose next new key is made, and nobody hears of it; or that is away for the next change."""
 
     def __init__(self, hsm: Hsm) -> None:
         self._hsm = hsm
@@ -46,10 +46,21 @@ class LosesAnswers:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._hsm, name)
 
-    def generate(self, *args: Any, **options: Any) -> bytes | None:
+    def _answer(self) -> None:
         if self.fail:
             self.fail = False
             raise Unavailable("HSM_UNAVAILABLE", "It is away.")
+
+    def seal(self, key: KeyRef) -> None:
+        self._answer()
+        self._hsm.seal(key)
+
+    def destroy(self, key: KeyRef) -> None:
+        self._answer()
+        self._hsm.destroy(key)
+
+    def generate(self, *args: Any, **options: Any) -> bytes | None:
+        self._answer()
         made = self._hsm.generate(*args, **options)
         if self.lose:
             self.lose = False

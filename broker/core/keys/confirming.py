@@ -22,8 +22,9 @@ from broker.core.errors import InvalidRequest, WrongState
 from broker.core.keys.making import subject_of, version_named
 from broker.core.keys.refs import ref
 from broker.core.kinds import KeyState, OperationState, VersionState
-from broker.core.model import Key, KeyVersion, Operation
+from broker.core.model import Key, KeyVersion
 from broker.core.names import check_name
+from broker.core.once import once
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import Operations, running
 from broker.core.policy.guard import Guard, of_key, of_unknown_key
@@ -141,10 +142,14 @@ class Settling:
     def _as_it_is(self, call: Call, key: Key, version: KeyVersion) -> Key:
         """Nothing is left to do, and the request id is used up all the same."""
         if not call.validate_only:
-            with self._store.write(call.outcome()) as write:
-                _refuse_change(write, key)
-                _remember(write, call, version)
-            call.settled = True
+            once(
+                self._store,
+                call,
+                key.name,
+                lambda write: _refuse_change(write, key),
+                lambda write, _: _refuse_change(write, key),
+                version=version.number,
+            )
         return key
 
     def _run(self, call: Call, key: Key, version: KeyVersion, plan: Plan) -> None:
@@ -158,7 +163,8 @@ class Settling:
                 operation = self._operations.begin(write, call, plan, subject, {"exportable": str(int(key.exportable))})
             if operation.kind != plan.kind:
                 raise running(operation)
-            _remember(write, call, version, operation)
+            if receipts.replay(write, call) is None:
+                receipts.keep(write, call, key.name, version.number, operation=operation)
         if self._operations.run(call, operation).state is not OperationState.DONE:
             raise key_changed(key.name)
 
@@ -177,12 +183,6 @@ class Settling:
 
 def _exportable(work: Work) -> bool:
     return work.memory["exportable"] == "1"
-
-
-def _remember(write: Write, call: Call, version: KeyVersion, operation: Operation | None = None) -> None:
-    """Use the request id up, before anything is touched."""
-    if receipts.replay(write, call) is None:
-        receipts.keep(write, call, version.key, version.number, operation=operation)
 
 
 def _refuse_change(write: Write, key: Key) -> None:

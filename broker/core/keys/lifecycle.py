@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from broker.core import receipts, signatures
+from broker.core import signatures
 from broker.core.amiss import no_key, no_key_version
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, InvalidRequest, WrongState
@@ -21,6 +21,7 @@ from broker.core.keys.states import ENABLED, SCHEDULED, USABLE, as_decided, requ
 from broker.core.kinds import KeyState, KeyType, KeyUsage
 from broker.core.model import Key, KeyVersion
 from broker.core.names import check_labels, check_name, check_owner
+from broker.core.once import once
 from broker.core.operations.running import Operations
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_key, of_unknown_key
@@ -203,16 +204,13 @@ class Keys:
             self._check_movable(self._store, key, allowed)
             return replace(key, state=to, destroy_at=destroy_at)
         call.note(state=to.value)
-        with self._store.write(call.outcome()) as write:
-            if receipts.replay(write, call):
-                key = write.get(Key, key.name) or key
-            else:
-                stored = as_decided(write, key)
-                self._check_movable(write, stored, allowed)
-                key = write.replace(stored, replace(stored, state=to, destroy_at=destroy_at))
-                receipts.keep(write, call, key.name)
-        call.settled = True
-        return key
+
+        def change(write: Write) -> Key:
+            stored = as_decided(write, key)
+            self._check_movable(write, stored, allowed)
+            return write.replace(stored, replace(stored, state=to, destroy_at=destroy_at))
+
+        return once(self._store, call, key.name, change, lambda write, _: write.get(Key, key.name) or key)
 
     def _check_movable(self, rows: Store | Write, key: Key, allowed: frozenset[KeyState]) -> None:
         require(key, allowed)

@@ -22,7 +22,6 @@ from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.ports import Hsm, Store, Write
 
-KIND = "seal-key"
 PATIENCE = timedelta(minutes=1)
 
 
@@ -35,7 +34,7 @@ class Seals:
         self._operations = operations
         self._plan = operations.admit(
             Plan(
-                kind=KIND,
+                kind="seal-key",
                 steps=(Step(name="seal", act=self._seal, keep=self._sealed),),
                 patience=PATIENCE,
             )

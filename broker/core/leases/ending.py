@@ -17,6 +17,7 @@ from broker.core.call import Call
 from broker.core.entries import AuditEntry
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Lease, Receipt, Record, Session, TrustRule, UsedToken
+from broker.core.once import last_write
 from broker.core.ports import Now, Store, Write
 from broker.core.rows import readable
 
@@ -215,21 +216,18 @@ class Ending:
     def _end_sessions(self, found: list[Session], call: Call) -> None:
         now = self._now()
         ids = [session.id for session in found]
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             _, ended = self.sessions(write, call, ids, LeaseState.EXPIRED, lambda session: session.expires_at <= now)
             write.note(count=ended)
-        call.settled = True
 
     def _end_leases(self, found: list[Lease], call: Call) -> None:
         now = self._now()
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             ended = self.some_leases(write, call, found, LeaseState.EXPIRED, lambda lease: lease.expires_at <= now)
             write.note(count=ended)
-        call.settled = True
 
     def _forget(self, found: list[R], call: Call) -> None:
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             for record in found:
                 write.delete(record)
             write.note(count=len(found))
-        call.settled = True

@@ -11,6 +11,7 @@ from broker.core.kinds import LeaseState
 from broker.core.leases.ending import BATCH, Ending, shown
 from broker.core.model import Lease, Session
 from broker.core.names import check_path
+from broker.core.once import last_write
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard
 from broker.core.ports import Now, Store
@@ -62,9 +63,8 @@ class Leases:
             with self._store.write(call.intent()) as write:
                 revoked += self._ending.some_leases(write, call, batch, LeaseState.REVOKED, lambda _: True)
         call.note(count=revoked)
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             receipts.keep(write, call, "leases", revoked)
-        call.settled = True
         return revoked
 
     def _holder(self, session: str) -> Session | None:

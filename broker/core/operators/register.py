@@ -8,13 +8,14 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 
-from broker.core import ports, receipts
+from broker.core import ports
 from broker.core.amiss import no_operator
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, InvalidRequest, WrongState
 from broker.core.kinds import OperatorState
-from broker.core.model import Operator, Principal
+from broker.core.model import Operator, Principal, Receipt
 from broker.core.names import check_name
+from broker.core.once import once
 from broker.core.operators.authority import BACKDATED, Authority, public_key_of
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_operator
@@ -73,17 +74,21 @@ class Operators:
         if call.validate_only:
             _refuse_taken(stored)
             return operator, self._validated(call, csr_pem, ttl)
-        with self._store.write(call.outcome()) as write:
-            if receipts.replay(write, call):
-                operator = _untouched(write.get(Operator, name), name)
-            else:
-                write.add(operator)
-                receipts.keep(write, call, f"operator/{name}")
+
+        def certified(write: ports.Write, one: Operator) -> tuple[Operator, Issued]:
             # Signed in here: no certificate leaves for an operator that was not added, and none is added without.
-            issued = self._certificate(operator, csr_pem, ttl, operator.created_at)
+            issued = self._certificate(one, csr_pem, ttl, one.created_at)
             write.note(certificate_serial=issued.serial)
-        call.settled = True
-        return operator, issued
+            return one, issued
+
+        def add(write: ports.Write) -> tuple[Operator, Issued]:
+            write.add(operator)
+            return certified(write, operator)
+
+        def again(write: ports.Write, _: Receipt) -> tuple[Operator, Issued]:
+            return certified(write, _untouched(write.get(Operator, name), name))
+
+        return once(self._store, call, f"operator/{name}", add, again)
 
     def _validated(self, call: Call, csr_pem: bytes, ttl: timedelta | None) -> Issued:
         call.note(validate_only=1)
@@ -162,14 +167,13 @@ class Operators:
         if call.validate_only:
             call.note(validate_only=1)
             return change(_enabled(operator, name))
-        with self._store.write(call.outcome()) as write:
-            if receipts.replay(write, call):
-                operator = _found(write.get(Operator, name), name)
-            else:
-                operator = write.replace(operator, change(_enabled(operator, name)))
-                receipts.keep(write, call, f"operator/{operator.name}")
-        call.settled = True
-        return operator
+        return once(
+            self._store,
+            call,
+            f"operator/{operator.name}",
+            lambda write: write.replace(operator, change(_enabled(operator, name))),
+            lambda write, _: _found(write.get(Operator, name), name),
+        )
 
     def _certificate(self, operator: Operator, csr_pem: bytes, ttl: timedelta | None, since: datetime) -> Issued:
         """Valid from now on until ``ttl`` after ``since``."""

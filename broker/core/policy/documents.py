@@ -7,13 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from broker.core import ports, receipts
+from broker.core import ports
 from broker.core.amiss import no_operator
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, WrongState
 from broker.core.kinds import OperatorState
-from broker.core.model import Key, Operator, PolicyDocument, Principal, Secret, Target, TrustRule
+from broker.core.model import Key, Operator, PolicyDocument, Principal, Receipt, Secret, Target, TrustRule
 from broker.core.names import check_name, check_path
+from broker.core.once import once
 from broker.core.policy.cedar import ACTIONS, Decision, is_for
 from broker.core.policy.guard import (
     BROKER,
@@ -88,24 +89,25 @@ class Policies:
             _refuse_outdated(self._store, expected_version)
             return document
         document = self._put(call, document, expected_version)
-        call.settled = True
         self._guard.load(document)
         return document
 
     def _put(self, call: Call, document: PolicyDocument, expected_version: int) -> PolicyDocument:
+        def add(write: ports.Write) -> PolicyDocument:
+            _refuse_outdated(write, expected_version)
+            write.add(document)
+            write.note(policy_version=document.version)
+            return document
+
+        def again(write: ports.Write, earlier: Receipt) -> PolicyDocument:
+            return _found(write.get(PolicyDocument, earlier.version), earlier.version)
+
         try:
-            with self._store.write(call.outcome()) as write:
-                if earlier := receipts.replay(write, call):
-                    return _found(write.get(PolicyDocument, earlier.version), earlier.version)
-                _refuse_outdated(write, expected_version)
-                write.add(document)
-                write.note(policy_version=document.version)
-                receipts.keep(write, call, "policy", document.version)
+            return once(self._store, call, "policy", add, again, version=document.version)
         except AlreadyExists as error:
             if error.reason == "NAME_TAKEN":
                 raise WrongState("CHANGED_MEANWHILE", _OUTDATED) from error
             raise
-        return document
 
     def explain(
         self, call: Call, who: str, action: str, kind: str, name: str, asking: Mapping[str, str] = NOTHING

@@ -8,6 +8,7 @@ from threading import Lock
 
 from broker.core.call import Call
 from broker.core.model import SecretRead
+from broker.core.once import last_write
 from broker.core.ports import Now, Store, Write
 
 MOST = 100_000
@@ -48,10 +49,9 @@ class LastReads:
 
     def _write(self, reads: list[SecretRead], call: Call) -> None:
         call.note(count=len(reads))
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             for read in reads:
                 _keep(write, read)
-        call.settled = True
 
 
 def _keep(write: Write, read: SecretRead) -> None:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from broker.core import ports, receipts
+from broker.core import ports
 from broker.core.amiss import no_field, no_secret_version
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import SecretVersionState
 from broker.core.model import RootKey, Secret, SecretRead, SecretVersion
 from broker.core.names import check_path
+from broker.core.once import once
 from broker.core.operations.running import Operations
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_secret
@@ -217,19 +218,18 @@ class Secrets:
                 moved(self._store.get(SecretVersion, name, number), to, name, number)
             return secret
         call.note(state=to.value, count=len(numbers), version=numbers[0])
-        with self._store.write(call.outcome()) as write:
+
+        def change(write: ports.Write) -> Secret:
             secret = there(write.get(Secret, name), name)
-            if receipts.replay(write, call) is None:
-                self._permit_again(call, secret)
-                secret = write.replace(secret, replace(secret, updated_at=self._now()))
-                for number in sorted(numbers):
-                    stored = write.get(SecretVersion, name, number)
-                    changed = moved(stored, to, name, number)
-                    if stored is not None and changed != stored:
-                        write.replace(stored, changed)
-                receipts.keep(write, call, name)
-        call.settled = True
-        return secret
+            self._permit_again(call, secret)
+            for number in sorted(numbers):
+                stored = write.get(SecretVersion, name, number)
+                changed = moved(stored, to, name, number)
+                if stored is not None and changed != stored:
+                    write.replace(stored, changed)
+            return write.replace(secret, replace(secret, updated_at=self._now()))
+
+        return once(self._store, call, name, change, lambda write, _: there(write.get(Secret, name), name))
 
     def _permitted(self, call: Call, name: str) -> Secret:
         return self._allowed(call, name, self._store.get(Secret, check_path(name, "secret")))

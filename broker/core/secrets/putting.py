@@ -16,6 +16,7 @@ from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.model import Receipt, Secret, SecretVersion
 from broker.core.names import check_field, check_labels, check_path
+from broker.core.once import last_write, once
 from broker.core.policy.guard import Guard, of_secret
 from broker.core.quota import check_versions
 from broker.core.secrets.references import MAX_NUMBER
@@ -166,13 +167,11 @@ class Putting:
         """What this very request has made already: it is not made again of what it made."""
         if not call.request_id or self._store.get(Receipt, str(call.principal), call.request_id) is None:
             return None
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             receipt = receipts.replay(write, call)
             if receipt is None:
                 raise _too_many()  # forgotten in this moment
-            written = self._again(call, write, name, fields, receipt)
-        call.settled = True
-        return written
+            return self._again(call, write, name, fields, receipt)
 
     def _tried(self, wish: _Wish, seen: Secret | None) -> Written:
         draft = self._draft(wish, seen)
@@ -225,16 +224,16 @@ class Putting:
             author=str(call.principal),
             created_at=self._now(),
         )
-        with self._store.write(call.outcome()) as write:
-            receipt = receipts.replay(write, call)
-            if receipt is None:
-                written = self._add(call, wish, version, write)
-                self._roots.check_sure(learnt)
-                receipts.keep(write, call, wish.name, number, values_mac)
-            else:
-                written = self._again(call, write, wish.name, wish.given, receipt)
-        call.settled = True
-        return written
+
+        def add(write: ports.Write) -> Written:
+            written = self._add(call, wish, version, write)
+            self._roots.check_sure(learnt)
+            return written
+
+        def again(write: ports.Write, receipt: Receipt) -> Written:
+            return self._again(call, write, wish.name, wish.given, receipt)
+
+        return once(self._store, call, wish.name, add, again, version=number, values_mac=values_mac)
 
     def _again(
         self, call: Call, write: ports.Write, name: str, given: Mapping[str, bytes], receipt: Receipt

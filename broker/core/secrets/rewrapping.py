@@ -10,6 +10,7 @@ from functools import partial
 from broker.core.call import Call
 from broker.core.errors import WrongState
 from broker.core.model import RootKey, SecretVersion
+from broker.core.once import last_write, record
 from broker.core.ports import Store
 from broker.core.secrets.root_rows import KnownRoots
 from broker.core.secrets.sealing import Sealing
@@ -54,7 +55,7 @@ class Rewrapping:
             self._report(version, call)
 
     def _keep(self, wrapped: list[tuple[SecretVersion, int, bytes]], learnt: datetime, call: Call) -> None:
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             count = 0
             for version, root, data_key in wrapped:
                 stored = write.get(SecretVersion, version.secret, version.number)
@@ -63,7 +64,6 @@ class Rewrapping:
                     count += 1
             write.note(count=count, version=wrapped[0][1])
             self._known.check_sure(learnt)
-        call.settled = True
 
     def _report(self, version: SecretVersion, call: Call) -> None:
         """Say in the audit that a stored version does not open (ST-02)."""
@@ -72,6 +72,5 @@ class Rewrapping:
             return
         call.resource = f"secret/{version.secret}"
         call.note(version=version.number)
-        self._store.record(call.outcome("FAILED_PRECONDITION", "SECRET_DAMAGED"))
+        record(self._store, call, call.outcome("FAILED_PRECONDITION", "SECRET_DAMAGED"))
         self._reported.add(which)
-        call.settled = True

@@ -17,6 +17,7 @@ from broker.core.call import Call
 from broker.core.errors import NotFound
 from broker.core.kinds import RootKeyState
 from broker.core.model import RootKey, SecretVersion
+from broker.core.once import last_write, once
 from broker.core.operations.running import Operations, running
 from broker.core.policy.guard import BROKER, Guard
 from broker.core.ports import Hsm, Now, Store, Write
@@ -136,26 +137,20 @@ class Roots:
 
     def _discarded_before(self, call: Call, version: int) -> None:
         """Return if it was this very request that discarded it; else NotFound ``ROOT_KEY_NOT_FOUND``."""
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             if receipts.replay(write, call) is None:
                 raise NotFound(
                     "ROOT_KEY_NOT_FOUND", f"There is no root key of version {version}; see `broker secret root`."
                 )
-        call.settled = True
 
     def _change(self, call: Call, root: RootKey, settled: RootKey) -> None:
-        with self._store.write(call.outcome()) as write:
-            if receipts.replay(write, call) is None:
-                receipts.keep(write, call, "root", root.version)
+        def change(write: Write) -> None:
             write.replace(root, settled)
-            self._refuse_going(write, root)
-        call.settled = True
+            operation = self._plans.live(write, root)
+            if operation is not None:  # what is being destroyed is not kept
+                raise running(operation)
 
-    def _refuse_going(self, write: Write, root: RootKey) -> None:
-        """What is being destroyed is not kept."""
-        operation = self._plans.live(write, root)
-        if operation is not None:
-            raise running(operation)
+        once(self._store, call, "root", change, lambda write, _: change(write), version=root.version)
 
     def _settled(self, root: RootKey, *, keep: bool) -> RootKey:
         """What was held and is not the newest would be destroyed at once, as nothing hangs on it; so it is kept."""
@@ -170,12 +165,11 @@ class Roots:
         check = self._plans.check_value(root)
         if check is None:
             return
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             stored = write.get(RootKey, root.version)
             if stored is not None and (stored.hsm_id, stored.check_value) == (root.hsm_id, None):
                 write.replace(stored, replace(stored, check_value=check))
             write.note(version=root.version)
-        call.settled = True
 
 
 def _unchecked(usable: list[RootKey]) -> list[RootKey]:

@@ -21,6 +21,7 @@ from broker.core.errors import (
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.leases.ending import BATCH, Ending, Work, ended_lease, entry_of, held, live, part
 from broker.core.model import Principal, Secret, Session, TrustRule
+from broker.core.once import last_write, record, settling
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_secret
 from broker.core.ports import Now, Store, Write
@@ -58,8 +59,8 @@ class Sessions:
         own_id = hidden_id(call)
         self._guard.check(call, BROKER)
         login = self._logins.prepared(call, ttl, own_id)
-        carried_out(login, lambda: self._opened(login))
-        call.settled = True
+        with settling(call):
+            carried_out(login, lambda: self._opened(login))
         return login.opening
 
     def fetch(
@@ -101,25 +102,22 @@ class Sessions:
         self._guard.check(call, BROKER)
         name = _own(call)
         length = self._logins.length(ttl)
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             session = self._held(write, name, call.principal)
             self._check_rule(session)
             self._drop_forbidden(write, call, session)
             now = self._now()
             end = now + min(length, session.last_at - now)  # in this order nothing can overflow
-            renewed = write.replace(session, replace(session, expires_at=end))
-        call.settled = True
-        return renewed
+            return write.replace(session, replace(session, expires_at=end))
 
     def end(self, call: Call) -> None:
         """End the caller's own session and revoke all its leases; ending it twice is the same as once (TL-06)."""
         self._guard.check(call, BROKER)
         name = _own(call)
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             session = self._ending.lock(write, name)
             if session is not None and session.state is SessionState.ACTIVE:
                 write.note(count=self._ending.session(write, session, LeaseState.REVOKED))
-        call.settled = True
 
     def page(self, call: Call, principal: str, after: tuple[str | int, ...], limit: int) -> Page[Session]:
         """Sessions by id, of one principal or of all; one whose time, or trust rule, is over shows as ended (AZ-24)."""
@@ -146,9 +144,8 @@ class Sessions:
             return receipt.version
         ended = self._ending.all(call, ids, lambda _: True)
         call.note(count=ended)
-        with self._store.write(call.outcome()) as write:
+        with last_write(self._store, call) as write:
             receipts.keep(write, call, "sessions", ended)
-        call.settled = True
         return ended
 
     def authenticate(self, token: str, *, ended: bool = False) -> Principal:
@@ -196,8 +193,7 @@ class Sessions:
         except Unavailable:
             raise
         except BrokerError as failure:
-            self._store.record(share.outcome(failure.outcome, failure.reason))
-            call.settled = True
+            record(self._store, call, share.outcome(failure.outcome, failure.reason))
             raise
 
     def _opened(self, login: Login) -> Session:
@@ -227,14 +223,12 @@ class Sessions:
     def _issue(self, call: Call, login: Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
         name = call.principal.credential if call.principal.method == "session" else ""
-        if login or (name and any(each.lacking for each in tries)):
-            session: Session | None = self._lent(call, login, tries)
-        else:
+        with settling(call):
+            if login or (name and any(each.lacking for each in tries)):
+                return self._lent(call, login, tries)
             self._store.record(*(each.entry() for each in tries))
             # Looked at last: no row is held here, and whoever ended the session meanwhile may have been told so.
-            session = self._holding(name) if name else None
-        call.settled = True
-        return session
+            return self._holding(name) if name else None
 
     def _holding(self, name: str) -> Session:
         session = self._found(name)
@@ -261,8 +255,7 @@ class Sessions:
     def _write_down(self, call: Call, login: Login | None, tries: list[Try], failure: BrokerError) -> None:
         """Every decision of a fetch that gave nothing, in one durable write."""
         opened = [login.call.outcome(failure.outcome, failure.reason)] if login else []
-        self._store.record(*opened, *(each.entry(failure) for each in tries))
-        call.settled = True
+        record(self._store, call, *opened, *(each.entry(failure) for each in tries))
 
     def _check_rule(self, session: Session) -> None:
         # What was kept of the rule may be older than a session that another process has opened with the newest.

@@ -12,11 +12,11 @@ from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Wrong
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Probe, Receipt, Target, WrappingKey
 from broker.core.names import check_name
+from broker.core.once import once
 from broker.core.operations.running import Operations
 from broker.core.page import Page
 from broker.core.policy import guard
 from broker.core.policy.guard import Guard
-from broker.core.receipts import keep, replay
 from broker.core.targets.copies import alarms, place_of
 from broker.core.targets.keks import KEK, check_kek, check_pin, offered
 from broker.core.targets.new_keks import NewKeks, fixed
@@ -132,14 +132,13 @@ class Targets:
                 new = self._pinned(call, moved, wanted)
         if call.validate_only:
             return new
-        with self._store.write(call.outcome()) as write:
-            if replay(write, call):
-                new = _existing(write.get(Target, name), name)
-            else:
-                new = write.replace(old, new)
-                keep(write, call, name)
-        call.settled = True
-        return new
+        return once(
+            self._store,
+            call,
+            name,
+            lambda write: write.replace(old, new),
+            lambda write, _: _existing(write.get(Target, name), name),
+        )
 
     def delete(self, call: Call, name: str, *, copies_unknown: bool = False) -> None:
         """Forget the target. WrongState ``TARGET_IN_USE`` while keys are, or may be, there.
@@ -155,26 +154,25 @@ class Targets:
                 _deletable(self._store, _existing(found, name))
             _existing(found, name)
             return
-        with self._store.write(call.outcome()) as write:
-            if not replay(write, call):
-                target = _existing(write.get(Target, name), name)
-                if copies_unknown:
-                    write.note(count=_given_up(write, target))
-                _deletable(write, target)
-                write.delete(target)
-                keep(write, call, name)
-        call.settled = True
+
+        def forget(write: ports.Write) -> None:
+            target = _existing(write.get(Target, name), name)
+            if copies_unknown:
+                write.note(count=_given_up(write, target))
+            _deletable(write, target)
+            write.delete(target)
+
+        once(self._store, call, name, forget, lambda _write, _receipt: None)
 
     def _saved(self, call: Call, made: Target) -> Target:
-        with self._store.write(call.outcome()) as write:
-            if replay(write, call):
-                made = _existing(write.get(Target, made.name), made.name)
-            else:
-                self._keks.refuse_going(write, made.name)
-                write.add(made)
-                keep(write, call, made.name)
-        call.settled = True
-        return made
+        def add(write: ports.Write) -> Target:
+            self._keks.refuse_going(write, made.name)
+            write.add(made)
+            return made
+
+        return once(
+            self._store, call, made.name, add, lambda write, _: _existing(write.get(Target, made.name), made.name)
+        )
 
     def _permitted(self, call: Call, name: str) -> Target:
         check_name(name, "target")

@@ -25,6 +25,7 @@ from broker.core.kinds import MatcherKind
 from broker.core.leases.ending import Ending
 from broker.core.model import Matcher, Proof, TrustRule
 from broker.core.names import check_name
+from broker.core.once import once, record
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_trust_rule
 from broker.core.trust import matching
@@ -118,15 +119,15 @@ class TrustRules:
                 )
             self._check_room(call, rule, self._store.page(TrustRule, **_of_issuer(rule)))
             return rule
-        with self._store.write(call.outcome()) as write:
-            if receipts.replay(write, call):
-                rule = _existing(write.get(TrustRule, rule.name), rule.name)
-            else:
-                self._check_room(call, rule, write.page(TrustRule, **_of_issuer(rule)))
-                write.add(rule)
-                receipts.keep(write, call, rule.name)
-        call.settled = True
-        return rule
+
+        def add(write: ports.Write) -> TrustRule:
+            self._check_room(call, rule, write.page(TrustRule, **_of_issuer(rule)))
+            write.add(rule)
+            return rule
+
+        return once(
+            self._store, call, rule.name, add, lambda write, _: _existing(write.get(TrustRule, rule.name), rule.name)
+        )
 
     def update(self, call: Call, rule: TrustRule) -> TrustRule:
         """Grade and save over ``rule.revision``; WrongState ``CHANGED_MEANWHILE`` when that is not the newest.
@@ -200,8 +201,7 @@ class TrustRules:
     def _end_sessions(self, call: Call, name: str) -> None:
         """What the rule has opened until now; a call that was cut off here is finished by its repetition."""
         call.note(count=self._ending.of_rule(call, name))
-        self._store.record(call.outcome())
-        call.settled = True
+        record(self._store, call)
 
     def _check_room(self, call: Call, rule: TrustRule, of_issuer: list[TrustRule]) -> None:
         """Return if the rule can stand beside the others of its issuer: not too many, and none that it overlaps."""
