@@ -14,9 +14,10 @@ from broker.core.errors import (
     WrongState,
 )
 from broker.core.kinds import EncryptionAlgorithm, KeyType
-from broker.core.model import Receipt, RootKey, SecretVersion
+from broker.core.model import Operation, Receipt, RootKey, SecretVersion
 from broker.core.secrets import root_plans
 from broker.core.secrets.root_rows import ref
+from tests.fakes.background import carry_on
 from tests.fakes.calls import operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
@@ -227,3 +228,65 @@ def test_a_root_key_is_not_addressable_by_what_callers_name(house: RotationHouse
             house.hsm.decrypt(callers, EncryptionAlgorithm.AES_GCM, bytes(28), b"")
         assert refusal.value.reason == "KEY_NOT_THIS"
     assert root.hsm_id.hex() not in repr(house.store.entries)
+
+
+# ---- operations ------------------------------------------------------------------------------------------------------
+
+
+def left_by_an_older_release(house: RotationHouse) -> None:
+    """The second root key was begun, with a receipt, and no operation stands for it."""
+    house.hsm.away = True
+    with pytest.raises(Unavailable):
+        house.rotate(request_id=REQUEST)
+    house.hsm.away = False
+    house.store.rows[Operation].clear()
+    (key,) = house.store.rows[Receipt]
+    house.store.rows[Receipt][key] = replace(house.store.rows[Receipt][key], operation=None)
+
+
+def test_a_root_key_that_an_older_release_has_begun_is_finished_by_the_background(house: RotationHouse) -> None:
+    left_by_an_older_release(house)
+    assert house.work() == 0  # that release's call may still be under way
+    house.clock.forward(minutes=6)
+    house.work()
+    assert (house.root(), len(house.in_hsm())) == ((2, 0), 2)
+
+
+def test_a_root_key_that_an_older_release_has_begun_is_finished_by_its_repetition(house: RotationHouse) -> None:
+    left_by_an_older_release(house)
+    assert [house.rotate(request_id=REQUEST) for _ in range(2)] == [2, 2]
+    assert (house.root(), len(house.in_hsm())) == ((2, 0), 2)
+
+
+def retiring(house: RotationHouse) -> None:
+    """The first root key is to be destroyed, and the HSM is away."""
+    house.rotate()
+    house.clock.forward(hours=25)
+    ((resource, work),) = house.secrets.chores()
+    house.hsm.away = True
+    with pytest.raises(Unavailable):
+        work(house.own(resource))
+
+
+def test_a_root_key_that_is_being_destroyed_is_begun_once_and_kept_by_nobody(house: RotationHouse) -> None:
+    retiring(house)
+    assert list(house.secrets.chores()) == []
+    with pytest.raises(Unavailable) as refused:
+        house.secrets.roots.settle(house.call("SettleRootKey"), 1, keep=True)
+    assert refused.value.reason == "OPERATION_RUNNING"
+    house.hsm.away = False
+    house.clock.forward(minutes=2)
+    assert house.work() == 1
+    assert (house.versions(), len(house.in_hsm())) == ([2], 1)
+
+
+def test_a_root_key_that_something_hangs_on_again_is_not_destroyed(house: RotationHouse) -> None:
+    """It cannot come to that, as nobody wraps under it any more; and if it did, nothing is lost."""
+    house.put()
+    row = house.store.rows[SecretVersion].pop(("team/app/db", 1))
+    retiring(house)
+    house.hsm.away = False
+    house.store.rows[SecretVersion]["team/app/db", 1] = row
+    house.clock.forward(minutes=2)
+    assert carry_on(house.operations, house.clock) == 0
+    assert (house.versions(), len(house.in_hsm())) == ([1, 2], 2)
