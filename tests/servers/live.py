@@ -31,6 +31,7 @@ from broker import setup
 from broker.rpc import table
 from tests.servers.openbao import OpenBao
 from tests.servers.places import free_port
+from tests.servers.warm import WarmProcess, run
 
 ROOT = Path(__file__).parents[2]
 METHODS: dict[str, MethodDescriptor] = {
@@ -152,26 +153,24 @@ def refused(error: grpc.RpcError) -> Refused:
 
 
 class Live:
-    """A broker's folder and, while it runs, its process."""
+    """A broker's folder and, while it runs, its process: one of its own or, where its start proves nothing, a warm one."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, warm: bool = False) -> None:
         self.folder = folder
         self.log = folder.parent / f"{folder.name}.log"
         self.options = options
+        self.warm = warm
         self.dead = free_address()  # allowed as a target, and nobody listens there
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | WarmProcess | None = None
         self._clients: list[Client] = []
         self._read: dict[Path, int] = {}
         self._records: list[dict[str, Any]] = []
 
     # ---- the process ---------------------------------------------------------------------------------------------
 
-    def command(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """``python -m broker`` to its end."""
-        return subprocess.run(
-            [sys.executable, "-P", "-m", "broker", *words],
-            capture_output=True, text=True, timeout=60, check=False, env=environment(), **options,
-        )  # fmt: skip
+        return run(words, environment=environment())
 
     def start(self, *words: str, umask: int = 0o077, extra: dict[str, str] | None = None) -> float:
         """Start, by default as ``dev`` or, when it was made before, as ``serve``; the seconds until it was ready."""
@@ -180,11 +179,7 @@ class Live:
             words = ("serve", "--config", str(self.config)) if made else ("dev", "--folder", str(self.folder))
             words = words if made else (*words, *self.options, "--allow-target", self.dead, *self._bound())
         begun = time.monotonic()
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "broker", *words],
-                stdout=subprocess.PIPE, stderr=log, env=environment() | (extra or {}), umask=umask,
-            )  # fmt: skip
+        self.process = self._begun(words, umask, environment() | (extra or {}))
         give_up = threading.Timer(START_SECONDS, self.process.kill)
         give_up.start()
         try:
@@ -195,6 +190,20 @@ class Live:
         finally:
             give_up.cancel()
         raise AssertionError("the broker did not start:\n" + self.log.read_text()[-2000:])
+
+    def _begun(
+        self, words: tuple[str, ...], umask: int, given: dict[str, str]
+    ) -> subprocess.Popen[bytes] | WarmProcess:
+        if self.warm:
+            return WarmProcess(words, said=self.log, environment=given, umask=umask)
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "broker", *words],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=given,
+                umask=umask,
+            )
 
     def _bound(self) -> Iterator[str]:
         """The options that let every target use these token files, as far as they are there, at every allowed host."""
