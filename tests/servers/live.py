@@ -153,7 +153,7 @@ def refused(error: grpc.RpcError) -> Refused:
 
 
 class Live:
-    """A broker's folder and, while it runs, its process: one of its own or, where its start proves nothing, a warm one."""
+    """A broker's folder and, while it runs, its process; ``warm``: where its start proves nothing."""
 
     def __init__(self, folder: Path, *options: str, warm: bool = False) -> None:
         self.folder = folder
