@@ -162,6 +162,7 @@ class Live:
         self.warm = warm
         self.dead = free_address()  # allowed as a target, and nobody listens there
         self.process: subprocess.Popen[bytes] | WarmProcess | None = None
+        self._first = 0.0
         self._clients: list[Client] = []
         self._read: dict[Path, int] = {}
         self._records: list[dict[str, Any]] = []
@@ -186,10 +187,17 @@ class Live:
             assert self.process.stdout is not None
             for line in self.process.stdout:
                 if line.strip() == b"broker: ready":
-                    return time.monotonic() - begun
+                    took = time.monotonic() - begun
+                    self._first = self._first or took
+                    return took
         finally:
             give_up.cancel()
         raise AssertionError("the broker did not start:\n" + self.log.read_text()[-2000:])
+
+    @property
+    def back_seconds(self) -> float:
+        """How long it may take to come back after a kill; longer where the very first start took long too."""
+        return max(BACK_SECONDS, 4 * self._first)
 
     def _begun(
         self, words: tuple[str, ...], umask: int, given: dict[str, str]
