@@ -31,7 +31,7 @@ from broker import setup
 from broker.rpc import table
 from tests.servers.openbao import OpenBao
 from tests.servers.places import free_port
-from tests.servers.warm import WarmProcess, run
+from tests.servers.warm import Process, begin, run
 
 ROOT = Path(__file__).parents[2]
 METHODS: dict[str, MethodDescriptor] = {
@@ -161,7 +161,7 @@ class Live:
         self.options = options
         self.warm = warm
         self.dead = free_address()  # allowed as a target, and nobody listens there
-        self.process: subprocess.Popen[bytes] | WarmProcess | None = None
+        self.process: Process | None = None
         self._first = 0.0
         self._clients: list[Client] = []
         self._read: dict[Path, int] = {}
@@ -180,16 +180,17 @@ class Live:
             words = ("serve", "--config", str(self.config)) if made else ("dev", "--folder", str(self.folder))
             words = words if made else (*words, *self.options, "--allow-target", self.dead, *self._bound())
         begun = time.monotonic()
-        self.process = self._begun(words, umask, environment() | (extra or {}))
+        self.process = begin(
+            words, warm=self.warm, said=self.log, environment=environment() | (extra or {}), umask=umask
+        )
         give_up = threading.Timer(START_SECONDS, self.process.kill)
         give_up.start()
         try:
             assert self.process.stdout is not None
             for line in self.process.stdout:
                 if line.strip() == b"broker: ready":
-                    took = time.monotonic() - begun
-                    self._first = self._first or took
-                    return took
+                    self._first = self._first or time.monotonic() - begun
+                    return time.monotonic() - begun
         finally:
             give_up.cancel()
         raise AssertionError("the broker did not start:\n" + self.log.read_text()[-2000:])
@@ -198,20 +199,6 @@ class Live:
     def back_seconds(self) -> float:
         """How long it may take to come back after a kill; longer where the very first start took long too."""
         return max(BACK_SECONDS, 4 * self._first)
-
-    def _begun(
-        self, words: tuple[str, ...], umask: int, given: dict[str, str]
-    ) -> subprocess.Popen[bytes] | WarmProcess:
-        if self.warm:
-            return WarmProcess(words, said=self.log, environment=given, umask=umask)
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "broker", *words],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=given,
-                umask=umask,
-            )
 
     def _bound(self) -> Iterator[str]:
         """The options that let every target use these token files, as far as they are there, at every allowed host."""

@@ -79,6 +79,18 @@ class WarmProcess:
         self.send_signal(signal.SIGKILL)
 
 
+Process = subprocess.Popen[bytes] | WarmProcess
+
+
+def begin(words: tuple[str, ...], *, warm: bool, said: Path, environment: Mapping[str, str], umask: int) -> Process:
+    """One that runs on: warm, or started by the interpreter."""
+    if warm:
+        return WarmProcess(words, said=said, environment=environment, umask=umask)
+    program = [sys.executable, "-P", "-m", "broker", *words]
+    with said.open("ab") as log:
+        return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=log, env=environment, umask=umask)
+
+
 def run(words: tuple[str, ...], *, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """To its end, which must come within a minute."""
     with tempfile.TemporaryDirectory() as folder:
