@@ -359,14 +359,10 @@ class Target(Protocol):
         """Hold this remote version to ``terms`` from now on. Doing it twice is the same as once."""
 
     def create_wrapping_key(self, mark: str) -> WrappingKey:
-        """Make the KEK that the settings name, able to do nothing but import, and mark it; else as the next one."""
+        """Make the KEK of the settings, able to do nothing but import, and marked; or as the next one answers."""
 
     def made_wrapping_key(self, mark: str) -> WrappingKey | None:
-        """The KEK that was made under this mark; None when there is no key of the name that the settings have.
-
-        WrongState ``TARGET_KEK_EXISTS`` when there is another one, which is left as it is, or ``TARGET_KEK_FIXED`` when
-        such a target has one of its own.
-        """
+        """The one made under this mark, or None. WrongState ``TARGET_KEK_EXISTS`` (another), ``TARGET_KEK_FIXED``."""
 
     def check_transfer(self) -> None:
         """Return if keys may be carried there in files; else WrongState ``TRANSFER_FILES_OFF``."""

@@ -31,7 +31,7 @@ def first_held(world: World) -> None:
 
 def not_adopted(world: World) -> None:
     held(world)
-    world.hsm.refuses = True
+    world.ground.hsm.makes = ()  # for the next process too
 
 
 def settle(world: World, *, keep: bool, number: int = 2, request_id: str = "") -> Key:
@@ -69,7 +69,7 @@ def still_held(world: World) -> None:
     (key,) = world.rows(Key)
     (second,) = [row for row in world.rows(KeyVersion) if row.number == 2]
     assert (key.primary, second.state) == (1, VersionState.HELD)
-    assert second.hsm_id in world.hsm.objects()
+    assert second.hsm_id in world.ground.leaving()
 
 
 def discarded(world: World) -> None:
@@ -88,7 +88,7 @@ def discarded_whole_or_not(world: World) -> None:
 SCENES = {
     "held, kept": Scene(kinds=KEEPS, prepare=held, act=lambda world: settle(world, keep=True), check=kept_or_not),
     "held, kept, asked again": Scene(kinds=KEEPS, prepare=held, act=keep, again=keep, check=kept),
-    "held, not adopted": Scene(kinds=KEEPS, prepare=not_adopted, act=keep, check=still_held),
+    "held, not adopted": Scene(kinds=KEEPS, prepare=not_adopted, act=keep, check=still_held, real=False),
     "held, discarded, asked again": Scene(kinds=DISCARDS, prepare=held, act=discard, again=discard, check=discarded),
     "held, the first one, discarded": Scene(
         kinds=DISCARDS, prepare=first_held, act=discard_first, check=discarded_whole_or_not

@@ -20,18 +20,18 @@ def asked_again(world: World) -> Target:
 
 
 def refused(world: World) -> None:
-    world.vault.refuses = True
+    world.ground.vault.refuses = True
 
 
 def announced(world: World) -> None:
     """A KEK is at the target only if the journal said before what was going to be made."""
-    intents = [entry for entry in world.store.entries if entry.phase is Phase.INTENT]
-    assert not world.vault.keks or "target/vault" in {entry.resource for entry in intents}
+    intents = [entry for entry in world.ground.store.entries if entry.phase is Phase.INTENT]
+    assert not world.ground.vault.keks or "target/vault" in {entry.resource for entry in intents}
 
 
 def registered(world: World) -> None:
     announced(world)
-    ((_, kek),) = world.vault.keks.values()
+    ((_, kek),) = world.ground.vault.keks.values()
     (target,) = world.rows(Target)
     assert (target.kek_id, target.kek_thumbprint) == (kek.id, kek.thumbprint)
 
@@ -42,18 +42,18 @@ def registered_or_told(world: World) -> None:
     if world.rows(Target):
         registered(world)
         return
-    told = [entry for entry in world.store.entries if entry.reason == "TARGET_NOT_ADDED"]
+    told = [entry for entry in world.ground.store.entries if entry.reason == "TARGET_NOT_ADDED"]
     stays = {entry.facts.get("kek_thumbprint") for entry in told if entry.facts["state"] == "kek-stays"}
-    assert stays == {kek.thumbprint for _, kek in world.vault.keks.values()}
+    assert stays == {kek.thumbprint for _, kek in world.ground.vault.keks.values()}
 
 
 def nothing(world: World) -> None:
-    assert (world.rows(Target), world.vault.keks) == ([], {})
+    assert (world.rows(Target), world.ground.vault.keks) == ([], {})
 
 
 SCENES = {
-    "kek": Scene(kinds=MAKES, act=add, check=registered_or_told),
-    "kek, asked again": Scene(kinds=MAKES, act=asked_again, again=asked_again, check=registered),
-    "kek, added again by hand": Scene(kinds=MAKES, act=add, again=add, check=registered),
-    "kek, refused": Scene(kinds=MAKES, prepare=refused, act=add, check=nothing),
+    "kek": Scene(kinds=MAKES, act=add, check=registered_or_told, real=False),
+    "kek, asked again": Scene(kinds=MAKES, act=asked_again, again=asked_again, check=registered, real=False),
+    "kek, added again by hand": Scene(kinds=MAKES, act=add, again=add, check=registered, real=False),
+    "kek, refused": Scene(kinds=MAKES, prepare=refused, act=add, check=nothing, real=False),
 }

@@ -11,6 +11,9 @@ DECIDES = {"check", "permits", "check_all"}
 BACKGROUND = {"chores", "ensure", "ensure_root", "refresh", "flush_reads", "sign_due"}
 """The broker's own work: it has no caller, and no RPC calls it."""
 
+WRITES = {"once", "last_write"}
+"""What opens a write for a noun (``core.once``)."""
+
 RUNS = {"eval", "exec", "compile", "__import__"}
 UNSAFE = {"pickle", "marshal", "shelve", "jinja2", "mako", "dill", "runpy", "code", "codeop"}
 
@@ -23,15 +26,13 @@ def trees(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
 
 def events(method: ast.FunctionDef, methods: dict[str, ast.FunctionDef], seen: frozenset[str] = frozenset()) -> str:
     """What the method does, in order: "d" decides, "w" writes; methods of its own class are gone into."""
-    calls = [node for node in ast.walk(method) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    calls = [node for node in ast.walk(method) if isinstance(node, ast.Call)]
     done = ""
     for call in sorted(calls, key=lambda node: (node.end_lineno, node.end_col_offset)):
-        function = call.func
-        assert isinstance(function, ast.Attribute)
-        owner, name = ast.unparse(function.value), function.attr
+        owner, _, name = ast.unparse(call.func).rpartition(".")
         if owner.endswith("_guard") and name in DECIDES:
             done += "d"
-        elif owner.endswith("_store") and name == "write":
+        elif (owner.endswith("_store") and name == "write") or (not owner and name in WRITES):
             done += "w"
         elif owner == "self" and name in methods and name not in seen:
             done += events(methods[name], methods, seen | {name})

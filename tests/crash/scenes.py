@@ -1,0 +1,7 @@
+"""Every scene."""
+
+from __future__ import annotations
+
+from tests.crash import scenes_held, scenes_keys, scenes_roots, scenes_targets
+
+SCENES = {**scenes_keys.SCENES, **scenes_held.SCENES, **scenes_roots.SCENES, **scenes_targets.SCENES}
