@@ -10,9 +10,10 @@ import urllib3
 from hvac.adapters import RawAdapter
 
 from broker.core.errors import BrokerError
-from broker.targets.https import CONNECT_SECONDS, READ_SECONDS, cause, session, trusting
+from broker.targets.https import CONNECT_SECONDS, READ_SECONDS, session, trusting
 from broker.targets.vault import refusals
 from broker.targets.vault.settings import VaultSettings
+from broker.tls_client import cause
 
 
 class Transport:
