@@ -49,7 +49,6 @@ ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
 SESSIONS_EVERY = timedelta(seconds=2)
 CERTIFICATE_EVERY = timedelta(hours=6)
-PROCESSOR_EVERY = timedelta(seconds=10)
 WITHDRAWALS_EVERY = timedelta(seconds=2)
 
 ERRANDS_SECONDS = 2.0
@@ -95,9 +94,6 @@ class Parts(Protocol):
     def renew_certificate(self) -> None:
         """Renew the server's certificate if it is time."""
 
-    def reconsider_processor(self) -> None:
-        """Move to another processor if there is reason to."""
-
 
 class Loop:
     """The background loop: one thread, one round a second; what fails is logged and tried again in a later round."""
@@ -119,7 +115,6 @@ class Loop:
             ("keys", CHORES_EVERY, lambda: self._do("keys", broker.keys.chores, sure=True)),
             ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores, sure=True)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
-            ("processor", PROCESSOR_EVERY, broker.reconsider_processor),
             ("withdrawals", WITHDRAWALS_EVERY, self._withdraw),
         ]
         self._errands = Errands()

@@ -42,7 +42,6 @@ def parts(**other: Any) -> Any:
             "sessions": idle,
             "withdrawals": SimpleNamespace(due=dict),
             "renew_certificate": lambda: None,
-            "reconsider_processor": lambda: None,
             **other,
         }
     )
