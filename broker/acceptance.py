@@ -18,11 +18,11 @@ from pathlib import Path
 from broker import own_keys
 from broker.app import now
 from broker.config import Config, load
+from broker.core.audit.heads import Heads
 from broker.core.call import Call
-from broker.core.ending import BATCH, Ending
-from broker.core.heads import Heads
 from broker.core.holding import Holding
 from broker.core.kinds import LeaseState, Purpose
+from broker.core.leases.ending import BATCH, Ending
 from broker.core.model import Principal, Session, UsedToken
 from broker.core.ports import Device, Now, Store
 from broker.hsm.pkcs11 import Pkcs11Hsm

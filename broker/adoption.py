@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 from broker import own_keys
 from broker.config import Config
-from broker.core import key_refs, roots
 from broker.core.errors import BrokerError
+from broker.core.keys import refs as key_refs
 from broker.core.kinds import Purpose, VersionState
 from broker.core.model import RootKey
 from broker.core.ports import KeyRef, Store
+from broker.core.secrets import roots
 from broker.hsm.pkcs11 import Pkcs11Hsm
 
 _THERE = frozenset({VersionState.PENDING, VersionState.ENABLED})

@@ -17,31 +17,31 @@ from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc
 from broker.auth.session import SessionTokens
 from broker.config import Config
-from broker.core import policy
+from broker.core.audit.heads import Heads
 from broker.core.clock import Clock, Timely
 from broker.core.errors import BrokerError
-from broker.core.guard import Guard
-from broker.core.handover import Handover
-from broker.core.heads import Heads
-from broker.core.imports import Imports
-from broker.core.key_use import KeyUse
-from broker.core.keys import DestructionDelay, Keys
+from broker.core.imports.handover import Handover
+from broker.core.imports.importing import Imports
+from broker.core.imports.withdrawal import Withdrawals
+from broker.core.keys.confirming import Settling
+from broker.core.keys.lifecycle import DestructionDelay, Keys
+from broker.core.keys.use import KeyUse
 from broker.core.kinds import Purpose
-from broker.core.kv import Secrets
-from broker.core.leases import Leases
+from broker.core.leases.lifecycle import Leases
 from broker.core.model import HsmReport
-from broker.core.operators import Operators
-from broker.core.policies import Policies
+from broker.core.operators.register import Operators
+from broker.core.policy import cedar as policy
+from broker.core.policy.documents import Policies
+from broker.core.policy.guard import Guard
 from broker.core.ports import Authenticator, Hsm, KeyRef
 from broker.core.quota import Limits
-from broker.core.roots import known_roots
-from broker.core.sealing import Sealing
-from broker.core.sessions import Sessions
-from broker.core.settling import Settling
-from broker.core.slots import Slots
-from broker.core.targets import Targets
-from broker.core.trust import TrustRules
-from broker.core.withdrawal import Withdrawals
+from broker.core.secrets.lifecycle import Secrets
+from broker.core.secrets.roots import known_roots
+from broker.core.secrets.sealing import Sealing
+from broker.core.sessions.lifecycle import Sessions
+from broker.core.targets.register import Targets
+from broker.core.targets.slots import Slots
+from broker.core.trust.rules import TrustRules
 from broker.hsm.features import described
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.inspector import Inspector

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 from broker import row_key
 from broker.config import Config
-from broker.core import key_refs, roots
 from broker.core.errors import NotFound, WrongState
+from broker.core.keys import refs as key_refs
 from broker.core.kinds import Purpose, VersionState
 from broker.core.ports import Device, KeyRef, Store
+from broker.core.secrets import roots
 from broker.store.condition import Condition
 
 SECONDS = 15.0

@@ -5,15 +5,15 @@ from __future__ import annotations
 import secrets
 from datetime import datetime, timedelta
 
-from broker.core.authority import BACKDATED
 from broker.core.call import Call
-from broker.core.guard import Guard
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator, PolicyDocument, Principal
-from broker.core.policy import FIRST_POLICY
+from broker.core.operators.authority import BACKDATED
+from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.policy.guard import Guard
 from broker.core.ports import Hsm, Now, Store
-from broker.core.roots import Roots, known_roots
-from broker.core.sealing import Sealing
+from broker.core.secrets.roots import Roots, known_roots
+from broker.core.secrets.sealing import Sealing
 
 
 def call(rpc: str, resource: str, now: Now) -> Call:

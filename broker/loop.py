@@ -14,17 +14,17 @@ from typing import Protocol
 
 import structlog
 
+from broker.core.audit.heads import Heads
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError
-from broker.core.heads import Heads
-from broker.core.keys import Keys
-from broker.core.kv import Secrets
+from broker.core.imports.withdrawal import Withdrawals, is_away
+from broker.core.keys.lifecycle import Keys
 from broker.core.model import Import
-from broker.core.policies import Policies
+from broker.core.policy.documents import Policies
 from broker.core.ports import HsmStatus, Store
-from broker.core.sessions import Sessions
-from broker.core.withdrawal import Withdrawals, is_away
+from broker.core.secrets.lifecycle import Secrets
+from broker.core.sessions.lifecycle import Sessions
 from broker.errands import Errands
 
 log = structlog.get_logger("broker")

@@ -13,9 +13,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from broker.config import Config
-from broker.core.authority import Authority
 from broker.core.errors import NotFound, WrongState
 from broker.core.kinds import KeyType, KeyUsage, Purpose
+from broker.core.operators.authority import Authority
 from broker.core.ports import Device, KeyRef
 
 AUDIT_KEY = b"broker/audit/001"

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 
 from broker.core.errors import WrongState
-from broker.core.operators import operator_uri
+from broker.core.operators.register import operator_uri
 from broker.own_keys import write_private
 
 FILE = "profile.toml"

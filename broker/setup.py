@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from broker import belonging, first, own_keys, profiles, row_key
 from broker.adoption import adopt
 from broker.config import DRAFT, Config, load
-from broker.core.authority import BACKDATED, Authority, check_server_names
+from broker.core.audit.heads import Heads
 from broker.core.errors import InvalidRequest, WrongState
-from broker.core.heads import Heads
 from broker.core.kinds import Purpose
 from broker.core.model import PolicyDocument
 from broker.core.names import check_name
-from broker.core.operators import operator_uri
+from broker.core.operators.authority import BACKDATED, Authority, check_server_names
+from broker.core.operators.register import operator_uri
 from broker.core.ports import Device, Now, Store
 from broker.hsm.config import HsmConfig
 from broker.hsm.features import refuse_unfit

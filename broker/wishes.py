@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker.config import Config, parse
-from broker.core.authority import check_server_names
 from broker.core.errors import WrongState
 from broker.core.names import check_name
+from broker.core.operators.authority import check_server_names
 from broker.rpc.addresses import EVERYWHERE
 
 OWN_HOSTS = ("localhost", "127.0.0.1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
-from broker.core.audit import AuditEntry, Phase
+from broker.core.entries import AuditEntry, Phase
 from broker.core.model import Principal
 from broker.core.ports import Now
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from broker.core.call import Call
-from broker.core.ending import BATCH, entry_of
 from broker.core.errors import WrongState
 from broker.core.kinds import ImportState, KeyState, RootKeyState, VersionState
+from broker.core.leases.ending import BATCH, entry_of
 from broker.core.model import Import, Key, KeyVersion, RootKey
 from broker.core.ports import Store
 

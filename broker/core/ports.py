@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.core.identity import Credentials
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, LeaseState, OaepHash, Purpose, SignatureAlgorithm
 from broker.core.model import (

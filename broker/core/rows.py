@@ -1,9 +1,14 @@
-"""What must be true of the database before something is destroyed for good."""
+"""Rows that are damaged or in doubt: what is read all the same, and what must be true before anything is destroyed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from broker.core.errors import WrongState
 from broker.core.ports import Store
+
+T = TypeVar("T")
 
 
 def refuse_doubt(store: Store, tables: frozenset[str], name: str) -> None:
@@ -19,3 +24,13 @@ def refuse_doubt(store: Store, tables: frozenset[str], name: str) -> None:
                 f"Nothing of {name} is destroyed while the database is not as brokers left it ({one.table}: "
                 f"{one.name or 'one or more rows'} {one.how}); the broker's log lists what was changed.",
             )
+
+
+def readable(read: Callable[[], T], otherwise: T) -> T:
+    """What was read, or ``otherwise`` where a row is spoilt."""
+    try:
+        return read()
+    except WrongState as error:
+        if error.reason not in {"ROW_DAMAGED", "ROW_FORGED"}:
+            raise
+        return otherwise

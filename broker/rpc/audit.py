@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from broker_api.v1 import audit_pb2 as wire
 
+from broker.core.audit.heads import Heads
 from broker.core.call import Call
-from broker.core.heads import Heads
 from broker.core.model import AuditHead
 from broker.rpc import codec
 from broker.rpc.jwk import pem

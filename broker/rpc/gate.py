@@ -20,7 +20,8 @@ from urllib.parse import unquote
 
 import grpc
 
-from broker.core import audit, names, ports
+from broker.core import entries as audit
+from broker.core import names, ports
 from broker.core.call import Call
 from broker.core.errors import BrokerError, Exhausted, Refused, Unauthenticated
 from broker.core.identity import Credentials, Patience

@@ -8,7 +8,7 @@ from broker_api.v1 import hsm_pb2 as wire
 
 from broker.core.call import Call
 from broker.core.errors import Unavailable
-from broker.core.guard import BROKER, Guard
+from broker.core.policy.guard import BROKER, Guard
 from broker.core.ports import HsmStatus
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from broker_api.v1 import imports_pb2 as wire
 
-from broker.core.arrival import Extra
 from broker.core.call import Call
-from broker.core.handover import Handover
-from broker.core.imports import Imports
+from broker.core.imports.arrival import Extra
+from broker.core.imports.handover import Handover
+from broker.core.imports.importing import Imports
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Terms
 from broker.rpc import codec

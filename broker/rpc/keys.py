@@ -12,10 +12,10 @@ from broker_api.v1 import keys_pb2 as wire
 
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest
-from broker.core.key_use import KeyUse
-from broker.core.keys import Keys
+from broker.core.keys.confirming import Settling
+from broker.core.keys.lifecycle import Keys
+from broker.core.keys.use import KeyUse
 from broker.core.model import Key, KeyVersion
-from broker.core.settling import Settling
 from broker.rpc import codec
 from broker.rpc.jwk import jwk, pem
 from broker.rpc.pages import PageTokens, page_size

@@ -7,7 +7,7 @@ from __future__ import annotations
 from broker_api.v1 import leases_pb2 as wire
 
 from broker.core.call import Call
-from broker.core.leases import Leases
+from broker.core.leases.lifecycle import Leases
 from broker.core.model import Lease
 from broker.rpc import codec
 from broker.rpc.pages import PageTokens, page_size

@@ -10,7 +10,7 @@ from broker_api.v1 import operators_pb2 as wire
 
 from broker.core.call import Call
 from broker.core.model import Operator
-from broker.core.operators import Issued, Operators
+from broker.core.operators.register import Issued, Operators
 from broker.rpc import codec
 from broker.rpc.pages import PageTokens, page_size
 

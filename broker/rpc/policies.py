@@ -8,7 +8,7 @@ from broker_api.v1 import policies_pb2 as wire
 
 from broker.core.call import Call
 from broker.core.model import PolicyDocument
-from broker.core.policies import Policies
+from broker.core.policy.documents import Policies
 from broker.rpc import codec
 
 MAX_TEXT = 64 * codec.KIBIBYTE

@@ -8,7 +8,7 @@ from broker_api.v1 import sessions_pb2 as wire
 
 from broker.core.call import Call
 from broker.core.model import Session
-from broker.core.sessions import Fetched, Sessions
+from broker.core.sessions.lifecycle import Fetched, Sessions
 from broker.rpc import codec, leases
 from broker.rpc.pages import PageTokens, page_size
 

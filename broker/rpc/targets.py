@@ -8,7 +8,7 @@ from broker_api.v1 import targets_pb2 as wire
 
 from broker.core.call import Call
 from broker.core.model import Target
-from broker.core.targets import Targets
+from broker.core.targets.register import Targets
 from broker.rpc import codec
 from broker.rpc.pages import PageTokens, page_size
 

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from broker.core.call import Call
 from broker.core.kinds import MatcherKind
 from broker.core.model import Matcher, TrustRule
-from broker.core.trust import TrustRules
+from broker.core.trust.rules import TrustRules
 from broker.rpc import codec
 from broker.rpc.pages import PageTokens, page_size
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from broker.core.audit import GENESIS, AuditEntry, encode, encode_head
+from broker.core.entries import GENESIS, AuditEntry, encode, encode_head
 from broker.core.model import AuditHead
 from broker.store.private import create
 

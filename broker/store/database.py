@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Engine, Executable, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.core.errors import WrongState
 from broker.store.driver import Driver
 from broker.store.refusals import refusal

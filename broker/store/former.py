@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.core.audit import MAX_RECORD_BYTES
+from broker.core.entries import MAX_RECORD_BYTES
 from broker.store.chain import FILE, Tail
 from broker.store.private import open_regular
 

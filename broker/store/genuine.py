@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
+from broker.core.audit.heads import signed_by
 from broker.core.errors import WrongState
-from broker.core.heads import signed_by
 from broker.core.model import AuditHead
 from broker.store.restored import Genuine
 

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.store.database import Change, MakeDurable, transaction
 from broker.store.driver import Driver
 from broker.store.refusals import refusal, unavailable, unconfirmed

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from broker.core.audit import AuditEntry, Phase
+from broker.core.entries import AuditEntry, Phase
 from broker.core.errors import BrokerError, Unavailable
 from broker.core.model import AuditHead
 from broker.core.ports import Now

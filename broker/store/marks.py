@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.core.model import AuditHead, Lease, Receipt, SecretRead
 from broker.store.authentic import MAC_BYTES, Rows
 from broker.store.chain import FILE, SUFFIX

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Select
 
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key, KeyVersion, Record, Secret, SecretVersion
 from broker.core.ports import Now, RowFinding

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Executable, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.core.errors import AlreadyExists, BrokerError, WrongState
 from broker.core.kinds import LeaseState
 from broker.core.model import Lease, Record, Session

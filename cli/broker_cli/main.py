@@ -21,7 +21,7 @@ COMMANDS = {
     "run": ("run", "run", "Run a command with secrets that are gone when it ends."),
     "fetch": ("fetch", "fetch", "Fetch secrets where run does not fit."),
     "key": ("keys", "key", "Make, use, rotate, import and destroy keys."),
-    "secret": ("kv", "secret", "Write, find, version and destroy static secrets."),
+    "secret": ("secrets", "secret", "Write, find, version and destroy static secrets."),
     "target": ("targets", "target", "Places that keys can be imported to."),
     "operator": ("operators", "operator", "The people who may call, and their certificates."),
     "policy": ("policies", "policy", "Who may do what."),

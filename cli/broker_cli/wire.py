@@ -33,7 +33,7 @@ SERVICES = {
     "hsm": "HsmService",
     "imports": "ImportService",
     "keys": "KeyService",
-    "kv": "SecretService",
+    "secrets": "SecretService",
     "leases": "LeaseService",
     "operators": "OperatorService",
     "policies": "PolicyService",

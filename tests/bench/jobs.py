@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-from broker_api.v1 import kv_pb2, sessions_pb2
+from broker_api.v1 import secrets_pb2, sessions_pb2
 
 from tests.bench.http2 import Client, encoded, good
 from tests.bench.load import Figures
@@ -96,7 +96,7 @@ def broker_writes(side: BrokerSide) -> Side:
     """PutSecret, the next version of one of a few hundred secrets, as an operator with a certificate."""
 
     def write(name: str) -> Work:
-        message = kv_pb2.PutSecretRequest(name=name, fields={"value": VALUE.encode()})
+        message = secrets_pb2.PutSecretRequest(name=name, fields={"value": VALUE.encode()})
         sent = encoded("POST", "/broker_api.v1.SecretService/PutSecret", GRPC, grpc_message(message))
         return lambda client: good(client.ask(sent), name.encode())
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import grpc
 from broker_api.v1 import (
-    kv_pb2,
-    kv_pb2_grpc,
     policies_pb2,
     policies_pb2_grpc,
+    secrets_pb2,
+    secrets_pb2_grpc,
     sessions_pb2,
     sessions_pb2_grpc,
     trust_pb2,
@@ -84,9 +84,9 @@ def set_broker_up(broker: Broker, issuer: Issuer) -> BrokerSide:
         policies = policies_pb2_grpc.PolicyServiceStub(channel)
         text = policies.GetPolicy(policies_pb2.GetPolicyRequest()).policy.text
         policies.SetPolicy(policies_pb2.SetPolicyRequest(text=text + GRANT, expected_version=1))
-        secrets = kv_pb2_grpc.SecretServiceStub(channel)
+        secrets = secrets_pb2_grpc.SecretServiceStub(channel)
         for name in SECRETS:
-            secrets.PutSecret(kv_pb2.PutSecretRequest(name=name, fields={"value": VALUE.encode()}))
+            secrets.PutSecret(secrets_pb2.PutSecretRequest(name=name, fields={"value": VALUE.encode()}))
     request = sessions_pb2.FetchSecretsRequest(references=SECRETS[:1])
     with pipelines(broker) as channel:
         sessions = sessions_pb2_grpc.SessionServiceStub(channel)

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from broker.core.audit import AuditEntry, Phase, head_statement
-from broker.core.heads import signed_by
+from broker.core.audit.heads import signed_by
+from broker.core.entries import AuditEntry, Phase, head_statement
 from broker.core.kinds import (
     ImportState,
     KeyState,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from broker.core import ports
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Unavailable, WrongState
 from broker.core.kinds import KeyState, VersionState
 from broker.core.model import AuditHead, Key, KeyVersion, Operator, PolicyDocument, Record

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text as sql
 
 from broker.core import ports
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.core.errors import AlreadyExists
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Key, Lease, Receipt, Record, Session, UsedToken

@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core.errors import WrongState
+from broker.core.imports.proof import opens, prove
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import RemoteKey, WrappingKey
 from broker.core.ports import KeyRef
-from broker.core.proof import opens, prove
 from broker.targets import kinds
 from tests.contracts.target_places import PLACES, REAL, Place, fresh
 

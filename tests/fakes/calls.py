@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from broker.core.call import Call
 from broker.core.model import PolicyDocument, Principal
-from broker.core.policy import FIRST_POLICY
+from broker.core.policy.cedar import FIRST_POLICY
 
 
 class Clock:

@@ -9,7 +9,7 @@ from datetime import datetime
 from threading import RLock
 from typing import Any, TypeVar
 
-from broker.core.audit import AuditEntry, encode, encode_head
+from broker.core.entries import AuditEntry, encode, encode_head
 from broker.core.errors import AlreadyExists, Unavailable, WrongState
 from broker.core.kinds import LeaseState
 from broker.core.model import (

@@ -10,13 +10,13 @@ import pytest
 
 from broker.core.call import Call
 from broker.core.errors import BrokerError
-from broker.core.guard import Guard
 from broker.core.kinds import Purpose
-from broker.core.kv import Opened, Secrets, parse_reference
 from broker.core.model import Principal, RootKey, Secret, SecretVersion
-from broker.core.policy import FIRST_POLICY
-from broker.core.roots import known_roots
-from broker.core.sealing import Sealing
+from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.policy.guard import Guard
+from broker.core.secrets.lifecycle import Opened, Secrets, parse_reference
+from broker.core.secrets.roots import known_roots
+from broker.core.secrets.sealing import Sealing
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore

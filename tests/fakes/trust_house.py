@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from broker.core.errors import Unauthenticated
-from broker.core.guard import Guard
 from broker.core.identity import Verified
 from broker.core.model import TrustRule
-from broker.core.policy import FIRST_POLICY
-from broker.core.trust import TrustRules
+from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.policy.guard import Guard
+from broker.core.trust.rules import TrustRules
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore
 

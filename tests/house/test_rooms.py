@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -18,7 +19,18 @@ MADE = {
 ROOMS = {
     "broker": {"auth", "core", "hsm", "rpc", "store", "targets"},
     "broker/auth": {"mtls", "oidc", "session"},
-    "broker/core": set(),
+    "broker/core": {
+        "audit",
+        "imports",
+        "keys",
+        "leases",
+        "operators",
+        "policy",
+        "secrets",
+        "sessions",
+        "targets",
+        "trust",
+    },
     "broker/hsm": set(),
     "broker/rpc": set(),
     "broker/store": {"migrations"},
@@ -30,6 +42,7 @@ ROOMS = {
     "tests": {"bench", "contracts", "fakes", "house", "integration", "readers", "servers", "soak", "unit"},
 }
 NOUNS = {path.stem for path in (ROOT / "protos/broker_api/v1").glob("*.proto")}
+IN_THE_CORE = {"policies": "policy"}
 ONLY_ON_THE_WIRE = {"hsm"}  # the HSM is a port: the core has no noun of its own for it
 
 
@@ -44,10 +57,48 @@ def test_every_folder_is_declared() -> None:
         assert folders(ROOT / room) <= declared, f"{room} has a folder that ROOMS does not declare"
 
 
+def test_a_noun_is_a_room_of_the_core() -> None:
+    assert {IN_THE_CORE.get(noun, noun) for noun in NOUNS - ONLY_ON_THE_WIRE} <= ROOMS["broker/core"]
+
+
+def test_nothing_in_the_core_belongs_to_one_neighbour_alone() -> None:
+    """A module that only one other room of the core uses, and nobody else, stands in the wrong room."""
+    users = importers()
+    strays = {
+        module: sorted(found)
+        for module, found in users.items()
+        if len(found) == 1 and found <= ROOMS["broker/core"] - {room_of(module)}
+    }
+    assert strays == {}
+
+
+def importers() -> dict[str, set[str]]:
+    """Who imports each module of the core: rooms of the core, or files and folders beside it."""
+    found: dict[str, set[str]] = {}
+    for file in sorted((ROOT / "broker").rglob("*.py")):
+        for module in imported(file):
+            found.setdefault(module, set()).add(room_of(".".join(file.relative_to(ROOT).with_suffix("").parts)))
+    return found
+
+
+def imported(file: Path) -> set[str]:
+    """The modules of the core that a file imports."""
+    names = set[str]()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("broker.core"):
+            names |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+    return {name for name in names if (ROOT / f"{name.replace('.', '/')}.py").is_file()}
+
+
+def room_of(module: str) -> str:
+    """The room of the core that a module stands in; of one that stands beside the rooms, its own name."""
+    parts = module.removeprefix("broker.core.").split(".")
+    return parts[0] if module.startswith("broker.core.") else module
+
+
 def test_a_noun_has_the_same_file_name_in_every_room() -> None:
     assert NOUNS
     places = {
-        "broker/core": NOUNS - ONLY_ON_THE_WIRE,
         "broker/rpc": NOUNS,
         "cli/broker_cli": NOUNS,
     }

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from broker.core import ports
-from broker.core.handover import Exported, Handover
-from broker.core.import_ledger import Imported
+from broker.core.imports.handover import Exported, Handover
+from broker.core.imports.ledger import Imported
 from broker.core.model import Key, Terms
 from broker.targets.azure_key_vault.fake import FakeVault, KeyVersion
 from tests.integration.import_bench import Ground

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from broker.core import ports
 from broker.core.call import Call
-from broker.core.guard import Guard
-from broker.core.imports import Imports
-from broker.core.key_refs import ref
+from broker.core.imports.importing import Imports
+from broker.core.keys.refs import ref
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Import, Key, KeyVersion, Principal, Target
+from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
-from broker.core.slots import Slots
-from broker.core.targets import Targets
+from broker.core.targets.register import Targets
+from broker.core.targets.slots import Slots
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector

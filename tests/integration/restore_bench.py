@@ -12,18 +12,18 @@ import pytest
 
 from broker import acceptance
 from broker.core.errors import BrokerError, NotFound, Unavailable
-from broker.core.guard import Guard
-from broker.core.key_refs import ref
-from broker.core.key_use import KeyUse
-from broker.core.keys import Keys
+from broker.core.keys.confirming import Settling
+from broker.core.keys.lifecycle import Keys
+from broker.core.keys.refs import ref
+from broker.core.keys.use import KeyUse
 from broker.core.kinds import KeyType, KeyUsage, Purpose
-from broker.core.kv import Secrets, parse_reference
 from broker.core.model import Key, KeyVersion, RootKey
+from broker.core.policy.guard import Guard
 from broker.core.ports import Hsm
-from broker.core.roots import known_roots
-from broker.core.roots import ref as root_ref
-from broker.core.sealing import Sealing
-from broker.core.settling import Settling
+from broker.core.secrets.lifecycle import Secrets, parse_reference
+from broker.core.secrets.roots import known_roots
+from broker.core.secrets.roots import ref as root_ref
+from broker.core.secrets.sealing import Sealing
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore

@@ -205,7 +205,7 @@ def test_the_vault_does_the_signing_and_the_pinned_version_of_it(bench: Bench) -
 
 
 def test_both_oaep_hashes_open_at_the_vault(bench: Bench) -> None:
-    from broker.core.key_use import encrypt_oaep  # noqa: PLC0415 - one test's need
+    from broker.core.keys.use import encrypt_oaep  # noqa: PLC0415 - one test's need
 
     blob = bench.blob(pkcs8(rsa.generate_private_key(65537, 2048)))
     bench.port.import_key("web", KeyType.RSA_2048, KeyUsage.ENCRYPT, blob, SHA1, first=True)

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import text
 
 from broker.core.errors import Unavailable
-from broker.core.keys import UNDO_AFTER
+from broker.core.keys.lifecycle import UNDO_AFTER
 from broker.core.kinds import KeyState
 from broker.core.model import Key, RootKey, SecretVersion
-from broker.core.roots import RETIRE_AFTER
+from broker.core.secrets.roots import RETIRE_AFTER
 from broker.store.rows import microseconds
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, opened

@@ -14,9 +14,9 @@ from broker import adoption, own_keys
 from broker.app import now
 from broker.config import Config
 from broker.core.errors import BrokerError, WrongState
-from broker.core.guard import Guard
-from broker.core.keys import Keys
+from broker.core.keys.lifecycle import Keys
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, Purpose, SignatureAlgorithm
+from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
 from broker.hsm.sessions import Worker
 from broker.row_key import row_key

@@ -13,7 +13,7 @@ from azure.keyvault.keys import JsonWebKey
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.core.errors import InvalidRequest
-from broker.core.handover import Handover
+from broker.core.imports.handover import Handover
 from broker.core.kinds import ImportState, KeyType
 from broker.core.model import Key, KeyVersion
 from broker.targets.azure_key_vault.fake import FakeVault

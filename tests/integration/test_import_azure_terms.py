@@ -10,8 +10,8 @@ import pytest
 from azure.keyvault.keys import JsonWebKey
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
-from broker.core.import_rules import TERMS_UNSETTLED
-from broker.core.imports import Imports
+from broker.core.imports.importing import Imports
+from broker.core.imports.rules import TERMS_UNSETTLED
 from broker.core.kinds import ImportState, KeyType
 from broker.core.model import Import, Key, Terms
 from broker.targets import connector

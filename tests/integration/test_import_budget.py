@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.imports import Imports
+from broker.core.imports.importing import Imports
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao
 from tests.servers.softhsm import KeysHsm

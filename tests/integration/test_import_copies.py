@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from azure.keyvault.keys import KeyClient
 
-from broker.core import import_rules
 from broker.core.errors import BrokerError, PermissionDenied
-from broker.core.guard import Guard
+from broker.core.imports import rules as import_rules
 from broker.core.kinds import ImportState, KeyState, KeyType, Sent
 from broker.core.model import Import, Key, Terms
+from broker.core.policy.guard import Guard
 from broker.targets.azure_key_vault.fake import Effect, FakeVault, forbidden
 from tests.fakes.calls import document
 from tests.integration.azure_bench import AzureBench, bench, vault

@@ -12,8 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, PermissionDenied, Unavailable, WrongState
-from broker.core.handover import Exported, Handover
-from broker.core.import_rules import LEASE
+from broker.core.imports.handover import Exported, Handover
+from broker.core.imports.rules import LEASE
 from broker.core.kinds import ImportState, KeyState, KeyType
 from broker.core.model import Import, Key, Terms
 from broker.targets import Surroundings, connector

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, keywrap, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from broker.core.key_refs import ref
+from broker.core.keys.refs import ref
 from broker.core.kinds import KeyType, OaepHash
 from broker.core.model import WrappingKey
 from tests.integration.import_bench import Bench, Mount

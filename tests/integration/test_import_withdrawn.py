@@ -8,9 +8,10 @@ import pytest
 from azure.keyvault.keys import JsonWebKey
 
 from broker.core.errors import BrokerError, WrongState
-from broker.core.import_rules import TERMS_UNSETTLED, UNPROVEN, alarms
+from broker.core.imports.rules import TERMS_UNSETTLED
 from broker.core.kinds import ImportState, KeyType
 from broker.core.model import Import, Key, Target
+from broker.core.targets.copies import UNPROVEN, alarms
 from broker.targets.azure_key_vault.fake import Effect, Refused, forbidden, throttled, unavailable
 from tests.integration.azure_bench import AzureBench, bench, vault
 from tests.integration.withdrawing import Background

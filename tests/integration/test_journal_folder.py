@@ -20,7 +20,7 @@ import pytest
 from broker_cli.audit import signature_check
 from broker_cli.chain import Kept, Verdict, Verifier
 
-from broker.core.audit import encode, encode_head
+from broker.core.entries import encode, encode_head
 from broker.core.errors import Unavailable
 from broker.core.model import AuditHead
 from broker.store.config import StoreConfig

@@ -19,11 +19,11 @@ import pytest
 
 from broker.auth.oidc import Oidc, OidcConfig
 from broker.core.errors import Unauthenticated
-from broker.core.guard import Guard
 from broker.core.identity import Credentials
 from broker.core.kinds import Preset
 from broker.core.model import Principal, TrustRule
-from broker.core.trust import MAX_RULES, TrustRules
+from broker.core.policy.guard import Guard
+from broker.core.trust.rules import MAX_RULES, TrustRules
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Issuer, Signer, issuing

@@ -20,9 +20,9 @@ from grpc_status import rpc_status
 
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc, OidcConfig
-from broker.core.guard import Guard
 from broker.core.model import TrustRule
-from broker.core.trust import TrustRules
+from broker.core.policy.guard import Guard
+from broker.core.trust.rules import TrustRules
 from broker.rpc.pages import PageTokens
 from broker.rpc.server import Server
 from broker.rpc.trust import TrustMethods

@@ -13,7 +13,7 @@ import pytest
 
 from broker.core.errors import Unavailable
 from broker.core.holding import Holding, held_work
-from broker.core.key_refs import ref
+from broker.core.keys.refs import ref
 from broker.core.kinds import KeyState, VersionState
 from broker.core.model import Key
 from broker.hsm.pkcs11 import Pkcs11Hsm

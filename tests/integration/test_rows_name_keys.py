@@ -12,14 +12,11 @@ from datetime import timedelta
 import pytest
 
 from broker import own_keys
-from broker.core import roots
-from broker.core.authority import Authority
 from broker.core.call import Call
 from broker.core.errors import BrokerError
-from broker.core.guard import Guard
-from broker.core.key_refs import ref
-from broker.core.key_use import KeyUse
-from broker.core.keys import Keys
+from broker.core.keys.lifecycle import Keys
+from broker.core.keys.refs import ref
+from broker.core.keys.use import KeyUse
 from broker.core.kinds import (
     EncryptionAlgorithm,
     KeyState,
@@ -30,7 +27,10 @@ from broker.core.kinds import (
     VersionState,
 )
 from broker.core.model import Key, KeyVersion, RootKey
+from broker.core.operators.authority import Authority
+from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
+from broker.core.secrets import roots
 from tests.contracts.hsm_keys import fresh, made, unmade
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore

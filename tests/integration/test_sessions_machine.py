@@ -26,12 +26,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from broker.core import guard
-from broker.core.ending import KEEP
 from broker.core.errors import BrokerError
 from broker.core.kinds import LeaseState, SessionState
+from broker.core.leases.ending import KEEP
 from broker.core.model import Lease, Session
-from broker.core.policy import FIRST_POLICY, Policy
+from broker.core.policy import guard
+from broker.core.policy.cedar import FIRST_POLICY, Policy
 from broker.core.quota import Limits
 from broker.store import journal, sql
 from broker.store.config import StoreConfig

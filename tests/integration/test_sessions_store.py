@@ -15,11 +15,11 @@ import pytest
 from sqlalchemy import text as sql
 
 from broker.core.errors import BrokerError, Unavailable
-from broker.core.fetching import Try
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Lease, Session
 from broker.core.ports import Store
 from broker.core.quota import Limits
+from broker.core.sessions.fetching import Try
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, config, entry, lease, session

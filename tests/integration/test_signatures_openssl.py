@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from broker.core import mismatch, signatures
+from broker.core import signatures
+from broker.core.keys import mismatch
 from broker.core.kinds import KeyType, KeyUsage, SignatureAlgorithm, VersionState
 from broker.core.model import KeyVersion
 from tests.contracts.hsm_keys import made, unmade

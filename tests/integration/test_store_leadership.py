@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.model import Key
 from broker.store.rows import NAMES

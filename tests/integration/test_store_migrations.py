@@ -18,8 +18,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event, text
 
 from broker.core.errors import WrongState
-from broker.core.import_rules import place_of
 from broker.core.model import Import, Key
+from broker.core.targets.copies import place_of
 from broker.store.config import StoreConfig
 from broker.store.dialects import open_database
 from broker.store.migrate import alembic_config

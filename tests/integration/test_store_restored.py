@@ -13,7 +13,7 @@ import pytest
 
 from broker import acceptance
 from broker.config import load
-from broker.core.audit import encode_head
+from broker.core.entries import encode_head
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key
 from broker.store.config import StoreConfig

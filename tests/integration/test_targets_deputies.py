@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied
-from broker.core.guard import Guard
-from broker.core.imports import Imports
+from broker.core.imports.importing import Imports
 from broker.core.kinds import ImportState, OperatorState
 from broker.core.model import Key, Operator, Target
-from broker.core.policies import Policies
-from broker.core.targets import Targets
+from broker.core.policy.documents import Policies
+from broker.core.policy.guard import Guard
+from broker.core.targets.register import Targets
 from broker.targets.vault.policy import policy
 from tests.fakes.calls import call, document, operator
 from tests.integration.import_bench import Bench, Mount

@@ -15,7 +15,7 @@ from broker.core.identity import Verified
 from broker.core.kinds import LeaseState, Preset, SessionState
 from broker.core.model import Lease, TrustRule
 from broker.core.quota import Limits
-from broker.core.trust import TrustRules
+from broker.core.trust.rules import TrustRules
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, config
 from tests.fakes.calls import Clock

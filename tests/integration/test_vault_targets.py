@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core import ports
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
-from broker.core.keks import check_kek
 from broker.core.kinds import ImportState
 from broker.core.model import Target, WrappingKey
+from broker.core.targets.keks import check_kek
 from broker.targets import Connector, Surroundings
 from broker.targets.vault.policy import RIGHTS, SELF, line
 from tests.integration.import_bench import Bench, Mount

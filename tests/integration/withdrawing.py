@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.core.call import background_call
 from broker.core.errors import BrokerError
-from broker.core.withdrawal import Withdrawals
+from broker.core.imports.withdrawal import Withdrawals
 from broker.loop import WITHDRAWALS_EVERY
 from tests.integration.import_bench import Ground
 

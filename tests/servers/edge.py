@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from google.protobuf.message_factory import GetMessageClass
 
 from broker.auth.mtls import Mtls, MtlsConfig
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.core.errors import Unavailable
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator

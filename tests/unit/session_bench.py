@@ -8,17 +8,17 @@ from typing import Any
 from uuid import uuid4
 
 from broker.core.call import Call
-from broker.core.guard import Guard
 from broker.core.kinds import LeaseState, MatcherKind, Preset, Purpose
-from broker.core.kv import Secrets
-from broker.core.leases import Leases
+from broker.core.leases.lifecycle import Leases
 from broker.core.model import Lease, Matcher, Principal, Proof, Session, TrustRule
-from broker.core.policy import FIRST_POLICY
+from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.policy.guard import Guard
 from broker.core.ports import Store
 from broker.core.quota import Limits
-from broker.core.roots import known_roots
-from broker.core.sealing import Sealing
-from broker.core.sessions import Fetched, Opening, Sessions
+from broker.core.secrets.lifecycle import Secrets
+from broker.core.secrets.roots import known_roots
+from broker.core.secrets.sealing import Sealing
+from broker.core.sessions.lifecycle import Fetched, Opening, Sessions
 from tests.contracts.store_samples import entry
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm

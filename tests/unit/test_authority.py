@@ -14,8 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.authority import Authority, public_key_of
 from broker.core.errors import BrokerError, InvalidRequest, Unavailable, WrongState
+from broker.core.operators.authority import Authority, public_key_of
 from broker.core.ports import KeyRef
 from tests.fakes.calls import Clock
 from tests.fakes.signer import Signer

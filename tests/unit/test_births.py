@@ -9,12 +9,12 @@ from threading import Event, Semaphore
 
 import pytest
 
-from broker.core.births import Births
 from broker.core.errors import BrokerError, Exhausted, Unavailable
-from broker.core.guard import Guard
-from broker.core.keys import Keys
+from broker.core.keys.generation import Births
+from broker.core.keys.lifecycle import Keys
 from broker.core.kinds import KeyType, KeyUsage
 from broker.core.model import Key
+from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.core import audit as written
+from broker.core import entries as written
 from broker.core.model import AuditHead
 
 START = datetime(2026, 11, 1, 8, 0, tzinfo=UTC)

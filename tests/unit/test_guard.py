@@ -11,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.errors import InvalidRequest, PermissionDenied
-from broker.core.guard import (
+from broker.core.kinds import KeyState, KeyType, KeyUsage, OperatorState
+from broker.core.model import Key, Operator, Principal, Secret, Target
+from broker.core.names import check_name
+from broker.core.policy.cedar import ACTIONS
+from broker.core.policy.guard import (
     BROKER,
     Guard,
     Resource,
@@ -25,10 +29,6 @@ from broker.core.guard import (
     of_unknown_target,
     under,
 )
-from broker.core.kinds import KeyState, KeyType, KeyUsage, OperatorState
-from broker.core.model import Key, Operator, Principal, Secret, Target
-from broker.core.names import check_name
-from broker.core.policy import ACTIONS
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from broker.core.errors import PermissionDenied
-from broker.core.guard import BROKER, Guard, of_unknown_key
 from broker.core.model import Principal
-from broker.core.policy import ACTIONS, is_for
+from broker.core.policy.cedar import ACTIONS, is_for
+from broker.core.policy.guard import BROKER, Guard, of_unknown_key
 from tests.fakes.calls import Clock, call, document
 
 

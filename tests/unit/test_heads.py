@@ -9,12 +9,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from broker.core.audit import head_statement
+from broker.core.audit.heads import Heads, signed_by
+from broker.core.entries import head_statement
 from broker.core.errors import InvalidRequest, PermissionDenied
-from broker.core.guard import Guard
-from broker.core.heads import Heads, signed_by
 from broker.core.kinds import KeyType, KeyUsage
 from broker.core.model import AuditHead
+from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from broker.core.turns import Turns
+from broker.core.imports.turns import Turns
 
 
 def test_one_name_is_held_by_one_caller_at_a_time() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import pytest
 from structlog.testing import capture_logs
 
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.core.ports import DECIDING, RowFinding
 from broker.inspector import Inspector
 from tests.contracts.store_samples import now

@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from broker.core.audit import FACTS, MAX_RECORD_BYTES, head_statement
+from broker.core.entries import FACTS, MAX_RECORD_BYTES, head_statement
 from broker.core.model import AuditHead
 from broker.store.journal import Journal
 from tests.contracts.store_samples import T0, BadJournalError, calls, entry, filled, now, read_journal, start, tail

@@ -13,13 +13,13 @@ import pytest
 
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, NotFound, Unavailable, WrongState
-from broker.core.guard import Guard
-from broker.core.key_refs import ref
-from broker.core.key_use import KeyUse
-from broker.core.keys import UNDO_AFTER, Keys
+from broker.core.keys.lifecycle import UNDO_AFTER, Keys
+from broker.core.keys.refs import ref
+from broker.core.keys.use import KeyUse
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, PolicyDocument, Principal
-from broker.core.policy import FIRST_POLICY
+from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore

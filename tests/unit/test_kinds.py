@@ -10,7 +10,7 @@ import pytest
 
 from broker.core.errors import BrokerError, InvalidRequest
 from broker.core.kinds import SessionState
-from broker.core.policy import FIRST_POLICY
+from broker.core.policy.cedar import FIRST_POLICY
 from tests.fakes.calls import document
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.session_bench import Bench, pipeline

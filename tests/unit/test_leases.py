@@ -7,11 +7,11 @@ from datetime import timedelta
 
 import pytest
 
-from broker.core import tokens
-from broker.core.audit import AuditEntry
+from broker.core.entries import AuditEntry
 from broker.core.errors import InvalidRequest, NotFound, Unauthenticated
 from broker.core.kinds import LeaseState
 from broker.core.model import Lease, Session, TrustRule
+from broker.core.sessions import tokens
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.session_bench import Bench, pipeline
 

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from broker.core import mismatch, signatures
+from broker.core import signatures
+from broker.core.keys import mismatch
 from broker.core.kinds import KeyType, SignatureAlgorithm, VersionState
 from broker.core.model import KeyVersion
 

@@ -10,15 +10,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from broker.core.audit import encode
-from broker.core.authority import Authority
 from broker.core.call import Call
+from broker.core.entries import encode
 from broker.core.errors import BrokerError, NotFound, PermissionDenied, WrongState
-from broker.core.guard import Guard, Resource
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator, Principal
-from broker.core.operators import Issued, Operators, operator_uri
-from broker.core.policy import FIRST_POLICY
+from broker.core.operators.authority import Authority
+from broker.core.operators.register import Issued, Operators, operator_uri
+from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.policy.guard import Guard, Resource
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.signer import Signer

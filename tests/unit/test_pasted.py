@@ -32,7 +32,7 @@ from broker.core import addresses
 from broker.core.armour import certificates, public_key
 from broker.core.errors import InvalidRequest
 from broker.core.names import check_request_id
-from broker.core.thumbprints import thumbprint
+from broker.core.targets.thumbprints import thumbprint
 from broker.targets.azure_key_vault.settings import AzureKeyVaultSettings
 from broker.targets.vault.settings import VaultSettings
 

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from broker.core.errors import InvalidRequest
-from broker.core.guard import Guard, of_secret
 from broker.core.names import check_field, check_name, check_path
+from broker.core.policy.guard import Guard, of_secret
 from tests.fakes.calls import document, operator
 
 

@@ -13,11 +13,11 @@ from broker.core.errors import (
     Unavailable,
     WrongState,
 )
-from broker.core.guard import BROKER, Guard, of_unknown_key
 from broker.core.kinds import KeyState, KeyType, KeyUsage, OperatorState
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Target
-from broker.core.policies import Policies
-from broker.core.policy import FIRST_POLICY
+from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.policy.documents import Policies
+from broker.core.policy.guard import BROKER, Guard, of_unknown_key
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore
 
@@ -115,7 +115,7 @@ def test_a_text_made_from_an_older_version_is_refused(house: House) -> None:
 def test_of_two_that_are_set_at_once_one_is_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a database whose check lets both through, the primary key decides."""
     house.set(LATER)
-    monkeypatch.setattr("broker.core.policies._refuse_outdated", lambda _store, _version: None)
+    monkeypatch.setattr("broker.core.policy.documents._refuse_outdated", lambda _store, _version: None)
     assert house.refused(WrongState, LATER, expected=1) == "CHANGED_MEANWHILE"
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core import policy
 from broker.core.errors import InvalidRequest
-from broker.core.policy import ACTIONS, FIRST_POLICY, SCHEMA, Decision, Entity, Policy, Question
+from broker.core.policy import cedar as policy
+from broker.core.policy.cedar import ACTIONS, FIRST_POLICY, SCHEMA, Decision, Entity, Policy, Question
 from broker.rpc.table import declared
 
 ALICE = Entity("Operator", "alice", (("identity", "operator/alice"),), ("admins",))

@@ -10,15 +10,16 @@ import pytest
 from broker_api.v1 import audit_pb2, hsm_pb2, imports_pb2, keys_pb2, operators_pb2, policies_pb2, targets_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from broker.core import guard, kinds, model
-from broker.core.arrival import Extra
+from broker.core import kinds, model
 from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied, Unavailable
-from broker.core.handover import Exported
-from broker.core.import_ledger import Imported
-from broker.core.operators import Issued
+from broker.core.imports.arrival import Extra
+from broker.core.imports.handover import Exported
+from broker.core.imports.ledger import Imported
+from broker.core.operators.register import Issued
 from broker.core.page import Page
-from broker.core.policies import Explanation
+from broker.core.policy import guard
+from broker.core.policy.documents import Explanation
 from broker.rpc import table
 from broker.rpc.audit import AuditMethods
 from broker.rpc.hsm import HsmMethods

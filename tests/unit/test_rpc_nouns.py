@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from broker.core import kinds, model
 from broker.core.errors import InvalidRequest
-from broker.core.key_use import Encrypted, Signed
+from broker.core.keys.use import Encrypted, Signed
 from broker.core.page import Page
 from broker.rpc.codec import der_from_jose
 from tests.unit.rpc_parts import PRIVATE, THEN, VERSION, call, keys

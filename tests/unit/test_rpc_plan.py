@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from broker_api.v1 import keys_pb2, kv_pb2, operators_pb2, policies_pb2, targets_pb2
+from broker_api.v1 import keys_pb2, operators_pb2, policies_pb2, secrets_pb2, targets_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool, struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -136,18 +136,18 @@ def test_an_unknown_field_is_refused_at_every_depth(kind: type[Message]) -> None
 
 
 def test_an_optional_field_may_be_unset_and_is_told_from_its_default() -> None:
-    plan = PLANS[kv_pb2.PutSecretRequest]
+    plan = PLANS[secrets_pb2.PutSecretRequest]
     for version in (None, 0, 7):
-        made = kv_pb2.PutSecretRequest(name="a", expected_version=version)
+        made = secrets_pb2.PutSecretRequest(name="a", expected_version=version)
         assert plan.decode(made.SerializeToString()).HasField("expected_version") == (version is not None)
 
 
 def test_the_names_in_a_map_of_bytes_are_checked_and_its_values_are_free() -> None:
-    plan = PLANS[kv_pb2.PutSecretRequest]
-    made = kv_pb2.PutSecretRequest(name="a", fields={"x": b"\0\xff"})
+    plan = PLANS[secrets_pb2.PutSecretRequest]
+    made = secrets_pb2.PutSecretRequest(name="a", fields={"x": b"\0\xff"})
     assert plan.decode(made.SerializeToString()).fields["x"] == b"\0\xff"
     with pytest.raises(InvalidRequest) as refused:
-        plan.decode(kv_pb2.PutSecretRequest(name="a", fields={"x\0": b""}).SerializeToString())
+        plan.decode(secrets_pb2.PutSecretRequest(name="a", fields={"x\0": b""}).SerializeToString())
     assert (refused.value.reason, refused.value.metadata) == ("TEXT_INVALID", {"field": "fields"})
 
 
@@ -252,11 +252,11 @@ def test_what_a_plan_says_of_a_type() -> None:
 
 
 def test_CL_03_what_is_digested_of_a_request_tells_nothing_of_its_values() -> None:
-    plan = Plan(kv_pb2.PutSecretRequest)
-    requests = [kv_pb2.PutSecretRequest(name="a", fields={"pin": pin}) for pin in (b"1234", b"canary-4321")]
+    plan = Plan(secrets_pb2.PutSecretRequest)
+    requests = [secrets_pb2.PutSecretRequest(name="a", fields={"pin": pin}) for pin in (b"1234", b"canary-4321")]
     bare = [plan.without_values(request).SerializeToString(deterministic=True) for request in requests]
     assert bare[0] == bare[1]
     assert b"pin" in bare[0]
     assert b"canary-4321" in requests[1].SerializeToString()
-    other = kv_pb2.PutSecretRequest(name="a", fields={"password": b"1234"})
+    other = secrets_pb2.PutSecretRequest(name="a", fields={"password": b"1234"})
     assert plan.without_values(other).SerializeToString(deterministic=True) != bare[0]

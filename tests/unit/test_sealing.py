@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType
 from broker.core.ports import KeyRef
-from broker.core.sealing import Sealing
+from broker.core.secrets.sealing import Sealing
 from tests.contracts.hsm_keys import made, unmade
 from tests.fakes.calls import Clock
 from tests.fakes.hsm import SoftwareHsm

@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core import tokens
+from broker.core.sessions import tokens
 
 
 def test_a_token_has_its_form_and_its_checksum() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core import errors, tokens
+from broker.core import errors
 from broker.core.errors import (
     BrokerError,
     Exhausted,
@@ -23,8 +23,9 @@ from broker.core.errors import (
 )
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Lease, Session, UsedToken
-from broker.core.policy import FIRST_POLICY
+from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.quota import Limits
+from broker.core.sessions import tokens
 from broker.rpc import status
 from tests.fakes.calls import operator
 from tests.fakes.memory_store import MemoryStore

@@ -10,10 +10,10 @@ from uuid import uuid4
 import pytest
 
 from broker.core.errors import AlreadyExists, BrokerError, Exhausted, Unauthenticated
-from broker.core.login import REPEATABLE
 from broker.core.model import Lease, Principal, Session, UsedToken
 from broker.core.quota import Limits
-from broker.core.sessions import Fetched, Opening
+from broker.core.sessions.lifecycle import Fetched, Opening
+from broker.core.sessions.login import REPEATABLE
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.session_bench import Bench, pipeline
 

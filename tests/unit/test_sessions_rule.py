@@ -11,7 +11,7 @@ from broker.core.errors import Unauthenticated, Unavailable
 from broker.core.identity import Verified
 from broker.core.kinds import LeaseState, Preset, SessionState
 from broker.core.model import Lease, Session, TrustRule
-from broker.core.trust import TrustRules
+from broker.core.trust.rules import TrustRules
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.session_bench import Bench, pipeline
 

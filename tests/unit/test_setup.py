@@ -15,9 +15,9 @@ from cryptography import x509
 from broker import __main__ as main
 from broker import belonging, checkup, options, own_keys, row_key, setup, wishes
 from broker.config import Config, load
-from broker.core.authority import Authority
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
 from broker.core.kinds import Purpose
+from broker.core.operators.authority import Authority
 from broker.rpc.tls import TlsFiles
 from broker.store.sql import SqlStore
 from tests.fakes.hsm import SoftwareHsm

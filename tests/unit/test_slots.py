@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from broker.core.errors import BrokerError, Exhausted, PermissionDenied, Unavailable
-from broker.core.guard import Guard
-from broker.core.handover import Handover
-from broker.core.imports import Imports
+from broker.core.imports.handover import Handover
+from broker.core.imports.importing import Imports
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, Target
-from broker.core.slots import Slots
-from broker.core.targets import Targets
+from broker.core.policy.guard import Guard
+from broker.core.targets.register import Targets
+from broker.core.targets.slots import Slots
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore

@@ -6,7 +6,7 @@ import pytest
 
 from broker.config import TargetsConfig
 from broker.core.errors import InvalidRequest
-from broker.core.guard import PLACE
+from broker.core.policy.guard import PLACE
 from broker.targets import kinds
 from broker.targets.binding import Credential, check_bound
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core import matching
 from broker.core.errors import Unauthenticated
 from broker.core.identity import Verified
 from broker.core.kinds import Preset
 from broker.core.model import TrustRule
-from broker.core.trust import choose, match
+from broker.core.trust import matching
+from broker.core.trust.rules import choose, match
 from tests.fakes.trust_house import verified
 from tests.servers.rules import EXAMPLES, exact, glob, one_of, rule
 

@@ -10,8 +10,8 @@ import pytest
 from broker.core.errors import InvalidRequest
 from broker.core.kinds import MatcherKind, Preset
 from broker.core.model import Matcher, TrustRule
-from broker.core.presets import PROFILES
-from broker.core.trust import grade, match
+from broker.core.trust.presets import PROFILES
+from broker.core.trust.rules import grade, match
 from tests.fakes.trust_house import House
 from tests.servers.rules import CIRCLE, EXAMPLES, exact, glob, one_of, rule
 

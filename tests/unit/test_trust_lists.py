@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from broker.core import matching
 from broker.core.kinds import Preset
-from broker.core.linting import grade
-from broker.core.trust import match
+from broker.core.trust import matching
+from broker.core.trust.linting import grade
+from broker.core.trust.rules import match
 from tests.servers.rules import EXAMPLES, contains, exact, glob, one_of, rule
 
 FITTING: list[tuple[Any, Any, bool]] = [

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core import matching
 from broker.core.errors import Exhausted, Unauthenticated, WrongState
 from broker.core.kinds import MatcherKind
 from broker.core.model import Matcher, TrustRule
-from broker.core.overlap import meets, overlaps
-from broker.core.trust import MAX_RULES, choose, match
+from broker.core.trust import matching
+from broker.core.trust.overlap import meets, overlaps
+from broker.core.trust.rules import MAX_RULES, choose, match
 from tests.fakes.trust_house import BOB, House, verified
 from tests.servers.rules import contains, exact, glob, one_of, rule
 

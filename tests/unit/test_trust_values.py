@@ -8,8 +8,8 @@ import pytest
 
 from broker.core.kinds import MatcherKind, Preset
 from broker.core.model import Matcher, TrustRule
-from broker.core.presets import PROFILES
-from broker.core.trust import grade
+from broker.core.trust.presets import PROFILES
+from broker.core.trust.rules import grade
 from tests.servers.rules import CIRCLE, EXAMPLES, contains, exact, glob, one_of
 
 GITHUB, GITLAB, AZURE, BITBUCKET = Preset.GITHUB, Preset.GITLAB, Preset.AZURE_DEVOPS, Preset.BITBUCKET

@@ -12,7 +12,7 @@ import pytest
 
 from broker.core.errors import AlreadyExists
 from broker.core.model import Receipt, RootKey
-from broker.core.sealing import encode
+from broker.core.secrets.sealing import encode
 from tests.fakes.calls import operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore

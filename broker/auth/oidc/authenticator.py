@@ -13,10 +13,11 @@ from broker.auth.oidc.key_sets import KeySets
 from broker.auth.oidc.refusals import refused
 from broker.auth.oidc.review import HostPort, TokenReview, TokenReviewConfig
 from broker.auth.oidc.verifier import Verifier
-from broker.core import ports, trust
+from broker.core import ports
 from broker.core.errors import Unauthenticated
 from broker.core.identity import Credentials, Patience, Verified
 from broker.core.model import Principal, Proof, TrustRule
+from broker.core.trust import rules as trust
 
 OPENING = frozenset({"SessionService/Login", "SessionService/FetchSecrets"})
 SESSION_PREFIX = "brs_"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.auth.oidc.resolve import Ask, Resolver, system
-from broker.core.presets import HOST
+from broker.core.trust.presets import HOST
 
 URL = re.compile(rf"https://({HOST})(?::([1-9][0-9]{{0,4}}))?(/[A-Za-z0-9._~%/+-]*)?", re.ASCII)
 MAX_BODY = 256 * 1024

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from broker.auth.oidc.fetch import Fault
-from broker.core import matching
 from broker.core.errors import BrokerError, Unauthenticated, Unavailable
+from broker.core.trust import matching
 
 SENTENCES = {
     "TOKEN_MALFORMED": (

@@ -19,11 +19,11 @@ from broker.auth.oidc.compact import strict_object
 from broker.auth.oidc.fetch import Fault, Fetcher, NotFetchedError
 from broker.auth.oidc.refusals import refused
 from broker.auth.oidc.resolve import Ask, system
-from broker.core import matching
 from broker.core.armour import certificates
 from broker.core.errors import BrokerError, Exhausted, Unauthenticated, Unavailable
 from broker.core.identity import Patience
-from broker.core.trust import ISSUER, MAX_TEXT
+from broker.core.trust import matching
+from broker.core.trust.rules import ISSUER, MAX_TEXT
 
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 SECONDS = 3.0

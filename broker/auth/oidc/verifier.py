@@ -11,10 +11,10 @@ from broker.auth.oidc import compact
 from broker.auth.oidc.compact import Token
 from broker.auth.oidc.key_sets import KeySets
 from broker.auth.oidc.refusals import refused
-from broker.core import matching
 from broker.core.errors import BrokerError, Unauthenticated, Unavailable
 from broker.core.identity import ClaimFinding, Patience, Verified
 from broker.core.model import TrustRule
+from broker.core.trust import matching
 
 LEEWAY = 30
 LONGEST = 24 * 3600

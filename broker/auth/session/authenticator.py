@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.core.identity import Credentials
 from broker.core.model import Principal
-from broker.core.sessions import Sessions
+from broker.core.sessions.lifecycle import Sessions
 
 PREFIX = "brs_"
 SCHEME = "bearer "

@@ -1,0 +1,1 @@
+"""The audit: what is recorded, and the signed heads that vouch for it."""

@@ -1,0 +1,117 @@
+"""Audit heads: what the HSM's audit key has signed of each chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from threading import Lock
+
+from broker.core import ports
+from broker.core.call import Call
+from broker.core.entries import head_statement
+from broker.core.errors import InvalidRequest, Unavailable
+from broker.core.kinds import SignatureAlgorithm
+from broker.core.model import AuditHead, PolicyDocument
+from broker.core.page import Page
+from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.policy.guard import BROKER, Guard
+from broker.core.ports import KeyRef
+from broker.core.signatures import verify
+
+MAX_CHAIN_NAME = 128
+
+
+def signed_by(public_key: bytes) -> Callable[[AuditHead], bool]:
+    """Tells the heads that this audit key (SubjectPublicKeyInfo, DER) has signed from all others."""
+
+    def genuine(head: AuditHead) -> bool:
+        if not (head.chain + head.hash).isascii():
+            return False
+        statement = head_statement(head.chain, head.sequence, head.hash, head.signed_at)
+        return verify(public_key, SignatureAlgorithm.ES256, statement, head.signature)
+
+    return genuine
+
+
+class Heads:
+    """The noun behind AuditService; the background loop calls ``sign_due``.
+
+    ``key`` is the audit key, EC P-256; no other use of it exists, and no RPC can name it.
+    """
+
+    def __init__(self, store: ports.Store, hsm: ports.Hsm, key: KeyRef, guard: Guard, now: ports.Now) -> None:
+        self._store = store
+        self._hsm = hsm
+        self._key = key
+        self._guard = guard
+        self._now = now
+        self._signing = Lock()
+
+    @classmethod
+    def unasked(cls, store: ports.Store, hsm: ports.Hsm, key: KeyRef, now: ports.Now) -> Heads:
+        """For a process that signs and answers nobody, so that it needs no policy of the store's."""
+        first = PolicyDocument(version=0, text=FIRST_POLICY, author="", created_at=now())
+        return cls(store, hsm, key, Guard(first), now)
+
+    def state(self, call: Call) -> tuple[bytes, list[AuditHead]]:
+        """(the audit key's SubjectPublicKeyInfo DER, the newest head of every chain)."""
+        self._guard.check(call, BROKER)
+        if self._key.public_key is None:
+            raise Unavailable(
+                "AUDIT_UNAVAILABLE",
+                "This process has not read the audit key from the HSM; restart the broker, whose log then says why.",
+            )
+        return self._key.public_key, list(self._newest())
+
+    def sign(self, call: Call) -> list[AuditHead]:
+        """Sign now what has moved; where nothing has, the heads that stand."""
+        self._guard.check(call, BROKER)
+        signed = self.sign_due() or list(self._newest())
+        call.note(count=len(signed))
+        return signed
+
+    def page(self, call: Call, chain: str, after: tuple[str | int, ...], limit: int) -> Page[AuditHead]:
+        """Signed heads in order of chain and sequence; ``chain`` "" is all of them."""
+        if len(chain) > MAX_CHAIN_NAME:
+            raise InvalidRequest(
+                "CHAIN_INVALID", "The name of the audit chain is too long; `broker audit heads` lists the chains."
+            )
+        self._guard.check(call, BROKER)
+        heads = self._store.page(AuditHead, after=after, limit=limit, where={"chain": chain} if chain else None)
+        following = (heads[-1].chain, heads[-1].sequence) if len(heads) == limit else ()
+        return Page(items=heads, next=following)
+
+    def begin(self) -> None:
+        """Begin the audit chain if it is not begun, and sign its first record: a chain without a head is nobody's."""
+        self._store.check()
+        self.sign_due()
+
+    def sign_due(self) -> list[AuditHead]:
+        """Sign every chain that moved since its last head, and return the new heads."""
+        with self._signing:  # the loop and a caller must not sign the same head twice
+            return [self._sign(head) for head in self._store.heads()]
+
+    def _sign(self, head: AuditHead) -> AuditHead:
+        signed_at = self._now()
+        statement = head_statement(head.chain, head.sequence, head.hash, signed_at)
+        [signature] = self._hsm.sign(self._key, SignatureAlgorithm.ES256, [statement])
+        signed = replace(head, signed_at=signed_at, signature=signature)
+        self._store.save_head(signed)
+        return signed
+
+    def _newest(self) -> Iterator[AuditHead]:
+        """The last head of each chain; the store counts upwards only, so the end of each chain is closed in on."""
+        after: tuple[str | int, ...] = ()
+        while first := self._store.page(AuditHead, after=after, limit=1):
+            newest = self._last(first[0])
+            yield newest
+            after = (newest.chain, newest.sequence)
+
+    def _last(self, head: AuditHead) -> AuditHead:
+        stride = 1
+        while stride:
+            beyond = (head.chain, head.sequence + stride - 1)
+            found = self._store.page(AuditHead, after=beyond, limit=1, where={"chain": head.chain})
+            head = found[0] if found else head
+            stride = stride * 2 if found else stride // 2
+        return head

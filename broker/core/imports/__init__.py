@@ -1,0 +1,1 @@
+"""Imports: keys brought to targets, and proven there."""

@@ -1,0 +1,399 @@
+"""What importing, exporting and confirming have in common: who may, whose turn it is, and what is written.
+
+A row is PENDING from before anything leaves until the target has proven itself, and whoever finds it so reads back
+first. All nouns that write imports share one ledger, so that they take turns at the same key and target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from broker.core import ports
+from broker.core.amiss import no_key, no_key_version, no_target
+from broker.core.call import Call
+from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Unavailable, WrongState
+from broker.core.imports.arrival import Arrival, Extra, Found
+from broker.core.imports.delivery import Delivery, Sibling
+from broker.core.imports.rules import (
+    MAX_COPIES,
+    NO_TERMS,
+    OVER,
+    TERMS_UNSETTLED,
+    agree,
+    check_room,
+    in_progress,
+    latest,
+    lost,
+    remember,
+    remote_name_of,
+    sent_before,
+    siblings,
+    still_enabled,
+)
+from broker.core.imports.turns import Turns
+from broker.core.keys.refs import ref
+from broker.core.kinds import ImportState, KeyState
+from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
+from broker.core.names import check_name, check_remote_name
+from broker.core.policy import guard
+from broker.core.policy.guard import Guard
+from broker.core.ports import KeyRef, Write
+from broker.core.targets.copies import UNPROVEN, place_of
+from broker.core.targets.keks import check_pin, offered
+from broker.core.targets.slots import Slots
+
+TURN_SECONDS = 20.0
+"""How long a call waits for another one that imports the same key to the same target."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the caller wants and may have: this version at this target."""
+
+    call: Call
+    key: Key
+    version: KeyVersion
+    target: Target
+    remote_name: str  # under which it was decided on; what is there under another one is not touched
+
+    @property
+    def ref(self) -> KeyRef:
+        """The key as the HSM and the proof know it."""
+        return ref(self.key, self.version)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """An import as it is now, and the further versions of the same key that reading back found."""
+
+    row: Import
+    extra: tuple[Extra, ...] = ()
+
+
+class Ledger:
+    """The rows of imports, and the way to the ports that they are about."""
+
+    def __init__(
+        self,
+        store: ports.Store,
+        hsm: ports.Hsm,
+        guard: Guard,
+        connect: ports.Connect,
+        now: ports.Now,
+        slots: Slots | None = None,
+    ) -> None:
+        self.store = store
+        self.hsm = hsm
+        self.now = now
+        self._guard = guard
+        self._connect = connect
+        self._turns = Turns()
+        self._slots = slots or Slots()
+
+    # ---- who may, and what is there ------------------------------------------------------------------------------
+
+    def permitted(self, call: Call, name: str, version: int, target: str, remote_name: str | None = "") -> Asked:
+        """The key version and the target, if the caller may do this with both under the key's name at the target.
+
+        ``version`` 0 is the primary one; ``remote_name`` "" is the one that importing it would take, None the one that
+        its import has. It is decided on in the target's one spelling.
+        """
+        check_name(name, "key")
+        check_name(target, "target")
+        if remote_name:
+            check_remote_name(remote_name)
+        if not 0 <= version < 1 << 31:
+            raise InvalidRequest(
+                "VERSION_INVALID",
+                "The version is no number that a version has: they count from 1, and 0 means the primary one.",
+            )
+        found = self.store.version(name, version)
+        key = found[0] if found else self.store.get(Key, name)
+        place = self.store.get(Target, target)
+        remote_name = self._remote_name(name, found[1].number if found else 0, place, target, remote_name)
+        spelled, unfit = self._spelled(place, remote_name)
+        for resource in (
+            guard.of_key(key) if key else guard.of_unknown_key(name),
+            guard.of_target(place) if place else guard.of_unknown_target(target),
+        ):
+            self._guard.check(call, guard.under(spelled, resource))
+        if unfit is not None:
+            raise unfit
+        if key is None:
+            raise no_key(name)
+        if found is None:
+            raise no_key_version(name, version, "was completed")
+        if place is None:
+            raise no_target(target)
+        return Asked(call=call, key=found[0], version=found[1], target=place, remote_name=remote_name)
+
+    def port(self, target: Target) -> ports.Target:
+        """The way to a target; opens no connection."""
+        return self._connect(target.name, target.kind, target.settings)
+
+    def rows(self, asked: Asked) -> tuple[Import | None, list[Import]]:
+        """The import of this version under this name, if there is one, and those of all to this target."""
+        return self._rows(asked.key.name, asked.version.number, asked.target.name, asked.remote_name)
+
+    def settled(self, asked: Asked) -> tuple[Import | None, list[Import]]:
+        """As ``rows``; what an earlier attempt has left enabled at the target is disabled first, or nothing goes on."""
+        row, rows = self.rows(asked)
+        left = [one for one in rows if one.version == asked.version.number and one.state is ImportState.DISABLING]
+        if not left or asked.call.validate_only:
+            return row, rows
+        for one in left:
+            self.disabled(asked.call, self.port(asked.target), one)
+        return self.rows(asked)
+
+    def _rows(self, key: str, version: int, target: str, remote_name: str) -> tuple[Import | None, list[Import]]:
+        rows = self.store.page(Import, limit=MAX_COPIES, where={"key": key, "target": target})
+        return next((row for row in rows if (row.version, row.remote_name) == (version, remote_name)), None), rows
+
+    def _remote_name(self, key: str, version: int, place: Target | None, target: str, wanted: str | None) -> str:
+        """The name that is meant, as an import that has it already writes it."""
+        rows = self.store.page(Import, limit=MAX_COPIES, where={"key": key, "target": target})
+        if wanted:
+            spelled, _ = self._spelled(place, wanted)
+            known = (one.remote_name for one in rows if self._spelled(place, one.remote_name)[0] == spelled)
+            return next(known, wanted)
+        row = latest(rows, version)
+        return row.remote_name if row and wanted is None else remote_name_of(key, version, rows, "")
+
+    def _spelled(self, place: Target | None, remote_name: str) -> tuple[str, InvalidRequest | None]:
+        """As policies compare it; with the refusal of a name, or of a place, that will not do."""
+        try:
+            return (self.port(place).spelled(remote_name) if place else remote_name), None
+        except InvalidRequest as error:  # who may not is not told what is wrong with it
+            return remote_name, error
+
+    def delivery(
+        self,
+        asked: Asked,
+        row: Import | None,
+        rows: list[Import],
+        remote_name: str,
+        terms: Terms = NO_TERMS,
+        kek: WrappingKey | None = None,
+    ) -> Delivery:
+        """All that is settled before anything is wrapped; ``kek``: got by another way than from the target."""
+        port = self.port(asked.target)
+        port.supports(asked.key.type, asked.key.usage)
+        agree(asked.call, asked.key, port, terms)
+        oaep_hash = port.oaep_hash(self.hsm.report().oaep_hashes)
+        pinned = kek or offered(port, asked.target)
+        asked.call.note(kek_thumbprint=pinned.thumbprint)
+        check_pin(asked.target, pinned)
+        before = siblings(rows, remote_name)
+        return Delivery(
+            there=self.arrival(asked, port, remote_name, row, rows),
+            kek=pinned,
+            oaep_hash=oaep_hash,
+            newest=self._sibling(asked.key, before[-1]) if before else None,
+            newer=frozenset(one.remote_version for one in before if one.version > asked.version.number),
+        )
+
+    def seen(self, call: Call) -> bool:
+        """Whether this very request was carried out before."""
+        receipt = self.store.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
+        return receipt is not None and receipt.digest == call.digest
+
+    @contextmanager
+    def turn(self, asked: Asked) -> Iterator[None]:
+        """Be the only one in this process that is at this key and target; ``IMPORT_IN_PROGRESS`` after 20 s.
+
+        Whoever waits holds a thread as well, and so a slot.
+        """
+        name, target = asked.key.name, asked.target.name
+        with self._slots.hold(asked.call, target), self._turns.take(name, target, seconds=TURN_SECONDS) as held:
+            if not held:
+                raise in_progress("another call is at it; try again")
+            yield
+
+    def arrival(
+        self, asked: Asked, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
+    ) -> Arrival:
+        """Where to look for the version at the target."""
+        return self._arrival(asked.ref, port, remote_name, row, rows)
+
+    def arrival_of(self, row: Import, port: ports.Target) -> Arrival | None:
+        """Where to look for what a row is about, without anybody asking; None when its key is gone."""
+        found = self.store.version(row.key, row.version)
+        _, rows = self._rows(row.key, row.version, row.target, row.remote_name)
+        return self._arrival(ref(*found), port, row.remote_name, row, rows) if found else None
+
+    @contextmanager
+    def idle(self, row: Import) -> Iterator[bool]:
+        """As ``turn``, for the background: gives False at once when a call of this process is at it."""
+        with self._turns.take(row.key, row.target, seconds=0) as held:
+            yield held
+
+    def _arrival(
+        self, key: KeyRef, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
+    ) -> Arrival:
+        return Arrival(
+            hsm=self.hsm,
+            port=port,
+            key=key,
+            remote_name=remote_name,
+            taken=frozenset(one.remote_version for one in siblings(rows, remote_name)),
+            known=row.remote_version if row and row.failure != "PROOF_FAILED" and not lost(row) else "",
+        )
+
+    def _sibling(self, key: Key, row: Import) -> Sibling | None:
+        held = self.store.get(KeyVersion, key.name, row.version)
+        return Sibling(key=ref(key, held), remote_version=row.remote_version) if held else None
+
+    # ---- what is written -----------------------------------------------------------------------------------------
+
+    def begun(self, asked: Asked, delivery: Delivery, earlier: Import | None) -> Import:
+        """The row of an import that begins now, after ``earlier`` under the same name."""
+        return Import(
+            key=asked.key.name,
+            version=asked.version.number,
+            target=asked.target.name,
+            remote_name=delivery.remote_name,
+            remote_version="",
+            state=ImportState.PENDING,
+            kek_thumbprint=delivery.kek.thumbprint,
+            blob_sha256="",
+            failure="",
+            started_at=self.now(),
+            sent=sent_before(earlier),
+        )
+
+    def begin(self, asked: Asked, new: Import, earlier: Import | None) -> Import:
+        """Write the intent, and ``new`` over ``earlier``; OtherVersion when the request once meant another version.
+
+        Exhausted ``IMPORT_QUOTA`` for one copy more than are looked at.
+        """
+        if earlier is None:
+            check_room(self.store, new)
+        try:
+            with self.store.write(asked.call.intent()) as write:
+                remember(write, asked.call, new)
+                _unchanged(write, asked)
+                if earlier is not None:
+                    return write.replace(earlier, new)
+                write.add(new)
+                return new
+        except (AlreadyExists, WrongState) as error:
+            if error.reason in {"NAME_TAKEN", "CHANGED_MEANWHILE"}:  # another broker process was quicker
+                raise in_progress("another call has begun it; try again") from error
+            raise
+
+    def finish(self, call: Call, there: Arrival, row: Import, found: Found, terms: Terms, *, enable: bool) -> Imported:
+        """Prove what was found, leave nothing else of it usable, hold it to the terms; only then it is PROVEN.
+
+        Once it is held to them it may not be able to prove itself any more, so that it was proven is written before.
+        """
+        remote = found.remote
+        row = replace(row, remote_version=remote.version)
+        try:
+            if row.failure != TERMS_UNSETTLED:
+                there.prove(remote, enable=enable)
+            extra = there.tidy(found)
+            if terms != NO_TERMS:
+                row = self.mark(call, row, TERMS_UNSETTLED)
+                there.port.settle(remote.name, remote.version, terms)
+        except BrokerError as error:
+            raise self.undone(call, there.port, row, error, enable=enable) from error
+        return self.succeed(call, row, remote, extra)
+
+    def mark(
+        self, call: Call, row: Import, why: str, state: ImportState = ImportState.PENDING, *, over: bool = False
+    ) -> Import:
+        """Write down what is at the target and how far the import is, before more is done there or it is ``over``."""
+        call.note(remote_version=row.remote_version, state=state.value)
+        try:
+            with self.store.write(call.outcome() if over else call.intent()) as write:
+                marked = write.replace(row, replace(row, failure=why, state=state))
+        except WrongState as error:
+            if error.reason == "CHANGED_MEANWHILE":
+                raise in_progress("another call has taken it over; try again") from error
+            raise
+        call.settled = call.settled or over
+        return marked
+
+    def succeed(self, call: Call, row: Import, remote: RemoteKey, extra: tuple[Extra, ...] = ()) -> Imported:
+        """The outcome of a call that has proven ``remote``."""
+        call.note(remote_version=remote.version, state=ImportState.PROVEN.value)
+        if extra:
+            call.note(extra_versions=" ".join(f"{one.version}{'' if one.disabled else '!'}" for one in extra))
+        proven = replace(row, state=ImportState.PROVEN, remote_version=remote.version, failure="", proven_at=self.now())
+        try:
+            with self.store.write(call.outcome()) as write:
+                proven = write.replace(row, proven)
+        except WrongState as error:
+            return Imported(row=self.overtaken(row, error), extra=extra)
+        call.settled = True
+        return Imported(row=proven, extra=extra)
+
+    def undone(
+        self, call: Call, port: ports.Target, row: Import, error: BrokerError, *, enable: bool = False
+    ) -> BrokerError:
+        """Disable what could not be proven, and write that down; the error to raise.
+
+        A target that went away meanwhile leaves it PENDING: the next attempt reads back and proves. One that does not
+        disable it leaves it DISABLING, for ``withdrawal``; so does one that went away when ``enable`` was done.
+        """
+        if isinstance(error, Unavailable):
+            if row.failure != TERMS_UNSETTLED:
+                state, why = (ImportState.DISABLING, row.failure) if enable else (ImportState.PENDING, UNPROVEN)
+                self.mark(call, row, why, state)
+            return error
+        row = self.mark(call, row, error.reason, ImportState.DISABLING)
+        try:
+            port.disable(row.remote_name, row.remote_version)
+        except BrokerError as second:
+            return still_enabled(second, error.message)
+        self.fail(call, row, error)
+        return error
+
+    def disabled(self, call: Call, port: ports.Target, row: Import) -> Import:
+        """FAILED, once the target has disabled it; else WrongState ``REMOTE_KEY_STILL_ENABLED``."""
+        try:
+            port.disable(row.remote_name, row.remote_version)
+        except BrokerError as error:
+            raise still_enabled(error) from error
+        return self.mark(call, row, row.failure, ImportState.FAILED)
+
+    def fail(self, call: Call, row: Import, error: BrokerError, state: ImportState = ImportState.FAILED) -> None:
+        """The outcome of an attempt that is over and has come to nothing; what is ``lost`` keeps its last proof."""
+        call.note(state=state.value)
+        new = replace(row, state=state, failure=error.reason)
+        again = row.state in {ImportState.PROVEN, *OVER}
+        self._end(call, row, new if again and lost(new) else replace(new, proven_at=None), error)
+
+    def pause(self, call: Call, row: Import, error: BrokerError, why: str) -> None:
+        """The outcome of an attempt that leaves open whether the key arrived, and ``why``."""
+        call.note(state=ImportState.PENDING.value)
+        self._end(call, row, replace(row, failure=why), error)
+
+    def _end(self, call: Call, row: Import, new: Import, error: BrokerError) -> None:
+        with self.store.write(call.outcome(error.outcome, error.reason)) as write:
+            stored = write.get(Import, *place_of(row))
+            # Only what this attempt began is marked; if another one has taken over, the row is that one's.
+            if stored is not None and stored.revision == row.revision:
+                write.replace(stored, new)
+        call.settled = True
+
+    def overtaken(self, row: Import, error: WrongState) -> Import:
+        """Another broker process wrote the row meanwhile: its result, if that is a proven import."""
+        found = self.store.get(Import, *place_of(row))
+        if error.reason == "CHANGED_MEANWHILE" and found is not None and found.state is ImportState.PROVEN:
+            return found
+        raise in_progress("another call has taken it over; try again") from error
+
+
+def _unchanged(write: Write, asked: Asked) -> None:
+    """What was decided on is still so now that nobody can change it any more."""
+    key, target = write.get(Key, asked.key.name), write.get(Target, asked.target.name)
+    if key is None or key.state is not KeyState.ENABLED or target is None or target.revision != asked.target.revision:
+        raise WrongState(
+            "CHANGED_DURING_CALL",
+            f"The key {asked.key.name} was disabled, or the target {asked.target.name} changed, while the one was "
+            "being imported to the other; look at both (`broker key show`, `broker target show`) before you import "
+            "it again.",
+        )

@@ -1,0 +1,1 @@
+"""Keys: their life and use in the HSM."""

@@ -1,0 +1,1 @@
+"""Leases: what was handed out under a session, and how both end."""

@@ -1,0 +1,1 @@
+"""Operators: people who call with a client certificate."""

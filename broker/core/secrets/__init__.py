@@ -1,0 +1,1 @@
+"""Secrets: sealed values in versions, and the root key that wraps them."""

@@ -1,0 +1,1 @@
+"""Sessions: from the login of a pipeline to what it fetches."""

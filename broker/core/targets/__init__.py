@@ -1,0 +1,1 @@
+"""Targets: the places that keys can be imported to."""

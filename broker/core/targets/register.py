@@ -1,0 +1,340 @@
+"""Targets: the registered places keys can be imported to, each with its pinned KEK."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from broker.core import ports
+from broker.core.amiss import no_target
+from broker.core.call import Call
+from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, WrongState
+from broker.core.kinds import ImportState
+from broker.core.model import Import, Probe, Receipt, Target, WrappingKey
+from broker.core.names import check_name
+from broker.core.page import Page
+from broker.core.policy import guard
+from broker.core.policy.guard import Guard
+from broker.core.receipts import keep, replay
+from broker.core.targets.copies import alarms, place_of
+from broker.core.targets.keks import KEK, check_kek, check_pin, offered
+from broker.core.targets.slots import Slots
+from broker.core.targets.thumbprints import thumbprint
+
+MAX_GIVEN_UP = 500
+UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
+"""Refusals that come before the target has been asked anything."""
+
+
+THERE = (ImportState.PROVEN, ImportState.PENDING, ImportState.HELD, ImportState.DISABLING, ImportState.FAILED)
+"""Imports with which a key can be at the target, or come back there (``Import.may_be_there``)."""
+
+
+class Targets:
+    """The noun behind TargetService."""
+
+    def __init__(
+        self,
+        store: ports.Store,
+        hsm: ports.HsmStatus,
+        guard: Guard,
+        connect: ports.Connect,
+        now: ports.Now,
+        slots: Slots | None = None,
+    ) -> None:
+        self._store = store
+        self._hsm = hsm
+        self._guard = guard
+        self._connect = connect
+        self._now = now
+        self._slots = slots or Slots()
+
+    def create(
+        self,
+        call: Call,
+        name: str,
+        kind: str,
+        settings: dict[str, str],
+        expected_kek_thumbprint: str,
+        *,
+        create_kek: bool = False,
+    ) -> Target:
+        """Connect, read the KEK, or make it, and pin it."""
+        check_name(name, "target")
+        wanted = thumbprint(expected_kek_thumbprint) if expected_kek_thumbprint else ""
+        if wanted and create_kek:
+            raise InvalidRequest(
+                "THUMBPRINT_INVALID", "A KEK that is still to be made has no thumbprint to expect; give one of the two."
+            )
+        asked = Target(name=name, kind=kind, settings=settings, kek_id="", kek_thumbprint="", created_at=self._now())
+        made = self._allowed(call, asked)
+        if not self._seen(call):
+            self._must_be_free(name)
+            with self._slots.hold(call, name):
+                made = self._with_new_kek(call, made) if create_kek else self._pinned(call, made, wanted)
+        if call.validate_only:
+            return made
+        return self._saved(call, made)
+
+    def get(self, call: Call, name: str) -> Target:
+        """NotFound ``TARGET_NOT_FOUND``."""
+        return self._permitted(call, name)
+
+    def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Target]:
+        """Those that the caller may get; a page may hold fewer than there are to come."""
+        self._guard.check(call, guard.BROKER)
+        rows = self._store.page(Target, after=after, limit=limit, sound_only=True)
+        shown = [row for row in rows if self._guard.permits(call.principal, "GetTarget", guard.of_target(row))]
+        return Page(items=shown, next=(rows[-1].name,) if len(rows) == limit else ())
+
+    def check(self, call: Call, name: str) -> list[Probe]:
+        """Connect now and say of each step whether it works; what could not be tried has not passed."""
+        target = self._permitted(call, name)
+        call.note(target=name)
+        with self._slots.hold(call, name):
+            return self._checked(target)
+
+    def _checked(self, target: Target) -> list[Probe]:
+        try:
+            port = self._port(target)
+            kek = offered(port, target)
+        except BrokerError as error:
+            return [*_no_answer(error), self._copies_probe(target)]
+        return [
+            Probe(name="reachable", passed=True, detail="It answers, and its certificate is trusted for it."),
+            _authorised_probe(port),
+            _kek_probe(target, kek),
+            self._wrap_probe(port),
+            self._copies_probe(target),
+        ]
+
+    def repin(self, call: Call, name: str, expected_kek_thumbprint: str, kek: str = "") -> Target:
+        """Pin the KEK that is offered now, if it is the one expected; ``kek`` names another of the target's keys."""
+        wanted = thumbprint(expected_kek_thumbprint)
+        old = self._permitted(call, name)
+        if kek and KEK not in old.settings:
+            raise _fixed()
+        moved = self._moved(call, old, kek) if kek else old
+        new = old
+        if not self._seen(call):
+            with self._slots.hold(call, name):
+                new = self._pinned(call, moved, wanted)
+        if call.validate_only:
+            return new
+        with self._store.write(call.outcome()) as write:
+            if replay(write, call):
+                new = _existing(write.get(Target, name), name)
+            else:
+                new = write.replace(old, new)
+                keep(write, call, name)
+        call.settled = True
+        return new
+
+    def delete(self, call: Call, name: str, *, copies_unknown: bool = False) -> None:
+        """Forget the target. WrongState ``TARGET_IN_USE`` while keys are, or may be, there.
+
+        ``copies_unknown``: it is gone for good and nobody can look; what is or may be there becomes UNKNOWN (FT-39).
+        """
+        check_name(name, "target")
+        found = self._store.get(Target, name)
+        self._guard.check(call, guard.of_target(found) if found else guard.of_unknown_target(name))
+        call.note(target=name)
+        if call.validate_only:
+            if not copies_unknown:
+                _deletable(self._store, _existing(found, name))
+            _existing(found, name)
+            return
+        with self._store.write(call.outcome()) as write:
+            if not replay(write, call):
+                target = _existing(write.get(Target, name), name)
+                if copies_unknown:
+                    write.note(count=_given_up(write, target))
+                _deletable(write, target)
+                write.delete(target)
+                keep(write, call, name)
+        call.settled = True
+
+    def _saved(self, call: Call, made: Target) -> Target:
+        with self._store.write(call.outcome()) as write:
+            if replay(write, call):
+                made = _existing(write.get(Target, made.name), made.name)
+            else:
+                write.add(made)
+                keep(write, call, made.name)
+        call.settled = True
+        return made
+
+    def _permitted(self, call: Call, name: str) -> Target:
+        check_name(name, "target")
+        found = self._store.get(Target, name)
+        self._guard.check(call, guard.of_target(found) if found else guard.of_unknown_target(name))
+        return _existing(found, name)
+
+    def _must_be_free(self, name: str) -> None:
+        if self._store.get(Target, name) is not None:
+            raise AlreadyExists(
+                "TARGET_EXISTS",
+                f"A target named {name} exists; `broker target show {name}` tells which. `broker target repin` pins "
+                "another KEK of it; for another place choose another name.",
+            )
+        unknown = {"target": name, "state": ImportState.UNKNOWN.value}
+        if self._store.page(Import, limit=1, where=unknown):
+            raise AlreadyExists(
+                "TARGET_NAME_USED",
+                "A target of this name was removed while copies of keys may have been there; choose another name, so "
+                "that `broker key where` can go on saying so.",
+            )
+
+    def _allowed(self, call: Call, asked: Target) -> Target:
+        """The target that is to be registered, in the spelling that it was decided on in."""
+        try:
+            made = replace(asked, settings=self._connect.settled(asked.kind, asked.settings))
+        except InvalidRequest:
+            self._guard.check(call, guard.of_target(asked))  # who may not is not told what is wrong with it
+            raise
+        self._guard.check(call, guard.of_target(made))
+        return made
+
+    def _moved(self, call: Call, old: Target, kek: str) -> Target:
+        """With another KEK, if the caller may have that one."""
+        moved = replace(old, settings=self._connect.settled(old.kind, {**old.settings, KEK: kek}))
+        self._guard.check(call, guard.of_target(moved))
+        return moved
+
+    def _port(self, target: Target) -> ports.Target:
+        return self._connect(target.name, target.kind, target.settings)
+
+    def _seen(self, call: Call) -> bool:
+        # A request that is repeated is answered from its receipt, also when the target is away by now.
+        receipt = self._store.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
+        return receipt is not None and receipt.digest == call.digest
+
+    def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
+        kek = offered(self._port(target), target)
+        call.note(target=target.name, kek_thumbprint=kek.thumbprint)
+        check_kek(kek)
+        if wanted and kek.thumbprint != wanted:
+            raise WrongState(
+                "KEK_UNEXPECTED",
+                f"The target offers a wrapping key with the thumbprint {kek.thumbprint}, not the one you expect; "
+                "find out which is right before anything is wrapped for it.",
+            )
+        return replace(target, kek_id=kek.id, kek_thumbprint=kek.thumbprint)
+
+    def _with_new_kek(self, call: Call, target: Target) -> Target:
+        """Make the KEK that the settings name; from then on they name its version, and so that one alone."""
+        port = self._port(target)
+        wanted = target.settings.get(KEK)
+        if wanted is None:
+            raise _fixed()
+        call.note(target=target.name)
+        if call.validate_only:
+            if wanted in port.names():
+                raise WrongState(
+                    "TARGET_KEK_EXISTS",
+                    f"The target has a key named {wanted}; give its versioned id, or have one made under another name.",
+                )
+            return target
+        self._store.record(call.intent())
+        kek = port.create_wrapping_key()
+        call.note(kek_thumbprint=kek.thumbprint)
+        check_kek(kek)
+        made = replace(target, settings={**target.settings, KEK: kek.id})
+        return replace(made, kek_id=kek.id, kek_thumbprint=kek.thumbprint)
+
+    def _copies_probe(self, target: Target) -> Probe:
+        """Passed unless something is enabled there that should not be; said from what is known, without asking."""
+        rows = alarms(self._store, target.name)
+        if not rows:
+            return Probe(
+                name="copies", passed=True, detail="No key that could not be proven is known to be enabled there."
+            )
+        named = ", ".join(f"{row.remote_name} (version {row.version} of {row.key})" for row in rows[:5])
+        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+        return Probe(
+            name="copies",
+            passed=False,
+            detail=f"Not proven, and enabled there as far as is known: {named}{more}. They must not be used there; the "
+            "broker disables them as soon as the target lets it, or somebody does so there.",
+        )
+
+    def _wrap_probe(self, port: ports.Target) -> Probe:
+        report = self._hsm.report()
+        try:
+            chosen = port.oaep_hash(report.oaep_hashes)
+        except BrokerError as error:
+            return Probe(name="wrap", passed=False, detail=error.message)
+        if lacking := report.lacking(f"import with OAEP-{chosen.value}"):
+            return Probe(name="wrap", passed=False, detail=f"The HSM cannot wrap a key for this target. {lacking}")
+        detail = f"Keys are wrapped with RSA-OAEP-{chosen.value.upper()} and AES-KWP."
+        if port.exact_wrap and not report.exact_wrap:
+            detail += " The HSM pads some keys in a way that this target refuses; those cannot be imported."
+        return Probe(name="wrap", passed=True, detail=detail)
+
+
+def _fixed() -> WrongState:
+    return WrongState("TARGET_KEK_FIXED", "This kind of target has one KEK of its own; register it without a KEK.")
+
+
+def _no_answer(error: BrokerError) -> list[Probe]:
+    reached = isinstance(error, WrongState) and error.reason not in UNREACHED
+    return [
+        Probe(name="reachable", passed=reached, detail="It answers." if reached else error.message),
+        Probe(name="authorised", passed=False, detail=error.message if reached else "Not tried."),
+        Probe(name="kek", passed=False, detail="Not tried."),
+        Probe(name="wrap", passed=False, detail="Not tried."),
+    ]
+
+
+def _authorised_probe(port: ports.Target) -> Probe:
+    try:
+        port.check()
+    except BrokerError as error:
+        return Probe(name="authorised", passed=False, detail=error.message)
+    return Probe(name="authorised", passed=True, detail="The credential may do all that importing and proving take.")
+
+
+def _kek_probe(target: Target, kek: WrappingKey) -> Probe:
+    try:
+        check_pin(target, kek)
+    except WrongState as error:
+        return Probe(name="kek", passed=False, detail=error.message)
+    return Probe(name="kek", passed=True, detail=f"It is the pinned one, {kek.thumbprint}.")
+
+
+def _deletable(rows: ports.Store | ports.Write, target: Target) -> None:
+    found = next((page[0] for page in _copies(rows, target)), None)
+    if found:
+        name = f"{found.key} (version {found.version}, there {found.remote_name})"
+        raise WrongState(
+            "TARGET_IN_USE",
+            f"Keys of the broker are at this target or may come back there, {name} for one (`broker key where --target "
+            f"{target.name}`); once each is deleted there for good and `broker key prove --remote-name` has found it "
+            "gone, repeat this. If the target is gone for good, remove it with --copies-unknown.",
+        )
+
+
+def _given_up(write: ports.Write, target: Target) -> int:
+    """Mark as UNKNOWN what is, or may be, at a target that nobody can look into any more; how many that are."""
+    count = 0
+    for rows in _copies(write, target):
+        write.replace_all([(row, replace(row, state=ImportState.UNKNOWN)) for row in rows])
+        count += len(rows)
+    return count
+
+
+def _copies(rows: ports.Store | ports.Write, target: Target) -> Iterator[list[Import]]:
+    """What is, or may be, at a target."""
+    for state in THERE:
+        where: dict[str, str | int] = {"target": target.name, "state": state.value}
+        after: tuple[str | int, ...] = ()
+        while page := rows.page(Import, after=after, limit=MAX_GIVEN_UP, where=where):
+            after = place_of(page[-1])
+            if found := [row for row in page if row.may_be_there]:
+                yield found
+
+
+def _existing(target: Target | None, name: str) -> Target:
+    if target is None:
+        raise no_target(name)
+    return target

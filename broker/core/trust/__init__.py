@@ -1,0 +1,1 @@
+"""Trust rules: which identity tokens become which pipeline."""
