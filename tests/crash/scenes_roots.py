@@ -17,7 +17,7 @@ FIELDS = {"password": b"canary-7741"}
 
 
 def ensure(world: World) -> None:
-    world.secrets.ensure_root(world.background("root/1"))
+    world.secrets.roots.ensure(world.background("root/1"))
 
 
 def with_secret(world: World) -> None:

@@ -76,5 +76,7 @@ class Plan:
     undone: Keep = nothing
     undone_reason: str = "UNDONE"  # what the audit says of that
     abandoned_is_undone: bool = False  # what the background does with one whose call has died; else it goes forward
-    place: Callable[[Operation], str] = lambda _: "hsm"  # whom it waits for: one of each is carried on at a time
+    place: Callable[[Operation], str] = lambda _: (
+        "the HSM"
+    )  # whom it waits for, one at a time; no target has such a name
     longest_pause: timedelta = timedelta(seconds=20)  # between two attempts of the background

@@ -77,9 +77,12 @@ class NewKeks:
     def resumed(self, call: Call, receipt: Receipt) -> Target:
         """Answer a repeated request: with what it registered, or by completing what its first try left open."""
         operation = self._operations.of(_subject(receipt.resource), receipt.operation)
-        if operation is None:
+        if operation is not None:
+            return self._run(call, operation)
+        target = self._store.get(Target, receipt.resource)
+        if target is None:  # the operation is over for long, and forgotten
             raise receipts.undone()
-        return self._run(call, operation)
+        return target
 
     def refuse_going(self, rows: ports.Store | ports.Write, name: str) -> None:
         """Return unless a target of this name is being registered with a new KEK."""
