@@ -13,7 +13,9 @@ from broker.core.errors import BrokerError, Unavailable
 from broker.core.kinds import SignatureAlgorithm
 from broker.targets import https
 from broker.targets.azure_key_vault.connection import Connection
-from broker.targets.azure_key_vault.fake import (
+from tests.integration.test_azure_target import P256, SHA1, SIGN, Bench, refusal
+from tests.servers.azure import kek_of, target_of
+from tests.servers.azure_key_vault import (
     Effect,
     FakeVault,
     Refused,
@@ -24,8 +26,6 @@ from broker.targets.azure_key_vault.fake import (
     unauthorized,
     unavailable,
 )
-from tests.integration.test_azure_target import P256, SHA1, SIGN, Bench, refusal
-from tests.servers.azure import kek_of, target_of
 from tests.servers.openbao import self_signed
 
 

@@ -12,9 +12,9 @@ import pytest
 from broker.core.errors import BrokerError
 from broker.targets import https
 from broker.targets.azure_key_vault import target
-from broker.targets.azure_key_vault.fake import FakeVault
 from tests.integration.test_azure_target import Bench, refusal
 from tests.servers.azure import target_of
+from tests.servers.azure_key_vault import FakeVault
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from broker.core import ports
 from broker.core.errors import BrokerError, InvalidRequest
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import Terms, WrappingKey
-from broker.targets.azure_key_vault.fake import FakeVault
 from tests.servers.azure import put_kek, target_of
+from tests.servers.azure_key_vault import FakeVault
 from tests.servers.fake_azure import pkcs8, public_kek, wrapped
 
 P256, SIGN, SHA1 = KeyType.EC_P256, KeyUsage.SIGN, OaepHash.SHA1

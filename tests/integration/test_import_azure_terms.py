@@ -15,10 +15,10 @@ from broker.core.imports.rules import TERMS_UNSETTLED
 from broker.core.kinds import ImportState, KeyType
 from broker.core.model import Import, Key, Terms
 from broker.targets import connector
-from broker.targets.azure_key_vault.fake import Effect, FakeVault
-from broker.targets.azure_key_vault.fake.material import another
 from tests.integration.azure_bench import AzureBench
 from tests.servers.azure import put_kek, surroundings_of, ticking
+from tests.servers.azure_key_vault import Effect, FakeVault
+from tests.servers.azure_key_vault.material import another
 from tests.servers.fake_azure import key_client
 from tests.servers.shim import HsmElsewhere
 
