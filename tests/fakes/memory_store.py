@@ -40,7 +40,7 @@ PRIMARY_KEYS: dict[Any, tuple[str, ...]] = {
     Key: ("name",),
     KeyVersion: ("key", "number"),
     Target: ("name",),
-    Import: ("key", "version", "target"),
+    Import: ("key", "version", "target", "remote_name"),
     Operator: ("name",),
     PolicyDocument: ("version",),
     Receipt: ("principal", "request_id"),

@@ -45,7 +45,7 @@ def test_BY_02_a_new_kek_is_only_pinned_under_an_id_that_it_can_have(
     monkeypatch.setattr(target, "KEK_BITS", 2048)  # as good for this, and made sooner
     named = kid.format(url=bench.vault.url)
     lie(monkeypatch, "POST", lambda body: {**body, "key": {**body["key"], "kid": named}})
-    refusal(target_of(bench.vault, "new", bench.folder).create_wrapping_key, "TARGET_REFUSED")
+    refusal(target_of(bench.vault, "new", bench.folder).keks.create_wrapping_key, "TARGET_REFUSED")
 
 
 @pytest.mark.parametrize("attributes", ["x", 1.5, [], [[]]])

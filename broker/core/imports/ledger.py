@@ -42,6 +42,7 @@ from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef, Write
 from broker.core.targets.copies import UNPROVEN, place_of
 from broker.core.targets.keks import check_pin, offered
+from broker.core.targets.parts import terms_of
 from broker.core.targets.slots import Slots
 
 TURN_SECONDS = 20.0
@@ -177,14 +178,18 @@ class Ledger:
         terms: Terms = NO_TERMS,
         kek: WrappingKey | None = None,
     ) -> Delivery:
-        """All that is settled before anything is wrapped; ``kek``: got by another way than from the target."""
+        """All that is settled before anything is wrapped; ``kek``: got by another way than from the target.
+
+        Where each import has a wrapping key of its own, that is made when the key is sent.
+        """
         port = self.port(asked.target)
         port.supports(asked.key.type, asked.key.usage)
         agree(asked.call, asked.key, port, terms)
         oaep_hash = port.oaep_hash(self.hsm.report().oaep_hashes)
-        pinned = kek or offered(port, asked.target)
-        asked.call.note(kek_thumbprint=pinned.thumbprint)
-        check_pin(asked.target, pinned)
+        pinned = kek or (None if port.fresh else offered(port, asked.target))
+        if pinned is not None:
+            asked.call.note(kek_thumbprint=pinned.thumbprint)
+            check_pin(asked.target, pinned)
         before = siblings(rows, remote_name)
         return Delivery(
             there=self.arrival(asked, port, remote_name, row, rows),
@@ -256,7 +261,7 @@ class Ledger:
             remote_name=delivery.remote_name,
             remote_version="",
             state=ImportState.PENDING,
-            kek_thumbprint=delivery.kek.thumbprint,
+            kek_thumbprint=delivery.kek.thumbprint if delivery.kek else "",
             blob_sha256="",
             failure="",
             started_at=self.now(),
@@ -296,7 +301,7 @@ class Ledger:
             extra = there.tidy(found)
             if terms != NO_TERMS:
                 row = self.mark(call, row, TERMS_UNSETTLED)
-                there.port.settle(remote.name, remote.version, terms)
+                terms_of(there.port).settle(remote.name, remote.version, terms)
         except BrokerError as error:
             raise self.undone(call, there.port, row, error, enable=enable) from error
         return self.succeed(call, row, remote, extra)
@@ -331,7 +336,7 @@ class Ledger:
         return Imported(row=proven, extra=extra)
 
     def undone(
-        self, call: Call, port: ports.Target, row: Import, error: BrokerError, *, enable: bool = False
+        self, call: Call, port: ports.Switches, row: Import, error: BrokerError, *, enable: bool = False
     ) -> BrokerError:
         """Disable what could not be proven, and write that down; the error to raise.
 
@@ -351,7 +356,7 @@ class Ledger:
         self.fail(call, row, error)
         return error
 
-    def disabled(self, call: Call, port: ports.Target, row: Import) -> Import:
+    def disabled(self, call: Call, port: ports.Switches, row: Import) -> Import:
         """FAILED, once the target has disabled it; else WrongState ``REMOTE_KEY_STILL_ENABLED``."""
         try:
             port.disable(row.remote_name, row.remote_version)

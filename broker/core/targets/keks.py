@@ -20,12 +20,19 @@ UNFIT = frozenset({"KEK_UNSUITABLE", "KEK_WEAK", "TARGET_KEK_MISSING"})
 """Refusals that say something against the KEK which the settings name."""
 
 
-def offered(port: ports.Target, target: Target) -> WrappingKey:
-    """The KEK that the target offers now. What says something against it says what can be done in its place."""
+def offered(port: ports.Offers, target: Target) -> WrappingKey:
+    """The KEK that lasts there, as it is now. What says something against it says what can be done in its place."""
     try:
-        return port.wrapping_key()
+        return port.offer().key
     except WrongState as error:
         raise remedied(error, target) from error
+
+
+def made_for(port: ports.Offers, cargo: ports.Cargo) -> ports.Offer:
+    """An offer for this cargo alone, by a target that makes one for each; nothing is pinned, so it must be fit."""
+    offer = port.offer(cargo)
+    check_kek(offer.key)
+    return offer
 
 
 def remedied(error: WrongState, target: Target) -> WrongState:
