@@ -19,6 +19,7 @@ from broker.targets import Surroundings, connector
 from tests.contracts.hsm_keys import made, unmade
 from tests.fakes.fresh_keys import KIND as FRESH_KEYS
 from tests.fakes.fresh_keys import FreshKeys
+from tests.fakes.hsm import SoftwareHsm
 from tests.servers import azure
 from tests.servers.openbao import OpenBao
 
@@ -106,8 +107,8 @@ def _real_azure(request: pytest.FixtureRequest, folder: Path) -> Place:
     )
 
 
-def _fresh_keys(request: pytest.FixtureRequest, _: Path) -> Place:
-    return Place(FreshKeys(), request.getfixturevalue("exact_hsm"))
+def _fresh_keys(_: pytest.FixtureRequest, __: Path) -> Place:
+    return Place(FreshKeys(), SoftwareHsm())
 
 
 PLACES: dict[str, tuple[str, Callable[[pytest.FixtureRequest, Path], Place]]] = {

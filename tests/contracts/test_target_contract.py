@@ -1,5 +1,5 @@
 """What every kind of target owes the core (``ports.Target``), on the real server of each kind and a real HSM, and what
-the fake owes that makes a wrapping key for each import.
+the fake owes that makes a wrapping key for each import, all of it in memory.
 
 The kinds are found by walking the folders; a folder without a place to be tried in fails the suite.
 """

@@ -10,6 +10,7 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -37,7 +38,7 @@ _CURVES = {
     KeyType.EC_P256: "secp256r1", KeyType.EC_P384: "secp384r1", KeyType.EC_P521: "secp521r1",
     KeyType.EC_SECP256K1: "secp256k1",
 }  # fmt: skip
-_RSA = {KeyType.RSA_2048: 2048, KeyType.RSA_3072: 3072, KeyType.RSA_4096: 4096}
+_RSA = {KeyType.RSA_2048: 2048}
 _AES = {KeyType.AES_128: 16, KeyType.AES_256: 32}
 _IV = 12
 
@@ -72,7 +73,7 @@ class FreshKeys:
         self.supports(cargo.type, cargo.usage)
         self._must_fit(cargo)
         self.offered.append(cargo)
-        made, token = rsa.generate_private_key(65537, self.bits), secrets.token_urlsafe(24)
+        made, token = _wrapping_key(self.bits, len(self.offered) % 3), secrets.token_urlsafe(24)
         self._open[token] = (cargo, made)
         der = made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         thumbprint = hashlib.sha256(der).hexdigest()
@@ -169,6 +170,12 @@ class FreshKeys:
     def enable(self, name: str, version: str) -> None:
         if found := self._version(name, version):
             found.enabled = True
+
+
+@cache
+def _wrapping_key(bits: int, turn: int) -> rsa.RSAPrivateKey:  # noqa: ARG001
+    """Of those that take turns in this process, since making one is slow."""
+    return rsa.generate_private_key(65537, bits)
 
 
 def _opened(kek: rsa.RSAPrivateKey, blob: bytes, oaep_hash: OaepHash) -> bytes:

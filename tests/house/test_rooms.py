@@ -26,6 +26,7 @@ ROOMS = {
         "leases",
         "operators",
         "policy",
+        "ports",
         "secrets",
         "sessions",
         "targets",

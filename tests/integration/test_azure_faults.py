@@ -178,7 +178,7 @@ def test_BY_03_a_vault_that_points_to_another_server_is_not_followed(bench: Benc
     with FakeVault(folder) as other:
         bench.fill(27)
         bench.vault._rest._url = other.url  # where its next page is said to be
-        refusal(bench.port.names, "TARGET_REFUSED")
+        refusal(bench.port.keks.names, "TARGET_REFUSED")
         assert other.requests == []
 
 

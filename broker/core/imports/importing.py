@@ -154,7 +154,7 @@ class Imports:
             try:
                 found, row = self._send(call, delivery, row)
             except WrongState as error:
-                raise remedied(error, asked.target) from error
+                raise remedied(error, delivery.there.port, asked.target) from error
         enable = earlier is not None and disabled_by_us(earlier, found.remote.version)
         return ledger.finish(call, delivery.there, row, found, terms, enable=enable)
 

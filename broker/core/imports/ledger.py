@@ -39,9 +39,8 @@ from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Targe
 from broker.core.names import check_name, check_remote_name
 from broker.core.policy import guard
 from broker.core.policy.guard import Guard
-from broker.core.ports import KeyRef, Write
 from broker.core.targets.copies import UNPROVEN, place_of
-from broker.core.targets.keks import check_pin, offered
+from broker.core.targets.keks import check_pin, standing
 from broker.core.targets.parts import terms_of
 from broker.core.targets.slots import Slots
 
@@ -60,7 +59,7 @@ class Asked:
     remote_name: str  # under which it was decided on; what is there under another one is not touched
 
     @property
-    def ref(self) -> KeyRef:
+    def ref(self) -> ports.KeyRef:
         """The key as the HSM and the proof know it."""
         return ref(self.key, self.version)
 
@@ -178,15 +177,12 @@ class Ledger:
         terms: Terms = NO_TERMS,
         kek: WrappingKey | None = None,
     ) -> Delivery:
-        """All that is settled before anything is wrapped; ``kek``: got by another way than from the target.
-
-        Where each import has a wrapping key of its own, that is made when the key is sent.
-        """
+        """All that is settled before anything is wrapped; ``kek``: got by another way than from the target."""
         port = self.port(asked.target)
         port.supports(asked.key.type, asked.key.usage)
         agree(asked.call, asked.key, port, terms)
         oaep_hash = port.oaep_hash(self.hsm.report().oaep_hashes)
-        pinned = kek or (None if port.fresh else offered(port, asked.target))
+        pinned = kek or standing(port, asked.target)
         if pinned is not None:
             asked.call.note(kek_thumbprint=pinned.thumbprint)
             check_pin(asked.target, pinned)
@@ -235,7 +231,7 @@ class Ledger:
             yield held
 
     def _arrival(
-        self, key: KeyRef, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
+        self, key: ports.KeyRef, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
     ) -> Arrival:
         return Arrival(
             hsm=self.hsm,
@@ -392,7 +388,7 @@ class Ledger:
         raise in_progress("another call has taken it over; try again") from error
 
 
-def _unchanged(write: Write, asked: Asked) -> None:
+def _unchanged(write: ports.Write, asked: Asked) -> None:
     """What was decided on is still so now that nobody can change it any more."""
     key, target = write.get(Key, asked.key.name), write.get(Target, asked.target.name)
     if key is None or key.state is not KeyState.ENABLED or target is None or target.revision != asked.target.revision:

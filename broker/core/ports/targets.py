@@ -140,6 +140,10 @@ class Carries(Protocol):
 class MakesKek(Protocol):
     """Of a place whose wrapping key is one of its keys, named in the settings, and can be made on request."""
 
+    @property
+    def by_hand(self) -> str:
+        """What such a key is, and the command of the target's own tools that makes one; part of a sentence."""
+
     def create_wrapping_key(self) -> WrappingKey:
         """Make the KEK that the settings name, able to do nothing but import; what is there is left as it is.
 

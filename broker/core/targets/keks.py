@@ -20,12 +20,17 @@ UNFIT = frozenset({"KEK_UNSUITABLE", "KEK_WEAK", "TARGET_KEK_MISSING"})
 """Refusals that say something against the KEK which the settings name."""
 
 
-def offered(port: ports.Offers, target: Target) -> WrappingKey:
+def offered(port: ports.Target, target: Target) -> WrappingKey:
     """The KEK that lasts there, as it is now. What says something against it says what can be done in its place."""
     try:
         return port.offer().key
     except WrongState as error:
-        raise remedied(error, target) from error
+        raise remedied(error, port, target) from error
+
+
+def standing(port: ports.Target, target: Target) -> WrappingKey | None:
+    """As ``offered``; None, and nothing is asked, where each import has a wrapping key of its own."""
+    return None if port.fresh else offered(port, target)
 
 
 def made_for(port: ports.Offers, cargo: ports.Cargo) -> ports.Offer:
@@ -35,22 +40,21 @@ def made_for(port: ports.Offers, cargo: ports.Cargo) -> ports.Offer:
     return offer
 
 
-def remedied(error: WrongState, target: Target) -> WrongState:
+def remedied(error: WrongState, port: ports.Target, target: Target) -> WrongState:
     """``error``, with what else can be done if it says something against the KEK."""
-    if error.reason not in UNFIT or KEK not in target.settings:
+    if error.reason not in UNFIT or port.keks is None:
         return error
-    return WrongState(error.reason, f"{error.message} {_another(target)}")
+    return WrongState(error.reason, f"{error.message} {_another(target, port.keks.by_hand)}")
 
 
-def _another(target: Target) -> str:
+def _another(target: Target, by_hand: str) -> str:
     if not target.kek_thumbprint:  # it is only being registered
         return (
             "Or give the id of another one; with --create-kek and a name that is free one is made, for importing only."
         )
     return (
-        "Or have another one made there, an RSA-HSM key of 4096 bits that can only import (az keyvault key create "
-        "--kty RSA-HSM --size 4096 --ops import), and pin it: `broker target repin "
-        f"{target.name} --kek ID --thumbprint SHA256`."
+        f"Or have another one made there, {by_hand}, and pin it: `broker target repin {target.name} --kek ID "
+        "--thumbprint SHA256`."
     )
 
 

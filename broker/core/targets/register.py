@@ -17,7 +17,7 @@ from broker.core.policy import guard
 from broker.core.policy.guard import Guard
 from broker.core.receipts import keep, replay
 from broker.core.targets.copies import alarms, place_of
-from broker.core.targets.keks import KEK, check_kek, check_pin, offered
+from broker.core.targets.keks import KEK, check_kek, check_pin, standing
 from broker.core.targets.parts import kek_fixed, keks_of
 from broker.core.targets.slots import Slots
 from broker.core.targets.thumbprints import thumbprint
@@ -98,7 +98,9 @@ class Targets:
     def _checked(self, target: Target) -> list[Probe]:
         try:
             port = self._port(target)
-            kek = _standing(port, target)
+            kek = standing(port, target)
+            if kek is None:
+                port.check()
         except BrokerError as error:
             return [*_no_answer(error), self._copies_probe(target)]
         return [
@@ -212,9 +214,9 @@ class Targets:
 
     def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
         port = self._port(target)
-        if port.fresh:
+        kek = standing(port, target)
+        if kek is None:
             return self._reached(call, port, target, wanted)
-        kek = offered(port, target)
         call.note(target=target.name, kek_thumbprint=kek.thumbprint)
         check_kek(kek)
         if wanted and kek.thumbprint != wanted:
@@ -297,14 +299,6 @@ def _no_answer(error: BrokerError) -> list[Probe]:
         Probe(name="kek", passed=False, detail="Not tried."),
         Probe(name="wrap", passed=False, detail="Not tried."),
     ]
-
-
-def _standing(port: ports.Target, target: Target) -> WrappingKey | None:
-    """The KEK that lasts there; None where none does, once the target has answered all the same."""
-    if not port.fresh:
-        return offered(port, target)
-    port.check()
-    return None
 
 
 def _authorised_probe(port: ports.Offers) -> Probe:

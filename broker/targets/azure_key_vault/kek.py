@@ -23,6 +23,11 @@ MIN_KEK_BITS = 2048
 class Keks:
     """``ports.MakesKek``, and the KEK that the settings name."""
 
+    by_hand = (
+        f"an RSA-HSM key of {KEK_BITS} bits that can only import (az keyvault key create --kty RSA-HSM "
+        f"--size {KEK_BITS} --ops import)"
+    )
+
     def __init__(self, site: Site) -> None:
         self._site = site
         self._settings = site.settings
@@ -52,9 +57,7 @@ class Keks:
         else:
             remains = self._site.remains(name)
             why = f"does not show: {remains.rstrip('.')}" if remains else "is not there, nor to be recovered"
-        return WrongState(
-            "TARGET_KEK_MISSING", f"The KEK {name} at {self._host} {why}. Nothing was wrapped."
-        )
+        return WrongState("TARGET_KEK_MISSING", f"The KEK {name} at {self._host} {why}. Nothing was wrapped.")
 
     def _enabling(self, kid: str) -> str:
         name, _, version = kid.partition("/keys/")[2].partition("/")
