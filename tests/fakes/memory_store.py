@@ -18,6 +18,7 @@ from broker.core.model import (
     Key,
     KeyVersion,
     Lease,
+    Operation,
     Operator,
     PolicyDocument,
     Receipt,
@@ -53,6 +54,7 @@ PRIMARY_KEYS: dict[Any, tuple[str, ...]] = {
     Session: ("id",),
     Lease: ("id",),
     UsedToken: ("issuer", "jti"),
+    Operation: ("subject", "number"),
 }
 
 TIMES: dict[Any, str] = {
@@ -60,6 +62,7 @@ TIMES: dict[Any, str] = {
     Lease: "expires_at",
     UsedToken: "until",
     Receipt: "created_at",
+    Operation: "due_at",
 }
 
 
