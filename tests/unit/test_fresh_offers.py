@@ -11,12 +11,13 @@ from broker.core.call import Call
 from broker.core.errors import BrokerError
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
-from broker.core.keys.lifecycle import DestructionDelay, Keys
+from broker.core.keys.lifecycle import Keys
 from broker.core.kinds import ImportState, KeyType, KeyUsage
 from broker.core.model import Import, Target, Terms
 from broker.core.policy.guard import Guard
 from broker.core.ports import Cargo
 from broker.core.targets.register import Targets
+from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.fresh_keys import KIND, FreshKeys
 from tests.fakes.hsm import SoftwareHsm
@@ -31,7 +32,7 @@ class House:
     def __init__(self) -> None:
         self.clock, self.store, self.hsm, self.port = Clock(), MemoryStore(), SoftwareHsm(), FreshKeys()
         guard = Guard(document())
-        self.keys = Keys(self.store, self.hsm, guard, self.clock, DestructionDelay())
+        self.keys = Keys(self.store, self.hsm, guard, operations(self.store, self.clock), self.clock)
         self.targets = Targets(self.store, self.hsm, guard, self, self.clock)
         self.imports = Imports(self.store, self.hsm, guard, self, self.clock)
         self.handover = Handover(self.imports.ledger)
