@@ -24,6 +24,7 @@ ROOMS = {
         "imports",
         "keys",
         "leases",
+        "operations",
         "operators",
         "policy",
         "ports",
@@ -41,7 +42,7 @@ ROOMS = {
     "cli": {"broker_cli"},
     "protos": {"broker_api"},
     "protos/broker_api": {"v1"},
-    "tests": {"bench", "contracts", "fakes", "house", "integration", "readers", "servers", "soak", "unit"},
+    "tests": {"bench", "contracts", "crash", "fakes", "house", "integration", "readers", "servers", "soak", "unit"},
     "tests/servers": {"azure_key_vault"},
 }
 NOUNS = {path.stem for path in (ROOT / "protos/broker_api/v1").glob("*.proto")}
