@@ -142,10 +142,6 @@ class Device(HsmStatus, Protocol):
         """Log out and finalise the module."""
 
 
-DECIDING = ("operators", "policy_documents", "trust_rules", "targets", "keys", "key_versions", "root_keys")
-"""The tables that say who may do what with which key: small, and looked at often."""
-
-
 @dataclass(frozen=True, slots=True)
 class RowFinding:
     """A row that is not what the brokers left there; ``name`` "": some of the table's, and which is unknown."""
@@ -206,10 +202,8 @@ class Write(Protocol):
 class Store(Protocol):
     """Records by primary key, and the audit journal that every change goes through.
 
-    Primary keys: Key (name) · KeyVersion (key, number) · Target (name) · Import (key, version, target) ·
-    Operator (name) · PolicyDocument (version) · Receipt (principal, request_id) · AuditHead (chain, sequence) ·
-    TrustRule (name) · Secret (name) · SecretVersion (secret, number) · SecretRead (secret) · RootKey (version) ·
-    Session (id) · Lease (id) · UsedToken (issuer, jti).
+    ``core.records`` declares of each kind its primary key, what it may be looked for by and when it is due; who asks
+    for anything else has a bug and gets a ValueError (docs/records.md lists it all).
     Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang. WrongState
     ``ROW_FORGED`` for a row that somebody else has changed, made up, put back as it once was, or removed.
     """
@@ -232,20 +226,30 @@ class Store(Protocol):
         *,
         after: tuple[str | int, ...] = (),
         limit: int,
+        under: Sequence[str | int] = (),
+        begins: str = "",
         where: Mapping[str, str | int] | None = None,
         sound_only: bool = False,
     ) -> list[R]:
         """Up to ``limit`` records in primary-key order (bytewise), strictly after ``after`` (a whole primary key).
 
-        ``where`` keeps only the rows whose named fields equal the given values. ``sound_only`` passes over rows that
-        cannot be read, which are refused otherwise: for what must not be held up by one of them.
+        ``under``: only those whose key has these first parts; ``begins``: and whose next part, a text, begins so. The
+        database looks at no row outside. ``where`` keeps only the rows whose named fields equal the given values.
+        ``sound_only`` passes over rows that cannot be read, which are refused otherwise: for what must not be held up
+        by one of them.
         """
 
-    def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
+    def last(self, kind: type[R], *under: str | int) -> R | None:
+        """The record with the highest primary key of those whose key has these first parts, or None.
+
+        A row that cannot be read is refused and not passed over: an older one is not the last.
+        """
+
+    def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "") -> list[R]:
         """Records whose time has come at ``before``, oldest first, found through an index.
 
-        The time is ``expires_at`` of Sessions and Leases in that state, ``until`` of UsedTokens, ``created_at`` of
-        Receipts. A row that cannot be read is passed over, so that it never holds up the others (TL-18).
+        The time is the declared one, and so is the state that they are in, unless ``state`` is another. A row that
+        cannot be read is passed over, so that it never holds up the others (TL-18).
         """
 
     def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:

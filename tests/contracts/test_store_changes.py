@@ -1,0 +1,71 @@
+"""The Store port's contract, everywhere: changes of several rows at once, and of copies."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+
+import pytest
+
+from broker.core import ports
+from broker.core.errors import BrokerError
+from broker.core.kinds import LeaseState
+from broker.core.model import Key, KeyVersion, Lease
+from broker.core.ports import Store
+from tests.contracts.store_grounds import ground, store
+from tests.contracts.store_places import database
+from tests.contracts.store_samples import T0, entry, key, lease, put, version
+
+__all__ = ["database", "ground", "store"]  # fixtures
+
+
+def test_a_part_that_was_changed_is_not_committed_by_whoever_goes_on(store: Store) -> None:
+    put(store, key("taken"), version(number=1), version(number=2))
+
+    def add(write: ports.Write) -> None:
+        write.add(key("free"), key("taken"))
+
+    def replace_both(write: ports.Write) -> None:
+        stale = version(number=2, revision=7)
+        write.replace_all([(version(number=1), version(number=1, sealed=True)), (stale, stale)])
+
+    for body, reason in ((add, "NAME_TAKEN"), (replace_both, "CHANGED_MEANWHILE")):
+        with pytest.raises(BrokerError) as found, store.write(entry()) as write, suppress(BrokerError):
+            body(write)
+        assert found.value.reason == reason
+    assert [each.name for each in store.page(Key, limit=9)] == ["taken"]
+    assert store.page(KeyVersion, limit=9) == [version(number=1), version(number=2)]
+
+
+def test_leases_end_with_their_session_and_never_later_than_they_would(store: Store) -> None:
+    hour = timedelta(hours=1)
+    put(store, lease("a", expires_at=T0 + hour), lease("b", expires_at=T0 - hour), lease("o", session="other"))
+    put(store, lease("gone", state=LeaseState.EXPIRED))
+    with store.write(entry()) as write:
+        assert write.end_leases("s", LeaseState.REVOKED, T0) == 2
+        assert write.end_leases("s", LeaseState.REVOKED, T0) == 0
+    assert store.page(Lease, limit=9) == [
+        lease("a", state=LeaseState.REVOKED, expires_at=T0, revision=2),
+        lease("b", state=LeaseState.REVOKED, expires_at=T0 - hour, revision=2),
+        lease("gone", state=LeaseState.EXPIRED),
+        lease("o", session="other"),
+    ]
+
+
+def test_a_copy_that_is_as_new_counts_by_its_revision(store: Store) -> None:
+    put(store, key())
+    with store.write(entry()) as write:
+        assert write.replace(key(owner="elsewhere"), key(owner="new")) == key(owner="new", revision=2)
+        write.delete(key(owner="elsewhere", revision=2))
+    assert store.get(Key, "payments") is None
+
+
+def test_what_was_read_cannot_be_changed_by_who_reads_it(store: Store) -> None:
+    labels = {"team": "red"}
+    put(store, key(labels=labels))
+    labels["team"] = "blue"
+    found = store.get(Key, "payments")
+    assert found is not None
+    with pytest.raises(TypeError):
+        found.labels["team"] = "blue"  # type: ignore[index]
+    assert found.labels == {"team": "red"}
