@@ -202,8 +202,8 @@ class Write(Protocol):
 class Store(Protocol):
     """Records by primary key, and the audit journal that every change goes through.
 
-    ``core.records`` declares of each kind its primary key, what it may be looked for by and when it is due; who asks
-    for anything else has a bug and gets a ValueError (docs/records.md lists it all).
+    ``core.records`` declares the kinds, their primary keys, what they may be looked for by and when they are due; a
+    question about anything else is a bug, and a ValueError.
     Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang. WrongState
     ``ROW_FORGED`` for a row that somebody else has changed, made up, put back as it once was, or removed.
     """
@@ -233,17 +233,13 @@ class Store(Protocol):
     ) -> list[R]:
         """Up to ``limit`` records in primary-key order (bytewise), strictly after ``after`` (a whole primary key).
 
-        ``under``: only those whose key has these first parts; ``begins``: and whose next part, a text, begins so. The
-        database looks at no row outside. ``where`` keeps only the rows whose named fields equal the given values.
-        ``sound_only`` passes over rows that cannot be read, which are refused otherwise: for what must not be held up
-        by one of them.
+        ``under``: only those whose key has these first parts; ``begins``: and whose next part, a text, begins so.
+        ``where`` keeps only the rows whose named fields equal the given values. ``sound_only`` passes over rows that
+        cannot be read, which are refused otherwise: for what must not be held up by one of them.
         """
 
     def last(self, kind: type[R], *under: str | int) -> R | None:
-        """The record with the highest primary key of those whose key has these first parts, or None.
-
-        A row that cannot be read is refused and not passed over: an older one is not the last.
-        """
+        """The record with the highest primary key of those whose key has these first parts, or None."""
 
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "") -> list[R]:
         """Records whose time has come at ``before``, oldest first, found through an index.

@@ -1,7 +1,7 @@
 """Each kind of record that the store keeps, declared once.
 
-From this alone follow its table and its rows, what a page may be asked for, what is due, what the audit tells of it, the
-store in memory and the samples that the tests have, and docs/records.md.
+From this alone follow its table and its rows, what a page may be asked for, what is due, what the audit tells of it,
+the store in memory and the samples that the tests have, and docs/records.md.
 """
 
 from __future__ import annotations

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.dialects import sqlite
 
 from broker.core.kinds import VersionState
 from broker.core.model import AuditHead, Key, KeyVersion, PolicyDocument, UsedToken
 from broker.core.ports import Store
 from broker.core.records import key_of
+from broker.store.asked import asked
+from broker.store.tables import last, page
 from tests.contracts.store_grounds import ground, store
-from tests.contracts.store_places import database
-from tests.contracts.store_samples import T0, entry, key, put, sample, version
+from tests.contracts.store_places import database, new_sqlite
+from tests.contracts.store_samples import T0, entry, key, opened, put, sample, version
 
 __all__ = ["database", "ground", "store"]  # fixtures
 
@@ -96,3 +102,22 @@ def test_pages_of_what_begins_so_have_nothing_else(store: Store) -> None:
     assert [each.name for each in store.page(Key, begins="a/\x7f", limit=9)] == ["a/\x7f"]
     put(store, version("a", 1), version("a/b", 2), version("a/b", 1))
     assert [key_of(each) for each in store.page(KeyVersion, begins="a/", limit=9)] == [("a/b", 1), ("a/b", 2)]
+
+
+PLANS: list[tuple[Any, str]] = [
+    (page(Key, asked(Key, begins="a/"), (), 9), "name>? AND name<?"),
+    (page(Key, asked(Key, begins="a/"), ("a/b",), 9), "name>? AND name<?"),
+    (page(KeyVersion, asked(KeyVersion, under=("a",)), (), 9), "key=?"),
+    (last(KeyVersion, asked(KeyVersion, under=("a",))), "key=?"),
+]
+
+
+@pytest.mark.parametrize(("query", "bounds"), PLANS, ids=["begins", "begins-after", "under", "last"])
+def test_no_row_outside_is_looked_at(tmp_path: Path, query: Any, bounds: str) -> None:
+    with opened(new_sqlite(tmp_path)) as found:
+        statement, values = query
+        sql = str(statement.compile(dialect=sqlite.dialect()))
+        explained = text(f"EXPLAIN QUERY PLAN {re.sub('[?]', ':x', sql)}")
+        [plan] = [row[-1] for row in found._database.read(explained, {"x": next(iter(values.values()))})]
+        assert plan.startswith("SEARCH")
+        assert f"({bounds})" in plan

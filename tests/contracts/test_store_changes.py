@@ -1,4 +1,4 @@
-"""The Store port's contract, everywhere: changes of several rows at once, and of copies."""
+"""The Store port's contract, everywhere: changes of several rows at once, of copies, and a leader's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from datetime import timedelta
 import pytest
 
 from broker.core import ports
-from broker.core.errors import BrokerError
+from broker.core.entries import AuditEntry
+from broker.core.errors import BrokerError, WrongState
 from broker.core.kinds import LeaseState
 from broker.core.model import Key, KeyVersion, Lease
 from broker.core.ports import Store
-from tests.contracts.store_grounds import ground, store
+from tests.contracts.store_grounds import Ground, ground, store
 from tests.contracts.store_places import database
 from tests.contracts.store_samples import T0, entry, key, lease, put, version
 
@@ -69,3 +70,38 @@ def test_what_was_read_cannot_be_changed_by_who_reads_it(store: Store) -> None:
     with pytest.raises(TypeError):
         found.labels["team"] = "blue"  # type: ignore[index]
     assert found.labels == {"team": "red"}
+
+
+def led(fence: int) -> AuditEntry:
+    return replace(entry(), facts={"fence": fence})
+
+
+def test_whoever_leads_stays_it_and_writes(store: Store) -> None:
+    fence = store.lead()
+    assert fence is not None
+    assert store.lead() == fence
+    with store.write(led(fence)) as write:
+        write.add(key())
+    assert store.get(Key, key().name) == key()
+
+
+def test_P10_a_former_leader_writes_nothing_any_more(ground: Ground) -> None:
+    with ground.opened() as store:
+        former = store.lead()
+    with ground.opened() as store:
+        fence = store.lead()
+        assert former is not None
+        assert fence is not None
+        assert fence > former
+        before = ground.journal()
+        with pytest.raises(WrongState) as found, store.write(led(former)) as write:
+            write.add(key())
+        assert found.value.reason == "LEADERSHIP_LOST"
+        assert store.get(Key, key().name) is None
+        assert ground.journal() == before
+
+
+def test_a_number_that_nobody_was_given_is_not_the_leaders(store: Store) -> None:
+    fence = store.lead() or 0
+    with pytest.raises(WrongState), store.write(led(fence + 1)):
+        pass

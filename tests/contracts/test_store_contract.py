@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from broker.core import ports
-from broker.core.entries import AuditEntry
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Unavailable, WrongState
 from broker.core.kinds import KeyState, VersionState
 from broker.core.model import AuditHead, Key, KeyVersion, Operator, PolicyDocument, Record
@@ -366,38 +365,3 @@ def test_an_unmigrated_database_is_refused(tmp_path: Path) -> None:
     SqlStore.migrate(config(f"sqlite:///{tmp_path}/new.db", tmp_path))
     with opened(config(f"sqlite:///{tmp_path}/new.db", tmp_path)) as store:
         store.check()
-
-
-def led(fence: int) -> AuditEntry:
-    return replace(entry(), facts={"fence": fence})
-
-
-def test_whoever_leads_stays_it_and_writes(store: Store) -> None:
-    fence = store.lead()
-    assert fence is not None
-    assert store.lead() == fence
-    with store.write(led(fence)) as write:
-        write.add(key())
-    assert store.get(Key, key().name) == key()
-
-
-def test_P10_a_former_leader_writes_nothing_any_more(ground: Ground) -> None:
-    with ground.opened() as store:
-        former = store.lead()
-    with ground.opened() as store:
-        fence = store.lead()
-        assert former is not None
-        assert fence is not None
-        assert fence > former
-        before = ground.journal()
-        with pytest.raises(WrongState) as found, store.write(led(former)) as write:
-            write.add(key())
-        assert found.value.reason == "LEADERSHIP_LOST"
-        assert store.get(Key, key().name) is None
-        assert ground.journal() == before
-
-
-def test_a_number_that_nobody_was_given_is_not_the_leaders(store: Store) -> None:
-    fence = store.lead() or 0
-    with pytest.raises(WrongState), store.write(led(fence + 1)):
-        pass

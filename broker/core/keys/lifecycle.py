@@ -28,6 +28,7 @@ from broker.core.names import check_labels, check_name, check_owner
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_key, of_unknown_key
 from broker.core.ports import Hsm, Now, Store, Write
+from broker.core.records import key_of
 from broker.core.rows import refuse_doubt
 
 R = TypeVar("R", Key, KeyVersion)
@@ -375,8 +376,7 @@ class Keys:
         after: tuple[str | int, ...] = ()
         while batch := self._store.page(kind, after=after, limit=100, where=where, sound_only=sound_only):
             yield from batch
-            last = batch[-1]
-            after = (last.key, last.number) if isinstance(last, KeyVersion) else (last.name,)
+            after = key_of(batch[-1])
 
 
 def _require(key: Key, allowed: frozenset[KeyState]) -> None:
