@@ -177,6 +177,9 @@ def key_of(record: Record) -> tuple[Any, ...]:
 _KEYS = {kind: (len(one.key) == 1, attrgetter(*one.key)) for kind, one in RECORDS.items()}
 
 
+_ADMITTED = {kind: frozenset({*one.key, *one.filters}) for kind, one in RECORDS.items()}
+
+
 def check_asked(
     kind: type[Any], where: Collection[str], under: Sequence[str | int] = (), begins: str = ""
 ) -> tuple[str, ...]:
@@ -186,9 +189,8 @@ def check_asked(
     """
     one = RECORDS[kind]
     named = one.key[: len(under)]
-    undeclared = [name for name in where if name in named or name not in {*one.key, *one.filters}]
-    if undeclared:
-        raise ValueError(f"a {kind.__name__} is not looked for by {undeclared}, says core.records")
+    if not _ADMITTED[kind].issuperset(where) or any(name in where for name in named):
+        raise ValueError(f"a {kind.__name__} is not looked for by {sorted(where)}, says core.records")
     if len(under) >= len(one.key) or (begins and not begins[-1].isascii()):
         raise ValueError(f"no beginning of the primary key of a {kind.__name__}")
     return named

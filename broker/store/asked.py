@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from broker.core.records import RECORDS, check_asked
 
@@ -14,8 +13,7 @@ Value = str | int
 NOTHING: Mapping[str, Value] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """``cells``: those that equal, by name. ``field``: the text that starts with ``begins``; "": none need."""
 
     cells: Mapping[str, Value]
@@ -38,6 +36,7 @@ def asked(
     kind: type[Any], where: Mapping[str, Value] | None = None, under: Sequence[Value] = (), begins: str = ""
 ) -> Asked:
     """The port's ``where``, ``under`` and ``begins``; ValueError for what no such record is looked for by."""
-    named = check_asked(kind, where or NOTHING, under, begins)
-    cells = {**dict(zip(named, under, strict=True)), **(where or NOTHING)}
+    where = where or NOTHING
+    named = check_asked(kind, where, under, begins)
+    cells = {**dict(zip(named, under, strict=True)), **where} if under else where
     return Asked(cells, RECORDS[kind].key[len(under)] if begins else "", begins)
