@@ -171,6 +171,9 @@ class Write(Protocol):
         Without ``lock`` the caller must hold a row that everybody holds who changes the rows asked for.
         """
 
+    def last(self, kind: type[R], *under: str | int, lock: bool = True) -> R | None:
+        """As ``Store.last``, under the same conditions as ``page``."""
+
     def add(self, *records: R) -> None:
         """Insert records of one kind. AlreadyExists ``NAME_TAKEN`` when a primary key is in use."""
 
@@ -202,8 +205,7 @@ class Write(Protocol):
 class Store(Protocol):
     """Records by primary key, and the audit journal that every change goes through.
 
-    ``core.records`` declares the kinds, their primary keys, what they may be looked for by and when they are due; a
-    question about anything else is a bug, and a ValueError.
+    What may be asked of which kind is declared in ``core.records``; anything else is a bug, and a ValueError.
     Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang. WrongState
     ``ROW_FORGED`` for a row that somebody else has changed, made up, put back as it once was, or removed.
     """
@@ -244,8 +246,7 @@ class Store(Protocol):
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "") -> list[R]:
         """Records whose time has come at ``before``, oldest first, found through an index.
 
-        The time is the declared one, and so is the state that they are in, unless ``state`` is another. A row that
-        cannot be read is passed over, so that it never holds up the others (TL-18).
+        Time and state are those declared, unless ``state`` is another. What cannot be read is passed over (TL-18).
         """
 
     def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:

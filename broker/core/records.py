@@ -18,6 +18,7 @@ from broker.core.model import (
     Key,
     KeyVersion,
     Lease,
+    Operation,
     Operator,
     PolicyDocument,
     Receipt,
@@ -153,6 +154,14 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
             due="until",
             indexes={"due": ("until",)},
             never_deleted=True,
+            passing=True,
+        ),
+        Operation: Declaration(
+            table="operations",
+            key=("subject", "number"),
+            due="due_at",
+            due_in="running",
+            indexes={"due": ("state", "due_at")},
             passing=True,
         ),
     }

@@ -7,13 +7,10 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Select
-
 from broker.core.entries import AuditEntry
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key, KeyVersion, Record, Secret, SecretVersion
 from broker.core.ports import Now, RowFinding
-from broker.store import migrate
 from broker.store.adoption import adopt
 from broker.store.answers import Answers
 from broker.store.asked import Asked, asked
@@ -31,7 +28,7 @@ from broker.store.private import lasting_name, private_folder
 from broker.store.recent import Recent
 from broker.store.restored import Genuine, missing, newest_head, newest_heads, nobody, refuse_older
 from broker.store.rows import FIELDS, PLACES, key_in, row_of, storable
-from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, last, page, secrets_of
+from broker.store.tables import BY_KEY, INSERT, VERSION, Query, count, due, key_cells, last, page, secrets_of
 from broker.store.transaction import SqlWrite
 
 R = TypeVar("R", bound=Record)
@@ -40,10 +37,6 @@ T = TypeVar("T")
 
 _KEY_CELLS = len(FIELDS[Key]) + 1  # the MAC
 _SECRET_CELLS = len(FIELDS[Secret]) + 1
-
-
-Query = tuple[Select[Any], Mapping[str, str | int]]
-"""A statement and its parameters."""
 
 
 class SqlStore:
@@ -101,6 +94,8 @@ class SqlStore:
     @staticmethod
     def migrate(config: StoreConfig) -> None:
         """Bring the database to this program's schema, in one transaction; does nothing when it is there already."""
+        from broker.store import migrate  # noqa: PLC0415 - Alembic would be a sixth of every start, which has no use for it
+
         migrate.run(config)
 
     @staticmethod

@@ -18,7 +18,7 @@ from broker.core.kinds import LeaseState
 from broker.core.model import Lease, Record
 from broker.core.records import key_of, kinds
 from broker.store.answers import Answers
-from broker.store.asked import asked
+from broker.store.asked import Asked, asked
 from broker.store.authentic import Rows
 from broker.store.database import Database
 from broker.store.floors import Floors
@@ -33,10 +33,12 @@ from broker.store.tables import (
     LEADERSHIP,
     LOCKED_BY_KEY,
     UPDATE,
+    Query,
     cells,
     insert_of,
     inserted,
     key_cells,
+    last,
     page,
 )
 
@@ -108,11 +110,18 @@ class SqlWrite:
     ) -> list[R]:
         """See ``Write.page``."""
         wanted = asked(kind, where)
-        query, values = page(kind, wanted, after, limit)
+        return self._found(kind, wanted, page(kind, wanted, after, limit), lock=lock)
+
+    def last(self, kind: type[R], *under: str | int, lock: bool = True) -> R | None:
+        """See ``Write.last``."""
+        wanted = asked(kind, under=under)
+        return next(iter(self._found(kind, wanted, last(kind, wanted), lock=lock)), None)
+
+    def _found(self, kind: type[R], wanted: Asked, query: Query, *, lock: bool) -> list[R]:
         with self._statements():
             if lock and self._shared:
                 self._connection.execute(text(f"LOCK TABLE {NAMES[kind]} IN SHARE ROW EXCLUSIVE MODE"))
-            rows = self.read(query, values)
+            rows = self.read(*query)
         return [self._met(self._answers.record(kind, row, wanted), row[-1]) for row in rows]
 
     def add(self, *records: R) -> None:

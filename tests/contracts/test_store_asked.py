@@ -69,6 +69,7 @@ def test_the_last_is_the_highest_of_the_whole_table_or_under_a_part_of_the_key(s
     assert store.last(PolicyDocument) == replace(DOCUMENT, version=12)
     with store.write(entry()) as write:
         write.delete(version("a", 10))
+        assert (write.last(KeyVersion, "a"), write.last(KeyVersion, "c", lock=False)) == (version("a", 9), None)
         assert store.last(KeyVersion, "a") == version("a", 10)
     assert store.last(KeyVersion, "a") == version("a", 9)
 

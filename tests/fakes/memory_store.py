@@ -139,6 +139,9 @@ class _Transaction(_Tables):
     ) -> list[R]:
         return self._page(kind, after, limit, self._found(kind, where))
 
+    def last(self, kind: type[R], *under: Part, lock: bool = True) -> R | None:  # noqa: ARG002  as above
+        return super().last(kind, *under)
+
     def add(self, *records: R) -> None:
         self.check_open()
         if len({type(record) for record in records}) > 1:

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from broker.core.kinds import ImportState, OperatorState, SecretVersionState
+from broker.core.kinds import ImportState, OperationState, OperatorState, SecretVersionState
 from broker.core.model import (
     Import,
+    Operation,
     Operator,
     PolicyDocument,
     Receipt,
@@ -63,6 +64,14 @@ ROWS: list[Record] = [
     session(),
     lease(),
     UsedToken(issuer="https://ci", jti="j", until=LAST),
+    Operation(
+        subject="key/a/1", number=1, kind="make-key-version", state=OperationState.RUNNING, step=0,
+        memory={"exportable": "1"}, principal="operator/alice", failure="", attempts=0, created_at=T0, due_at=T0,
+    ),
+    Receipt(
+        principal="operator/alice", request_id="t", rpc="x", digest="00", resource="a", version=1, created_at=T0,
+        operation=1,
+    ),
 ]  # fmt: skip
 
 
@@ -90,6 +99,8 @@ MACS = [
     "12311bd152da6a2fc6b329f86cbdc4ad",
     "50734962d210e29cf9fa243d0ace22e4",
     "a9d1a86e05416fa11b7567b211b5f1fb",
+    "e91262339f7d659a5a2e437e541c7e77",
+    "42244d2e96d511ffc440b702a1d69ec7",
 ]
 
 SUMS = [
@@ -108,6 +119,7 @@ SUMS = [
     "Session",
     "Lease",
     "UsedToken",
+    "Operation",
 ]
 
 
