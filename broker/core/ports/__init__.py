@@ -159,10 +159,6 @@ class Device(HsmStatus, Protocol):
         """Log out and finalise the module."""
 
 
-DECIDING = ("operators", "policy_documents", "trust_rules", "targets", "keys", "key_versions", "root_keys")
-"""The tables that say who may do what with which key: small, and looked at often."""
-
-
 @dataclass(frozen=True, slots=True)
 class RowFinding:
     """A row that is not what the brokers left there; ``name`` "": some of the table's, and which is unknown."""
@@ -191,6 +187,9 @@ class Write(Protocol):
 
         Without ``lock`` the caller must hold a row that everybody holds who changes the rows asked for.
         """
+
+    def last(self, kind: type[R], *under: str | int, lock: bool = True) -> R | None:
+        """As ``Store.last``, under the same conditions as ``page``."""
 
     def add(self, *records: R) -> None:
         """Insert records of one kind. AlreadyExists ``NAME_TAKEN`` when a primary key is in use."""
@@ -223,10 +222,7 @@ class Write(Protocol):
 class Store(Protocol):
     """Records by primary key, and the audit journal that every change goes through.
 
-    Primary keys: Key (name) · KeyVersion (key, number) · Target (name) · Import (key, version, target, remote_name) ·
-    Operator (name) · PolicyDocument (version) · Receipt (principal, request_id) · AuditHead (chain, sequence) ·
-    TrustRule (name) · Secret (name) · SecretVersion (secret, number) · SecretRead (secret) · RootKey (version) ·
-    Session (id) · Lease (id) · UsedToken (issuer, jti) · Operation (subject, number).
+    What may be asked of which kind is declared in ``core.records``; anything else is a bug, and a ValueError.
     Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang. WrongState
     ``ROW_FORGED`` for a row that somebody else has changed, made up, put back as it once was, or removed.
     """
@@ -249,21 +245,25 @@ class Store(Protocol):
         *,
         after: tuple[str | int, ...] = (),
         limit: int,
+        under: Sequence[str | int] = (),
+        begins: str = "",
         where: Mapping[str, str | int] | None = None,
         sound_only: bool = False,
     ) -> list[R]:
         """Up to ``limit`` records in primary-key order (bytewise), strictly after ``after`` (a whole primary key).
 
+        ``under``: only those whose key has these first parts; ``begins``: and whose next part, a text, begins so.
         ``where`` keeps only the rows whose named fields equal the given values. ``sound_only`` passes over rows that
         cannot be read, which are refused otherwise: for what must not be held up by one of them.
         """
 
-    def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
+    def last(self, kind: type[R], *under: str | int) -> R | None:
+        """The record with the highest primary key of those whose key has these first parts, or None."""
+
+    def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "") -> list[R]:
         """Records whose time has come at ``before``, oldest first, found through an index.
 
-        The time is ``expires_at`` of Sessions and Leases in that state, ``due_at`` of Operations in that state,
-        ``until`` of UsedTokens, ``created_at`` of Receipts. A row that cannot be read is passed over, so that it never
-        holds up the others (TL-18).
+        Time and state are those declared, unless ``state`` is another. What cannot be read is passed over (TL-18).
         """
 
     def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:
