@@ -148,6 +148,7 @@ class MortalConnect:
 class _MakesKeks:
     def __init__(self, vault: Vault, fate: Fate, kek: str) -> None:
         self._vault, self._fate, self._kek = vault, fate, kek
+        self.keks = self
 
     def made_wrapping_key(self, mark: str) -> WrappingKey | None:
         if self._kek not in self._vault.keks:

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from broker.core.errors import BrokerError, Unavailable
 from broker.core.kinds import ImportState
 from broker.core.model import Target
-from broker.targets.azure_key_vault import target as azure
-from broker.targets.azure_key_vault.fake import Effect, FakeVault, KeyVersion, Refused
+from broker.targets.azure_key_vault import kek as azure
 from tests.contracts.store_samples import read_journal
 from tests.fakes.background import carry_on
 from tests.integration.azure_bench import AzureBench, bench, vault
+from tests.servers.azure_key_vault import Effect, FakeVault, KeyVersion, Refused
 from tests.servers.fake_azure import key_client
 
 __all__ = ["bench", "vault"]  # fixtures

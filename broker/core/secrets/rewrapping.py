@@ -12,6 +12,7 @@ from broker.core.errors import WrongState
 from broker.core.model import RootKey, SecretVersion
 from broker.core.once import last_write, record
 from broker.core.ports import Store
+from broker.core.records import key_of
 from broker.core.secrets.root_rows import KnownRoots
 from broker.core.secrets.sealing import Sealing
 
@@ -34,7 +35,7 @@ class Rewrapping:
         where = {"root": root.version}
         while batch := self._store.page(SecretVersion, after=after, limit=STEP, where=where, sound_only=True):
             yield f"root/{root.version}", partial(self._rewrap, batch)
-            after = (batch[-1].secret, batch[-1].number)
+            after = key_of(batch[-1])
 
     def _rewrap(self, batch: list[SecretVersion], call: Call) -> None:
         learnt = self._known.learnt()

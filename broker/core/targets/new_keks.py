@@ -24,6 +24,7 @@ from broker.core.model import Operation, Receipt, Target, WrappingKey
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import Operations, running
 from broker.core.targets.keks import KEK, check_kek
+from broker.core.targets.parts import kek_fixed, keks_of
 
 PATIENCE = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(minutes=1)
@@ -55,7 +56,7 @@ class NewKeks:
     def check(self, target: Target) -> None:
         """WrongState ``TARGET_KEK_EXISTS`` or ``TARGET_KEK_FIXED`` if the KEK of the settings could not be made."""
         wanted = _wanted(target)
-        if wanted in self._port(target).names():
+        if wanted in self._keks(target).names():
             raise WrongState(
                 "TARGET_KEK_EXISTS",
                 f"The target has a key named {wanted}; give its versioned id, or have one made under another name.",
@@ -66,7 +67,7 @@ class NewKeks:
         _wanted(target)
         mark = secrets.token_hex(16)
         if self._operations.live(self._store, _subject(target.name)) is None:
-            self._port(target).made_wrapping_key(mark)  # refused before anything is begun
+            self._keks(target).made_wrapping_key(mark)  # refused before anything is begun
         with self._store.write(call.intent()) as write:
             receipt = receipts.replay(write, call)
             if receipt is None:
@@ -102,7 +103,7 @@ class NewKeks:
         return operation
 
     def _make(self, work: Work) -> Mapping[str, str]:
-        kek = self._port(self._asked(work)).create_wrapping_key(work.memory["mark"])
+        kek = self._keks(self._asked(work)).create_wrapping_key(work.memory["mark"])
         check_kek(kek)
         return {"kek_id": kek.id, "kek_thumbprint": kek.thumbprint}
 
@@ -117,7 +118,7 @@ class NewKeks:
         asked = self._asked(work)
         work.call.note(target=asked.name, remote_name=_wanted(asked))
         try:
-            kek = self._port(asked).made_wrapping_key(work.memory["mark"])
+            kek = self._keks(asked).made_wrapping_key(work.memory["mark"])
         except Unavailable:
             if self._now() < work.operation.created_at + LOOKED_FOR:
                 raise
@@ -147,13 +148,8 @@ class NewKeks:
             created_at=self._now(),
         )
 
-    def _port(self, target: Target) -> ports.Target:
-        return self._connect(target.name, target.kind, target.settings)
-
-
-def fixed() -> WrongState:
-    """Nobody chooses the KEK of such a target."""
-    return WrongState("TARGET_KEK_FIXED", "This kind of target has one KEK of its own; register it without a KEK.")
+    def _keks(self, target: Target) -> ports.MakesKek:
+        return keks_of(self._connect(target.name, target.kind, target.settings))
 
 
 def _note(call: Call, kek: WrappingKey | None) -> None:
@@ -166,7 +162,7 @@ def _note(call: Call, kek: WrappingKey | None) -> None:
 def _wanted(target: Target) -> str:
     wanted = target.settings.get(KEK)
     if wanted is None:
-        raise fixed()
+        raise kek_fixed()
     return wanted
 
 

@@ -18,8 +18,9 @@ from broker.core.page import Page
 from broker.core.policy import guard
 from broker.core.policy.guard import Guard
 from broker.core.targets.copies import alarms, place_of
-from broker.core.targets.keks import KEK, check_kek, check_pin, offered
-from broker.core.targets.new_keks import NewKeks, fixed
+from broker.core.targets.keks import KEK, check_kek, check_pin, standing
+from broker.core.targets.new_keks import NewKeks
+from broker.core.targets.parts import kek_fixed
 from broker.core.targets.slots import Slots
 from broker.core.targets.thumbprints import thumbprint
 
@@ -108,7 +109,9 @@ class Targets:
     def _checked(self, target: Target) -> list[Probe]:
         try:
             port = self._port(target)
-            kek = offered(port, target)
+            kek = standing(port, target)
+            if kek is None:
+                port.check()
         except BrokerError as error:
             return [*_no_answer(error), self._copies_probe(target)]
         return [
@@ -124,7 +127,7 @@ class Targets:
         wanted = thumbprint(expected_kek_thumbprint)
         old = self._permitted(call, name)
         if kek and KEK not in old.settings:
-            raise fixed()
+            raise kek_fixed()
         moved = self._moved(call, old, kek) if kek else old
         new = old
         if self._seen(call) is None:
@@ -220,7 +223,10 @@ class Targets:
         return receipt if receipt is not None and receipt.digest == call.digest else None
 
     def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
-        kek = offered(self._port(target), target)
+        port = self._port(target)
+        kek = standing(port, target)
+        if kek is None:
+            return self._reached(call, port, target, wanted)
         call.note(target=target.name, kek_thumbprint=kek.thumbprint)
         check_kek(kek)
         if wanted and kek.thumbprint != wanted:
@@ -230,6 +236,18 @@ class Targets:
                 "find out which is right before anything is wrapped for it.",
             )
         return replace(target, kek_id=kek.id, kek_thumbprint=kek.thumbprint)
+
+    def _reached(self, call: Call, port: ports.Target, target: Target, wanted: str) -> Target:
+        """Without a pin, since each import has a wrapping key of its own there; that the target answers is seen."""
+        call.note(target=target.name)
+        if wanted:
+            raise InvalidRequest(
+                "THUMBPRINT_INVALID",
+                "This kind of target makes a wrapping key for each import, so there is none to expect; leave the "
+                "thumbprint out.",
+            )
+        port.check()
+        return target
 
     def _with_new_kek(self, call: Call, target: Target) -> Target:
         if call.validate_only:
@@ -253,7 +271,7 @@ class Targets:
             "broker disables them as soon as the target lets it, or somebody does so there.",
         )
 
-    def _wrap_probe(self, port: ports.Target) -> Probe:
+    def _wrap_probe(self, port: ports.Offers) -> Probe:
         report = self._hsm.report()
         try:
             chosen = port.oaep_hash(report.oaep_hashes)
@@ -277,7 +295,7 @@ def _no_answer(error: BrokerError) -> list[Probe]:
     ]
 
 
-def _authorised_probe(port: ports.Target) -> Probe:
+def _authorised_probe(port: ports.Offers) -> Probe:
     try:
         port.check()
     except BrokerError as error:
@@ -285,7 +303,9 @@ def _authorised_probe(port: ports.Target) -> Probe:
     return Probe(name="authorised", passed=True, detail="The credential may do all that importing and proving take.")
 
 
-def _kek_probe(target: Target, kek: WrappingKey) -> Probe:
+def _kek_probe(target: Target, kek: WrappingKey | None) -> Probe:
+    if kek is None:
+        return Probe(name="kek", passed=True, detail="A new one is made for each import, so that none is pinned.")
     try:
         check_pin(target, kek)
     except WrongState as error:
