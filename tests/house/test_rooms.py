@@ -39,7 +39,7 @@ ROOMS = {
     "cli": {"broker_cli"},
     "protos": {"broker_api"},
     "protos/broker_api": {"v1"},
-    "tests": {"bench", "contracts", "fakes", "house", "integration", "readers", "servers", "soak", "unit"},
+    "tests": {"bench", "contracts", "fakes", "house", "integration", "readers", "servers", "soak", "unit", "wire"},
 }
 NOUNS = {path.stem for path in (ROOT / "protos/broker_api/v1").glob("*.proto")}
 IN_THE_CORE = {"policies": "policy"}
