@@ -9,16 +9,17 @@ than the type allows is an unknown field.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from broker.core.errors import Exhausted, InvalidRequest
+from broker.core.errors import InvalidRequest
+from broker.core.gate.method import Request
 
 MAX_DEPTH = 64
-MAX_BYTES = 1 << 20
 
 
 def _refuse(reason: str, sentence: str, name: str) -> InvalidRequest:
@@ -93,18 +94,29 @@ class Plan:
         self.has_validate_only = "validate_only" in fields
         self._shape = _shape(kind.DESCRIPTOR, ())
 
-    def decode(self, wire: bytes) -> Any:
-        """The message in ``wire``; Exhausted ``MESSAGE_TOO_LARGE``, else InvalidRequest with what is wrong."""
-        if len(wire) > MAX_BYTES:
-            raise Exhausted("MESSAGE_TOO_LARGE", "The request is larger than 1 MiB; send less at once.")
+    def decode(self, wire: bytes) -> Request:
+        """The request in ``wire``; InvalidRequest with what is wrong."""
         try:
             message = self.kind.FromString(wire)
         except DecodeError as error:
             raise InvalidRequest(
                 "MESSAGE_INVALID", "The request is not a valid message of this method; use the broker's client."
             ) from error
+        return self.sound(message)
+
+    def sound(self, message: Any) -> Request:
+        """The request that a decoded message is, however it was written; InvalidRequest with what is wrong."""
         self._shape.check(message)
-        return message
+        return Request(
+            message=message,
+            request_id=message.request_id if self.has_request_id else "",
+            validate_only=self.has_validate_only and message.validate_only,
+            essence=partial(self._essence, message),
+        )
+
+    def _essence(self, message: Any) -> bytes:
+        """Deterministic, because a client may write a map in another order when it repeats itself."""
+        return bytes(self.without_values(message).SerializeToString(deterministic=True))
 
     def without_values(self, request: Any) -> Any:
         """The request with its secret values empty: a digest of it can be stored, and tells nothing of them.

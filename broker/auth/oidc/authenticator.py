@@ -19,7 +19,9 @@ from broker.core.identity import Credentials, Patience, Verified
 from broker.core.model import Principal, Proof, TrustRule
 from broker.core.trust import rules as trust
 
-OPENING = frozenset({"SessionService/Login", "SessionService/FetchSecrets"})
+OPENING = "SessionService/FetchSecrets or SessionService/Login"
+"""How the audit puts which methods an identity token is good for."""
+
 SESSION_PREFIX = "brs_"
 
 
@@ -53,8 +55,8 @@ class Oidc:
         text = bearer(credentials)
         if text is None or text.startswith(SESSION_PREFIX):
             return None
-        if credentials.rpc not in OPENING:
-            raise refused("TOKEN_NOT_HERE", "rpc", " or ".join(sorted(OPENING)), credentials.rpc)
+        if not credentials.traits.opens_session:
+            raise refused("TOKEN_NOT_HERE", "rpc", OPENING, credentials.rpc)
         return self._principal(text, credentials.metadata.get("broker-trust-rule", ""), credentials.patience)
 
     def inspect(self, rule: TrustRule, token: str) -> Verified:

@@ -22,48 +22,61 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from broker_api.v1 import traits_pb2 as broker__api_dot_v1_dot_traits__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62roker_api/v1/targets.proto\x12\rbroker_api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x01\n\x06Target\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05vault\x18\x02 \x01(\x0b\x32\x1c.broker_api.v1.VaultSettingsH\x00\x12?\n\x0f\x61zure_key_vault\x18\x07 \x01(\x0b\x32$.broker_api.v1.AzureKeyVaultSettingsH\x00\x12\x0e\n\x06kek_id\x18\x03 \x01(\t\x12\x16\n\x0ekek_thumbprint\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x42\n\n\x08settings\"f\n\rVaultSettings\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05mount\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\t\x12\x12\n\ntoken_file\x18\x04 \x01(\t\x12\x11\n\tnamespace\x18\x05 \x01(\t\"\x7f\n\x15\x41zureKeyVaultSettings\x12\x11\n\tvault_url\x18\x01 \x01(\t\x12\x0b\n\x03kek\x18\x02 \x01(\t\x12\x12\n\ncredential\x18\x03 \x01(\t\x12\x11\n\ttenant_id\x18\x04 \x01(\t\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12\x0c\n\x04\x66ile\x18\x06 \x01(\t\"\xff\x01\n\x13\x43reateTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05vault\x18\x02 \x01(\x0b\x32\x1c.broker_api.v1.VaultSettingsH\x00\x12?\n\x0f\x61zure_key_vault\x18\x06 \x01(\x0b\x32$.broker_api.v1.AzureKeyVaultSettingsH\x00\x12\x1f\n\x17\x65xpected_kek_thumbprint\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x12\n\ncreate_kek\x18\x07 \x01(\x08\x42\n\n\x08settings\"=\n\x14\x43reateTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\" \n\x10GetTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11GetTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\";\n\x12ListTargetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x13ListTargetsResponse\x12&\n\x07targets\x18\x01 \x03(\x0b\x32\x15.broker_api.v1.Target\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43heckTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x13\x43heckTargetResponse\x12.\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x1c.broker_api.v1.TargetFinding\"=\n\rTargetFinding\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"{\n\x12RepinTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x17\x65xpected_kek_thumbprint\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0b\n\x03kek\x18\x05 \x01(\t\"<\n\x13RepinTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\"f\n\x13\x44\x65leteTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x16\n\x0e\x63opies_unknown\x18\x04 \x01(\x08\"\x16\n\x14\x44\x65leteTargetResponse2\x93\x04\n\rTargetService\x12W\n\x0c\x43reateTarget\x12\".broker_api.v1.CreateTargetRequest\x1a#.broker_api.v1.CreateTargetResponse\x12N\n\tGetTarget\x12\x1f.broker_api.v1.GetTargetRequest\x1a .broker_api.v1.GetTargetResponse\x12T\n\x0bListTargets\x12!.broker_api.v1.ListTargetsRequest\x1a\".broker_api.v1.ListTargetsResponse\x12T\n\x0b\x43heckTarget\x12!.broker_api.v1.CheckTargetRequest\x1a\".broker_api.v1.CheckTargetResponse\x12T\n\x0bRepinTarget\x12!.broker_api.v1.RepinTargetRequest\x1a\".broker_api.v1.RepinTargetResponse\x12W\n\x0c\x44\x65leteTarget\x12\".broker_api.v1.DeleteTargetRequest\x1a#.broker_api.v1.DeleteTargetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62roker_api/v1/targets.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/traits.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x01\n\x06Target\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05vault\x18\x02 \x01(\x0b\x32\x1c.broker_api.v1.VaultSettingsH\x00\x12?\n\x0f\x61zure_key_vault\x18\x07 \x01(\x0b\x32$.broker_api.v1.AzureKeyVaultSettingsH\x00\x12\x0e\n\x06kek_id\x18\x03 \x01(\t\x12\x16\n\x0ekek_thumbprint\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x42\n\n\x08settings\"f\n\rVaultSettings\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05mount\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\t\x12\x12\n\ntoken_file\x18\x04 \x01(\t\x12\x11\n\tnamespace\x18\x05 \x01(\t\"\x7f\n\x15\x41zureKeyVaultSettings\x12\x11\n\tvault_url\x18\x01 \x01(\t\x12\x0b\n\x03kek\x18\x02 \x01(\t\x12\x12\n\ncredential\x18\x03 \x01(\t\x12\x11\n\ttenant_id\x18\x04 \x01(\t\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12\x0c\n\x04\x66ile\x18\x06 \x01(\t\"\xff\x01\n\x13\x43reateTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05vault\x18\x02 \x01(\x0b\x32\x1c.broker_api.v1.VaultSettingsH\x00\x12?\n\x0f\x61zure_key_vault\x18\x06 \x01(\x0b\x32$.broker_api.v1.AzureKeyVaultSettingsH\x00\x12\x1f\n\x17\x65xpected_kek_thumbprint\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x12\n\ncreate_kek\x18\x07 \x01(\x08\x42\n\n\x08settings\"=\n\x14\x43reateTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\" \n\x10GetTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11GetTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\";\n\x12ListTargetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x13ListTargetsResponse\x12&\n\x07targets\x18\x01 \x03(\x0b\x32\x15.broker_api.v1.Target\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43heckTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x13\x43heckTargetResponse\x12.\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x1c.broker_api.v1.TargetFinding\"=\n\rTargetFinding\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"{\n\x12RepinTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x17\x65xpected_kek_thumbprint\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0b\n\x03kek\x18\x05 \x01(\t\"<\n\x13RepinTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\"f\n\x13\x44\x65leteTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x16\n\x0e\x63opies_unknown\x18\x04 \x01(\x08\"\x16\n\x14\x44\x65leteTargetResponse2\xc9\x04\n\rTargetService\x12\x61\n\x0c\x43reateTarget\x12\".broker_api.v1.CreateTargetRequest\x1a#.broker_api.v1.CreateTargetResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12V\n\tGetTarget\x12\x1f.broker_api.v1.GetTargetRequest\x1a .broker_api.v1.GetTargetResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12\\\n\x0bListTargets\x12!.broker_api.v1.ListTargetsRequest\x1a\".broker_api.v1.ListTargetsResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12^\n\x0b\x43heckTarget\x12!.broker_api.v1.CheckTargetRequest\x1a\".broker_api.v1.CheckTargetResponse\"\x08\xa2\xbb\x18\x04\x08\x01\x18\x01\x12^\n\x0bRepinTarget\x12!.broker_api.v1.RepinTargetRequest\x1a\".broker_api.v1.RepinTargetResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12_\n\x0c\x44\x65leteTarget\x12\".broker_api.v1.DeleteTargetRequest\x1a#.broker_api.v1.DeleteTargetResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'broker_api.v1.targets_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TARGET']._serialized_start=80
-  _globals['_TARGET']._serialized_end=333
-  _globals['_VAULTSETTINGS']._serialized_start=335
-  _globals['_VAULTSETTINGS']._serialized_end=437
-  _globals['_AZUREKEYVAULTSETTINGS']._serialized_start=439
-  _globals['_AZUREKEYVAULTSETTINGS']._serialized_end=566
-  _globals['_CREATETARGETREQUEST']._serialized_start=569
-  _globals['_CREATETARGETREQUEST']._serialized_end=824
-  _globals['_CREATETARGETRESPONSE']._serialized_start=826
-  _globals['_CREATETARGETRESPONSE']._serialized_end=887
-  _globals['_GETTARGETREQUEST']._serialized_start=889
-  _globals['_GETTARGETREQUEST']._serialized_end=921
-  _globals['_GETTARGETRESPONSE']._serialized_start=923
-  _globals['_GETTARGETRESPONSE']._serialized_end=981
-  _globals['_LISTTARGETSREQUEST']._serialized_start=983
-  _globals['_LISTTARGETSREQUEST']._serialized_end=1042
-  _globals['_LISTTARGETSRESPONSE']._serialized_start=1044
-  _globals['_LISTTARGETSRESPONSE']._serialized_end=1130
-  _globals['_CHECKTARGETREQUEST']._serialized_start=1132
-  _globals['_CHECKTARGETREQUEST']._serialized_end=1166
-  _globals['_CHECKTARGETRESPONSE']._serialized_start=1168
-  _globals['_CHECKTARGETRESPONSE']._serialized_end=1237
-  _globals['_TARGETFINDING']._serialized_start=1239
-  _globals['_TARGETFINDING']._serialized_end=1300
-  _globals['_REPINTARGETREQUEST']._serialized_start=1302
-  _globals['_REPINTARGETREQUEST']._serialized_end=1425
-  _globals['_REPINTARGETRESPONSE']._serialized_start=1427
-  _globals['_REPINTARGETRESPONSE']._serialized_end=1487
-  _globals['_DELETETARGETREQUEST']._serialized_start=1489
-  _globals['_DELETETARGETREQUEST']._serialized_end=1591
-  _globals['_DELETETARGETRESPONSE']._serialized_start=1593
-  _globals['_DELETETARGETRESPONSE']._serialized_end=1615
-  _globals['_TARGETSERVICE']._serialized_start=1618
-  _globals['_TARGETSERVICE']._serialized_end=2149
+  _globals['_TARGETSERVICE'].methods_by_name['CreateTarget']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['CreateTarget']._serialized_options = b'\242\273\030\004\010\003\030\001'
+  _globals['_TARGETSERVICE'].methods_by_name['GetTarget']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['GetTarget']._serialized_options = b'\242\273\030\002\010\001'
+  _globals['_TARGETSERVICE'].methods_by_name['ListTargets']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['ListTargets']._serialized_options = b'\242\273\030\002\010\001'
+  _globals['_TARGETSERVICE'].methods_by_name['CheckTarget']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['CheckTarget']._serialized_options = b'\242\273\030\004\010\001\030\001'
+  _globals['_TARGETSERVICE'].methods_by_name['RepinTarget']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['RepinTarget']._serialized_options = b'\242\273\030\004\010\003\030\001'
+  _globals['_TARGETSERVICE'].methods_by_name['DeleteTarget']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['DeleteTarget']._serialized_options = b'\242\273\030\002\010\003'
+  _globals['_TARGET']._serialized_start=108
+  _globals['_TARGET']._serialized_end=361
+  _globals['_VAULTSETTINGS']._serialized_start=363
+  _globals['_VAULTSETTINGS']._serialized_end=465
+  _globals['_AZUREKEYVAULTSETTINGS']._serialized_start=467
+  _globals['_AZUREKEYVAULTSETTINGS']._serialized_end=594
+  _globals['_CREATETARGETREQUEST']._serialized_start=597
+  _globals['_CREATETARGETREQUEST']._serialized_end=852
+  _globals['_CREATETARGETRESPONSE']._serialized_start=854
+  _globals['_CREATETARGETRESPONSE']._serialized_end=915
+  _globals['_GETTARGETREQUEST']._serialized_start=917
+  _globals['_GETTARGETREQUEST']._serialized_end=949
+  _globals['_GETTARGETRESPONSE']._serialized_start=951
+  _globals['_GETTARGETRESPONSE']._serialized_end=1009
+  _globals['_LISTTARGETSREQUEST']._serialized_start=1011
+  _globals['_LISTTARGETSREQUEST']._serialized_end=1070
+  _globals['_LISTTARGETSRESPONSE']._serialized_start=1072
+  _globals['_LISTTARGETSRESPONSE']._serialized_end=1158
+  _globals['_CHECKTARGETREQUEST']._serialized_start=1160
+  _globals['_CHECKTARGETREQUEST']._serialized_end=1194
+  _globals['_CHECKTARGETRESPONSE']._serialized_start=1196
+  _globals['_CHECKTARGETRESPONSE']._serialized_end=1265
+  _globals['_TARGETFINDING']._serialized_start=1267
+  _globals['_TARGETFINDING']._serialized_end=1328
+  _globals['_REPINTARGETREQUEST']._serialized_start=1330
+  _globals['_REPINTARGETREQUEST']._serialized_end=1453
+  _globals['_REPINTARGETRESPONSE']._serialized_start=1455
+  _globals['_REPINTARGETRESPONSE']._serialized_end=1515
+  _globals['_DELETETARGETREQUEST']._serialized_start=1517
+  _globals['_DELETETARGETREQUEST']._serialized_end=1619
+  _globals['_DELETETARGETRESPONSE']._serialized_start=1621
+  _globals['_DELETETARGETRESPONSE']._serialized_end=1643
+  _globals['_TARGETSERVICE']._serialized_start=1646
+  _globals['_TARGETSERVICE']._serialized_end=2231
 # @@protoc_insertion_point(module_scope)
