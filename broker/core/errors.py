@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+from broker.core.reasons import Reason
+
 
 class Outcome(StrEnum):
     """How a call ended, as the audit writes it. Every door has its own word for each; gRPC has these very names."""
@@ -41,7 +43,8 @@ class Outcome(StrEnum):
     UNIMPLEMENTED = "UNIMPLEMENTED"
     CANCELLED = "CANCELLED"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
-    INTERNAL = "INTERNAL"
+    ABORTED = "ABORTED"
+    INTERNAL = Reason.INTERNAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class Refused:
 class BrokerError(Exception):
     """Base of every refusal the broker makes on purpose.
 
-    ``reason`` is 1 to 63 characters of ``A-Z0-9_``, stable across releases. ``message`` is safe to show.
+    ``reason`` is a member of ``Reason``; what is kept of it, and leaves, is its text. ``message`` is safe to show.
     """
 
     facts: Mapping[str, str | int] = MappingProxyType({})
@@ -70,7 +73,7 @@ class BrokerError(Exception):
 
     def __init__(self, reason: str, message: str, **metadata: str) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason = str(reason)
         self.message = message
         self.metadata = metadata
 

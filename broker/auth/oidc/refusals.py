@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from broker.auth.oidc.fetch import Fault
 from broker.core.errors import BrokerError, Unauthenticated, Unavailable
 from broker.core.trust import matching
 
-SENTENCES = {
+SENTENCES: Mapping[str, str] = {
     "TOKEN_MALFORMED": (
         "The identity token is not a signed JSON web token that the broker reads; send the one of the CI as it is."
     ),
