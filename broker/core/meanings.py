@@ -44,13 +44,13 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         IDENTITY_TOKEN_MISSING      mend    The method opens a session, and the call carries no identity token.
         INPUTS_INVALID              mend    The inputs are none, too many, or messages and digests mixed.
         KEK_FILE_INVALID            mend    The file does not hold a wrapping key.
-        KEK_INVALID                 mend    The wrapping key is not the one that its thumbprint names.
+        KEK_INVALID                 none    The wrapping key is not the one that its thumbprint names.
         KEK_UNEXPECTED              mend    The wrapping key is not the one that was expected.
         KEY_NOT_EXPORTABLE          mend    The key, or keys of its type, never leave the HSM.
         KEY_TYPE_UNSUPPORTED        mend    The HSM or the target has no keys of this type.
         LABELS_INVALID              mend    The labels are too many, or not valid.
         MESSAGE_INVALID             mend    The request is no message of this method.
-        MESSAGE_MISSING             mend    The call carried no request.
+        MESSAGE_MISSING             none    The call carried no request.
         NAME_INVALID                mend    A name is not valid.
         OWNER_INVALID               mend    The owner is no principal.
         PAGE_SIZE_INVALID           mend    The page size is out of range.
@@ -78,7 +78,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TEXT_INVALID                mend    A text has a character that none may have.
         THUMBPRINT_INVALID          mend    The thumbprint is none, or there can be none yet.
         TIME_INVALID                mend    A field is no time.
-        TOKEN_INCOMPLETE            mend    init needs more to use a token that is there already.
+        TOKEN_INCOMPLETE            mend    More is needed to use a token that is there already.
         TOKEN_LABEL_INVALID         mend    The token's label is not valid.
         TRUST_RULE_INVALID          mend    The trust rule is not valid.
         TRUST_RULE_WEAK             mend    The trust rule would take tokens of jobs that it should not.
@@ -96,7 +96,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         CERTIFICATE_IS_CA           mend    The client certificate is a CA's.
         CERTIFICATE_REVOKED         mend    The client certificate was revoked.
         CERTIFICATE_UNREADABLE      mend    The client certificate cannot be read.
-        CERTIFICATE_UNVERIFIED      mend    The connection did not verify the client certificate.
+        CERTIFICATE_UNVERIFIED      none    The connection did not verify the client certificate.
         CERTIFICATE_USAGE           mend    The client certificate is not made for clients.
         CREDENTIALS_AMBIGUOUS       mend    The call carries more than one identity, or more than one authorization.
         CREDENTIALS_MISSING         mend    The call carries no identity.
@@ -154,7 +154,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TOKEN_EXISTS                mend    A token is there already.
     """,
         Outcome.FAILED_PRECONDITION: """
-        CA_CERTIFICATE_INVALID      mend    A CA certificate of the broker is not PEM.
+        CA_CERTIFICATE_INVALID      none    A CA certificate of the broker is not PEM.
         CA_EXPIRED                  command A CA certificate of the broker has ended.
         CA_KEY_MISMATCH             mend    A CA certificate does not belong to the CA key in the HSM.
         CA_LAPSES                   mend    A CA certificate ends soon.
@@ -218,7 +218,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         KEY_VERSION_NOT_HELD        mend    The version is not held, so there is nothing to settle.
         LEADERSHIP_LOST             mend    Another process does the shared work now.
         NEWER_VERSION_THERE         mend    A later version of the key is at the target already.
-        NOT_INITIALISED             command init has not made this broker, or has not ended.
+        NOT_INITIALISED             command No init has made this broker, or the last one did not end.
         NO_PUBLIC_KEY               mend    The key is symmetric.
         OAEP_HASH_UNSUPPORTED       command HSM and target have no hash for RSA-OAEP in common.
         OPERATOR_CA_INVALID         mend    The operator CA's file cannot be used.
@@ -267,7 +267,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TARGET_NAME_DELETED         mend    A deleted key still holds the name at the target.
         TARGET_NAME_TAKEN           mend    The target has another key of this name.
         TARGET_OPERATION_FORBIDDEN  mend    The key at the target may not be used so.
-        TARGET_REFUSED              mend    The target refused, for a cause that the sentence tells.
+        TARGET_REFUSED              none    The target refused, for a cause that the sentence tells.
         TARGET_TLS_UNTRUSTED        mend    The target's certificate is not trusted.
         TLS_FILES_DIFFER            mend    The server's certificate was not made for its key.
         TLS_FILE_INVALID            mend    A TLS file is not what it should be.
@@ -316,13 +316,13 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TOO_SLOW                    again   Sealing the secret took too long, or the clock moved.
     """,
         Outcome.UNIMPLEMENTED: """
-        METHOD_UNKNOWN              mend    The broker has no such method.
+        METHOD_UNKNOWN              none    The broker has no such method.
     """,
         Outcome.CANCELLED: """
-        CALL_ENDED                  mend    The call was cancelled or cut off before it was carried out.
+        CALL_ENDED                  none    The call was cancelled or cut off before it was carried out.
     """,
         Outcome.DEADLINE_EXCEEDED: """
-        MESSAGE_LATE                mend    The request did not arrive in time.
+        MESSAGE_LATE                none    The request did not arrive in time.
     """,
         Outcome.ABORTED: """
         KEY_NOT_MADE                none    In the audit only: a key was never made, and was taken back.
@@ -335,12 +335,12 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
 
 
 class Says(StrEnum):
-    """What the sentence of a refusal tells besides what is wrong."""
+    """What every sentence of a refusal tells besides what is wrong."""
 
     MEND = "what to send, set or do instead"
     AGAIN = "that and when trying again can help"
     COMMAND = "the command that shows or mends it"
-    NONE = "nothing: it stands in the audit or the log"
+    NONE = "nothing that is promised"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,10 @@ INTRODUCTION = """\
 Made by `make errors` from `broker/core/meanings.py`.
 
 A refusal is a gRPC status with one sentence for people and one `google.rpc.ErrorInfo` (domain `broker`) for programs:
-its *reason*, which stays the same across releases, and the variable parts as metadata, `call_id` among them, under which
-the audit has the call. Programs go by the reason, never by the sentence. The sentence always says what is wrong; the
-last column tells what it says besides. What starts the broker (`broker init`, `check`, `serve`) refuses with the same
-reasons.
+its *reason*, which stays the same across releases, and the variable parts as metadata, `call_id` among them, under
+which the audit has the call. Programs go by the reason, never by the sentence. The sentence always says what is wrong;
+the last column tells what every sentence with this reason says besides. What starts the broker (`broker init`, `check`,
+`serve`) refuses with the same reasons.
 
 Refusals of the command line itself, before it calls, are its own and not listed here.
 """
