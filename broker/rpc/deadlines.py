@@ -15,6 +15,7 @@ import grpc
 
 from broker.core.errors import Gone, InvalidRequest, Late
 from broker.core.gate.bugs import log_bug
+from broker.core.reasons import Reason
 
 TICK = 0.25
 """Seconds between two looks; the limits are kept to this accuracy."""
@@ -73,10 +74,10 @@ class Deadlines:
         if wire is not None:
             return bytes(wire)
         if not in_time:
-            raise Late("MESSAGE_LATE", "The request did not arrive in time.")
+            raise Late(Reason.MESSAGE_LATE, "The request did not arrive in time.")
         if _ended(context):
             raise gone()
-        raise InvalidRequest("MESSAGE_MISSING", "The call carried no request message.")
+        raise InvalidRequest(Reason.MESSAGE_MISSING, "The call carried no request message.")
 
     @contextmanager
     def _awaiting(self, caller: str, context: grpc.ServicerContext) -> Iterator[None]:
@@ -116,7 +117,7 @@ class Deadlines:
 
 def gone() -> Gone:
     """The refusal of a call that is over before it began."""
-    return Gone("CALL_ENDED", "The call was ended before it was carried out.")
+    return Gone(Reason.CALL_ENDED, "The call was ended before it was carried out.")
 
 
 def _cut_off(context: grpc.ServicerContext, calls: dict[grpc.ServicerContext, float]) -> None:

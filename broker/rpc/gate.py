@@ -20,6 +20,7 @@ from broker.core.gate.gate import Gate
 from broker.core.gate.method import broken
 from broker.core.identity import Credentials, Patience
 from broker.core.model import Principal
+from broker.core.reasons import Reason
 from broker.core.traits import Traits
 from broker.rpc import health, status, tls
 from broker.rpc.deadlines import Deadlines, gone
@@ -135,11 +136,13 @@ class Visit:
         metadata = self._context.invocation_metadata() or ()
         # HTTP/2's own measure (RFC 9113 6.5.2), which grpc applies only to a peer that has acknowledged its settings.
         if sum(len(name) + len(value) + 32 for name, value in metadata) > self._door.max_metadata:
-            raise Exhausted("METADATA_TOO_LARGE", "The call's headers are larger than the broker takes; send fewer.")
+            raise Exhausted(
+                Reason.METADATA_TOO_LARGE, "The call's headers are larger than the broker takes; send fewer."
+            )
         self._door.greeted(self.peer)
         connection: Mapping[str, Sequence[Any]] = self._context.auth_context()
         if not tls.current(connection):
-            raise Unauthenticated("TLS_TOO_OLD", tls.TOO_OLD)
+            raise Unauthenticated(Reason.TLS_TOO_OLD, tls.TOO_OLD)
         pem = next(iter(connection.get("x509_pem_cert", ())), None)
         return Credentials(
             certificate=pem,
@@ -175,7 +178,7 @@ class Visit:
 def _shown(metadata: Metadata) -> dict[str, str]:
     shown = [(name, str(value)) for name, value in metadata if name in SHOWN]
     if len(shown) > len(dict(shown)):
-        raise Unauthenticated("CREDENTIALS_AMBIGUOUS", "The call carries more than one authorization; send one.")
+        raise Unauthenticated(Reason.CREDENTIALS_AMBIGUOUS, "The call carries more than one authorization; send one.")
     return dict(shown)
 
 

@@ -18,6 +18,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from broker.core.errors import InvalidRequest
 from broker.core.gate.method import Request
+from broker.core.reasons import Reason
 
 MAX_DEPTH = 64
 
@@ -27,7 +28,7 @@ def _refuse(reason: str, sentence: str, name: str) -> InvalidRequest:
 
 
 def _nul(name: str) -> InvalidRequest:
-    return _refuse("TEXT_INVALID", f"The field {name} contains a NUL character; leave it out.", name)
+    return _refuse(Reason.TEXT_INVALID, f"The field {name} contains a NUL character; leave it out.", name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +47,20 @@ class Shape:
         """Return if the message is sound; else InvalidRequest naming the field."""
         if len(UnknownFieldSet(message)):
             raise InvalidRequest(
-                "FIELD_UNKNOWN", "The request has a field that this broker does not know; use a client of its version."
+                Reason.FIELD_UNKNOWN,
+                "The request has a field that this broker does not know; use a client of its version.",
             )
         for name in self.texts:
             if "\0" in getattr(message, name):
                 raise _nul(name)
         for name, numbers in self.enums:
             if getattr(message, name) not in numbers:
-                raise _refuse("ENUM_UNKNOWN", f"The field {name} has a number that this broker does not know.", name)
+                raise _refuse(
+                    Reason.ENUM_UNKNOWN, f"The field {name} has a number that this broker does not know.", name
+                )
         for name in self.oneofs:
             if message.WhichOneof(name) is None:
-                raise _refuse("FIELD_MISSING", f"One of the choices of {name} must be set.", name)
+                raise _refuse(Reason.FIELD_MISSING, f"One of the choices of {name} must be set.", name)
         if self.text_lists or self.text_maps or self.byte_maps:
             self._check_many(message)
         if self.nested:
@@ -81,7 +85,7 @@ class Shape:
             elif message.HasField(name):
                 shape.check(getattr(message, name))
             elif required:
-                raise _refuse("FIELD_MISSING", f"The field {name} is not set; set it and send again.", name)
+                raise _refuse(Reason.FIELD_MISSING, f"The field {name} is not set; set it and send again.", name)
 
 
 class Plan:
@@ -100,7 +104,7 @@ class Plan:
             message = self.kind.FromString(wire)
         except DecodeError as error:
             raise InvalidRequest(
-                "MESSAGE_INVALID", "The request is not a valid message of this method; use the broker's client."
+                Reason.MESSAGE_INVALID, "The request is not a valid message of this method; use the broker's client."
             ) from error
         return self.sound(message)
 

@@ -22,6 +22,7 @@ from broker.core.errors import Unavailable
 from broker.core.gate.flood import Flood
 from broker.core.gate.gate import Gate
 from broker.core.gate.method import MAX_BYTES
+from broker.core.reasons import Reason
 from broker.rpc import addresses, descriptors, table
 from broker.rpc.deadlines import Deadlines, Ticker
 from broker.rpc.doors import Doors
@@ -181,7 +182,7 @@ class Server:
         try:
             port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise Unavailable("ADDRESS_IN_USE", addresses.refused(address), address=address) from error
+            raise Unavailable(Reason.ADDRESS_IN_USE, addresses.refused(address), address=address) from error
         self._doors.watch(port, name, self._taken)
         return port
 

@@ -15,6 +15,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from broker.core.errors import InvalidRequest
+from broker.core.reasons import Reason
 from broker.targets.openssl import clear_errors
 
 CONNECT_SECONDS = 5.0
@@ -101,7 +102,8 @@ def trusting(ca_pem: str) -> ssl.SSLContext:
         context.load_verify_locations(cadata=ca_pem)
     except ssl.SSLError as error:
         raise InvalidRequest(
-            "TARGET_SETTINGS_INVALID", "The target's CA cannot be read as PEM certificates."
+            Reason.TARGET_SETTINGS_INVALID,
+            "The target's CA cannot be read as PEM certificates; give it as the file has it.",
         ) from error
     return context
 

@@ -17,6 +17,7 @@ from broker.core import ports
 from broker.core.errors import Unauthenticated
 from broker.core.identity import Credentials, Patience, Verified
 from broker.core.model import Principal, Proof, TrustRule
+from broker.core.reasons import Reason
 from broker.core.trust import rules as trust
 
 OPENING = "SessionService/FetchSecrets or SessionService/Login"
@@ -56,7 +57,7 @@ class Oidc:
         if text is None or text.startswith(SESSION_PREFIX):
             return None
         if not credentials.traits.opens_session:
-            raise refused("TOKEN_NOT_HERE", "rpc", OPENING, credentials.rpc)
+            raise refused(Reason.TOKEN_NOT_HERE, "rpc", OPENING, credentials.rpc)
         return self._principal(text, credentials.metadata.get("broker-trust-rule", ""), credentials.patience)
 
     def inspect(self, rule: TrustRule, token: str) -> Verified:
@@ -91,7 +92,7 @@ class Oidc:
     def _rules(self, issuer: object) -> list[TrustRule]:
         known = type(issuer) is str and len(issuer) <= trust.MAX_TEXT and trust.ISSUER.fullmatch(issuer)
         if not known:
-            raise refused("TOKEN_ISSUER", "iss", "the issuer of a trust rule", issuer)
+            raise refused(Reason.TOKEN_ISSUER, "iss", "the issuer of a trust rule", issuer)
         where, found = {"issuer": str(issuer)}, list[TrustRule]()
         while True:  # once, but for rules of a broker that did not yet limit them: none is left out
             after = (found[-1].name,) if found else ()
@@ -108,5 +109,5 @@ def bearer(credentials: Credentials) -> str | None:
         return None
     scheme, space, token = value.partition(" ")
     if scheme.lower() != "bearer" or not space or not token:
-        raise refused("CREDENTIALS_UNKNOWN", "authorization", "Bearer", "another scheme")
+        raise refused(Reason.CREDENTIALS_UNKNOWN, "authorization", "Bearer", "another scheme")
     return token

@@ -19,6 +19,7 @@ from broker.core.gate.flood import Flood
 from broker.core.gate.method import MAX_BYTES, End, Method, Request, Visit, answered, broken, refusal
 from broker.core.identity import Credentials
 from broker.core.model import Principal
+from broker.core.reasons import Reason
 from broker.core.traits import NO_METHOD
 
 NOBODY = Principal(kind="", name="")
@@ -51,7 +52,7 @@ class Gate:
     def turn_away(self) -> End:
         """The end of a call that there is no room for: nobody looks who it is, and it is only counted."""
         self._flood.count()
-        error = Exhausted("TOO_MANY_CALLS", "Too many calls are in progress; try again in a second.")
+        error = Exhausted(Reason.TOO_MANY_CALLS, "Too many calls are in progress; try again in a second.")
         return refusal(secrets.token_hex(16), error)
 
     def tally(self) -> None:
@@ -62,7 +63,7 @@ class Gate:
         call = Call(id=secrets.token_hex(16), rpc="-", principal=NOBODY, peer="", now=self._now)
         call.note(count=count)
         try:
-            self._store.record(call.outcome(Outcome.UNAUTHENTICATED, "REFUSALS_COUNTED"))
+            self._store.record(call.outcome(Outcome.UNAUTHENTICATED, Reason.REFUSALS_COUNTED))
         except BaseException as error:  # noqa: BLE001 (logged; the next tally tries again)
             log_bug(error, rpc=call.rpc, call_id=call.id)
             for _ in range(count):
@@ -83,10 +84,10 @@ class Gate:
         call.principal = self._identify(visit.credentials(call.rpc, method.traits if method else NO_METHOD))
         visit.known(call.principal)
         if method is None:
-            raise Unsupported("METHOD_UNKNOWN", "The broker has no such method.")
+            raise Unsupported(Reason.METHOD_UNKNOWN, "The broker has no such method.")
         message = visit.message()
         if len(message) > MAX_BYTES:
-            raise Exhausted("MESSAGE_TOO_LARGE", "The request is larger than 1 MiB; send less at once.")
+            raise Exhausted(Reason.MESSAGE_TOO_LARGE, "The request is larger than 1 MiB; send less at once.")
         request = method.decode(message)
         _describe(call, request)
         answer = method.answer(call, request)
@@ -98,11 +99,11 @@ class Gate:
         found = [found for each in self._authenticators if (found := each.authenticate(credentials))]
         if not found:
             raise Unauthenticated(
-                "CREDENTIALS_MISSING",
+                Reason.CREDENTIALS_MISSING,
                 "The call carries no identity; operators call the operators' port with their certificate.",
             )
         if len(found) > 1:
-            raise Unauthenticated("CREDENTIALS_AMBIGUOUS", "The call carries more than one identity; send one.")
+            raise Unauthenticated(Reason.CREDENTIALS_AMBIGUOUS, "The call carries more than one identity; send one.")
         return found[0]
 
     def _record(self, call: Call, end: End) -> End:
@@ -120,7 +121,7 @@ class Gate:
         except BaseException as error:  # noqa: BLE001 (whatever the reason: no record, no answer)
             log_bug(error, rpc=call.rpc, call_id=call.id)
             sentence = "The audit record of this call could not be written, so its result was dropped; try again later."
-            return refusal(call.id, Unavailable("AUDIT_UNAVAILABLE", sentence))
+            return refusal(call.id, Unavailable(Reason.AUDIT_UNAVAILABLE, sentence))
         call.settled = True
         return end
 

@@ -15,6 +15,7 @@ from broker.core.call import Call
 from broker.core.errors import BrokerError, Outcome, Refused
 from broker.core.identity import Credentials
 from broker.core.model import Principal
+from broker.core.reasons import Reason
 from broker.core.traits import Traits
 
 MAX_BYTES = 1 << 20
@@ -100,4 +101,4 @@ def refusal(call_id: str, error: BrokerError) -> End:
 def broken(call_id: str) -> End:
     """The end of a call in which the broker failed: the caller is told the call's id, and nothing else."""
     sentence = f"The broker failed; its log tells more of call {call_id}."
-    return End(call_id=call_id, outcome=Outcome.INTERNAL, reason="INTERNAL", sentence=sentence)
+    return End(call_id=call_id, outcome=Outcome.INTERNAL, reason=Reason.INTERNAL, sentence=sentence)

@@ -18,7 +18,7 @@ from typing import TypeVar
 from broker.core import receipts, signatures
 from broker.core.amiss import key_changed, no_key, no_key_version
 from broker.core.call import Call
-from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Unavailable, WrongState
+from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Outcome, Unavailable, WrongState
 from broker.core.holding import version_held
 from broker.core.keys.generation import Births
 from broker.core.keys.refs import ref
@@ -28,6 +28,7 @@ from broker.core.names import check_labels, check_name, check_owner
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_key, of_unknown_key
 from broker.core.ports import Hsm, Now, Store, Write
+from broker.core.reasons import Reason
 from broker.core.rows import refuse_doubt
 
 R = TypeVar("R", Key, KeyVersion)
@@ -95,7 +96,7 @@ class Keys:
         call.note(key_type=key_type.value, key_usage=usage.value, exportable=int(exportable), version=1)
         if call.validate_only:
             if self._store.get(Key, name):
-                raise AlreadyExists("NAME_TAKEN", f"The key {name} exists or existed; choose another name.")
+                raise AlreadyExists(Reason.NAME_TAKEN, f"The key {name} exists or existed; choose another name.")
             return key
         version = self._new_version(key, 1)
         with self._births.enter(str(call.principal)):
@@ -147,7 +148,7 @@ class Keys:
         """A version with its public key; WrongState ``NO_PUBLIC_KEY`` for symmetric keys."""
         key = self._permitted(call, name)
         if key.type.symmetric:
-            raise WrongState("NO_PUBLIC_KEY", f"The key {name} is symmetric and so has no public key.")
+            raise WrongState(Reason.NO_PUBLIC_KEY, f"The key {name} is symmetric and so has no public key.")
         found = self._store.get(KeyVersion, name, version or key.primary)
         if found is None or found.public_key is None:
             raise no_key_version(name, version, "was completed")
@@ -172,7 +173,7 @@ class Keys:
         wait = self._delay.usual if delay is None else delay
         if not self._delay.least <= wait <= self._delay.most:
             raise InvalidRequest(
-                "DELAY_OUT_OF_RANGE",
+                Reason.DELAY_OUT_OF_RANGE,
                 f"The delay before destruction must be between {self._delay.least} and {self._delay.most}.",
             )
         due = self._now() + wait
@@ -255,16 +256,18 @@ class Keys:
         encrypts = key.type.symmetric or key.type in signatures.RSA_TYPES
         if not (signs if key.usage is KeyUsage.SIGN else encrypts):
             raise InvalidRequest(
-                "USAGE_MISMATCH",
+                Reason.USAGE_MISMATCH,
                 f"A key of type {key.type} cannot be made to {key.usage}; choose the other usage or another type.",
             )
         if key.exportable and key.type is KeyType.ED25519:
-            raise InvalidRequest("KEY_NOT_EXPORTABLE", "No token wraps an Ed25519 key; create it without --exportable.")
+            raise InvalidRequest(
+                Reason.KEY_NOT_EXPORTABLE, "No token wraps an Ed25519 key; create it without --exportable."
+            )
         report = self._hsm.report()
         lacking = report.lacking(f"{key.type} {key.usage}")
         if lacking or key.type not in report.key_types:
             sentence = f"This HSM cannot make keys of type {key.type} to {key.usage}; see `broker hsm`. {lacking}"
-            raise WrongState("HSM_MECHANISM_MISSING", sentence.rstrip())
+            raise WrongState(Reason.HSM_MECHANISM_MISSING, sentence.rstrip())
 
     def _new_version(self, key: Key, number: int) -> KeyVersion:
         return KeyVersion(
@@ -321,7 +324,7 @@ class Keys:
         if found and found[1].state is VersionState.HELD:
             raise version_held(version)
         self._hsm.destroy(ref(key, version))
-        raise WrongState("CHANGED_MEANWHILE", f"The key {key.name} was changed meanwhile; send the request again.")
+        raise WrongState(Reason.CHANGED_MEANWHILE, f"The key {key.name} was changed meanwhile; send the request again.")
 
     def _resume(self, call: Call, receipt: Receipt) -> Key:
         """Answer a repeated request: with what it made, or by completing what its first try left open."""
@@ -340,7 +343,7 @@ class Keys:
 
     def _forget(self, call: Call, key: Key, version: KeyVersion) -> None:
         """Take back a version that was never made; a key that never had one goes with it, and its name is free."""
-        with self._store.write(call.outcome("ABORTED", "KEY_NOT_MADE")) as write:
+        with self._store.write(call.outcome(Outcome.ABORTED, Reason.KEY_NOT_MADE)) as write:
             if key.state is not KeyState.PENDING:
                 write.replace(version, replace(version, state=VersionState.FAILED))
                 return
@@ -370,7 +373,9 @@ class Keys:
     def _check_movable(self, key: Key, allowed: frozenset[KeyState]) -> None:
         _require(key, allowed)
         if key.destroy_at is not None and key.destroy_at <= self._now():
-            raise WrongState("DESTRUCTION_DUE", f"The time to save the key {key.name} is over; it is being destroyed.")
+            raise WrongState(
+                Reason.DESTRUCTION_DUE, f"The time to save the key {key.name} is over; it is being destroyed."
+            )
 
     def _all(self, kind: type[R], where: dict[str, str | int], *, sound_only: bool = False) -> Iterator[R]:
         after: tuple[str | int, ...] = ()
@@ -383,7 +388,7 @@ class Keys:
 def _require(key: Key, allowed: frozenset[KeyState]) -> None:
     if key.state not in allowed:
         wanted = " or ".join(sorted(allowed))
-        raise WrongState("KEY_STATE", f"The key {key.name} is {key.state}; this needs it to be {wanted}.")
+        raise WrongState(Reason.KEY_STATE, f"The key {key.name} is {key.state}; this needs it to be {wanted}.")
 
 
 def _as_decided(write: Write, decided: Key) -> Key:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import RemoteKey, Terms, WrappingKey
+from broker.core.reasons import Reason
 from broker.targets import Surroundings, https
 from broker.targets.azure_key_vault import byok, forms, refusals, rights, wishes
 from broker.targets.azure_key_vault.clouds import locate
@@ -60,7 +61,7 @@ class AzureKeyVaultTarget:
         settings = self._settings
         if not settings.kek_version:
             raise InvalidRequest(
-                "TARGET_SETTINGS_INVALID",
+                Reason.TARGET_SETTINGS_INVALID,
                 "The KEK is named without its version; give its id, https://host/keys/name/version, or have one made.",
             )
         with self._connection.asking("get", settings.kek_name):
@@ -79,7 +80,9 @@ class AzureKeyVaultTarget:
         else:
             remains = self.remains(name)
             why = f"does not show: {remains.rstrip('.')}" if remains else "is not there, nor to be recovered"
-        return WrongState("TARGET_KEK_MISSING", f"The KEK {name} at {self._place.host} {why}. Nothing was wrapped.")
+        return WrongState(
+            Reason.TARGET_KEK_MISSING, f"The KEK {name} at {self._place.host} {why}. Nothing was wrapped."
+        )
 
     def _enabling(self, kid: str) -> str:
         name, _, version = kid.partition("/keys/")[2].partition("/")
@@ -95,7 +98,7 @@ class AzureKeyVaultTarget:
         if there:
             version = current.properties.version if current else there[-1]
             raise WrongState(
-                "TARGET_KEK_EXISTS",
+                Reason.TARGET_KEK_EXISTS,
                 f"There is a key {name} at {self._place.host} already; if it is a KEK, register the target with its "
                 f"id, {self._settings.vault_url}/keys/{name}/{version}, else choose another name.",
             )
@@ -128,13 +131,13 @@ class AzureKeyVaultTarget:
         ]
         if unfit:
             raise WrongState(
-                "KEK_UNSUITABLE",
+                Reason.KEK_UNSUITABLE,
                 f"The KEK at {self._place.host} {' and '.join(unfit)}; nothing is wrapped for it.",
             )
         key = load_der_public_key(public_key or b"")
         if not isinstance(key, rsa.RSAPublicKey) or key.key_size < MIN_KEK_BITS:
             raise WrongState(
-                "KEK_WEAK",
+                Reason.KEK_WEAK,
                 f"The KEK at {self._place.host} is not RSA of at least {MIN_KEK_BITS} bits; nothing is wrapped for it.",
             )
         assert public_key is not None  # noqa: S101 - it was loaded just now
@@ -145,7 +148,7 @@ class AzureKeyVaultTarget:
         if OaepHash.SHA1 in offered:
             return OaepHash.SHA1
         raise WrongState(
-            "OAEP_HASH_UNSUPPORTED",
+            Reason.OAEP_HASH_UNSUPPORTED,
             "Azure opens RSA-OAEP with SHA-1 only, which this HSM cannot do (`broker hsm` says what it can), so no "
             "key of it can be imported there.",
         )
@@ -166,7 +169,7 @@ class AzureKeyVaultTarget:
         self.supports(key_type, usage)
         if oaep_hash is not OaepHash.SHA1 or not byok.is_whole(blob):
             raise WrongState(
-                "TARGET_REFUSED", "The blob is not an RSA-OAEP-SHA-1 block and AES-KWP; Azure opens nothing else."
+                Reason.TARGET_REFUSED, "The blob is not an RSA-OAEP-SHA-1 block and AES-KWP; Azure opens nothing else."
             )
         return byok.transfer_file(kek.id, blob)
 
@@ -174,7 +177,7 @@ class AzureKeyVaultTarget:
         """In lower case, as the service takes names that differ by case for one."""
         if not NAME.fullmatch(name):
             raise InvalidRequest(
-                "NAME_INVALID", "Azure has no key of such a name: use 1 to 127 letters, digits and hyphens."
+                Reason.NAME_INVALID, "Azure has no key of such a name: use 1 to 127 letters, digits and hyphens."
             )
         return name.lower()
 
@@ -197,7 +200,8 @@ class AzureKeyVaultTarget:
                 before = connection.listed(name)
             if first and before:
                 raise WrongState(
-                    "TARGET_NAME_TAKEN", f"A key of this name exists at {self._place.host}; choose another name there."
+                    Reason.TARGET_NAME_TAKEN,
+                    f"A key of this name exists at {self._place.host}; choose another name there.",
                 )
             connection.upload(name, jwk, before)
 
@@ -280,12 +284,12 @@ class AzureKeyVaultTarget:
                 found = self._connection.keys.update_key_properties(name, version, enabled=on)
                 enabled = found.properties.enabled  # taken apart only now, so it may fail here
         except WrongState as error:
-            if error.reason != "REMOTE_KEY_MISSING":
+            if error.reason != Reason.REMOTE_KEY_MISSING:
                 raise
             return
         if enabled is not on:
             raise WrongState(
-                "TARGET_CANNOT_DISABLE",
+                Reason.TARGET_CANNOT_DISABLE,
                 f"Version {version} of {name} at {self._place.host} stays {'disabled' if on else 'enabled'}, though "
                 "the vault took the change; set it there (az keyvault key set-attributes), and tell its owner.",
             )
@@ -295,7 +299,7 @@ class AzureKeyVaultTarget:
     def sign(self, name: str, version: str, algorithm: SignatureAlgorithm, message: bytes) -> bytes:
         """The vault is sent the digest; it answers with r and s of equal length for ECDSA (RFC 7518 3.4)."""
         if algorithm is SignatureAlgorithm.EDDSA:
-            raise WrongState("TARGET_REFUSED", "Azure makes no EdDSA signatures.")
+            raise WrongState(Reason.TARGET_REFUSED, "Azure makes no EdDSA signatures.")
         digest = hashlib.new(f"sha{algorithm[2:5]}", message).digest()
         with self._connection.asking("sign", name):
             made = self._connection.keys.using(name, self._pinned(name, version)).sign(algorithm.value, digest)
@@ -325,7 +329,7 @@ class AzureKeyVaultTarget:
             with self._connection.asking(right, name):
                 return use(self._connection.keys.using(name, self._pinned(name, version)), "A256GCM")
         except WrongState as error:
-            if error.reason != "TARGET_REFUSED":
+            if error.reason != Reason.TARGET_REFUSED:
                 raise
         with self._connection.asking(right, name):
             return use(self._connection.keys.using(name, self._pinned(name, version)), "A128GCM")
