@@ -187,7 +187,7 @@ def test_without_a_record_another_door_has_no_answer_either(house: House) -> Non
     assert (end.outcome, end.reason, end.answer) == (Outcome.UNAVAILABLE, "AUDIT_UNAVAILABLE", b"")
 
 
-def test_what_nobody_decided_on_is_not_answered(tmp_path: Path) -> None:
+def test_AZ_07_what_nobody_decided_on_is_not_answered(tmp_path: Path) -> None:
     def undecided(asked: Call, _request: Any) -> Any:
         asked.decision = ""
         return keys_pb2.GetKeyResponse()
