@@ -29,6 +29,7 @@ from broker.core.keys.use import KeyUse
 from broker.core.kinds import Purpose
 from broker.core.leases.lifecycle import Leases
 from broker.core.model import HsmReport
+from broker.core.operations.running import Operations
 from broker.core.operators.register import Operators
 from broker.core.policy import cedar as policy
 from broker.core.policy.documents import Policies
@@ -98,7 +99,8 @@ class Broker:
         _say_if_refused("the server's certificate cannot be renewed when it is due", setup.check_renewable, config)
         self._guard = Guard(setup.policy_in_force(self.store))
         ring, births = self.hsm.keyring(Purpose.KEY), config.server.slots
-        self.keys = Keys(self.store, ring, self._guard, self.clock.now, _delay(config), births=births)
+        self.operations = Operations(self.store, self.clock.now, time.monotonic)
+        self.keys = Keys(self.store, ring, self._guard, self.operations, self.clock.now, _delay(config), births=births)
         self.heads = Heads(self.store, self.hsm.keyring(Purpose.AUDIT), audit_key, self._guard, self.clock.now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
         oidc = Oidc(config.oidc, self.store, self.clock.now)

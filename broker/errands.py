@@ -1,4 +1,4 @@
-"""Work that waits for somebody else's server: done beside the background loop, which must never wait for one."""
+"""Work that may take long, or waits for somebody else's server: done beside the heartbeat, which waits for none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Errands:
         self.ending = threading.Event()
         """Set once ``stop`` was called; an errand of several steps looks at it between them."""
 
-    def start(self, name: str, work: Callable[[], None]) -> bool:
+    def start(self, name: str, work: Callable[[], object]) -> bool:
         """Begin; False, and nothing is done, when one of this name is under way, or too many are."""
         with self._lock:
             if name in self._running or len(self._running) >= self._most or self.ending.is_set():
@@ -34,13 +34,18 @@ class Errands:
         """Begin no more, and wait for those under way; whether all have ended."""
         with self._lock:
             self.ending.set()
+        return self.wait(seconds)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for those under way; whether all have ended."""
+        with self._lock:
             threads = list(self._running.values())
         until = time.monotonic() + seconds
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
-    def _run(self, name: str, work: Callable[[], None]) -> None:
+    def _run(self, name: str, work: Callable[[], object]) -> None:
         try:
             work()
         finally:

@@ -1,15 +1,18 @@
-"""The background loop: one thread, one round a second, for as long as the process serves.
+"""The background: a heartbeat of one round a second, and beside it the work that may take longer.
 
-It watches the clocks, the HSM and the store, signs the audit's heads and, in the one process that leads all others,
-ends sessions whose time is over and does the chores that a crash left behind. It never waits for a target.
+The heartbeat watches the clocks, the HSM and the store, leads or asks to lead, looks for a newer policy and signs the
+audit's heads; it waits for nothing else. In the one process that leads all others it has the chores of each noun and
+the operations that nobody came back for carried on in threads of their own, under the number of its leadership: one
+thread a noun, and one for each place outside that is waited for.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -20,7 +23,8 @@ from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Outcome
 from broker.core.imports.withdrawal import Withdrawals, is_away
 from broker.core.keys.lifecycle import Keys
-from broker.core.model import Import
+from broker.core.model import Import, Operation
+from broker.core.operations.running import Operations
 from broker.core.policy.documents import Policies
 from broker.core.ports import HsmStatus, Store
 from broker.core.reasons import Reason
@@ -32,6 +36,9 @@ log = structlog.get_logger("broker")
 
 Chore = tuple[str, Callable[[Call], None]]
 
+Kind = tuple[str, timedelta, Callable[[], object]]
+"""A kind of work: its name, how often, and what is done."""
+
 TICK = 1.0
 """Seconds between two rounds of the background loop."""
 
@@ -39,11 +46,8 @@ CHECK_EVERY = timedelta(seconds=3)
 SIGN_EVERY = timedelta(seconds=30)
 SIGN_AFTER = 1000
 CHORES_EVERY = timedelta(seconds=20)
-CHORES_AT_ONCE = timedelta(seconds=5)
-"""However many there are: heads and policies have to be looked after in between."""
-
 BREATHER, LONGEST_BREATHER = 2.0, 0.03
-"""How many times as long as a piece of the chores took the loop waits before the next, and how many seconds at most:
+"""How many times as long as a piece of the chores took its thread waits before the next, and how many seconds at most:
 callers come first, and what is over ends all the same (P15)."""
 
 ROOTS_EVERY = timedelta(seconds=20)
@@ -52,10 +56,12 @@ SESSIONS_EVERY = timedelta(seconds=2)
 CERTIFICATE_EVERY = timedelta(hours=6)
 PROCESSOR_EVERY = timedelta(seconds=10)
 WITHDRAWALS_EVERY = timedelta(seconds=2)
+OPERATIONS_EVERY = timedelta(seconds=2)
+FORGET_EVERY = timedelta(minutes=10)
 
 ERRANDS_SECONDS = 2.0
-"""How long the end waits for what is being asked of targets. What takes longer is asked again after the next start; a
-process that waited for it would be killed (``supervisor.DRAIN``) before it has signed its last head."""
+"""How long the end waits for what is being done beside the heartbeat. What takes longer is done again after the next
+start; a process that waited for it would be killed (``supervisor.DRAIN``) before it has signed its last head."""
 
 
 def ticks() -> timedelta:
@@ -79,6 +85,7 @@ class Parts(Protocol):
     secrets: Secrets
     sessions: Sessions
     keys: Keys
+    operations: Operations
     withdrawals: Withdrawals
 
     @property
@@ -101,43 +108,50 @@ class Parts(Protocol):
 
 
 class Loop:
-    """The background loop: one thread, one round a second; what fails is logged and tried again in a later round."""
+    """The heartbeat, and what it sets going; what fails is logged and tried again in a later round."""
 
     def __init__(self, broker: Parts) -> None:
         self._broker = broker
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="background", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         start = ticks()
-        self._work: list[tuple[str, timedelta, Callable[[], object]]] = [
+        self._beat: list[Kind] = [
             ("clock", CHECK_EVERY, self._look),
             ("leadership", timedelta(0), self._lead),
             ("health", CHECK_EVERY, self._check),
             ("policy", timedelta(0), broker.policies.refresh),
             ("heads", timedelta(0), self._sign),
-            ("roots", ROOTS_EVERY, broker.secrets.refresh),
-            ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(self._call)),
-            ("sessions", SESSIONS_EVERY, lambda: self._do("sessions", broker.sessions.chores)),
-            ("keys", CHORES_EVERY, lambda: self._do("keys", broker.keys.chores, sure=True)),
-            ("secrets", CHORES_EVERY, lambda: self._do("secrets", broker.secrets.chores, sure=True)),
-            ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
             ("processor", PROCESSOR_EVERY, broker.reconsider_processor),
+            ("operations", OPERATIONS_EVERY, self._carry_on),
             ("withdrawals", WITHDRAWALS_EVERY, self._withdraw),
         ]
-        self._errands = Errands()
+        self._beside: list[Kind] = [
+            ("roots", ROOTS_EVERY, broker.secrets.refresh),
+            ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(self._call)),
+            ("sessions", SESSIONS_EVERY, lambda: self._do(broker.sessions.chores)),
+            ("keys", CHORES_EVERY, lambda: self._do(broker.keys.chores, sure=True)),
+            ("secrets", CHORES_EVERY, lambda: self._do(broker.secrets.chores, sure=True)),
+            ("forgetting", FORGET_EVERY, lambda: self._do(broker.operations.chores)),
+            ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
+        ]
+        self._chores = Errands(len(self._beside))
+        self._errands = Errands()  # of their own, so that targets that hang leave the chores their threads
         self._sign_at = start
         self._signed: dict[str, int] = {}
         self._fence: int | None = None
         self._clocks = (False, False)
-        self._due = {name: start for name, _, _ in self._work}
+        self._due = {name: start for name, _, _ in (*self._beat, *self._beside)}
 
     def start(self) -> None:
         """Begin; the first round is at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the round that is under way, and after what is being asked of targets."""
+        """End after the round that is under way, and after what is being done beside it."""
         self._stop.set()
-        self._errands.stop(ERRANDS_SECONDS)
+        until = time.monotonic() + ERRANDS_SECONDS
+        for errands in (self._chores, self._errands):
+            errands.stop(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             self._thread.join()
 
@@ -147,10 +161,16 @@ class Loop:
             self._stop.wait(TICK)
 
     def _round(self) -> None:
-        for name, every, work in self._work:
+        for name, work in self._due_of(self._beat):
+            _attempt(name, work)
+        for name, work in self._due_of(self._beside):
+            _attempt(name, partial(self._chores.start, name, partial(_attempt, name, work)))
+
+    def _due_of(self, listed: list[Kind]) -> Iterator[tuple[str, Callable[[], object]]]:
+        for name, every, work in listed:
             if self._due[name] <= ticks():
                 self._due[name] = ticks() + every
-                _attempt(name, work)
+                yield name, work
 
     def _look(self) -> None:
         """Hold the clocks against each other, and say when that comes out another way than before."""
@@ -231,26 +251,43 @@ class Loop:
         if is_away(error):
             raise error
 
-    def _do(self, name: str, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
+    def _carry_on(self) -> None:
+        """Have the operations carried on that nobody came back for, at each place outside in a thread of its own."""
+        if self._fence is None:
+            return
+        for place, rows in self._broker.operations.due().items():
+            self._errands.start(place, partial(self._carry_on_at, rows))
+
+    def _carry_on_at(self, rows: list[Operation]) -> None:
+        for row in rows:
+            fence = self._fence
+            if fence is None or self._errands.ending.is_set():
+                return
+            _attempt(row.subject, partial(self._carried_on, row, fence))
+
+    def _carried_on(self, row: Operation, fence: int) -> None:
+        self._broker.store.check()  # nothing is done on a database that has gone back since the last look
+        call = self._call(row.subject, fence)
+        refusal = self._broker.operations.carry_on(call, row)
+        if refusal is not None:
+            log.error("an operation waits", kind=row.kind, subject=row.subject, reason=refusal.reason)
+
+    def _do(self, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
         """The shared work, in the one process that leads; each piece is written under the leader's number.
 
         ``sure``: nothing is begun on a database that has gone back since the last look, for it may destroy keys.
         """
-        if self._lead() is None:
+        if self._fence is None:
             return
-        until = ticks() + CHORES_AT_ONCE
         for resource, work in chores():
-            fence = self._lead()
+            fence = self._fence
             if fence is None or self._stop.is_set():
                 return
             if sure:
                 self._broker.store.check()
             call, begun = self._call(resource, fence), ticks()
-            if not _attempt(resource, lambda work=work, call=call: work(call)) and not call.settled:  # type: ignore[misc]
+            if not _attempt(resource, partial(work, call)) and not call.settled:
                 self._broker.store.record(call.outcome(Outcome.UNAVAILABLE, Reason.CHORE_FAILED))
-            if ticks() >= until:
-                self._due[name] = until  # what is left is found again in the next round
-                return
             self._stop.wait(min(BREATHER * (ticks() - begun).total_seconds(), LONGEST_BREATHER))
 
     def _call(self, resource: str, fence: int = 0) -> Call:
@@ -258,9 +295,9 @@ class Loop:
 
 
 def _attempt(name: str, work: Callable[[], object]) -> bool:
-    """Do the work; a refusal, a bug, or a library's panic costs this round's work and never the loop (NT-14).
+    """Do the work; a refusal, a bug, or a library's panic costs this round's work and never the heartbeat (NT-14).
 
-    But on a database that has gone back the broker must not go on: the loop's end is the process's.
+    But on a database that has gone back the broker must not go on: the thread's end is the process's.
     """
     try:
         work()

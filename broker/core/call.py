@@ -72,9 +72,12 @@ class Call:
         )
 
 
+BACKGROUND = Principal(kind="broker", name="background")
+"""Who does what nobody has called for."""
+
+
 def background_call(resource: str, fence: int, now: Now, rpc: str = "-/Chore") -> Call:
     """The broker's own work, as the audit sees it; ``fence`` is the leader's number where it is shared work, else 0."""
-    principal = Principal(kind="broker", name="background")
     return Call(
-        id=secrets.token_hex(16), rpc=rpc, principal=principal, peer="", now=now, resource=resource, fence=fence
+        id=secrets.token_hex(16), rpc=rpc, principal=BACKGROUND, peer="", now=now, resource=resource, fence=fence
     )

@@ -146,6 +146,20 @@ class Sent(StrEnum):
     FILE = "file"
 
 
+class OperationState(StrEnum):
+    """RUNNING until every step is done, or UNDOING from the refusal of one until that is undone; then never changed."""
+
+    RUNNING = "running"
+    UNDOING = "undoing"
+    DONE = "done"
+    UNDONE = "undone"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do."""
+        return self in {OperationState.DONE, OperationState.UNDONE}
+
+
 class OperatorState(StrEnum):
     """A removed operator's row stays, so that the name is never given to somebody else."""
 

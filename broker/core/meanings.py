@@ -221,6 +221,8 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         NOT_INITIALISED             command No init has made this broker, or the last one did not end.
         NO_PUBLIC_KEY               mend    The key is symmetric.
         OAEP_HASH_UNSUPPORTED       command HSM and target have no hash for RSA-OAEP in common.
+        OPERATION_KIND_UNKNOWN      mend    This release does not know operations of that kind.
+        OPERATION_ONLY_FORWARD      none    In the log only: an operation of this kind is never undone.
         OPERATOR_CA_INVALID         mend    The operator CA's file cannot be used.
         OPERATOR_REMOVED            mend    The operator was removed for good.
         PASSWORD_FILE_INVALID       mend    The database's password file does not hold one.
@@ -306,6 +308,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         IMPORT_IN_PROGRESS          mend    The same import is under way.
         IMPORT_UNSETTLED            mend    Whether the key is at the target cannot be told now.
         ISSUER_UNAVAILABLE          again   The keys of the token's issuer cannot be had right now.
+        OPERATION_RUNNING           again   An operation on the same thing is under way.
         STORE_UNAVAILABLE           mend    The database does not answer, or its files cannot be used.
         TARGET_CONFLICT             again   Somebody else is changing the key at the target.
         TARGET_SEALED               again   The target is sealed.

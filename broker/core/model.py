@@ -18,6 +18,7 @@ from broker.core.kinds import (
     LeaseState,
     MatcherKind,
     OaepHash,
+    OperationState,
     OperatorState,
     Preset,
     RootKeyState,
@@ -142,6 +143,7 @@ class Receipt:
     version: int
     created_at: datetime
     values_mac: bytes | None = None  # of the secret values that came with it (``value_macs``); None: not known
+    operation: int | None = None  # the number of the operation on the resource that it began; None: it began none
     revision: int = 1
 
 
@@ -280,6 +282,24 @@ class UsedToken:
     revision: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """Something that reaches outside the store, step by step (``core.operations``)."""
+
+    subject: str  # what it is about, "key/payments/3"; it has one operation at a time
+    number: int  # counts the operations of the subject
+    kind: str  # names its plan, "make-key-version"
+    state: OperationState
+    step: int  # the next one; steps count from 0
+    memory: Mapping[str, str]  # what later steps need of earlier ones; never a secret
+    principal: str  # who asked, and was permitted
+    failure: str  # the newest refusal's reason, "" if there was none
+    attempts: int  # how often the background has taken it up
+    created_at: datetime
+    due_at: datetime  # nobody takes it up before; of one that is over: when it is forgotten
+    revision: int = 1
+
+
 Record = (
     Key
     | KeyVersion
@@ -297,6 +317,7 @@ Record = (
     | Session
     | Lease
     | UsedToken
+    | Operation
 )
 
 

@@ -209,7 +209,7 @@ class Store(Protocol):
     Primary keys: Key (name) · KeyVersion (key, number) · Target (name) · Import (key, version, target) ·
     Operator (name) · PolicyDocument (version) · Receipt (principal, request_id) · AuditHead (chain, sequence) ·
     TrustRule (name) · Secret (name) · SecretVersion (secret, number) · SecretRead (secret) · RootKey (version) ·
-    Session (id) · Lease (id) · UsedToken (issuer, jti).
+    Session (id) · Lease (id) · UsedToken (issuer, jti) · Operation (subject, number).
     Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang. WrongState
     ``ROW_FORGED`` for a row that somebody else has changed, made up, put back as it once was, or removed.
     """
@@ -244,8 +244,9 @@ class Store(Protocol):
     def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
         """Records whose time has come at ``before``, oldest first, found through an index.
 
-        The time is ``expires_at`` of Sessions and Leases in that state, ``until`` of UsedTokens, ``created_at`` of
-        Receipts. A row that cannot be read is passed over, so that it never holds up the others (TL-18).
+        The time is ``expires_at`` of Sessions and Leases in that state, ``due_at`` of Operations in that state,
+        ``until`` of UsedTokens, ``created_at`` of Receipts. A row that cannot be read is passed over, so that it never
+        holds up the others (TL-18).
         """
 
     def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, WrongState
-from broker.core.model import Receipt
+from broker.core.model import Operation, Receipt
 from broker.core.ports import Write
 from broker.core.reasons import Reason
 
@@ -40,8 +40,15 @@ def undone() -> WrongState:
     )
 
 
-def keep(write: Write, call: Call, resource: str, version: int = 0, values_mac: bytes | None = None) -> None:
-    """Remember, in the same transaction as the change, what this request id did."""
+def keep(
+    write: Write,
+    call: Call,
+    resource: str,
+    version: int = 0,
+    values_mac: bytes | None = None,
+    operation: Operation | None = None,
+) -> None:
+    """Remember, in the same transaction as the change, what this request id did, and the operation that it began."""
     if call.request_id:
         write.add(
             Receipt(
@@ -53,5 +60,6 @@ def keep(write: Write, call: Call, resource: str, version: int = 0, values_mac: 
                 version=version,
                 created_at=call.now(),
                 values_mac=values_mac,
+                operation=operation.number if operation else None,
             )
         )

@@ -22,6 +22,7 @@ from broker.core.model import (
     Key,
     KeyVersion,
     Lease,
+    Operation,
     Operator,
     PolicyDocument,
     Receipt,
@@ -56,6 +57,7 @@ PRIMARY_KEYS: dict[type[Any], tuple[str, ...]] = {
     Session: ("id",),
     Lease: ("id",),
     UsedToken: ("issuer", "jti"),
+    Operation: ("subject", "number"),
 }
 
 FORMER_KEYS: dict[type[Any], int] = {Import: 3}
@@ -78,6 +80,7 @@ NAMES: dict[type[Any], str] = {
     Session: "sessions",
     Lease: "leases",
     UsedToken: "used_tokens",
+    Operation: "operations",
 }
 """Tables; a row's MAC speaks of them, so they are never renamed."""
 

@@ -14,7 +14,6 @@ from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key, KeyVersion, Record, Secret, SecretVersion
 from broker.core.ports import Now, RowFinding
 from broker.core.reasons import Reason
-from broker.store import migrate
 from broker.store.adoption import adopt
 from broker.store.answers import Answers
 from broker.store.authentic import Rows
@@ -101,6 +100,8 @@ class SqlStore:
     @staticmethod
     def migrate(config: StoreConfig) -> None:
         """Bring the database to this program's schema, in one transaction; does nothing when it is there already."""
+        from broker.store import migrate  # noqa: PLC0415 - Alembic would be a sixth of every start, which has no use for it
+
         migrate.run(config)
 
     @staticmethod

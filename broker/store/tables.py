@@ -46,6 +46,7 @@ from broker.core.model import (
     Key,
     KeyVersion,
     Lease,
+    Operation,
     Receipt,
     Record,
     Secret,
@@ -56,7 +57,7 @@ from broker.core.model import (
 )
 from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS, microseconds, storable
 
-REVISION = "0007"
+REVISION = "0008"
 """The newest migration; revisions are numbers of four digits, so that newer and older can be told apart."""
 
 METADATA = MetaData()
@@ -66,6 +67,7 @@ TIMES: dict[type[Any], str] = {
     Lease: "expires_at",
     UsedToken: "until",
     Receipt: "created_at",
+    Operation: "due_at",
 }
 """The time that ``due`` goes by."""
 
@@ -76,6 +78,7 @@ INDEXES: dict[type[Any], dict[str, tuple[str, ...]]] = {
     Lease: {"due": ("state", "expires_at"), "principal": ("principal", "state"), "session": ("session", "state")},
     UsedToken: {"due": ("until",)},
     Receipt: {"due": ("created_at",)},
+    Operation: {"due": ("state", "due_at")},
 }
 """What is looked for otherwise than by primary key."""
 

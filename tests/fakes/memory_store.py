@@ -18,6 +18,7 @@ from broker.core.model import (
     Key,
     KeyVersion,
     Lease,
+    Operation,
     Operator,
     PolicyDocument,
     Receipt,
@@ -40,7 +41,7 @@ PRIMARY_KEYS: dict[Any, tuple[str, ...]] = {
     Key: ("name",),
     KeyVersion: ("key", "number"),
     Target: ("name",),
-    Import: ("key", "version", "target"),
+    Import: ("key", "version", "target", "remote_name"),
     Operator: ("name",),
     PolicyDocument: ("version",),
     Receipt: ("principal", "request_id"),
@@ -53,6 +54,7 @@ PRIMARY_KEYS: dict[Any, tuple[str, ...]] = {
     Session: ("id",),
     Lease: ("id",),
     UsedToken: ("issuer", "jti"),
+    Operation: ("subject", "number"),
 }
 
 TIMES: dict[Any, str] = {
@@ -60,6 +62,7 @@ TIMES: dict[Any, str] = {
     Lease: "expires_at",
     UsedToken: "until",
     Receipt: "created_at",
+    Operation: "due_at",
 }
 
 

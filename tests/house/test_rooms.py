@@ -25,6 +25,7 @@ ROOMS = {
         "imports",
         "keys",
         "leases",
+        "operations",
         "operators",
         "policy",
         "secrets",
@@ -40,7 +41,19 @@ ROOMS = {
     "cli": {"broker_cli"},
     "protos": {"broker_api"},
     "protos/broker_api": {"v1"},
-    "tests": {"bench", "contracts", "fakes", "house", "integration", "readers", "servers", "soak", "unit", "wire"},
+    "tests": {
+        "bench",
+        "contracts",
+        "crash",
+        "fakes",
+        "house",
+        "integration",
+        "readers",
+        "servers",
+        "soak",
+        "unit",
+        "wire",
+    },
 }
 NOUNS = {path.stem for path in (ROOT / "protos/broker_api/v1").glob("*.proto")} - {"traits"}  # says what a method is
 IN_THE_CORE = {"policies": "policy"}

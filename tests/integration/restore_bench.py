@@ -28,7 +28,9 @@ from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, SIGNER, config, read_journal
+from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
+from tests.servers.databases import create_database, migrate
 from tests.servers.postgres import Postgres
 
 ONCE = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
@@ -71,7 +73,8 @@ class Broker:
         self.store = SqlStore(self.place, ROW_KEY, self.clock, SIGNER.genuine)
         guard = Guard(document())
         sealing = Sealing(self.roots, known_roots(self.store), self.clock, timedelta(0), tenant="one.example")
-        self.keys = Keys(self.store, self.hsm, guard, self.clock)
+        self.operations = operations(self.store, self.clock)
+        self.keys = Keys(self.store, self.hsm, guard, self.operations, self.clock)
         self.use = KeyUse(self.store, self.hsm, guard)
         self.settling = Settling(self.store, self.hsm, guard)
         self.secrets = Secrets(self.store, self.roots, sealing, guard, self.clock)
@@ -204,10 +207,10 @@ def refused(reason: str, what: Callable[[], object]) -> None:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def broker(request: pytest.FixtureRequest, tmp_path: Path, hsm: Pkcs11Hsm) -> Iterator[Broker]:
     server: Postgres | None = request.getfixturevalue("postgres") if request.param == "postgresql" else None
-    name = server.create_database() if server else ""
+    name = create_database(server) if server else ""
     file = tmp_path / "broker.db"
     place = config(server.url(name) if server else f"sqlite:///{file}", tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
 
     def backup() -> Callable[[], None]:
         if server is None:

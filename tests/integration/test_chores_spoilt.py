@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from broker.core.errors import Unavailable
-from broker.core.keys.lifecycle import UNDO_AFTER
+from broker.core.keys.making import UNDO_AFTER
 from broker.core.kinds import KeyState
 from broker.core.model import Key, RootKey, SecretVersion
 from broker.core.secrets.roots import RETIRE_AFTER
@@ -19,13 +19,14 @@ from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, opened
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.secrets import SecretsHouse
+from tests.servers.databases import migrate
 from tests.unit.test_keys import Bench
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqlStore]:
     place = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
     with opened(place) as made:
         yield made
 

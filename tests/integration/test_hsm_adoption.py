@@ -23,6 +23,7 @@ from broker.row_key import row_key
 from broker.setup import Token, Wishes, initialise
 from broker.store.sql import SqlStore
 from tests.contracts.hsm_keys import made, unmade
+from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.softhsm import KeysHsm, alone, make_token
 
@@ -137,7 +138,7 @@ def _restarted(folder: Path) -> dict[str, object]:
     told: dict[str, object] = {}
     with opened(config) as (hsm, store):
         call_ = call("KeyService/CreateKey", operator("alice", "admins"), Clock())
-        keys = Keys(store, hsm.keyring(Purpose.KEY), Guard(document()), now)
+        keys = Keys(store, hsm.keyring(Purpose.KEY), Guard(document()), operations(store, now), now)
         keys.create(call_, "pay", KeyType.EC_P256, KeyUsage.SIGN, exportable=False, labels={}, owner="")
         known = list(adoption._known(config, store))
         for _, key in known:

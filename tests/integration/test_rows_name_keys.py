@@ -32,6 +32,7 @@ from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
 from broker.core.secrets import roots
 from tests.contracts.hsm_keys import fresh, made, unmade
+from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.secrets import FIELDS, SecretsHouse
@@ -49,7 +50,9 @@ class Ground:
         self.guard = Guard(document())
         self.house = SecretsHouse(self.store, hsm, keep=0, clock=self.clock)
         self.house.put("a/n")
-        self.keys = Keys(self.store, hsm.keyring(Purpose.KEY), self.guard, self.clock)
+        self.keys = Keys(
+            self.store, hsm.keyring(Purpose.KEY), self.guard, operations(self.store, self.clock), self.clock
+        )
         self.use = KeyUse(self.store, hsm.keyring(Purpose.KEY), self.guard)
         self.own = {purpose: made(hsm.keyring(purpose), own_keys.unmade(purpose)) for purpose in own_keys.INTERNAL_KEYS}
         self.other = self.keys.create(

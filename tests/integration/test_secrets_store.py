@@ -21,6 +21,7 @@ from tests.contracts.store_samples import ROW_KEY, config
 from tests.fakes.calls import Clock
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.secrets import FIELDS, PIPELINE, SecretsHouse
+from tests.servers.databases import migrate
 from tests.servers.postgres import Postgres
 from tests.servers.softhsm import KeysHsm
 
@@ -31,7 +32,7 @@ ROUNDS = 20
 @contextmanager
 def stored(url: str, folder: Path, clock: Clock) -> Iterator[SqlStore]:
     place = config(url, folder)
-    SqlStore.migrate(place)
+    migrate(place)
     store = SqlStore(place, ROW_KEY, clock)
     try:
         yield store

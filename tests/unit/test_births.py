@@ -16,6 +16,7 @@ from broker.core.kinds import KeyType, KeyUsage
 from broker.core.model import Key
 from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
+from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
@@ -92,7 +93,7 @@ class SlowHsm(SoftwareHsm):
 
 def test_NT_10_one_principals_flood_of_keys_holds_up_another_for_one_key_only() -> None:
     hsm, clock, store = SlowHsm(), Clock(), MemoryStore()
-    keys = Keys(store, hsm, Guard(document()), clock, births=8)
+    keys = Keys(store, hsm, Guard(document()), operations(store, clock), clock, births=8)
 
     def create(who: str, number: int) -> str:
         asked = call("KeyService/CreateKey", operator(who, "admins"), clock)
@@ -108,7 +109,7 @@ def test_NT_10_one_principals_flood_of_keys_holds_up_another_for_one_key_only() 
         flood = [pool.submit(create, "flood", number) for number in range(30)]
         until(lambda: sum(one.done() for one in flood) == 22)
         other = pool.submit(create, "alice", 1)
-        until(lambda: "operator/alice" in keys._births._waiting)
+        until(lambda: "operator/alice" in keys._making._births._waiting)
         for _ in range(9):
             hsm.go.release()
         assert other.result(10) == "ok"

@@ -30,6 +30,7 @@ from broker.core.traits import Effect, Traits
 from broker.rpc import table
 from broker.rpc.keys import KeyMethods
 from broker.rpc.pages import PageTokens
+from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
@@ -98,7 +99,10 @@ class House:
         self.alice = self.certificate("alice")
         guard = Guard(document())
         no_settling: Any = None
-        keys = Keys(self.store, hsm, guard, self.clock), KeyUse(self.store, hsm, guard)
+        keys = (
+            Keys(self.store, hsm, guard, operations(self.store, self.clock), self.clock),
+            KeyUse(self.store, hsm, guard),
+        )
         services = plain_services(answers)
         if answers is None:
             services["KeyService"] = KeyMethods(*keys, no_settling, PageTokens(bytes(32)))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.call import Call
-from broker.core.errors import AlreadyExists, NotFound, Unavailable, WrongState
-from broker.core.keys.lifecycle import UNDO_AFTER, Keys
+from broker.core.call import Call, background_call
+from broker.core.errors import NotFound, Unavailable, WrongState
+from broker.core.keys.lifecycle import Keys
+from broker.core.keys.making import UNDO_AFTER
 from broker.core.keys.refs import ref
 from broker.core.keys.use import KeyUse
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
@@ -24,7 +25,9 @@ from broker.core.ports import KeyRef
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY
+from tests.fakes.background import carry_on, operations
 from tests.fakes.hsm import SoftwareHsm
+from tests.servers.databases import migrate
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
@@ -66,7 +69,9 @@ class Bench:
         self.store, self.hsm = store, BusyHsm()
         document = PolicyDocument(version=1, text=FIRST_POLICY, author="broker/init", created_at=START)
         guard = Guard(document)
-        self.keys, self.elsewhere = (Keys(store, self.hsm, guard, lambda: self.time) for _ in range(2))
+        self.operations = operations(store, lambda: self.time)
+        self.keys = Keys(store, self.hsm, guard, self.operations, lambda: self.time)
+        self.elsewhere = Keys(store, self.hsm, guard, operations(store, lambda: self.time), lambda: self.time)
         self.use = KeyUse(store, self.hsm, guard)
 
     def call(self, rpc: str, request_id: str = "") -> Call:
@@ -94,9 +99,8 @@ class Bench:
 
     def chores(self) -> None:
         for resource, work in self.keys.chores():
-            call = self.call("Chore")
-            call.resource = resource
-            work(call)
+            work(background_call(resource, 0, lambda: self.time))
+        carry_on(self.operations, lambda: self.time)
 
     def version(self, number: int) -> KeyVersion:
         found = self.store.get(KeyVersion, "pay", number)
@@ -112,7 +116,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     config = StoreConfig(url=f"sqlite:///{tmp_path / 'broker.db'}", journal=tmp_path / "journal")
-    SqlStore.migrate(config)
+    migrate(config)
     store = SqlStore(config, ROW_KEY, lambda: START)
     yield Bench(store)
     store.close()
@@ -208,7 +212,7 @@ def test_a_key_that_cannot_be_taken_back_leaves_nothing_in_the_hsm(bench: Bench)
     with pytest.raises(Unavailable):
         bench.rotate(REQUEST)
     bench.keys.seal(bench.call("SealKey"), "pay")
-    with pytest.raises(AlreadyExists):  # the HSM holds an exportable key under this id, and none is wanted
+    with pytest.raises(WrongState, match="changed meanwhile"):
         bench.rotate(REQUEST)
     assert bench.hsm.held == {bench.version(1).hsm_id}
 

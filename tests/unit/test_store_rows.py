@@ -17,12 +17,13 @@ from broker.store.rows import FIELDS, PRIMARY_KEYS, record_of, row_of
 from broker.store.sql import SqlStore
 from broker.store.tables import TABLES
 from tests.contracts.store_samples import config, entry, key, opened, put, samples, version
+from tests.servers.databases import migrate
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqlStore]:
     place = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
     with opened(place) as found:
         put(found, key("bad"), version("bad"), key("good"), version("good"))
         yield found

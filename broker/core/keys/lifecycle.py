@@ -1,47 +1,31 @@
 """Keys: born in the HSM, rotated, disabled, sealed and destroyed there. Their use is in ``key_use``.
 
-Whatever makes or destroys key material is two writes with the HSM between them, so that a crash leaves a row that
-says what was going on: a version stays PENDING until the HSM's answer is stored, and the background loop undoes what
-nobody came back for.
+Whatever makes, seals or destroys key material is an operation: ``making``, ``seals`` and ``destroying`` have the plans.
 """
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
-from typing import TypeVar
 
 from broker.core import receipts, signatures
-from broker.core.amiss import key_changed, no_key, no_key_version
+from broker.core.amiss import no_key, no_key_version
 from broker.core.call import Call
-from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Outcome, Unavailable, WrongState
-from broker.core.holding import version_held
+from broker.core.errors import AlreadyExists, InvalidRequest, WrongState
+from broker.core.keys.destroying import Destroying
 from broker.core.keys.generation import Births
-from broker.core.keys.refs import ref
-from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
-from broker.core.model import Key, KeyVersion, Receipt
+from broker.core.keys.making import Making
+from broker.core.keys.seals import Seals
+from broker.core.keys.states import ENABLED, SCHEDULED, USABLE, as_decided, require
+from broker.core.kinds import KeyState, KeyType, KeyUsage
+from broker.core.model import Key, KeyVersion
 from broker.core.names import check_labels, check_name, check_owner
+from broker.core.operations.running import Operations
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_key, of_unknown_key
 from broker.core.ports import Hsm, Now, Store, Write
 from broker.core.reasons import Reason
-from broker.core.rows import refuse_doubt
-
-R = TypeVar("R", Key, KeyVersion)
-ENABLED = frozenset({KeyState.ENABLED})
-USABLE = frozenset({KeyState.ENABLED, KeyState.DISABLED})
-TABLES = frozenset({"keys", "key_versions"})
-SCHEDULED = frozenset({KeyState.DESTROY_SCHEDULED, KeyState.HELD})
-UNDO_AFTER = timedelta(minutes=5)
-"""A version that is still PENDING after this long belongs to a call that died: no HSM takes longer to make a key."""
-
-
-class _NotOursAnyMore(Exception):
-    """The version that a call was making is not, or not as it was, for that call to complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +41,15 @@ class Keys:
     """The noun behind KeyService's lifecycle. Each method checks the permission first and raises only BrokerError."""
 
     def __init__(
-        self, store: Store, hsm: Hsm, guard: Guard, now: Now, delay: DestructionDelay | None = None, *, births: int = 8
+        self,
+        store: Store,
+        hsm: Hsm,
+        guard: Guard,
+        operations: Operations,
+        now: Now,
+        delay: DestructionDelay | None = None,
+        *,
+        births: int = 8,
     ) -> None:
         """``births``: how many keys one principal may have made at a time, those that wait for the HSM included."""
         self._store = store
@@ -65,7 +57,9 @@ class Keys:
         self._guard = guard
         self._now = now
         self._delay = delay or DestructionDelay()
-        self._births = Births(births)
+        self._making = Making(store, hsm, operations, now, Births(births))
+        self._sealing = Seals(store, hsm, operations)
+        self._destroying = Destroying(store, hsm, operations, now)
 
     def create(
         self,
@@ -98,33 +92,16 @@ class Keys:
             if self._store.get(Key, name):
                 raise AlreadyExists(Reason.NAME_TAKEN, f"The key {name} exists or existed; choose another name.")
             return key
-        version = self._new_version(key, 1)
-        with self._births.enter(str(call.principal)):
-            with self._store.write(call.intent()) as write:
-                receipt = receipts.replay(write, call)
-                if receipt is None:
-                    write.add(key)
-                    write.add(version)
-                    receipts.keep(write, call, name, 1)
-            return self._resume(call, receipt) if receipt else self._make(call, key, version, fresh=True)
+        return self._making.first(call, key)
 
     def rotate(self, call: Call, name: str) -> Key:
         """Make a new primary version; the older ones stay for verify and decrypt."""
         key = self._permitted(call, name)
         self._check_makeable(key)
         if call.validate_only:
-            _require(key, ENABLED)
+            require(key, ENABLED)
             return replace(key, primary=key.latest + 1, latest=key.latest + 1)
-        with self._births.enter(str(call.principal)):
-            with self._store.write(call.intent()) as write:
-                receipt = receipts.replay(write, call)
-                if receipt is None:
-                    key, version = self._begin_version(write, key)
-                    receipts.keep(write, call, name, version.number)
-            if receipt:
-                return self._resume(call, receipt)
-            call.note(version=version.number)
-            return self._make(call, key, version, fresh=True)
+        return self._making.next(call, key)
 
     def get(self, call: Call, name: str) -> Key:
         """One key; NotFound ``KEY_NOT_FOUND`` for those who may know."""
@@ -184,65 +161,18 @@ class Keys:
         """Take the right to be exported away from every version, in the HSM and for good. Repeating it completes it."""
         key = self._permitted(call, name)
         if call.validate_only:
-            _require(key, USABLE)
+            require(key, USABLE)
             return replace(key, exportable=False)
-        with self._store.write(call.intent()) as write:
-            key = _as_decided(write, key)
-            if receipts.replay(write, call) is None:
-                _require(key, USABLE)
-                receipts.keep(write, call, name)
-            # A rotation that is under way notices this and gives its version up.
-            key = write.replace(key, replace(key, exportable=False)) if key.exportable else key
-        open_versions = [
-            v for v in self._all(KeyVersion, {"key": name}) if v.state is VersionState.ENABLED and not v.sealed
-        ]
-        for version in open_versions:
-            self._hsm.seal(ref(key, version))
-        with self._store.write(call.outcome()) as write:
-            for version in open_versions:
-                write.replace(version, replace(version, sealed=True))
-        call.settled = True
-        return key
+        return self._sealing.seal(call, key)
 
     def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
         """What the background loop has to do now: (resource, work); each piece stands alone and may be repeated.
 
-        Versions whose call died before the HSM's answer was stored are undone; keys whose time has come are destroyed.
-        A spoilt row holds up nothing but its own key (TL-18).
+        Keys whose time has come are destroyed, and versions from before there were operations are looked after. A
+        damaged row holds up nothing but its own key (TL-18).
         """
-        for version in self._all(KeyVersion, {"state": VersionState.PENDING.value}, sound_only=True):
-            if self._given_up(version):
-                yield f"key/{version.key}", partial(self._undo, version, sure=True)
-        for key in self._all(Key, {"state": KeyState.DESTROY_SCHEDULED.value}, sound_only=True):
-            if key.destroy_at is not None and key.destroy_at <= self._now():
-                yield f"key/{key.name}", partial(self._destroy, key)
-
-    def _undo(self, version: KeyVersion, call: Call, *, sure: bool = False) -> None:
-        """Destroy what may have been made. ``sure``: whether nobody has put the row back is asked before."""
-        key = self._store.get(Key, version.key)
-        if key is None:
-            return
-        with self._store.write(call.intent()) as write:
-            # From here on nobody completes it: ``_complete`` wants the row to be as its call has read it.
-            version = write.replace(version, version)
-        if sure:
-            refuse_doubt(self._store, TABLES, key.name)
-        self._hsm.destroy(ref(key, version))
-        self._forget(call, key, version)
-
-    def _destroy(self, key: Key, call: Call) -> None:
-        with self._store.write(call.intent()) as write:
-            # From here on nobody saves it: ``_move`` looks at the row and at the time inside its own write.
-            key = write.replace(key, key)
-        versions = list(self._all(KeyVersion, {"key": key.name}))
-        refuse_doubt(self._store, TABLES, key.name)
-        for version in versions:
-            self._hsm.destroy(ref(key, version))
-        with self._store.write(call.outcome()) as write:
-            for version in versions:
-                write.replace(version, replace(version, state=VersionState.DESTROYED))
-            write.replace(key, replace(key, state=KeyState.DESTROYED))
-        call.settled = True
+        yield from self._making.chores()
+        yield from self._destroying.chores()
 
     def _permitted(self, call: Call, name: str) -> Key:
         key = self._store.get(Key, check_name(name, "key"))
@@ -269,131 +199,28 @@ class Keys:
             sentence = f"This HSM cannot make keys of type {key.type} to {key.usage}; see `broker hsm`. {lacking}"
             raise WrongState(Reason.HSM_MECHANISM_MISSING, sentence.rstrip())
 
-    def _new_version(self, key: Key, number: int) -> KeyVersion:
-        return KeyVersion(
-            key=key.name,
-            number=number,
-            state=VersionState.PENDING,
-            hsm_id=secrets.token_bytes(16),
-            public_key=None,
-            sealed=False,
-            created_at=self._now(),
-        )
-
-    def _begin_version(self, write: Write, decided: Key) -> tuple[Key, KeyVersion]:
-        key = _as_decided(write, decided)
-        _require(key, ENABLED)
-        key = write.replace(key, replace(key, latest=key.latest + 1))
-        version = self._new_version(key, key.latest)
-        write.add(version)
-        write.note(version=version.number)
-        return key, version
-
-    def _make(self, call: Call, key: Key, version: KeyVersion, *, fresh: bool = False) -> Key:
-        try:
-            with self._births.turn(str(call.principal)):
-                public = self._hsm.generate(ref(key, version), exportable=key.exportable, fresh=fresh)
-        except Unavailable:
-            raise  # the row stays PENDING: the same request id resumes it, or the background loop undoes it
-        except BrokerError:
-            self._undo(version, call)
-            raise
-        try:
-            with self._store.write(call.outcome()) as write:
-                made = self._complete(write, key, version, public)
-        except _NotOursAnyMore:
-            return self._overtaken(key, version)
-        call.settled = True
-        return made
-
-    def _complete(self, write: Write, begun: Key, version: KeyVersion, public: bytes | None) -> Key:
-        key, stored = write.get(Key, begun.name), write.get(KeyVersion, begun.name, version.number)
-        if key is None or stored != version or key.exportable is not begun.exportable:
-            raise _NotOursAnyMore
-        write.replace(stored, replace(stored, state=VersionState.ENABLED, public_key=public))
-        if public is not None:
-            write.note(public_key_sha256=hashlib.sha256(public).hexdigest())
-        state = KeyState.ENABLED if key.state is KeyState.PENDING else key.state
-        return write.replace(key, replace(key, state=state, primary=max(key.primary, version.number)))
-
-    def _overtaken(self, key: Key, version: KeyVersion) -> Key:
-        """The same request at the same moment has completed the version; or it was given up, or its key sealed."""
-        found = self._store.version(version.key, version.number)
-        if found and found[1].hsm_id == version.hsm_id and found[1].state is VersionState.ENABLED:
-            return found[0]
-        if found and found[1].state is VersionState.HELD:
-            raise version_held(version)
-        self._hsm.destroy(ref(key, version))
-        raise WrongState(Reason.CHANGED_MEANWHILE, f"The key {key.name} was changed meanwhile; send the request again.")
-
-    def _resume(self, call: Call, receipt: Receipt) -> Key:
-        """Answer a repeated request: with what it made, or by completing what its first try left open."""
-        key, version = (
-            self._store.get(Key, receipt.resource),
-            self._store.get(KeyVersion, receipt.resource, receipt.version),
-        )
-        if key is None or version is None or version.state is VersionState.FAILED or self._given_up(version):
-            raise receipts.undone()
-        if version.state is VersionState.HELD:
-            raise version_held(version)
-        return self._make(call, key, version) if version.state is VersionState.PENDING else key
-
-    def _given_up(self, version: KeyVersion) -> bool:
-        return version.state is VersionState.PENDING and version.created_at + UNDO_AFTER < self._now()
-
-    def _forget(self, call: Call, key: Key, version: KeyVersion) -> None:
-        """Take back a version that was never made; a key that never had one goes with it, and its name is free."""
-        with self._store.write(call.outcome(Outcome.ABORTED, Reason.KEY_NOT_MADE)) as write:
-            if key.state is not KeyState.PENDING:
-                write.replace(version, replace(version, state=VersionState.FAILED))
-                return
-            write.delete(version)
-            write.delete(key)
-            for receipt in write.page(Receipt, limit=10, where={"resource": key.name, "version": version.number}):
-                write.delete(receipt)
-
     def _move(
         self, call: Call, key: Key, to: KeyState, allowed: frozenset[KeyState], destroy_at: datetime | None = None
     ) -> Key:
         if call.validate_only:
-            self._check_movable(key, allowed)
+            self._check_movable(self._store, key, allowed)
             return replace(key, state=to, destroy_at=destroy_at)
         call.note(state=to.value)
         with self._store.write(call.outcome()) as write:
             if receipts.replay(write, call):
                 key = write.get(Key, key.name) or key
             else:
-                stored = _as_decided(write, key)
-                self._check_movable(stored, allowed)
+                stored = as_decided(write, key)
+                self._check_movable(write, stored, allowed)
                 key = write.replace(stored, replace(stored, state=to, destroy_at=destroy_at))
                 receipts.keep(write, call, key.name)
         call.settled = True
         return key
 
-    def _check_movable(self, key: Key, allowed: frozenset[KeyState]) -> None:
-        _require(key, allowed)
-        if key.destroy_at is not None and key.destroy_at <= self._now():
+    def _check_movable(self, rows: Store | Write, key: Key, allowed: frozenset[KeyState]) -> None:
+        require(key, allowed)
+        due = key.destroy_at is not None and key.destroy_at <= self._now()
+        if due or self._destroying.has_begun(rows, key):
             raise WrongState(
                 Reason.DESTRUCTION_DUE, f"The time to save the key {key.name} is over; it is being destroyed."
             )
-
-    def _all(self, kind: type[R], where: dict[str, str | int], *, sound_only: bool = False) -> Iterator[R]:
-        after: tuple[str | int, ...] = ()
-        while batch := self._store.page(kind, after=after, limit=100, where=where, sound_only=sound_only):
-            yield from batch
-            last = batch[-1]
-            after = (last.key, last.number) if isinstance(last, KeyVersion) else (last.name,)
-
-
-def _require(key: Key, allowed: frozenset[KeyState]) -> None:
-    if key.state not in allowed:
-        wanted = " or ".join(sorted(allowed))
-        raise WrongState(Reason.KEY_STATE, f"The key {key.name} is {key.state}; this needs it to be {wanted}.")
-
-
-def _as_decided(write: Write, decided: Key) -> Key:
-    """The key as it stands now; WrongState unless it is still what the permission was decided on (AZ-15)."""
-    key = write.get(Key, decided.name)
-    if key is None or of_key(key) != of_key(decided):
-        raise key_changed(decided.name)
-    return key

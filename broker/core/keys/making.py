@@ -1,0 +1,213 @@
+"""Key versions, made in the HSM: the first of a new key, and each that a rotation adds.
+
+    PENDING ─ generate ─▶ ENABLED
+       │ refused, or nobody came back
+       └─ destroy ─▶ FAILED, or nothing at all of a key that never had another version
+
+A repetition of the request carries the operation on; what nobody comes back for is undone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+
+from broker.core import receipts
+from broker.core.amiss import key_changed
+from broker.core.call import Call
+from broker.core.errors import WrongState
+from broker.core.holding import version_held
+from broker.core.keys.generation import Births
+from broker.core.keys.refs import ref
+from broker.core.keys.states import ENABLED, TABLES, as_decided, require
+from broker.core.kinds import KeyState, OperationState, VersionState
+from broker.core.model import Key, KeyVersion, Operation, Receipt
+from broker.core.operations.plan import Plan, Step, Work
+from broker.core.operations.running import Operations
+from broker.core.ports import Hsm, Now, Store, Write
+from broker.core.reasons import Reason
+from broker.core.rows import refuse_doubt
+
+UNDO_AFTER = timedelta(minutes=5)
+"""A version that is still PENDING after this long belongs to a call that died: no HSM takes longer to make a key."""
+
+
+class Making:
+    """What makes versions. ``births``: whose turn it is at the HSM."""
+
+    def __init__(self, store: Store, hsm: Hsm, operations: Operations, now: Now, births: Births) -> None:
+        self._store = store
+        self._hsm = hsm
+        self._operations = operations
+        self._now = now
+        self._births = births
+        self._plan = operations.admit(
+            Plan(
+                kind="make-key-version",
+                steps=(Step(name="generate", act=self._generate, keep=self._enable),),
+                patience=UNDO_AFTER,
+                undo=self._destroy,
+                undone=self._forget,
+                undone_reason=Reason.KEY_NOT_MADE,
+                abandoned_is_undone=True,
+            )
+        )
+
+    def first(self, call: Call, key: Key) -> Key:
+        """Add a key, and make its first version."""
+        with self._births.enter(str(call.principal)):
+            with self._store.write(call.intent()) as write:
+                receipt = receipts.replay(write, call)
+                if receipt is None:
+                    write.add(key)
+                    operation = self._begin(write, call, key, 1)
+            return self._resume(call, receipt) if receipt else self._run(call, key.name, operation, fresh=True)
+
+    def next(self, call: Call, decided: Key) -> Key:
+        """Make the next version, which becomes the primary one."""
+        with self._births.enter(str(call.principal)):
+            with self._store.write(call.intent()) as write:
+                receipt = receipts.replay(write, call)
+                if receipt is None:
+                    key = as_decided(write, decided)
+                    require(key, ENABLED)
+                    key = write.replace(key, replace(key, latest=key.latest + 1))
+                    write.note(version=key.latest)
+                    operation = self._begin(write, call, key, key.latest)
+            if receipt:
+                return self._resume(call, receipt)
+            call.note(version=key.latest)
+            return self._run(call, key.name, operation, fresh=True)
+
+    def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
+        """Versions that an older release has left PENDING become operations, which the background then undoes."""
+        where: dict[str, str | int] = {"state": VersionState.PENDING.value}
+        for version in self._store.page(KeyVersion, limit=100, where=where, sound_only=True):
+            if (
+                self._given_up(version)
+                and self._operations.live(self._store, _subject(version.key, version.number)) is None
+            ):
+                yield f"key/{version.key}", partial(self._adopt, version)
+
+    # ---- the plan, in the order of its steps ---------------------------------------------------------------------
+
+    def _begin(self, write: Write, call: Call, key: Key, number: int) -> Operation:
+        version = KeyVersion(
+            key=key.name,
+            number=number,
+            state=VersionState.PENDING,
+            hsm_id=secrets.token_bytes(16),
+            public_key=None,
+            sealed=False,
+            created_at=self._now(),
+        )
+        write.add(version)
+        operation = self._operations.begin(
+            write, call, self._plan, _subject(key.name, number), {"exportable": str(int(key.exportable))}
+        )
+        receipts.keep(write, call, key.name, number, operation=operation)
+        return operation
+
+    def _generate(self, work: Work) -> Mapping[str, str]:
+        key, version = self._named(self._store, work)
+        with self._births.turn(str(work.call.principal)):
+            public = self._hsm.generate(ref(key, version), exportable=_exportable(work), fresh=work.fresh)
+        return {"public_key": public.hex()} if public is not None else {}
+
+    def _enable(self, write: Write, work: Work) -> None:
+        key, version = self._named(write, work)
+        if key.exportable is not _exportable(work):  # sealed meanwhile
+            raise key_changed(key.name)
+        public = bytes.fromhex(work.memory["public_key"]) if "public_key" in work.memory else None
+        write.replace(version, replace(version, state=VersionState.ENABLED, public_key=public))
+        if public is not None:
+            write.note(public_key_sha256=hashlib.sha256(public).hexdigest())
+        state = KeyState.ENABLED if key.state is KeyState.PENDING else key.state
+        write.replace(key, replace(key, state=state, primary=max(key.primary, version.number)))
+
+    def _destroy(self, work: Work) -> None:
+        """Destroy what may have been made. In the background it is asked before whether somebody put the row back."""
+        name, number = _key_of(work.operation)
+        key, version = self._store.get(Key, name), self._store.get(KeyVersion, name, number)
+        if key is None or version is None or version.state is not VersionState.PENDING:
+            return
+        if not work.attended:
+            refuse_doubt(self._store, TABLES, name)
+        self._hsm.destroy(ref(key, version))
+
+    def _forget(self, write: Write, work: Work) -> None:
+        """Take back a version that was never made; a key that never had one goes with it, and its name is free."""
+        name, number = _key_of(work.operation)
+        key, version = write.get(Key, name), write.get(KeyVersion, name, number)
+        if key is None or version is None or version.state is not VersionState.PENDING:
+            return
+        if key.state is not KeyState.PENDING:
+            write.replace(version, replace(version, state=VersionState.FAILED))
+            return
+        write.delete(version)
+        write.delete(key)
+        for receipt in write.page(Receipt, limit=10, where={"resource": name, "version": number}):
+            write.delete(receipt)
+
+    # ---- who carries it on ---------------------------------------------------------------------------------------
+
+    def _run(self, call: Call, name: str, operation: Operation, *, fresh: bool = False) -> Key:
+        done = self._operations.run(call, operation, fresh=fresh)
+        key = self._store.get(Key, name)
+        if key is None or done.state is not OperationState.DONE:
+            raise receipts.undone()
+        return key
+
+    def _resume(self, call: Call, receipt: Receipt) -> Key:
+        """Answer a repeated request: with what it made, or by completing what its first try left open."""
+        name, number = receipt.resource, receipt.version
+        key, version = self._store.get(Key, name), self._store.get(KeyVersion, name, number)
+        if key is None or version is None or version.state is VersionState.FAILED or self._given_up(version):
+            raise receipts.undone()
+        if version.state is VersionState.HELD:
+            raise version_held(version)
+        if version.state is not VersionState.PENDING:
+            return key
+        operation = self._operations.of(_subject(name, number), receipt.operation)
+        return self._run(call, name, operation or self._adopted(call, key, version))
+
+    def _given_up(self, version: KeyVersion) -> bool:
+        return version.state is VersionState.PENDING and version.created_at + UNDO_AFTER < self._now()
+
+    def _adopt(self, version: KeyVersion, call: Call) -> None:
+        key = self._store.get(Key, version.key)
+        if key is not None:
+            self._operations.run(call, self._adopted(call, key, version))
+
+    def _adopted(self, call: Call, key: Key, version: KeyVersion) -> Operation:
+        """The operation of a version that was begun before there were any."""
+        with self._store.write(call.intent()) as write:
+            subject = _subject(key.name, version.number)
+            return self._operations.begin(write, call, self._plan, subject, {"exportable": str(int(key.exportable))})
+
+    def _named(self, rows: Store | Write, work: Work) -> tuple[Key, KeyVersion]:
+        """What the operation is about; WrongState ``CHANGED_MEANWHILE`` when that is not to be completed any more."""
+        name, number = _key_of(work.operation)
+        key, version = rows.get(Key, name), rows.get(KeyVersion, name, number)
+        if version is not None and version.state is VersionState.HELD:
+            raise version_held(version)
+        if key is None or version is None or version.state is not VersionState.PENDING:
+            raise WrongState(Reason.CHANGED_MEANWHILE, f"The key {name} was changed meanwhile; send the request again.")
+        return key, version
+
+
+def _subject(name: str, number: int) -> str:
+    return f"key/{name}/{number}"
+
+
+def _key_of(operation: Operation) -> tuple[str, int]:
+    _, name, number = operation.subject.split("/")
+    return name, int(number)
+
+
+def _exportable(work: Work) -> bool:
+    return work.memory["exportable"] == "1"

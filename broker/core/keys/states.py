@@ -1,0 +1,42 @@
+"""What a key must be for a change of it, and all of its versions."""
+
+from __future__ import annotations
+
+from broker.core.amiss import key_changed
+from broker.core.errors import WrongState
+from broker.core.kinds import KeyState
+from broker.core.model import Key, KeyVersion
+from broker.core.policy.guard import of_key
+from broker.core.ports import Store, Write
+from broker.core.reasons import Reason
+
+ENABLED = frozenset({KeyState.ENABLED})
+USABLE = frozenset({KeyState.ENABLED, KeyState.DISABLED})
+SCHEDULED = frozenset({KeyState.DESTROY_SCHEDULED, KeyState.HELD})
+TABLES = frozenset({"keys", "key_versions"})
+"""Where what is destroyed is looked up."""
+
+
+def require(key: Key, allowed: frozenset[KeyState]) -> None:
+    """Return if the key is in one of these states; else WrongState ``KEY_STATE``."""
+    if key.state not in allowed:
+        wanted = " or ".join(sorted(allowed))
+        raise WrongState(Reason.KEY_STATE, f"The key {key.name} is {key.state}; this needs it to be {wanted}.")
+
+
+def as_decided(write: Write, decided: Key) -> Key:
+    """The key as it stands now; WrongState unless it is still what the permission was decided on (AZ-15)."""
+    key = write.get(Key, decided.name)
+    if key is None or of_key(key) != of_key(decided):
+        raise key_changed(decided.name)
+    return key
+
+
+def versions_of(store: Store, name: str) -> list[KeyVersion]:
+    """Every version of a key, oldest first."""
+    found: list[KeyVersion] = []
+    while rows := store.page(
+        KeyVersion, after=(name, found[-1].number if found else 0), limit=100, where={"key": name}
+    ):
+        found += rows
+    return found

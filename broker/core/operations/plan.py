@@ -1,0 +1,80 @@
+"""What an operation does, as its noun states it: read from top to bottom a plan is the state machine.
+
+    begin ─▶ RUNNING: step 0 ─▶ step 1 ─▶ … ─▶ DONE
+                        │ refused
+                        └─────▶ UNDOING ─▶ UNDONE
+
+A plan's steps never change while rows of its kind may exist; another shape is another kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from broker.core.call import BACKGROUND, Call
+from broker.core.model import Operation
+from broker.core.ports import Write
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a step is given: who carries the operation on, and the operation as it stands.
+
+    ``fresh``: nothing of it can have been done before, since it was begun just now by this very call.
+    """
+
+    call: Call
+    operation: Operation
+    fresh: bool = False
+
+    @property
+    def attended(self) -> bool:
+        """Whether somebody waits for it, whose permission was asked for just now; else the background carries it on."""
+        return self.call.principal != BACKGROUND
+
+    @property
+    def memory(self) -> Mapping[str, str]:
+        """What earlier steps, and in ``keep`` this one, have found."""
+        return self.operation.memory
+
+
+Act = Callable[[Work], Mapping[str, str] | None]
+Keep = Callable[[Write, Work], None]
+
+
+def nothing(_write: Write, _work: Work) -> None:
+    """Keep nothing but that the step is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """``act`` touches the outside and gives what later steps need of it; ``keep`` writes what came of that.
+
+    ``act`` may run twice, at the same time even, so it looks first. ``keep`` runs once, in the transaction that moves
+    the operation on. Either may refuse: by ``Unavailable`` the operation stays where it is, by any other refusal it is
+    undone, if it can be.
+    """
+
+    name: str
+    act: Act
+    keep: Keep = nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The steps of one kind of operation, and what becomes of one that is given up.
+
+    Without ``undo`` it only goes forward, for ever. ``undone`` is the ``keep`` of the undoing.
+    """
+
+    kind: str
+    steps: tuple[Step, ...]
+    patience: timedelta  # longer than all the steps take: nobody takes it up before
+    undo: Act | None = None
+    undone: Keep = nothing
+    undone_reason: str = "UNDONE"  # what the audit says of that
+    abandoned_is_undone: bool = False  # what the background does with one whose call has died; else it goes forward
+    place: Callable[[Operation], str] = lambda _: "hsm"  # whom it waits for: one of each is carried on at a time
+    longest_pause: timedelta = timedelta(seconds=20)  # between two attempts of the background

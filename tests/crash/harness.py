@@ -1,0 +1,208 @@
+"""Processes that die at every place of every plan, and what is there once another one has gone on.
+
+A *place* is before or after an effect outside the store, or before or after a commit. A scene is acted out again and
+again, each time with a process that dies at the next place. Then another process starts on what is left, the clock
+moves on, the background does what it does, and what is outside must be what the rows say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from broker.core.call import Call, background_call
+from broker.core.entries import AuditEntry, Phase
+from broker.core.errors import BrokerError, WrongState
+from broker.core.keys.lifecycle import Keys
+from broker.core.keys.refs import ref
+from broker.core.kinds import Purpose, VersionState
+from broker.core.model import Key, KeyVersion, Operation, Record
+from broker.core.operations.running import Operations
+from broker.core.policy.guard import Guard
+from broker.core.ports import KeyRef, Write
+from tests.fakes.background import operations
+from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.hsm import SoftwareHsm
+from tests.fakes.memory_store import MemoryStore
+
+MUCH_LATER = timedelta(hours=1)
+ROUNDS = 5
+"""In how many rounds of the background everything has come to its end."""
+
+
+class Died(BaseException):
+    """The process is no more. No Exception: nothing may go on after it."""
+
+
+@dataclass(slots=True)
+class Fate:
+    """Where the process dies: at the place of this number, from 1; 0: nowhere. ``ends``: how it is killed."""
+
+    at: int = 0
+    passed: list[str] = field(default_factory=list)
+    ends: Callable[[], None] = lambda: None
+
+    def begin(self, at: int) -> None:
+        """From here on places are counted."""
+        self.at, self.passed = at, []
+
+    def place(self, name: str) -> None:
+        """A place is passed, or the process ends here."""
+        self.passed.append(name)
+        if len(self.passed) == self.at:
+            self.ends()
+            raise Died(name)
+
+
+class MortalStore:
+    """A store whose process dies before and after each commit."""
+
+    def __init__(self, store: Any, fate: Fate) -> None:
+        self._store, self._fate = store, fate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    @contextmanager
+    def write(self, entry: AuditEntry) -> Iterator[Write]:
+        with self._store.write(entry) as write:
+            yield write
+            self._fate.place("before a commit")
+        self._fate.place("after a commit")
+
+
+class MortalHsm:
+    """A keyring whose process dies before and after each change of the token. ``refuses``: it makes no key."""
+
+    def __init__(self, hsm: Any, fate: Fate, *, announced: Callable[[str], None] = lambda _: None) -> None:
+        self._hsm, self._fate, self._announced, self.refuses = hsm, fate, announced, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._hsm, name)
+
+    @contextmanager
+    def _change(self, what: str, key: KeyRef) -> Iterator[None]:
+        self._fate.place(f"before a key is {what}")
+        self._announced(key.name)
+        yield
+        self._fate.place(f"after a key is {what}")
+
+    def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
+        with self._change("made", key):
+            if self.refuses:
+                raise WrongState("HSM_MECHANISM_MISSING", "It makes no such key.")
+            made: bytes | None = self._hsm.generate(key, exportable=exportable, fresh=fresh)
+            return made
+
+    def seal(self, key: KeyRef) -> None:
+        with self._change("sealed", key):
+            self._hsm.seal(key)
+
+    def destroy(self, key: KeyRef) -> None:
+        with self._change("destroyed", key):
+            self._hsm.destroy(key)
+
+
+class Ground:
+    """What outlives a process: a store, a token, and the time."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store: Any = MemoryStore()
+        self.hsm: Any = SoftwareHsm()
+
+    def leaving(self) -> dict[bytes, bool]:
+        """The ids of the callers' keys in the token, and whether each may leave it."""
+        found: dict[bytes, bool] = self.hsm.keys_of(Purpose.KEY)
+        return found
+
+    def announced(self, name: str) -> None:
+        """Whatever is changed outside was announced before."""
+        told = {entry.resource for entry in self.store.entries if entry.phase is Phase.INTENT}
+        key = f"key/{name.partition('/')[0]}"
+        assert told & {key, *(f"{key}/{name.partition('/')[2]}", f"{key}/seal", f"{key}/destroy")}
+
+
+class World:
+    """A process on that ground."""
+
+    def __init__(self, ground: Any = None) -> None:
+        self.ground = ground or Ground()
+        self.fate = Fate()
+        self.clock = self.ground.clock
+        self.store: Any = MortalStore(self.ground.store, self.fate)
+        self.hsm: Any = MortalHsm(self.ground.hsm, self.fate, announced=self.ground.announced)
+        self.guard = Guard(document())
+        self.operations: Operations = operations(self.store, self.clock)
+        self.keys = Keys(self.store, self.hsm, self.guard, self.operations, self.clock)
+
+    def restarted(self) -> World:
+        """Another process on the same."""
+        return World(self.ground)
+
+    def call(self, rpc: str, request_id: str = "") -> Call:
+        """An administrator's call."""
+        return call(rpc, operator("alice", "admins"), self.clock, request_id=request_id, digest=rpc)
+
+    def background(self, resource: str) -> Call:
+        """What the background does in its own name."""
+        return background_call(resource, 0, self.clock)
+
+    def later(self) -> None:
+        """The clock moves on, and the background does what it does."""
+        for _ in range(ROUNDS):
+            self.clock.time += MUCH_LATER
+            for resource, work in self.keys.chores():
+                with suppress(BrokerError):  # as the loop does, which logs it and tries again
+                    work(self.background(resource))
+            for rows in self.operations.due().values():
+                for row in rows:
+                    self.operations.carry_on(self.background(row.subject), row)
+
+    def rows(self, kind: type[Record]) -> list[Any]:
+        """All rows of a kind."""
+        found: list[Any] = self.store.page(kind, limit=1000)
+        return found
+
+    def check(self) -> None:
+        """What is outside is what the rows say, and nothing is under way."""
+        assert [row for row in self.rows(Operation) if not row.state.over] == []
+        assert not any(row.state is VersionState.PENDING for row in self.rows(KeyVersion))
+        keys = {key.name: key for key in self.rows(Key)}
+        versions = [row for row in self.rows(KeyVersion) if row.state is VersionState.ENABLED]
+        assert self.ground.leaving() == {one.hsm_id: keys[one.key].exportable and not one.sealed for one in versions}, (
+            "the token holds what the rows say, and what they say of its leaving"
+        )
+        for version in versions:
+            assert self.hsm.public_key(ref(keys[version.key], version)) == version.public_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One story of a plan. ``act`` is a call, which may be refused; ``again`` the same request once more."""
+
+    kinds: frozenset[str]  # the plans that it walks
+    act: Callable[[World], object]
+    prepare: Callable[[World], object] = lambda _: None
+    again: Callable[[World], object] | None = None
+    check: Callable[[World], None] = lambda _: None
+    real: bool = True  # whether real parts act it too
+
+    def acted(self, at: int) -> World:
+        """The world after a process that died at this place, if there is one."""
+        world = World()
+        self.prepare(world)
+        world.fate.begin(at)
+        with suppress(Died, BrokerError):
+            self.act(world)
+        return world
+
+    def places(self) -> list[str]:
+        """Every place of it, in order."""
+        world = self.acted(0)
+        ran = {row.kind for row in world.rows(Operation)}
+        assert self.kinds <= ran, f"the scene does not walk {self.kinds - ran}"
+        return list(world.fate.passed)
