@@ -159,6 +159,25 @@ def test_every_reason_is_given_somewhere_and_never_as_a_text() -> None:
     assert texts == set()
 
 
+def test_what_the_command_line_looks_for_is_given() -> None:
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sorted((ROOT / "cli").rglob("*.py"))]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    looked_for = {
+        str(one.value)
+        for node in nodes
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == "reason"
+        for one in node.comparators
+        if isinstance(one, ast.Constant)
+    }
+    its_own = {
+        str(node.args[0].value)
+        for node in nodes
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Refusal" and isinstance(node.args[0], ast.Constant)
+    }
+    assert looked_for
+    assert looked_for - its_own <= TEXTS
+
+
 def test_every_sentence_says_what_its_reason_promises() -> None:
     silent = [
         f"{name}:{call.lineno} {one} does not say {SAID[one].value}: {said}"
