@@ -143,16 +143,17 @@ class Visit:
         connection: Mapping[str, Sequence[Any]] = self._context.auth_context()
         if not tls.current(connection):
             raise Unauthenticated(Reason.TLS_TOO_OLD, tls.TOO_OLD)
+        shown = _shown(metadata)
         pem = next(iter(connection.get("x509_pem_cert", ())), None)
         return Credentials(
             certificate=pem,
             # Only the operators' port asks for a certificate, and there the handshake fails unless the chain is good.
             chain_verified=pem is not None and connection.get("transport_security_type") == [b"ssl"],
-            metadata=_shown(metadata),
+            metadata=shown,
             peer=self.peer,
             rpc=rpc,
             traits=traits,
-            patience=self._patience() if traits.waits else None,
+            patience=self._patience() if traits.waits and shown else None,  # who shows nothing waits for nobody
         )
 
     def known(self, principal: Principal) -> None:

@@ -67,7 +67,7 @@ class Broker:
         self.roots: Any = LosesAnswers(hsm.keyring(Purpose.ROOT))
         self._backup = backup
         self.open()
-        self.secrets.ensure_root(self.call("FirstRootKey"))
+        self.secrets.roots.ensure(self.call("FirstRootKey"))
 
     def open(self) -> None:
         self.store = SqlStore(self.place, ROW_KEY, self.clock, SIGNER.genuine)

@@ -103,7 +103,6 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
         secrets=idle,
         sessions=idle,
         renew_certificate=lambda: None,
-        reconsider_processor=lambda: None,
     )
     monkeypatch.setattr("broker.app.now", lambda: clock)
     monkeypatch.setattr("broker.loop.ticks", lambda: running)

@@ -226,7 +226,7 @@ def test_a_real_token_wraps_rotates_and_destroys(hsm: KeysHsm, tmp_path: Path) -
         house.work()
         assert [root.version for root in store.page(RootKey, limit=9)] == [2]
         assert all(house.read(f"a/n{number}").fields == FIELDS for number in range(5))
-        house.sealing.add_root(1, ref(old))
+        house.sealing.use_roots({1: ref(old), 2: ref(store.page(RootKey, limit=9)[0])})
         with pytest.raises(WrongState) as gone:
             house.sealing.open("a/n1", 1, row.root, row.data_key, row.sealed)
         assert gone.value.reason == "ROOT_KEY_MISSING"
