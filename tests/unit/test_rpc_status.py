@@ -21,7 +21,7 @@ def all_errors(kind: type[errors.BrokerError] = errors.BrokerError) -> list[type
 def test_every_error_has_its_own_outcome_and_every_outcome_its_status() -> None:
     outcomes = [kind.outcome for kind in all_errors()]
     assert len(set(outcomes)) == len(outcomes) == 11
-    assert {Outcome.OK, Outcome.INTERNAL} == set(Outcome) - set(outcomes)
+    assert set(Outcome) - set(outcomes) == {Outcome.OK, Outcome.INTERNAL, Outcome.ABORTED}
     assert {outcome.value.upper(): code.name for outcome, code in status.CODES.items()} == {
         each.name: each.name for each in Outcome
     }
