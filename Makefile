@@ -88,7 +88,7 @@ $(SHIM): $(wildcard softhsm/shim/*.c softhsm/shim/*.h) Makefile
 .PHONY: fake-azure
 fake-azure:  ## a fake Azure Key Vault to try imports with (FAKE="--kind managed-hsm --port 8443")
 	$(call prepare,dev)
-	@$(IN_TREE) $(BIN)/python -m broker.targets.azure_key_vault.fake $(FAKE)
+	@$(IN_TREE) $(BIN)/python -m tests.servers.azure_key_vault $(FAKE)
 
 .PHONY: protos
 protos:  ## generate the stubs from the .proto files

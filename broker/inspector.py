@@ -10,8 +10,9 @@ import structlog
 
 from broker.core.call import Call, background_call
 from broker.core.errors import BrokerError, Outcome
-from broker.core.ports import DECIDING, Now, RowFinding, Store
+from broker.core.ports import Now, RowFinding, Store
 from broker.core.reasons import Reason
+from broker.core.records import DECIDING
 
 log = structlog.get_logger("broker")
 

@@ -278,9 +278,7 @@ def signed_here(certificate: x509.Certificate, config: Config) -> bool:
 
 def policy_in_force(store: Store) -> PolicyDocument:
     """The newest document; WrongState ``NOT_INITIALISED`` when there is none, ``ROW_FORGED`` for one that is not it."""
-    newest: PolicyDocument | None = None
-    while batch := store.page(PolicyDocument, after=(newest.version,) if newest else (), limit=1000):
-        newest = batch[-1]
+    newest = store.last(PolicyDocument)
     if newest is None:
         raise WrongState(
             Reason.NOT_INITIALISED, "The database holds no policy; run `broker init` for this folder again."

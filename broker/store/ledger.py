@@ -22,15 +22,14 @@ from typing import Any, Protocol
 from sqlalchemy import BigInteger, Executable, LargeBinary, Text, bindparam, select, text
 
 from broker.core.errors import WrongState
-from broker.core.model import AuditHead
 from broker.core.reasons import Reason
+from broker.core.records import RECORDS
 from broker.store.authentic import WEIGHT_BYTES, Rows
 from broker.store.marks import Mark
-from broker.store.rows import NAMES
 from broker.store.tables import LEDGER
 
-SUMMED = tuple(kind for kind in NAMES if kind is not AuditHead)
-"""Kinds that have a sum, in the order of the sums in a slot: a new kind comes last. Heads have the HSM's signature."""
+SUMMED = tuple(kind for kind, one in RECORDS.items() if one.summed)
+"""Kinds that have a sum, in the order of the sums in a slot."""
 
 MODULUS = 1 << (8 * WEIGHT_BYTES)
 _NOTHING = bytes(WEIGHT_BYTES)

@@ -16,73 +16,14 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from broker.core.errors import InvalidRequest, WrongState
-from broker.core.model import (
-    AuditHead,
-    Import,
-    Key,
-    KeyVersion,
-    Lease,
-    Operation,
-    Operator,
-    PolicyDocument,
-    Receipt,
-    Record,
-    RootKey,
-    Secret,
-    SecretRead,
-    SecretVersion,
-    Session,
-    Target,
-    TrustRule,
-    UsedToken,
-)
+from broker.core.model import Record
 from broker.core.reasons import Reason
+from broker.core.records import RECORDS
 
 R = TypeVar("R", bound=Record)
 
-PRIMARY_KEYS: dict[type[Any], tuple[str, ...]] = {
-    Key: ("name",),
-    KeyVersion: ("key", "number"),
-    Target: ("name",),
-    Import: ("key", "version", "target", "remote_name"),
-    Operator: ("name",),
-    PolicyDocument: ("version",),
-    Receipt: ("principal", "request_id"),
-    AuditHead: ("chain", "sequence"),
-    TrustRule: ("name",),
-    Secret: ("name",),
-    SecretVersion: ("secret", "number"),
-    SecretRead: ("secret",),
-    RootKey: ("version",),
-    Session: ("id",),
-    Lease: ("id",),
-    UsedToken: ("issuer", "jti"),
-    Operation: ("subject", "number"),
-}
-
-FORMER_KEYS: dict[type[Any], int] = {Import: 3}
-"""How many parts a primary key once had that has more now: journals of that time name the rows by these alone."""
-
-NAMES: dict[type[Any], str] = {
-    Key: "keys",
-    KeyVersion: "key_versions",
-    Target: "targets",
-    Import: "imports",
-    Operator: "operators",
-    PolicyDocument: "policy_documents",
-    Receipt: "receipts",
-    AuditHead: "audit_heads",
-    TrustRule: "trust_rules",
-    Secret: "secrets",
-    SecretVersion: "secret_versions",
-    SecretRead: "secret_reads",
-    RootKey: "root_keys",
-    Session: "sessions",
-    Lease: "leases",
-    UsedToken: "used_tokens",
-    Operation: "operations",
-}
-"""Tables; a row's MAC speaks of them, so they are never renamed."""
+NAMES: dict[type[Any], str] = {kind: one.table for kind, one in RECORDS.items()}
+"""The tables, in the order of their declarations."""
 
 MAX_CELL = 1024 * 1024
 """No text or blob in the database is longer; a longer one was not written by the broker."""
@@ -314,13 +255,13 @@ def shown_key(key: Sequence[Any]) -> str:
     return "/".join(ascii(part)[:80] for part in key)
 
 
-FIELDS: dict[type[Any], tuple[Field, ...]] = {kind: _fields(kind) for kind in PRIMARY_KEYS}
+FIELDS: dict[type[Any], tuple[Field, ...]] = {kind: _fields(kind) for kind in RECORDS}
 """The columns of each kind of record, in the order of its fields."""
 
 PLACES = {kind: {field.name: place for place, field in enumerate(found)} for kind, found in FIELDS.items()}
 """Where in a row each field of a kind stands."""
 
-_KEY_PLACES = {kind: [PLACES[kind][name] for name in names] for kind, names in PRIMARY_KEYS.items()}
+_KEY_PLACES = {kind: [PLACES[kind][name] for name in one.key] for kind, one in RECORDS.items()}
 
 _BORN = {
     kind: next((field.name for field in found if field.name in {"created_at", "started_at"}), "")

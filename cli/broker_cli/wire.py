@@ -56,7 +56,7 @@ _OPTIONS = (
 )
 
 
-_CONNECTION = {
+CONNECTION = {
     "profile": click.option("--profile", metavar="NAME|DIR", help="Profile to use (BROKER_PROFILE)."),
     "address": click.option("--address", metavar="HOST:PORT", help="Where the broker listens (BROKER_ADDRESS)."),
     "ca_file": click.option("--ca-file", metavar="FILE", help="CA of the broker's certificate (BROKER_CA_FILE)."),
@@ -69,7 +69,7 @@ _TIMEOUT = click.option(
 )  # fmt: skip
 
 
-def connection(command: Callable[..., Any], names: Iterable[str] = _CONNECTION) -> Callable[..., Any]:
+def connection(command: Callable[..., Any], names: Iterable[str] = CONNECTION) -> Callable[..., Any]:
     """Give a command options that say where the broker is and who calls, handed over as ``flags`` and ``timeout``."""
     names = tuple(names)
 
@@ -79,11 +79,11 @@ def connection(command: Callable[..., Any], names: Iterable[str] = _CONNECTION) 
 
     given = update_wrapper(run, command)
     for name in reversed(names):
-        given = _CONNECTION[name](given)
+        given = CONNECTION[name](given)
     return _TIMEOUT(given)
 
 
-def remote(command: Callable[..., Any], names: Iterable[str] = _CONNECTION) -> Callable[..., Any]:
+def remote(command: Callable[..., Any], names: Iterable[str] = CONNECTION) -> Callable[..., Any]:
     """As ``connection``, handed over as a ``Wire``; nothing connects before its first call."""
 
     def run(*args: Any, flags: dict[str, str | None], timeout: float, **options: Any) -> Any:

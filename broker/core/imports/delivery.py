@@ -14,8 +14,9 @@ from broker.core.imports.arrival import Arrival, Found
 from broker.core.imports.proof import UNTRIED, prove
 from broker.core.kinds import OaepHash
 from broker.core.model import WrappingKey
-from broker.core.ports import KeyRef
+from broker.core.ports import Cargo, KeyRef, Offer
 from broker.core.reasons import Reason
+from broker.core.targets.keks import made_for
 
 NOT_SENT = frozenset({
     Reason.TARGET_CHALLENGE_REFUSED, Reason.TARGET_CREDENTIAL_UNUSABLE, Reason.TARGET_DENIED, Reason.TARGET_FIREWALL,
@@ -33,11 +34,20 @@ class Sibling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """A fresh blob (none is ever used twice, BY-14), and the offer that it was wrapped for."""
+
+    cargo: Cargo
+    offer: Offer
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """All that is settled before anything leaves; ``kek`` is the pinned one."""
+    """All that is settled before anything leaves; ``kek`` is the pinned one, None where each import has its own."""
 
     there: Arrival
-    kek: WrappingKey
+    kek: WrappingKey | None
     oaep_hash: OaepHash
     newest: Sibling | None
     newer: frozenset[str] = frozenset()  # remote versions of later versions of the key that were proven under this name
@@ -92,24 +102,33 @@ class Delivery:
         if self.is_first() and self.there.port.versions(self.remote_name):
             raise self._name_taken()
 
-    def wrap(self) -> bytes:
-        """A fresh blob; none is ever used twice (BY-14)."""
+    def pack(self) -> Parcel:
+        """What is to be sent, wrapped for the pinned KEK or for one that the target makes now, for this alone."""
+        port, key = self.there.port, self.there.key
+        cargo = Cargo(name=self.remote_name, type=key.type, usage=key.usage, first=self.is_first())
+        offer = Offer(key=self.kek) if self.kek else made_for(port, cargo)
+        return Parcel(cargo=cargo, offer=offer, blob=self.wrap(offer.key))
+
+    def wrap(self, kek: WrappingKey) -> bytes:
+        """A fresh blob."""
         there = self.there
-        return there.hsm.wrap(there.key, self.kek, self.oaep_hash, exact=there.port.exact_wrap)
+        return there.hsm.wrap(there.key, kek, self.oaep_hash, exact=there.port.exact_wrap)
 
     def must_be_readable(self) -> None:
-        """Refuse (``WRAP_NOT_EXACT``) what the target could not read, by a wrap that goes nowhere."""
-        if self.there.port.exact_wrap and not self.there.hsm.report().exact_wrap:
-            self.wrap()
+        """Refuse (``WRAP_NOT_EXACT``) what the target could not read, by a wrap that goes nowhere.
 
-    def upload(self, blob: bytes, *, first: bool) -> Found | None:
+        Without a KEK there is nothing to try it with, and making one would change something there.
+        """
+        if self.kek and self.there.port.exact_wrap and not self.there.hsm.report().exact_wrap:
+            self.wrap(self.kek)
+
+    def upload(self, parcel: Parcel) -> Found | None:
         """Send it. What is there as this version although that seemed to fail; None when the target has confirmed it.
 
         An error means that it is not there, or, if it is ``Unavailable``, that nobody can tell yet.
         """
-        port, key = self.there.port, self.there.key
         try:
-            port.import_key(self.remote_name, key.type, key.usage, blob, self.oaep_hash, first=first)
+            self.there.port.import_key(parcel.cargo, parcel.blob, self.oaep_hash, parcel.offer.token)
         except BrokerError as error:
             return self._despite(error)
         return None

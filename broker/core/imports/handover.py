@@ -31,7 +31,9 @@ from broker.core.imports.rules import (
 )
 from broker.core.kinds import ImportState, KeyState, Sent
 from broker.core.model import Import, Target, Terms, WrappingKey
+from broker.core.ports import Carries
 from broker.core.reasons import Reason
+from broker.core.targets.parts import files_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,7 @@ class Handover:
     def _export(self, asked: Asked, kek_pem: bytes) -> Exported:
         ledger, call = self._ledger, asked.call
         importable(asked.key, asked.version)
-        ledger.port(asked.target).check_transfer()
+        files = files_of(ledger.port(asked.target))
         with ledger.turn(asked):
             row, rows = ledger.settled(asked)
             not_held(row)
@@ -99,17 +101,18 @@ class Handover:
             if call.validate_only:
                 delivery.must_be_readable()
                 return Exported(row=self._begun(asked, delivery, row))
-            return self._carry_out(asked, delivery, row)
+            return self._carry_out(asked, delivery, row, files)
 
-    def _carry_out(self, asked: Asked, delivery: Delivery, earlier: Import | None) -> Exported:
-        ledger, call, there = self._ledger, asked.call, delivery.there
+    def _carry_out(self, asked: Asked, delivery: Delivery, earlier: Import | None, files: Carries) -> Exported:
+        ledger, call, key, kek = self._ledger, asked.call, delivery.there.key, delivery.kek
+        assert kek is not None  # noqa: S101 - it lasts wherever files are taken (``ports.Carries``)
         begun = self._begun(asked, delivery, earlier)
         if earlier is not None and earlier.state is ImportState.PENDING and ledger.seen(call):
             begun = earlier  # the same request again: another file, and nothing else is new
         row = ledger.begin(asked, begun, earlier)
         try:
-            blob = delivery.wrap()
-            file = there.port.transfer_file(there.key.type, there.key.usage, blob, delivery.kek, delivery.oaep_hash)
+            blob = delivery.wrap(kek)
+            file = files.transfer_file(key.type, key.usage, blob, kek, delivery.oaep_hash)
         except BrokerError as error:
             ledger.fail(call, row, error)
             raise

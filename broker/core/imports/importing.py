@@ -154,7 +154,7 @@ class Imports:
             try:
                 found, row = self._send(call, delivery, row)
             except WrongState as error:
-                raise remedied(error, asked.target) from error
+                raise remedied(error, delivery.there.port, asked.target) from error
         enable = earlier is not None and disabled_by_us(earlier, found.remote.version)
         return ledger.finish(call, delivery.there, row, found, terms, enable=enable)
 
@@ -172,16 +172,16 @@ class Imports:
     def _send(self, call: Call, delivery: Delivery, row: Import) -> tuple[Found, Import]:
         """Wrap and upload; what is at the target now, and the row with what was sent."""
         try:
-            first = delivery.is_first()
-            blob = delivery.wrap()
+            parcel = delivery.pack()
         except BrokerError as error:  # nothing has left, so this attempt is over, whatever it was
             self.ledger.fail(call, row, error)
             raise
         sent = Sent.FILE if row.sent is Sent.FILE else Sent.UPLOAD
-        row = replace(row, blob_sha256=hashlib.sha256(blob).hexdigest(), sent=sent)
-        call.note(blob_sha256=row.blob_sha256)
+        digest, kek = hashlib.sha256(parcel.blob).hexdigest(), parcel.offer.key.thumbprint
+        row = replace(row, blob_sha256=digest, kek_thumbprint=kek, sent=sent)
+        call.note(blob_sha256=digest, kek_thumbprint=kek)
         try:
-            return delivery.upload(blob, first=first) or self._confirmed(call, delivery, row), row
+            return delivery.upload(parcel) or self._confirmed(call, delivery, row), row
         except Unavailable as error:  # it may have arrived: the row stays PENDING, and the next attempt reads back
             if not call.settled:
                 self.ledger.pause(call, row, error, error.reason)

@@ -39,10 +39,10 @@ from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Targe
 from broker.core.names import check_name, check_remote_name
 from broker.core.policy import guard
 from broker.core.policy.guard import Guard
-from broker.core.ports import KeyRef, Write
 from broker.core.reasons import Reason
 from broker.core.targets.copies import UNPROVEN, place_of
-from broker.core.targets.keks import check_pin, offered
+from broker.core.targets.keks import check_pin, standing
+from broker.core.targets.parts import terms_of
 from broker.core.targets.slots import Slots
 
 TURN_SECONDS = 20.0
@@ -60,7 +60,7 @@ class Asked:
     remote_name: str  # under which it was decided on; what is there under another one is not touched
 
     @property
-    def ref(self) -> KeyRef:
+    def ref(self) -> ports.KeyRef:
         """The key as the HSM and the proof know it."""
         return ref(self.key, self.version)
 
@@ -183,9 +183,10 @@ class Ledger:
         port.supports(asked.key.type, asked.key.usage)
         agree(asked.call, asked.key, port, terms)
         oaep_hash = port.oaep_hash(self.hsm.report().oaep_hashes)
-        pinned = kek or offered(port, asked.target)
-        asked.call.note(kek_thumbprint=pinned.thumbprint)
-        check_pin(asked.target, pinned)
+        pinned = kek or standing(port, asked.target)
+        if pinned is not None:
+            asked.call.note(kek_thumbprint=pinned.thumbprint)
+            check_pin(asked.target, pinned)
         before = siblings(rows, remote_name)
         return Delivery(
             there=self.arrival(asked, port, remote_name, row, rows),
@@ -231,7 +232,7 @@ class Ledger:
             yield held
 
     def _arrival(
-        self, key: KeyRef, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
+        self, key: ports.KeyRef, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
     ) -> Arrival:
         return Arrival(
             hsm=self.hsm,
@@ -257,7 +258,7 @@ class Ledger:
             remote_name=delivery.remote_name,
             remote_version="",
             state=ImportState.PENDING,
-            kek_thumbprint=delivery.kek.thumbprint,
+            kek_thumbprint=delivery.kek.thumbprint if delivery.kek else "",
             blob_sha256="",
             failure="",
             started_at=self.now(),
@@ -297,7 +298,7 @@ class Ledger:
             extra = there.tidy(found)
             if terms != NO_TERMS:
                 row = self.mark(call, row, TERMS_UNSETTLED)
-                there.port.settle(remote.name, remote.version, terms)
+                terms_of(there.port).settle(remote.name, remote.version, terms)
         except BrokerError as error:
             raise self.undone(call, there.port, row, error, enable=enable) from error
         return self.succeed(call, row, remote, extra)
@@ -332,7 +333,7 @@ class Ledger:
         return Imported(row=proven, extra=extra)
 
     def undone(
-        self, call: Call, port: ports.Target, row: Import, error: BrokerError, *, enable: bool = False
+        self, call: Call, port: ports.Switches, row: Import, error: BrokerError, *, enable: bool = False
     ) -> BrokerError:
         """Disable what could not be proven, and write that down; the error to raise.
 
@@ -352,7 +353,7 @@ class Ledger:
         self.fail(call, row, error)
         return error
 
-    def disabled(self, call: Call, port: ports.Target, row: Import) -> Import:
+    def disabled(self, call: Call, port: ports.Switches, row: Import) -> Import:
         """FAILED, once the target has disabled it; else WrongState ``REMOTE_KEY_STILL_ENABLED``."""
         try:
             port.disable(row.remote_name, row.remote_version)
@@ -388,7 +389,7 @@ class Ledger:
         raise in_progress("another call has taken it over; try again") from error
 
 
-def _unchanged(write: Write, asked: Asked) -> None:
+def _unchanged(write: ports.Write, asked: Asked) -> None:
     """What was decided on is still so now that nobody can change it any more."""
     key, target = write.get(Key, asked.key.name), write.get(Target, asked.target.name)
     if key is None or key.state is not KeyState.ENABLED or target is None or target.revision != asked.target.revision:

@@ -12,7 +12,7 @@ from broker.core.errors import WrongState
 from broker.core.keys.use import encrypt_oaep
 from broker.core.kinds import EncryptionAlgorithm, KeyUsage, OaepHash
 from broker.core.model import RemoteKey
-from broker.core.ports import Hsm, KeyRef, Target
+from broker.core.ports import Hsm, KeyRef, Uses
 from broker.core.reasons import Reason
 
 PREFIX = b"broker import proof v1\n"
@@ -31,7 +31,7 @@ _SET_FOR_GOOD = (
 )
 
 
-def prove(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
+def prove(hsm: Hsm, target: Uses, key: KeyRef, remote: RemoteKey) -> None:
     """Return if ``remote`` is ``key``, usable at the target and closed to export there; raise WrongState if not.
 
     ``PROOF_FAILED``: it is another key. ``REMOTE_KEY_EXPOSED``: its flags at the target would let the material leave or
@@ -59,7 +59,7 @@ def prove(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
         _prove_decryption(target, key, remote)
 
 
-def opens(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> bool:
+def opens(hsm: Hsm, target: Uses, key: KeyRef, remote: RemoteKey) -> bool:
     """True when the target opens with ``remote`` what the HSM has encrypted with the symmetric ``key``."""
     challenge = _challenge()
     ciphertext = hsm.encrypt(key, EncryptionAlgorithm.AES_GCM, challenge, b"")
@@ -67,7 +67,7 @@ def opens(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> bool:
 
 
 def _returns(
-    target: Target, remote: RemoteKey, algorithm: EncryptionAlgorithm, ciphertext: bytes, challenge: bytes
+    target: Uses, remote: RemoteKey, algorithm: EncryptionAlgorithm, ciphertext: bytes, challenge: bytes
 ) -> bool:
     try:
         opened = target.decrypt(remote.name, remote.version, algorithm, ciphertext)
@@ -78,7 +78,7 @@ def _returns(
     return secrets.compare_digest(opened, challenge)
 
 
-def _prove_symmetric(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
+def _prove_symmetric(hsm: Hsm, target: Uses, key: KeyRef, remote: RemoteKey) -> None:
     if not opens(hsm, target, key, remote):
         raise _failed(remote)
     challenge = _challenge()
@@ -87,14 +87,14 @@ def _prove_symmetric(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -
         raise _failed(remote)
 
 
-def _prove_signing(target: Target, key: KeyRef, remote: RemoteKey) -> None:
+def _prove_signing(target: Uses, key: KeyRef, remote: RemoteKey) -> None:
     algorithm, challenge = signatures.choose(key.type, None), _challenge()
     signature = target.sign(remote.name, remote.version, algorithm, challenge)
     if not signatures.verify(key.public_key or b"", algorithm, challenge, signature):
         raise _failed(remote)
 
 
-def _prove_decryption(target: Target, key: KeyRef, remote: RemoteKey) -> None:
+def _prove_decryption(target: Uses, key: KeyRef, remote: RemoteKey) -> None:
     challenge = _challenge()
     ciphertext = encrypt_oaep(key.public_key or b"", OaepHash.SHA256, challenge)
     if not _returns(target, remote, EncryptionAlgorithm.RSA_OAEP_SHA256, ciphertext, challenge):

@@ -16,6 +16,7 @@ from broker.core.ports import Write
 from broker.core.reasons import Reason
 from broker.core.receipts import keep, replay
 from broker.core.targets.copies import UNPROVEN
+from broker.core.targets.parts import terms_of
 
 NO_TERMS = Terms()
 """Nothing is asked for: the target is not spoken to about terms at all."""
@@ -210,7 +211,7 @@ def agree(call: Call, key: Key, port: ports.Target, terms: Terms) -> None:
     """Return if the target can hold the key to ``terms``; else InvalidRequest ``TERMS_UNSUPPORTED``."""
     if terms == NO_TERMS:
         return
-    port.check_terms(key.type, key.usage, terms)
+    terms_of(port).check_terms(key.type, key.usage, terms)
     call.note(enabled=int(terms.enabled))
     if terms.operations:
         call.note(operations=" ".join(terms.operations))

@@ -35,10 +35,9 @@ class Settling:
 
     def held(self, name: str = "") -> dict[str, list[int]]:
         """The numbers of the held versions by key: of one key that the caller was permitted to see, or of all."""
-        of_one: dict[str, str | int] = {"key": name} if name else {}
-        where = {"state": VersionState.HELD.value, **of_one}
         found: dict[str, list[int]] = {}
-        for version in self._store.page(KeyVersion, limit=LISTED, where=where, sound_only=True):
+        of_one, where = (name,) if name else (), {"state": VersionState.HELD.value}
+        for version in self._store.page(KeyVersion, under=of_one, limit=LISTED, where=where, sound_only=True):
             found.setdefault(version.key, []).append(version.number)
         return found
 

@@ -117,8 +117,7 @@ class Keys:
     def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[KeyVersion]:
         """The versions of one key, oldest first."""
         self._permitted(call, name)
-        where: dict[str, str | int] = {"key": name}
-        items = self._store.page(KeyVersion, after=after or (name, 0), limit=limit, where=where, sound_only=True)
+        items = self._store.page(KeyVersion, under=(name,), after=after, limit=limit, sound_only=True)
         return Page(items=items, next=(name, items[-1].number) if len(items) == limit else ())
 
     def public_key(self, call: Call, name: str, version: int) -> tuple[Key, KeyVersion]:

@@ -9,6 +9,7 @@ from broker.core.model import Key, KeyVersion
 from broker.core.policy.guard import of_key
 from broker.core.ports import Store, Write
 from broker.core.reasons import Reason
+from broker.core.records import key_of
 
 ENABLED = frozenset({KeyState.ENABLED})
 USABLE = frozenset({KeyState.ENABLED, KeyState.DISABLED})
@@ -35,8 +36,6 @@ def as_decided(write: Write, decided: Key) -> Key:
 def versions_of(store: Store, name: str) -> list[KeyVersion]:
     """Every version of a key, oldest first."""
     found: list[KeyVersion] = []
-    while rows := store.page(
-        KeyVersion, after=(name, found[-1].number if found else 0), limit=100, where={"key": name}
-    ):
+    while rows := store.page(KeyVersion, under=(name,), after=key_of(found[-1]) if found else (), limit=100):
         found += rows
     return found

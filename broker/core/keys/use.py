@@ -98,8 +98,8 @@ class KeyUse:
 
     def _others(self, name: str) -> list[KeyVersion]:
         """The versions of a key that can be used, the newest first."""
-        where: dict[str, str | int] = {"key": name, "state": VersionState.ENABLED.value}
-        return self._store.page(KeyVersion, limit=MAX_LOOKED_AT, where=where, sound_only=True)[::-1]
+        where = {"state": VersionState.ENABLED.value}
+        return self._store.page(KeyVersion, under=(name,), limit=MAX_LOOKED_AT, where=where, sound_only=True)[::-1]
 
     def encrypt(
         self, call: Call, name: str, algorithm: EncryptionAlgorithm | None, plaintext: bytes, aad: bytes

@@ -74,13 +74,13 @@ class Operations:
         self, write: Write, call: Call, plan: Plan, subject: str, memory: Mapping[str, str] | None = None
     ) -> Operation:
         """Write the intent; WrongState ``OPERATION_RUNNING`` while another one of the same subject is not over."""
-        rows = write.page(Operation, after=(subject, 0), limit=BATCH, where={"subject": subject}, lock=False)
-        if rows and not rows[-1].state.over:
-            raise running(rows[-1])
+        former = write.last(Operation, subject, lock=False)
+        if former and not former.state.over:
+            raise running(former)
         now = self._now()
         operation = Operation(
             subject=subject,
-            number=rows[-1].number + 1 if rows else 1,
+            number=former.number + 1 if former else 1,
             kind=self._plans[plan.kind].kind,
             state=OperationState.RUNNING,
             step=0,
@@ -96,8 +96,8 @@ class Operations:
 
     def live(self, rows: Write | Store, subject: str) -> Operation | None:
         """The operation of a subject that is not over."""
-        found = rows.page(Operation, after=(subject, 0), limit=BATCH, where={"subject": subject})
-        return next((one for one in found[-1:] if not one.state.over), None)
+        found = rows.last(Operation, subject)
+        return None if found is None or found.state.over else found
 
     def of(self, subject: str, number: int | None) -> Operation | None:
         """The operation of this number, if it is still on record."""

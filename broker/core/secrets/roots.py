@@ -27,6 +27,7 @@ from broker.core.model import Receipt, RootKey, SecretVersion
 from broker.core.policy.guard import BROKER, Guard
 from broker.core.ports import Hsm, KeyRef, Now, Store, Write
 from broker.core.reasons import Reason
+from broker.core.records import key_of
 from broker.core.rows import readable, refuse_doubt
 from broker.core.secrets.sealing import Sealing
 
@@ -287,7 +288,7 @@ class Roots:
         where = {"root": root.version}
         while batch := self._store.page(SecretVersion, after=after, limit=STEP, where=where, sound_only=True):
             yield batch
-            after = (batch[-1].secret, batch[-1].number)
+            after = key_of(batch[-1])
 
     def _rewrap(self, batch: list[SecretVersion], call: Call) -> None:
         learnt = self.learnt()

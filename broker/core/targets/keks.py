@@ -22,29 +22,40 @@ UNFIT = frozenset({Reason.KEK_UNSUITABLE, Reason.KEK_WEAK, Reason.TARGET_KEK_MIS
 
 
 def offered(port: ports.Target, target: Target) -> WrappingKey:
-    """The KEK that the target offers now. What says something against it says what can be done in its place."""
+    """The KEK that lasts there, as it is now. What says something against it says what can be done in its place."""
     try:
-        return port.wrapping_key()
+        return port.offer().key
     except WrongState as error:
-        raise remedied(error, target) from error
+        raise remedied(error, port, target) from error
 
 
-def remedied(error: WrongState, target: Target) -> WrongState:
+def standing(port: ports.Target, target: Target) -> WrappingKey | None:
+    """As ``offered``; None, and nothing is asked, where each import has a wrapping key of its own."""
+    return None if port.fresh else offered(port, target)
+
+
+def made_for(port: ports.Offers, cargo: ports.Cargo) -> ports.Offer:
+    """An offer for this cargo alone, by a target that makes one for each; nothing is pinned, so it must be fit."""
+    offer = port.offer(cargo)
+    check_kek(offer.key)
+    return offer
+
+
+def remedied(error: WrongState, port: ports.Target, target: Target) -> WrongState:
     """``error``, with what else can be done if it says something against the KEK."""
-    if error.reason not in UNFIT or KEK not in target.settings:
+    if error.reason not in UNFIT or port.keks is None:
         return error
-    return WrongState(error.reason, f"{error.message} {_another(target)}")
+    return WrongState(error.reason, f"{error.message} {_another(target, port.keks.by_hand)}")
 
 
-def _another(target: Target) -> str:
+def _another(target: Target, by_hand: str) -> str:
     if not target.kek_thumbprint:  # it is only being registered
         return (
             "Or give the id of another one; with --create-kek and a name that is free one is made, for importing only."
         )
     return (
-        "Or have another one made there, an RSA-HSM key of 4096 bits that can only import (az keyvault key create "
-        "--kty RSA-HSM --size 4096 --ops import), and pin it: `broker target repin "
-        f"{target.name} --kek ID --thumbprint SHA256`."
+        f"Or have another one made there, {by_hand}, and pin it: `broker target repin {target.name} --kek ID "
+        "--thumbprint SHA256`."
     )
 
 
