@@ -106,10 +106,8 @@ class Ledger:
         if remote_name:
             check_remote_name(remote_name)
         if not 0 <= version < 1 << 31:
-            raise InvalidRequest(
-                Reason.VERSION_INVALID,
-                "The version is no number that a version has: they count from 1, and 0 means the primary one.",
-            )
+            sentence = "The version is no number that a version has: they count from 1, and 0 means the primary one."
+            raise InvalidRequest(Reason.VERSION_INVALID, sentence)
         found = self.store.version(name, version)
         key = found[0] if found else self.store.get(Key, name)
         place = self.store.get(Target, target)
