@@ -21,6 +21,7 @@ from broker.core.leases.ending import BATCH, entry_of
 from broker.core.model import Import, Key, KeyVersion, Operation, RootKey
 from broker.core.operations.running import LIVE, closed
 from broker.core.ports import Store
+from broker.core.reasons import Reason
 from broker.core.records import key_of
 
 Facts = dict[str, str | int]
@@ -156,7 +157,7 @@ def held_work(store: Store) -> int:
 def version_held(version: KeyVersion) -> WrongState:
     """The refusal to go on with a version that was being made when the database was restored."""
     return WrongState(
-        "KEY_VERSION_HELD",
+        Reason.KEY_VERSION_HELD,
         f"Version {version.number} of the key {version.key} was being made when the database was restored, and is held "
         "since; an operator keeps or discards it with `broker key settle`.",
     )

@@ -29,6 +29,7 @@ from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import Operations, running
 from broker.core.policy.guard import Guard, of_key, of_unknown_key
 from broker.core.ports import Hsm, Store, Write
+from broker.core.reasons import Reason
 
 LISTED = 1000
 """Held versions of one key, or of all, that are told at most."""
@@ -50,7 +51,7 @@ class Settling:
                 steps=(Step(name="adopt", act=self._adopt, keep=self._kept),),
                 patience=PATIENCE,
                 undo=self._leave,
-                undone_reason="KEY_VERSION_STAYS_HELD",
+                undone_reason=Reason.KEY_VERSION_STAYS_HELD,
             )
         )
         self._discarding = operations.admit(
@@ -129,7 +130,7 @@ class Settling:
         self._guard.check(call, of_key(key) if key else of_unknown_key(name))
         if not 1 <= number < 1 << 31:
             raise InvalidRequest(
-                "VERSION_INVALID", f"Name the version to settle; `broker key versions {name}` shows them."
+                Reason.VERSION_INVALID, f"Name the version to settle; `broker key versions {name}` shows them."
             )
         version = self._store.get(KeyVersion, name, number)
         if key is None:
@@ -207,6 +208,6 @@ def _without(key: Key) -> Key:
 
 def _not_held(version: KeyVersion) -> WrongState:
     return WrongState(
-        "KEY_VERSION_NOT_HELD",
+        Reason.KEY_VERSION_NOT_HELD,
         f"Version {version.number} of the key {version.key} is {version.state}, not held; there is nothing to settle.",
     )

@@ -8,10 +8,11 @@ from datetime import datetime
 from functools import partial
 
 from broker.core.call import Call
-from broker.core.errors import WrongState
+from broker.core.errors import Outcome, WrongState
 from broker.core.model import RootKey, SecretVersion
 from broker.core.once import last_write, record
 from broker.core.ports import Store
+from broker.core.reasons import Reason
 from broker.core.records import key_of
 from broker.core.secrets.root_rows import KnownRoots
 from broker.core.secrets.sealing import Sealing
@@ -45,7 +46,7 @@ class Rewrapping:
             try:
                 again = self._sealing.rewrap(version.secret, version.number, version.root, version.data_key)
             except WrongState as refusal:
-                if refusal.reason != "SECRET_DAMAGED":
+                if refusal.reason != Reason.SECRET_DAMAGED:
                     raise
                 damaged.append(version)
             else:
@@ -73,5 +74,5 @@ class Rewrapping:
             return
         call.resource = f"secret/{version.secret}"
         call.note(version=version.number)
-        record(self._store, call, call.outcome("FAILED_PRECONDITION", "SECRET_DAMAGED"))
+        record(self._store, call, call.outcome(Outcome.FAILED_PRECONDITION, Reason.SECRET_DAMAGED))
         self._reported.add(which)

@@ -24,6 +24,7 @@ from broker.core.model import Operation, Receipt, RootKey
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import Operations, running
 from broker.core.ports import Hsm, Now, Store, Write
+from broker.core.reasons import Reason
 from broker.core.rows import refuse_doubt
 from broker.core.secrets.root_rows import MOST, in_use, ref
 
@@ -49,7 +50,7 @@ class RootPlans:
                 patience=FINISH_AFTER,
                 undo=self._destroy_half_made,
                 undone=self._take_back,
-                undone_reason="KEY_NOT_MADE",
+                undone_reason=Reason.KEY_NOT_MADE,
             )
         )
         self._retiring = operations.admit(
@@ -182,7 +183,7 @@ class RootPlans:
         try:
             return self._hsm.check_value(ref(root))
         except WrongState as refusal:
-            if refusal.reason != "HSM_MECHANISM_MISSING":
+            if refusal.reason != Reason.HSM_MECHANISM_MISSING:
                 raise
             return None
 
@@ -194,7 +195,7 @@ class RootPlans:
                 write.add(root)
             if root.state is RootKeyState.HELD:
                 raise WrongState(
-                    "ROOT_KEY_HELD",
+                    Reason.ROOT_KEY_HELD,
                     "The first root key is held since a restore; start the broker, and keep or discard it with "
                     "`broker secret settle-root 1`.",
                 )
@@ -209,7 +210,7 @@ class RootPlans:
             raise being_made()
         if len(rows) == MOST:
             raise Exhausted(
-                "ROOT_KEYS_MANY",
+                Reason.ROOT_KEYS_MANY,
                 f"There are {MOST} root keys, the most there may be; `broker secret root` shows how many versions "
                 "still wait to be moved off the old ones. Rotate again when none does.",
             )
@@ -245,7 +246,7 @@ class RootPlans:
 
 def being_made() -> WrongState:
     """The refusal of what has to wait until a root key is made."""
-    return WrongState("ROTATION_RUNNING", "A root key is being made already; try again in some minutes.")
+    return WrongState(Reason.ROTATION_RUNNING, "A root key is being made already; try again in some minutes.")
 
 
 def _draft(version: int, now: Now) -> RootKey:
@@ -264,11 +265,13 @@ def _meant(rows: Store | Write, work: Work, state: RootKeyState) -> RootKey | No
 
 
 def _changed(work: Work) -> WrongState:
-    return WrongState("CHANGED_MEANWHILE", f"{work.operation.subject} was changed meanwhile; send the request again.")
+    return WrongState(
+        Reason.CHANGED_MEANWHILE, f"{work.operation.subject} was changed meanwhile; send the request again."
+    )
 
 
 def _refuse_use(rows: Store | Write, root: RootKey) -> None:
     if in_use(rows, root):
         raise WrongState(
-            "ROOT_KEY_IN_USE", f"A secret still hangs on version {root.version} of the root key, so it is kept."
+            Reason.ROOT_KEY_IN_USE, f"A secret still hangs on version {root.version} of the root key, so it is kept."
         )

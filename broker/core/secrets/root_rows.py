@@ -15,6 +15,7 @@ from broker.core.errors import NotFound, Unavailable
 from broker.core.kinds import KeyType, KeyUsage, RootKeyState
 from broker.core.model import RootKey, SecretVersion
 from broker.core.ports import KeyRef, Now, Store, Write
+from broker.core.reasons import Reason
 from broker.core.rows import readable
 from broker.core.secrets.sealing import Sealing
 
@@ -55,7 +56,7 @@ def newest(store: Store) -> RootKey:
     usable = ready(store)
     if not usable:
         raise NotFound(
-            "ROOT_KEY_NOT_FOUND",
+            Reason.ROOT_KEY_NOT_FOUND,
             "There is no root key that can be used; `broker secret root` shows what is held since a restore. Is "
             "nothing, stop the broker and run `broker init FOLDER` for its folder.",
         )
@@ -100,4 +101,4 @@ class KnownRoots:
     def check_sure(self, learnt: datetime) -> None:
         """Asked once a row is written and before it is committed: refuses what was wrapped too long ago to be sure."""
         if not timedelta(0) <= self._now() - learnt < SURE:
-            raise Unavailable("TOO_SLOW", "Sealing the secret took too long, or the clock moved; send it again.")
+            raise Unavailable(Reason.TOO_SLOW, "Sealing the secret took too long, or the clock moved; send it again.")

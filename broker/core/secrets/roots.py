@@ -21,6 +21,7 @@ from broker.core.once import last_write, once
 from broker.core.operations.running import Operations, running
 from broker.core.policy.guard import BROKER, Guard
 from broker.core.ports import Hsm, Now, Store, Write
+from broker.core.reasons import Reason
 from broker.core.secrets.rewrapping import Rewrapping
 from broker.core.secrets.root_plans import FINISH_AFTER, RootPlans, being_made
 from broker.core.secrets.root_rows import RETIRE_AFTER, USABLE, KnownRoots, in_use, newest, ready, ref, rows
@@ -140,7 +141,7 @@ class Roots:
         with last_write(self._store, call) as write:
             if receipts.replay(write, call) is None:
                 raise NotFound(
-                    "ROOT_KEY_NOT_FOUND", f"There is no root key of version {version}; see `broker secret root`."
+                    Reason.ROOT_KEY_NOT_FOUND, f"There is no root key of version {version}; see `broker secret root`."
                 )
 
     def _change(self, call: Call, root: RootKey, settled: RootKey) -> None:

@@ -23,6 +23,7 @@ from broker.core.kinds import OperationState
 from broker.core.model import Operation, Receipt, Target, WrappingKey
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import Operations, running
+from broker.core.reasons import Reason
 from broker.core.targets.keks import KEK, check_kek
 from broker.core.targets.parts import kek_fixed, keks_of
 
@@ -46,7 +47,7 @@ class NewKeks:
                 steps=(Step(name="make", act=self._make, keep=self._register),),
                 patience=PATIENCE,
                 undo=self._look,
-                undone_reason="TARGET_NOT_ADDED",
+                undone_reason=Reason.TARGET_NOT_ADDED,
                 abandoned_is_undone=True,
                 place=_name_of,
                 longest_pause=LONGEST_PAUSE,
@@ -58,7 +59,7 @@ class NewKeks:
         wanted = _wanted(target)
         if wanted in self._keks(target).names():
             raise WrongState(
-                "TARGET_KEK_EXISTS",
+                Reason.TARGET_KEK_EXISTS,
                 f"The target has a key named {wanted}; give its versioned id, or have one made under another name.",
             )
 
@@ -124,7 +125,7 @@ class NewKeks:
                 raise
             work.call.note(state="kek-unknown")
         except BrokerError as refusal:
-            other = refusal.reason == "TARGET_KEK_EXISTS"  # a key of that name, which is not ours
+            other = refusal.reason == Reason.TARGET_KEK_EXISTS  # a key of that name, which is not ours
             work.call.note(state="kek-absent" if other else "kek-unknown")
         else:
             _note(work.call, kek)
