@@ -22,6 +22,7 @@ from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 from broker.targets.vault.policy import policy
 from tests.contracts.store_samples import ROW_KEY
+from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.openbao import OpenBao
 
@@ -107,7 +108,8 @@ class Ground:
         return Targets(self.store, self.hsm, self.guard, connect, self.clock, Slots(SLOTS))  # type: ignore[arg-type]
 
     def imports_with(self, connect: object, hsm: ports.Hsm | None = None) -> Imports:
-        return Imports(self.store, hsm or self.hsm, self.guard, connect, self.clock, Slots(SLOTS))  # type: ignore[arg-type]
+        own = operations(self.store, self.clock)
+        return Imports(self.store, hsm or self.hsm, self.guard, own, connect, self.clock, Slots(SLOTS))  # type: ignore[arg-type]
 
     def call(self, method: str, *groups: str, request_id: str = "", validate_only: bool = False) -> Call:
         who: Principal = operator("alice", *(groups or ("admins",)))

@@ -48,6 +48,14 @@ class Work:
         self.learned.update(facts)
 
 
+class Over(Exception):
+    """Raised by a step: the operation is over for this refusal, even if that is ``Unavailable``."""
+
+    def __init__(self, refusal: BrokerError) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+
+
 Act = Callable[[Work], Mapping[str, str] | None]
 Keep = Callable[[Write, Work], None]
 
@@ -61,8 +69,8 @@ class Step:
     """``act`` touches the outside and gives what later steps need of it; ``keep`` writes what came of that.
 
     ``act`` may run twice, at the same time even, so it looks first. ``keep`` runs once, in the transaction that moves
-    the operation on. Either may refuse: by ``Unavailable`` the operation stays where it is, by any other refusal it is
-    undone, if it can be.
+    the operation on. Either may refuse: by ``Unavailable`` the operation stays where it is, by any other refusal (or
+    ``Over``) it is undone, if it can be.
     """
 
     name: str
@@ -74,7 +82,7 @@ class Step:
 class Plan:
     """The steps of one kind of operation, and what becomes of one that is given up.
 
-    Without ``undo`` it only goes forward, for ever. Each further ``keep`` goes with its move: ``paused`` when a step was
+    Without ``undo`` it only goes forward, for ever. Each of these goes with its move: ``paused`` when a step was
     ``Unavailable`` (without it nothing is written then), ``turned`` when it turns back, ``undone`` when that is done.
     """
 

@@ -17,7 +17,7 @@ from broker.core.entries import AuditEntry
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.kinds import OperationState
 from broker.core.model import Operation
-from broker.core.operations.plan import Keep, Plan, Work, nothing
+from broker.core.operations.plan import Keep, Over, Plan, Work
 from broker.core.ports import Now, Store, Write
 
 KEEP = timedelta(hours=24)
@@ -161,12 +161,12 @@ class Operations:
         except Unavailable as away:
             self._paused(away, plan, work)
             raise
-        except BrokerError as refusal:
-            if plan.undo is None:
-                raise
-            if (told := self._undo_for(refusal, plan, work)) is not refusal:
-                raise told from refusal
-            raise
+        except Over as over:
+            refusal = over.refusal
+        except BrokerError as error:
+            refusal = error
+        told = refusal if plan.undo is None else self._undo_for(refusal, plan, work)
+        raise told from (refusal if told is not refusal else refusal.__cause__)
 
     def _paused(self, away: Unavailable, plan: Plan, work: Work) -> None:
         """Leave it where it is, and say why; the background says it once for each reason."""
@@ -218,7 +218,7 @@ class Operations:
         undone = (operation.state, found and found.state) == (OperationState.UNDOING, OperationState.UNDONE)
         if found is None or found.state is OperationState.DONE or undone:
             return found or operation
-        if found.state is OperationState.RUNNING:
+        if found.state is OperationState.RUNNING or found.state is operation.state:
             raise UnderWay("OPERATION_RUNNING", "Another call carries this on; send the same request again.")
         raise GivenUp(
             "CHANGED_MEANWHILE",
