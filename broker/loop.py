@@ -241,7 +241,7 @@ class Loop:
         call = self._call(row.subject, fence)
         refusal = self._broker.operations.carry_on(call, row)
         if refusal is not None:
-            log.error("an operation waits", kind=row.kind, subject=row.subject, reason=refusal.reason)
+            log.error(self._broker.operations.alarm(row), kind=row.kind, subject=row.subject, reason=refusal.reason)
 
     def _do(self, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
         """The shared work, in the one process that leads; each piece is written under the leader's number.

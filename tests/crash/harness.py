@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from broker.core.call import Call, background_call
@@ -114,7 +115,7 @@ class World:
         self.clock = clock or Clock()
         self.store = store if store is not None else MortalStore()
         self.hsm = hsm if hsm is not None else MortalHsm(self.store.entries)
-        self.guard = Guard(document())
+        self.guard = _guard()
         self.operations: Operations = operations(self.store, self.clock)
         self.keys = Keys(self.store, self.hsm, self.guard, self.operations, self.clock)
 
@@ -168,6 +169,12 @@ class World:
         for name, length in self.hsm.effects:
             announced = {entry.resource for entry in self.store.entries[:length] if entry.phase is Phase.INTENT}
             assert announced & {f"key/{name}", *(f"key/{name}/{what}" for what in ("seal", "destroy"))}
+
+
+@cache
+def _guard() -> Guard:
+    """The one of every process: to read a policy takes longer than most scenes."""
+    return Guard(document())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,9 @@ class Waiting:
     def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
         return iter(())
 
+    def alarm(self, row: SimpleNamespace) -> str:
+        return f"{row.subject} waits"
+
     def due(self) -> dict[str, list[object]]:
         return {name: [SimpleNamespace(kind="import-key", subject=name)] for name in ("hanging", "well")}
 

@@ -24,7 +24,7 @@ from broker.core.imports.ledger import TURN_SECONDS, Ledger
 from broker.core.imports.places import EXPORT, LEASE, UNDER_WAY, look, place_in, target_in
 from broker.core.imports.road import Road, read, sent, uploaded
 from broker.core.imports.rules import EARLIER, EXPORTED, MISSING, NO_TERMS, TERMS_UNSETTLED, in_progress, still_enabled
-from broker.core.kinds import ImportState, Sent
+from broker.core.kinds import ImportState, OperationState, Sent
 from broker.core.model import Import, Operation, Target, Terms
 from broker.core.operations.plan import Over, Plan, Step, Work
 from broker.core.ports import Write
@@ -91,6 +91,7 @@ class Steps:
                 undone=self._failed,
                 undone_reason="",
                 told=_still_enabled_after,
+                alarm=_alarm,
                 place=target_in,
             )
         )
@@ -141,7 +142,7 @@ class Steps:
     def _waits(self, write: Write, work: Work) -> None:
         """A target that went away leaves it PENDING, and the row says why; what is there unproven is an alarm."""
         why = UNPROVEN if _is_alarm(work.operation) else work.operation.failure
-        self._keep(write, work, failure=TERMS_UNSETTLED if "proven" in work.memory else why)
+        self._keep(write, work, failure=TERMS_UNSETTLED if "proven" in work.memory else why, gone_is_fine=True)
 
     def _turned(self, write: Write, work: Work) -> None:
         there = "remote_version" in work.memory
@@ -260,6 +261,12 @@ def _is_alarm(operation: Operation) -> bool:
     """Whether something is there that has not proven itself: it may be used, and should not be."""
     memory = operation.memory
     return "proven" not in memory and ("confirmed" in memory or "remote_version" in memory)
+
+
+def _alarm(operation: Operation) -> str:
+    there = operation.state is OperationState.UNDOING and "remote_version" in operation.memory
+    alarm = "a key that is not proven may still be used at a target"
+    return alarm if there or _is_alarm(operation) else "an import waits"
 
 
 def _still_enabled_after(refusal: BrokerError, second: BrokerError) -> BrokerError:

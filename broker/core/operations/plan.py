@@ -95,6 +95,7 @@ class Plan:
     paused: Keep | None = None
     turned: Keep = nothing
     urgent: Callable[[Operation], bool] = lambda _: False  # whether the background takes up at once what has paused
+    alarm: Callable[[Operation], str] = lambda _: "an operation waits"  # what the log says while it cannot go on
     told: Callable[[BrokerError, BrokerError], BrokerError] = lambda refusal, _: refusal
     """What the caller is told of a refusal for which it could not even be undone, for the second reason."""
     abandoned_is_undone: bool = False  # what the background does with one whose call has died; else it goes forward

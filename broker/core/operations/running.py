@@ -273,6 +273,11 @@ class Operations:
             call.settled = True
         return True
 
+    def alarm(self, operation: Operation) -> str:
+        """What the log is to say as long as this one cannot go on."""
+        plan = self._plans.get(operation.kind)
+        return plan.alarm(operation) if plan else "an operation waits"
+
     def chores(self) -> Iterator[Chore]:
         """What the background has to do besides: forget what was over long ago."""
         for state in OVER:
