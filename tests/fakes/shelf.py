@@ -160,8 +160,8 @@ class Shelf:
         self._set(name, version, enabled=True)
         self.passing("after a version is enabled")
 
-    def settled(self, kind: str, settings: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002 (the way to targets)
-        return settings
+    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002 (the way to targets)
+        return dict(settings)
 
     def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002
         return self

@@ -78,6 +78,11 @@ class House(World):
     def confirm(self, terms: Terms = NO_TERMS) -> Imported:
         return self.handover.confirm(self.call("ImportService/ConfirmImport"), "pay", 0, "bao", "", terms)
 
+    def much_later(self) -> House:
+        """When nothing can be on its way any more."""
+        self.clock.forward(minutes=2)
+        return self
+
     def chores(self) -> None:
         for resource, work in self.imports.chores():
             work(self.background(resource))
@@ -216,6 +221,12 @@ def away_when_asked(house: House) -> None:
     house.shelf.refuses["versions"] = [away()]
 
 
+def swapping_and_silent(house: House) -> None:
+    """It keeps another key, says so, and cannot be asked about it."""
+    swapping(house)
+    away_when_asked(house)
+
+
 def left_pending(house: House) -> None:
     """As an older release left it: a row without an operation."""
     house.bring(request_id="")
@@ -280,14 +291,14 @@ SCENES = {
     "import, another request later": Scene(
         kinds=IMPORT,
         act=House.bring,
-        again=lambda house: (house.clock.forward(minutes=2), house.bring(request_id="")),
+        again=lambda house: house.much_later().bring(request_id=""),
         check=proven,
     ),
     "import, what is there was disabled": Scene(
         kinds=IMPORT,
         prepare=was_refused,
         act=lambda house: house.bring(request_id=""),
-        again=lambda house: (house.clock.forward(minutes=2), house.bring(request_id="")),
+        again=lambda house: house.much_later().bring(request_id=""),
         check=proven,
     ),
     "import, what is there was disabled, and nobody comes back": Scene(
@@ -300,15 +311,24 @@ SCENES = {
     "import, another key is kept and cannot be disabled": Scene(
         kinds=IMPORT, prepare=swapping_and_away, act=House.bring, check=of_no_use
     ),
+    "import, another key is kept and cannot be asked": Scene(
+        kinds=IMPORT, prepare=swapping_and_silent, act=House.bring, check=of_no_use
+    ),
     "import, no answer": Scene(kinds=IMPORT, prepare=silent, act=House.bring, check=proven_or_never_there),
     "import, cannot be asked": Scene(
         kinds=IMPORT, prepare=away_when_asked, act=House.bring, check=proven_or_never_there
     ),
     "import on terms": Scene(kinds=ON_TERMS, act=lambda house: house.bring(VERIFY_ONLY), check=on_terms),
+    "import on terms, the same request later": Scene(
+        kinds=ON_TERMS,
+        act=lambda house: house.bring(VERIFY_ONLY),
+        again=lambda house: house.much_later().bring(VERIFY_ONLY),
+        check=on_terms_for_certain,
+    ),
     "import on terms, another request later": Scene(
         kinds=ON_TERMS,
         act=lambda house: house.bring(VERIFY_ONLY),
-        again=lambda house: (house.clock.forward(minutes=2), house.bring(VERIFY_ONLY)),
+        again=lambda house: house.much_later().bring(VERIFY_ONLY, ""),
         check=on_terms_for_certain,
     ),
     "export": Scene(kinds=of("export-key"), act=House.export, check=exported_or_not),
