@@ -384,3 +384,11 @@ def test_every_plan_of_imports_has_a_scene() -> None:
     assert House().operations.plans.keys() - of_others == frozenset[str]().union(
         *(one.kinds for one in SCENES.values())
     )
+
+
+@pytest.mark.parametrize("title", sorted(title for title in SCENES if "another" in title and "kept" in title))
+def test_BY_05_another_key_than_was_sent_is_disabled_though_the_caller_does_not_come_back(title: str) -> None:
+    house, _ = SCENES[title].acted(0)
+    house.later()
+    assert (house.held().state, house.held().failure) == (ImportState.FAILED, "PROOF_FAILED")
+    assert house.shelf.enabled("pay") == []
