@@ -14,6 +14,7 @@ from typing import Any
 
 from broker.core.errors import WrongState
 from broker.core.model import (
+    Operation,
     Operator,
     PolicyDocument,
     Secret,
@@ -28,7 +29,7 @@ from broker.store.rows import RANK_BITS, shown_key
 NEVER_DELETED = frozenset({Operator, PolicyDocument, Secret, SecretVersion, UsedToken})
 """Kinds that no broker deletes, or (a used token) not while anybody can ask for it."""
 
-PASSING = frozenset({Session, UsedToken})
+PASSING = frozenset({Operation, Session, UsedToken})
 PASSING_ROWS = 65_536
 
 

@@ -24,6 +24,7 @@ from broker.core.kinds import (
     KeyUsage,
     LeaseState,
     MatcherKind,
+    OperationState,
     OperatorState,
     Preset,
     SecretVersionState,
@@ -37,6 +38,7 @@ from broker.core.model import (
     KeyVersion,
     Lease,
     Matcher,
+    Operation,
     Operator,
     PolicyDocument,
     Receipt,
@@ -212,6 +214,14 @@ def samples() -> list[Record]:
         session(),
         lease(),
         UsedToken(issuer="https://ci", jti="j", until=last),
+        Operation(
+            subject="key/a/1", number=1, kind="make-key-version", state=OperationState.RUNNING, step=0,
+            memory={"exportable": "1"}, principal="operator/alice", failure="", attempts=0, created_at=T0, due_at=T0,
+        ),
+        Receipt(
+            principal="operator/alice", request_id="t", rpc="x", digest="00", resource="a", version=1, created_at=T0,
+            operation=1,
+        ),
     ]  # fmt: skip
 
 

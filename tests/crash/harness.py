@@ -40,98 +40,117 @@ class Died(BaseException):
 
 @dataclass(slots=True)
 class Fate:
-    """Where the process dies: at the place of this number, from 1; 0: nowhere."""
+    """Where the process dies: at the place of this number, from 1; 0: nowhere. ``ends``: how it is killed."""
 
     at: int = 0
     passed: list[str] = field(default_factory=list)
+    ends: Callable[[], None] = lambda: None
+
+    def begin(self, at: int) -> None:
+        """From here on places are counted."""
+        self.at, self.passed = at, []
 
     def place(self, name: str) -> None:
+        """A place is passed, or the process ends here."""
         self.passed.append(name)
         if len(self.passed) == self.at:
-            self.die()
-
-    def die(self) -> None:
-        raise Died(self.passed[-1])
+            self.ends()
+            raise Died(name)
 
 
-class MortalStore(MemoryStore):
-    """Dies before and after each commit."""
+class MortalStore:
+    """A store whose process dies before and after each commit."""
 
-    fate = Fate()
+    def __init__(self, store: Any, fate: Fate) -> None:
+        self._store, self._fate = store, fate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
 
     @contextmanager
-    def _write(self, entry: AuditEntry) -> Iterator[Write]:
-        with super()._write(entry) as write:
+    def write(self, entry: AuditEntry) -> Iterator[Write]:
+        with self._store.write(entry) as write:
             yield write
-            self.fate.place("before a commit")
-        self.fate.place("after a commit")
+            self._fate.place("before a commit")
+        self._fate.place("after a commit")
 
 
-class MortalHsm(SoftwareHsm):
-    """Dies before and after each change of the token. ``effects``: of which key, and how long the journal was then.
+class MortalHsm:
+    """A keyring whose process dies before and after each change of the token. ``refuses``: it makes no key."""
 
-    ``refuses``: from now on it makes no key.
-    """
+    def __init__(self, hsm: Any, fate: Fate, *, announced: Callable[[str], None] = lambda _: None) -> None:
+        self._hsm, self._fate, self._announced, self.refuses = hsm, fate, announced, False
 
-    fate = Fate()
-    refuses = False
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._hsm, name)
 
-    def __init__(self, journal: list[AuditEntry]) -> None:
-        super().__init__()
-        self.effects: list[tuple[str, int]] = []
-        self.journal = journal
-
-    def _before(self, what: str, key: KeyRef) -> None:
-        self.fate.place(f"before a key is {what}")
-        self.effects.append((key.name.partition("/")[0], len(self.journal)))
+    @contextmanager
+    def _change(self, what: str, key: KeyRef) -> Iterator[None]:
+        self._fate.place(f"before a key is {what}")
+        self._announced(key.name)
+        yield
+        self._fate.place(f"after a key is {what}")
 
     def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
-        self._before("made", key)
-        if self.refuses:
-            raise WrongState("HSM_MECHANISM_MISSING", "It makes no such key.")
-        made = super().generate(key, exportable=exportable, fresh=fresh)
-        self.fate.place("after a key is made")
-        return made
+        with self._change("made", key):
+            if self.refuses:
+                raise WrongState("HSM_MECHANISM_MISSING", "It makes no such key.")
+            made: bytes | None = self._hsm.generate(key, exportable=exportable, fresh=fresh)
+            return made
 
     def seal(self, key: KeyRef) -> None:
-        self._before("sealed", key)
-        super().seal(key)
-        self.fate.place("after a key is sealed")
+        with self._change("sealed", key):
+            self._hsm.seal(key)
 
     def destroy(self, key: KeyRef) -> None:
-        self._before("destroyed", key)
-        super().destroy(key)
-        self.fate.place("after a key is destroyed")
+        with self._change("destroyed", key):
+            self._hsm.destroy(key)
 
-    def objects(self) -> dict[bytes, bool]:
-        """The ids of the keys in the token, and whether each may leave it."""
-        return {hsm_id: held.extractable for hsm_id, held in self._device.keys.items() if held.label[0] is Purpose.KEY}
+
+class Ground:
+    """What outlives a process: a store, a token, and the time."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store: Any = MemoryStore()
+        self.hsm: Any = SoftwareHsm()
+
+    def leaving(self) -> dict[bytes, bool]:
+        """The ids of the callers' keys in the token, and whether each may leave it."""
+        found: dict[bytes, bool] = self.hsm.keys_of(Purpose.KEY)
+        return found
+
+    def announced(self, name: str) -> None:
+        """Whatever is changed outside was announced before."""
+        told = {entry.resource for entry in self.store.entries if entry.phase is Phase.INTENT}
+        key = f"key/{name.partition('/')[0]}"
+        assert told & {key, *(f"{key}/{name.partition('/')[2]}", f"{key}/seal", f"{key}/destroy")}
 
 
 class World:
-    """A process on a store, an HSM and targets that outlive it."""
+    """A process on that ground."""
 
-    def __init__(self, store: Any = None, hsm: Any = None, clock: Clock | None = None) -> None:
-        self.clock = clock or Clock()
-        self.store = store if store is not None else MortalStore()
-        self.hsm = hsm if hsm is not None else MortalHsm(self.store.entries)
+    def __init__(self, ground: Any = None) -> None:
+        self.ground = ground or Ground()
+        self.fate = Fate()
+        self.clock = self.ground.clock
+        self.store: Any = MortalStore(self.ground.store, self.fate)
+        self.hsm: Any = MortalHsm(self.ground.hsm, self.fate, announced=self.ground.announced)
         self.guard = _guard()
         self.operations: Operations = operations(self.store, self.clock)
         self.keys = Keys(self.store, self.hsm, self.guard, self.operations, self.clock)
 
     def restarted(self) -> World:
         """Another process on the same."""
-        self.doomed(Fate())
-        return World(self.store, self.hsm, self.clock)
-
-    def doomed(self, fate: Fate) -> Fate:
-        """Let this process have that fate."""
-        self.store.fate = self.hsm.fate = fate
-        return fate
+        return World(self.ground)
 
     def call(self, rpc: str, request_id: str = "") -> Call:
         """An administrator's call."""
         return call(rpc, operator("alice", "admins"), self.clock, request_id=request_id, digest=rpc)
+
+    def background(self, resource: str) -> Call:
+        """What the background does in its own name."""
+        return background_call(resource, 0, self.clock)
 
     def later(self) -> None:
         """The clock moves on, and the background does what it does."""
@@ -144,31 +163,22 @@ class World:
                 for row in rows:
                     self.operations.carry_on(self.background(row.subject), row)
 
-    def background(self, resource: str) -> Call:
-        return background_call(resource, 0, self.clock)
-
     def rows(self, kind: type[Record]) -> list[Any]:
         """All rows of a kind."""
-        return self.store.page(kind, limit=1000)
+        found: list[Any] = self.store.page(kind, limit=1000)
+        return found
 
     def check(self) -> None:
-        """What is outside is what the rows say, nothing is under way, and the journal has it all."""
+        """What is outside is what the rows say, and nothing is under way."""
         assert [row for row in self.rows(Operation) if not row.state.over] == []
+        assert not any(row.state is VersionState.PENDING for row in self.rows(KeyVersion))
         keys = {key.name: key for key in self.rows(Key)}
         versions = [row for row in self.rows(KeyVersion) if row.state is VersionState.ENABLED]
-        assert self.hsm.objects() == {one.hsm_id: keys[one.key].exportable and not one.sealed for one in versions}, (
+        assert self.ground.leaving() == {one.hsm_id: keys[one.key].exportable and not one.sealed for one in versions}, (
             "the token holds what the rows say, and what they say of its leaving"
         )
         for version in versions:
             assert self.hsm.public_key(ref(keys[version.key], version)) == version.public_key
-        assert not any(row.state is VersionState.PENDING for row in self.rows(KeyVersion))
-        self.check_journal()
-
-    def check_journal(self) -> None:
-        """Whatever was changed outside was announced before."""
-        for name, length in self.hsm.effects:
-            announced = {entry.resource for entry in self.store.entries[:length] if entry.phase is Phase.INTENT}
-            assert announced & {f"key/{name}", *(f"key/{name}/{what}" for what in ("seal", "destroy"))}
 
 
 @cache
@@ -186,19 +196,20 @@ class Scene:
     prepare: Callable[[World], object] = lambda _: None
     again: Callable[[World], object] | None = None
     check: Callable[[World], None] = lambda _: None
+    real: bool = True  # whether real parts act it too
 
-    def acted(self, at: int) -> tuple[World, Fate]:
+    def acted(self, at: int) -> World:
         """The world after a process that died at this place, if there is one."""
         world = World()
         self.prepare(world)
-        fate = world.doomed(Fate(at))
+        world.fate.begin(at)
         with suppress(Died, BrokerError):
             self.act(world)
-        return world, fate
+        return world
 
     def places(self) -> list[str]:
         """Every place of it, in order."""
-        world, fate = self.acted(0)
+        world = self.acted(0)
         ran = {row.kind for row in world.rows(Operation)}
         assert self.kinds <= ran, f"the scene does not walk {self.kinds - ran}"
-        return list(fate.passed)
+        return list(world.fate.passed)

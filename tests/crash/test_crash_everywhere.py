@@ -8,9 +8,7 @@ import pytest
 
 from broker.core.errors import BrokerError
 from tests.crash.harness import World
-from tests.crash.scenes_keys import SCENES as KEYS
-
-SCENES = {**KEYS}
+from tests.crash.scenes import SCENES
 
 
 @pytest.mark.parametrize("title", sorted(SCENES))
@@ -19,8 +17,8 @@ def test_a_process_that_dies_anywhere_leaves_what_the_next_one_brings_to_its_end
     places = scene.places()
     assert len(places) >= 4
     for at in range(1, len(places) + 1):
-        died, fate = scene.acted(at)
-        assert fate.passed[-1] == places[at - 1]
+        died = scene.acted(at)
+        assert died.fate.passed[-1] == places[at - 1]
         world = died.restarted()
         if scene.again is not None:
             with suppress(BrokerError):  # given up meanwhile, or another one is at it

@@ -259,6 +259,10 @@ class SoftwareHsm(SoftwareKeyring):
     def keyring(self, purpose: Purpose) -> SoftwareKeyring:
         return SoftwareKeyring(self._device, purpose)
 
+    def keys_of(self, purpose: Purpose) -> dict[bytes, bool]:
+        """The ids of the keys of one purpose, and whether each may leave."""
+        return {hsm_id: one.extractable for hsm_id, one in self._device.keys.items() if one.label[0] is purpose}
+
     def random(self, length: int) -> bytes:
         self._enter("random")
         if not 1 <= length <= 1024:

@@ -58,8 +58,8 @@ class Shelf:
 
     exact_wrap = False
 
-    def __init__(self, passing: Callable[[str], None]) -> None:
-        self.passing = passing
+    def __init__(self) -> None:
+        self.passing: Callable[[str], None] = lambda _: None
         self.held: dict[str, list[Held]] = {}
         self.uploads = 0
         self.swaps = False

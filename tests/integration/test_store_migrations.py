@@ -158,16 +158,19 @@ remote_version TEXT NOT NULL, state TEXT NOT NULL, kek_thumbprint TEXT NOT NULL,
 failure TEXT NOT NULL, started_at INTEGER NOT NULL, proven_at INTEGER, revision INTEGER NOT NULL, mac BLOB,
 PRIMARY KEY (key, version, target)) STRICT
 """
+BEFORE_OPERATIONS = ("DROP TABLE operations", "ALTER TABLE receipts DROP COLUMN operation")
 FORMER = {
     "sqlite": (
         "ALTER TABLE imports RENAME TO newer",
         SQLITE,
         f"INSERT INTO imports SELECT {CELLS}, proven_at, revision, mac FROM newer",  # noqa: S608 - the tests' own text
         "DROP TABLE newer",
+        *BEFORE_OPERATIONS,
     ),
     "postgresql": (
         "ALTER TABLE imports DROP COLUMN sent, DROP CONSTRAINT imports_pkey",
         "ALTER TABLE imports ADD CONSTRAINT imports_pkey PRIMARY KEY (key, version, target)",
+        *BEFORE_OPERATIONS,
     ),
 }
 """Back to what the imports were before they were told apart by their remote name."""

@@ -20,8 +20,7 @@ from broker.core.imports.ledger import Imported
 from broker.core.imports.rules import EXPORTED, NO_TERMS
 from broker.core.kinds import ImportState, KeyType, KeyUsage, Sent
 from broker.core.model import Import, Operation, Target, Terms
-from tests.crash.harness import Died, Fate, World
-from tests.fakes.calls import Clock
+from tests.crash.harness import Died, Ground, World
 from tests.fakes.shelf import Shelf, kek
 
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
@@ -32,29 +31,33 @@ def away() -> Unavailable:
     return Unavailable("TARGET_UNREACHABLE", "Away.")
 
 
-class House(World):
-    """A process with a target. ``changes``: what was done there, and how long the journal was then."""
+class Premises(Ground):
+    """What outlives a process, a target among it."""
 
-    def __init__(
-        self, store: Any = None, hsm: Any = None, clock: Clock | None = None, shelf: Shelf | None = None
-    ) -> None:
-        super().__init__(store, hsm, clock)
-        self.shelf = shelf or Shelf(lambda _: None)
-        self.changes: list[tuple[str, int]] = []
+    def __init__(self) -> None:
+        super().__init__()
+        self.shelf = Shelf()
+
+
+class House(World):
+    """A process with a target."""
+
+    def __init__(self, premises: Premises | None = None) -> None:
+        self.premises = premises or Premises()
+        super().__init__(self.premises)
+        self.shelf = self.premises.shelf
+        self.shelf.passing = self._passing
         self.imports = Imports(self.store, self.hsm, self.guard, self.operations, self.shelf, self.clock)
         self.handover = Handover(self.imports.bringing)
 
-    def doomed(self, fate: Fate) -> Fate:
-        def passing(name: str) -> None:
-            self.changes.append((name, len(self.store.entries)))
-            fate.place(name)
-
-        self.shelf.passing = passing
-        return super().doomed(fate)
+    def _passing(self, name: str) -> None:
+        """Whatever is changed at the target was announced before."""
+        told = [entry for entry in self.premises.store.entries if entry.phase is Phase.INTENT]
+        assert any("bao" in entry.resource for entry in told)
+        self.fate.place(name)
 
     def restarted(self) -> House:
-        self.doomed(Fate())
-        return House(self.store, self.hsm, self.clock, self.shelf)
+        return House(self.premises)
 
     def furnish(self, key_type: KeyType) -> None:
         asked = self.call("KeyService/CreateKey")
@@ -88,7 +91,8 @@ class House(World):
             work(self.background(resource))
 
     def row(self) -> Import | None:
-        return self.store.get(Import, "pay", 1, "bao", "pay")
+        found: Import | None = self.store.get(Import, "pay", 1, "bao", "pay")
+        return found
 
     def held(self) -> Import:
         row = self.row()
@@ -119,14 +123,8 @@ def whole(house: House) -> None:
 def public(house: House) -> bytes | None:
     found = house.store.version("pay", 1)
     assert found is not None
-    return found[1].public_key
-
-
-def announced(house: House) -> None:
-    """Whatever was changed at the target was announced before."""
-    for _, length in house.changes:
-        told = [entry for entry in house.store.entries[:length] if entry.phase is Phase.INTENT]
-        assert any("bao" in entry.resource for entry in told)
+    key: bytes | None = found[1].public_key
+    return key
 
 
 def proven(house: House) -> None:
@@ -267,14 +265,14 @@ class Scene:
     again: Act | None = None
     key_type: KeyType = KeyType.EC_P256
 
-    def acted(self, at: int) -> tuple[House, Fate]:
+    def acted(self, at: int) -> House:
         house = House()
         house.furnish(self.key_type)
         self.prepare(house)
-        fate = house.doomed(Fate(at))
+        house.fate.begin(at)
         with suppress(Died, BrokerError):
             self.act(house)
-        return house, fate
+        return house
 
 
 def of(*kinds: str) -> frozenset[str]:
@@ -351,14 +349,13 @@ SCENES = {
 @pytest.mark.parametrize("title", sorted(SCENES))
 def test_an_import_that_dies_anywhere_is_brought_to_its_end(title: str) -> None:
     scene = SCENES[title]
-    house, fate = scene.acted(0)
+    house = scene.acted(0)
     assert scene.kinds <= {row.kind for row in house.rows(Operation)}
-    places = list(fate.passed)
+    places = list(house.fate.passed)
     assert len(places) >= 4
     for at in range(1, len(places) + 1):
-        died, fate = scene.acted(at)
-        assert fate.passed[-1] == places[at - 1]
-        announced(died)
+        died = scene.acted(at)
+        assert died.fate.passed[-1] == places[at - 1]
         house = died.restarted()
         if scene.again is not None:
             with suppress(BrokerError):  # something may still be on its way, or it was given up meanwhile
@@ -388,7 +385,7 @@ def test_every_plan_of_imports_has_a_scene() -> None:
 
 @pytest.mark.parametrize("title", sorted(title for title in SCENES if "another" in title and "kept" in title))
 def test_BY_05_another_key_than_was_sent_is_disabled_though_the_caller_does_not_come_back(title: str) -> None:
-    house, _ = SCENES[title].acted(0)
+    house = SCENES[title].acted(0)
     house.later()
     assert (house.held().state, house.held().failure) == (ImportState.FAILED, "PROOF_FAILED")
     assert house.shelf.enabled("pay") == []
