@@ -25,6 +25,7 @@ import structlog
 from broker import acceptance, app, checkup, options, profiles, setup, supervisor
 from broker.config import DRAFT, Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
+from broker.processor import keep_to_one
 
 log = structlog.get_logger("broker")
 
@@ -174,7 +175,7 @@ def _unfinished(folder: Path) -> Iterator[None]:
 def _serve(asked: argparse.Namespace) -> int:
     config = load(asked.config)
     if asked.worker:
-        return _work(supervisor.worker_config(config, int(asked.worker), *_addresses(asked)))
+        return _work(config, int(asked.worker), *_addresses(asked))
     if config.server.workers == 1:
         return _run(config)
     return supervisor.supervise(config, asked.config.absolute(), lambda *held: _say_ready(config, *held))
@@ -184,10 +185,10 @@ def _addresses(asked: argparse.Namespace) -> tuple[str, str]:
     return asked.operators_address, asked.pipelines_address
 
 
-def _work(config: Config) -> int:
+def _work(config: Config, number: int, operators: str, pipelines: str) -> int:
     """One worker of several."""
     try:
-        return _run(config)
+        return _run(supervisor.worker_config(config, number, operators, pipelines), worker=number)
     except BrokerError as error:
         print(f"broker: {error.message} ({error.reason})", file=sys.stderr)
         return supervisor.exit_code(error)
@@ -211,7 +212,7 @@ def _tell(sentence: str) -> None:
     print(f"broker: {sentence}")
 
 
-def _run(config: Config, profile: Path | None = None) -> int:
+def _run(config: Config, profile: Path | None = None, worker: int = 0) -> int:
     # Its put may interrupt its own get, as a signal does; an Event's set would wait for the Event's wait, for ever.
     ends: SimpleQueue[int] = SimpleQueue()
 
@@ -225,6 +226,8 @@ def _run(config: Config, profile: Path | None = None) -> int:
         signal.signal(number, lambda _number, _frame: ends.put(0))
     if config.server.workers > 1:
         supervisor.end_with_supervisor(lambda: ends.put(0))
+    if config.server.one_processor:
+        keep_to_one(worker)
     broker = app.Broker(config)
     try:
         if not ends.empty():  # asked to end while it was being built

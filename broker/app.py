@@ -46,7 +46,6 @@ from broker.hsm.features import described
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.inspector import Inspector
 from broker.loop import Loop
-from broker.processor import Processor
 from broker.row_key import row_key
 from broker.rpc.nouns import answers
 from broker.rpc.server import Server
@@ -81,9 +80,6 @@ class Broker:
     def _build(self, config: Config) -> None:
         self._config = config
         self.clock = Clock(now, counted)
-        self._processor = Processor(time.monotonic)
-        if config.server.one_processor:  # before there is any other thread
-            self._processor.settle()
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
         own_keys.check_internal_keys(config, self.hsm)  # before anything else of the folder is believed
@@ -183,11 +179,6 @@ class Broker:
         before = setup.RENEW_BEFORE if self.store.lead() else setup.RENEW_AT_LAST
         if setup.renew_server_certificate(self._config, self.hsm, self.clock.now(), before=before):
             log.info("server certificate renewed")
-
-    def reconsider_processor(self) -> None:
-        """Move to another processor when too much else runs on this one."""
-        if self._config.server.one_processor:
-            self._processor.reconsider()
 
     def close(self) -> None:
         """Release everything; twice is the same as once."""

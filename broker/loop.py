@@ -53,7 +53,6 @@ ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
 SESSIONS_EVERY = timedelta(seconds=2)
 CERTIFICATE_EVERY = timedelta(hours=6)
-PROCESSOR_EVERY = timedelta(seconds=10)
 OPERATIONS_EVERY = timedelta(seconds=2)
 FORGET_EVERY = timedelta(minutes=10)
 
@@ -101,9 +100,6 @@ class Parts(Protocol):
     def renew_certificate(self) -> None:
         """Renew the server's certificate if it is time."""
 
-    def reconsider_processor(self) -> None:
-        """Move to another processor if there is reason to."""
-
 
 class Loop:
     """The heartbeat, and what it sets going; what fails is logged and tried again in a later round."""
@@ -119,7 +115,6 @@ class Loop:
             ("health", CHECK_EVERY, self._check),
             ("policy", timedelta(0), broker.policies.refresh),
             ("heads", timedelta(0), self._sign),
-            ("processor", PROCESSOR_EVERY, broker.reconsider_processor),
             ("operations", OPERATIONS_EVERY, self._carry_on),
         ]
         self._beside: list[Kind] = [

@@ -102,10 +102,6 @@ class Module:
         """Finalise; every session and handle dies. A module that is not initialised is left as it is."""
         self._functions.C_Finalize(None)
 
-    def knows(self, session: Any) -> bool:
-        """True when the module is initialised and the session is open in it."""
-        return self._asked(session)[0] == 0
-
     def has_lost(self, session: Any) -> bool:
         """True when the module says that it has no such session; a fault of another kind says nothing of that."""
         return self._asked(session)[0] in _NO_SESSION

@@ -36,7 +36,6 @@ class Names(Generic[E]):
         numbers = {value.name.removeprefix(prefix): value.number for value in descriptor.values if value.number}
         if numbers.keys() != core.__members__.keys():
             raise ValueError(f"{descriptor.full_name} and {core.__name__} do not have the same names")
-        self._what = descriptor.name
         self._core = {number: core[name] for name, number in numbers.items()}
         self._wire = {core[name]: number for name, number in numbers.items()}
 

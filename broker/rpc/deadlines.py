@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import grpc
 
@@ -68,8 +67,11 @@ class Deadlines:
 
     def message(self, requests: object, context: grpc.ServicerContext, caller: str) -> bytes:
         """The one message of a unary call, as bytes; ``Late``, ``Gone`` or ``Missing`` when none will come."""
-        with self._awaiting(caller, context):
+        self._await(caller, context)
+        try:
             return self._next(requests, context)
+        finally:
+            self._got(caller, context)
 
     def _next(self, requests: object, context: grpc.ServicerContext) -> bytes:
         self._reading[context] = self._clock()
@@ -84,23 +86,22 @@ class Deadlines:
             raise Late
         raise Gone if _ended(context) else Missing
 
-    @contextmanager
-    def _awaiting(self, caller: str, context: grpc.ServicerContext) -> Iterator[None]:
+    def _await(self, caller: str, context: grpc.ServicerContext) -> None:
         with self._arrived:
-            self._arrived.wait_for(lambda: self._most(caller) is None, TURN)
+            if self._most(caller) is not None:  # hardly ever: a call of ``wait_for`` costs more than the rest
+                self._arrived.wait_for(lambda: self._most(caller) is None, TURN)
             if (most := self._most(caller)) is not None:
                 oldest = next(iter(self._awaited[most]))
                 del self._awaited[most][oldest]
                 _cut_off(oldest, self._reading)
             self._awaited[caller][context] = None
-        try:
-            yield
-        finally:
-            with self._arrived:
-                self._awaited[caller].pop(context, None)
-                if not self._awaited[caller]:
-                    del self._awaited[caller]
-                self._arrived.notify_all()
+
+    def _got(self, caller: str, context: grpc.ServicerContext) -> None:
+        with self._arrived:
+            self._awaited[caller].pop(context, None)
+            if not self._awaited[caller]:
+                del self._awaited[caller]
+            self._arrived.notify_all()
 
     def _most(self, caller: str) -> str | None:
         """Of whom a call has to be ended before another one of ``caller`` may wait; None: there is room."""

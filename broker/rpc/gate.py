@@ -238,7 +238,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             metadata=dict(shown),
             peer=call.peer,
             rpc=call.rpc,
-            patience=self._patience(context),
+            patience=self._patience(context) if shown else None,  # who shows nothing waits for nobody
         )
         return _one([found for each in self._authenticators if (found := each.authenticate(credentials))])
 

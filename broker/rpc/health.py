@@ -19,7 +19,6 @@ from broker.rpc.deadlines import Deadlines, Gone, Late, Missing
 from broker.rpc.status import Plain
 
 CHECK = "/grpc.health.v1.Health/Check"
-MAX_NAME = 256
 MAX_WIRE = 1024
 
 

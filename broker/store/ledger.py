@@ -32,6 +32,7 @@ SUMMED = tuple(kind for kind in NAMES if kind is not AuditHead)
 """Kinds that have a sum, in the order of the sums in a slot: a new kind comes last. Heads have the HSM's signature."""
 
 MODULUS = 1 << (8 * WEIGHT_BYTES)
+_NOTHING = bytes(WEIGHT_BYTES)
 NONCE_BYTES = 16
 
 _OWNER, _SLOT = LEDGER.c.owner == bindparam("of", type_=Text), LEDGER.c.slot == bindparam("at", type_=BigInteger)
@@ -76,7 +77,7 @@ class Slot:
 
     number: int
     count: int = 0  # of changes that are known to be committed
-    sums: Sums | None = field(default_factory=dict)
+    sums: Sums | None = field(default_factory=dict)  # never changed in place
     reached: tuple[int, Sums] | None = None  # what the transaction under way has written
 
 
@@ -128,7 +129,7 @@ class Ledger:
             owing, self.owing, self.behind = self.owing, {}, {}
         if slot.sums is None:
             self._reread(slot, statements)
-        whole = {kind: change.get(kind, 0) + owing.get(kind, 0) for kind in change.keys() | owing.keys()}
+        whole = {kind: change.get(kind, 0) + owing.get(kind, 0) for kind in change.keys() | owing} if owing else change
         if not self._moved(slot, whole, statements):
             self._reread(slot, statements)
             if not self._moved(slot, whole, statements):
@@ -190,7 +191,7 @@ def _written(row: Mapping[str, Any], was: int | None, statements: Statements) ->
     """Put a slot in, or over the one whose count ``was`` so; 1 if that is done."""
     if was is None:
         return statements.change(BEGIN, [dict(row)])
-    new = {f"n_{name}": row[name] for name in ("changes", "sums", "mac")}
+    new = {"n_changes": row["changes"], "n_sums": row["sums"], "n_mac": row["mac"]}
     return statements.change(MOVE, [{"of": row["owner"], "at": row["slot"], "was": was, **new}])
 
 
@@ -203,7 +204,8 @@ def genuine(rows: Rows, row: Sequence[Any]) -> bool:
 def pack(sums: Sums, rows: Rows) -> bytes:
     """The sums as a cell, enciphered."""
     nonce = secrets.token_bytes(NONCE_BYTES)
-    return nonce + rows.hidden(nonce, b"".join([sums.get(kind, 0).to_bytes(WEIGHT_BYTES, "big") for kind in SUMMED]))
+    shown = b"".join([sums[kind].to_bytes(WEIGHT_BYTES, "big") if kind in sums else _NOTHING for kind in SUMMED])
+    return nonce + rows.hidden(nonce, shown)
 
 
 def unpack(cell: bytes, rows: Rows) -> Sums:

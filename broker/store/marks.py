@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from broker.core.entries import AuditEntry
 from broker.core.model import AuditHead, Lease, Receipt, SecretRead
@@ -43,8 +43,7 @@ _FACT = b'"ledger":"'
 _TABLES = {name: kind for kind, name in NAMES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(NamedTuple):
     """One row that a transaction changed; ``before`` and ``after`` are its MACs, None where there was or is none."""
 
     kind: type[Any]
@@ -65,7 +64,8 @@ class Mark:
 
     def shown(self, rows: Rows) -> str:
         """As the entry has it; the MAC at its end, because whoever can write into the folder could make up others."""
-        return f"{self._said}:{rows.seal('mark', self._said).hex()}"
+        said = self._said
+        return f"{said}:{rows.seal('mark', said).hex()}"
 
     @classmethod
     def read(cls, text: str, rows: Rows) -> Mark | None:
@@ -108,13 +108,22 @@ def word(kind: type[Any], key: Sequence[str | int]) -> str:
     return f"{NAMES[kind]}/{name if plain else '~' + hashlib.sha256(ascii(tuple(key)).encode()).hexdigest()[:32]}"
 
 
-def tell(entries: Sequence[AuditEntry], changes: Iterable[Changed], mark: str) -> tuple[AuditEntry, ...]:
-    """The entries of a transaction with what it changed; further ones where the rows do not fit in."""
-    chunks = list(_chunks(_said(one) for one in changes if one.kind not in UNTOLD))
+def tell(
+    entries: Sequence[AuditEntry], noted: Mapping[str, str | int], changes: Iterable[Changed], mark: str
+) -> tuple[AuditEntry, ...]:
+    """The entries of a transaction with what it changed; further ones where the rows do not fit in.
+
+    ``noted``: facts of the first one; ``mark``: "" where nothing was changed.
+    """
+    chunks = list(_chunks([_said(one) for one in changes if one.kind not in UNTOLD]))
     room = [*entries, *(replace(entries[0], facts={}) for _ in range(len(chunks) - len(entries)))]
-    facts = [{"rows": chunk, "ledger": mark} for chunk in chunks] or [{"ledger": mark}]
-    told = [replace(entry, facts={**entry.facts, **more}) for entry, more in zip(room, facts, strict=False)]
-    return (*told, *room[len(told) :])
+    ledger = {"ledger": mark} if mark else {}
+    told: list[dict[str, str | int]] = [{"rows": chunk, **ledger} for chunk in chunks] or [{**ledger}]
+    told[0] = {**noted, **told[0]}
+    for place, facts in enumerate(told):
+        if facts:
+            room[place] = replace(room[place], facts={**room[place].facts, **facts})
+    return tuple(room)
 
 
 def newest(folder: Path, replica: str, owner: str, rows: Rows) -> list[Mark]:

@@ -91,6 +91,7 @@ MICROSECOND = timedelta(microseconds=1)
 RANK_BITS = 32
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_quoted = json.encoder.encode_basestring_ascii
 INT64 = range(-(2**63), 2**63)
 
 Cell = str | int | bytes | None
@@ -210,6 +211,16 @@ def _json(value: Any) -> str:
     return _storable_text(_CANONICAL(value))
 
 
+def _json_of_mapping(value: Mapping[str, str]) -> str:
+    """As ``_json`` of a mapping of texts; that makes an encoder for each value, which takes far longer."""
+    return f"{{{','.join([f'{_quoted(name)}:{_quoted(text)}' for name, text in sorted(value.items())])}}}"
+
+
+def _json_of_texts(value: tuple[str, ...]) -> str:
+    """As ``_json`` of a list of texts."""
+    return f"[{','.join(map(_quoted, value))}]"
+
+
 def _mapping(cell: Any) -> Mapping[str, str]:
     """Read-only, since all who read an equal row share it."""
     found = json.loads(_text(cell))
@@ -250,8 +261,8 @@ _KINDS: dict[object, _Kind] = {
     bool: (int, int, _boolean),
     bytes: (bytes, _storable_bytes, _bytes),
     datetime: (int, microseconds, instant),
-    Mapping: (str, lambda value: _json(dict(value)), _mapping),
-    tuple: (str, lambda value: _json(list(value)), _texts),
+    Mapping: (str, lambda value: _storable_text(_json_of_mapping(value)), _mapping),
+    tuple: (str, lambda value: _storable_text(_json_of_texts(value)), _texts),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -13,7 +13,6 @@ from broker.core.entries import AuditEntry
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key, KeyVersion, Record, Secret, SecretVersion
 from broker.core.ports import Now, RowFinding
-from broker.store import migrate
 from broker.store.adoption import adopt
 from broker.store.answers import Answers
 from broker.store.authentic import Rows
@@ -100,6 +99,8 @@ class SqlStore:
     @staticmethod
     def migrate(config: StoreConfig) -> None:
         """Bring the database to this program's schema, in one transaction; does nothing when it is there already."""
+        from broker.store import migrate  # noqa: PLC0415 - Alembic would be a sixth of every start, which has no use for it
+
         migrate.run(config)
 
     @staticmethod
@@ -226,14 +227,16 @@ class SqlStore:
     @contextmanager
     def write(self, entry: AuditEntry) -> Iterator[SqlWrite]:
         """See ``Store.write``."""
-        with self._ledger.slot() as slot, ExitStack() as done, self._database.change(self._make_durable) as change:
-            write = SqlWrite(change.connection, self._database, self._rows, self._floors, entry)
-            done.callback(self._forget, write)
-            if entry.fence:
-                write.check_leader(entry.fence)
-            yield write
-            change.entries = self._completed(write, slot)
-            done.push(lambda fault, *_: None if fault else self._floors.changed(write.changed))
+        write = SqlWrite(self._database, self._rows, self._floors, entry)
+        with self._ledger.slot() as slot:
+            try:
+                with self._database.change(self._make_durable) as change:
+                    write.begin(change.connection)
+                    yield write
+                    change.entries = self._completed(write, slot)
+                self._floors.changed(write.changed)
+            finally:
+                self._forget(write)
 
     def _forget(self, write: SqlWrite) -> None:
         """However it ended."""
@@ -244,11 +247,8 @@ class SqlStore:
         """The entries of a change whose body is over, with what it adds to the ledger."""
         if write.fault is not None:  # the body went on after a statement had failed
             raise write.fault
-        entries = (write.entry, *write.further)
-        if write.changed or self._ledger.settling:
-            mark = write.enter(self._ledger, slot)
-            entries = tell(entries, write.changed, mark)
-        return entries
+        mark = write.enter(self._ledger, slot) if write.changed or self._ledger.settling else ""
+        return tell((write.entry, *write.further), write.noted, write.changed, mark)
 
     def record(self, *entries: AuditEntry) -> None:
         """See ``Store.record``."""

@@ -62,23 +62,28 @@ class SqlWrite:
     as well); a page locks its table against other writers.
     """
 
-    def __init__(
-        self, connection: Connection, database: Database, rows: Rows, floors: Floors, entry: AuditEntry
-    ) -> None:
+    def __init__(self, database: Database, rows: Rows, floors: Floors, entry: AuditEntry) -> None:
         self.entry = entry
+        self.noted: dict[str, str | int] = {}  # facts that its entry is to have besides
         self.further: list[AuditEntry] = []
         self.changed: list[Changed] = []
         self.leaving: list[tuple[type[Any], tuple[str | int, ...]]] = []  # deleted, or tried to be
         self._macs: dict[int, tuple[Record, bytes]] = {}  # of what was read or written here
         self.fault: BrokerError | None = None  # PostgreSQL's answer to COMMIT after a failed statement is a rollback
-        self._connection = connection
+        self._connection: Connection
         self._database = database
         self._rows = rows
         self._floors = floors
         self._answers = Answers(rows, floors)
         self._shared = database.name == "postgresql"
 
-    def check_leader(self, fence: int) -> None:
+    def begin(self, connection: Connection) -> None:
+        """Make the changes in this transaction; those of a leader only if it is the newest (``LEADERSHIP_LOST``)."""
+        self._connection = connection
+        if self.entry.fence:
+            self._check_leader(self.entry.fence)
+
+    def _check_leader(self, fence: int) -> None:
         """WrongState ``LEADERSHIP_LOST`` unless ``fence`` is the newest; the next leader waits for this transaction."""
         with self._statements():
             rows = self.read(LEADER_LOCKED if self._shared else LEADER)
@@ -238,7 +243,7 @@ class SqlWrite:
 
     def note(self, **facts: str | int) -> None:
         """See ``Write.note``."""
-        self.entry = replace(self.entry, facts={**self.entry.facts, **facts})
+        self.noted.update(facts)
 
     def also(self, entry: AuditEntry) -> None:
         """See ``Write.also``."""

@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.cookiejar import DefaultCookiePolicy
-from pathlib import Path
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
 
+from broker import tls_client
 from broker.core.errors import InvalidRequest
 from broker.targets.openssl import clear_errors
 
@@ -29,7 +29,6 @@ MAX_ANSWER_BYTES = 1 << 20
 """A transit key with a thousand RSA versions is read in about 600 kB."""
 
 CONNECTIONS = 8
-MAX_CAUSES = 16
 
 
 class _Time(threading.local):
@@ -72,47 +71,14 @@ def session(context: ssl.SSLContext, *prefixes: str) -> requests.Session:
     return made
 
 
-def cause(error: BaseException | None) -> str:
-    """The system's or OpenSSL's own reason for a request that came to nothing; "" when there is none to tell."""
-    for _ in range(MAX_CAUSES):
-        if error is None:
-            return ""
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return error.verify_message or "it cannot be verified"
-        if isinstance(error, ssl.SSLError):
-            plain = error.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST"}
-            return "it does not speak TLS on that port" if plain else str(error.reason or "")
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
-        inner = getattr(error, "reason", None) or next((one for one in error.args if one is not error), None)
-        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
-    return ""
-
-
 def trusting(ca_pem: str) -> ssl.SSLContext:
     """Verify servers with these CAs (PEM), or with the system's when there are none."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # requires a certificate and checks the name
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.sslsocket_class = _BoundedSocket
-    if not ca_pem:
-        _trust_the_systems(context)
-        return context
     try:
-        context.load_verify_locations(cadata=ca_pem)
+        return tls_client.trusting(ca_pem, _BoundedSocket)
     except ssl.SSLError as error:
         raise InvalidRequest(
             "TARGET_SETTINGS_INVALID", "The target's CA cannot be read as PEM certificates."
         ) from error
-    return context
-
-
-def _trust_the_systems(context: ssl.SSLContext) -> None:
-    """Not load_default_certs: variables of the environment (SSL_CERT_FILE, SSL_CERT_DIR) would say whom to trust."""
-    paths = ssl.get_default_verify_paths()
-    if Path(paths.openssl_cafile).is_file():
-        context.load_verify_locations(cafile=paths.openssl_cafile)
-    if Path(paths.openssl_capath).is_dir():
-        context.load_verify_locations(capath=paths.openssl_capath)
 
 
 class _BoundedAdapter(HTTPAdapter):

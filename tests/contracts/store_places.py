@@ -11,6 +11,7 @@ from broker.store.config import StoreConfig
 from broker.store.rows import NAMES
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, opened
+from tests.servers.databases import migrate
 from tests.servers.postgres import Postgres
 
 
@@ -18,7 +19,7 @@ from tests.servers.postgres import Postgres
 def database(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A migrated database on the server; one for all tests, because making one takes a second."""
     name = postgres.create_database()
-    SqlStore.migrate(config(postgres.url(name), tmp_path_factory.mktemp("database")))
+    migrate(config(postgres.url(name), tmp_path_factory.mktemp("database")))
     yield name
     postgres.drop_database(name)
 
@@ -28,7 +29,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoreConfig:
     """A migrated, empty database of either kind."""
     if request.param == "sqlite":
         found = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
-        SqlStore.migrate(found)
+        migrate(found)
         return found
     server: Postgres = request.getfixturevalue("postgres")
     name: str = request.getfixturevalue("database")

@@ -41,7 +41,7 @@ class SecretsHouse:
         self.clock = clock or Clock()
         self.guard = Guard(document(POLICY))
         self.restart()
-        self.secrets.ensure_root(self.own("root/1"))
+        self.secrets.roots.ensure(self.own("root/1"))
 
     def restart(self) -> None:
         roots = self.hsm.keyring(Purpose.ROOT)

@@ -34,10 +34,10 @@ def text_of(node: ast.AST) -> str:
 
 def sentences(source: Path) -> Iterator[tuple[int, str]]:
     """Every text of a module but its docstrings, whose line is that of a statement."""
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    docs = {id(one.value) for one in ast.walk(tree) if isinstance(one, ast.Expr)}
-    within = {id(part) for one in ast.walk(tree) if isinstance(one, ast.JoinedStr) for part in ast.walk(one)}
-    for node in (one for one in ast.walk(tree) if isinstance(one, ast.expr)):
+    nodes = list(ast.walk(ast.parse(source.read_text(encoding="utf-8"))))  # walked once: every run begins with this
+    docs = {id(one.value) for one in nodes if isinstance(one, ast.Expr)}
+    within = {id(part) for one in nodes if isinstance(one, ast.JoinedStr) for part in ast.walk(one)}
+    for node in (one for one in nodes if isinstance(one, ast.expr)):
         whole = isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and id(node) not in within)
         if whole and id(node) not in docs and (text := text_of(node)):
             yield node.lineno, text

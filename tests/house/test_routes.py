@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DECIDES = {"check", "permits", "check_all"}
-BACKGROUND = {"chores", "ensure", "ensure_root", "refresh", "flush_reads", "sign_due"}
+BACKGROUND = {"chores", "ensure", "refresh", "flush_reads", "sign_due"}
 """The broker's own work: it has no caller, and no RPC calls it."""
 
 RUNS = {"eval", "exec", "compile", "__import__"}

@@ -24,6 +24,7 @@ from broker.targets.vault.policy import policy
 from tests.contracts.store_samples import ROW_KEY
 from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
+from tests.servers.databases import migrate
 from tests.servers.openbao import OpenBao
 
 SLOTS = 128
@@ -97,7 +98,7 @@ class Ground:
         self.clock = Clock()
         self.journal = folder / "journal"
         config = StoreConfig(url=f"sqlite:///{folder}/broker.db", journal=self.journal)
-        SqlStore.migrate(config)
+        migrate(config)
         self.store = SqlStore(config, ROW_KEY, self.clock)
         self.guard = Guard(document())
         self.connect = connector(surroundings)

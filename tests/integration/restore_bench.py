@@ -30,6 +30,7 @@ from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, SIGNER, config, read_journal
 from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
+from tests.servers.databases import create_database, migrate
 from tests.servers.postgres import Postgres
 
 ONCE = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
@@ -66,7 +67,7 @@ class Broker:
         self.roots: Any = LosesAnswers(hsm.keyring(Purpose.ROOT))
         self._backup = backup
         self.open()
-        self.secrets.ensure_root(self.call("FirstRootKey"))
+        self.secrets.roots.ensure(self.call("FirstRootKey"))
 
     def open(self) -> None:
         self.store = SqlStore(self.place, ROW_KEY, self.clock, SIGNER.genuine)
@@ -206,10 +207,10 @@ def refused(reason: str, what: Callable[[], object]) -> None:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def broker(request: pytest.FixtureRequest, tmp_path: Path, hsm: Pkcs11Hsm) -> Iterator[Broker]:
     server: Postgres | None = request.getfixturevalue("postgres") if request.param == "postgresql" else None
-    name = server.create_database() if server else ""
+    name = create_database(server) if server else ""
     file = tmp_path / "broker.db"
     place = config(server.url(name) if server else f"sqlite:///{file}", tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
 
     def backup() -> Callable[[], None]:
         if server is None:

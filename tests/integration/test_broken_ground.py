@@ -19,9 +19,9 @@ from broker.core.model import Key
 from broker.loop import Loop
 from broker.store.config import StoreConfig
 from broker.store.journal import Journal
-from broker.store.sql import SqlStore
 from tests.contracts.hsm_keys import fresh, unmade
 from tests.contracts.store_samples import config, entry, key, now, opened, put
+from tests.servers.databases import migrate
 from tests.servers.live import within
 from tests.servers.softhsm import KeysHsm, alone, make_token
 
@@ -29,7 +29,7 @@ from tests.servers.softhsm import KeysHsm, alone, make_token
 @pytest.fixture
 def place(tmp_path: Path) -> StoreConfig:
     found = config(f"sqlite:///{tmp_path}/store/broker.db", tmp_path)
-    SqlStore.migrate(found)
+    migrate(found)
     return found
 
 
@@ -103,7 +103,6 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
         secrets=idle,
         sessions=idle,
         renew_certificate=lambda: None,
-        reconsider_processor=lambda: None,
     )
     monkeypatch.setattr("broker.app.now", lambda: clock)
     monkeypatch.setattr("broker.loop.ticks", lambda: running)

@@ -19,13 +19,14 @@ from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, opened
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.secrets import SecretsHouse
+from tests.servers.databases import migrate
 from tests.unit.test_keys import Bench
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqlStore]:
     place = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
     with opened(place) as made:
         yield made
 

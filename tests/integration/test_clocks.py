@@ -22,6 +22,7 @@ from broker.loop import Loop
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, config, put, session
+from tests.servers.databases import create_database, migrate
 from tests.servers.fetch_load import REFERENCES, furnish
 from tests.servers.issuer import Issuer, issuing
 from tests.servers.live import Live, environment, free_address, within
@@ -34,9 +35,9 @@ HOUR = timedelta(hours=1)
 
 @pytest.fixture
 def place(postgres: Postgres, tmp_path: Path) -> Iterator[StoreConfig]:
-    name = postgres.create_database()
+    name = create_database(postgres)
     found = config(postgres.url(name), tmp_path)
-    SqlStore.migrate(found)
+    migrate(found)
     yield found
     postgres.drop_database(name)
 
@@ -82,7 +83,7 @@ def test_the_database_tells_the_time(place: StoreConfig, tmp_path: Path) -> None
         assert told is not None
         assert abs(told - datetime.now(UTC)) < timedelta(seconds=1)
     alone = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
-    SqlStore.migrate(alone)
+    migrate(alone)
     store = SqlStore(alone, ROW_KEY, app.now)
     assert store.clock() is None
     store.close()

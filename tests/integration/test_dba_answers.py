@@ -13,10 +13,10 @@ from broker.core.kinds import KeyState
 from broker.core.model import Key, Operator, PolicyDocument
 from broker.setup import policy_in_force
 from broker.store.config import StoreConfig
-from broker.store.sql import SqlStore
 from broker.store.tables import page
 from tests.contracts.store_places import database, place
 from tests.contracts.store_samples import T0, config, entry, key, opened, put, samples, version
+from tests.servers.databases import create_database, migrate
 from tests.servers.dba import Dba
 from tests.servers.postgres import Postgres
 
@@ -39,9 +39,9 @@ CREATE OPERATOR lies.= (LEFTARG = text, RIGHTARG = text, FUNCTION = lies.same);
 
 def test_S_01_another_genuine_row_than_the_one_asked_for_is_refused(postgres: Postgres, tmp_path: Path) -> None:
     """An owner of the database can give "=" another meaning, so that the look-up of bob finds alice."""
-    name = postgres.create_database()
+    name = create_database(postgres)
     found = config(postgres.url(name), tmp_path)
-    SqlStore.migrate(found)
+    migrate(found)
     dba = Dba(found)
     alice = next(one for one in samples() if isinstance(one, Operator))
     with opened(found) as store:
@@ -70,7 +70,7 @@ def test_S_01_no_older_policy_is_in_force_for_the_newest_was_removed(place: Stor
 
 def test_a_row_of_a_long_page_that_is_changed_while_it_is_read_is_no_forgery(tmp_path: Path) -> None:
     found = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
-    SqlStore.migrate(found)
+    migrate(found)
     with opened(found) as store:
         keys = [key(name) for name in ("a", "b", "c")]
         put(store, *keys)

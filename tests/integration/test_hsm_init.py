@@ -12,16 +12,14 @@ import pytest
 
 from broker.hsm.config import HsmConfig
 from tests.servers.softhsm import make_token
+from tests.servers.warm import run
 
 
 def broker(config: HsmConfig | None, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in an environment of its own; without a config SOFTHSM2_CONF is not set in it."""
     environment = {name: value for name, value in os.environ.items() if name != "SOFTHSM2_CONF"}
     environment |= (config.environment if config else {}) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.run(
-        [sys.executable, "-m", "broker", *arguments],
-        env=environment, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    return run(arguments, environment=environment)
 
 
 def init(folder: Path, config: HsmConfig, *more: str) -> subprocess.CompletedProcess[str]:

@@ -26,6 +26,7 @@ from broker.core.model import AuditHead
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, SIGNER, T0, HeadSigner, config, entry, read_journal
+from tests.servers.databases import migrate
 
 LONG = "x" * 1000
 RECORDS = 60
@@ -91,13 +92,25 @@ def found(verdict: Verdict) -> set[str]:
     return {finding.reason for finding in verdict.findings}
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> House:
-    place = config(f"sqlite:///{tmp_path}/broker.db", tmp_path, journal_file_bytes=64 * 1024)
-    SqlStore.migrate(place)
-    made = House(place)
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """One that has recorded, for every test to copy."""
+    made = _house(tmp_path_factory.mktemp("lived"))
+    migrate(made.place)
     made.live()
     return made
+
+
+@pytest.fixture
+def house(lived: House, tmp_path: Path) -> House:
+    shutil.copytree(lived.place.journal.parent, tmp_path, dirs_exist_ok=True)
+    made = _house(tmp_path)
+    made.kept, made.runs = list(lived.kept), lived.runs
+    return made
+
+
+def _house(folder: Path) -> House:
+    return House(config(f"sqlite:///{folder}/broker.db", folder, journal_file_bytes=64 * 1024))
 
 
 def lines_of(path: Path) -> list[bytes]:

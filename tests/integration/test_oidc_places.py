@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.auth.oidc import fetch as fetching
 from broker.auth.oidc.fetch import Fetcher, NotFetchedError, is_public, place
 from broker.auth.oidc.issuer import VAIN_PAUSES
+from broker.auth.oidc.resolve import Ask, Found
 from broker.core.errors import Unauthenticated, Unavailable
 from tests.servers.issuer import DISCOVERY, KEYS, Issuer, Signer, issuing
 from tests.servers.jobs import Jobs
@@ -26,6 +31,7 @@ def issuer(tmp_path: Path) -> Iterator[Issuer]:
         yield made
 
 
+UNKNOWN_CA = "its certificate is not trusted (unable to get local issuer certificate)"
 PRIVATE = [
     "127.0.0.1", "127.255.0.1", "0.0.0.1", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254",
     "100.64.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255",
@@ -45,25 +51,49 @@ def test_an_address_that_is_everybodys_is_public(address: str) -> None:
     assert is_public(address)
 
 
+class Outward:
+    """What this process connects to and looks up, as Python tells (sys.audit); ``vetoed``: what it does not reach."""
+
+    def __init__(self) -> None:
+        self.connected: list[str] = []
+        self.looked_up: list[str] = []
+        self.vetoed: frozenset[str] = frozenset()
+        self.over = False
+        sys.addaudithook(self._hear)  # there is no way to take one away
+
+    def _hear(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.over:
+            return
+        if event == "socket.getaddrinfo":
+            self.looked_up.append(args[0])
+        if event == "socket.connect" and isinstance(args[1], tuple):
+            self.connected.append(args[1][0])
+            if args[1][0] in self.vetoed:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+
+@pytest.fixture
+def outward() -> Iterator[Outward]:
+    made = Outward()
+    yield made
+    made.over = True
+
+
+def at(*addresses: str) -> Ask:
+    """A resolver that gives all of these for any name."""
+
+    def ask(_host: str, port: int) -> Found:
+        family = socket.AF_INET6 if ":" in addresses[0] else socket.AF_INET
+        return [(family, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    return ask
+
+
 @pytest.mark.parametrize("address", ["169.254.169.254", "127.0.0.1", "10.1.2.3", "::1", "::ffff:127.0.0.1"])
-def test_AN_18_the_address_is_checked_when_it_is_connected_to(
-    issuer: Issuer, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    asked: list[str] = []
-
-    def resolve(host: str, port: int, **_: Any) -> list[Any]:
-        asked.append(host)
-        return [(family, socket.SOCK_STREAM, 6, "", (address, port))]
-
-    def connect(*_: Any, **__: Any) -> None:
-        raise AssertionError("nothing may be connected to")
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(socket, "create_connection", connect)
-    jobs = Jobs(issuer, url="https://ci.example")
+def test_AN_18_the_address_is_checked_when_it_is_connected_to(issuer: Issuer, address: str, outward: Outward) -> None:
+    jobs = Jobs(issuer, url="https://ci.example", ask=at(address))
     assert "not a public one" in jobs_away(jobs, issuer)
-    assert asked == ["ci.example"]
+    assert outward.connected == []
 
 
 def jobs_away(jobs: Jobs, issuer: Issuer) -> str:
@@ -72,31 +102,43 @@ def jobs_away(jobs: Jobs, issuer: Issuer) -> str:
     return str(refused.value.facts["claim_found"])
 
 
-def test_AN_18_a_name_that_changes_its_mind_is_asked_once_a_connection(
-    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_AN_18_a_name_that_changes_its_mind_is_asked_once_a_connection(issuer: Issuer, outward: Outward) -> None:
     """What was checked is what is connected to: between the two nobody is asked again."""
-    connected: list[Any] = []
     answers = iter(["8.8.8.8", "127.0.0.1", "127.0.0.1"])
-    monkeypatch.setattr(
-        socket,
-        "getaddrinfo",
-        lambda _host, port, **_: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))],
-    )
+    outward.vetoed = frozenset({"8.8.8.8"})
 
-    def connect(address: Any, **_: Any) -> None:
-        connected.append(address)
-        raise ConnectionRefusedError
+    def ask(host: str, port: int) -> Found:
+        return at(next(answers))(host, port)
 
-    monkeypatch.setattr(socket, "create_connection", connect)
-    jobs_away(Jobs(issuer, url="https://ci.example"), issuer)
-    assert connected == [("8.8.8.8", 443)]
+    jobs = Jobs(issuer, url="https://ci.example", ask=ask)
+    assert jobs_away(jobs, issuer) == "it cannot be reached (Connection refused)"
+    assert outward.connected == ["8.8.8.8"]
+    assert set(outward.looked_up) <= {"8.8.8.8"}
+
+
+def test_the_servers_name_is_the_urls_and_not_the_address(tmp_path: Path) -> None:
+    with issuing(tmp_path / "issuer", "ci.example") as issuer:
+        heard: list[str] = []
+
+        def told(handler: BaseHTTPRequestHandler) -> None:
+            heard.append(handler.headers["Host"])
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+        issuer.answers["/x"] = told
+        where = f"ci.example:{issuer.port}"
+        fetcher = Fetcher(frozenset({where, f"other.example:{issuer.port}"}), at("127.0.0.1"))
+        until = time.monotonic() + 10
+        assert fetcher.get(f"https://{where}/x", issuer.ca_pem, until) == b"{}"
+        assert heard == [where]
+        with pytest.raises(NotFetchedError, match=r"its certificate is not trusted \(Hostname mismatch"):
+            fetcher.get(f"https://other.example:{issuer.port}/x", issuer.ca_pem, until)
+        assert heard == [where]
 
 
 def test_AN_21_an_issuer_that_is_away_or_untrusted_refuses_and_nothing_opens(issuer: Issuer, tmp_path: Path) -> None:
     with issuing(tmp_path / "other") as other:
-        assert Jobs(issuer, ca_pem=other.ca_pem).away() == "its certificate is not trusted"
-        assert Jobs(issuer, ca_pem="").away() == "its certificate is not trusted"
+        assert Jobs(issuer, ca_pem=other.ca_pem).away().startswith("its certificate is not trusted (")
+        assert Jobs(issuer, ca_pem="").away() == UNKNOWN_CA
         jobs = Jobs(other)
         token = other.token()
     assert jobs.refused(token) == "ISSUER_UNAVAILABLE"
@@ -109,7 +151,7 @@ def test_AN_21_the_environment_has_no_say(issuer: Issuer, tmp_path: Path, monkey
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys.log"))
-    assert Jobs(issuer, ca_pem="").away() == "its certificate is not trusted"
+    assert Jobs(issuer, ca_pem="").away() == UNKNOWN_CA
     Jobs(issuer).login()
     assert not (tmp_path / "keys.log").exists()
 
@@ -119,7 +161,7 @@ def test_a_server_of_another_name_is_refused(issuer: Issuer) -> None:
     jobs = Jobs(issuer, frozenset({where.removeprefix("https://")}), url=where)
     with pytest.raises(Unauthenticated) as refused:
         jobs.login(issuer.token(iss=where))
-    assert refused.value.facts["claim_found"] == "its certificate is not trusted"
+    assert "Hostname mismatch, certificate is not valid for 'localhost'" in str(refused.value.facts["claim_found"])
 
 
 def test_AN_07_NT_17_nothing_that_a_token_names_is_ever_fetched(issuer: Issuer) -> None:
@@ -164,28 +206,41 @@ def test_plain_addresses_are_understood(url: str) -> None:
 HEADS = ("", "\r\n", "Content-Length: 5\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n")
 
 
-@given(st.binary(max_size=400), st.sampled_from([b"", *(f"HTTP/1.1 200 OK\r\n{head}".encode() for head in HEADS)]))
-def test_P13_no_answer_breaks_its_reader(rest: bytes, begin: bytes) -> None:
-    try:
-        body = fetching._body(begin + rest)
-    except (NotFetchedError, ValueError, OSError):
-        return
-    assert len(body) <= len(rest)
+def test_P13_no_answer_breaks_its_reader(issuer: Issuer) -> None:
+    fetcher = Fetcher(frozenset({issuer.host}))
+
+    @given(st.binary(max_size=400), st.sampled_from([b"", *(f"HTTP/1.1 200 OK\r\n{head}".encode() for head in HEADS)]))
+    def reads(rest: bytes, begin: bytes) -> None:
+        issuer.answers["/x"] = lambda handler: handler.wfile.write(begin + rest)
+        try:
+            body = fetcher.get(f"{issuer.url}/x", issuer.ca_pem, time.monotonic() + 20)
+        except NotFetchedError:
+            return
+        assert len(body) <= len(rest)
+
+    reads()
 
 
-def test_another_address_is_tried_when_one_does_not_answer(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, tried = socket.create_connection, []
-    here = [
-        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, issuer.port)) for address in ("127.0.0.2", "127.0.0.1")
-    ]
+def test_another_address_is_tried_when_one_does_not_answer(issuer: Issuer, outward: Outward) -> None:
+    outward.vetoed = frozenset({"127.0.0.2"})
+    fetcher = Fetcher(frozenset({issuer.host}), at("127.0.0.2", "127.0.0.1"))
+    assert fetcher.get(f"{issuer.url}{KEYS}", issuer.ca_pem, time.monotonic() + 5)
+    assert outward.connected == ["127.0.0.2", "127.0.0.1"]
 
-    def connect(address: Any, **options: Any) -> Any:
-        tried.append(address[0])
-        if address[0] == "127.0.0.2":
-            raise ConnectionRefusedError
-        return real(address, **options)
 
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: here)
-    monkeypatch.setattr(socket, "create_connection", connect)
-    assert Fetcher(frozenset({issuer.host})).get(f"{issuer.url}{KEYS}", issuer.ca_pem, time.monotonic() + 5)
-    assert tried == ["127.0.0.2", "127.0.0.1"]
+def test_a_head_has_its_size_too(issuer: Issuer) -> None:
+    long = b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 60_000) for n in range(10)) + b"\r\n{}"
+    issuer.answers["/x"] = lambda handler: handler.wfile.write(long)
+    with pytest.raises(NotFetchedError, match="its answer is too long"):
+        Fetcher(frozenset({issuer.host})).get(f"{issuer.url}/x", issuer.ca_pem, time.monotonic() + 10)
+
+
+def test_an_answer_that_ends_early_is_no_document(issuer: Issuer) -> None:
+    for raw in (b"Content-Length: 90\r\n\r\n{}", b"Transfer-Encoding: chunked\r\n\r\n9\r\n{}"):
+        issuer.answers["/x"] = partial(_says, b"HTTP/1.1 200 OK\r\n" + raw)
+        with pytest.raises(NotFetchedError, match="its answer broke off"):
+            Fetcher(frozenset({issuer.host})).get(f"{issuer.url}/x", issuer.ca_pem, time.monotonic() + 10)
+
+
+def _says(raw: bytes, handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(raw)

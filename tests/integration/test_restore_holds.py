@@ -17,11 +17,11 @@ from broker.core.keys.refs import ref
 from broker.core.kinds import KeyState, VersionState
 from broker.core.model import Key
 from broker.hsm.pkcs11 import Pkcs11Hsm
-from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config
 from tests.fakes.calls import call, operator
 from tests.integration.live_story import EC_P256, SIGN
 from tests.integration.restore_bench import ONCE, Broker, broker, refused
+from tests.servers.databases import migrate
 from tests.servers.live import Live, cli
 
 __all__ = ["broker"]  # fixture
@@ -186,7 +186,7 @@ def test_ST_04_settling_needs_the_permission_the_version_and_a_request_id_of_its
 def test_TL_18_a_spoilt_row_holds_up_no_acceptance_and_is_told(tmp_path: Path, hsm: Pkcs11Hsm) -> None:
     file = tmp_path / "broker.db"
     place = config(f"sqlite:///{file}", tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
     broker = Broker(place, hsm, lambda: lambda: None)
     for name in ("pay", "spoilt"):
         broker.create(name)
@@ -208,7 +208,7 @@ def test_TL_18_a_spoilt_row_holds_up_no_acceptance_and_is_told(tmp_path: Path, h
 
 
 def test_ST_04_the_whole_way_through_the_programs(tmp_path: Path) -> None:
-    live = Live(tmp_path / "broker")
+    live = Live(tmp_path / "broker", warm=True)
     try:
         live.start()
         with live.client() as admin:

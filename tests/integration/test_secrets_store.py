@@ -21,6 +21,7 @@ from tests.contracts.store_samples import ROW_KEY, config
 from tests.fakes.calls import Clock
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.secrets import FIELDS, PIPELINE, SecretsHouse
+from tests.servers.databases import migrate
 from tests.servers.postgres import Postgres
 from tests.servers.softhsm import KeysHsm
 
@@ -31,7 +32,7 @@ ROUNDS = 20
 @contextmanager
 def stored(url: str, folder: Path, clock: Clock) -> Iterator[SqlStore]:
     place = config(url, folder)
-    SqlStore.migrate(place)
+    migrate(place)
     store = SqlStore(place, ROW_KEY, clock)
     try:
         yield store
@@ -225,7 +226,7 @@ def test_a_real_token_wraps_rotates_and_destroys(hsm: KeysHsm, tmp_path: Path) -
         house.work()
         assert [root.version for root in store.page(RootKey, limit=9)] == [2]
         assert all(house.read(f"a/n{number}").fields == FIELDS for number in range(5))
-        house.sealing.add_root(1, ref(old))
+        house.sealing.use_roots({1: ref(old), 2: ref(store.page(RootKey, limit=9)[0])})
         with pytest.raises(WrongState) as gone:
             house.sealing.open("a/n1", 1, row.root, row.data_key, row.sealed)
         assert gone.value.reason == "ROOT_KEY_MISSING"

@@ -24,6 +24,7 @@ from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, config, entry, lease, session
 from tests.fakes.calls import Clock
+from tests.servers.databases import create_database, migrate
 from tests.servers.postgres import Postgres
 from tests.unit.session_bench import Bench, pipeline
 
@@ -35,13 +36,13 @@ WAITED = {"STORE_UNAVAILABLE", "AUDIT_UNAVAILABLE"}
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreConfig]:
     if request.param == "sqlite":
         found = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
-        SqlStore.migrate(found)
+        migrate(found)
         yield found
         return
     server: Postgres = request.getfixturevalue("postgres")
-    name = server.create_database()
+    name = create_database(server)
     found = config(server.url(name), tmp_path)
-    SqlStore.migrate(found)
+    migrate(found)
     yield found
     server.drop_database(name)
 

@@ -23,6 +23,7 @@ from broker.core.errors import BrokerError
 from broker.hsm.tokens import create_softhsm_token, find_softhsm
 from tests.servers.live import ROOT, Live, environment, free_address
 from tests.servers.postgres import Postgres
+from tests.servers.warm import run
 
 PIN = "canary-pin"
 
@@ -48,10 +49,7 @@ def init(folder: Path, *words: str, token: Path | None = None, **wrong: str) -> 
         extra = {"SOFTHSM2_CONF": str(token / "softhsm2.conf")}
     given |= {f"--{name.replace('_', '-')}": value for name, value in wrong.items()}
     options = [word for pair in given.items() for word in pair if pair[0] not in words]
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "broker", "init", str(folder), *options, *words],
-        capture_output=True, text=True, timeout=120, check=False, env=environment() | extra,
-    )  # fmt: skip
+    return run(("init", str(folder), *options, *words), environment=environment() | extra)
 
 
 def copy_of(token: Path, tmp_path: Path) -> Path:
@@ -225,7 +223,7 @@ PLACES: dict[str, Callable[[Path], bool]] = {
 @pytest.mark.parametrize("place", sampled(PLACES, {"first CA"}))
 def test_K01_an_init_that_was_ended_at_any_place_is_gone_on_with(tmp_path: Path, place: str) -> None:
     number = signal.SIGINT if len(place) % 2 else signal.SIGKILL
-    broker = Live(tmp_path / "broker")
+    broker = Live(tmp_path / "broker", warm=True)
     if not _left(broker.folder, PLACES[place], number):
         pytest.skip("it was done before it could be ended")
     if (broker.folder / "broker.toml.draft").exists():
@@ -305,7 +303,7 @@ def test_K01_two_copies_of_a_token_on_one_database_are_found_once_they_differ(
     postgres: Postgres, database: str, tmp_path: Path
 ) -> None:
     """A SoftHSM token was copied to a second host: what the first makes from then on, the second does not have."""
-    first = Live(tmp_path / "first")
+    first = Live(tmp_path / "first", warm=True)
     assert init(first.folder, "--database", postgres.url(database)).returncode == 0
     second = Live(tmp_path / "second")
     shutil.copytree(first.folder, second.folder)
@@ -343,7 +341,7 @@ setup.initialise(wishes, ahead)
 
 
 def test_K08_a_broker_that_was_made_a_year_ahead_is_found_and_not_served(tmp_path: Path) -> None:
-    broker = Live(tmp_path / "broker")
+    broker = Live(tmp_path / "broker", warm=True)
     assert _born_ahead(broker, AHEAD).returncode == 0
     assert "starts at" in check(broker)["certificates"]
     served = broker.command("serve", "--config", str(broker.config))
@@ -381,19 +379,19 @@ def test_K09_a_user_without_a_home_or_an_entry_does_everything_by_flags(tmp_path
     home.mkdir(mode=0o700)
     os.chown(home, 54321, 54321)
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
+    def asked(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*user, sys.executable, "-P", "-m", "broker_cli", *words],
             capture_output=True, text=True, timeout=120, check=False, env=bare, cwd="/",
         )  # fmt: skip
 
-    done = run("init", str(home), "--operators-address", "127.0.0.1:0", "--pipelines-address", "127.0.0.1:0")
+    done = asked("init", str(home), "--operators-address", "127.0.0.1:0", "--pipelines-address", "127.0.0.1:0")
     assert done.returncode == 0, done.stderr
     papers = {"--ca-file": "ca.pem", "--cert": "cert.pem", "--key": "key.pem"}
     flags = [word for flag, name in papers.items() for word in (flag, str(home / "profile" / name))]
-    away = run("status", "--address", "127.0.0.1:1", *flags)
+    away = asked("status", "--address", "127.0.0.1:1", *flags)
     assert "[BROKER_UNREACHABLE]" in away.stderr
     for words in (["status"], ["operator", "list"]):
-        bare_words = run(*words)
+        bare_words = asked(*words)
         assert bare_words.returncode == 4
         assert "This user has no home folder" in bare_words.stderr

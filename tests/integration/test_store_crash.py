@@ -14,8 +14,8 @@ from sqlalchemy import text
 
 from broker.core.model import Key, KeyVersion
 from broker.store.config import StoreConfig
-from broker.store.sql import SqlStore
 from tests.contracts.store_samples import SIGNER, calls, config, opened, read_journal
+from tests.servers.databases import create_database, migrate
 from tests.servers.postgres import Postgres
 
 WRITER = """
@@ -45,13 +45,13 @@ for thread in range(4):
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreConfig]:
     if request.param == "sqlite":
         found = config(f"sqlite:///{tmp_path}/broker.db", tmp_path, journal_file_bytes=64 * 1024)
-        SqlStore.migrate(found)
+        migrate(found)
         yield found
         return
     server: Postgres = request.getfixturevalue("postgres")
-    name = server.create_database()
+    name = create_database(server)
     found = config(server.url(name), tmp_path, journal_file_bytes=64 * 1024)
-    SqlStore.migrate(found)
+    migrate(found)
     yield found
     server.drop_database(name)
 

@@ -18,6 +18,7 @@ from broker.core.model import KeyVersion
 from broker.core.ports import Write
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import T0, config, entry, opened, version
+from tests.servers.databases import create_database, migrate
 from tests.servers.postgres import Postgres
 
 NAMES = ["a", "A", "a-b", "ab", "é", "\U0001f511"]
@@ -52,12 +53,12 @@ question = st.tuples(
 
 @pytest.fixture(scope="module")
 def stores(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SqlStore]]:
-    name = postgres.create_database()
+    name = create_database(postgres)
     folder: Callable[[str], Path] = tmp_path_factory.mktemp
     first, second = folder("sqlite"), folder("postgresql")
     places = [config(f"sqlite:///{first}/broker.db", first), config(postgres.url(name), second)]
     for place in places:
-        SqlStore.migrate(place)
+        migrate(place)
     with opened(places[0]) as sqlite, opened(places[1]) as postgresql:
         yield [sqlite, postgresql]
     postgres.drop_database(name)

@@ -17,6 +17,7 @@ from broker.core.model import Key
 from broker.store.rows import NAMES
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, entry, key, opened, put
+from tests.servers.databases import migrate
 from tests.servers.hosts import depose, leader
 from tests.servers.live import within
 from tests.servers.postgres import Postgres
@@ -25,7 +26,7 @@ from tests.servers.postgres import Postgres
 @pytest.fixture(scope="module")
 def database(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     name = postgres.create_database()
-    SqlStore.migrate(config(postgres.url(name), tmp_path_factory.mktemp("database")))
+    migrate(config(postgres.url(name), tmp_path_factory.mktemp("database")))
     yield name
     postgres.drop_database(name)
 

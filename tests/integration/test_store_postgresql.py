@@ -26,13 +26,14 @@ from broker.store.config import StoreConfig
 from broker.store.postgresql import conninfo
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, calls, config, entry, key, now, opened, put
+from tests.servers.databases import migrate
 from tests.servers.postgres import PASSWORD, Postgres
 
 
 @pytest.fixture(scope="module")
 def database(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     name = postgres.create_database()
-    SqlStore.migrate(config(postgres.url(name), tmp_path_factory.mktemp("database")))
+    migrate(config(postgres.url(name), tmp_path_factory.mktemp("database")))
     yield name
     postgres.drop_database(name)
 

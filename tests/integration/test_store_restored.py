@@ -34,6 +34,7 @@ from tests.contracts.store_samples import (
     put,
     read_journal,
 )
+from tests.servers.databases import create_database, migrate
 from tests.servers.dba import Dba
 from tests.servers.fetch_load import REFERENCES, furnish
 from tests.servers.issuer import issuing
@@ -61,10 +62,10 @@ def refused(act: Callable[[], object]) -> str:
 def restored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[StoreConfig, AuditHead]]:
     """A whole database of yesterday under the journal of today, and the head that it has forgotten."""
     server: Postgres = request.getfixturevalue("postgres")
-    name = server.create_database() if request.param == "postgresql" else ""
+    name = create_database(server) if request.param == "postgresql" else ""
     file = tmp_path / "broker.db"
     place = config(server.url(name) if name else f"sqlite:///{file}", tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
     with opened(place) as store:
         put(store, key())
         sign(store)
@@ -293,7 +294,7 @@ def leaves_nothing_unsigned(live: Live) -> None:
 
 def test_ST_04_a_broker_starts_on_an_older_database_only_after_everything_it_forgot_is_over(tmp_path: Path) -> None:
     with issuing(tmp_path / "issuer") as ci:
-        live = Live(tmp_path / "broker", "--allow-issuer", ci.host)
+        live = Live(tmp_path / "broker", "--allow-issuer", ci.host, warm=True)
         try:
             live.start()
             furnish(live, ci)
@@ -330,7 +331,7 @@ def test_ST_04_a_broker_starts_on_an_older_database_only_after_everything_it_for
 
 @pytest.mark.parametrize("passing", [False, True])
 def test_a_passing_process_begins_no_audit_chain_before_it_records(place: StoreConfig, *, passing: bool) -> None:
-    SqlStore.migrate(place)
+    migrate(place)
     store = SqlStore(place, ROW_KEY, now, SIGNER.genuine, passing=passing)
     try:
         assert len(list(place.journal.glob("*.jsonl"))) == (0 if passing else 1)
@@ -341,7 +342,7 @@ def test_a_passing_process_begins_no_audit_chain_before_it_records(place: StoreC
 
 
 def test_ST_04_a_running_broker_ends_when_its_database_goes_back(tmp_path: Path) -> None:
-    live = Live(tmp_path / "broker")
+    live = Live(tmp_path / "broker", warm=True)
     try:
         live.start()
         with live.client() as admin:

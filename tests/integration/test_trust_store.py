@@ -19,6 +19,7 @@ from broker.core.trust.rules import TrustRules
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, config
 from tests.fakes.calls import Clock
+from tests.servers.databases import create_database, migrate
 from tests.servers.postgres import Postgres
 from tests.servers.rules import rule
 from tests.unit.session_bench import Bench, pipeline
@@ -29,10 +30,10 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     url = f"sqlite:///{tmp_path}/broker.db"
     if request.param == "postgresql":
         server: Postgres = request.getfixturevalue("postgres")
-        name = server.create_database()
+        name = create_database(server)
         url = server.url(name)
     place = config(url, tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
     store = SqlStore(place, ROW_KEY, Clock())
     yield Bench(store, Limits(per_principal=1000))
     store.close()

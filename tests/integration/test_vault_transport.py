@@ -232,7 +232,7 @@ def test_the_registered_ca_is_the_only_one_that_is_trusted(openbao: OpenBao, tmp
     port = connect("bao", "vault", mount.settings())
     port.wrapping_key()
     assert isinstance(port, VaultTarget)
-    adapter = port._transport._adapter.session.get_adapter(f"{openbao.address}/")
+    adapter = port._adapter.session.get_adapter(f"{openbao.address}/")
     assert len(adapter._context.get_ca_certs()) == 1  # also after use: requests would have added its bundle
 
 

@@ -17,7 +17,7 @@ from broker_api.v1 import leases_pb2, sessions_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from tests.servers.issuer import Issuer
-from tests.servers.live import BACK_SECONDS, Client, Live, Refused, within
+from tests.servers.live import Client, Live, Refused, within
 from tests.servers.live_jobs import Job, grant, rule_for
 from tests.servers.live_load import BROKEN
 
@@ -249,7 +249,7 @@ def crash_rounds(live: Live, issuer: Issuer, rounds: int) -> None:
             threading.Event().wait(random.uniform(0, 0.5))  # noqa: S311 (no secret)
             live.kill()
         took = live.start()
-        assert took <= BACK_SECONDS, f"it took {took:.1f} s to come back"
+        assert took <= live.back_seconds, f"it took {took:.1f} s to come back"
         check_kept(live, told)
         whole.sessions |= told.sessions
     assert len(whole.sessions) >= rounds, "there was hardly any load"

@@ -12,6 +12,7 @@ import pytest
 from broker.auth.oidc import Oidc, OidcConfig
 from broker.auth.oidc.fetch import Fetcher
 from broker.auth.oidc.key_sets import KeySets
+from broker.auth.oidc.resolve import Ask, system
 from broker.auth.oidc.verifier import Verifier
 from broker.core.errors import Unauthenticated, Unavailable
 from broker.core.identity import Credentials, Patience
@@ -41,7 +42,9 @@ def patient(seconds: float = 20, room: int = 231) -> Patience:
 class Jobs:
     """What logs in: an authenticator on a store with one rule for the issuer, trusting its CA."""
 
-    def __init__(self, issuer: Issuer, allowed: frozenset[str] | None = None, url: str = "", **changes: Any) -> None:
+    def __init__(
+        self, issuer: Issuer, allowed: frozenset[str] | None = None, url: str = "", ask: Ask = system, **changes: Any
+    ) -> None:
         self.issuer, self.ticks, self.store = issuer, Ticks(), MemoryStore()
         parts: dict[str, Any] = {"issuer": url or issuer.url, "ca_pem": issuer.ca_pem, **changes}
         self.rule: TrustRule = rule(**{"matchers": (exact("repository_id", "42"),), **parts})
@@ -49,7 +52,7 @@ class Jobs:
             write.add(self.rule)
         hosts = frozenset({issuer.host}) if allowed is None else allowed
         self.oidc = Oidc(OidcConfig(allowed_hosts=hosts), self.store, lambda: datetime.now(UTC))
-        self.sets = KeySets(Fetcher(hosts), self.ticks)
+        self.sets = KeySets(Fetcher(hosts, ask), self.ticks)
         self.oidc._verifier = Verifier(self.sets)
 
     def login(self, token: str | None = None, patience: Patience | None = None) -> Principal:

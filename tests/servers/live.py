@@ -31,6 +31,7 @@ from broker import setup
 from broker.rpc import table
 from tests.servers.openbao import OpenBao
 from tests.servers.places import free_port
+from tests.servers.warm import Process, begin, run
 
 ROOT = Path(__file__).parents[2]
 METHODS: dict[str, MethodDescriptor] = {
@@ -152,26 +153,25 @@ def refused(error: grpc.RpcError) -> Refused:
 
 
 class Live:
-    """A broker's folder and, while it runs, its process."""
+    """A broker's folder and, while it runs, its process; ``warm``: where its start proves nothing."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, warm: bool = False) -> None:
         self.folder = folder
         self.log = folder.parent / f"{folder.name}.log"
         self.options = options
+        self.warm = warm
         self.dead = free_address()  # allowed as a target, and nobody listens there
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
+        self._first = 0.0
         self._clients: list[Client] = []
         self._read: dict[Path, int] = {}
         self._records: list[dict[str, Any]] = []
 
     # ---- the process ---------------------------------------------------------------------------------------------
 
-    def command(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """``python -m broker`` to its end."""
-        return subprocess.run(
-            [sys.executable, "-P", "-m", "broker", *words],
-            capture_output=True, text=True, timeout=60, check=False, env=environment(), **options,
-        )  # fmt: skip
+        return run(words, environment=environment())
 
     def start(self, *words: str, umask: int = 0o077, extra: dict[str, str] | None = None) -> float:
         """Start, by default as ``dev`` or, when it was made before, as ``serve``; the seconds until it was ready."""
@@ -180,21 +180,25 @@ class Live:
             words = ("serve", "--config", str(self.config)) if made else ("dev", "--folder", str(self.folder))
             words = words if made else (*words, *self.options, "--allow-target", self.dead, *self._bound())
         begun = time.monotonic()
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "broker", *words],
-                stdout=subprocess.PIPE, stderr=log, env=environment() | (extra or {}), umask=umask,
-            )  # fmt: skip
+        self.process = begin(
+            words, warm=self.warm, said=self.log, environment=environment() | (extra or {}), umask=umask
+        )
         give_up = threading.Timer(START_SECONDS, self.process.kill)
         give_up.start()
         try:
             assert self.process.stdout is not None
             for line in self.process.stdout:
                 if line.strip() == b"broker: ready":
+                    self._first = self._first or time.monotonic() - begun
                     return time.monotonic() - begun
         finally:
             give_up.cancel()
         raise AssertionError("the broker did not start:\n" + self.log.read_text()[-2000:])
+
+    @property
+    def back_seconds(self) -> float:
+        """How long it may take to come back after a kill; longer where the very first start took long too."""
+        return max(BACK_SECONDS, 4 * self._first)
 
     def _bound(self) -> Iterator[str]:
         """The options that let every target use these token files, as far as they are there, at every allowed host."""

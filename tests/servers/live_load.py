@@ -20,7 +20,7 @@ from pkcs11 import Attribute, ObjectClass
 
 from broker.config import load as load_config
 from broker.hsm.config import HsmConfig
-from tests.servers.live import BACK_SECONDS, Client, Live, Refused, within
+from tests.servers.live import Client, Live, Refused, within
 from tests.servers.openbao import OpenBao
 from tests.servers.softhsm import alone
 
@@ -248,7 +248,7 @@ def crash_rounds(live: Live, bao: OpenBao, rounds: int, *, patience: float) -> N
             threading.Event().wait(random.uniform(0, 0.5))  # noqa: S311 (no secret)
             live.kill()
         took = live.start()
-        assert took <= BACK_SECONDS, f"it took {took:.1f} s to come back"
+        assert took <= live.back_seconds, f"it took {took:.1f} s to come back"
         resume(live.client(), promised, patience=0)
     client = live.client()
     resume(client, promised, patience=patience)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from broker.core.model import HsmReport, WrappingKey
 from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
 from broker.hsm.pkcs11 import Pkcs11Hsm
-from tests.servers.softhsm import make_token
+from tests.servers.softhsm import FRESH, make_token
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIM = ".make/pkcs11-shim.so"
@@ -188,7 +187,7 @@ class HsmElsewhere(KeyringElsewhere):
     """The ``Device`` port on such a token, itself the keyring of callers' keys: the tests' own has plain SoftHSM."""
 
     def __init__(self, config: HsmConfig) -> None:
-        super().__init__(ProcessPoolExecutor(1, get_context("spawn"), _open, (config,)), Purpose.KEY)
+        super().__init__(ProcessPoolExecutor(1, FRESH, _open, (config,)), Purpose.KEY)
 
     def keyring(self, purpose: Purpose) -> KeyringElsewhere:
         return KeyringElsewhere(self._process, purpose)

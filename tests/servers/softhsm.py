@@ -92,7 +92,15 @@ def hsm(softhsm: HsmConfig) -> Iterator[KeysHsm]:
     opened.close()
 
 
+FRESH = get_context("forkserver")
+"""For processes that share nothing with this one: forks of one that has imported what they need, and done no more."""
+FRESH.set_forkserver_preload([
+    "pytest", "broker.acceptance", "broker.checkup", "broker.options", "broker.supervisor", "broker.store.migrate",
+    "tests.servers.shim", "tests.contracts.hsm_keys",
+])  # fmt: skip
+
+
 def alone(function: Callable[..., R], *arguments: object) -> R:
     """Call a module-level function in a fresh process and return what it returns; its AssertionError comes through."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    with ProcessPoolExecutor(1, mp_context=FRESH) as process:
         return process.submit(function, *arguments).result(timeout=100)

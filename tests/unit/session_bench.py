@@ -58,7 +58,7 @@ class Bench:
         self.version = 1
         self.guard = Guard(document(self.text, self.version))
         self.restart(store)
-        self.secrets.ensure_root(call("-/Init", ADMIN, self.clock))
+        self.secrets.roots.ensure(call("-/Init", ADMIN, self.clock))
 
     def restart(self, store: Store) -> None:
         self.store = store

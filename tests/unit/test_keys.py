@@ -33,6 +33,7 @@ from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY
 from tests.fakes.background import carry_on, operations
 from tests.fakes.hsm import SoftwareHsm
+from tests.servers.databases import migrate
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -105,7 +106,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     config = StoreConfig(url=f"sqlite:///{tmp_path / 'broker.db'}", journal=tmp_path / "journal")
-    SqlStore.migrate(config)
+    migrate(config)
     store = SqlStore(config, ROW_KEY, lambda: START)
     yield Bench(store)
     store.close()

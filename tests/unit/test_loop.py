@@ -46,7 +46,6 @@ def parts(**other: Any) -> Any:
             "imports": idle,
             "operations": SimpleNamespace(due=dict, chores=lambda: iter(())),
             "renew_certificate": lambda: None,
-            "reconsider_processor": lambda: None,
             **other,
         }
     )

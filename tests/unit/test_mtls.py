@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from broker.auth.mtls import KIND, Mtls, MtlsConfig
+from broker.auth.mtls import Mtls, MtlsConfig
 from broker.core.errors import Unauthenticated, WrongState
 from broker.core.identity import Credentials
 from broker.core.kinds import OperatorState
@@ -45,8 +45,7 @@ def shown(certificate: Issued | bytes | None, *, verified: bool = True) -> Crede
 
 def mtls(ca_file: Path, journal: Journal | None = None, now: datetime = NOW, **changes: Any) -> Mtls:
     store: Any = journal or Journal(operator())
-    made: Mtls = KIND.build(MtlsConfig(operator_ca_file=ca_file, **changes), store, lambda: now)
-    return made
+    return Mtls(MtlsConfig(operator_ca_file=ca_file, **changes), store, lambda: now)
 
 
 def reason(authenticator: Mtls, certificate: Issued | bytes, *, verified: bool = True) -> str:

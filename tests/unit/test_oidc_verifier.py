@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker.auth.oidc import KIND, Oidc, OidcConfig, compact, keys
+from broker.auth.oidc import Oidc, OidcConfig, compact, keys
 from broker.auth.oidc.verifier import Verifier
 from broker.auth.session import SessionTokens
 from broker.core.errors import Unauthenticated, Unavailable
@@ -52,7 +52,7 @@ def oidc(*rules: TrustRule, published: Published | None = None, now: datetime = 
     with store.write(call("-", operator(), Clock()).outcome()) as write:
         for one in rules or (rule(),):
             write.add(one)
-    made: Oidc = KIND.build(OidcConfig(), store, lambda: now)
+    made = Oidc(OidcConfig(), store, lambda: now)
     made._verifier = Verifier(published or Published())  # type: ignore[arg-type]
     return made
 

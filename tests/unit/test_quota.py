@@ -13,12 +13,12 @@ from broker.core import quota
 from broker.core.errors import Exhausted
 from broker.core.model import Lease
 from broker.core.quota import Limits, Tally
-from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, opened
 from tests.fakes.calls import Clock
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.secrets import TamperedHouse
+from tests.servers.databases import migrate
 from tests.unit.session_bench import Bench, pipeline
 
 DEPLOY = "pipeline/deploy"
@@ -65,7 +65,7 @@ def test_TL_11_a_recount_in_all_does_not_miss_what_is_being_added() -> None:
 
 def test_TL_11_twelve_fetches_at_one_moment_stay_within_the_limit(tmp_path: Path) -> None:
     place = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
     with opened(place) as store:
         bench = Bench(store, Limits(per_principal=7))
         bench.add_rule()

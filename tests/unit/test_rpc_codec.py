@@ -21,10 +21,10 @@ from broker.core.kinds import KeyType, KeyUsage, SignatureAlgorithm
 from broker.rpc import codec
 from broker.rpc.jwk import jwk, pem
 
-ALL = [value for value in vars(codec).values() if isinstance(value, codec.Names)]
+ALL = {name: value for name, value in vars(codec).items() if isinstance(value, codec.Names)}
 
 
-@pytest.mark.parametrize("names", ALL, ids=lambda names: names._what)
+@pytest.mark.parametrize("names", ALL.values(), ids=ALL.keys())
 def test_every_enum_goes_both_ways(names: codec.Names[Enum]) -> None:
     assert names.optional(0) is None
     assert names._core

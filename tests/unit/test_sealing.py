@@ -44,7 +44,7 @@ class House:
     def rotate(self) -> None:
         version = max(self.roots) + 1
         self.roots[version] = root(self.hsm, version)
-        self.sealing.add_root(version, self.roots[version])
+        self.sealing.use_roots(self.roots)
 
     def row(self, name: str = "team/db", version: int = 1, fields: dict[str, bytes] | None = None) -> Row:
         return Row(name, version, *self.sealing.seal(name, version, fields or FIELDS))

@@ -30,9 +30,9 @@ def house() -> RotationHouse:
 
 
 def test_the_first_root_key_is_made_once(house: RotationHouse) -> None:
-    house.secrets.ensure_root(house.own())
+    house.secrets.roots.ensure(house.own())
     house.restart()
-    house.secrets.ensure_root(house.own())
+    house.secrets.roots.ensure(house.own())
     assert (house.versions(), len(house.in_hsm()), house.root()) == ([1], 1, (1, 0))
 
 

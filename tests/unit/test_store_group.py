@@ -20,6 +20,7 @@ from broker.store.driver import Driver
 from broker.store.group import MOST, Group
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import config, entry, key, opened
+from tests.servers.databases import migrate
 from tests.unit.session_bench import Bench
 
 
@@ -51,7 +52,7 @@ class WatchedTurn:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqlStore]:
     place = config(f"sqlite:///{tmp_path}/store/broker.db", tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
     with opened(place) as found:
         yield found
 
@@ -274,7 +275,7 @@ def test_nobody_waits_for_a_change_that_does_not_end(
 def test_no_transaction_begins_once_the_database_is_closed(tmp_path: Path) -> None:
     """The lock that keeps other processes away is gone by then."""
     place = config(f"sqlite:///{tmp_path}/store/broker.db", tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
     with opened(place) as store:
         pass
     with pytest.raises(Unavailable, match="stopped"), store._database.transaction():

@@ -25,7 +25,7 @@ def test_S_01_the_sums_show_nobody_what_a_row_weighs() -> None:
 
 def test_no_part_of_a_change_that_was_not_committed_counts_as_told(tmp_path: Path) -> None:
     many = [Changed(Key, (f"key-{number}",), 1, 1, None, b"m" * 16) for number in range(50)]
-    told = tell([entry()], many, "o:0:1:00")
+    told = tell([entry()], {}, many, "o:0:1:00")
     assert len(told) > 1
     journal = tmp_path / "broker-20300101T000000000000Z-0123456789abcdef.000001.jsonl"
     journal.write_text("".join(json.dumps({"facts": dict(each.facts)}, separators=(",", ":")) + "\n" for each in told))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -12,20 +13,33 @@ from typing import Any
 import pytest
 
 from broker.core.errors import WrongState
-from broker.core.model import Key, Record
+from broker.core.model import Key, Record, SecretVersion
 from broker.store.rows import FIELDS, PRIMARY_KEYS, record_of, row_of
 from broker.store.sql import SqlStore
 from broker.store.tables import TABLES
 from tests.contracts.store_samples import config, entry, key, opened, put, samples, version
+from tests.servers.databases import migrate
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqlStore]:
     place = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
-    SqlStore.migrate(place)
+    migrate(place)
     with opened(place) as found:
         put(found, key("bad"), version("bad"), key("good"), version("good"))
         yield found
+
+
+@pytest.mark.parametrize(
+    "text", ["", "plain", 'a "quoted" \\ one', "ümlaut \u2028 \U0001f511", "\x00\x1f\x7f", "\ud800"]
+)
+def test_lists_and_mappings_are_the_canonical_json_that_rows_in_the_database_have(text: str) -> None:
+    """Their MACs are over these very characters."""
+    fields, labels = (text, "value", text), {"z": text, f"a{text}": "1", "B": ""}
+    (sealed,) = (one for one in samples() if isinstance(one, SecretVersion))
+    assert row_of(key(labels=labels))["labels"] == json.dumps(labels, sort_keys=True, separators=(",", ":"))
+    assert row_of(replace(sealed, fields=fields))["fields"] == json.dumps(fields, separators=(",", ":"))
+    assert row_of(key(labels={}))["labels"] == "{}"
 
 
 def damage(tmp_path: Path, change: str, *values: Any) -> None:

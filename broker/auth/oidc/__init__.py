@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from broker.auth import Kind
 from broker.auth.oidc.authenticator import Oidc, OidcConfig
 
-__all__ = ["KIND", "Oidc", "OidcConfig"]
-
-KIND: Kind[OidcConfig] = Kind(name="oidc", config=OidcConfig, build=Oidc)
+__all__ = ["Oidc", "OidcConfig"]

@@ -7,15 +7,19 @@ changes nothing. Size and time have limits however slowly the name's address com
 from __future__ import annotations
 
 import http.client
-import io
 import ipaddress
 import re
-import socket
 import ssl
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import urllib3
+from urllib3.connection import HTTPSConnection
+
+from broker import tls_client
 from broker.auth.oidc.resolve import Ask, Resolver, system
 from broker.core.trust.presets import HOST
 
@@ -25,6 +29,10 @@ MAX_HEAD = 32 * 1024
 SECONDS = 10.0
 CONNECT_SECONDS = 1.5
 MAX_ADDRESSES = 3
+HEADERS = {
+    "Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close", "User-Agent": "hsm-broker",
+}  # fmt: skip
+UNCONNECTED = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 EMBEDDING = tuple(
     map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "::ffff:0:0:0/96"))
 )
@@ -71,52 +79,51 @@ class Fetcher:
 
         ``ca_pem``: the CA of that server, "" for the system's.
         """
-        return self._asked("GET", url, ca_pem, deadline, "", b"")
+        return self._asked("GET", url, ca_pem, deadline, {}, None)
 
     def post(self, url: str, ca_pem: str, deadline: float, token: str, document: bytes) -> bytes:
         """As ``get``, with a JSON document and a bearer token (visible ASCII) of the broker's own."""
-        more = f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {len(document)}\r\n"
+        more = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         return self._asked("POST", url, ca_pem, deadline, more, document)
 
-    def _asked(self, method: str, url: str, ca_pem: str, deadline: float, more: str, document: bytes) -> bytes:
+    def _asked(
+        self, method: str, url: str, ca_pem: str, deadline: float, more: Mapping[str, str], document: bytes | None
+    ) -> bytes:
         host, port, path = place(url)
-        try:
-            with (
-                self._connected(host, port, deadline) as plain,
-                _trusting(ca_pem).wrap_socket(plain, server_hostname=host) as connection,
-            ):
-                name = host if port == 443 else f"{host}:{port}"
-                head = (
-                    f"{method} {path} HTTP/1.1\r\nHost: {name}\r\nAccept: application/json\r\n"
-                    f"User-Agent: hsm-broker\r\nAccept-Encoding: identity\r\nConnection: close\r\n{more}\r\n"
-                )
-                connection.sendall(head.encode("ascii") + document)
-                return _body(_all(connection, deadline))
-        except ssl.SSLCertVerificationError as error:
-            raise NotFetchedError("its certificate is not trusted", lasting=True) from error
-        except TimeoutError as error:
-            raise NotFetchedError("it did not answer in time") from error
-        except (OSError, ValueError) as error:
-            raise NotFetchedError("it cannot be reached") from error
+        headers = {"Host": host if port == 443 else f"{host}:{port}", **HEADERS, **more}
+        with _telling(), closing(self._connected(host, port, ca_pem, deadline)) as connection:
+            connection.request(method, path, document, headers, preload_content=False)
+            with connection.getresponse() as response:
+                return _body(response)
 
-    def _connected(self, host: str, port: int, deadline: float) -> socket.socket:
+    def _connected(self, host: str, port: int, ca_pem: str, deadline: float) -> HTTPSConnection:
+        """One that is open to an address that was looked at; its certificate is for the host all the same."""
+        addresses = self._addresses(host, port, deadline)[:MAX_ADDRESSES]
+        context = tls_client.trusting(ca_pem, _bounded(deadline))
+        while True:
+            seconds = min(_left(deadline), CONNECT_SECONDS)
+            connection = HTTPSConnection(*addresses.pop(0), server_hostname=host, ssl_context=context, timeout=seconds)
+            try:
+                connection.connect()
+            except BaseException as error:
+                connection.close()
+                if not addresses or not isinstance(error, UNCONNECTED):
+                    raise
+            else:
+                return connection
+
+    def _addresses(self, host: str, port: int, deadline: float) -> list[tuple[str, int]]:
         anywhere = f"{host}:{port}" in self.allowed_hosts
         try:
             found = self._resolver.addresses(host, port, deadline)
         except TimeoutError as error:
             raise NotFetchedError("its name was not resolved in time") from error
-        usable = [address for *_, address in found if anywhere or is_public(str(address[0]))]
+        usable = [address[:2] for *_, address in found if anywhere or is_public(str(address[0]))]
         if not usable:
             raise NotFetchedError(
                 "its address is not a public one, and [oidc] allowed_hosts does not name it", lasting=True
             )
-        failure: OSError = OSError("no address")
-        for address in usable[:MAX_ADDRESSES]:
-            try:
-                return socket.create_connection(address[:2], timeout=min(_left(deadline), CONNECT_SECONDS))
-            except OSError as error:
-                failure = error
-        raise failure
+        return usable
 
 
 def is_public(address: str) -> bool:
@@ -139,56 +146,59 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _all(connection: ssl.SSLSocket, deadline: float) -> bytes:
-    """Everything until the other side closes."""
-    answer = bytearray()
-    while True:
-        connection.settimeout(_left(deadline))
-        chunk = connection.recv(65536)
-        if not chunk:
-            return bytes(answer)
-        answer += chunk
-        if len(answer) > MAX_HEAD + MAX_BODY:
-            raise NotFetchedError("its answer is too long")
+def _bounded(deadline: float) -> type[ssl.SSLSocket]:
+    """Sockets that receive until then and no more than an answer may have: its head drips in here too."""
+
+    class Bounded(ssl.SSLSocket):
+        room = MAX_HEAD + MAX_BODY
+
+        def recv_into(self, *args: Any, **kwargs: Any) -> int:
+            self.settimeout(_left(deadline))
+            received = super().recv_into(*args, **kwargs)
+            self.room -= received
+            if self.room < 0:
+                raise NotFetchedError("its answer is too long")
+            return received
+
+    return Bounded
 
 
-class _Answer:
-    """What ``http.client`` wants of a socket."""
-
-    def __init__(self, raw: bytes) -> None:
-        self._raw = raw
-
-    def makefile(self, *_: Any) -> io.BytesIO:
-        return io.BytesIO(self._raw)
-
-
-def _body(raw: bytes) -> bytes:
-    response = http.client.HTTPResponse(_Answer(raw))  # type: ignore[arg-type]  # it reads, and nothing else
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Raise what comes in between as a NotFetchedError that says so, with the system's own reason."""
     try:
-        response.begin()
-        body = response.read(MAX_BODY + 1)
-    except http.client.HTTPException as error:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise NotFetchedError(_because("its certificate is not trusted", error), lasting=True) from error
+    except urllib3.exceptions.NewConnectionError as error:  # urllib3 counts it among the timeouts
+        raise NotFetchedError(_because("it cannot be reached", error)) from error
+    except (TimeoutError, urllib3.exceptions.TimeoutError) as error:
+        raise NotFetchedError("it did not answer in time") from error
+    except (http.client.HTTPException, urllib3.exceptions.InvalidHeader) as error:
         raise NotFetchedError("its answer is no HTTP") from error
+    except urllib3.exceptions.ProtocolError as error:
+        raise NotFetchedError("its answer broke off") from error
+    except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+        raise NotFetchedError(_because("it cannot be reached", error)) from error
+
+
+def _because(text: str, error: BaseException) -> str:
+    why = tls_client.cause(error)
+    return f"{text} ({why})" if why else text
+
+
+def _body(response: urllib3.HTTPResponse) -> bytes:
     if response.status not in {200, 201}:  # 201: what a POST was asked to make
         raise _status(response.status)
-    if len(body) > MAX_BODY:
-        raise NotFetchedError("its answer is too long")
-    return body
+    body = bytearray()
+    while chunk := response.read(65536, decode_content=False):
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise NotFetchedError("its answer is too long")
+    return bytes(body)
 
 
 def _status(status: int) -> NotFetchedError:
     """401 and 403 say that one may not; other answers below 500 that something is wrong, but for "later" (408, 429)."""
     lasting = status < 500 and status not in {408, 425, 429}
     return NotFetchedError(f"it answered with status {status}", lasting=lasting, forbidden=status in {401, 403})
-
-
-def _trusting(ca_pem: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # requires a certificate and checks the name
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca_pem:
-        context.load_verify_locations(cadata=ca_pem)
-        return context
-    # Not load_default_certs: an environment variable would say whom to trust.
-    paths = ssl.get_default_verify_paths()
-    context.load_verify_locations(paths.openssl_cafile, paths.openssl_capath)
-    return context

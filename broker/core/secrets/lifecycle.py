@@ -188,10 +188,6 @@ class Secrets:
         """The newest root key and how many versions still wait to be rewrapped."""
         return self.roots.newest(call)
 
-    def ensure_root(self, call: Call) -> None:
-        """Make the first root key if there is none; for ``broker init`` and the start."""
-        self.roots.ensure(call)
-
     def refresh(self) -> None:
         """Learn of root keys that another replica has made."""
         self.roots.refresh()

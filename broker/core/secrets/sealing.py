@@ -115,10 +115,6 @@ class Sealing:
         with self._lock:
             self._drop_old(self._now())
 
-    def add_root(self, version: int, key: KeyRef) -> None:
-        """Wrap under this root key from now on."""
-        self._roots = {**self._roots, version: key}
-
     def use_roots(self, roots: Mapping[int, KeyRef]) -> None:
         """Exactly these root keys are there."""
         self._roots = dict(roots)

@@ -25,6 +25,7 @@ from azure.core.rest import HttpRequest
 from azure.keyvault.keys import JsonWebKey, KeyClient, KeyProperties, KeyVaultKey
 from azure.keyvault.keys.crypto import CryptographyClient
 
+from broker import tls_client
 from broker.core.armour import certificates
 from broker.core.errors import BrokerError, WrongState
 from broker.targets import https
@@ -142,13 +143,13 @@ class Connection:
     def _broken(self, error: Exception) -> BrokerError:
         said = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in said:
-            return refusals.untrusted(self._place, https.cause(error))
+            return refusals.untrusted(self._place, tls_client.cause(error))
         if "No connection adapters" in said:
             return WrongState(
                 "TARGET_REFUSED", f"The vault at {self._place.host} points to another server; that one is not asked."
             )
         slow = "timed out" in said or "too long" in said or "time for the whole" in said
-        why = https.cause(error)
+        why = tls_client.cause(error)
         return refusals.unreachable(
             self._place, "did not answer in time" if slow else f"cannot be reached{f' ({why})' if why else ''}"
         )

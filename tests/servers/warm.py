@@ -1,0 +1,105 @@
+"""`python -m broker` in a process that has loaded its modules already: a fork of one that did that and nothing else.
+
+To load them takes a second and a half of a processor, which is most of what a short command costs. What is to be shown
+of a start itself (the interpreter's options, what other programs see of the process, how it comes to its end) needs a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import IO
+
+from tests.servers.softhsm import FRESH
+
+
+def _run(
+    words: tuple[str, ...], environment: Mapping[str, str], umask: int | None, out: Connection | str, said: str
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    if umask is not None:
+        os.umask(umask)
+    for number, place in ((1, out), (2, said)):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        os.dup2(os.open(place, flags, 0o600) if isinstance(place, str) else place.fileno(), number)
+    faulthandler.enable()
+    warnings.simplefilter("error")
+    sys.argv = ["broker", *words]
+    runpy.run_module("broker", run_name="__main__", alter_sys=True)
+
+
+class WarmProcess:
+    """A running one, with what of ``subprocess.Popen`` its users need; stderr is added to a file."""
+
+    def __init__(self, words: tuple[str, ...], *, said: Path, environment: Mapping[str, str], umask: int) -> None:
+        reader, writer = FRESH.Pipe(duplex=False)
+        self._process: ForkServerProcess = FRESH.Process(
+            target=_run, args=(words, dict(environment), umask, writer, str(said))
+        )
+        self._process.start()
+        writer.close()
+        self.stdout: IO[bytes] | None = os.fdopen(os.dup(reader.fileno()), "rb")
+        reader.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("broker", timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self._process.exitcode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+Process = subprocess.Popen[bytes] | WarmProcess
+
+
+def begin(words: tuple[str, ...], *, warm: bool, said: Path, environment: Mapping[str, str], umask: int) -> Process:
+    """One that runs on: warm, or started by the interpreter."""
+    if warm:
+        return WarmProcess(words, said=said, environment=environment, umask=umask)
+    program = [sys.executable, "-P", "-m", "broker", *words]
+    with said.open("ab") as log:
+        return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=log, env=environment, umask=umask)
+
+
+def run(words: tuple[str, ...], *, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """To its end, which must come within a minute."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, said = Path(folder, "out"), Path(folder, "said")
+        process = FRESH.Process(target=_run, args=(words, dict(environment), None, str(out), str(said)))
+        process.start()
+        process.join(60)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(words, 60)
+        texts = [file.read_text() if file.exists() else "" for file in (out, said)]
+        return subprocess.CompletedProcess(words, process.exitcode, *texts)
