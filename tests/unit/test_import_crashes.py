@@ -17,7 +17,8 @@ from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.imports.handover import Exported, Handover
 from broker.core.imports.importing import Imports
 from broker.core.imports.ledger import Imported
-from broker.core.imports.rules import EXPORTED, NO_TERMS
+from broker.core.imports.rules import EXPORTED, NO_TERMS, TERMS_UNSETTLED
+from broker.core.imports.steps import PATIENCE
 from broker.core.kinds import ImportState, KeyType, KeyUsage, Sent
 from broker.core.model import Import, Operation, Target, Terms
 from tests.crash.harness import Died, Ground, World
@@ -389,3 +390,29 @@ def test_BY_05_another_key_than_was_sent_is_disabled_though_the_caller_does_not_
     house.later()
     assert (house.held().state, house.held().failure) == (ImportState.FAILED, "PROOF_FAILED")
     assert house.shelf.enabled("pay") == []
+
+
+def test_what_another_request_has_asked_for_meanwhile_is_not_undone_by_the_background() -> None:
+    died = SCENES["import on terms"].acted(9)
+    assert died.fate.passed[-1] == "before terms are set"
+    house = died.restarted().much_later()
+    (stale,) = [row for rows in house.operations.due().values() for row in rows]
+    wanted = Terms(operations=("sign",))
+    house.shelf.refuses["settle"] = [away()]
+    with pytest.raises(Unavailable):
+        house.bring(wanted, "")
+    assert (house.held().state, house.held().failure) == (ImportState.PENDING, TERMS_UNSETTLED)
+    (one,) = house.shelf.held["pay"]
+    house.operations.carry_on(house.background(stale.subject), stale)
+    assert one.terms == NO_TERMS
+    house.later()
+    assert one.terms == wanted
+    whole(house)
+
+
+def test_while_a_call_may_still_be_at_it_the_background_is_not() -> None:
+    house = SCENES["import"].acted(5).restarted()
+    house.clock.forward(seconds=PATIENCE.total_seconds() - 1)
+    assert house.operations.due() == {}
+    house.clock.forward(seconds=1)
+    assert list(house.operations.due()) == ["bao"]
