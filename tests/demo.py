@@ -31,8 +31,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from broker.targets.azure_key_vault.fake import FakeVault
 from tests.servers import openbao
+from tests.servers.azure_key_vault import FakeVault
 from tests.servers.bao_issuer import AUDIENCE, BaoIssuer
 from tests.servers.fake_azure import crypto_client, key_client
 from tests.servers.shim import put_shim_before

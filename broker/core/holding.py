@@ -18,6 +18,8 @@ from broker.core.kinds import ImportState, KeyState, RootKeyState, VersionState
 from broker.core.leases.ending import BATCH, entry_of
 from broker.core.model import Import, Key, KeyVersion, RootKey
 from broker.core.ports import Store
+from broker.core.reasons import Reason
+from broker.core.records import key_of
 
 Facts = dict[str, str | int]
 
@@ -29,7 +31,6 @@ class _Rule:
     kind: type[Any]
     when: str
     becomes: Callable[[Any], Any]
-    key: Callable[[Any], tuple[str | int, ...]]
     resource: Callable[[Any], str]
     facts: Callable[[Any], Facts] = lambda _: {}
 
@@ -39,7 +40,6 @@ _RULES = (
         kind=Key,
         when=KeyState.DESTROY_SCHEDULED.value,
         becomes=lambda key: replace(key, state=KeyState.HELD, destroy_at=None),
-        key=lambda key: (key.name,),
         resource=lambda key: f"key/{key.name}",
         facts=lambda key: {"destroy_at": key.destroy_at.isoformat(timespec="seconds")} if key.destroy_at else {},
     ),
@@ -47,7 +47,6 @@ _RULES = (
         kind=KeyVersion,
         when=VersionState.PENDING.value,
         becomes=lambda version: replace(version, state=VersionState.HELD),
-        key=lambda version: (version.key, version.number),
         resource=lambda version: f"key/{version.key}",
         facts=lambda version: {"version": version.number},
     ),
@@ -56,7 +55,6 @@ _RULES = (
             kind=Import,
             when=state.value,
             becomes=lambda row: replace(row, state=ImportState.HELD),
-            key=lambda row: (row.key, row.version, row.target, row.remote_name),
             resource=lambda row: f"key/{row.key},target/{row.target}",
             facts=lambda row: {"version": row.version, "target": row.target, "remote_name": row.remote_name},
         )
@@ -66,7 +64,6 @@ _RULES = (
         kind=RootKey,
         when=RootKeyState.PENDING.value,
         becomes=lambda root: replace(root, state=RootKeyState.HELD),
-        key=lambda root: (root.version,),
         resource=lambda root: f"root/{root.version}",
     ),
 )
@@ -75,7 +72,6 @@ _OLDER_ROOTS = _Rule(
     kind=RootKey,
     when=RootKeyState.ENABLED.value,
     becomes=lambda root: replace(root, state=RootKeyState.KEPT),
-    key=lambda root: (root.version,),
     resource=lambda root: f"root/{root.version}",
 )
 
@@ -105,7 +101,7 @@ class Holding:
         where = {"state": rule.when}
         while rows := self._store.page(rule.kind, after=after, limit=BATCH, where=where, sound_only=True):
             yield rows
-            after = rule.key(rows[-1])
+            after = key_of(rows[-1])
 
     def _hold(self, rule: _Rule, rows: list[Any]) -> int:
         if not rows:
@@ -113,7 +109,7 @@ class Holding:
         call, count = self._make_call(f"{rule.resource(rows[0]).partition('/')[0]}/*"), 0
         with self._store.write(call.outcome()) as write:
             for row in rows:
-                stored = write.get(rule.kind, *rule.key(row))
+                stored = write.get(rule.kind, *key_of(row))
                 if stored is not None and stored.state == rule.when:
                     held = write.replace(stored, rule.becomes(stored))
                     write.also(entry_of(call, rule.resource(held), state=held.state.value, **rule.facts(stored)))
@@ -136,7 +132,7 @@ def held_work(store: Store) -> int:
 def version_held(version: KeyVersion) -> WrongState:
     """The refusal to go on with a version that was being made when the database was restored."""
     return WrongState(
-        "KEY_VERSION_HELD",
+        Reason.KEY_VERSION_HELD,
         f"Version {version.number} of the key {version.key} was being made when the database was restored, and is held "
         "since; an operator keeps or discards it with `broker key settle`.",
     )

@@ -301,24 +301,10 @@ class Operation:
 
 
 Record = (
-    Key
-    | KeyVersion
-    | Target
-    | Import
-    | Operator
-    | PolicyDocument
-    | Receipt
-    | AuditHead
-    | TrustRule
-    | Secret
-    | SecretVersion
-    | SecretRead
-    | RootKey
-    | Session
-    | Lease
-    | UsedToken
-    | Operation
-)
+    Key | KeyVersion | Target | Import | Operator | PolicyDocument
+    | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
+    | RootKey | Session | Lease | UsedToken | Operation
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

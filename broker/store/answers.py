@@ -6,10 +6,11 @@ another one, which is as genuine. So names are compared here again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from broker.core.model import Record
+from broker.store.asked import Asked
 from broker.store.authentic import Read, Rows, forged
 from broker.store.floors import Floors
 from broker.store.rows import PLACES
@@ -36,10 +37,10 @@ class Answers:
             raise forged(kind, read.key, "was given for another one")
         return self._newest(kind, read)
 
-    def record(self, kind: type[R], row: Sequence[Any], asked: Mapping[str, str | int]) -> R:
-        """The record in a row. ``asked``: the cells that it was looked for by."""
-        read, places = self._rows.read(kind, row), PLACES[kind]
-        if any(row[places[name]] != value for name, value in asked.items()):
+    def record(self, kind: type[R], row: Sequence[Any], asked: Asked) -> R:
+        """The record in a row. ``asked``: what it was looked for by."""
+        read = self._rows.read(kind, row)
+        if not asked.fits(row, PLACES[kind]):
             raise forged(kind, read.key, "was given for another one")
         return self._newest(kind, read)
 

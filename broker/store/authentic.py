@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from broker.core.errors import WrongState
-from broker.core.model import Key, KeyVersion, Operator, Record, Secret, SecretVersion, Session, TrustRule
+from broker.core.model import Record, SecretVersion
+from broker.core.reasons import Reason
+from broker.core.records import kinds
 from broker.store.rows import FIELDS, NAMES, PLACES, key_in, rank_of, record_of, row_of, shown_key
 
 R = TypeVar("R", bound=Record)
@@ -30,8 +32,8 @@ KEY_BYTES = 32
 MAC_BYTES = 16
 WEIGHT_BYTES = 32
 
-READ_OFTEN = frozenset({Key, KeyVersion, Operator, Secret, SecretVersion, Session, TrustRule})
-"""Kinds that calls read over and over: an equal row is the same record, and is not checked and taken apart again."""
+READ_OFTEN = kinds("read_often")
+"""An equal row is the same record, and is not checked and taken apart again."""
 
 REMEMBERED = 4096
 """Records that are kept for that."""
@@ -142,7 +144,7 @@ MEND_ROW: Final = (
 def forged(kind: type[Any], key: Sequence[Any], how: str) -> WrongState:
     """The refusal of a row, named by its primary key, that somebody else has changed."""
     return WrongState(
-        "ROW_FORGED",
+        Reason.ROW_FORGED,
         f"The stored {kind.__name__} {shown_key(key)} {how}: somebody else writes to the database. Nothing was done "
         f"with it; {MEND_ROW}.",
         kind=kind.__name__,

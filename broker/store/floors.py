@@ -13,23 +13,14 @@ from threading import Lock
 from typing import Any
 
 from broker.core.errors import WrongState
-from broker.core.model import (
-    Operation,
-    Operator,
-    PolicyDocument,
-    Secret,
-    SecretVersion,
-    Session,
-    UsedToken,
-)
+from broker.core.reasons import Reason
+from broker.core.records import kinds
 from broker.store.authentic import MEND_ROW
 from broker.store.marks import UNTOLD, Changed, word
 from broker.store.rows import RANK_BITS, shown_key
 
-NEVER_DELETED = frozenset({Operator, PolicyDocument, Secret, SecretVersion, UsedToken})
-"""Kinds that no broker deletes, or (a used token) not while anybody can ask for it."""
-
-PASSING = frozenset({Operation, Session, UsedToken})
+NEVER_DELETED = kinds("never_deleted")
+PASSING = kinds("passing")
 PASSING_ROWS = 65_536
 
 
@@ -59,7 +50,7 @@ class Floors:
         known = (self._alone or kind in NEVER_DELETED) and self.has(kind, key) and not self._leaving[hash((kind, key))]
         if known or (self._removed and word(kind, key) in self._removed):
             raise WrongState(
-                "ROW_FORGED",
+                Reason.ROW_FORGED,
                 f"The stored {kind.__name__} {shown_key(key)} was removed by somebody else: "
                 f"nothing was done; {MEND_ROW}.",
                 kind=kind.__name__,

@@ -17,13 +17,15 @@ from sqlalchemy import select
 
 from broker.core.errors import WrongState
 from broker.core.ports import RowFinding
+from broker.core.reasons import Reason
+from broker.core.records import RECORDS
 from broker.store.authentic import MEND_ROW, Rows
 from broker.store.config import StoreConfig
 from broker.store.database import Database, Stream
 from broker.store.floors import Floors
 from broker.store.ledger import MODULUS, SLOTS, SUMMED, Ledger, Sums, genuine, restored, unpack
 from broker.store.marks import UNTOLD, Mark, Told, behind, history, newest, word
-from broker.store.rows import FORMER_KEYS, NAMES, PLACES, key_in, rank_of
+from broker.store.rows import NAMES, PLACES, key_in, rank_of
 from broker.store.tables import TABLES
 
 ALTERED, PUT_BACK, CHANGED, REMOVED, PUT_IN = "altered", "put back", "exchanged", "removed", "put in again"
@@ -61,7 +63,7 @@ class Inspection:
             raise restored()
         if unnamed := sorted({one.table for one in findings if not one.name}):
             raise WrongState(
-                "STORE_ALTERED",
+                Reason.STORE_ALTERED,
                 f"Rows of {', '.join(unnamed)} were put back, removed or put in by somebody else, and the journal here "
                 "does not say which: put the newest database back, or run `broker accept-restore`, which takes them as "
                 "they are and ends all sessions.",
@@ -178,7 +180,7 @@ def _explain(
     findings, macs, strays, seen = list[RowFinding](), set[bytes](), set[bytes](), set[str]()
     for key, row in _all(stream, kind):
         name = word(kind, key)
-        seen |= {name, word(kind, key[: FORMER_KEYS.get(kind)])}
+        seen |= {name, word(kind, key[: RECORDS[kind].former_key])}
         last, good = told.get(name), rows.genuine(kind, row)
         how = _how(kind, key, row, floors, last) if good else ALTERED
         if last and last.mac and how:

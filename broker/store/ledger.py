@@ -22,14 +22,14 @@ from typing import Any, Protocol
 from sqlalchemy import BigInteger, Executable, LargeBinary, Text, bindparam, select, text
 
 from broker.core.errors import WrongState
-from broker.core.model import AuditHead
+from broker.core.reasons import Reason
+from broker.core.records import RECORDS
 from broker.store.authentic import WEIGHT_BYTES, Rows
 from broker.store.marks import Mark
-from broker.store.rows import NAMES
 from broker.store.tables import LEDGER
 
-SUMMED = tuple(kind for kind in NAMES if kind is not AuditHead)
-"""Kinds that have a sum, in the order of the sums in a slot: a new kind comes last. Heads have the HSM's signature."""
+SUMMED = tuple(kind for kind, one in RECORDS.items() if one.summed)
+"""Kinds that have a sum, in the order of the sums in a slot."""
 
 MODULUS = 1 << (8 * WEIGHT_BYTES)
 _NOTHING = bytes(WEIGHT_BYTES)
@@ -218,7 +218,7 @@ def unpack(cell: bytes, rows: Rows) -> Sums:
 def altered() -> WrongState:
     """The refusal of a change when the ledger is not as this process left it."""
     return WrongState(
-        "STORE_ALTERED",
+        Reason.STORE_ALTERED,
         "The database's ledger was changed by somebody else, so nothing was changed; find out who can write to "
         "the database, and restart the broker, which then says what else was changed.",
     )
@@ -227,7 +227,7 @@ def altered() -> WrongState:
 def restored() -> WrongState:
     """The refusal of a database that lacks changes which were committed."""
     return WrongState(
-        "STORE_RESTORED",
+        Reason.STORE_RESTORED,
         "The database is older than this host's audit journal: it lacks changes that are recorded there, so it was put "
         "back, in part or whole; put the newer one back, or run `broker accept-restore`, which ends all sessions.",
     )

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from broker.core.entries import AuditEntry
-from broker.core.model import AuditHead, Lease, Receipt, SecretRead
+from broker.core.records import RECORDS, kinds
 from broker.store.authentic import MAC_BYTES, Rows
 from broker.store.chain import FILE, SUFFIX
 from broker.store.lines import backwards
 from broker.store.private import open_regular
 from broker.store.rows import NAMES
 
-UNTOLD = frozenset({AuditHead, Lease, Receipt, SecretRead})
-"""Kinds whose rows are not named: they come by the hundred, and open nothing by themselves."""
+UNTOLD = frozenset(RECORDS) - kinds("told")
+"""Kinds whose rows are not named."""
 
 WORDS = 960
 """Characters of ``rows`` in one entry; a record keeps 1024 of a text."""

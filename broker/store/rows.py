@@ -16,72 +16,14 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from broker.core.errors import InvalidRequest, WrongState
-from broker.core.model import (
-    AuditHead,
-    Import,
-    Key,
-    KeyVersion,
-    Lease,
-    Operation,
-    Operator,
-    PolicyDocument,
-    Receipt,
-    Record,
-    RootKey,
-    Secret,
-    SecretRead,
-    SecretVersion,
-    Session,
-    Target,
-    TrustRule,
-    UsedToken,
-)
+from broker.core.model import Record
+from broker.core.reasons import Reason
+from broker.core.records import RECORDS
 
 R = TypeVar("R", bound=Record)
 
-PRIMARY_KEYS: dict[type[Any], tuple[str, ...]] = {
-    Key: ("name",),
-    KeyVersion: ("key", "number"),
-    Target: ("name",),
-    Import: ("key", "version", "target", "remote_name"),
-    Operator: ("name",),
-    PolicyDocument: ("version",),
-    Receipt: ("principal", "request_id"),
-    AuditHead: ("chain", "sequence"),
-    TrustRule: ("name",),
-    Secret: ("name",),
-    SecretVersion: ("secret", "number"),
-    SecretRead: ("secret",),
-    RootKey: ("version",),
-    Session: ("id",),
-    Lease: ("id",),
-    UsedToken: ("issuer", "jti"),
-    Operation: ("subject", "number"),
-}
-
-FORMER_KEYS: dict[type[Any], int] = {Import: 3}
-"""How many parts a primary key once had that has more now: journals of that time name the rows by these alone."""
-
-NAMES: dict[type[Any], str] = {
-    Key: "keys",
-    KeyVersion: "key_versions",
-    Target: "targets",
-    Import: "imports",
-    Operator: "operators",
-    PolicyDocument: "policy_documents",
-    Receipt: "receipts",
-    AuditHead: "audit_heads",
-    TrustRule: "trust_rules",
-    Secret: "secrets",
-    SecretVersion: "secret_versions",
-    SecretRead: "secret_reads",
-    RootKey: "root_keys",
-    Session: "sessions",
-    Lease: "leases",
-    UsedToken: "used_tokens",
-    Operation: "operations",
-}
-"""Tables; a row's MAC speaks of them, so they are never renamed."""
+NAMES: dict[type[Any], str] = {kind: one.table for kind, one in RECORDS.items()}
+"""The tables, in the order of their declarations."""
 
 MAX_CELL = 1024 * 1024
 """No text or blob in the database is longer; a longer one was not written by the broker."""
@@ -121,7 +63,7 @@ def record_of(kind: type[R], row: Sequence[Cell]) -> R:
         return kind(**dict(zip(names, [decode(cell) for decode, cell in zip(decoders, row, strict=True)], strict=True)))
     except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as cause:
         raise WrongState(
-            "ROW_DAMAGED",
+            Reason.ROW_DAMAGED,
             f"The stored {kind.__name__} {shown(kind, row)} cannot be read by this program, though a broker wrote "
             "it. Start the newest release that has used this database; nothing is lost by that.",
             kind=kind.__name__,
@@ -150,7 +92,7 @@ def _storable_text(text: str) -> str:
         return str.__str__(text)
     if len(text) > MAX_CELL or "\0" in text or not _unicode(text):
         raise InvalidRequest(
-            "VALUE_NOT_STORABLE", "A text is longer than 1 MiB or holds NUL or half a character; change it."
+            Reason.VALUE_NOT_STORABLE, "A text is longer than 1 MiB or holds NUL or half a character; change it."
         )
     return str.__str__(text)
 
@@ -165,13 +107,13 @@ def _unicode(text: str) -> bool:
 
 def _storable_integer(number: int) -> int:
     if number not in INT64:
-        raise InvalidRequest("VALUE_NOT_STORABLE", "A number does not fit in 64 bits; use a smaller one.")
+        raise InvalidRequest(Reason.VALUE_NOT_STORABLE, "A number does not fit in 64 bits; use a smaller one.")
     return int(number)
 
 
 def _storable_bytes(blob: bytes) -> bytes:
     if len(blob) > MAX_CELL:
-        raise InvalidRequest("VALUE_NOT_STORABLE", "A value is longer than 1 MiB; shorten it.")
+        raise InvalidRequest(Reason.VALUE_NOT_STORABLE, "A value is longer than 1 MiB; shorten it.")
     return bytes(blob)
 
 
@@ -313,13 +255,13 @@ def shown_key(key: Sequence[Any]) -> str:
     return "/".join(ascii(part)[:80] for part in key)
 
 
-FIELDS: dict[type[Any], tuple[Field, ...]] = {kind: _fields(kind) for kind in PRIMARY_KEYS}
+FIELDS: dict[type[Any], tuple[Field, ...]] = {kind: _fields(kind) for kind in RECORDS}
 """The columns of each kind of record, in the order of its fields."""
 
 PLACES = {kind: {field.name: place for place, field in enumerate(found)} for kind, found in FIELDS.items()}
 """Where in a row each field of a kind stands."""
 
-_KEY_PLACES = {kind: [PLACES[kind][name] for name in names] for kind, names in PRIMARY_KEYS.items()}
+_KEY_PLACES = {kind: [PLACES[kind][name] for name in one.key] for kind, one in RECORDS.items()}
 
 _BORN = {
     kind: next((field.name for field in found if field.name in {"created_at", "started_at"}), "")

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Select
-
 from broker.core.entries import AuditEntry
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key, KeyVersion, Record, Secret, SecretVersion
 from broker.core.ports import Now, RowFinding
+from broker.core.reasons import Reason
 from broker.store.adoption import adopt
 from broker.store.answers import Answers
+from broker.store.asked import Asked, asked
 from broker.store.authentic import Rows
 from broker.store.condition import Condition, condition, refuse_anothers
 from broker.store.config import StoreConfig
@@ -28,8 +28,8 @@ from broker.store.marks import tell
 from broker.store.private import lasting_name, private_folder
 from broker.store.recent import Recent
 from broker.store.restored import Genuine, missing, newest_head, newest_heads, nobody, refuse_older
-from broker.store.rows import FIELDS, key_in, row_of, storable
-from broker.store.tables import BY_KEY, INSERT, VERSION, count, due, key_cells, page, secrets_of
+from broker.store.rows import FIELDS, PLACES, key_in, row_of, storable
+from broker.store.tables import BY_KEY, INSERT, VERSION, Query, count, due, key_cells, last, page, secrets_of
 from broker.store.transaction import SqlWrite
 
 R = TypeVar("R", bound=Record)
@@ -38,10 +38,6 @@ T = TypeVar("T")
 
 _KEY_CELLS = len(FIELDS[Key]) + 1  # the MAC
 _SECRET_CELLS = len(FIELDS[Secret]) + 1
-
-
-Query = tuple[Select[Any], Mapping[str, str | int]]
-"""A statement and its parameters."""
 
 
 class SqlStore:
@@ -139,18 +135,30 @@ class SqlStore:
         *,
         after: tuple[str | int, ...] = (),
         limit: int,
+        under: Sequence[str | int] = (),
+        begins: str = "",
         where: Mapping[str, str | int] | None = None,
         sound_only: bool = False,
     ) -> list[R]:
         """See ``Store.page``."""
+        wanted = asked(kind, where, under, begins)
         if sound_only:
-            return self._sound(kind, limit, lambda most: page(kind, after, most, where), where or {})
-        rows = self._database.read(*page(kind, after, limit, where))
-        return [record for row in rows if (record := self._listed(kind, row, where or {})) is not None]
+            return self._sound(kind, limit, lambda most: page(kind, wanted, after, most), wanted)
+        rows = self._database.read(*page(kind, wanted, after, limit))
+        return [record for row in rows if (record := self._listed(kind, row, wanted)) is not None]
 
-    def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
+    def last(self, kind: type[R], *under: str | int) -> R | None:
+        """See ``Store.last``."""
+        wanted = asked(kind, under=under)
+        return self._again_if_forged(lambda: self._last(kind, wanted))
+
+    def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "") -> list[R]:
         """See ``Store.due``."""
-        return self._sound(kind, limit, lambda most: due(kind, before, most, state), {})
+        return self._sound(kind, limit, lambda most: due(kind, before, most, state), asked(kind))
+
+    def _last(self, kind: type[R], wanted: Asked) -> R | None:
+        rows = self._database.read(*last(kind, wanted))
+        return self._answers.record(kind, rows[0], wanted) if rows else None
 
     def _get(self, kind: type[R], key: tuple[str | int, ...]) -> R | None:
         return self._answers.one(kind, key, self._database.read(BY_KEY[kind], key_cells(kind, key)))
@@ -161,9 +169,9 @@ class SqlStore:
             if there := self._get(Key, (key,)):
                 self._floors.check_absent(KeyVersion, (key, number or there.primary))
             return None
-        found = self._answers.record(Key, rows[0][:_KEY_CELLS], {"name": key})
-        asked: Mapping[str, str | int] = {"key": key, "number": number or found.primary}
-        return found, self._answers.record(KeyVersion, rows[0][_KEY_CELLS:], asked)
+        found = self._answers.record(Key, rows[0][:_KEY_CELLS], Asked({"name": key}))
+        named = Asked({"key": key, "number": number or found.primary})
+        return found, self._answers.record(KeyVersion, rows[0][_KEY_CELLS:], named)
 
     def _secrets(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[Secret | None, SecretVersion | None]]:
         rows: list[Sequence[Any]] = [()] * len(wanted)
@@ -179,50 +187,48 @@ class SqlStore:
         there = [cells] if cells[0] is not None else []
         return secret, self._answers.one(SecretVersion, (name, number or secret.latest), there)
 
-    def _listed(self, kind: type[R], row: Sequence[Any], where: Mapping[str, str | int]) -> R | None:
+    def _listed(self, kind: type[R], row: Sequence[Any], wanted: Asked) -> R | None:
         """The record of a page's row, read once more by itself if it is too old; None if it belongs there no more.
 
         On a busy broker some row of a long page is changed while that is read, each time.
         """
         try:
-            return self._answers.record(kind, row, where)
+            return self._answers.record(kind, row, wanted)
         except WrongState as error:
-            if error.reason != "ROW_FORGED" or not self._rows.genuine(kind, row):
+            if error.reason != Reason.ROW_FORGED or not self._rows.genuine(kind, row):
                 raise
         record = self.get(kind, *key_in(kind, row))
-        there = record is not None and row_of(record)
-        return record if there and all(there[name] == value for name, value in where.items()) else None
+        there = record is not None and wanted.fits(tuple(row_of(record).values()), PLACES[kind])
+        return record if there else None
 
     def _again_if_forged(self, read: Callable[[], T]) -> T:
         """Read once more before a row is called too old: one that was changed during the first read is no crime."""
         try:
             return read()
         except WrongState as error:
-            if error.reason != "ROW_FORGED":
+            if error.reason != Reason.ROW_FORGED:
                 raise
         return read()
 
-    def _sound(
-        self, kind: type[R], limit: int, query: Callable[[int], Query], asked: Mapping[str, str | int]
-    ) -> list[R]:
+    def _sound(self, kind: type[R], limit: int, query: Callable[[int], Query], wanted: Asked) -> list[R]:
         """The first ``limit`` rows of ``query`` (which is told how many to look for) that can be read."""
         unreadable = 0
         while True:
             rows = self._database.read(*query(limit + unreadable))
-            found = [record for row in rows if (record := self._readable(kind, row, asked)) is not None]
+            found = [record for row in rows if (record := self._readable(kind, row, wanted)) is not None]
             if len(found) >= limit or len(rows) < limit + unreadable:
                 return found[:limit]
             unreadable = len(rows) - len(found)
 
-    def _readable(self, kind: type[R], row: Sequence[Any], asked: Mapping[str, str | int]) -> R | None:
+    def _readable(self, kind: type[R], row: Sequence[Any], wanted: Asked) -> R | None:
         try:
-            return self._listed(kind, row, asked)
+            return self._listed(kind, row, wanted)
         except WrongState:
             return None
 
     def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:
         """See ``Store.count``."""
-        return int(self._database.read(*count(kind, where))[0][0])
+        return int(self._database.read(*count(kind, asked(kind, where)))[0][0])
 
     @contextmanager
     def write(self, entry: AuditEntry) -> Iterator[SqlWrite]:

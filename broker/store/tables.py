@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -41,46 +40,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import TEXT
 from sqlalchemy.types import TypeEngine
 
-from broker.core.model import (
-    AuditHead,
-    Key,
-    KeyVersion,
-    Lease,
-    Operation,
-    Receipt,
-    Record,
-    Secret,
-    SecretVersion,
-    Session,
-    TrustRule,
-    UsedToken,
-)
-from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS, microseconds, storable
+from broker.core.model import AuditHead, Key, KeyVersion, Lease, Secret, SecretVersion
+from broker.core.records import RECORDS, due_of
+from broker.store.asked import Asked
+from broker.store.rows import FIELDS, microseconds, storable
 
 REVISION = "0008"
 """The newest migration; revisions are numbers of four digits, so that newer and older can be told apart."""
 
+Query = tuple[Select[Any], Mapping[str, str | int]]
+"""A statement and its parameters."""
+
 METADATA = MetaData()
-
-TIMES: dict[type[Any], str] = {
-    Session: "expires_at",
-    Lease: "expires_at",
-    UsedToken: "until",
-    Receipt: "created_at",
-    Operation: "due_at",
-}
-"""The time that ``due`` goes by."""
-
-INDEXES: dict[type[Any], dict[str, tuple[str, ...]]] = {
-    TrustRule: {"issuer": ("issuer",)},
-    SecretVersion: {"root": ("root",)},
-    Session: {"due": ("state", "expires_at"), "principal": ("principal", "state"), "issuer": ("issuer", "state")},
-    Lease: {"due": ("state", "expires_at"), "principal": ("principal", "state"), "session": ("session", "state")},
-    UsedToken: {"due": ("until",)},
-    Receipt: {"due": ("created_at",)},
-    Operation: {"due": ("state", "due_at")},
-}
-"""What is looked for otherwise than by primary key."""
 
 
 def _type(sql: type) -> TypeEngine[Any]:
@@ -90,24 +61,24 @@ def _type(sql: type) -> TypeEngine[Any]:
 
 
 def _table(kind: type[Any]) -> Table:
-    keys = PRIMARY_KEYS[kind]
+    declared = RECORDS[kind]
     columns = [
         Column(
             field.name,
             _type(field.sql),
-            primary_key=field.name in keys,
+            primary_key=field.name in declared.key,
             nullable=field.nullable,
             autoincrement=False,
         )
         for field in FIELDS[kind]
     ]
     columns.append(Column("mac", LargeBinary(), nullable=True))  # NULL: nobody has vouched for the row yet
-    name = NAMES[kind]
-    indexes = [Index(f"ix_{name}_{title}", *found) for title, found in INDEXES.get(kind, {}).items()]
+    name = declared.table
+    indexes = [Index(f"ix_{name}_{title}", *found) for title, found in declared.indexes.items()]
     return Table(name, METADATA, *columns, *indexes, sqlite_strict=True)
 
 
-TABLES: dict[type[Any], Table] = {kind: _table(kind) for kind in PRIMARY_KEYS}
+TABLES: dict[type[Any], Table] = {kind: _table(kind) for kind in RECORDS}
 
 LEADERSHIP = Table(
     "leadership",
@@ -133,17 +104,8 @@ LEDGER = Table(
 NEXT_FENCE = "UPDATE leadership SET fence = fence + 1 RETURNING fence"
 
 
-def key_of(record: Record) -> tuple[Any, ...]:
-    """The primary key of a record."""
-    names, found = _KEY_FIELDS[type(record)]
-    return found(record) if names > 1 else (found(record),)
-
-
-_KEY_FIELDS = {kind: (len(names), attrgetter(*names)) for kind, names in PRIMARY_KEYS.items()}
-
-
 KEY_COLUMNS: dict[type[Any], list[Column[Any]]] = {
-    kind: [table.c[name] for name in PRIMARY_KEYS[kind]] for kind, table in TABLES.items()
+    kind: [table.c[name] for name in RECORDS[kind].key] for kind, table in TABLES.items()
 }
 """The primary key's columns in the order of the port, which is not always that of the table."""
 
@@ -159,7 +121,7 @@ def by_key(kind: type[Any]) -> Select[Any]:
     return select(TABLES[kind]).where(*conditions)
 
 
-BY_KEY: dict[type[Any], Select[Any]] = {kind: by_key(kind) for kind in PRIMARY_KEYS}
+BY_KEY: dict[type[Any], Select[Any]] = {kind: by_key(kind) for kind in RECORDS}
 LOCKED_BY_KEY = {kind: query.with_for_update() for kind, query in BY_KEY.items()}
 
 
@@ -224,45 +186,59 @@ DELETE = {kind: table.delete().where(*_as_read(kind)) for kind, table in TABLES.
 
 
 def page(
-    kind: type[Any], after: tuple[str | int, ...], limit: int, where: Mapping[str, str | int] | None
+    kind: type[Any], asked: Asked, after: tuple[str | int, ...], limit: int
 ) -> tuple[Select[Any], dict[str, str | int]]:
     """The port's ``page`` as a statement and its parameters: every value is one."""
     if limit < 1:
         raise ValueError("a page holds at least one record")
-    parameters = _wanted(kind, where or {})
-    statement = _page(kind, tuple(where or ()), bool(after))  # type: ignore[arg-type]  # a class is hashable
-    return statement, parameters | _numbered(cells(kind, after) if after else ()) | {"most": limit}
+    statement = _page(kind, tuple(asked.cells), asked.field, bool(after))  # type: ignore[arg-type]  # a class is hashable
+    return statement, _wanted(kind, asked) | _numbered(cells(kind, after) if after else ()) | {"most": limit}
 
 
 @lru_cache(maxsize=1024)
-def _page(kind: type[Any], names: tuple[str, ...], after: bool) -> Select[Any]:  # noqa: FBT001 (a part of the key)
+def _page(kind: type[Any], names: tuple[str, ...], begun: str, after: bool) -> Select[Any]:  # noqa: FBT001 (a part of the key)
     keys = KEY_COLUMNS[kind]
     query = select(TABLES[kind]).where(*_equal(kind, names)).order_by(*keys)
+    if begun:
+        column = TABLES[kind].c[begun]
+        query = query.where(column >= bindparam("from", type_=Text), column < bindparam("before", type_=Text))
     if after:
         bounds = [bindparam(f"k{place}", type_=column.type) for place, column in enumerate(keys)]
         query = query.where(tuple_(*keys) > tuple_(*bounds))
     return query.limit(bindparam("most", type_=BigInteger))
 
 
+def last(kind: type[Any], asked: Asked) -> tuple[Select[Any], dict[str, str | int]]:
+    """The port's ``last`` as a statement and its parameters."""
+    return _last(kind, tuple(asked.cells)), _wanted(kind, asked)  # type: ignore[arg-type]  # as above
+
+
+@lru_cache(maxsize=64)
+def _last(kind: type[Any], names: tuple[str, ...]) -> Select[Any]:
+    newest = [column.desc() for column in KEY_COLUMNS[kind]]
+    return select(TABLES[kind]).where(*_equal(kind, names)).order_by(*newest).limit(1)
+
+
 def due(kind: type[Any], before: datetime, limit: int, state: str) -> tuple[Select[Any], dict[str, str | int]]:
     """The port's ``due`` as a statement and its parameters."""
-    bounds: dict[str, str | int] = {"before": microseconds(before), "most": limit}
-    return _due(kind), bounds | ({"state": storable(state)} if "state" in TABLES[kind].c else {})  # type: ignore[arg-type]  # as above
+    time, wanted = due_of(kind, state)
+    values: dict[str, str | int] = {"before": microseconds(before), "most": limit}
+    return _due(kind, time, bool(wanted)), values | ({"state": storable(wanted)} if wanted else {})  # type: ignore[arg-type]  # as above
 
 
 @lru_cache(maxsize=16)
-def _due(kind: type[Any]) -> Select[Any]:
+def _due(kind: type[Any], title: str, in_state: bool) -> Select[Any]:  # noqa: FBT001 (a part of the key)
     table = TABLES[kind]
-    time = table.c[TIMES[kind]]
+    time = table.c[title]
     query = select(table).where(time <= bindparam("before", type_=BigInteger)).order_by(time, *KEY_COLUMNS[kind])
-    if "state" in table.c:
+    if in_state:
         query = query.where(table.c.state == bindparam("state", type_=Text))
     return query.limit(bindparam("most", type_=BigInteger))
 
 
-def count(kind: type[Any], where: Mapping[str, str | int]) -> tuple[Select[Any], dict[str, str | int]]:
+def count(kind: type[Any], asked: Asked) -> tuple[Select[Any], dict[str, str | int]]:
     """The port's ``count`` as a statement and its parameters."""
-    return _count(kind, tuple(where)), _wanted(kind, where)  # type: ignore[arg-type]  # as above
+    return _count(kind, tuple(asked.cells)), _wanted(kind, asked)  # type: ignore[arg-type]  # as above
 
 
 @lru_cache(maxsize=1024)
@@ -275,8 +251,12 @@ def _equal(kind: type[Any], names: tuple[str, ...]) -> list[ColumnElement[bool]]
     return [column == bindparam(f"w_{column.name}", type_=column.type) for column in columns]
 
 
-def _wanted(kind: type[Any], where: Mapping[str, str | int]) -> dict[str, str | int]:
-    return {f"w_{name}": _cell(TABLES[kind].c[name], value) for name, value in where.items()}
+def _wanted(kind: type[Any], asked: Asked) -> dict[str, str | int]:
+    columns = TABLES[kind].c
+    values = {f"w_{name}": _cell(columns[name], value) for name, value in asked.cells.items()}
+    if not asked.field:
+        return values
+    return values | {"from": _cell(columns[asked.field], asked.begins), "before": storable(asked.behind)}
 
 
 def _numbered(found: tuple[str | int, ...]) -> dict[str, str | int]:

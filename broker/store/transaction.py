@@ -15,8 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from broker.core.entries import AuditEntry
 from broker.core.errors import AlreadyExists, BrokerError, WrongState
 from broker.core.kinds import LeaseState
-from broker.core.model import Lease, Record, Session
+from broker.core.model import Lease, Record
+from broker.core.reasons import Reason
+from broker.core.records import key_of, kinds
 from broker.store.answers import Answers
+from broker.store.asked import Asked, asked
 from broker.store.authentic import Rows
 from broker.store.database import Database
 from broker.store.floors import Floors
@@ -31,11 +34,12 @@ from broker.store.tables import (
     LEADERSHIP,
     LOCKED_BY_KEY,
     UPDATE,
+    Query,
     cells,
     insert_of,
     inserted,
     key_cells,
-    key_of,
+    last,
     page,
 )
 
@@ -50,9 +54,9 @@ LEADER = select(LEADERSHIP.c.fence)
 LEADER_LOCKED = LEADER.with_for_update(read=True)
 LOCK_NAME = text("SELECT pg_advisory_xact_lock(:number)")
 
-RANDOMLY_NAMED = frozenset({Session, Lease})
-"""Such a name is random, or was looked for (and so locked) by whoever adds it, so it needs no lock of its own; and one
-fetch adds a hundred, while a PostgreSQL server holds some thousand locks in all."""
+RANDOMLY_NAMED = kinds("randomly_named")
+"""Such a name needs no lock of its own; and one fetch adds a hundred, while a PostgreSQL server holds some thousand
+locks in all."""
 
 
 class SqlWrite:
@@ -88,7 +92,9 @@ class SqlWrite:
         with self._statements():
             rows = self.read(LEADER_LOCKED if self._shared else LEADER)
         if not rows or rows[0][0] != fence:
-            raise WrongState("LEADERSHIP_LOST", "Another process does the shared work now, so this one's was refused.")
+            raise WrongState(
+                Reason.LEADERSHIP_LOST, "Another process does the shared work now, so this one's was refused."
+            )
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Write.get``."""
@@ -111,12 +117,20 @@ class SqlWrite:
         lock: bool = True,
     ) -> list[R]:
         """See ``Write.page``."""
-        query, values = page(kind, after, limit, where)
+        wanted = asked(kind, where)
+        return self._found(kind, wanted, page(kind, wanted, after, limit), lock=lock)
+
+    def last(self, kind: type[R], *under: str | int, lock: bool = True) -> R | None:
+        """See ``Write.last``."""
+        wanted = asked(kind, under=under)
+        return next(iter(self._found(kind, wanted, last(kind, wanted), lock=lock)), None)
+
+    def _found(self, kind: type[R], wanted: Asked, query: Query, *, lock: bool) -> list[R]:
         with self._statements():
             if lock and self._shared:
                 self._connection.execute(text(f"LOCK TABLE {NAMES[kind]} IN SHARE ROW EXCLUSIVE MODE"))
-            rows = self.read(query, values)
-        return [self._met(self._answers.record(kind, row, where or {}), row[-1]) for row in rows]
+            rows = self.read(*query)
+        return [self._met(self._answers.record(kind, row, wanted), row[-1]) for row in rows]
 
     def add(self, *records: R) -> None:
         """See ``Write.add``."""
@@ -134,7 +148,7 @@ class SqlWrite:
             name = "/".join(str(part) for part in key_of(records[0])) if len(records) == 1 else "of such a name"
             raise self._whole(
                 AlreadyExists(
-                    "NAME_TAKEN", f"The {kind.__name__.lower()} {name} exists or existed; choose another name."
+                    Reason.NAME_TAKEN, f"The {kind.__name__.lower()} {name} exists or existed; choose another name."
                 ),
                 added,
             )
@@ -194,9 +208,9 @@ class SqlWrite:
     def end_leases(self, session: str, state: LeaseState, at: datetime) -> int:
         """See ``Write.end_leases``. A lease that somebody else has altered stays as it is: it is refused anyway."""
         ended, after = 0, ""
-        where = {"session": session, "state": LeaseState.ACTIVE.value}
+        active = asked(Lease, {"session": session, "state": LeaseState.ACTIVE.value})
         while True:
-            query, values = page(Lease, (after,) if after else (), STEP, where)
+            query, values = page(Lease, active, (after,) if after else (), STEP)
             with self._statements():
                 rows = self.read(query, values)
             ended += self._ended([row for row in rows if self._rows.genuine(Lease, row)], state, microseconds(at))
@@ -220,7 +234,7 @@ class SqlWrite:
             with self._statements():
                 changed = self.change(END_LEASE, ends)
             if changed != len(ends):
-                again = WrongState("CHANGED_MEANWHILE", "The leases were changed meanwhile; repeat the call.")
+                again = WrongState(Reason.CHANGED_MEANWHILE, "The leases were changed meanwhile; repeat the call.")
                 raise self._whole(again, changed)
             self.changed += changes
         return len(ends)
@@ -278,7 +292,7 @@ class SqlWrite:
         if changed != wanted:
             raise self._whole(
                 WrongState(
-                    "CHANGED_MEANWHILE",
+                    Reason.CHANGED_MEANWHILE,
                     f"The {type(record).__name__} was changed by somebody else meanwhile; read it again and repeat.",
                 ),
                 changed,

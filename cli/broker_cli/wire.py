@@ -41,7 +41,6 @@ SERVICES = {
     "targets": "TargetService",
     "trust": "TrustService",
 }
-_READS = ("Get", "List", "Check", "Explain", "WhoAmI", "Test")
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -57,7 +56,7 @@ _OPTIONS = (
 )
 
 
-_CONNECTION = {
+CONNECTION = {
     "profile": click.option("--profile", metavar="NAME|DIR", help="Profile to use (BROKER_PROFILE)."),
     "address": click.option("--address", metavar="HOST:PORT", help="Where the broker listens (BROKER_ADDRESS)."),
     "ca_file": click.option("--ca-file", metavar="FILE", help="CA of the broker's certificate (BROKER_CA_FILE)."),
@@ -70,7 +69,7 @@ _TIMEOUT = click.option(
 )  # fmt: skip
 
 
-def connection(command: Callable[..., Any], names: Iterable[str] = _CONNECTION) -> Callable[..., Any]:
+def connection(command: Callable[..., Any], names: Iterable[str] = CONNECTION) -> Callable[..., Any]:
     """Give a command options that say where the broker is and who calls, handed over as ``flags`` and ``timeout``."""
     names = tuple(names)
 
@@ -80,11 +79,11 @@ def connection(command: Callable[..., Any], names: Iterable[str] = _CONNECTION) 
 
     given = update_wrapper(run, command)
     for name in reversed(names):
-        given = _CONNECTION[name](given)
+        given = CONNECTION[name](given)
     return _TIMEOUT(given)
 
 
-def remote(command: Callable[..., Any], names: Iterable[str] = _CONNECTION) -> Callable[..., Any]:
+def remote(command: Callable[..., Any], names: Iterable[str] = CONNECTION) -> Callable[..., Any]:
     """As ``connection``, handed over as a ``Wire``; nothing connects before its first call."""
 
     def run(*args: Any, flags: dict[str, str | None], timeout: float, **options: Any) -> Any:
@@ -174,7 +173,7 @@ class Wire:
             raise Refusal(
                 "ARGUMENT_UNSENDABLE", "An argument is not UTF-8 text, or a number is far too large.", Exit.USAGE
             ) from None
-        return self._send(noun, method, request, safe=method.startswith(_READS) or bool(fields.get("request_id")))
+        return self._send(noun, method, request, safe=_reads(noun, method) or bool(fields.get("request_id")))
 
     def pages(self, noun: str, method: str, items: str, **fields: Any) -> Iterator[Any]:
         """Every item of a list method, page by page."""
@@ -199,6 +198,15 @@ class Wire:
                 if not (safe and refused.retry_after) or time.monotonic() + refused.retry_after > until:
                     raise
                 _wait(refused)
+
+
+def _reads(noun: str, method: str) -> bool:
+    """Whether the method only tells what is, as its declaration says."""
+    from broker_api.v1 import traits_pb2  # noqa: PLC0415  slow to load
+
+    messages = importlib.import_module(f"broker_api.v1.{noun}_pb2")
+    declared = messages.DESCRIPTOR.services_by_name[SERVICES[noun]].methods_by_name[method]
+    return bool(declared.GetOptions().Extensions[traits_pb2.traits].effect == traits_pb2.EFFECT_READS)
 
 
 def _wait(refused: Refusal) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from broker_api.v1 import imports_pb2, imports_pb2_grpc, keys_pb2, keys_pb2_grpc, targets_pb2, targets_pb2_grpc
 from grpc import Channel
 
-from broker.targets.azure_key_vault.fake import FakeVault
 from tests.bench import peers
 from tests.bench.bare import Bare
 from tests.bench.relay import Relay
 from tests.bench.tables import table
+from tests.servers.azure_key_vault import FakeVault
 from tests.servers.openbao import OpenBao
 from tests.servers.shim import make_shim_token, put_shim_before
 

@@ -27,14 +27,21 @@ def database(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture(params=["sqlite", "postgresql"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoreConfig:
     """A migrated, empty database of either kind."""
-    if request.param == "sqlite":
-        found = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
-        migrate(found)
-        return found
+    return new_sqlite(tmp_path) if request.param == "sqlite" else emptied(request, tmp_path)
+
+
+def new_sqlite(folder: Path) -> StoreConfig:
+    found = config(f"sqlite:///{folder}/broker.db", folder)
+    migrate(found)
+    return found
+
+
+def emptied(request: pytest.FixtureRequest, folder: Path) -> StoreConfig:
+    """The one database on the server, emptied."""
     server: Postgres = request.getfixturevalue("postgres")
     name: str = request.getfixturevalue("database")
     server.empty(name, [*NAMES.values(), "ledger"])
-    return config(server.url(name), tmp_path)
+    return config(server.url(name), folder)
 
 
 @pytest.fixture

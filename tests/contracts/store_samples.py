@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -18,44 +20,33 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from broker.core.audit.heads import signed_by
 from broker.core.entries import AuditEntry, Phase, head_statement
 from broker.core.kinds import (
-    ImportState,
     KeyState,
     KeyType,
     KeyUsage,
     LeaseState,
     MatcherKind,
-    OperationState,
-    OperatorState,
     Preset,
-    SecretVersionState,
     SessionState,
     VersionState,
 )
 from broker.core.model import (
     AuditHead,
-    Import,
     Key,
     KeyVersion,
     Lease,
     Matcher,
-    Operation,
-    Operator,
-    PolicyDocument,
-    Receipt,
     Record,
-    RootKey,
-    Secret,
-    SecretRead,
-    SecretVersion,
     Session,
-    Target,
     TrustRule,
-    UsedToken,
 )
+from broker.core.ports import Store
+from broker.core.records import RECORDS
 from broker.store.chain import Tail
 from broker.store.config import StoreConfig
 from broker.store.journal import Journal
 from broker.store.sql import SqlStore
+
+R = TypeVar("R", bound=Any)
 
 T0 = datetime(2026, 11, 23, 5, 0, 0, 123456, tzinfo=UTC)
 
@@ -174,55 +165,37 @@ def rule(name: str = "r", **changes: Any) -> TrustRule:
     return replace(plain, **changes)
 
 
+LAST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+
+
+def sample(kind: type[R], *, full: bool = False) -> R:
+    """A record of any kind; ``full``: nothing in it is left out, and its values are the widest that are allowed."""
+    hints = get_type_hints(kind)
+    made: R = kind(**{each.name: _value(each.name, hints[each.name], full=full) for each in fields(kind)})
+    return made
+
+
+def _value(name: str, hint: Any, *, full: bool) -> Any:
+    if isinstance(hint, UnionType):
+        return _value(name, get_args(hint)[0], full=full) if full else None
+    if hint is datetime:
+        return LAST if full and name not in {"created_at", "started_at"} else T0
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)[0]
+        return (sample(Matcher, full=True) if inner is Matcher else 'é"',) if full else ()
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return list(hint)[-1 if full else 0]
+    if name == "revision":
+        return 1
+    few, many = {str: (name, f"{name}-2"), int: (1, 2**62), bool: (False, True), bytes: (b"", bytes(range(256)))}.get(
+        hint, ({}, {"a/b": 'é"\\'})
+    )
+    return many if full else few
+
+
 def samples() -> list[Record]:
-    """One of each kind, every optional field both set and unset, and the widest values that are allowed."""
-    last = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
-    return [
-        key(),
-        key("k2", destroy_at=last, labels={}, exportable=False, primary=0),
-        version(),
-        version("k2", 2**62, public_key=None, sealed=True, hsm_id=b""),
-        Target(name="t", kind="vault", settings={"a": "é"}, kek_id="k", kek_thumbprint="00", created_at=T0),
-        *(
-            Import(
-                key="payments", version=1, target=target, remote_name="r", remote_version="", state=ImportState.PENDING,
-                kek_thumbprint="00", blob_sha256="", failure="", started_at=T0, proven_at=proven,
-            )
-            for target, proven in (("t", None), ("u", T0))
-        ),
-        Operator(name="alice", groups=("a", "b"), state=OperatorState.ENABLED, not_before=T0, created_at=T0),
-        Operator(name="bob", groups=(), state=OperatorState.REMOVED, not_before=T0, created_at=T0),
-        PolicyDocument(version=1, text="permit(principal, action, resource);\n" * 1000, author="a", created_at=T0),
-        Receipt(
-            principal="operator/alice", request_id="r", rpc="x", digest="00", resource="key/a", version=0, created_at=T0
-        ),
-        Receipt(
-            principal="operator/alice", request_id="s", rpc="x", digest="00", resource="a/b", version=1, created_at=T0,
-            values_mac=b"\0mac",
-        ),
-        head(),
-        rule(),
-        rule("none", matchers=(), findings=(), single_use=False),
-        Secret(name="a/b", labels={"team": "x"}, latest=1, created_at=T0, updated_at=T0, expires_at=last),
-        Secret(name="a/c", labels={}, latest=0, created_at=T0, updated_at=T0),
-        SecretVersion(
-            secret="a/b", number=1, state=SecretVersionState.DELETED, fields=("user", "pass"), root=1, data_key=b"\0k",
-            sealed=b"", author="operator/alice", created_at=T0,
-        ),
-        SecretRead(secret="a/b", principal="pipeline/deploy", read_at=T0),
-        RootKey(version=1, hsm_id=bytes(16), created_at=T0),
-        session(),
-        lease(),
-        UsedToken(issuer="https://ci", jti="j", until=last),
-        Operation(
-            subject="key/a/1", number=1, kind="make-key-version", state=OperationState.RUNNING, step=0,
-            memory={"exportable": "1"}, principal="operator/alice", failure="", attempts=0, created_at=T0, due_at=T0,
-        ),
-        Receipt(
-            principal="operator/alice", request_id="t", rpc="x", digest="00", resource="a", version=1, created_at=T0,
-            operation=1,
-        ),
-    ]  # fmt: skip
+    """Two of each kind: one with as little as there can be in it, one with as much."""
+    return [sample(kind, full=full) for kind in RECORDS for full in (False, True)]
 
 
 ROW_KEY = bytes(range(32))
@@ -241,7 +214,7 @@ def opened(config: StoreConfig) -> Iterator[SqlStore]:
         store.close()
 
 
-def put(store: SqlStore, *records: Record) -> None:
+def put(store: Store, *records: Record) -> None:
     with store.write(entry()) as write:
         for record in records:
             write.add(record)
@@ -278,17 +251,22 @@ class BadJournalError(Exception):
 
 def read_journal(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The records of each chain, every line checked as docs/audit-format.md says; ``BadJournalError`` if one is off."""
+    files = sorted(folder.glob("*.jsonl"))
+    return read_chains((path.name, path.name.split(".")[0], path.read_bytes()) for path in files)
+
+
+def read_chains(files: Iterable[tuple[str, str, bytes]]) -> dict[str, list[dict[str, Any]]]:
+    """As ``read_journal``, of files by name, chain and content."""
     chains: dict[str, list[dict[str, Any]]] = {}
     ends: dict[str, str] = {}
     torn: set[str] = set()
-    for path in sorted(folder.glob("*.jsonl")):
-        *lines, rest = path.read_bytes().split(b"\n")
-        name = path.name.split(".")[0]
+    for title, name, content in files:
+        *lines, rest = content.split(b"\n")
         if name in torn:
-            raise BadJournalError(f"{path.name}: a file after a torn line")
+            raise BadJournalError(f"{title}: a file after a torn line")
         torn |= {name} if rest else set()
         for place, line in enumerate(lines, 1):
-            _link(line, name, chains.setdefault(name, []), ends, f"{path.name}:{place}")
+            _link(line, name, chains.setdefault(name, []), ends, f"{title}:{place}")
     return chains
 
 

@@ -14,9 +14,12 @@ from broker.core import ports
 from broker.core.errors import InvalidRequest
 from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.model import RemoteKey, WrappingKey
-from broker.core.ports import KeyRef
+from broker.core.ports import Cargo, KeyRef, Offer
 from broker.targets import Surroundings, connector
 from tests.contracts.hsm_keys import made, unmade
+from tests.fakes.fresh_keys import KIND as FRESH_KEYS
+from tests.fakes.fresh_keys import FreshKeys
+from tests.fakes.hsm import SoftwareHsm
 from tests.servers import azure
 from tests.servers.openbao import OpenBao
 
@@ -40,14 +43,20 @@ class Place:
     def born(self, key_type: KeyType, usage: KeyUsage) -> KeyRef:
         return made(self.hsm, unmade(key_type, usage), exportable=True)
 
-    def wrapped(self, key: KeyRef, kek: WrappingKey | None = None) -> tuple[bytes, OaepHash]:
+    def offer(self, cargo: Cargo) -> Offer:
+        """What the core would wrap for."""
+        return self.port.offer(cargo) if self.port.fresh else self.port.offer()
+
+    def wrapped(self, key: KeyRef, kek: WrappingKey) -> tuple[bytes, OaepHash]:
         chosen = self.port.oaep_hash(self.hsm.report().oaep_hashes)
-        return self.hsm.wrap(key, kek or self.port.wrapping_key(), chosen, exact=self.port.exact_wrap), chosen
+        return self.hsm.wrap(key, kek, chosen, exact=self.port.exact_wrap), chosen
 
     def imported(self, key: KeyRef, name: str = "", *, first: bool = True) -> RemoteKey:
         name = name or fresh()
-        blob, chosen = self.wrapped(key)
-        self.port.import_key(name, key.type, key.usage, blob, chosen, first=first)
+        cargo = cargo_of(key, name, first=first)
+        offer = self.offer(cargo)
+        blob, chosen = self.wrapped(key, offer.key)
+        self.port.import_key(cargo, blob, chosen, offer.token)
         return self.port.versions(name)[-1]
 
     def takes(self, key_type: KeyType, usage: KeyUsage) -> bool:
@@ -60,6 +69,10 @@ class Place:
             return True
         assert told == ("KEY_TYPE_UNSUPPORTED", True)
         return False
+
+
+def cargo_of(key: KeyRef, name: str, *, first: bool = True) -> Cargo:
+    return Cargo(name=name, type=key.type, usage=key.usage, first=first)
 
 
 def fresh() -> str:
@@ -94,10 +107,15 @@ def _real_azure(request: pytest.FixtureRequest, folder: Path) -> Place:
     )
 
 
+def _fresh_keys(_: pytest.FixtureRequest, __: Path) -> Place:
+    return Place(FreshKeys(), SoftwareHsm())
+
+
 PLACES: dict[str, tuple[str, Callable[[pytest.FixtureRequest, Path], Place]]] = {
     "openbao": ("vault", _vault),
     "premium": (azure.KIND, _premium),
     "managed-hsm": (azure.KIND, _managed_hsm),
+    "fresh-keys": (FRESH_KEYS, _fresh_keys),
     **({"azure": (azure.KIND, _real_azure)} if REAL["vault_url"] else {}),
 }
 """By name: the kind of target, and how it is reached."""

@@ -1,4 +1,5 @@
-"""What every kind of target owes the core (``ports.Target``), on the real server of each kind and a real HSM.
+"""What every kind of target owes the core (``ports.Target``), on the real server of each kind and a real HSM, and what
+the fake owes that makes a wrapping key for each import, all of it in memory.
 
 The kinds are found by walking the folders; a folder without a place to be tried in fails the suite.
 """
@@ -18,9 +19,10 @@ from broker.core.errors import WrongState
 from broker.core.imports.proof import opens, prove
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import RemoteKey, WrappingKey
-from broker.core.ports import KeyRef
+from broker.core.ports import Cargo, KeyRef
 from broker.targets import kinds
-from tests.contracts.target_places import PLACES, REAL, Place, fresh
+from tests.contracts.target_places import PLACES, REAL, Place, cargo_of, fresh
+from tests.fakes.fresh_keys import KIND as FRESH_KEYS
 
 KEYS = [
     (KeyType.RSA_2048, KeyUsage.SIGN),
@@ -42,7 +44,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 def test_there_is_a_place_for_each_kind() -> None:
-    assert {kind for kind, _ in PLACES.values()} == set(kinds())
+    assert {kind for kind, _ in PLACES.values()} == set(kinds()) | {FRESH_KEYS}
 
 
 @pytest.mark.skipif(not REAL["vault_url"], reason="no real Azure: docs/azure.md says which variables name one")
@@ -51,13 +53,26 @@ def test_the_real_azure_is_among_the_places() -> None:
 
 
 def test_the_kek_is_rsa_of_a_fair_size_named_and_has_its_thumbprint(place: Place) -> None:
-    kek = place.port.wrapping_key()
+    kek = place.offer(cargo_of(place.born(KeyType.EC_P256, KeyUsage.SIGN), fresh())).key
     public = load_der_public_key(kek.public_key)
     assert isinstance(public, rsa.RSAPublicKey)
     assert public.key_size >= 2048
     assert hashlib.sha256(kek.public_key).hexdigest() == kek.thumbprint
     assert kek.id
-    assert place.port.wrapping_key() == kek
+
+
+def test_an_offer_is_the_same_for_all_or_another_one_each_time(place: Place) -> None:
+    cargo = cargo_of(place.born(KeyType.EC_P256, KeyUsage.SIGN), fresh())
+    offers = [place.offer(cargo) for _ in range(2)]
+    assert (offers[0].key == offers[1].key) is not place.port.fresh
+    assert offers[0].token not in repr(offers[0]) or not offers[0].token
+    if not place.port.fresh:
+        assert place.port.offer(cargo) == place.port.offer()
+
+
+def test_a_file_is_carried_only_where_the_kek_lasts(place: Place) -> None:
+    assert not (place.port.fresh and place.port.files)
+    assert not (place.port.fresh and place.port.keks)
 
 
 def test_the_best_hash_that_both_can_do_is_used(place: Place) -> None:
@@ -78,7 +93,8 @@ def test_a_key_from_the_hsm_is_imported_read_back_and_does_there_what_it_does_he
     remote = place.imported(key)
     assert (remote.public_key, remote.enabled, remote.exposed) == (key.public_key, True, "")
     assert place.port.versions(remote.name) == [remote]
-    assert remote.name in place.port.names()
+    if place.port.keks:
+        assert remote.name in place.port.keks.names()
     prove(place.hsm, place.port, key, remote)
 
 
@@ -212,7 +228,9 @@ def test_key_types_that_cannot_be_imported_are_refused_with_the_reason(place: Pl
 ])  # fmt: skip
 def test_BY_07_a_damaged_blob_is_refused_and_nothing_is_there_afterwards(place: Place, fault: str) -> None:
     key, name = place.born(KeyType.EC_P256, KeyUsage.SIGN), fresh()
-    blob, chosen = place.wrapped(key)
+    cargo = cargo_of(key, name)
+    offer = place.offer(cargo)
+    blob, chosen = place.wrapped(key, offer.key)
     if fault == "other-kek":
         other = place.born(KeyType.RSA_2048, KeyUsage.ENCRYPT).public_key or b""
         blob, _ = place.wrapped(
@@ -225,7 +243,7 @@ def test_BY_07_a_damaged_blob_is_refused_and_nothing_is_there_afterwards(place: 
         "flipped-tail": blob[:-1] + bytes([blob[-1] ^ 1]),
     }.get(fault, blob)  # fmt: skip
     with pytest.raises(WrongState) as caught:
-        place.port.import_key(name, key.type, key.usage, blob, chosen, first=True)
+        place.port.import_key(cargo, blob, chosen, offer.token)
     assert caught.value.reason == "TARGET_REFUSED"
     assert place.port.versions(name) == []
     assert base64.b64encode(blob).decode() not in caught.value.message or not blob
@@ -234,12 +252,14 @@ def test_BY_07_a_damaged_blob_is_refused_and_nothing_is_there_afterwards(place: 
 
 def test_a_blob_of_another_type_than_said_is_refused(place: Place) -> None:
     key, name = place.born(KeyType.EC_P256, KeyUsage.SIGN), fresh()
-    blob, chosen = place.wrapped(key)
     for other in (KeyType.EC_P384, KeyType.RSA_2048, KeyType.AES_256):
         usage = KeyUsage.ENCRYPT if other.symmetric else KeyUsage.SIGN
         if not place.takes(other, usage):
             continue
+        cargo = Cargo(name=name, type=other, usage=usage, first=True)
+        offer = place.offer(cargo)
+        blob, chosen = place.wrapped(key, offer.key)
         with pytest.raises(WrongState) as caught:
-            place.port.import_key(name, other, usage, blob, chosen, first=True)
+            place.port.import_key(cargo, blob, chosen, offer.token)
         assert caught.value.reason == "TARGET_REFUSED"
     assert place.port.versions(name) == []

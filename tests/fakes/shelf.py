@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from broker.core.errors import BrokerError, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import RemoteKey, Terms, WrappingKey
+from broker.core.ports import Cargo, Offer
 
 NONCE = 12
 
@@ -57,6 +58,8 @@ class Shelf:
     """The ``Target`` port, of EC P-256 and AES-256."""
 
     exact_wrap = False
+    fresh = False
+    keks = None
 
     def __init__(self) -> None:
         self.passing: Callable[[str], None] = lambda _: None
@@ -65,8 +68,17 @@ class Shelf:
         self.swaps = False
         self.refuses: dict[str, list[BrokerError]] = {}
 
-    def wrapping_key(self) -> WrappingKey:
-        return kek()
+    @property
+    def terms(self) -> Shelf:
+        """It keeps terms, and takes files."""
+        return self
+
+    @property
+    def files(self) -> Shelf:
+        return self
+
+    def offer(self, cargo: Cargo | None = None) -> Offer:  # noqa: ARG002 (the one it has)
+        return Offer(key=kek())
 
     def oaep_hash(self, offered: tuple[OaepHash, ...]) -> OaepHash:
         return offered[0]
@@ -98,19 +110,10 @@ class Shelf:
         given = json.loads(file)
         self._take(name, KeyType(given["type"]), bytes.fromhex(given["blob"]), OaepHash(given["hash"]))
 
-    def import_key(
-        self,
-        name: str,
-        key_type: KeyType,
-        usage: KeyUsage,  # noqa: ARG002 (the port's)
-        blob: bytes,
-        oaep_hash: OaepHash,
-        *,
-        first: bool,  # noqa: ARG002
-    ) -> None:
+    def import_key(self, cargo: Cargo, blob: bytes, oaep_hash: OaepHash, token: str) -> None:  # noqa: ARG002
         self.passing("before an upload")
         self.uploads += 1
-        self._take(name, key_type, blob, oaep_hash)
+        self._take(cargo.name, cargo.type, blob, oaep_hash)
         self.passing("after an upload")
         self._answer("import_key")
 

@@ -11,9 +11,9 @@ from broker.core import ports
 from broker.core.imports.handover import Exported, Handover
 from broker.core.imports.ledger import Imported
 from broker.core.model import Key, Terms
-from broker.targets.azure_key_vault.fake import FakeVault, KeyVersion
 from tests.integration.import_bench import Ground
 from tests.servers import azure
+from tests.servers.azure_key_vault import FakeVault, KeyVersion
 from tests.servers.shim import HsmElsewhere
 
 

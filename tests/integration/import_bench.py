@@ -176,7 +176,7 @@ class Ground:
 
     def arrived(self, key: Key) -> bool:
         """Whether the target has any key of this name."""
-        return key.name in self.connect("bao", self.kind, self.settings).names()
+        return self.connect("bao", self.kind, self.settings).versions(key.name) != []
 
     def journalled(self) -> str:
         return "".join(file.read_text() for file in sorted(self.journal.rglob("*")) if file.is_file())

@@ -13,7 +13,9 @@ from broker.core.errors import BrokerError, Unavailable
 from broker.core.kinds import SignatureAlgorithm
 from broker.targets import https
 from broker.targets.azure_key_vault.connection import Connection
-from broker.targets.azure_key_vault.fake import (
+from tests.integration.test_azure_target import SHA1, Bench, cargo, refusal
+from tests.servers.azure import kek_of, target_of
+from tests.servers.azure_key_vault import (
     Effect,
     FakeVault,
     Refused,
@@ -24,8 +26,6 @@ from broker.targets.azure_key_vault.fake import (
     unauthorized,
     unavailable,
 )
-from tests.integration.test_azure_target import P256, SHA1, SIGN, Bench, refusal
-from tests.servers.azure import kek_of, target_of
 from tests.servers.openbao import self_signed
 
 
@@ -52,31 +52,31 @@ def imported(bench: Bench) -> Callable[[], str]:
 def test_BY_04_a_challenge_for_another_resource_is_refused_and_no_token_is_sent(bench: Bench, resource: str) -> None:
     bench.vault.resource = resource
     for _ in range(2):  # nor is it kept
-        refusal(bench.port.wrapping_key, "TARGET_CHALLENGE_REFUSED")
+        refusal(bench.port.offer, "TARGET_CHALLENGE_REFUSED")
     assert (bench.vault.login.accepted, bench.vault.login.refused) == (0, 0)
     bench.vault.resource = bench.vault.url
-    assert bench.port.wrapping_key().id == bench.kek
+    assert bench.port.offer().key.id == bench.kek
 
 
 def test_BY_04_a_later_challenge_for_another_resource_is_refused_too(bench: Bench) -> None:
-    bench.port.wrapping_key()
+    bench.port.offer()
     shown = bench.vault.login.accepted
     bench.vault.resource = "https://graph.microsoft.com"
     bench.vault.faults.add(unauthorized())
-    refusal(bench.port.wrapping_key, "TARGET_CHALLENGE_REFUSED")
+    refusal(bench.port.offer, "TARGET_CHALLENGE_REFUSED")
     assert bench.vault.login.accepted == shown + 1  # the request that was challenged, and none after it
 
 
 def test_a_token_that_is_not_accepted_any_more_is_read_again(bench: Bench) -> None:
-    bench.port.wrapping_key()
+    bench.port.offer()
     bench.vault.token = "renewed"
-    assert "tenant" in refusal(bench.port.wrapping_key, "TARGET_DENIED").message
+    assert "tenant" in refusal(bench.port.offer, "TARGET_DENIED").message
     bench.vault.token_file.write_text("renewed")
-    assert bench.port.wrapping_key().id == bench.kek
+    assert bench.port.offer().key.id == bench.kek
     bench.vault.faults.add(insufficient_claims())
-    assert bench.port.wrapping_key().id == bench.kek
+    assert bench.port.offer().key.id == bench.kek
     bench.vault.token_file.chmod(0o644)
-    refusal(bench.port.wrapping_key, "TARGET_CREDENTIAL_UNUSABLE")
+    refusal(bench.port.offer, "TARGET_CREDENTIAL_UNUSABLE")
 
 
 def test_the_token_is_for_each_file_that_is_named(bench: Bench, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_token_is_for_each_file_that_is_named(bench: Bench, tmp_path: Path) 
     (folder / "vault.token").touch(mode=0o600)
     (folder / "vault.token").write_text(bench.vault.token)
     bench.vault.token_file.unlink()
-    assert target_of(bench.vault, bench.kek, tmp_path, file="vault.token").wrapping_key().id == bench.kek
+    assert target_of(bench.vault, bench.kek, tmp_path, file="vault.token").offer().key.id == bench.kek
 
 
 # ---- uploads -------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_BY_15_an_upload_that_was_put_off_and_yet_arrived_is_not_sent_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def arrives_after_all(_transport: object, _wait: float) -> None:
-        target_of(bench.vault, bench.kek, bench.folder).import_key("web", P256, SIGN, bench.blob(), SHA1, first=True)
+        target_of(bench.vault, bench.kek, bench.folder).import_key(cargo("web"), bench.blob(), SHA1)
 
     monkeypatch.setattr("azure.core.pipeline.transport.RequestsTransport.sleep", arrives_after_all)
     bench.vault.faults.add(throttled(1), on="^PUT ")
@@ -137,7 +137,7 @@ def test_BY_15_an_upload_that_was_put_off_and_yet_arrived_is_not_sent_again(
 
 def test_a_long_wait_is_told_and_not_waited_for(bench: Bench) -> None:
     bench.vault.faults.add(throttled(60), times=9)
-    error = refusal(bench.port.wrapping_key, "TARGET_THROTTLED")
+    error = refusal(bench.port.offer, "TARGET_THROTTLED")
     assert error.metadata == {"retry_after_seconds": "60"}
     assert isinstance(error, Unavailable)
 
@@ -147,12 +147,12 @@ def test_what_changes_nothing_is_tried_again_a_little(bench: Bench, monkeypatch:
     version = bench.imported("web")
     for spoilt in (unavailable(), throttled(1), Effect.CUT):
         bench.vault.faults.add(spoilt, on="^GET ")
-        assert bench.port.wrapping_key().id == bench.kek
+        assert bench.port.offer().key.id == bench.kek
     for spoilt in (unavailable(), throttled(1)):
         bench.vault.faults.add(spoilt, on="/sign")
         bench.port.sign("web", version, SignatureAlgorithm.ES256, b"m")
     bench.vault.faults.add(unavailable(), times=99)
-    refusal(bench.port.wrapping_key, "TARGET_UNREACHABLE")
+    refusal(bench.port.offer, "TARGET_UNREACHABLE")
 
 
 @pytest.mark.parametrize(("answer", "reason"), [
@@ -178,32 +178,32 @@ def test_BY_03_a_vault_that_points_to_another_server_is_not_followed(bench: Benc
     with FakeVault(folder) as other:
         bench.fill(27)
         bench.vault._rest._url = other.url  # where its next page is said to be
-        refusal(bench.port.names, "TARGET_REFUSED")
+        refusal(bench.port.keks.names, "TARGET_REFUSED")
         assert other.requests == []
 
 
 def test_BY_01_a_lookalike_with_another_certificate_is_sent_nothing(bench: Bench, tmp_path: Path) -> None:
     stranger, _ = self_signed(tmp_path / "stranger")
     bench.vault.ca_file.write_bytes(stranger.read_bytes())
-    refusal(target_of(bench.vault, bench.kek, tmp_path).wrapping_key, "TARGET_TLS_UNTRUSTED")
+    refusal(target_of(bench.vault, bench.kek, tmp_path).offer, "TARGET_TLS_UNTRUSTED")
     assert bench.vault.requests == []
     bench.vault.ca_file.write_text("no certificate")
     with pytest.raises(BrokerError):
-        target_of(bench.vault, bench.kek, tmp_path).wrapping_key()
+        target_of(bench.vault, bench.kek, tmp_path).offer()
 
 
 def test_proxies_and_azures_own_variables_change_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "REQUESTS_CA_BUNDLE", "AZURE_AUTHORITY_HOST"):
         monkeypatch.setenv(name, "https://127.0.0.1:1")
     monkeypatch.setenv("AZURE_LOG_LEVEL", "DEBUG")
-    assert bench.port.wrapping_key().id == bench.kek
+    assert bench.port.offer().key.id == bench.kek
 
 
 def test_silence_is_given_up_in_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(https, "READ_SECONDS", 0.3)
     monkeypatch.setattr(https, "TOTAL_SECONDS", 1.0)
     bench.vault.faults.add(Effect.HANG, times=99)
-    assert "in time" in refusal(bench.port.wrapping_key, "TARGET_UNREACHABLE").message
+    assert "in time" in refusal(bench.port.offer, "TARGET_UNREACHABLE").message
     refusal(imported(bench), "TARGET_UNREACHABLE")
 
 
@@ -212,8 +212,8 @@ def test_a_vault_that_is_away_is_told(tmp_path: Path) -> None:
     folder.mkdir()
     with FakeVault(folder) as away:
         port = target_of(away, away.add_kek(), tmp_path)
-        port.wrapping_key()
-    refusal(port.wrapping_key, "TARGET_UNREACHABLE")
+        port.offer()
+    refusal(port.offer, "TARGET_UNREACHABLE")
 
 
 @pytest.mark.parametrize("answer", [
@@ -221,7 +221,7 @@ def test_a_vault_that_is_away_is_told(tmp_path: Path) -> None:
     b'{"value": [{"kid": "https://x/keys/web/latest"}]}', b"[" * 200_000, b'{"key": {"kty": "RSA-HSM"}}',
 ])  # fmt: skip
 def test_answers_that_are_none_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
-    bench.port.wrapping_key()
+    bench.port.offer()
     sent = https._BoundedAdapter.send
 
     def garbled(adapter: https._BoundedAdapter, *arguments: object, **options: object) -> object:
@@ -230,7 +230,7 @@ def test_answers_that_are_none_are_told(bench: Bench, monkeypatch: pytest.Monkey
         return response
 
     monkeypatch.setattr(https._BoundedAdapter, "send", garbled)
-    for act in (bench.port.wrapping_key, lambda: bench.port.sign("web", "0" * 32, SignatureAlgorithm.ES256, b"m")):
+    for act in (bench.port.offer, lambda: bench.port.sign("web", "0" * 32, SignatureAlgorithm.ES256, b"m")):
         with pytest.raises(BrokerError) as caught:
             act()
         assert caught.value.reason in {"TARGET_REFUSED", "TARGET_UNREACHABLE", "REMOTE_KEY_MISSING", "KEK_UNSUITABLE"}
@@ -245,8 +245,8 @@ def test_no_token_and_no_blob_shows_in_logs_representations_or_refusals(
     caplog.set_level(logging.DEBUG)
     bench.imported("web")
     bench.vault.faults.add(forbidden(message=bench.vault.token))
-    error = refusal(bench.port.wrapping_key, "TARGET_DENIED")
-    connection = bench.port._connection  # type: ignore[attr-defined]
+    error = refusal(bench.port.offer, "TARGET_DENIED")
+    connection = bench.port._connection
     assert isinstance(connection, Connection)
     shown = [error.message, str(error.metadata), repr(bench.port), repr(connection), caplog.text]
     assert not [text for text in shown if bench.vault.token in text]
@@ -261,7 +261,7 @@ def test_many_threads_share_one_target(bench: Bench) -> None:
         try:
             for _ in range(5):
                 bench.port.sign("web", version, SignatureAlgorithm.ES256, b"m")
-                assert bench.port.wrapping_key().id == kek_of(bench.vault)
+                assert bench.port.offer().key.id == kek_of(bench.vault)
         except BaseException as error:  # noqa: BLE001 - told below
             faults.append(error)
 

@@ -11,10 +11,10 @@ import pytest
 
 from broker.core.errors import BrokerError
 from broker.targets import https
-from broker.targets.azure_key_vault import target
-from broker.targets.azure_key_vault.fake import FakeVault
+from broker.targets.azure_key_vault import kek
 from tests.integration.test_azure_target import Bench, refusal
 from tests.servers.azure import target_of
+from tests.servers.azure_key_vault import FakeVault
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def lie(monkeypatch: pytest.MonkeyPatch, method: str, change: Callable[[Any], An
 def test_BY_02_a_new_kek_is_only_pinned_under_an_id_that_it_can_have(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, kid: str
 ) -> None:
-    monkeypatch.setattr(target, "KEK_BITS", 2048)  # as good for this, and made sooner
+    monkeypatch.setattr(kek, "KEK_BITS", 2048)  # as good for this, and made sooner
     named = kid.format(url=bench.vault.url)
     lie(monkeypatch, "POST", lambda body: {**body, "key": {**body["key"], "kid": named}})
-    refusal(target_of(bench.vault, "new", bench.folder).create_wrapping_key, "TARGET_REFUSED")
+    refusal(target_of(bench.vault, "new", bench.folder).keks.create_wrapping_key, "TARGET_REFUSED")
 
 
 @pytest.mark.parametrize("attributes", ["x", 1.5, [], [[]]])

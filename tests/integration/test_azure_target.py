@@ -18,11 +18,15 @@ from broker.core import ports
 from broker.core.errors import BrokerError, InvalidRequest
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import Terms, WrappingKey
-from broker.targets.azure_key_vault.fake import FakeVault
 from tests.servers.azure import put_kek, target_of
+from tests.servers.azure_key_vault import FakeVault
 from tests.servers.fake_azure import pkcs8, public_kek, wrapped
 
 P256, SIGN, SHA1 = KeyType.EC_P256, KeyUsage.SIGN, OaepHash.SHA1
+
+
+def cargo(name: str, key_type: KeyType = P256, usage: KeyUsage = SIGN, *, first: bool = True) -> ports.Cargo:
+    return ports.Cargo(name=name, type=key_type, usage=usage, first=first)
 
 
 class Bench:
@@ -31,20 +35,20 @@ class Bench:
     def __init__(self, vault: FakeVault, folder: Path) -> None:
         self.vault, self.folder = vault, folder
         self.kek = put_kek(vault)
-        self.port: ports.Target = target_of(vault, self.kek, folder)
+        self.port = target_of(vault, self.kek, folder)
 
     def blob(self, target: bytes | None = None) -> bytes:
         return wrapped(public_kek(self.vault), target or pkcs8(ec.generate_private_key(ec.SECP256R1())))
 
     def imported(self, name: str, *, first: bool = True) -> str:
-        self.port.import_key(name, P256, SIGN, self.blob(), SHA1, first=first)
-        return self.port.versions(name)[-1].version
+        self.port.import_key(cargo(name, first=first), self.blob(), SHA1)
+        return str(self.port.versions(name)[-1].version)
 
     def fill(self, count: int) -> list[str]:
         """That many keys, and their names."""
         names = [f"k-{number:02}" for number in range(count)]
         for name in names:
-            self.port.import_key(name, P256, SIGN, self.blob(), SHA1, first=True)
+            self.port.import_key(cargo(name), self.blob(), SHA1)
         return names
 
     def sent(self, method: str) -> list[str]:
@@ -77,52 +81,52 @@ def test_BY_02_a_kek_that_can_do_more_or_is_weaker_than_it_should_is_refused(
     premium: FakeVault, tmp_path: Path, options: dict[str, Any], reason: str, says: str
 ) -> None:
     port = target_of(premium, premium.add_kek(**options), tmp_path)
-    assert says in refusal(port.wrapping_key, reason).message
+    assert says in refusal(port.offer, reason).message
 
 
 def test_BY_02_a_kek_that_is_disabled_or_exportable_is_refused(bench: Bench) -> None:
     held = bench.vault.versions("kek")[-1]
     held.attributes.exportable = True
-    assert "exportable" in refusal(bench.port.wrapping_key, "KEK_UNSUITABLE").message
+    assert "exportable" in refusal(bench.port.offer, "KEK_UNSUITABLE").message
     held.attributes.exportable, held.attributes.enabled = False, False
-    assert "disabled" in refusal(bench.port.wrapping_key, "KEK_UNSUITABLE").message
+    assert "disabled" in refusal(bench.port.offer, "KEK_UNSUITABLE").message
 
 
 def test_BY_01_another_key_under_the_pinned_id_has_another_thumbprint(bench: Bench) -> None:
-    before = bench.port.wrapping_key()
+    before = bench.port.offer().key
     bench.vault.swap_kek()
-    after = bench.port.wrapping_key()
+    after = bench.port.offer().key
     assert after.id == before.id == bench.kek
     assert after.thumbprint != before.thumbprint
 
 
 def test_BY_14_a_kek_that_was_rotated_or_is_gone_is_not_replaced_by_what_is_there_now(bench: Bench) -> None:
-    pinned = bench.port.wrapping_key()
+    pinned = bench.port.offer().key
     bench.vault.add_kek()
-    assert bench.port.wrapping_key() == pinned  # the version that was pinned, not the newest
+    assert bench.port.offer().key == pinned  # the version that was pinned, not the newest
     gone = target_of(bench.vault, bench.kek[:-4] + "0000", bench.folder)
-    refusal(gone.wrapping_key, "TARGET_KEK_MISSING")
+    refusal(gone.offer, "TARGET_KEK_MISSING")
 
 
 def test_BY_14_a_blob_for_a_kek_that_has_expired_since_is_refused_and_not_sent_for_another(bench: Bench) -> None:
     blob = bench.blob()
     bench.vault.versions("kek")[-1].attributes.expires = 1
-    error = refusal(lambda: bench.port.import_key("web", P256, SIGN, blob, SHA1, first=True), "KEK_UNSUITABLE")
+    error = refusal(lambda: bench.port.import_key(cargo("web"), blob, SHA1), "KEK_UNSUITABLE")
     assert "has expired" in error.message
     assert bench.port.versions("web") == []
 
 
 def test_a_kek_is_made_for_importing_only_and_a_name_in_use_is_left_alone(premium: FakeVault, tmp_path: Path) -> None:
     port = target_of(premium, "new-kek", tmp_path)
-    refusal(port.wrapping_key, "TARGET_SETTINGS_INVALID")
-    made = port.create_wrapping_key()
+    refusal(port.offer, "TARGET_SETTINGS_INVALID")
+    made = port.keks.create_wrapping_key()
     (held,) = premium.versions("new-kek")
     assert (held.key_ops, held.kty) == (["import"], "RSA-HSM")
     assert isinstance(held.material, rsa.RSAPrivateKey)
     assert held.material.key_size == 4096
     assert made.id == f"{premium.url}/keys/new-kek/{held.version}"
-    assert target_of(premium, made.id, tmp_path).wrapping_key() == made
-    assert made.id in refusal(port.create_wrapping_key, "TARGET_KEK_EXISTS").message
+    assert target_of(premium, made.id, tmp_path).offer().key == made
+    assert made.id in refusal(port.keks.create_wrapping_key, "TARGET_KEK_EXISTS").message
     assert premium.versions("new-kek") == [held]
 
 
@@ -131,7 +135,7 @@ def test_a_kek_is_made_for_importing_only_and_a_name_in_use_is_left_alone(premiu
 
 def test_the_transfer_file_is_the_specifications_and_goes_out_as_azs_does(bench: Bench) -> None:
     blob = bench.blob()
-    bench.port.import_key("web", P256, SIGN, blob, SHA1, first=True)
+    bench.port.import_key(cargo("web"), blob, SHA1)
     request = next(seen for seen in bench.vault.requests if seen.method == "PUT" and seen.body)
     body = json.loads(request.body)
     file = base64.urlsafe_b64decode(body["key"].pop("key_hsm") + "==")
@@ -144,7 +148,7 @@ def test_the_transfer_file_is_the_specifications_and_goes_out_as_azs_does(bench:
         "header": {"kid": bench.kek, "alg": "dir", "enc": "CKM_RSA_AES_KEY_WRAP"},
         "ciphertext": base64.urlsafe_b64encode(blob).rstrip(b"=").decode(),
     }
-    assert bench.port.transfer_file(P256, SIGN, blob, bench.port.wrapping_key(), SHA1) == file
+    assert bench.port.files.transfer_file(P256, SIGN, blob, bench.port.offer().key, SHA1) == file
 
 
 def test_BY_07_what_cannot_be_a_transfer_blob_is_not_sent(bench: Bench) -> None:
@@ -152,8 +156,8 @@ def test_BY_07_what_cannot_be_a_transfer_blob_is_not_sent(bench: Bench) -> None:
     blob = bench.blob()
     for wrong, digest in ((b"", SHA1), (blob[:-1], SHA1), (blob[:256], SHA1), (blob, OaepHash.SHA256)):
         for act in (
-            lambda wrong=wrong, digest=digest: bench.port.import_key("web", P256, SIGN, wrong, digest, first=True),
-            lambda wrong=wrong, digest=digest: bench.port.transfer_file(P256, SIGN, wrong, kek, digest),
+            lambda wrong=wrong, digest=digest: bench.port.import_key(cargo("web"), wrong, digest),
+            lambda wrong=wrong, digest=digest: bench.port.files.transfer_file(P256, SIGN, wrong, kek, digest),
         ):
             refusal(act, "TARGET_REFUSED")
     assert bench.vault.requests == []
@@ -161,7 +165,7 @@ def test_BY_07_what_cannot_be_a_transfer_blob_is_not_sent(bench: Bench) -> None:
 
 def test_BY_07_a_refused_blob_is_told_with_its_size_and_kek_and_never_quoted(bench: Bench) -> None:
     blob = bench.blob(b"no PKCS#8 at all")
-    error = refusal(lambda: bench.port.import_key("web", P256, SIGN, blob, SHA1, first=True), "TARGET_REFUSED")
+    error = refusal(lambda: bench.port.import_key(cargo("web"), blob, SHA1), "TARGET_REFUSED")
     assert f"{len(blob)} bytes for {bench.kek}" in error.message
     assert "PrivateKeyInfo" not in error.message  # the service's own text
     assert bench.vault.versions("web") == []
@@ -186,8 +190,8 @@ def test_BY_10_somebody_elses_key_gets_no_further_version(bench: Bench) -> None:
 
 
 def test_names_come_from_all_pages(bench: Bench) -> None:
-    assert bench.port.names() == ["kek"]
-    assert sorted([*bench.fill(27), "kek"]) == bench.port.names()
+    assert bench.port.keks.names() == ["kek"]
+    assert sorted([*bench.fill(27), "kek"]) == bench.port.keks.names()
 
 
 # ---- proof and terms -----------------------------------------------------------------------------------------------
@@ -208,7 +212,7 @@ def test_both_oaep_hashes_open_at_the_vault(bench: Bench) -> None:
     from broker.core.keys.use import encrypt_oaep  # noqa: PLC0415 - one test's need
 
     blob = bench.blob(pkcs8(rsa.generate_private_key(65537, 2048)))
-    bench.port.import_key("web", KeyType.RSA_2048, KeyUsage.ENCRYPT, blob, SHA1, first=True)
+    bench.port.import_key(cargo("web", KeyType.RSA_2048, KeyUsage.ENCRYPT), blob, SHA1)
     (held,) = bench.port.versions("web")
     for algorithm, digest in (
         (EncryptionAlgorithm.RSA_OAEP_SHA1, OaepHash.SHA1), (EncryptionAlgorithm.RSA_OAEP_SHA256, OaepHash.SHA256),
@@ -225,16 +229,16 @@ WHOLE = Terms(
 
 def test_a_version_is_held_to_its_terms_and_the_others_are_not(bench: Bench) -> None:
     first, second = bench.imported("web"), bench.imported("web", first=False)
-    bench.port.check_terms(P256, SIGN, WHOLE)
+    bench.port.terms.check_terms(P256, SIGN, WHOLE)
     for _ in range(2):
-        bench.port.settle("web", second, WHOLE)
+        bench.port.terms.settle("web", second, WHOLE)
     other, held = bench.vault.versions("web")
     assert (other.version, other.enabled, other.tags, other.key_ops) == (first, True, {}, ["sign", "verify"])
     assert (held.enabled, held.tags, held.key_ops) == (False, {"team": "blue"}, ["verify"])
     assert held.attributes.not_before == int(datetime(2031, 1, 1, tzinfo=UTC).timestamp())
     assert held.attributes.expires == int(datetime(2032, 1, 1, 12, 30, tzinfo=UTC).timestamp())
     patches = len(bench.sent("PATCH"))
-    bench.port.settle("web", first, Terms())  # asks for nothing
+    bench.port.terms.settle("web", first, Terms())  # asks for nothing
     assert len(bench.sent("PATCH")) == patches
 
 
@@ -245,7 +249,7 @@ def test_a_version_is_held_to_its_terms_and_the_others_are_not(bench: Bench) -> 
 ])  # fmt: skip
 def test_terms_that_the_service_does_not_keep_are_refused_before(bench: Bench, changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        bench.port.check_terms(P256, SIGN, replace(Terms(), **changes))
+        bench.port.terms.check_terms(P256, SIGN, replace(Terms(), **changes))
     assert caught.value.reason == "TERMS_UNSUPPORTED"
 
 
@@ -266,7 +270,7 @@ def test_missing_rights_are_all_named_at_once_and_nothing_is_changed_by_asking(b
     error = refusal(bench.port.check, "TARGET_DENIED")
     assert "import, sign" in error.message
     assert "Key Vault Crypto Officer" in error.message
-    assert bench.port.names() == ["kek"]
+    assert bench.port.keks.names() == ["kek"]
 
 
 def test_a_managed_hsm_asks_for_its_own_role_and_for_encryption_too(managed_hsm: FakeVault, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import pytest
 
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key, Lease, Operator, Receipt, Record, Secret, SecretRead, TrustRule, UsedToken
+from broker.core.records import RECORDS, key_of
 from broker.store.config import StoreConfig
-from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS
+from broker.store.rows import FIELDS, NAMES
 from broker.store.sql import SqlStore
-from broker.store.tables import key_of
 from tests.contracts.store_places import database, place
 from tests.contracts.store_samples import (
     ROW_KEY,
@@ -31,6 +31,7 @@ from tests.contracts.store_samples import (
     opened,
     put,
     rule,
+    sample,
     samples,
     session,
 )
@@ -69,7 +70,7 @@ def told(store: SqlStore, record: Record) -> list[str]:
 
 
 def row_of(dba: Dba, record: Record) -> Row:
-    names = PRIMARY_KEYS[type(record)]
+    names = RECORDS[type(record)].key
     (found,) = [row for row in dba.rows(NAMES[type(record)]) if tuple(row[name] for name in names) == key_of(record)]
     return found
 
@@ -89,7 +90,7 @@ def test_S_01_no_altered_cell_is_read_and_each_is_told(place: StoreConfig, recor
         put(store, record)
         good = row_of(dba, record)
         for field in FIELDS[type(record)]:
-            if field.name in PRIMARY_KEYS[type(record)]:
+            if field.name in RECORDS[type(record)].key:
                 continue
             cell = good[field.name]
             dba.put(
@@ -117,10 +118,10 @@ def test_S_01_a_row_under_another_primary_key_is_not_read(place: StoreConfig, re
     with opened(place) as store:
         put(store, record)
         good = row_of(dba, record)
-        for name in PRIMARY_KEYS[type(record)]:
+        for name in RECORDS[type(record)].key:
             moved = {**good, name: other(good[name])}
             dba.insert(table, moved)
-            place_of = tuple(moved[one] for one in PRIMARY_KEYS[type(record)])
+            place_of = tuple(moved[one] for one in RECORDS[type(record)].key)
             assert refused(lambda at=place_of: store.get(type(record), *at))  # type: ignore[misc]
             assert "altered" in told(store, record)
             dba.delete(table, moved)
@@ -355,7 +356,7 @@ def test_ST_04_rows_from_before_there_were_macs_are_vouched_for_once(place: Stor
     for _ in range(2):
         store = SqlStore(place, ROW_KEY, now, role="init", passing=True, adopting=True)
         assert store.findings == []
-        assert store.get(Operator, "alice") == next(one for one in samples() if isinstance(one, Operator))
+        assert store.get(Operator, "name") == sample(Operator)
         store.close()
     dba.run("UPDATE operators SET groups = '[\"admins\"]'")
     store = SqlStore(place, ROW_KEY, now, role="init", passing=True, adopting=True)

@@ -12,10 +12,11 @@ from broker.core.errors import WrongState
 from broker.core.kinds import KeyState
 from broker.core.model import Key, Operator, PolicyDocument
 from broker.setup import policy_in_force
+from broker.store.asked import asked
 from broker.store.config import StoreConfig
 from broker.store.tables import page
 from tests.contracts.store_places import database, place
-from tests.contracts.store_samples import T0, config, entry, key, opened, put, samples, version
+from tests.contracts.store_samples import T0, config, entry, key, opened, put, sample, version
 from tests.servers.databases import create_database, migrate
 from tests.servers.dba import Dba
 from tests.servers.postgres import Postgres
@@ -43,7 +44,7 @@ def test_S_01_another_genuine_row_than_the_one_asked_for_is_refused(postgres: Po
     found = config(postgres.url(name), tmp_path)
     migrate(found)
     dba = Dba(found)
-    alice = next(one for one in samples() if isinstance(one, Operator))
+    alice = replace(sample(Operator, full=True), name="alice")
     with opened(found) as store:
         put(store, alice, replace(alice, name="bob", groups=()), key("alice"), version("alice"))
     dba.run(LIES)
@@ -74,16 +75,16 @@ def test_a_row_of_a_long_page_that_is_changed_while_it_is_read_is_no_forgery(tmp
     with opened(found) as store:
         keys = [key(name) for name in ("a", "b", "c")]
         put(store, *keys)
-        rows = store._database.read(*page(Key, (), 9, {"state": keys[0].state.value}))
+        rows = store._database.read(*page(Key, asked(Key, {"state": keys[0].state.value}), (), 9))
         with store.write(entry()) as write:
             changed = write.replace(keys[0], keys[0])
         with store.write(entry()) as write:
             write.replace(keys[1], replace(keys[1], state=KeyState.DISABLED))
             write.delete(keys[2])
-        where = {"state": keys[0].state.value}
-        assert [store._listed(Key, row, where) for row in rows] == [changed, None, None]
+        wanted = asked(Key, {"state": keys[0].state.value})
+        assert [store._listed(Key, row, wanted) for row in rows] == [changed, None, None]
         assert (
-            store._readable(Key, rows[0], where) == changed
+            store._readable(Key, rows[0], wanted) == changed
         )  # no session that is renewed just now outlives a revocation
         forged = (*rows[0][:-1], b"another MAC")
-        assert refused(lambda: store._listed(Key, forged, where))
+        assert refused(lambda: store._listed(Key, forged, wanted))

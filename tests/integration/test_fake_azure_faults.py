@@ -18,7 +18,7 @@ from azure.keyvault.keys import JsonWebKey
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from broker.targets.azure_key_vault.fake import (
+from tests.servers.azure_key_vault import (
     Effect,
     FakeVault,
     Refused,
@@ -273,7 +273,7 @@ def test_many_at_once_make_a_version_each(premium: FakeVault) -> None:
 
 
 def test_it_can_be_started_by_hand_and_says_how_to_register_it() -> None:
-    command = [sys.executable, "-m", "broker.targets.azure_key_vault.fake", "--kind", "managed-hsm"]
+    command = [sys.executable, "-m", "tests.servers.azure_key_vault", "--kind", "managed-hsm"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         told = [process.stdout.readline() for _ in range(15)]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from broker.targets.azure_key_vault.fake import FakeVault
+from tests.servers.azure_key_vault import FakeVault
 from tests.servers.fake_azure import API, Raw, b64, ec_body, pkcs8, raw_to, transfer
 
 NOW = 1_800_000_000

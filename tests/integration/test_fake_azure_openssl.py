@@ -10,8 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from broker.targets.azure_key_vault.fake import FakeVault, Refused
-from broker.targets.azure_key_vault.fake.transfer import TransferFile
+from tests.servers.azure_key_vault import FakeVault, Refused
+from tests.servers.azure_key_vault.transfer import TransferFile
 from tests.servers.fake_azure import b64, byok, public_kek, raw_to, wrapped
 
 KINDS = {

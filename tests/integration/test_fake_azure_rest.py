@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker.targets.azure_key_vault.fake import FakeVault
-from broker.targets.azure_key_vault.fake.vault import MOST_VERSIONS
+from tests.servers.azure_key_vault import FakeVault
+from tests.servers.azure_key_vault.vault import MOST_VERSIONS
 from tests.servers.fake_azure import API, Raw, b64, byok, ec_body, pkcs8, public_kek, raw_to, wrapped
 
 NOW = 1_800_000_000

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_ds
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 
-from broker.targets.azure_key_vault.fake import FakeVault
+from tests.servers.azure_key_vault import FakeVault
 from tests.servers.fake_azure import Private, StaticToken, b64, crypto_client, key_client, pkcs8, raw_to, transfer
 
 MESSAGE = b"challenge"

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from broker.targets.azure_key_vault.fake import FakeVault
+from tests.servers.azure_key_vault import FakeVault
 from tests.servers.fake_azure import Private, Raw, b64, byok, pkcs8, public_kek, raw_to, transfer, wrapped
 
 CURVES: dict[str, ec.EllipticCurve] = {

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
 from broker.core.kinds import ImportState, KeyType, KeyUsage
 from broker.core.model import Terms
-from broker.targets.azure_key_vault.fake import FakeVault, forbidden
 from tests.integration.azure_bench import AzureBench, bench, vault
 from tests.integration.import_bench import same
+from tests.servers.azure_key_vault import FakeVault, forbidden
 from tests.servers.fake_azure import key_client
 from tests.servers.softhsm import KeysHsm
 

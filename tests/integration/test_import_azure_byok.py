@@ -16,10 +16,10 @@ from broker.core.errors import InvalidRequest
 from broker.core.imports.handover import Handover
 from broker.core.kinds import ImportState, KeyType
 from broker.core.model import Key, KeyVersion
-from broker.targets.azure_key_vault.fake import FakeVault
 from tests.integration.import_bench import Ground
 from tests.integration.openssl import opened_by_openssl, public_key_by_openssl
 from tests.servers import azure
+from tests.servers.azure_key_vault import FakeVault
 from tests.servers.fake_azure import key_client
 from tests.servers.shim import HsmElsewhere
 

@@ -10,9 +10,9 @@ from azure.keyvault.keys import JsonWebKey
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.kinds import ImportState, KeyType
 from broker.targets import connector
-from broker.targets.azure_key_vault.fake import Effect, Refused, conflict, forbidden, throttled, unavailable
 from tests.integration.azure_bench import AzureBench, bench, vault
 from tests.servers import azure
+from tests.servers.azure_key_vault import Effect, Refused, conflict, forbidden, throttled, unavailable
 from tests.servers.fake_azure import key_client
 
 EXACT_TYPES = [KeyType.EC_P256, KeyType.AES_256]

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from broker.targets.azure_key_vault.fake import Effect, FakeVault, throttled
+from tests.servers.azure_key_vault import Effect, FakeVault, throttled
 from tests.servers.fake_azure import crypto_client, key_client
 from tests.servers.live import Client, cli
 from tests.servers.live_azure import AzureLive, settings_of

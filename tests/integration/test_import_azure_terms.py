@@ -15,10 +15,10 @@ from broker.core.imports.rules import TERMS_UNSETTLED
 from broker.core.kinds import ImportState, KeyType
 from broker.core.model import Import, Key, Terms
 from broker.targets import connector
-from broker.targets.azure_key_vault.fake import Effect, FakeVault
-from broker.targets.azure_key_vault.fake.material import another
 from tests.integration.azure_bench import AzureBench
 from tests.servers.azure import put_kek, surroundings_of, ticking
+from tests.servers.azure_key_vault import Effect, FakeVault
+from tests.servers.azure_key_vault.material import another
 from tests.servers.fake_azure import key_client
 from tests.servers.shim import HsmElsewhere
 
@@ -61,11 +61,15 @@ class Killed(BaseException):
 
 def killed_after(bench: AzureBench, step: str) -> Imports:
     """Imports of a broker that dies when the target has done this."""
-    port = bench.connect("bao", bench.kind, bench.settings)
 
     class Deadly:
+        def __init__(self, port: object) -> None:
+            self._port = port
+
         def __getattr__(self, name: str) -> object:
-            real = getattr(port, name)
+            real = getattr(self._port, name)
+            if name == "terms":
+                return Deadly(real)
             if name != step:
                 return real
 
@@ -75,7 +79,8 @@ def killed_after(bench: AzureBench, step: str) -> Imports:
 
             return die
 
-    return bench.imports_with(lambda _name, _kind, _settings: Deadly())
+    port = bench.connect("bao", bench.kind, bench.settings)
+    return bench.imports_with(lambda _name, _kind, _settings: Deadly(port))
 
 
 # ---- proven again ------------------------------------------------------------------------------------------------

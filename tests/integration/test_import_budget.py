@@ -58,7 +58,7 @@ def test_an_import_costs_four_reads_a_count_three_writes_one_wrap_and_four_reque
     imports.import_key(bench.call("ImportKey"), key.name, 0, "bao", "")
     assert store == {"version": 1, "get": 1, "page": 2, "count": 1, "write": 3}
     assert hsm == {"report": 1, "wrap": 1}
-    assert remote == {"supports": 1, "oaep_hash": 1, "wrapping_key": 1, "import_key": 1, "versions": 1, "sign": 1} | {
+    assert remote == {"supports": 1, "oaep_hash": 1, "offer": 1, "import_key": 1, "versions": 1, "sign": 1} | {
         "spelled": 1
     }
     for calls in (store, hsm, remote):

@@ -15,10 +15,10 @@ from broker.core.imports import rules as import_rules
 from broker.core.kinds import ImportState, KeyState, KeyType, Sent
 from broker.core.model import Import, Key, Terms
 from broker.core.policy.guard import Guard
-from broker.targets.azure_key_vault.fake import Effect, FakeVault, forbidden
 from tests.fakes.calls import document
 from tests.integration.azure_bench import AzureBench, bench, vault
 from tests.integration.import_bench import Bench, Mount
+from tests.servers.azure_key_vault import Effect, FakeVault, forbidden
 from tests.servers.fake_azure import key_client
 from tests.servers.openbao import OpenBao
 from tests.servers.softhsm import KeysHsm

@@ -84,7 +84,7 @@ def test_BY_14_a_kek_that_changes_between_fetch_and_upload_opens_nothing(
     assert first is not None
     assert first.state is ImportState.FAILED
     refused(WrongState, "KEK_CHANGED", lambda: bench.run(key))
-    offered = bench.connect("bao", "vault", bench.settings).wrapping_key().thumbprint
+    offered = bench.connect("bao", "vault", bench.settings).offer().key.thumbprint
     bench.targets.repin(bench.call("RepinTarget"), "bao", offered)
     proxy.rule = lambda _method, _path: PASS
     done = bench.run(key)
@@ -285,7 +285,7 @@ def test_FT_31_down_sealed_and_throttling_are_told_and_come_right(
     openbao_own.start()
     limit = {"rate": 1, "interval": 60, "path": bench.mount.path}
     openbao_own.request("POST", "sys/quotas/rate-limit/tight", limit)
-    bench.connect("bao", "vault", bench.settings).names()
+    bench.connect("bao", "vault", bench.settings).versions("nothing")
     refused(Unavailable, "TARGET_THROTTLED", lambda: bench.run(key))
     openbao_own.request("DELETE", "sys/quotas/rate-limit/tight")
     assert bench.run(key).state is ImportState.PROVEN

@@ -43,7 +43,7 @@ class Carrier(Bench):
         self.mount.server.request("POST", f"{self.mount.path}/keys/{key.name}/{road}", json.loads(file))
 
     def kek(self) -> bytes:
-        der = self.connect("bao", "vault", self.settings).wrapping_key().public_key
+        der = self.connect("bao", "vault", self.settings).offer().key.public_key
         return load_der_public_key(der).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 

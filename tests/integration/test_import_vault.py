@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
 from broker.core.kinds import ImportState, KeyState, KeyType, KeyUsage, SignatureAlgorithm
 from broker.core.model import Import
+from broker.core.ports import Cargo
 from broker.targets import Surroundings, connector
 from broker.targets.vault.policy import RIGHTS, line, policy
 from tests.integration.fault_proxy import FaultProxy
@@ -242,10 +243,9 @@ def test_unknown_things_and_bad_names(bench: Bench) -> None:
     refused(InvalidRequest, "VERSION_INVALID", lambda: run(bench.call("ImportKey"), key.name, -1, "bao", ""))
     for name in ("../x", "a/b", "a\0", "x" * 10_000, "-"):
         refused(InvalidRequest, "NAME_INVALID", lambda name=name: run(bench.call("ImportKey"), name, 0, "bao", ""))
-        refused(
-            InvalidRequest, "NAME_INVALID", lambda name=name: run(bench.call("ImportKey"), key.name, 0, "bao", name)
-        )
-        refused(InvalidRequest, "NAME_INVALID", lambda name=name: run(bench.call("ImportKey"), key.name, 0, name, ""))
+        for target, remote in (("bao", name), (name, "")):
+            call = bench.call("ImportKey")
+            refused(InvalidRequest, "NAME_INVALID", lambda: run(call, key.name, 0, target, remote))  # noqa: B023
 
 
 def test_whoever_may_not_learns_nothing(bench: Bench) -> None:
@@ -283,7 +283,7 @@ def test_BY_01_a_changed_kek_is_refused_before_anything_is_wrapped(
 def test_BY_01_a_lookalike_with_another_certificate_gets_nothing(bench: Bench, proxy: FaultProxy) -> None:
     surroundings = Surroundings(allowed_hosts=frozenset({proxy.host}), credentials=bench.mount.credentials)
     port = connector(surroundings)("bao", "vault", bench.mount.settings(proxy.address, bench.mount.server.ca_pem))
-    error = refused(WrongState, "TARGET_TLS_UNTRUSTED", port.wrapping_key)
+    error = refused(WrongState, "TARGET_TLS_UNTRUSTED", port.offer)
     assert "nothing was sent" in error.message
     assert proxy.seen == []
 
@@ -315,8 +315,8 @@ def test_BY_10_no_further_version_goes_to_a_key_that_was_put_in_ours_place(bench
     request("DELETE", f"{path}/keys/lookalike")
     port = bench.connect("bao", "vault", bench.settings)
     chosen = port.oaep_hash(bench.hsm.report().oaep_hashes)
-    blob = bench.hsm.wrap(bench.ref(lookalike), port.wrapping_key(), chosen, exact=False)
-    port.import_key(key.name, key.type, key.usage, blob, chosen, first=True)
+    blob = bench.hsm.wrap(bench.ref(lookalike), port.offer().key, chosen, exact=False)
+    port.import_key(Cargo(name=key.name, type=key.type, usage=key.usage, first=True), blob, chosen)
     rotated = bench.rotate(key)
     refused(WrongState, "TARGET_NAME_TAKEN", lambda: bench.run(rotated))
     assert bench.mount.versions(key.name) == ["1"]

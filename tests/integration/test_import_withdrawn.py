@@ -11,9 +11,9 @@ from broker.core.errors import BrokerError, WrongState
 from broker.core.kinds import ImportState, KeyType
 from broker.core.model import Import, Key, Target
 from broker.core.targets.copies import UNPROVEN, alarms
-from broker.targets.azure_key_vault.fake import Effect, Refused, forbidden, throttled, unavailable
 from tests.integration.azure_bench import AzureBench, bench, vault
 from tests.integration.withdrawing import Background
+from tests.servers.azure_key_vault import Effect, Refused, forbidden, throttled, unavailable
 from tests.servers.fake_azure import key_client
 
 MINUTE = 60.0

@@ -1,4 +1,4 @@
-"""The same history on SQLite, on PostgreSQL and on a dict gives the same answers."""
+"""The same history on SQLite, on PostgreSQL, in the store in memory and on a dict gives the same answers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from hypothesis import strategies as st
 
 from broker.core.errors import BrokerError
 from broker.core.model import KeyVersion
-from broker.core.ports import Write
-from broker.store.sql import SqlStore
+from broker.core.ports import Store, Write
 from tests.contracts.store_samples import T0, config, entry, opened, version
+from tests.fakes.memory_store import MemoryStore
 from tests.servers.databases import create_database, migrate
 from tests.servers.postgres import Postgres
 
 NAMES = ["a", "A", "a-b", "ab", "é", "\U0001f511"]
+
+
+def _bytes(key: tuple[Any, ...]) -> tuple[bytes, int]:
+    return key[0].encode(), key[1]
+
+
+def _order(row: KeyVersion) -> tuple[bytes, int]:
+    return _bytes((row.key, row.number))
 
 
 @dataclass
@@ -31,11 +39,11 @@ class Model:
     rows: dict[tuple[str, int], KeyVersion] = field(default_factory=dict)
 
     def page(self, after: tuple[Any, ...], limit: int, where: dict[str, Any]) -> list[KeyVersion]:
-        def order(key: tuple[Any, ...]) -> tuple[bytes, int]:
-            return key[0].encode(), key[1]
-
-        found = [self.rows[key] for key in sorted(self.rows, key=order) if not after or order(key) > order(after)]
+        found = [self.rows[key] for key in sorted(self.rows, key=_bytes) if not after or _bytes(key) > _bytes(after)]
         return [row for row in found if all(getattr(row, name) == value for name, value in where.items())][:limit]
+
+    def last(self, *under: str) -> KeyVersion | None:
+        return max(self.page((), 100, dict(zip(["key"], under, strict=False))), key=_order, default=None)
 
 
 BEGUN = count(1)
@@ -46,13 +54,13 @@ question = st.tuples(
     st.one_of(st.just(()), st.tuples(st.sampled_from(NAMES), st.integers(0, 3))),
     st.integers(1, 5),
     st.one_of(
-        st.just({}), st.fixed_dictionaries({"key": st.sampled_from(NAMES)}), st.just({"number": 1, "revision": 2})
+        st.just({}), st.fixed_dictionaries({"key": st.sampled_from(NAMES)}), st.just({"number": 1, "state": "enabled"})
     ),
 )
 
 
 @pytest.fixture(scope="module")
-def stores(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SqlStore]]:
+def stores(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Store]]:
     name = create_database(postgres)
     folder: Callable[[str], Path] = tmp_path_factory.mktemp
     first, second = folder("sqlite"), folder("postgresql")
@@ -60,14 +68,14 @@ def stores(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iter
     for place in places:
         migrate(place)
     with opened(places[0]) as sqlite, opened(places[1]) as postgresql:
-        yield [sqlite, postgresql]
+        yield [sqlite, postgresql, MemoryStore()]
     postgres.drop_database(name)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=history, questions=st.lists(question, min_size=1, max_size=4))
-def test_both_databases_answer_as_the_model(
-    stores: list[SqlStore], history: list[list[tuple[str, str, int]]], questions: list[Any]
+def test_each_store_answers_as_the_model(
+    stores: list[Store], history: list[list[tuple[str, str, int]]], questions: list[Any]
 ) -> None:
     for store in stores:
         with store.write(entry()) as write:
@@ -82,11 +90,17 @@ def test_both_databases_answer_as_the_model(
     for after, limit, where in questions:
         for store in stores:
             assert store.page(KeyVersion, after=after, limit=limit, where=where) == model.page(after, limit, where)
+            assert store.count(KeyVersion, where) == len(model.page((), 100, where))
+            name = after[0] if after else "a"
+            assert store.page(KeyVersion, under=(name,), limit=9) == model.page((), 9, {"key": name})
+            starting = [row for row in model.page(after, 100, where) if row.key.startswith("a")]
+            assert store.page(KeyVersion, begins="a", after=after, limit=100, where=where) == starting
+            assert (store.last(KeyVersion, name), store.last(KeyVersion)) == (model.last(name), model.last())
     for store in stores:
         assert {(row.key, row.number): row for row in store.page(KeyVersion, limit=100)} == model.rows
 
 
-def play(store: SqlStore, transaction: list[tuple[str, str, int]], begun: int) -> str:
+def play(store: Store, transaction: list[tuple[str, str, int]], begun: int) -> str:
     """Empty, or the reason for which the whole transaction was refused."""
     try:
         with store.write(entry()) as write:

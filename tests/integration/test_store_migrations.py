@@ -25,7 +25,7 @@ from broker.store.dialects import open_database
 from broker.store.migrate import alembic_config
 from broker.store.sql import SqlStore
 from broker.store.tables import METADATA, REVISION
-from tests.contracts.store_samples import ROW_KEY, config, key, now, opened, put, samples
+from tests.contracts.store_samples import ROW_KEY, config, key, now, opened, put, sample
 from tests.servers.postgres import Postgres
 
 
@@ -178,7 +178,7 @@ FORMER = {
 
 def test_K06_imports_of_before_are_kept_as_they_were(place: StoreConfig) -> None:
     SqlStore.migrate(place)
-    rows = [record for record in samples() if isinstance(record, Import)]
+    rows = [replace(sample(Import), target=target, proven_at=at) for target, at in (("t", None), ("u", now()))]
     with opened(place) as store:
         put(store, *rows)
     database = open_database(place)

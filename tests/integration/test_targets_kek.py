@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core.errors import BrokerError
 from broker.core.kinds import ImportState
-from broker.targets.azure_key_vault.fake import FakeVault, Refused
 from tests.integration.azure_bench import AzureBench, bench, vault
+from tests.servers.azure_key_vault import FakeVault, Refused
 from tests.servers.fake_azure import key_client
 
 __all__ = ["bench", "vault"]  # fixtures

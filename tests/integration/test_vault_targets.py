@@ -44,7 +44,7 @@ def create(bench: Bench, expected: str = "", *, name: str = "bao", **changed: st
 
 
 def test_create_pins_the_kek_by_id_and_thumbprint(bench: Bench) -> None:
-    kek = bench.connect("bao", "vault", bench.settings).wrapping_key()
+    kek = bench.connect("bao", "vault", bench.settings).offer().key
     made = create(bench, kek.thumbprint)
     assert (made.kek_id, made.kek_thumbprint) == (kek.id, kek.thumbprint)
     assert made.kek_id == f"{bench.mount.server.address}/v1/{bench.mount.path}/wrapping_key"
@@ -168,7 +168,7 @@ def test_a_changed_kek_is_found_and_pinned_only_when_it_is_the_one_expected(
     old = create(bench)
     bench.mount.renew()
     assert not findings(bench)["kek"][0]
-    offered = bench.connect("bao", "vault", bench.settings).wrapping_key().thumbprint
+    offered = bench.connect("bao", "vault", bench.settings).offer().key.thumbprint
     assert offered != old.kek_thumbprint
 
     def repin(expected: str, **more: bool) -> Target:

@@ -99,7 +99,7 @@ def http(status: str, body: bytes, *headers: str) -> bytes:
 
 def told(port: ports.Target) -> BrokerError:
     with pytest.raises(BrokerError) as caught:
-        port.wrapping_key()
+        port.offer()
     assert "canary" not in caught.value.message
     assert "\n" not in caught.value.message
     return caught.value
@@ -221,7 +221,7 @@ def test_NT_17_nothing_of_the_environment_has_a_say(
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b")
     mount = Mount(openbao, tmp_path, openbao.mount)
     connect = connector(Surroundings(allowed_hosts=frozenset({openbao.host}), credentials=mount.credentials))
-    assert connect("bao", "vault", mount.settings()).wrapping_key().thumbprint
+    assert connect("bao", "vault", mount.settings()).offer().key.thumbprint
     other = self_signed(tmp_path / "other")[0].read_text()
     assert told(connect("bao", "vault", mount.settings(ca_pem=other))).reason == "TARGET_TLS_UNTRUSTED"
 
@@ -230,7 +230,7 @@ def test_the_registered_ca_is_the_only_one_that_is_trusted(openbao: OpenBao, tmp
     mount = Mount(openbao, tmp_path, openbao.mount)
     connect = connector(Surroundings(allowed_hosts=frozenset({openbao.host}), credentials=mount.credentials))
     port = connect("bao", "vault", mount.settings())
-    port.wrapping_key()
+    port.offer()
     assert isinstance(port, VaultTarget)
     adapter = port._adapter.session.get_adapter(f"{openbao.address}/")
     assert len(adapter._context.get_ca_certs()) == 1  # also after use: requests would have added its bundle
@@ -240,15 +240,15 @@ def test_a_connection_is_kept_and_a_restart_of_the_server_is_no_trouble(openbao_
     mount = Mount(openbao_own, tmp_path, openbao_own.mount)
     connect = connector(Surroundings(allowed_hosts=frozenset({openbao_own.host}), credentials=mount.credentials))
     port = connect("bao", "vault", mount.settings())
-    kek = port.wrapping_key()
+    kek = port.offer().key
     descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count is all that is wanted
     for _ in range(20):
-        assert port.wrapping_key() == kek
+        assert port.offer().key == kek
     assert len(os.listdir("/proc/self/fd")) <= descriptors  # noqa: PTH208 - as above
     openbao_own.stop()
     assert told(port).reason == "TARGET_UNREACHABLE"
     openbao_own.start()
-    assert port.wrapping_key() == kek
+    assert port.offer().key == kek
 
 
 def test_errors_that_a_pkcs11_module_left_in_openssl_do_not_reach_tls(openbao: OpenBao, tmp_path: Path) -> None:
@@ -259,10 +259,10 @@ def test_errors_that_a_pkcs11_module_left_in_openssl_do_not_reach_tls(openbao: O
     mount = Mount(openbao, tmp_path, openbao.mount)
     connect = connector(Surroundings(allowed_hosts=frozenset({openbao.host}), credentials=mount.credentials))
     port = connect("bao", "vault", mount.settings())
-    port.wrapping_key()
+    port.offer()
     libcrypto.ENGINE_by_id(b"no-such-engine")
     assert libcrypto.ERR_peek_error() != 0
-    port.wrapping_key()
+    port.offer()
     libcrypto.ENGINE_by_id(b"no-such-engine")
     clear_errors()
     assert libcrypto.ERR_peek_error() == 0

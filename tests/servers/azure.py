@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.core import ports
 from broker.targets import PrivateVault, Surroundings, connector
-from broker.targets.azure_key_vault.fake import FakeVault
-from broker.targets.azure_key_vault.fake.attributes import Attributes
+from tests.servers.azure_key_vault import FakeVault
+from tests.servers.azure_key_vault.attributes import Attributes
 
 KIND = "azure-key-vault"
 

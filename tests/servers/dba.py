@@ -10,8 +10,9 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from broker.core.records import RECORDS
 from broker.store.config import StoreConfig
-from broker.store.rows import FIELDS, NAMES, PRIMARY_KEYS
+from broker.store.rows import FIELDS, NAMES
 
 Row = dict[str, Any]
 
@@ -74,7 +75,7 @@ def _keys(table: str) -> tuple[str, ...]:
     if table == "ledger":
         return ("owner", "slot")
     (kind,) = [kind for kind, name in NAMES.items() if name == table]
-    return PRIMARY_KEYS[kind]
+    return RECORDS[kind].key
 
 
 def _list(names: Any) -> str:

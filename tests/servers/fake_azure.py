@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap_with_padding
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from broker.targets.azure_key_vault.fake import FakeVault
+from tests.servers.azure_key_vault import FakeVault
 
 API = "2025-07-01"
 Private = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey

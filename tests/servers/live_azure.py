@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from broker.targets.azure_key_vault.fake import FakeVault
 from tests.servers.azure import put_kek, ticking
+from tests.servers.azure_key_vault import FakeVault
 from tests.servers.live import Client, Live
 from tests.servers.shim import Shim, build_shim
 

@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.core.imports.places import LEASE
 from broker.core.model import Import
-from broker.targets.azure_key_vault.fake import (
+from tests.contracts.store_samples import entry
+from tests.integration.test_shim_faults import CODES
+from tests.servers.azure_key_vault import (
     Effect,
     FakeVault,
     conflict,
@@ -32,11 +34,9 @@ from broker.targets.azure_key_vault.fake import (
     unauthorized,
     unavailable,
 )
-from broker.targets.azure_key_vault.fake import Refused as Answer
-from broker.targets.azure_key_vault.fake.faults import Faults
-from broker.targets.azure_key_vault.fake.refusals import deleted_but_recoverable
-from tests.contracts.store_samples import entry
-from tests.integration.test_shim_faults import CODES
+from tests.servers.azure_key_vault import Refused as Answer
+from tests.servers.azure_key_vault.faults import Faults
+from tests.servers.azure_key_vault.refusals import deleted_but_recoverable
 from tests.servers.live import Client, Refused, within
 from tests.servers.live_azure import AzureLive
 from tests.servers.live_load import BROKEN

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from broker.config import load as load_config
-from broker.targets.azure_key_vault.fake import KeyVersion
+from tests.servers.azure_key_vault import KeyVersion
 from tests.servers.live import Client
 from tests.servers.live_load import census
 from tests.servers.live_storm import AES_256, FAILED, PROVEN, Journey, Storm

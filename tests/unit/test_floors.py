@@ -10,10 +10,10 @@ import pytest
 
 from broker.core.errors import WrongState
 from broker.core.model import Record, TrustRule
+from broker.core.records import key_of
 from broker.store.floors import Floors
 from broker.store.marks import Changed
 from broker.store.rows import rank
-from broker.store.tables import key_of
 from tests.contracts.store_samples import T0, rule
 
 OLD, LATER = replace(rule(), created_at=T0), replace(rule(), created_at=T0 + timedelta(seconds=1))

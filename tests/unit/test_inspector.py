@@ -8,7 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from broker.core.entries import AuditEntry
-from broker.core.ports import DECIDING, RowFinding
+from broker.core.ports import RowFinding
+from broker.core.records import DECIDING
 from broker.inspector import Inspector
 from tests.contracts.store_samples import now
 from tests.fakes.memory_store import MemoryStore

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import pytest
 
@@ -133,10 +133,16 @@ class _Port:
     """Whatever is asked of the target ``hung`` waits until it is let go; no other one answers."""
 
     exact_wrap = False
+    fresh = False
 
     def __init__(self, house: Hung, kind: str) -> None:
         self._house = house
         self._kind = kind
+
+    @property
+    def files(self) -> Self:
+        """Files are taken."""
+        return self
 
     def check_transfer(self) -> None:
         """Asks nobody."""

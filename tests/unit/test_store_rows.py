@@ -14,7 +14,8 @@ import pytest
 
 from broker.core.errors import WrongState
 from broker.core.model import Key, Record, SecretVersion
-from broker.store.rows import FIELDS, PRIMARY_KEYS, record_of, row_of
+from broker.core.records import RECORDS
+from broker.store.rows import FIELDS, record_of, row_of
 from broker.store.sql import SqlStore
 from broker.store.tables import TABLES
 from tests.contracts.store_samples import config, entry, key, opened, put, samples, version
@@ -131,10 +132,10 @@ def test_ST_05_no_cell_of_another_type_becomes_a_record(record: Record) -> None:
 
 
 def test_every_record_has_a_table_whose_columns_are_its_fields() -> None:
-    assert set(TABLES) == set(PRIMARY_KEYS) == {type(record) for record in samples()}
+    assert set(TABLES) == set(RECORDS) == {type(record) for record in samples()}
     for kind, table in TABLES.items():
         assert [column.name for column in table.columns] == [*(field.name for field in FIELDS[kind]), "mac"]
-        assert {column.name for column in table.primary_key} == set(PRIMARY_KEYS[kind])
+        assert {column.name for column in table.primary_key} == set(RECORDS[kind].key)
 
 
 def test_what_callers_share_cannot_be_changed_by_one_of_them(store: SqlStore) -> None:

@@ -16,6 +16,8 @@ from broker.core.page import Page
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import BROKER, Guard
 from broker.core.ports import KeyRef
+from broker.core.reasons import Reason
+from broker.core.records import key_of
 from broker.core.signatures import verify
 
 MAX_CHAIN_NAME = 128
@@ -58,7 +60,7 @@ class Heads:
         self._guard.check(call, BROKER)
         if self._key.public_key is None:
             raise Unavailable(
-                "AUDIT_UNAVAILABLE",
+                Reason.AUDIT_UNAVAILABLE,
                 "This process has not read the audit key from the HSM; restart the broker, whose log then says why.",
             )
         return self._key.public_key, list(self._newest())
@@ -74,12 +76,11 @@ class Heads:
         """Signed heads in order of chain and sequence; ``chain`` "" is all of them."""
         if len(chain) > MAX_CHAIN_NAME:
             raise InvalidRequest(
-                "CHAIN_INVALID", "The name of the audit chain is too long; `broker audit heads` lists the chains."
+                Reason.CHAIN_INVALID, "The name of the audit chain is too long; `broker audit heads` lists the chains."
             )
         self._guard.check(call, BROKER)
-        heads = self._store.page(AuditHead, after=after, limit=limit, where={"chain": chain} if chain else None)
-        following = (heads[-1].chain, heads[-1].sequence) if len(heads) == limit else ()
-        return Page(items=heads, next=following)
+        heads = self._store.page(AuditHead, under=(chain,) if chain else (), after=after, limit=limit)
+        return Page(items=heads, next=key_of(heads[-1]) if len(heads) == limit else ())
 
     def begin(self) -> None:
         """Begin the audit chain if it is not begun, and sign its first record: a chain without a head is nobody's."""
@@ -100,18 +101,9 @@ class Heads:
         return signed
 
     def _newest(self) -> Iterator[AuditHead]:
-        """The last head of each chain; the store counts upwards only, so the end of each chain is closed in on."""
+        """The last head of each chain."""
         after: tuple[str | int, ...] = ()
         while first := self._store.page(AuditHead, after=after, limit=1):
-            newest = self._last(first[0])
+            newest = self._store.last(AuditHead, first[0].chain) or first[0]
             yield newest
-            after = (newest.chain, newest.sequence)
-
-    def _last(self, head: AuditHead) -> AuditHead:
-        stride = 1
-        while stride:
-            beyond = (head.chain, head.sequence + stride - 1)
-            found = self._store.page(AuditHead, after=beyond, limit=1, where={"chain": head.chain})
-            head = found[0] if found else head
-            stride = stride * 2 if found else stride // 2
-        return head
+            after = key_of(newest)

@@ -19,11 +19,15 @@ from broker.core.kinds import ImportState, OperationState
 from broker.core.model import Import, Operation, Terms
 from broker.core.operations.plan import Plan
 from broker.core.operations.running import GivenUp, UnderWay
-from broker.core.ports import Write
+from broker.core.ports import Carries, Write
+from broker.core.reasons import Reason
 from broker.core.receipts import keep, replay
 from broker.core.targets.copies import place_of
 
 STEP = 100
+
+QUICKER = frozenset({Reason.NAME_TAKEN, Reason.CHANGED_MEANWHILE, Reason.OPERATION_RUNNING})
+"""How it shows that another process has begun the same."""
 
 
 class Bringing:
@@ -65,11 +69,13 @@ class Bringing:
         plan = self._steps.confirming(terms)
         return self._run(asked, plan, new, before, road, terms)
 
-    def export(self, asked: Asked, delivery: Delivery, new: Import, before: Before) -> tuple[Import, bytes]:
+    def export(
+        self, asked: Asked, delivery: Delivery, new: Import, before: Before, files: Carries
+    ) -> tuple[Import, bytes]:
         """Wrap it into a file, for people to carry there."""
         if before.is_there:
             raise in_progress("what was uploaded before is at the target and being proven; import or confirm it")
-        road = Road(there=delivery.there, target=asked.target, delivery=delivery)
+        road = Road(there=delivery.there, target=asked.target, delivery=delivery, files=files)
         done = self._run(asked, self._steps.export, new, before, road, NO_TERMS)
         return done.row, road.file
 
@@ -123,7 +129,7 @@ class Bringing:
                     keep(write, call, new.key, new.version, operation=operation)
                 return row, operation
         except (AlreadyExists, WrongState, UnderWay) as error:
-            if error.reason in {"NAME_TAKEN", "CHANGED_MEANWHILE", "OPERATION_RUNNING"}:  # another process was quicker
+            if error.reason in QUICKER:
                 raise in_progress("another call has begun it; try again") from error
             raise
 

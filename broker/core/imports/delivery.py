@@ -14,11 +14,13 @@ from broker.core.imports.arrival import Arrival, Found
 from broker.core.imports.proof import UNTRIED, prove
 from broker.core.kinds import OaepHash
 from broker.core.model import WrappingKey
-from broker.core.ports import KeyRef
+from broker.core.ports import Cargo, KeyRef, Offer
+from broker.core.reasons import Reason
+from broker.core.targets.keks import made_for
 
 NOT_SENT = frozenset({
-    "TARGET_CHALLENGE_REFUSED", "TARGET_CREDENTIAL_UNUSABLE", "TARGET_DENIED", "TARGET_FIREWALL",
-    "TARGET_TLS_UNTRUSTED",
+    Reason.TARGET_CHALLENGE_REFUSED, Reason.TARGET_CREDENTIAL_UNUSABLE, Reason.TARGET_DENIED, Reason.TARGET_FIREWALL,
+    Reason.TARGET_TLS_UNTRUSTED,
 })  # fmt: skip
 """Refusals of an upload with which nothing can have arrived."""
 
@@ -32,11 +34,20 @@ class Sibling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """A fresh blob (none is ever used twice, BY-14), and the offer that it was wrapped for."""
+
+    cargo: Cargo
+    offer: Offer
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """All that is settled before anything leaves; ``kek`` is the pinned one."""
+    """All that is settled before anything leaves; ``kek`` is the pinned one, None where each import has its own."""
 
     there: Arrival
-    kek: WrappingKey
+    kek: WrappingKey | None
     oaep_hash: OaepHash
     newest: Sibling | None
     newer: frozenset[str] = frozenset()  # remote versions of later versions of the key that were proven under this name
@@ -61,7 +72,7 @@ class Delivery:
         try:
             prove(self.there.hsm, port, self.newest.key, before)
         except WrongState as error:
-            if error.reason == "PROOF_FAILED":
+            if error.reason == Reason.PROOF_FAILED:
                 raise self._name_taken() from error
             # A version that was put out of use on purpose, as older ones are, is known by its public key.
             if error.reason not in UNTRIED or before.public_key is None:
@@ -78,7 +89,7 @@ class Delivery:
         if asking and not self.newer & {one.version for one in self.there.port.versions(self.remote_name)}:
             return
         raise WrongState(
-            "NEWER_VERSION_THERE",
+            Reason.NEWER_VERSION_THERE,
             f"A later version of the key {'is' if asking else 'was proven'} at the target as {self.remote_name}; an "
             "older one would become the current one there, so it is not uploaded any more.",
         )
@@ -91,24 +102,33 @@ class Delivery:
         if self.is_first() and self.there.port.versions(self.remote_name):
             raise self._name_taken()
 
-    def wrap(self) -> bytes:
-        """A fresh blob; none is ever used twice (BY-14)."""
+    def pack(self) -> Parcel:
+        """What is to be sent, wrapped for the pinned KEK or for one that the target makes now, for this alone."""
+        port, key = self.there.port, self.there.key
+        cargo = Cargo(name=self.remote_name, type=key.type, usage=key.usage, first=self.is_first())
+        offer = Offer(key=self.kek) if self.kek else made_for(port, cargo)
+        return Parcel(cargo=cargo, offer=offer, blob=self.wrap(offer.key))
+
+    def wrap(self, kek: WrappingKey) -> bytes:
+        """A fresh blob."""
         there = self.there
-        return there.hsm.wrap(there.key, self.kek, self.oaep_hash, exact=there.port.exact_wrap)
+        return there.hsm.wrap(there.key, kek, self.oaep_hash, exact=there.port.exact_wrap)
 
     def must_be_readable(self) -> None:
-        """Refuse (``WRAP_NOT_EXACT``) what the target could not read, by a wrap that goes nowhere."""
-        if self.there.port.exact_wrap and not self.there.hsm.report().exact_wrap:
-            self.wrap()
+        """Refuse (``WRAP_NOT_EXACT``) what the target could not read, by a wrap that goes nowhere.
 
-    def upload(self, blob: bytes, *, first: bool) -> Found | None:
+        Without a KEK there is nothing to try it with, and making one would change something there.
+        """
+        if self.kek and self.there.port.exact_wrap and not self.there.hsm.report().exact_wrap:
+            self.wrap(self.kek)
+
+    def upload(self, parcel: Parcel) -> Found | None:
         """Send it. What is there as this version although that seemed to fail; None when the target has confirmed it.
 
         An error means that it is not there, or, if it is ``Unavailable``, that nobody can tell yet.
         """
-        port, key = self.there.port, self.there.key
         try:
-            port.import_key(self.remote_name, key.type, key.usage, blob, self.oaep_hash, first=first)
+            self.there.port.import_key(parcel.cargo, parcel.blob, self.oaep_hash, parcel.offer.token)
         except BrokerError as error:
             return self._despite(error)
         return None
@@ -121,7 +141,7 @@ class Delivery:
             raise _unsettled(error) from error
         if found is None:
             raise WrongState(
-                "REMOTE_KEY_MISSING",
+                Reason.REMOTE_KEY_MISSING,
                 "The target took the key and then did not have it; ask its owner who removes keys there, then import "
                 "it again.",
             )
@@ -141,10 +161,10 @@ class Delivery:
 
     def _name_taken(self) -> WrongState:
         return WrongState(
-            "TARGET_NAME_TAKEN",
+            Reason.TARGET_NAME_TAKEN,
             f"The target has a key named {self.remote_name} that is not this one; choose another remote name.",
         )
 
 
 def _unsettled(error: BrokerError) -> Unavailable:
-    return Unavailable("IMPORT_UNSETTLED", f"Whether the key is at the target now cannot be told. {error.message}")
+    return Unavailable(Reason.IMPORT_UNSETTLED, f"Whether the key is at the target now cannot be told. {error.message}")

@@ -29,6 +29,9 @@ from broker.core.imports.rules import (
 )
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Target, Terms, WrappingKey
+from broker.core.ports import Carries
+from broker.core.reasons import Reason
+from broker.core.targets.parts import files_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,7 @@ class Handover:
     def _export(self, asked: Asked, kek_pem: bytes) -> Exported:
         ledger, call = self._ledger, asked.call
         importable(asked.key, asked.version)
-        ledger.port(asked.target).check_transfer()
+        files = files_of(ledger.port(asked.target))
         with ledger.turn(asked):
             before = self._bringing.before(asked)
             row = before.row
@@ -91,14 +94,14 @@ class Handover:
             if call.validate_only:
                 delivery.must_be_readable()
                 return Exported(row=self._begun(asked, delivery, row))
-            return self._carry_out(asked, delivery, before)
+            return self._carry_out(asked, delivery, before, files)
 
-    def _carry_out(self, asked: Asked, delivery: Delivery, before: Before) -> Exported:
+    def _carry_out(self, asked: Asked, delivery: Delivery, before: Before, files: Carries) -> Exported:
         row = before.row
         new = self._begun(asked, delivery, row)
         if row is not None and row.state is ImportState.PENDING and self._ledger.seen(asked.call):
             new = row  # the same request again: another file, and nothing else is new
-        row, file = self._bringing.export(asked, delivery, new, before)
+        row, file = self._bringing.export(asked, delivery, new, before, files)
         return Exported(row=row, transfer_file=file, blob_sha256=row.blob_sha256)
 
     def _begun(self, asked: Asked, delivery: Delivery, earlier: Import | None) -> Import:
@@ -115,7 +118,7 @@ class Handover:
             row = before.row
             if row is None:
                 raise NotFound(
-                    "IMPORT_NOT_FOUND",
+                    Reason.IMPORT_NOT_FOUND,
                     f"Version {asked.version.number} of the key {asked.key.name} was not exported for this target; "
                     "export it first (`broker key export`).",
                 )
@@ -136,7 +139,7 @@ class Handover:
         """The refusal; written down once no upload of the broker's own can still arrive (BY-15)."""
         before.await_lease(self._ledger.now())
         error = WrongState(
-            "REMOTE_KEY_MISSING",
+            Reason.REMOTE_KEY_MISSING,
             f"The target has no version of {row.remote_name} that is this key; upload the exported file under that "
             "name, then confirm again.",
         )
@@ -148,7 +151,7 @@ class Handover:
 def _there_already(row: Import) -> WrongState:
     when = f" at {row.proven_at:%Y-%m-%dT%H:%M:%SZ}" if row.proven_at else ""
     return WrongState(
-        "IMPORT_PROVEN",
+        Reason.IMPORT_PROVEN,
         f"This version was proven at the target{when}, so nothing has to be carried there. `broker key prove` asks the "
         "target whether it is there still; if it is not, export the key again.",
     )
@@ -160,12 +163,12 @@ def _given(target: Target, pem: bytes) -> WrappingKey:
         der = public_key(pem)
     except ValueError as error:
         raise InvalidRequest(
-            "KEK_FILE_INVALID", f"The KEK's file {error}; download it from the target again."
+            Reason.KEK_FILE_INVALID, f"The KEK's file {error}; download it from the target again."
         ) from None
     found = hashlib.sha256(der).hexdigest()
     if found != target.kek_thumbprint:
         raise InvalidRequest(
-            "KEK_UNEXPECTED",
+            Reason.KEK_UNEXPECTED,
             f"The file holds a key with the thumbprint {found}, not the KEK that is pinned for this target.",
         )
     return WrappingKey(id=target.kek_id, public_key=der, thumbprint=found)

@@ -36,9 +36,10 @@ from broker.core.names import check_name, check_remote_name
 from broker.core.operations.running import Operations
 from broker.core.policy import guard
 from broker.core.policy.guard import Guard
-from broker.core.ports import KeyRef, Write
+from broker.core.ports import Write
+from broker.core.reasons import Reason
 from broker.core.targets.copies import place_of
-from broker.core.targets.keks import check_pin, offered
+from broker.core.targets.keks import check_pin, standing
 from broker.core.targets.slots import Slots
 
 Place = tuple[str, int, str, str]
@@ -58,7 +59,7 @@ class Asked:
     remote_name: str  # under which it was decided on; what is there under another one is not touched
 
     @property
-    def ref(self) -> KeyRef:
+    def ref(self) -> ports.KeyRef:
         """The key as the HSM and the proof know it."""
         return ref(self.key, self.version)
 
@@ -107,10 +108,8 @@ class Ledger:
         if remote_name:
             check_remote_name(remote_name)
         if not 0 <= version < 1 << 31:
-            raise InvalidRequest(
-                "VERSION_INVALID",
-                "The version is no number that a version has: they count from 1, and 0 means the primary one.",
-            )
+            sentence = "The version is no number that a version has: they count from 1, and 0 means the primary one."
+            raise InvalidRequest(Reason.VERSION_INVALID, sentence)
         version = version or self._meant(call)
         found = self.store.version(name, version)
         key = found[0] if found else self.store.get(Key, name)
@@ -179,9 +178,10 @@ class Ledger:
         port.supports(asked.key.type, asked.key.usage)
         agree(asked.call, asked.key, port, terms)
         oaep_hash = port.oaep_hash(self.hsm.report().oaep_hashes)
-        pinned = kek or offered(port, asked.target)
-        asked.call.note(kek_thumbprint=pinned.thumbprint)
-        check_pin(asked.target, pinned)
+        pinned = kek or standing(port, asked.target)
+        if pinned is not None:
+            asked.call.note(kek_thumbprint=pinned.thumbprint)
+            check_pin(asked.target, pinned)
         before = siblings(rows, remote_name)
         return Delivery(
             there=self.arrival(asked, port, remote_name, row, rows),
@@ -227,7 +227,7 @@ class Ledger:
             yield held
 
     def _arrival(
-        self, key: KeyRef, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
+        self, key: ports.KeyRef, port: ports.Target, remote_name: str, row: Import | None, rows: list[Import]
     ) -> Arrival:
         return Arrival(
             hsm=self.hsm,
@@ -235,7 +235,7 @@ class Ledger:
             key=key,
             remote_name=remote_name,
             taken=frozenset(one.remote_version for one in siblings(rows, remote_name)),
-            known=row.remote_version if row and row.failure != "PROOF_FAILED" and not lost(row) else "",
+            known=row.remote_version if row and row.failure != Reason.PROOF_FAILED and not lost(row) else "",
         )
 
     def _sibling(self, key: Key, row: Import) -> Sibling | None:
@@ -253,7 +253,7 @@ class Ledger:
             remote_name=delivery.remote_name,
             remote_version="",
             state=ImportState.PENDING,
-            kek_thumbprint=delivery.kek.thumbprint,
+            kek_thumbprint=delivery.kek.thumbprint if delivery.kek else "",
             blob_sha256="",
             failure="",
             started_at=self.now(),
@@ -267,7 +267,7 @@ class Ledger:
             with self.store.write(call.intent()) as write:
                 write.replace(row, replace(row, failure=why, state=state))
         except WrongState as error:
-            if error.reason == "CHANGED_MEANWHILE":
+            if error.reason == Reason.CHANGED_MEANWHILE:
                 raise in_progress("another call has taken it over; try again") from error
             raise
 
@@ -309,7 +309,7 @@ class Ledger:
     def overtaken(self, place: Place, error: BrokerError) -> Import:
         """Another broker process wrote the row meanwhile: its result, if that is a proven import."""
         found = self.store.get(Import, *place)
-        changed = error.reason in {"CHANGED_MEANWHILE", "OPERATION_RUNNING"}
+        changed = error.reason in {Reason.CHANGED_MEANWHILE, Reason.OPERATION_RUNNING}
         if changed and found is not None and found.state is ImportState.PROVEN:
             return found
         raise in_progress("another call has taken it over; try again") from error
@@ -320,7 +320,7 @@ def unchanged(write: Write, asked: Asked) -> None:
     key, target = write.get(Key, asked.key.name), write.get(Target, asked.target.name)
     if key is None or key.state is not KeyState.ENABLED or target is None or target.revision != asked.target.revision:
         raise WrongState(
-            "CHANGED_DURING_CALL",
+            Reason.CHANGED_DURING_CALL,
             f"The key {asked.key.name} was disabled, or the target {asked.target.name} changed, while the one was "
             "being imported to the other; look at both (`broker key show`, `broker target show`) before you import "
             "it again.",

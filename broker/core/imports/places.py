@@ -11,6 +11,7 @@ from broker.core.imports.arrival import Arrival, Found
 from broker.core.imports.rules import EXPORTED, TERMS_UNSETTLED, disabled_by_us, in_progress
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Operation
+from broker.core.reasons import Reason
 from broker.core.targets.copies import UNPROVEN
 
 LEASE = timedelta(seconds=60)
@@ -19,7 +20,7 @@ LEASE = timedelta(seconds=60)
 UNDER_WAY = frozenset({ImportState.PENDING, ImportState.DISABLING})
 """The states of a row that an operation writes; in any other one something else has been decided meanwhile."""
 
-NOT_TAKEN = frozenset({"TARGET_THROTTLED", "TARGET_CONFLICT"})
+NOT_TAKEN = frozenset({Reason.TARGET_THROTTLED, Reason.TARGET_CONFLICT})
 """Answers to an upload with which nothing is on its way any more."""
 
 EXPORT = "export-key"

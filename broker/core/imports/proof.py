@@ -12,13 +12,14 @@ from broker.core.errors import WrongState
 from broker.core.keys.use import encrypt_oaep
 from broker.core.kinds import EncryptionAlgorithm, KeyUsage, OaepHash
 from broker.core.model import RemoteKey
-from broker.core.ports import Hsm, KeyRef, Target
+from broker.core.ports import Hsm, KeyRef, Uses
+from broker.core.reasons import Reason
 
 PREFIX = b"broker import proof v1\n"
 """Starts every challenge, so that a signature made for a proof can never be taken for one of anything else."""
 
 
-UNTRIED = frozenset({"REMOTE_KEY_DISABLED", "TARGET_KEY_DISABLED", "TARGET_OPERATION_FORBIDDEN"})
+UNTRIED = frozenset({Reason.REMOTE_KEY_DISABLED, Reason.TARGET_KEY_DISABLED, Reason.TARGET_OPERATION_FORBIDDEN})
 """Refusals with which a key has not shown that it is another one: what it may do there does not suffice for a proof."""
 
 
@@ -30,7 +31,7 @@ _SET_FOR_GOOD = (
 )
 
 
-def prove(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
+def prove(hsm: Hsm, target: Uses, key: KeyRef, remote: RemoteKey) -> None:
     """Return if ``remote`` is ``key``, usable at the target and closed to export there; raise WrongState if not.
 
     ``PROOF_FAILED``: it is another key. ``REMOTE_KEY_EXPOSED``: its flags at the target would let the material leave or
@@ -39,7 +40,7 @@ def prove(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
     """
     if remote.exposed:
         raise WrongState(
-            "REMOTE_KEY_EXPOSED",
+            Reason.REMOTE_KEY_EXPOSED,
             f"The key {remote.name} at the target has {remote.exposed} set, with which its material could leave or "
             f"change there. {_UNSET if remote.exposed in _CHANGEABLE else _SET_FOR_GOOD}",
         )
@@ -47,7 +48,7 @@ def prove(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
         raise _failed(remote)
     if not remote.enabled:
         raise WrongState(
-            "REMOTE_KEY_DISABLED",
+            Reason.REMOTE_KEY_DISABLED,
             f"The key {remote.name} at the target is disabled there, so it cannot be proven; enable it there first.",
         )
     if key.type.symmetric:
@@ -58,7 +59,7 @@ def prove(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
         _prove_decryption(target, key, remote)
 
 
-def opens(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> bool:
+def opens(hsm: Hsm, target: Uses, key: KeyRef, remote: RemoteKey) -> bool:
     """True when the target opens with ``remote`` what the HSM has encrypted with the symmetric ``key``."""
     challenge = _challenge()
     ciphertext = hsm.encrypt(key, EncryptionAlgorithm.AES_GCM, challenge, b"")
@@ -66,18 +67,18 @@ def opens(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> bool:
 
 
 def _returns(
-    target: Target, remote: RemoteKey, algorithm: EncryptionAlgorithm, ciphertext: bytes, challenge: bytes
+    target: Uses, remote: RemoteKey, algorithm: EncryptionAlgorithm, ciphertext: bytes, challenge: bytes
 ) -> bool:
     try:
         opened = target.decrypt(remote.name, remote.version, algorithm, ciphertext)
     except WrongState as error:
-        if error.reason != "TARGET_REFUSED":  # refusing what another key has encrypted is the honest answer
+        if error.reason != Reason.TARGET_REFUSED:  # refusing what another key has encrypted is the honest answer
             raise
         return False
     return secrets.compare_digest(opened, challenge)
 
 
-def _prove_symmetric(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -> None:
+def _prove_symmetric(hsm: Hsm, target: Uses, key: KeyRef, remote: RemoteKey) -> None:
     if not opens(hsm, target, key, remote):
         raise _failed(remote)
     challenge = _challenge()
@@ -86,14 +87,14 @@ def _prove_symmetric(hsm: Hsm, target: Target, key: KeyRef, remote: RemoteKey) -
         raise _failed(remote)
 
 
-def _prove_signing(target: Target, key: KeyRef, remote: RemoteKey) -> None:
+def _prove_signing(target: Uses, key: KeyRef, remote: RemoteKey) -> None:
     algorithm, challenge = signatures.choose(key.type, None), _challenge()
     signature = target.sign(remote.name, remote.version, algorithm, challenge)
     if not signatures.verify(key.public_key or b"", algorithm, challenge, signature):
         raise _failed(remote)
 
 
-def _prove_decryption(target: Target, key: KeyRef, remote: RemoteKey) -> None:
+def _prove_decryption(target: Uses, key: KeyRef, remote: RemoteKey) -> None:
     challenge = _challenge()
     ciphertext = encrypt_oaep(key.public_key or b"", OaepHash.SHA256, challenge)
     if not _returns(target, remote, EncryptionAlgorithm.RSA_OAEP_SHA256, ciphertext, challenge):
@@ -106,6 +107,6 @@ def _challenge() -> bytes:
 
 def _failed(remote: RemoteKey) -> WrongState:
     return WrongState(
-        "PROOF_FAILED",
+        Reason.PROOF_FAILED,
         f"Version {remote.version} of {remote.name} at the target is not the key in the HSM; it is not to be used.",
     )

@@ -17,10 +17,12 @@ from broker.core.imports.proof import UNTRIED, prove
 from broker.core.imports.rules import MISSING, NO_TERMS, OVER, agree
 from broker.core.kinds import ImportState, KeyState, Sent
 from broker.core.model import Import, RemoteKey, Terms
+from broker.core.reasons import Reason
 from broker.core.receipts import keep, replay
 from broker.core.targets.copies import place_of
+from broker.core.targets.parts import terms_of
 
-VERDICTS = frozenset({"PROOF_FAILED", "REMOTE_KEY_EXPOSED", MISSING})
+VERDICTS = frozenset({Reason.PROOF_FAILED, Reason.REMOTE_KEY_EXPOSED, MISSING})
 """Refusals that say something against the key at the target; any other only says that it could not be asked."""
 
 
@@ -55,7 +57,7 @@ def again(ledger: Ledger, asked: Asked, row: Import, terms: Terms, *, goes_on: b
     proven = _tried(ledger, asked, row, terms, goes_on=goes_on)
     if terms != NO_TERMS and not asked.call.validate_only and not ledger.seen(asked.call):
         ledger.store.record(asked.call.intent())
-        port.settle(row.remote_name, row.remote_version, terms)
+        terms_of(port).settle(row.remote_name, row.remote_version, terms)
         proven = proven or _tried(ledger, asked, row, terms, goes_on=goes_on)
     asked.call.note(remote_version=row.remote_version, state=row.state.value)
     if asked.call.validate_only:

@@ -15,6 +15,7 @@ from broker.core.imports.rules import MISSING, NO_TERMS
 from broker.core.kinds import Sent
 from broker.core.model import Import, Target, Terms
 from broker.core.operations.plan import Over, Work
+from broker.core.ports import Carries
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class Road:
     found: Found | None = None
     row: Import | None = None
     extra: tuple[Extra, ...] = ()
+    files: Carries | None = None
     file: bytes = b""
 
 
@@ -37,14 +39,13 @@ def uploaded(work: Work, road: Road) -> Found:
         raise WrongState(MISSING, "Nothing is sent without a call that asks for it.")
     try:
         delivery.must_be_in_order()
-        first = delivery.is_first()
-        blob = delivery.wrap()
+        parcel = delivery.pack()
     except Unavailable as error:
         raise Over(error) from error  # nothing has left
-    digest = hashlib.sha256(blob).hexdigest()
-    work.learn(blob_sha256=digest, sent=sent(road).value)
-    work.call.note(blob_sha256=digest)
-    found = delivery.upload(blob, first=first)
+    digest, kek = hashlib.sha256(parcel.blob).hexdigest(), parcel.offer.key.thumbprint
+    work.learn(blob_sha256=digest, kek_thumbprint=kek, sent=sent(road).value)
+    work.call.note(blob_sha256=digest, kek_thumbprint=kek)
+    found = delivery.upload(parcel)
     if found is None:
         work.learn(confirmed="1")
         found = delivery.confirmed()

@@ -28,15 +28,17 @@ from broker.core.kinds import ImportState, OperationState, Sent
 from broker.core.model import Import, Operation, Target, Terms
 from broker.core.operations.plan import Over, Plan, Step, Work
 from broker.core.ports import Write
+from broker.core.reasons import Reason
 from broker.core.targets.copies import UNPROVEN
 from broker.core.targets.keks import remedied
+from broker.core.targets.parts import terms_of
 
 T = TypeVar("T")
 
 PATIENCE = 2 * LEASE
 """From when on the background settles what nobody came back for: longer than all the requests of an import take."""
 
-ABANDONED = "ABANDONED"
+ABANDONED = Reason.ABANDONED
 
 
 class Steps:
@@ -106,7 +108,7 @@ class Steps:
             try:
                 road.found = uploaded(work, road)
             except WrongState as error:
-                raise remedied(error, road.target) from error
+                raise remedied(error, road.there.port, road.target) from error
         return {"remote_version": road.found.remote.version}
 
     def _there(self, write: Write, work: Work) -> None:
@@ -133,7 +135,7 @@ class Steps:
 
     def _settle(self, work: Work) -> Mapping[str, str]:
         road, version = self._road(work), work.memory["remote_version"]
-        road.there.port.settle(road.there.remote_name, version, read(work.memory["terms"]))
+        terms_of(road.there.port).settle(road.there.remote_name, version, read(work.memory["terms"]))
         return {}
 
     def _proven(self, write: Write, work: Work) -> None:
@@ -164,14 +166,15 @@ class Steps:
 
     def _wrap(self, work: Work) -> Mapping[str, str]:
         road = work.given
-        if not isinstance(road, Road) or road.delivery is None:
+        kek = road.delivery.kek if isinstance(road, Road) and road.delivery else None
+        if not isinstance(road, Road) or road.delivery is None or road.files is None or kek is None:
             raise WrongState(ABANDONED, "Nobody waits for the file any more.")
         there, delivery = road.there, road.delivery
         try:
-            blob = delivery.wrap()
+            blob = delivery.wrap(kek)
         except Unavailable as error:
             raise Over(error) from error
-        road.file = there.port.transfer_file(there.key.type, there.key.usage, blob, delivery.kek, delivery.oaep_hash)
+        road.file = road.files.transfer_file(there.key.type, there.key.usage, blob, kek, delivery.oaep_hash)
         digest = hashlib.sha256(blob).hexdigest()
         work.call.note(blob_sha256=digest)
         return {"blob_sha256": digest, "sent": Sent.FILE.value}
@@ -228,7 +231,7 @@ class Steps:
         recent = work.operation.created_at + PATIENCE > self._ledger.now()
         if "confirmed" in work.memory and (recent or road.there.is_doubtful()):
             raise Unavailable(
-                "IMPORT_UNSETTLED",
+                Reason.IMPORT_UNSETTLED,
                 f"Which version of {road.there.remote_name} at the target is the one that was uploaded cannot be told; "
                 "disable there what its owner does not know.",
             )
@@ -254,7 +257,7 @@ class Steps:
         return alone
 
 
-_ROW = ("remote_version", "blob_sha256")
+_ROW = ("remote_version", "blob_sha256", "kek_thumbprint")
 
 
 def _is_alarm(operation: Operation) -> bool:
@@ -275,4 +278,4 @@ def _still_enabled_after(refusal: BrokerError, second: BrokerError) -> BrokerErr
 
 
 def _changed() -> WrongState:
-    return WrongState("CHANGED_MEANWHILE", "This import was dealt with otherwise meanwhile; see `broker key where`.")
+    return WrongState(Reason.CHANGED_MEANWHILE, "It was dealt with otherwise meanwhile; see `broker key where`.")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from broker.core.kinds import VersionState
 from broker.core.model import Key, KeyVersion
 from broker.core.ports import KeyRef, Store
+from broker.core.records import key_of
 
 
 def ref(key: Key, version: KeyVersion) -> KeyRef:
@@ -19,7 +20,7 @@ def refs(store: Store, states: frozenset[VersionState]) -> Iterator[KeyRef]:
     """``ref`` of every version in one of these states."""
     after: tuple[str | int, ...] = ()
     while batch := store.page(KeyVersion, after=after, limit=100):
-        after = (batch[-1].key, batch[-1].number)
+        after = key_of(batch[-1])
         for version in batch:
             key = store.get(Key, version.key)
             if key is not None and version.state in states:

@@ -8,6 +8,8 @@ from broker.core.kinds import KeyState
 from broker.core.model import Key, KeyVersion
 from broker.core.policy.guard import of_key
 from broker.core.ports import Store, Write
+from broker.core.reasons import Reason
+from broker.core.records import key_of
 
 ENABLED = frozenset({KeyState.ENABLED})
 USABLE = frozenset({KeyState.ENABLED, KeyState.DISABLED})
@@ -20,7 +22,7 @@ def require(key: Key, allowed: frozenset[KeyState]) -> None:
     """Return if the key is in one of these states; else WrongState ``KEY_STATE``."""
     if key.state not in allowed:
         wanted = " or ".join(sorted(allowed))
-        raise WrongState("KEY_STATE", f"The key {key.name} is {key.state}; this needs it to be {wanted}.")
+        raise WrongState(Reason.KEY_STATE, f"The key {key.name} is {key.state}; this needs it to be {wanted}.")
 
 
 def as_decided(write: Write, decided: Key) -> Key:
@@ -34,8 +36,6 @@ def as_decided(write: Write, decided: Key) -> Key:
 def versions_of(store: Store, name: str) -> list[KeyVersion]:
     """Every version of a key, oldest first."""
     found: list[KeyVersion] = []
-    while rows := store.page(
-        KeyVersion, after=(name, found[-1].number if found else 0), limit=100, where={"key": name}
-    ):
+    while rows := store.page(KeyVersion, under=(name,), after=key_of(found[-1]) if found else (), limit=100):
         found += rows
     return found

@@ -14,11 +14,12 @@ from functools import partial
 
 from broker.core.call import Call
 from broker.core.entries import AuditEntry
-from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.errors import BrokerError, Outcome, Unavailable, WrongState
 from broker.core.kinds import OperationState
 from broker.core.model import Operation
 from broker.core.operations.plan import Keep, Over, Plan, Work
 from broker.core.ports import Now, Store, Write
+from broker.core.reasons import Reason
 
 KEEP = timedelta(hours=24)
 """How long an operation that is over stays on record; the audit has it for good."""
@@ -90,12 +91,12 @@ class Operations:
 
         ``undo_for``: the reason for which it is to be undone from the start, of what was begun before there were any.
         """
-        before, now = _newest(partial(write.page, lock=False), subject), self._now()
-        if before is not None and not before.state.over:
-            raise running(before)
+        former, now = write.last(Operation, subject, lock=False), self._now()
+        if former is not None and not former.state.over:
+            raise running(former)
         operation = Operation(
             subject=subject,
-            number=before.number + 1 if before else 1,
+            number=former.number + 1 if former else 1,
             kind=self._plans[plan.kind].kind,
             state=OperationState.UNDOING if undo_for else OperationState.RUNNING,
             step=0,
@@ -116,8 +117,8 @@ class Operations:
 
     def live(self, rows: Write | Store, subject: str) -> Operation | None:
         """The operation of a subject that is not over."""
-        found = _newest(rows.page, subject)
-        return found if found is not None and not found.state.over else None
+        found = rows.last(Operation, subject)
+        return None if found is None or found.state.over else found
 
     def of(self, subject: str, number: int | None) -> Operation | None:
         """The operation of this number, if it is still on record."""
@@ -195,7 +196,7 @@ class Operations:
 
     def _undone(self, plan: Plan, work: Work, refusal: BrokerError | None) -> Operation:
         if plan.undo is None:
-            raise WrongState("OPERATION_ONLY_FORWARD", f"An operation of the kind {plan.kind} is never undone.")
+            raise WrongState(Reason.OPERATION_ONLY_FORWARD, f"An operation of the kind {plan.kind} is never undone.")
         plan.undo(work)
         undone = replace(work.operation, state=OperationState.UNDONE, due_at=self._now() + KEEP)
         entry, over = _last_word(plan, work, refusal)
@@ -219,9 +220,9 @@ class Operations:
         if found is None or found.state is OperationState.DONE or undone:
             return found or operation
         if found.state is OperationState.RUNNING or found.state is operation.state:
-            raise UnderWay("OPERATION_RUNNING", "Another call carries this on; send the same request again.")
+            raise UnderWay(Reason.OPERATION_RUNNING, "Another call carries this on; send the same request again.")
         raise GivenUp(
-            "CHANGED_MEANWHILE",
+            Reason.CHANGED_MEANWHILE,
             f"{operation.subject} was changed meanwhile, so this was given up; send it anew, under a fresh request id.",
         )
 
@@ -250,7 +251,7 @@ class Operations:
         try:
             plan = self._plan(operation)
             if operation.state is OperationState.RUNNING and plan.abandoned_is_undone:
-                operation = self._turned_back(plan, Work(call=call, operation=operation), "ABANDONED")
+                operation = self._turned_back(plan, Work(call=call, operation=operation), Reason.ABANDONED)
             self.run(call, operation)
         except _OvertakenError:
             return None
@@ -297,7 +298,7 @@ class Operations:
         plan = self._plans.get(operation.kind)
         if plan is None or operation.step > len(plan.steps):
             raise WrongState(
-                "OPERATION_KIND_UNKNOWN",
+                Reason.OPERATION_KIND_UNKNOWN,
                 f"This release does not know operations of the kind {operation.kind}; {operation.subject} stays as it "
                 "is until the newest release that has used this database is started.",
             )
@@ -307,18 +308,8 @@ class Operations:
 def running(operation: Operation) -> UnderWay:
     """The refusal to begin what is under way already."""
     return UnderWay(
-        "OPERATION_RUNNING", f"An operation on {operation.subject} is under way; try again when it is over."
+        Reason.OPERATION_RUNNING, f"An operation on {operation.subject} is under way; try again when it is over."
     )
-
-
-def _newest(page: Callable[..., list[Operation]], subject: str) -> Operation | None:
-    """The newest operation of a subject, of which a busy one has more than a page in a day."""
-    newest, more = None, True
-    while more:
-        after = (subject, newest.number if newest else 0)
-        found = page(Operation, after=after, limit=BATCH, where={"subject": subject})
-        newest, more = found[-1] if found else newest, len(found) == BATCH
-    return newest
 
 
 def _learned(work: Work) -> Operation:
@@ -328,7 +319,7 @@ def _learned(work: Work) -> Operation:
 def _last_word(plan: Plan, work: Work, refusal: BrokerError | None) -> tuple[AuditEntry, bool]:
     """The entry of an undoing, and whether it closes the call."""
     if plan.undone_reason:
-        return work.call.outcome("ABORTED", plan.undone_reason), False
+        return work.call.outcome(Outcome.ABORTED, plan.undone_reason), False
     if refusal is not None:
         return work.call.outcome(refusal.outcome, refusal.reason), True
     return (work.call.intent(), False) if work.attended else (work.call.outcome(), True)

@@ -20,6 +20,7 @@ from broker.core.model import RootKey, Secret, SecretRead, SecretVersion
 from broker.core.names import check_path
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_secret
+from broker.core.reasons import Reason
 from broker.core.secrets.last_reads import LastReads
 from broker.core.secrets.putting import Putting, Written, there
 from broker.core.secrets.references import Opened, Reference, parse_reference
@@ -100,9 +101,11 @@ class Secrets:
         if prefix:
             check_path(prefix, "folder")
         if len(contains) > MAX_CONTAINS:
-            raise InvalidRequest("FILTER_INVALID", f"The text to look for is longer than {MAX_CONTAINS} characters.")
+            raise InvalidRequest(
+                Reason.FILTER_INVALID, f"The text to look for is longer than {MAX_CONTAINS} characters."
+            )
         rows = self._under(prefix, str(after[0]) if after else "")
-        reads = self._reads_beside(rows)
+        reads = self._reads_beside(rows, prefix)
         items: list[tuple[Secret, SecretRead | None]] = []
         for place, secret in enumerate(rows, 1):
             if contains in secret.name and self._guard.permits(
@@ -116,8 +119,7 @@ class Secrets:
     def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[SecretVersion]:
         """The versions of one secret, oldest first."""
         self._permitted(call, name)
-        where: dict[str, str | int] = {"secret": name}
-        items = self._store.page(SecretVersion, after=after or (name, 0), limit=limit, where=where, sound_only=True)
+        items = self._store.page(SecretVersion, under=(name,), after=after, limit=limit, sound_only=True)
         return Page(items=items, next=(name, items[-1].number) if len(items) == limit else ())
 
     def delete(self, call: Call, name: str, versions: list[int]) -> Secret:
@@ -250,18 +252,22 @@ class Secrets:
 
     def _under(self, prefix: str, after: str) -> list[Secret]:
         """Up to ``SCANNED`` secrets in a folder, and the one of the folder's own name, behind ``after``."""
-        if not prefix:
-            return self._store.page(Secret, after=(after,) if after else (), limit=SCANNED, sound_only=True)
-        own = None if after else self._store.get(Secret, prefix)
-        folder = f"{prefix}/"
-        # Names are ASCII and in the order of their bytes; those below a folder stand together.
-        below = self._store.page(Secret, after=(max(after, folder),), limit=SCANNED, sound_only=True)
-        return [*([own] if own else []), *(secret for secret in below if secret.name.startswith(folder))]
+        own = self._store.get(Secret, prefix) if prefix and not after else None
+        start = (after,) if after else ()
+        below = self._store.page(Secret, begins=_below(prefix), after=start, limit=SCANNED, sound_only=True)
+        return [*([own] if own else []), *below]
 
-    def _reads_beside(self, rows: list[Secret]) -> dict[str, SecretRead]:
+    def _reads_beside(self, rows: list[Secret], prefix: str) -> dict[str, SecretRead]:
         """Who read them last: each has at most one row under its own name, so one page holds all of them."""
         reads = [read for secret in rows[:2] if (read := self._store.get(SecretRead, secret.name))]
         # Between a folder's own secret and those below it there can be others: the page begins at the second row.
-        if len(rows) > 1:
-            reads += self._store.page(SecretRead, after=(rows[1].name,), limit=SCANNED, sound_only=True)
+        if len(rows) > 2:
+            reads += self._store.page(
+                SecretRead, begins=_below(prefix), after=(rows[1].name,), limit=SCANNED, sound_only=True
+            )
         return {read.secret: read for read in reads}
+
+
+def _below(prefix: str) -> str:
+    """How the names of what is in a folder begin."""
+    return f"{prefix}/" if prefix else ""

@@ -15,14 +15,16 @@ from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.policy import guard
 from broker.core.policy.guard import Guard
+from broker.core.reasons import Reason
 from broker.core.receipts import keep, replay
 from broker.core.targets.copies import alarms, place_of
-from broker.core.targets.keks import KEK, check_kek, check_pin, offered
+from broker.core.targets.keks import KEK, check_kek, check_pin, standing
+from broker.core.targets.parts import kek_fixed, keks_of
 from broker.core.targets.slots import Slots
 from broker.core.targets.thumbprints import thumbprint
 
 MAX_GIVEN_UP = 500
-UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
+UNREACHED = frozenset({Reason.TARGET_TLS_UNTRUSTED, Reason.TARGET_CREDENTIAL_UNUSABLE})
 """Refusals that come before the target has been asked anything."""
 
 
@@ -64,7 +66,8 @@ class Targets:
         wanted = thumbprint(expected_kek_thumbprint) if expected_kek_thumbprint else ""
         if wanted and create_kek:
             raise InvalidRequest(
-                "THUMBPRINT_INVALID", "A KEK that is still to be made has no thumbprint to expect; give one of the two."
+                Reason.THUMBPRINT_INVALID,
+                "A KEK that is still to be made has no thumbprint to expect; give one of the two.",
             )
         asked = Target(name=name, kind=kind, settings=settings, kek_id="", kek_thumbprint="", created_at=self._now())
         made = self._allowed(call, asked)
@@ -97,7 +100,9 @@ class Targets:
     def _checked(self, target: Target) -> list[Probe]:
         try:
             port = self._port(target)
-            kek = offered(port, target)
+            kek = standing(port, target)
+            if kek is None:
+                port.check()
         except BrokerError as error:
             return [*_no_answer(error), self._copies_probe(target)]
         return [
@@ -113,7 +118,7 @@ class Targets:
         wanted = thumbprint(expected_kek_thumbprint)
         old = self._permitted(call, name)
         if kek and KEK not in old.settings:
-            raise _fixed()
+            raise kek_fixed()
         moved = self._moved(call, old, kek) if kek else old
         new = old
         if not self._seen(call):
@@ -173,14 +178,14 @@ class Targets:
     def _must_be_free(self, name: str) -> None:
         if self._store.get(Target, name) is not None:
             raise AlreadyExists(
-                "TARGET_EXISTS",
+                Reason.TARGET_EXISTS,
                 f"A target named {name} exists; `broker target show {name}` tells which. `broker target repin` pins "
                 "another KEK of it; for another place choose another name.",
             )
         unknown = {"target": name, "state": ImportState.UNKNOWN.value}
         if self._store.page(Import, limit=1, where=unknown):
             raise AlreadyExists(
-                "TARGET_NAME_USED",
+                Reason.TARGET_NAME_USED,
                 "A target of this name was removed while copies of keys may have been there; choose another name, so "
                 "that `broker key where` can go on saying so.",
             )
@@ -210,33 +215,49 @@ class Targets:
         return receipt is not None and receipt.digest == call.digest
 
     def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
-        kek = offered(self._port(target), target)
+        port = self._port(target)
+        kek = standing(port, target)
+        if kek is None:
+            return self._reached(call, port, target, wanted)
         call.note(target=target.name, kek_thumbprint=kek.thumbprint)
         check_kek(kek)
         if wanted and kek.thumbprint != wanted:
             raise WrongState(
-                "KEK_UNEXPECTED",
+                Reason.KEK_UNEXPECTED,
                 f"The target offers a wrapping key with the thumbprint {kek.thumbprint}, not the one you expect; "
                 "find out which is right before anything is wrapped for it.",
             )
         return replace(target, kek_id=kek.id, kek_thumbprint=kek.thumbprint)
+
+    def _reached(self, call: Call, port: ports.Target, target: Target, wanted: str) -> Target:
+        """Without a pin, since each import has a wrapping key of its own there; that the target answers is seen."""
+        call.note(target=target.name)
+        if wanted:
+            raise InvalidRequest(
+                Reason.THUMBPRINT_INVALID,
+                "This kind of target makes a wrapping key for each import, so there is none to expect; leave the "
+                "thumbprint out.",
+            )
+        port.check()
+        return target
 
     def _with_new_kek(self, call: Call, target: Target) -> Target:
         """Make the KEK that the settings name; from then on they name its version, and so that one alone."""
         port = self._port(target)
         wanted = target.settings.get(KEK)
         if wanted is None:
-            raise _fixed()
+            raise kek_fixed()
+        keks = keks_of(port)
         call.note(target=target.name)
         if call.validate_only:
-            if wanted in port.names():
+            if wanted in keks.names():
                 raise WrongState(
-                    "TARGET_KEK_EXISTS",
+                    Reason.TARGET_KEK_EXISTS,
                     f"The target has a key named {wanted}; give its versioned id, or have one made under another name.",
                 )
             return target
         self._store.record(call.intent())
-        kek = port.create_wrapping_key()
+        kek = keks.create_wrapping_key()
         call.note(kek_thumbprint=kek.thumbprint)
         check_kek(kek)
         made = replace(target, settings={**target.settings, KEK: kek.id})
@@ -258,7 +279,7 @@ class Targets:
             "broker disables them as soon as the target lets it, or somebody does so there.",
         )
 
-    def _wrap_probe(self, port: ports.Target) -> Probe:
+    def _wrap_probe(self, port: ports.Offers) -> Probe:
         report = self._hsm.report()
         try:
             chosen = port.oaep_hash(report.oaep_hashes)
@@ -272,10 +293,6 @@ class Targets:
         return Probe(name="wrap", passed=True, detail=detail)
 
 
-def _fixed() -> WrongState:
-    return WrongState("TARGET_KEK_FIXED", "This kind of target has one KEK of its own; register it without a KEK.")
-
-
 def _no_answer(error: BrokerError) -> list[Probe]:
     reached = isinstance(error, WrongState) and error.reason not in UNREACHED
     return [
@@ -286,7 +303,7 @@ def _no_answer(error: BrokerError) -> list[Probe]:
     ]
 
 
-def _authorised_probe(port: ports.Target) -> Probe:
+def _authorised_probe(port: ports.Offers) -> Probe:
     try:
         port.check()
     except BrokerError as error:
@@ -294,7 +311,9 @@ def _authorised_probe(port: ports.Target) -> Probe:
     return Probe(name="authorised", passed=True, detail="The credential may do all that importing and proving take.")
 
 
-def _kek_probe(target: Target, kek: WrappingKey) -> Probe:
+def _kek_probe(target: Target, kek: WrappingKey | None) -> Probe:
+    if kek is None:
+        return Probe(name="kek", passed=True, detail="A new one is made for each import, so that none is pinned.")
     try:
         check_pin(target, kek)
     except WrongState as error:
@@ -307,7 +326,7 @@ def _deletable(rows: ports.Store | ports.Write, target: Target) -> None:
     if found:
         name = f"{found.key} (version {found.version}, there {found.remote_name})"
         raise WrongState(
-            "TARGET_IN_USE",
+            Reason.TARGET_IN_USE,
             f"Keys of the broker are at this target or may come back there, {name} for one (`broker key where --target "
             f"{target.name}`); once each is deleted there for good and `broker key prove --remote-name` has found it "
             "gone, repeat this. If the target is gone for good, remove it with --copies-unknown.",

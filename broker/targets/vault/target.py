@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 import re
 from types import MappingProxyType
 from typing import Any
@@ -16,24 +15,17 @@ from hvac.api.system_backend import Capabilities
 
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
-from broker.core.model import RemoteKey, Terms, WrappingKey
+from broker.core.model import RemoteKey, WrappingKey
+from broker.core.ports import Cargo, Offer
+from broker.core.reasons import Reason
 from broker.targets import Surroundings
 from broker.targets.token import read_token
 from broker.targets.vault import refusals
 from broker.targets.vault.adapter import Adapter
+from broker.targets.vault.files import TransferFiles
+from broker.targets.vault.forms import TYPES, b64, first, upload
 from broker.targets.vault.policy import RIGHTS, lines
 from broker.targets.vault.settings import VaultSettings
-
-TYPES = MappingProxyType({
-    KeyType.RSA_2048: "rsa-2048",
-    KeyType.RSA_3072: "rsa-3072",
-    KeyType.RSA_4096: "rsa-4096",
-    KeyType.EC_P256: "ecdsa-p256",
-    KeyType.EC_P384: "ecdsa-p384",
-    KeyType.EC_P521: "ecdsa-p521",
-    KeyType.AES_128: "aes128-gcm96",
-    KeyType.AES_256: "aes256-gcm96",
-})  # fmt: skip
 
 UNSUPPORTED = MappingProxyType({
     KeyType.EC_SECP256K1: "the transit engine knows no secp256k1",
@@ -53,28 +45,32 @@ EXPOSING = (
 )
 """Flags that must read false or 0, or the key could leave, change or be another one than the HSM's (BY-08)."""
 
-MAX_NAMES = 1000
 NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?", re.ASCII)
 
 
 class VaultTarget:
     """``ports.Target`` for one mount of one server. See ``policy`` for the rights that its token needs.
 
-    ``exact_wrap`` is False: Go's PKCS#8 parser ignores the zero tail that some tokens leave (SoftHSM 2.6.1).
+    ``exact_wrap`` is False: Go's PKCS#8 parser ignores the zero tail that some tokens leave (SoftHSM 2.6.1). The engine
+    has one wrapping key, for as long as its mount is there. It holds no key to terms: what a key may do there goes by
+    its type and the callers' policies.
     """
 
     exact_wrap = False
+    fresh = False
+    terms = None
+    keks = None
 
     def __init__(self, settings: VaultSettings, surroundings: Surroundings) -> None:
         if settings.host not in surroundings.allowed_hosts:
             raise InvalidRequest(
-                "TARGET_HOST_NOT_ALLOWED",
+                Reason.TARGET_HOST_NOT_ALLOWED,
                 f"{settings.host} is not among the hosts and ports that the broker's configuration allows (443 is the "
                 "port of an address without one); if it is right, have it added to allowed_hosts under [targets] "
                 "there, and the broker started again.",
             )
         self._settings = settings
-        self._transfer_files = surroundings.vault_transfer_files
+        self.files = TransferFiles(allowed=surroundings.vault_transfer_files)
         tokens = surroundings.credentials / settings.host
         self._adapter = Adapter(settings, lambda: read_token(tokens, settings.token_file))
         self._transit = Transit(self._adapter)
@@ -96,11 +92,11 @@ class VaultTarget:
         ]
         if missing:
             raise WrongState(
-                "TARGET_DENIED",
+                Reason.TARGET_DENIED,
                 f"The token at {self._settings.host} lacks rights; add to its policy: {' '.join(missing)}",
             )
 
-    def wrapping_key(self) -> WrappingKey:
+    def offer(self, cargo: Cargo | None = None) -> Offer:  # noqa: ARG002 (the same for all)
         """Its id is the URL it was read from, so that it names server, namespace and mount (BY-12)."""
         answer = self._adapter.get(self._unknown_to_hvac("wrapping_key"))
         if answer is None:
@@ -109,7 +105,8 @@ class VaultTarget:
         if der is None:
             raise refusals.malformed(self._settings.host, "a wrapping key")
         parts = [self._settings.address, "v1", self._settings.namespace, self._settings.mount, "wrapping_key"]
-        return WrappingKey(id="/".join(filter(None, parts)), public_key=der, thumbprint=hashlib.sha256(der).hexdigest())
+        kid = "/".join(filter(None, parts))
+        return Offer(key=WrappingKey(id=kid, public_key=der, thumbprint=hashlib.sha256(der).hexdigest()))
 
     def oaep_hash(self, offered: tuple[OaepHash, ...]) -> OaepHash:
         """The transit engine takes any of them, and is told which with each import."""
@@ -117,7 +114,7 @@ class VaultTarget:
             if candidate in offered:
                 return candidate
         raise WrongState(
-            "OAEP_HASH_UNSUPPORTED",
+            Reason.OAEP_HASH_UNSUPPORTED,
             "The HSM can do none of the OAEP hashes that the target can open (`broker hsm` says what it can), so no "
             "key of it can be imported there.",
         )
@@ -127,32 +124,32 @@ class VaultTarget:
         if key_type not in TYPES:
             known = ", ".join(TYPES)
             raise InvalidRequest(
-                "KEY_TYPE_UNSUPPORTED",
+                Reason.KEY_TYPE_UNSUPPORTED,
                 f"A key of type {key_type} cannot be imported, since {UNSUPPORTED[key_type]}; it takes {known}.",
             )
         if not key_type.startswith("rsa") and (usage is KeyUsage.ENCRYPT) != key_type.symmetric:
-            raise InvalidRequest("KEY_TYPE_UNSUPPORTED", f"A key of type {key_type} cannot be imported to {usage}.")
+            raise InvalidRequest(
+                Reason.KEY_TYPE_UNSUPPORTED, f"A key of type {key_type} cannot be imported to {usage}."
+            )
 
     def spelled(self, name: str) -> str:
         """As it is: names there differ by case. The grammar is that of the engine's paths (``GenericNameRegex``)."""
         if not NAME.fullmatch(name):
             raise InvalidRequest(
-                "NAME_INVALID",
+                Reason.NAME_INVALID,
                 "The transit engine has no key of such a name: use 1 to 255 letters, digits, underscores, hyphens and "
                 "dots, with a letter, digit or underscore at both ends.",
             )
         return name
 
-    def import_key(
-        self, name: str, key_type: KeyType, usage: KeyUsage, blob: bytes, oaep_hash: OaepHash, *, first: bool
-    ) -> None:
+    def import_key(self, cargo: Cargo, blob: bytes, oaep_hash: OaepHash, token: str = "") -> None:  # noqa: ARG002
         """Upload. Nothing of what would expose the key can be set by any caller (BY-08)."""
-        self.supports(key_type, usage)
-        body = _upload(blob, oaep_hash)
-        if not first:
-            self._adapter.post(self._unknown_to_hvac(f"keys/{name}/import_version"), json=body)
+        self.supports(cargo.type, cargo.usage)
+        body = upload(blob, oaep_hash)
+        if not cargo.first:
+            self._adapter.post(self._unknown_to_hvac(f"keys/{cargo.name}/import_version"), json=body)
             return
-        self._adapter.post(self._unknown_to_hvac(f"keys/{name}/import"), json=_first(key_type) | body)
+        self._adapter.post(self._unknown_to_hvac(f"keys/{cargo.name}/import"), json=first(cargo.type) | body)
 
     def versions(self, name: str) -> list[RemoteKey]:
         """Those below the key's ``min_decryption_version`` do not show. A soft-deleted key's are not enabled."""
@@ -182,49 +179,11 @@ class VaultTarget:
             "min_available_version."
         )
 
-    def check_terms(self, key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
-        """The transit engine has no such thing: what a key may do there goes by its type and the callers' policies."""
-        if terms != Terms():
-            raise InvalidRequest(
-                "TERMS_UNSUPPORTED",
-                f"The transit engine holds no {key_type} key to operations, tags or times; import it without, and say "
-                f"who may {usage} with it in the policies at {self._settings.host}.",
-            )
-
-    def settle(self, name: str, version: str, terms: Terms) -> None:
-        """Nothing to do: there are no terms."""
-
-    def create_wrapping_key(self) -> WrappingKey:
-        """Refused: the engine makes its own, once."""
-        raise WrongState(
-            "TARGET_KEK_FIXED", "The transit engine has one wrapping key of its own; register the target without."
-        )
-
-    def check_transfer(self) -> None:
-        """Nothing in the wrapped key says how it is to be imported: whoever does that can make it exportable."""
-        if not self._transfer_files:
-            raise WrongState(
-                "TRANSFER_FILES_OFF",
-                "Whoever imports a file into Vault or OpenBao can make the key exportable there, so none is written "
-                "unless the configuration has vault_transfer_files = true under [targets]; import the key instead.",
-            )
-
-    def transfer_file(
-        self,
-        key_type: KeyType,
-        usage: KeyUsage,  # noqa: ARG002 (the engine goes by the type alone)
-        blob: bytes,
-        kek: WrappingKey,  # noqa: ARG002 (it has but one)
-        oaep_hash: OaepHash,
-    ) -> bytes:
-        """The body of the import as JSON: ``bao write MOUNT/keys/NAME/import @FILE`` (or ``import_version``)."""
-        return json.dumps(_first(key_type) | _upload(blob, oaep_hash), indent=1).encode("ascii") + b"\n"
-
     def sign(self, name: str, version: str, algorithm: SignatureAlgorithm, message: bytes) -> bytes:
         """PSS with a salt as long as the hash (RFC 7518 3.5)."""
         answer = self._transit.sign_data(
             f"{name}/sha2-{algorithm[2:]}",  # not as hash_algorithm: the token's policy names this path
-            hash_input=_b64(message),
+            hash_input=b64(message),
             key_version=int(version),
             signature_algorithm="pss" if algorithm.startswith("PS") else "pkcs1v15",
             salt_length="hash",
@@ -235,15 +194,15 @@ class VaultTarget:
     def encrypt(self, name: str, version: str, plaintext: bytes) -> bytes:
         """The transit engine's layout is the port's: IV ‖ ciphertext ‖ tag."""
         answer = self._transit.encrypt_data(
-            name, _b64(plaintext), key_version=int(version), mount_point=self._settings.mount
+            name, b64(plaintext), key_version=int(version), mount_point=self._settings.mount
         )
         return self._unpacked(answer, "ciphertext", version)
 
     def decrypt(self, name: str, version: str, algorithm: EncryptionAlgorithm, ciphertext: bytes) -> bytes:
         """OAEP there is always SHA-256."""
         if algorithm is EncryptionAlgorithm.RSA_OAEP_SHA1:
-            raise WrongState("TARGET_REFUSED", "The transit engine decrypts RSA-OAEP with SHA-256 only.")
-        text = f"vault:v{int(version)}:{_b64(ciphertext)}"
+            raise WrongState(Reason.TARGET_REFUSED, "The transit engine decrypts RSA-OAEP with SHA-256 only.")
+        text = f"vault:v{int(version)}:{b64(ciphertext)}"
         answer = self._transit.decrypt_data(name, text, mount_point=self._settings.mount) or {}
         return self._decoded(answer.get("plaintext"), "a plaintext")
 
@@ -258,7 +217,7 @@ class VaultTarget:
             return
         if found[-1].version != "1":
             raise WrongState(
-                "TARGET_CANNOT_DISABLE",
+                Reason.TARGET_CANNOT_DISABLE,
                 f"The transit engine at {self._settings.host} cannot disable version {version} of {name} without the "
                 "other versions, which may be in use; tell its owner not to use this version.",
             )
@@ -269,19 +228,13 @@ class VaultTarget:
         if any(one.version == version and not one.enabled for one in self.versions(name)):
             self._adapter.post(self._unknown_to_hvac(f"keys/{name}/soft-delete-restore"), json={})
 
-    def names(self) -> list[str]:
-        """Folders are not names: the engine lists its own import paths as one."""
-        answer = self._transit.list_keys(mount_point=self._settings.mount) or {}
-        names = answer.get("keys") or []
-        return sorted(str(name) for name in names if not str(name).endswith("/"))[:MAX_NAMES]
-
     def _soft_delete(self, name: str) -> None:
         try:
             self._adapter.delete(self._unknown_to_hvac(f"keys/{name}/soft-delete"))
         except WrongState as error:
             path = f"{self._settings.mount}/keys/{name}"
             raise WrongState(
-                "TARGET_CANNOT_DISABLE",
+                Reason.TARGET_CANNOT_DISABLE,
                 f"The key {name} at {self._settings.host} could not be disabled there ({error.reason}; Vault has "
                 f"no soft delete); set deletion_allowed=true at {path}/config and delete {path}.",
             ) from error
@@ -301,20 +254,6 @@ class VaultTarget:
             return base64.b64decode(text if isinstance(text, str) else "", validate=True)
         except binascii.Error as error:
             raise refusals.malformed(self._settings.host, what) from error
-
-
-def _upload(blob: bytes, oaep_hash: OaepHash) -> dict[str, Any]:
-    return {"ciphertext": _b64(blob), "hash_function": oaep_hash.value.upper()}
-
-
-def _first(key_type: KeyType) -> dict[str, Any]:
-    """What a new key is made as; nothing of it can be set by any caller."""
-    flags = ("allow_rotation", "exportable", "allow_plaintext_backup", "derived")
-    return {"type": TYPES[key_type], **dict.fromkeys(flags, False)}
-
-
-def _b64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
 
 
 def _public_key(pem: object) -> bytes | None:

@@ -5,9 +5,12 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import descriptor_pb2 as _descriptor_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +21,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _SettingForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SettingFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SettingForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SETTING_FORM_UNSPECIFIED: _SettingForm.ValueType  # 0
+    """The setting itself."""
+    SETTING_FORM_CERTIFICATES: _SettingForm.ValueType  # 1
+    """A local file with certificates, whose content is sent."""
+    SETTING_FORM_CREDENTIAL: _SettingForm.ValueType  # 2
+    """The bare name of a file in the broker's credentials folder."""
+    SETTING_FORM_OWN_CREDENTIAL: _SettingForm.ValueType  # 3
+    """The same; the target's own name, unless said."""
+    SETTING_FORM_KEK: _SettingForm.ValueType  # 4
+    """The id of a key at the target, with its version, or the name that it is to have if it is to be made."""
+
+class SettingForm(_SettingForm, metaclass=_SettingFormEnumTypeWrapper):
+    """What is typed for a setting."""
+
+SETTING_FORM_UNSPECIFIED: SettingForm.ValueType  # 0
+"""The setting itself."""
+SETTING_FORM_CERTIFICATES: SettingForm.ValueType  # 1
+"""A local file with certificates, whose content is sent."""
+SETTING_FORM_CREDENTIAL: SettingForm.ValueType  # 2
+"""The bare name of a file in the broker's credentials folder."""
+SETTING_FORM_OWN_CREDENTIAL: SettingForm.ValueType  # 3
+"""The same; the target's own name, unless said."""
+SETTING_FORM_KEK: SettingForm.ValueType  # 4
+"""The id of a key at the target, with its version, or the name that it is to have if it is to be made."""
+Global___SettingForm: _TypeAlias = SettingForm  # noqa: Y015
 
 @_typing.final
 class Target(_message.Message):
@@ -61,6 +96,72 @@ class Target(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_settings) -> _WhichOneofReturnType_settings | None: ...
 
 Global___Target: _TypeAlias = Target  # noqa: Y015
+
+@_typing.final
+class KindOption(_message.Message):
+    """A kind of target, as the command line tells of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ABOUT_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    about: _builtins.str
+    """What registering one does, NAME being the target's name."""
+    place: _builtins.str
+    """Where such a target is, for lists; settings stand in braces."""
+    def __init__(
+        self,
+        *,
+        about: _builtins.str = ...,
+        place: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KindOption: _TypeAlias = KindOption  # noqa: Y015
+
+@_typing.final
+class SettingOption(_message.Message):
+    """How the command line asks for a setting. Its option is named by the field, unless that is said."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HELP_FIELD_NUMBER: _builtins.int
+    METAVAR_FIELD_NUMBER: _builtins.int
+    OPTION_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    DEFAULT_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    help: _builtins.str
+    metavar: _builtins.str
+    option: _builtins.str
+    required: _builtins.bool
+    default: _builtins.str
+    form: Global___SettingForm.ValueType
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        help: _builtins.str = ...,
+        metavar: _builtins.str = ...,
+        option: _builtins.str = ...,
+        required: _builtins.bool = ...,
+        default: _builtins.str = ...,
+        choices: _abc.Iterable[_builtins.str] | None = ...,
+        form: Global___SettingForm.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "default", b"default", "form", b"form", "help", b"help", "metavar", b"metavar", "option", b"option", "required", b"required"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingOption: _TypeAlias = SettingOption  # noqa: Y015
 
 @_typing.final
 class VaultSettings(_message.Message):
@@ -454,3 +555,8 @@ class DeleteTargetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteTargetResponse: _TypeAlias = DeleteTargetResponse  # noqa: Y015
+
+SETTING_FIELD_NUMBER: _builtins.int
+KIND_FIELD_NUMBER: _builtins.int
+setting: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, Global___SettingOption]
+kind: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MessageOptions, Global___KindOption]

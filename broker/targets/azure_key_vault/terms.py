@@ -7,13 +7,37 @@ from typing import Any
 from broker.core.errors import InvalidRequest
 from broker.core.kinds import KeyType, KeyUsage
 from broker.core.model import Terms
+from broker.core.reasons import Reason
+from broker.targets.azure_key_vault import refusals
 from broker.targets.azure_key_vault.forms import operations, text
+from broker.targets.azure_key_vault.site import Site
 
 MAX_TAGS = 15
 MAX_TAG = 256
 
 
-def check(key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
+class Keeping:
+    """``ports.KeepsTerms``."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def check_terms(self, key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
+        """Operations of the key's usage, tags and dates as the service keeps them."""
+        _check(key_type, usage, terms)
+
+    def settle(self, name: str, version: str, terms: Terms) -> None:
+        """One update of this version's properties, looked at as it comes back."""
+        if terms == Terms():
+            return
+        changes = _properties(terms)
+        with self._site.connection.asking("update", name):
+            found = self._site.connection.keys.update_key_properties(name, self._site.pinned(name, version), **changes)
+            if not _are_kept(terms, found):
+                raise refusals.malformed(self._site.place, "the terms that it was given")
+
+
+def _check(key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
     """Return if the service can keep them; else InvalidRequest ``TERMS_UNSUPPORTED``."""
     known = operations(usage)
     if strange := set(terms.operations) - set(known):
@@ -32,7 +56,7 @@ def check(key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
         raise _unsupported("the key would expire before it is valid")
 
 
-def properties(terms: Terms) -> dict[str, Any]:
+def _properties(terms: Terms) -> dict[str, Any]:
     """For the client's ``update_key_properties``; what is not asked for is left as it is. Dates in whole seconds."""
     return {
         "key_operations": list(terms.operations) or None,
@@ -43,7 +67,7 @@ def properties(terms: Terms) -> dict[str, Any]:
     }
 
 
-def are_kept(terms: Terms, found: Any) -> bool:
+def _are_kept(terms: Terms, found: Any) -> bool:
     """Whether a key as the vault shows it is held to them."""
     shown = found.properties
     pairs = [
@@ -64,4 +88,4 @@ def _is_tag(text: str) -> bool:
 
 
 def _unsupported(why: str) -> InvalidRequest:
-    return InvalidRequest("TERMS_UNSUPPORTED", f"The target cannot hold the key to these terms: {why}.")
+    return InvalidRequest(Reason.TERMS_UNSUPPORTED, f"The target cannot hold the key to these terms: {why}.")

@@ -23,12 +23,29 @@ from broker.core.model import (
     KeyVersion,
     Principal,
     Record,
-    RemoteKey,
     Secret,
     SecretVersion,
-    Terms,
     WrappingKey,
 )
+from broker.core.ports.targets import (
+    Cargo,
+    Carries,
+    Connect,
+    KeepsTerms,
+    MakesKek,
+    Offer,
+    Offers,
+    Switches,
+    Takes,
+    Target,
+    Uses,
+)
+
+__all__ = [
+    "DECIDING", "RESERVED_IDS", "Authenticator", "Cargo", "Carries", "Connect", "Device", "Hsm", "HsmStatus",
+    "KeepsTerms", "KeyRef", "MakesKek", "Now", "Offer", "Offers", "RowFinding", "Store", "Switches", "Takes", "Target",
+    "Uses", "Write",
+]  # fmt: skip
 
 R = TypeVar("R", bound=Record)
 
@@ -142,10 +159,6 @@ class Device(HsmStatus, Protocol):
         """Log out and finalise the module."""
 
 
-DECIDING = ("operators", "policy_documents", "trust_rules", "targets", "keys", "key_versions", "root_keys")
-"""The tables that say who may do what with which key: small, and looked at often."""
-
-
 @dataclass(frozen=True, slots=True)
 class RowFinding:
     """A row that is not what the brokers left there; ``name`` "": some of the table's, and which is unknown."""
@@ -174,6 +187,9 @@ class Write(Protocol):
 
         Without ``lock`` the caller must hold a row that everybody holds who changes the rows asked for.
         """
+
+    def last(self, kind: type[R], *under: str | int, lock: bool = True) -> R | None:
+        """As ``Store.last``, under the same conditions as ``page``."""
 
     def add(self, *records: R) -> None:
         """Insert records of one kind. AlreadyExists ``NAME_TAKEN`` when a primary key is in use."""
@@ -206,10 +222,7 @@ class Write(Protocol):
 class Store(Protocol):
     """Records by primary key, and the audit journal that every change goes through.
 
-    Primary keys: Key (name) · KeyVersion (key, number) · Target (name) · Import (key, version, target) ·
-    Operator (name) · PolicyDocument (version) · Receipt (principal, request_id) · AuditHead (chain, sequence) ·
-    TrustRule (name) · Secret (name) · SecretVersion (secret, number) · SecretRead (secret) · RootKey (version) ·
-    Session (id) · Lease (id) · UsedToken (issuer, jti) · Operation (subject, number).
+    What may be asked of which kind is declared in ``core.records``; anything else is a bug, and a ValueError.
     Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang. WrongState
     ``ROW_FORGED`` for a row that somebody else has changed, made up, put back as it once was, or removed.
     """
@@ -232,21 +245,25 @@ class Store(Protocol):
         *,
         after: tuple[str | int, ...] = (),
         limit: int,
+        under: Sequence[str | int] = (),
+        begins: str = "",
         where: Mapping[str, str | int] | None = None,
         sound_only: bool = False,
     ) -> list[R]:
         """Up to ``limit`` records in primary-key order (bytewise), strictly after ``after`` (a whole primary key).
 
+        ``under``: only those whose key has these first parts; ``begins``: and whose next part, a text, begins so.
         ``where`` keeps only the rows whose named fields equal the given values. ``sound_only`` passes over rows that
         cannot be read, which are refused otherwise: for what must not be held up by one of them.
         """
 
-    def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "active") -> list[R]:
+    def last(self, kind: type[R], *under: str | int) -> R | None:
+        """The record with the highest primary key of those whose key has these first parts, or None."""
+
+    def due(self, kind: type[R], before: datetime, *, limit: int, state: str = "") -> list[R]:
         """Records whose time has come at ``before``, oldest first, found through an index.
 
-        The time is ``expires_at`` of Sessions and Leases in that state, ``due_at`` of Operations in that state,
-        ``until`` of UsedTokens, ``created_at`` of Receipts. A row that cannot be read is passed over, so that it never
-        holds up the others (TL-18).
+        Time and state are those declared, unless ``state`` is another. What cannot be read is passed over (TL-18).
         """
 
     def count(self, kind: type[R], where: Mapping[str, str | int]) -> int:
@@ -298,103 +315,3 @@ class Authenticator(Protocol):
 
     def authenticate(self, credentials: Credentials) -> Principal | None:
         """The principal; None when the call carries nothing for this authenticator; Unauthenticated when it is bad."""
-
-
-class Connect(Protocol):
-    """The way to targets, as the broker's configuration allows it."""
-
-    def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Target:
-        """The port of the target ``name``; opens no connection.
-
-        InvalidRequest ``TARGET_HOST_NOT_ALLOWED`` or ``TARGET_CREDENTIAL_NOT_BOUND`` when the configuration does not
-        give this place, or not to this target.
-        """
-
-    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:
-        """The settings in their one spelling, as policies compare them; looks at nothing but them.
-
-        InvalidRequest ``TARGET_KIND_UNKNOWN`` or ``TARGET_SETTINGS_INVALID``.
-        """
-
-
-class Target(Protocol):
-    """A place keys can be imported to. Built from one registered ``model.Target``.
-
-    Errors: Unavailable ``TARGET_UNREACHABLE``, ``TARGET_SEALED``, ``TARGET_THROTTLED``; WrongState
-    ``TARGET_TLS_UNTRUSTED``, ``TARGET_DENIED``, ``TARGET_MOUNT_MISSING``, ``TARGET_NAME_TAKEN``, ``TARGET_REFUSED``
-    (it understood the request and would not do it), ``TARGET_CANNOT_DISABLE``, ``TARGET_CREDENTIAL_UNUSABLE`` (the
-    file with the token is missing, a link, or readable by others); InvalidRequest ``KEY_TYPE_UNSUPPORTED``. No message
-    quotes the target's own text beyond its short error strings, and none holds a token.
-    """
-
-    exact_wrap: bool  # True: the target parses PKCS#8 strictly, so only an exact RFC 5649 wrap will do
-
-    def wrapping_key(self) -> WrappingKey:
-        """The KEK the target offers now."""
-
-    def oaep_hash(self, offered: tuple[OaepHash, ...]) -> OaepHash:
-        """The hash to use, of those the token can do; WrongState ``OAEP_HASH_UNSUPPORTED`` when none fits."""
-
-    def supports(self, key_type: KeyType, usage: KeyUsage) -> None:
-        """Return if such a key can be imported; else InvalidRequest ``KEY_TYPE_UNSUPPORTED`` saying what can."""
-
-    def spelled(self, name: str) -> str:
-        """The one spelling of a key's name there, as policies compare it; InvalidRequest ``NAME_INVALID`` if none."""
-
-    def import_key(
-        self, name: str, key_type: KeyType, usage: KeyUsage, blob: bytes, oaep_hash: OaepHash, *, first: bool
-    ) -> None:
-        """Upload the blob: a new remote key when ``first``, else a further version of it."""
-
-    def versions(self, name: str) -> list[RemoteKey]:
-        """All versions the target holds under ``name``, oldest first; [] when there is none."""
-
-    def remains(self, name: str) -> str:
-        """How a version under ``name`` that does not show could come back, for people; "" when it is gone for good."""
-
-    def check_terms(self, key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
-        """Return if the target can hold such a key to ``terms``; else InvalidRequest ``TERMS_UNSUPPORTED``."""
-
-    def settle(self, name: str, version: str, terms: Terms) -> None:
-        """Hold this remote version to ``terms`` from now on. Doing it twice is the same as once."""
-
-    def create_wrapping_key(self) -> WrappingKey:
-        """Make the KEK that the settings name, able to do nothing but import; what is there is left as it is.
-
-        WrongState ``TARGET_KEK_EXISTS``, or ``TARGET_KEK_FIXED`` when such a target has one of its own.
-        """
-
-    def check_transfer(self) -> None:
-        """Return if keys may be carried there in files; else WrongState ``TRANSFER_FILES_OFF``."""
-
-    def transfer_file(
-        self, key_type: KeyType, usage: KeyUsage, blob: bytes, kek: WrappingKey, oaep_hash: OaepHash
-    ) -> bytes:
-        """The file with which ``blob`` is carried to the target by hand, as the target's own tools take it."""
-
-    def sign(self, name: str, version: str, algorithm: SignatureAlgorithm, message: bytes) -> bytes:
-        """Let the target sign; ECDSA as DER ECDSA-Sig-Value."""
-
-    def encrypt(self, name: str, version: str, plaintext: bytes) -> bytes:
-        """Let the target encrypt with AES-GCM; same layout as ``Hsm.encrypt``."""
-
-    def decrypt(self, name: str, version: str, algorithm: EncryptionAlgorithm, ciphertext: bytes) -> bytes:
-        """Let the target decrypt what ``Hsm.encrypt`` or RSAES-OAEP made."""
-
-    def disable(self, name: str, version: str) -> None:
-        """Make this remote version unusable. Doing it twice, or for a version that is not there, is no error.
-
-        WrongState ``TARGET_CANNOT_DISABLE`` when the target can only do it together with versions that are in use.
-        """
-
-    def enable(self, name: str, version: str) -> None:
-        """Undo ``disable``, before an import that had failed is proven again. Doing it twice is the same as once."""
-
-    def check(self) -> None:
-        """Return when the broker's credential may do all that importing and proving take; changes nothing there.
-
-        WrongState ``TARGET_DENIED`` names every right that is missing.
-        """
-
-    def names(self) -> list[str]:
-        """The names of the keys that the target holds, sorted; at most 1000."""
