@@ -12,93 +12,19 @@ from typing import Any
 
 import pytest
 
-from broker.core.entries import Phase
 from broker.core.errors import BrokerError, Unavailable, WrongState
-from broker.core.imports.handover import Exported, Handover
-from broker.core.imports.importing import Imports
-from broker.core.imports.ledger import Imported
 from broker.core.imports.rules import EXPORTED, NO_TERMS, TERMS_UNSETTLED
 from broker.core.imports.steps import PATIENCE
-from broker.core.kinds import ImportState, KeyType, KeyUsage, Sent
-from broker.core.model import Import, Operation, Target, Terms
-from tests.crash.harness import Died, Ground, World
-from tests.fakes.shelf import Shelf, kek
+from broker.core.kinds import ImportState, KeyType, Sent
+from broker.core.model import Import, Operation, Terms
+from tests.crash.harness import Died, World
+from tests.unit.import_house import House
 
-REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
 VERIFY_ONLY = Terms(operations=("verify",), enabled=False)
 
 
 def away() -> Unavailable:
     return Unavailable("TARGET_UNREACHABLE", "Away.")
-
-
-class Premises(Ground):
-    """What outlives a process, a target among it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shelf = Shelf()
-
-
-class House(World):
-    """A process with a target."""
-
-    def __init__(self, premises: Premises | None = None) -> None:
-        self.premises = premises or Premises()
-        super().__init__(self.premises)
-        self.shelf = self.premises.shelf
-        self.shelf.passing = self._passing
-        self.imports = Imports(self.store, self.hsm, self.guard, self.operations, self.shelf, self.clock)
-        self.handover = Handover(self.imports.bringing)
-
-    def _passing(self, name: str) -> None:
-        """Whatever is changed at the target was announced before."""
-        told = [entry for entry in self.premises.store.entries if entry.phase is Phase.INTENT]
-        assert any("bao" in entry.resource for entry in told)
-        self.fate.place(name)
-
-    def restarted(self) -> House:
-        return House(self.premises)
-
-    def furnish(self, key_type: KeyType) -> None:
-        asked = self.call("KeyService/CreateKey")
-        usage = KeyUsage.ENCRYPT if key_type.symmetric else KeyUsage.SIGN
-        self.keys.create(asked, "pay", key_type, usage, exportable=True, labels={}, owner="")
-        offered = kek()
-        with self.store.write(self.call("TargetService/CreateTarget").outcome()) as write:
-            write.add(
-                Target(
-                    name="bao", kind="shelf", settings={}, kek_id=offered.id, kek_thumbprint=offered.thumbprint,
-                    created_at=self.clock(),
-                )
-            )  # fmt: skip
-
-    def bring(self, terms: Terms = NO_TERMS, request_id: str = REQUEST) -> Imported:
-        return self.imports.import_key(self.call("ImportService/ImportKey", request_id), "pay", 0, "bao", "", terms)
-
-    def export(self) -> Exported:
-        return self.handover.export(self.call("ImportService/ExportKey", REQUEST), "pay", 0, "bao", "")
-
-    def confirm(self, terms: Terms = NO_TERMS) -> Imported:
-        return self.handover.confirm(self.call("ImportService/ConfirmImport"), "pay", 0, "bao", "", terms)
-
-    def much_later(self) -> House:
-        """When nothing can be on its way any more."""
-        self.clock.forward(minutes=2)
-        return self
-
-    def chores(self) -> None:
-        for resource, work in self.imports.chores():
-            work(self.background(resource))
-
-    def row(self) -> Import | None:
-        found: Import | None = self.store.get(Import, "pay", 1, "bao", "pay")
-        return found
-
-    def held(self) -> Import:
-        row = self.row()
-        assert row is not None
-        return row
 
 
 # ---- what must be so, wherever it died ---------------------------------------------------------------------------

@@ -38,8 +38,6 @@ T = TypeVar("T")
 PATIENCE = 2 * LEASE
 """From when on the background settles what nobody came back for: longer than all the requests of an import take."""
 
-ABANDONED = Reason.ABANDONED
-
 
 class Steps:
     """The plans. ``ledger``: the one of the imports."""
@@ -168,7 +166,7 @@ class Steps:
         road = work.given
         kek = road.delivery.kek if isinstance(road, Road) and road.delivery else None
         if not isinstance(road, Road) or road.delivery is None or road.files is None or kek is None:
-            raise WrongState(ABANDONED, "Nobody waits for the file any more.")
+            raise _changed()  # nobody waits for the file
         there, delivery = road.there, road.delivery
         try:
             blob = delivery.wrap(kek)
@@ -185,7 +183,7 @@ class Steps:
     def _not_exported(self, write: Write, work: Work) -> None:
         """A file that was handed out before can still be carried there; of this one nobody has anything."""
         row, _ = self._rows(work)
-        if row is not None and row.sent is Sent.FILE and work.operation.failure == ABANDONED:
+        if row is not None and row.sent is Sent.FILE and work.operation.failure == Reason.ABANDONED:
             self._keep(write, work, failure=EXPORTED, gone_is_fine=True)
         else:
             self._failed(write, work)
