@@ -22,7 +22,6 @@ from broker.core.clock import Clock, Timely
 from broker.core.errors import BrokerError
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
-from broker.core.imports.withdrawal import Withdrawals
 from broker.core.keys.confirming import Settling
 from broker.core.keys.lifecycle import DestructionDelay, Keys
 from broker.core.keys.use import KeyUse
@@ -128,15 +127,14 @@ class Broker:
         if not config.store.sqlite:  # else there is no other process that could set one
             guard.watch(self.policies.refresh_when_late)
         slots = Slots(config.server.slots)
-        imports = Imports(store, callers, guard, connect, now, slots)
-        self.withdrawals = Withdrawals(imports.ledger, time.monotonic)
+        self.imports = Imports(store, callers, guard, self.operations, connect, now, slots)
         return answers(
             keys=self.keys,
             use=KeyUse(store, callers, guard),
             settling=Settling(store, callers, guard, self.operations),
             targets=Targets(store, self.hsm, guard, connect, self.operations, now, slots),
-            imports=imports,
-            handover=Handover(imports.ledger),
+            imports=self.imports,
+            handover=Handover(self.imports.bringing),
             operators=Operators(store, ca, guard, now, config.trust_domain),
             policies=self.policies,
             heads=self.heads,

@@ -21,9 +21,9 @@ from broker.core.audit.heads import Heads
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Outcome
-from broker.core.imports.withdrawal import Withdrawals, is_away
+from broker.core.imports.importing import Imports
 from broker.core.keys.lifecycle import Keys
-from broker.core.model import Import, Operation
+from broker.core.model import Operation
 from broker.core.operations.running import Operations
 from broker.core.policy.documents import Policies
 from broker.core.ports import HsmStatus, Store
@@ -54,7 +54,6 @@ ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
 SESSIONS_EVERY = timedelta(seconds=2)
 CERTIFICATE_EVERY = timedelta(hours=6)
-WITHDRAWALS_EVERY = timedelta(seconds=2)
 OPERATIONS_EVERY = timedelta(seconds=2)
 FORGET_EVERY = timedelta(minutes=10)
 
@@ -85,7 +84,7 @@ class Parts(Protocol):
     sessions: Sessions
     keys: Keys
     operations: Operations
-    withdrawals: Withdrawals
+    imports: Imports
 
     @property
     def store(self) -> Store:
@@ -118,13 +117,13 @@ class Loop:
             ("policy", timedelta(0), broker.policies.refresh),
             ("heads", timedelta(0), self._sign),
             ("operations", OPERATIONS_EVERY, self._carry_on),
-            ("withdrawals", WITHDRAWALS_EVERY, self._withdraw),
         ]
         self._beside: list[Kind] = [
             ("roots", ROOTS_EVERY, broker.secrets.refresh),
             ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(self._call)),
             ("sessions", SESSIONS_EVERY, lambda: self._do(broker.sessions.chores)),
             ("keys", CHORES_EVERY, lambda: self._do(broker.keys.chores, sure=True)),
+            ("imports", CHORES_EVERY, lambda: self._do(broker.imports.chores, sure=True)),
             ("secrets", CHORES_EVERY, lambda: self._do(broker.secrets.chores, sure=True)),
             ("forgetting", FORGET_EVERY, lambda: self._do(broker.operations.chores)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
@@ -219,33 +218,6 @@ class Loop:
             self._fence = fence
             log.info("leads the shared work" if fence else "leads no more", fence=fence or 0)
 
-    def _withdraw(self) -> None:
-        """Have disabled at targets what should not be enabled there, each target in a thread of its own."""
-        if (fence := self._fence) is None:
-            return
-        for target, rows in self._broker.withdrawals.due().items():
-            self._errands.start(target, lambda rows=rows: self._withdraw_from(rows, fence))  # type: ignore[misc]
-
-    def _withdraw_from(self, rows: list[Import], fence: int) -> None:
-        for row in rows:
-            if self._errands.ending.is_set():
-                return
-            call = self._call(f"key/{row.key},target/{row.target}", fence)
-            if not _attempt(call.resource, lambda row=row, call=call: self._told(row, call)):  # type: ignore[misc]
-                return
-
-    def _told(self, row: Import, call: Call) -> None:
-        """One attempt; a line at error level for as long as the alarm stands. Raises when the target is away."""
-        error = self._broker.withdrawals.attempt(call, row)
-        if error is None:
-            return
-        log.error(
-            "a key that is not proven may still be used at a target", key=row.key, version=row.version,
-            target=row.target, remote_name=row.remote_name, remote_version=row.remote_version, reason=error.reason,
-        )  # fmt: skip
-        if is_away(error):
-            raise error
-
     def _carry_on(self) -> None:
         """Have the operations carried on that nobody came back for, at each place outside in a thread of its own."""
         if self._fence is None:
@@ -265,7 +237,7 @@ class Loop:
         call = self._call(row.subject, fence)
         refusal = self._broker.operations.carry_on(call, row)
         if refusal is not None:
-            log.error("an operation waits", kind=row.kind, subject=row.subject, reason=refusal.reason)
+            log.error(self._broker.operations.alarm(row), kind=row.kind, subject=row.subject, reason=refusal.reason)
 
     def _do(self, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
         """The shared work, in the one process that leads; each piece is written under the leader's number.

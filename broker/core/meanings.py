@@ -328,6 +328,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         MESSAGE_LATE                none    The request did not arrive in time.
     """,
         Outcome.ABORTED: """
+        ABANDONED                   none    Of an import: its export was given up, for its call had died.
         KEY_NOT_MADE                none    In the audit only: a key was never made, and was taken back.
         KEY_VERSION_STAYS_HELD      none    In the audit only: a held version was not kept after all, and stays held.
         TARGET_NOT_ADDED            none    In the audit only: a KEK was being made for a target, which was given up.

@@ -213,7 +213,7 @@ class World:
         self.clock = self.ground.clock
         self.store: Any = MortalStore(self.ground.store, self.fate)
         self.hsm: Any = MortalHsm(self.ground.hsm, self.fate, announced=self.ground.announced)
-        self.guard = Guard(document())
+        self.guard = _guard()
         self.operations: Operations = operations(self.store, self.clock)
         self.keys = Keys(self.store, self.hsm, self.guard, self.operations, self.clock)
         self.settling = Settling(self.store, self.hsm, self.guard, self.operations)
@@ -269,6 +269,12 @@ class World:
         )
         for version in versions:
             assert self.hsm.public_key(ref(keys[version.key], version)) == version.public_key
+
+
+@cache
+def _guard() -> Guard:
+    """The one of every process: to read a policy takes longer than most scenes."""
+    return Guard(document())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

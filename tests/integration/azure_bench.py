@@ -29,7 +29,7 @@ class AzureBench(Ground):
 
     @property
     def handover(self) -> Handover:
-        return Handover(self.imports.ledger)
+        return Handover(self.imports.bringing)
 
     def bring(self, key: Key, terms: Terms | None = None, *, remote_name: str = "", request_id: str = "") -> Imported:
         """As ``run``, with terms, and all that it answers."""

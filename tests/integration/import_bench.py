@@ -111,7 +111,8 @@ class Ground:
         return Targets(*parts)  # type: ignore[arg-type]
 
     def imports_with(self, connect: object, hsm: ports.Hsm | None = None) -> Imports:
-        return Imports(self.store, hsm or self.hsm, self.guard, connect, self.clock, Slots(SLOTS))  # type: ignore[arg-type]
+        own = operations(self.store, self.clock)
+        return Imports(self.store, hsm or self.hsm, self.guard, own, connect, self.clock, Slots(SLOTS))  # type: ignore[arg-type]
 
     def call(self, method: str, *groups: str, request_id: str = "", validate_only: bool = False) -> Call:
         who: Principal = operator("alice", *(groups or ("admins",)))

@@ -47,7 +47,7 @@ class BothKinds(Ground):
 
     def carried(self, key: Key, target: str) -> bytes:
         """The key's transfer file, after Microsoft's client has imported it there and the broker has proven it."""
-        handover, vault = Handover(self.imports.ledger), self.vaults[target]
+        handover, vault = Handover(self.imports.bringing), self.vaults[target]
         file = handover.export(self.call("ExportKey"), key.name, 0, target, "").transfer_file
         kty, curve = FORMS[key.type]
         with key_client(vault) as client:

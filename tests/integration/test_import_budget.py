@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from broker.core.imports.importing import Imports
+from tests.fakes.background import operations
 from tests.integration.import_bench import Bench, Mount
 from tests.servers.openbao import OpenBao
 from tests.servers.softhsm import KeysHsm
@@ -40,19 +42,21 @@ def bench(openbao: OpenBao, hsm: KeysHsm, tmp_path: Path) -> Iterator[Bench]:
     made.close()
 
 
-def test_an_import_costs_four_reads_a_count_two_writes_one_wrap_and_four_requests(bench: Bench) -> None:
+def test_an_import_costs_four_reads_a_count_three_writes_one_wrap_and_four_requests(bench: Bench) -> None:
     key = bench.key()
     store, hsm, remote = Counter[str](), Counter[str](), Counter[str]()
     port = Counting(bench.connect("bao", "vault", bench.settings), remote)
+    counted: Any = Counting(bench.store, store)
     imports = Imports(
-        Counting(bench.store, store),  # type: ignore[arg-type]
+        counted,
         Counting(bench.hsm, hsm),  # type: ignore[arg-type]
         bench.guard,
+        operations(counted, bench.clock),
         lambda _name, _kind, _settings: port,  # type: ignore[arg-type]
         bench.clock,
     )
     imports.import_key(bench.call("ImportKey"), key.name, 0, "bao", "")
-    assert store == {"version": 1, "get": 1, "page": 2, "count": 1, "write": 2}
+    assert store == {"version": 1, "get": 1, "page": 2, "count": 1, "write": 3}
     assert hsm == {"report": 1, "wrap": 1}
     assert remote == {"supports": 1, "oaep_hash": 1, "offer": 1, "import_key": 1, "versions": 1, "sign": 1} | {
         "spelled": 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
-from broker.core.imports.rules import LEASE
+from broker.core.imports.places import LEASE
 from broker.core.kinds import ImportState, KeyType
 from broker.targets.vault.policy import RIGHTS, line, policy
 from tests.integration.fault_proxy import LOSE_ANSWER, LOSE_REQUEST, PASS, FaultProxy

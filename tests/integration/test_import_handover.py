@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, PermissionDenied, Unavailable, WrongState
 from broker.core.imports.handover import Exported, Handover
-from broker.core.imports.rules import LEASE
+from broker.core.imports.places import LEASE
 from broker.core.kinds import ImportState, KeyState, KeyType
 from broker.core.model import Import, Key, Terms
 from broker.targets import Surroundings, connector
@@ -28,7 +28,7 @@ class Carrier(Bench):
 
     @property
     def handover(self) -> Handover:
-        return Handover(self.imports.ledger)
+        return Handover(self.imports.bringing)
 
     def export(self, key: Key, *, kek: bytes = b"", request_id: str = "", dry: bool = False) -> Exported:
         call = self.call("ExportKey", request_id=request_id, validate_only=dry)

@@ -8,7 +8,7 @@ import pytest
 
 from broker.core.errors import Unavailable, WrongState
 from broker.core.holding import Holding
-from broker.core.imports.rules import LEASE
+from broker.core.imports.places import LEASE
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Key
 from tests.contracts.store_samples import read_journal

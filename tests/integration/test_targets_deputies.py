@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied
-from broker.core.imports.importing import Imports
 from broker.core.kinds import ImportState, OperatorState
 from broker.core.model import Key, Operator, Target
 from broker.core.policy.documents import Policies
@@ -52,7 +51,7 @@ class House(Bench):
         self.targets = Targets(
             self.store, hsm, self.guard, self.connect, operations(self.store, self.clock), self.clock
         )
-        self.imports = Imports(self.store, self.hsm, self.guard, self.connect, self.clock)
+        self.imports = self.imports_with(self.connect)
 
     def create(self, name: str = "team-b-prod", **changed: str) -> Target:
         own = {"mount": self.theirs, "token_file": "team-b-prod.token"}

@@ -19,7 +19,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from broker.core.imports.rules import LEASE
+from broker.core.imports.places import LEASE
 from broker.core.model import Import
 from tests.contracts.store_samples import entry
 from tests.integration.test_shim_faults import CODES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.core.imports.rules import LEASE
+from broker.core.imports.places import LEASE
 from tests.servers.live import Live
 from tests.servers.live_load import crash_rounds
 from tests.servers.openbao import OpenBao

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -51,19 +52,24 @@ def assert_set(event: threading.Event) -> None:
     assert event.wait(PATIENCE)
 
 
-class Withdrawals:
-    """One target hangs, another is well."""
+class Waiting:
+    """Operations at two targets, of which one hangs and another is well."""
 
     def __init__(self) -> None:
         self.hangs, self.done = threading.Event(), threading.Event()
 
-    def due(self) -> dict[str, list[object]]:
-        row = {"key": "k", "version": 1, "remote_name": "k", "remote_version": "1"}
-        return {name: [SimpleNamespace(target=name, **row)] for name in ("hanging", "well")}
+    def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
+        return iter(())
 
-    def attempt(self, call: Call, row: SimpleNamespace) -> Unavailable | None:
+    def alarm(self, row: SimpleNamespace) -> str:
+        return f"{row.subject} waits"
+
+    def due(self) -> dict[str, list[object]]:
+        return {name: [SimpleNamespace(kind="import-key", subject=name)] for name in ("hanging", "well")}
+
+    def carry_on(self, call: Call, row: SimpleNamespace) -> Unavailable | None:
         assert call.fence == 1
-        if row.target == "well":
+        if row.subject == "well":
             self.done.set()
             return None
         assert_set(self.hangs)
@@ -72,29 +78,29 @@ class Withdrawals:
 
 def test_BY_05_a_target_that_hangs_holds_up_neither_heads_nor_another_target() -> None:
     asked: list[str] = []
-    withdrawals = Withdrawals()
+    waiting = Waiting()
 
     def heads() -> list[object]:
         asked.append("heads")
         return []
 
-    loop = Loop(parts(heads=heads, withdrawals=withdrawals))
+    loop = Loop(parts(heads=heads, operations=waiting))
     for _ in range(3):
         loop._round()
-    assert withdrawals.done.wait(PATIENCE)
+    assert waiting.done.wait(PATIENCE)
     assert asked == ["heads"] * 3
-    withdrawals.hangs.set()
+    waiting.hangs.set()
     loop.stop()
 
 
-def test_P10_who_does_not_lead_disables_nothing_at_targets() -> None:
+def test_P10_who_does_not_lead_carries_nothing_on() -> None:
     looked: list[str] = []
 
     def due() -> dict[str, list[object]]:
         looked.append("looked")
         return {}
 
-    Loop(parts(lead=lambda: None, withdrawals=SimpleNamespace(due=due)))._round()
+    Loop(parts(lead=lambda: None, operations=SimpleNamespace(due=due, chores=lambda: iter(()))))._round()
     assert looked == []
 
 

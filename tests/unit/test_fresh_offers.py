@@ -32,11 +32,11 @@ class House:
     def __init__(self) -> None:
         self.clock, self.store, self.hsm, self.port = Clock(), MemoryStore(), SoftwareHsm(), FreshKeys()
         guard = Guard(document())
-        under_way = operations(self.store, self.clock)
-        self.keys = Keys(self.store, self.hsm, guard, under_way, self.clock)
-        self.targets = Targets(self.store, self.hsm, guard, self, under_way, self.clock)
-        self.imports = Imports(self.store, self.hsm, guard, self, self.clock)
-        self.handover = Handover(self.imports.ledger)
+        own = operations(self.store, self.clock)
+        self.keys = Keys(self.store, self.hsm, guard, own, self.clock)
+        self.targets = Targets(self.store, self.hsm, guard, self, own, self.clock)
+        self.imports = Imports(self.store, self.hsm, guard, own, self, self.clock)
+        self.handover = Handover(self.imports.bringing)
 
     def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002 (there is one)
         return self.port

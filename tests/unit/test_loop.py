@@ -43,7 +43,7 @@ def parts(**other: Any) -> Any:
             "keys": idle,
             "secrets": idle,
             "sessions": idle,
-            "withdrawals": SimpleNamespace(due=dict),
+            "imports": idle,
             "operations": SimpleNamespace(due=dict, chores=lambda: iter(())),
             "renew_certificate": lambda: None,
             **other,

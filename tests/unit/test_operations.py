@@ -14,7 +14,7 @@ from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.kinds import OperationState
 from broker.core.model import Operation
 from broker.core.operations.plan import Act, Plan, Step, Work
-from broker.core.operations.running import KEEP, Operations
+from broker.core.operations.running import BATCH, KEEP, Operations
 from tests.fakes.background import carry_on, operations
 from tests.fakes.calls import Clock, call, operator
 from tests.fakes.memory_store import MemoryStore
@@ -215,3 +215,10 @@ def test_what_is_over_is_forgotten_after_a_day(process: Process) -> None:
 def test_a_kind_has_one_plan(process: Process) -> None:
     with pytest.raises(ValueError, match="two plans"):
         process.operations.admit(process.plan)
+
+
+def test_a_subject_that_is_busy_has_more_operations_than_a_page_has(process: Process) -> None:
+    for number in range(1, 2 * BATCH + 2):
+        begun = process.begin()
+        assert begun.number == number
+        process.operations.run(process.call(), begun)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pytest
 
@@ -16,6 +16,7 @@ from broker.core.imports.importing import Imports
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, Target
 from broker.core.policy.guard import Guard
+from broker.core.ports import Connect
 from broker.core.targets.register import Targets
 from broker.core.targets.slots import Slots
 from tests.fakes.background import operations
@@ -80,12 +81,11 @@ class Hung:
         self.inside = threading.Semaphore(0)
         self.release = threading.Event()
         self.slots = Slots(4)
-        parts: tuple[Any, ...] = (self.store, SoftwareHsm(), Guard(document()), self, CLOCK, self.slots)
-        self.targets = Targets(
-            self.store, SoftwareHsm(), parts[2], self, operations(self.store, CLOCK), CLOCK, self.slots
-        )
-        self.imports = Imports(*parts)
-        self.handover = Handover(self.imports.ledger)
+        hsm, guard, connect = SoftwareHsm(), Guard(document()), cast("Connect", self)
+        own = operations(self.store, CLOCK)
+        self.targets = Targets(self.store, hsm, guard, connect, own, CLOCK, self.slots)
+        self.imports = Imports(self.store, hsm, guard, own, connect, CLOCK, self.slots)
+        self.handover = Handover(self.imports.bringing)
         for name in ("hung", "sound"):
             self._add(Target(name=name, kind=name, settings={}, kek_id="k", kek_thumbprint="0", created_at=CLOCK()))
         self._add(

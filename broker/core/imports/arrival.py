@@ -65,16 +65,21 @@ class Arrival:
             return self._same(held) or Found(remote=held[-1])
         return Found(remote=held[-1], others=_enabled(self._unknown(held[:-1])))
 
+    def named(self, version: str) -> Found | None:
+        """This very version, ours or not."""
+        held = self.port.versions(self.remote_name)
+        return next((Found(remote=one) for one in held if one.version == version), None)
+
     def left(self) -> Found | None:
         """What an upload has left there that the target once confirmed: ours, or the one version that can be it.
 
         A version that somebody else has made meanwhile is not to be taken for it.
         """
-        found = self.find()
-        if found is not None:
-            return found
-        unknown = [one for one in self._unknown(self.port.versions(self.remote_name)) if one.enabled]
-        return Found(remote=unknown[0]) if len(unknown) == 1 else None
+        return self.find() or self._the_only_one(self._strangers())
+
+    def is_doubtful(self) -> bool:
+        """Whether there are several versions of which nobody can tell which one was uploaded."""
+        return len(self._strangers()) > 1
 
     def prove(self, remote: RemoteKey, *, enable: bool) -> None:
         """Prove ``remote`` by use. ``enable``: an earlier attempt disabled it, so it is enabled first."""
@@ -104,6 +109,12 @@ class Arrival:
             return replace(remote, enabled=True)
         held = self.port.versions(self.remote_name)
         return next((one for one in held if one.version == remote.version), remote)
+
+    def _strangers(self) -> list[RemoteKey]:
+        return [one for one in self._unknown(self.port.versions(self.remote_name)) if one.enabled]
+
+    def _the_only_one(self, remotes: list[RemoteKey]) -> Found | None:
+        return Found(remote=remotes[0]) if len(remotes) == 1 else None
 
     def _unknown(self, held: list[RemoteKey]) -> list[RemoteKey]:
         return [one for one in reversed(held) if one.version not in self.taken][:MAX_TRIED]

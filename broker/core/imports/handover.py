@@ -12,24 +12,22 @@ from dataclasses import dataclass, replace
 from broker.core.amiss import not_enabled
 from broker.core.armour import public_key
 from broker.core.call import Call
-from broker.core.errors import BrokerError, InvalidRequest, NotFound, WrongState
+from broker.core.errors import InvalidRequest, NotFound, WrongState
+from broker.core.imports.bringing import Bringing
 from broker.core.imports.delivery import Delivery
-from broker.core.imports.ledger import Asked, Imported, Ledger
+from broker.core.imports.ledger import Asked, Imported
+from broker.core.imports.places import Before
 from broker.core.imports.reproof import again
 from broker.core.imports.rules import (
     EXPORTED,
     NO_TERMS,
-    OtherVersion,
     agree,
-    await_lease,
-    disabled_by_us,
     importable,
     not_held,
     remote_name_of,
-    resumed,
     sound_terms,
 )
-from broker.core.kinds import ImportState, KeyState, Sent
+from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Target, Terms, WrappingKey
 from broker.core.ports import Carries
 from broker.core.reasons import Reason
@@ -46,10 +44,11 @@ class Exported:
 
 
 class Handover:
-    """The part of ImportService that leaves the way to the target to people. ``ledger``: the one of the imports."""
+    """The part of ImportService that leaves the way to the target to people. ``bringing``: the one of the imports."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, bringing: Bringing) -> None:
+        self._bringing = bringing
+        self._ledger = bringing.ledger
 
     def export(
         self, call: Call, name: str, version: int, target: str, remote_name: str, kek_pem: bytes = b""
@@ -59,10 +58,7 @@ class Handover:
         ``kek_pem``: the pinned KEK, for when the target cannot be reached; then nothing connects to it. The same
         request again makes another file of the same key, since none is kept.
         """
-        try:
-            return self._export(self._ledger.permitted(call, name, version, target, remote_name), kek_pem)
-        except OtherVersion as other:
-            return self._export(self._ledger.permitted(call, name, other.number, target, remote_name), kek_pem)
+        return self._export(self._ledger.permitted(call, name, version, target, remote_name), kek_pem)
 
     def confirm(
         self, call: Call, name: str, version: int, target: str, remote_name: str = "", terms: Terms = NO_TERMS
@@ -72,10 +68,7 @@ class Handover:
         What is not there makes the import FAILED (``REMOTE_KEY_MISSING``), and may be confirmed later all the same.
         """
         sound_terms(terms, self._ledger.now())
-        try:
-            return self._confirm(self._ledger.permitted(call, name, version, target, remote_name or None), terms)
-        except OtherVersion as other:
-            return self._confirm(self._ledger.permitted(call, name, other.number, target, remote_name or None), terms)
+        return self._confirm(self._ledger.permitted(call, name, version, target, remote_name or None), terms)
 
     # ---- out -----------------------------------------------------------------------------------------------------
 
@@ -84,42 +77,32 @@ class Handover:
         importable(asked.key, asked.version)
         files = files_of(ledger.port(asked.target))
         with ledger.turn(asked):
-            row, rows = ledger.settled(asked)
+            before = self._bringing.before(asked)
+            row = before.row
             not_held(row)
-            remote_name = remote_name_of(asked.key.name, asked.version.number, rows, asked.remote_name)
+            remote_name = remote_name_of(asked.key.name, asked.version.number, before.rows, asked.remote_name)
             call.note(target=asked.target.name, version=asked.version.number, remote_name=remote_name)
             if row is not None and row.state is ImportState.PROVEN:
                 raise _there_already(row)
             kek = _given(asked.target, kek_pem) if kek_pem else None
-            delivery = ledger.delivery(asked, row, rows, remote_name, kek=kek)
+            delivery = ledger.delivery(asked, row, before.rows, remote_name, kek=kek)
             if kek is None:
                 delivery.must_be_free()
             else:
                 delivery.must_be_in_order(asking=False)
-            if row is not None:
-                await_lease(row, ledger.now())
+            before.await_lease(ledger.now())
             if call.validate_only:
                 delivery.must_be_readable()
                 return Exported(row=self._begun(asked, delivery, row))
-            return self._carry_out(asked, delivery, row, files)
+            return self._carry_out(asked, delivery, before, files)
 
-    def _carry_out(self, asked: Asked, delivery: Delivery, earlier: Import | None, files: Carries) -> Exported:
-        ledger, call, key, kek = self._ledger, asked.call, delivery.there.key, delivery.kek
-        assert kek is not None  # noqa: S101 - it lasts wherever files are taken (``ports.Carries``)
-        begun = self._begun(asked, delivery, earlier)
-        if earlier is not None and earlier.state is ImportState.PENDING and ledger.seen(call):
-            begun = earlier  # the same request again: another file, and nothing else is new
-        row = ledger.begin(asked, begun, earlier)
-        try:
-            blob = delivery.wrap(kek)
-            file = files.transfer_file(key.type, key.usage, blob, kek, delivery.oaep_hash)
-        except BrokerError as error:
-            ledger.fail(call, row, error)
-            raise
-        digest = hashlib.sha256(blob).hexdigest()
-        call.note(blob_sha256=digest)
-        row = ledger.mark(call, replace(row, blob_sha256=digest, sent=Sent.FILE), EXPORTED, over=True)
-        return Exported(row=row, transfer_file=file, blob_sha256=digest)
+    def _carry_out(self, asked: Asked, delivery: Delivery, before: Before, files: Carries) -> Exported:
+        row = before.row
+        new = self._begun(asked, delivery, row)
+        if row is not None and row.state is ImportState.PENDING and self._ledger.seen(asked.call):
+            new = row  # the same request again: another file, and nothing else is new
+        row, file = self._bringing.export(asked, delivery, new, before, files)
+        return Exported(row=row, transfer_file=file, blob_sha256=row.blob_sha256)
 
     def _begun(self, asked: Asked, delivery: Delivery, earlier: Import | None) -> Import:
         return replace(self._ledger.begun(asked, delivery, earlier), failure=EXPORTED)
@@ -131,7 +114,8 @@ class Handover:
         if asked.key.state is not KeyState.ENABLED:
             raise not_enabled(asked.key, "only the import of an enabled one can be confirmed")
         with ledger.turn(asked):
-            row, rows = ledger.settled(asked)
+            before = self._bringing.before(asked)
+            row = before.row
             if row is None:
                 raise NotFound(
                     Reason.IMPORT_NOT_FOUND,
@@ -143,26 +127,24 @@ class Handover:
                 return again(ledger, asked, row, terms)
             port = ledger.port(asked.target)
             agree(asked.call, asked.key, port, terms)
-            there = ledger.arrival(asked, port, row.remote_name, row, rows)
+            there = ledger.arrival(asked, port, row.remote_name, row, before.rows)
             found = there.find()
             if found is None:
-                raise self._missing(call, row)
+                raise self._missing(call, row, before)
             if call.validate_only:
                 return Imported(row=row)
-            enable = disabled_by_us(row, found.remote.version)
-            row = ledger.begin(asked, resumed(replace(row, state=ImportState.PENDING), row, found), row)
-            return ledger.finish(call, there, row, found, terms, enable=enable)
+            return self._bringing.confirm(asked, there, row, before, found, terms)
 
-    def _missing(self, call: Call, row: Import) -> WrongState:
+    def _missing(self, call: Call, row: Import, before: Before) -> WrongState:
         """The refusal; written down once no upload of the broker's own can still arrive (BY-15)."""
-        await_lease(row, self._ledger.now())
+        before.await_lease(self._ledger.now())
         error = WrongState(
             Reason.REMOTE_KEY_MISSING,
             f"The target has no version of {row.remote_name} that is this key; upload the exported file under that "
             "name, then confirm again.",
         )
         if row.state is not ImportState.FAILED and not call.validate_only:
-            self._ledger.fail(call, row, error)
+            self._ledger.fail(call, row, error, operation=before.operation)
         return error
 
 

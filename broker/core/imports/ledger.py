@@ -1,7 +1,7 @@
 """What importing, exporting and confirming have in common: who may, whose turn it is, and what is written.
 
-A row is PENDING from before anything leaves until the target has proven itself, and whoever finds it so reads back
-first. All nouns that write imports share one ledger, so that they take turns at the same key and target.
+All nouns that write imports share one ledger, so that they take turns at the same key and target. What is on its way
+there is ``bringing``'s; here is what is written of the copies that have arrived, or never did.
 """
 
 from __future__ import annotations
@@ -13,37 +13,36 @@ from dataclasses import dataclass, replace
 from broker.core import ports
 from broker.core.amiss import no_key, no_key_version, no_target
 from broker.core.call import Call
-from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, Unavailable, WrongState
-from broker.core.imports.arrival import Arrival, Extra, Found
+from broker.core.errors import BrokerError, InvalidRequest, WrongState
+from broker.core.imports.arrival import Arrival, Extra
 from broker.core.imports.delivery import Delivery, Sibling
 from broker.core.imports.rules import (
     MAX_COPIES,
     NO_TERMS,
     OVER,
-    TERMS_UNSETTLED,
     agree,
-    check_room,
     in_progress,
     latest,
     lost,
-    remember,
     remote_name_of,
     sent_before,
     siblings,
-    still_enabled,
 )
 from broker.core.imports.turns import Turns
 from broker.core.keys.refs import ref
 from broker.core.kinds import ImportState, KeyState
-from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Target, Terms, WrappingKey
+from broker.core.model import Import, Key, KeyVersion, Operation, Receipt, RemoteKey, Target, Terms, WrappingKey
 from broker.core.names import check_name, check_remote_name
+from broker.core.operations.running import Operations
 from broker.core.policy import guard
 from broker.core.policy.guard import Guard
+from broker.core.ports import Write
 from broker.core.reasons import Reason
-from broker.core.targets.copies import UNPROVEN, place_of
+from broker.core.targets.copies import place_of
 from broker.core.targets.keks import check_pin, standing
-from broker.core.targets.parts import terms_of
 from broker.core.targets.slots import Slots
+
+Place = tuple[str, int, str, str]
 
 TURN_SECONDS = 20.0
 """How long a call waits for another one that imports the same key to the same target."""
@@ -81,12 +80,14 @@ class Ledger:
         store: ports.Store,
         hsm: ports.Hsm,
         guard: Guard,
+        operations: Operations,
         connect: ports.Connect,
         now: ports.Now,
         slots: Slots | None = None,
     ) -> None:
         self.store = store
         self.hsm = hsm
+        self.operations = operations
         self.now = now
         self._guard = guard
         self._connect = connect
@@ -98,8 +99,9 @@ class Ledger:
     def permitted(self, call: Call, name: str, version: int, target: str, remote_name: str | None = "") -> Asked:
         """The key version and the target, if the caller may do this with both under the key's name at the target.
 
-        ``version`` 0 is the primary one; ``remote_name`` "" is the one that importing it would take, None the one that
-        its import has. It is decided on in the target's one spelling.
+        ``version`` 0 is the primary one, or the one that was when the same request came first; ``remote_name`` "" is
+        the one that importing it would take, None the one that its import has. It is decided on in the target's one
+        spelling.
         """
         check_name(name, "key")
         check_name(target, "target")
@@ -108,6 +110,7 @@ class Ledger:
         if not 0 <= version < 1 << 31:
             sentence = "The version is no number that a version has: they count from 1, and 0 means the primary one."
             raise InvalidRequest(Reason.VERSION_INVALID, sentence)
+        version = version or self._meant(call)
         found = self.store.version(name, version)
         key = found[0] if found else self.store.get(Key, name)
         place = self.store.get(Target, target)
@@ -136,15 +139,9 @@ class Ledger:
         """The import of this version under this name, if there is one, and those of all to this target."""
         return self._rows(asked.key.name, asked.version.number, asked.target.name, asked.remote_name)
 
-    def settled(self, asked: Asked) -> tuple[Import | None, list[Import]]:
-        """As ``rows``; what an earlier attempt has left enabled at the target is disabled first, or nothing goes on."""
-        row, rows = self.rows(asked)
-        left = [one for one in rows if one.version == asked.version.number and one.state is ImportState.DISABLING]
-        if not left or asked.call.validate_only:
-            return row, rows
-        for one in left:
-            self.disabled(asked.call, self.port(asked.target), one)
-        return self.rows(asked)
+    def _meant(self, call: Call) -> int:
+        receipt = self.seen(call)
+        return receipt.version if receipt else 0
 
     def _rows(self, key: str, version: int, target: str, remote_name: str) -> tuple[Import | None, list[Import]]:
         rows = self.store.page(Import, limit=MAX_COPIES, where={"key": key, "target": target})
@@ -194,10 +191,10 @@ class Ledger:
             newer=frozenset(one.remote_version for one in before if one.version > asked.version.number),
         )
 
-    def seen(self, call: Call) -> bool:
-        """Whether this very request was carried out before."""
+    def seen(self, call: Call) -> Receipt | None:
+        """The receipt of this very request, if it came before."""
         receipt = self.store.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
-        return receipt is not None and receipt.digest == call.digest
+        return receipt if receipt is not None and receipt.digest == call.digest else None
 
     @contextmanager
     def turn(self, asked: Asked) -> Iterator[None]:
@@ -224,9 +221,9 @@ class Ledger:
         return self._arrival(ref(*found), port, row.remote_name, row, rows) if found else None
 
     @contextmanager
-    def idle(self, row: Import) -> Iterator[bool]:
-        """As ``turn``, for the background: gives False at once when a call of this process is at it."""
-        with self._turns.take(row.key, row.target, seconds=0) as held:
+    def alone(self, key: str, target: str, seconds: float) -> Iterator[bool]:
+        """As ``turn``, for the background: gives False when a call of this process is at it for so long."""
+        with self._turns.take(key, target, seconds=seconds) as held:
             yield held
 
     def _arrival(
@@ -263,58 +260,16 @@ class Ledger:
             sent=sent_before(earlier),
         )
 
-    def begin(self, asked: Asked, new: Import, earlier: Import | None) -> Import:
-        """Write the intent, and ``new`` over ``earlier``; OtherVersion when the request once meant another version.
-
-        Exhausted ``IMPORT_QUOTA`` for one copy more than are looked at.
-        """
-        if earlier is None:
-            check_room(self.store, new)
-        try:
-            with self.store.write(asked.call.intent()) as write:
-                remember(write, asked.call, new)
-                _unchanged(write, asked)
-                if earlier is not None:
-                    return write.replace(earlier, new)
-                write.add(new)
-                return new
-        except (AlreadyExists, WrongState) as error:
-            if error.reason in {Reason.NAME_TAKEN, Reason.CHANGED_MEANWHILE}:  # another broker process was quicker
-                raise in_progress("another call has begun it; try again") from error
-            raise
-
-    def finish(self, call: Call, there: Arrival, row: Import, found: Found, terms: Terms, *, enable: bool) -> Imported:
-        """Prove what was found, leave nothing else of it usable, hold it to the terms; only then it is PROVEN.
-
-        Once it is held to them it may not be able to prove itself any more, so that it was proven is written before.
-        """
-        remote = found.remote
-        row = replace(row, remote_version=remote.version)
-        try:
-            if row.failure != TERMS_UNSETTLED:
-                there.prove(remote, enable=enable)
-            extra = there.tidy(found)
-            if terms != NO_TERMS:
-                row = self.mark(call, row, TERMS_UNSETTLED)
-                terms_of(there.port).settle(remote.name, remote.version, terms)
-        except BrokerError as error:
-            raise self.undone(call, there.port, row, error, enable=enable) from error
-        return self.succeed(call, row, remote, extra)
-
-    def mark(
-        self, call: Call, row: Import, why: str, state: ImportState = ImportState.PENDING, *, over: bool = False
-    ) -> Import:
-        """Write down what is at the target and how far the import is, before more is done there or it is ``over``."""
+    def mark(self, call: Call, row: Import, why: str, state: ImportState) -> None:
+        """Write down what has become of it, before more is done about it."""
         call.note(remote_version=row.remote_version, state=state.value)
         try:
-            with self.store.write(call.outcome() if over else call.intent()) as write:
-                marked = write.replace(row, replace(row, failure=why, state=state))
+            with self.store.write(call.intent()) as write:
+                write.replace(row, replace(row, failure=why, state=state))
         except WrongState as error:
             if error.reason == Reason.CHANGED_MEANWHILE:
                 raise in_progress("another call has taken it over; try again") from error
             raise
-        call.settled = call.settled or over
-        return marked
 
     def succeed(self, call: Call, row: Import, remote: RemoteKey, extra: tuple[Extra, ...] = ()) -> Imported:
         """The outcome of a call that has proven ``remote``."""
@@ -326,69 +281,42 @@ class Ledger:
             with self.store.write(call.outcome()) as write:
                 proven = write.replace(row, proven)
         except WrongState as error:
-            return Imported(row=self.overtaken(row, error), extra=extra)
+            return Imported(row=self.overtaken(place_of(row), error), extra=extra)
         call.settled = True
         return Imported(row=proven, extra=extra)
 
-    def undone(
-        self, call: Call, port: ports.Switches, row: Import, error: BrokerError, *, enable: bool = False
-    ) -> BrokerError:
-        """Disable what could not be proven, and write that down; the error to raise.
-
-        A target that went away meanwhile leaves it PENDING: the next attempt reads back and proves. One that does not
-        disable it leaves it DISABLING, for ``withdrawal``; so does one that went away when ``enable`` was done.
-        """
-        if isinstance(error, Unavailable):
-            if row.failure != TERMS_UNSETTLED:
-                state, why = (ImportState.DISABLING, row.failure) if enable else (ImportState.PENDING, UNPROVEN)
-                self.mark(call, row, why, state)
-            return error
-        row = self.mark(call, row, error.reason, ImportState.DISABLING)
-        try:
-            port.disable(row.remote_name, row.remote_version)
-        except BrokerError as second:
-            return still_enabled(second, error.message)
-        self.fail(call, row, error)
-        return error
-
-    def disabled(self, call: Call, port: ports.Switches, row: Import) -> Import:
-        """FAILED, once the target has disabled it; else WrongState ``REMOTE_KEY_STILL_ENABLED``."""
-        try:
-            port.disable(row.remote_name, row.remote_version)
-        except BrokerError as error:
-            raise still_enabled(error) from error
-        return self.mark(call, row, row.failure, ImportState.FAILED)
-
-    def fail(self, call: Call, row: Import, error: BrokerError, state: ImportState = ImportState.FAILED) -> None:
-        """The outcome of an attempt that is over and has come to nothing; what is ``lost`` keeps its last proof."""
+    def fail(
+        self,
+        call: Call,
+        row: Import,
+        error: BrokerError,
+        state: ImportState = ImportState.FAILED,
+        operation: Operation | None = None,
+    ) -> None:
+        """The outcome of what came to nothing, and the end of its ``operation``; what is ``lost`` keeps its proof."""
         call.note(state=state.value)
         new = replace(row, state=state, failure=error.reason)
         again = row.state in {ImportState.PROVEN, *OVER}
-        self._end(call, row, new if again and lost(new) else replace(new, proven_at=None), error)
-
-    def pause(self, call: Call, row: Import, error: BrokerError, why: str) -> None:
-        """The outcome of an attempt that leaves open whether the key arrived, and ``why``."""
-        call.note(state=ImportState.PENDING.value)
-        self._end(call, row, replace(row, failure=why), error)
-
-    def _end(self, call: Call, row: Import, new: Import, error: BrokerError) -> None:
         with self.store.write(call.outcome(error.outcome, error.reason)) as write:
             stored = write.get(Import, *place_of(row))
-            # Only what this attempt began is marked; if another one has taken over, the row is that one's.
+            # Only what was looked at is marked; if somebody else has taken it over, the row is theirs.
             if stored is not None and stored.revision == row.revision:
-                write.replace(stored, new)
+                write.replace(stored, new if again and lost(new) else replace(new, proven_at=None))
+                if operation is not None:
+                    self.operations.close(write, operation, error.reason)
         call.settled = True
 
-    def overtaken(self, row: Import, error: WrongState) -> Import:
+    def overtaken(self, place: Place, error: BrokerError) -> Import:
         """Another broker process wrote the row meanwhile: its result, if that is a proven import."""
-        found = self.store.get(Import, *place_of(row))
-        if error.reason == Reason.CHANGED_MEANWHILE and found is not None and found.state is ImportState.PROVEN:
+        found = self.store.get(Import, *place)
+        changed = error.reason in {Reason.CHANGED_MEANWHILE, Reason.OPERATION_RUNNING}
+        if changed and found is not None and found.state is ImportState.PROVEN:
             return found
         raise in_progress("another call has taken it over; try again") from error
 
 
-def _unchanged(write: ports.Write, asked: Asked) -> None:
-    """What was decided on is still so now that nobody can change it any more."""
+def unchanged(write: Write, asked: Asked) -> None:
+    """Return if what was decided on is still so now that nobody can change it any more."""
     key, target = write.get(Key, asked.key.name), write.get(Target, asked.target.name)
     if key is None or key.state is not KeyState.ENABLED or target is None or target.revision != asked.target.revision:
         raise WrongState(

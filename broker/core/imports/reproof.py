@@ -14,10 +14,12 @@ from broker.core.call import Call
 from broker.core.errors import WrongState
 from broker.core.imports.ledger import Asked, Imported, Ledger
 from broker.core.imports.proof import UNTRIED, prove
-from broker.core.imports.rules import MISSING, NO_TERMS, OVER, agree, remember
+from broker.core.imports.rules import MISSING, NO_TERMS, OVER, agree
 from broker.core.kinds import ImportState, KeyState, Sent
 from broker.core.model import Import, RemoteKey, Terms
 from broker.core.reasons import Reason
+from broker.core.receipts import keep, replay
+from broker.core.targets.copies import place_of
 from broker.core.targets.parts import terms_of
 
 VERDICTS = frozenset({Reason.PROOF_FAILED, Reason.REMOTE_KEY_EXPOSED, MISSING})
@@ -76,10 +78,11 @@ def _tried(ledger: Ledger, asked: Asked, row: Import, terms: Terms, *, goes_on: 
 def _kept(ledger: Ledger, call: Call, row: Import, new: Import) -> Import:
     try:
         with ledger.store.write(call.outcome()) as write:
-            remember(write, call, row)
+            if replay(write, call) is None:
+                keep(write, call, row.key, row.version)
             new = new if new is row else write.replace(row, new)
     except WrongState as error:
-        return ledger.overtaken(row, error)
+        return ledger.overtaken(place_of(row), error)
     call.settled = True
     return new
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from broker.core import ports
 from broker.core.amiss import not_enabled
@@ -12,9 +12,7 @@ from broker.core.errors import BrokerError, Exhausted, InvalidRequest, NotFound,
 from broker.core.imports.arrival import Found
 from broker.core.kinds import ImportState, KeyState, Sent, VersionState
 from broker.core.model import Import, Key, KeyVersion, Terms
-from broker.core.ports import Write
 from broker.core.reasons import Reason
-from broker.core.receipts import keep, replay
 from broker.core.targets.copies import UNPROVEN
 from broker.core.targets.parts import terms_of
 
@@ -37,20 +35,6 @@ OVER = frozenset({ImportState.FAILED, ImportState.GONE})
 
 MAX_COPIES = 1000
 """Copies of one key at one target, of all its versions, that are looked at."""
-
-ANSWERED = frozenset({Reason.TARGET_THROTTLED, Reason.TARGET_CONFLICT, EXPORTED, UNPROVEN})
-"""Why an import is PENDING although no request of ours can still be on its way."""
-
-LEASE = timedelta(seconds=60)
-"""How long an upload whose answer is missing may still be on its way; longer than any request to a target takes."""
-
-
-class OtherVersion(Exception):
-    """The request was sent before, when another version was the primary one; that one is meant."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def importable(key: Key, held: KeyVersion) -> None:
@@ -152,26 +136,9 @@ def sent_before(earlier: Import | None) -> Sent:
     return earlier.sent
 
 
-def disabled_by_us(row: Import, remote_version: str) -> bool:
+def disabled_by_us(row: Import) -> bool:
     """Whether an earlier proof failed and put the version out of use; somebody else's decision is not undone."""
-    ours = row.failure not in {"", EXPORTED, UNPROVEN, Reason.REMOTE_KEY_DISABLED} and not lost(row)
-    return row.remote_version == remote_version and ours
-
-
-def await_lease(row: Import, now: datetime) -> None:
-    """Return when nothing of an earlier attempt can be on its way any more; else ``IMPORT_IN_PROGRESS`` (BY-15)."""
-    left = (row.started_at + LEASE - now).total_seconds()
-    if row.state is not ImportState.PENDING or row.failure in ANSWERED or left <= 0:
-        return
-    seconds = int(left) + 1
-    if not row.failure:
-        raise in_progress(f"an earlier upload may still arrive; try again in {seconds} s", seconds)
-    raise Unavailable(
-        row.failure,
-        f"The target did not answer an earlier upload as it should ({row.failure}), and that may still arrive; see "
-        f"that it works, and try again in {seconds} s.",
-        retry_after_seconds=str(seconds),
-    )
+    return row.failure not in {"", EXPORTED, UNPROVEN, Reason.REMOTE_KEY_DISABLED} and not lost(row)
 
 
 def check_room(store: ports.Store, new: Import) -> None:
@@ -218,12 +185,3 @@ def agree(call: Call, key: Key, port: ports.Target, terms: Terms) -> None:
     for name, moment in (("not_before", terms.not_before), ("expires_at", terms.expires_at)):
         if moment is not None:
             call.note(**{name: moment.isoformat(timespec="seconds")})
-
-
-def remember(write: Write, call: Call, row: Import) -> None:
-    """Keep which version this request means; OtherVersion when it was sent before and meant another one."""
-    receipt = replay(write, call)
-    if receipt is None:
-        keep(write, call, row.key, row.version)
-    elif receipt.version != row.version:
-        raise OtherVersion(receipt.version)

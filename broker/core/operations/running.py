@@ -8,7 +8,6 @@ harm, since each step looks first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -18,7 +17,7 @@ from broker.core.entries import AuditEntry
 from broker.core.errors import BrokerError, Outcome, Unavailable, WrongState
 from broker.core.kinds import OperationState
 from broker.core.model import Operation
-from broker.core.operations.plan import Keep, Plan, Work, nothing
+from broker.core.operations.plan import Keep, Over, Plan, Work
 from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
 
@@ -31,6 +30,14 @@ LIVE = (OperationState.RUNNING, OperationState.UNDOING)
 OVER = (OperationState.DONE, OperationState.UNDONE)
 
 Chore = tuple[str, Callable[[Call], None]]
+
+
+class UnderWay(Unavailable):
+    """Another call, or the background, carries the operation on."""
+
+
+class GivenUp(WrongState):
+    """Somebody else has given the operation up."""
 
 
 class _OvertakenError(Exception):
@@ -71,28 +78,42 @@ class Operations:
     # ---- in the transaction that begins it -----------------------------------------------------------------------
 
     def begin(
-        self, write: Write, call: Call, plan: Plan, subject: str, memory: Mapping[str, str] | None = None
+        self,
+        write: Write,
+        call: Call,
+        plan: Plan,
+        subject: str,
+        memory: Mapping[str, str] | None = None,
+        *,
+        undo_for: str = "",
     ) -> Operation:
-        """Write the intent; WrongState ``OPERATION_RUNNING`` while another one of the same subject is not over."""
-        former = write.last(Operation, subject, lock=False)
-        if former and not former.state.over:
+        """Write the intent; ``UnderWay`` while another one of the same subject is not over.
+
+        ``undo_for``: the reason for which it is to be undone from the start, of what was begun before there were any.
+        """
+        former, now = write.last(Operation, subject, lock=False), self._now()
+        if former is not None and not former.state.over:
             raise running(former)
-        now = self._now()
         operation = Operation(
             subject=subject,
             number=former.number + 1 if former else 1,
             kind=self._plans[plan.kind].kind,
-            state=OperationState.RUNNING,
+            state=OperationState.UNDOING if undo_for else OperationState.RUNNING,
             step=0,
             memory=memory or {},
             principal=str(call.principal),
-            failure="",
+            failure=undo_for,
             attempts=0,
             created_at=now,
-            due_at=now + plan.patience,
+            due_at=now if undo_for else now + plan.patience,
         )
         write.add(operation)
         return operation
+
+    def renew(self, write: Write, operation: Operation) -> Operation:
+        """Take one up again for its own request: for a patience nobody else does, and whoever was at it stops."""
+        due_at = self._now() + self._plan(operation).patience
+        return write.replace(operation, replace(operation, due_at=due_at))
 
     def live(self, rows: Write | Store, subject: str) -> Operation | None:
         """The operation of a subject that is not over."""
@@ -109,76 +130,97 @@ class Operations:
 
     # ---- to its end ----------------------------------------------------------------------------------------------
 
-    def run(self, call: Call, operation: Operation, *, fresh: bool = False) -> Operation:
+    def run(self, call: Call, operation: Operation, *, fresh: bool = False, given: object = None) -> Operation:
         """Carry it on to its end. The refusal of a step is raised once what was done before it is undone.
 
-        ``Unavailable`` leaves it where it is, for a repetition or the background. Unavailable ``OPERATION_RUNNING``
-        when somebody else is at it, WrongState ``CHANGED_MEANWHILE`` when somebody else has given it up.
+        ``Unavailable`` leaves it where it is, for a repetition or the background. ``UnderWay`` when somebody else is
+        at it, ``GivenUp`` when somebody else has given it up. ``fresh`` and ``given``: see ``Work``.
         """
         plan = self._plan(operation)
+        work = Work(call=call, operation=operation, fresh=fresh, given=given)
         try:
-            while operation.state is OperationState.RUNNING:
-                operation = self._advanced(call, plan, operation, fresh=fresh)
-            if operation.state is OperationState.UNDOING:
-                operation = self._undone(call, plan, operation)
+            while work.operation.state is OperationState.RUNNING:
+                work = replace(work, operation=self._advanced(plan, work), learned={})
+            if work.operation.state is OperationState.UNDOING:
+                return self._undone(plan, work, None)
         except _OvertakenError:
-            return self._elsewhere(operation)
-        return operation
+            return self._elsewhere(work.operation)
+        return work.operation
 
-    def _advanced(self, call: Call, plan: Plan, operation: Operation, *, fresh: bool) -> Operation:
+    def _advanced(self, plan: Plan, work: Work) -> Operation:
+        call, operation = work.call, work.operation
         step, last = plan.steps[operation.step], operation.step + 1 == len(plan.steps)
         try:
-            found = step.act(Work(call=call, operation=operation, fresh=fresh)) or {}
-            new = replace(operation, step=operation.step + 1, memory={**operation.memory, **found}, failure="")
+            found = step.act(work) or {}
+            new = replace(_learned(work), step=operation.step + 1, failure="")
+            new = replace(new, memory={**new.memory, **found})
             if not last:
-                return self._moved(call, call.intent(), operation, new, step.keep)
+                return self._moved(work, call.intent(), new, step.keep)
             done = replace(new, state=OperationState.DONE, due_at=self._now() + KEEP)
-            return self._moved(call, call.outcome(), operation, done, step.keep, over=True)
-        except Unavailable:
+            return self._moved(work, call.outcome(), done, step.keep, over=True)
+        except Unavailable as away:
+            self._paused(away, plan, work)
             raise
-        except BrokerError as refusal:
-            if plan.undo is None:
-                raise
-            self._undo_for(refusal, call, plan, operation)
-            raise
+        except Over as over:
+            refusal = over.refusal
+        except BrokerError as error:
+            refusal = error
+        told = refusal if plan.undo is None else self._undo_for(refusal, plan, work)
+        raise told from (refusal if told is not refusal else refusal.__cause__)
 
-    def _undo_for(self, refusal: BrokerError, call: Call, plan: Plan, operation: Operation) -> None:
-        operation = self._turned_back(call, operation, refusal.reason)
-        with suppress(BrokerError):  # the background tries again, and says why that does not work either
-            self._undone(call, plan, operation)
+    def _paused(self, away: Unavailable, plan: Plan, work: Work) -> None:
+        """Leave it where it is, and say why; the background says it once for each reason."""
+        if plan.paused is None or (not work.attended and work.operation.failure == away.reason and not work.learned):
+            return
+        paused = replace(_learned(work), failure=away.reason)
+        if plan.urgent(paused):
+            paused = replace(paused, due_at=self._now())
+        self._moved(work, work.call.outcome(away.outcome, away.reason), paused, plan.paused, over=True)
 
-    def _turned_back(self, call: Call, operation: Operation, reason: str) -> Operation:
+    def _undo_for(self, refusal: BrokerError, plan: Plan, work: Work) -> BrokerError:
+        """Undo it; what the caller is to be told."""
+        work = replace(work, operation=self._turned_back(plan, work, refusal.reason), learned={})
+        try:
+            self._undone(plan, work, refusal)
+        except _OvertakenError:
+            return refusal  # somebody else has undone it, or is at it
+        except BrokerError as second:  # the background tries again, and says why that does not work either
+            return plan.told(refusal, second)
+        return refusal
+
+    def _turned_back(self, plan: Plan, work: Work, reason: str) -> Operation:
         """From here on nobody completes it."""
-        undoing = replace(operation, state=OperationState.UNDOING, failure=reason, due_at=self._now())
-        return self._moved(call, call.intent(), operation, undoing, nothing)
+        undoing = replace(_learned(work), state=OperationState.UNDOING, failure=reason, due_at=self._now())
+        return self._moved(work, work.call.intent(), undoing, plan.turned)
 
-    def _undone(self, call: Call, plan: Plan, operation: Operation) -> Operation:
+    def _undone(self, plan: Plan, work: Work, refusal: BrokerError | None) -> Operation:
         if plan.undo is None:
             raise WrongState(Reason.OPERATION_ONLY_FORWARD, f"An operation of the kind {plan.kind} is never undone.")
-        plan.undo(Work(call=call, operation=operation))
-        undone = replace(operation, state=OperationState.UNDONE, due_at=self._now() + KEEP)
-        return self._moved(call, call.outcome(Outcome.ABORTED, plan.undone_reason), operation, undone, plan.undone)
+        plan.undo(work)
+        undone = replace(work.operation, state=OperationState.UNDONE, due_at=self._now() + KEEP)
+        entry, over = _last_word(plan, work, refusal)
+        return self._moved(work, entry, undone, plan.undone, over=over)
 
-    def _moved(
-        self, call: Call, entry: AuditEntry, old: Operation, new: Operation, keep: Keep, *, over: bool = False
-    ) -> Operation:
+    def _moved(self, work: Work, entry: AuditEntry, new: Operation, keep: Keep, *, over: bool = False) -> Operation:
         """Write where it has got to, with what came of it; what it remembered is of no use once it is over."""
+        old = work.operation
         with self._store.write(entry) as write:
             stored = write.get(Operation, old.subject, old.number)
             if stored is None or stored.revision != old.revision:
                 raise _OvertakenError
-            keep(write, Work(call=call, operation=new))
+            keep(write, replace(work, operation=new))
             moved = write.replace(stored, replace(new, memory={}) if new.state.over else new)
-        call.settled = call.settled or over
+        work.call.settled = work.call.settled or over
         return moved
 
     def _elsewhere(self, operation: Operation) -> Operation:
         found = self._store.get(Operation, operation.subject, operation.number)
-        if found is None or found.state is OperationState.DONE:
+        undone = (operation.state, found and found.state) == (OperationState.UNDOING, OperationState.UNDONE)
+        if found is None or found.state is OperationState.DONE or undone:
             return found or operation
-        if found.state is OperationState.RUNNING:
-            raise Unavailable(Reason.OPERATION_RUNNING, "Another call carries this on; send the same request again.")
-        raise WrongState(
+        if found.state is OperationState.RUNNING or found.state is operation.state:
+            raise UnderWay(Reason.OPERATION_RUNNING, "Another call carries this on; send the same request again.")
+        raise GivenUp(
             Reason.CHANGED_MEANWHILE,
             f"{operation.subject} was changed meanwhile, so this was given up; send it anew, under a fresh request id.",
         )
@@ -208,26 +250,33 @@ class Operations:
         try:
             plan = self._plan(operation)
             if operation.state is OperationState.RUNNING and plan.abandoned_is_undone:
-                operation = self._turned_back(call, operation, "ABANDONED")
+                operation = self._turned_back(plan, Work(call=call, operation=operation), Reason.ABANDONED)
             self.run(call, operation)
         except _OvertakenError:
             return None
         except BrokerError as refusal:
-            self._put_off(call, operation, refusal)
-            return refusal
+            return refusal if self._put_off(call, operation, refusal) else None
         return None
 
-    def _put_off(self, call: Call, operation: Operation, refusal: BrokerError) -> None:
+    def _put_off(self, call: Call, operation: Operation, refusal: BrokerError) -> bool:
+        """Whether there is still something to do about it, which is tried again after a pause."""
         plan, pause = self._plans.get(operation.kind), self._pause(operation)
         longest = plan.longest_pause.total_seconds() if plan else KEEP.total_seconds()
         pause.seconds = min(2 * pause.seconds, longest) if pause.seconds else FIRST_PAUSE.total_seconds()
         pause.until = self._ticks() + pause.seconds
         stored = self._store.get(Operation, operation.subject, operation.number)
-        if stored is None or stored.state.over or stored.failure == refusal.reason:
-            return
-        with self._store.write(call.outcome(refusal.outcome, refusal.reason)) as write:
-            write.replace(stored, replace(stored, failure=refusal.reason, attempts=stored.attempts + 1))
-        call.settled = True
+        if stored is None or stored.state.over:
+            return False
+        if stored.failure != refusal.reason:
+            with self._store.write(call.outcome(refusal.outcome, refusal.reason)) as write:
+                write.replace(stored, replace(stored, failure=refusal.reason, attempts=stored.attempts + 1))
+            call.settled = True
+        return True
+
+    def alarm(self, operation: Operation) -> str:
+        """What the log is to say as long as this one cannot go on."""
+        plan = self._plans.get(operation.kind)
+        return plan.alarm(operation) if plan else "an operation waits"
 
     def chores(self) -> Iterator[Chore]:
         """What the background has to do besides: forget what was over long ago."""
@@ -260,8 +309,21 @@ def closed(operation: Operation, reason: str, at: datetime) -> Operation:
     return replace(operation, state=OperationState.UNDONE, failure=reason, memory={}, due_at=at + KEEP)
 
 
-def running(operation: Operation) -> Unavailable:
+def running(operation: Operation) -> UnderWay:
     """The refusal to begin what is under way already."""
-    return Unavailable(
+    return UnderWay(
         Reason.OPERATION_RUNNING, f"An operation on {operation.subject} is under way; try again when it is over."
     )
+
+
+def _learned(work: Work) -> Operation:
+    return replace(work.operation, memory={**work.memory, **work.learned})
+
+
+def _last_word(plan: Plan, work: Work, refusal: BrokerError | None) -> tuple[AuditEntry, bool]:
+    """The entry of an undoing, and whether it closes the call."""
+    if plan.undone_reason:
+        return work.call.outcome(Outcome.ABORTED, plan.undone_reason), False
+    if refusal is not None:
+        return work.call.outcome(refusal.outcome, refusal.reason), True
+    return (work.call.intent(), False) if work.attended else (work.call.outcome(), True)
