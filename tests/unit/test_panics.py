@@ -18,7 +18,7 @@ from broker.store.driver import Driver
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import calls, entry, key, start
 from tests.fakes.panics import ENDS, SECRET, PanicException
-from tests.unit.test_loop import parts
+from tests.unit.test_loop import parts, round_of
 from tests.unit.test_store_group import added, names, pool, store, together
 
 __all__ = ["pool", "store"]
@@ -40,7 +40,7 @@ def test_NT_14_the_background_loop_goes_on_after_every_end(kind: type[BaseExcept
     )
     broker.store.record = lambda each: recorded.append((each.resource, each.outcome, each.reason))
     with structlog.testing.capture_logs() as logs:
-        Loop(broker)._round()
+        round_of(Loop(broker))
     assert recorded == [("key/a", "UNAVAILABLE", "CHORE_FAILED"), "b"]
     assert serving == [False]
     broke = [(each["work"], each["error"]) for each in logs if each["event"] == "background work broke"]
