@@ -46,12 +46,13 @@ check: fresh  ## lint, formatting, types, import rules, protos and their stubs
 	$(BIN)/buf lint
 
 .PHONY: fresh
-fresh:  ## compare the committed stubs with freshly generated ones
+fresh:  ## compare the committed stubs and docs/errors.md with freshly generated ones
 	$(call prepare,check)
 	@rm -rf .make/stubs && mkdir -p .make/stubs
 	@$(call generate,.make/stubs)
 	@diff -r -x '*.proto' -x __init__.py -x __pycache__ .make/stubs/broker_api protos/broker_api || \
 		{ echo "The committed stubs differ from the .proto files: run 'make protos' and commit the result."; exit 1; }
+	@$(IN_TREE) $(BIN)/python -m tests.house.errors_page --check
 
 .PHONY: unit
 unit:  ## the fast tests only
@@ -93,6 +94,11 @@ fake-azure:  ## a fake Azure Key Vault to try imports with (FAKE="--kind managed
 protos:  ## generate the stubs from the .proto files
 	$(call prepare,check)
 	$(call generate,protos)
+
+.PHONY: errors
+errors:  ## write docs/errors.md from the reasons and their meanings
+	$(call prepare,check)
+	@$(IN_TREE) $(BIN)/python -m tests.house.errors_page
 
 .PHONY: lock
 lock:  ## bring requirements.lock in line with pyproject.toml (UPGRADE=--upgrade: take the newest of everything)

@@ -25,6 +25,7 @@ import structlog
 from broker import acceptance, app, checkup, options, profiles, setup, supervisor
 from broker.config import DRAFT, Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
+from broker.core.reasons import Reason
 from broker.processor import keep_to_one
 
 log = structlog.get_logger("broker")
@@ -151,9 +152,11 @@ def _folder(given: Path) -> Path:
         folder = given.absolute()
         str(folder).encode()
     except FileNotFoundError as error:
-        raise InvalidRequest("FOLDER_INVALID", "The current folder is gone; give the whole path of one.") from error
+        raise InvalidRequest(
+            Reason.FOLDER_INVALID, "The current folder is gone; give the whole path of one."
+        ) from error
     except UnicodeEncodeError as error:
-        raise InvalidRequest("FOLDER_INVALID", "The folder's name is not UTF-8; give one that is.") from error
+        raise InvalidRequest(Reason.FOLDER_INVALID, "The folder's name is not UTF-8; give one that is.") from error
     return folder
 
 
@@ -271,7 +274,7 @@ def _check_environment() -> None:
     for name in REFUSED:
         if os.environ.get(name):
             raise WrongState(
-                "ENVIRONMENT_REFUSED", f"The environment variable {name} is set and would leak secrets; unset it."
+                Reason.ENVIRONMENT_REFUSED, f"The environment variable {name} is set and would leak secrets; unset it."
             )
 
 

@@ -16,6 +16,7 @@ from broker.core.keys import refs as key_refs
 from broker.core.kinds import Purpose, VersionState
 from broker.core.model import RootKey
 from broker.core.ports import KeyRef, Store
+from broker.core.reasons import Reason
 from broker.core.secrets import roots
 from broker.hsm.pkcs11 import Pkcs11Hsm
 
@@ -33,7 +34,7 @@ def _of_an_earlier_release(config: Config, device: Pkcs11Hsm) -> bool:
     try:
         device.keyring(Purpose.AUDIT).public_key(own_keys.internal_key(config, Purpose.AUDIT))
     except BrokerError as refusal:
-        return refusal.reason == "HSM_NOT_ADOPTED"
+        return refusal.reason == Reason.HSM_NOT_ADOPTED
     return False
 
 

@@ -11,6 +11,7 @@ from broker.core.errors import NotFound, WrongState
 from broker.core.keys import refs as key_refs
 from broker.core.kinds import Purpose, VersionState
 from broker.core.ports import Device, KeyRef, Store
+from broker.core.reasons import Reason
 from broker.core.secrets import roots
 from broker.store.condition import Condition
 
@@ -36,7 +37,7 @@ def refuse_absent_keys(store: Store, device: Device) -> int:
             break
     if absent:
         raise WrongState(
-            "KEYS_NOT_IN_HSM",
+            Reason.KEYS_NOT_IN_HSM,
             f"{len(absent)} of {len(absent) + found} keys of the database are not in this token, first "
             f"{', '.join(absent[:SHOWN])}: it is another token than they were made in, a copy made before them, or an "
             "older backup. Name the right token, or put its newest backup back, on every host.",
@@ -70,13 +71,13 @@ def refuse_unknown_rows(config: Config, found: Condition) -> None:
     here = config.certificates
     if found.vouched and not any((here / name).exists() for name in (row_key.FILE, row_key.NEW)):
         raise WrongState(
-            "ROW_KEY_MISSING",
+            Reason.ROW_KEY_MISSING,
             f"{here / row_key.FILE} is not there, and the database's rows are vouched for by it: put it "
             "back from a backup if the database is this broker's; else it is another's, so name an empty one.",
         )
     if found.filled and not found.vouched and not (here / "audit.pem").exists():
         raise WrongState(
-            "DATABASE_NOT_OURS",
+            Reason.DATABASE_NOT_OURS,
             "The database holds the rows of a broker of an earlier release, and this folder is new, so nobody vouches "
             "for them: run `broker init` for that broker's own folder, or name an empty database.",
         )

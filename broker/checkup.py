@@ -24,6 +24,7 @@ from broker.core.errors import BrokerError, WrongState
 from broker.core.holding import held_work
 from broker.core.kinds import Purpose
 from broker.core.model import Operator, PolicyDocument
+from broker.core.reasons import Reason
 from broker.hsm.features import described, fit
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.row_key import row_key
@@ -106,7 +107,7 @@ def _private_files(config: Config) -> str:
     faults += [fault for path in _needed_files(config) if (fault := _unreadable(path))]
     if faults:
         more = f" {len(faults) - SHOWN} more are like that." if len(faults) > SHOWN else ""
-        raise WrongState("FILE_TOO_OPEN", " ".join(faults[:SHOWN]) + more)
+        raise WrongState(Reason.FILE_TOO_OPEN, " ".join(faults[:SHOWN]) + more)
     return f"{len(private)} files and folders are the broker's alone, {len(own - private)} more nobody else may change"
 
 
@@ -185,20 +186,20 @@ def _certificates(config: Config) -> str:
     ours = setup.signed_here(certificate, config)
     if start > now():
         raise WrongState(
-            "CERTIFICATE_NOT_YET_VALID",
+            Reason.CERTIFICATE_NOT_YET_VALID,
             f"The server certificate starts at {start:%Y-%m-%d %H:%M:%S} UTC, and this host's clock says "
             f"{now():%Y-%m-%d %H:%M:%S}: set the clock. If it is right, "
             f"{'start the broker again, which makes a new one' if ours else _NOT_OURS}.",
         )
     if end - now() < SOON:
         raise WrongState(
-            "CERTIFICATE_LAPSES", f"The server certificate ends {_day(end)}; {_OVERDUE if ours else _NOT_OURS}."
+            Reason.CERTIFICATE_LAPSES, f"The server certificate ends {_day(end)}; {_OVERDUE if ours else _NOT_OURS}."
         )
     for purpose in (Purpose.SERVER_CA, Purpose.OPERATOR_CA):
         last = own_keys.certificate(config.certificates / f"{purpose}.pem").not_valid_after_utc
         if last - now() < LONG:
             raise WrongState(
-                "CA_LAPSES",
+                Reason.CA_LAPSES,
                 f"The CA certificate {purpose}.pem ends {_day(last)}, and no command renews a CA: before that day "
                 "make another broker, in a new folder and token, and move to it what this one holds.",
             )
@@ -239,15 +240,15 @@ def _database(config: Config, hsm: Pkcs11Hsm) -> str:
         genuine = genuine_by(config.certificates / "audit.pem")
         store = SqlStore(config.store, key, now, genuine, role="check", passing=True)  # checks the schema and every row
     except WrongState as error:
-        if error.reason == "STORE_IN_USE" and _runs(config, config.server.operators_address):
+        if error.reason == Reason.STORE_IN_USE and _runs(config, config.server.operators_address):
             return "the running broker has the database open; stop it for a closer look"
         raise
     try:
         if store.findings:
-            raise WrongState("ROW_FORGED", told(store.findings))
+            raise WrongState(Reason.ROW_FORGED, told(store.findings))
         if not store.page(PolicyDocument, limit=1) or not store.page(Operator, limit=1):
             raise WrongState(
-                "NOT_INITIALISED",
+                Reason.NOT_INITIALISED,
                 "The database holds no policy or no operator, so `broker init` has not ended; run it again for this "
                 "folder.",
             )
@@ -292,7 +293,7 @@ def _is_free(config: Config, address: str) -> bool:
     except (OSError, ValueError) as fault:
         if _runs(config, address):
             return False
-        raise WrongState("PORT_TAKEN", addresses.why_not(address, fault)) from fault
+        raise WrongState(Reason.PORT_TAKEN, addresses.why_not(address, fault)) from fault
     return True
 
 
@@ -316,7 +317,7 @@ def _disk(config: Config) -> str:
     free = room.f_bavail * room.f_frsize // 2**20
     if free < 256:
         raise WrongState(
-            "DISK_ALMOST_FULL",
+            Reason.DISK_ALMOST_FULL,
             f"Only {free} MiB are free for the audit journal in {config.store.journal}, and without room nothing is "
             "served; make room there.",
         )

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from broker.auth.oidc import OidcConfig
 from broker.core.errors import InvalidRequest
+from broker.core.reasons import Reason
 from broker.hsm.config import HsmConfig
 from broker.rpc.server import ServerConfig
 from broker.store.config import StoreConfig
@@ -166,29 +167,31 @@ def load(path: Path) -> Config:
     except OSError as error:
         draft = path.with_name(path.name + DRAFT)
         unfinished = f" A `broker init` in {path.parent} did not come to its end: run it again." * draft.exists()
-        raise InvalidRequest("CONFIG_UNREADABLE", f"{path} cannot be read: {error.strerror}.{unfinished}") from error
+        raise InvalidRequest(
+            Reason.CONFIG_UNREADABLE, f"{path} cannot be read: {error.strerror}.{unfinished}"
+        ) from error
     return parse(raw, path)
 
 
 def parse(raw: bytes, path: Path) -> Config:
     """What a configuration says, as ``load`` does; ``path`` is how refusals call it."""
     if len(raw) > MAX_CONFIG_BYTES:
-        raise InvalidRequest("CONFIG_INVALID", f"{path} is larger than {MAX_CONFIG_BYTES} bytes.")
+        raise InvalidRequest(Reason.CONFIG_INVALID, f"{path} is larger than {MAX_CONFIG_BYTES} bytes.")
     try:
         document = tomllib.loads(raw.decode("utf-8-sig"))  # some editors put a byte order mark before the text
     except UnicodeDecodeError as error:
-        raise InvalidRequest("CONFIG_INVALID", f"{path} is not text in UTF-8; save it as that.") from error
+        raise InvalidRequest(Reason.CONFIG_INVALID, f"{path} is not text in UTF-8; save it as that.") from error
     except tomllib.TOMLDecodeError as error:
-        raise InvalidRequest("CONFIG_INVALID", f"{path} is not valid TOML: {error}.") from error
+        raise InvalidRequest(Reason.CONFIG_INVALID, f"{path} is not valid TOML: {error}.") from error
     try:
         config = Config.model_validate(document)
     except ValidationError as error:
         raise InvalidRequest(
-            "CONFIG_INVALID", f"{path} has {error.error_count()} fault(s): {faults(error)}."
+            Reason.CONFIG_INVALID, f"{path} has {error.error_count()} fault(s): {faults(error)}."
         ) from error
     if config.server.workers > 1 and config.store.sqlite:
         raise InvalidRequest(
-            "WORKERS_NEED_POSTGRESQL",
+            Reason.WORKERS_NEED_POSTGRESQL,
             f"{path} asks for {config.server.workers} workers, and SQLite is for one process; use PostgreSQL, or one.",
         )
     return config

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterable
 import structlog
 
 from broker.core.call import Call, background_call
-from broker.core.errors import BrokerError
+from broker.core.errors import BrokerError, Outcome
 from broker.core.ports import Now, RowFinding, Store
+from broker.core.reasons import Reason
 from broker.core.records import DECIDING
 
 log = structlog.get_logger("broker")
@@ -53,7 +54,9 @@ class Inspector:
         for one in new[:TOLD]:
             log.error("a row of the database was changed by somebody else", table=one.table, name=one.name, how=one.how)
         if new:
-            self._store.record(*(self._entry(one).outcome("FAILED_PRECONDITION", "ROW_FORGED") for one in new[:TOLD]))
+            self._store.record(
+                *(self._entry(one).outcome(Outcome.FAILED_PRECONDITION, Reason.ROW_FORGED) for one in new[:TOLD])
+            )
         if len(new) > TOLD:
             log.error("more rows of the database were changed by somebody else", count=len(new) - TOLD)
         self._standing = now

@@ -20,13 +20,14 @@ import structlog
 from broker.core.audit.heads import Heads
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
-from broker.core.errors import BrokerError
+from broker.core.errors import BrokerError, Outcome
 from broker.core.imports.withdrawal import Withdrawals, is_away
 from broker.core.keys.lifecycle import Keys
 from broker.core.model import Import, Operation
 from broker.core.operations.running import Operations
 from broker.core.policy.documents import Policies
 from broker.core.ports import HsmStatus, Store
+from broker.core.reasons import Reason
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.sessions.lifecycle import Sessions
 from broker.errands import Errands
@@ -281,7 +282,7 @@ class Loop:
                 self._broker.store.check()
             call, begun = self._call(resource, fence), ticks()
             if not _attempt(resource, partial(work, call)) and not call.settled:
-                self._broker.store.record(call.outcome("UNAVAILABLE", "CHORE_FAILED"))
+                self._broker.store.record(call.outcome(Outcome.UNAVAILABLE, Reason.CHORE_FAILED))
             self._stop.wait(min(BREATHER * (ticks() - begun).total_seconds(), LONGEST_BREATHER))
 
     def _call(self, resource: str, fence: int = 0) -> Call:
@@ -297,7 +298,7 @@ def _attempt(name: str, work: Callable[[], object]) -> bool:
         work()
     except BrokerError as error:
         log.warning("background work failed", work=name, reason=error.reason, sentence=error.message)
-        if error.reason == "STORE_RESTORED":
+        if error.reason == Reason.STORE_RESTORED:
             raise
     except BaseException as error:  # noqa: BLE001 (the loop must outlive a bug; its text may hold anything, so it is not logged)
         log.error("background work broke", work=name, error=type(error).__name__)  # noqa: TRY400

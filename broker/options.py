@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from broker.core.errors import InvalidRequest
+from broker.core.reasons import Reason
 from broker.hsm.ground import kept_environment
 from broker.store.config import POSTGRESQL, StoreConfig
 from broker.wishes import Token, Wishes
@@ -74,7 +75,7 @@ def wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> Wis
         if not all(given.get(name) for name in _TOKEN):
             lacking = [f"--{name.replace('_', '-')}" for name in _TOKEN if not given.get(name)]
             raise InvalidRequest(
-                "TOKEN_INCOMPLETE",
+                Reason.TOKEN_INCOMPLETE,
                 f"{', '.join(lacking)} must be given too for a token that is there already; with none of its options a "
                 "SoftHSM token is made.",
             )
@@ -89,7 +90,7 @@ def wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> Wis
     if given.get("database"):
         _check_database(asked.database, folder, files)
     elif asked_for := [name for name, path in files.items() if path and name != "passfile"]:
-        raise InvalidRequest("DATABASE_INVALID", f"{', '.join(asked_for)} belong(s) to --database; give that too.")
+        raise InvalidRequest(Reason.DATABASE_INVALID, f"{', '.join(asked_for)} belong(s) to --database; give that too.")
     return Wishes(
         folder=folder,
         operator=asked.operator,
@@ -109,7 +110,7 @@ def wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> Wis
 def _binding(text: str) -> tuple[str, tuple[str, ...]]:
     name, equals, targets = text.partition("=")
     if not equals:
-        raise InvalidRequest("BINDING_INVALID", "Write --bind-credential HOST:PORT/NAME=TARGET[,TARGET…].")
+        raise InvalidRequest(Reason.BINDING_INVALID, "Write --bind-credential HOST:PORT/NAME=TARGET[,TARGET…].")
     return name, tuple(targets.split(","))
 
 
@@ -128,4 +129,4 @@ def _check_database(url: str, folder: Path, files: Mapping[str, Path | None]) ->
         StoreConfig.model_validate({"url": url, "journal": folder / "journal", **files})
     except ValidationError as error:
         sentence = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise InvalidRequest("DATABASE_INVALID", f"--database is not one for the broker: {sentence}") from error
+        raise InvalidRequest(Reason.DATABASE_INVALID, f"--database is not one for the broker: {sentence}") from error

@@ -17,6 +17,7 @@ from broker.core.errors import NotFound, WrongState
 from broker.core.kinds import KeyType, KeyUsage, Purpose
 from broker.core.operators.authority import Authority
 from broker.core.ports import Device, KeyRef
+from broker.core.reasons import Reason
 
 AUDIT_KEY = b"broker/audit/001"
 OPERATOR_CA = b"broker/oper-ca/1"
@@ -53,7 +54,7 @@ def refuse_taken(config: Config, device: Device) -> None:
         with suppress(NotFound):
             device.keyring(purpose).public_key(unmade(purpose))
             raise WrongState(
-                "HSM_TAKEN",
+                Reason.HSM_TAKEN,
                 "The token holds the keys of another broker, whose CAs and audit key this one would share; make a "
                 "token of its own, or put that broker's folder `certificates` back.",
             )
@@ -96,7 +97,7 @@ def check_internal_keys(config: Config, device: Device) -> None:
         key = internal_key(config, purpose)
         if device.keyring(purpose).public_key(key) != key.public_key:
             raise WrongState(
-                "HSM_NOT_OURS",
+                Reason.HSM_NOT_OURS,
                 f"The token holds another key than {purpose}.pem, which this broker was initialised with, speaks of; "
                 "put the right file or the right token back.",
             )
@@ -120,14 +121,14 @@ def certificate(file: Path) -> x509.Certificate:
 
 def _unread(file: Path, error: OSError) -> WrongState:
     return WrongState(
-        "NOT_INITIALISED",
+        Reason.NOT_INITIALISED,
         f"{file} cannot be read ({error.strerror}); put it back, or run `broker init` for a new folder first.",
     )
 
 
 def damaged(file: Path) -> WrongState:
     """The refusal of a file in which there should be PEM."""
-    return WrongState("FILE_DAMAGED", f"{file} is not PEM any more; put it back from a backup.")
+    return WrongState(Reason.FILE_DAMAGED, f"{file} is not PEM any more; put it back from a backup.")
 
 
 def write_private(file: Path, content: bytes) -> None:

@@ -10,6 +10,7 @@ from cryptography import x509
 
 from broker.core.errors import WrongState
 from broker.core.operators.register import operator_uri
+from broker.core.reasons import Reason
 from broker.own_keys import write_private
 
 FILE = "profile.toml"
@@ -25,7 +26,9 @@ def folder_of(broker: Path, operator: str, trust_domain: str) -> Path:
     for folder in (broker / "profile", broker / f"profile-{operator}"):
         if _holder(folder) in {"", own}:
             return folder
-    raise WrongState("PROFILE_IN_THE_WAY", f"{folder} holds something else than {operator}'s profile; move it away.")
+    raise WrongState(
+        Reason.PROFILE_IN_THE_WAY, f"{folder} holds something else than {operator}'s profile; move it away."
+    )
 
 
 def write(folder: Path, key: bytes, certificate: bytes, ca: bytes, address: str) -> str:

@@ -10,6 +10,7 @@ from broker.config import Config
 from broker.core.errors import InvalidRequest, NotFound, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, Purpose
 from broker.core.ports import Device, KeyRef
+from broker.core.reasons import Reason
 from broker.rpc.tls import read_key
 from broker.store.authentic import KEY_BYTES
 
@@ -23,17 +24,17 @@ def row_key(config: Config, device: Device, name: str = "") -> bytes:
     """The 32 bytes; WrongState ``NOT_INITIALISED`` or ``FILE_DAMAGED``. ``name``: of the file, ``FILE`` if it is ""."""
     file = config.certificates / (name or FILE)
     if not file.exists():
-        raise WrongState("NOT_INITIALISED", f"{file} is missing; run `broker init` for this folder first.")
+        raise WrongState(Reason.NOT_INITIALISED, f"{file} is missing; run `broker init` for this folder first.")
     try:
         key = device.keyring(Purpose.ROWS).decrypt(REF, EncryptionAlgorithm.AES_GCM, read_key(file), _context(config))
     except (InvalidRequest, NotFound) as error:
         raise WrongState(
-            "FILE_DAMAGED",
+            Reason.FILE_DAMAGED,
             f"{file} does not open: it is of another token or broker, or trust_domain is not what it was when the "
             "broker was made. Put back what was exchanged.",
         ) from error
     if len(key) != KEY_BYTES:
-        raise WrongState("FILE_DAMAGED", f"{file} holds another key; put it back from a backup.")
+        raise WrongState(Reason.FILE_DAMAGED, f"{file} holds another key; put it back from a backup.")
     return key
 
 

@@ -27,6 +27,7 @@ from broker.core.names import check_name
 from broker.core.operators.authority import BACKDATED, Authority, check_server_names
 from broker.core.operators.register import operator_uri
 from broker.core.ports import Device, Now, Store
+from broker.core.reasons import Reason
 from broker.hsm.config import HsmConfig
 from broker.hsm.features import refuse_unfit
 from broker.hsm.login import serial_number
@@ -104,13 +105,17 @@ def _refuse_leftover(wishes: Wishes, there: Path) -> None:
 def _tried(config: Config, folder: Path) -> Condition:
     """What the database is; refused when there, or in the folder, nothing could be made."""
     if folder.exists() and not folder.is_dir():
-        raise InvalidRequest("FOLDER_INVALID", f"{folder} is a file; name a folder.")
+        raise InvalidRequest(Reason.FOLDER_INVALID, f"{folder} is a file; name a folder.")
     ancestor = next(one for one in (folder, *folder.parents) if one.exists())
     if not os.access(ancestor, os.W_OK | os.X_OK, effective_ids=True):
-        raise InvalidRequest("FOLDER_INVALID", f"Nothing can be made in {ancestor}: it is read-only for this user.")
+        raise InvalidRequest(
+            Reason.FOLDER_INVALID, f"Nothing can be made in {ancestor}: it is read-only for this user."
+        )
     room = os.statvfs(ancestor)
     if room.f_blocks and room.f_bavail * room.f_frsize < ROOM:
-        raise WrongState("DISK_ALMOST_FULL", f"Less than {ROOM // 2**20} MiB are free in {ancestor}; make room first.")
+        raise WrongState(
+            Reason.DISK_ALMOST_FULL, f"Less than {ROOM // 2**20} MiB are free in {ancestor}; make room first."
+        )
     found = SqlStore.condition(config.store)
     belonging.refuse_unknown_rows(config, found)
     return found
@@ -161,7 +166,7 @@ def page_key(config: Config) -> bytes:
     found = read_key(file) if file.exists() else b""
     if len(found) != PAGE_KEY_BYTES:
         raise WrongState(
-            "NOT_INITIALISED", f"{file} is missing or spoilt; remove it and run `broker init` for this folder."
+            Reason.NOT_INITIALISED, f"{file} is missing or spoilt; remove it and run `broker init` for this folder."
         )
     return found
 
@@ -181,7 +186,7 @@ def renew_server_certificate(
             return _renew_server_certificate(config, device, now, hosts, before)
     except OSError as error:
         raise WrongState(
-            "CERTIFICATE_NOT_WRITTEN",
+            Reason.CERTIFICATE_NOT_WRITTEN,
             f"The new server certificate cannot be written ({error.filename}: {error.strerror}); {_MEND}",
         ) from error
 
@@ -204,7 +209,7 @@ def check_renewable(config: Config) -> None:
             probe.unlink()
         except OSError as error:
             raise WrongState(
-                "CERTIFICATE_NOT_RENEWABLE",
+                Reason.CERTIFICATE_NOT_RENEWABLE,
                 f"Nothing can be written in {folder} ({error.strerror}), and the server's certificate is to be renewed "
                 f"there before it lapses; {_MEND}",
             ) from error
@@ -217,7 +222,7 @@ def refuse_unborn(config: Config, now: datetime) -> None:
         start = own_keys.certificate(file).not_valid_before_utc
         if start > now:
             raise WrongState(
-                "CERTIFICATE_NOT_YET_VALID",
+                Reason.CERTIFICATE_NOT_YET_VALID,
                 f"{file} starts at {start:%Y-%m-%d %H:%M:%S} UTC, and this host's clock says {now:%Y-%m-%d %H:%M:%S}: "
                 "set the clock. Was it ahead when the broker was made, make the broker anew, in another folder and "
                 "token.",
@@ -275,7 +280,9 @@ def policy_in_force(store: Store) -> PolicyDocument:
     """The newest document; WrongState ``NOT_INITIALISED`` when there is none, ``ROW_FORGED`` for one that is not it."""
     newest = store.last(PolicyDocument)
     if newest is None:
-        raise WrongState("NOT_INITIALISED", "The database holds no policy; run `broker init` for this folder again.")
+        raise WrongState(
+            Reason.NOT_INITIALISED, "The database holds no policy; run `broker init` for this folder again."
+        )
     store.get(PolicyDocument, newest.version + 1)  # refused if a newer one was removed by somebody else
     return newest
 

@@ -29,6 +29,7 @@ import structlog
 
 from broker.config import Config
 from broker.core.errors import BrokerError, Unavailable
+from broker.core.reasons import Reason
 from broker.rpc import addresses
 
 READY = b"broker: ready"
@@ -70,7 +71,7 @@ def hold(address: str) -> tuple[socket.socket, str]:
         holder.bind(place)  # with SO_REUSEADDR, because connections of a broker before this one may still be closing
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # without it, nobody else's bind passes beside it
     except (OSError, ValueError) as error:
-        raise Unavailable("ADDRESS_IN_USE", addresses.why_not(address, error), address=address) from error
+        raise Unavailable(Reason.ADDRESS_IN_USE, addresses.why_not(address, error), address=address) from error
     return holder, f"{host}:{place[1]}"
 
 

@@ -12,6 +12,7 @@ from broker.config import Config, parse
 from broker.core.errors import WrongState
 from broker.core.names import check_name
 from broker.core.operators.authority import check_server_names
+from broker.core.reasons import Reason
 from broker.rpc.addresses import EVERYWHERE
 
 OWN_HOSTS = ("localhost", "127.0.0.1")
@@ -89,7 +90,7 @@ def refuse_other(wishes: Wishes, config: Config, file: Path) -> None:
     else:
         return
     raise WrongState(
-        "INIT_DIFFERS",
+        Reason.INIT_DIFFERS,
         f"{file} was there already and names {what}, not what is asked for now; nothing was done. Leave those options "
         "out, or name another folder.",
     )

@@ -16,6 +16,7 @@ from broker.core.errors import Unavailable
 from broker.core.identity import Credentials
 from broker.core.model import Principal
 from broker.core.ports import Authenticator, Now
+from broker.core.reasons import Reason
 
 ALLOWANCE = timedelta(seconds=5)
 """How far clocks may differ before it is told, and before a broker that differs from its database stops judging."""
@@ -89,7 +90,7 @@ class Clock:
     def check(self) -> None:
         """Return if the broker's time can be judged by; else Unavailable ``CLOCK_OFF``."""
         if self.in_doubt:
-            raise Unavailable("CLOCK_OFF", self.trouble)
+            raise Unavailable(Reason.CLOCK_OFF, self.trouble)
 
     def _told(self, database: Callable[[], datetime | None]) -> tuple[timedelta, timedelta] | None:
         """(how far the database is ahead, how much of that its way there and back may account for)."""

@@ -8,7 +8,10 @@
     ├── AlreadyExists       the name is taken
     ├── WrongState          right request, wrong moment (disabled, not exportable, changed meanwhile)
     ├── Exhausted           a limit or quota was reached
-    └── Unavailable         something the broker needs is away; the same call may work later
+    ├── Unavailable         something the broker needs is away; the same call may work later
+    ├── Unsupported         there is no such method
+    ├── Gone                the caller went away before anything was done
+    └── Late                the request did not arrive in time
 
 Each carries a *reason* (UPPER_SNAKE, stable, for programs), a *message* (one clear sentence for people:
 what, why, what to do) and *metadata* (the variable parts). All three reach the caller, so none may hold
@@ -19,7 +22,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from types import MappingProxyType
+
+from broker.core.reasons import Reason
+
+
+class Outcome(StrEnum):
+    """How a call ended, as the audit writes it. Every door has its own word for each; gRPC has these very names."""
+
+    OK = "ok"
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    UNAVAILABLE = "UNAVAILABLE"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
+    CANCELLED = "CANCELLED"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    ABORTED = "ABORTED"
+    INTERNAL = Reason.INTERNAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +59,7 @@ class Refused:
 class BrokerError(Exception):
     """Base of every refusal the broker makes on purpose.
 
-    ``reason`` is 1 to 63 characters of ``A-Z0-9_``, stable across releases. ``message`` is safe to show.
+    ``reason`` is a member of ``Reason``; what is kept of it, and leaves, is its text. ``message`` is safe to show.
     """
 
     facts: Mapping[str, str | int] = MappingProxyType({})
@@ -43,12 +68,12 @@ class BrokerError(Exception):
     refused: tuple[Refused, ...] = ()
     """Which items of the request, where it has several that stand or fall each on its own."""
 
-    outcome = "INTERNAL"
-    """How the audit writes it: the name of its gRPC status."""
+    outcome = Outcome.INTERNAL
+    """How a call ends that is refused so; a bare BrokerError is a bug."""
 
     def __init__(self, reason: str, message: str, **metadata: str) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason = str(reason)
         self.message = message
         self.metadata = metadata
 
@@ -56,49 +81,67 @@ class BrokerError(Exception):
 class InvalidRequest(BrokerError):
     """The request can never succeed as it stands."""
 
-    outcome = "INVALID_ARGUMENT"
+    outcome = Outcome.INVALID_ARGUMENT
 
 
 class Unauthenticated(BrokerError):
     """The caller's identity could not be established."""
 
-    outcome = "UNAUTHENTICATED"
+    outcome = Outcome.UNAUTHENTICATED
 
 
 class PermissionDenied(BrokerError):
     """The caller is known and may not do this."""
 
-    outcome = "PERMISSION_DENIED"
+    outcome = Outcome.PERMISSION_DENIED
 
 
 class NotFound(BrokerError):
     """The thing named does not exist."""
 
-    outcome = "NOT_FOUND"
+    outcome = Outcome.NOT_FOUND
 
 
 class AlreadyExists(BrokerError):
     """The name is taken, or the request id was used for another request."""
 
-    outcome = "ALREADY_EXISTS"
+    outcome = Outcome.ALREADY_EXISTS
 
 
 class WrongState(BrokerError):
     """The thing exists but its state forbids the operation now."""
 
-    outcome = "FAILED_PRECONDITION"
+    outcome = Outcome.FAILED_PRECONDITION
 
 
 class Exhausted(BrokerError):
     """A size, rate or count limit was reached."""
 
-    outcome = "RESOURCE_EXHAUSTED"
+    outcome = Outcome.RESOURCE_EXHAUSTED
 
 
 class Unavailable(BrokerError):
     """A part the broker depends on does not answer; retrying later can help."""
 
-    outcome = "UNAVAILABLE"
+    outcome = Outcome.UNAVAILABLE
+
+
+class Unsupported(BrokerError):
+    """The broker has no such method."""
+
+    outcome = Outcome.UNIMPLEMENTED
+
+
+class Gone(BrokerError):
+    """The caller cancelled, or the transport ended the call, before its message was there."""
+
+    outcome = Outcome.CANCELLED
+
+
+class Late(BrokerError):
+    """The message did not arrive in time, and the call was ended."""
+
+    outcome = Outcome.DEADLINE_EXCEEDED
 
 
 def together(refusals: Mapping[int, BrokerError], items: str, among: int) -> BrokerError:

@@ -18,6 +18,7 @@ from broker.core.kinds import ImportState, KeyState, RootKeyState, VersionState
 from broker.core.leases.ending import BATCH, entry_of
 from broker.core.model import Import, Key, KeyVersion, RootKey
 from broker.core.ports import Store
+from broker.core.reasons import Reason
 from broker.core.records import key_of
 
 Facts = dict[str, str | int]
@@ -131,7 +132,7 @@ def held_work(store: Store) -> int:
 def version_held(version: KeyVersion) -> WrongState:
     """The refusal to go on with a version that was being made when the database was restored."""
     return WrongState(
-        "KEY_VERSION_HELD",
+        Reason.KEY_VERSION_HELD,
         f"Version {version.number} of the key {version.key} was being made when the database was restored, and is held "
         "since; an operator keeps or discards it with `broker key settle`.",
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from broker.core.traits import NO_METHOD, Traits
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
@@ -29,6 +31,7 @@ class Credentials:
     metadata: Mapping[str, str] = field(repr=False)  # "authorization" and "broker-trust-rule", where the call has them
     peer: str
     rpc: str = ""  # "SessionService/Login"
+    traits: Traits = NO_METHOD
     patience: Patience | None = None  # None: nobody waits longer than for what is under way
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from broker.core.errors import InvalidRequest
+from broker.core.reasons import Reason
 
 NAME = re.compile(r"[a-z](?:-?[a-z0-9]){0,62}", re.ASCII)
 LABEL_VALUE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
@@ -20,7 +21,7 @@ def check_name(text: str, what: str) -> str:
     """
     if len(text) > 63 or not NAME.fullmatch(text):
         raise InvalidRequest(
-            "NAME_INVALID",
+            Reason.NAME_INVALID,
             f"The {what} name is not valid ({_offence(text, '-', 63)}): use 1 to 63 lower-case letters, digits and "
             "single hyphens, a letter first.",
         )
@@ -52,7 +53,7 @@ def check_remote_name(text: str) -> str:
     """Return ``text`` if some kind of target could call a key so; each has a narrower grammar of its own."""
     if len(text) > 255 or not REMOTE_NAME.fullmatch(text):
         raise InvalidRequest(
-            "NAME_INVALID",
+            Reason.NAME_INVALID,
             "The remote key name is not valid: no target takes other characters than letters, digits, hyphens, "
             "underscores and dots, or a dot at either end.",
         )
@@ -62,11 +63,11 @@ def check_remote_name(text: str) -> str:
 def check_labels(labels: dict[str, str]) -> dict[str, str]:
     """Return ``labels`` if there are at most 16, keyed by names, with values of 1 to 63 of ``A-Za-z0-9._-``."""
     if len(labels) > MAX_LABELS:
-        raise InvalidRequest("LABELS_INVALID", f"There are too many labels: at most {MAX_LABELS} are kept.")
+        raise InvalidRequest(Reason.LABELS_INVALID, f"There are too many labels: at most {MAX_LABELS} are kept.")
     for name, value in labels.items():
         if len(name) > 63 or not NAME.fullmatch(name) or len(value) > 63 or not LABEL_VALUE.fullmatch(value):
             raise InvalidRequest(
-                "LABELS_INVALID",
+                Reason.LABELS_INVALID,
                 "A label is not valid: its name follows the grammar of key names, its value is 1 to 63 letters, "
                 "digits, dots, underscores and hyphens, a letter or digit at both ends.",
             )
@@ -77,7 +78,7 @@ def check_request_id(text: str) -> str:
     """Return ``text`` in lower case if it is empty or a UUID of version 4 (AIP-155; RFC 9562 4 takes either case)."""
     low = text.lower() if len(text) == 36 else text
     if low and not UUID4.fullmatch(low):
-        raise InvalidRequest("REQUEST_ID_INVALID", "The request id is not a UUID of version 4; send a fresh one.")
+        raise InvalidRequest(Reason.REQUEST_ID_INVALID, "The request id is not a UUID of version 4; send a fresh one.")
     return low
 
 
@@ -100,7 +101,7 @@ def check_path(text: str, what: str) -> str:
             f"its segment {place}: {_offence(segment, '._-', 63)}" if wrong else f"it has {len(segments)} segments"
         )
         raise InvalidRequest(
-            "NAME_INVALID",
+            Reason.NAME_INVALID,
             f"The {what} name is not valid ({offence}): use 1 to {MAX_SEGMENTS} segments joined by slashes, each of 1 "
             "to 63 lower-case letters and digits, with single hyphens, underscores and dots between them.",
         )
@@ -111,7 +112,7 @@ def check_field(text: str) -> str:
     """Return ``text`` if it is a field's name: 1 to 64 letters, digits, underscores, hyphens and dots."""
     if len(text) > 64 or not FIELD.fullmatch(text):
         raise InvalidRequest(
-            "FIELD_INVALID",
+            Reason.FIELD_INVALID,
             f"A field's name is not valid ({_field_offence(text)}): use 1 to 64 letters, digits, underscores, hyphens "
             "and dots, a letter, digit or underscore first.",
         )
@@ -127,5 +128,7 @@ def _field_offence(text: str) -> str:
 def check_owner(text: str) -> str:
     """Return ``text`` if it names a principal, "operator/alice"; InvalidRequest ``OWNER_INVALID``."""
     if len(text) > 80 or not OWNER.fullmatch(text):
-        raise InvalidRequest("OWNER_INVALID", "The owner is not valid: name a principal, for example operator/alice.")
+        raise InvalidRequest(
+            Reason.OWNER_INVALID, "The owner is not valid: name a principal, for example operator/alice."
+        )
     return text

@@ -13,6 +13,7 @@ from broker.core.errors import Exhausted
 from broker.core.kinds import LeaseState, SecretVersionState
 from broker.core.model import Lease, SecretVersion
 from broker.core.ports import Now, Store
+from broker.core.reasons import Reason
 
 RECOUNT = timedelta(seconds=1)
 
@@ -74,7 +75,7 @@ class Tally:
         held = self._store.count(Lease, {"principal": principal, "state": LeaseState.ACTIVE.value})
         if held + more > self._limits.per_principal:
             raise Exhausted(
-                "LEASE_QUOTA",
+                Reason.LEASE_QUOTA,
                 f"This pipeline holds {held} leases of the {self._limits.per_principal} that one may have; each ends "
                 f"with its session, and an operator ends those with `broker session revoke --principal {principal}` "
                 "or raises leases_per_pipeline under [sessions].",
@@ -89,7 +90,7 @@ class Tally:
                 self._count, self._counted_at = written + adding, now
             if self._count + more > self._limits.in_all:
                 raise Exhausted(
-                    "LEASE_CAP",
+                    Reason.LEASE_CAP,
                     f"All pipelines together hold the {self._limits.in_all} leases that there may be; each ends with "
                     "its session, and an operator finds who holds them with `broker lease list` or raises "
                     "leases_in_all under [sessions].",
@@ -104,7 +105,7 @@ def check_versions(store: Store, secret: str, number: int) -> None:
     gone = store.count(SecretVersion, {"secret": secret, "state": SecretVersionState.DESTROYED.value})
     if store.count(SecretVersion, {"secret": secret}) - gone >= MAX_KEPT:
         raise Exhausted(
-            "VERSION_QUOTA",
+            Reason.VERSION_QUOTA,
             f"The secret {secret} has {MAX_KEPT} versions that are not destroyed; destroy old ones first (`broker "
             f"secret destroy {secret} --version N`).",
         )

@@ -6,6 +6,7 @@ from broker.core.call import Call
 from broker.core.errors import AlreadyExists, WrongState
 from broker.core.model import Operation, Receipt
 from broker.core.ports import Write
+from broker.core.reasons import Reason
 
 
 def replay(write: Write, call: Call) -> Receipt | None:
@@ -27,7 +28,7 @@ def replay(write: Write, call: Call) -> Receipt | None:
 def reused() -> AlreadyExists:
     """The refusal of a request id that another request had."""
     return AlreadyExists(
-        "REQUEST_ID_REUSED",
+        Reason.REQUEST_ID_REUSED,
         "The request id was already used for a different request; send a fresh UUID with each one.",
     )
 
@@ -35,7 +36,7 @@ def reused() -> AlreadyExists:
 def undone() -> WrongState:
     """The refusal of a repeated request of whose first try nothing is left."""
     return WrongState(
-        "EARLIER_TRY_UNDONE", "The first try of this request was undone; send it anew, under a fresh request id."
+        Reason.EARLIER_TRY_UNDONE, "The first try of this request was undone; send it anew, under a fresh request id."
     )
 
 

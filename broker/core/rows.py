@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from broker.core.errors import WrongState
 from broker.core.ports import Store
+from broker.core.reasons import Reason
 
 T = TypeVar("T")
 
@@ -20,7 +21,7 @@ def refuse_doubt(store: Store, tables: frozenset[str], name: str) -> None:
     for one in store.inspect(tables):
         if not one.name or one.name.split("/")[0] == name:
             raise WrongState(
-                "STORE_ALTERED",
+                Reason.STORE_ALTERED,
                 f"Nothing of {name} is destroyed while the database is not as brokers left it ({one.table}: "
                 f"{one.name or 'one or more rows'} {one.how}); the broker's log lists what was changed.",
             )
@@ -31,6 +32,6 @@ def readable(read: Callable[[], T], otherwise: T) -> T:
     try:
         return read()
     except WrongState as error:
-        if error.reason not in {"ROW_DAMAGED", "ROW_FORGED"}:
+        if error.reason not in {Reason.ROW_DAMAGED, Reason.ROW_FORGED}:
             raise
         return otherwise

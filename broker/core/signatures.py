@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from broker.core.errors import InvalidRequest
 from broker.core.kinds import KeyType, SignatureAlgorithm
+from broker.core.reasons import Reason
 
 RSA_TYPES = frozenset({KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096})
 RSA_ALGORITHMS = (
@@ -47,7 +48,7 @@ def choose(key_type: KeyType, asked: SignatureAlgorithm | None) -> SignatureAlgo
         return asked
     names = ", ".join(fitting) or "none: it does not sign"
     raise InvalidRequest(
-        "ALGORITHM_MISMATCH", f"The algorithm does not fit a key of type {key_type}; it takes {names}."
+        Reason.ALGORITHM_MISMATCH, f"The algorithm does not fit a key of type {key_type}; it takes {names}."
     )
 
 

@@ -13,6 +13,7 @@ from pkcs11 import exceptions as ck
 from broker.core.errors import WrongState
 from broker.core.kinds import Purpose
 from broker.core.ports import KeyRef
+from broker.core.reasons import Reason
 from broker.hsm import objects
 from broker.hsm.binding import Binding, bind, not_this
 from broker.hsm.lending import SECRETS, Finder, Half
@@ -80,7 +81,7 @@ def _old(hsm_id: bytes) -> bytes:
 
 def _fixed() -> WrongState:
     return WrongState(
-        "HSM_LABEL_FIXED",
+        Reason.HSM_LABEL_FIXED,
         "The token does not let the labels of its keys be changed, so keys of an earlier release cannot be used; ask "
         "its vendor whether that can be allowed, or go on with the release before, which uses them as they are.",
     )

@@ -18,6 +18,7 @@ from pkcs11 import KeyType as CkKeyType
 from broker.core.errors import WrongState
 from broker.core.kinds import KeyType, KeyUsage, Purpose
 from broker.core.ports import RESERVED_IDS, KeyRef
+from broker.core.reasons import Reason
 from broker.hsm.mechanisms import AES_BITS, CURVE_OIDS
 from broker.hsm.sanity import CURVES, RSA_BITS
 
@@ -119,13 +120,13 @@ def purpose_of(label: bytes) -> Purpose | None:
 
 def not_this(label: bytes, why: str) -> WrongState:
     """The refusal of an object that is not the key it is said to be, told in the log as an alarm."""
-    return _alarm("KEY_NOT_THIS", label, f"{why}. Find out who can write to the database or the token")
+    return _alarm(Reason.KEY_NOT_THIS, label, f"{why}. Find out who can write to the database or the token")
 
 
 def ambiguous(label: bytes) -> WrongState:
     """The refusal of a key that shares its id with another object, told in the log as an alarm."""
     return _alarm(
-        "KEY_AMBIGUOUS",
+        Reason.KEY_AMBIGUOUS,
         label,
         "the token holds another key object under its id, and the broker does not guess which is its own. Find out who "
         "made it",
@@ -135,7 +136,7 @@ def ambiguous(label: bytes) -> WrongState:
 def conflicting(label: bytes) -> WrongState:
     """The refusal of a key that may do more than it was made for, told in the log as an alarm."""
     return _alarm(
-        "HSM_KEY_CONFLICT",
+        Reason.HSM_KEY_CONFLICT,
         label,
         "what bears its label and id has conflicting roles or is readable: somebody changed or planted it. Find out "
         "who can write to the token",
@@ -145,7 +146,7 @@ def conflicting(label: bytes) -> WrongState:
 def not_adopted(label: bytes) -> WrongState:
     """The refusal of a key that was made before labels said what a key is for."""
     return WrongState(
-        "HSM_NOT_ADOPTED",
+        Reason.HSM_NOT_ADOPTED,
         f"The token holds {_what(label)} as an earlier release has labelled it; stop the broker and run `broker init` "
         "for its folder once.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.reasons import Reason
 from broker.hsm import objects
 from broker.hsm.binding import Binding
 from broker.hsm.findings import Findings
@@ -33,7 +34,7 @@ class Births:
         if binding.type not in self._findings.key_types:
             lacking = self._findings.lack(f"{generator(binding.type)} for {binding.type}")
             raise WrongState(
-                "HSM_MECHANISM_MISSING",
+                Reason.HSM_MECHANISM_MISSING,
                 f"This token cannot make {binding.type} keys: it lacks {lacking}; choose another type.",
             )
         recipe = Recipe(binding.type, binding.usage, exportable, self._findings.copyable_known)
@@ -76,14 +77,14 @@ class Births:
             accepted = objects.accept(made, recipe)
             if any(self._finder.read_kind(worker, thing)[1] != binding.label for thing in made):
                 raise WrongState(
-                    "HSM_LABEL_LOST",
+                    Reason.HSM_LABEL_LOST,
                     "The token did not keep the key's label, by which the broker knows its keys; ask its vendor.",
                 )
         except BrokerError as fault:
             for thing in made:
                 thing.destroy()
             raise Unavailable(
-                "HSM_FAULT", "The HSM made another key than it was asked for; it was removed. Check the device."
+                Reason.HSM_FAULT, "The HSM made another key than it was asked for; it was removed. Check the device."
             ) from fault
         if accepted is not None:
             self._finder.remember(worker, binding, made[0].handle)

@@ -12,6 +12,7 @@ from pkcs11 import exceptions as ck
 from broker.core.errors import InvalidRequest, Unavailable
 from broker.core.kinds import EncryptionAlgorithm, KeyUsage, OaepHash
 from broker.core.ports import KeyRef
+from broker.core.reasons import Reason
 from broker.hsm.mechanisms import AES_BITS, OAEP, standard_name
 from broker.hsm.sanity import RSA_BITS
 
@@ -59,7 +60,7 @@ def seal(lent: Any, plaintext: bytes, aad: bytes) -> bytes:
     opened = lent.decrypt(sealed, mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
     if opened != plaintext or len(sealed) != len(plaintext) + _TAG:
         raise Unavailable(
-            "HSM_FAULT", "The HSM made a ciphertext that does not open; it was withheld. Check the device."
+            Reason.HSM_FAULT, "The HSM made a ciphertext that does not open; it was withheld. Check the device."
         )
     return iv + sealed
 
@@ -81,7 +82,7 @@ def check_encryption(key: KeyRef, algorithm: EncryptionAlgorithm) -> None:
     """Return if the HSM encrypts so; else InvalidRequest ``ALGORITHM_MISMATCH``."""
     if algorithm is not EncryptionAlgorithm.AES_GCM or key.type not in AES_BITS:
         raise InvalidRequest(
-            "ALGORITHM_MISMATCH", f"The HSM does not encrypt {algorithm} with a key of type {key.type}."
+            Reason.ALGORITHM_MISMATCH, f"The HSM does not encrypt {algorithm} with a key of type {key.type}."
         )
 
 
@@ -90,7 +91,7 @@ def decryption(key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, a
     gcm = algorithm is EncryptionAlgorithm.AES_GCM
     if key.usage is not KeyUsage.ENCRYPT or gcm != (key.type in AES_BITS):
         raise InvalidRequest(
-            "ALGORITHM_MISMATCH", f"A key of type {key.type} for '{key.usage}' cannot undo {algorithm}."
+            Reason.ALGORITHM_MISMATCH, f"A key of type {key.type} for '{key.usage}' cannot undo {algorithm}."
         )
     if gcm:
         if len(ciphertext) < _IV + _TAG:
@@ -104,7 +105,7 @@ def decryption(key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, a
 def invalid() -> InvalidRequest:
     """The one error for every failed decryption (HS-07)."""
     return InvalidRequest(
-        "CIPHERTEXT_INVALID",
+        Reason.CIPHERTEXT_INVALID,
         "The ciphertext does not open with this key and these parameters: it was changed or cut, or was made with "
         "another key, version, algorithm or associated data.",
     )

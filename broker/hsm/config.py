@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from broker import secret_files
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 
 # Names that decide what code gets loaded; a config file must not be a way to have some (SC-04).
 _CODE_LOADING = re.compile(r"(LD_|DYLD_|PYTHON|OPENSSL_|GCONV_|P11_KIT_).*|PATH|HOME", re.ASCII | re.IGNORECASE)
@@ -59,7 +60,7 @@ def read_pin(path: Path) -> str:
     try:
         return _parse_pin(path, secret_files.read(path, _MAX_PIN + 8))
     except secret_files.UnusableError as fault:
-        raise WrongState("HSM_PIN_FILE", f"The PIN file {path} {fault.why}; {fault.cure}.") from fault
+        raise WrongState(Reason.HSM_PIN_FILE, f"The PIN file {path} {fault.why}; {fault.cure}.") from fault
 
 
 def _parse_pin(path: Path, content: bytes) -> str:
@@ -70,6 +71,6 @@ def _parse_pin(path: Path, content: bytes) -> str:
     if not pin or len(pin) > _MAX_PIN or not pin.isprintable():
         # ``from None``: the decoding error would carry the file's bytes.
         raise WrongState(
-            "HSM_PIN_FILE", f"The PIN file {path} does not hold one line of 1 to {_MAX_PIN} printable characters."
+            Reason.HSM_PIN_FILE, f"The PIN file {path} does not hold one line of 1 to {_MAX_PIN} printable characters."
         ) from None
     return pin

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from broker.core.errors import WrongState
 from broker.core.kinds import KeyType, OaepHash
 from broker.core.model import HsmReport, Probe
+from broker.core.reasons import Reason
 from broker.hsm.findings import Findings
 from broker.hsm.mechanisms import generator
 from broker.hsm.sanity import CURVES, RSA_BITS
@@ -50,7 +51,7 @@ def refuse_unfit(report: HsmReport) -> None:
     missing = [f"{one.name}: {one.detail}" for one in report.features if one.name in NEEDED and not one.passed]
     if missing:
         raise WrongState(
-            "HSM_UNFIT",
+            Reason.HSM_UNFIT,
             f"The token {report.token_label!a} cannot hold a broker's own keys. {' '.join(missing)} docs/hsm.md lists "
             "what a token must be able to do.",
         )

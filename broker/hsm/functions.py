@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 
 if TYPE_CHECKING:
     from pkcs11._pkcs11 import lib as Library  # noqa: N812 - the binding's class has a lower-case name
@@ -66,7 +67,7 @@ class Functions:
         for name, types in _TYPES.items():
             address = places[1 + _ORDER.index(name)]  # the version comes first, padded to a pointer's size
             if not address:
-                raise WrongState("HSM_MODULE_INVALID", f"The PKCS#11 module {path} has no function {name}.")
+                raise WrongState(Reason.HSM_MODULE_INVALID, f"The PKCS#11 module {path} has no function {name}.")
             setattr(self, name, ctypes.CFUNCTYPE(_ULONG, *types)(address))
 
     def __getattr__(self, name: str) -> Any:
@@ -98,16 +99,16 @@ def _refuse_loose_file(path: Path) -> None:
         status = path.stat()
     except OSError as fault:
         raise WrongState(
-            "HSM_MODULE_MISSING",
+            Reason.HSM_MODULE_MISSING,
             f"There is no PKCS#11 module to be had at {path} ({fault.strerror}); name the library by its full path.",
         ) from fault
     if not stat.S_ISREG(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a file"
-        raise WrongState("HSM_MODULE_MISSING", f"The PKCS#11 module {path} is {what}; name the library itself.")
+        raise WrongState(Reason.HSM_MODULE_MISSING, f"The PKCS#11 module {path} is {what}; name the library itself.")
     if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         real = "" if path.resolve() == path else f" (which is {path.resolve()})"
         raise WrongState(
-            "HSM_MODULE_UNSAFE",
+            Reason.HSM_MODULE_UNSAFE,
             f"The PKCS#11 module {path}{real} can be changed by another user; let root own it, with mode 0644.",
         )
 
@@ -119,12 +120,12 @@ def _loaded(path: Path) -> ctypes.CDLL:
         said = str(fault)
         if any(sign in said for sign in _NOT_A_LIBRARY) and said.startswith(str(path)):
             raise WrongState(
-                "HSM_MODULE_INVALID",
+                Reason.HSM_MODULE_INVALID,
                 f"{path} is not a library and so not a PKCS#11 module (the loader says: {said}); name the vendor's "
                 "PKCS#11 library.",
             ) from fault
         raise WrongState(
-            "HSM_MODULE_UNLOADABLE", f"The PKCS#11 module {path} cannot be loaded: {said}{_hint(path, said)}."
+            Reason.HSM_MODULE_UNLOADABLE, f"The PKCS#11 module {path} cannot be loaded: {said}{_hint(path, said)}."
         ) from fault
 
 
@@ -144,12 +145,12 @@ def _hint(path: Path, said: str) -> str:
 def _not_pkcs11(path: Path, *, newer: bool) -> WrongState:
     if newer:
         return WrongState(
-            "HSM_MODULE_INVALID",
+            Reason.HSM_MODULE_INVALID,
             f"The PKCS#11 module {path} offers C_GetInterface and no C_GetFunctionList, which the broker needs; ask "
             "its vendor for a library that offers both.",
         )
     return WrongState(
-        "HSM_MODULE_INVALID",
+        Reason.HSM_MODULE_INVALID,
         f"{path} is not a PKCS#11 module: it was loaded and has no C_GetFunctionList; name the vendor's PKCS#11 "
         "library.",
     )

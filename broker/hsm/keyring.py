@@ -12,6 +12,7 @@ from broker.core.errors import InvalidRequest, Unavailable
 from broker.core.kinds import EncryptionAlgorithm, KeyUsage, OaepHash, Purpose, SignatureAlgorithm
 from broker.core.model import HsmReport, WrappingKey
 from broker.core.ports import KeyRef
+from broker.core.reasons import Reason
 from broker.hsm import ciphers, objects
 from broker.hsm.binding import bind, not_this
 from broker.hsm.births import Births
@@ -87,7 +88,7 @@ class Keyring:
         scheme = SCHEMES[algorithm]
         if key.type not in scheme.key_types or key.usage is not KeyUsage.SIGN or key.public_key is None:
             raise InvalidRequest(
-                "ALGORITHM_MISMATCH", f"A key of type {key.type} for '{key.usage}' cannot sign {algorithm}."
+                Reason.ALGORITHM_MISMATCH, f"A key of type {key.type} for '{key.usage}' cannot sign {algorithm}."
             )
         binding, public_key = bind(self._purpose, key), key.public_key
         digests = scheme.prepare(messages, prehashed=prehashed)
@@ -148,7 +149,7 @@ class Keyring:
                     secret[Attribute.EXTRACTABLE] = False
                 if secret[Attribute.EXTRACTABLE]:
                     raise Unavailable(
-                        "HSM_FAULT",
+                        Reason.HSM_FAULT,
                         "The HSM did not take the key's exportability away, so it can still be exported. Check the "
                         "device, or make a key that is not exportable.",
                     )

@@ -18,6 +18,7 @@ from pkcs11 import exceptions as ck
 from pkcs11.types import Key
 
 from broker.core.errors import NotFound
+from broker.core.reasons import Reason
 from broker.hsm import ciphers
 from broker.hsm.binding import CK_TYPES, ROLES, ULONG, Binding, ambiguous, conflict, conflicting, not_adopted, not_this
 from broker.hsm.sessions import AmbiguousError, Sessions, Worker
@@ -162,7 +163,7 @@ class Finder:
         if not halves:
             self._sessions.confirm()
             raise NotFound(
-                "KEY_NOT_IN_HSM",
+                Reason.KEY_NOT_IN_HSM,
                 "The HSM does not hold this key: it was destroyed there, or this is not the token that it was made "
                 "in; `broker doctor --config FILE` on the broker's host tells which.",
             )

@@ -12,6 +12,7 @@ from pkcs11 import exceptions as ck
 from pkcs11.constants import TokenFlag
 
 from broker.core.errors import Unavailable, WrongState
+from broker.core.reasons import Reason
 from broker.hsm import ground
 from broker.hsm.codes import told
 from broker.hsm.config import HsmConfig, read_pin
@@ -64,15 +65,15 @@ def find_token(module: Module, config: HsmConfig) -> Token:
     if len(found) == 1:
         return found[0]
     if found:
-        raise WrongState("HSM_TOKEN_AMBIGUOUS", _several(config.token_label, found))
+        raise WrongState(Reason.HSM_TOKEN_AMBIGUOUS, _several(config.token_label, found))
     if named:
         raise WrongState(
-            "HSM_TOKEN_MISMATCH",
+            Reason.HSM_TOKEN_MISMATCH,
             f"The token labelled {config.token_label!a} that the module shows is {_list(named)}, and the configuration "
             f"asks for the serial number {config.token_serial!a}; bring that token back, or if this one is right, "
             "correct token_serial.",
         )
-    raise WrongState("HSM_TOKEN_NOT_FOUND", _none(config, shown, blank))
+    raise WrongState(Reason.HSM_TOKEN_NOT_FOUND, _none(config, shown, blank))
 
 
 def serial_of(token: Token) -> str:
@@ -95,12 +96,12 @@ def log_in(token: Token, pin_file: Path) -> Any:
         raise _locked() from fault
     except _REFUSED_PIN as fault:
         raise PinRefusedError(
-            "HSM_PIN_INCORRECT",
+            Reason.HSM_PIN_INCORRECT,
             f"The token refused the PIN in {pin_file} ({told(fault)}); correct the file. It is not tried again.",
         ) from fault
     except ck.PKCS11Error as fault:
         raise Unavailable(
-            "HSM_UNAVAILABLE", f"The HSM does not answer: it does not let the broker log in ({told(fault)})."
+            Reason.HSM_UNAVAILABLE, f"The HSM does not answer: it does not let the broker log in ({told(fault)})."
         ) from fault
 
 
@@ -108,17 +109,19 @@ def _refuse_hopeless(token: Token) -> None:
     if token.flags & TokenFlag.USER_PIN_LOCKED:
         raise _locked()
     if not token.flags & TokenFlag.USER_PIN_INITIALIZED:
-        raise WrongState("HSM_TOKEN_NOT_FOUND", "The token has no user PIN yet; its security officer must set one.")
+        raise WrongState(
+            Reason.HSM_TOKEN_NOT_FOUND, "The token has no user PIN yet; its security officer must set one."
+        )
     if token.flags & TokenFlag.USER_PIN_FINAL_TRY:
         raise PinRefusedError(
-            "HSM_PIN_AT_RISK",
+            Reason.HSM_PIN_AT_RISK,
             "One more wrong user PIN would lock the token, so the broker does not try the one it has; log in once with "
             "the token's own tool and the right PIN, which ends this state.",
         )
 
 
 def _locked() -> PinRefusedError:
-    return PinRefusedError("HSM_PIN_LOCKED", "The token's PIN is locked; its security officer must set a new one.")
+    return PinRefusedError(Reason.HSM_PIN_LOCKED, "The token's PIN is locked; its security officer must set a new one.")
 
 
 def _tokens(module: Module) -> tuple[list[Token], int]:

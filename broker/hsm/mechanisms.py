@@ -13,6 +13,7 @@ from pkcs11 import MGF, Mechanism
 from broker.core import signatures
 from broker.core.errors import InvalidRequest, Unavailable
 from broker.core.kinds import KeyType, OaepHash, SignatureAlgorithm
+from broker.core.reasons import Reason
 
 OAEP: Final[dict[OaepHash, tuple[Mechanism, MGF]]] = {
     OaepHash.SHA1: (Mechanism.SHA_1, MGF.SHA1),
@@ -77,7 +78,9 @@ class Scheme:
         """The digests of the messages (the messages themselves for EdDSA); checks digests that were given."""
         if not self.hash:
             if prehashed:
-                raise InvalidRequest("DIGEST_LENGTH", "EdDSA signs the message itself; send it instead of a digest.")
+                raise InvalidRequest(
+                    Reason.DIGEST_LENGTH, "EdDSA signs the message itself; send it instead of a digest."
+                )
             return messages
         if not prehashed:
             digest_of = _DIGESTS[self.hash]
@@ -85,7 +88,7 @@ class Scheme:
         size = hashlib.new(self.hash).digest_size
         if any(len(digest) != size for digest in messages):
             raise InvalidRequest(
-                "DIGEST_LENGTH", f"A digest does not have the {size} bytes of {self.hash}; hash again."
+                Reason.DIGEST_LENGTH, f"A digest does not have the {size} bytes of {self.hash}; hash again."
             )
         return messages
 
@@ -98,7 +101,7 @@ class Scheme:
             verified = False
         if not verified:
             raise Unavailable(
-                "HSM_FAULT", "The HSM made a signature that does not verify; it was withheld. Check the device."
+                Reason.HSM_FAULT, "The HSM made a signature that does not verify; it was withheld. Check the device."
             )
         return signature
 

@@ -16,6 +16,7 @@ import pkcs11
 from pkcs11.exceptions import PKCS11Error
 
 from broker.core.errors import Unavailable, WrongState
+from broker.core.reasons import Reason
 from broker.hsm.codes import error_of, name_of, told
 from broker.hsm.functions import Functions, refuse_unloadable
 
@@ -94,7 +95,7 @@ class Module:
         arguments = _InitializeArguments(flags=_OS_LOCKING_OK)
         if code := self._functions.C_Initialize(ctypes.byref(arguments)):
             raise Unavailable(
-                "HSM_UNAVAILABLE",
+                Reason.HSM_UNAVAILABLE,
                 f"The PKCS#11 module {self.path} does not initialise for threads ({name_of(code)}).",
             )
 
@@ -218,9 +219,9 @@ def _started(path: Path) -> Library:
     except PKCS11Error as fault:
         if told(fault) != "CKR_CRYPTOKI_ALREADY_INITIALIZED":
             raise Unavailable(
-                "HSM_UNAVAILABLE", f"The PKCS#11 module {path} does not start ({told(fault)})."
+                Reason.HSM_UNAVAILABLE, f"The PKCS#11 module {path} does not start ({told(fault)})."
             ) from fault
         raise WrongState(
-            "HSM_MODULE_IN_USE", f"The PKCS#11 module {path} is already in use in this process; close that first."
+            Reason.HSM_MODULE_IN_USE, f"The PKCS#11 module {path} is already in use in this process; close that first."
         ) from fault
     return library

@@ -17,6 +17,7 @@ from pkcs11 import KeyType as CkKeyType
 
 from broker.core.errors import AlreadyExists, InvalidRequest, Unavailable
 from broker.core.kinds import KeyType, KeyUsage
+from broker.core.reasons import Reason
 from broker.hsm.mechanisms import AES_BITS, CURVE_OIDS
 from broker.hsm.sanity import CURVES, RSA_BITS, check_public_key
 from broker.hsm.sessions import Worker
@@ -79,10 +80,12 @@ def secret_class(key_type: KeyType) -> ObjectClass:
 def check_usage(key_type: KeyType, usage: KeyUsage, *, exportable: bool) -> None:
     """Return if such a key can exist; else InvalidRequest."""
     if key_type not in (_SIGNING_TYPES if usage is KeyUsage.SIGN else _ENCRYPTING_TYPES):
-        raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key_type} cannot {usage}; choose another type.")
+        raise InvalidRequest(
+            Reason.ALGORITHM_MISMATCH, f"A key of type {key_type} cannot {usage}; choose another type."
+        )
     if exportable and key_type is KeyType.ED25519:
         raise InvalidRequest(
-            "KEY_NOT_EXPORTABLE", "Ed25519 keys are never exportable; create the key as not exportable."
+            Reason.KEY_NOT_EXPORTABLE, "Ed25519 keys are never exportable; create the key as not exportable."
         )
 
 
@@ -142,7 +145,7 @@ def accept(things: list[Any], recipe: Recipe) -> bytes | None:
 
 def _taken() -> AlreadyExists:
     return AlreadyExists(
-        "HSM_ID_TAKEN",
+        Reason.HSM_ID_TAKEN,
         "The HSM already holds another key under the id that was drawn for this one; leave that one, and send a new "
         "request, which draws another id.",
     )
@@ -169,7 +172,7 @@ def read_public_key(public: Any, key_type: KeyType) -> bytes:
         return _read_rsa(public) if key_type in RSA_BITS else _read_point(public, key_type)
     except (ValueError, TypeError, KeyError) as fault:
         raise Unavailable(
-            "HSM_FAULT", "The HSM's public key is not well-formed; the key is not used. Check the device."
+            Reason.HSM_FAULT, "The HSM's public key is not well-formed; the key is not used. Check the device."
         ) from fault
 
 

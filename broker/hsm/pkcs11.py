@@ -12,6 +12,7 @@ from broker.core.errors import InvalidRequest, Unavailable
 from broker.core.kinds import Purpose
 from broker.core.model import HsmReport
 from broker.core.ports import Hsm, KeyRef
+from broker.core.reasons import Reason
 from broker.hsm import adoption, selftest
 from broker.hsm.births import Births
 from broker.hsm.config import HsmConfig
@@ -72,11 +73,11 @@ class Pkcs11Hsm:
     def random(self, length: int) -> bytes:
         """See the port."""
         if not 1 <= length <= 1024:
-            raise InvalidRequest("RANDOM_LENGTH", "The HSM gives 1 to 1024 random bytes at a time.")
+            raise InvalidRequest(Reason.RANDOM_LENGTH, "The HSM gives 1 to 1024 random bytes at a time.")
         drawn: bytes = self._sessions.run(lambda worker: worker.session.generate_random(length * 8))
         if len(drawn) != length or (length >= 16 and len(set(drawn)) == 1):
             raise Unavailable(
-                "HSM_FAULT", "The HSM's random generator does not work; nothing was released. Check the device."
+                Reason.HSM_FAULT, "The HSM's random generator does not work; nothing was released. Check the device."
             )
         return drawn
 

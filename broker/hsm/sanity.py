@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core.errors import Unavailable
 from broker.core.kinds import KeyType
+from broker.core.reasons import Reason
 
 RSA_BITS: Final = {KeyType.RSA_2048: 2048, KeyType.RSA_3072: 3072, KeyType.RSA_4096: 4096}
 CURVES: Final[dict[KeyType, type[ec.EllipticCurve]]] = {
@@ -58,4 +59,6 @@ def _powers_of_65537(prime: int) -> frozenset[int]:
 
 
 def _weak(why: str) -> Unavailable:
-    return Unavailable("HSM_FAULT", f"The HSM's public key is not sound: {why}; the key is not used. Check the device.")
+    return Unavailable(
+        Reason.HSM_FAULT, f"The HSM's public key is not sound: {why}; the key is not used. Check the device."
+    )

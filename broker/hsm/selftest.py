@@ -13,6 +13,7 @@ from pkcs11 import exceptions as ck
 
 from broker.core.errors import WrongState
 from broker.core.model import Probe
+from broker.core.reasons import Reason
 from broker.hsm.codes import told
 from broker.hsm.lending import lend
 from broker.hsm.sessions import Sessions, Worker
@@ -69,7 +70,7 @@ def _must_fail(what: str, attempt: Callable[[], object]) -> None:
     with contextlib.suppress(ck.PKCS11Error):
         attempt()
         raise WrongState(
-            "HSM_NOT_ENFORCING",
+            Reason.HSM_NOT_ENFORCING,
             f"The token {what}; it cannot keep keys safe and is not used. Use another one, or ask its vendor how it "
             "is made to refuse that.",
         )

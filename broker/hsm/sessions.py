@@ -19,6 +19,7 @@ from pkcs11 import exceptions as ck
 from pkcs11.constants import Attribute
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.reasons import Reason
 from broker.hsm import ground
 from broker.hsm.binding import Binding, ambiguous
 from broker.hsm.codes import told
@@ -272,14 +273,14 @@ class Sessions:
         seen = self.trouble()
         parts = (why.removeprefix(_SILENT).rstrip("."), "" if seen in why else seen, wait)
         lead = _FAILS if lost and lost.answering else _SILENT
-        return Unavailable("HSM_UNAVAILABLE", f"{lead}{'; '.join(part for part in parts if part)}.")
+        return Unavailable(Reason.HSM_UNAVAILABLE, f"{lead}{'; '.join(part for part in parts if part)}.")
 
     def _connect(self) -> None:
         """Find the token, log in once and open the workers; a new epoch begins, with no handle known."""
         self.token = find_token(self.module, self._config)
         if self._serial not in {None, self.token.serial}:
             self._halted = "another token took the configured one's place; check the HSM and restart the broker"
-            raise WrongState("HSM_TOKEN_CHANGED", self._halted)
+            raise WrongState(Reason.HSM_TOKEN_CHANGED, self._halted)
         self._serial = self.token.serial
         try:
             self._login = log_in(self.token, self._config.pin_file)
@@ -322,12 +323,12 @@ def translated(fault: ck.PKCS11Error, using: str = "", seen: str = "") -> Broker
     what = told(fault)
     if isinstance(fault, _MISSING):
         return WrongState(
-            "HSM_MECHANISM_MISSING",
+            Reason.HSM_MECHANISM_MISSING,
             f"This token does not do {using or 'that operation'} ({what}); `broker hsm` says what it can.",
         )
     at = (f"{what} at {using}" if using else what) + (f"; {seen}" if seen else "")
-    return Unavailable("HSM_FAULT", f"The HSM refused the operation ({at}); nothing was released.", fault=what)
+    return Unavailable(Reason.HSM_FAULT, f"The HSM refused the operation ({at}); nothing was released.", fault=what)
 
 
 def _unavailable(why: str) -> Unavailable:
-    return Unavailable("HSM_UNAVAILABLE", f"{_SILENT}{why}.")
+    return Unavailable(Reason.HSM_UNAVAILABLE, f"{_SILENT}{why}.")

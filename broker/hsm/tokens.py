@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from broker.core.errors import AlreadyExists, InvalidRequest, WrongState
+from broker.core.reasons import Reason
 
 SOFTHSM_MODULES = (
     "/usr/lib/softhsm/libsofthsm2.so",  # Debian, Ubuntu
@@ -46,7 +47,7 @@ def find_softhsm() -> Path:
         if Path(place).is_file():
             return Path(place)
     raise WrongState(
-        "SOFTHSM_MISSING",
+        Reason.SOFTHSM_MISSING,
         "SoftHSM 2 is not installed: on Debian or Ubuntu run 'apt-get install softhsm2', on Fedora "
         "'dnf install softhsm', on macOS 'brew install softhsm', or name another PKCS#11 module.",
     )
@@ -60,9 +61,9 @@ def create_softhsm_token(folder: Path, label: str, pin: str, so_pin: str, module
     """
     path = Path(module) if module else find_softhsm()
     if not 1 <= len(label.encode()) <= 32 or not label.isprintable():
-        raise InvalidRequest("TOKEN_LABEL_INVALID", "The token label is not 1 to 32 printable bytes.")
+        raise InvalidRequest(Reason.TOKEN_LABEL_INVALID, "The token label is not 1 to 32 printable bytes.")
     if not all(4 <= len(text.encode()) <= 255 for text in (pin, so_pin)):
-        raise InvalidRequest("PIN_LENGTH", "A SoftHSM PIN has 4 to 255 characters.")
+        raise InvalidRequest(Reason.PIN_LENGTH, "A SoftHSM PIN has 4 to 255 characters.")
     making, tokens = _lay_out(folder)
     order = {"module": str(path), "label": label, "pin": pin, "so_pin": so_pin}
     _in_fresh_process({"SOFTHSM2_CONF": str(making)}, order)
@@ -86,7 +87,9 @@ def _lay_out(folder: Path) -> tuple[Path, Path]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     tokens.mkdir(mode=0o700, exist_ok=True)
     if any(tokens.iterdir()):
-        raise AlreadyExists("TOKEN_EXISTS", f"There is already a token in {tokens}; use it, or choose another folder.")
+        raise AlreadyExists(
+            Reason.TOKEN_EXISTS, f"There is already a token in {tokens}; use it, or choose another folder."
+        )
     if making.exists():
         shutil.rmtree(making)
     making.mkdir(mode=0o700)
@@ -111,7 +114,7 @@ def _in_fresh_process(environment: dict[str, str], order: dict[str, str]) -> Non
     )
     if done.returncode:
         raise WrongState(
-            "TOKEN_NOT_CREATED",
+            Reason.TOKEN_NOT_CREATED,
             f"SoftHSM did not make the token: {done.stderr.decode(errors='replace').strip()[-200:]}",
         )
 

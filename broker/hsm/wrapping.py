@@ -23,6 +23,7 @@ from pkcs11 import exceptions as ck
 from broker.core.errors import InvalidRequest, Unavailable, WrongState
 from broker.core.kinds import KeyType, OaepHash
 from broker.core.model import WrappingKey
+from broker.core.reasons import Reason
 from broker.hsm.binding import Binding
 from broker.hsm.features import import_lack
 from broker.hsm.findings import Findings
@@ -44,13 +45,13 @@ _NOTHING_ELSE: Final = (
 def parse_kek(kek: WrappingKey) -> rsa.RSAPublicNumbers:
     """The KEK's numbers; InvalidRequest ``KEK_INVALID`` unless it is sound RSA of 2048 to 4096 bits (HS-06, BY-02)."""
     if hashlib.sha256(kek.public_key).hexdigest() != kek.thumbprint:
-        raise InvalidRequest("KEK_INVALID", "The target's wrapping key is not the one that its thumbprint names.")
+        raise InvalidRequest(Reason.KEK_INVALID, "The target's wrapping key is not the one that its thumbprint names.")
     try:
         key = load_der_public_key(kek.public_key)
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, rsa.RSAPublicKey) or not 2048 <= key.key_size <= 4096:
-        raise InvalidRequest("KEK_INVALID", "The target's wrapping key is not an RSA key of 2048 to 4096 bits.")
+        raise InvalidRequest(Reason.KEK_INVALID, "The target's wrapping key is not an RSA key of 2048 to 4096 bits.")
     return key.public_numbers()
 
 
@@ -111,7 +112,7 @@ class Carrier:
         numbers = parse_kek(kek)
         if lacking := import_lack(self._findings, oaep_hash):
             raise WrongState(
-                "HSM_MECHANISM_MISSING",
+                Reason.HSM_MECHANISM_MISSING,
                 f"This token cannot wrap a key for this target: it lacks {lacking}; `broker hsm` says what it can.",
             )
 
@@ -127,7 +128,7 @@ class Carrier:
         body = len(blob) - (numbers.n.bit_length() + 7) // 8
         if body < 24 or body % 8 or (key.type in AES_BITS and body != AES_BITS[key.type] // 8 + 8):
             raise Unavailable(
-                "HSM_FAULT", "The HSM made a blob of impossible length; it was withheld. Check the device."
+                Reason.HSM_FAULT, "The HSM made a blob of impossible length; it was withheld. Check the device."
             )
         return blob
 
@@ -152,7 +153,7 @@ class Carrier:
             raise _not_exportable()
         if found != wanted:
             raise Unavailable(
-                "HSM_FAULT",
+                Reason.HSM_FAULT,
                 "The key's attributes in the HSM are not those that it was made with, so it is not exported. Find "
                 "out who can write to the token.",
             )
@@ -162,7 +163,7 @@ class Carrier:
         if oaep_hash in self._findings.one_call_hashes or key_type in self._findings.exact_types:
             return
         raise WrongState(
-            "WRAP_NOT_EXACT",
+            Reason.WRAP_NOT_EXACT,
             f"This token pads before it wraps (not RFC 5649), so a strict target cannot read {key_type} keys from it: "
             "use ec-p384, ec-secp256k1 or AES, a target that tolerates padding, or a token with a right wrap "
             "(SoftHSM from 2.7.0).",
@@ -183,6 +184,6 @@ def _sealed_meanwhile() -> Iterator[None]:
 
 def _not_exportable() -> WrongState:
     return WrongState(
-        "KEY_NOT_EXPORTABLE",
+        Reason.KEY_NOT_EXPORTABLE,
         "The key may not leave the HSM: it was made not exportable or has been sealed; make a new, exportable one.",
     )

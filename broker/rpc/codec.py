@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from broker.core import kinds
 from broker.core.errors import InvalidRequest
 from broker.core.kinds import SignatureAlgorithm
+from broker.core.reasons import Reason
 
 E = TypeVar("E", bound=Enum)
 
@@ -69,19 +70,19 @@ PRESET = Names(trust_pb2.Preset, kinds.Preset)
 
 def missing(field: str) -> InvalidRequest:
     """The refusal of a request that leaves out what it cannot do without."""
-    return InvalidRequest("FIELD_MISSING", f"The field {field} is not set; set it and send again.", field=field)
+    return InvalidRequest(Reason.FIELD_MISSING, f"The field {field} is not set; set it and send again.", field=field)
 
 
 def not_pem(field: str) -> InvalidRequest:
     """The refusal of a text that cannot be PEM."""
-    return InvalidRequest("PEM_INVALID", f"The field {field} is not PEM; send the file as it is.", field=field)
+    return InvalidRequest(Reason.PEM_INVALID, f"The field {field} is not PEM; send the file as it is.", field=field)
 
 
 def at_most(size: int, limit: int, field: str) -> None:
     """Refuse (``FIELD_TOO_LONG``) a field of more than ``limit`` bytes or items."""
     if size > limit:
         raise InvalidRequest(
-            "FIELD_TOO_LONG",
+            Reason.FIELD_TOO_LONG,
             f"The field {field} is too long: at most {limit} are taken.",
             field=field,
             limit=str(limit),
@@ -91,7 +92,9 @@ def at_most(size: int, limit: int, field: str) -> None:
 def version(number: int) -> int:
     """A version number from the wire: 0 stands for the primary one."""
     if number < 0:
-        raise InvalidRequest("VERSION_INVALID", "The version is negative; versions count from 1, 0 is the primary one.")
+        raise InvalidRequest(
+            Reason.VERSION_INVALID, "The version is negative; versions count from 1, 0 is the primary one."
+        )
     return number
 
 
@@ -118,7 +121,7 @@ def moment(request: Any, field: str) -> datetime | None:
     try:
         return value.ToDatetime(UTC)
     except (ValueError, OverflowError) as error:
-        raise InvalidRequest("TIME_INVALID", f"The field {field} is not a time; send one.", field=field) from error
+        raise InvalidRequest(Reason.TIME_INVALID, f"The field {field} is not a time; send one.", field=field) from error
 
 
 def duration(request: Any, field: str) -> timedelta | None:
@@ -129,7 +132,7 @@ def duration(request: Any, field: str) -> timedelta | None:
     # Compared before it is converted: a timedelta overflows far below what the wire can carry.
     if value.nanos or not 1 <= value.seconds <= MAX_DURATION.total_seconds():
         raise InvalidRequest(
-            "DURATION_INVALID",
+            Reason.DURATION_INVALID,
             f"The field {field} is not a whole number of seconds from 1 second to 366 days.",
             field=field,
         )
@@ -173,7 +176,7 @@ def der_from_jose(signature: bytes, algorithm: SignatureAlgorithm | None) -> byt
             else ""
         )
         raise InvalidRequest(
-            "SIGNATURE_ENCODING",
+            Reason.SIGNATURE_ENCODING,
             "The signature is not in the JOSE form: r followed by s, each as long as the order of the key's "
             f"curve.{der}",
         )

@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 import grpc
 
-from broker.rpc.bugs import log_bug
+from broker.core.errors import Gone, InvalidRequest, Late
+from broker.core.gate.bugs import log_bug
+from broker.core.reasons import Reason
 
 TICK = 0.25
 """Seconds between two looks; the limits are kept to this accuracy."""
@@ -23,18 +25,6 @@ CLOSING = 0.1
 
 TURN = 0.05
 """Seconds that a message has to arrive in when too many of its caller's are waited for."""
-
-
-class Late(Exception):
-    """The message did not arrive in time, and the call was ended."""
-
-
-class Gone(Exception):
-    """The caller cancelled, or the transport refused the message (far too large, compressed) and ended the call."""
-
-
-class Missing(Exception):
-    """The caller closed its side without sending the message."""
 
 
 class Deadlines:
@@ -66,7 +56,10 @@ class Deadlines:
         self._running.pop(context, None)
 
     def message(self, requests: object, context: grpc.ServicerContext, caller: str) -> bytes:
-        """The one message of a unary call, as bytes; ``Late``, ``Gone`` or ``Missing`` when none will come."""
+        """The one message of a unary call, as bytes; ``Late``, ``Gone`` or ``MESSAGE_MISSING`` when none will come.
+
+        ``Gone`` is also what the transport refused: far too large, or compressed.
+        """
         self._await(caller, context)
         try:
             return self._next(requests, context)
@@ -83,8 +76,10 @@ class Deadlines:
         if wire is not None:
             return bytes(wire)
         if not in_time:
-            raise Late
-        raise Gone if _ended(context) else Missing
+            raise Late(Reason.MESSAGE_LATE, "The request did not arrive in time.")
+        if _ended(context):
+            raise gone()
+        raise InvalidRequest(Reason.MESSAGE_MISSING, "The call carried no request message.")
 
     def _await(self, caller: str, context: grpc.ServicerContext) -> None:
         with self._arrived:
@@ -119,6 +114,11 @@ class Deadlines:
                 if now - since < limit:
                     break
                 _cut_off(context, calls)
+
+
+def gone() -> Gone:
+    """The refusal of a call that is over before it began."""
+    return Gone(Reason.CALL_ENDED, "The call was ended before it was carried out.")
 
 
 def _cut_off(context: grpc.ServicerContext, calls: dict[grpc.ServicerContext, float]) -> None:

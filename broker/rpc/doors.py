@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from broker.rpc.bugs import log_bug
+from broker.core.gate.bugs import log_bug
 from broker.rpc.networks import Place, place, shown
 from broker.rpc.shares import Connection, Gone, Shares, crowded_out
 from broker.rpc.sockets import Sockets

@@ -14,8 +14,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from broker.core.errors import Gone, InvalidRequest, Late
 from broker.rpc import tls
-from broker.rpc.deadlines import Deadlines, Gone, Late, Missing
+from broker.rpc.deadlines import Deadlines
 from broker.rpc.status import Plain
 
 CHECK = "/grpc.health.v1.Health/Check"
@@ -61,7 +62,7 @@ class Health:
             code, sentence = grpc.StatusCode.NOT_FOUND, "There is no such service."
         except DecodeError:
             code, sentence = grpc.StatusCode.INVALID_ARGUMENT, "The request is not a HealthCheckRequest."
-        except (Gone, Late, Missing):
+        except (Gone, Late, InvalidRequest):
             pass  # what the caller sees is already decided; the defaults above are for the log of a proxy
         finally:
             self._reading.discard(peer)

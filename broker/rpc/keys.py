@@ -16,6 +16,7 @@ from broker.core.keys.confirming import Settling
 from broker.core.keys.lifecycle import Keys
 from broker.core.keys.use import KeyUse
 from broker.core.model import Key, KeyVersion
+from broker.core.reasons import Reason
 from broker.rpc import codec
 from broker.rpc.jwk import jwk, pem
 from broker.rpc.pages import PageTokens, page_size
@@ -162,7 +163,7 @@ def _inputs(given: Sequence[wire.SignInput]) -> tuple[list[bytes], bool]:
     kinds = {each.WhichOneof("data") for each in given}
     if len(kinds) != 1:
         raise InvalidRequest(
-            "INPUTS_INVALID", "The inputs are none, or messages and digests mixed; send 1 to 100 of one kind."
+            Reason.INPUTS_INVALID, "The inputs are none, or messages and digests mixed; send 1 to 100 of one kind."
         )
     prehashed = kinds == {"digest"}
     inputs = [each.digest if prehashed else each.message for each in given]

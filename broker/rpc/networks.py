@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from functools import lru_cache
+from urllib.parse import unquote
 
 Place = tuple[bytes, int]
 """A host's address and a port; nothing and 0 of a peer that has none."""
@@ -41,6 +42,11 @@ def nets(octets: bytes) -> tuple[bytes, bytes]:
     if len(octets) == _SIX:
         return octets[:8], octets[:6]
     return octets, octets[:3] if len(octets) == _FOUR else octets
+
+
+def network(peer: str) -> bytes:
+    """What of a gRPC peer one party can have whole: the net of one host."""
+    return nets(place(unquote(peer))[0])[0]
 
 
 def shown(net: bytes) -> str:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest
+from broker.core.reasons import Reason
 
 DEFAULT_SIZE = 100
 MAX_SIZE = 1000
@@ -30,7 +31,7 @@ def page_size(asked: int) -> int:
     """How many items to return: 0 asks for 100; InvalidRequest ``PAGE_SIZE_INVALID`` below 0 or above 1000."""
     if not 0 <= asked <= MAX_SIZE:
         raise InvalidRequest(
-            "PAGE_SIZE_INVALID", f"The page size is not between 0 and {MAX_SIZE}; 0 means {DEFAULT_SIZE}."
+            Reason.PAGE_SIZE_INVALID, f"The page size is not between 0 and {MAX_SIZE}; 0 means {DEFAULT_SIZE}."
         )
     return asked or DEFAULT_SIZE
 
@@ -66,7 +67,7 @@ class PageTokens:
             plain = self._cipher.decrypt(sealed[:NONCE], sealed[NONCE:], _binding(call, query))
         except (ValueError, binascii.Error, InvalidTag) as error:
             raise InvalidRequest(
-                "PAGE_TOKEN_INVALID",
+                Reason.PAGE_TOKEN_INVALID,
                 "The page token was not made for this list and this caller; start from the first page.",
             ) from error
         return tuple(json.loads(plain))

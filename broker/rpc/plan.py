@@ -9,16 +9,18 @@ than the type allows is an unknown field.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from broker.core.errors import Exhausted, InvalidRequest
+from broker.core.errors import InvalidRequest
+from broker.core.gate.method import Request
+from broker.core.reasons import Reason
 
 MAX_DEPTH = 64
-MAX_BYTES = 1 << 20
 
 
 def _refuse(reason: str, sentence: str, name: str) -> InvalidRequest:
@@ -26,7 +28,7 @@ def _refuse(reason: str, sentence: str, name: str) -> InvalidRequest:
 
 
 def _nul(name: str) -> InvalidRequest:
-    return _refuse("TEXT_INVALID", f"The field {name} contains a NUL character; leave it out.", name)
+    return _refuse(Reason.TEXT_INVALID, f"The field {name} contains a NUL character; leave it out.", name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +47,20 @@ class Shape:
         """Return if the message is sound; else InvalidRequest naming the field."""
         if len(UnknownFieldSet(message)):
             raise InvalidRequest(
-                "FIELD_UNKNOWN", "The request has a field that this broker does not know; use a client of its version."
+                Reason.FIELD_UNKNOWN,
+                "The request has a field that this broker does not know; use a client of its version.",
             )
         for name in self.texts:
             if "\0" in getattr(message, name):
                 raise _nul(name)
         for name, numbers in self.enums:
             if getattr(message, name) not in numbers:
-                raise _refuse("ENUM_UNKNOWN", f"The field {name} has a number that this broker does not know.", name)
+                raise _refuse(
+                    Reason.ENUM_UNKNOWN, f"The field {name} has a number that this broker does not know.", name
+                )
         for name in self.oneofs:
             if message.WhichOneof(name) is None:
-                raise _refuse("FIELD_MISSING", f"One of the choices of {name} must be set.", name)
+                raise _refuse(Reason.FIELD_MISSING, f"One of the choices of {name} must be set.", name)
         if self.text_lists or self.text_maps or self.byte_maps:
             self._check_many(message)
         if self.nested:
@@ -80,7 +85,7 @@ class Shape:
             elif message.HasField(name):
                 shape.check(getattr(message, name))
             elif required:
-                raise _refuse("FIELD_MISSING", f"The field {name} is not set; set it and send again.", name)
+                raise _refuse(Reason.FIELD_MISSING, f"The field {name} is not set; set it and send again.", name)
 
 
 class Plan:
@@ -93,18 +98,29 @@ class Plan:
         self.has_validate_only = "validate_only" in fields
         self._shape = _shape(kind.DESCRIPTOR, ())
 
-    def decode(self, wire: bytes) -> Any:
-        """The message in ``wire``; Exhausted ``MESSAGE_TOO_LARGE``, else InvalidRequest with what is wrong."""
-        if len(wire) > MAX_BYTES:
-            raise Exhausted("MESSAGE_TOO_LARGE", "The request is larger than 1 MiB; send less at once.")
+    def decode(self, wire: bytes) -> Request:
+        """The request in ``wire``; InvalidRequest with what is wrong."""
         try:
             message = self.kind.FromString(wire)
         except DecodeError as error:
             raise InvalidRequest(
-                "MESSAGE_INVALID", "The request is not a valid message of this method; use the broker's client."
+                Reason.MESSAGE_INVALID, "The request is not a valid message of this method; use the broker's client."
             ) from error
+        return self.sound(message)
+
+    def sound(self, message: Any) -> Request:
+        """The request that a decoded message is, however it was written; InvalidRequest with what is wrong."""
         self._shape.check(message)
-        return message
+        return Request(
+            message=message,
+            request_id=message.request_id if self.has_request_id else "",
+            validate_only=self.has_validate_only and message.validate_only,
+            essence=partial(self._essence, message),
+        )
+
+    def _essence(self, message: Any) -> bytes:
+        """Deterministic, because a client may write a map in another order when it repeats itself."""
+        return bytes(self.without_values(message).SerializeToString(deterministic=True))
 
     def without_values(self, request: Any) -> Any:
         """The request with its secret values empty: a digest of it can be stored, and tells nothing of them.

@@ -19,13 +19,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from broker.core import ports
 from broker.core.errors import Unavailable
+from broker.core.gate.flood import Flood
+from broker.core.gate.gate import Gate
+from broker.core.gate.method import MAX_BYTES
+from broker.core.reasons import Reason
 from broker.rpc import addresses, descriptors, table
 from broker.rpc.deadlines import Deadlines, Ticker
 from broker.rpc.doors import Doors
-from broker.rpc.flood import Flood
-from broker.rpc.gate import Gate
+from broker.rpc.gate import Door
 from broker.rpc.health import Health
-from broker.rpc.plan import MAX_BYTES
+from broker.rpc.networks import network
 from broker.rpc.shares import Shares
 from broker.rpc.threads import Pool, pool
 from broker.rpc.tls import TlsFiles
@@ -128,13 +131,12 @@ class Server:
         self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
         self._doors = Doors(_shares(limits, self._taken), clock)
         self._health = Health(_names(), self._strangers, self._doors.greeted)
-        self._gate = Gate(
+        flood = Flood(limits.refusals_per_second, limits.refusals_at_once, clock, network)
+        self._gate = Gate(authenticators, store, now, flood)
+        self._door = Door(
+            self._gate,
             table.methods(services),
-            authenticators=authenticators,
-            store=store,
-            now=now,
             deadlines=self._deadlines,
-            flood=Flood(limits.refusals_per_second, limits.refusals_at_once, clock),
             health_check=self._health.check,
             pool=self._health_pool,
             births=self._births_pool,
@@ -146,7 +148,7 @@ class Server:
         )
         self._ticker = Ticker(self._tick)
         arguments = options(limits, self._taken, shared=config.workers > 1)
-        self._server = grpc.server(self._pool, handlers=[self._gate], options=arguments)
+        self._server = grpc.server(self._pool, handlers=[self._door], options=arguments)
         self.operators_port = self._listen(config, "operators", config.operators_address, config.operator_ca_file)
         self.pipelines_port = self._listen(config, "pipelines", config.pipelines_address, None)
 
@@ -165,7 +167,7 @@ class Server:
         self._health.drain()
         until = self._clock() + grace
         stopped = self._server.stop(grace)
-        finished = self._gate.idle(grace)
+        finished = self._door.idle(grace)
         stopped.wait(max(0.0, until - self._clock()) + 1)
         self._ticker.stop()
         self._doors.stop()
@@ -180,7 +182,7 @@ class Server:
         try:
             port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise Unavailable("ADDRESS_IN_USE", addresses.refused(address), address=address) from error
+            raise Unavailable(Reason.ADDRESS_IN_USE, addresses.refused(address), address=address) from error
         self._doors.watch(port, name, self._taken)
         return port
 

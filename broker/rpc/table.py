@@ -10,24 +10,49 @@ from dataclasses import dataclass
 from typing import Any
 
 import broker_api.v1
+from broker_api.v1 import traits_pb2 as wire
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from broker.core.call import Call
+from broker.core.gate.method import Request
+from broker.core.traits import Effect, Traits
 from broker.rpc.plan import Plan
+
+EFFECTS = {
+    wire.EFFECT_READS: Effect.READS,
+    wire.EFFECT_USES: Effect.USES,
+    wire.EFFECT_CHANGES: Effect.CHANGES,
+}
 
 Answer = Callable[[Call, Any], Message]
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC: how its request is decoded, who answers, and with what type."""
+    """One RPC, as the gate asks for it."""
 
     rpc: str  # "KeyService/Sign"
+    traits: Traits
     plan: Plan
     response: type[Message]
-    answer: Answer
+    noun: Answer
+
+    def decode(self, message: bytes) -> Request:
+        """See ``Plan.decode``."""
+        return self.plan.decode(message)
+
+    def respond(self, call: Call, request: Request) -> Message:
+        """The noun's answer as a message; TypeError for one of another type, which is a bug."""
+        response = self.noun(call, request.message)
+        if type(response) is not self.response:
+            raise TypeError(f"{self.rpc} answered with {type(response).__name__}")
+        return response
+
+    def answer(self, call: Call, request: Request) -> bytes:
+        """The noun's answer as bytes."""
+        return self.respond(call, request).SerializeToString()
 
 
 def declared() -> dict[str, ServiceDescriptor]:
@@ -44,7 +69,8 @@ def methods(services: Mapping[str, object]) -> dict[str, Method]:
     """The methods by path ("/broker_api.v1.KeyService/Sign").
 
     ``services`` names, for each declared service, the object whose methods carry the RPC names in snake case. TypeError
-    when a service or method is missing, or when an object has a public method that is no RPC.
+    when a service or method is missing, when an object has a public method that is no RPC, or when a method does not
+    say what it is.
     """
     wanted = declared()
     if wanted.keys() != services.keys():
@@ -69,9 +95,24 @@ def _method(service: ServiceDescriptor, each: MethodDescriptor, answers: object)
         raise TypeError(f"{each.full_name} streams; the gate carries unary calls only")
     return Method(
         rpc=f"{service.name}/{each.name}",
+        traits=traits(each),
         plan=Plan(GetMessageClass(each.input_type)),
         response=GetMessageClass(each.output_type),
-        answer=getattr(answers, _snake(each.name)),
+        noun=getattr(answers, _snake(each.name)),
+    )
+
+
+def traits(each: MethodDescriptor) -> Traits:
+    """What the method's declaration says that it is; TypeError when it says nothing."""
+    told = each.GetOptions().Extensions[wire.traits]
+    if told.effect not in EFFECTS:
+        raise TypeError(f"{each.full_name} does not say what it does; give it the option (traits) with an effect")
+    return Traits(
+        effect=EFFECTS[told.effect],
+        makes_key=told.makes_key,
+        waits=told.waits,
+        opens_session=told.opens_session,
+        ends_session=told.ends_session,
     )
 
 

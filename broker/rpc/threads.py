@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from broker.core.errors import Exhausted, Unavailable
+from broker.core.reasons import Reason
 
 START_SECONDS = 10.0
 
@@ -140,11 +141,11 @@ def _carry_out(future: Future[Any], run: Callable[[], Any]) -> None:
 
 def _lacking(count: int, name: str) -> Unavailable:
     return Unavailable(
-        "THREADS_UNAVAILABLE",
+        Reason.THREADS_UNAVAILABLE,
         f"The system does not give the broker its {count} {name} threads; allow it more tasks or memory, or "
         "configure fewer threads.",
     )
 
 
 def _full() -> Exhausted:
-    return Exhausted("WAITING_FULL", "As many calls wait for something outside as may; try again in a second.")
+    return Exhausted(Reason.WAITING_FULL, "As many calls wait for something outside as may; try again in a second.")

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from broker import secret_files
 from broker.core.errors import BrokerError, WrongState
+from broker.core.reasons import Reason
 
 MAX_FILE = 256 * 1024
 
@@ -39,7 +40,7 @@ def read_key(path: Path) -> bytes:
         return secret_files.read(path, MAX_FILE, links=True)
     except secret_files.UnusableError as fault:
         missing = fault.why.startswith("cannot")
-        reason = "TLS_FILE_MISSING" if missing else "KEY_FILE_EXPOSED"
+        reason = Reason.TLS_FILE_MISSING if missing else Reason.KEY_FILE_EXPOSED
         raise WrongState(reason, f"The key file {path.name} {fault.why}; {fault.cure}.") from fault
 
 
@@ -50,7 +51,7 @@ def read_file(path: Path) -> bytes:
             return opened.read(MAX_FILE)
     except OSError as error:
         raise WrongState(
-            "TLS_FILE_MISSING",
+            Reason.TLS_FILE_MISSING,
             f"The file {path} cannot be read ({error.strerror}); correct its name under [server], or its owner.",
         ) from error
 
@@ -119,7 +120,7 @@ def _loaded(setting: str, load: Callable[[], T]) -> T:
         return load()
     except (ValueError, TypeError) as error:
         raise WrongState(
-            "TLS_FILE_INVALID",
+            Reason.TLS_FILE_INVALID,
             f"The file of {setting} under [server] is not an unencrypted PEM file of its kind; replace it.",
         ) from error
 
@@ -132,7 +133,7 @@ def _check_pair(certificate: bytes, key: bytes, client_ca: bytes | None) -> None
     form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     if public.public_bytes(*form) != private.public_key().public_bytes(*form):
         raise WrongState(
-            "TLS_FILES_DIFFER",
+            Reason.TLS_FILES_DIFFER,
             "The server's certificate (certificate_file under [server]) was not made for its key (key_file); replace "
             "both together.",
         )

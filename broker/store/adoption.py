@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import LargeBinary, and_, bindparam, select
 
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 from broker.store.authentic import Rows
 from broker.store.database import Database
 from broker.store.ledger import BEGIN, MODULUS, SLOTS, SUMMED, Ledger, Sums
@@ -25,7 +26,7 @@ def adopt(database: Database, rows: Rows, marks: Sequence[Mark]) -> None:
             return
         if marks:
             raise WrongState(
-                "STORE_RESTORED",
+                Reason.STORE_RESTORED,
                 "The database has no ledger, and this host's journal speaks of one: it was emptied, or [store] names "
                 "another database or journal than before. Correct that, or put the newest database back from a backup.",
             )

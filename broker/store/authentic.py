@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from broker.core.errors import WrongState
 from broker.core.model import Record, SecretVersion
+from broker.core.reasons import Reason
 from broker.core.records import kinds
 from broker.store.rows import FIELDS, NAMES, PLACES, key_in, rank_of, record_of, row_of, shown_key
 
@@ -143,7 +144,7 @@ MEND_ROW: Final = (
 def forged(kind: type[Any], key: Sequence[Any], how: str) -> WrongState:
     """The refusal of a row, named by its primary key, that somebody else has changed."""
     return WrongState(
-        "ROW_FORGED",
+        Reason.ROW_FORGED,
         f"The stored {kind.__name__} {shown_key(key)} {how}: somebody else writes to the database. Nothing was done "
         f"with it; {MEND_ROW}.",
         kind=kind.__name__,

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import text
 
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 from broker.store.authentic import Rows
 from broker.store.causes import SCHEMA
 from broker.store.config import StoreConfig
@@ -65,7 +66,7 @@ def condition(config: StoreConfig) -> Condition:
         found = database.read(REVISIONS) if database.read(CATALOGUE[database.name]) else []
         if tables and not (found and tables & _OWN):
             raise WrongState(
-                "DATABASE_FOREIGN",
+                Reason.DATABASE_FOREIGN,
                 "The database holds another program's tables; leave them, and name an empty database for the broker.",
             )
         refuse_newer(found)
@@ -81,7 +82,7 @@ def refuse_anothers(database: Database, rows: Rows) -> None:
     slots = database.read(SLOTS)
     if slots and not any(genuine(rows, slot) for slot in slots):
         raise WrongState(
-            "DATABASE_NOT_OURS",
+            Reason.DATABASE_NOT_OURS,
             "Not one row of the database's ledger is vouched for by this broker's rows.key: the database is another "
             "broker's, or the folder of certificates is. Correct [store] url, or put the right folder back.",
         )
@@ -90,6 +91,8 @@ def refuse_anothers(database: Database, rows: Rows) -> None:
 def _refuse_unfit(found: Sequence[Any]) -> None:
     version, may_create = found
     if version < OLDEST_POSTGRESQL:
-        raise WrongState("DATABASE_TOO_OLD", f"This PostgreSQL ({version // 10000}) is older than 14; use a newer one.")
+        raise WrongState(
+            Reason.DATABASE_TOO_OLD, f"This PostgreSQL ({version // 10000}) is older than 14; use a newer one."
+        )
     if not may_create:
-        raise WrongState("DATABASE_RIGHTS", f"{SCHEMA}.")
+        raise WrongState(Reason.DATABASE_RIGHTS, f"{SCHEMA}.")

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from broker.core.entries import AuditEntry
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 from broker.store.driver import Driver
 from broker.store.refusals import refusal
 from broker.store.tables import REVISION
@@ -184,7 +185,7 @@ def check_revision(database: Database) -> None:
     refuse_newer(found)
     if [row[0] for row in found] != [REVISION]:
         raise WrongState(
-            "STORE_NOT_MIGRATED",
+            Reason.STORE_NOT_MIGRATED,
             "The database has not the tables of this release yet; stop every broker, make a backup, and run `broker "
             "init FOLDER` for its folder.",
         )
@@ -194,7 +195,7 @@ def refuse_newer(found: Sequence[Sequence[Any]]) -> None:
     """WrongState ``STORE_TOO_NEW`` if a revision is not one that this program knows."""
     if any(not str(row[0]).isdecimal() or str(row[0]) > REVISION for row in found):
         raise WrongState(
-            "STORE_TOO_NEW",
+            Reason.STORE_TOO_NEW,
             "The database was migrated by a newer release than this one; start that release. There is no way back "
             "but the backup made before, with which all later changes are lost.",
         )

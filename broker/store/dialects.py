@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 from broker.store.config import SQLITE, StoreConfig
 from broker.store.database import Database
 from broker.store.postgresql import Postgresql
@@ -21,7 +22,7 @@ def check_there(config: StoreConfig) -> None:
     path = Path(config.parsed.database or "")
     if config.sqlite and not path.exists():
         raise WrongState(
-            "STORE_MISSING",
+            Reason.STORE_MISSING,
             f"There is no database file {path}: put the newest backup of it back. Only for a broker that holds nothing "
             "yet: `broker init FOLDER` makes an empty one.",
         )

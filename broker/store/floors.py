@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any
 
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 from broker.core.records import kinds
 from broker.store.authentic import MEND_ROW
 from broker.store.marks import UNTOLD, Changed, word
@@ -49,7 +50,7 @@ class Floors:
         known = (self._alone or kind in NEVER_DELETED) and self.has(kind, key) and not self._leaving[hash((kind, key))]
         if known or (self._removed and word(kind, key) in self._removed):
             raise WrongState(
-                "ROW_FORGED",
+                Reason.ROW_FORGED,
                 f"The stored {kind.__name__} {shown_key(key)} was removed by somebody else: "
                 f"nothing was done; {MEND_ROW}.",
                 kind=kind.__name__,

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from broker.core.audit.heads import signed_by
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead
+from broker.core.reasons import Reason
 from broker.store.restored import Genuine
 
 
@@ -28,5 +29,5 @@ def _spki(file: Path) -> bytes:
     try:
         key = serialization.load_pem_public_key(file.read_bytes())
     except ValueError as error:
-        raise WrongState("FILE_DAMAGED", f"{file} is not PEM any more; put it back from a backup.") from error
+        raise WrongState(Reason.FILE_DAMAGED, f"{file} is not PEM any more; put it back from a backup.") from error
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -17,6 +17,7 @@ from sqlalchemy import select
 
 from broker.core.errors import WrongState
 from broker.core.ports import RowFinding
+from broker.core.reasons import Reason
 from broker.core.records import RECORDS
 from broker.store.authentic import MEND_ROW, Rows
 from broker.store.config import StoreConfig
@@ -62,7 +63,7 @@ class Inspection:
             raise restored()
         if unnamed := sorted({one.table for one in findings if not one.name}):
             raise WrongState(
-                "STORE_ALTERED",
+                Reason.STORE_ALTERED,
                 f"Rows of {', '.join(unnamed)} were put back, removed or put in by somebody else, and the journal here "
                 "does not say which: put the newest database back, or run `broker accept-restore`, which takes them as "
                 "they are and ends all sessions.",

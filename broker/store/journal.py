@@ -17,6 +17,7 @@ from broker.core.entries import AuditEntry, Phase
 from broker.core.errors import BrokerError, Unavailable
 from broker.core.model import AuditHead
 from broker.core.ports import Now
+from broker.core.reasons import Reason
 from broker.store.chain import Chain, Tail
 from broker.store.former import End, Former, former
 from broker.store.private import private_folder
@@ -281,6 +282,6 @@ def _own(now: Now, resource: str, facts: dict[str, str | int]) -> AuditEntry:
 
 def _unavailable(what: str) -> Unavailable:
     return Unavailable(
-        "AUDIT_UNAVAILABLE",
+        Reason.AUDIT_UNAVAILABLE,
         f"The audit journal {what}, so the call was refused; see that its volume has room and is writable.",
     )

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from sqlalchemy import BigInteger, Executable, LargeBinary, Text, bindparam, select, text
 
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 from broker.core.records import RECORDS
 from broker.store.authentic import WEIGHT_BYTES, Rows
 from broker.store.marks import Mark
@@ -217,7 +218,7 @@ def unpack(cell: bytes, rows: Rows) -> Sums:
 def altered() -> WrongState:
     """The refusal of a change when the ledger is not as this process left it."""
     return WrongState(
-        "STORE_ALTERED",
+        Reason.STORE_ALTERED,
         "The database's ledger was changed by somebody else, so nothing was changed; find out who can write to "
         "the database, and restart the broker, which then says what else was changed.",
     )
@@ -226,7 +227,7 @@ def altered() -> WrongState:
 def restored() -> WrongState:
     """The refusal of a database that lacks changes which were committed."""
     return WrongState(
-        "STORE_RESTORED",
+        Reason.STORE_RESTORED,
         "The database is older than this host's audit journal: it lacks changes that are recorded there, so it was put "
         "back, in part or whole; put the newer one back, or run `broker accept-restore`, which ends all sessions.",
     )

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 from broker.store.config import StoreConfig
 from broker.store.database import Change, MakeDurable, Readers, Stream, transaction
 from broker.store.driver import Driver
@@ -240,7 +241,7 @@ def refuse_environment() -> None:
     found = [name for name in _UNSWERVING if name in os.environ]
     if found:
         raise WrongState(
-            "ENVIRONMENT_REFUSED",
+            Reason.ENVIRONMENT_REFUSED,
             f"The environment variable {found[0]} would change how PostgreSQL is used; unset it and start again.",
         )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from broker import secret_files
 from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.reasons import Reason
 
 MAX_PASSWORD_BYTES = 1024
 _NAME = re.compile(r"[0-9a-f]{16}", re.ASCII)
@@ -60,7 +61,9 @@ def lasting_name(path: Path) -> str:
     _check(path, path.lstat(), stat.S_ISREG, "chmod 600")
     name = path.read_text(encoding="ascii", errors="replace")
     if not _NAME.fullmatch(name):
-        raise WrongState("FILE_DAMAGED", f"{path} does not hold 16 hex digits any more; put it back from a backup.")
+        raise WrongState(
+            Reason.FILE_DAMAGED, f"{path} does not hold 16 hex digits any more; put it back from a backup."
+        )
     return name
 
 
@@ -103,7 +106,7 @@ def only_process(path: Path) -> int:
         if fault.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
             raise unusable(path, fault) from fault
         raise WrongState(
-            "STORE_IN_USE",
+            Reason.STORE_IN_USE,
             "Another broker process has this SQLite database open; stop it first, or use PostgreSQL for several.",
         ) from None
     return descriptor
@@ -114,7 +117,7 @@ def password(path: Path) -> str:
     text = secret_files.line(secret(path, MAX_PASSWORD_BYTES + 8))
     if not text or len(text) > MAX_PASSWORD_BYTES or b"\n" in text or b"\0" in text:
         raise WrongState(
-            "PASSWORD_FILE_INVALID", f"The password file {path} does not hold one line of 1 to 1024 bytes."
+            Reason.PASSWORD_FILE_INVALID, f"The password file {path} does not hold one line of 1 to 1024 bytes."
         )
     return os.fsdecode(text)
 
@@ -126,27 +129,29 @@ def secret(path: Path, most: int) -> bytes:
     except secret_files.UnusableError as fault:
         if isinstance(fault.__cause__, FileNotFoundError):
             raise unusable(path, fault.__cause__) from fault
-        raise WrongState("FILE_NOT_PRIVATE", f"{path} {fault.why}; {fault.cure}.") from fault
+        raise WrongState(Reason.FILE_NOT_PRIVATE, f"{path} {fault.why}; {fault.cure}.") from fault
 
 
 def strictly_private(path: Path) -> None:
     """WrongState ``FILE_NOT_PRIVATE`` unless the file has a mode that libpq takes too, which passes over any other."""
     secret(path, 0)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise WrongState("FILE_NOT_PRIVATE", f"{path} is not of mode 0600, and libpq takes no other; set it.")
+        raise WrongState(Reason.FILE_NOT_PRIVATE, f"{path} is not of mode 0600, and libpq takes no other; set it.")
 
 
 def unusable(path: Path, fault: OSError) -> BrokerError:
     """The refusal for a file that the system would not open."""
-    return Unavailable("STORE_UNAVAILABLE", f"The file {path} cannot be used: {os.strerror(fault.errno or 0)}.")
+    return Unavailable(Reason.STORE_UNAVAILABLE, f"The file {path} cannot be used: {os.strerror(fault.errno or 0)}.")
 
 
 def _check(path: Path, found: os.stat_result, kind: object, cure: str) -> None:
     if not callable(kind) or not kind(found.st_mode):
-        raise WrongState("FILE_NOT_PRIVATE", f"{path} is not of the expected kind (a link is not followed); move it.")
+        raise WrongState(
+            Reason.FILE_NOT_PRIVATE, f"{path} is not of the expected kind (a link is not followed); move it."
+        )
     if found.st_uid != os.geteuid():
-        raise WrongState("FILE_NOT_PRIVATE", f"{path} belongs to another user; give it to the broker's own.")
+        raise WrongState(Reason.FILE_NOT_PRIVATE, f"{path} belongs to another user; give it to the broker's own.")
     if stat.S_IMODE(found.st_mode) & 0o077:
-        raise WrongState("FILE_NOT_PRIVATE", f"{path} is open to other users; close it with {cure}.")
+        raise WrongState(Reason.FILE_NOT_PRIVATE, f"{path} is open to other users; close it with {cure}.")
     if stat.S_ISREG(found.st_mode) and found.st_nlink != 1:
-        raise WrongState("FILE_NOT_PRIVATE", f"{path} has a second name (hard link); remove that one.")
+        raise WrongState(Reason.FILE_NOT_PRIVATE, f"{path} has a second name (hard link); remove that one.")

@@ -20,6 +20,7 @@ from typing import Any
 
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead
+from broker.core.reasons import Reason
 from broker.store.chain import FILE, Tail
 from broker.store.database import Database
 from broker.store.lines import backwards
@@ -86,7 +87,7 @@ def refuse_older(database: Database, heads: Iterable[AuditHead]) -> None:
     """WrongState ``STORE_RESTORED`` unless the database holds every one of these heads."""
     for head in missing(database, heads):
         raise WrongState(
-            "STORE_RESTORED",
+            Reason.STORE_RESTORED,
             f"The database is older than this host's audit journal: it lacks record {head.sequence} of {head.chain}, "
             "signed there; put the newer one back, or run `broker accept-restore`, which ends all sessions.",
         )

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.model import Record
+from broker.core.reasons import Reason
 from broker.core.records import RECORDS
 
 R = TypeVar("R", bound=Record)
@@ -62,7 +63,7 @@ def record_of(kind: type[R], row: Sequence[Cell]) -> R:
         return kind(**dict(zip(names, [decode(cell) for decode, cell in zip(decoders, row, strict=True)], strict=True)))
     except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as cause:
         raise WrongState(
-            "ROW_DAMAGED",
+            Reason.ROW_DAMAGED,
             f"The stored {kind.__name__} {shown(kind, row)} cannot be read by this program, though a broker wrote "
             "it. Start the newest release that has used this database; nothing is lost by that.",
             kind=kind.__name__,
@@ -91,7 +92,7 @@ def _storable_text(text: str) -> str:
         return str.__str__(text)
     if len(text) > MAX_CELL or "\0" in text or not _unicode(text):
         raise InvalidRequest(
-            "VALUE_NOT_STORABLE", "A text is longer than 1 MiB or holds NUL or half a character; change it."
+            Reason.VALUE_NOT_STORABLE, "A text is longer than 1 MiB or holds NUL or half a character; change it."
         )
     return str.__str__(text)
 
@@ -106,13 +107,13 @@ def _unicode(text: str) -> bool:
 
 def _storable_integer(number: int) -> int:
     if number not in INT64:
-        raise InvalidRequest("VALUE_NOT_STORABLE", "A number does not fit in 64 bits; use a smaller one.")
+        raise InvalidRequest(Reason.VALUE_NOT_STORABLE, "A number does not fit in 64 bits; use a smaller one.")
     return int(number)
 
 
 def _storable_bytes(blob: bytes) -> bytes:
     if len(blob) > MAX_CELL:
-        raise InvalidRequest("VALUE_NOT_STORABLE", "A value is longer than 1 MiB; shorten it.")
+        raise InvalidRequest(Reason.VALUE_NOT_STORABLE, "A value is longer than 1 MiB; shorten it.")
     return bytes(blob)
 
 

@@ -11,6 +11,7 @@ from broker.core.entries import AuditEntry
 from broker.core.errors import WrongState
 from broker.core.model import AuditHead, Key, KeyVersion, Record, Secret, SecretVersion
 from broker.core.ports import Now, RowFinding
+from broker.core.reasons import Reason
 from broker.store.adoption import adopt
 from broker.store.answers import Answers
 from broker.store.asked import Asked, asked
@@ -194,7 +195,7 @@ class SqlStore:
         try:
             return self._answers.record(kind, row, wanted)
         except WrongState as error:
-            if error.reason != "ROW_FORGED" or not self._rows.genuine(kind, row):
+            if error.reason != Reason.ROW_FORGED or not self._rows.genuine(kind, row):
                 raise
         record = self.get(kind, *key_in(kind, row))
         there = record is not None and wanted.fits(tuple(row_of(record).values()), PLACES[kind])
@@ -205,7 +206,7 @@ class SqlStore:
         try:
             return read()
         except WrongState as error:
-            if error.reason != "ROW_FORGED":
+            if error.reason != Reason.ROW_FORGED:
                 raise
         return read()
 

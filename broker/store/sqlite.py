@@ -21,6 +21,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
 
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 from broker.store.config import StoreConfig
 from broker.store.database import Change, MakeDurable, Readers, Stream
 from broker.store.driver import Driver
@@ -49,7 +50,7 @@ class Sqlite:
 
     def __init__(self, config: StoreConfig) -> None:
         if sqlite3.sqlite_version_info < OLDEST:
-            raise WrongState("SQLITE_TOO_OLD", "This SQLite is older than 3.37; install a newer one.")
+            raise WrongState(Reason.SQLITE_TOO_OLD, "This SQLite is older than 3.37; install a newer one.")
         path = Path(config.parsed.database or "")
         private_folder(path.parent)
         self._process_lock = only_process(path.with_name(path.name + ".lock"))

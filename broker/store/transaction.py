@@ -16,6 +16,7 @@ from broker.core.entries import AuditEntry
 from broker.core.errors import AlreadyExists, BrokerError, WrongState
 from broker.core.kinds import LeaseState
 from broker.core.model import Lease, Record
+from broker.core.reasons import Reason
 from broker.core.records import key_of, kinds
 from broker.store.answers import Answers
 from broker.store.asked import Asked, asked
@@ -91,7 +92,9 @@ class SqlWrite:
         with self._statements():
             rows = self.read(LEADER_LOCKED if self._shared else LEADER)
         if not rows or rows[0][0] != fence:
-            raise WrongState("LEADERSHIP_LOST", "Another process does the shared work now, so this one's was refused.")
+            raise WrongState(
+                Reason.LEADERSHIP_LOST, "Another process does the shared work now, so this one's was refused."
+            )
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Write.get``."""
@@ -145,7 +148,7 @@ class SqlWrite:
             name = "/".join(str(part) for part in key_of(records[0])) if len(records) == 1 else "of such a name"
             raise self._whole(
                 AlreadyExists(
-                    "NAME_TAKEN", f"The {kind.__name__.lower()} {name} exists or existed; choose another name."
+                    Reason.NAME_TAKEN, f"The {kind.__name__.lower()} {name} exists or existed; choose another name."
                 ),
                 added,
             )
@@ -231,7 +234,7 @@ class SqlWrite:
             with self._statements():
                 changed = self.change(END_LEASE, ends)
             if changed != len(ends):
-                again = WrongState("CHANGED_MEANWHILE", "The leases were changed meanwhile; repeat the call.")
+                again = WrongState(Reason.CHANGED_MEANWHILE, "The leases were changed meanwhile; repeat the call.")
                 raise self._whole(again, changed)
             self.changed += changes
         return len(ends)
@@ -289,7 +292,7 @@ class SqlWrite:
         if changed != wanted:
             raise self._whole(
                 WrongState(
-                    "CHANGED_MEANWHILE",
+                    Reason.CHANGED_MEANWHILE,
                     f"The {type(record).__name__} was changed by somebody else meanwhile; read it again and repeat.",
                 ),
                 changed,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from broker.core import ports
 from broker.core.errors import InvalidRequest
+from broker.core.reasons import Reason
 from broker.targets.binding import Credential, check_bound
 
 S = TypeVar("S", bound=BaseModel)
@@ -97,7 +98,7 @@ class Connector:
     def _kind(self, kind: str) -> Kind[BaseModel]:
         if kind not in self._known:
             known = ", ".join(self._known)
-            raise InvalidRequest("TARGET_KIND_UNKNOWN", f"This kind of target is not known; use {known}.")
+            raise InvalidRequest(Reason.TARGET_KIND_UNKNOWN, f"This kind of target is not known; use {known}.")
         return self._known[kind]
 
 
@@ -111,7 +112,7 @@ def _checked(kind: Kind[BaseModel], settings: dict[str, str]) -> BaseModel:
         return kind.settings.model_validate(settings)
     except ValidationError as error:
         faults = "; ".join(_fault(fault["loc"], fault["msg"]) for fault in error.errors(include_input=False))
-        raise InvalidRequest("TARGET_SETTINGS_INVALID", f"The target's settings will not do: {faults}.") from None
+        raise InvalidRequest(Reason.TARGET_SETTINGS_INVALID, f"The target's settings will not do: {faults}.") from None
 
 
 def _fault(place: tuple[int | str, ...], message: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from broker.core.errors import InvalidRequest
+from broker.core.reasons import Reason
 
 TARGETS = re.compile(r"[a-z](?:-?[a-z0-9]){0,62}|[a-z](?:-?[a-z0-9]){0,60}-\*|\*", re.ASCII)
 """How ``credentials_for`` names targets: one (``prod``), all that begin so (``team-b-*``), or all (``*``)."""
@@ -39,7 +40,7 @@ def check_bound(target: str, credential: Credential, bound: Mapping[str, tuple[s
     if credential.belongs_to(target) or any(_names(each, target) for each in for_whom):
         return
     raise InvalidRequest(
-        "TARGET_CREDENTIAL_NOT_BOUND",
+        Reason.TARGET_CREDENTIAL_NOT_BOUND,
         "The broker's configuration does not give this target such a credential at this host. Use a file of the "
         'target\'s name (TARGET or TARGET.token), or have its line, "HOST:PORT/CREDENTIAL" = ["TARGET"], added under '
         "[targets.credentials_for] there, and the broker started again.",

@@ -15,6 +15,7 @@ from requests.adapters import HTTPAdapter
 
 from broker import tls_client
 from broker.core.errors import InvalidRequest
+from broker.core.reasons import Reason
 from broker.targets.openssl import clear_errors
 
 CONNECT_SECONDS = 5.0
@@ -77,7 +78,8 @@ def trusting(ca_pem: str) -> ssl.SSLContext:
         return tls_client.trusting(ca_pem, _BoundedSocket)
     except ssl.SSLError as error:
         raise InvalidRequest(
-            "TARGET_SETTINGS_INVALID", "The target's CA cannot be read as PEM certificates."
+            Reason.TARGET_SETTINGS_INVALID,
+            "The target's CA cannot be read as PEM certificates; give it as the file has it.",
         ) from error
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from broker import secret_files
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 
 MAX_CREDENTIAL_BYTES = 65536
 _TOKEN = re.compile(rb"[!-~]{1,16384}")
@@ -36,7 +37,7 @@ def read_credential(folder: Path, name: str) -> bytes:
 
 def _unusable(name: str, why: str) -> WrongState:
     return WrongState(
-        "TARGET_CREDENTIAL_UNUSABLE",
+        Reason.TARGET_CREDENTIAL_UNUSABLE,
         f"The token file {name} {why}; put the target's token there, in a file of mode 0600: "
         f"credentials/HOST:PORT/{name} on the broker's host.",
     )

@@ -41,7 +41,6 @@ SERVICES = {
     "targets": "TargetService",
     "trust": "TrustService",
 }
-_READS = ("Get", "List", "Check", "Explain", "WhoAmI", "Test")
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -174,7 +173,7 @@ class Wire:
             raise Refusal(
                 "ARGUMENT_UNSENDABLE", "An argument is not UTF-8 text, or a number is far too large.", Exit.USAGE
             ) from None
-        return self._send(noun, method, request, safe=method.startswith(_READS) or bool(fields.get("request_id")))
+        return self._send(noun, method, request, safe=_reads(noun, method) or bool(fields.get("request_id")))
 
     def pages(self, noun: str, method: str, items: str, **fields: Any) -> Iterator[Any]:
         """Every item of a list method, page by page."""
@@ -199,6 +198,15 @@ class Wire:
                 if not (safe and refused.retry_after) or time.monotonic() + refused.retry_after > until:
                     raise
                 _wait(refused)
+
+
+def _reads(noun: str, method: str) -> bool:
+    """Whether the method only tells what is, as its declaration says."""
+    from broker_api.v1 import traits_pb2  # noqa: PLC0415  slow to load
+
+    messages = importlib.import_module(f"broker_api.v1.{noun}_pb2")
+    declared = messages.DESCRIPTOR.services_by_name[SERVICES[noun]].methods_by_name[method]
+    return bool(declared.GetOptions().Extensions[traits_pb2.traits].effect == traits_pb2.EFFECT_READS)
 
 
 def _wait(refused: Refusal) -> None:

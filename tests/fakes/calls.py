@@ -8,6 +8,14 @@ from uuid import uuid4
 from broker.core.call import Call
 from broker.core.model import PolicyDocument, Principal
 from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.traits import NO_METHOD, Traits
+from broker.rpc import table
+
+TRAITS = {
+    f"{service.name}/{each.name}": table.traits(each)
+    for service in table.declared().values()
+    for each in service.methods
+}
 
 
 class Clock:
@@ -21,6 +29,11 @@ class Clock:
 
     def forward(self, **duration: float) -> None:
         self.time += timedelta(**duration)
+
+
+def traits_of(rpc: str) -> Traits:
+    """What the method is, or that there is none."""
+    return TRAITS.get(rpc, NO_METHOD)
 
 
 def operator(name: str = "alice", *groups: str) -> Principal:

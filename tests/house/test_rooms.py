@@ -21,6 +21,7 @@ ROOMS = {
     "broker/auth": {"mtls", "oidc", "session"},
     "broker/core": {
         "audit",
+        "gate",
         "imports",
         "keys",
         "leases",
@@ -42,10 +43,22 @@ ROOMS = {
     "cli": {"broker_cli"},
     "protos": {"broker_api"},
     "protos/broker_api": {"v1"},
-    "tests": {"bench", "contracts", "crash", "fakes", "house", "integration", "readers", "servers", "soak", "unit"},
+    "tests": {
+        "bench",
+        "contracts",
+        "crash",
+        "fakes",
+        "house",
+        "integration",
+        "readers",
+        "servers",
+        "soak",
+        "unit",
+        "wire",
+    },
     "tests/servers": {"azure_key_vault"},
 }
-NOUNS = {path.stem for path in (ROOT / "protos/broker_api/v1").glob("*.proto")}
+NOUNS = {path.stem for path in (ROOT / "protos/broker_api/v1").glob("*.proto")} - {"traits"}  # says what a method is
 IN_THE_CORE = {"policies": "policy"}
 ONLY_ON_THE_WIRE = {"hsm"}  # the HSM is a port: the core has no noun of its own for it
 

@@ -72,11 +72,13 @@ def make(tree: Path, target: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """As much of the repository as generating stubs needs."""
-    for name in ("protos", "cli", "broker"):
+    """As much of the repository as generating stubs and pages needs."""
+    for name in ("protos", "cli", "broker", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "tests").mkdir()
-    for name in ("Makefile", "requirements.lock", "pyproject.toml", "tests/bootstrap.py"):
+    (tmp_path / "tests/house").mkdir(parents=True)
+    for name in (
+        "Makefile", "requirements.lock", "pyproject.toml", "tests/bootstrap.py", "tests/house/errors_page.py",
+    ):  # fmt: skip
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     return tmp_path
@@ -93,6 +95,14 @@ def test_SC_05_a_stub_that_differs_from_its_proto_is_noticed(tree: Path) -> None
     answer = make(tree, "fresh")
     assert answer.returncode != 0
     assert "run 'make protos'" in answer.stdout
+
+
+def test_SC_05_a_page_of_refusals_that_differs_from_the_reasons_is_noticed(tree: Path) -> None:
+    page = tree / "docs/errors.md"
+    page.write_text(page.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    answer = make(tree, "fresh")
+    assert answer.returncode != 0
+    assert "run 'make errors'" in answer.stderr
 
 
 def test_SC_05_a_stub_without_a_proto_is_noticed(tree: Path) -> None:

@@ -24,7 +24,7 @@ from broker.core.kinds import Preset
 from broker.core.model import Principal, TrustRule
 from broker.core.policy.guard import Guard
 from broker.core.trust.rules import MAX_RULES, TrustRules
-from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.calls import Clock, call, document, operator, traits_of
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Issuer, Signer, issuing
 from tests.servers.openbao import OpenBao
@@ -49,7 +49,14 @@ class Broker:
     def login(self, token: str, named: str = "") -> Principal:
         metadata = {"authorization": f"Bearer {token}", "broker-trust-rule": named}
         found = self.oidc.authenticate(
-            Credentials(certificate=None, chain_verified=False, metadata=metadata, peer="", rpc="SessionService/Login")
+            Credentials(
+                certificate=None,
+                chain_verified=False,
+                metadata=metadata,
+                peer="",
+                rpc="SessionService/Login",
+                traits=traits_of("SessionService/Login"),
+            )
         )
         assert found is not None
         return found

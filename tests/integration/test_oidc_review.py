@@ -25,7 +25,7 @@ from broker.core.errors import BrokerError, Unauthenticated, Unavailable
 from broker.core.identity import Credentials
 from broker.core.kinds import Preset
 from broker.core.model import Principal
-from tests.fakes.calls import Clock, call, operator
+from tests.fakes.calls import Clock, call, operator, traits_of
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Issuer, issuing
 from tests.servers.rules import EXAMPLES
@@ -107,7 +107,14 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def login(broker: Oidc, token: str) -> Principal:
     metadata = {"authorization": f"Bearer {token}"}
     found = broker.authenticate(
-        Credentials(certificate=None, chain_verified=False, metadata=metadata, peer="", rpc="SessionService/Login")
+        Credentials(
+            certificate=None,
+            chain_verified=False,
+            metadata=metadata,
+            peer="",
+            rpc="SessionService/Login",
+            traits=traits_of("SessionService/Login"),
+        )
     )
     assert found is not None
     return found

@@ -367,9 +367,9 @@ def test_a_method_left_out_or_added_stops_the_start() -> None:
 
 def test_the_whole_api_is_behind_the_one_gate(edge: Edge) -> None:
     state = edge.server._server._state  # type: ignore[attr-defined]  # grpc's own, to see what it would answer
-    assert state.generic_handlers == [edge.server._gate]
+    assert state.generic_handlers == [edge.server._door]
     assert state.registered_method_handlers == {}
-    assert sorted(edge.server._gate._methods) == METHODS
+    assert sorted(edge.server._door._methods) == METHODS
 
 
 def test_CL_11_a_refusal_of_the_core_arrives_whole(tmp_path: Path) -> None:

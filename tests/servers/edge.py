@@ -137,7 +137,12 @@ def plain_services(answers: Mapping[str, Callable[[Any, Any], Any]] | None = Non
 
     def answer(path: str, response: type[Any]) -> Callable[[object, Any, Any], Any]:
         chosen = (answers or {}).get(path)
-        return lambda _self, call, request: chosen(call, request) if chosen else response()
+
+        def decided(_self: object, call: Any, request: Any) -> Any:
+            call.decision = "allow"  # as every noun has asked its guard before it answers
+            return chosen(call, request) if chosen else response()
+
+        return decided
 
     return {
         short: type(

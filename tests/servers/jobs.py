@@ -17,7 +17,7 @@ from broker.auth.oidc.verifier import Verifier
 from broker.core.errors import Unauthenticated, Unavailable
 from broker.core.identity import Credentials, Patience
 from broker.core.model import Principal, TrustRule
-from tests.fakes.calls import Clock, call, operator
+from tests.fakes.calls import Clock, call, operator, traits_of
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Issuer
 from tests.servers.rules import exact, rule
@@ -64,6 +64,7 @@ class Jobs:
                 metadata=metadata,
                 peer="",
                 rpc="SessionService/Login",
+                traits=traits_of("SessionService/Login"),
                 patience=patience,
             )
         )

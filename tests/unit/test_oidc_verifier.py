@@ -14,7 +14,7 @@ from broker.auth.session import SessionTokens
 from broker.core.errors import Unauthenticated, Unavailable
 from broker.core.identity import Credentials, Patience
 from broker.core.model import Principal, TrustRule
-from tests.fakes.calls import Clock, call, operator
+from tests.fakes.calls import Clock, call, operator, traits_of
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Signer
 from tests.servers.rules import exact, rule
@@ -59,7 +59,14 @@ def oidc(*rules: TrustRule, published: Published | None = None, now: datetime = 
 
 def shown(token: str, named: str = "", rpc: str = "SessionService/Login") -> Credentials:
     metadata = {"authorization": f"Bearer {token}", **({"broker-trust-rule": named} if named else {})}
-    return Credentials(certificate=None, chain_verified=False, metadata=metadata, peer="ipv4:127.0.0.1:1", rpc=rpc)
+    return Credentials(
+        certificate=None,
+        chain_verified=False,
+        metadata=metadata,
+        peer="ipv4:127.0.0.1:1",
+        rpc=rpc,
+        traits=traits_of(rpc),
+    )
 
 
 def token(**changes: Any) -> str:
@@ -241,7 +248,12 @@ def test_an_identity_token_opens_a_session_and_does_nothing_else(rpc: str) -> No
 @pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Basic YTpi", "Token x", "x", "Bearer\tx", "\u212bearer x"])
 def test_AN_31_any_other_authorization_is_refused(value: str) -> None:
     credentials = Credentials(
-        certificate=None, chain_verified=False, metadata={"authorization": value}, peer="", rpc="SessionService/Login"
+        certificate=None,
+        chain_verified=False,
+        metadata={"authorization": value},
+        peer="",
+        rpc="SessionService/Login",
+        traits=traits_of("SessionService/Login"),
     )
     with pytest.raises(Unauthenticated) as refused:
         oidc().authenticate(credentials)
@@ -256,13 +268,21 @@ def test_the_scheme_has_no_case(scheme: str) -> None:
         chain_verified=False,
         peer="",
         rpc=plain.rpc,
+        traits=plain.traits,
         metadata={"authorization": f"{scheme} {token()}"},
     )
     assert oidc().authenticate(credentials) is not None
 
 
 def test_nothing_to_see_is_nobody() -> None:
-    nothing = Credentials(certificate=b"x", chain_verified=True, metadata={}, peer="", rpc="SessionService/Login")
+    nothing = Credentials(
+        certificate=b"x",
+        chain_verified=True,
+        metadata={},
+        peer="",
+        rpc="SessionService/Login",
+        traits=traits_of("SessionService/Login"),
+    )
     assert oidc().authenticate(nothing) is None
     assert oidc().authenticate(shown("brs_abc")) is None
 

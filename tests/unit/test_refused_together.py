@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import grpc
 import pytest
 from broker_api.v1.sessions_pb2 import RefusedItems
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, PermissionDenied, Refused, Unavailable, together
+from broker.core.gate import method
 from broker.rpc import status
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.session_bench import Bench, pipeline
@@ -103,7 +103,7 @@ def test_a_refusal_of_many_items_fits_what_clients_take(reasons: int) -> None:
         place: InvalidRequest("R" * 60 + str(place % reasons), "s" * 2000) for place in range(100)
     }
     error = together(refusals, "references", 100)
-    made = status.refusal(grpc.StatusCode.NOT_FOUND, error.reason, error.message, "c" * 32, {}, error.refused)
+    made = status.refusal(method.refusal("c" * 32, error))
     [(_, value)] = made.trailing_metadata or ()
     assert isinstance(value, bytes)
     assert len(made.details or "") + len(value) < 6 * 1024

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from broker.rpc.deadlines import Deadlines, Late
+from broker.core.errors import Late
+from broker.rpc.deadlines import Deadlines
 
 
 class Slow:

@@ -317,6 +317,6 @@ def test_the_services_are_those_of_the_api_with_the_types_of_the_api() -> None:
         page_key=bytes(32), trouble=str,
     )  # fmt: skip
     for path, method in table.methods(made).items():
-        hints = get_type_hints(method.answer)
+        hints = get_type_hints(method.noun)
         request = next(hint for name, hint in hints.items() if name.lstrip("_") == "request")
         assert (request, hints["return"]) == (method.plan.kind, method.response), path

@@ -8,6 +8,8 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from broker.core import errors
+from broker.core.errors import Outcome
+from broker.core.gate import method
 from broker.rpc import status
 
 
@@ -16,23 +18,21 @@ def all_errors(kind: type[errors.BrokerError] = errors.BrokerError) -> list[type
     return direct + [deeper for each in direct for deeper in all_errors(each)]
 
 
-def test_every_error_has_its_own_status() -> None:
-    codes = {kind: status.code_of(kind("REASON", "A sentence.")) for kind in all_errors()}
-    assert len(codes) == 8
-    assert codes == dict(status.CODES)
-    assert len(set(codes.values())) == len(codes)
-    assert grpc.StatusCode.INTERNAL not in codes.values()
-
-
-def test_a_more_special_error_keeps_the_status_of_its_kind() -> None:
-    class Gone(errors.NotFound):
-        pass
-
-    assert status.code_of(Gone("GONE", "Gone.")) is grpc.StatusCode.NOT_FOUND
+def test_every_error_has_its_own_outcome_and_every_outcome_its_status() -> None:
+    outcomes = [kind.outcome for kind in all_errors()]
+    assert len(set(outcomes)) == len(outcomes) == 11
+    assert set(Outcome) - set(outcomes) == {Outcome.OK, Outcome.INTERNAL, Outcome.ABORTED}
+    assert {outcome.value.upper(): code.name for outcome, code in status.CODES.items()} == {
+        each.name: each.name for each in Outcome
+    }
 
 
 def test_a_bare_broker_error_is_a_bug() -> None:
-    assert status.code_of(errors.BrokerError("X", "x")) is grpc.StatusCode.INTERNAL
+    assert errors.BrokerError("X", "x").outcome is Outcome.INTERNAL
+
+
+def refused(reason: str, sentence: str, call_id: str, parts: dict[str, str]) -> grpc.Status:
+    return status.refusal(method.refusal(call_id, errors.NotFound(reason, sentence, **parts)))
 
 
 def packed(found: grpc.Status) -> tuple[Status, ErrorInfo]:
@@ -46,7 +46,7 @@ def packed(found: grpc.Status) -> tuple[Status, ErrorInfo]:
 
 
 def test_a_refusal_carries_reason_domain_and_call_id() -> None:
-    made = status.refusal(grpc.StatusCode.NOT_FOUND, "KEY_UNKNOWN", "No such key.", "c1", {"key": "a"})
+    made = refused("KEY_UNKNOWN", "No such key.", "c1", {"key": "a"})
     whole, info = packed(made)
     assert (made.code, made.details, whole.message) == (grpc.StatusCode.NOT_FOUND, "No such key.", "No such key.")
     assert (info.reason, info.domain, dict(info.metadata)) == ("KEY_UNKNOWN", "broker", {"key": "a", "call_id": "c1"})
@@ -55,6 +55,6 @@ def test_a_refusal_carries_reason_domain_and_call_id() -> None:
 @pytest.mark.parametrize("size", [1 << 10, 1 << 20])
 def test_a_refusal_always_fits_what_clients_take(size: int) -> None:
     parts = {f"part{number}": "x" * size for number in range(100)}
-    made = status.refusal(grpc.StatusCode.NOT_FOUND, "R" * 63, "s" * size, "c" * 32, parts)
+    made = refused("R" * 63, "s" * size, "c" * 32, parts)
     [(_, value)] = made.trailing_metadata
     assert len(made.details) + len(value) < 6 * 1024

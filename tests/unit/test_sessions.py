@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core import errors
 from broker.core.errors import (
     BrokerError,
     Exhausted,
@@ -26,7 +25,6 @@ from broker.core.model import Lease, Session, UsedToken
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.quota import Limits
 from broker.core.sessions import tokens
-from broker.rpc import status
 from tests.fakes.calls import operator
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.session_bench import ADMIN, GRANTS, ISSUER, Bench, pipeline
@@ -379,9 +377,3 @@ def test_what_is_over_is_ended_and_later_forgotten(bench: Bench) -> None:
     bench.chores()
     assert (bench.store.count(Session, {}), bench.store.count(Lease, {})) == (0, 0)
     assert bench.chores() == 0
-
-
-def test_errors_name_their_status_as_the_wire_does() -> None:
-    assert {kind.outcome: code.name for kind, code in status.CODES.items()} == {
-        kind.outcome: kind.outcome for kind in errors.BrokerError.__subclasses__()
-    }

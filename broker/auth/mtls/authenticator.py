@@ -21,6 +21,7 @@ from broker.core.errors import Unauthenticated, WrongState
 from broker.core.identity import Credentials
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator, Principal
+from broker.core.reasons import Reason
 
 MAX_KNOWN = 1024
 
@@ -52,7 +53,7 @@ class Mtls:
             return None
         if not credentials.chain_verified:
             raise Unauthenticated(
-                "CERTIFICATE_UNVERIFIED", "The client certificate was not verified by the connection."
+                Reason.CERTIFICATE_UNVERIFIED, "The client certificate was not verified by the connection."
             )
         identity = self._identity(credentials.certificate)
         operator = self._store.get(Operator, identity.operator)
@@ -84,7 +85,7 @@ def _load(path: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
         raise WrongState(
-            "OPERATOR_CA_INVALID",
+            Reason.OPERATOR_CA_INVALID,
             f"The operator CA file {path} cannot be used "
             f"({getattr(error, 'strerror', None) or 'no certificate in PEM'}); name the right one (operator_ca_file "
             "under [server]).",
@@ -98,14 +99,14 @@ def _current(
     if not identity.not_before <= now <= identity.not_after:
         raise _refused(
             identity,
-            "CERTIFICATE_EXPIRED",
+            Reason.CERTIFICATE_EXPIRED,
             f"The client certificate is not valid now, {now:%Y-%m-%d %H:%M:%S} UTC by the broker's clock; if this "
             f"machine's clock agrees, {ANEW}.",
         )
     if not authority[0] <= now <= authority[1]:
         raise _refused(
             identity,
-            "CERTIFICATE_EXPIRED",
+            Reason.CERTIFICATE_EXPIRED,
             "The operator CA's certificate is not valid now by the broker's clock; tell who runs the broker, whose "
             "`broker doctor` shows the cause.",
         )
@@ -113,14 +114,14 @@ def _current(
     if operator is None or operator.state is not OperatorState.ENABLED:
         raise _refused(
             identity,
-            "OPERATOR_UNKNOWN",
+            Reason.OPERATOR_UNKNOWN,
             "The certificate's operator is not registered with this broker; ask an administrator of it.",
         )
     # Certificates count whole seconds (RFC 5280 4.1.2.5): one that started in the second of its revocation is refused.
     if identity.not_before < operator.not_before:
         raise _refused(
             identity,
-            "CERTIFICATE_REVOKED",
+            Reason.CERTIFICATE_REVOKED,
             f"The client certificate was revoked; {ANEW}.",
         )
 

@@ -17,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from broker.core import names
 from broker.core.errors import InvalidRequest, Unauthenticated
+from broker.core.reasons import Reason
 
 TRUST_DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,253}[a-z0-9])?", re.ASCII)
 MAX_PEM = 16 * 1024
@@ -48,7 +49,9 @@ def read(pem: bytes, authority: x509.Certificate, trust_domain: str) -> Identity
     ``authority`` must have signed it directly: neither an intermediate nor a trusted leaf speaks for the CA.
     """
     if len(pem) > MAX_PEM:
-        raise _bad("CERTIFICATE_UNREADABLE", f"The client certificate is too long to be one of the broker's; {ANEW}.")
+        raise _bad(
+            Reason.CERTIFICATE_UNREADABLE, f"The client certificate is too long to be one of the broker's; {ANEW}."
+        )
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         extensions = certificate.extensions
@@ -61,7 +64,7 @@ def read(pem: bytes, authority: x509.Certificate, trust_domain: str) -> Identity
             not_after=certificate.not_valid_after_utc,
         )
     except (ValueError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType) as error:
-        raise _bad("CERTIFICATE_UNREADABLE", f"The client certificate cannot be read; {ANEW}.") from error
+        raise _bad(Reason.CERTIFICATE_UNREADABLE, f"The client certificate cannot be read; {ANEW}.") from error
 
 
 def _signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> None:
@@ -69,7 +72,7 @@ def _signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> No
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature) as error:
         raise _bad(
-            "CERTIFICATE_ISSUER",
+            Reason.CERTIFICATE_ISSUER,
             "The client certificate was not signed by this broker's operator CA: call the broker that it is for, or "
             f"{ANEW}.",
         ) from error
@@ -79,20 +82,25 @@ def _usable(extensions: x509.Extensions) -> None:
     found = {each.oid: each.value for each in extensions}
     if any(each.critical and each.oid not in UNDERSTOOD for each in extensions):
         raise _bad(
-            "CERTIFICATE_USAGE",
+            Reason.CERTIFICATE_USAGE,
             f"The client certificate has a critical extension that the broker does not know; {ANEW}.",
         )
     constraints = found.get(x509.BasicConstraints.oid)
     usage = found.get(x509.KeyUsage.oid)
     extended = found.get(x509.ExtendedKeyUsage.oid)
     if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
-        raise _bad("CERTIFICATE_IS_CA", "The client certificate is a CA's; call with an operator's own certificate.")
+        raise _bad(
+            Reason.CERTIFICATE_IS_CA, "The client certificate is a CA's; call with an operator's own certificate."
+        )
     if isinstance(usage, x509.KeyUsage) and not usage.digital_signature:
         raise _bad(
-            "CERTIFICATE_USAGE", f"The client certificate's key may not sign, so it cannot identify a caller; {ANEW}."
+            Reason.CERTIFICATE_USAGE,
+            f"The client certificate's key may not sign, so it cannot identify a caller; {ANEW}.",
         )
     if not isinstance(extended, x509.ExtendedKeyUsage) or ExtendedKeyUsageOID.CLIENT_AUTH not in extended:
-        raise _bad("CERTIFICATE_USAGE", "The certificate is not for client authentication; call with an operator's.")
+        raise _bad(
+            Reason.CERTIFICATE_USAGE, "The certificate is not for client authentication; call with an operator's."
+        )
 
 
 def _operator(extensions: x509.Extensions, trust_domain: str) -> str:
@@ -102,13 +110,14 @@ def _operator(extensions: x509.Extensions, trust_domain: str) -> str:
         alternatives = []
     if len(alternatives) != 1 or not isinstance(alternatives[0], x509.UniformResourceIdentifier):
         raise _bad(
-            "CERTIFICATE_IDENTITY", f"The client certificate does not name its operator by exactly one URI; {ANEW}."
+            Reason.CERTIFICATE_IDENTITY,
+            f"The client certificate does not name its operator by exactly one URI; {ANEW}.",
         )
     prefix = f"spiffe://{trust_domain}/operator/"
     uri = alternatives[0].value
     if not uri.startswith(prefix):
         raise _bad(
-            "CERTIFICATE_IDENTITY",
+            Reason.CERTIFICATE_IDENTITY,
             "The client certificate is not for an operator of this broker's trust domain: call the broker that it is "
             f"for, or {ANEW}.",
         )
@@ -116,7 +125,7 @@ def _operator(extensions: x509.Extensions, trust_domain: str) -> str:
         return names.check_name(uri.removeprefix(prefix), "operator")
     except InvalidRequest as error:
         raise _bad(
-            "CERTIFICATE_IDENTITY", f"The client certificate does not hold a valid operator name; {ANEW}."
+            Reason.CERTIFICATE_IDENTITY, f"The client certificate does not hold a valid operator name; {ANEW}."
         ) from error
 
 

@@ -17,9 +17,12 @@ from broker.core import ports
 from broker.core.errors import Unauthenticated
 from broker.core.identity import Credentials, Patience, Verified
 from broker.core.model import Principal, Proof, TrustRule
+from broker.core.reasons import Reason
 from broker.core.trust import rules as trust
 
-OPENING = frozenset({"SessionService/Login", "SessionService/FetchSecrets"})
+OPENING = "SessionService/FetchSecrets or SessionService/Login"
+"""How the audit puts which methods an identity token is good for."""
+
 SESSION_PREFIX = "brs_"
 
 
@@ -53,8 +56,8 @@ class Oidc:
         text = bearer(credentials)
         if text is None or text.startswith(SESSION_PREFIX):
             return None
-        if credentials.rpc not in OPENING:
-            raise refused("TOKEN_NOT_HERE", "rpc", " or ".join(sorted(OPENING)), credentials.rpc)
+        if not credentials.traits.opens_session:
+            raise refused(Reason.TOKEN_NOT_HERE, "rpc", OPENING, credentials.rpc)
         return self._principal(text, credentials.metadata.get("broker-trust-rule", ""), credentials.patience)
 
     def inspect(self, rule: TrustRule, token: str) -> Verified:
@@ -89,7 +92,7 @@ class Oidc:
     def _rules(self, issuer: object) -> list[TrustRule]:
         known = type(issuer) is str and len(issuer) <= trust.MAX_TEXT and trust.ISSUER.fullmatch(issuer)
         if not known:
-            raise refused("TOKEN_ISSUER", "iss", "the issuer of a trust rule", issuer)
+            raise refused(Reason.TOKEN_ISSUER, "iss", "the issuer of a trust rule", issuer)
         where, found = {"issuer": str(issuer)}, list[TrustRule]()
         while True:  # once, but for rules of a broker that did not yet limit them: none is left out
             after = (found[-1].name,) if found else ()
@@ -106,5 +109,5 @@ def bearer(credentials: Credentials) -> str | None:
         return None
     scheme, space, token = value.partition(" ")
     if scheme.lower() != "bearer" or not space or not token:
-        raise refused("CREDENTIALS_UNKNOWN", "authorization", "Bearer", "another scheme")
+        raise refused(Reason.CREDENTIALS_UNKNOWN, "authorization", "Bearer", "another scheme")
     return token

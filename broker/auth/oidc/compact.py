@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.auth.oidc.refusals import refused
+from broker.core.reasons import Reason
 
 MAX_TOKEN = 16 * 1024
 MAX_KID = 256
@@ -59,20 +60,20 @@ class Token:
 def parse(text: str) -> Token:
     """Take a token apart; Unauthenticated ``TOKEN_MALFORMED`` or ``TOKEN_ALGORITHM``."""
     if len(text) > MAX_TOKEN:
-        raise refused("TOKEN_MALFORMED", "size", f"at most {MAX_TOKEN} characters", str(len(text)), TOO_LONG)
+        raise refused(Reason.TOKEN_MALFORMED, "size", f"at most {MAX_TOKEN} characters", str(len(text)), TOO_LONG)
     if not CHARACTERS.fullmatch(text):
-        raise refused("TOKEN_MALFORMED", "characters", "letters, digits, - _ and dots", "others", WRAPPED)
+        raise refused(Reason.TOKEN_MALFORMED, "characters", "letters, digits, - _ and dots", "others", WRAPPED)
     parts = text.split(".", 5)
     # Counted before anything is decoded: an encrypted token has five, and is nothing for us (AN-10).
     if len(parts) != 3:
         sentence = ENCRYPTED if len(parts) == 5 else OTHER
-        raise refused("TOKEN_MALFORMED", "parts", "3", str(len(parts)), sentence)
+        raise refused(Reason.TOKEN_MALFORMED, "parts", "3", str(len(parts)), sentence)
     try:
         header, claims = (strict_object(_decoded(part)) for part in parts[:2])
         signature = _decoded(parts[2])
     except ValueError:
         expected = "base64url of JSON objects with no member twice"
-        raise refused("TOKEN_MALFORMED", "form", expected, "", CUT) from None
+        raise refused(Reason.TOKEN_MALFORMED, "form", expected, "", CUT) from None
     return Token(
         algorithm=_algorithm(header),
         kid=_kid(header),
@@ -140,10 +141,10 @@ def _decoded(part: str) -> bytes:
 def _algorithm(header: dict[str, Any]) -> str:
     for name in FORBIDDEN:
         if name in header:
-            raise refused("TOKEN_MALFORMED", f"header {name}", "not there", "there")
+            raise refused(Reason.TOKEN_MALFORMED, f"header {name}", "not there", "there")
     algorithm = header.get("alg")
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
-        raise refused("TOKEN_ALGORITHM", "header alg", " or ".join(sorted(ALGORITHMS)), algorithm)
+        raise refused(Reason.TOKEN_ALGORITHM, "header alg", " or ".join(sorted(ALGORITHMS)), algorithm)
     return algorithm
 
 
@@ -151,5 +152,5 @@ def _kid(header: dict[str, Any]) -> str:
     kid = header.get("kid")
     if not isinstance(kid, str) or not 1 <= len(kid.encode()) <= MAX_KID:
         expected = f"a text of 1 to {MAX_KID} bytes"
-        raise refused("TOKEN_MALFORMED", "header kid", expected, type(kid).__name__, NAMELESS)
+        raise refused(Reason.TOKEN_MALFORMED, "header kid", expected, type(kid).__name__, NAMELESS)
     return kid

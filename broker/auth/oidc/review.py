@@ -22,6 +22,7 @@ from broker.auth.oidc.resolve import Ask, system
 from broker.core.armour import certificates
 from broker.core.errors import BrokerError, Exhausted, Unauthenticated, Unavailable
 from broker.core.identity import Patience
+from broker.core.reasons import Reason
 from broker.core.trust import matching
 from broker.core.trust.rules import ISSUER, MAX_TEXT
 
@@ -93,7 +94,7 @@ class TokenReview:
         if failed:
             wanted = {"authenticated": "true", "audiences": audience, "user": subject}[failed[0]]
             told = user.get("username") if failed[0] == "user" and isinstance(user, dict) else status.get(failed[0])
-            error = refused("TOKEN_REVIEW_FAILED", f"token review {failed[0]}", wanted, told)
+            error = refused(Reason.TOKEN_REVIEW_FAILED, f"token review {failed[0]}", wanted, told)
             error.facts = {**error.facts, "issuer": self._config.issuer, "subject": subject}
             raise error
 
@@ -160,13 +161,14 @@ def _unavailable(fault: Fault) -> BrokerError:
     error: BrokerError
     if fault.lasting:
         error = Unauthenticated(
-            "TOKEN_REVIEW_MISCONFIGURED",
+            Reason.TOKEN_REVIEW_MISCONFIGURED,
             "The identity token's cluster does not let the broker ask it about the token; trying again will not help: "
             "tell an operator of the broker, whom the audit of this call shows the cause.",
         )
     else:
         error = Unavailable(
-            "TOKEN_REVIEW_UNAVAILABLE", "The identity token's cluster cannot be asked about it right now; try again."
+            Reason.TOKEN_REVIEW_UNAVAILABLE,
+            "The identity token's cluster cannot be asked about it right now; try again.",
         )
     error.facts = {"claim": "token review", "claim_found": matching.shown(fault.text)}
     return error

@@ -14,6 +14,7 @@ from broker.auth.oidc.refusals import refused
 from broker.core.errors import BrokerError, Unauthenticated, Unavailable
 from broker.core.identity import ClaimFinding, Patience, Verified
 from broker.core.model import TrustRule
+from broker.core.reasons import Reason
 from broker.core.trust import matching
 
 LEEWAY = 30
@@ -116,12 +117,14 @@ class Verifier:
             # The issuer may have given the name to another key since.
             key = self._keys.key(issuer, ca_pem, token.kid, patience, not_this=key)
         if key is None:
-            raise _with_issuer(refused("TOKEN_KEY_UNKNOWN", "header kid", "a key of the issuer", token.kid), issuer)
+            raise _with_issuer(
+                refused(Reason.TOKEN_KEY_UNKNOWN, "header kid", "a key of the issuer", token.kid), issuer
+            )
         if token.algorithm not in key.algorithms:
             wanted = " or ".join(sorted(key.algorithms))
-            raise _with_issuer(refused("TOKEN_SIGNATURE", "header alg", wanted, token.algorithm), issuer)
+            raise _with_issuer(refused(Reason.TOKEN_SIGNATURE, "header alg", wanted, token.algorithm), issuer)
         if not key.verifies(token):
-            raise _with_issuer(refused("TOKEN_SIGNATURE", "signature", "holds", "does not hold"), issuer)
+            raise _with_issuer(refused(Reason.TOKEN_SIGNATURE, "signature", "holds", "does not hold"), issuer)
 
 
 def _worst(faults: list[BrokerError | None]) -> BrokerError:
@@ -135,18 +138,20 @@ def _issuer(token: Token, known: Iterable[str]) -> str:
     for one in known:
         if type(issuer) is str and issuer == one:
             return one
-    raise refused("TOKEN_ISSUER", "iss", "the issuer of a trust rule", issuer)
+    raise refused(Reason.TOKEN_ISSUER, "iss", "the issuer of a trust rule", issuer)
 
 
 def _steps(claims: dict[str, Any], audiences: set[str], now: float) -> Iterator[_Step]:
     """Every check of the claims that all tokens have."""
     yield from _times(claims, now)
     audience = _audience(claims)
-    yield _step("TOKEN_AUDIENCE", "aud", audience in audiences, " or ".join(sorted(audiences)), claims.get("aud"))
+    yield _step(Reason.TOKEN_AUDIENCE, "aud", audience in audiences, " or ".join(sorted(audiences)), claims.get("aud"))
     sub, jti = claims.get("sub"), claims.get("jti")
-    yield _step("TOKEN_CLAIMS", "sub", _text(sub, MAX_SUBJECT), f"a text of 1 to {MAX_SUBJECT} characters", sub)
+    yield _step(Reason.TOKEN_CLAIMS, "sub", _text(sub, MAX_SUBJECT), f"a text of 1 to {MAX_SUBJECT} characters", sub)
     if "jti" in claims:
-        yield _step("TOKEN_CLAIMS", "jti", _text(jti, MAX_ID), f"absent, or a text of 1 to {MAX_ID} characters", jti)
+        yield _step(
+            Reason.TOKEN_CLAIMS, "jti", _text(jti, MAX_ID), f"absent, or a text of 1 to {MAX_ID} characters", jti
+        )
 
 
 def _times(claims: dict[str, Any], now: float) -> Iterator[_Step]:
@@ -158,11 +163,13 @@ def _times(claims: dict[str, Any], now: float) -> Iterator[_Step]:
         wrong = FORMLESS.format(name) if moment is None else OVER if name == "exp" else EARLY
         passed = moment is not None and (moment > soonest if name == "exp" else moment <= latest)
         absent = "absent, or " if name == "nbf" else ""
-        yield _step("TOKEN_TIME", name, passed, f"{absent}a number of seconds {asked}", claims.get(name), wrong)
+        yield _step(Reason.TOKEN_TIME, name, passed, f"{absent}a number of seconds {asked}", claims.get(name), wrong)
     lasts = exp - iat if exp is not None and iat is not None else 0
     passed = 0 < lasts <= LONGEST
     wrong = BACKWARDS if lasts <= 0 else LONG
-    yield _step("TOKEN_TIME", "lifetime", passed, f"up to {LONGEST} seconds (exp less iat)", f"{lasts:.15g}", wrong)
+    yield _step(
+        Reason.TOKEN_TIME, "lifetime", passed, f"up to {LONGEST} seconds (exp less iat)", f"{lasts:.15g}", wrong
+    )
 
 
 def _step(reason: str, name: str, passed: bool, expected: str, found: object, wrong: str = "") -> _Step:  # noqa: FBT001 (a finding's own field)

@@ -8,7 +8,6 @@ from broker.core.sessions.lifecycle import Sessions
 
 PREFIX = "brs_"
 SCHEME = "bearer "
-ENDING = "SessionService/EndSession"
 
 
 class SessionTokens:
@@ -23,4 +22,4 @@ class SessionTokens:
         token = value[len(SCHEME) :]
         if value[: len(SCHEME)].lower() != SCHEME or not token.startswith(PREFIX):
             return None
-        return self._sessions.authenticate(token, ended=credentials.rpc == ENDING)
+        return self._sessions.authenticate(token, ended=credentials.traits.ends_session)

@@ -16,6 +16,7 @@ from broker.core.page import Page
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import BROKER, Guard
 from broker.core.ports import KeyRef
+from broker.core.reasons import Reason
 from broker.core.records import key_of
 from broker.core.signatures import verify
 
@@ -59,7 +60,7 @@ class Heads:
         self._guard.check(call, BROKER)
         if self._key.public_key is None:
             raise Unavailable(
-                "AUDIT_UNAVAILABLE",
+                Reason.AUDIT_UNAVAILABLE,
                 "This process has not read the audit key from the HSM; restart the broker, whose log then says why.",
             )
         return self._key.public_key, list(self._newest())
@@ -75,7 +76,7 @@ class Heads:
         """Signed heads in order of chain and sequence; ``chain`` "" is all of them."""
         if len(chain) > MAX_CHAIN_NAME:
             raise InvalidRequest(
-                "CHAIN_INVALID", "The name of the audit chain is too long; `broker audit heads` lists the chains."
+                Reason.CHAIN_INVALID, "The name of the audit chain is too long; `broker audit heads` lists the chains."
             )
         self._guard.check(call, BROKER)
         heads = self._store.page(AuditHead, under=(chain,) if chain else (), after=after, limit=limit)

@@ -15,11 +15,12 @@ from broker.core.imports.proof import UNTRIED, prove
 from broker.core.kinds import OaepHash
 from broker.core.model import WrappingKey
 from broker.core.ports import Cargo, KeyRef, Offer
+from broker.core.reasons import Reason
 from broker.core.targets.keks import made_for
 
 NOT_SENT = frozenset({
-    "TARGET_CHALLENGE_REFUSED", "TARGET_CREDENTIAL_UNUSABLE", "TARGET_DENIED", "TARGET_FIREWALL",
-    "TARGET_TLS_UNTRUSTED",
+    Reason.TARGET_CHALLENGE_REFUSED, Reason.TARGET_CREDENTIAL_UNUSABLE, Reason.TARGET_DENIED, Reason.TARGET_FIREWALL,
+    Reason.TARGET_TLS_UNTRUSTED,
 })  # fmt: skip
 """Refusals of an upload with which nothing can have arrived."""
 
@@ -71,7 +72,7 @@ class Delivery:
         try:
             prove(self.there.hsm, port, self.newest.key, before)
         except WrongState as error:
-            if error.reason == "PROOF_FAILED":
+            if error.reason == Reason.PROOF_FAILED:
                 raise self._name_taken() from error
             # A version that was put out of use on purpose, as older ones are, is known by its public key.
             if error.reason not in UNTRIED or before.public_key is None:
@@ -88,7 +89,7 @@ class Delivery:
         if asking and not self.newer & {one.version for one in self.there.port.versions(self.remote_name)}:
             return
         raise WrongState(
-            "NEWER_VERSION_THERE",
+            Reason.NEWER_VERSION_THERE,
             f"A later version of the key {'is' if asking else 'was proven'} at the target as {self.remote_name}; an "
             "older one would become the current one there, so it is not uploaded any more.",
         )
@@ -140,7 +141,7 @@ class Delivery:
             raise _unsettled(error) from error
         if found is None:
             raise WrongState(
-                "REMOTE_KEY_MISSING",
+                Reason.REMOTE_KEY_MISSING,
                 "The target took the key and then did not have it; ask its owner who removes keys there, then import "
                 "it again.",
             )
@@ -160,10 +161,10 @@ class Delivery:
 
     def _name_taken(self) -> WrongState:
         return WrongState(
-            "TARGET_NAME_TAKEN",
+            Reason.TARGET_NAME_TAKEN,
             f"The target has a key named {self.remote_name} that is not this one; choose another remote name.",
         )
 
 
 def _unsettled(error: BrokerError) -> Unavailable:
-    return Unavailable("IMPORT_UNSETTLED", f"Whether the key is at the target now cannot be told. {error.message}")
+    return Unavailable(Reason.IMPORT_UNSETTLED, f"Whether the key is at the target now cannot be told. {error.message}")

@@ -32,6 +32,7 @@ from broker.core.imports.rules import (
 from broker.core.kinds import ImportState, KeyState, Sent
 from broker.core.model import Import, Target, Terms, WrappingKey
 from broker.core.ports import Carries
+from broker.core.reasons import Reason
 from broker.core.targets.parts import files_of
 
 
@@ -133,7 +134,7 @@ class Handover:
             row, rows = ledger.settled(asked)
             if row is None:
                 raise NotFound(
-                    "IMPORT_NOT_FOUND",
+                    Reason.IMPORT_NOT_FOUND,
                     f"Version {asked.version.number} of the key {asked.key.name} was not exported for this target; "
                     "export it first (`broker key export`).",
                 )
@@ -156,7 +157,7 @@ class Handover:
         """The refusal; written down once no upload of the broker's own can still arrive (BY-15)."""
         await_lease(row, self._ledger.now())
         error = WrongState(
-            "REMOTE_KEY_MISSING",
+            Reason.REMOTE_KEY_MISSING,
             f"The target has no version of {row.remote_name} that is this key; upload the exported file under that "
             "name, then confirm again.",
         )
@@ -168,7 +169,7 @@ class Handover:
 def _there_already(row: Import) -> WrongState:
     when = f" at {row.proven_at:%Y-%m-%dT%H:%M:%SZ}" if row.proven_at else ""
     return WrongState(
-        "IMPORT_PROVEN",
+        Reason.IMPORT_PROVEN,
         f"This version was proven at the target{when}, so nothing has to be carried there. `broker key prove` asks the "
         "target whether it is there still; if it is not, export the key again.",
     )
@@ -180,12 +181,12 @@ def _given(target: Target, pem: bytes) -> WrappingKey:
         der = public_key(pem)
     except ValueError as error:
         raise InvalidRequest(
-            "KEK_FILE_INVALID", f"The KEK's file {error}; download it from the target again."
+            Reason.KEK_FILE_INVALID, f"The KEK's file {error}; download it from the target again."
         ) from None
     found = hashlib.sha256(der).hexdigest()
     if found != target.kek_thumbprint:
         raise InvalidRequest(
-            "KEK_UNEXPECTED",
+            Reason.KEK_UNEXPECTED,
             f"The file holds a key with the thumbprint {found}, not the KEK that is pinned for this target.",
         )
     return WrappingKey(id=target.kek_id, public_key=der, thumbprint=found)

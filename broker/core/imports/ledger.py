@@ -39,6 +39,7 @@ from broker.core.model import Import, Key, KeyVersion, Receipt, RemoteKey, Targe
 from broker.core.names import check_name, check_remote_name
 from broker.core.policy import guard
 from broker.core.policy.guard import Guard
+from broker.core.reasons import Reason
 from broker.core.targets.copies import UNPROVEN, place_of
 from broker.core.targets.keks import check_pin, standing
 from broker.core.targets.parts import terms_of
@@ -105,10 +106,8 @@ class Ledger:
         if remote_name:
             check_remote_name(remote_name)
         if not 0 <= version < 1 << 31:
-            raise InvalidRequest(
-                "VERSION_INVALID",
-                "The version is no number that a version has: they count from 1, and 0 means the primary one.",
-            )
+            sentence = "The version is no number that a version has: they count from 1, and 0 means the primary one."
+            raise InvalidRequest(Reason.VERSION_INVALID, sentence)
         found = self.store.version(name, version)
         key = found[0] if found else self.store.get(Key, name)
         place = self.store.get(Target, target)
@@ -239,7 +238,7 @@ class Ledger:
             key=key,
             remote_name=remote_name,
             taken=frozenset(one.remote_version for one in siblings(rows, remote_name)),
-            known=row.remote_version if row and row.failure != "PROOF_FAILED" and not lost(row) else "",
+            known=row.remote_version if row and row.failure != Reason.PROOF_FAILED and not lost(row) else "",
         )
 
     def _sibling(self, key: Key, row: Import) -> Sibling | None:
@@ -280,7 +279,7 @@ class Ledger:
                 write.add(new)
                 return new
         except (AlreadyExists, WrongState) as error:
-            if error.reason in {"NAME_TAKEN", "CHANGED_MEANWHILE"}:  # another broker process was quicker
+            if error.reason in {Reason.NAME_TAKEN, Reason.CHANGED_MEANWHILE}:  # another broker process was quicker
                 raise in_progress("another call has begun it; try again") from error
             raise
 
@@ -311,7 +310,7 @@ class Ledger:
             with self.store.write(call.outcome() if over else call.intent()) as write:
                 marked = write.replace(row, replace(row, failure=why, state=state))
         except WrongState as error:
-            if error.reason == "CHANGED_MEANWHILE":
+            if error.reason == Reason.CHANGED_MEANWHILE:
                 raise in_progress("another call has taken it over; try again") from error
             raise
         call.settled = call.settled or over
@@ -383,7 +382,7 @@ class Ledger:
     def overtaken(self, row: Import, error: WrongState) -> Import:
         """Another broker process wrote the row meanwhile: its result, if that is a proven import."""
         found = self.store.get(Import, *place_of(row))
-        if error.reason == "CHANGED_MEANWHILE" and found is not None and found.state is ImportState.PROVEN:
+        if error.reason == Reason.CHANGED_MEANWHILE and found is not None and found.state is ImportState.PROVEN:
             return found
         raise in_progress("another call has taken it over; try again") from error
 
@@ -393,7 +392,7 @@ def _unchanged(write: ports.Write, asked: Asked) -> None:
     key, target = write.get(Key, asked.key.name), write.get(Target, asked.target.name)
     if key is None or key.state is not KeyState.ENABLED or target is None or target.revision != asked.target.revision:
         raise WrongState(
-            "CHANGED_DURING_CALL",
+            Reason.CHANGED_DURING_CALL,
             f"The key {asked.key.name} was disabled, or the target {asked.target.name} changed, while the one was "
             "being imported to the other; look at both (`broker key show`, `broker target show`) before you import "
             "it again.",

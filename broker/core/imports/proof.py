@@ -13,12 +13,13 @@ from broker.core.keys.use import encrypt_oaep
 from broker.core.kinds import EncryptionAlgorithm, KeyUsage, OaepHash
 from broker.core.model import RemoteKey
 from broker.core.ports import Hsm, KeyRef, Uses
+from broker.core.reasons import Reason
 
 PREFIX = b"broker import proof v1\n"
 """Starts every challenge, so that a signature made for a proof can never be taken for one of anything else."""
 
 
-UNTRIED = frozenset({"REMOTE_KEY_DISABLED", "TARGET_KEY_DISABLED", "TARGET_OPERATION_FORBIDDEN"})
+UNTRIED = frozenset({Reason.REMOTE_KEY_DISABLED, Reason.TARGET_KEY_DISABLED, Reason.TARGET_OPERATION_FORBIDDEN})
 """Refusals with which a key has not shown that it is another one: what it may do there does not suffice for a proof."""
 
 
@@ -39,7 +40,7 @@ def prove(hsm: Hsm, target: Uses, key: KeyRef, remote: RemoteKey) -> None:
     """
     if remote.exposed:
         raise WrongState(
-            "REMOTE_KEY_EXPOSED",
+            Reason.REMOTE_KEY_EXPOSED,
             f"The key {remote.name} at the target has {remote.exposed} set, with which its material could leave or "
             f"change there. {_UNSET if remote.exposed in _CHANGEABLE else _SET_FOR_GOOD}",
         )
@@ -47,7 +48,7 @@ def prove(hsm: Hsm, target: Uses, key: KeyRef, remote: RemoteKey) -> None:
         raise _failed(remote)
     if not remote.enabled:
         raise WrongState(
-            "REMOTE_KEY_DISABLED",
+            Reason.REMOTE_KEY_DISABLED,
             f"The key {remote.name} at the target is disabled there, so it cannot be proven; enable it there first.",
         )
     if key.type.symmetric:
@@ -71,7 +72,7 @@ def _returns(
     try:
         opened = target.decrypt(remote.name, remote.version, algorithm, ciphertext)
     except WrongState as error:
-        if error.reason != "TARGET_REFUSED":  # refusing what another key has encrypted is the honest answer
+        if error.reason != Reason.TARGET_REFUSED:  # refusing what another key has encrypted is the honest answer
             raise
         return False
     return secrets.compare_digest(opened, challenge)
@@ -106,6 +107,6 @@ def _challenge() -> bytes:
 
 def _failed(remote: RemoteKey) -> WrongState:
     return WrongState(
-        "PROOF_FAILED",
+        Reason.PROOF_FAILED,
         f"Version {remote.version} of {remote.name} at the target is not the key in the HSM; it is not to be used.",
     )

@@ -17,9 +17,10 @@ from broker.core.imports.proof import UNTRIED, prove
 from broker.core.imports.rules import MISSING, NO_TERMS, OVER, agree, remember
 from broker.core.kinds import ImportState, KeyState, Sent
 from broker.core.model import Import, RemoteKey, Terms
+from broker.core.reasons import Reason
 from broker.core.targets.parts import terms_of
 
-VERDICTS = frozenset({"PROOF_FAILED", "REMOTE_KEY_EXPOSED", MISSING})
+VERDICTS = frozenset({Reason.PROOF_FAILED, Reason.REMOTE_KEY_EXPOSED, MISSING})
 """Refusals that say something against the key at the target; any other only says that it could not be asked."""
 
 

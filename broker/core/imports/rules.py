@@ -13,6 +13,7 @@ from broker.core.imports.arrival import Found
 from broker.core.kinds import ImportState, KeyState, Sent, VersionState
 from broker.core.model import Import, Key, KeyVersion, Terms
 from broker.core.ports import Write
+from broker.core.reasons import Reason
 from broker.core.receipts import keep, replay
 from broker.core.targets.copies import UNPROVEN
 from broker.core.targets.parts import terms_of
@@ -28,7 +29,7 @@ TERMS_UNSETTLED = "TERMS_UNSETTLED"
 
 EARLIER = "An earlier attempt has left a key there that could not be proven."
 
-MISSING = "REMOTE_KEY_MISSING"
+MISSING = Reason.REMOTE_KEY_MISSING
 """Why an import has FAILED, or is GONE, that the target did not show any more when it was last asked."""
 
 OVER = frozenset({ImportState.FAILED, ImportState.GONE})
@@ -37,7 +38,7 @@ OVER = frozenset({ImportState.FAILED, ImportState.GONE})
 MAX_COPIES = 1000
 """Copies of one key at one target, of all its versions, that are looked at."""
 
-ANSWERED = frozenset({"TARGET_THROTTLED", "TARGET_CONFLICT", EXPORTED, UNPROVEN})
+ANSWERED = frozenset({Reason.TARGET_THROTTLED, Reason.TARGET_CONFLICT, EXPORTED, UNPROVEN})
 """Why an import is PENDING although no request of ours can still be on its way."""
 
 LEASE = timedelta(seconds=60)
@@ -58,19 +59,20 @@ def importable(key: Key, held: KeyVersion) -> None:
         raise not_enabled(key, "only an enabled key is imported")
     if held.state is not VersionState.ENABLED:
         raise WrongState(
-            "KEY_STATE",
+            Reason.KEY_STATE,
             f"Version {held.number} of the key {key.name} is {held.state}, and only an enabled one is imported; "
             f"`broker key versions {key.name}` shows which are.",
         )
     if not key.exportable:
         raise WrongState(
-            "KEY_NOT_EXPORTABLE",
+            Reason.KEY_NOT_EXPORTABLE,
             "The key is not exportable: it was created so, or sealed since. It never leaves the HSM; create an "
             "exportable one to import it.",
         )
     if held.sealed:
         raise WrongState(
-            "KEY_SEALED", "The key was sealed, so it never leaves the HSM again; rotate it and import the new version."
+            Reason.KEY_SEALED,
+            "The key was sealed, so it never leaves the HSM again; rotate it and import the new version.",
         )
 
 
@@ -97,7 +99,7 @@ def remote_name_of(key: str, version: int, rows: list[Import], wanted: str) -> s
     if wanted and wanted not in {one.remote_name for one in bound}:
         name = bound[-1].remote_name
         raise WrongState(
-            "REMOTE_NAME_DIFFERS",
+            Reason.REMOTE_NAME_DIFFERS,
             f"By the broker's record the key is at this target as {name}; give that remote name, or none. Once "
             f"`broker key prove` finds that it is not there any more, it can be imported under another one.",
         )
@@ -108,7 +110,7 @@ def not_held(row: Import | None) -> None:
     """WrongState ``IMPORT_HELD`` for what was under way when the database was restored: nothing more is sent of it."""
     if row is not None and row.state is ImportState.HELD:
         raise WrongState(
-            "IMPORT_HELD",
+            Reason.IMPORT_HELD,
             "This import was under way when the database was restored, and is held since; `broker key confirm` reads "
             "back what is at the target, and sends nothing.",
         )
@@ -123,14 +125,14 @@ def provable(row: Import | None) -> Import:
     """The row, if it is of an import that was proven, or of one that came to nothing and may be there all the same."""
     if row is None:
         raise NotFound(
-            "IMPORT_NOT_FOUND",
+            Reason.IMPORT_NOT_FOUND,
             "This version was not imported to this target under that name; `broker key where NAME` shows where it is.",
         )
     not_held(row)
     if row.state is ImportState.PROVEN or (row.state in OVER and row.sent is not Sent.NOTHING):
         return row
     way_out = "confirm it once it was carried there" if row.failure == EXPORTED else "import it again, which settles it"
-    raise WrongState("IMPORT_NOT_PROVEN", f"This import is {row.state} and was not proven yet; {way_out}.")
+    raise WrongState(Reason.IMPORT_NOT_PROVEN, f"This import is {row.state} and was not proven yet; {way_out}.")
 
 
 def resumed(new: Import, earlier: Import | None, found: Found | None) -> Import:
@@ -152,7 +154,7 @@ def sent_before(earlier: Import | None) -> Sent:
 
 def disabled_by_us(row: Import, remote_version: str) -> bool:
     """Whether an earlier proof failed and put the version out of use; somebody else's decision is not undone."""
-    ours = row.failure not in {"", EXPORTED, UNPROVEN, "REMOTE_KEY_DISABLED"} and not lost(row)
+    ours = row.failure not in {"", EXPORTED, UNPROVEN, Reason.REMOTE_KEY_DISABLED} and not lost(row)
     return row.remote_version == remote_version and ours
 
 
@@ -176,7 +178,7 @@ def check_room(store: ports.Store, new: Import) -> None:
     """Return if one copy more is still looked at; else Exhausted ``IMPORT_QUOTA``."""
     if store.count(Import, {"key": new.key, "target": new.target}) >= MAX_COPIES:
         raise Exhausted(
-            "IMPORT_QUOTA",
+            Reason.IMPORT_QUOTA,
             f"{MAX_COPIES} imports of this key to this target are on record, those that came to nothing too: import "
             "under a remote name that is among them (`broker key where`), or use another key.",
         )
@@ -185,7 +187,7 @@ def check_room(store: ports.Store, new: Import) -> None:
 def still_enabled(second: BrokerError, why: str = EARLIER) -> WrongState:
     """What came to nothing (``why``, a sentence) could not be disabled at the target."""
     return WrongState(
-        "REMOTE_KEY_STILL_ENABLED",
+        Reason.REMOTE_KEY_STILL_ENABLED,
         f"{why} It is still enabled at the target and must not be used there; the broker disables it as soon as the "
         f"target lets it. {second.message}",
     )
@@ -194,14 +196,14 @@ def still_enabled(second: BrokerError, why: str = EARLIER) -> WrongState:
 def in_progress(what: str, seconds: int = 0) -> Unavailable:
     """Somebody else is at it, or may be; after ``seconds``, if given, nobody can be any more."""
     after = {"retry_after_seconds": str(seconds)} if seconds else {}
-    return Unavailable("IMPORT_IN_PROGRESS", f"This import is in progress: {what}.", **after)
+    return Unavailable(Reason.IMPORT_IN_PROGRESS, f"This import is in progress: {what}.", **after)
 
 
 def sound_terms(terms: Terms, now: datetime) -> None:
     """Return if the times make sense; else InvalidRequest ``TERMS_INVALID``."""
     if terms.expires_at is not None and terms.expires_at <= max(now, terms.not_before or now):
         raise InvalidRequest(
-            "TERMS_INVALID", "The key would expire before it could be used; give a later time to expire, or none."
+            Reason.TERMS_INVALID, "The key would expire before it could be used; give a later time to expire, or none."
         )
 
 

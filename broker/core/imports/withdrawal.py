@@ -16,6 +16,7 @@ from broker.core.imports.ledger import Ledger
 from broker.core.imports.rules import TERMS_UNSETTLED
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Target
+from broker.core.reasons import Reason
 from broker.core.targets.copies import alarms, place_of
 
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 20.0
@@ -86,7 +87,7 @@ class Withdrawals:
         left = there.left() if there else None
         if there is None or left is None:
             raise WrongState(
-                "IMPORT_UNSETTLED",
+                Reason.IMPORT_UNSETTLED,
                 f"Which version of {row.remote_name} at the target is the one that was uploaded cannot be told; "
                 "disable there what its owner does not know.",
             )

@@ -19,6 +19,7 @@ from broker.core.model import Key, KeyVersion
 from broker.core.names import check_name
 from broker.core.policy.guard import Guard, of_key, of_unknown_key
 from broker.core.ports import Hsm, Store, Write
+from broker.core.reasons import Reason
 
 LISTED = 1000
 """Held versions of one key, or of all, that are told at most."""
@@ -72,7 +73,7 @@ class Settling:
         self._guard.check(call, of_key(key) if key else of_unknown_key(name))
         if not 1 <= number < 1 << 31:
             raise InvalidRequest(
-                "VERSION_INVALID", f"Name the version to settle; `broker key versions {name}` shows them."
+                Reason.VERSION_INVALID, f"Name the version to settle; `broker key versions {name}` shows them."
             )
         version = self._store.get(KeyVersion, name, number)
         if key is None:
@@ -120,6 +121,6 @@ def _without(key: Key) -> Key:
 
 def _not_held(version: KeyVersion) -> WrongState:
     return WrongState(
-        "KEY_VERSION_NOT_HELD",
+        Reason.KEY_VERSION_NOT_HELD,
         f"Version {version.number} of the key {version.key} is {version.state}, not held; there is nothing to settle.",
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from threading import Event, Lock
 
 from broker.core.errors import Exhausted, Unavailable
+from broker.core.reasons import Reason
 
 SECONDS = 25.0
 """How long a call waits for its turn."""
@@ -34,7 +35,7 @@ class Births:
             self._under_way[who] += entered
         if not entered:
             raise Exhausted(
-                "KEYS_UNDER_WAY",
+                Reason.KEYS_UNDER_WAY,
                 f"You have {self._each} keys being made, the most that one caller may have at a time; send this "
                 "request again when one of them is done.",
             )
@@ -58,7 +59,7 @@ class Births:
                 mine.set()
         if not mine.wait(seconds) and not self._given_up(who, mine):
             raise Unavailable(
-                "HSM_BUSY",
+                Reason.HSM_BUSY,
                 "The HSM makes keys one at a time, and those of others took too long; send the same request again.",
             )
         try:

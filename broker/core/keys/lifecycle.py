@@ -25,6 +25,7 @@ from broker.core.operations.running import Operations
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_key, of_unknown_key
 from broker.core.ports import Hsm, Now, Store, Write
+from broker.core.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,7 @@ class Keys:
         call.note(key_type=key_type.value, key_usage=usage.value, exportable=int(exportable), version=1)
         if call.validate_only:
             if self._store.get(Key, name):
-                raise AlreadyExists("NAME_TAKEN", f"The key {name} exists or existed; choose another name.")
+                raise AlreadyExists(Reason.NAME_TAKEN, f"The key {name} exists or existed; choose another name.")
             return key
         return self._making.first(call, key)
 
@@ -123,7 +124,7 @@ class Keys:
         """A version with its public key; WrongState ``NO_PUBLIC_KEY`` for symmetric keys."""
         key = self._permitted(call, name)
         if key.type.symmetric:
-            raise WrongState("NO_PUBLIC_KEY", f"The key {name} is symmetric and so has no public key.")
+            raise WrongState(Reason.NO_PUBLIC_KEY, f"The key {name} is symmetric and so has no public key.")
         found = self._store.get(KeyVersion, name, version or key.primary)
         if found is None or found.public_key is None:
             raise no_key_version(name, version, "was completed")
@@ -148,7 +149,7 @@ class Keys:
         wait = self._delay.usual if delay is None else delay
         if not self._delay.least <= wait <= self._delay.most:
             raise InvalidRequest(
-                "DELAY_OUT_OF_RANGE",
+                Reason.DELAY_OUT_OF_RANGE,
                 f"The delay before destruction must be between {self._delay.least} and {self._delay.most}.",
             )
         due = self._now() + wait
@@ -184,16 +185,18 @@ class Keys:
         encrypts = key.type.symmetric or key.type in signatures.RSA_TYPES
         if not (signs if key.usage is KeyUsage.SIGN else encrypts):
             raise InvalidRequest(
-                "USAGE_MISMATCH",
+                Reason.USAGE_MISMATCH,
                 f"A key of type {key.type} cannot be made to {key.usage}; choose the other usage or another type.",
             )
         if key.exportable and key.type is KeyType.ED25519:
-            raise InvalidRequest("KEY_NOT_EXPORTABLE", "No token wraps an Ed25519 key; create it without --exportable.")
+            raise InvalidRequest(
+                Reason.KEY_NOT_EXPORTABLE, "No token wraps an Ed25519 key; create it without --exportable."
+            )
         report = self._hsm.report()
         lacking = report.lacking(f"{key.type} {key.usage}")
         if lacking or key.type not in report.key_types:
             sentence = f"This HSM cannot make keys of type {key.type} to {key.usage}; see `broker hsm`. {lacking}"
-            raise WrongState("HSM_MECHANISM_MISSING", sentence.rstrip())
+            raise WrongState(Reason.HSM_MECHANISM_MISSING, sentence.rstrip())
 
     def _move(
         self, call: Call, key: Key, to: KeyState, allowed: frozenset[KeyState], destroy_at: datetime | None = None
@@ -217,4 +220,6 @@ class Keys:
         require(key, allowed)
         due = key.destroy_at is not None and key.destroy_at <= self._now()
         if due or self._destroying.has_begun(rows, key):
-            raise WrongState("DESTRUCTION_DUE", f"The time to save the key {key.name} is over; it is being destroyed.")
+            raise WrongState(
+                Reason.DESTRUCTION_DUE, f"The time to save the key {key.name} is over; it is being destroyed."
+            )

@@ -29,6 +29,7 @@ from broker.core.model import Key, KeyVersion, Operation, Receipt
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.ports import Hsm, Now, Store, Write
+from broker.core.reasons import Reason
 from broker.core.rows import refuse_doubt
 
 UNDO_AFTER = timedelta(minutes=5)
@@ -51,7 +52,7 @@ class Making:
                 patience=UNDO_AFTER,
                 undo=self._destroy,
                 undone=self._forget,
-                undone_reason="KEY_NOT_MADE",
+                undone_reason=Reason.KEY_NOT_MADE,
                 abandoned_is_undone=True,
             )
         )
@@ -195,7 +196,7 @@ class Making:
         if version is not None and version.state is VersionState.HELD:
             raise version_held(version)
         if key is None or version is None or version.state is not VersionState.PENDING:
-            raise WrongState("CHANGED_MEANWHILE", f"The key {name} was changed meanwhile; send the request again.")
+            raise WrongState(Reason.CHANGED_MEANWHILE, f"The key {name} was changed meanwhile; send the request again.")
         return key, version
 
 

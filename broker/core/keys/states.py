@@ -8,6 +8,7 @@ from broker.core.kinds import KeyState
 from broker.core.model import Key, KeyVersion
 from broker.core.policy.guard import of_key
 from broker.core.ports import Store, Write
+from broker.core.reasons import Reason
 from broker.core.records import key_of
 
 ENABLED = frozenset({KeyState.ENABLED})
@@ -21,7 +22,7 @@ def require(key: Key, allowed: frozenset[KeyState]) -> None:
     """Return if the key is in one of these states; else WrongState ``KEY_STATE``."""
     if key.state not in allowed:
         wanted = " or ".join(sorted(allowed))
-        raise WrongState("KEY_STATE", f"The key {key.name} is {key.state}; this needs it to be {wanted}.")
+        raise WrongState(Reason.KEY_STATE, f"The key {key.name} is {key.state}; this needs it to be {wanted}.")
 
 
 def as_decided(write: Write, decided: Key) -> Key:

@@ -19,6 +19,7 @@ from broker.core.model import Key, KeyVersion
 from broker.core.names import check_name
 from broker.core.policy.guard import Guard, of_key, of_unknown_key
 from broker.core.ports import Hsm, Store
+from broker.core.reasons import Reason
 
 MAX_LOOKED_AT = 1000
 """Versions of a key that are looked at to find the one that has made a signature."""
@@ -139,7 +140,7 @@ class KeyUse:
             raise not_enabled(key, "only an enabled key can be used")
         if key.usage is not usage:
             raise WrongState(
-                "KEY_USAGE",
+                Reason.KEY_USAGE,
                 f"The key {name} was made to {key.usage}, and a key has one purpose; make another to {usage} "
                 f"(`broker key create NAME --usage {usage}`).",
             )
@@ -154,18 +155,18 @@ class KeyUse:
         if key.type.symmetric:
             if asked in (None, EncryptionAlgorithm.AES_GCM):
                 return EncryptionAlgorithm.AES_GCM
-            raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key.type} encrypts with AES-GCM only.")
+            raise InvalidRequest(Reason.ALGORITHM_MISMATCH, f"A key of type {key.type} encrypts with AES-GCM only.")
         if asked is EncryptionAlgorithm.AES_GCM:
-            raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key.type} encrypts with RSA-OAEP only.")
+            raise InvalidRequest(Reason.ALGORITHM_MISMATCH, f"A key of type {key.type} encrypts with RSA-OAEP only.")
         if aad:
             raise InvalidRequest(
-                "AAD_UNSUPPORTED", "RSA-OAEP takes no associated data; leave it out or use an AES key."
+                Reason.AAD_UNSUPPORTED, "RSA-OAEP takes no associated data; leave it out or use an AES key."
             )
         able = [one for one, oaep in OAEP.items() if oaep in self._hsm.report().oaep_hashes]
         if asked in able or (asked is None and able):
             return asked or able[0]
         raise WrongState(
-            "HSM_MECHANISM_MISSING",
+            Reason.HSM_MECHANISM_MISSING,
             f"This HSM cannot decrypt with CKM_RSA_PKCS_OAEP and {OAEP[asked] if asked else 'any hash'}; see "
             "`broker hsm` for what it can.",
         )
@@ -180,7 +181,7 @@ def encrypt_oaep(public_key: bytes, oaep_hash: OaepHash, plaintext: bytes) -> by
     room = key.key_size // 8 - 2 * digest.digest_size - 2
     if len(plaintext) > room:
         raise InvalidRequest(
-            "PLAINTEXT_TOO_LONG",
+            Reason.PLAINTEXT_TOO_LONG,
             f"One RSA block of this key holds {room} bytes; encrypt a data key, or use an AES key.",
         )
     return key.encrypt(plaintext, padding.OAEP(padding.MGF1(digest), digest, None))
@@ -198,14 +199,14 @@ def _check_digests(algorithm: SignatureAlgorithm, inputs: list[bytes], *, prehas
     digest = signatures.digest_of(algorithm)
     if digest is None:
         raise InvalidRequest(
-            "DIGEST_LENGTH",
+            Reason.DIGEST_LENGTH,
             f"{algorithm} takes no digest but the message whole, of at most 64 KiB; a longer one is signed with an RSA "
             "or EC key.",
         )
     wrong = next((one for one in inputs if len(one) != digest.digest_size), None)
     if wrong is not None:
         raise InvalidRequest(
-            "DIGEST_LENGTH",
+            Reason.DIGEST_LENGTH,
             f"{algorithm} takes a digest of {digest.digest_size} bytes, by {digest.name.upper()}, and this one has "
             f"{len(wrong)}{_digest_hint(wrong)}; make it so, or send the message to let the broker hash it.",
         )
@@ -232,4 +233,4 @@ def _check_form(key: Key, ciphertext: bytes) -> None:
             return
         what = f"it has {size} bytes, and this one has {len(ciphertext)}"
     text = " This one looks like text (base64 or hexadecimal); decode it first." if _TEXT.fullmatch(ciphertext) else ""
-    raise InvalidRequest("CIPHERTEXT_INVALID", f"This is no ciphertext of a key of type {key.type}: {what}.{text}")
+    raise InvalidRequest(Reason.CIPHERTEXT_INVALID, f"This is no ciphertext of a key of type {key.type}: {what}.{text}")

@@ -14,6 +14,7 @@ from broker.core.names import check_path
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard
 from broker.core.ports import Now, Store
+from broker.core.reasons import Reason
 from broker.core.rows import readable
 
 ACTIVE = LeaseState.ACTIVE.value
@@ -47,7 +48,7 @@ class Leases:
         Revoking what has ended already is no error (TL-06); NotFound ``LEASE_NOT_FOUND`` for an id that never was.
         """
         if sum(map(bool, (lease, principal, prefix))) != 1:
-            raise InvalidRequest("SELECTION_INVALID", "Name one lease, one principal or one prefix.")
+            raise InvalidRequest(Reason.SELECTION_INVALID, "Name one lease, one principal or one prefix.")
         below = _below(prefix) if prefix else None
         self._guard.check(call, BROKER)
         batches = self._one(lease) if lease else self._several(principal, below)
@@ -73,7 +74,7 @@ class Leases:
     def _one(self, name: str) -> Iterator[list[Lease]]:
         found = self._store.get(Lease, name)
         if found is None:
-            raise NotFound("LEASE_NOT_FOUND", "There is no such lease; `broker lease list` shows those there are.")
+            raise NotFound(Reason.LEASE_NOT_FOUND, "There is no such lease; `broker lease list` shows those there are.")
         return iter([[found]])
 
     def _several(self, principal: str, below: Callable[[str], bool] | None) -> Iterator[list[Lease]]:

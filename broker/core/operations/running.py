@@ -15,11 +15,12 @@ from functools import partial
 
 from broker.core.call import Call
 from broker.core.entries import AuditEntry
-from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.errors import BrokerError, Outcome, Unavailable, WrongState
 from broker.core.kinds import OperationState
 from broker.core.model import Operation
 from broker.core.operations.plan import Keep, Plan, Work, nothing
 from broker.core.ports import Now, Store, Write
+from broker.core.reasons import Reason
 
 KEEP = timedelta(hours=24)
 """How long an operation that is over stays on record; the audit has it for good."""
@@ -154,10 +155,10 @@ class Operations:
 
     def _undone(self, call: Call, plan: Plan, operation: Operation) -> Operation:
         if plan.undo is None:
-            raise WrongState("OPERATION_ONLY_FORWARD", f"An operation of the kind {plan.kind} is never undone.")
+            raise WrongState(Reason.OPERATION_ONLY_FORWARD, f"An operation of the kind {plan.kind} is never undone.")
         plan.undo(Work(call=call, operation=operation))
         undone = replace(operation, state=OperationState.UNDONE, due_at=self._now() + KEEP)
-        return self._moved(call, call.outcome("ABORTED", plan.undone_reason), operation, undone, plan.undone)
+        return self._moved(call, call.outcome(Outcome.ABORTED, plan.undone_reason), operation, undone, plan.undone)
 
     def _moved(
         self, call: Call, entry: AuditEntry, old: Operation, new: Operation, keep: Keep, *, over: bool = False
@@ -177,9 +178,9 @@ class Operations:
         if found is None or found.state is OperationState.DONE:
             return found or operation
         if found.state is OperationState.RUNNING:
-            raise Unavailable("OPERATION_RUNNING", "Another call carries this on; send the same request again.")
+            raise Unavailable(Reason.OPERATION_RUNNING, "Another call carries this on; send the same request again.")
         raise WrongState(
-            "CHANGED_MEANWHILE",
+            Reason.CHANGED_MEANWHILE,
             f"{operation.subject} was changed meanwhile, so this was given up; send it anew, under a fresh request id.",
         )
 
@@ -248,7 +249,7 @@ class Operations:
         plan = self._plans.get(operation.kind)
         if plan is None or operation.step > len(plan.steps):
             raise WrongState(
-                "OPERATION_KIND_UNKNOWN",
+                Reason.OPERATION_KIND_UNKNOWN,
                 f"This release does not know operations of the kind {operation.kind}; {operation.subject} stays as it "
                 "is until the newest release that has used this database is started.",
             )
@@ -258,5 +259,5 @@ class Operations:
 def running(operation: Operation) -> Unavailable:
     """The refusal to begin what is under way already."""
     return Unavailable(
-        "OPERATION_RUNNING", f"An operation on {operation.subject} is under way; try again when it is over."
+        Reason.OPERATION_RUNNING, f"An operation on {operation.subject} is under way; try again when it is over."
     )

@@ -24,6 +24,7 @@ from broker.core import ports
 from broker.core.errors import InvalidRequest, Unavailable, WrongState
 from broker.core.kinds import KeyType, KeyUsage, SignatureAlgorithm
 from broker.core.ports import KeyRef
+from broker.core.reasons import Reason
 
 MAX_CSR_BYTES = 8 * 1024
 MAX_SERVER_NAMES = 16
@@ -87,7 +88,7 @@ class Authority:
         end = min(start + ttl, self._ca.not_valid_after_utc)
         if end <= start:
             raise WrongState(
-                "CA_EXPIRED",
+                Reason.CA_EXPIRED,
                 f"The CA certificate ended {self._ca.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this host's clock, so "
                 "it signs nothing any more. If the clock is right, make another broker, in a new folder and token "
                 "(`broker init FOLDER`): no command renews a CA.",
@@ -123,7 +124,7 @@ def public_key_of(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
 
 
 def _csr_invalid(why: str) -> InvalidRequest:
-    return InvalidRequest("CSR_INVALID", f"The certificate request was not taken: {why}.")
+    return InvalidRequest(Reason.CSR_INVALID, f"The certificate request was not taken: {why}.")
 
 
 def _p256(key: object) -> ec.EllipticCurvePublicKey:
@@ -137,10 +138,10 @@ def _certificate_of(key: KeyRef, pem: bytes) -> x509.Certificate:
         certificate = x509.load_pem_x509_certificate(pem)
         own = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == key.public_key
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise WrongState("CA_CERTIFICATE_INVALID", "The CA certificate is not a certificate in PEM.") from error
+        raise WrongState(Reason.CA_CERTIFICATE_INVALID, "The CA certificate is not a certificate in PEM.") from error
     if not own:
         raise WrongState(
-            "CA_KEY_MISMATCH",
+            Reason.CA_KEY_MISMATCH,
             "The CA certificate does not belong to the CA key in the HSM; put back the certificate, or the token, "
             "that does.",
         )
@@ -155,7 +156,7 @@ def _authority_key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifi
 def check_server_names(names: list[str]) -> list[x509.GeneralName]:
     """The names as a certificate has them; InvalidRequest ``SERVER_NAME_INVALID`` if one is none, or they are many."""
     if not 1 <= len(names) <= MAX_SERVER_NAMES:
-        raise InvalidRequest("SERVER_NAME_INVALID", f"A server has 1 to {MAX_SERVER_NAMES} names.")
+        raise InvalidRequest(Reason.SERVER_NAME_INVALID, f"A server has 1 to {MAX_SERVER_NAMES} names.")
     return [_server_name(name) for name in names]
 
 
@@ -166,7 +167,7 @@ def _server_name(name: str) -> x509.GeneralName:
         pass
     if not _DNS_NAME.fullmatch(name):
         raise InvalidRequest(
-            "SERVER_NAME_INVALID",
+            Reason.SERVER_NAME_INVALID,
             f"The server name {name[:80]!a} is not valid: give a DNS name in lower case (xn--… for other letters) "
             "or an IP address, without a scheme, a port or a path.",
         )
@@ -219,6 +220,6 @@ def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature) as error:
         raise Unavailable(
-            "HSM_FAULT",
+            Reason.HSM_FAULT,
             "The HSM's signature on a new certificate did not verify, so it was withheld. Check the device.",
         ) from error

@@ -18,6 +18,7 @@ from broker.core.names import check_name
 from broker.core.operators.authority import BACKDATED, Authority, public_key_of
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_operator
+from broker.core.reasons import Reason
 
 MAX_GROUPS = 16
 DEFAULT_TTL = timedelta(hours=12)
@@ -176,7 +177,7 @@ class Operators:
         now, end = self._whole_seconds(), since.replace(microsecond=0) + _ttl(ttl)
         if end <= now:
             raise WrongState(
-                "REQUEST_TOO_OLD",
+                Reason.REQUEST_TOO_OLD,
                 f"The certificate of that request ended {end:%Y-%m-%d %H:%M} UTC; issue a new one "
                 f"(`broker operator issue {operator.name}`).",
             )
@@ -229,7 +230,9 @@ def _own(call: Call, name: str) -> bool:
 
 def _groups(names: list[str]) -> tuple[str, ...]:
     if len(names) > MAX_GROUPS:
-        raise InvalidRequest("GROUPS_INVALID", f"There are too many groups: an operator is in at most {MAX_GROUPS}.")
+        raise InvalidRequest(
+            Reason.GROUPS_INVALID, f"There are too many groups: an operator is in at most {MAX_GROUPS}."
+        )
     return tuple(sorted({check_name(name, "group") for name in names}))
 
 
@@ -237,14 +240,14 @@ def _ttl(ttl: timedelta | None) -> timedelta:
     if ttl is None:
         return DEFAULT_TTL
     if not MIN_TTL <= ttl <= MAX_TTL:
-        raise InvalidRequest("TTL_INVALID", "A certificate lives 5 minutes to 7 days; ask for a time in between.")
+        raise InvalidRequest(Reason.TTL_INVALID, "A certificate lives 5 minutes to 7 days; ask for a time in between.")
     return ttl
 
 
 def _refuse_taken(stored: Operator | None) -> None:
     if stored:
         raise AlreadyExists(
-            "NAME_TAKEN",
+            Reason.NAME_TAKEN,
             f"An operator named {stored.name} exists or existed, and no name is used twice; choose another.",
         )
 
@@ -258,7 +261,9 @@ def _found(operator: Operator | None, name: str) -> Operator:
 def _enabled(operator: Operator | None, name: str) -> Operator:
     found = _found(operator, name)
     if found.state is not OperatorState.ENABLED:
-        raise WrongState("OPERATOR_REMOVED", f"The operator {name} was removed for good; add one under another name.")
+        raise WrongState(
+            Reason.OPERATOR_REMOVED, f"The operator {name} was removed for good; add one under another name."
+        )
     return found
 
 
@@ -267,7 +272,7 @@ def _untouched(operator: Operator | None, name: str) -> Operator:
     found = _enabled(operator, name)
     if found.revision != 1:
         raise WrongState(
-            "CHANGED_MEANWHILE",
+            Reason.CHANGED_MEANWHILE,
             f"The operator {name} was changed after this request; issue a new certificate (`broker operator issue "
             f"{name}`).",
         )
@@ -276,6 +281,6 @@ def _untouched(operator: Operator | None, name: str) -> Operator:
 
 def _locks_out() -> WrongState:
     return WrongState(
-        "POLICY_LOCKS_YOU_OUT",
+        Reason.POLICY_LOCKS_YOU_OUT,
         "You could not set the policy afterwards; let another operator who may set the policy do this.",
     )

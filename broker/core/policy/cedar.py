@@ -19,6 +19,7 @@ import cedarpy
 
 from broker.core.errors import InvalidRequest
 from broker.core.names import NAME
+from broker.core.reasons import Reason
 
 MAX_TEXT_BYTES = 64 * 1024
 MAX_POLICIES = 1000
@@ -261,4 +262,6 @@ def _located(error: cedarpy.ValidationError, sources: list[_Source]) -> str:
 def _invalid(faults: list[str]) -> InvalidRequest:
     shown = "; ".join(fault[:200] for fault in faults[:_FAULTS_SHOWN])
     more = len(faults) - _FAULTS_SHOWN
-    return InvalidRequest("POLICY_INVALID", f"The policy was not taken: {shown}{f'; {more} more' if more > 0 else ''}.")
+    return InvalidRequest(
+        Reason.POLICY_INVALID, f"The policy was not taken: {shown}{f'; {more} more' if more > 0 else ''}."
+    )

@@ -29,6 +29,7 @@ from broker.core.policy.guard import (
     of_unknown_target,
     under,
 )
+from broker.core.reasons import Reason
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -102,8 +103,8 @@ class Policies:
                 write.note(policy_version=document.version)
                 receipts.keep(write, call, "policy", document.version)
         except AlreadyExists as error:
-            if error.reason == "NAME_TAKEN":
-                raise WrongState("CHANGED_MEANWHILE", _OUTDATED) from error
+            if error.reason == Reason.NAME_TAKEN:
+                raise WrongState(Reason.CHANGED_MEANWHILE, _OUTDATED) from error
             raise
         return document
 
@@ -119,7 +120,7 @@ class Policies:
         principal, removed = self._asked_about(call, who)
         if action not in ACTIONS:
             raise InvalidRequest(
-                "ACTION_UNKNOWN",
+                Reason.ACTION_UNKNOWN,
                 "There is no such action; use a method's name such as Sign; `broker policy show --schema` has all.",
             )
         if principal is None:
@@ -127,7 +128,7 @@ class Policies:
         resource = _asking(self._resource(action, kind, name), action, asking)
         if not is_for(principal.kind.capitalize(), action, resource.kind):
             raise InvalidRequest(
-                "RESOURCE_KIND_WRONG", f"{action} is not what the {principal.kind} can do to a {kind.lower()}."
+                Reason.RESOURCE_KIND_WRONG, f"{action} is not what the {principal.kind} can do to a {kind.lower()}."
             )
         version = self._guard.document.version
         decision = self._guard.decide(principal, action, resource)
@@ -157,7 +158,8 @@ class Policies:
             return of_secret(check_path(name, "secret"), self._store.get(Secret, name))
         if kind not in {"Key", "Target", "Operator", "TrustRule"}:
             raise InvalidRequest(
-                "RESOURCE_KIND_WRONG", "Say what it is about: a key, a target, an operator, a secret or the broker."
+                Reason.RESOURCE_KIND_WRONG,
+                "Say what it is about: a key, a target, an operator, a secret or the broker.",
             )
         check_name(name, "trust rule" if kind == "TrustRule" else kind.lower())
         if kind == "Key":
@@ -202,7 +204,7 @@ def _asking(resource: Resource, action: str, asking: Mapping[str, str]) -> Resou
     importing = action in IMPORTING and resource.kind in {"Key", "Target"}
     if unknown := asking.keys() - known - ({"remote_name"} if importing else set()):
         raise InvalidRequest(
-            "ATTRIBUTE_UNKNOWN",
+            Reason.ATTRIBUTE_UNKNOWN,
             f"{action} on a {resource.kind.lower()} is not decided by {len(unknown)} of the values given; "
             "`broker policy show --schema` has what it is decided by.",
         )
@@ -228,21 +230,22 @@ def _sentence(decision: Decision) -> str:
 def _refuse_lockout(principal: Principal, document: PolicyDocument) -> None:
     if not Guard(document).permits(principal, "SetPolicy", BROKER):
         raise WrongState(
-            "POLICY_LOCKS_YOU_OUT",
+            Reason.POLICY_LOCKS_YOU_OUT,
             "Under this text you could not set the policy again; keep a policy that permits SetPolicy to you.",
         )
 
 
 def _refuse_outdated(store: ports.Store | ports.Write, expected_version: int) -> None:
     if expected_version < 1 or expected_version >= 2**31 - 1:
-        raise InvalidRequest("VERSION_INVALID", "Say which version of the policy the text was made from.")
+        raise InvalidRequest(Reason.VERSION_INVALID, "Say which version of the policy the text was made from.")
     if store.get(PolicyDocument, expected_version + 1) or not store.get(PolicyDocument, expected_version):
-        raise WrongState("CHANGED_MEANWHILE", _OUTDATED)
+        raise WrongState(Reason.CHANGED_MEANWHILE, _OUTDATED)
 
 
 def _found(document: PolicyDocument | None, version: int) -> PolicyDocument:
     if document is None:
         raise NotFound(
-            "POLICY_NOT_FOUND", f"There is no version {version} of the policy; `broker policy show` shows the newest."
+            Reason.POLICY_NOT_FOUND,
+            f"There is no version {version} of the policy; `broker policy show` shows the newest.",
         )
     return document

@@ -12,6 +12,7 @@ from broker.core.call import Call
 from broker.core.errors import PermissionDenied
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Secret, Target, TrustRule
 from broker.core.policy.cedar import Decision, Entity, Policy, Question
+from broker.core.reasons import Reason
 
 CACHED_DECISIONS = 10_000
 
@@ -172,7 +173,7 @@ class Guard:
         _write_down(call, resource, decision, in_force.document.version)
         if decision.error:
             raise PermissionDenied(
-                "POLICY_ERROR",
+                Reason.POLICY_ERROR,
                 f"{call.action} is refused because the policy could not be evaluated; whoever keeps the policy finds "
                 "the cause with `broker policy explain`.",
                 action=call.action,
@@ -180,7 +181,7 @@ class Guard:
             )
         if not decision.allowed:
             raise PermissionDenied(
-                "POLICY_DENIED",
+                Reason.POLICY_DENIED,
                 f"The policy does not let you do {call.action} on this {resource.kind.lower()}; `broker policy explain "
                 f"{call.principal} {call.action} {_asked_about(resource.kind)}` tells why.",
                 action=call.action,

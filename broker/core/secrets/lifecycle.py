@@ -20,6 +20,7 @@ from broker.core.model import RootKey, Secret, SecretRead, SecretVersion
 from broker.core.names import check_path
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_secret
+from broker.core.reasons import Reason
 from broker.core.secrets.last_reads import LastReads
 from broker.core.secrets.putting import Putting, Written, there
 from broker.core.secrets.references import Opened, Reference, parse_reference
@@ -100,7 +101,9 @@ class Secrets:
         if prefix:
             check_path(prefix, "folder")
         if len(contains) > MAX_CONTAINS:
-            raise InvalidRequest("FILTER_INVALID", f"The text to look for is longer than {MAX_CONTAINS} characters.")
+            raise InvalidRequest(
+                Reason.FILTER_INVALID, f"The text to look for is longer than {MAX_CONTAINS} characters."
+            )
         rows = self._under(prefix, str(after[0]) if after else "")
         reads = self._reads_beside(rows, prefix)
         items: list[tuple[Secret, SecretRead | None]] = []

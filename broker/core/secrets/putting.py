@@ -18,6 +18,7 @@ from broker.core.model import Receipt, Secret, SecretVersion
 from broker.core.names import check_field, check_labels, check_path
 from broker.core.policy.guard import Guard, of_secret
 from broker.core.quota import check_versions
+from broker.core.reasons import Reason
 from broker.core.secrets.references import MAX_NUMBER
 from broker.core.secrets.roots import Roots
 from broker.core.secrets.sealing import Sealing
@@ -197,18 +198,20 @@ class Putting:
 
     def _check(self, wish: _Wish) -> None:
         if not 1 <= len(wish.fields) <= MAX_FIELDS:
-            raise InvalidRequest("FIELDS_INVALID", f"A secret has 1 to {MAX_FIELDS} fields; send that many.")
+            raise InvalidRequest(Reason.FIELDS_INVALID, f"A secret has 1 to {MAX_FIELDS} fields; send that many.")
         for name in wish.fields:
             check_field(name)
         if sum(map(len, wish.fields.values())) > MAX_BYTES:
-            raise InvalidRequest("SECRET_TOO_LARGE", f"The values of a secret are at most {MAX_BYTES} bytes in all.")
+            raise InvalidRequest(
+                Reason.SECRET_TOO_LARGE, f"The values of a secret are at most {MAX_BYTES} bytes in all."
+            )
         if wish.expected is not None and not 0 <= wish.expected < MAX_NUMBER:
             raise InvalidRequest(
-                "VERSION_INVALID",
+                Reason.VERSION_INVALID,
                 "The expected version is no number that a version has; 0 says that there is none yet.",
             )
         if wish.expires_at is not None and wish.expires_at <= self._now():
-            raise InvalidRequest("EXPIRY_PAST", "The time of expiry is over already; name one in the future.")
+            raise InvalidRequest(Reason.EXPIRY_PAST, "The time of expiry is over already; name one in the future.")
 
     def _put(self, call: Call, wish: _Wish, number: int) -> Written:
         learnt = self._roots.learnt()
@@ -290,7 +293,7 @@ def there(secret: Secret | None, name: str, now: datetime | None = None) -> Secr
         raise no_secret(name)
     if now is not None and secret.expires_at is not None and secret.expires_at <= now:
         raise WrongState(
-            "SECRET_EXPIRED",
+            Reason.SECRET_EXPIRED,
             f"The secret {name} expired at {secret.expires_at:%Y-%m-%dT%H:%M:%SZ}; whoever keeps it writes all its "
             f"fields anew (`broker secret put {name}`).",
         )
@@ -299,11 +302,11 @@ def there(secret: Secret | None, name: str, now: datetime | None = None) -> Secr
 
 def _check_patch(fields: Mapping[str, bytes], remove: list[str]) -> None:
     if not fields and not remove:
-        raise InvalidRequest("FIELDS_INVALID", "Nothing is to be changed; name a field to set or to remove.")
+        raise InvalidRequest(Reason.FIELDS_INVALID, "Nothing is to be changed; name a field to set or to remove.")
     if len(set(remove) | set(fields)) < len(remove) + len(fields):
-        raise InvalidRequest("FIELDS_INVALID", "A field is named twice; set it or remove it, once.")
+        raise InvalidRequest(Reason.FIELDS_INVALID, "A field is named twice; set it or remove it, once.")
     if len(remove) > MAX_FIELDS:
-        raise InvalidRequest("FIELDS_INVALID", f"A secret has 1 to {MAX_FIELDS} fields; name no more to remove.")
+        raise InvalidRequest(Reason.FIELDS_INVALID, f"A secret has 1 to {MAX_FIELDS} fields; name no more to remove.")
     for name in (*fields, *remove):
         check_field(name)
 
@@ -320,7 +323,7 @@ def _expect(wish: _Wish, stored: Secret | None, number: int) -> None:
     latest = stored.latest if stored else 0
     if wish.expected is not None and wish.expected != latest:
         raise WrongState(
-            "VERSION_MISMATCH",
+            Reason.VERSION_MISMATCH,
             f"The latest version is {latest} and not the expected one; read it again and make the change in that one.",
             latest=str(latest),
         )
@@ -330,6 +333,6 @@ def _expect(wish: _Wish, stored: Secret | None, number: int) -> None:
 
 def _too_many() -> WrongState:
     return WrongState(
-        "CHANGED_MEANWHILE",
+        Reason.CHANGED_MEANWHILE,
         "Others write this secret all the time, so this was not done; find out who, then send it again.",
     )

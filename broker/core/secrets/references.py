@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from broker.core.errors import InvalidRequest
 from broker.core.names import check_field, check_path
+from broker.core.reasons import Reason
 
 MAX_NUMBER = 2**31 - 1
 KNOWN = 1024
@@ -58,7 +59,7 @@ def parse_reference(text: str) -> Reference:
 
 def _invalid(why: str) -> InvalidRequest:
     return InvalidRequest(
-        "REFERENCE_INVALID",
+        Reason.REFERENCE_INVALID,
         'A reference is not valid: write a secret\'s name, with "@version" or "#field" behind it if you mean one.'
         + why,
     )

@@ -21,11 +21,12 @@ from threading import Lock
 
 from broker.core import receipts
 from broker.core.call import Call
-from broker.core.errors import BrokerError, Exhausted, NotFound, Unavailable, WrongState
+from broker.core.errors import BrokerError, Exhausted, NotFound, Outcome, Unavailable, WrongState
 from broker.core.kinds import KeyType, KeyUsage, RootKeyState
 from broker.core.model import Receipt, RootKey, SecretVersion
 from broker.core.policy.guard import BROKER, Guard
 from broker.core.ports import Hsm, KeyRef, Now, Store, Write
+from broker.core.reasons import Reason
 from broker.core.records import key_of
 from broker.core.rows import readable, refuse_doubt
 from broker.core.secrets.sealing import Sealing
@@ -83,7 +84,7 @@ class Roots:
                     write.add(first)
                 elif first.state is RootKeyState.HELD:
                     raise WrongState(
-                        "ROOT_KEY_HELD",
+                        Reason.ROOT_KEY_HELD,
                         "The first root key is held since a restore; start the broker, and keep or discard it with "
                         "`broker secret settle-root 1`.",
                     )
@@ -129,7 +130,7 @@ class Roots:
             self._discarded_before(call, version)
             return
         if root.state is RootKeyState.PENDING:
-            raise WrongState("ROTATION_RUNNING", "This root key is being made; try again in some minutes.")
+            raise WrongState(Reason.ROTATION_RUNNING, "This root key is being made; try again in some minutes.")
         held = root.state is RootKeyState.HELD
         if held and keep:
             self._hsm.public_key(ref(root))  # refused if it is not there
@@ -171,7 +172,7 @@ class Roots:
     def check_sure(self, learnt: datetime) -> None:
         """Asked once a row is written and before it is committed: refuses what was wrapped too long ago to be sure."""
         if not timedelta(0) <= self._now() - learnt < SURE:
-            raise Unavailable("TOO_SLOW", "Sealing the secret took too long, or the clock moved; send it again.")
+            raise Unavailable(Reason.TOO_SLOW, "Sealing the secret took too long, or the clock moved; send it again.")
 
     def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
         """What the background loop has to do now: (resource, work); each piece stands alone and may be repeated."""
@@ -196,7 +197,7 @@ class Roots:
         with self._store.write(call.outcome()) as write:
             if receipts.replay(write, call) is None:
                 raise NotFound(
-                    "ROOT_KEY_NOT_FOUND", f"There is no root key of version {version}; see `broker secret root`."
+                    Reason.ROOT_KEY_NOT_FOUND, f"There is no root key of version {version}; see `broker secret root`."
                 )
         call.settled = True
 
@@ -215,10 +216,10 @@ class Roots:
     def _begin(self, write: Write) -> RootKey:
         rows = write.page(RootKey, limit=MOST)
         if any(root.state is RootKeyState.PENDING for root in rows):
-            raise WrongState("ROTATION_RUNNING", "A root key is being made already; try again in some minutes.")
+            raise WrongState(Reason.ROTATION_RUNNING, "A root key is being made already; try again in some minutes.")
         if len(rows) == MOST:
             raise Exhausted(
-                "ROOT_KEYS_MANY",
+                Reason.ROOT_KEYS_MANY,
                 f"There are {MOST} root keys, the most there may be; `broker secret root` shows how many versions "
                 "still wait to be moved off the old ones. Rotate again when none does.",
             )
@@ -256,7 +257,7 @@ class Roots:
         try:
             return self._hsm.check_value(ref(root))
         except WrongState as refusal:
-            if refusal.reason != "HSM_MECHANISM_MISSING":
+            if refusal.reason != Reason.HSM_MECHANISM_MISSING:
                 raise
             return None
 
@@ -274,7 +275,7 @@ class Roots:
 
     def _undo(self, root: RootKey, call: Call) -> None:
         """Take back a root key that the HSM will not make."""
-        with self._store.write(call.outcome("ABORTED", "KEY_NOT_MADE")) as write:
+        with self._store.write(call.outcome(Outcome.ABORTED, Reason.KEY_NOT_MADE)) as write:
             stored = write.get(RootKey, root.version)
             if stored is None or stored.state is not RootKeyState.PENDING:
                 return
@@ -297,7 +298,7 @@ class Roots:
             try:
                 again = self._sealing.rewrap(version.secret, version.number, version.root, version.data_key)
             except WrongState as refusal:
-                if refusal.reason != "SECRET_DAMAGED":
+                if refusal.reason != Reason.SECRET_DAMAGED:
                     raise
                 damaged.append(version)
             else:
@@ -326,7 +327,7 @@ class Roots:
             return
         call.resource = f"secret/{version.secret}"
         call.note(version=version.number)
-        self._store.record(call.outcome("FAILED_PRECONDITION", "SECRET_DAMAGED"))
+        self._store.record(call.outcome(Outcome.FAILED_PRECONDITION, Reason.SECRET_DAMAGED))
         self._reported.add(which)
         call.settled = True
 
@@ -338,7 +339,8 @@ class Roots:
         with self._store.write(call.intent()) as write:
             if self._holds(write, root):
                 raise WrongState(
-                    "ROOT_KEY_IN_USE", f"A secret still hangs on version {root.version} of the root key, so it is kept."
+                    Reason.ROOT_KEY_IN_USE,
+                    f"A secret still hangs on version {root.version} of the root key, so it is kept.",
                 )
         refuse_doubt(self._store, TABLES, str(root.version))
         self._hsm.destroy(ref(root))
@@ -366,7 +368,7 @@ def _newest(store: Store) -> RootKey:
     ready = _ready(store)
     if not ready:
         raise NotFound(
-            "ROOT_KEY_NOT_FOUND",
+            Reason.ROOT_KEY_NOT_FOUND,
             "There is no root key that can be used; `broker secret root` shows what is held since a restore. Is "
             "nothing, stop the broker and run `broker init FOLDER` for its folder.",
         )

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from broker.core.errors import InvalidRequest, NotFound, WrongState
 from broker.core.kinds import EncryptionAlgorithm
 from broker.core.ports import Hsm, KeyRef, Now
+from broker.core.reasons import Reason
 
 PURPOSE = b"broker-secret-v1"
 DATA_KEY = 32
@@ -187,7 +188,7 @@ def with_length(part: bytes) -> bytes:
 def damaged() -> WrongState:
     """The one refusal of whatever does not open."""
     return WrongState(
-        "SECRET_DAMAGED",
+        Reason.SECRET_DAMAGED,
         "The stored secret does not open, though its root key is there: what is stored was altered or moved outside "
         "the broker, or the device unwraps wrongly. Put the secret anew, and find out who can write to the database.",
     )
@@ -201,7 +202,7 @@ def _root(roots: Mapping[int, KeyRef], version: int) -> KeyRef:
 
 def _root_missing() -> WrongState:
     return WrongState(
-        "ROOT_KEY_MISSING",
+        Reason.ROOT_KEY_MISSING,
         "The root key of this secret is not in the HSM; `broker doctor --config FILE` on the broker's host says "
         "whether it is the token that the broker was set up with.",
     )

@@ -8,6 +8,7 @@ from broker.core.amiss import no_secret_version
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import SecretVersionState
 from broker.core.model import SecretVersion
+from broker.core.reasons import Reason
 
 ENABLED, DELETED, DESTROYED = SecretVersionState.ENABLED, SecretVersionState.DELETED, SecretVersionState.DESTROYED
 
@@ -18,7 +19,7 @@ MAX_VERSIONS = 100
 def check_numbers(numbers: list[int]) -> None:
     """Refuse (``VERSIONS_INVALID``) what cannot be the numbers of versions."""
     if not 1 <= len(numbers) <= MAX_VERSIONS or len(set(numbers)) != len(numbers) or min(numbers) < 1:
-        raise InvalidRequest("VERSIONS_INVALID", f"Name 1 to {MAX_VERSIONS} versions, each once, counting from 1.")
+        raise InvalidRequest(Reason.VERSIONS_INVALID, f"Name 1 to {MAX_VERSIONS} versions, each once, counting from 1.")
 
 
 def moved(version: SecretVersion | None, to: SecretVersionState, name: str, number: int) -> SecretVersion:
@@ -39,12 +40,12 @@ def gone(version: SecretVersion) -> WrongState:
     name, number = version.secret, version.number
     if version.state is DELETED:
         return WrongState(
-            "SECRET_DELETED",
+            Reason.SECRET_DELETED,
             f"Version {number} of the secret {name} is deleted; whoever keeps it brings it back (`broker secret "
             f"undelete {name} --version {number}`) or puts a new one.",
         )
     return WrongState(
-        "SECRET_DESTROYED",
+        Reason.SECRET_DESTROYED,
         f"Version {number} of the secret {name} was destroyed for good; whoever keeps it puts a new one (`broker "
         f"secret put {name}`).",
     )

@@ -8,11 +8,12 @@ from datetime import datetime
 
 from broker.core.call import Call
 from broker.core.entries import AuditEntry
-from broker.core.errors import BrokerError, InvalidRequest, together
+from broker.core.errors import BrokerError, InvalidRequest, Outcome, together
 from broker.core.kinds import LeaseState
 from broker.core.leases.ending import part, shown
 from broker.core.model import Lease, Session
 from broker.core.ports import Store
+from broker.core.reasons import Reason
 from broker.core.rows import readable
 from broker.core.secrets.lifecycle import Opened, Reference, Secrets, Stored, parse_reference
 from broker.core.sessions import tokens
@@ -47,7 +48,7 @@ class Try:
         if self.refusal is not None:
             self.call.note(**self.refusal.facts)
             return self.call.outcome(self.refusal.outcome, self.refusal.reason)
-        return self.call.outcome("ABORTED", failure.reason) if failure else self.call.outcome()
+        return self.call.outcome(Outcome.ABORTED, failure.reason) if failure else self.call.outcome()
 
     @property
     def lacking(self) -> tuple[str, int] | None:
@@ -128,7 +129,7 @@ def lend(tries: list[Try], session: Session, now: datetime) -> list[Lease]:
 def parsed(references: list[str]) -> list[Reference]:
     """1 to 100 references, no two the same; InvalidRequest otherwise, before anything is decided."""
     if not 1 <= len(references) <= MAX_REFERENCES:
-        raise InvalidRequest("REFERENCES_INVALID", f"Name between 1 and {MAX_REFERENCES} references in one call.")
+        raise InvalidRequest(Reason.REFERENCES_INVALID, f"Name between 1 and {MAX_REFERENCES} references in one call.")
     found: list[Reference] = []
     refusals: dict[int, BrokerError] = {}
     for place, text in enumerate(references):
@@ -139,7 +140,7 @@ def parsed(references: list[str]) -> list[Reference]:
     if refusals:
         raise together(refusals, "references", len(references))
     if len({(each.name, each.version, each.field) for each in found}) < len(found):
-        raise InvalidRequest("REFERENCES_INVALID", "A reference stands there twice; name each only once.")
+        raise InvalidRequest(Reason.REFERENCES_INVALID, "A reference stands there twice; name each only once.")
     return found
 
 
@@ -176,5 +177,5 @@ def check_size(tries: list[Try]) -> None:
     opened = [each.opened for each in tries if each.opened]
     if sum(len(value) for one in opened for value in one.fields.values()) > MAX_BYTES:
         raise InvalidRequest(
-            "ANSWER_TOO_LARGE", f"The values are more than {MAX_BYTES} bytes in all; fetch them in several calls."
+            Reason.ANSWER_TOO_LARGE, f"The values are more than {MAX_BYTES} bytes in all; fetch them in several calls."
         )

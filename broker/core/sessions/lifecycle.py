@@ -25,6 +25,7 @@ from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_secret
 from broker.core.ports import Now, Store, Write
 from broker.core.quota import Limits, Tally
+from broker.core.reasons import Reason
 from broker.core.rows import readable
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.sessions import tokens
@@ -134,7 +135,7 @@ class Sessions:
         NotFound ``SESSION_NOT_FOUND`` for an id that never was; one that has ended already is no error.
         """
         if sum(map(bool, (session, principal, claim))) != 1:
-            raise InvalidRequest("SELECTION_INVALID", "Name one session, one principal or one claim.")
+            raise InvalidRequest(Reason.SELECTION_INVALID, "Name one session, one principal or one claim.")
         where, fits = _selection(principal, claim)
         self._guard.check(call, BROKER)
         ids = self._one(session) if session else self._several(where, fits)
@@ -268,7 +269,7 @@ class Sessions:
         # What was kept of the rule may be older than a session that another process has opened with the newest.
         if not any(held(session, read(TrustRule, session.rule)) for read in (self._store.recent, self._store.get)):
             raise Unauthenticated(
-                "TRUST_RULE_CHANGED",
+                Reason.TRUST_RULE_CHANGED,
                 "The trust rule that opened this session is gone or changed; a new login goes by the rules as they "
                 "are now.",
             )
@@ -287,7 +288,7 @@ class Sessions:
     def _one(self, session: str) -> Iterator[str]:
         if self._store.get(Session, session) is None:
             raise NotFound(
-                "SESSION_NOT_FOUND", "There is no such session; `broker session list` shows those there are."
+                Reason.SESSION_NOT_FOUND, "There is no such session; `broker session list` shows those there are."
             )
         return iter([session])
 
@@ -303,7 +304,7 @@ class Sessions:
 def _own(call: Call) -> str:
     """The session that the call's own token names: no request can name another (TL-04, AZ-06)."""
     if call.principal.method != "session":
-        raise InvalidRequest("SESSION_TOKEN_MISSING", "Only the token of a session acts on it; send that token.")
+        raise InvalidRequest(Reason.SESSION_TOKEN_MISSING, "Only the token of a session acts on it; send that token.")
     call.note(session=call.principal.credential)
     return call.principal.credential
 
@@ -314,7 +315,7 @@ def _opens(session: Session | None, token: str) -> bool:
 
 def _invalid() -> Unauthenticated:
     return Unauthenticated(
-        "SESSION_INVALID",
+        Reason.SESSION_INVALID,
         "The session token is not valid, or its session is over: it lapsed or was ended; a new login opens a new one.",
     )
 
@@ -330,5 +331,5 @@ def _selection(principal: str, claim: str) -> tuple[dict[str, str], Callable[[Se
     issuer, _, wanted = claim.partition(" ")
     name, equals, value = wanted.partition("=")
     if not (issuer and name and equals):
-        raise InvalidRequest("SELECTION_INVALID", 'Write the claim as "issuer claim=value".')
+        raise InvalidRequest(Reason.SELECTION_INVALID, 'Write the claim as "issuer claim=value".')
     return {"issuer": issuer}, lambda session: {"sub": session.subject, **session.claims}.get(name) == value

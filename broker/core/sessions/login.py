@@ -18,6 +18,7 @@ from broker.core.leases.ending import Ending, live
 from broker.core.model import Proof, Session, TrustRule, UsedToken
 from broker.core.ports import Now, Store, Write
 from broker.core.quota import Limits
+from broker.core.reasons import Reason
 from broker.core.sessions import tokens
 
 T = TypeVar("T")
@@ -70,12 +71,12 @@ class Logins:
         principal, proof = call.principal, call.principal.proof
         if proof is None:
             raise InvalidRequest(
-                "IDENTITY_TOKEN_MISSING", "Only an identity token opens a session; send the one that the CI gives."
+                Reason.IDENTITY_TOKEN_MISSING, "Only an identity token opens a session; send the one that the CI gives."
             )
         call.note(trust_rule=proof.rule, issuer=proof.issuer, subject=proof.subject, token_id=proof.token_id)
         rule = self._store.get(TrustRule, proof.rule)
         if rule is None or rule.revision != proof.rule_revision:
-            raise Unauthenticated("TRUST_RULE_CHANGED", "The trust rule was changed at this moment; log in again.")
+            raise Unauthenticated(Reason.TRUST_RULE_CHANGED, "The trust rule was changed at this moment; log in again.")
         token = (proof.issuer, principal.credential)
         name = tokens.id_of("login", *token, own_id, call.digest) if own_id else tokens.new_id()
         login = Login(
@@ -94,7 +95,7 @@ class Logins:
         login.again = self.is_there(login)
         if not login.again:
             raise Exhausted(
-                "SESSION_QUOTA",
+                Reason.SESSION_QUOTA,
                 f"This pipeline has {self._limits.per_principal} sessions already, the most that one may have; they "
                 f"lapse by themselves, and an operator ends them with `broker session revoke --principal {principal}` "
                 "or raises leases_per_pipeline under [sessions].",
@@ -147,7 +148,7 @@ class Logins:
     def length(self, ttl: timedelta | None) -> timedelta:
         """How long a session is to live; InvalidRequest ``DURATION_INVALID``."""
         if ttl is not None and ttl < SHORTEST:
-            raise InvalidRequest("DURATION_INVALID", "The session's length is less than a second; ask for more.")
+            raise InvalidRequest(Reason.DURATION_INVALID, "The session's length is less than a second; ask for more.")
         return self._limits.usual if ttl is None else ttl
 
     def is_there(self, login: Login) -> bool:
@@ -183,10 +184,10 @@ def _add(write: Write, login: Login) -> None:
 def _replayed(login: Login) -> BrokerError:
     if login.used is None:
         return AlreadyExists(
-            "REQUEST_ID_REUSED", "The login of this request id was a while ago; send a fresh UUID with each login."
+            Reason.REQUEST_ID_REUSED, "The login of this request id was a while ago; send a fresh UUID with each login."
         )
     return Unauthenticated(
-        "TOKEN_REPLAYED",
+        Reason.TOKEN_REPLAYED,
         "This identity token has opened its one session already; get a fresh one from the CI for each login.",
     )
 
@@ -196,7 +197,7 @@ def _used(rule: TrustRule, proof: Proof) -> UsedToken | None:
         return None
     if not proof.token_id:
         raise Unauthenticated(
-            "TOKEN_NOT_SINGLE_USE",
+            Reason.TOKEN_NOT_SINGLE_USE,
             "The trust rule takes each identity token once, and this one carries no id (jti) to know it by; for an "
             "issuer that gives none, whoever keeps the rules makes a rule with `single_use: false`.",
         )

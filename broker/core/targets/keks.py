@@ -10,13 +10,14 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from broker.core import ports
 from broker.core.errors import WrongState
 from broker.core.model import Target, WrappingKey
+from broker.core.reasons import Reason
 
 MIN_KEK_BITS = 2048
 
 KEK = "kek"
 """The setting that names the KEK, in those kinds whose KEK is one of several keys at the target."""
 
-UNFIT = frozenset({"KEK_UNSUITABLE", "KEK_WEAK", "TARGET_KEK_MISSING"})
+UNFIT = frozenset({Reason.KEK_UNSUITABLE, Reason.KEK_WEAK, Reason.TARGET_KEK_MISSING})
 """Refusals that say something against the KEK which the settings name."""
 
 
@@ -63,15 +64,17 @@ def check_kek(kek: WrappingKey) -> None:
     try:
         public = load_der_public_key(kek.public_key)
     except ValueError as error:
-        raise WrongState("KEK_WEAK", "The target's wrapping key cannot be read; nothing is wrapped for it.") from error
+        raise WrongState(
+            Reason.KEK_WEAK, "The target's wrapping key cannot be read; nothing is wrapped for it."
+        ) from error
     if not isinstance(public, rsa.RSAPublicKey) or public.key_size < MIN_KEK_BITS or public.public_numbers().e < 65537:
         raise WrongState(
-            "KEK_WEAK",
+            Reason.KEK_WEAK,
             f"The target's wrapping key is not an RSA key of at least {MIN_KEK_BITS} bits; nothing is wrapped for it.",
         )
     if hashlib.sha256(kek.public_key).hexdigest() != kek.thumbprint:
         raise WrongState(
-            "KEK_WEAK", "The target's wrapping key does not have its thumbprint; nothing is wrapped for it."
+            Reason.KEK_WEAK, "The target's wrapping key does not have its thumbprint; nothing is wrapped for it."
         )
 
 
@@ -79,7 +82,7 @@ def check_pin(target: Target, kek: WrappingKey) -> None:
     """Return if ``kek`` is the one that was pinned for ``target``; else WrongState ``KEK_CHANGED`` (BY-01)."""
     if (kek.id, kek.thumbprint) != (target.kek_id, target.kek_thumbprint):
         raise WrongState(
-            "KEK_CHANGED",
+            Reason.KEK_CHANGED,
             f"The target now offers a wrapping key with the thumbprint {kek.thumbprint}, not the pinned one; nothing "
             "was wrapped. If its owner says by another way that it was changed, pin it with `broker target repin "
             f"{target.name} --thumbprint` and the value that the owner reads there.",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from broker.core import ports
 from broker.core.errors import InvalidRequest, WrongState
+from broker.core.reasons import Reason
 
 
 def terms_of(port: ports.Target) -> ports.KeepsTerms:
     """How keys are held to terms there; else InvalidRequest ``TERMS_UNSUPPORTED``."""
     if port.terms is None:
         raise InvalidRequest(
-            "TERMS_UNSUPPORTED",
+            Reason.TERMS_UNSUPPORTED,
             "This kind of target holds no key to operations, tags or times; import it without, and say in the target's "
             "own policies who may use it.",
         )
@@ -21,7 +22,7 @@ def files_of(port: ports.Target) -> ports.Carries:
     """How keys are carried there by hand; else WrongState ``TRANSFER_FILES_OFF``."""
     if port.files is None:
         raise WrongState(
-            "TRANSFER_FILES_OFF",
+            Reason.TRANSFER_FILES_OFF,
             "This kind of target takes no key from a file; import it instead (`broker key import`).",
         )
     port.files.check_transfer()
@@ -37,4 +38,4 @@ def keks_of(port: ports.Target) -> ports.MakesKek:
 
 def kek_fixed() -> WrongState:
     """Nobody chooses the KEK of such a target."""
-    return WrongState("TARGET_KEK_FIXED", "This kind of target has one KEK of its own; register it without a KEK.")
+    return WrongState(Reason.TARGET_KEK_FIXED, "This kind of target has one KEK of its own; register it without a KEK.")

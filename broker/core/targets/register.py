@@ -15,6 +15,7 @@ from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.policy import guard
 from broker.core.policy.guard import Guard
+from broker.core.reasons import Reason
 from broker.core.receipts import keep, replay
 from broker.core.targets.copies import alarms, place_of
 from broker.core.targets.keks import KEK, check_kek, check_pin, standing
@@ -23,7 +24,7 @@ from broker.core.targets.slots import Slots
 from broker.core.targets.thumbprints import thumbprint
 
 MAX_GIVEN_UP = 500
-UNREACHED = frozenset({"TARGET_TLS_UNTRUSTED", "TARGET_CREDENTIAL_UNUSABLE"})
+UNREACHED = frozenset({Reason.TARGET_TLS_UNTRUSTED, Reason.TARGET_CREDENTIAL_UNUSABLE})
 """Refusals that come before the target has been asked anything."""
 
 
@@ -65,7 +66,8 @@ class Targets:
         wanted = thumbprint(expected_kek_thumbprint) if expected_kek_thumbprint else ""
         if wanted and create_kek:
             raise InvalidRequest(
-                "THUMBPRINT_INVALID", "A KEK that is still to be made has no thumbprint to expect; give one of the two."
+                Reason.THUMBPRINT_INVALID,
+                "A KEK that is still to be made has no thumbprint to expect; give one of the two.",
             )
         asked = Target(name=name, kind=kind, settings=settings, kek_id="", kek_thumbprint="", created_at=self._now())
         made = self._allowed(call, asked)
@@ -176,14 +178,14 @@ class Targets:
     def _must_be_free(self, name: str) -> None:
         if self._store.get(Target, name) is not None:
             raise AlreadyExists(
-                "TARGET_EXISTS",
+                Reason.TARGET_EXISTS,
                 f"A target named {name} exists; `broker target show {name}` tells which. `broker target repin` pins "
                 "another KEK of it; for another place choose another name.",
             )
         unknown = {"target": name, "state": ImportState.UNKNOWN.value}
         if self._store.page(Import, limit=1, where=unknown):
             raise AlreadyExists(
-                "TARGET_NAME_USED",
+                Reason.TARGET_NAME_USED,
                 "A target of this name was removed while copies of keys may have been there; choose another name, so "
                 "that `broker key where` can go on saying so.",
             )
@@ -221,7 +223,7 @@ class Targets:
         check_kek(kek)
         if wanted and kek.thumbprint != wanted:
             raise WrongState(
-                "KEK_UNEXPECTED",
+                Reason.KEK_UNEXPECTED,
                 f"The target offers a wrapping key with the thumbprint {kek.thumbprint}, not the one you expect; "
                 "find out which is right before anything is wrapped for it.",
             )
@@ -232,7 +234,7 @@ class Targets:
         call.note(target=target.name)
         if wanted:
             raise InvalidRequest(
-                "THUMBPRINT_INVALID",
+                Reason.THUMBPRINT_INVALID,
                 "This kind of target makes a wrapping key for each import, so there is none to expect; leave the "
                 "thumbprint out.",
             )
@@ -250,7 +252,7 @@ class Targets:
         if call.validate_only:
             if wanted in keks.names():
                 raise WrongState(
-                    "TARGET_KEK_EXISTS",
+                    Reason.TARGET_KEK_EXISTS,
                     f"The target has a key named {wanted}; give its versioned id, or have one made under another name.",
                 )
             return target
@@ -324,7 +326,7 @@ def _deletable(rows: ports.Store | ports.Write, target: Target) -> None:
     if found:
         name = f"{found.key} (version {found.version}, there {found.remote_name})"
         raise WrongState(
-            "TARGET_IN_USE",
+            Reason.TARGET_IN_USE,
             f"Keys of the broker are at this target or may come back there, {name} for one (`broker key where --target "
             f"{target.name}`); once each is deleted there for good and `broker key prove --remote-name` has found it "
             "gone, repeat this. If the target is gone for good, remove it with --copies-unknown.",

@@ -13,6 +13,7 @@ from threading import Lock
 
 from broker.core.call import Call
 from broker.core.errors import Exhausted
+from broker.core.reasons import Reason
 
 USUAL = 8
 
@@ -43,16 +44,16 @@ class Slots:
 
     def _refuse_more(self, target: tuple[str, str], caller: tuple[str, str]) -> None:
         if not self._free:
-            raise Exhausted("TARGETS_BUSY", "Too many calls are waiting for targets; try again in a few seconds.")
+            raise Exhausted(Reason.TARGETS_BUSY, "Too many calls are waiting for targets; try again in a few seconds.")
         if self._held[target] >= self._free:
             raise Exhausted(
-                "TARGET_BUSY",
+                Reason.TARGET_BUSY,
                 "So many calls wait for this target already that one more would take the place of those to others; try "
                 "again in a few seconds, and see with `broker target check` whether it answers.",
             )
         if self._held[caller] >= self._free:
             raise Exhausted(
-                "CALLER_BUSY",
+                Reason.CALLER_BUSY,
                 "So many of your calls wait for targets already that one more would take another caller's place; try "
                 "again when one of them has ended.",
             )

@@ -7,6 +7,7 @@ import binascii
 import re
 
 from broker.core.errors import InvalidRequest
+from broker.core.reasons import Reason
 
 MAX_TEXT = 512
 _HEX = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
@@ -30,7 +31,7 @@ def thumbprint(text: str) -> str:
     bare = text.strip()
     if len(bare) > MAX_TEXT:
         raise InvalidRequest(
-            "THUMBPRINT_INVALID",
+            Reason.THUMBPRINT_INVALID,
             f"The expected thumbprint has more than {MAX_TEXT} characters; give its 64 hexadecimal digits.",
         )
     if (found := _PREFIX.match(bare)) is not None:
@@ -43,7 +44,7 @@ def thumbprint(text: str) -> str:
         return digits.lower()
     if _BASE64.fullmatch(bare) and (raw := _decoded(bare)) is not None:
         return raw.hex()
-    raise InvalidRequest("THUMBPRINT_INVALID", f"The expected thumbprint is no SHA-256: {_why(digits)}.")
+    raise InvalidRequest(Reason.THUMBPRINT_INVALID, f"The expected thumbprint is no SHA-256: {_why(digits)}.")
 
 
 def _decoded(text: str) -> bytes | None:

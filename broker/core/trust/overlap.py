@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from broker.core.errors import WrongState
 from broker.core.kinds import MatcherKind
 from broker.core.model import Matcher, TrustRule
+from broker.core.reasons import Reason
 from broker.core.trust import matching
 
 
@@ -64,7 +65,7 @@ def check_apart(rule: TrustRule, others: Iterable[TrustRule], may_see: Callable[
     seen = next(filter(may_see, clashing), None)
     which = f"The trust rule {seen.name} (pipeline/{seen.pipeline})" if seen else "A trust rule that you may not see"
     raise WrongState(
-        "TRUST_RULES_OVERLAP",
+        Reason.TRUST_RULES_OVERLAP,
         f"{which} takes tokens that this one takes too, and gives another pipeline: match a claim to values that the "
         f"other does not take{', or give both the same pipeline' if seen else ', or ask who keeps the rules'}.",
     )

@@ -27,6 +27,7 @@ from broker.core.model import Matcher, Proof, TrustRule
 from broker.core.names import check_name
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_trust_rule
+from broker.core.reasons import Reason
 from broker.core.trust import matching
 from broker.core.trust.linting import grade
 from broker.core.trust.overlap import check_apart
@@ -70,24 +71,24 @@ def choose(rules: list[TrustRule], named: str, verified: Verified) -> Proof:
     meant = [rule for rule in rules if rule.issuer == verified.issuer]
     if not meant:
         raise _refused(
-            "TRUST_NO_RULE",
+            Reason.TRUST_NO_RULE,
             "No trust rule of the broker is meant for this identity token; an operator makes one (`broker trust add`).",
             verified,
         )
     if named and not (meant := [rule for rule in meant if rule.name == named]):
         # The same answer as for a rule that does not fit: who calls learns no rule's name.
         header = ClaimFinding(name="broker-trust-rule", passed=False, expected="a rule", found=matching.shown(named))
-        raise _refused("TRUST_CLAIM_MISMATCH", MISMATCH, verified, "", header)
+        raise _refused(Reason.TRUST_CLAIM_MISMATCH, MISMATCH, verified, "", header)
     failures = {rule.name: [each for each in _judge(rule, verified) if not each.passed] for rule in meant}
     fitting = [rule for rule in meant if not failures[rule.name]]
     if not fitting:
         # Of several rules the audit is told of the one that came nearest: that is the one that was meant.
         nearest = min(failures, key=lambda name: len(failures[name]))
-        raise _refused("TRUST_CLAIM_MISMATCH", MISMATCH, verified, nearest, failures[nearest][0])
+        raise _refused(Reason.TRUST_CLAIM_MISMATCH, MISMATCH, verified, nearest, failures[nearest][0])
     if len(fitting) > 1:
         names = ",".join(rule.name for rule in fitting)
         sentence = "Several trust rules fit the identity token; name the one that is meant (--trust-rule)."
-        raise _refused("TRUST_AMBIGUOUS", sentence, verified, names)
+        raise _refused(Reason.TRUST_AMBIGUOUS, sentence, verified, names)
     return _proof(fitting[0], verified)
 
 
@@ -114,7 +115,7 @@ class TrustRules:
         if call.validate_only:
             if self._store.get(TrustRule, rule.name):
                 raise AlreadyExists(
-                    "NAME_TAKEN", f"A trust rule named {rule.name} exists; choose another name, or update it."
+                    Reason.NAME_TAKEN, f"A trust rule named {rule.name} exists; choose another name, or update it."
                 )
             self._check_room(call, rule, self._store.page(TrustRule, **_of_issuer(rule)))
             return rule
@@ -208,7 +209,7 @@ class TrustRules:
         others = [other for other in of_issuer if other.name != rule.name]
         if len(others) >= MAX_RULES:
             raise Exhausted(
-                "TRUST_RULES_TOO_MANY",
+                Reason.TRUST_RULES_TOO_MANY,
                 f"There are {MAX_RULES} trust rules for this issuer already; delete some, or let one take more values.",
             )
         check_apart(
@@ -283,7 +284,7 @@ def _graded(rule: TrustRule) -> TrustRule:
     if letter == "F":
         fatal = " ".join(each.removeprefix("F: ") for each in findings if each.startswith("F"))
         sentence = "The trust rule would not let in those that it means, or others as well."
-        raise InvalidRequest("TRUST_RULE_WEAK", f"{sentence} {fatal}")
+        raise InvalidRequest(Reason.TRUST_RULE_WEAK, f"{sentence} {fatal}")
     return replace(rule, grade=letter, findings=findings)
 
 
@@ -330,7 +331,7 @@ def _check_matcher(matcher: Matcher) -> None:
 
 
 def _invalid(what: str) -> InvalidRequest:
-    return InvalidRequest("TRUST_RULE_INVALID", f"The trust rule is not valid: {what}.")
+    return InvalidRequest(Reason.TRUST_RULE_INVALID, f"The trust rule is not valid: {what}.")
 
 
 def _describe(call: Call, rule: TrustRule) -> None:
@@ -345,13 +346,15 @@ def _of_issuer(rule: TrustRule) -> dict[str, Any]:
 def _unchanged(stored: TrustRule, revision: int) -> None:
     if stored.revision != revision:
         raise WrongState(
-            "CHANGED_MEANWHILE", f"The trust rule {stored.name} was changed meanwhile; read it again and change that."
+            Reason.CHANGED_MEANWHILE,
+            f"The trust rule {stored.name} was changed meanwhile; read it again and change that.",
         )
 
 
 def _existing(rule: TrustRule | None, name: str) -> TrustRule:
     if rule is None:
         raise NotFound(
-            "TRUST_RULE_NOT_FOUND", f"There is no trust rule named {name}; `broker trust list` shows those there are."
+            Reason.TRUST_RULE_NOT_FOUND,
+            f"There is no trust rule named {name}; `broker trust list` shows those there are.",
         )
     return rule

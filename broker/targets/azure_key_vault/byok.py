@@ -10,6 +10,7 @@ from importlib.metadata import version
 from broker.core.errors import WrongState
 from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.model import WrappingKey
+from broker.core.reasons import Reason
 from broker.targets.azure_key_vault import forms
 from broker.targets.azure_key_vault.clouds import Tier
 
@@ -33,7 +34,7 @@ class TransferFiles:
         forms.check_type(key_type, usage, self._tier)
         if oaep_hash is not OaepHash.SHA1 or not _is_whole(blob):
             raise WrongState(
-                "TARGET_REFUSED", "The blob is not an RSA-OAEP-SHA-1 block and AES-KWP; Azure opens nothing else."
+                Reason.TARGET_REFUSED, "The blob is not an RSA-OAEP-SHA-1 block and AES-KWP; Azure opens nothing else."
             )
         return _file(kek.id, blob)
 

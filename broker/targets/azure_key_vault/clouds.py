@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from broker.core.errors import InvalidRequest
+from broker.core.reasons import Reason
 from broker.targets import PrivateVault, Surroundings
 from broker.targets.azure_key_vault.settings import AzureKeyVaultSettings
 
@@ -69,13 +70,13 @@ def locate(settings: AzureKeyVaultSettings, surroundings: Surroundings) -> Place
         return _private(settings, private)
     if settings.host not in surroundings.allowed_hosts:
         raise InvalidRequest(
-            "TARGET_HOST_NOT_ALLOWED",
+            Reason.TARGET_HOST_NOT_ALLOWED,
             f"{settings.host} is not among the hosts and ports that the broker's configuration allows; if it is right, "
             "have it added to allowed_hosts under [targets] there, and the broker started again.",
         )
     if settings.credential == "token-file":
         raise InvalidRequest(
-            "TARGET_SETTINGS_INVALID",
+            Reason.TARGET_SETTINGS_INVALID,
             "A token file is for the private vaults in the broker's configuration; name another credential for Azure.",
         )
     for cloud in CLOUDS:
@@ -90,7 +91,7 @@ def locate(settings: AzureKeyVaultSettings, surroundings: Surroundings) -> Place
                     tenant=settings.tenant_id,
                 )
     raise InvalidRequest(
-        "TARGET_HOST_NOT_ALLOWED",
+        Reason.TARGET_HOST_NOT_ALLOWED,
         "The host is not one of a vault or Managed HSM in an Azure cloud that takes keys from outside; another server "
         "with the same API belongs under [[targets.private_vaults]] in the broker's configuration.",
     )
@@ -99,7 +100,8 @@ def locate(settings: AzureKeyVaultSettings, surroundings: Surroundings) -> Place
 def _private(settings: AzureKeyVaultSettings, private: PrivateVault) -> Place:
     if settings.credential != "token-file":
         raise InvalidRequest(
-            "TARGET_SETTINGS_INVALID", "A private vault is shown a token from a file; the credential is token-file."
+            Reason.TARGET_SETTINGS_INVALID,
+            "A private vault is shown a token from a file; the credential is token-file.",
         )
     tier: Tier = "managed-hsm" if private.kind == "managed-hsm" else "premium"
     return Place(

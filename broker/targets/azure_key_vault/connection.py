@@ -28,6 +28,7 @@ from azure.keyvault.keys.crypto import CryptographyClient
 from broker import tls_client
 from broker.core.armour import certificates
 from broker.core.errors import BrokerError, WrongState
+from broker.core.reasons import Reason
 from broker.targets import https
 from broker.targets.azure_key_vault import refusals
 from broker.targets.azure_key_vault.challenge import check_challenge
@@ -146,7 +147,8 @@ class Connection:
             return refusals.untrusted(self._place, tls_client.cause(error))
         if "No connection adapters" in said:
             return WrongState(
-                "TARGET_REFUSED", f"The vault at {self._place.host} points to another server; that one is not asked."
+                Reason.TARGET_REFUSED,
+                f"The vault at {self._place.host} points to another server; that one is not asked.",
             )
         slow = "timed out" in said or "too long" in said or "time for the whole" in said
         why = tls_client.cause(error)
@@ -171,7 +173,7 @@ def _ca_pem(place: Place) -> str:
     except (OSError, ValueError) as error:
         why = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
         raise WrongState(
-            "TARGET_TLS_UNTRUSTED",
+            Reason.TARGET_TLS_UNTRUSTED,
             f"The ca_file of {place.host} in the broker's configuration {why}; nothing was sent.",
         ) from error
 
@@ -226,7 +228,8 @@ class _Gate(SansIOHTTPPolicy[Any, Any]):
     def on_request(self, request: PipelineRequest[Any]) -> None:
         if not str(request.http_request.url).startswith(f"{self._place.url}/"):
             raise WrongState(
-                "TARGET_REFUSED", f"The vault at {self._place.host} points to another server; that one is not asked."
+                Reason.TARGET_REFUSED,
+                f"The vault at {self._place.host} points to another server; that one is not asked.",
             )
 
     def on_response(self, request: PipelineRequest[Any], response: PipelineResponse[Any, Any]) -> None:  # noqa: ARG002 - the signature is azure-core's

@@ -25,6 +25,7 @@ from azure.identity import (
 )
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.reasons import Reason
 from broker.targets import https
 from broker.targets.azure_key_vault import refusals
 from broker.targets.azure_key_vault.clouds import Place
@@ -73,7 +74,7 @@ class PinnedCredential:
             return self._current().get_token(place.scope, claims=claims, enable_cae=True)
         except CredentialUnavailableError as error:
             raise WrongState(
-                "TARGET_CREDENTIAL_UNUSABLE",
+                Reason.TARGET_CREDENTIAL_UNUSABLE,
                 f"This host has no {self._settings.credential} that could give a token for {place.host}; check that "
                 "the identity is assigned to it.",
             ) from error
@@ -127,7 +128,7 @@ class PinnedCredential:
             return makers[settings.credential]()
         except ValueError as error:
             raise WrongState(
-                "TARGET_CREDENTIAL_UNUSABLE",
+                Reason.TARGET_CREDENTIAL_UNUSABLE,
                 f"The {settings.credential} for {self._place.host} cannot be used: its file does not hold what it "
                 "should (a certificate and its RSA key in PEM, or one secret), or the environment names none.",
             ) from error
@@ -144,12 +145,12 @@ class PinnedCredential:
     def _no_answer(self, error: Exception) -> BrokerError:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return WrongState(
-                "TARGET_TLS_UNTRUSTED",
+                Reason.TARGET_TLS_UNTRUSTED,
                 f"The certificate of {', '.join(self._place.logins[:1])} is not from a CA that this host trusts; no "
                 "credential was sent.",
             )
         return Unavailable(
-            "TARGET_UNREACHABLE",
+            Reason.TARGET_UNREACHABLE,
             f"No token could be had for {self._place.host}: {', '.join(self._place.logins[:1]) or 'its issuer'} does "
             "not answer as it should; check that this host may connect to it.",
         )

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core.errors import InvalidRequest
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage
+from broker.core.reasons import Reason
 from broker.targets.azure_key_vault.clouds import Tier
 
 CURVES = MappingProxyType({
@@ -54,7 +55,7 @@ def check_type(key_type: KeyType, usage: KeyUsage, tier: Tier) -> None:
 
 
 def _unsupported(message: str) -> InvalidRequest:
-    return InvalidRequest("KEY_TYPE_UNSUPPORTED", message)
+    return InvalidRequest(Reason.KEY_TYPE_UNSUPPORTED, message)
 
 
 def public_key(jwk: Any) -> bytes | None:

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.model import WrappingKey
+from broker.core.reasons import Reason
 from broker.targets.azure_key_vault import forms, refusals
 from broker.targets.azure_key_vault.site import Site
 
@@ -38,7 +39,7 @@ class Keks:
         settings = self._settings
         if not settings.kek_version:
             raise InvalidRequest(
-                "TARGET_SETTINGS_INVALID",
+                Reason.TARGET_SETTINGS_INVALID,
                 "The KEK is named without its version; give its id, https://host/keys/name/version, or have one made.",
             )
         with self._site.connection.asking("get", settings.kek_name):
@@ -57,7 +58,7 @@ class Keks:
         else:
             remains = self._site.remains(name)
             why = f"does not show: {remains.rstrip('.')}" if remains else "is not there, nor to be recovered"
-        return WrongState("TARGET_KEK_MISSING", f"The KEK {name} at {self._host} {why}. Nothing was wrapped.")
+        return WrongState(Reason.TARGET_KEK_MISSING, f"The KEK {name} at {self._host} {why}. Nothing was wrapped.")
 
     def _enabling(self, kid: str) -> str:
         name, _, version = kid.partition("/keys/")[2].partition("/")
@@ -73,7 +74,7 @@ class Keks:
         if there:
             version = current.properties.version if current else there[-1]
             raise WrongState(
-                "TARGET_KEK_EXISTS",
+                Reason.TARGET_KEK_EXISTS,
                 f"There is a key {name} at {self._host} already; if it is a KEK, register the target with its "
                 f"id, {self._settings.vault_url}/keys/{name}/{version}, else choose another name.",
             )
@@ -106,13 +107,13 @@ class Keks:
         ]
         if unfit:
             raise WrongState(
-                "KEK_UNSUITABLE",
+                Reason.KEK_UNSUITABLE,
                 f"The KEK at {self._host} {' and '.join(unfit)}; nothing is wrapped for it.",
             )
         key = load_der_public_key(public_key or b"")
         if not isinstance(key, rsa.RSAPublicKey) or key.key_size < MIN_KEK_BITS:
             raise WrongState(
-                "KEK_WEAK",
+                Reason.KEK_WEAK,
                 f"The KEK at {self._host} is not RSA of at least {MIN_KEK_BITS} bits; nothing is wrapped for it.",
             )
         assert public_key is not None  # noqa: S101 - it was loaded just now

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.reasons import Reason
 from broker.targets.azure_key_vault.clouds import Place
 
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}", re.ASCII)
@@ -75,7 +76,7 @@ def refusal(answer: Answer, place: Place, right: str, name: str, about: str = ""
     if answer.status == 408 or answer.status >= 500:
         return unreachable(place, f"is not ready ({answer.short})")
     return WrongState(
-        "TARGET_REFUSED", f"The vault at {place.host} refused to {right} the key {name} ({answer.short}){about}."
+        Reason.TARGET_REFUSED, f"The vault at {place.host} refused to {right} the key {name} ({answer.short}){about}."
     )
 
 
@@ -100,7 +101,7 @@ def which(place: Place) -> str:
 
 def missing(place: Place, name: str) -> WrongState:
     """Nothing of that name, or no such version of it."""
-    return WrongState("REMOTE_KEY_MISSING", f"The vault at {place.host} has no such version of the key {name}.")
+    return WrongState(Reason.REMOTE_KEY_MISSING, f"The vault at {place.host} has no such version of the key {name}.")
 
 
 def throttled(place: Place, seconds: float | None) -> Unavailable:
@@ -108,14 +109,14 @@ def throttled(place: Place, seconds: float | None) -> Unavailable:
     when = f"in {seconds:.0f} s" if seconds is not None else "in a minute"
     metadata = {} if seconds is None else {"retry_after_seconds": f"{seconds:.0f}"}
     return Unavailable(
-        "TARGET_THROTTLED", f"The vault at {place.host} limits the rate of requests; try again {when}.", **metadata
+        Reason.TARGET_THROTTLED, f"The vault at {place.host} limits the rate of requests; try again {when}.", **metadata
     )
 
 
 def unreachable(place: Place, why: str) -> Unavailable:
     """No answer, or none from a server that is ready."""
     return Unavailable(
-        "TARGET_UNREACHABLE",
+        Reason.TARGET_UNREACHABLE,
         f"The vault at {place.host} {why}; check its name, its network settings, and that this host may connect to it.",
     )
 
@@ -124,7 +125,7 @@ def untrusted(place: Place, why: str) -> WrongState:
     """The TLS certificate is not what it has to be (BY-01)."""
     whose = "its ca_file in the broker's configuration" if place.private else "the CAs that this host trusts"
     return WrongState(
-        "TARGET_TLS_UNTRUSTED",
+        Reason.TARGET_TLS_UNTRUSTED,
         f"The certificate of {place.host} is not one from {whose}, in date and for that name ({why}); nothing was "
         "sent. Find out who answers there.",
     )
@@ -133,14 +134,14 @@ def untrusted(place: Place, why: str) -> WrongState:
 def malformed(place: Place, what: str) -> WrongState:
     """A good status with a body that does not follow the API."""
     return WrongState(
-        "TARGET_REFUSED", f"The vault at {place.host} answered without {what}; check that it is a Key Vault."
+        Reason.TARGET_REFUSED, f"The vault at {place.host} answered without {what}; check that it is a Key Vault."
     )
 
 
 def challenge(place: Place, what: str) -> WrongState:
     """The vault asks for a token that is not for it, or from somebody who does not give them (BY-04)."""
     return WrongState(
-        "TARGET_CHALLENGE_REFUSED",
+        Reason.TARGET_CHALLENGE_REFUSED,
         f"{place.host} asks for a token {what}; no token was sent. Find out who answers there, and which tenant the "
         "vault belongs to.",
     )
@@ -149,7 +150,7 @@ def challenge(place: Place, what: str) -> WrongState:
 def login_refused(place: Place, code: str) -> WrongState:
     """Microsoft Entra ID does not give a token for this credential."""
     return WrongState(
-        "TARGET_CREDENTIAL_UNUSABLE",
+        Reason.TARGET_CREDENTIAL_UNUSABLE,
         f"Microsoft Entra ID gives the broker no token for {place.host} ({code}); check tenant_id, client_id and that "
         "the application there has this certificate, secret or federated credential, and that it has not expired.",
     )
@@ -169,20 +170,23 @@ def lacking(place: Place, rights: list[str]) -> WrongState:
             f"or, where access policies rule, az keyvault set-policy --name {place.name} "
             f"--key-permissions {' '.join(rights)} --spn <client id>"
         )
-    return WrongState("TARGET_DENIED", f"The broker's identity lacks rights on keys at {place.host} ({words}); {way}.")
+    return WrongState(
+        Reason.TARGET_DENIED, f"The broker's identity lacks rights on keys at {place.host} ({words}); {way}."
+    )
 
 
 def _unknown_caller(place: Place) -> WrongState:
     whose = "the token in its file" if place.private else "the token of the broker's identity"
     return WrongState(
-        "TARGET_DENIED", f"The vault at {place.host} does not accept {whose}; check that it is of the vault's tenant."
+        Reason.TARGET_DENIED,
+        f"The vault at {place.host} does not accept {whose}; check that it is of the vault's tenant.",
     )
 
 
 def _forbidden(answer: Answer, place: Place, right: str, name: str) -> BrokerError:
     if answer.says("ForbiddenByFirewall", "ForbiddenByConnection"):
         return WrongState(
-            "TARGET_FIREWALL",
+            Reason.TARGET_FIREWALL,
             f"The firewall of {place.host} does not let this host in; add its address (az keyvault network-rule add "
             f"--name {place.name} --ip-address …) or use a private endpoint.",
         )
@@ -191,7 +195,7 @@ def _forbidden(answer: Answer, place: Place, right: str, name: str) -> BrokerErr
             return _out_of_use(place, right, name, state, option)
     if answer.says("KeyOperationForbidden"):
         return WrongState(
-            "TARGET_OPERATION_FORBIDDEN",
+            Reason.TARGET_OPERATION_FORBIDDEN,
             f"The key {name} at {place.host} may not be used to {right}; az keyvault key set-attributes {which(place)} "
             f"--name {name} --ops … says what it may do.",
         )
@@ -201,12 +205,12 @@ def _forbidden(answer: Answer, place: Place, right: str, name: str) -> BrokerErr
 def _out_of_use(place: Place, right: str, name: str, state: str, option: str) -> WrongState:
     if right == "import":
         return WrongState(
-            "KEK_UNSUITABLE",
+            Reason.KEK_UNSUITABLE,
             f"The KEK at {place.host} {state}, so it opens nothing; az keyvault key set-attributes {which(place)} "
             f"with its --name, --version and {option} puts it to use again.",
         )
     return WrongState(
-        "TARGET_KEY_DISABLED",
+        Reason.TARGET_KEY_DISABLED,
         f"The key {name} at {place.host} {state}; az keyvault key set-attributes {which(place)} --name {name} {option} "
         "makes it usable.",
     )
@@ -216,17 +220,19 @@ def _conflict(answer: Answer, place: Place, name: str) -> BrokerError:
     where = which(place)
     if answer.says("ObjectIsDeletedButRecoverable"):
         return WrongState(
-            "TARGET_NAME_DELETED",
+            Reason.TARGET_NAME_DELETED,
             f"A deleted key still holds the name {name} at {place.host}: az keyvault key recover {where} --name {name} "
             f"brings it back, az keyvault key purge {where} --name {name} frees the name (not before its 7 to 90 days "
             "are over where purge protection is on); or choose another name there.",
         )
     if answer.says("ObjectIsBeingDeleted", "ObjectIsBeingRecovered"):
         return Unavailable(
-            "TARGET_CONFLICT", f"The key {name} is just being deleted or recovered at {place.host}; try again shortly."
+            Reason.TARGET_CONFLICT,
+            f"The key {name} is just being deleted or recovered at {place.host}; try again shortly.",
         )
     return Unavailable(
-        "TARGET_CONFLICT", f"Somebody else is just changing the key {name} at {place.host} ({answer.short}); try again."
+        Reason.TARGET_CONFLICT,
+        f"Somebody else is just changing the key {name} at {place.host} ({answer.short}); try again.",
     )
 
 

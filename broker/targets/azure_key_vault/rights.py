@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from broker.core.errors import WrongState
+from broker.core.reasons import Reason
 from broker.targets.azure_key_vault import refusals
 from broker.targets.azure_key_vault.clouds import Place
 from broker.targets.azure_key_vault.settings import AzureKeyVaultSettings
@@ -53,6 +54,6 @@ def _is_missing(
     if answer is None or answer.status in {400, 404}:
         return False
     refusal = refusals.refusal(answer, place, right, NOBODY)
-    if answer.status == 403 and isinstance(refusal, WrongState) and refusal.reason != "TARGET_FIREWALL":
-        return refusal.reason == "TARGET_DENIED"
+    if answer.status == 403 and isinstance(refusal, WrongState) and refusal.reason != Reason.TARGET_FIREWALL:
+        return refusal.reason == Reason.TARGET_DENIED
     raise refusal

@@ -13,6 +13,7 @@ from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import RemoteKey, WrappingKey
 from broker.core.ports import Cargo, Offer
+from broker.core.reasons import Reason
 from broker.targets import Surroundings, https
 from broker.targets.azure_key_vault import forms, rights
 from broker.targets.azure_key_vault.byok import TransferFiles
@@ -60,7 +61,7 @@ class AzureKeyVaultTarget:
         if OaepHash.SHA1 in offered:
             return OaepHash.SHA1
         raise WrongState(
-            "OAEP_HASH_UNSUPPORTED",
+            Reason.OAEP_HASH_UNSUPPORTED,
             "Azure opens RSA-OAEP with SHA-1 only, which this HSM cannot do (`broker hsm` says what it can), so no "
             "key of it can be imported there.",
         )
@@ -75,7 +76,7 @@ class AzureKeyVaultTarget:
         """In lower case, as the service takes names that differ by case for one."""
         if not NAME.fullmatch(name):
             raise InvalidRequest(
-                "NAME_INVALID", "Azure has no key of such a name: use 1 to 127 letters, digits and hyphens."
+                Reason.NAME_INVALID, "Azure has no key of such a name: use 1 to 127 letters, digits and hyphens."
             )
         return name.lower()
 
@@ -97,7 +98,8 @@ class AzureKeyVaultTarget:
                 before = connection.listed(name)
             if cargo.first and before:
                 raise WrongState(
-                    "TARGET_NAME_TAKEN", f"A key of this name exists at {self._place.host}; choose another name there."
+                    Reason.TARGET_NAME_TAKEN,
+                    f"A key of this name exists at {self._place.host}; choose another name there.",
                 )
             connection.upload(name, jwk, before)
 
@@ -153,12 +155,12 @@ class AzureKeyVaultTarget:
                 found = self._connection.keys.update_key_properties(name, version, enabled=on)
                 enabled = found.properties.enabled  # taken apart only now, so it may fail here
         except WrongState as error:
-            if error.reason != "REMOTE_KEY_MISSING":
+            if error.reason != Reason.REMOTE_KEY_MISSING:
                 raise
             return
         if enabled is not on:
             raise WrongState(
-                "TARGET_CANNOT_DISABLE",
+                Reason.TARGET_CANNOT_DISABLE,
                 f"Version {version} of {name} at {self._place.host} stays {'disabled' if on else 'enabled'}, though "
                 "the vault took the change; set it there (az keyvault key set-attributes), and tell its owner.",
             )
@@ -168,7 +170,7 @@ class AzureKeyVaultTarget:
     def sign(self, name: str, version: str, algorithm: SignatureAlgorithm, message: bytes) -> bytes:
         """The vault is sent the digest; it answers with r and s of equal length for ECDSA (RFC 7518 3.4)."""
         if algorithm is SignatureAlgorithm.EDDSA:
-            raise WrongState("TARGET_REFUSED", "Azure makes no EdDSA signatures.")
+            raise WrongState(Reason.TARGET_REFUSED, "Azure makes no EdDSA signatures.")
         digest = hashlib.new(f"sha{algorithm[2:5]}", message).digest()
         with self._connection.asking("sign", name):
             made = self._connection.keys.using(name, self._site.pinned(name, version)).sign(algorithm.value, digest)
@@ -198,7 +200,7 @@ class AzureKeyVaultTarget:
             with self._connection.asking(right, name):
                 return use(self._connection.keys.using(name, self._site.pinned(name, version)), "A256GCM")
         except WrongState as error:
-            if error.reason != "TARGET_REFUSED":
+            if error.reason != Reason.TARGET_REFUSED:
                 raise
         with self._connection.asking(right, name):
             return use(self._connection.keys.using(name, self._site.pinned(name, version)), "A128GCM")

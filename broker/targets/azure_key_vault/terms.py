@@ -7,6 +7,7 @@ from typing import Any
 from broker.core.errors import InvalidRequest
 from broker.core.kinds import KeyType, KeyUsage
 from broker.core.model import Terms
+from broker.core.reasons import Reason
 from broker.targets.azure_key_vault import refusals
 from broker.targets.azure_key_vault.forms import operations, text
 from broker.targets.azure_key_vault.site import Site
@@ -87,4 +88,4 @@ def _is_tag(text: str) -> bool:
 
 
 def _unsupported(why: str) -> InvalidRequest:
-    return InvalidRequest("TERMS_UNSUPPORTED", f"The target cannot hold the key to these terms: {why}.")
+    return InvalidRequest(Reason.TERMS_UNSUPPORTED, f"The target cannot hold the key to these terms: {why}.")

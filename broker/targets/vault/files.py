@@ -7,6 +7,7 @@ import json
 from broker.core.errors import WrongState
 from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.model import WrappingKey
+from broker.core.reasons import Reason
 from broker.targets.vault.forms import first, upload
 
 
@@ -20,7 +21,7 @@ class TransferFiles:
         """Nothing in the wrapped key says how it is to be imported: whoever does that can make it exportable."""
         if not self._allowed:
             raise WrongState(
-                "TRANSFER_FILES_OFF",
+                Reason.TRANSFER_FILES_OFF,
                 "Whoever imports a file into Vault or OpenBao can make the key exportable there, so none is written "
                 "unless the configuration has vault_transfer_files = true under [targets]; import the key instead.",
             )

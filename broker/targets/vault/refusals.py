@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.reasons import Reason
 from broker.targets.vault.policy import lines
 
 MAX_QUOTE = 160
@@ -33,14 +34,15 @@ def opened(status: int, body: bytes, mount: str, path: str, host: str, token: st
 def unreachable(host: str, why: str) -> Unavailable:
     """No answer, or none from a server that is ready."""
     return Unavailable(
-        "TARGET_UNREACHABLE", f"The target at {host} {why}; check that it runs and that this host may connect to it."
+        Reason.TARGET_UNREACHABLE,
+        f"The target at {host} {why}; check that it runs and that this host may connect to it.",
     )
 
 
 def untrusted(host: str, why: str) -> WrongState:
     """The TLS certificate is not what was registered (BY-01, BY-12)."""
     return WrongState(
-        "TARGET_TLS_UNTRUSTED",
+        Reason.TARGET_TLS_UNTRUSTED,
         f"The certificate of {host} is not one from the registered CA, in date and for that name ({why}); nothing was "
         "sent. Find out who answers there before you register it with another CA.",
     )
@@ -49,7 +51,7 @@ def untrusted(host: str, why: str) -> WrongState:
 def no_transit(mount: str, host: str) -> WrongState:
     """Whatever is mounted there, it is not a transit engine that can import."""
     return WrongState(
-        "TARGET_MOUNT_MISSING",
+        Reason.TARGET_MOUNT_MISSING,
         f"There is no transit engine at {mount} on {host}; check the mount and the namespace. Those of a registered "
         "target are fixed: if they are wrong, register it under another name.",
     )
@@ -58,7 +60,7 @@ def no_transit(mount: str, host: str) -> WrongState:
 def malformed(host: str, what: str) -> WrongState:
     """A good status with a body that does not follow the API."""
     return WrongState(
-        "TARGET_REFUSED", f"The target at {host} answered without {what}; check that it is Vault or OpenBao."
+        Reason.TARGET_REFUSED, f"The target at {host} answered without {what}; check that it is Vault or OpenBao."
     )
 
 
@@ -97,9 +99,9 @@ def _foreign(status: int, host: str) -> Unavailable:
 
 def _refusal(status: int, said: str, mount: str, path: str, host: str) -> BrokerError:
     if status == 503 and "sealed" in said.lower():
-        return Unavailable("TARGET_SEALED", f"The target at {host} is sealed; unseal it and try again.")
+        return Unavailable(Reason.TARGET_SEALED, f"The target at {host} is sealed; unseal it and try again.")
     if status == 429:
-        return Unavailable("TARGET_THROTTLED", f"The target at {host} limits the rate; try again later.")
+        return Unavailable(Reason.TARGET_THROTTLED, f"The target at {host} limits the rate; try again later.")
     if status in {502, 503, 504}:
         return unreachable(host, f"is not ready: {said}")
     if status in {401, 403}:
@@ -111,13 +113,13 @@ def _refused(status: int, said: str, mount: str, host: str) -> WrongState:
     if "no handler for route" in said or said == "namespace not found":
         return no_transit(mount, host)
     if "cannot be used with an existing key" in said:
-        return WrongState("TARGET_NAME_TAKEN", f"A key of this name exists at {host}; choose another name there.")
-    return WrongState("TARGET_REFUSED", f"The target at {host} refused: {said or f'status {status}'}.")
+        return WrongState(Reason.TARGET_NAME_TAKEN, f"A key of this name exists at {host}; choose another name there.")
+    return WrongState(Reason.TARGET_REFUSED, f"The target at {host} refused: {said or f'status {status}'}.")
 
 
 def _denied(mount: str, path: str, host: str) -> WrongState:
     return WrongState(
-        "TARGET_DENIED",
+        Reason.TARGET_DENIED,
         f"The target at {host} does not accept the token, or the token's policy lacks: {lines(mount, path)} "
         f"(or there is no transit engine at {mount}).",
     )

@@ -17,6 +17,7 @@ from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import RemoteKey, WrappingKey
 from broker.core.ports import Cargo, Offer
+from broker.core.reasons import Reason
 from broker.targets import Surroundings
 from broker.targets.token import read_token
 from broker.targets.vault import refusals
@@ -63,7 +64,7 @@ class VaultTarget:
     def __init__(self, settings: VaultSettings, surroundings: Surroundings) -> None:
         if settings.host not in surroundings.allowed_hosts:
             raise InvalidRequest(
-                "TARGET_HOST_NOT_ALLOWED",
+                Reason.TARGET_HOST_NOT_ALLOWED,
                 f"{settings.host} is not among the hosts and ports that the broker's configuration allows (443 is the "
                 "port of an address without one); if it is right, have it added to allowed_hosts under [targets] "
                 "there, and the broker started again.",
@@ -91,7 +92,7 @@ class VaultTarget:
         ]
         if missing:
             raise WrongState(
-                "TARGET_DENIED",
+                Reason.TARGET_DENIED,
                 f"The token at {self._settings.host} lacks rights; add to its policy: {' '.join(missing)}",
             )
 
@@ -113,7 +114,7 @@ class VaultTarget:
             if candidate in offered:
                 return candidate
         raise WrongState(
-            "OAEP_HASH_UNSUPPORTED",
+            Reason.OAEP_HASH_UNSUPPORTED,
             "The HSM can do none of the OAEP hashes that the target can open (`broker hsm` says what it can), so no "
             "key of it can be imported there.",
         )
@@ -123,17 +124,19 @@ class VaultTarget:
         if key_type not in TYPES:
             known = ", ".join(TYPES)
             raise InvalidRequest(
-                "KEY_TYPE_UNSUPPORTED",
+                Reason.KEY_TYPE_UNSUPPORTED,
                 f"A key of type {key_type} cannot be imported, since {UNSUPPORTED[key_type]}; it takes {known}.",
             )
         if not key_type.startswith("rsa") and (usage is KeyUsage.ENCRYPT) != key_type.symmetric:
-            raise InvalidRequest("KEY_TYPE_UNSUPPORTED", f"A key of type {key_type} cannot be imported to {usage}.")
+            raise InvalidRequest(
+                Reason.KEY_TYPE_UNSUPPORTED, f"A key of type {key_type} cannot be imported to {usage}."
+            )
 
     def spelled(self, name: str) -> str:
         """As it is: names there differ by case. The grammar is that of the engine's paths (``GenericNameRegex``)."""
         if not NAME.fullmatch(name):
             raise InvalidRequest(
-                "NAME_INVALID",
+                Reason.NAME_INVALID,
                 "The transit engine has no key of such a name: use 1 to 255 letters, digits, underscores, hyphens and "
                 "dots, with a letter, digit or underscore at both ends.",
             )
@@ -198,7 +201,7 @@ class VaultTarget:
     def decrypt(self, name: str, version: str, algorithm: EncryptionAlgorithm, ciphertext: bytes) -> bytes:
         """OAEP there is always SHA-256."""
         if algorithm is EncryptionAlgorithm.RSA_OAEP_SHA1:
-            raise WrongState("TARGET_REFUSED", "The transit engine decrypts RSA-OAEP with SHA-256 only.")
+            raise WrongState(Reason.TARGET_REFUSED, "The transit engine decrypts RSA-OAEP with SHA-256 only.")
         text = f"vault:v{int(version)}:{b64(ciphertext)}"
         answer = self._transit.decrypt_data(name, text, mount_point=self._settings.mount) or {}
         return self._decoded(answer.get("plaintext"), "a plaintext")
@@ -214,7 +217,7 @@ class VaultTarget:
             return
         if found[-1].version != "1":
             raise WrongState(
-                "TARGET_CANNOT_DISABLE",
+                Reason.TARGET_CANNOT_DISABLE,
                 f"The transit engine at {self._settings.host} cannot disable version {version} of {name} without the "
                 "other versions, which may be in use; tell its owner not to use this version.",
             )
@@ -231,7 +234,7 @@ class VaultTarget:
         except WrongState as error:
             path = f"{self._settings.mount}/keys/{name}"
             raise WrongState(
-                "TARGET_CANNOT_DISABLE",
+                Reason.TARGET_CANNOT_DISABLE,
                 f"The key {name} at {self._settings.host} could not be disabled there ({error.reason}; Vault has "
                 f"no soft delete); set deletion_allowed=true at {path}/config and delete {path}.",
             ) from error

@@ -22,21 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from broker_api.v1 import traits_pb2 as broker__api_dot_v1_dot_traits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62roker_api/v1/hsm.proto\x12\rbroker_api.v1\"\x0f\n\rGetHsmRequest\"\xc7\x02\n\x0eGetHsmResponse\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0f\n\x07library\x18\x02 \x01(\t\x12\x13\n\x0btoken_label\x18\x03 \x01(\t\x12\x14\n\x0ctoken_serial\x18\x04 \x01(\t\x12\x14\n\x0cmanufacturer\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x10\n\x08\x66irmware\x18\x07 \x01(\t\x12\x11\n\tkey_types\x18\x08 \x03(\t\x12\x13\n\x0boaep_hashes\x18\t \x03(\t\x12\x12\n\nexact_wrap\x18\n \x01(\x08\x12\x15\n\rone_call_wrap\x18\x0b \x01(\x08\x12$\n\x06probes\x18\x0c \x03(\x0b\x32\x14.broker_api.v1.Probe\x12\x11\n\tanswering\x18\r \x01(\x08\x12&\n\x08\x66\x65\x61tures\x18\x0e \x03(\x0b\x32\x14.broker_api.v1.Probe\"5\n\x05Probe\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t2S\n\nHsmService\x12\x45\n\x06GetHsm\x12\x1c.broker_api.v1.GetHsmRequest\x1a\x1d.broker_api.v1.GetHsmResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62roker_api/v1/hsm.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/traits.proto\"\x0f\n\rGetHsmRequest\"\xc7\x02\n\x0eGetHsmResponse\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0f\n\x07library\x18\x02 \x01(\t\x12\x13\n\x0btoken_label\x18\x03 \x01(\t\x12\x14\n\x0ctoken_serial\x18\x04 \x01(\t\x12\x14\n\x0cmanufacturer\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x10\n\x08\x66irmware\x18\x07 \x01(\t\x12\x11\n\tkey_types\x18\x08 \x03(\t\x12\x13\n\x0boaep_hashes\x18\t \x03(\t\x12\x12\n\nexact_wrap\x18\n \x01(\x08\x12\x15\n\rone_call_wrap\x18\x0b \x01(\x08\x12$\n\x06probes\x18\x0c \x03(\x0b\x32\x14.broker_api.v1.Probe\x12\x11\n\tanswering\x18\r \x01(\x08\x12&\n\x08\x66\x65\x61tures\x18\x0e \x03(\x0b\x32\x14.broker_api.v1.Probe\"5\n\x05Probe\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t2[\n\nHsmService\x12M\n\x06GetHsm\x12\x1c.broker_api.v1.GetHsmRequest\x1a\x1d.broker_api.v1.GetHsmResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'broker_api.v1.hsm_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETHSMREQUEST']._serialized_start=42
-  _globals['_GETHSMREQUEST']._serialized_end=57
-  _globals['_GETHSMRESPONSE']._serialized_start=60
-  _globals['_GETHSMRESPONSE']._serialized_end=387
-  _globals['_PROBE']._serialized_start=389
-  _globals['_PROBE']._serialized_end=442
-  _globals['_HSMSERVICE']._serialized_start=444
-  _globals['_HSMSERVICE']._serialized_end=527
+  _globals['_HSMSERVICE'].methods_by_name['GetHsm']._loaded_options = None
+  _globals['_HSMSERVICE'].methods_by_name['GetHsm']._serialized_options = b'\242\273\030\002\010\001'
+  _globals['_GETHSMREQUEST']._serialized_start=70
+  _globals['_GETHSMREQUEST']._serialized_end=85
+  _globals['_GETHSMRESPONSE']._serialized_start=88
+  _globals['_GETHSMRESPONSE']._serialized_end=415
+  _globals['_PROBE']._serialized_start=417
+  _globals['_PROBE']._serialized_end=470
+  _globals['_HSMSERVICE']._serialized_start=472
+  _globals['_HSMSERVICE']._serialized_end=563
 # @@protoc_insertion_point(module_scope)

@@ -22,28 +22,33 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from broker_api.v1 import traits_pb2 as broker__api_dot_v1_dot_traits__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62roker_api/v1/leases.proto\x12\rbroker_api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\x01\n\x05Lease\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x05\x12(\n\x05state\x18\x06 \x01(\x0e\x32\x19.broker_api.v1.LeaseState\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\x11ListLeasesRequest\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"S\n\x12ListLeasesResponse\x12$\n\x06leases\x18\x01 \x03(\x0b\x32\x14.broker_api.v1.Lease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x13RevokeLeasesRequest\x12\x0f\n\x05lease\x18\x01 \x01(\tH\x00\x12\x13\n\tprincipal\x18\x02 \x01(\tH\x00\x12\x10\n\x06prefix\x18\x03 \x01(\tH\x00\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x42\x07\n\x05which\"\'\n\x14RevokeLeasesResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\x05*s\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12LEASE_STATE_ACTIVE\x10\x01\x12\x17\n\x13LEASE_STATE_EXPIRED\x10\x02\x12\x17\n\x13LEASE_STATE_REVOKED\x10\x03\x32\xba\x01\n\x0cLeaseService\x12Q\n\nListLeases\x12 .broker_api.v1.ListLeasesRequest\x1a!.broker_api.v1.ListLeasesResponse\x12W\n\x0cRevokeLeases\x12\".broker_api.v1.RevokeLeasesRequest\x1a#.broker_api.v1.RevokeLeasesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62roker_api/v1/leases.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/traits.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\x01\n\x05Lease\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x05\x12(\n\x05state\x18\x06 \x01(\x0e\x32\x19.broker_api.v1.LeaseState\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\x11ListLeasesRequest\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"S\n\x12ListLeasesResponse\x12$\n\x06leases\x18\x01 \x03(\x0b\x32\x14.broker_api.v1.Lease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x13RevokeLeasesRequest\x12\x0f\n\x05lease\x18\x01 \x01(\tH\x00\x12\x13\n\tprincipal\x18\x02 \x01(\tH\x00\x12\x10\n\x06prefix\x18\x03 \x01(\tH\x00\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x42\x07\n\x05which\"\'\n\x14RevokeLeasesResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\x05*s\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12LEASE_STATE_ACTIVE\x10\x01\x12\x17\n\x13LEASE_STATE_EXPIRED\x10\x02\x12\x17\n\x13LEASE_STATE_REVOKED\x10\x03\x32\xca\x01\n\x0cLeaseService\x12Y\n\nListLeases\x12 .broker_api.v1.ListLeasesRequest\x1a!.broker_api.v1.ListLeasesResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12_\n\x0cRevokeLeases\x12\".broker_api.v1.RevokeLeasesRequest\x1a#.broker_api.v1.RevokeLeasesResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'broker_api.v1.leases_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEASESTATE']._serialized_start=665
-  _globals['_LEASESTATE']._serialized_end=780
-  _globals['_LEASE']._serialized_start=79
-  _globals['_LEASE']._serialized_end=309
-  _globals['_LISTLEASESREQUEST']._serialized_start=311
-  _globals['_LISTLEASESREQUEST']._serialized_end=405
-  _globals['_LISTLEASESRESPONSE']._serialized_start=407
-  _globals['_LISTLEASESRESPONSE']._serialized_end=490
-  _globals['_REVOKELEASESREQUEST']._serialized_start=493
-  _globals['_REVOKELEASESREQUEST']._serialized_end=622
-  _globals['_REVOKELEASESRESPONSE']._serialized_start=624
-  _globals['_REVOKELEASESRESPONSE']._serialized_end=663
-  _globals['_LEASESERVICE']._serialized_start=783
-  _globals['_LEASESERVICE']._serialized_end=969
+  _globals['_LEASESERVICE'].methods_by_name['ListLeases']._loaded_options = None
+  _globals['_LEASESERVICE'].methods_by_name['ListLeases']._serialized_options = b'\242\273\030\002\010\001'
+  _globals['_LEASESERVICE'].methods_by_name['RevokeLeases']._loaded_options = None
+  _globals['_LEASESERVICE'].methods_by_name['RevokeLeases']._serialized_options = b'\242\273\030\002\010\003'
+  _globals['_LEASESTATE']._serialized_start=693
+  _globals['_LEASESTATE']._serialized_end=808
+  _globals['_LEASE']._serialized_start=107
+  _globals['_LEASE']._serialized_end=337
+  _globals['_LISTLEASESREQUEST']._serialized_start=339
+  _globals['_LISTLEASESREQUEST']._serialized_end=433
+  _globals['_LISTLEASESRESPONSE']._serialized_start=435
+  _globals['_LISTLEASESRESPONSE']._serialized_end=518
+  _globals['_REVOKELEASESREQUEST']._serialized_start=521
+  _globals['_REVOKELEASESREQUEST']._serialized_end=650
+  _globals['_REVOKELEASESRESPONSE']._serialized_start=652
+  _globals['_REVOKELEASESRESPONSE']._serialized_end=691
+  _globals['_LEASESERVICE']._serialized_start=811
+  _globals['_LEASESERVICE']._serialized_end=1013
 # @@protoc_insertion_point(module_scope)

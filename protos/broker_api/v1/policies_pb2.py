@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from broker_api.v1 import traits_pb2 as broker__api_dot_v1_dot_traits__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62roker_api/v1/policies.proto\x12\rbroker_api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\x0ePolicyDocument\x12\x0f\n\x07version\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x10GetPolicyRequest\x12\x0f\n\x07version\x18\x01 \x01(\x05\"R\n\x11GetPolicyResponse\x12-\n\x06policy\x18\x01 \x01(\x0b\x32\x1d.broker_api.v1.PolicyDocument\x12\x0e\n\x06schema\x18\x02 \x01(\t\"e\n\x10SetPolicyRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x18\n\x10\x65xpected_version\x18\x02 \x01(\x05\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"B\n\x11SetPolicyResponse\x12-\n\x06policy\x18\x01 \x01(\x0b\x32\x1d.broker_api.v1.PolicyDocument\"\xac\x02\n\x14\x45xplainPolicyRequest\x12\x10\n\x08operator\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\r\n\x03key\x18\x03 \x01(\tH\x00\x12\x10\n\x06target\x18\x04 \x01(\tH\x00\x12\x1b\n\x11operator_resource\x18\x05 \x01(\tH\x00\x12\x10\n\x06\x62roker\x18\x06 \x01(\x08H\x00\x12\x10\n\x06secret\x18\x07 \x01(\tH\x00\x12\x14\n\ntrust_rule\x18\x08 \x01(\tH\x00\x12?\n\x06\x61sking\x18\t \x03(\x0b\x32/.broker_api.v1.ExplainPolicyRequest.AskingEntry\x1a-\n\x0b\x41skingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08resource\"g\n\x15\x45xplainPolicyResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x10\n\x08policies\x18\x02 \x03(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x05\x12\x13\n\x0b\x65xplanation\x18\x04 \x01(\t2\x8b\x02\n\rPolicyService\x12N\n\tGetPolicy\x12\x1f.broker_api.v1.GetPolicyRequest\x1a .broker_api.v1.GetPolicyResponse\x12N\n\tSetPolicy\x12\x1f.broker_api.v1.SetPolicyRequest\x1a .broker_api.v1.SetPolicyResponse\x12Z\n\rExplainPolicy\x12#.broker_api.v1.ExplainPolicyRequest\x1a$.broker_api.v1.ExplainPolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62roker_api/v1/policies.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/traits.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\x0ePolicyDocument\x12\x0f\n\x07version\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x10GetPolicyRequest\x12\x0f\n\x07version\x18\x01 \x01(\x05\"R\n\x11GetPolicyResponse\x12-\n\x06policy\x18\x01 \x01(\x0b\x32\x1d.broker_api.v1.PolicyDocument\x12\x0e\n\x06schema\x18\x02 \x01(\t\"e\n\x10SetPolicyRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x18\n\x10\x65xpected_version\x18\x02 \x01(\x05\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"B\n\x11SetPolicyResponse\x12-\n\x06policy\x18\x01 \x01(\x0b\x32\x1d.broker_api.v1.PolicyDocument\"\xac\x02\n\x14\x45xplainPolicyRequest\x12\x10\n\x08operator\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\r\n\x03key\x18\x03 \x01(\tH\x00\x12\x10\n\x06target\x18\x04 \x01(\tH\x00\x12\x1b\n\x11operator_resource\x18\x05 \x01(\tH\x00\x12\x10\n\x06\x62roker\x18\x06 \x01(\x08H\x00\x12\x10\n\x06secret\x18\x07 \x01(\tH\x00\x12\x14\n\ntrust_rule\x18\x08 \x01(\tH\x00\x12?\n\x06\x61sking\x18\t \x03(\x0b\x32/.broker_api.v1.ExplainPolicyRequest.AskingEntry\x1a-\n\x0b\x41skingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08resource\"g\n\x15\x45xplainPolicyResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x10\n\x08policies\x18\x02 \x03(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x05\x12\x13\n\x0b\x65xplanation\x18\x04 \x01(\t2\xa3\x02\n\rPolicyService\x12V\n\tGetPolicy\x12\x1f.broker_api.v1.GetPolicyRequest\x1a .broker_api.v1.GetPolicyResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12V\n\tSetPolicy\x12\x1f.broker_api.v1.SetPolicyRequest\x1a .broker_api.v1.SetPolicyResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12\x62\n\rExplainPolicy\x12#.broker_api.v1.ExplainPolicyRequest\x1a$.broker_api.v1.ExplainPolicyResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,22 +35,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXPLAINPOLICYREQUEST_ASKINGENTRY']._loaded_options = None
   _globals['_EXPLAINPOLICYREQUEST_ASKINGENTRY']._serialized_options = b'8\001'
-  _globals['_POLICYDOCUMENT']._serialized_start=80
-  _globals['_POLICYDOCUMENT']._serialized_end=192
-  _globals['_GETPOLICYREQUEST']._serialized_start=194
-  _globals['_GETPOLICYREQUEST']._serialized_end=229
-  _globals['_GETPOLICYRESPONSE']._serialized_start=231
-  _globals['_GETPOLICYRESPONSE']._serialized_end=313
-  _globals['_SETPOLICYREQUEST']._serialized_start=315
-  _globals['_SETPOLICYREQUEST']._serialized_end=416
-  _globals['_SETPOLICYRESPONSE']._serialized_start=418
-  _globals['_SETPOLICYRESPONSE']._serialized_end=484
-  _globals['_EXPLAINPOLICYREQUEST']._serialized_start=487
-  _globals['_EXPLAINPOLICYREQUEST']._serialized_end=787
-  _globals['_EXPLAINPOLICYREQUEST_ASKINGENTRY']._serialized_start=730
-  _globals['_EXPLAINPOLICYREQUEST_ASKINGENTRY']._serialized_end=775
-  _globals['_EXPLAINPOLICYRESPONSE']._serialized_start=789
-  _globals['_EXPLAINPOLICYRESPONSE']._serialized_end=892
-  _globals['_POLICYSERVICE']._serialized_start=895
-  _globals['_POLICYSERVICE']._serialized_end=1162
+  _globals['_POLICYSERVICE'].methods_by_name['GetPolicy']._loaded_options = None
+  _globals['_POLICYSERVICE'].methods_by_name['GetPolicy']._serialized_options = b'\242\273\030\002\010\001'
+  _globals['_POLICYSERVICE'].methods_by_name['SetPolicy']._loaded_options = None
+  _globals['_POLICYSERVICE'].methods_by_name['SetPolicy']._serialized_options = b'\242\273\030\002\010\003'
+  _globals['_POLICYSERVICE'].methods_by_name['ExplainPolicy']._loaded_options = None
+  _globals['_POLICYSERVICE'].methods_by_name['ExplainPolicy']._serialized_options = b'\242\273\030\002\010\001'
+  _globals['_POLICYDOCUMENT']._serialized_start=108
+  _globals['_POLICYDOCUMENT']._serialized_end=220
+  _globals['_GETPOLICYREQUEST']._serialized_start=222
+  _globals['_GETPOLICYREQUEST']._serialized_end=257
+  _globals['_GETPOLICYRESPONSE']._serialized_start=259
+  _globals['_GETPOLICYRESPONSE']._serialized_end=341
+  _globals['_SETPOLICYREQUEST']._serialized_start=343
+  _globals['_SETPOLICYREQUEST']._serialized_end=444
+  _globals['_SETPOLICYRESPONSE']._serialized_start=446
+  _globals['_SETPOLICYRESPONSE']._serialized_end=512
+  _globals['_EXPLAINPOLICYREQUEST']._serialized_start=515
+  _globals['_EXPLAINPOLICYREQUEST']._serialized_end=815
+  _globals['_EXPLAINPOLICYREQUEST_ASKINGENTRY']._serialized_start=758
+  _globals['_EXPLAINPOLICYREQUEST_ASKINGENTRY']._serialized_end=803
+  _globals['_EXPLAINPOLICYRESPONSE']._serialized_start=817
+  _globals['_EXPLAINPOLICYRESPONSE']._serialized_end=920
+  _globals['_POLICYSERVICE']._serialized_start=923
+  _globals['_POLICYSERVICE']._serialized_end=1214
 # @@protoc_insertion_point(module_scope)

@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from broker_api.v1 import leases_pb2 as broker__api_dot_v1_dot_leases__pb2
+from broker_api.v1 import traits_pb2 as broker__api_dot_v1_dot_traits__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62roker_api/v1/sessions.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/leases.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x02\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x12\n\ntrust_rule\x18\x03 \x01(\t\x12\x0e\n\x06issuer\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.broker_api.v1.SessionState\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x0cLoginRequest\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"O\n\rLoginResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.broker_api.v1.Session\x12\x15\n\rsession_token\x18\x02 \x01(\t\"v\n\x13\x46\x65tchSecretsRequest\x12\x12\n\nreferences\x18\x01 \x03(\t\x12\x0f\n\x07partial\x18\x02 \x01(\x08\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xd2\x01\n\rFetchedSecret\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x38\n\x06\x66ields\x18\x03 \x03(\x0b\x32(.broker_api.v1.FetchedSecret.FieldsEntry\x12#\n\x05lease\x18\x04 \x01(\x0b\x32\x14.broker_api.v1.Lease\x12\x0f\n\x07refusal\x18\x05 \x01(\t\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"{\n\x0cRefusedItems\x12\x31\n\x06groups\x18\x01 \x03(\x0b\x32!.broker_api.v1.RefusedItems.Group\x1a\x38\n\x05Group\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06places\x18\x03 \x03(\x05\"\x85\x01\n\x14\x46\x65tchSecretsResponse\x12-\n\x07secrets\x18\x01 \x03(\x0b\x32\x1c.broker_api.v1.FetchedSecret\x12\'\n\x07session\x18\x02 \x01(\x0b\x32\x16.broker_api.v1.Session\x12\x15\n\rsession_token\x18\x03 \x01(\t\"=\n\x13RenewSessionRequest\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\x14RenewSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.broker_api.v1.Session\"\x13\n\x11\x45ndSessionRequest\"\x14\n\x12\x45ndSessionResponse\"O\n\x13ListSessionsRequest\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x14ListSessionsResponse\x12(\n\x08sessions\x18\x01 \x03(\x0b\x32\x16.broker_api.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x84\x01\n\x15RevokeSessionsRequest\x12\x11\n\x07session\x18\x01 \x01(\tH\x00\x12\x13\n\tprincipal\x18\x02 \x01(\tH\x00\x12\x0f\n\x05\x63laim\x18\x03 \x01(\tH\x00\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x42\x07\n\x05which\"\'\n\x16RevokeSessionsResponse\x12\r\n\x05\x65nded\x18\x01 \x01(\x05*`\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SESSION_STATE_ACTIVE\x10\x01\x12\x17\n\x13SESSION_STATE_ENDED\x10\x02\x32\x91\x04\n\x0eSessionService\x12\x42\n\x05Login\x12\x1b.broker_api.v1.LoginRequest\x1a\x1c.broker_api.v1.LoginResponse\x12W\n\x0c\x46\x65tchSecrets\x12\".broker_api.v1.FetchSecretsRequest\x1a#.broker_api.v1.FetchSecretsResponse\x12W\n\x0cRenewSession\x12\".broker_api.v1.RenewSessionRequest\x1a#.broker_api.v1.RenewSessionResponse\x12Q\n\nEndSession\x12 .broker_api.v1.EndSessionRequest\x1a!.broker_api.v1.EndSessionResponse\x12W\n\x0cListSessions\x12\".broker_api.v1.ListSessionsRequest\x1a#.broker_api.v1.ListSessionsResponse\x12]\n\x0eRevokeSessions\x12$.broker_api.v1.RevokeSessionsRequest\x1a%.broker_api.v1.RevokeSessionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62roker_api/v1/sessions.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/leases.proto\x1a\x1a\x62roker_api/v1/traits.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x02\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x12\n\ntrust_rule\x18\x03 \x01(\t\x12\x0e\n\x06issuer\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.broker_api.v1.SessionState\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x0cLoginRequest\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"O\n\rLoginResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.broker_api.v1.Session\x12\x15\n\rsession_token\x18\x02 \x01(\t\"v\n\x13\x46\x65tchSecretsRequest\x12\x12\n\nreferences\x18\x01 \x03(\t\x12\x0f\n\x07partial\x18\x02 \x01(\x08\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xd2\x01\n\rFetchedSecret\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x38\n\x06\x66ields\x18\x03 \x03(\x0b\x32(.broker_api.v1.FetchedSecret.FieldsEntry\x12#\n\x05lease\x18\x04 \x01(\x0b\x32\x14.broker_api.v1.Lease\x12\x0f\n\x07refusal\x18\x05 \x01(\t\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"{\n\x0cRefusedItems\x12\x31\n\x06groups\x18\x01 \x03(\x0b\x32!.broker_api.v1.RefusedItems.Group\x1a\x38\n\x05Group\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06places\x18\x03 \x03(\x05\"\x85\x01\n\x14\x46\x65tchSecretsResponse\x12-\n\x07secrets\x18\x01 \x03(\x0b\x32\x1c.broker_api.v1.FetchedSecret\x12\'\n\x07session\x18\x02 \x01(\x0b\x32\x16.broker_api.v1.Session\x12\x15\n\rsession_token\x18\x03 \x01(\t\"=\n\x13RenewSessionRequest\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\x14RenewSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.broker_api.v1.Session\"\x13\n\x11\x45ndSessionRequest\"\x14\n\x12\x45ndSessionResponse\"O\n\x13ListSessionsRequest\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x14ListSessionsResponse\x12(\n\x08sessions\x18\x01 \x03(\x0b\x32\x16.broker_api.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x84\x01\n\x15RevokeSessionsRequest\x12\x11\n\x07session\x18\x01 \x01(\tH\x00\x12\x13\n\tprincipal\x18\x02 \x01(\tH\x00\x12\x0f\n\x05\x63laim\x18\x03 \x01(\tH\x00\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x42\x07\n\x05which\"\'\n\x16RevokeSessionsResponse\x12\r\n\x05\x65nded\x18\x01 \x01(\x05*`\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SESSION_STATE_ACTIVE\x10\x01\x12\x17\n\x13SESSION_STATE_ENDED\x10\x02\x32\xcb\x04\n\x0eSessionService\x12N\n\x05Login\x12\x1b.broker_api.v1.LoginRequest\x1a\x1c.broker_api.v1.LoginResponse\"\n\xa2\xbb\x18\x06\x08\x03\x18\x01 \x01\x12\x63\n\x0c\x46\x65tchSecrets\x12\".broker_api.v1.FetchSecretsRequest\x1a#.broker_api.v1.FetchSecretsResponse\"\n\xa2\xbb\x18\x06\x08\x03\x18\x01 \x01\x12_\n\x0cRenewSession\x12\".broker_api.v1.RenewSessionRequest\x1a#.broker_api.v1.RenewSessionResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12[\n\nEndSession\x12 .broker_api.v1.EndSessionRequest\x1a!.broker_api.v1.EndSessionResponse\"\x08\xa2\xbb\x18\x04\x08\x03(\x01\x12_\n\x0cListSessions\x12\".broker_api.v1.ListSessionsRequest\x1a#.broker_api.v1.ListSessionsResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12\x65\n\x0eRevokeSessions\x12$.broker_api.v1.RevokeSessionsRequest\x1a%.broker_api.v1.RevokeSessionsResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,42 +37,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FETCHEDSECRET_FIELDSENTRY']._loaded_options = None
   _globals['_FETCHEDSECRET_FIELDSENTRY']._serialized_options = b'8\001'
-  _globals['_SESSIONSTATE']._serialized_start=1695
-  _globals['_SESSIONSTATE']._serialized_end=1791
-  _globals['_SESSION']._serialized_start=141
-  _globals['_SESSION']._serialized_end=423
-  _globals['_LOGINREQUEST']._serialized_start=425
-  _globals['_LOGINREQUEST']._serialized_end=499
-  _globals['_LOGINRESPONSE']._serialized_start=501
-  _globals['_LOGINRESPONSE']._serialized_end=580
-  _globals['_FETCHSECRETSREQUEST']._serialized_start=582
-  _globals['_FETCHSECRETSREQUEST']._serialized_end=700
-  _globals['_FETCHEDSECRET']._serialized_start=703
-  _globals['_FETCHEDSECRET']._serialized_end=913
-  _globals['_FETCHEDSECRET_FIELDSENTRY']._serialized_start=868
-  _globals['_FETCHEDSECRET_FIELDSENTRY']._serialized_end=913
-  _globals['_REFUSEDITEMS']._serialized_start=915
-  _globals['_REFUSEDITEMS']._serialized_end=1038
-  _globals['_REFUSEDITEMS_GROUP']._serialized_start=982
-  _globals['_REFUSEDITEMS_GROUP']._serialized_end=1038
-  _globals['_FETCHSECRETSRESPONSE']._serialized_start=1041
-  _globals['_FETCHSECRETSRESPONSE']._serialized_end=1174
-  _globals['_RENEWSESSIONREQUEST']._serialized_start=1176
-  _globals['_RENEWSESSIONREQUEST']._serialized_end=1237
-  _globals['_RENEWSESSIONRESPONSE']._serialized_start=1239
-  _globals['_RENEWSESSIONRESPONSE']._serialized_end=1302
-  _globals['_ENDSESSIONREQUEST']._serialized_start=1304
-  _globals['_ENDSESSIONREQUEST']._serialized_end=1323
-  _globals['_ENDSESSIONRESPONSE']._serialized_start=1325
-  _globals['_ENDSESSIONRESPONSE']._serialized_end=1345
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=1347
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1426
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1428
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1517
-  _globals['_REVOKESESSIONSREQUEST']._serialized_start=1520
-  _globals['_REVOKESESSIONSREQUEST']._serialized_end=1652
-  _globals['_REVOKESESSIONSRESPONSE']._serialized_start=1654
-  _globals['_REVOKESESSIONSRESPONSE']._serialized_end=1693
-  _globals['_SESSIONSERVICE']._serialized_start=1794
-  _globals['_SESSIONSERVICE']._serialized_end=2323
+  _globals['_SESSIONSERVICE'].methods_by_name['Login']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['Login']._serialized_options = b'\242\273\030\006\010\003\030\001 \001'
+  _globals['_SESSIONSERVICE'].methods_by_name['FetchSecrets']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['FetchSecrets']._serialized_options = b'\242\273\030\006\010\003\030\001 \001'
+  _globals['_SESSIONSERVICE'].methods_by_name['RenewSession']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['RenewSession']._serialized_options = b'\242\273\030\002\010\003'
+  _globals['_SESSIONSERVICE'].methods_by_name['EndSession']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['EndSession']._serialized_options = b'\242\273\030\004\010\003(\001'
+  _globals['_SESSIONSERVICE'].methods_by_name['ListSessions']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['ListSessions']._serialized_options = b'\242\273\030\002\010\001'
+  _globals['_SESSIONSERVICE'].methods_by_name['RevokeSessions']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['RevokeSessions']._serialized_options = b'\242\273\030\002\010\003'
+  _globals['_SESSIONSTATE']._serialized_start=1723
+  _globals['_SESSIONSTATE']._serialized_end=1819
+  _globals['_SESSION']._serialized_start=169
+  _globals['_SESSION']._serialized_end=451
+  _globals['_LOGINREQUEST']._serialized_start=453
+  _globals['_LOGINREQUEST']._serialized_end=527
+  _globals['_LOGINRESPONSE']._serialized_start=529
+  _globals['_LOGINRESPONSE']._serialized_end=608
+  _globals['_FETCHSECRETSREQUEST']._serialized_start=610
+  _globals['_FETCHSECRETSREQUEST']._serialized_end=728
+  _globals['_FETCHEDSECRET']._serialized_start=731
+  _globals['_FETCHEDSECRET']._serialized_end=941
+  _globals['_FETCHEDSECRET_FIELDSENTRY']._serialized_start=896
+  _globals['_FETCHEDSECRET_FIELDSENTRY']._serialized_end=941
+  _globals['_REFUSEDITEMS']._serialized_start=943
+  _globals['_REFUSEDITEMS']._serialized_end=1066
+  _globals['_REFUSEDITEMS_GROUP']._serialized_start=1010
+  _globals['_REFUSEDITEMS_GROUP']._serialized_end=1066
+  _globals['_FETCHSECRETSRESPONSE']._serialized_start=1069
+  _globals['_FETCHSECRETSRESPONSE']._serialized_end=1202
+  _globals['_RENEWSESSIONREQUEST']._serialized_start=1204
+  _globals['_RENEWSESSIONREQUEST']._serialized_end=1265
+  _globals['_RENEWSESSIONRESPONSE']._serialized_start=1267
+  _globals['_RENEWSESSIONRESPONSE']._serialized_end=1330
+  _globals['_ENDSESSIONREQUEST']._serialized_start=1332
+  _globals['_ENDSESSIONREQUEST']._serialized_end=1351
+  _globals['_ENDSESSIONRESPONSE']._serialized_start=1353
+  _globals['_ENDSESSIONRESPONSE']._serialized_end=1373
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1375
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1454
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1456
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1545
+  _globals['_REVOKESESSIONSREQUEST']._serialized_start=1548
+  _globals['_REVOKESESSIONSREQUEST']._serialized_end=1680
+  _globals['_REVOKESESSIONSRESPONSE']._serialized_start=1682
+  _globals['_REVOKESESSIONSRESPONSE']._serialized_end=1721
+  _globals['_SESSIONSERVICE']._serialized_start=1822
+  _globals['_SESSIONSERVICE']._serialized_end=2409
 # @@protoc_insertion_point(module_scope)

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from broker_api.v1 import traits_pb2 as broker__api_dot_v1_dot_traits__pb2
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62roker_api/v1/targets.proto\x12\rbroker_api.v1\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x01\n\x06Target\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05vault\x18\x02 \x01(\x0b\x32\x1c.broker_api.v1.VaultSettingsH\x00\x12?\n\x0f\x61zure_key_vault\x18\x07 \x01(\x0b\x32$.broker_api.v1.AzureKeyVaultSettingsH\x00\x12\x0e\n\x06kek_id\x18\x03 \x01(\t\x12\x16\n\x0ekek_thumbprint\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x42\n\n\x08settings\"*\n\nKindOption\x12\r\n\x05\x61\x62out\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\t\"\x9c\x01\n\rSettingOption\x12\x0c\n\x04help\x18\x01 \x01(\t\x12\x0f\n\x07metavar\x18\x02 \x01(\t\x12\x0e\n\x06option\x18\x03 \x01(\t\x12\x10\n\x08required\x18\x04 \x01(\x08\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x05 \x01(\t\x12\x0f\n\x07\x63hoices\x18\x06 \x03(\t\x12(\n\x04\x66orm\x18\x07 \x01(\x0e\x32\x1a.broker_api.v1.SettingForm\"\xcf\x03\n\rVaultSettings\x12\x44\n\x07\x61\x64\x64ress\x18\x01 \x01(\tB3\xaa\xbb\x18/\n&https://HOST:PORT of Vault or OpenBao.\x12\x03URL \x01\x12\x42\n\x05mount\x18\x02 \x01(\tB3\xaa\xbb\x18/\n$Where the transit engine is mounted.*\x07transit\x12K\n\x06\x63\x61_pem\x18\x03 \x01(\tB;\xaa\xbb\x18\x37\n\"CA of that server, PEM; read here.\x12\x04\x46ILE\x1a\x07\x63\x61-file \x01\x38\x01\x12[\n\ntoken_file\x18\x04 \x01(\tBG\xaa\xbb\x18\x43\n9In the broker\'s credentials/HOST:PORT; NAME, unless said.\x12\x04\x46ILE8\x03\x12+\n\tnamespace\x18\x05 \x01(\tB\x18\xaa\xbb\x18\x14\n\x12Namespace, if any.:]\xaa\xbb\x18Y\nARegister the transit engine of a Vault or OpenBao server as NAME.\x12\x14{address}/v1/{mount}\"\xa9\x05\n\x15\x41zureKeyVaultSettings\x12\x61\n\tvault_url\x18\x01 \x01(\tBN\xaa\xbb\x18J\nAhttps://NAME.vault.azure.net or https://NAME.managedhsm.azure.net\x12\x03URL \x01\x12`\n\x03kek\x18\x02 \x01(\tBS\xaa\xbb\x18O\nEIts versioned id, https://HOST/keys/NAME/VERSION; a name to make one.\x12\x02ID \x01\x38\x04\x12\x8d\x01\n\ncredential\x18\x03 \x01(\tBy\xaa\xbb\x18u\n\x1dHow the broker logs in there. \x01\x32\x11workload-identity2\x10managed-identity2\x12\x63lient-certificate2\rclient-secret2\ntoken-file\x12\x32\n\ttenant_id\x18\x04 \x01(\tB\x1f\xaa\xbb\x18\x1b\n\x13Of the application.\x12\x04GUID\x12N\n\tclient_id\x18\x05 \x01(\tB;\xaa\xbb\x18\x37\n/Of the application, or of the managed identity.\x12\x04GUID\x12\x63\n\x04\x66ile\x18\x06 \x01(\tBU\xaa\xbb\x18Q\nGA file in the broker\'s credentials/HOST:PORT, by name, if it takes one.\x12\x04NAME8\x02:R\xaa\xbb\x18N\n?Register an Azure Key Vault (Premium) or a Managed HSM as NAME.\x12\x0b{vault_url}\"\xff\x01\n\x13\x43reateTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05vault\x18\x02 \x01(\x0b\x32\x1c.broker_api.v1.VaultSettingsH\x00\x12?\n\x0f\x61zure_key_vault\x18\x06 \x01(\x0b\x32$.broker_api.v1.AzureKeyVaultSettingsH\x00\x12\x1f\n\x17\x65xpected_kek_thumbprint\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x12\n\ncreate_kek\x18\x07 \x01(\x08\x42\n\n\x08settings\"=\n\x14\x43reateTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\" \n\x10GetTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11GetTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\";\n\x12ListTargetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x13ListTargetsResponse\x12&\n\x07targets\x18\x01 \x03(\x0b\x32\x15.broker_api.v1.Target\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43heckTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x13\x43heckTargetResponse\x12.\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x1c.broker_api.v1.TargetFinding\"=\n\rTargetFinding\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"{\n\x12RepinTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x17\x65xpected_kek_thumbprint\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0b\n\x03kek\x18\x05 \x01(\t\"<\n\x13RepinTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\"f\n\x13\x44\x65leteTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x16\n\x0e\x63opies_unknown\x18\x04 \x01(\x08\"\x16\n\x14\x44\x65leteTargetResponse*\x9e\x01\n\x0bSettingForm\x12\x1c\n\x18SETTING_FORM_UNSPECIFIED\x10\x00\x12\x1d\n\x19SETTING_FORM_CERTIFICATES\x10\x01\x12\x1b\n\x17SETTING_FORM_CREDENTIAL\x10\x02\x12\x1f\n\x1bSETTING_FORM_OWN_CREDENTIAL\x10\x03\x12\x14\n\x10SETTING_FORM_KEK\x10\x04\x32\x93\x04\n\rTargetService\x12W\n\x0c\x43reateTarget\x12\".broker_api.v1.CreateTargetRequest\x1a#.broker_api.v1.CreateTargetResponse\x12N\n\tGetTarget\x12\x1f.broker_api.v1.GetTargetRequest\x1a .broker_api.v1.GetTargetResponse\x12T\n\x0bListTargets\x12!.broker_api.v1.ListTargetsRequest\x1a\".broker_api.v1.ListTargetsResponse\x12T\n\x0b\x43heckTarget\x12!.broker_api.v1.CheckTargetRequest\x1a\".broker_api.v1.CheckTargetResponse\x12T\n\x0bRepinTarget\x12!.broker_api.v1.RepinTargetRequest\x1a\".broker_api.v1.RepinTargetResponse\x12W\n\x0c\x44\x65leteTarget\x12\".broker_api.v1.DeleteTargetRequest\x1a#.broker_api.v1.DeleteTargetResponse:N\n\x07setting\x12\x1d.google.protobuf.FieldOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x1c.broker_api.v1.SettingOption:J\n\x04kind\x12\x1f.google.protobuf.MessageOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x19.broker_api.v1.KindOptionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62roker_api/v1/targets.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/traits.proto\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x01\n\x06Target\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05vault\x18\x02 \x01(\x0b\x32\x1c.broker_api.v1.VaultSettingsH\x00\x12?\n\x0f\x61zure_key_vault\x18\x07 \x01(\x0b\x32$.broker_api.v1.AzureKeyVaultSettingsH\x00\x12\x0e\n\x06kek_id\x18\x03 \x01(\t\x12\x16\n\x0ekek_thumbprint\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x42\n\n\x08settings\"*\n\nKindOption\x12\r\n\x05\x61\x62out\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\t\"\x9c\x01\n\rSettingOption\x12\x0c\n\x04help\x18\x01 \x01(\t\x12\x0f\n\x07metavar\x18\x02 \x01(\t\x12\x0e\n\x06option\x18\x03 \x01(\t\x12\x10\n\x08required\x18\x04 \x01(\x08\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x05 \x01(\t\x12\x0f\n\x07\x63hoices\x18\x06 \x03(\t\x12(\n\x04\x66orm\x18\x07 \x01(\x0e\x32\x1a.broker_api.v1.SettingForm\"\xcf\x03\n\rVaultSettings\x12\x44\n\x07\x61\x64\x64ress\x18\x01 \x01(\tB3\xaa\xbb\x18/\n&https://HOST:PORT of Vault or OpenBao.\x12\x03URL \x01\x12\x42\n\x05mount\x18\x02 \x01(\tB3\xaa\xbb\x18/\n$Where the transit engine is mounted.*\x07transit\x12K\n\x06\x63\x61_pem\x18\x03 \x01(\tB;\xaa\xbb\x18\x37\n\"CA of that server, PEM; read here.\x12\x04\x46ILE\x1a\x07\x63\x61-file \x01\x38\x01\x12[\n\ntoken_file\x18\x04 \x01(\tBG\xaa\xbb\x18\x43\n9In the broker\'s credentials/HOST:PORT; NAME, unless said.\x12\x04\x46ILE8\x03\x12+\n\tnamespace\x18\x05 \x01(\tB\x18\xaa\xbb\x18\x14\n\x12Namespace, if any.:]\xaa\xbb\x18Y\nARegister the transit engine of a Vault or OpenBao server as NAME.\x12\x14{address}/v1/{mount}\"\xa9\x05\n\x15\x41zureKeyVaultSettings\x12\x61\n\tvault_url\x18\x01 \x01(\tBN\xaa\xbb\x18J\nAhttps://NAME.vault.azure.net or https://NAME.managedhsm.azure.net\x12\x03URL \x01\x12`\n\x03kek\x18\x02 \x01(\tBS\xaa\xbb\x18O\nEIts versioned id, https://HOST/keys/NAME/VERSION; a name to make one.\x12\x02ID \x01\x38\x04\x12\x8d\x01\n\ncredential\x18\x03 \x01(\tBy\xaa\xbb\x18u\n\x1dHow the broker logs in there. \x01\x32\x11workload-identity2\x10managed-identity2\x12\x63lient-certificate2\rclient-secret2\ntoken-file\x12\x32\n\ttenant_id\x18\x04 \x01(\tB\x1f\xaa\xbb\x18\x1b\n\x13Of the application.\x12\x04GUID\x12N\n\tclient_id\x18\x05 \x01(\tB;\xaa\xbb\x18\x37\n/Of the application, or of the managed identity.\x12\x04GUID\x12\x63\n\x04\x66ile\x18\x06 \x01(\tBU\xaa\xbb\x18Q\nGA file in the broker\'s credentials/HOST:PORT, by name, if it takes one.\x12\x04NAME8\x02:R\xaa\xbb\x18N\n?Register an Azure Key Vault (Premium) or a Managed HSM as NAME.\x12\x0b{vault_url}\"\xff\x01\n\x13\x43reateTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05vault\x18\x02 \x01(\x0b\x32\x1c.broker_api.v1.VaultSettingsH\x00\x12?\n\x0f\x61zure_key_vault\x18\x06 \x01(\x0b\x32$.broker_api.v1.AzureKeyVaultSettingsH\x00\x12\x1f\n\x17\x65xpected_kek_thumbprint\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x12\n\ncreate_kek\x18\x07 \x01(\x08\x42\n\n\x08settings\"=\n\x14\x43reateTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\" \n\x10GetTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11GetTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\";\n\x12ListTargetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x13ListTargetsResponse\x12&\n\x07targets\x18\x01 \x03(\x0b\x32\x15.broker_api.v1.Target\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43heckTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x13\x43heckTargetResponse\x12.\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x1c.broker_api.v1.TargetFinding\"=\n\rTargetFinding\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"{\n\x12RepinTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x17\x65xpected_kek_thumbprint\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0b\n\x03kek\x18\x05 \x01(\t\"<\n\x13RepinTargetResponse\x12%\n\x06target\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Target\"f\n\x13\x44\x65leteTargetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x16\n\x0e\x63opies_unknown\x18\x04 \x01(\x08\"\x16\n\x14\x44\x65leteTargetResponse*\x9e\x01\n\x0bSettingForm\x12\x1c\n\x18SETTING_FORM_UNSPECIFIED\x10\x00\x12\x1d\n\x19SETTING_FORM_CERTIFICATES\x10\x01\x12\x1b\n\x17SETTING_FORM_CREDENTIAL\x10\x02\x12\x1f\n\x1bSETTING_FORM_OWN_CREDENTIAL\x10\x03\x12\x14\n\x10SETTING_FORM_KEK\x10\x04\x32\xc9\x04\n\rTargetService\x12\x61\n\x0c\x43reateTarget\x12\".broker_api.v1.CreateTargetRequest\x1a#.broker_api.v1.CreateTargetResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12V\n\tGetTarget\x12\x1f.broker_api.v1.GetTargetRequest\x1a .broker_api.v1.GetTargetResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12\\\n\x0bListTargets\x12!.broker_api.v1.ListTargetsRequest\x1a\".broker_api.v1.ListTargetsResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12^\n\x0b\x43heckTarget\x12!.broker_api.v1.CheckTargetRequest\x1a\".broker_api.v1.CheckTargetResponse\"\x08\xa2\xbb\x18\x04\x08\x01\x18\x01\x12^\n\x0bRepinTarget\x12!.broker_api.v1.RepinTargetRequest\x1a\".broker_api.v1.RepinTargetResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12_\n\x0c\x44\x65leteTarget\x12\".broker_api.v1.DeleteTargetRequest\x1a#.broker_api.v1.DeleteTargetResponse\"\x06\xa2\xbb\x18\x02\x08\x03:N\n\x07setting\x12\x1d.google.protobuf.FieldOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x1c.broker_api.v1.SettingOption:J\n\x04kind\x12\x1f.google.protobuf.MessageOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x19.broker_api.v1.KindOptionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,44 +60,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AZUREKEYVAULTSETTINGS'].fields_by_name['file']._serialized_options = b'\252\273\030Q\nGA file in the broker\'s credentials/HOST:PORT, by name, if it takes one.\022\004NAME8\002'
   _globals['_AZUREKEYVAULTSETTINGS']._loaded_options = None
   _globals['_AZUREKEYVAULTSETTINGS']._serialized_options = b'\252\273\030N\n?Register an Azure Key Vault (Premium) or a Managed HSM as NAME.\022\013{vault_url}'
-  _globals['_SETTINGFORM']._serialized_start=2772
-  _globals['_SETTINGFORM']._serialized_end=2930
-  _globals['_TARGET']._serialized_start=114
-  _globals['_TARGET']._serialized_end=367
-  _globals['_KINDOPTION']._serialized_start=369
-  _globals['_KINDOPTION']._serialized_end=411
-  _globals['_SETTINGOPTION']._serialized_start=414
-  _globals['_SETTINGOPTION']._serialized_end=570
-  _globals['_VAULTSETTINGS']._serialized_start=573
-  _globals['_VAULTSETTINGS']._serialized_end=1036
-  _globals['_AZUREKEYVAULTSETTINGS']._serialized_start=1039
-  _globals['_AZUREKEYVAULTSETTINGS']._serialized_end=1720
-  _globals['_CREATETARGETREQUEST']._serialized_start=1723
-  _globals['_CREATETARGETREQUEST']._serialized_end=1978
-  _globals['_CREATETARGETRESPONSE']._serialized_start=1980
-  _globals['_CREATETARGETRESPONSE']._serialized_end=2041
-  _globals['_GETTARGETREQUEST']._serialized_start=2043
-  _globals['_GETTARGETREQUEST']._serialized_end=2075
-  _globals['_GETTARGETRESPONSE']._serialized_start=2077
-  _globals['_GETTARGETRESPONSE']._serialized_end=2135
-  _globals['_LISTTARGETSREQUEST']._serialized_start=2137
-  _globals['_LISTTARGETSREQUEST']._serialized_end=2196
-  _globals['_LISTTARGETSRESPONSE']._serialized_start=2198
-  _globals['_LISTTARGETSRESPONSE']._serialized_end=2284
-  _globals['_CHECKTARGETREQUEST']._serialized_start=2286
-  _globals['_CHECKTARGETREQUEST']._serialized_end=2320
-  _globals['_CHECKTARGETRESPONSE']._serialized_start=2322
-  _globals['_CHECKTARGETRESPONSE']._serialized_end=2391
-  _globals['_TARGETFINDING']._serialized_start=2393
-  _globals['_TARGETFINDING']._serialized_end=2454
-  _globals['_REPINTARGETREQUEST']._serialized_start=2456
-  _globals['_REPINTARGETREQUEST']._serialized_end=2579
-  _globals['_REPINTARGETRESPONSE']._serialized_start=2581
-  _globals['_REPINTARGETRESPONSE']._serialized_end=2641
-  _globals['_DELETETARGETREQUEST']._serialized_start=2643
-  _globals['_DELETETARGETREQUEST']._serialized_end=2745
-  _globals['_DELETETARGETRESPONSE']._serialized_start=2747
-  _globals['_DELETETARGETRESPONSE']._serialized_end=2769
-  _globals['_TARGETSERVICE']._serialized_start=2933
-  _globals['_TARGETSERVICE']._serialized_end=3464
+  _globals['_TARGETSERVICE'].methods_by_name['CreateTarget']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['CreateTarget']._serialized_options = b'\242\273\030\004\010\003\030\001'
+  _globals['_TARGETSERVICE'].methods_by_name['GetTarget']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['GetTarget']._serialized_options = b'\242\273\030\002\010\001'
+  _globals['_TARGETSERVICE'].methods_by_name['ListTargets']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['ListTargets']._serialized_options = b'\242\273\030\002\010\001'
+  _globals['_TARGETSERVICE'].methods_by_name['CheckTarget']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['CheckTarget']._serialized_options = b'\242\273\030\004\010\001\030\001'
+  _globals['_TARGETSERVICE'].methods_by_name['RepinTarget']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['RepinTarget']._serialized_options = b'\242\273\030\004\010\003\030\001'
+  _globals['_TARGETSERVICE'].methods_by_name['DeleteTarget']._loaded_options = None
+  _globals['_TARGETSERVICE'].methods_by_name['DeleteTarget']._serialized_options = b'\242\273\030\002\010\003'
+  _globals['_SETTINGFORM']._serialized_start=2800
+  _globals['_SETTINGFORM']._serialized_end=2958
+  _globals['_TARGET']._serialized_start=142
+  _globals['_TARGET']._serialized_end=395
+  _globals['_KINDOPTION']._serialized_start=397
+  _globals['_KINDOPTION']._serialized_end=439
+  _globals['_SETTINGOPTION']._serialized_start=442
+  _globals['_SETTINGOPTION']._serialized_end=598
+  _globals['_VAULTSETTINGS']._serialized_start=601
+  _globals['_VAULTSETTINGS']._serialized_end=1064
+  _globals['_AZUREKEYVAULTSETTINGS']._serialized_start=1067
+  _globals['_AZUREKEYVAULTSETTINGS']._serialized_end=1748
+  _globals['_CREATETARGETREQUEST']._serialized_start=1751
+  _globals['_CREATETARGETREQUEST']._serialized_end=2006
+  _globals['_CREATETARGETRESPONSE']._serialized_start=2008
+  _globals['_CREATETARGETRESPONSE']._serialized_end=2069
+  _globals['_GETTARGETREQUEST']._serialized_start=2071
+  _globals['_GETTARGETREQUEST']._serialized_end=2103
+  _globals['_GETTARGETRESPONSE']._serialized_start=2105
+  _globals['_GETTARGETRESPONSE']._serialized_end=2163
+  _globals['_LISTTARGETSREQUEST']._serialized_start=2165
+  _globals['_LISTTARGETSREQUEST']._serialized_end=2224
+  _globals['_LISTTARGETSRESPONSE']._serialized_start=2226
+  _globals['_LISTTARGETSRESPONSE']._serialized_end=2312
+  _globals['_CHECKTARGETREQUEST']._serialized_start=2314
+  _globals['_CHECKTARGETREQUEST']._serialized_end=2348
+  _globals['_CHECKTARGETRESPONSE']._serialized_start=2350
+  _globals['_CHECKTARGETRESPONSE']._serialized_end=2419
+  _globals['_TARGETFINDING']._serialized_start=2421
+  _globals['_TARGETFINDING']._serialized_end=2482
+  _globals['_REPINTARGETREQUEST']._serialized_start=2484
+  _globals['_REPINTARGETREQUEST']._serialized_end=2607
+  _globals['_REPINTARGETRESPONSE']._serialized_start=2609
+  _globals['_REPINTARGETRESPONSE']._serialized_end=2669
+  _globals['_DELETETARGETREQUEST']._serialized_start=2671
+  _globals['_DELETETARGETREQUEST']._serialized_end=2773
+  _globals['_DELETETARGETRESPONSE']._serialized_start=2775
+  _globals['_DELETETARGETRESPONSE']._serialized_end=2797
+  _globals['_TARGETSERVICE']._serialized_start=2961
+  _globals['_TARGETSERVICE']._serialized_end=3546
 # @@protoc_insertion_point(module_scope)

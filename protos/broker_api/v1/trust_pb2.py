@@ -22,51 +22,64 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from broker_api.v1 import traits_pb2 as broker__api_dot_v1_dot_traits__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62roker_api/v1/trust.proto\x12\rbroker_api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x7f\n\x07Matcher\x12\r\n\x05\x63laim\x18\x01 \x01(\t\x12\x0f\n\x05\x65xact\x18\x02 \x01(\tH\x00\x12(\n\x06one_of\x18\x03 \x01(\x0b\x32\x16.broker_api.v1.ChoicesH\x00\x12\x0e\n\x04glob\x18\x04 \x01(\tH\x00\x12\x12\n\x08\x63ontains\x18\x05 \x01(\tH\x00\x42\x06\n\x04kind\"\x19\n\x07\x43hoices\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xd6\x02\n\tTrustRule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06preset\x18\x02 \x01(\x0e\x32\x15.broker_api.v1.Preset\x12\x0e\n\x06issuer\x18\x03 \x01(\t\x12\x10\n\x08\x61udience\x18\x04 \x01(\t\x12(\n\x08matchers\x18\x05 \x03(\x0b\x32\x16.broker_api.v1.Matcher\x12\x10\n\x08pipeline\x18\x06 \x01(\t\x12.\n\x0bmax_session\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nsingle_use\x18\x08 \x01(\x08\x12\x0e\n\x06\x63\x61_pem\x18\t \x01(\t\x12\r\n\x05grade\x18\n \x01(\t\x12\x10\n\x08\x66indings\x18\x0b \x03(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\r \x01(\x03\"k\n\x16\x43reateTrustRuleRequest\x12&\n\x04rule\x18\x01 \x01(\x0b\x32\x18.broker_api.v1.TrustRule\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"A\n\x17\x43reateTrustRuleResponse\x12&\n\x04rule\x18\x01 \x01(\x0b\x32\x18.broker_api.v1.TrustRule\"k\n\x16UpdateTrustRuleRequest\x12&\n\x04rule\x18\x01 \x01(\x0b\x32\x18.broker_api.v1.TrustRule\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"A\n\x17UpdateTrustRuleResponse\x12&\n\x04rule\x18\x01 \x01(\x0b\x32\x18.broker_api.v1.TrustRule\"#\n\x13GetTrustRuleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x14GetTrustRuleResponse\x12&\n\x04rule\x18\x01 \x01(\x0b\x32\x18.broker_api.v1.TrustRule\">\n\x15ListTrustRulesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x16ListTrustRulesResponse\x12\'\n\x05rules\x18\x01 \x03(\x0b\x32\x18.broker_api.v1.TrustRule\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x16\x44\x65leteTrustRuleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x19\n\x17\x44\x65leteTrustRuleResponse\"<\n\x14TestTrustRuleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eidentity_token\x18\x02 \x01(\t\"W\n\x15TestTrustRuleResponse\x12\x0f\n\x07matched\x18\x01 \x01(\x08\x12-\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x1b.broker_api.v1.ClaimFinding\"M\n\x0c\x43laimFinding\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x10\n\x08\x65xpected\x18\x03 \x01(\t\x12\r\n\x05\x66ound\x18\x04 \x01(\t*\xcb\x01\n\x06Preset\x12\x16\n\x12PRESET_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRESET_GENERIC\x10\x01\x12\x11\n\rPRESET_GITHUB\x10\x02\x12\x11\n\rPRESET_GITLAB\x10\x03\x12\x17\n\x13PRESET_AZURE_DEVOPS\x10\x04\x12\x14\n\x10PRESET_BITBUCKET\x10\x05\x12\x13\n\x0fPRESET_CIRCLECI\x10\x06\x12\x14\n\x10PRESET_BUILDKITE\x10\x07\x12\x15\n\x11PRESET_KUBERNETES\x10\x08\x32\xc8\x04\n\x0cTrustService\x12`\n\x0f\x43reateTrustRule\x12%.broker_api.v1.CreateTrustRuleRequest\x1a&.broker_api.v1.CreateTrustRuleResponse\x12`\n\x0fUpdateTrustRule\x12%.broker_api.v1.UpdateTrustRuleRequest\x1a&.broker_api.v1.UpdateTrustRuleResponse\x12W\n\x0cGetTrustRule\x12\".broker_api.v1.GetTrustRuleRequest\x1a#.broker_api.v1.GetTrustRuleResponse\x12]\n\x0eListTrustRules\x12$.broker_api.v1.ListTrustRulesRequest\x1a%.broker_api.v1.ListTrustRulesResponse\x12`\n\x0f\x44\x65leteTrustRule\x12%.broker_api.v1.DeleteTrustRuleRequest\x1a&.broker_api.v1.DeleteTrustRuleResponse\x12Z\n\rTestTrustRule\x12#.broker_api.v1.TestTrustRuleRequest\x1a$.broker_api.v1.TestTrustRuleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62roker_api/v1/trust.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/traits.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x7f\n\x07Matcher\x12\r\n\x05\x63laim\x18\x01 \x01(\t\x12\x0f\n\x05\x65xact\x18\x02 \x01(\tH\x00\x12(\n\x06one_of\x18\x03 \x01(\x0b\x32\x16.broker_api.v1.ChoicesH\x00\x12\x0e\n\x04glob\x18\x04 \x01(\tH\x00\x12\x12\n\x08\x63ontains\x18\x05 \x01(\tH\x00\x42\x06\n\x04kind\"\x19\n\x07\x43hoices\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xd6\x02\n\tTrustRule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06preset\x18\x02 \x01(\x0e\x32\x15.broker_api.v1.Preset\x12\x0e\n\x06issuer\x18\x03 \x01(\t\x12\x10\n\x08\x61udience\x18\x04 \x01(\t\x12(\n\x08matchers\x18\x05 \x03(\x0b\x32\x16.broker_api.v1.Matcher\x12\x10\n\x08pipeline\x18\x06 \x01(\t\x12.\n\x0bmax_session\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nsingle_use\x18\x08 \x01(\x08\x12\x0e\n\x06\x63\x61_pem\x18\t \x01(\t\x12\r\n\x05grade\x18\n \x01(\t\x12\x10\n\x08\x66indings\x18\x0b \x03(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\r \x01(\x03\"k\n\x16\x43reateTrustRuleRequest\x12&\n\x04rule\x18\x01 \x01(\x0b\x32\x18.broker_api.v1.TrustRule\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"A\n\x17\x43reateTrustRuleResponse\x12&\n\x04rule\x18\x01 \x01(\x0b\x32\x18.broker_api.v1.TrustRule\"k\n\x16UpdateTrustRuleRequest\x12&\n\x04rule\x18\x01 \x01(\x0b\x32\x18.broker_api.v1.TrustRule\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"A\n\x17UpdateTrustRuleResponse\x12&\n\x04rule\x18\x01 \x01(\x0b\x32\x18.broker_api.v1.TrustRule\"#\n\x13GetTrustRuleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x14GetTrustRuleResponse\x12&\n\x04rule\x18\x01 \x01(\x0b\x32\x18.broker_api.v1.TrustRule\">\n\x15ListTrustRulesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x16ListTrustRulesResponse\x12\'\n\x05rules\x18\x01 \x03(\x0b\x32\x18.broker_api.v1.TrustRule\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x16\x44\x65leteTrustRuleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x19\n\x17\x44\x65leteTrustRuleResponse\"<\n\x14TestTrustRuleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eidentity_token\x18\x02 \x01(\t\"W\n\x15TestTrustRuleResponse\x12\x0f\n\x07matched\x18\x01 \x01(\x08\x12-\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x1b.broker_api.v1.ClaimFinding\"M\n\x0c\x43laimFinding\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x10\n\x08\x65xpected\x18\x03 \x01(\t\x12\r\n\x05\x66ound\x18\x04 \x01(\t*\xcb\x01\n\x06Preset\x12\x16\n\x12PRESET_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRESET_GENERIC\x10\x01\x12\x11\n\rPRESET_GITHUB\x10\x02\x12\x11\n\rPRESET_GITLAB\x10\x03\x12\x17\n\x13PRESET_AZURE_DEVOPS\x10\x04\x12\x14\n\x10PRESET_BITBUCKET\x10\x05\x12\x13\n\x0fPRESET_CIRCLECI\x10\x06\x12\x14\n\x10PRESET_BUILDKITE\x10\x07\x12\x15\n\x11PRESET_KUBERNETES\x10\x08\x32\xfa\x04\n\x0cTrustService\x12h\n\x0f\x43reateTrustRule\x12%.broker_api.v1.CreateTrustRuleRequest\x1a&.broker_api.v1.CreateTrustRuleResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12h\n\x0fUpdateTrustRule\x12%.broker_api.v1.UpdateTrustRuleRequest\x1a&.broker_api.v1.UpdateTrustRuleResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12_\n\x0cGetTrustRule\x12\".broker_api.v1.GetTrustRuleRequest\x1a#.broker_api.v1.GetTrustRuleResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12\x65\n\x0eListTrustRules\x12$.broker_api.v1.ListTrustRulesRequest\x1a%.broker_api.v1.ListTrustRulesResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12h\n\x0f\x44\x65leteTrustRule\x12%.broker_api.v1.DeleteTrustRuleRequest\x1a&.broker_api.v1.DeleteTrustRuleResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12\x64\n\rTestTrustRule\x12#.broker_api.v1.TestTrustRuleRequest\x1a$.broker_api.v1.TestTrustRuleResponse\"\x08\xa2\xbb\x18\x04\x08\x01\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'broker_api.v1.trust_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRESET']._serialized_start=1560
-  _globals['_PRESET']._serialized_end=1763
-  _globals['_MATCHER']._serialized_start=109
-  _globals['_MATCHER']._serialized_end=236
-  _globals['_CHOICES']._serialized_start=238
-  _globals['_CHOICES']._serialized_end=263
-  _globals['_TRUSTRULE']._serialized_start=266
-  _globals['_TRUSTRULE']._serialized_end=608
-  _globals['_CREATETRUSTRULEREQUEST']._serialized_start=610
-  _globals['_CREATETRUSTRULEREQUEST']._serialized_end=717
-  _globals['_CREATETRUSTRULERESPONSE']._serialized_start=719
-  _globals['_CREATETRUSTRULERESPONSE']._serialized_end=784
-  _globals['_UPDATETRUSTRULEREQUEST']._serialized_start=786
-  _globals['_UPDATETRUSTRULEREQUEST']._serialized_end=893
-  _globals['_UPDATETRUSTRULERESPONSE']._serialized_start=895
-  _globals['_UPDATETRUSTRULERESPONSE']._serialized_end=960
-  _globals['_GETTRUSTRULEREQUEST']._serialized_start=962
-  _globals['_GETTRUSTRULEREQUEST']._serialized_end=997
-  _globals['_GETTRUSTRULERESPONSE']._serialized_start=999
-  _globals['_GETTRUSTRULERESPONSE']._serialized_end=1061
-  _globals['_LISTTRUSTRULESREQUEST']._serialized_start=1063
-  _globals['_LISTTRUSTRULESREQUEST']._serialized_end=1125
-  _globals['_LISTTRUSTRULESRESPONSE']._serialized_start=1127
-  _globals['_LISTTRUSTRULESRESPONSE']._serialized_end=1217
-  _globals['_DELETETRUSTRULEREQUEST']._serialized_start=1219
-  _globals['_DELETETRUSTRULEREQUEST']._serialized_end=1300
-  _globals['_DELETETRUSTRULERESPONSE']._serialized_start=1302
-  _globals['_DELETETRUSTRULERESPONSE']._serialized_end=1327
-  _globals['_TESTTRUSTRULEREQUEST']._serialized_start=1329
-  _globals['_TESTTRUSTRULEREQUEST']._serialized_end=1389
-  _globals['_TESTTRUSTRULERESPONSE']._serialized_start=1391
-  _globals['_TESTTRUSTRULERESPONSE']._serialized_end=1478
-  _globals['_CLAIMFINDING']._serialized_start=1480
-  _globals['_CLAIMFINDING']._serialized_end=1557
-  _globals['_TRUSTSERVICE']._serialized_start=1766
-  _globals['_TRUSTSERVICE']._serialized_end=2350
+  _globals['_TRUSTSERVICE'].methods_by_name['CreateTrustRule']._loaded_options = None
+  _globals['_TRUSTSERVICE'].methods_by_name['CreateTrustRule']._serialized_options = b'\242\273\030\002\010\003'
+  _globals['_TRUSTSERVICE'].methods_by_name['UpdateTrustRule']._loaded_options = None
+  _globals['_TRUSTSERVICE'].methods_by_name['UpdateTrustRule']._serialized_options = b'\242\273\030\002\010\003'
+  _globals['_TRUSTSERVICE'].methods_by_name['GetTrustRule']._loaded_options = None
+  _globals['_TRUSTSERVICE'].methods_by_name['GetTrustRule']._serialized_options = b'\242\273\030\002\010\001'
+  _globals['_TRUSTSERVICE'].methods_by_name['ListTrustRules']._loaded_options = None
+  _globals['_TRUSTSERVICE'].methods_by_name['ListTrustRules']._serialized_options = b'\242\273\030\002\010\001'
+  _globals['_TRUSTSERVICE'].methods_by_name['DeleteTrustRule']._loaded_options = None
+  _globals['_TRUSTSERVICE'].methods_by_name['DeleteTrustRule']._serialized_options = b'\242\273\030\002\010\003'
+  _globals['_TRUSTSERVICE'].methods_by_name['TestTrustRule']._loaded_options = None
+  _globals['_TRUSTSERVICE'].methods_by_name['TestTrustRule']._serialized_options = b'\242\273\030\004\010\001\030\001'
+  _globals['_PRESET']._serialized_start=1588
+  _globals['_PRESET']._serialized_end=1791
+  _globals['_MATCHER']._serialized_start=137
+  _globals['_MATCHER']._serialized_end=264
+  _globals['_CHOICES']._serialized_start=266
+  _globals['_CHOICES']._serialized_end=291
+  _globals['_TRUSTRULE']._serialized_start=294
+  _globals['_TRUSTRULE']._serialized_end=636
+  _globals['_CREATETRUSTRULEREQUEST']._serialized_start=638
+  _globals['_CREATETRUSTRULEREQUEST']._serialized_end=745
+  _globals['_CREATETRUSTRULERESPONSE']._serialized_start=747
+  _globals['_CREATETRUSTRULERESPONSE']._serialized_end=812
+  _globals['_UPDATETRUSTRULEREQUEST']._serialized_start=814
+  _globals['_UPDATETRUSTRULEREQUEST']._serialized_end=921
+  _globals['_UPDATETRUSTRULERESPONSE']._serialized_start=923
+  _globals['_UPDATETRUSTRULERESPONSE']._serialized_end=988
+  _globals['_GETTRUSTRULEREQUEST']._serialized_start=990
+  _globals['_GETTRUSTRULEREQUEST']._serialized_end=1025
+  _globals['_GETTRUSTRULERESPONSE']._serialized_start=1027
+  _globals['_GETTRUSTRULERESPONSE']._serialized_end=1089
+  _globals['_LISTTRUSTRULESREQUEST']._serialized_start=1091
+  _globals['_LISTTRUSTRULESREQUEST']._serialized_end=1153
+  _globals['_LISTTRUSTRULESRESPONSE']._serialized_start=1155
+  _globals['_LISTTRUSTRULESRESPONSE']._serialized_end=1245
+  _globals['_DELETETRUSTRULEREQUEST']._serialized_start=1247
+  _globals['_DELETETRUSTRULEREQUEST']._serialized_end=1328
+  _globals['_DELETETRUSTRULERESPONSE']._serialized_start=1330
+  _globals['_DELETETRUSTRULERESPONSE']._serialized_end=1355
+  _globals['_TESTTRUSTRULEREQUEST']._serialized_start=1357
+  _globals['_TESTTRUSTRULEREQUEST']._serialized_end=1417
+  _globals['_TESTTRUSTRULERESPONSE']._serialized_start=1419
+  _globals['_TESTTRUSTRULERESPONSE']._serialized_end=1506
+  _globals['_CLAIMFINDING']._serialized_start=1508
+  _globals['_CLAIMFINDING']._serialized_end=1585
+  _globals['_TRUSTSERVICE']._serialized_start=1794
+  _globals['_TRUSTSERVICE']._serialized_end=2428
 # @@protoc_insertion_point(module_scope)

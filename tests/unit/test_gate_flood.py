@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from broker.rpc import flood
-from broker.rpc.flood import Flood
+from broker.core.gate import flood
+from broker.core.gate.flood import Flood
+from broker.rpc.networks import network
 
 
 class Clock:
@@ -20,7 +21,7 @@ def peer(host: str, port: int = 1) -> str:
 
 def test_AU_15_a_burst_then_a_rate_and_nothing_is_lost() -> None:
     clock = Clock()
-    limit = Flood(1, 5, clock)
+    limit = Flood(1, 5, clock, network)
     assert [limit.admit(peer("10.0.0.1", port)) for port in range(8)] == [0, 0, 0, 0, 0, None, None, None]
     clock.now = 1.0
     assert limit.admit(peer("10.0.0.1")) == 3
@@ -30,38 +31,38 @@ def test_AU_15_a_burst_then_a_rate_and_nothing_is_lost() -> None:
 
 
 def test_AU_15_one_network_does_not_silence_another() -> None:
-    limit = Flood(1, 2, Clock())
+    limit = Flood(1, 2, Clock(), network)
     for port in range(50):
         limit.admit(peer("10.0.0.1", port))
     assert limit.admit(peer("10.0.0.2")) == 48
 
 
 def test_AU_15_the_addresses_of_one_ipv6_host_share_a_bucket() -> None:
-    limit = Flood(1, 2, Clock())
+    limit = Flood(1, 2, Clock(), network)
     admitted = [limit.admit(f"ipv6:%5B2001:db8::{number:x}%5D:5000") for number in range(1, 9)]
     assert [each is not None for each in admitted] == [True, True, *[False] * 6]
     assert limit.admit("ipv6:%5B2001:db8:0:1::1%5D:5000") == 6
 
 
 def test_AU_15_many_networks_together_have_a_limit_too() -> None:
-    limit = Flood(1, 2, Clock())
+    limit = Flood(1, 2, Clock(), network)
     admitted = [limit.admit(peer(f"10.0.{number}.1")) is not None for number in range(100)]
     assert sum(admitted) == 20
 
 
 def test_AU_15_the_memory_of_networks_is_bounded() -> None:
-    limit = Flood(1, 2, Clock())
+    limit = Flood(1, 2, Clock(), network)
     for number in range(flood.MAX_PEERS * 2):
         limit.admit(peer(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"))
     assert len(limit._buckets) == flood.MAX_PEERS
 
 
 def test_AU_15_a_peer_that_has_no_address_is_limited_as_well() -> None:
-    limit = Flood(1, 1, Clock())
+    limit = Flood(1, 1, Clock(), network)
     assert [limit.admit(each) for each in ("unix:", "unix:", "ipv6:rubbish", "ipv6:rubbish")] == [0, None, None, None]
 
 
 def test_a_clock_that_stands_still_gives_nothing() -> None:
-    limit = Flood(1000, 1, Clock())
+    limit = Flood(1000, 1, Clock(), network)
     assert limit.admit(peer("10.0.0.1")) == 0
     assert limit.admit(peer("10.0.0.1")) is None

@@ -5,9 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from urllib.parse import unquote
-
-from broker.rpc.networks import nets, place
 
 EVERYBODY = b"*"
 MAX_PEERS = 4096
@@ -17,13 +14,14 @@ class Flood:
     """Token buckets, one a peer network and one for all together.
 
     ``rate`` is records a second, ``burst`` how many at once, for one network; all together get ten times as much.
-    ``clock`` gives seconds that never go back.
+    ``clock`` gives seconds that never go back, ``network`` what of a peer one party can have whole.
     """
 
-    def __init__(self, rate: float, burst: int, clock: Callable[[], float]) -> None:
+    def __init__(self, rate: float, burst: int, clock: Callable[[], float], network: Callable[[str], bytes]) -> None:
         self._rate = rate
         self._burst = burst
         self._clock = clock
+        self._network = network
         self._lock = threading.Lock()
         self._buckets: OrderedDict[bytes, tuple[float, float]] = OrderedDict()  # network → (tokens, when)
         self._unrecorded = 0
@@ -31,7 +29,7 @@ class Flood:
     def admit(self, peer: str) -> int | None:
         """None: count this refusal only. A number: write it down, together with so many that were only counted."""
         with self._lock:
-            if self._take(nets(place(unquote(peer))[0])[0], 1) and self._take(EVERYBODY, 10):
+            if self._take(self._network(peer), 1) and self._take(EVERYBODY, 10):
                 return self._reset()
             self._unrecorded += 1
             return None
