@@ -18,7 +18,7 @@ from broker.core.records import RECORDS
 from broker.store.rows import FIELDS, record_of, row_of
 from broker.store.sql import SqlStore
 from broker.store.tables import TABLES
-from tests.contracts.store_samples import config, entry, key, opened, put, samples, version
+from tests.contracts.store_samples import config, entry, key, opened, put, sample, samples, version
 from tests.servers.databases import migrate
 
 
@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Iterator[SqlStore]:
 def test_lists_and_mappings_are_the_canonical_json_that_rows_in_the_database_have(text: str) -> None:
     """Their MACs are over these very characters."""
     fields, labels = (text, "value", text), {"z": text, f"a{text}": "1", "B": ""}
-    (sealed,) = (one for one in samples() if isinstance(one, SecretVersion))
+    sealed = sample(SecretVersion)
     assert row_of(key(labels=labels))["labels"] == json.dumps(labels, sort_keys=True, separators=(",", ":"))
     assert row_of(replace(sealed, fields=fields))["fields"] == json.dumps(fields, separators=(",", ":"))
     assert row_of(key(labels={}))["labels"] == "{}"
