@@ -8,7 +8,7 @@ import click
 from broker_cli.main import cli
 
 SECRETS = ("pin", "password", "passphrase", "plaintext", "message", "secret", "value", "token", "private", "data")
-FILES = ("token_file", "token_label")  # names of files and things, not what is in them
+FILES = ("setting_token_file", "token_file", "token_label")  # names of files and things, not what is in them
 
 
 def commands(command: click.Command, context: click.Context) -> Iterator[click.Command]:
