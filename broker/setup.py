@@ -166,7 +166,7 @@ def page_key(config: Config) -> bytes:
     found = read_key(file) if file.exists() else b""
     if len(found) != PAGE_KEY_BYTES:
         raise WrongState(
-            Reason.NOT_INITIALISED, f"{file} is missing or spoilt; remove it and run `broker init` for this folder."
+            Reason.NOT_INITIALISED, f"{file} is missing or damaged; remove it and run `broker init` for this folder."
         )
     return found
 

@@ -48,18 +48,18 @@ class Survey:
 
     own: int = 0
     others: int = 0
-    spoilt: list[str] = field(default_factory=list)
+    malformed: list[str] = field(default_factory=list)
 
     def probe(self) -> Probe:
         """What of it the report tells."""
         rest = f"; {self.others} objects of other programs are left alone" if self.others else ""
-        if not self.spoilt:
+        if not self.malformed:
             return Probe(name=OBJECTS, passed=True, detail=f"{self.own} objects of the broker{rest}.")
-        named = ", ".join(self.spoilt[:5])
+        named = ", ".join(self.malformed[:5])
         return Probe(
             name=OBJECTS,
             passed=False,
-            detail=f"{len(self.spoilt)} objects with a label of the broker are not as it makes keys and are not used: "
+            detail=f"{len(self.malformed)} objects with a label of the broker are not as it makes keys and are not used: "
             f"{named}{rest}.",
         )
 
@@ -88,11 +88,11 @@ def survey(sessions: Sessions, worker: Worker) -> Survey:
             _look_at(sessions, worker, one, paired=one.label in beside.get(one.hsm_id, ()))
         except ck.PKCS11Error:
             sessions.confirm()
-            found.spoilt.append(one.label.decode(errors="replace"))
+            found.malformed.append(one.label.decode(errors="replace"))
         except BrokerError:
             if one.hsm_id.startswith(RESERVED_IDS):
                 raise
-            found.spoilt.append(one.label.decode(errors="replace"))
+            found.malformed.append(one.label.decode(errors="replace"))
     return found
 
 

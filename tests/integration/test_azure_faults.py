@@ -145,11 +145,11 @@ def test_a_long_wait_is_told_and_not_waited_for(bench: Bench) -> None:
 def test_what_changes_nothing_is_tried_again_a_little(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("azure.core.pipeline.transport.RequestsTransport.sleep", lambda _self, _wait: None)
     version = bench.imported("web")
-    for spoilt in (unavailable(), throttled(1), Effect.CUT):
-        bench.vault.faults.add(spoilt, on="^GET ")
+    for fault in (unavailable(), throttled(1), Effect.CUT):
+        bench.vault.faults.add(fault, on="^GET ")
         assert bench.port.offer().key.id == bench.kek
-    for spoilt in (unavailable(), throttled(1)):
-        bench.vault.faults.add(spoilt, on="/sign")
+    for fault in (unavailable(), throttled(1)):
+        bench.vault.faults.add(fault, on="/sign")
         bench.port.sign("web", version, SignatureAlgorithm.ES256, b"m")
     bench.vault.faults.add(unavailable(), times=99)
     refusal(bench.port.offer, "TARGET_UNREACHABLE")

@@ -292,7 +292,7 @@ def without_a_token(hunt: Hunt, admin: Client) -> None:
 
 
 def after_a_crash(hunt: Hunt) -> None:
-    """Killed with everything in its write-ahead log, and then a row of it spoilt."""
+    """Killed with everything in its write-ahead log, and then a row of it damaged."""
     hunt.live.kill()
     with sqlite3.connect(hunt.live.folder / "broker.db") as database:
         database.execute("UPDATE secret_versions SET sealed = zeroblob(length(sealed)) WHERE secret = 'team/app/db'")

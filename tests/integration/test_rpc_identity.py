@@ -320,7 +320,7 @@ def test_the_server_certificate_is_renewed_without_a_restart(edge: Edge) -> None
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("damage", "reason"),
     [
         (lambda folder: (folder / "server.key").chmod(0o640), "KEY_FILE_EXPOSED"),
         (lambda folder: (folder / "server.key").unlink(), "TLS_FILE_MISSING"),
@@ -329,9 +329,9 @@ def test_the_server_certificate_is_renewed_without_a_restart(edge: Edge) -> None
         (lambda folder: (folder / "server.pem").write_bytes(authority().pem), "TLS_FILES_DIFFER"),
     ],
 )
-def test_files_that_will_not_do_stop_the_start(tmp_path: Path, spoil: Callable[[Path], Any], reason: str) -> None:
+def test_files_that_will_not_do_stop_the_start(tmp_path: Path, damage: Callable[[Path], Any], reason: str) -> None:
     config = configure(tmp_path, server_certificate(authority("servers")), authority())
-    spoil(tmp_path)
+    damage(tmp_path)
     store: Any = Journal(operator())
     with pytest.raises(WrongState) as stopped:
         Server(config, plain_services(), [], store, lambda: datetime.now(UTC))

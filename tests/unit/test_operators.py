@@ -130,7 +130,7 @@ def test_AZ_05_a_repeated_request_to_add_gives_no_certificate_for_what_others_ha
 
 
 def test_an_operator_is_not_added_when_the_certificate_cannot_be_made(house: House) -> None:
-    house.signer.spoilt = True
+    house.signer.broken = True
     asked = house.call("AddOperator")
     with pytest.raises(BrokerError):
         house.operators.add(asked, "bob", [], CSR, None)

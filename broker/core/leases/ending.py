@@ -105,7 +105,7 @@ class Ending:
     def leases(self, write: Write, session: str) -> list[Lease]:
         """The active leases of a session that the caller holds.
 
-        With a spoilt row among them none are found here: they are dead with their session, and each row is put right
+        With a damaged row among them none are found here: they are dead with their session, and each row is put right
         when its own time comes.
         """
         return readable(lambda: self._leases(write, session), [])

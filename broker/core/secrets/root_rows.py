@@ -69,7 +69,7 @@ def known_roots(store: Store) -> Mapping[int, KeyRef]:
 
 
 def in_use(where: Store | Write, root: RootKey) -> bool:
-    """Whether a secret hangs on it; one whose row is spoilt does too, for somebody may put that right."""
+    """Whether a secret hangs on it; one whose row is damaged does too, for somebody may put that right."""
     return readable(lambda: bool(where.page(SecretVersion, limit=1, where={"root": root.version})), True)
 
 

@@ -288,7 +288,7 @@ class Sessions:
     def _several(self, where: dict[str, str], fits: Callable[[Session], bool]) -> Iterator[str]:
         after: tuple[str, ...] = ()
         where = {**where, "state": "active"}
-        # A spoilt row holds up no revocation, and nobody is let in by one (TL-18).
+        # A damaged row holds up no revocation, and nobody is let in by one (TL-18).
         while found := self._store.page(Session, after=after, limit=BATCH, where=where, sound_only=True):
             after = (found[-1].id,)
             yield from (session.id for session in found if fits(session))
