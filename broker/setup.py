@@ -381,7 +381,7 @@ def _certify(config: Config, wishes: Wishes, device: Device, now: datetime, tell
 
 
 def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, folder: Path, now: Now, tell: Tell) -> None:
-    """The first operator's papers, as the CLI takes them."""
+    """The first operator's profile, with a client certificate, as the CLI takes it."""
     key, csr = make_request()
     uri = operator_uri(config.trust_domain, wishes.operator)
     pem, serial = ca.client(csr, uri, first.since(store, wishes.operator, now), ADMIN_LIFE)

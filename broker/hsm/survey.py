@@ -59,8 +59,8 @@ class Survey:
         return Probe(
             name=OBJECTS,
             passed=False,
-            detail=f"{len(self.malformed)} objects with a label of the broker are not as it makes keys and are not used: "
-            f"{named}{rest}.",
+            detail=f"{len(self.malformed)} objects with a label of the broker are not as it makes keys and are not "
+            f"used: {named}{rest}.",
         )
 
 

@@ -17,8 +17,8 @@ import yaml
 from broker_api.v1 import keys_pb2
 from broker_cli import words
 from broker_cli.audit import read_heads
+from broker_cli.key_pairs import fresh_key
 from broker_cli.main import COMMANDS, cli
-from broker_cli.papers import fresh_key
 
 from tests.integration.test_cli_standin import Broker, StandIn, bare, broker, running, stand_in
 
