@@ -93,9 +93,10 @@ class Broker:
         setup.renew_server_certificate(config, self.hsm, self.clock.now(), before=setup.RENEW_AT_LAST)
         _say_if_refused("the server's certificate cannot be renewed when it is due", setup.check_renewable, config)
         self._guard = Guard(setup.policy_in_force(self.store))
-        ring, births = self.hsm.keyring(Purpose.KEY), config.server.slots
+        ring, turns = self.hsm.keyring(Purpose.KEY), config.server.slots
         self.operations = Operations(self.store, self.clock.now, time.monotonic)
-        self.keys = Keys(self.store, ring, self._guard, self.operations, self.clock.now, _delay(config), births=births)
+        delay = _delay(config)
+        self.keys = Keys(self.store, ring, self._guard, self.operations, self.clock.now, delay, generating=turns)
         self.heads = Heads(self.store, self.hsm.keyring(Purpose.AUDIT), audit_key, self._guard, self.clock.now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
         oidc = Oidc(config.oidc, self.store, self.clock.now)

@@ -15,7 +15,7 @@ from broker.core.ports import KeyRef
 from broker.core.reasons import Reason
 from broker.hsm import ciphers, objects
 from broker.hsm.binding import bind, not_this
-from broker.hsm.births import Births
+from broker.hsm.generation import Generation
 from broker.hsm.lending import SECRETS, Finder, strange
 from broker.hsm.mechanisms import SCHEMES, standard_name
 from broker.hsm.objects import Recipe
@@ -29,7 +29,7 @@ class Parts:
 
     sessions: Sessions
     finder: Finder
-    births: Births
+    generation: Generation
     carrier: Carrier
     report: HsmReport
 
@@ -41,7 +41,7 @@ class Keyring:
         self._purpose = purpose
         self._sessions = parts.sessions
         self._finder = parts.finder
-        self._births = parts.births
+        self._generation = parts.generation
         self._carrier = parts.carrier
         self._report = parts.report
 
@@ -51,7 +51,7 @@ class Keyring:
     def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
         """See the port."""
         binding = bind(self._purpose, key)._replace(check=None)
-        return self._births.make(binding, exportable=exportable, fresh=fresh)
+        return self._generation.make(binding, exportable=exportable, fresh=fresh)
 
     def check_value(self, key: KeyRef) -> bytes:
         """See the port."""

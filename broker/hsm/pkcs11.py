@@ -14,10 +14,10 @@ from broker.core.model import HsmReport
 from broker.core.ports import Hsm, KeyRef
 from broker.core.reasons import Reason
 from broker.hsm import adoption, selftest
-from broker.hsm.births import Births
 from broker.hsm.config import HsmConfig
 from broker.hsm.features import features
 from broker.hsm.findings import Findings
+from broker.hsm.generation import Generation
 from broker.hsm.keyring import Keyring, Parts
 from broker.hsm.lending import Finder
 from broker.hsm.login import serial_of
@@ -47,7 +47,7 @@ class Pkcs11Hsm:
         self._parts = Parts(
             sessions=self._sessions,
             finder=self._finder,
-            births=Births(self._sessions, self._finder, findings, clock),
+            generation=Generation(self._sessions, self._finder, findings, clock),
             carrier=Carrier(self._sessions, self._finder, findings),
             report=self._report,
         )

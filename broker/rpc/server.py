@@ -105,7 +105,7 @@ class ServerConfig(BaseModel):
 
     @property
     def slots(self) -> int:
-        """How many of the threads targets may hold at a time, and how many births one principal: half of them."""
+        """Half of the threads: what targets may hold at a time, and what one principal may have generated at a time."""
         return max(1, self.threads // 2)
 
 
@@ -125,7 +125,7 @@ class Server:
         self._clock, self._tallied = clock, clock()
         self._pool = Pool(config.threads, "rpc")
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
-        self._births_pool = pool(config.threads, "rpc-births")
+        self._generation_pool = pool(config.threads, "rpc-generation")
         self._deadlines = _deadlines(limits, clock, config.threads)
         self._strangers = _deadlines(limits, clock, HEALTH_THREADS)
         self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
@@ -139,7 +139,7 @@ class Server:
             deadlines=self._deadlines,
             health_check=self._health.check,
             pool=self._health_pool,
-            births=self._births_pool,
+            generation=self._generation_pool,
             aside=self._pool.aside,
             greeted=self._doors.greeted,
             known=self._doors.known,
@@ -172,7 +172,7 @@ class Server:
         self._ticker.stop()
         self._doors.stop()
         self._gate.tally()
-        for threads in (self._pool, self._health_pool, self._births_pool):
+        for threads in (self._pool, self._health_pool, self._generation_pool):
             threads.shutdown(wait=False, cancel_futures=True)
         return finished
 

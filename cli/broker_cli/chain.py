@@ -31,7 +31,7 @@ from broker_cli.verdict import (
 
 __all__ = ["MAX_TAIL_RECORDS", "MAX_TAIL_SECONDS", "Chain", "Kept", "Limits", "Signed", "Verdict", "Verifier"]
 
-UNSIGNED = "no good signed head: anybody could have written this chain (the broker signs each at its birth)"
+UNSIGNED = "no good signed head: anybody could have written this chain (the broker signs each when it begins)"
 
 CONVERTED = (
     "{} of its {} lines have the line end of Windows or a byte order mark: a program for text has copied it. They were "

@@ -24,7 +24,7 @@ from tests.servers.edge import Edge, Journal, operator, plain_services, running
 SERVICE = "/broker_api.v1."
 GET = f"{SERVICE}KeyService/GetKey"
 KINDS = ("KeyService/EnableKey", "KeyService/RotateKey", "TargetService/CheckTarget")
-"""One method of each kind: on the common threads, on those of the births, and in a slot for targets."""
+"""One method of each kind: on the common threads, on those of key generation, and in a slot for targets."""
 
 
 def raising(kind: type[BaseException]) -> Callable[[Any, Any], Any]:

@@ -338,7 +338,7 @@ def test_K13_a_certificate_of_another_ca_needs_no_folder_to_write_in(config: Con
 def test_K08_the_server_takes_a_certificate_that_clients_with_a_slow_clock_take(
     config: Config, hsm: SoftwareHsm
 ) -> None:
-    later = NOW + timedelta(days=61)  # past the birth of the CA, which no certificate is older than
+    later = NOW + timedelta(days=61)  # past the making of the CA, which no certificate is older than
     setup.renew_server_certificate(config, hsm, later, ("broker.example",))
     assert own_keys.certificate(config.server.certificate_file).not_valid_before_utc == later - timedelta(seconds=60)
 

@@ -57,9 +57,9 @@ Now = Callable[[], datetime]
 class KeyRef:
     """Names one key in the HSM: all that an operation needs to know of it, so that none has to ask the store.
 
-    ``name`` is what the key was called at its birth, among those of its purpose: "payments/1" (key and version) for a
-    caller's, "3" (version) for a root key, "" where the purpose has one key. ``check`` is a ``check_value`` of an AES
-    key that was made before; None: there is none yet.
+    ``name`` is what the key was called at its generation, among those of its purpose: "payments/1" (key and version)
+    for a caller's, "3" (version) for a root key, "" where the purpose has one key. ``check`` is a ``check_value`` of an
+    AES key that was made before; None: there is none yet.
     """
 
     hsm_id: bytes  # CKA_ID, 16 bytes
