@@ -140,8 +140,8 @@ def _make(config: Config, wishes: Wishes, hsm: Pkcs11Hsm, profile: Path, now: No
 def _new_row_key(config: Config, hsm: Device) -> str:
     """The file of a key that has vouched for nothing yet, made if it must be; "" when there is one that has.
 
-    Rows are vouched for as they are under a new key alone: else whoever emptied the ledger would only have to wait for
-    the next run of `init`.
+    Rows are vouched for as they are under a new key alone: else an attacker who emptied the ledger would only have to
+    wait for the next run of `init`.
     """
     file, draft = config.certificates / row_key.FILE, config.certificates / row_key.NEW
     with _taking_turns(config.certificates):
@@ -178,8 +178,8 @@ def renew_server_certificate(
 
     That is when there is none, or it lapses within ``before``, is not valid yet (the clock was ahead) or lacks one of
     ``hosts``. The names are those of the certificate it replaces, and ``hosts``. A certificate that another CA has
-    signed is left alone: whoever put it there renews it. Processes take turns. WrongState ``CERTIFICATE_NOT_WRITTEN``
-    when the system does not let it.
+    signed is left alone: the one who put it there renews it. Processes take turns. WrongState
+    ``CERTIFICATE_NOT_WRITTEN`` when the system does not let it.
     """
     try:
         with _taking_turns(config.certificates):

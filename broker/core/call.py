@@ -48,7 +48,7 @@ class Call:
         return self._entry(Phase.INTENT, "", "")
 
     def outcome(self, status: str = "ok", reason: str = "") -> AuditEntry:
-        """The entry that closes the call; whoever makes it durable sets ``settled``."""
+        """The entry that closes the call; the code that makes it durable sets ``settled``."""
         return self._entry(Phase.OUTCOME, status, reason)
 
     def _entry(self, phase: Phase, status: str, reason: str) -> AuditEntry:

@@ -74,7 +74,7 @@ class Finder:
         self._sessions = sessions
 
     def halves(self, worker: Worker, hsm_id: bytes) -> list[Half]:
-        """Every key object under this id, whoever made it. Hold the objects lock."""
+        """Every key object under this id, our own and others'. Hold the objects lock."""
         found = []
         for thing in self._sessions.search(worker, {Attribute.ID: hsm_id}):
             kind, label = self.read_kind(worker, thing)

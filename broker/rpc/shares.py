@@ -2,7 +2,7 @@
 
 A connection is a *stranger's* until a known caller has made a call on it. Strangers have limits of their own, so that
 known callers always have the rest. Those of the network that has most go first, and of one network those that have
-carried no call, then the one that was heard of longest ago: whoever means to call does so within moments, and a
+carried no call, then the one that was heard of longest ago: a caller who means to call does so within moments, and a
 connection that a client has not used for long is made anew without anybody noticing.
 """
 

@@ -1,10 +1,10 @@
-"""Several changes, one commit: on SQLite, whoever waits for the one writing connection joins the transaction on it.
+"""Several changes, one commit: on SQLite, a change that waits for the writing connection joins the transaction on it.
 
 A change holds the turn while it makes its statements. If another one waits for the turn by then, it is handed on with
-the transaction still open, and whoever finds nobody waiting makes all of it durable: the audit entries of all, then
-the commit. So the two waits for the disk are shared, and still no change is in the database without its entries. They
-all share the fate of that commit; a change that fails before is taken back alone. It may have failed for what those
-before it did, and what its caller reads next does not show that yet: so it waits for the end like the others.
+the transaction still open, and the one that finds nobody waiting makes all of it durable: the audit entries of all,
+then the commit. So the two waits for the disk are shared, and still no change is in the database without its entries.
+They all share the fate of that commit; a change that fails before is taken back alone. It may have failed for what
+those before it did, and what its caller reads next does not show that yet: so it waits for the end like the others.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Group:
         self._count = threading.Lock()
         self._waiting = 0
         self._closed = False
-        # Of whoever has the turn:
+        # Of the change that has the turn:
         self._connection: Connection | None = None
         self._members: list[_Member] = []
         self._make_durable: MakeDurable | None = None
@@ -119,7 +119,7 @@ class Group:
         got = self.turn.acquire(timeout=self._patience)
         with self._count:
             self._waiting -= 1
-            # Whoever had the turn last may have counted on this one to finish the group.
+            # The change that had the turn last may have counted on this one to finish the group.
             got = got or self.turn.acquire(blocking=False)
         if not got:
             raise unavailable("Other changes are being made and do not end")

@@ -1,7 +1,7 @@
-"""The audit journal of this process: callers wait, one thread writes, and whoever waits together shares one fdatasync.
+"""The audit journal of this process: callers wait, one thread writes, and those that wait together share one fdatasync.
 
-The thread is not one of the callers, because a disk that does not answer holds whoever asked it for as long as it
-likes; a caller gives up after ``PATIENCE`` and its entry is withdrawn, unless it is being written at that moment.
+The thread is not one of the callers, because a disk that does not answer holds the thread that asked it for as long as
+it likes; a caller gives up after ``PATIENCE`` and its entry is withdrawn, unless it is being written at that moment.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ transaction adds what it changed to a row of the ledger in the same transaction,
 sums are those of the tables. A process has several such rows (slots), one for each transaction under way, so that none
 waits for another.
 
-A slot counts its changes, and the audit journal names the counts with each change (``mark``). So whoever puts the
+A slot counts its changes, and the audit journal names the counts with each change (``mark``). So somebody who puts the
 ledger back together with the tables is found by this process at once, and by the next one through the journal.
 """
 

@@ -37,7 +37,7 @@ class PrivateVault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What the broker's own configuration says of targets, whoever registers them (BY-03, NT-17)."""
+    """What the broker's own configuration says of targets, regardless of who registers them (BY-03, NT-17)."""
 
     allowed_hosts: frozenset[str]  # "host:port", the only places that are ever connected to
     credentials: Path  # has a folder "host:port" for each host, with the token files that this host may be shown

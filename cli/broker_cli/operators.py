@@ -176,7 +176,7 @@ def _warn_of_strange_groups(wire: Wire, groups: tuple[str, ...]) -> None:
     try:
         policy = wire.ask("policies", "GetPolicy").policy.text
     except Refusal:
-        return  # whoever may not read the policy cannot be told what is in it
+        return  # a caller who may not read the policy cannot be told what is in it
     for group in groups:
         if f'Group::"{group}"' not in policy:
             chat(f"The policy names no group {group}, so being in it gives no rights yet.")

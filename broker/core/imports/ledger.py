@@ -200,7 +200,7 @@ class Ledger:
     def turn(self, asked: Asked) -> Iterator[None]:
         """Be the only one in this process that is at this key and target; ``IMPORT_IN_PROGRESS`` after 20 s.
 
-        Whoever waits holds a thread as well, and so a slot.
+        A call that waits holds a thread as well, and so a slot.
         """
         name, target = asked.key.name, asked.target.name
         with self._slots.hold(asked.call, target), self._turns.take(name, target, seconds=TURN_SECONDS) as held:

@@ -7,8 +7,9 @@
 
     refused      ─▶ DISABLING, if something is there ─ disable ─▶ FAILED
 
-Whoever takes one up looks first what is at the target, and proves it (BY-06, BY-15). Only a call that was permitted
-just now sends anything: in the background what is not there has FAILED, and what cannot be proven is disabled (BY-05).
+The process that takes one up looks first what is at the target, and proves it (BY-06, BY-15). Only a call that was
+permitted just now sends anything: in the background what is not there has FAILED, and what cannot be proven is disabled
+(BY-05).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How sessions and leases end, by whatever cause.
 
-The row of a session is the lock of its leases: whoever adds, ends or reads them to end them holds that row first, and
-who holds several takes them in the order of their ids. So a session never ends without a lease that was just added,
-and a lease never outlives it.
+The row of a session is the lock of its leases: a change that adds, ends or reads them to end them holds that row first,
+and one that holds several takes them in the order of their ids. So a session never ends without a lease that was just
+added, and a lease never outlives it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Runs operations: by the call that began them, by its repetition, or in the background when nobody comes back.
 
-What is durable before anything outside is touched is the row; whoever moves it on writes over the revision that was
-read, so of two who carry on the same operation one stops at its next write. What they have done outside twice does no
-harm, since each step looks first.
+What is durable before anything outside is touched is the row; the process that moves it on writes over the revision
+that was read, so of two that carry on the same operation one stops at its next write. What they have done outside twice
+does no harm, since each step looks first.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Operations:
         return operation
 
     def renew(self, write: Write, operation: Operation) -> Operation:
-        """Take one up again for its own request: for a patience nobody else does, and whoever was at it stops."""
+        """Take one up again for its own request: for a patience nobody else does, and the one that was at it stops."""
         due_at = self._now() + self._plan(operation).patience
         return write.replace(operation, replace(operation, due_at=due_at))
 

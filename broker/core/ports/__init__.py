@@ -296,8 +296,8 @@ class Store(Protocol):
     def lead(self) -> int | None:
         """Be the one process of all on this database that does the shared work, or stay it; None when another is.
 
-        The answer is the number to put into ``AuditEntry.fence``, greater than all that were given before. Whoever
-        leads asks again each second, because one that is silent for some seconds is replaced; ``close`` resigns.
+        The answer is the number to put into ``AuditEntry.fence``, greater than all that were given before. A process
+        that leads asks again each second, because one that is silent for some seconds is replaced; ``close`` resigns.
         """
 
     def clock(self) -> datetime | None:

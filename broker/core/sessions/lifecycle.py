@@ -170,7 +170,7 @@ class Sessions:
         return self._ending.chores()
 
     def _found(self, name: str) -> Session | None:
-        """As it was at most a second ago, if it was alive then; whoever gives it something new holds its row first."""
+        """As it was at most a second ago, if alive then; a change that gives it something new holds its row first."""
         found = readable(lambda: self._store.recent(Session, name), None) if name else None
         if found is None or live(found, self._now()):
             return found
@@ -228,7 +228,7 @@ class Sessions:
             if login or (name and any(each.lacking for each in tries)):
                 return self._lent(call, login, tries)
             self._store.record(*(each.entry() for each in tries))
-            # Looked at last: no row is held here, and whoever ended the session meanwhile may have been told so.
+            # Looked at last: no row is held here, and a caller that ended the session meanwhile may be told so.
             return self._holding(name) if name else None
 
     def _holding(self, name: str) -> Session:

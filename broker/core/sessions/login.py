@@ -1,7 +1,7 @@
 """A login, and its repetition: the session that it opens, once, however often its caller has to send it.
 
 What a caller sends twice under one id is one login. Its session's id is made of that id, the identity token and the
-request, so the repetition finds the session by it, whoever answers and whatever the first answer's fate was.
+request, so the repetition finds the session by it, whichever process answers and whatever the first answer's fate was.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Logins:
         there, wanted = self._ending.lock(write, login.opening.session.id), login.opening.session
         if there is None or not self._same_login(there, wanted):
             raise _replayed(login)
-        # The token is not kept, so the first one cannot be given again. Whoever has it notices that it counts no more.
+        # The token is not kept, so the first one cannot be given again. A job that has it notices that it is void.
         fresh = write.replace(there, replace(there, token_hash=wanted.token_hash))
         login.opening = Opening(session=fresh, token=login.opening.token)
         write.note(replayed=1)
@@ -199,6 +199,6 @@ def _used(rule: TrustRule, proof: Proof) -> UsedToken | None:
         raise Unauthenticated(
             Reason.TOKEN_NOT_SINGLE_USE,
             "The trust rule takes each identity token once, and this one carries no id (jti) to know it by; for an "
-            "issuer that gives none, whoever keeps the rules makes a rule with `single_use: false`.",
+            "issuer that gives none, the operator who keeps the rules makes a rule with `single_use: false`.",
         )
     return UsedToken(issuer=proof.issuer, jti=proof.token_id, until=proof.expires_at)

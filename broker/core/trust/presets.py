@@ -57,9 +57,9 @@ OTHERS_AUDIENCE = _exactly(
     r"sts\.amazonaws\.com|api://AzureADTokenExchange|sigstore|pypi|testpypi|crates\.io|npm:.*"
     r"|(?:https:)?//iam\.googleapis\.com/.*"
 )
-"""Audiences of well-known services: whoever gets such a token there could bring it here."""
+"""Audiences of well-known services: a service that gets such a token could bring it here."""
 
-UNPROTECTED = "whoever may push a branch names it; bind ref_protected or environment_protected to true"
+UNPROTECTED = "anybody who may push a branch names it; bind ref_protected or environment_protected to true"
 CIRCLECI = "oidc.circleci.com//"
 OF_BRANCHES = ("refs/heads/", "refs/tags/")
 PROTECTED = {"ref_protected": "true", "environment_protected": "true"}
@@ -151,7 +151,9 @@ PROFILES: Mapping[Preset, Profile] = {
         required=(("workspaceUuid",), ("repositoryUuid",)),
         trigger=("deploymentEnvironmentUuid", "branchName"),
         trigger_globs=True,
-        hardening=((("deploymentEnvironmentUuid",), "whoever pushes a branch names it; bind an environment's id"),),
+        hardening=(
+            (("deploymentEnvironmentUuid",), "anybody who may push a branch names it; bind an environment's id"),
+        ),
         foreign_audience=_exactly(r"ari:cloud:bitbucket::workspace/.*"),
     ),
     Preset.CIRCLECI: Profile(
