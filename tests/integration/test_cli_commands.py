@@ -297,7 +297,7 @@ def test_policy_set_shows_what_changes_and_asks(broker: Broker, stand_in: StandI
     assert "-permit" in refused.err
     assert "+forbid" in refused.err
     assert [name for name, _ in stand_in.seen] == ["GetPolicy", "SetPolicy"]
-    assert stand_in.asked("SetPolicy").validate_only  # whoever is asked is asked about a policy that will be taken
+    assert stand_in.asked("SetPolicy").validate_only  # a person is asked only about a policy that will be taken
     assert broker("policy", "set", new, "--yes").code == 0
     assert not stand_in.asked("SetPolicy").validate_only
     assert stand_in.asked("SetPolicy").expected_version == 4

@@ -248,7 +248,7 @@ def test_unknown_things_and_bad_names(bench: Bench) -> None:
             refused(InvalidRequest, "NAME_INVALID", lambda: run(call, key.name, 0, target, remote))  # noqa: B023
 
 
-def test_whoever_may_not_learns_nothing(bench: Bench) -> None:
+def test_a_caller_without_the_right_learns_nothing(bench: Bench) -> None:
     key = bench.key()
     for name in (key.name, "nobody"):
         for target in ("bao", "nowhere"):

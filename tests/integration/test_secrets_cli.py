@@ -150,7 +150,7 @@ def test_CL_01_a_value_in_an_argument_is_refused_unsent_and_unquoted(broker: Bro
 
 
 def test_no_option_or_argument_takes_a_value() -> None:
-    """Whoever adds one has to say here that it holds no secret."""
+    """An author who adds one has to say here that it holds no secret."""
     taken = {
         (name, parameter.name)
         for name, command in commands.secret.commands.items()

@@ -80,7 +80,7 @@ def test_validate_only_connects_and_changes_nothing(bench: Bench) -> None:
     assert not call.settled
 
 
-def test_whoever_may_not_connects_to_nothing(bench: Bench) -> None:
+def test_a_caller_without_the_right_connects_to_nothing(bench: Bench) -> None:
     class Never(Connector):
         def __call__(self, *_: object) -> ports.Target:
             raise AssertionError("connected")

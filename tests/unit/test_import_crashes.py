@@ -1,4 +1,4 @@
-"""Imports dead at every place: whoever comes next, nobody or the same request, what is at the target is what is said.
+"""Imports dead at every place: whether nobody comes next or the same request, what is at the target is what is said.
 
 A *place* is before or after a change at the target, or before or after a commit (``tests.crash.harness``).
 """
@@ -68,7 +68,7 @@ def proven_or_never_there(house: House) -> None:
 
 
 def on_terms(house: House) -> None:
-    """Whoever is told that it is proven is told so of a key that is held to its terms."""
+    """A caller that is told that it is proven is told so of a key that is held to its terms."""
     row = house.row()
     if row is not None and row.state is ImportState.PROVEN:
         (one,) = house.shelf.held["pay"]

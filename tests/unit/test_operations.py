@@ -1,4 +1,4 @@
-"""Operations by themselves: one owner, one outcome, a clear record, whoever carries them on and whatever was lost."""
+"""Operations by themselves: one owner, one outcome, a clear record, whichever process carries on, whatever was lost."""
 
 from __future__ import annotations
 

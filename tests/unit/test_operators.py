@@ -327,7 +327,7 @@ def test_AZ_04_a_list_shows_only_what_the_policy_lets_one_list() -> None:
     assert ([row.name for row in everybody.items], everybody.next) == (["alice", "bob", "c1", "c2", "c3"], ())
 
 
-def test_whoever_may_not_learns_nothing_of_who_exists(house: House) -> None:
+def test_a_caller_without_the_right_learns_nothing_of_who_exists(house: House) -> None:
     house.add("bob")
     said = []
     for name in ("bob", "nobody"):

@@ -153,7 +153,7 @@ def test_workers_on_sqlite_are_refused(tmp_path: Path) -> None:
     assert "2 workers" in found.value.message
 
 
-def test_a_certificate_that_another_ca_signed_is_left_to_whoever_put_it_there(config: Config, hsm: SoftwareHsm) -> None:
+def test_a_certificate_that_another_ca_signed_is_left_to_its_issuer(config: Config, hsm: SoftwareHsm) -> None:
     other = SoftwareHsm()
     ref, pem = Authority.create(other, bytes(16), "Other", NOW)
     key, csr = setup.make_request()
