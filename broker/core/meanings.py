@@ -104,7 +104,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         ISSUER_KEYS_REFUSED         mend    The token's issuer does not let the broker read its keys.
         ISSUER_MISCONFIGURED        mend    The keys of the token's issuer are not where the broker may take them from.
         OPERATOR_UNKNOWN            mend    The client certificate's operator is not registered, or was removed.
-        REFUSALS_COUNTED            none    In the audit only: refusals of strangers that were counted.
+        REFUSALS_COUNTED            none    In the audit only: refusals of unauthenticated callers that were counted.
         SESSION_INVALID             mend    The session token is not valid, or its session is over.
         TLS_TOO_OLD                 mend    The connection is not TLS 1.3.
         TOKEN_ALGORITHM             mend    The identity token is signed with an algorithm that is not taken.

@@ -158,7 +158,7 @@ class Visit:
         )
 
     def known(self, principal: Principal) -> None:
-        """Its connection is no stranger's any more."""
+        """Its connection has an authenticated caller from now on."""
         self._caller = str(principal)
         self._door.known(self.peer)
 

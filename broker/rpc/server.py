@@ -127,10 +127,10 @@ class Server:
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
         self._generation_pool = pool(config.threads, "rpc-generation")
         self._deadlines = _deadlines(limits, clock, config.threads)
-        self._strangers = _deadlines(limits, clock, HEALTH_THREADS)
+        self._health_deadlines = _deadlines(limits, clock, HEALTH_THREADS)
         self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
         self._doors = Doors(_shares(limits, self._taken), clock)
-        self._health = Health(_names(), self._strangers, self._doors.greeted)
+        self._health = Health(_names(), self._health_deadlines, self._doors.greeted)
         flood = Flood(limits.refusals_per_second, limits.refusals_at_once, clock, network)
         self._gate = Gate(authenticators, store, now, flood)
         self._door = Door(
@@ -188,7 +188,7 @@ class Server:
 
     def _tick(self) -> None:
         self._deadlines.sweep()
-        self._strangers.sweep()
+        self._health_deadlines.sweep()
         if self._clock() - self._tallied >= TALLY_SECONDS:
             self._tallied = self._clock()
             self._gate.tally()

@@ -75,10 +75,10 @@ def test_HS_17_a_keyring_does_nothing_with_a_key_of_another_purpose(device: Devi
     for kind in (KeyType.EC_P256, KeyType.AES_256):
         key, ring = born(device, purpose, kind), device.keyring(purpose)
         for other in set(Purpose) - {purpose}:
-            stranger = device.keyring(other)
+            foreign = device.keyring(other)
             for name in {key.name, NAMES.get(other, ""), "payments/2"}:
                 claimed = replace(key, name=name)
-                told = {what: refused(lambda: use(stranger, claimed)) for what, use in uses_of(key).items()}  # noqa: B023
+                told = {what: refused(lambda: use(foreign, claimed)) for what, use in uses_of(key).items()}  # noqa: B023
                 assert set(told.values()) == {"KEY_NOT_THIS"}, (other, name, told)
         assert_works(ring, key)
         ring.destroy(key)

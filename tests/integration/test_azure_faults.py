@@ -183,8 +183,8 @@ def test_BY_03_a_vault_that_points_to_another_server_is_not_followed(bench: Benc
 
 
 def test_BY_01_a_lookalike_with_another_certificate_is_sent_nothing(bench: Bench, tmp_path: Path) -> None:
-    stranger, _ = self_signed(tmp_path / "stranger")
-    bench.vault.ca_file.write_bytes(stranger.read_bytes())
+    foreign, _ = self_signed(tmp_path / "foreign")
+    bench.vault.ca_file.write_bytes(foreign.read_bytes())
     refusal(target_of(bench.vault, bench.kek, tmp_path).offer, "TARGET_TLS_UNTRUSTED")
     assert bench.vault.requests == []
     bench.vault.ca_file.write_text("no certificate")

@@ -74,7 +74,9 @@ def test_NT_05_a_slow_writer_does_not_hold_up_the_prompt_calls_behind_it(tmp_pat
             assert isinstance(each.exception(10), grpc.RpcError)
 
 
-def test_NT_05_strangers_with_slow_health_checks_do_not_keep_the_others_from_theirs(tmp_path: Path) -> None:
+def test_NT_05_unauthenticated_callers_with_slow_health_checks_leave_the_others_theirs(
+    tmp_path: Path,
+) -> None:
     check = health_pb2.HealthCheckRequest().SerializeToString()
     silent = Silent()
     with running(tmp_path, limits=Limits(message_seconds=30)) as edge:

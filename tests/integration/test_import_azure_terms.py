@@ -186,7 +186,7 @@ def test_a_new_version_follows_one_that_is_out_of_use(bench: AzureBench, terms: 
     assert [one.version for one in bench.held(key)][-1] == second.remote_version
 
 
-def test_a_symmetric_key_that_is_out_of_use_cannot_be_told_from_a_strangers(bench: AzureBench) -> None:
+def test_a_symmetric_key_that_is_out_of_use_cannot_be_told_from_somebody_elses(bench: AzureBench) -> None:
     key = bench.key(KeyType.AES_256)
     bench.bring(key, DISABLED)
     refused(WrongState, "REMOTE_KEY_DISABLED", lambda: bench.run(bench.rotate(key)))

@@ -248,8 +248,8 @@ def test_a_dry_run_makes_no_file(bench: Carrier) -> None:
 
 def test_importing_is_no_leave_to_export(bench: Carrier) -> None:
     key, noun = bench.key(), bench.handover
-    stranger = bench.call("ConfirmImport", "strangers")
-    refused(PermissionDenied, "POLICY_DENIED", lambda: noun.confirm(stranger, key.name, 0, "bao"))
+    outsider = bench.call("ConfirmImport", "outsiders")
+    refused(PermissionDenied, "POLICY_DENIED", lambda: noun.confirm(outsider, key.name, 0, "bao"))
     operators = bench.call("ExportKey", "key-operators")
     refused(PermissionDenied, "POLICY_DENIED", lambda: noun.export(operators, key.name, 0, "bao", ""))
 

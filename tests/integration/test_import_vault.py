@@ -252,7 +252,7 @@ def test_a_caller_without_the_right_learns_nothing(bench: Bench) -> None:
     key = bench.key()
     for name in (key.name, "nobody"):
         for target in ("bao", "nowhere"):
-            call = bench.call("ImportKey", "strangers")
+            call = bench.call("ImportKey", "outsiders")
             refused(
                 PermissionDenied,
                 "POLICY_DENIED",

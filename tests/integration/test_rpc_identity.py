@@ -157,12 +157,12 @@ def test_AN_30_a_call_has_one_identity_or_none(edge: Edge) -> None:
     assert found.reason == "CREDENTIALS_AMBIGUOUS"
 
 
-def test_AU_15_a_flood_of_strangers_is_counted_and_operators_are_not_held_up(tmp_path: Path) -> None:
+def test_AU_15_a_flood_of_unauthenticated_callers_is_counted_and_operators_are_not_held_up(tmp_path: Path) -> None:
     limits = Limits(refusals_per_second=0.001, refusals_at_once=5)
     with running(tmp_path, limits=limits) as edge:
-        with edge.channel(port=edge.server.pipelines_port) as strangers, edge.channel() as channel:
+        with edge.channel(port=edge.server.pipelines_port) as anonymous, edge.channel() as channel:
             for _ in range(40):
-                found = refused(lambda: raw(strangers, METHODS[0]))
+                found = refused(lambda: raw(anonymous, METHODS[0]))
                 assert found.reason == "CREDENTIALS_MISSING"
             assert len(edge.journal.entries) == 5
             raw(channel, METHODS[0], sound(METHODS[0]))

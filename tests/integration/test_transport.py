@@ -114,8 +114,8 @@ def test_AZ_02_two_paths_are_one_method_to_router_and_record(tmp_path: Path) -> 
 def test_NT_18_reflection_and_debug_services_are_off(edge: Edge, path: str) -> None:
     with peer(edge) as attacker:
         assert attacker.call(path).status == UNIMPLEMENTED
-    with peer(edge, pipelines=True) as stranger:
-        assert stranger.call(path).status == UNAUTHENTICATED
+    with peer(edge, pipelines=True) as anonymous:
+        assert anonymous.call(path).status == UNAUTHENTICATED
 
 
 def resident() -> int:

@@ -97,7 +97,7 @@ def test_NT_05_a_stalled_handshake_is_cut_off(tmp_path: Path) -> None:
             each.close()
 
 
-def test_AN_35_slow_health_checks_of_one_stranger_leave_room_for_others(tmp_path: Path) -> None:
+def test_AN_35_slow_health_checks_of_one_unauthenticated_caller_leave_room_for_others(tmp_path: Path) -> None:
     with (
         running(tmp_path, limits=Limits(message_seconds=0.5)) as quick,
         peer(quick, pipelines=True) as attacker,

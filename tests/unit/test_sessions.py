@@ -72,9 +72,9 @@ def test_AN_32_every_bad_token_gets_one_answer(bench: Bench) -> None:
     ended, lapsed = bench.login(), bench.login(seconds=1)
     bench.end(ended.token)
     bench.clock.forward(seconds=2)
-    stranger = tokens.new_token(tokens.new_id())
+    unknown = tokens.new_token(tokens.new_id())
     stolen_id = tokens.new_token(bench.login().session.id)
-    bad = ["", "brs_", "x" * 100_000, ended.token, lapsed.token, stranger, stolen_id, ended.token[:-1]]
+    bad = ["", "brs_", "x" * 100_000, ended.token, lapsed.token, unknown, stolen_id, ended.token[:-1]]
     answers = set()
     for token in bad:
         with pytest.raises(Unauthenticated) as found:

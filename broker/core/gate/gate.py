@@ -1,7 +1,8 @@
 """The one gate around every method: identify, read its traits, decode, let it decide and answer, record, count.
 
-Nothing is read from a stranger: the identity comes before the message is waited for. Nothing is answered that nobody
-decided on. The outcome is durable before the answer leaves; when it cannot be made durable, the answer is dropped.
+Nothing is read from an unauthenticated caller: the identity comes before the message is waited for. Nothing is answered
+that nobody decided on. The outcome is durable before the answer leaves; when it cannot be made durable, the answer is
+dropped.
 """
 
 from __future__ import annotations

@@ -130,12 +130,12 @@ def _trigger(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> It
 
 
 def _values(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
-    """What is asked for by name, but is no narrowing: a run of a stranger's, a protection that is not there."""
+    """What is asked for by name, but is no narrowing: a run of an outsider's, a protection that is not there."""
     for matcher in rule.matchers:
         named = matcher.values if matcher.kind in NAMING else ()
         pulls = [value for value in matcher.values if _of_pull_requests(matcher, value, profile)]
         if pulls:
-            yield "D", f"Runs of pull requests may log in ({', '.join(pulls)}); their code may be a stranger's."
+            yield "D", f"Runs of pull requests may log in ({', '.join(pulls)}); their code may be an outsider's."
         started = profile.started.get(matcher.claim, ())
         others = [value for value in named if started and value not in pulls and not _is_of(value, started)]
         if others:

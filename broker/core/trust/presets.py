@@ -64,7 +64,7 @@ CIRCLECI = "oidc.circleci.com//"
 OF_BRANCHES = ("refs/heads/", "refs/tags/")
 PROTECTED = {"ref_protected": "true", "environment_protected": "true"}
 DEFAULT_ACCOUNT = "every pod has that account unless it names one"
-STRANGERS = "strangers can start such runs"
+OUTSIDERS = "outsiders can start such runs"
 
 PROFILES: Mapping[Preset, Profile] = {
     Preset.GENERIC: Profile(
@@ -76,9 +76,9 @@ PROFILES: Mapping[Preset, Profile] = {
             (
                 "event_name",
                 _exactly(r"(?:pull_request|merge_request|discussion|issue)\w*|fork|watch|workflow_run|check_\w+|gollum"),
-                "D", STRANGERS,
+                "D", OUTSIDERS,
             ),
-            ("pipeline_source", _exactly(r"\w*(?:merge|pull)_request\w*|parent_pipeline"), "D", STRANGERS),
+            ("pipeline_source", _exactly(r"\w*(?:merge|pull)_request\w*|parent_pipeline"), "D", OUTSIDERS),
         ),
     ),
     Preset.GITHUB: Profile(
