@@ -12,7 +12,7 @@ from broker.hsm.findings import Findings
 from broker.hsm.lending import SECRETS, Finder, strange
 from broker.hsm.mechanisms import generator
 from broker.hsm.objects import Recipe
-from broker.hsm.sessions import AmbiguousError, Clock, Sessions, Worker
+from broker.hsm.sessions import AmbiguousError, Clock, TokenSessions, Worker
 
 FRESH_SECONDS = 1.0
 """For how long an id that was drawn just now is taken to be unknown to everybody else."""
@@ -21,7 +21,7 @@ FRESH_SECONDS = 1.0
 class Generation:
     """Makes keys of every purpose, one at a time."""
 
-    def __init__(self, sessions: Sessions, finder: Finder, findings: Findings, clock: Clock) -> None:
+    def __init__(self, sessions: TokenSessions, finder: Finder, findings: Findings, clock: Clock) -> None:
         self._sessions = sessions
         self._finder = finder
         self._findings = findings

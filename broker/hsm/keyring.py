@@ -19,7 +19,7 @@ from broker.hsm.generation import Generation
 from broker.hsm.lending import SECRETS, Finder, strange
 from broker.hsm.mechanisms import SCHEMES, standard_name
 from broker.hsm.objects import Recipe
-from broker.hsm.sessions import Sessions, Worker
+from broker.hsm.sessions import TokenSessions, Worker
 from broker.hsm.wrapping import Carrier
 
 
@@ -27,7 +27,7 @@ from broker.hsm.wrapping import Carrier
 class Parts:
     """What all keyrings of a token share."""
 
-    sessions: Sessions
+    sessions: TokenSessions
     finder: Finder
     generation: Generation
     carrier: Carrier

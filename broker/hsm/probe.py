@@ -31,7 +31,7 @@ from broker.hsm.mechanisms import AES_BITS, OAEP, generator, standard_name
 from broker.hsm.module import CKM_RSA_AES_KEY_WRAP
 from broker.hsm.objects import Recipe, make
 from broker.hsm.sanity import RSA_BITS
-from broker.hsm.sessions import Sessions, Worker
+from broker.hsm.sessions import TokenSessions, Worker
 from broker.hsm.wrapping import kek_object
 
 # KWP is PKCS#11 3.1's unambiguous name for RFC 5649; 0x210A may or may not mean it.
@@ -50,7 +50,7 @@ _OAEP_HASHES: Final[dict[OaepHash, hashes.HashAlgorithm]] = {
 class Examination:
     """One run of the probes on one borrowed session. The caller holds no lock."""
 
-    def __init__(self, sessions: Sessions, worker: Worker, throw_away: rsa.RSAPrivateKey) -> None:
+    def __init__(self, sessions: TokenSessions, worker: Worker, throw_away: rsa.RSAPrivateKey) -> None:
         self._sessions = sessions
         self._worker = worker
         self._throw_away = throw_away  # plays the KEK, so that the RSA half can be opened here

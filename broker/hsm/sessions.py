@@ -93,7 +93,7 @@ class _LostError(Exception):
         self.answering = answering
 
 
-class Sessions:
+class TokenSessions:
     """A pool of worker sessions in one token. Refusals at start are WrongState or Unavailable, one sentence each."""
 
     def __init__(self, config: HsmConfig, clock: Clock) -> None:

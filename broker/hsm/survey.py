@@ -26,7 +26,7 @@ from broker.hsm.features import OBJECTS
 from broker.hsm.lending import SECRETS
 from broker.hsm.objects import read_public_key, type_of
 from broker.hsm.sanity import check_public_key
-from broker.hsm.sessions import AmbiguousError, Sessions, Worker
+from broker.hsm.sessions import AmbiguousError, TokenSessions, Worker
 from broker.hsm.things import Thing
 
 _log = structlog.get_logger(__name__)
@@ -64,7 +64,7 @@ class Survey:
         )
 
 
-def survey(sessions: Sessions, worker: Worker) -> Survey:
+def survey(sessions: TokenSessions, worker: Worker) -> Survey:
     """Look at every object of the token (HS-01, HS-21). Hold the objects lock.
 
     What is wrong with one of the broker's own keys (audit, CAs, rows) stops the start: ``HSM_KEY_CONFLICT``,
@@ -96,7 +96,7 @@ def survey(sessions: Sessions, worker: Worker) -> Survey:
     return found
 
 
-def _named(sessions: Sessions, worker: Worker, thing: Thing) -> _Object | None:
+def _named(sessions: TokenSessions, worker: Worker, thing: Thing) -> _Object | None:
     """None for one that does not even tell what it is, or went while it was looked at."""
     try:
         read = sessions.module.read(worker.session, thing.handle, _NAME)
@@ -108,7 +108,7 @@ def _named(sessions: Sessions, worker: Worker, thing: Thing) -> _Object | None:
     return _Object(thing, kind, read.get(Attribute.ID, b""), read.get(Attribute.LABEL, b""))
 
 
-def _look_at(sessions: Sessions, worker: Worker, one: _Object, *, paired: bool) -> None:
+def _look_at(sessions: TokenSessions, worker: Worker, one: _Object, *, paired: bool) -> None:
     if one.kind in SECRETS and conflict(sessions.module.read(worker.session, one.thing.handle, ROLES)):
         raise conflicting(one.label)
     # A public half alone, maybe half written, is what a kill leaves of a generation: nothing uses it.
