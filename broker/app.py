@@ -34,7 +34,7 @@ from broker.core.policy import cedar as policy
 from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
 from broker.core.ports import Authenticator, Hsm, KeyRef
-from broker.core.quota import Limits
+from broker.core.quota import LeaseQuota
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.sealing import Sealing
@@ -211,9 +211,9 @@ def _say_if_refused(what: str, check: Callable[[Config], None], config: Config) 
         log.warning(what, reason=refusal.reason, sentence=refusal.message)
 
 
-def _limits(config: Config) -> Limits:
+def _limits(config: Config) -> LeaseQuota:
     sessions = config.sessions
-    return Limits(
+    return LeaseQuota(
         per_principal=sessions.leases_per_pipeline,
         in_all=sessions.leases_in_all,
         usual=timedelta(seconds=sessions.usual_seconds),

@@ -53,7 +53,7 @@ _ADDRESS = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9A-Fa-f:.]{2
 Address = Annotated[str, AfterValidator(_address)]
 
 
-class Limits(BaseModel):
+class ServerLimits(BaseModel):
     """What a peer can ask for at most (times in seconds)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,7 +90,7 @@ class ServerConfig(BaseModel):
     threads: int = Field(default=16, ge=1, le=256)
     one_processor: bool = True  # each process keeps to one processor, and answers more calls for it
     workers: int = Field(default=1, ge=1, le=64)  # processes; more than one needs PostgreSQL
-    limits: Limits = Limits()
+    limits: ServerLimits = ServerLimits()
 
     @model_validator(mode="after")
     def _two_listeners(self) -> ServerConfig:
@@ -198,7 +198,7 @@ def _names() -> Iterator[str]:
     return (each.full_name for each in table.declared().values())
 
 
-def _deadlines(limits: Limits, clock: Callable[[], float], threads: int) -> Deadlines:
+def _deadlines(limits: ServerLimits, clock: Callable[[], float], threads: int) -> Deadlines:
     """Slow writers may hold half of the threads each, and three quarters of them together."""
     return Deadlines(
         limits.message_seconds,
@@ -209,7 +209,7 @@ def _deadlines(limits: Limits, clock: Callable[[], float], threads: int) -> Dead
     )
 
 
-def _shares(limits: Limits, taken: int) -> Shares:
+def _shares(limits: ServerLimits, taken: int) -> Shares:
     """As configured, or in proportion where the system gives fewer descriptors. ``taken``: see ``options``."""
 
     def part(wanted: int) -> int:
@@ -224,7 +224,7 @@ def _shares(limits: Limits, taken: int) -> Shares:
     )
 
 
-def options(limits: Limits, taken: int, *, shared: bool = False) -> list[tuple[str, int]]:
+def options(limits: ServerLimits, taken: int, *, shared: bool = False) -> list[tuple[str, int]]:
     """The channel arguments that hold a peer to ``limits`` before any Python runs; ``shared``: the port, by workers.
 
     ``taken``: the connections that grpc accepts on each listener (``ROOM``).

@@ -16,7 +16,7 @@ import structlog
 from grpc_health.v1 import health_pb2
 
 from broker.rpc.health import CHECK
-from broker.rpc.server import ROOM, Limits
+from broker.rpc.server import ROOM, ServerLimits
 from broker.rpc.sockets import Sockets
 from tests.integration.gate_parts import raw
 from tests.integration.raw_http2 import GET, OK, peer
@@ -28,7 +28,7 @@ DEADLINE = 20
 """Seconds in which a call has to be answered whatever unauthenticated callers do; most take milliseconds."""
 
 
-UNAUTHENTICATED = Limits().strangers
+UNAUTHENTICATED = ServerLimits().strangers
 
 
 def most(wanted: int) -> int:
@@ -99,7 +99,7 @@ def test_NT_05_doors_cannot_be_held_shut(edge: Edge, kind: str, count: int, sour
 
 
 def test_NT_05_the_log_says_which_limit_bit_and_from_where(tmp_path: Path) -> None:
-    limits = Limits(strangers_per_network=5, strangers=50)
+    limits = ServerLimits(strangers_per_network=5, strangers=50)
     with (
         structlog.testing.capture_logs() as logs,
         running(tmp_path, limits=limits) as edge,
@@ -124,7 +124,7 @@ def closed(raw_socket: socket.socket) -> bool:
 
 
 def test_NT_05_what_has_carried_no_call_is_closed_in_time_and_what_has_stays(tmp_path: Path) -> None:
-    limits = Limits(handshake_seconds=1, message_seconds=1)
+    limits = ServerLimits(handshake_seconds=1, message_seconds=1)
     with running(tmp_path, limits=limits) as edge, alone(edge, pipelines=True) as watcher:
         raw(watcher, CHECK, health_pb2.HealthCheckRequest().SerializeToString(), timeout=DEADLINE)
         with peer(edge) as used, peer(edge, pipelines=True) as idle:
@@ -151,7 +151,7 @@ def answered(edge: Edge, stack: ExitStack) -> Any:
 
 
 def test_NT_06_a_known_callers_many_connections_are_limited_too_and_the_idle_go_first(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(connections_per_network=10)) as edge, ExitStack() as stack:
+    with running(tmp_path, limits=ServerLimits(connections_per_network=10)) as edge, ExitStack() as stack:
         made = [stack.enter_context(peer(edge)) for _ in range(10)]
         for each in made:
             assert each.call(GET).status == OK

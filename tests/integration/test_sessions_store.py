@@ -18,7 +18,7 @@ from broker.core.errors import BrokerError, Unavailable
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Lease, Session
 from broker.core.ports import Store
-from broker.core.quota import Limits
+from broker.core.quota import LeaseQuota
 from broker.core.sessions.fetching import Try
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
@@ -50,7 +50,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreConfi
 @pytest.fixture
 def bench(place: StoreConfig) -> Iterator[Bench]:
     store = SqlStore(place, ROW_KEY, Clock())
-    made = Bench(store, Limits(per_principal=100_000))
+    made = Bench(store, LeaseQuota(per_principal=100_000))
     made.add_rule("deploy", single_use=False)
     made.add_rule("other", single_use=True)
     made.put("app/db")

@@ -25,7 +25,7 @@ from broker.core.once import last_write, record, settling
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_secret
 from broker.core.ports import Now, Store, Write
-from broker.core.quota import Limits, Tally
+from broker.core.quota import LeaseQuota, Tally
 from broker.core.reasons import Reason
 from broker.core.rows import readable
 from broker.core.secrets.lifecycle import Secrets
@@ -33,7 +33,7 @@ from broker.core.sessions import tokens
 from broker.core.sessions.fetching import Fetched, Try, attempts, check_size, lend, parsed, refusal, take_up
 from broker.core.sessions.login import Login, Logins, Opening, TakenError, carried_out, hidden_id
 
-__all__ = ["Fetched", "Limits", "Opening", "Sessions"]
+__all__ = ["Fetched", "LeaseQuota", "Opening", "Sessions"]
 
 NO_HASH = bytes(32)
 
@@ -41,7 +41,7 @@ NO_HASH = bytes(32)
 class Sessions:
     """The noun behind SessionService. Each method checks the permission first and raises only BrokerError."""
 
-    def __init__(self, store: Store, secrets: Secrets, guard: Guard, now: Now, limits: Limits) -> None:
+    def __init__(self, store: Store, secrets: Secrets, guard: Guard, now: Now, limits: LeaseQuota) -> None:
         self._store = store
         self._secrets = secrets
         self._guard = guard

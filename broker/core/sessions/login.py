@@ -17,7 +17,7 @@ from broker.core.kinds import SessionState
 from broker.core.leases.ending import Ending, live
 from broker.core.model import Proof, Session, TrustRule, UsedToken
 from broker.core.ports import Now, Store, Write
-from broker.core.quota import Limits
+from broker.core.quota import LeaseQuota
 from broker.core.reasons import Reason
 from broker.core.sessions import tokens
 
@@ -57,7 +57,7 @@ class TakenError(Exception):
 class Logins:
     """Prepares logins, and writes their sessions down."""
 
-    def __init__(self, store: Store, now: Now, limits: Limits, ending: Ending) -> None:
+    def __init__(self, store: Store, now: Now, limits: LeaseQuota, ending: Ending) -> None:
         self._store = store
         self._now = now
         self._limits = limits
