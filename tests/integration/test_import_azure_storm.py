@@ -31,7 +31,7 @@ def weather(folder: Path, imports: int, seed: int, *, hang: bool) -> str:
             assert process is not None
             assert left_in_token(live.shim.calls(), process.pid) == {}
             live.shim.forget()
-        storm.let_the_lease_pass()
+        storm.let_the_grace_pass()
         ends = judge(storm)
         assert live.broker.terminate() == 0
         assert_only_the_keys(storm)

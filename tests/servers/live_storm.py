@@ -19,7 +19,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from broker.core.imports.places import LEASE
+from broker.core.imports.places import ARRIVAL_GRACE
 from broker.core.model import Import
 from tests.contracts.store_samples import entry
 from tests.integration.test_shim_faults import CODES
@@ -339,12 +339,12 @@ class Storm:
                 ended = self.ask(client, journey)
         assert ended in {"proven", "TARGET_NAME_TAKEN", *ON_THE_WAY}, f"{journey}: {ended}"
 
-    def let_the_lease_pass(self) -> None:
+    def let_the_grace_pass(self) -> None:
         """As if all brokers had been away for longer than an upload can be on its way."""
         assert self.live.broker.terminate() == 0
         with store_of(self.live.broker.folder) as store, store.write(entry()) as write:
             for row in write.page(Import, limit=10_000):
-                write.replace(row, replace(row, started_at=row.started_at - LEASE - timedelta(seconds=1)))
+                write.replace(row, replace(row, started_at=row.started_at - ARRIVAL_GRACE - timedelta(seconds=1)))
         self.live.broker.start()
         self.counts["still on their way"] = sum(one.ended in ON_THE_WAY for one in self.journeys)
         client = self.live.client()

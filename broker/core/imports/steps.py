@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.imports.arrival import Found
 from broker.core.imports.ledger import TURN_SECONDS, Ledger
-from broker.core.imports.places import EXPORT, LEASE, UNDER_WAY, look, place_in, target_in
+from broker.core.imports.places import ARRIVAL_GRACE, EXPORT, UNDER_WAY, look, place_in, target_in
 from broker.core.imports.road import Road, read, sent, uploaded
 from broker.core.imports.rules import EARLIER, EXPORTED, MISSING, NO_TERMS, TERMS_UNSETTLED, in_progress, still_enabled
 from broker.core.kinds import ImportState, OperationState, Sent
@@ -36,7 +36,7 @@ from broker.core.targets.parts import terms_of
 
 T = TypeVar("T")
 
-PATIENCE = 2 * LEASE
+PATIENCE = 2 * ARRIVAL_GRACE
 """From when on the background settles what nobody came back for: longer than all the requests of an import take."""
 
 
