@@ -76,6 +76,11 @@ class BoundedConnection(psycopg.Connection[Any]):
             self.pgconn.finish()  # what the server still sends belongs to nobody
             raise OperationalError("the server did not answer in time") from late
 
+    def __del__(self, *_: object) -> None:
+        """Close the line: SQLAlchemy lets go of a connection whose first questions fail, and does not close it."""
+        if hasattr(self, "pgconn"):
+            self.pgconn.finish()
+
 
 class Postgresql:
     """A PostgreSQL database; see ``Database`` for the methods."""

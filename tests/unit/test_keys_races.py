@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from broker.core.keys.lifecycle import Keys
 from broker.core.keys.making import UNDO_AFTER
 from broker.core.keys.refs import ref
 from broker.core.keys.use import KeyUse
-from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
-from broker.core.model import Key, KeyVersion, PolicyDocument, Principal
+from broker.core.kinds import KeyState, KeyType, KeyUsage, OperationState, VersionState
+from broker.core.model import Key, KeyVersion, Operation, PolicyDocument, Principal
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
@@ -165,6 +166,19 @@ def test_a_late_call_does_not_complete_what_is_being_undone(bench: Bench) -> Non
         bench.rotate()
     assert bench.hsm.held == {bench.version(1).hsm_id}
     assert bench.sign() == 1
+
+
+def test_an_undoing_that_is_late_touches_no_key_that_has_its_name_by_now(bench: Bench) -> None:
+    bench.hsm.after_generate = lost
+    with pytest.raises(Unavailable):
+        bench.create()
+    (begun,) = bench.store.page(Operation, limit=9)
+    with bench.store.write(bench.call("CreateKey").outcome()) as write:
+        write.replace(begun, replace(begun, memory={**begun.memory, "hsm_id": bytes(16).hex()}))
+    bench.time += UNDO_AFTER + timedelta(seconds=1)
+    carry_on(bench.operations, lambda: bench.time)
+    assert bench.hsm.held == {bench.version(1).hsm_id}
+    assert bench.store.page(Operation, limit=9)[0].state is OperationState.UNDONE
 
 
 def test_a_late_repetition_does_not_complete_what_is_being_undone(bench: Bench) -> None:

@@ -106,9 +106,8 @@ class Making:
             created_at=self._now(),
         )
         write.add(version)
-        operation = self._operations.begin(
-            write, call, self._plan, subject_of(key.name, number), {"exportable": str(int(key.exportable))}
-        )
+        subject = subject_of(key.name, number)
+        operation = self._operations.begin(write, call, self._plan, subject, _memory(key, version))
         receipts.keep(write, call, key.name, number, operation=operation)
         return operation
 
@@ -131,18 +130,16 @@ class Making:
 
     def _destroy(self, work: Work) -> None:
         """Destroy what may have been made. In the background it is asked before whether somebody put the row back."""
-        name, number = version_named(work.operation)
-        key, version = self._store.get(Key, name), self._store.get(KeyVersion, name, number)
+        key, version = _rows(self._store, work)
         if key is None or version is None or version.state is not VersionState.PENDING:
             return
         if not work.attended:
-            refuse_doubt(self._store, TABLES, name)
+            refuse_doubt(self._store, TABLES, key.name)
         self._hsm.destroy(ref(key, version))
 
     def _forget(self, write: Write, work: Work) -> None:
         """Take back a version that was never made; a key that never had one goes with it, and its name is free."""
-        name, number = version_named(work.operation)
-        key, version = write.get(Key, name), write.get(KeyVersion, name, number)
+        key, version = _rows(write, work)
         if key is None or version is None or version.state is not VersionState.PENDING:
             return
         if key.state is not KeyState.PENDING:
@@ -150,7 +147,7 @@ class Making:
             return
         write.delete(version)
         write.delete(key)
-        for receipt in write.page(Receipt, limit=10, where={"resource": name, "version": number}):
+        for receipt in write.page(Receipt, limit=10, where={"resource": key.name, "version": version.number}):
             write.delete(receipt)
 
     # ---- who carries it on ---------------------------------------------------------------------------------------
@@ -187,15 +184,15 @@ class Making:
         """The operation of a version that was begun before there were any."""
         with self._store.write(call.intent()) as write:
             subject = subject_of(key.name, version.number)
-            return self._operations.begin(write, call, self._plan, subject, {"exportable": str(int(key.exportable))})
+            return self._operations.begin(write, call, self._plan, subject, _memory(key, version))
 
     def _named(self, rows: Store | Write, work: Work) -> tuple[Key, KeyVersion]:
         """What the operation is about; WrongState ``CHANGED_MEANWHILE`` when that is not to be completed any more."""
-        name, number = version_named(work.operation)
-        key, version = rows.get(Key, name), rows.get(KeyVersion, name, number)
+        key, version = _rows(rows, work)
         if version is not None and version.state is VersionState.HELD:
             raise version_held(version)
         if key is None or version is None or version.state is not VersionState.PENDING:
+            name, _ = version_named(work.operation)
             raise WrongState(Reason.CHANGED_MEANWHILE, f"The key {name} was changed meanwhile; send the request again.")
         return key, version
 
@@ -213,3 +210,14 @@ def version_named(operation: Operation) -> tuple[str, int]:
 
 def _exportable(work: Work) -> bool:
     return work.memory["exportable"] == "1"
+
+
+def _memory(key: Key, version: KeyVersion) -> dict[str, str]:
+    return {"exportable": str(int(key.exportable)), "hsm_id": version.hsm_id.hex()}
+
+
+def _rows(rows: Store | Write, work: Work) -> tuple[Key | None, KeyVersion | None]:
+    """The rows that the operation began; no version of a key that has come under the same name since."""
+    name, number = version_named(work.operation)
+    key, version = rows.get(Key, name), rows.get(KeyVersion, name, number)
+    return key, version if version and version.hsm_id.hex() == work.memory["hsm_id"] else None

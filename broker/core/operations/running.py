@@ -26,6 +26,9 @@ KEEP = timedelta(hours=24)
 
 FIRST_PAUSE = timedelta(seconds=2)
 BATCH = 100
+MOST = 10_000
+"""Operations that are looked at in one round, so that those that wait for one place do not hide all others."""
+
 LIVE = (OperationState.RUNNING, OperationState.UNDOING)
 OVER = (OperationState.DONE, OperationState.UNDONE)
 
@@ -229,9 +232,7 @@ class Operations:
 
     def due(self) -> dict[str, list[Operation]]:
         """What nobody has come back for, or is to be tried again, by whom it waits for; the oldest first."""
-        rows = [
-            row for state in LIVE for row in self._store.due(Operation, self._now(), limit=BATCH, state=state.value)
-        ]
+        rows = [row for state in LIVE for row in self._store.due(Operation, self._now(), limit=MOST, state=state.value)]
         waiting = {(row.subject, row.number) for row in rows}
         for name in self._pauses.keys() - waiting:
             self._pauses.pop(name, None)
@@ -281,8 +282,10 @@ class Operations:
     def chores(self) -> Iterator[Chore]:
         """What the background has to do besides: forget what was over long ago."""
         for state in OVER:
-            while rows := self._store.due(Operation, self._now(), limit=BATCH, state=state.value):
+            before: list[Operation] = []
+            while (rows := self._store.due(Operation, self._now(), limit=BATCH, state=state.value)) and rows != before:
                 yield "operation/*", partial(self._forget, rows)
+                before = rows  # the same again: that piece has failed
 
     def _forget(self, rows: list[Operation], call: Call) -> None:
         with self._store.write(call.outcome()) as write:

@@ -18,7 +18,7 @@ from broker.core.imports.steps import PATIENCE
 from broker.core.kinds import ImportState, KeyType, Sent
 from broker.core.model import Import, Operation, Terms
 from tests.crash.harness import Died, World
-from tests.unit.import_house import House
+from tests.crash.import_house import House
 
 VERIFY_ONLY = Terms(operations=("verify",), enabled=False)
 
