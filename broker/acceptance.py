@@ -74,7 +74,7 @@ def accept(store: SqlStore, journal: Path, now: Now) -> str:
     held, unreadable = holding.hold(), holding.unreadable()
     call = _call(now, "database/restored")
     call.note(count=ended)
-    store.settle()
+    store.make_good()
     with store.write(call.outcome()) as write:  # the last: whatever stops before it, a start is still refused
         write.add(*heads)
     return (

@@ -253,7 +253,7 @@ class Loop:
             if sure:
                 self._broker.store.check()
             call, begun = self._call(resource, fence), ticks()
-            if not _attempt(resource, partial(work, call)) and not call.settled:
+            if not _attempt(resource, partial(work, call)) and not call.closed:
                 self._broker.store.record(call.outcome(Outcome.UNAVAILABLE, Reason.CHORE_FAILED))
             self._stop.wait(min(BREATHER * (ticks() - begun).total_seconds(), LONGEST_BREATHER))
 

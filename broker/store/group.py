@@ -35,16 +35,16 @@ CERTAIN = 2.0
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """A change that is over but for the commit; ``settled`` is locked until it is known what became of that."""
+    """A change that is over but for the commit; ``done`` is locked until it is known what became of that."""
 
     entries: Sequence[AuditEntry]  # none of one that failed and was taken back
     waited: float
-    settled: threading.Lock = field(default_factory=threading.Lock)
+    done: threading.Lock = field(default_factory=threading.Lock)
     fault: Exception | None = None
 
     def wait(self) -> None:
         """Return when all of the group is committed; raise why it is not."""
-        if not self.settled.acquire(timeout=CERTAIN):
+        if not self.done.acquire(timeout=CERTAIN):
             raise unconfirmed()
         if self.fault is not None:
             raise self.fault
@@ -110,7 +110,7 @@ class Group:
             self._closed = True
 
     def _join(self, member: _Member) -> None:
-        member.settled.acquire()
+        member.done.acquire()
         self._members.append(member)
 
     def _take(self) -> None:
@@ -194,7 +194,7 @@ class Group:
         finally:
             for member in members:
                 member.fault = fault
-                member.settled.release()
+                member.done.release()
 
     def _check_open(self) -> None:
         if self._closed:

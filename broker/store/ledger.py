@@ -92,7 +92,7 @@ class Ledger:
         self._counts: dict[int, int] = {}
         self.owing: Sums = {}  # what the sums lack, where somebody accepts the tables as they are,
         self.behind: dict[Place, int] = {}  # and how far the journals say that slots had come, of whatever process;
-        self.settling = False  # whether the next change makes both good
+        self.making_good = False  # whether the next change makes both good
 
     def learn(self, found: Iterable[tuple[int, int]]) -> None:
         """The slots that the database has of this process: (number, count)."""
@@ -123,7 +123,7 @@ class Ledger:
     def enter(self, slot: Slot, change: Mapping[type[Any], int], statements: Statements) -> str:
         """Add what a transaction changes, as its last statement; the mark that its audit entry is to have."""
         owing: Sums = {}
-        if self.settling:
+        if self.making_good:
             for place, count in sorted(self.behind.items()):
                 self._catch_up(place, count, statements)
             owing, self.owing, self.behind = self.owing, {}, {}

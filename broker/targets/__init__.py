@@ -85,7 +85,7 @@ class Connector:
         check_bound(name, credential, self._surroundings.credentials_for)
         return port
 
-    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:
+    def canonical(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:
         """The settings in their one spelling, those that are empty left out; InvalidRequest when they will not do."""
         found = _checked(self._kind(kind), dict(settings)).model_dump()
         return {name: value for name, value in found.items() if value}

@@ -138,7 +138,7 @@ class MortalConnect:
     def __init__(self, vault: Vault, fate: Fate) -> None:
         self._vault, self._fate = vault, fate
 
-    def settled(self, _kind: str, settings: Mapping[str, str]) -> dict[str, str]:
+    def canonical(self, _kind: str, settings: Mapping[str, str]) -> dict[str, str]:
         return dict(settings)
 
     def __call__(self, _name: str, _kind: str, settings: Mapping[str, str]) -> Any:

@@ -95,7 +95,7 @@ def test_ST_04_an_older_database_is_refused_until_it_is_accepted(restored: tuple
         assert store.forgotten() == [newest]
         assert store.get(Key, "since") is None
         refused(store.check)
-        store.settle()
+        store.make_good()
         with store.write(entry()) as write:
             write.add(*store.forgotten())
         assert store.forgotten() == []
@@ -125,7 +125,7 @@ def test_ST_04_what_is_accepted_is_accepted_for_every_worker_and_not_before_all_
         assert store.doubted
         put(store, key(f"done-{settles}"))
         if settles:
-            store.settle()
+            store.make_good()
             put(store, key("last"))
         store.close()
         if not settles:

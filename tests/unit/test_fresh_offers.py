@@ -41,7 +41,7 @@ class House:
     def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002 (there is one)
         return self.port
 
-    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002 (it has none)
+    def canonical(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002 (it has none)
         return dict(settings)
 
     def call(self, method: str, *, validate_only: bool = False) -> Call:

@@ -54,7 +54,7 @@ class House:
     def add(self, name: str, *groups: str, request_id: str = "") -> tuple[Operator, Issued]:
         asked = self.call("AddOperator", request_id=request_id)
         added = self.operators.add(asked, name, list(groups), CSR, None)
-        assert asked.settled
+        assert asked.closed
         return added
 
     def stored(self, name: str) -> Operator:
@@ -135,7 +135,7 @@ def test_an_operator_is_not_added_when_the_certificate_cannot_be_made(house: Hou
     with pytest.raises(BrokerError):
         house.operators.add(asked, "bob", [], CSR, None)
     assert house.store.get(Operator, "bob") is None
-    assert not asked.settled
+    assert not asked.closed
     assert house.store.entries == []
 
 
@@ -182,7 +182,7 @@ def test_validating_only_makes_no_certificate_and_changes_nothing(house: House) 
         house.operators.remove(only("RemoveOperator"), "nobody")
     assert house.store.rows[Operator] == before
     assert len(house.signer.signed) == signed + 1
-    assert not asked.settled
+    assert not asked.closed
 
 
 def test_an_operator_renews_their_own_certificate_and_no_other(house: House) -> None:
@@ -341,7 +341,7 @@ def test_a_caller_without_the_right_learns_nothing_of_who_exists(house: House) -
 def test_everybody_may_ask_who_they_are(house: House) -> None:
     asked = house.call("WhoAmI", operator("nobody-special"))
     house.operators.whoami(asked)
-    assert (asked.decision, asked.policies, asked.settled) == ("allow", ("whoami",), False)
+    assert (asked.decision, asked.policies, asked.closed) == ("allow", ("whoami",), False)
 
 
 def test_the_uri_is_the_spiffe_id() -> None:

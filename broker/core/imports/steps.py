@@ -134,7 +134,7 @@ class Steps:
 
     def _settle(self, work: Work) -> Mapping[str, str]:
         road, version = self._road(work), work.memory["remote_version"]
-        terms_of(road.there.port).settle(road.there.remote_name, version, read(work.memory["terms"]))
+        terms_of(road.there.port).apply(road.there.remote_name, version, read(work.memory["terms"]))
         return {}
 
     def _proven(self, write: Write, work: Work) -> None:

@@ -213,7 +213,7 @@ class Operations:
                 raise _OvertakenError
             keep(write, replace(work, operation=new))
             moved = write.replace(stored, replace(new, memory={}) if new.state.over else new)
-        work.call.settled = work.call.settled or over
+        work.call.closed = work.call.closed or over
         return moved
 
     def _elsewhere(self, operation: Operation) -> Operation:
@@ -271,7 +271,7 @@ class Operations:
         if stored.failure != refusal.reason:
             with self._store.write(call.outcome(refusal.outcome, refusal.reason)) as write:
                 write.replace(stored, replace(stored, failure=refusal.reason, attempts=stored.attempts + 1))
-            call.settled = True
+            call.closed = True
         return True
 
     def alarm(self, operation: Operation) -> str:
@@ -291,7 +291,7 @@ class Operations:
         with self._store.write(call.outcome()) as write:
             for row in rows:
                 write.delete(row)
-        call.settled = True
+        call.closed = True
 
     def _pause(self, row: Operation) -> _Pause:
         return self._pauses.setdefault((row.subject, row.number), _Pause())

@@ -21,7 +21,7 @@ from broker.core.errors import (
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.leases.ending import BATCH, Ending, Work, ended_lease, entry_of, held, live, part
 from broker.core.model import Principal, Secret, Session, TrustRule
-from broker.core.once import last_write, record, settling
+from broker.core.once import closing, last_write, record
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_secret
 from broker.core.ports import Now, Store, Write
@@ -60,7 +60,7 @@ class Sessions:
         own_id = hidden_id(call)
         self._guard.check(call, BROKER)
         login = self._logins.prepared(call, ttl, own_id)
-        with settling(call):
+        with closing(call):
             carried_out(login, lambda: self._opened(login))
         return login.opening
 
@@ -224,7 +224,7 @@ class Sessions:
     def _issue(self, call: Call, login: Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
         name = call.principal.credential if call.principal.method == "session" else ""
-        with settling(call):
+        with closing(call):
             if login or (name and any(each.lacking for each in tries)):
                 return self._lent(call, login, tries)
             self._store.record(*(each.entry() for each in tries))
