@@ -316,7 +316,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TARGET_UNREACHABLE          mend    The target does not answer.
         THREADS_UNAVAILABLE         mend    The system does not give the broker its threads.
         TOKEN_REVIEW_UNAVAILABLE    again   The identity token's cluster cannot be asked right now.
-        TOO_SLOW                    again   Sealing the secret took too long, or the clock moved.
+        TOO_SLOW                    again   Encrypting the secret took too long, or the clock moved.
     """,
         Outcome.UNIMPLEMENTED: """
         METHOD_UNKNOWN              none    The broker has no such method.

@@ -111,7 +111,7 @@ class Keyring:
         binding = bind(self._purpose, key)
         return self._sessions.run(
             lambda worker: self._finder.use(
-                worker, binding, lambda lent: ciphers.seal(lent, plaintext, aad), asked=True
+                worker, binding, lambda lent: ciphers.encrypt(lent, plaintext, aad), asked=True
             ),
             "CKM_AES_GCM",
         )

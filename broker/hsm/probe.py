@@ -23,7 +23,7 @@ from broker.core.errors import Unavailable
 from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.model import Probe
 from broker.hsm.binding import CK_TYPES
-from broker.hsm.ciphers import seal
+from broker.hsm.ciphers import encrypt
 from broker.hsm.codes import told
 from broker.hsm.findings import Findings
 from broker.hsm.lending import lend
@@ -129,12 +129,12 @@ class Examination:
         except ck.PKCS11Error:
             return  # told as a key type
         try:
-            seal(lend(self._worker.session, made[0].handle, CkKeyType.AES), b"trial", b"aad")
+            encrypt(lend(self._worker.session, made[0].handle, CkKeyType.AES), b"trial", b"aad")
             self._note("AES-GCM", True, "Sealed and opened.")
         except ck.PKCS11Error as fault:
             self._lack("AES-GCM", "CKM_AES_GCM", told(fault))
         except Unavailable:
-            self._lack("AES-GCM", "CKM_AES_GCM", "what it seals does not open")
+            self._lack("AES-GCM", "CKM_AES_GCM", "what it encrypts does not open")
         finally:
             self._discard(*made)
 

@@ -148,7 +148,7 @@ class Ledger:
     def row(self, slot: int, count: int, sums: Sums, owner: str = "") -> dict[str, Any]:
         """The cells of a slot, of this process if no other ``owner`` is named."""
         owner, packed = owner or self.owner, pack(sums, self._rows)
-        mac = self._rows.seal("ledger", owner, slot, count, packed)
+        mac = self._rows.mac_over("ledger", owner, slot, count, packed)
         return {"owner": owner, "slot": slot, "changes": count, "sums": packed, "mac": mac}
 
     def _moved(self, slot: Slot, change: Mapping[type[Any], int], statements: Statements) -> bool:
@@ -198,7 +198,7 @@ def _written(row: Mapping[str, Any], was: int | None, statements: Statements) ->
 def genuine(rows: Rows, row: Sequence[Any]) -> bool:
     """Whether a row of the ledger is as a broker wrote it."""
     owner, slot, count, sums, mac = row
-    return bool(mac == rows.seal("ledger", owner, slot, count, sums))
+    return bool(mac == rows.mac_over("ledger", owner, slot, count, sums))
 
 
 def pack(sums: Sums, rows: Rows) -> bytes:

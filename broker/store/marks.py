@@ -65,7 +65,7 @@ class Mark:
     def shown(self, rows: Rows) -> str:
         """As the entry has it; the MAC at its end, for somebody who can write into the folder could make up others."""
         said = self._said
-        return f"{said}:{rows.seal('mark', said).hex()}"
+        return f"{said}:{rows.mac_over('mark', said).hex()}"
 
     @classmethod
     def read(cls, text: str, rows: Rows) -> Mark | None:

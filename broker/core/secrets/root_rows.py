@@ -101,4 +101,6 @@ class KnownRoots:
     def check_sure(self, learnt: datetime) -> None:
         """Asked once a row is written and before it is committed: refuses what was wrapped too long ago to be sure."""
         if not timedelta(0) <= self._now() - learnt < SURE:
-            raise Unavailable(Reason.TOO_SLOW, "Sealing the secret took too long, or the clock moved; send it again.")
+            raise Unavailable(
+                Reason.TOO_SLOW, "Encrypting the secret took too long, or the clock moved; send it again."
+            )
