@@ -89,7 +89,7 @@ class Broker:
         self._parts.callback(self.store.close)
         self.clock.look(self.store.clock)
         audit_key = own_keys.internal_key(config, Purpose.AUDIT)
-        setup.refuse_unborn(config, self.clock.now())
+        setup.refuse_future_ca(config, self.clock.now())
         setup.renew_server_certificate(config, self.hsm, self.clock.now(), before=setup.RENEW_AT_LAST)
         _say_if_refused("the server's certificate cannot be renewed when it is due", setup.check_renewable, config)
         self._guard = Guard(setup.policy_in_force(self.store))

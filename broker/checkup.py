@@ -180,7 +180,7 @@ _NOT_OURS = "its issuer renews it, for the broker renews only what its own CA ha
 def _certificates(config: Config) -> str:
     server = config.server
     TlsFiles(server.certificate_file, server.key_file, server.operator_ca_file).credentials()
-    setup.refuse_unborn(config, now())
+    setup.refuse_future_ca(config, now())
     certificate = own_keys.certificate(server.certificate_file)
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     ours = setup.signed_here(certificate, config)

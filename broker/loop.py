@@ -191,9 +191,9 @@ class Loop:
     def _sign(self) -> None:
         """A head at least every 30 s or 1,000 records of a chain that moves; at once of one that has none yet."""
         moved = self._broker.store.heads()
-        born = any(head.chain not in self._signed for head in moved)
+        new = any(head.chain not in self._signed for head in moved)
         many = any(head.sequence - self._signed.get(head.chain, 0) >= SIGN_AFTER for head in moved)
-        if many or born or (moved and self._sign_at <= ticks()):
+        if many or new or (moved and self._sign_at <= ticks()):
             self._sign_at = ticks() + SIGN_EVERY
             self._signed |= {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 

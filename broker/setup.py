@@ -215,7 +215,7 @@ def check_renewable(config: Config) -> None:
             ) from error
 
 
-def refuse_unborn(config: Config, now: datetime) -> None:
+def refuse_future_ca(config: Config, now: datetime) -> None:
     """WrongState ``CERTIFICATE_NOT_YET_VALID`` for a CA whose certificate starts after ``now``: a clock is wrong."""
     for purpose in (Purpose.SERVER_CA, Purpose.OPERATOR_CA):
         file = config.certificates / f"{purpose}.pem"
@@ -350,7 +350,7 @@ def _fill(
         call.note(count=count)
         store.record(call.outcome())
     own_keys.make(config, device, now())
-    refuse_unborn(config, now())
+    refuse_future_ca(config, now())
     if not (file := config.certificates / "page.key").exists():
         write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))
     _certify(config, wishes, device, now(), tell, anew=anew)

@@ -104,7 +104,7 @@ class Nouns(click.Group):
 @click.group(cls=Nouns, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hsm-broker", prog_name="broker")
 def cli() -> None:
-    """Keys born in the HSM, proven where they are imported."""
+    """Keys generated in the HSM, proven where they are imported."""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -67,7 +67,7 @@ def compare(folder: Path, options: argparse.Namespace, stack: ExitStack) -> list
     ours, theirs = stage.set_broker_up(broker, issuer), stage.set_bao_up(bao, issuer)
     found = [
         *signatures([peers.broker_peer(broker), peers.openbao_peer(bao)], folder, options, stack),
-        *born(broker, bao, options),
+        *generated(broker, bao, options),
         overhead.measure(folder / "overhead", bao, options.generations // 4),
         *secrets(ours, theirs, issuer, folder, options, stack),
     ]
@@ -90,12 +90,12 @@ def signatures(both: list[Peer], folder: Path, options: argparse.Namespace, stac
     ]
 
 
-def born(broker: peers.Broker, bao: OpenBao, options: argparse.Namespace) -> list[str]:
+def generated(broker: peers.Broker, bao: OpenBao, options: argparse.Namespace) -> list[str]:
     """The main job, which OpenBao cannot do by itself."""
     peers.register_target(broker, bao, "bench")
     figures = generations.measure(broker, options.generations)
     line = ["broker", f"{figures.rate:.1f}", f"{figures.p50:.1f}", f"{figures.p99:.1f}"]
-    title = "## A P-256 key born in the HSM, imported into OpenBao and proven there\n\n"
+    title = "## A P-256 key generated in the HSM, imported into OpenBao and proven there\n\n"
     return [title + table(["keys/s", "p50 ms", "p99 ms"], [line])]
 
 

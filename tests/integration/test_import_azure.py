@@ -1,4 +1,4 @@
-"""Keys born in SoftHSM, imported into a Key Vault and a Managed HSM (strict fakes) and proven there."""
+"""Keys generated in SoftHSM, imported into a Key Vault and a Managed HSM (strict fakes) and proven there."""
 
 from __future__ import annotations
 

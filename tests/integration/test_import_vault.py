@@ -1,4 +1,4 @@
-"""Keys born in SoftHSM, imported into a real OpenBao and proven there; and everything that is refused."""
+"""Keys generated in SoftHSM, imported into a real OpenBao and proven there; and everything that is refused."""
 
 from __future__ import annotations
 

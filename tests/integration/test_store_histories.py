@@ -115,7 +115,7 @@ def play(store: Store, transaction: list[tuple[str, str, int]], begun: int) -> s
 
 
 def created(begun: int, place: int) -> datetime:
-    """No two rows are born at one moment."""
+    """No two rows are created at one moment."""
     return T0 + timedelta(milliseconds=begun, microseconds=place)
 
 

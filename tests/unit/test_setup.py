@@ -353,7 +353,7 @@ def test_K08_a_certificate_that_was_made_while_the_clock_was_ahead_is_made_anew(
 
 @pytest.mark.usefixtures("hsm")
 def test_K08_a_ca_that_is_not_valid_yet_is_refused_with_both_times(config: Config) -> None:
-    setup.refuse_unborn(config, NOW)
+    setup.refuse_future_ca(config, NOW)
     with pytest.raises(WrongState, match=r"starts at 2029-12-31 .* says 2028-12-31 .* set the clock") as refused:
-        setup.refuse_unborn(config, NOW - timedelta(days=366))
+        setup.refuse_future_ca(config, NOW - timedelta(days=366))
     assert refused.value.reason == "CERTIFICATE_NOT_YET_VALID"

@@ -1,4 +1,4 @@
-"""Keys: born in the HSM, rotated, disabled, sealed and destroyed there. Their use is in ``key_use``.
+"""Keys: generated in the HSM, rotated, disabled, sealed and destroyed there. Their use is in ``key_use``.
 
 Whatever makes, seals or destroys key material is an operation: ``making``, ``seals`` and ``destroying`` have the plans.
 """

@@ -75,11 +75,11 @@ RESERVED_IDS = b"broker/"
 
 
 class Hsm(Protocol):
-    """The keyring of one purpose: the keys in a PKCS#11 token that were born for it, and no other.
+    """The keyring of one purpose: the keys in a PKCS#11 token that were generated for it, and no other.
 
-    Whatever a ``KeyRef`` says, nothing is done with an object of the token that was not born as the key of this purpose
-    and name, of this type and usage: WrongState ``KEY_NOT_THIS``, before anything is done. No slot, session, mechanism
-    number or PIN shows.
+    Whatever a ``KeyRef`` says, nothing is done with an object of the token that was not generated as the key of this
+    purpose and name, of this type and usage: WrongState ``KEY_NOT_THIS``, before anything is done. No slot, session,
+    mechanism number or PIN shows.
 
     Errors: NotFound ``KEY_NOT_IN_HSM``; WrongState ``KEY_NOT_THIS``, ``KEY_AMBIGUOUS`` (several objects under its id:
     the key is not used until the stray one is gone), ``HSM_MECHANISM_MISSING`` (this token cannot do that operation),
