@@ -12,7 +12,7 @@ from tests.crash.scenes import SCENES
 
 
 @pytest.mark.parametrize("title", sorted(SCENES))
-def test_a_process_that_dies_anywhere_leaves_what_the_next_one_brings_to_its_end(title: str) -> None:
+def test_K_18_a_process_that_dies_anywhere_leaves_what_the_next_one_brings_to_its_end(title: str) -> None:
     scene = SCENES[title]
     places = scene.places()
     assert len(places) >= 4

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.errors import BrokerError, PermissionDenied, Unavailable, WrongState
 from broker.core.imports.rules import EXPORTED, NO_TERMS, TERMS_UNSETTLED
 from broker.core.imports.steps import PATIENCE
 from broker.core.kinds import ImportState, KeyType, Sent
 from broker.core.model import Import, Operation, Terms
 from tests.crash.harness import Died, World
 from tests.crash.import_house import House
+from tests.fakes.calls import document
 
 VERIFY_ONLY = Terms(operations=("verify",), enabled=False)
 
@@ -274,7 +275,7 @@ SCENES = {
 
 
 @pytest.mark.parametrize("title", sorted(SCENES))
-def test_an_import_that_dies_anywhere_is_brought_to_its_end(title: str) -> None:
+def test_I_18_an_import_that_dies_anywhere_is_brought_to_its_end(title: str) -> None:
     scene = SCENES[title]
     house = scene.acted(0)
     assert scene.kinds <= {row.kind for row in house.rows(Operation)}
@@ -342,3 +343,15 @@ def test_while_a_call_may_still_be_at_it_the_background_is_not() -> None:
     assert house.operations.due() == {}
     house.clock.forward(seconds=1)
     assert list(house.operations.due()) == ["bao"]
+
+
+def test_S_17_what_nobody_is_permitted_any_more_is_not_sent_by_the_background() -> None:
+    died = SCENES["import"].acted(3)
+    assert died.fate.passed[-1] == "before an upload"
+    house = died.restarted()
+    house.guard.load(document(version=2, text='@id("none") forbid (principal, action, resource);'))
+    with pytest.raises(PermissionDenied):
+        house.bring()
+    later(house)
+    assert (house.held().state, house.held().failure) == (ImportState.FAILED, "REMOTE_KEY_MISSING")
+    assert (house.shelf.held, house.shelf.uploads) == ({}, 0)

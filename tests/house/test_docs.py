@@ -87,6 +87,24 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
     assert broken == []
 
 
+FILES = re.compile(r"`((?:broker|cli|protos|softhsm|tests)/[\w./]+|(?:auth|core|rpc|store|targets)/[\w./]+)`")
+BASES = ("", "broker/", "broker/core/")
+NO_FILE = {"broker/background", "broker/engines"}
+"""A principal's name, and a folder that is to come."""
+
+
+def test_every_file_that_the_documents_name_is_there() -> None:
+    named = {(path.name, file) for path in DOCS for file in FILES.findall(path.read_text(encoding="utf-8"))}
+    assert len(named) > 60
+    files = {(page, file) for page, file in named if file not in NO_FILE and not re.search(r"/[A-Z]+(?:[./]|$)", file)}
+    lost = {
+        (page, file)
+        for page, file in files
+        if not any((ROOT / f"{base}{file}{end}").exists() for base in BASES for end in ("", ".py"))
+    }
+    assert lost == set()
+
+
 def test_every_threat_has_a_test_or_is_accepted() -> None:
     lines = [line for line in THREATS.splitlines() if re.match(r"\| [A-Z]-\d", line)]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]

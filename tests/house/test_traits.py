@@ -32,7 +32,7 @@ WITHOUT_A_REQUEST_ID = {
 }
 """They change something, and may be sent again as they are: a second time does no harm."""
 
-NAMES_OF_METHODS = re.compile(r"(?:Audit|Hsm|Import|Key|Lease|Operator|Policy|Secret|Session|Target|Trust)Service/\w+")
+NAMES_OF_METHODS = re.compile(rf"(?:{'|'.join(table.declared())})/\w+")
 WRITTEN_OUT = {
     "broker/auth/oidc/authenticator.py",  # a sentence of the audit, held to the declarations below
     "broker/core/sessions/lifecycle.py",  # the name under which a fetch that opens a session records the login

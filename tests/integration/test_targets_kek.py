@@ -172,7 +172,7 @@ def test_a_kek_whose_answer_was_lost_is_found_again_by_a_repetition(bench: Azure
 
 
 @pytest.mark.usefixtures("small")
-def test_a_kek_that_nobody_comes_back_for_is_told_and_can_be_registered(bench: AzureBench) -> None:
+def test_I_22_a_kek_that_nobody_comes_back_for_is_told_and_can_be_registered(bench: AzureBench) -> None:
     made = lose_answer(bench, REQUEST)
     background(bench, minutes=1)
     assert told(bench) == []  # the call may still be under way

@@ -148,7 +148,7 @@ def test_a_subject_has_one_operation_at_a_time(process: Process) -> None:
     assert process.begin().number == 2
 
 
-def test_an_operation_of_a_kind_that_is_not_known_is_left_alone_and_told(process: Process) -> None:
+def test_S_18_an_operation_of_a_kind_that_is_not_known_is_left_alone_and_told(process: Process) -> None:
     """As after a downgrade."""
     begun = process.begin()
     with process.store.write(process.call().outcome()) as write:
@@ -158,7 +158,7 @@ def test_an_operation_of_a_kind_that_is_not_known_is_left_alone_and_told(process
     assert process.sent == {}
 
 
-def test_a_step_that_the_plan_has_not_is_no_step(process: Process) -> None:
+def test_S_18_a_step_that_the_plan_has_not_is_no_step(process: Process) -> None:
     begun = process.begin()
     with process.store.write(process.call().outcome()) as write:
         write.replace(begun, replace(begun, step=7))
