@@ -325,7 +325,7 @@ def test_what_another_request_has_asked_for_meanwhile_is_not_undone_by_the_backg
     house = died.restarted().much_later()
     (stale,) = [row for rows in house.operations.due().values() for row in rows]
     wanted = Terms(operations=("sign",))
-    house.shelf.refuses["settle"] = [away()]
+    house.shelf.refuses["apply"] = [away()]
     with pytest.raises(Unavailable):
         house.bring(wanted, "")
     assert (house.held().state, house.held().failure) == (ImportState.PENDING, TERMS_UNSETTLED)

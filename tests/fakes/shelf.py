@@ -129,7 +129,7 @@ class Shelf:
 
     def apply(self, name: str, version: str, terms: Terms) -> None:
         self.passing("before terms are set")
-        self._answer("settle")
+        self._answer("apply")
         one = self.held[name][int(version) - 1]
         one.terms, one.enabled = terms, terms.enabled
         self.passing("after terms are set")

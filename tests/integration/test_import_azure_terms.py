@@ -132,7 +132,7 @@ def test_killed_when_its_terms_were_set_the_import_is_proven_by_what_was_written
 ) -> None:
     key = bench.key(key_type)
     with pytest.raises(Killed):
-        killed_after(bench, "settle").import_key(bench.call("ImportKey"), key.name, 0, "bao", "", terms)
+        killed_after(bench, "apply").import_key(bench.call("ImportKey"), key.name, 0, "bao", "", terms)
     row = bench.row(key)
     assert row is not None
     assert (row.state, row.failure) == (ImportState.PENDING, TERMS_UNSETTLED)
