@@ -20,10 +20,11 @@ import structlog
 from broker.core.audit.heads import Heads
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
-from broker.core.errors import BrokerError, Outcome
+from broker.core.errors import BrokerError, Outcome, Unavailable
 from broker.core.imports.importing import Imports
 from broker.core.keys.lifecycle import Keys
 from broker.core.model import Operation
+from broker.core.operations.plan import HSM
 from broker.core.operations.running import Operations
 from broker.core.policy.documents import Policies
 from broker.core.ports import HsmStatus, Store
@@ -129,7 +130,8 @@ class Loop:
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
         ]
         self._chores = Errands(len(self._beside))
-        self._errands = Errands()  # of their own, so that targets that hang leave the chores their threads
+        # Each of their own, so that targets that hang leave the chores their threads, and the token its one
+        self._errands, self._token = Errands(), Errands(1)
         self._sign_at = start
         self._signed: dict[str, int] = {}
         self._fence: int | None = None
@@ -144,7 +146,7 @@ class Loop:
         """End after the round that is under way, and after what is being done beside it."""
         self._stop.set()
         until = time.monotonic() + ERRANDS_SECONDS
-        for errands in (self._chores, self._errands):
+        for errands in (self._chores, self._token, self._errands):
             errands.stop(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             self._thread.join()
@@ -223,21 +225,28 @@ class Loop:
         if self._fence is None:
             return
         for place, rows in self._broker.operations.due().items():
-            self._errands.start(place, partial(self._carry_on_at, rows))
+            errands = self._token if place == HSM else self._errands
+            errands.start(place, partial(self._carry_on_at, rows))
 
     def _carry_on_at(self, rows: list[Operation]) -> None:
+        """A place that is away is asked once in a round, and by another operation in the next one."""
         for row in rows:
             fence = self._fence
-            if fence is None or self._errands.ending.is_set():
+            if fence is None or self._stop.is_set():
                 return
-            _attempt(row.subject, partial(self._carried_on, row, fence))
+            if not _attempt(row.subject, partial(self._carried_on, row, fence)):
+                return
 
     def _carried_on(self, row: Operation, fence: int) -> None:
+        """One attempt; a line at error level for as long as it cannot go on. Raises when the place is away."""
         self._broker.store.check()  # nothing is done on a database that has gone back since the last look
         call = self._call(row.subject, fence)
         refusal = self._broker.operations.carry_on(call, row)
-        if refusal is not None:
-            log.error(self._broker.operations.alarm(row), kind=row.kind, subject=row.subject, reason=refusal.reason)
+        if refusal is None:
+            return
+        log.error(self._broker.operations.alarm(row), kind=row.kind, subject=row.subject, reason=refusal.reason)
+        if isinstance(refusal, Unavailable) or isinstance(refusal.__cause__, Unavailable):
+            raise refusal
 
     def _do(self, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
         """The shared work, in the one process that leads; each piece is written under the leader's number.

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from broker.core.errors import BrokerError, PermissionDenied, Unavailable, WrongState
+from broker.core.imports.road import written
 from broker.core.imports.rules import EXPORTED, NO_TERMS, TERMS_UNSETTLED
 from broker.core.imports.steps import PATIENCE
 from broker.core.kinds import ImportState, KeyType, Sent
 from broker.core.model import Import, Operation, Terms
-from broker.core.policy.guard import Guard
 from tests.crash.harness import Died, World
 from tests.crash.import_house import House
 from tests.fakes.calls import document
@@ -338,6 +338,18 @@ def test_what_another_request_has_asked_for_meanwhile_is_not_undone_by_the_backg
     whole(house)
 
 
+def test_I_14_what_people_have_disabled_meanwhile_is_not_enabled_by_the_background() -> None:
+    house = SCENES["import on terms"].acted(9).restarted()
+    row = next(one for one in house.rows(Operation) if one.kind == "import-key-on-terms")
+    with house.store.write(house.call("Test").outcome()) as write:
+        write.replace(row, replace(row, memory={**row.memory, "terms": written(Terms(operations=("sign",)))}))
+    (one,) = house.shelf.held["pay"]
+    one.enabled = False
+    house.later()
+    assert house.held().state is ImportState.PROVEN
+    assert (one.enabled, one.terms) == (False, Terms(operations=("sign",), enabled=False))
+
+
 def test_while_a_call_may_still_be_at_it_the_background_is_not() -> None:
     house = SCENES["import"].acted(5).restarted()
     house.clock.forward(seconds=PATIENCE.total_seconds() - 1)
@@ -349,9 +361,14 @@ def test_while_a_call_may_still_be_at_it_the_background_is_not() -> None:
 def test_S_17_what_nobody_is_permitted_any_more_is_not_sent_by_the_background() -> None:
     died = SCENES["import"].acted(3)
     assert died.fate.passed[-1] == "before an upload"
-    house = died.restarted(Guard(document(version=2, text='@id("none") forbid (principal, action, resource);')))
-    with pytest.raises(PermissionDenied):
-        house.bring()
-    later(house)
+    house = died.restarted()
+    permits = house.guard.document
+    house.guard.load(document(version=2, text='@id("none") forbid (principal, action, resource);'))
+    try:
+        with pytest.raises(PermissionDenied):
+            house.bring()
+        later(house)
+    finally:  # every house has the same guard
+        house.guard.load(replace(permits, version=3))
     assert (house.held().state, house.held().failure) == (ImportState.FAILED, "REMOTE_KEY_MISSING")
     assert (house.shelf.held, house.shelf.uploads) == ({}, 0)

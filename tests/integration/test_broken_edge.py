@@ -145,7 +145,7 @@ def test_a_lost_thread_ends_the_broker_instead_of_leaving_it_deaf(monkeypatch: p
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(app, "Broker", Broker)
-    server = SimpleNamespace(operators_address="a:1", pipelines_address="b:2", workers=1)
+    server = SimpleNamespace(operators_address="a:1", pipelines_address="b:2", workers=1, one_processor=False)
     config: Any = SimpleNamespace(server=server, development=False)
     assert __main__._run(config) == 1
     assert done == ["drained", "closed"]

@@ -133,8 +133,11 @@ class Steps:
         self._keep(write, work, failure=TERMS_UNSETTLED)
 
     def _settle(self, work: Work) -> Mapping[str, str]:
-        road, version = self._road(work), work.memory["remote_version"]
-        terms_of(road.there.port).apply(road.there.remote_name, version, read(work.memory["terms"]))
+        road, version, terms = self._road(work), work.memory["remote_version"], read(work.memory["terms"])
+        port, name = road.there.port, road.there.remote_name
+        if not work.attended and version not in {one.version for one in port.versions(name) if one.enabled}:
+            terms = replace(terms, enabled=False)  # people have disabled it since, and nobody asks to undo that
+        terms_of(port).apply(name, version, terms)
         return {}
 
     def _proven(self, write: Write, work: Work) -> None:

@@ -56,6 +56,9 @@ class Over(Exception):
         self.refusal = refusal
 
 
+HSM = "the HSM"
+"""The place of what waits for the token; no target can have that name."""
+
 Act = Callable[[Work], Mapping[str, str] | None]
 Keep = Callable[[Write, Work], None]
 
@@ -99,7 +102,5 @@ class Plan:
     told: Callable[[BrokerError, BrokerError], BrokerError] = lambda refusal, _: refusal
     """What the caller is told of a refusal for which it could not even be undone, for the second reason."""
     abandoned_is_undone: bool = False  # what the background does with one whose call has died; else it goes forward
-    place: Callable[[Operation], str] = lambda _: (
-        "the HSM"
-    )  # whom it waits for, one at a time; no target has such a name
+    place: Callable[[Operation], str] = lambda _: HSM  # whom it waits for, one at a time; no target has such a name
     longest_pause: timedelta = timedelta(seconds=20)  # between two attempts of the background
