@@ -28,7 +28,7 @@ help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 .PHONY: demo
-demo:  ## the main jobs on real parts: a key born in SoftHSM, imported into OpenBao and a vault, proven there
+demo:  ## the main jobs on real parts: a key generated in SoftHSM, imported into OpenBao and a vault, proven there
 	$(call prepare,demo)
 	@$(IN_TREE) $(BIN)/python -m tests.demo
 

@@ -1,1 +1,1 @@
-"""The broker: keys born in an HSM, proven where they are imported, audited in between."""
+"""The broker: keys generated in an HSM, proven where they are imported, audited in between."""

@@ -74,17 +74,17 @@ def accept(store: SqlStore, journal: Path, now: Now) -> str:
     held, unreadable = holding.hold(), holding.unreadable()
     call = _call(now, "database/restored")
     call.note(count=ended)
-    store.settle()
+    store.make_good()
     with store.write(call.outcome()) as write:  # the last: whatever stops before it, a start is still refused
         write.add(*heads)
     return (
         f"accepted; {ended} sessions were ended and {used} identity tokens are used up again; {held} things that were "
-        f"still to be done are held until an operator says so{_spoilt(unreadable)}; what else the backup has undone, "
+        f"still to be done are held until an operator says so{_damaged(unreadable)}; what else the backup has undone, "
         "`broker audit show` lists"
     )
 
 
-def _spoilt(count: int) -> str:
+def _damaged(count: int) -> str:
     return f", and {count} more have rows that cannot be read, so nothing is done with them" if count else ""
 
 

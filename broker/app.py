@@ -34,7 +34,7 @@ from broker.core.policy import cedar as policy
 from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
 from broker.core.ports import Authenticator, Hsm, KeyRef
-from broker.core.quota import Limits
+from broker.core.quota import LeaseQuota
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.sealing import Sealing
@@ -89,13 +89,14 @@ class Broker:
         self._parts.callback(self.store.close)
         self.clock.look(self.store.clock)
         audit_key = own_keys.internal_key(config, Purpose.AUDIT)
-        setup.refuse_unborn(config, self.clock.now())
+        setup.refuse_future_ca(config, self.clock.now())
         setup.renew_server_certificate(config, self.hsm, self.clock.now(), before=setup.RENEW_AT_LAST)
         _say_if_refused("the server's certificate cannot be renewed when it is due", setup.check_renewable, config)
         self._guard = Guard(setup.policy_in_force(self.store))
-        ring, births = self.hsm.keyring(Purpose.KEY), config.server.slots
+        ring, turns = self.hsm.keyring(Purpose.KEY), config.server.slots
         self.operations = Operations(self.store, self.clock.now, time.monotonic)
-        self.keys = Keys(self.store, ring, self._guard, self.operations, self.clock.now, _delay(config), births=births)
+        delay = _delay(config)
+        self.keys = Keys(self.store, ring, self._guard, self.operations, self.clock.now, delay, generating=turns)
         self.heads = Heads(self.store, self.hsm.keyring(Purpose.AUDIT), audit_key, self._guard, self.clock.now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
         oidc = Oidc(config.oidc, self.store, self.clock.now)
@@ -210,9 +211,9 @@ def _say_if_refused(what: str, check: Callable[[Config], None], config: Config) 
         log.warning(what, reason=refusal.reason, sentence=refusal.message)
 
 
-def _limits(config: Config) -> Limits:
+def _limits(config: Config) -> LeaseQuota:
     sessions = config.sessions
-    return Limits(
+    return LeaseQuota(
         per_principal=sessions.leases_per_pipeline,
         in_all=sessions.leases_in_all,
         usual=timedelta(seconds=sessions.usual_seconds),

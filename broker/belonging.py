@@ -24,7 +24,7 @@ def refuse_absent_keys(store: Store, device: Device) -> int:
     """How many of the keys in use were looked for, in at most ``SECONDS``, and found in the token.
 
     WrongState ``KEYS_NOT_IN_HSM`` names the first that were not: the token is another one, a copy that was made before
-    these keys, or an older backup, and whoever else serves this database may have made them in another.
+    these keys, or an older backup, and another broker that serves this database may have made them in another.
     """
     found, absent = 0, []
     until = time.monotonic() + SECONDS
@@ -65,8 +65,8 @@ def refuse_unknown_rows(config: Config, found: Condition) -> None:
     """Refuse to go on with rows that this folder has nothing to vouch for with.
 
     WrongState ``ROW_KEY_MISSING`` when rows have MACs under a key that is not here. ``DATABASE_NOT_OURS`` when they
-    have none, as an earlier release left them, and the folder is a new one: whoever had written to the database before
-    could have put in a policy and an operator.
+    have none, as an earlier release left them, and the folder is a new one: somebody who had written to the database
+    before could have put in a policy and an operator.
     """
     here = config.certificates
     if found.vouched and not any((here / name).exists() for name in (row_key.FILE, row_key.NEW)):

@@ -37,7 +37,7 @@ from broker.store.sql import SqlStore
 
 SOON = timedelta(days=14)
 LONG = timedelta(days=180)
-"""How long before its end a CA is told of: whoever trusts it must be given another one."""
+"""How long before its end a CA is told of: each client that trusts it must be given another one."""
 CONNECT_SECONDS = 5.0
 SHOWN = 5
 """Files with a fault that are named; the others are counted."""
@@ -45,7 +45,7 @@ SHOWN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One check. ``doubtful``: it works, and whoever is responsible should know of it."""
+    """One check. ``doubtful``: it works, and the operator in charge should know of it."""
 
     name: str
     passed: bool
@@ -152,7 +152,7 @@ def _unreadable(path: Path) -> str:
 
 
 def _secret_fault(config: Config, path: Path) -> str:
-    """As ``_fault`` for what nobody else may read; a file is also judged as whoever reads it will judge it."""
+    """As ``_fault`` for what nobody else may read; a file is also judged as its reader will judge it."""
     fault = _fault(path, path.lstat(), 0o077)
     if not fault or path.is_dir():
         return fault
@@ -174,13 +174,13 @@ def _fault(path: Path, found: os.stat_result, forbidden: int) -> str:
 
 
 _OVERDUE = "a running broker renews it 30 days before that, so see its log for why it did not; else start it"
-_NOT_OURS = "whoever issued it renews it, for the broker renews only what its own CA has signed"
+_NOT_OURS = "its issuer renews it, for the broker renews only what its own CA has signed"
 
 
 def _certificates(config: Config) -> str:
     server = config.server
     TlsFiles(server.certificate_file, server.key_file, server.operator_ca_file).credentials()
-    setup.refuse_unborn(config, now())
+    setup.refuse_future_ca(config, now())
     certificate = own_keys.certificate(server.certificate_file)
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     ours = setup.signed_here(certificate, config)

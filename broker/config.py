@@ -81,7 +81,7 @@ class TargetsConfig(_Part):
     credentials: Absolute  # in it a folder "host:port" for each host, with the tokens that this host may be shown
     private_vaults: tuple[PrivateVaultConfig, ...] = Field(default=(), max_length=16)
     credentials_for: dict[CredentialPlace, tuple[TargetNames, ...]] = Field(default={}, max_length=256)
-    vault_transfer_files: bool = False  # whoever imports such a file there can make the key exportable
+    vault_transfer_files: bool = False  # anybody who imports such a file there can make the key exportable
 
     @model_validator(mode="after")
     def _one_entry_a_host(self) -> TargetsConfig:

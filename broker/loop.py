@@ -193,9 +193,9 @@ class Loop:
     def _sign(self) -> None:
         """A head at least every 30 s or 1,000 records of a chain that moves; at once of one that has none yet."""
         moved = self._broker.store.heads()
-        born = any(head.chain not in self._signed for head in moved)
+        new = any(head.chain not in self._signed for head in moved)
         many = any(head.sequence - self._signed.get(head.chain, 0) >= SIGN_AFTER for head in moved)
-        if many or born or (moved and self._sign_at <= ticks()):
+        if many or new or (moved and self._sign_at <= ticks()):
             self._sign_at = ticks() + SIGN_EVERY
             self._signed |= {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 
@@ -262,7 +262,7 @@ class Loop:
             if sure:
                 self._broker.store.check()
             call, begun = self._call(resource, fence), ticks()
-            if not _attempt(resource, partial(work, call)) and not call.settled:
+            if not _attempt(resource, partial(work, call)) and not call.closed:
                 self._broker.store.record(call.outcome(Outcome.UNAVAILABLE, Reason.CHORE_FAILED))
             self._stop.wait(min(BREATHER * (ticks() - begun).total_seconds(), LONGEST_BREATHER))
 

@@ -32,7 +32,7 @@ def folder_of(broker: Path, operator: str, trust_domain: str) -> Path:
 
 
 def write(folder: Path, key: bytes, certificate: bytes, ca: bytes, address: str) -> str:
-    """Put the papers there. A profile.toml that is there is kept; the address that it names when it is another one."""
+    """Put the files there. A profile.toml that is there is kept; the address that it names when it is another one."""
     folder.mkdir(mode=0o700, exist_ok=True)
     write_private(folder / "key.pem", key)
     write_private(folder / "cert.pem", certificate)

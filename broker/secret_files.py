@@ -5,7 +5,7 @@ or root as its owner; with an access list that names no other reader (systemd's 
 root's that nobody may write and one group of this process may read (0440: Kubernetes with fsGroup): root chose it.
 
 A link is followed where it stays in its own folder, as all of a Kubernetes volume do, or leads into the folder of
-systemd's credentials: else whoever can name a file could have another secret read in its place.
+systemd's credentials: else an operator who can name a file could have another secret read in its place.
 """
 
 from __future__ import annotations

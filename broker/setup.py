@@ -140,8 +140,8 @@ def _make(config: Config, wishes: Wishes, hsm: Pkcs11Hsm, profile: Path, now: No
 def _new_row_key(config: Config, hsm: Device) -> str:
     """The file of a key that has vouched for nothing yet, made if it must be; "" when there is one that has.
 
-    Rows are vouched for as they are under a new key alone: else whoever emptied the ledger would only have to wait for
-    the next run of `init`.
+    Rows are vouched for as they are under a new key alone: else an attacker who emptied the ledger would only have to
+    wait for the next run of `init`.
     """
     file, draft = config.certificates / row_key.FILE, config.certificates / row_key.NEW
     with _taking_turns(config.certificates):
@@ -166,7 +166,7 @@ def page_key(config: Config) -> bytes:
     found = read_key(file) if file.exists() else b""
     if len(found) != PAGE_KEY_BYTES:
         raise WrongState(
-            Reason.NOT_INITIALISED, f"{file} is missing or spoilt; remove it and run `broker init` for this folder."
+            Reason.NOT_INITIALISED, f"{file} is missing or damaged; remove it and run `broker init` for this folder."
         )
     return found
 
@@ -178,8 +178,8 @@ def renew_server_certificate(
 
     That is when there is none, or it lapses within ``before``, is not valid yet (the clock was ahead) or lacks one of
     ``hosts``. The names are those of the certificate it replaces, and ``hosts``. A certificate that another CA has
-    signed is left alone: whoever put it there renews it. Processes take turns. WrongState ``CERTIFICATE_NOT_WRITTEN``
-    when the system does not let it.
+    signed is left alone: the one who put it there renews it. Processes take turns. WrongState
+    ``CERTIFICATE_NOT_WRITTEN`` when the system does not let it.
     """
     try:
         with _taking_turns(config.certificates):
@@ -215,7 +215,7 @@ def check_renewable(config: Config) -> None:
             ) from error
 
 
-def refuse_unborn(config: Config, now: datetime) -> None:
+def refuse_future_ca(config: Config, now: datetime) -> None:
     """WrongState ``CERTIFICATE_NOT_YET_VALID`` for a CA whose certificate starts after ``now``: a clock is wrong."""
     for purpose in (Purpose.SERVER_CA, Purpose.OPERATOR_CA):
         file = config.certificates / f"{purpose}.pem"
@@ -350,7 +350,7 @@ def _fill(
         call.note(count=count)
         store.record(call.outcome())
     own_keys.make(config, device, now())
-    refuse_unborn(config, now())
+    refuse_future_ca(config, now())
     if not (file := config.certificates / "page.key").exists():
         write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))
     _certify(config, wishes, device, now(), tell, anew=anew)
@@ -381,7 +381,7 @@ def _certify(config: Config, wishes: Wishes, device: Device, now: datetime, tell
 
 
 def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, folder: Path, now: Now, tell: Tell) -> None:
-    """The first operator's papers, as the CLI takes them."""
+    """The first operator's profile, with a client certificate, as the CLI takes it."""
     key, csr = make_request()
     uri = operator_uri(config.trust_domain, wishes.operator)
     pem, serial = ca.client(csr, uri, first.since(store, wishes.operator, now), ADMIN_LIFE)

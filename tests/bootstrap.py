@@ -106,7 +106,7 @@ def make_readers() -> None:
     npm = [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
     if (
         SYSTEM_CAS.is_file()
-    ):  # else this node believes only the CAs that it brings, whoever answers for the registry here
+    ):  # else this node believes only the CAs that it brings, and not the one of a registry's mirror
         os.environ.setdefault("NODE_EXTRA_CA_CERTS", str(SYSTEM_CAS))
     run(
         [

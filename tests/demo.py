@@ -126,7 +126,7 @@ def running_broker(folder: Path, bao: openbao.OpenBao, vault: FakeVault) -> Iter
 
 
 def main_job(demo: Demo, bao: openbao.OpenBao, vault: FakeVault, number: list[int]) -> None:
-    """Born in the HSM, imported to two targets, proven, used everywhere, rotated."""
+    """Generated in the HSM, imported to two targets, proven, used everywhere, rotated."""
     with step(number, "What the HSM is, and what it was found to do"):
         hsm = demo.answer("hsm")
         say(f"{hsm['model']}, token {hsm['token_label']}; wraps exactly by RFC 5649: {hsm['exact_wrap']}")
@@ -138,7 +138,7 @@ def main_job(demo: Demo, bao: openbao.OpenBao, vault: FakeVault, number: list[in
             "--ca-file", str(bao.ca_file),
         )  # fmt: skip
         say(f"KEK pinned: sha256 {str(added['kek_thumbprint'])[:16]}…")
-    with step(number, "A key is born in the HSM"):
+    with step(number, "A key is generated in the HSM"):
         demo.answer("key", "create", "payments", "--type", "ec-p256", "--usage", "sign", "--exportable")
         pem = demo.cli("key", "public", "payments")
         say(f"payments, ec-p256; its private half has never been outside the HSM; public key {len(pem)} bytes of PEM")

@@ -14,8 +14,8 @@ from broker.core.ports import Now
 class Call:
     """Made by the gate for each RPC, handed down as the first argument, never shared between threads.
 
-    The guard fills in ``resource`` and the decision; the nouns add facts with ``note``. ``settled`` is True once an
-    outcome entry is durable; the gate writes one for every call that ends unsettled.
+    The guard fills in ``resource`` and the decision; the nouns add facts with ``note``. ``closed`` is True once an
+    outcome entry is durable; the gate writes one for every call that ends without.
     """
 
     id: str
@@ -30,7 +30,7 @@ class Call:
     decision: str = ""
     policies: tuple[str, ...] = ()
     policy_version: int = 0
-    settled: bool = False
+    closed: bool = False
     fence: int = 0  # the leader's number in the shared work of the background; 0 in all that a process does for itself
     facts: dict[str, str | int] = field(default_factory=dict)
 
@@ -48,7 +48,7 @@ class Call:
         return self._entry(Phase.INTENT, "", "")
 
     def outcome(self, status: str = "ok", reason: str = "") -> AuditEntry:
-        """The entry that closes the call; whoever makes it durable sets ``settled``."""
+        """The entry that closes the call; the code that makes it durable sets ``closed``."""
         return self._entry(Phase.OUTCOME, status, reason)
 
     def _entry(self, phase: Phase, status: str, reason: str) -> AuditEntry:

@@ -39,7 +39,7 @@ class Sight:
 
 
 class Clock:
-    """Counts from the host's time at its birth by ``ticks``, which go on while the host sleeps. Thread-safe."""
+    """Counts by ``ticks`` from the host's time at its making; they go on while the host sleeps. Thread-safe."""
 
     def __init__(self, host: Now, ticks: Callable[[], timedelta]) -> None:
         self._host = host

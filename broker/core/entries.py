@@ -126,7 +126,7 @@ def encode_head(head: AuditHead, sequence: int, previous: str) -> tuple[bytes, s
         "head_hash": head.hash,
         "signature": head.signature.hex(),
     }
-    return _seal(body)
+    return _hashed(body)
 
 
 def head_statement(chain: str, sequence: int, head_hash: str, signed_at: datetime) -> bytes:
@@ -135,7 +135,7 @@ def head_statement(chain: str, sequence: int, head_hash: str, signed_at: datetim
     return f"broker-audit-head-v1\n{chain}\n{sequence}\n{head_hash}\n{stamp}\n".encode("ascii")
 
 
-def _seal(body: dict[str, object]) -> tuple[bytes, str]:
+def _hashed(body: dict[str, object]) -> tuple[bytes, str]:
     line = _CANONICAL(body).encode("ascii")
     return line, hashlib.sha256(line).hexdigest()
 

@@ -26,7 +26,7 @@ class KeyType(StrEnum):
 
 
 class Purpose(StrEnum):
-    """What a key in the token is there for; whoever holds the keyring of one purpose sees no key of another.
+    """What a key in the token is there for; the holder of one purpose's keyring sees no key of another.
 
     KEY: callers' keys; ROOT: wraps the data keys of secrets; ROWS: an AES-256 key that wraps the key of the MACs of
     the database's rows.

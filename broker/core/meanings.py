@@ -104,7 +104,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         ISSUER_KEYS_REFUSED         mend    The token's issuer does not let the broker read its keys.
         ISSUER_MISCONFIGURED        mend    The keys of the token's issuer are not where the broker may take them from.
         OPERATOR_UNKNOWN            mend    The client certificate's operator is not registered, or was removed.
-        REFUSALS_COUNTED            none    In the audit only: refusals of strangers that were counted.
+        REFUSALS_COUNTED            none    In the audit only: refusals of unauthenticated callers that were counted.
         SESSION_INVALID             mend    The session token is not valid, or its session is over.
         TLS_TOO_OLD                 mend    The connection is not TLS 1.3.
         TOKEN_ALGORITHM             mend    The identity token is signed with an algorithm that is not taken.
@@ -316,7 +316,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TARGET_UNREACHABLE          mend    The target does not answer.
         THREADS_UNAVAILABLE         mend    The system does not give the broker its threads.
         TOKEN_REVIEW_UNAVAILABLE    again   The identity token's cluster cannot be asked right now.
-        TOO_SLOW                    again   Sealing the secret took too long, or the clock moved.
+        TOO_SLOW                    again   Encrypting the secret took too long, or the clock moved.
     """,
         Outcome.UNIMPLEMENTED: """
         METHOD_UNKNOWN              none    The broker has no such method.

@@ -1,6 +1,6 @@
 """How a call comes to its end: its change is made once, under its request id, and its outcome is on record.
 
-No noun says by hand that a call is settled: it is when one of these has returned.
+No noun says by hand that a call is closed: it is when one of these has returned.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ def once(
 @contextmanager
 def last_write(store: Store, call: Call) -> Iterator[Write]:
     """The write that ends a call which has no receipt, or has kept it: the broker's own, or the last of several."""
-    with settling(call), store.write(call.outcome()) as write:
+    with closing(call), store.write(call.outcome()) as write:
         yield write
 
 
 def record(store: Store, call: Call, *entries: AuditEntry) -> None:
     """End a call that changes nothing with these entries; with that of its outcome, if there are none."""
-    with settling(call):
+    with closing(call):
         store.record(*(entries or (call.outcome(),)))
 
 
 @contextmanager
-def settling(call: Call) -> Iterator[None]:
+def closing(call: Call) -> Iterator[None]:
     """What is done in here makes the outcome of the call durable, or raises."""
     yield
-    call.settled = True
+    call.closed = True

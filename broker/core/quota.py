@@ -22,7 +22,7 @@ MAX_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class LeaseQuota:
     """Leases at once, for one principal and in all; the length of a session that does not ask for one.
 
     One process never passes ``per_principal``. Of several processes each sees what the others have written, and not
@@ -42,7 +42,7 @@ class Tally:
     Those in all are counted at most once a second, and by what is added meanwhile.
     """
 
-    def __init__(self, store: Store, now: Now, limits: Limits) -> None:
+    def __init__(self, store: Store, now: Now, limits: LeaseQuota) -> None:
         self._store = store
         self._now = now
         self._limits = limits

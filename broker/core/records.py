@@ -40,7 +40,7 @@ class Declaration:
 
     ``deciding``: it says who may do what with which key; such tables are small and often looked through.
     ``read_often``: calls read it over and over, so what was made of a row is remembered. ``passing``: it comes and goes
-    by the thousand. ``randomly_named``: its name is random, or whoever adds it has looked for it, and so locked it.
+    by the thousand. ``randomly_named``: its name is random, or was looked for by what adds it, and so locked.
     """
 
     table: str

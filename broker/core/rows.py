@@ -28,7 +28,7 @@ def refuse_doubt(store: Store, tables: frozenset[str], name: str) -> None:
 
 
 def readable(read: Callable[[], T], otherwise: T) -> T:
-    """What was read, or ``otherwise`` where a row is spoilt."""
+    """What was read, or ``otherwise`` where a row is damaged."""
     try:
         return read()
     except WrongState as error:

@@ -17,10 +17,10 @@ from broker.core.reasons import Reason
 from broker.hsm import objects
 from broker.hsm.binding import Binding, bind, not_this
 from broker.hsm.lending import SECRETS, Finder, Half
-from broker.hsm.sessions import Sessions, Worker
+from broker.hsm.sessions import TokenSessions, Worker
 
 
-def adopt(sessions: Sessions, finder: Finder, worker: Worker, wanted: Iterable[tuple[Purpose, KeyRef]]) -> int:
+def adopt(sessions: TokenSessions, finder: Finder, worker: Worker, wanted: Iterable[tuple[Purpose, KeyRef]]) -> int:
     """Label each key of these that is there as an earlier release left it; how many. Nothing, if one does not agree.
 
     WrongState ``KEY_NOT_THIS``; ``HSM_LABEL_FIXED`` when the token does not let labels be changed. Hold the objects
@@ -45,7 +45,7 @@ def adopt(sessions: Sessions, finder: Finder, worker: Worker, wanted: Iterable[t
     return len(plan)
 
 
-def _halves(sessions: Sessions, finder: Finder, worker: Worker) -> dict[bytes, list[Half]]:
+def _halves(sessions: TokenSessions, finder: Finder, worker: Worker) -> dict[bytes, list[Half]]:
     """All halves under each id of which one has its id in hex as its label."""
     found: dict[bytes, list[Half]] = {}
     for kind in (*SECRETS, ObjectClass.PUBLIC_KEY):

@@ -1,7 +1,8 @@
 """Which object of the token a key is.
 
-At its birth each object gets a label that says for what it was made and as what ("broker:key:payments/1"). A row of the
-database can name any id; it cannot change a label. So whatever is to be done with a key, the label is compared first.
+At its generation each object gets a label that says for what it was made and as what ("broker:key:payments/1"). A row
+of the database can name any id; it cannot change a label. So whatever is to be done with a key, the label is compared
+first.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Decryption:
         return opened
 
 
-def seal(lent: Any, plaintext: bytes, aad: bytes) -> bytes:
+def encrypt(lent: Any, plaintext: bytes, aad: bytes) -> bytes:
     """IV ‖ ciphertext ‖ tag, opened once more before it is released (FT-18).
 
     The IV is never the caller's, and random: up to 2^32 encryptions under one key keep the risk of a repetition below
@@ -56,18 +56,18 @@ def seal(lent: Any, plaintext: bytes, aad: bytes) -> bytes:
     """
     iv = os.urandom(_IV)
     parameters = GCMParams(iv, aad or None, _TAG * 8)
-    sealed: bytes = lent.encrypt(plaintext, mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
-    opened = lent.decrypt(sealed, mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
-    if opened != plaintext or len(sealed) != len(plaintext) + _TAG:
+    encrypted: bytes = lent.encrypt(plaintext, mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
+    opened = lent.decrypt(encrypted, mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
+    if opened != plaintext or len(encrypted) != len(plaintext) + _TAG:
         raise Unavailable(
             Reason.HSM_FAULT, "The HSM made a ciphertext that does not open; it was withheld. Check the device."
         )
-    return iv + sealed
+    return iv + encrypted
 
 
 def check_value(lent: Any, label: bytes) -> bytes:
     """What ``proves`` takes for the key under this label, and for no other."""
-    return seal(lent, _CHECK, label)
+    return encrypt(lent, _CHECK, label)
 
 
 def proves(lent: Any, check: bytes, label: bytes) -> bool:

@@ -15,11 +15,11 @@ from broker.core.ports import KeyRef
 from broker.core.reasons import Reason
 from broker.hsm import ciphers, objects
 from broker.hsm.binding import bind, not_this
-from broker.hsm.births import Births
+from broker.hsm.generation import Generation
 from broker.hsm.lending import SECRETS, Finder, strange
 from broker.hsm.mechanisms import SCHEMES, standard_name
 from broker.hsm.objects import Recipe
-from broker.hsm.sessions import Sessions, Worker
+from broker.hsm.sessions import TokenSessions, Worker
 from broker.hsm.wrapping import Carrier
 
 
@@ -27,9 +27,9 @@ from broker.hsm.wrapping import Carrier
 class Parts:
     """What all keyrings of a token share."""
 
-    sessions: Sessions
+    sessions: TokenSessions
     finder: Finder
-    births: Births
+    generation: Generation
     carrier: Carrier
     report: HsmReport
 
@@ -41,7 +41,7 @@ class Keyring:
         self._purpose = purpose
         self._sessions = parts.sessions
         self._finder = parts.finder
-        self._births = parts.births
+        self._generation = parts.generation
         self._carrier = parts.carrier
         self._report = parts.report
 
@@ -51,7 +51,7 @@ class Keyring:
     def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
         """See the port."""
         binding = bind(self._purpose, key)._replace(check=None)
-        return self._births.make(binding, exportable=exportable, fresh=fresh)
+        return self._generation.make(binding, exportable=exportable, fresh=fresh)
 
     def check_value(self, key: KeyRef) -> bytes:
         """See the port."""
@@ -111,7 +111,7 @@ class Keyring:
         binding = bind(self._purpose, key)
         return self._sessions.run(
             lambda worker: self._finder.use(
-                worker, binding, lambda lent: ciphers.seal(lent, plaintext, aad), asked=True
+                worker, binding, lambda lent: ciphers.encrypt(lent, plaintext, aad), asked=True
             ),
             "CKM_AES_GCM",
         )

@@ -21,7 +21,7 @@ from broker.core.errors import NotFound
 from broker.core.reasons import Reason
 from broker.hsm import ciphers
 from broker.hsm.binding import CK_TYPES, ROLES, ULONG, Binding, ambiguous, conflict, conflicting, not_adopted, not_this
-from broker.hsm.sessions import AmbiguousError, Sessions, Worker
+from broker.hsm.sessions import AmbiguousError, TokenSessions, Worker
 
 R = TypeVar("R")
 SECRETS: Final = frozenset({ObjectClass.SECRET_KEY, ObjectClass.PRIVATE_KEY})
@@ -70,11 +70,11 @@ class Half:
 class Finder:
     """Finds keys by CKA_ID, believes only what fits their binding, and remembers handles as long as a login lasts."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: TokenSessions) -> None:
         self._sessions = sessions
 
     def halves(self, worker: Worker, hsm_id: bytes) -> list[Half]:
-        """Every key object under this id, whoever made it. Hold the objects lock."""
+        """Every key object under this id, our own and others'. Hold the objects lock."""
         found = []
         for thing in self._sessions.search(worker, {Attribute.ID: hsm_id}):
             kind, label = self.read_kind(worker, thing)

@@ -128,7 +128,7 @@ class Module:
             *(_Attribute(kind, ctypes.addressof(buffer), len(buffer)) for kind, buffer in buffers.items())
         )
         code = self._functions.C_GetAttributeValue(session.handle, handle, wanted, len(sizes))
-        # Whoever says that some are not to be had marks them; who marks none has read nothing.
+        # A module that says that some are not to be had marks them; one that marks none has read nothing.
         unread = all(one.length <= sizes[one.type] for one in wanted)
         if code and (unread or code not in _NOT_ALL):
             raise error_of(code)

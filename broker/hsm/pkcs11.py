@@ -14,15 +14,15 @@ from broker.core.model import HsmReport
 from broker.core.ports import Hsm, KeyRef
 from broker.core.reasons import Reason
 from broker.hsm import adoption, selftest
-from broker.hsm.births import Births
 from broker.hsm.config import HsmConfig
 from broker.hsm.features import features
 from broker.hsm.findings import Findings
+from broker.hsm.generation import Generation
 from broker.hsm.keyring import Keyring, Parts
 from broker.hsm.lending import Finder
 from broker.hsm.login import serial_of
 from broker.hsm.probe import Examination
-from broker.hsm.sessions import Clock, Sessions, Worker
+from broker.hsm.sessions import Clock, TokenSessions, Worker
 from broker.hsm.survey import survey
 from broker.hsm.wrapping import Carrier
 
@@ -36,7 +36,7 @@ class Pkcs11Hsm:
     """
 
     def __init__(self, config: HsmConfig, clock: Clock = time.monotonic) -> None:
-        self._sessions = Sessions(config, clock)
+        self._sessions = TokenSessions(config, clock)
         self._finder = Finder(self._sessions)
         try:
             findings = self._sessions.run(self._examine)
@@ -47,7 +47,7 @@ class Pkcs11Hsm:
         self._parts = Parts(
             sessions=self._sessions,
             finder=self._finder,
-            births=Births(self._sessions, self._finder, findings, clock),
+            generation=Generation(self._sessions, self._finder, findings, clock),
             carrier=Carrier(self._sessions, self._finder, findings),
             report=self._report,
         )
@@ -102,7 +102,7 @@ class Pkcs11Hsm:
         return replace(found, probes=(*found.probes, *enforced, objects))
 
 
-def _describe(config: HsmConfig, sessions: Sessions, found: Findings) -> HsmReport:
+def _describe(config: HsmConfig, sessions: TokenSessions, found: Findings) -> HsmReport:
     token, library = sessions.token, sessions.module.library
     return HsmReport(
         module=str(config.module),

@@ -23,7 +23,7 @@ from broker.core.errors import Unavailable
 from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.model import Probe
 from broker.hsm.binding import CK_TYPES
-from broker.hsm.ciphers import seal
+from broker.hsm.ciphers import encrypt
 from broker.hsm.codes import told
 from broker.hsm.findings import Findings
 from broker.hsm.lending import lend
@@ -31,7 +31,7 @@ from broker.hsm.mechanisms import AES_BITS, OAEP, generator, standard_name
 from broker.hsm.module import CKM_RSA_AES_KEY_WRAP
 from broker.hsm.objects import Recipe, make
 from broker.hsm.sanity import RSA_BITS
-from broker.hsm.sessions import Sessions, Worker
+from broker.hsm.sessions import TokenSessions, Worker
 from broker.hsm.wrapping import kek_object
 
 # KWP is PKCS#11 3.1's unambiguous name for RFC 5649; 0x210A may or may not mean it.
@@ -50,7 +50,7 @@ _OAEP_HASHES: Final[dict[OaepHash, hashes.HashAlgorithm]] = {
 class Examination:
     """One run of the probes on one borrowed session. The caller holds no lock."""
 
-    def __init__(self, sessions: Sessions, worker: Worker, throw_away: rsa.RSAPrivateKey) -> None:
+    def __init__(self, sessions: TokenSessions, worker: Worker, throw_away: rsa.RSAPrivateKey) -> None:
         self._sessions = sessions
         self._worker = worker
         self._throw_away = throw_away  # plays the KEK, so that the RSA half can be opened here
@@ -129,12 +129,12 @@ class Examination:
         except ck.PKCS11Error:
             return  # told as a key type
         try:
-            seal(lend(self._worker.session, made[0].handle, CkKeyType.AES), b"trial", b"aad")
+            encrypt(lend(self._worker.session, made[0].handle, CkKeyType.AES), b"trial", b"aad")
             self._note("AES-GCM", True, "Sealed and opened.")
         except ck.PKCS11Error as fault:
             self._lack("AES-GCM", "CKM_AES_GCM", told(fault))
         except Unavailable:
-            self._lack("AES-GCM", "CKM_AES_GCM", "what it seals does not open")
+            self._lack("AES-GCM", "CKM_AES_GCM", "what it encrypts does not open")
         finally:
             self._discard(*made)
 

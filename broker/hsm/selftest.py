@@ -16,13 +16,13 @@ from broker.core.model import Probe
 from broker.core.reasons import Reason
 from broker.hsm.codes import told
 from broker.hsm.lending import lend
-from broker.hsm.sessions import Sessions, Worker
+from broker.hsm.sessions import TokenSessions, Worker
 from broker.hsm.wrapping import kek_object
 
 _WRAPS: Final = (Mechanism.AES_KEY_WRAP, Mechanism.AES_KEY_WRAP_PAD, Mechanism.AES_KEY_WRAP_KWP)
 
 
-def refuse_lax_token(sessions: Sessions, worker: Worker, kek: rsa.RSAPublicNumbers) -> tuple[Probe, ...]:
+def refuse_lax_token(sessions: TokenSessions, worker: Worker, kek: rsa.RSAPublicNumbers) -> tuple[Probe, ...]:
     """Try what must fail, with throw-away keys; WrongState ``HSM_NOT_ENFORCING`` if any of it works (HS-23).
 
     The answer tells what could not be tried, because the token cannot make the keys for it.
@@ -50,7 +50,7 @@ def refuse_lax_token(sessions: Sessions, worker: Worker, kek: rsa.RSAPublicNumbe
     return untried
 
 
-def _try_oaep(sessions: Sessions, worker: Worker, kek: rsa.RSAPublicNumbers, held: Any) -> tuple[Probe, ...]:
+def _try_oaep(sessions: TokenSessions, worker: Worker, kek: rsa.RSAPublicNumbers, held: Any) -> tuple[Probe, ...]:
     try:
         with kek_object(worker, kek, sessions.objects) as target:
             _must_fail("wrapped a key that is not extractable", lambda: _wrap(target, held, Mechanism.RSA_PKCS_OAEP))

@@ -93,7 +93,7 @@ class _LostError(Exception):
         self.answering = answering
 
 
-class Sessions:
+class TokenSessions:
     """A pool of worker sessions in one token. Refusals at start are WrongState or Unavailable, one sentence each."""
 
     def __init__(self, config: HsmConfig, clock: Clock) -> None:
@@ -148,7 +148,7 @@ class Sessions:
             raise self._unavailable(f"{lost.why}, also after the module was begun anew", lost=lost) from lost
 
     def search(self, worker: Worker, template: Mapping[Attribute, Any]) -> list[Thing]:
-        """All objects with these attributes, whoever made them. Hold the objects lock."""
+        """All objects with these attributes, our own and others'. Hold the objects lock."""
         packed = {int(kind): MAPPER.pack_attribute(kind, value) for kind, value in template.items()}
         return [Thing(self.module, worker.session, one) for one in self.module.find(worker.session, packed)]
 

@@ -26,7 +26,7 @@ from broker.hsm.features import OBJECTS
 from broker.hsm.lending import SECRETS
 from broker.hsm.objects import read_public_key, type_of
 from broker.hsm.sanity import check_public_key
-from broker.hsm.sessions import AmbiguousError, Sessions, Worker
+from broker.hsm.sessions import AmbiguousError, TokenSessions, Worker
 from broker.hsm.things import Thing
 
 _log = structlog.get_logger(__name__)
@@ -48,23 +48,23 @@ class Survey:
 
     own: int = 0
     others: int = 0
-    spoilt: list[str] = field(default_factory=list)
+    malformed: list[str] = field(default_factory=list)
 
     def probe(self) -> Probe:
         """What of it the report tells."""
         rest = f"; {self.others} objects of other programs are left alone" if self.others else ""
-        if not self.spoilt:
+        if not self.malformed:
             return Probe(name=OBJECTS, passed=True, detail=f"{self.own} objects of the broker{rest}.")
-        named = ", ".join(self.spoilt[:5])
+        named = ", ".join(self.malformed[:5])
         return Probe(
             name=OBJECTS,
             passed=False,
-            detail=f"{len(self.spoilt)} objects with a label of the broker are not as it makes keys and are not used: "
-            f"{named}{rest}.",
+            detail=f"{len(self.malformed)} objects with a label of the broker are not as it makes keys and are not "
+            f"used: {named}{rest}.",
         )
 
 
-def survey(sessions: Sessions, worker: Worker) -> Survey:
+def survey(sessions: TokenSessions, worker: Worker) -> Survey:
     """Look at every object of the token (HS-01, HS-21). Hold the objects lock.
 
     What is wrong with one of the broker's own keys (audit, CAs, rows) stops the start: ``HSM_KEY_CONFLICT``,
@@ -88,15 +88,15 @@ def survey(sessions: Sessions, worker: Worker) -> Survey:
             _look_at(sessions, worker, one, paired=one.label in beside.get(one.hsm_id, ()))
         except ck.PKCS11Error:
             sessions.confirm()
-            found.spoilt.append(one.label.decode(errors="replace"))
+            found.malformed.append(one.label.decode(errors="replace"))
         except BrokerError:
             if one.hsm_id.startswith(RESERVED_IDS):
                 raise
-            found.spoilt.append(one.label.decode(errors="replace"))
+            found.malformed.append(one.label.decode(errors="replace"))
     return found
 
 
-def _named(sessions: Sessions, worker: Worker, thing: Thing) -> _Object | None:
+def _named(sessions: TokenSessions, worker: Worker, thing: Thing) -> _Object | None:
     """None for one that does not even tell what it is, or went while it was looked at."""
     try:
         read = sessions.module.read(worker.session, thing.handle, _NAME)
@@ -108,7 +108,7 @@ def _named(sessions: Sessions, worker: Worker, thing: Thing) -> _Object | None:
     return _Object(thing, kind, read.get(Attribute.ID, b""), read.get(Attribute.LABEL, b""))
 
 
-def _look_at(sessions: Sessions, worker: Worker, one: _Object, *, paired: bool) -> None:
+def _look_at(sessions: TokenSessions, worker: Worker, one: _Object, *, paired: bool) -> None:
     if one.kind in SECRETS and conflict(sessions.module.read(worker.session, one.thing.handle, ROLES)):
         raise conflicting(one.label)
     # A public half alone, maybe half written, is what a kill leaves of a generation: nothing uses it.

@@ -1,4 +1,4 @@
-"""An object of the token behind its handle, whoever made it.
+"""An object of the token behind its handle, the broker's or another program's.
 
 python-pkcs11 builds its own view of each object that it finds, from what it knows of classes and types; one of another
 program can be of neither. Here nothing is read that was not asked for.

@@ -1,7 +1,8 @@
 """Making a SoftHSM token, for development and for an embedded broker without a hardware token.
 
-The token is made in a fresh process, because a module reads its configuration once and must not be touched by whoever
-only wants a token made. The PINs travel over its standard input: never in arguments, never in the environment.
+The token is made in a fresh process, because a module reads its configuration once and must not be touched by the
+process that only wants a token made. The PINs travel over its standard input: never in arguments, never in the
+environment.
 """
 
 from __future__ import annotations

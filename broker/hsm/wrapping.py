@@ -30,7 +30,7 @@ from broker.hsm.findings import Findings
 from broker.hsm.lending import Finder, LentSecret
 from broker.hsm.mechanisms import AES_BITS, OAEP
 from broker.hsm.objects import Recipe
-from broker.hsm.sessions import Sessions, Worker
+from broker.hsm.sessions import TokenSessions, Worker
 
 _NOTHING_ELSE: Final = (
     Attribute.ENCRYPT,
@@ -102,7 +102,7 @@ def ephemeral_key(worker: Worker, lock: threading.Lock) -> Iterator[Any]:
 class Carrier:
     """Makes the blobs, in the way that the probe found right."""
 
-    def __init__(self, sessions: Sessions, finder: Finder, findings: Findings) -> None:
+    def __init__(self, sessions: TokenSessions, finder: Finder, findings: Findings) -> None:
         self._sessions = sessions
         self._finder = finder
         self._findings = findings

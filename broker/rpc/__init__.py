@@ -2,5 +2,5 @@
 
 import os
 
-# gRPC's own library writes a line on stderr for many things that any stranger can do, without a limit.
+# gRPC's own library writes a line on stderr for many things that any unauthenticated caller can do, without a limit.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -36,7 +36,7 @@ class AuditMethods:
         after = self._pages.open(call, query, request.page_token)
         page = self._heads.page(call, request.chain, after, page_size(request.page_size))
         return wire.ListAuditHeadsResponse(
-            heads=[_head(head) for head in page.items], next_page_token=self._pages.seal(call, query, page.next)
+            heads=[_head(head) for head in page.items], next_page_token=self._pages.token(call, query, page.next)
         )
 
 

@@ -44,9 +44,10 @@ Behavior = Callable[[Any, grpc.ServicerContext], bytes | grpc.Status]
 class Door(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stub only
     """All methods of the server; at most ``max_calls`` in flight. ``pool`` answers health and refusals under load.
 
-    Those that make keys have threads of their own (``births``), so that whoever asks for many does not keep the others
-    from using theirs. ``greeted`` is told the peer of each call, ``known`` once its caller is known. ``aside``: where a
-    call waits for something outside, as one of so many at most, while another one has its thread's turn.
+    Methods that make keys have threads of their own (``generation``), so that a caller that asks for many does not keep
+    the others from using theirs. ``greeted`` is told the peer of each call, ``known`` once its caller is known.
+    ``aside``: where a call waits for something outside, as one of so many at most, while another one has its thread's
+    turn.
     """
 
     def __init__(  # noqa: PLR0913 (the parts of the door, each named)
@@ -57,7 +58,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         deadlines: Deadlines,
         health_check: Behavior,
         pool: ThreadPoolExecutor,
-        births: ThreadPoolExecutor,
+        generation: ThreadPoolExecutor,
         aside: Callable[[int], AbstractContextManager[None]],
         greeted: Callable[[str], None],
         known: Callable[[str], None],
@@ -74,10 +75,10 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         self._max_calls = max_calls
         self._free = max_calls
         self._changed = threading.Condition()
-        self._births = max(1, max_calls // 4)
-        self._born_at = frozenset(path for path, method in methods.items() if method.traits.makes_key)
+        self._generations = max(1, max_calls // 4)
+        self._generating = frozenset(path for path, method in methods.items() if method.traits.makes_key)
         self._methods = {
-            path: _unary(partial(self._serve, method), births if path in self._born_at else None)
+            path: _unary(partial(self._serve, method), generation if path in self._generating else None)
             for path, method in methods.items()
         }
         self._other = _unary(partial(self._serve, None))
@@ -89,12 +90,12 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
         path = handler_call_details.method
         if path == health.CHECK:
             return self._health
-        birth = path in self._born_at
+        generates = path in self._generating
         with self._changed:
-            if self._free <= 0 or (birth and self._births <= 0):
+            if self._free <= 0 or (generates and self._generations <= 0):
                 return self._busy
             self._free -= 1
-            self._births -= birth
+            self._generations -= generates
         return self._methods.get(path, self._other)
 
     def idle(self, timeout: float) -> bool:
@@ -110,7 +111,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the 
             self.deadlines.end(context)
             with self._changed:
                 self._free += 1
-                self._births += method is not None and method.traits.makes_key
+                self._generations += method is not None and method.traits.makes_key
                 self._changed.notify_all()
         return end.answer if end.outcome is Outcome.OK else status.refusal(end)
 
@@ -157,7 +158,7 @@ class Visit:
         )
 
     def known(self, principal: Principal) -> None:
-        """Its connection is no stranger's any more."""
+        """Its connection has an authenticated caller from now on."""
         self._caller = str(principal)
         self._door.known(self.peer)
 

@@ -49,7 +49,8 @@ class Health:
         if not tls.current(context.auth_context()):
             return Plain(grpc.StatusCode.UNAUTHENTICATED, tls.TOO_OLD)
         peer = context.peer()
-        # One unfinished request a connection: a stranger must not hold the threads by sending headers only.
+        # One unfinished request a connection: an unauthenticated caller must not hold the threads by sending headers
+        # only.
         if peer in self._reading:
             return Plain(grpc.StatusCode.RESOURCE_EXHAUSTED, "Another check of this connection is not finished.")
         self._reading.add(peer)

@@ -60,7 +60,7 @@ class ImportMethods:
         after = self._pages.open(call, query, request.page_token)
         page = self._imports.page(call, request.name, request.target, after, page_size(request.page_size))
         return wire.ListImportsResponse(
-            imports=[_row(each) for each in page.items], next_page_token=self._pages.seal(call, query, page.next)
+            imports=[_row(each) for each in page.items], next_page_token=self._pages.token(call, query, page.next)
         )
 
 

@@ -58,7 +58,7 @@ class KeyMethods:
         page = self._keys.page(call, after, page_size(request.page_size))
         held = self._settling.held()
         return wire.ListKeysResponse(
-            keys=[_key(key, held) for key in page.items], next_page_token=self._pages.seal(call, (), page.next)
+            keys=[_key(key, held) for key in page.items], next_page_token=self._pages.token(call, (), page.next)
         )
 
     def list_key_versions(self, call: Call, request: wire.ListKeyVersionsRequest) -> wire.ListKeyVersionsResponse:
@@ -67,7 +67,7 @@ class KeyMethods:
         page = self._keys.versions(call, request.name, after, page_size(request.page_size))
         return wire.ListKeyVersionsResponse(
             versions=[_version(version) for version in page.items],
-            next_page_token=self._pages.seal(call, query, page.next),
+            next_page_token=self._pages.token(call, query, page.next),
         )
 
     def get_public_key(self, call: Call, request: wire.GetPublicKeyRequest) -> wire.GetPublicKeyResponse:

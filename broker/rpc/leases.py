@@ -25,7 +25,7 @@ class LeaseMethods:
         after = self._pages.open(call, query, request.page_token)
         page = self._leases.page(call, request.principal, request.session, after, page_size(request.page_size))
         return wire.ListLeasesResponse(
-            leases=[to_wire(each) for each in page.items], next_page_token=self._pages.seal(call, query, page.next)
+            leases=[to_wire(each) for each in page.items], next_page_token=self._pages.token(call, query, page.next)
         )
 
     def revoke_leases(self, call: Call, request: wire.RevokeLeasesRequest) -> wire.RevokeLeasesResponse:

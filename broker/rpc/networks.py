@@ -28,7 +28,7 @@ def place(peer: str) -> Place:
         if family is not None:
             return normal(socket.inet_pton(family, host.strip("[]").partition("%")[0])), int(port)
     except (OSError, ValueError):
-        pass  # grpc does not write such a one; whoever has it shares with all others that do
+        pass  # grpc does not write such a one; a peer that has it shares with all others that do
     return b"", 0
 
 

@@ -44,7 +44,7 @@ class OperatorMethods:
         after = self._pages.open(call, (), request.page_token)
         page = self._operators.page(call, after, page_size(request.page_size))
         return wire.ListOperatorsResponse(
-            operators=[_operator(each) for each in page.items], next_page_token=self._pages.seal(call, (), page.next)
+            operators=[_operator(each) for each in page.items], next_page_token=self._pages.token(call, (), page.next)
         )
 
     def set_operator_groups(self, call: Call, request: wire.SetOperatorGroupsRequest) -> wire.SetOperatorGroupsResponse:

@@ -47,15 +47,15 @@ class PageTokens:
     def __repr__(self) -> str:
         return "PageTokens()"
 
-    def seal(self, call: Call, query: tuple[str, ...], position: Position) -> str:
+    def token(self, call: Call, query: tuple[str, ...], position: Position) -> str:
         """The token that continues after ``position``; "" for (), which is the end of the list."""
         if not position:
             return ""
         plain = json.dumps(position).encode("ascii")
         plain += b" " * (-len(plain) % PADDING)
         nonce = secrets.token_bytes(NONCE)
-        sealed = nonce + self._cipher.encrypt(nonce, plain, _binding(call, query))
-        return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode("ascii")
+        encrypted = nonce + self._cipher.encrypt(nonce, plain, _binding(call, query))
+        return base64.urlsafe_b64encode(encrypted).rstrip(b"=").decode("ascii")
 
     def open(self, call: Call, query: tuple[str, ...], token: str) -> Position:
         """The position in ``token``, () for ""; InvalidRequest ``PAGE_TOKEN_INVALID`` for a token not made for this."""
@@ -63,8 +63,8 @@ class PageTokens:
             return ()
         try:
             padded = token[:MAX_TOKEN] + "=" * (-len(token[:MAX_TOKEN]) % 4)
-            sealed = base64.b64decode(padded, altchars=b"-_", validate=True)
-            plain = self._cipher.decrypt(sealed[:NONCE], sealed[NONCE:], _binding(call, query))
+            encrypted = base64.b64decode(padded, altchars=b"-_", validate=True)
+            plain = self._cipher.decrypt(encrypted[:NONCE], encrypted[NONCE:], _binding(call, query))
         except (ValueError, binascii.Error, InvalidTag) as error:
             raise InvalidRequest(
                 Reason.PAGE_TOKEN_INVALID,

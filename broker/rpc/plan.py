@@ -125,8 +125,8 @@ class Plan:
     def without_values(self, request: Any) -> Any:
         """The request with its secret values empty: a digest of it can be stored, and tells nothing of them.
 
-        A digest is fast to make, so of a short value it is as good as the value itself. Whoever keeps such a digest
-        compares the values otherwise.
+        A digest is fast to make, so of a short value it is as good as the value itself. A script that keeps such a
+        digest compares the values otherwise.
         """
         if not self._shape.byte_maps:
             return request

@@ -57,7 +57,7 @@ class SecretMethods:
         after = self._pages.open(call, query, request.page_token)
         page = self._secrets.page(call, request.prefix, request.contains, after, page_size(request.page_size))
         return wire.ListSecretsResponse(
-            secrets=[_secret(*each) for each in page.items], next_page_token=self._pages.seal(call, query, page.next)
+            secrets=[_secret(*each) for each in page.items], next_page_token=self._pages.token(call, query, page.next)
         )
 
     def list_secret_versions(
@@ -67,7 +67,7 @@ class SecretMethods:
         after = self._pages.open(call, query, request.page_token)
         page = self._secrets.versions(call, request.name, after, page_size(request.page_size))
         return wire.ListSecretVersionsResponse(
-            versions=[_version(each) for each in page.items], next_page_token=self._pages.seal(call, query, page.next)
+            versions=[_version(each) for each in page.items], next_page_token=self._pages.token(call, query, page.next)
         )
 
     def delete_secret_versions(

@@ -53,7 +53,7 @@ _ADDRESS = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9A-Fa-f:.]{2
 Address = Annotated[str, AfterValidator(_address)]
 
 
-class Limits(BaseModel):
+class ServerLimits(BaseModel):
     """What a peer can ask for at most (times in seconds)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,7 +90,7 @@ class ServerConfig(BaseModel):
     threads: int = Field(default=16, ge=1, le=256)
     one_processor: bool = True  # each process keeps to one processor, and answers more calls for it
     workers: int = Field(default=1, ge=1, le=64)  # processes; more than one needs PostgreSQL
-    limits: Limits = Limits()
+    limits: ServerLimits = ServerLimits()
 
     @model_validator(mode="after")
     def _two_listeners(self) -> ServerConfig:
@@ -105,7 +105,7 @@ class ServerConfig(BaseModel):
 
     @property
     def slots(self) -> int:
-        """How many of the threads targets may hold at a time, and how many births one principal: half of them."""
+        """Half of the threads: what targets may hold at a time, and what one principal may have generated at a time."""
         return max(1, self.threads // 2)
 
 
@@ -125,12 +125,12 @@ class Server:
         self._clock, self._tallied = clock, clock()
         self._pool = Pool(config.threads, "rpc")
         self._health_pool = pool(HEALTH_THREADS, "rpc-health")
-        self._births_pool = pool(config.threads, "rpc-births")
+        self._generation_pool = pool(config.threads, "rpc-generation")
         self._deadlines = _deadlines(limits, clock, config.threads)
-        self._strangers = _deadlines(limits, clock, HEALTH_THREADS)
+        self._health_deadlines = _deadlines(limits, clock, HEALTH_THREADS)
         self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
         self._doors = Doors(_shares(limits, self._taken), clock)
-        self._health = Health(_names(), self._strangers, self._doors.greeted)
+        self._health = Health(_names(), self._health_deadlines, self._doors.greeted)
         flood = Flood(limits.refusals_per_second, limits.refusals_at_once, clock, network)
         self._gate = Gate(authenticators, store, now, flood)
         self._door = Door(
@@ -139,7 +139,7 @@ class Server:
             deadlines=self._deadlines,
             health_check=self._health.check,
             pool=self._health_pool,
-            births=self._births_pool,
+            generation=self._generation_pool,
             aside=self._pool.aside,
             greeted=self._doors.greeted,
             known=self._doors.known,
@@ -172,7 +172,7 @@ class Server:
         self._ticker.stop()
         self._doors.stop()
         self._gate.tally()
-        for threads in (self._pool, self._health_pool, self._births_pool):
+        for threads in (self._pool, self._health_pool, self._generation_pool):
             threads.shutdown(wait=False, cancel_futures=True)
         return finished
 
@@ -188,7 +188,7 @@ class Server:
 
     def _tick(self) -> None:
         self._deadlines.sweep()
-        self._strangers.sweep()
+        self._health_deadlines.sweep()
         if self._clock() - self._tallied >= TALLY_SECONDS:
             self._tallied = self._clock()
             self._gate.tally()
@@ -198,7 +198,7 @@ def _names() -> Iterator[str]:
     return (each.full_name for each in table.declared().values())
 
 
-def _deadlines(limits: Limits, clock: Callable[[], float], threads: int) -> Deadlines:
+def _deadlines(limits: ServerLimits, clock: Callable[[], float], threads: int) -> Deadlines:
     """Slow writers may hold half of the threads each, and three quarters of them together."""
     return Deadlines(
         limits.message_seconds,
@@ -209,7 +209,7 @@ def _deadlines(limits: Limits, clock: Callable[[], float], threads: int) -> Dead
     )
 
 
-def _shares(limits: Limits, taken: int) -> Shares:
+def _shares(limits: ServerLimits, taken: int) -> Shares:
     """As configured, or in proportion where the system gives fewer descriptors. ``taken``: see ``options``."""
 
     def part(wanted: int) -> int:
@@ -224,7 +224,7 @@ def _shares(limits: Limits, taken: int) -> Shares:
     )
 
 
-def options(limits: Limits, taken: int, *, shared: bool = False) -> list[tuple[str, int]]:
+def options(limits: ServerLimits, taken: int, *, shared: bool = False) -> list[tuple[str, int]]:
     """The channel arguments that hold a peer to ``limits`` before any Python runs; ``shared``: the port, by workers.
 
     ``taken``: the connections that grpc accepts on each listener (``ROOM``).

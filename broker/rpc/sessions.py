@@ -46,7 +46,7 @@ class SessionMethods:
         after = self._pages.open(call, query, request.page_token)
         page = self._sessions.page(call, request.principal, after, page_size(request.page_size))
         return wire.ListSessionsResponse(
-            sessions=[_session(each) for each in page.items], next_page_token=self._pages.seal(call, query, page.next)
+            sessions=[_session(each) for each in page.items], next_page_token=self._pages.token(call, query, page.next)
         )
 
     def revoke_sessions(self, call: Call, request: wire.RevokeSessionsRequest) -> wire.RevokeSessionsResponse:

@@ -1,9 +1,9 @@
 """Which connections have to go when there are too many: of one network, of one wider net, or in all.
 
-A connection is a *stranger's* until a known caller has made a call on it. Strangers have limits of their own, so that
-known callers always have the rest. Those of the network that has most go first, and of one network those that have
-carried no call, then the one that was heard of longest ago: whoever means to call does so within moments, and a
-connection that a client has not used for long is made anew without anybody noticing.
+A connection is *unauthenticated* until a known caller has made a call on it; the settings call such ones *strangers*.
+They have limits of their own, so that known callers always have the rest. Those of the network that has most go first,
+and of one network those that have carried no call, then the one that was heard of longest ago: a caller who means to
+call does so within moments, and a connection that a client has not used for long is made anew without anybody noticing.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class TargetMethods:
         after = self._pages.open(call, (), request.page_token)
         page = self._targets.page(call, after, min(page_size(request.page_size), MAX_PAGE))
         return wire.ListTargetsResponse(
-            targets=[_target(target) for target in page.items], next_page_token=self._pages.seal(call, (), page.next)
+            targets=[_target(target) for target in page.items], next_page_token=self._pages.token(call, (), page.next)
         )
 
     def check_target(self, call: Call, request: wire.CheckTargetRequest) -> wire.CheckTargetResponse:

@@ -133,7 +133,7 @@ class Pool(ThreadPoolExecutor):
 def _carry_out(future: Future[Any], run: Callable[[], Any]) -> None:
     try:
         result = run()
-    except BaseException as error:  # noqa: BLE001 (whoever has the future is told, whatever it is)
+    except BaseException as error:  # noqa: BLE001 (the holder of the future is told, whatever it is)
         future.set_exception(error)
     else:
         future.set_result(result)

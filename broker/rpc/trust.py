@@ -41,7 +41,7 @@ class TrustMethods:
         after = self._pages.open(call, (), request.page_token)
         page = self._rules.page(call, after, page_size(request.page_size))
         return wire.ListTrustRulesResponse(
-            rules=[_wire(rule) for rule in page.items], next_page_token=self._pages.seal(call, (), page.next)
+            rules=[_wire(rule) for rule in page.items], next_page_token=self._pages.token(call, (), page.next)
         )
 
     def delete_trust_rule(self, call: Call, request: wire.DeleteTrustRuleRequest) -> wire.DeleteTrustRuleResponse:

@@ -1,6 +1,6 @@
 """What the database answers, taken for a record only if it is genuine, as new as known, and what was asked for.
 
-Whoever owns the database can have an index, a collation or an operator of theirs answer a question for one row with
+The database's owner can have an index, a collation or an operator of theirs answer a question for one row with
 another one, which is as genuine. So names are compared here again.
 """
 

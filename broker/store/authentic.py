@@ -97,7 +97,7 @@ class Rows:
         """As ``weight``, remembered: for what calls change, not for whole tables, which would drive that out."""
         return self._kept_weight(kind, mac)
 
-    def seal(self, *parts: str | int | bytes) -> bytes:
+    def mac_over(self, *parts: str | int | bytes) -> bytes:
         """The MAC of something else than a record; the first part says what."""
         return self._macs(ascii(parts).encode("ascii"))[:MAC_BYTES]
 

@@ -35,7 +35,7 @@ class Election:
         self._turn = Lock()
 
     def lead(self) -> int | None:
-        """See ``Store.lead``; whoever cannot ask does not lead."""
+        """See ``Store.lead``; a process that cannot ask does not lead."""
         with self._turn:
             try:
                 return self._ask()

@@ -106,8 +106,8 @@ class Floors:
 
     def _forget_former(self, one: Changed, place: int) -> None:
         """If there was another row of this name once, that one is over, even if by its clock it was the younger."""
-        born, former = one.rank >> RANK_BITS, self._of(one.kind).get(place, 0) >> (RANK_BITS + 1)
-        if not born or born != former:
+        created, former = one.rank >> RANK_BITS, self._of(one.kind).get(place, 0) >> (RANK_BITS + 1)
+        if not created or created != former:
             self._of(one.kind).pop(place, None)
 
     def _note(self, kind: type[Any], place: int, level: int) -> None:

@@ -1,8 +1,8 @@
 """What a new chain's first record says of the chains before it (docs/audit-format.md).
 
-The folder is not believed: whoever can write there could have put anything in. A chain is named only as far as it is
-vouched for, by a head that the audit key has signed or by this very process, which wrote it; what lies beyond that is
-said as it was found, so that it can be neither cut nor added to afterwards.
+The folder is not believed: somebody who can write there could have put anything in. A chain is named only as far as it
+is vouched for, by a head that the audit key has signed or by this very process, which wrote it; what lies beyond that
+is said as it was found, so that it can be neither cut nor added to afterwards.
 """
 
 from __future__ import annotations

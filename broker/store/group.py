@@ -1,10 +1,10 @@
-"""Several changes, one commit: on SQLite, whoever waits for the one writing connection joins the transaction on it.
+"""Several changes, one commit: on SQLite, a change that waits for the writing connection joins the transaction on it.
 
 A change holds the turn while it makes its statements. If another one waits for the turn by then, it is handed on with
-the transaction still open, and whoever finds nobody waiting makes all of it durable: the audit entries of all, then
-the commit. So the two waits for the disk are shared, and still no change is in the database without its entries. They
-all share the fate of that commit; a change that fails before is taken back alone. It may have failed for what those
-before it did, and what its caller reads next does not show that yet: so it waits for the end like the others.
+the transaction still open, and the one that finds nobody waiting makes all of it durable: the audit entries of all,
+then the commit. So the two waits for the disk are shared, and still no change is in the database without its entries.
+They all share the fate of that commit; a change that fails before is taken back alone. It may have failed for what
+those before it did, and what its caller reads next does not show that yet: so it waits for the end like the others.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ CERTAIN = 2.0
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """A change that is over but for the commit; ``settled`` is locked until it is known what became of that."""
+    """A change that is over but for the commit; ``done`` is locked until it is known what became of that."""
 
     entries: Sequence[AuditEntry]  # none of one that failed and was taken back
     waited: float
-    settled: threading.Lock = field(default_factory=threading.Lock)
+    done: threading.Lock = field(default_factory=threading.Lock)
     fault: Exception | None = None
 
     def wait(self) -> None:
         """Return when all of the group is committed; raise why it is not."""
-        if not self.settled.acquire(timeout=CERTAIN):
+        if not self.done.acquire(timeout=CERTAIN):
             raise unconfirmed()
         if self.fault is not None:
             raise self.fault
@@ -67,7 +67,7 @@ class Group:
         self._count = threading.Lock()
         self._waiting = 0
         self._closed = False
-        # Of whoever has the turn:
+        # Of the change that has the turn:
         self._connection: Connection | None = None
         self._members: list[_Member] = []
         self._make_durable: MakeDurable | None = None
@@ -110,7 +110,7 @@ class Group:
             self._closed = True
 
     def _join(self, member: _Member) -> None:
-        member.settled.acquire()
+        member.done.acquire()
         self._members.append(member)
 
     def _take(self) -> None:
@@ -119,7 +119,7 @@ class Group:
         got = self.turn.acquire(timeout=self._patience)
         with self._count:
             self._waiting -= 1
-            # Whoever had the turn last may have counted on this one to finish the group.
+            # The change that had the turn last may have counted on this one to finish the group.
             got = got or self.turn.acquire(blocking=False)
         if not got:
             raise unavailable("Other changes are being made and do not end")
@@ -194,7 +194,7 @@ class Group:
         finally:
             for member in members:
                 member.fault = fault
-                member.settled.release()
+                member.done.release()
 
     def _check_open(self) -> None:
         if self._closed:

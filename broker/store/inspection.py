@@ -51,7 +51,7 @@ class Inspection:
         return newest(self._config.journal, self._config.replica, self._ledger.owner, self._rows)
 
     def begin(self, *, accept: bool) -> list[RowFinding]:
-        """Look for the first time. ``accept``: what is there is taken as it is, once the ledger is ``settling``."""
+        """Look for the first time. ``accept``: what is there is taken as it is, once the ledger is ``making_good``."""
         found, findings = self._look()
         own = {slot: count for (owner, slot), count in found.reached.items() if owner == self._ledger.owner}
         self._ledger.learn(own.items())

@@ -1,7 +1,7 @@
-"""The audit journal of this process: callers wait, one thread writes, and whoever waits together shares one fdatasync.
+"""The audit journal of this process: callers wait, one thread writes, and those that wait together share one fdatasync.
 
-The thread is not one of the callers, because a disk that does not answer holds whoever asked it for as long as it
-likes; a caller gives up after ``PATIENCE`` and its entry is withdrawn, unless it is being written at that moment.
+The thread is not one of the callers, because a disk that does not answer holds the thread that asked it for as long as
+it likes; a caller gives up after ``PATIENCE`` and its entry is withdrawn, unless it is being written at that moment.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ MAX_WAITING = 4096
 
 
 class _Ticket:
-    """One caller's records; ``settled`` is locked until they are durable or have failed, all alike."""
+    """One caller's records; ``done`` is locked until they are durable or have failed, all alike."""
 
-    __slots__ = ("fault", "records", "settled", "told", "withdrawn")
+    __slots__ = ("done", "fault", "records", "told", "withdrawn")
 
     def __init__(self, *records: AuditEntry | AuditHead) -> None:
         self.records = records  # none: only tell whether the journal is writable
         self.fault: BaseException | None = None
         self.withdrawn = self.told = False
-        self.settled = threading.Lock()
-        self.settled.acquire()
+        self.done = threading.Lock()
+        self.done.acquire()
 
-    def settle(self, fault: BaseException | None) -> None:
+    def finish(self, fault: BaseException | None) -> None:
         """Only the first word counts."""
         if not self.told:
             self.told, self.fault = True, fault
-            self.settled.release()
+            self.done.release()
 
 
 class Journal:
@@ -153,7 +153,7 @@ class Journal:
             raise _unavailable("is closed" if closed else "has too much waiting")
 
     def _wait(self, ticket: _Ticket, patience: float) -> None:
-        if not ticket.settled.acquire(timeout=max(0.0, patience)):
+        if not ticket.done.acquire(timeout=max(0.0, patience)):
             ticket.withdrawn = True
             raise _unavailable("does not answer in time")
         if isinstance(ticket.fault, OSError):
@@ -197,7 +197,7 @@ class Journal:
             return
         self._tails[chain.name] = chain.durable
         for ticket in good:
-            ticket.settle(_doubt(chain) if not ticket.records else None)
+            ticket.finish(_doubt(chain) if not ticket.records else None)
 
     def _begin(self) -> Chain:
         """A new chain, durable with its first record, which says what is vouched for of the chain before."""
@@ -239,7 +239,7 @@ def _staged(chain: Chain, ticket: _Ticket) -> bool:
                 chain.stage(record)
     except BaseException as fault:  # noqa: BLE001 - a record that cannot be encoded is its own caller's fault alone
         chain.unstage(before)
-        ticket.settle(fault)
+        ticket.finish(fault)
         return False
     return True
 
@@ -255,7 +255,7 @@ def _doubt(chain: Chain) -> OSError | None:
 
 def _settle_all(tickets: list[_Ticket], fault: BaseException | None) -> None:
     for ticket in tickets:
-        ticket.settle(fault)
+        ticket.finish(fault)
 
 
 def _own(now: Now, resource: str, facts: dict[str, str | int]) -> AuditEntry:

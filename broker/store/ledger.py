@@ -6,7 +6,7 @@ transaction adds what it changed to a row of the ledger in the same transaction,
 sums are those of the tables. A process has several such rows (slots), one for each transaction under way, so that none
 waits for another.
 
-A slot counts its changes, and the audit journal names the counts with each change (``mark``). So whoever puts the
+A slot counts its changes, and the audit journal names the counts with each change (``mark``). So somebody who puts the
 ledger back together with the tables is found by this process at once, and by the next one through the journal.
 """
 
@@ -92,7 +92,7 @@ class Ledger:
         self._counts: dict[int, int] = {}
         self.owing: Sums = {}  # what the sums lack, where somebody accepts the tables as they are,
         self.behind: dict[Place, int] = {}  # and how far the journals say that slots had come, of whatever process;
-        self.settling = False  # whether the next change makes both good
+        self.making_good = False  # whether the next change makes both good
 
     def learn(self, found: Iterable[tuple[int, int]]) -> None:
         """The slots that the database has of this process: (number, count)."""
@@ -123,7 +123,7 @@ class Ledger:
     def enter(self, slot: Slot, change: Mapping[type[Any], int], statements: Statements) -> str:
         """Add what a transaction changes, as its last statement; the mark that its audit entry is to have."""
         owing: Sums = {}
-        if self.settling:
+        if self.making_good:
             for place, count in sorted(self.behind.items()):
                 self._catch_up(place, count, statements)
             owing, self.owing, self.behind = self.owing, {}, {}
@@ -148,7 +148,7 @@ class Ledger:
     def row(self, slot: int, count: int, sums: Sums, owner: str = "") -> dict[str, Any]:
         """The cells of a slot, of this process if no other ``owner`` is named."""
         owner, packed = owner or self.owner, pack(sums, self._rows)
-        mac = self._rows.seal("ledger", owner, slot, count, packed)
+        mac = self._rows.mac_over("ledger", owner, slot, count, packed)
         return {"owner": owner, "slot": slot, "changes": count, "sums": packed, "mac": mac}
 
     def _moved(self, slot: Slot, change: Mapping[type[Any], int], statements: Statements) -> bool:
@@ -198,7 +198,7 @@ def _written(row: Mapping[str, Any], was: int | None, statements: Statements) ->
 def genuine(rows: Rows, row: Sequence[Any]) -> bool:
     """Whether a row of the ledger is as a broker wrote it."""
     owner, slot, count, sums, mac = row
-    return bool(mac == rows.seal("ledger", owner, slot, count, sums))
+    return bool(mac == rows.mac_over("ledger", owner, slot, count, sums))
 
 
 def pack(sums: Sums, rows: Rows) -> bytes:

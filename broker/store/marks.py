@@ -63,9 +63,9 @@ class Mark:
     counts: tuple[int, ...]  # of every slot: what was committed when the entry was made, and the entry's own
 
     def shown(self, rows: Rows) -> str:
-        """As the entry has it; the MAC at its end, because whoever can write into the folder could make up others."""
+        """As the entry has it; the MAC at its end, for somebody who can write into the folder could make up others."""
         said = self._said
-        return f"{said}:{rows.seal('mark', said).hex()}"
+        return f"{said}:{rows.mac_over('mark', said).hex()}"
 
     @classmethod
     def read(cls, text: str, rows: Rows) -> Mark | None:
@@ -129,7 +129,7 @@ def tell(
 def newest(folder: Path, replica: str, owner: str, rows: Rows) -> list[Mark]:
     """The last marks of this process and those before it, of each of the replica's last files that have any.
 
-    Of several: whoever can write to the folder may have put in a newer file that says less.
+    Of several: somebody who can write to the folder may have put in a newer file that says less.
     """
     files = (list(islice(_marks(path, rows, owner), NEWEST)) for path in reversed(journal_files(folder, replica)))
     return [mark for found in islice(filter(None, files), FILES) for mark in found]
@@ -205,7 +205,7 @@ def _facts(line: bytes) -> Mapping[str, Any]:
 
 
 def _mark(text: str) -> Mark | None:
-    """What it says, whoever has written it."""
+    """What it says, genuine or not."""
     try:
         owner, slot, counts, _ = text.split(":")
         mark = Mark(owner, int(slot), tuple(map(int, counts.split("."))))

@@ -43,7 +43,7 @@ PATIENCE = 0.8
 
 MIGRATION_PATIENCE = 120.0
 MIGRATION_LOCK = 0x62726F6B65720001
-"""The advisory lock that whoever migrates holds; the same in every release."""
+"""The advisory lock that a migrating process holds; the same in every release."""
 
 _SESSION = {
     "statement_timeout": "700ms",
@@ -222,7 +222,7 @@ def conninfo(config: StoreConfig, **settings: str) -> str:
         "sslrootcert": str(config.tls_root or ""),
         "sslcertmode": "disable",  # an empty sslcert would mean ~/.postgresql
         "gssencmode": "disable",
-        "require_auth": "!password,!md5",  # whoever answers learns nothing of the password
+        "require_auth": "!password,!md5",  # the server that answers learns nothing of the password
         "application_name": config.replica,  # so that pg_stat_activity says whose it is
         "client_encoding": "UTF8",
         "target_session_attrs": "read-write",

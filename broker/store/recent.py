@@ -45,7 +45,7 @@ class Recent:
     def forget(self, places: Iterable[Place]) -> None:
         """This process has changed these, or tried to."""
         with self._lock:
-            self._changes += 1  # whoever is reading now may have read what was there before
+            self._changes += 1  # a reader at this moment may have read what was there before
             for place in places:
                 self._kept.pop(place, None)
 

@@ -131,7 +131,7 @@ def _heads(path: Path) -> Iterator[AuditHead]:
 
 
 def _read(line: bytes) -> AuditHead | None:
-    """The head in a line; None for one that was spoilt, which is the verifier's to find."""
+    """The head in a line; None for one that was damaged, which is the verifier's to find."""
     try:
         body = json.loads(line)
         return AuditHead(

@@ -72,14 +72,14 @@ def record_of(kind: type[R], row: Sequence[Cell]) -> R:
 
 def rank(record: Any) -> int:
     """How new a record is among those that have had its name: the younger one, then the higher revision."""
-    born = _BORN[type(record)]
-    return (microseconds(getattr(record, born)) << RANK_BITS if born else 0) + int(record.revision)
+    created = _CREATED[type(record)]
+    return (microseconds(getattr(record, created)) << RANK_BITS if created else 0) + int(record.revision)
 
 
 def rank_of(kind: type[Any], row: Sequence[Any]) -> int:
     """The rank of the record in a genuine row."""
-    born, places = _BORN[kind], PLACES[kind]
-    return (row[places[born]] << RANK_BITS if born else 0) + int(row[places["revision"]])
+    created, places = _CREATED[kind], PLACES[kind]
+    return (row[places[created]] << RANK_BITS if created else 0) + int(row[places["revision"]])
 
 
 def storable(value: str | int) -> str | int:
@@ -263,7 +263,7 @@ PLACES = {kind: {field.name: place for place, field in enumerate(found)} for kin
 
 _KEY_PLACES = {kind: [PLACES[kind][name] for name in one.key] for kind, one in RECORDS.items()}
 
-_BORN = {
+_CREATED = {
     kind: next((field.name for field in found if field.name in {"created_at", "started_at"}), "")
     for kind, found in FIELDS.items()
 }

@@ -109,9 +109,9 @@ class SqlStore:
         """Whether what was accepted is not what brokers left."""
         return bool(self.findings or self._ledger.owing or self._ledger.behind)
 
-    def settle(self) -> None:
+    def make_good(self) -> None:
         """What was accepted is made good by the next change; until then, another start is refused as this one was."""
-        self._ledger.settling = True
+        self._ledger.making_good = True
 
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Store.get``."""
@@ -253,7 +253,7 @@ class SqlStore:
         """The entries of a change whose body is over, with what it adds to the ledger."""
         if write.fault is not None:  # the body went on after a statement had failed
             raise write.fault
-        mark = write.enter(self._ledger, slot) if write.changed or self._ledger.settling else ""
+        mark = write.enter(self._ledger, slot) if write.changed or self._ledger.making_good else ""
         return tell((write.entry, *write.further), write.noted, write.changed, mark)
 
     def record(self, *entries: AuditEntry) -> None:

@@ -37,7 +37,7 @@ class PrivateVault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What the broker's own configuration says of targets, whoever registers them (BY-03, NT-17)."""
+    """What the broker's own configuration says of targets, regardless of who registers them (BY-03, NT-17)."""
 
     allowed_hosts: frozenset[str]  # "host:port", the only places that are ever connected to
     credentials: Path  # has a folder "host:port" for each host, with the token files that this host may be shown
@@ -85,7 +85,7 @@ class Connector:
         check_bound(name, credential, self._surroundings.credentials_for)
         return port
 
-    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:
+    def canonical(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:
         """The settings in their one spelling, those that are empty left out; InvalidRequest when they will not do."""
         found = _checked(self._kind(kind), dict(settings)).model_dump()
         return {name: value for name, value in found.items() if value}

@@ -1,4 +1,4 @@
-"""The command ``broker``: starts itself anew, out of reach of the Python settings of whoever started it.
+"""The command ``broker``: starts itself anew, out of reach of the Python settings of the process that started it.
 
 A job's PYTHONPATH, working folder, start-up files and other settings are for the job's programs. This file imports
 nothing that they could replace: what it needs is built into Python.

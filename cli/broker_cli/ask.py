@@ -21,7 +21,7 @@ yes = click.option("--yes", "sure", is_flag=True, help="Do not ask; for scripts.
 def by_name(name: str, consequence: str, *, sure: bool, dry_run: bool, told: Callable[[], None] | None = None) -> None:
     """Go on only if the person types the name of what will be gone (or said --yes, or nothing will happen).
 
-    ``told`` says more of it first, whoever is asked or not.
+    ``told`` says more of it first, whether anybody is asked or not.
     """
     if not (sure or dry_run):
         _must_be_interactive()

@@ -13,7 +13,16 @@ from typing import Any
 import click
 
 from broker_cli import ask, certificates, files
-from broker_cli.chain import MAX_TAIL_RECORDS, MAX_TAIL_SECONDS, Chain, Kept, Limits, Signed, Verdict, Verifier
+from broker_cli.chain import (
+    MAX_TAIL_RECORDS,
+    MAX_TAIL_SECONDS,
+    FollowedChain,
+    Kept,
+    Signed,
+    TailLimits,
+    Verdict,
+    Verifier,
+)
 from broker_cli.journal import NotAJournalError, lines, moment
 from broker_cli.journal import files as journal_files
 from broker_cli.nouns import Noun
@@ -74,7 +83,7 @@ def verify(
     """Verify journals (files and folders) against the audit key: no broker and no network is needed."""
     signed = signature_check(certificates.public_key(public_key, "public key").encode())
     kept = read_heads(files.take(heads_file, MAX_HEADS, "heads")) if heads_file else []
-    limits = Limits(records=tail["max_tail_records"], seconds=tail["max_tail_seconds"])
+    limits = TailLimits(records=tail["max_tail_records"], seconds=tail["max_tail_seconds"])
     with ask.waiting("verifying") as show:
         verifier = Verifier(signed, kept, limits, known_torn)
         verdict = verifier.run(journal_files(places), lambda n: show(f"verifying: {n} records"))
@@ -222,7 +231,7 @@ def _tell(out: Output, verdict: Verdict) -> None:
             chat("Not one head is signed by this key: is it this broker's audit key?")
 
 
-def _brief(chain: Chain) -> dict[str, Any]:
+def _brief(chain: FollowedChain) -> dict[str, Any]:
     return {
         "chain": chain.name,
         "records": chain.count,

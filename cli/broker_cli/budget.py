@@ -55,7 +55,7 @@ def bounded(act: Callable[[], T], seconds: float) -> T:
     def run() -> None:
         try:
             answer.set_result(act())
-        except BaseException as error:  # noqa: BLE001 (whoever waits is told)
+        except BaseException as error:  # noqa: BLE001 (the waiting thread is told)
             answer.set_exception(error)
 
     threading.Thread(target=run, name="bounded", daemon=True).start()

@@ -21,17 +21,26 @@ from broker_cli.verdict import (
     MAX_FINDINGS,
     MAX_TAIL_RECORDS,
     MAX_TAIL_SECONDS,
-    Chain,
+    FollowedChain,
     Kept,
-    Limits,
     Signed,
+    TailLimits,
     Verdict,
     cover,
 )
 
-__all__ = ["MAX_TAIL_RECORDS", "MAX_TAIL_SECONDS", "Chain", "Kept", "Limits", "Signed", "Verdict", "Verifier"]
+__all__ = [
+    "MAX_TAIL_RECORDS",
+    "MAX_TAIL_SECONDS",
+    "FollowedChain",
+    "Kept",
+    "Signed",
+    "TailLimits",
+    "Verdict",
+    "Verifier",
+]
 
-UNSIGNED = "no good signed head: anybody could have written this chain (the broker signs each at its birth)"
+UNSIGNED = "no good signed head: anybody could have written this chain (the broker signs each when it begins)"
 
 CONVERTED = (
     "{} of its {} lines have the line end of Windows or a byte order mark: a program for text has copied it. They were "
@@ -65,10 +74,14 @@ class Verifier:
     """Follows chains line by line. Memory grows only with the number of records since a chain's newest head."""
 
     def __init__(
-        self, signed: Signed, kept: Iterable[Kept] = (), limits: Limits | None = None, known_torn: Iterable[str] = ()
+        self,
+        signed: Signed,
+        kept: Iterable[Kept] = (),
+        limits: TailLimits | None = None,
+        known_torn: Iterable[str] = (),
     ) -> None:
         self._signed = signed
-        self._limits = limits or Limits()
+        self._limits = limits or TailLimits()
         self._kept = list(kept)
         self._wanted = {(head.chain, head.sequence): "" for head in self._kept}
         self.verdict = Verdict()
@@ -102,7 +115,7 @@ class Verifier:
 
     def _lines(self, path: Path, step: Callable[[int], None]) -> None:
         """Follow one file; what is true of the whole of it is one finding and not one for each of its lines."""
-        chain: Chain | None = None
+        chain: FollowedChain | None = None
         total = converted = 0
         early: list[Line] = []  # lines that cannot be read, before any that can
         for line in lines(path):
@@ -135,7 +148,7 @@ class Verifier:
         for line in found:
             self._line(line, None)
 
-    def _check_name(self, path: Path, chain: Chain) -> None:
+    def _check_name(self, path: Path, chain: FollowedChain) -> None:
         """A file that bears the name of another one, or of another place in its chain, was put there by somebody."""
         found = NAMED.fullmatch(path.name)
         if found is None:
@@ -147,7 +160,7 @@ class Verifier:
             self.verdict.find("FILE_MISNAMED", f"it holds what follows file {before:06d}", chain, file=str(path))
         self._file_numbers[chain.name] = max(number, before)
 
-    def _line(self, line: Line, chain: Chain | None) -> Chain | None:
+    def _line(self, line: Line, chain: FollowedChain | None) -> FollowedChain | None:
         """Check one line; ``chain`` is the one its file is about, once a line has said so."""
         record = line.record
         if record is None and line.torn and chain is not None:
@@ -158,7 +171,7 @@ class Verifier:
             if chain is not None:
                 _advance(chain, hashlib.sha256(line.raw).hexdigest(), chain.count + 1)
             return chain
-        named = self.verdict.chains.setdefault(record["chain"], Chain(name=record["chain"]))
+        named = self.verdict.chains.setdefault(record["chain"], FollowedChain(name=record["chain"]))
         if chain is not None and named is not chain:
             self._find("CHAIN_MIXED", "a record of another chain stands here", chain, line)
         self.verdict.records += 1
@@ -170,7 +183,7 @@ class Verifier:
             self._head(named, record, line)
         return named if chain is None else chain
 
-    def _link(self, chain: Chain, record: dict[str, Any], line: Line) -> None:
+    def _link(self, chain: FollowedChain, record: dict[str, Any], line: Line) -> None:
         """Check place, link and time against the record before, then take this record as the last one."""
         if record["seq"] != chain.count + 1:
             self._find("SEQUENCE_BROKEN", f"record {record['seq']} stands where {chain.count + 1} belongs", chain, line)
@@ -193,13 +206,13 @@ class Verifier:
             chain.pending[chain.count] = time
             self._end(chain, record, line)
 
-    def _end(self, chain: Chain, record: dict[str, Any], line: Line) -> None:
+    def _end(self, chain: FollowedChain, record: dict[str, Any], line: Line) -> None:
         if chain.ended:
             self._find("RECORD_AFTER_END", f"the chain ended with record {chain.ended}", chain, line)
         elif record["rpc"] == "-" and record["resource"] == ENDED:
             chain.ended = chain.count
 
-    def _head(self, chain: Chain, record: dict[str, Any], line: Line) -> None:
+    def _head(self, chain: FollowedChain, record: dict[str, Any], line: Line) -> None:
         number, head_hash = record["head_seq"], record["head_hash"]
         said = statement(chain.name, number, head_hash, record["time"])
         if not self._signed(bytes.fromhex(record["signature"]), said):
@@ -225,7 +238,7 @@ class Verifier:
             else:
                 cover(chain, head.sequence, moment(head.time))
 
-    def _judge_tail(self, chain: Chain) -> None:
+    def _judge_tail(self, chain: FollowedChain) -> None:
         if chain.torn is not None:
             told = self.verdict.note if chain.name in self._known_torn else self.verdict.find
             told("LINE_TORN", "the last line is not whole: a crash, or a cut", chain, chain.torn)
@@ -247,11 +260,11 @@ class Verifier:
                 chain,
             )
 
-    def _find(self, reason: str, detail: str, chain: Chain | None = None, line: Line | None = None) -> None:
+    def _find(self, reason: str, detail: str, chain: FollowedChain | None = None, line: Line | None = None) -> None:
         self.verdict.find(reason, detail, chain, line)
 
 
-def _advance(chain: Chain, digest: str, number: int) -> None:
+def _advance(chain: FollowedChain, digest: str, number: int) -> None:
     chain.count, chain.last = number, digest
     chain.hashes[number] = digest
 

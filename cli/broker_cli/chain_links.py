@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from broker_cli.verdict import Chain, Former, Verdict, cover
+from broker_cli.verdict import FollowedChain, Former, Verdict, cover
 
 
 class Links:
@@ -29,7 +29,7 @@ class Links:
         for chain in chains.values():
             self._cover(chain)
 
-    def _compare(self, chain: Chain, said: Former) -> None:
+    def _compare(self, chain: FollowedChain, said: Former) -> None:
         find, before = self._verdict.find, self._verdict.chains.get(said.chain)
         if before is None:
             find("CHAIN_MISSING", f"it follows the chain {said.chain}, which is not among the journals", chain)
@@ -40,7 +40,7 @@ class Links:
         if before is not None and not said.by_hand:
             self._compare_end(chain, said, before)
 
-    def _compare_end(self, chain: Chain, said: Former, before: Chain) -> None:
+    def _compare_end(self, chain: FollowedChain, said: Former, before: FollowedChain) -> None:
         """How the chain before was found when this one began, and whether it is so still."""
         before.followed = True
         if said.end is None:
@@ -62,7 +62,7 @@ class Links:
             find("CHAIN_GREW", f"records were added after {chain.name} had found its end", before)
         self._compare_torn(chain, said, before)
 
-    def _compare_torn(self, chain: Chain, said: Former, before: Chain) -> None:
+    def _compare_torn(self, chain: FollowedChain, said: Former, before: FollowedChain) -> None:
         line, before.torn = before.torn, None
         if said.torn:
             told = self._verdict.note if before.name in self._known_torn else self._verdict.find
@@ -71,7 +71,7 @@ class Links:
         if (len(raw), hashlib.sha256(raw).hexdigest() if raw else "") != (said.torn, said.torn_hash):
             self._verdict.find("TORN_CHANGED", f"its last bytes are not those that {chain.name} found", before, line)
 
-    def _cover(self, chain: Chain) -> None:
+    def _cover(self, chain: FollowedChain) -> None:
         """A signed first record vouches for the chain before it, that one's for the next, and so on back."""
         while chain.head and chain.former is not None:
             said, chain.former = chain.former, None
@@ -83,7 +83,7 @@ class Links:
             cover(before, said.sequence, chain.head_time)
             chain = before
 
-    def _take_over(self, chain: Chain, said: Former, before: Chain) -> None:
+    def _take_over(self, chain: FollowedChain, said: Former, before: FollowedChain) -> None:
         """What an older broker vouched for without having known it: told, and let stand."""
         if before.torn is not None and before.count == said.sequence:
             self._verdict.note("TORN_LINE", "a crash left half a record, which nobody was told of", before, before.torn)

@@ -45,7 +45,7 @@ def checks(flags: dict[str, str | None], timeout: float) -> Iterator[Check]:
     yield from environment()
     try:
         place = yield from _profile(flags)
-        yield from _papers(place)
+        yield from _client_certificate(place)
         yield from _network(place)
         yield from _handshake(place)
     except _Stop:
@@ -73,7 +73,7 @@ def _profile(flags: dict[str, str | None]) -> Generator[Check, None, profiles.Pl
     return place
 
 
-def _papers(place: profiles.Place) -> Iterator[Check]:
+def _client_certificate(place: profiles.Place) -> Iterator[Check]:
     """The key's privacy, the certificate's validity, and that they and the CA fit."""
     from cryptography import x509  # noqa: PLC0415  slow to load
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415

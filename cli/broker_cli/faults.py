@@ -65,7 +65,7 @@ def passing(error: Any) -> bool:
     """Whether a call that can be sent again may go well in a moment."""
     code, told = error.code(), _told(error)
     if code is grpc.StatusCode.UNAVAILABLE:
-        return not _stranger(error.details() or "")
+        return not _untrusted(error.details() or "")
     crowded = told is not None and told.reason == "TOO_MANY_CALLS"
     return crowded or (code in _CUT_OFF and told is None)
 
@@ -118,7 +118,7 @@ def _seconds(text: str) -> int:
     return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
 
 
-def _stranger(text: str) -> bool:
+def _untrusted(text: str) -> bool:
     return "CERTIFICATE_VERIFY_FAILED" in text or "verification" in text
 
 
@@ -127,7 +127,7 @@ def _distrust(text: str) -> bool:
 
 
 def _away(text: str, address: str) -> tuple[str, str]:
-    if _stranger(text):
+    if _untrusted(text):
         return "SERVER_NOT_TRUSTED", (
             f"What listens at {address} has no certificate of the broker's CA for that name: it is another server, "
             f"or the CA file or the address is wrong. {_DOCTOR}"

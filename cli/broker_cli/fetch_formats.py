@@ -111,7 +111,7 @@ def check_place(format_: str, environ: Mapping[str, str]) -> None:
 
 def write_folder(folder: Path, values: Values) -> None:
     """A file a value in a new private folder; all of them or none."""
-    from broker_cli.papers import folder_in_the_making  # noqa: PLC0415  slow to load
+    from broker_cli.key_pairs import folder_in_the_making  # noqa: PLC0415  slow to load
 
     with folder_in_the_making(folder) as making:
         for name, value in values.items():

@@ -1,4 +1,4 @@
-"""``broker key``: keys that are born in the HSM."""
+"""``broker key``: keys that are generated in the HSM."""
 
 from __future__ import annotations
 

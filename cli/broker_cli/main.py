@@ -104,7 +104,7 @@ class Nouns(click.Group):
 @click.group(cls=Nouns, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hsm-broker", prog_name="broker")
 def cli() -> None:
-    """Keys born in the HSM, proven where they are imported."""
+    """Keys generated in the HSM, proven where they are imported."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _end_by(number: int) -> None:
-    """End by a signal, without a core dump; process 1 and whoever blocks it go on to exit with a code."""
+    """End by a signal, without a core dump; process 1 and a process that blocks it go on to exit with a code."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
@@ -129,7 +129,7 @@ def _end_by(number: int) -> None:
 
 def run(arguments: list[str] | None = None) -> int:  # noqa: C901, PLR0911  one branch and return a kind of end
     """Run the command and return its exit code."""
-    if sys.stderr is None:  # closed by whoever started us
+    if sys.stderr is None:  # closed by the process that started us
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  for the life of the process
     if sys.stdout is None and (arguments or sys.argv[1:])[:1] == ["run"]:
         sys.stdout = sys.stderr  # nothing of ours goes there, and its command starts without it

@@ -64,7 +64,7 @@ def add(
         )
 
     if change.dry_run:
-        out.one("operator", record(sign(_papers(csr)[1]).operator))
+        out.one("operator", record(sign(_key_and_request(csr)[1]).operator))
         ask.dry_run_note(dry_run=True)
     else:
         _hand_over(wire, out, folder, csr, sign)
@@ -92,7 +92,7 @@ def issue(wire: Wire, out: Output, name: str, folder: Path, csr: str | None, hou
 @remote
 def renew(wire: Wire, out: Output, hours: float | None) -> None:
     """Get a fresh certificate for yourself and put it in the place of the old one; the key stays."""
-    from broker_cli.papers import request_for  # noqa: PLC0415  cryptography is slow to load
+    from broker_cli.key_pairs import request_for  # noqa: PLC0415  cryptography is slow to load
 
     place = wire.place
     if place.certificate is None or place.key is None:
@@ -176,21 +176,21 @@ def _warn_of_strange_groups(wire: Wire, groups: tuple[str, ...]) -> None:
     try:
         policy = wire.ask("policies", "GetPolicy").policy.text
     except Refusal:
-        return  # whoever may not read the policy cannot be told what is in it
+        return  # a caller who may not read the policy cannot be told what is in it
     for group in groups:
         if f'Group::"{group}"' not in policy:
             chat(f"The policy names no group {group}, so being in it gives no rights yet.")
 
 
 def _hand_over(wire: Wire, out: Output, folder: Path, csr: str | None, sign: Callable[[bytes], Any]) -> None:
-    """Make the papers, have them signed, and leave a whole profile folder or none at all."""
-    from broker_cli.papers import folder_in_the_making  # noqa: PLC0415  cryptography is slow to load
+    """Make the key, have its client certificate signed, and leave a whole profile folder or none at all."""
+    from broker_cli.key_pairs import folder_in_the_making  # noqa: PLC0415  cryptography is slow to load
 
     if wire.place.ca is None:
         raise Refusal("IDENTITY_INCOMPLETE", "Give --ca-file, --cert and --key together, or a profile.", Exit.USAGE)
     server_ca = files.read(wire.place.ca, profiles.MAX_PEM, "CA file")
     with folder_in_the_making(folder) as making:
-        key, request = _papers(csr)
+        key, request = _key_and_request(csr)
         if key is not None:
             files.create(making / "key.pem", key)  # before anybody is registered: a full disk must show now
         made = sign(request)
@@ -212,8 +212,8 @@ def _say_next(folder: Path, address: str, *, whole: bool) -> None:
         chat("Its key.pem is missing: the operator puts the private key of the request there (chmod 600).")
 
 
-def _papers(csr: str | None) -> tuple[bytes | None, bytes]:
-    from broker_cli.papers import check_request, fresh_key  # noqa: PLC0415  cryptography is slow to load
+def _key_and_request(csr: str | None) -> tuple[bytes | None, bytes]:
+    from broker_cli.key_pairs import check_request, fresh_key  # noqa: PLC0415  cryptography is slow to load
 
     if csr is None:
         return fresh_key()

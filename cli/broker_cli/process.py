@@ -46,7 +46,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def inherited() -> tuple[int, ...]:
-    """The descriptors above 2 that whoever started us gave us; what Python opens itself is not inheritable."""
+    """The descriptors above 2 that the process that started us gave us; what Python opens itself is not inheritable."""
     numbers = sorted(int(path.name) for path in (_SELF / "fd").iterdir())
     return tuple(one for one in numbers if one not in STANDARD and given(one))
 

@@ -28,8 +28,8 @@ class Exit(IntEnum):
 class BySignal(int):
     """The exit code of what a signal ended, 128 and its number, as a shell gives it.
 
-    The entry point ends itself by that signal, so that whoever started us sees what ended the command (a shell that
-    runs a script stops at SIGINT for that alone).
+    The entry point ends itself by that signal, so that the process that started us sees what ended the command (a shell
+    that runs a script stops at SIGINT for that alone).
     """
 
     def __new__(cls, number: int) -> Self:

@@ -1,7 +1,7 @@
 """Names of variables that say to a program what to run, load, trust or obey.
 
-A name that only a secret's path and fields make up is never one of these: whoever may write the secret would otherwise
-run what he likes in every job that takes it whole.
+A name that only a secret's path and fields make up is never one of these: an operator who may write the secret would
+otherwise run what he likes in every job that takes it whole.
 """
 
 from __future__ import annotations

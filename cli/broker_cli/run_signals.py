@@ -26,7 +26,7 @@ ENDING = (
 
 OTHERS = (signal.SIGWINCH, signal.SIGURG, signal.SIGCONT, signal.SIGTSTP)
 GRACE = 0.05
-"""Seconds that whoever signals all processes one by one may take from us to the witness."""
+"""Seconds that a supervisor which signals all processes one by one may take from us to the witness."""
 
 _LOOK = 0.01
 

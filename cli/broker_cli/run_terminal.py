@@ -24,7 +24,7 @@ class Pseudo:
     like: int
 
     def resize(self) -> None:
-        """Give it the size of the real one; the kernel tells whoever is in front of it."""
+        """Give it the size of the real one; the kernel tells the process that is in front of it."""
         with contextlib.suppress(OSError):  # a terminal that has gone away has no size to pass on
             fcntl.ioctl(self.ours, termios.TIOCSWINSZ, fcntl.ioctl(self.like, termios.TIOCGWINSZ, b"\0" * 8))
 

@@ -11,7 +11,7 @@ from broker_cli.__main__ import environment
 from broker_cli.refusal import Refusal
 
 
-class Handover(click.Command):
+class ServerCommand(click.Command):
     """A command whose every word, --help and -- too, is the server's to read."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -33,7 +33,7 @@ def _passed_on(name: str, text: str) -> click.Command:
     def command(options: tuple[str, ...]) -> None:
         become(name, options)
 
-    return Handover(name, callback=command, help=text)
+    return ServerCommand(name, callback=command, help=text)
 
 
 dev = _passed_on("dev", "Start a trial broker with everything in a temporary folder. Options go to the server.")

@@ -41,7 +41,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class TailLimits:
     """How much may follow the newest signed head."""
 
     records: int = MAX_TAIL_RECORDS
@@ -67,7 +67,7 @@ class Former:
 
 
 @dataclass(slots=True, kw_only=True)
-class Chain:
+class FollowedChain:
     """How far one chain has been followed."""
 
     name: str
@@ -102,7 +102,7 @@ class Chain:
 class Verdict:
     """``notes`` are worth a look but no proof of tampering; only ``findings`` are."""
 
-    chains: dict[str, Chain] = field(default_factory=dict)
+    chains: dict[str, FollowedChain] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     records: int = 0
@@ -113,20 +113,20 @@ class Verdict:
         return self.records > 0 and not self.findings
 
     def find(
-        self, reason: str, detail: str, chain: Chain | None = None, line: Line | None = None, *, file: str = ""
+        self, reason: str, detail: str, chain: FollowedChain | None = None, line: Line | None = None, *, file: str = ""
     ) -> None:
         """Something that must not be."""
         self.findings.append(_finding(reason, detail, chain, line, file))
 
     def note(
-        self, reason: str, detail: str, chain: Chain | None = None, line: Line | None = None, *, file: str = ""
+        self, reason: str, detail: str, chain: FollowedChain | None = None, line: Line | None = None, *, file: str = ""
     ) -> None:
         """Something to know of."""
         if len(self.notes) < MAX_FINDINGS:
             self.notes.append(_finding(reason, detail, chain, line, file))
 
 
-def cover(chain: Chain, number: int, time: datetime | None) -> None:
+def cover(chain: FollowedChain, number: int, time: datetime | None) -> None:
     """Everything up to ``number`` is signed: forget the hashes before it. A head seen again covers nothing more."""
     if number <= chain.head:
         return
@@ -137,7 +137,7 @@ def cover(chain: Chain, number: int, time: datetime | None) -> None:
         del chain.pending[old]
 
 
-def _finding(reason: str, detail: str, chain: Chain | None, line: Line | None, file: str) -> Finding:
+def _finding(reason: str, detail: str, chain: FollowedChain | None, line: Line | None, file: str) -> Finding:
     return Finding(
         reason=reason,
         detail=detail,

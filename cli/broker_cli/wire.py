@@ -152,7 +152,7 @@ class Wire:
 
     @property
     def place(self) -> Place:
-        """Where the broker and our papers are."""
+        """Where the broker and our client certificate are."""
         if self._place is None:
             self._place = locate(self.flags)
         return self._place

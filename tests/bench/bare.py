@@ -32,9 +32,9 @@ class Bare:
     def __init__(self, config: HsmConfig) -> None:
         self._process = ProcessPoolExecutor(1, get_context("spawn"), _open, (config,))
 
-    def birth(self, kind: str) -> float:
+    def generate(self, kind: str) -> float:
         """Seconds for: generate the pair in the token, generate an ephemeral key, wrap that, wrap the private half."""
-        return self._process.submit(_birth, kind).result()
+        return self._process.submit(_generate, kind).result()
 
     def close(self) -> None:
         self._process.shutdown()
@@ -54,7 +54,7 @@ def _open(config: HsmConfig) -> None:
     })  # fmt: skip
 
 
-def _birth(kind: str) -> float:
+def _generate(kind: str) -> float:
     start = time.perf_counter()
     named: dict[str, Any] = {"store": True, "id": secrets.token_bytes(16), "private_template": _SECRET}
     if kind in _RSA:

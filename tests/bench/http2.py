@@ -1,7 +1,7 @@
 """An HTTP/2 client (RFC 9113) that costs next to nothing, so that what is measured is the server.
 
 Only what two well-behaved servers need: requests are encoded once and sent as they are, headers of answers are not
-decoded. Whoever asks tells by an answer's content whether it is a good one.
+decoded. The asker tells by an answer's content whether it is a good one.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ CUT = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Birth:
+class Journey:
     """Seconds of one key: from the first call to the proof, and of these the target's own."""
 
     wall: float
@@ -61,7 +61,7 @@ def measure(folder: Path, bao: OpenBao, count: int) -> str:
         bare.close()
     heads = ["keys", "bare PKCS#11 calls ms", "the target's answers ms", "all the rest ms", "rest / bare calls"]
     return (
-        "## Import overhead: what the broker adds to a key's birth, import and proof\n\n"
+        "## Import overhead: what the broker adds to a key's generation, import and proof\n\n"
         + table(heads, lines)
         + "\nOne key at a time, SoftHSM through the shim. *Bare*: generate the pair, generate an ephemeral key, wrap "
         "both, by python-pkcs11 alone in another token of the same kind, in turns with the rest. *The target's "
@@ -74,23 +74,23 @@ def _lines(
     title: str, kind: str, channel: Channel, bare: Bare, relays: dict[str, Relay], count: int
 ) -> Iterator[list[str]]:
     bares: list[float] = []
-    births: dict[str, list[Birth]] = {name: [] for name in relays}
+    journeys: dict[str, list[Journey]] = {name: [] for name in relays}
     for number in range(-2, count):
-        alone = [bare.birth(kind) for _ in relays]
-        found = {name: _birth(channel, kind, name, relay) for name, relay in relays.items()}
+        alone = [bare.generate(kind) for _ in relays]
+        found = {name: _journey(channel, kind, name, relay) for name, relay in relays.items()}
         if number >= 0:  # the first ones are for warming up
             bares += alone
             for name, one in found.items():
-                births[name].append(one)
+                journeys[name].append(one)
     least = _mean(bares)
-    for name, many in births.items():
+    for name, many in journeys.items():
         rest = _mean([one.wall - one.target for one in many])
         print(f"overhead: {title} to {name}: {rest / least:.2f}", file=sys.stderr)
         figures = [least, _mean([one.target for one in many]), rest]
         yield [f"{title} to {name}", str(count), *(f"{one * 1000:.1f}" for one in figures), f"{rest / least:.2f}"]
 
 
-def _birth(channel: Channel, kind: str, target: str, relay: Relay) -> Birth:
+def _journey(channel: Channel, kind: str, target: str, relay: Relay) -> Journey:
     keys, imports = keys_pb2_grpc.KeyServiceStub(channel), imports_pb2_grpc.ImportServiceStub(channel)
     before, start = relay.answering, time.perf_counter()
     name = f"k-{uuid.uuid4().hex[:12]}"
@@ -106,7 +106,7 @@ def _birth(channel: Channel, kind: str, target: str, relay: Relay) -> Birth:
     request = imports_pb2.ImportKeyRequest(name=name, target=TARGETS[target], request_id=str(uuid.uuid4()))
     answer = imports.ImportKey(request)
     assert getattr(answer, "import").state == imports_pb2.IMPORT_STATE_PROVEN
-    return Birth(wall=time.perf_counter() - start, target=relay.answering - before)
+    return Journey(wall=time.perf_counter() - start, target=relay.answering - before)
 
 
 def _mean(seconds: list[float]) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.bench import births, commands, jobs, overhead, peers, stage
+from tests.bench import commands, generations, jobs, overhead, peers, stage
 from tests.bench.commands import alternate as alternate_commands
 from tests.bench.load import CONNECTIONS, STREAMS, Door, Figures, Request, drive, hop
 from tests.bench.peers import BATCH, Peer
@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds of each case (default 5)")
     parser.add_argument("--seconds", type=float, default=3, help="length of one round (default 3)")
-    parser.add_argument("--births", type=int, default=200, help="keys to create, import and prove (default 200)")
+    parser.add_argument("--generations", type=int, default=200, help="keys to create, import and prove (default 200)")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     return parser.parse_args()
 
@@ -67,8 +67,8 @@ def compare(folder: Path, options: argparse.Namespace, stack: ExitStack) -> list
     ours, theirs = stage.set_broker_up(broker, issuer), stage.set_bao_up(bao, issuer)
     found = [
         *signatures([peers.broker_peer(broker), peers.openbao_peer(bao)], folder, options, stack),
-        *born(broker, bao, options),
-        overhead.measure(folder / "overhead", bao, options.births // 4),
+        *generated(broker, bao, options),
+        overhead.measure(folder / "overhead", bao, options.generations // 4),
         *secrets(ours, theirs, issuer, folder, options, stack),
     ]
     memory = [[name, f"{resting[name]:.0f}", f"{megabytes(pid, 'VmHWM'):.0f}"] for name, pid in both.items()]
@@ -90,12 +90,12 @@ def signatures(both: list[Peer], folder: Path, options: argparse.Namespace, stac
     ]
 
 
-def born(broker: peers.Broker, bao: OpenBao, options: argparse.Namespace) -> list[str]:
+def generated(broker: peers.Broker, bao: OpenBao, options: argparse.Namespace) -> list[str]:
     """The main job, which OpenBao cannot do by itself."""
     peers.register_target(broker, bao, "bench")
-    figures = births.measure(broker, options.births)
+    figures = generations.measure(broker, options.generations)
     line = ["broker", f"{figures.rate:.1f}", f"{figures.p50:.1f}", f"{figures.p99:.1f}"]
-    title = "## A P-256 key born in the HSM, imported into OpenBao and proven there\n\n"
+    title = "## A P-256 key generated in the HSM, imported into OpenBao and proven there\n\n"
     return [title + table(["keys/s", "p50 ms", "p99 ms"], [line])]
 
 

@@ -40,7 +40,7 @@ class Place:
     hsm: ports.Hsm
     own_clock: bool = True  # False: two versions may be made in the same second, which is all that is kept there
 
-    def born(self, key_type: KeyType, usage: KeyUsage) -> KeyRef:
+    def generated(self, key_type: KeyType, usage: KeyUsage) -> KeyRef:
         return made(self.hsm, unmade(key_type, usage), exportable=True)
 
     def offer(self, cargo: Cargo) -> Offer:

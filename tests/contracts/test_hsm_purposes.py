@@ -46,7 +46,7 @@ def device(request: pytest.FixtureRequest) -> Device:
     return real
 
 
-def born(device: Device, purpose: Purpose, kind: KeyType | None = None) -> KeyRef:
+def generated(device: Device, purpose: Purpose, kind: KeyType | None = None) -> KeyRef:
     kind = kind or TYPES.get(purpose, KeyType.EC_P256)
     return made(device.keyring(purpose), unmade(kind, name=NAMES.get(purpose, "")), exportable=True)
 
@@ -73,12 +73,12 @@ def refused(use: Callable[[], object]) -> str:
 def test_HS_17_a_keyring_does_nothing_with_a_key_of_another_purpose(device: Device, purpose: Purpose) -> None:
     """The row of a caller's key that names the root, audit or CA key; and every other way round."""
     for kind in (KeyType.EC_P256, KeyType.AES_256):
-        key, ring = born(device, purpose, kind), device.keyring(purpose)
+        key, ring = generated(device, purpose, kind), device.keyring(purpose)
         for other in set(Purpose) - {purpose}:
-            stranger = device.keyring(other)
+            foreign = device.keyring(other)
             for name in {key.name, NAMES.get(other, ""), "payments/2"}:
                 claimed = replace(key, name=name)
-                told = {what: refused(lambda: use(stranger, claimed)) for what, use in uses_of(key).items()}  # noqa: B023
+                told = {what: refused(lambda: use(foreign, claimed)) for what, use in uses_of(key).items()}  # noqa: B023
                 assert set(told.values()) == {"KEY_NOT_THIS"}, (other, name, told)
         assert_works(ring, key)
         ring.destroy(key)

@@ -21,7 +21,7 @@ from tests.contracts.store_samples import T0, entry, key, lease, put, version
 __all__ = ["database", "ground", "store"]  # fixtures
 
 
-def test_a_part_that_was_changed_is_not_committed_by_whoever_goes_on(store: Store) -> None:
+def test_a_part_that_was_changed_is_not_committed_by_a_caller_that_goes_on(store: Store) -> None:
     put(store, key("taken"), version(number=1), version(number=2))
 
     def add(write: ports.Write) -> None:
@@ -77,7 +77,7 @@ def led(fence: int) -> AuditEntry:
     return replace(entry(), facts={"fence": fence})
 
 
-def test_whoever_leads_stays_it_and_writes(store: Store) -> None:
+def test_the_leader_stays_it_and_writes(store: Store) -> None:
     fence = store.lead()
     assert fence is not None
     assert store.lead() == fence

@@ -45,7 +45,7 @@ def test_count_counts_what_equals(store: Store) -> None:
     assert store.count(Lease, {"version": 2}) == 0
 
 
-def test_TL_18_a_row_that_was_spoilt_does_not_hold_up_the_others(place: StoreConfig) -> None:
+def test_TL_18_a_damaged_row_does_not_hold_up_the_others(place: StoreConfig) -> None:
     """On databases alone: nobody else writes into a process's own memory."""
     with opened(place) as store:
         put(store, *(lease(f"l{number}") for number in range(6)))

@@ -53,7 +53,7 @@ def test_the_real_azure_is_among_the_places() -> None:
 
 
 def test_the_kek_is_rsa_of_a_fair_size_named_and_has_its_thumbprint(place: Place) -> None:
-    kek = place.offer(cargo_of(place.born(KeyType.EC_P256, KeyUsage.SIGN), fresh())).key
+    kek = place.offer(cargo_of(place.generated(KeyType.EC_P256, KeyUsage.SIGN), fresh())).key
     public = load_der_public_key(kek.public_key)
     assert isinstance(public, rsa.RSAPublicKey)
     assert public.key_size >= 2048
@@ -62,7 +62,7 @@ def test_the_kek_is_rsa_of_a_fair_size_named_and_has_its_thumbprint(place: Place
 
 
 def test_an_offer_is_the_same_for_all_or_another_one_each_time(place: Place) -> None:
-    cargo = cargo_of(place.born(KeyType.EC_P256, KeyUsage.SIGN), fresh())
+    cargo = cargo_of(place.generated(KeyType.EC_P256, KeyUsage.SIGN), fresh())
     offers = [place.offer(cargo) for _ in range(2)]
     assert (offers[0].key == offers[1].key) is not place.port.fresh
     assert offers[0].token not in repr(offers[0]) or not offers[0].token
@@ -89,7 +89,7 @@ def test_a_key_from_the_hsm_is_imported_read_back_and_does_there_what_it_does_he
 ) -> None:
     if not place.takes(key_type, usage):
         return
-    key = place.born(key_type, usage)
+    key = place.generated(key_type, usage)
     remote = place.imported(key)
     assert (remote.public_key, remote.enabled, remote.exposed) == (key.public_key, True, "")
     assert place.port.versions(remote.name) == [remote]
@@ -116,7 +116,7 @@ def test_rsa_signatures_of_the_target_verify_under_the_hsms_public_key(
 
 @pytest.fixture
 def rsa_key(place: Place) -> tuple[KeyRef, RemoteKey]:
-    key = place.born(KeyType.RSA_2048, KeyUsage.SIGN)
+    key = place.generated(KeyType.RSA_2048, KeyUsage.SIGN)
     return key, place.imported(key)
 
 
@@ -128,7 +128,7 @@ def rsa_key(place: Place) -> tuple[KeyRef, RemoteKey]:
 def test_ec_signatures_of_the_target_verify_under_the_hsms_public_key(
     place: Place, key_type: KeyType, algorithm: SignatureAlgorithm, digest: hashes.HashAlgorithm
 ) -> None:
-    key = place.born(key_type, KeyUsage.SIGN)
+    key = place.generated(key_type, KeyUsage.SIGN)
     remote = place.imported(key)
     signature = place.port.sign(remote.name, remote.version, algorithm, b"message")
     public = load_der_public_key(key.public_key or b"")
@@ -139,7 +139,7 @@ def test_ec_signatures_of_the_target_verify_under_the_hsms_public_key(
 def test_what_the_hsm_encrypts_the_target_decrypts_and_the_other_way_round(place: Place) -> None:
     if not place.takes(KeyType.AES_256, KeyUsage.ENCRYPT):
         return
-    key = place.born(KeyType.AES_256, KeyUsage.ENCRYPT)
+    key = place.generated(KeyType.AES_256, KeyUsage.ENCRYPT)
     remote = place.imported(key)
     there = place.port.encrypt(remote.name, remote.version, b"from there")
     assert place.hsm.decrypt(key, EncryptionAlgorithm.AES_GCM, there, b"") == b"from there"
@@ -155,7 +155,7 @@ def test_what_the_hsm_encrypts_the_target_decrypts_and_the_other_way_round(place
 def test_the_proof_notices_another_key(place: Place, key_type: KeyType, usage: KeyUsage) -> None:
     if not place.takes(key_type, usage):
         return
-    ours, theirs = place.born(key_type, usage), place.born(key_type, usage)
+    ours, theirs = place.generated(key_type, usage), place.generated(key_type, usage)
     remote = place.imported(theirs)
     lying = RemoteKey(name=remote.name, version=remote.version, public_key=ours.public_key)
     for claimed in (remote, lying):  # also when the target shows our public key and holds another
@@ -167,7 +167,7 @@ def test_the_proof_notices_another_key(place: Place, key_type: KeyType, usage: K
 
 
 def test_further_versions_stand_under_the_same_name_oldest_first(place: Place) -> None:
-    name, keys = fresh(), [place.born(KeyType.EC_P256, KeyUsage.SIGN) for _ in range(11)]
+    name, keys = fresh(), [place.generated(KeyType.EC_P256, KeyUsage.SIGN) for _ in range(11)]
     for number, key in enumerate(keys):
         place.imported(key, name, first=number == 0)
     held = place.port.versions(name)
@@ -180,15 +180,15 @@ def test_further_versions_stand_under_the_same_name_oldest_first(place: Place) -
 
 
 def test_a_taken_name_is_refused_and_left_as_it_is(place: Place) -> None:
-    remote = place.imported(place.born(KeyType.EC_P256, KeyUsage.SIGN))
+    remote = place.imported(place.generated(KeyType.EC_P256, KeyUsage.SIGN))
     with pytest.raises(WrongState) as caught:
-        place.imported(place.born(KeyType.EC_P256, KeyUsage.SIGN), remote.name)
+        place.imported(place.generated(KeyType.EC_P256, KeyUsage.SIGN), remote.name)
     assert caught.value.reason == "TARGET_NAME_TAKEN"
     assert place.port.versions(remote.name) == [remote]
 
 
 def test_a_disabled_version_is_unusable_until_it_is_enabled(place: Place) -> None:
-    key = place.born(KeyType.EC_P256, KeyUsage.SIGN)
+    key = place.generated(KeyType.EC_P256, KeyUsage.SIGN)
     remote = place.imported(key)
     place.port.disable(remote.name, remote.version)
     place.port.disable(remote.name, remote.version)
@@ -208,7 +208,7 @@ def test_what_is_not_there_is_no_error_to_ask_for_or_to_disable(place: Place) ->
     name = fresh()
     assert place.port.versions(name) == []
     place.port.disable(name, "1")
-    place.imported(place.born(KeyType.EC_P256, KeyUsage.SIGN), name)
+    place.imported(place.generated(KeyType.EC_P256, KeyUsage.SIGN), name)
     place.port.disable(name, "2")
     assert place.port.versions(name)[0].enabled
 
@@ -227,12 +227,12 @@ def test_key_types_that_cannot_be_imported_are_refused_with_the_reason(place: Pl
     "cut-short", "cut-empty", "flipped-head", "flipped-tail", "other-hash", "other-kek",
 ])  # fmt: skip
 def test_BY_07_a_damaged_blob_is_refused_and_nothing_is_there_afterwards(place: Place, fault: str) -> None:
-    key, name = place.born(KeyType.EC_P256, KeyUsage.SIGN), fresh()
+    key, name = place.generated(KeyType.EC_P256, KeyUsage.SIGN), fresh()
     cargo = cargo_of(key, name)
     offer = place.offer(cargo)
     blob, chosen = place.wrapped(key, offer.key)
     if fault == "other-kek":
-        other = place.born(KeyType.RSA_2048, KeyUsage.ENCRYPT).public_key or b""
+        other = place.generated(KeyType.RSA_2048, KeyUsage.ENCRYPT).public_key or b""
         blob, _ = place.wrapped(
             key, WrappingKey(id="x", public_key=other, thumbprint=hashlib.sha256(other).hexdigest())
         )
@@ -251,7 +251,7 @@ def test_BY_07_a_damaged_blob_is_refused_and_nothing_is_there_afterwards(place: 
 
 
 def test_a_blob_of_another_type_than_said_is_refused(place: Place) -> None:
-    key, name = place.born(KeyType.EC_P256, KeyUsage.SIGN), fresh()
+    key, name = place.generated(KeyType.EC_P256, KeyUsage.SIGN), fresh()
     for other in (KeyType.EC_P384, KeyType.RSA_2048, KeyType.AES_256):
         usage = KeyUsage.ENCRYPT if other.symmetric else KeyUsage.SIGN
         if not place.takes(other, usage):

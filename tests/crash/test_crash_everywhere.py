@@ -1,4 +1,4 @@
-"""Every plan, dead at every place: whoever comes next, nobody or the same request, it ends whole."""
+"""Every plan, dead at every place: whether nobody comes next or the same request, it ends whole."""
 
 from __future__ import annotations
 

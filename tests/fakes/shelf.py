@@ -127,9 +127,9 @@ class Shelf:
     def remains(self, name: str) -> str:  # noqa: ARG002 (the port's)
         return ""
 
-    def settle(self, name: str, version: str, terms: Terms) -> None:
+    def apply(self, name: str, version: str, terms: Terms) -> None:
         self.passing("before terms are set")
-        self._answer("settle")
+        self._answer("apply")
         one = self.held[name][int(version) - 1]
         one.terms, one.enabled = terms, terms.enabled
         self.passing("after terms are set")
@@ -163,7 +163,7 @@ class Shelf:
         self._set(name, version, enabled=True)
         self.passing("after a version is enabled")
 
-    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002 (the way to targets)
+    def canonical(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002 (the way to targets)
         return dict(settings)
 
     def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002

@@ -14,12 +14,12 @@ from broker.core.ports import Hsm, KeyRef
 
 
 class Signer:
-    """``spoilt`` makes every signature one of another message."""
+    """``broken`` makes every signature one of another message."""
 
     def __init__(self) -> None:
         self.keys: dict[bytes, ec.EllipticCurvePrivateKey] = {}
         self.signed: list[bytes] = []
-        self.spoilt = False
+        self.broken = False
 
     def generate(self, ref: KeyRef, *, exportable: bool) -> bytes:
         assert (ref.type, ref.usage, ref.name, exportable) == (KeyType.EC_P256, KeyUsage.SIGN, "", False)
@@ -31,7 +31,7 @@ class Signer:
         if key.hsm_id not in self.keys:
             raise NotFound("KEY_NOT_IN_HSM", "The token holds no such key.")
         self.signed += messages
-        end = b"!" if self.spoilt else b""
+        end = b"!" if self.broken else b""
         return [self.keys[key.hsm_id].sign(message + end, ec.ECDSA(SHA256())) for message in messages]
 
     @property

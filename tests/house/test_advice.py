@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from broker_cli.main import cli
-from broker_cli.server import Handover
+from broker_cli.server import ServerCommand
 
 from broker.__main__ import parser
 
@@ -70,7 +70,7 @@ def test_a_command_that_a_refusal_names_is_one(command: str, where: str) -> None
         inner = found.get_command(context, words.pop(0))
         assert inner is not None, f"{where}: there is no {command}"
         found, context = inner, click.Context(inner, parent=context, info_name=inner.name)
-    if isinstance(found, Handover):
+    if isinstance(found, ServerCommand):
         refuse_unknown_server_options([str(found.name), *words])
         return
     known = {name: each for each in found.params for name in (*each.opts, *each.secondary_opts)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from broker_cli.main import cli
-from broker_cli.server import Handover
+from broker_cli.server import ServerCommand
 
 from broker import config
 from broker.__main__ import parser
@@ -48,7 +48,7 @@ def test_a_command_of_the_documents_is_one(line: str) -> None:
         found = command.get_command(context, words.pop(0))
         assert found is not None, line
         command, context = found, click.Context(found, parent=context, info_name=found.name)
-    if isinstance(command, Handover):
+    if isinstance(command, ServerCommand):
         assert parser().parse_args([str(command.name), *words])
         return
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}

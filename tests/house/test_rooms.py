@@ -149,12 +149,12 @@ SETTLES = (
     "broker/core/gate/gate.py",
     "broker/core/imports/",
 )
-"""What may say that a call is settled."""
+"""What may say that a call is closed."""
 
 
 def test_no_noun_settles_a_call_by_hand() -> None:
     modules = {str(path.relative_to(ROOT)): path for path in (ROOT / "broker").rglob("*.py")}
-    by_hand = {name for name, path in modules.items() if "call.settled = " in path.read_text(encoding="utf-8")}
+    by_hand = {name for name, path in modules.items() if "call.closed = " in path.read_text(encoding="utf-8")}
     assert by_hand
     assert not [name for name in by_hand if not name.startswith(SETTLES)]
 

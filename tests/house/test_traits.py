@@ -82,7 +82,7 @@ def test_the_audit_names_the_methods_that_open_a_session() -> None:
     assert all(TRAITS[name.partition("/")[2]].waits for name in opening), "their issuer's keys are waited for"
 
 
-def test_whoever_takes_a_place_among_those_that_wait_for_targets_says_so() -> None:
+def test_a_method_that_takes_a_place_among_those_that_wait_for_targets_says_so() -> None:
     """A place is taken by ``Slots.hold``, in the registers of the nouns that have slots."""
     waiting = {name for name, one in TRAITS.items() if one.waits and not one.opens_session} - {"TestTrustRule"}
     holders = {

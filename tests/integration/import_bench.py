@@ -128,7 +128,7 @@ class Ground:
         *,
         exportable: bool = True,
     ) -> Key:
-        """A key born in the HSM, of a fresh name, as the keys noun would have left it."""
+        """A key generated in the HSM, of a fresh name, as the keys noun would have left it."""
         name = f"k-{secrets.token_hex(6)}"
         chosen = usage or (KeyUsage.ENCRYPT if key_type.symmetric else KeyUsage.SIGN)
         key = Key(

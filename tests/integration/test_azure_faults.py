@@ -145,11 +145,11 @@ def test_a_long_wait_is_told_and_not_waited_for(bench: Bench) -> None:
 def test_what_changes_nothing_is_tried_again_a_little(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("azure.core.pipeline.transport.RequestsTransport.sleep", lambda _self, _wait: None)
     version = bench.imported("web")
-    for spoilt in (unavailable(), throttled(1), Effect.CUT):
-        bench.vault.faults.add(spoilt, on="^GET ")
+    for fault in (unavailable(), throttled(1), Effect.CUT):
+        bench.vault.faults.add(fault, on="^GET ")
         assert bench.port.offer().key.id == bench.kek
-    for spoilt in (unavailable(), throttled(1)):
-        bench.vault.faults.add(spoilt, on="/sign")
+    for fault in (unavailable(), throttled(1)):
+        bench.vault.faults.add(fault, on="/sign")
         bench.port.sign("web", version, SignatureAlgorithm.ES256, b"m")
     bench.vault.faults.add(unavailable(), times=99)
     refusal(bench.port.offer, "TARGET_UNREACHABLE")
@@ -183,8 +183,8 @@ def test_BY_03_a_vault_that_points_to_another_server_is_not_followed(bench: Benc
 
 
 def test_BY_01_a_lookalike_with_another_certificate_is_sent_nothing(bench: Bench, tmp_path: Path) -> None:
-    stranger, _ = self_signed(tmp_path / "stranger")
-    bench.vault.ca_file.write_bytes(stranger.read_bytes())
+    foreign, _ = self_signed(tmp_path / "foreign")
+    bench.vault.ca_file.write_bytes(foreign.read_bytes())
     refusal(target_of(bench.vault, bench.kek, tmp_path).offer, "TARGET_TLS_UNTRUSTED")
     assert bench.vault.requests == []
     bench.vault.ca_file.write_text("no certificate")

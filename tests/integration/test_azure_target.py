@@ -235,14 +235,14 @@ def test_a_version_is_held_to_its_terms_and_the_others_are_not(bench: Bench) -> 
     first, second = bench.imported("web"), bench.imported("web", first=False)
     bench.port.terms.check_terms(P256, SIGN, WHOLE)
     for _ in range(2):
-        bench.port.terms.settle("web", second, WHOLE)
+        bench.port.terms.apply("web", second, WHOLE)
     other, held = bench.vault.versions("web")
     assert (other.version, other.enabled, other.tags, other.key_ops) == (first, True, {}, ["sign", "verify"])
     assert (held.enabled, held.tags, held.key_ops) == (False, {"team": "blue"}, ["verify"])
     assert held.attributes.not_before == int(datetime(2031, 1, 1, tzinfo=UTC).timestamp())
     assert held.attributes.expires == int(datetime(2032, 1, 1, 12, 30, tzinfo=UTC).timestamp())
     patches = len(bench.sent("PATCH"))
-    bench.port.terms.settle("web", first, Terms())  # asks for nothing
+    bench.port.terms.apply("web", first, Terms())  # asks for nothing
     assert len(bench.sent("PATCH")) == patches
 
 

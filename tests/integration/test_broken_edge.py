@@ -19,7 +19,7 @@ from broker import __main__, app
 from broker.core.errors import Unavailable
 from broker.rpc import descriptors, threads
 from broker.rpc.health import CHECK
-from broker.rpc.server import Limits, ServerConfig
+from broker.rpc.server import ServerConfig, ServerLimits
 from tests.integration.gate_parts import Silent, raw, refused
 from tests.servers.edge import plain_services, running
 
@@ -49,7 +49,7 @@ def create(channel: Any) -> Any:
 def test_a_flood_of_keys_to_be_made_leaves_the_threads_of_the_others_alone(tmp_path: Path) -> None:
     slow = Slow()
     services = plain_services({"KeyService/CreateKey": slow})
-    with running(tmp_path, services, limits=Limits(calls=40), threads=2) as edge, edge.channel() as channel:
+    with running(tmp_path, services, limits=ServerLimits(calls=40), threads=2) as edge, edge.channel() as channel:
         waiting = [create(channel) for _ in range(10)]
         assert slow.inside.acquire(timeout=10)
         for _ in range(3):
@@ -63,7 +63,7 @@ def test_a_flood_of_keys_to_be_made_leaves_the_threads_of_the_others_alone(tmp_p
 
 
 def test_NT_05_a_slow_writer_does_not_hold_up_the_prompt_calls_behind_it(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(message_seconds=30), threads=4) as edge, edge.channel() as channel:
+    with running(tmp_path, limits=ServerLimits(message_seconds=30), threads=4) as edge, edge.channel() as channel:
         raw(channel, GET)
         silent = Silent()
         slow = [channel.stream_unary(GET).future(silent) for _ in range(20)]
@@ -74,10 +74,12 @@ def test_NT_05_a_slow_writer_does_not_hold_up_the_prompt_calls_behind_it(tmp_pat
             assert isinstance(each.exception(10), grpc.RpcError)
 
 
-def test_NT_05_strangers_with_slow_health_checks_do_not_keep_the_others_from_theirs(tmp_path: Path) -> None:
+def test_NT_05_unauthenticated_callers_with_slow_health_checks_leave_the_others_theirs(
+    tmp_path: Path,
+) -> None:
     check = health_pb2.HealthCheckRequest().SerializeToString()
     silent = Silent()
-    with running(tmp_path, limits=Limits(message_seconds=30)) as edge:
+    with running(tmp_path, limits=ServerLimits(message_seconds=30)) as edge:
         trust = grpc.ssl_channel_credentials(edge.server_ca.pem)
         place = f"localhost:{edge.server.pipelines_port}"
         channels = [grpc.secure_channel(place, trust, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(13)]

@@ -119,12 +119,12 @@ def _signing_while_keys_are_made(folder: Path) -> int:
     ref = fresh(hsm, KeyType.EC_P256)
     hsm.sign(ref, SignatureAlgorithm.ES256, [b"its handle is known from here on"])
 
-    def born() -> bytes | None:
+    def generated() -> bytes | None:
         return hsm.generate(unmade(KeyType.EC_P256), exportable=False)
 
     with ThreadPoolExecutor(4) as pool:
         with hsm._sessions.objects:  # as if a long RSA key were being made
-            waiting = [pool.submit(born) for _ in range(4)]
+            waiting = [pool.submit(generated) for _ in range(4)]
             within(10, lambda: hsm._sessions._idle.qsize() < 2)
             signed = sum(len(hsm.sign(ref, SignatureAlgorithm.ES256, [b"meanwhile"])) for _ in range(50))
         assert all(each.result(20) for each in waiting)

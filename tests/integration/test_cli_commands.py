@@ -17,8 +17,8 @@ import yaml
 from broker_api.v1 import keys_pb2
 from broker_cli import words
 from broker_cli.audit import read_heads
+from broker_cli.key_pairs import fresh_key
 from broker_cli.main import COMMANDS, cli
-from broker_cli.papers import fresh_key
 
 from tests.integration.test_cli_standin import Broker, StandIn, bare, broker, running, stand_in
 
@@ -297,7 +297,7 @@ def test_policy_set_shows_what_changes_and_asks(broker: Broker, stand_in: StandI
     assert "-permit" in refused.err
     assert "+forbid" in refused.err
     assert [name for name, _ in stand_in.seen] == ["GetPolicy", "SetPolicy"]
-    assert stand_in.asked("SetPolicy").validate_only  # whoever is asked is asked about a policy that will be taken
+    assert stand_in.asked("SetPolicy").validate_only  # a person is asked only about a policy that will be taken
     assert broker("policy", "set", new, "--yes").code == 0
     assert not stand_in.asked("SetPolicy").validate_only
     assert stand_in.asked("SetPolicy").expected_version == 4

@@ -21,7 +21,7 @@ from tests.integration.test_cli_standin import (
     broker,
     running,
     serve,
-    server_papers,
+    server_certificate,
     stand_in,
     write_profile,
 )
@@ -118,7 +118,7 @@ def test_a_key_that_others_can_read_is_refused(broker: Broker, stand_in: StandIn
 def test_the_server_must_be_from_the_ca_and_have_the_name(bare: Broker, stand_in: StandIn, tmp_path: Path) -> None:
     port = stand_in.address.rpartition(":")[2]
     other = write_profile(tmp_path / "other", Authority("other CA"), stand_in.address)
-    renamed = serve(stand_in, server_papers(stand_in.authority, name="elsewhere"))
+    renamed = serve(stand_in, server_certificate(stand_in.authority, name="elsewhere"))
     wrong_name = write_profile(tmp_path / "name", stand_in.authority, f"localhost:{renamed.port}")
     try:
         for folder in (other, wrong_name):

@@ -26,7 +26,7 @@ from tests.integration.test_cli_standin import (
     new_key,
     running,
     serve,
-    server_papers,
+    server_certificate,
     stand_in,
     write_profile,
 )
@@ -127,7 +127,7 @@ def test_a_missing_permission_is_a_warning(broker: Broker, stand_in: StandIn) ->
 
 
 def test_the_wrong_port_and_the_wrong_address_are_told_apart(bare: Broker, stand_in: StandIn, tmp_path: Path) -> None:
-    pipelines = serve(stand_in, server_papers(stand_in.authority), only_health=True)
+    pipelines = serve(stand_in, server_certificate(stand_in.authority), only_health=True)
     folder = write_profile(tmp_path / "p", stand_in.authority, f"localhost:{pipelines.port}")
     try:
         assert "pipelines' port" in examine(bare, "--profile", folder)["identity"][1]
@@ -141,13 +141,13 @@ def test_the_wrong_port_and_the_wrong_address_are_told_apart(bare: Broker, stand
 
 
 @pytest.mark.parametrize(
-    ("papers", "says"),
+    ("changes", "says"),
     [({"name": "elsewhere"}, "not for the name"), ({"start": -9, "end": -1}, "ran out"), ({"start": 1}, "clock")],
 )
 def test_a_servers_certificate_fault_is_named(
-    bare: Broker, stand_in: StandIn, tmp_path: Path, papers: dict[str, Any], says: str
+    bare: Broker, stand_in: StandIn, tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
-    served = serve(stand_in, server_papers(stand_in.authority, **papers))
+    served = serve(stand_in, server_certificate(stand_in.authority, **changes))
     folder = write_profile(tmp_path / "p", stand_in.authority, f"localhost:{served.port}")
     try:
         assert says in examine(bare, "--profile", folder)["tls"][1]
@@ -190,7 +190,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: StandIn) -> 
     root = tmp_path / "host"
     for folder in ("journal", "tokens/one"):
         (root / folder).mkdir(parents=True)
-    key, certificate = server_papers(stand_in.authority, end=900)
+    key, certificate = server_certificate(stand_in.authority, end=900)
     for name, content in {
         "pin": b"1234",
         "key.pem": key,
@@ -277,7 +277,7 @@ def test_the_token_is_looked_for_where_the_config_says(host: Path, monkeypatch: 
 
 
 def test_a_certificate_that_ran_out_is_found(host: Path, stand_in: StandIn) -> None:
-    (host.parent / "cert.pem").write_bytes(server_papers(stand_in.authority, start=-9, end=-1)[1])
+    (host.parent / "cert.pem").write_bytes(server_certificate(stand_in.authority, start=-9, end=-1)[1])
     assert "ran out" in host_checks(host)["server.certificate_file"][1]
 
 

@@ -279,7 +279,7 @@ SERVICES = (
 )
 
 
-def server_papers(authority: Authority, *, name: str = "localhost", **life: float) -> tuple[bytes, bytes]:
+def server_certificate(authority: Authority, *, name: str = "localhost", **life: float) -> tuple[bytes, bytes]:
     key, pem = new_key()
     sans: list[x509.GeneralName] = [x509.DNSName(name)]
     if name == "localhost":
@@ -295,14 +295,14 @@ class Served:
     port: int
 
 
-def serve(stand_in: StandIn, papers: tuple[bytes, bytes], *, only_health: bool = False) -> Served:
+def serve(stand_in: StandIn, pair: tuple[bytes, bytes], *, only_health: bool = False) -> Served:
     server = grpc.server(futures.ThreadPoolExecutor(2))
     for service, add in () if only_health else SERVICES:
         add(_servicer(service, stand_in), server)
     healthy = health.HealthServicer()
     healthy.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    credentials = grpc.ssl_server_credentials([papers], stand_in.authority.pem, require_client_auth=True)
+    credentials = grpc.ssl_server_credentials([pair], stand_in.authority.pem, require_client_auth=True)
     port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     return Served(server, port)
@@ -324,7 +324,7 @@ def write_profile(folder: Path, authority: Authority, address: str, **life: floa
 @pytest.fixture(scope="module")
 def running() -> Iterator[StandIn]:
     stand_in = StandIn(Authority("test CA"))
-    served = serve(stand_in, server_papers(stand_in.authority))
+    served = serve(stand_in, server_certificate(stand_in.authority))
     stand_in.address = f"localhost:{served.port}"
     yield stand_in
     served.server.stop(None).wait()

@@ -330,7 +330,7 @@ def test_S_10_who_accepts_a_changed_database_has_a_sound_one_again(place: StoreC
     dba.put("keys", before[0])
     store = SqlStore(place, ROW_KEY, now, accept_restored=True, passing=True)
     assert store.doubted
-    store.settle()
+    store.make_good()
     with store.write(entry()):
         pass
     store.close()

@@ -1,4 +1,4 @@
-"""Connections that strangers hold open, from one address or many, take no other caller's: NT-05, NT-06."""
+"""Connections that unauthenticated callers hold open, of one address or many, take no other caller's: NT-05, NT-06."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import structlog
 from grpc_health.v1 import health_pb2
 
 from broker.rpc.health import CHECK
-from broker.rpc.server import ROOM, Limits
+from broker.rpc.server import ROOM, ServerLimits
 from broker.rpc.sockets import Sockets
 from tests.integration.gate_parts import raw
 from tests.integration.raw_http2 import GET, OK, peer
@@ -25,10 +25,10 @@ from tests.servers.live import within
 from tests.servers.siege import addresses, siege
 
 DEADLINE = 20
-"""Seconds in which a call has to be answered whatever strangers do; most take milliseconds."""
+"""Seconds in which a call has to be answered whatever unauthenticated callers do; most take milliseconds."""
 
 
-STRANGERS = Limits().strangers
+UNAUTHENTICATED = ServerLimits().strangers
 
 
 def most(wanted: int) -> int:
@@ -53,7 +53,8 @@ def alone(edge: Edge, *, pipelines: bool = False) -> Any:
 
 
 def served(edge: Edge) -> None:
-    """Operators and pipelines get an answer on a new connection; strangers hear of the health of the broker.
+    """Operators and pipelines get an answer on a new connection; unauthenticated callers hear of the health of the
+    broker.
 
     A client tries again, as any does, what did not get through while thousands dialled at the same moment.
     """
@@ -83,7 +84,7 @@ SIEGES = [
 
 @pytest.mark.parametrize(("kind", "count", "sources"), SIEGES, ids=[f"{k}-{n}-of-{len(a)}" for k, n, a in SIEGES])
 def test_NT_05_doors_cannot_be_held_shut(edge: Edge, kind: str, count: int, sources: list[str]) -> None:
-    """On either port; on the operators' a stranger gets no further than to the question for a certificate."""
+    """On either port; on the operators' an unauthenticated caller gets to the question for a certificate at most."""
     ports = [edge.server.pipelines_port] + ([edge.server.operators_port] if kind != "drip" else [])
     with alone(edge) as kept:
         raw(kept, GET, timeout=DEADLINE)
@@ -92,13 +93,13 @@ def test_NT_05_doors_cannot_be_held_shut(edge: Edge, kind: str, count: int, sour
                 for _ in range(3):
                     served(edge)
                 raw(kept, GET, timeout=DEADLINE)  # a known caller's connection stays
-                assert edge.server._doors._tale.ended or count < STRANGERS
+                assert edge.server._doors._tale.ended or count < UNAUTHENTICATED
             told = [each for each in logs if each["event"] == "connections ended"]
             assert len(told) <= 2  # a line a minute and listener, however many were ended
 
 
 def test_NT_05_the_log_says_which_limit_bit_and_from_where(tmp_path: Path) -> None:
-    limits = Limits(strangers_per_network=5, strangers=50)
+    limits = ServerLimits(strangers_per_network=5, strangers=50)
     with (
         structlog.testing.capture_logs() as logs,
         running(tmp_path, limits=limits) as edge,
@@ -123,7 +124,7 @@ def closed(raw_socket: socket.socket) -> bool:
 
 
 def test_NT_05_what_has_carried_no_call_is_closed_in_time_and_what_has_stays(tmp_path: Path) -> None:
-    limits = Limits(handshake_seconds=1, message_seconds=1)
+    limits = ServerLimits(handshake_seconds=1, message_seconds=1)
     with running(tmp_path, limits=limits) as edge, alone(edge, pipelines=True) as watcher:
         raw(watcher, CHECK, health_pb2.HealthCheckRequest().SerializeToString(), timeout=DEADLINE)
         with peer(edge) as used, peer(edge, pipelines=True) as idle:
@@ -150,7 +151,7 @@ def answered(edge: Edge, stack: ExitStack) -> Any:
 
 
 def test_NT_06_a_known_callers_many_connections_are_limited_too_and_the_idle_go_first(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(connections_per_network=10)) as edge, ExitStack() as stack:
+    with running(tmp_path, limits=ServerLimits(connections_per_network=10)) as edge, ExitStack() as stack:
         made = [stack.enter_context(peer(edge)) for _ in range(10)]
         for each in made:
             assert each.call(GET).status == OK
@@ -193,7 +194,7 @@ def test_a_connection_that_is_somebody_elses_by_now_is_not_touched() -> None:
 
 
 def test_AN_26_a_certificate_of_another_ca_makes_nobody_known(edge: Edge) -> None:
-    stranger = issue("stranger")
-    with edge.channel(stranger) as channel, pytest.raises(grpc.RpcError):
+    outsider = issue("outsider")
+    with edge.channel(outsider) as channel, pytest.raises(grpc.RpcError):
         raw(channel, GET, timeout=DEADLINE)
     assert not edge.server._doors._known

@@ -1,4 +1,4 @@
-"""Every switch of the fake: that it spoils what it should, once, and what the client then sees."""
+"""Every switch of the fake: that it disturbs what it should, once, and what the client then sees."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def sdk_import(vault: FakeVault, **options: Any) -> Any:
         (bad_parameter("x"), (400, "BadParameter", ""), {}),
     ],
 )
-def test_a_refusal_spoils_as_many_requests_as_it_was_told(
+def test_a_refusal_disturbs_as_many_requests_as_it_was_told(
     premium: FakeVault, raw: Raw, refused: Refused, expected: tuple[int, str, str], headers: dict[str, str]
 ) -> None:
     premium.faults.add(refused, on=IMPORTS, times=2)

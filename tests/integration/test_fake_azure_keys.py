@@ -174,14 +174,14 @@ def test_GCM_takes_no_iv_of_the_callers_and_opens_only_what_belongs_together(man
         assert (status, set(sealed)) == (200, {"kid", "value", "iv", "tag", "aad"})
         parts = {name: sealed[name] for name in ("value", "iv", "tag", "aad")}
         assert use(raw, key, "decrypt", alg="A256GCM", **parts)[1]["value"] == DIGEST
-        for spoilt in (
+        for altered in (
             {**parts, "tag": b64(b"\0" * 16)},
             {**parts, "tag": parts["tag"][:-2]},
             {**parts, "aad": b64(b"other")},
             {name: parts[name] for name in ("value", "iv")},
             {name: parts[name] for name in ("value", "tag")},
         ):
-            assert use(raw, key, "decrypt", alg="A256GCM", **spoilt)[0] == 400
+            assert use(raw, key, "decrypt", alg="A256GCM", **altered)[0] == 400
         assert use(raw, key, "encrypt", alg="A256GCM", value=DIGEST, iv=b64(b"\0" * 12))[0] == 400
         assert use(raw, key, "encrypt", alg="A128GCM", value=DIGEST)[0] == 400
         assert use(raw, key, "encrypt", alg="A256KW", value=DIGEST)[0] == 400

@@ -60,6 +60,6 @@ def test_BY_07_no_byte_of_the_ciphertext_can_be_changed() -> None:
     right = wrapped(kek.public_key(), os.urandom(32))
     assert len(TransferFile(b64(byok("x", right))).open(kek, "oct-HSM", None)) == 32  # type: ignore[arg-type]
     for place in range(len(right)):
-        spoilt = right[:place] + bytes([right[place] ^ 0x40]) + right[place + 1 :]
+        altered = right[:place] + bytes([right[place] ^ 0x40]) + right[place + 1 :]
         with pytest.raises(Refused):
-            TransferFile(b64(byok("x", spoilt))).open(kek, "oct-HSM", None)
+            TransferFile(b64(byok("x", altered))).open(kek, "oct-HSM", None)

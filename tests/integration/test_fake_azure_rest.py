@@ -94,10 +94,10 @@ def test_BY_04_the_challenge_can_be_made_to_lie(vault: FakeVault, raw: Raw) -> N
 
 
 def test_BY_12_nobody_who_does_not_trust_its_CA_gets_in(vault: FakeVault) -> None:
-    stranger = http.client.HTTPSConnection(vault.host, context=ssl.create_default_context(), timeout=20)
+    distrusting = http.client.HTTPSConnection(vault.host, context=ssl.create_default_context(), timeout=20)
     with pytest.raises(ssl.SSLCertVerificationError):
-        stranger.request("GET", "/keys")
-    stranger.close()
+        distrusting.request("GET", "/keys")
+    distrusting.close()
     host, port = vault.host.split(":")
     old = ssl.create_default_context(cafile=str(vault.ca_file))
     with socket.create_connection((host, int(port))) as plain, pytest.raises(ssl.SSLCertVerificationError):

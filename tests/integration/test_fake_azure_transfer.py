@@ -152,17 +152,17 @@ def pkcs1(_: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "spoil", [inner_tail, long_length, pkcs1, lambda der: der[:-1], lambda der: der[1:], lambda _: b"\x30\x00"]
+    "alter", [inner_tail, long_length, pkcs1, lambda der: der[:-1], lambda der: der[1:], lambda _: b"\x30\x00"]
 )
 def test_BY_07_what_is_not_exactly_one_PrivateKeyInfo_is_refused(
-    vault: FakeVault, raw: Raw, name: str, spoil: Callable[[bytes], bytes]
+    vault: FakeVault, raw: Raw, name: str, alter: Callable[[bytes], bytes]
 ) -> None:
-    spoilt = spoil(pkcs8(rsa_key()))
-    assert spoilt != pkcs8(rsa_key())
-    assert raw.refusal("PUT", f"/keys/{name}", rsa_body(transfer(vault, spoilt))) == BAD
+    altered = alter(pkcs8(rsa_key()))
+    assert altered != pkcs8(rsa_key())
+    assert raw.refusal("PUT", f"/keys/{name}", rsa_body(transfer(vault, altered))) == BAD
     # The elliptic kind goes through a parser of its own.
-    if spoil is not pkcs1:
-        assert raw.refusal("PUT", f"/keys/{name}", ec_body(transfer(vault, spoil(pkcs8(ec_key()))))) == BAD
+    if alter is not pkcs1:
+        assert raw.refusal("PUT", f"/keys/{name}", ec_body(transfer(vault, alter(pkcs8(ec_key()))))) == BAD
 
 
 def test_kinds_of_key_that_Azure_does_not_hold_are_refused(vault: FakeVault, raw: Raw, name: str) -> None:

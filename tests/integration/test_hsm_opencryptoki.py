@@ -68,12 +68,10 @@ def _missing(call: object, *arguments: object, reason: str = "HSM_MECHANISM_MISS
 def _keep_apart(hsm: KeysHsm, signer: KeyRef, opener: KeyRef, cipher: KeyRef) -> None:
     """No other keyring, and no other row, reaches these keys."""
     for purpose in set(Purpose) - {Purpose.KEY}:
-        stranger = hsm.keyring(purpose)
-        assert _refusal(stranger.sign, signer, ALGORITHMS[KeyType.RSA_2048][0], [b"m"]) == "KEY_NOT_THIS"
-        assert (
-            _refusal(stranger.decrypt, opener, EncryptionAlgorithm.RSA_OAEP_SHA256, bytes(256), b"") == "KEY_NOT_THIS"
-        )
-        for use in (stranger.public_key, stranger.seal, stranger.destroy):
+        foreign = hsm.keyring(purpose)
+        assert _refusal(foreign.sign, signer, ALGORITHMS[KeyType.RSA_2048][0], [b"m"]) == "KEY_NOT_THIS"
+        assert _refusal(foreign.decrypt, opener, EncryptionAlgorithm.RSA_OAEP_SHA256, bytes(256), b"") == "KEY_NOT_THIS"
+        for use in (foreign.public_key, foreign.seal, foreign.destroy):
             assert {_refusal(use, key) for key in (signer, opener, cipher)} == {"KEY_NOT_THIS"}
     assert _refusal(hsm.destroy, replace(signer, hsm_id=opener.hsm_id)) == "KEY_NOT_THIS"
 

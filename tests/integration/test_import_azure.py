@@ -1,4 +1,4 @@
-"""Keys born in SoftHSM, imported into a Key Vault and a Managed HSM (strict fakes) and proven there."""
+"""Keys generated in SoftHSM, imported into a Key Vault and a Managed HSM (strict fakes) and proven there."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_BY_14_another_version_of_the_kek_is_used_once_it_is_pinned(bench: Azure
 
 
 @pytest.mark.parametrize("key_type", [KeyType.EC_P256, KeyType.RSA_2048])
-def test_BY_07_what_a_padding_hsm_would_spoil_is_refused_with_the_ways_out(
+def test_BY_07_what_a_padding_hsm_would_corrupt_is_refused_with_the_ways_out(
     padding: AzureBench, key_type: KeyType
 ) -> None:
     key = padding.key(key_type)

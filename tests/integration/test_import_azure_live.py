@@ -174,8 +174,8 @@ def test_BY_11_no_value_is_read_and_the_ephemeral_key_only_wraps_and_is_destroye
     read = {one for call in calls if call.function == "C_GetAttributeValue" for one in call.template()}
     assert read
     assert not read & CKA_PRIVATE
-    (born,) = [call for call in calls if call.function == "C_GenerateKeyPair"]
-    assert born.template(1)[CKA_SENSITIVE] == 1
+    (generated,) = [call for call in calls if call.function == "C_GenerateKeyPair"]
+    assert generated.template(1)[CKA_SENSITIVE] == 1
     (ephemeral,) = [call for call in calls if call.function == "C_GenerateKey"]
     given = ephemeral.template()
     assert (given[CKA_WRAP], given[CKA_SENSITIVE]) == (1, 1)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.test_shim_faults import CODES
 from tests.servers.live_azure import azure_house
-from tests.servers.live_storm import ROUND, SPOILT, Storm
+from tests.servers.live_storm import FAULTS, ROUND, Storm
 from tests.servers.storm_verdict import assert_only_the_keys, judge, left_in_token
 
 
@@ -31,7 +31,7 @@ def weather(folder: Path, imports: int, seed: int, *, hang: bool) -> str:
             assert process is not None
             assert left_in_token(live.shim.calls(), process.pid) == {}
             live.shim.forget()
-        storm.let_the_lease_pass()
+        storm.let_the_grace_pass()
         ends = judge(storm)
         assert live.broker.terminate() == 0
         assert_only_the_keys(storm)
@@ -39,9 +39,9 @@ def weather(folder: Path, imports: int, seed: int, *, hang: bool) -> str:
         assert traces(live.broker.said) == []
         assert live.broker.holding(live.premium.token.encode(), live.hsm.token.encode()) == []
     counts = storm.counts
-    assert min(counts["calls spoilt"], counts["requests spoilt"]) >= imports / 5, counts
+    assert min(counts["calls disturbed"], counts["requests disturbed"]) >= imports / 5, counts
     assert counts["restarts"] >= imports / 40, counts
-    assert {name for name in SPOILT if counts[f"switch {name}"]} >= SPOILT.keys() - {"hang"}
+    assert {name for name in FAULTS if counts[f"switch {name}"]} >= FAULTS.keys() - {"hang"}
     assert all(counts[f"code {name}"] for name in CODES)
     return f"{dict(ends)}; {dict(counts)}"
 

@@ -132,7 +132,7 @@ def test_killed_when_its_terms_were_set_the_import_is_proven_by_what_was_written
 ) -> None:
     key = bench.key(key_type)
     with pytest.raises(Killed):
-        killed_after(bench, "settle").import_key(bench.call("ImportKey"), key.name, 0, "bao", "", terms)
+        killed_after(bench, "apply").import_key(bench.call("ImportKey"), key.name, 0, "bao", "", terms)
     row = bench.row(key)
     assert row is not None
     assert (row.state, row.failure) == (ImportState.PENDING, TERMS_UNSETTLED)
@@ -186,7 +186,7 @@ def test_a_new_version_follows_one_that_is_out_of_use(bench: AzureBench, terms: 
     assert [one.version for one in bench.held(key)][-1] == second.remote_version
 
 
-def test_a_symmetric_key_that_is_out_of_use_cannot_be_told_from_a_strangers(bench: AzureBench) -> None:
+def test_a_symmetric_key_that_is_out_of_use_cannot_be_told_from_somebody_elses(bench: AzureBench) -> None:
     key = bench.key(KeyType.AES_256)
     bench.bring(key, DISABLED)
     refused(WrongState, "REMOTE_KEY_DISABLED", lambda: bench.run(bench.rotate(key)))
@@ -251,5 +251,7 @@ def test_a_kek_that_was_made_unheard_is_registered_by_the_same_request(bench: Az
     (kek,) = bench.vault.versions("made")
     named = f"{bench.vault.url}/keys/made/{kek.version}"
     create()
-    assert bench.store.get(Target, "second").kek_id == named
+    registered = bench.store.get(Target, "second")
+    assert registered is not None
+    assert registered.kek_id == named
     assert len(bench.vault.versions("made")) == 1

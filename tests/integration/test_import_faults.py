@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
-from broker.core.imports.places import LEASE
+from broker.core.imports.places import ARRIVAL_GRACE
 from broker.core.kinds import ImportState, KeyType
 from broker.targets.vault.policy import RIGHTS, line, policy
 from tests.integration.fault_proxy import LOSE_ANSWER, LOSE_REQUEST, PASS, FaultProxy
@@ -151,7 +151,7 @@ def test_BY_15_a_request_that_may_still_be_on_its_way_is_waited_for(hopped: Benc
     error = refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.run(key))  # what is wrong, and no other words
     assert "may still arrive" in error.message
     assert "60 s" in error.message or "61 s" in error.message
-    hopped.clock.forward(seconds=LEASE.total_seconds())
+    hopped.clock.forward(seconds=ARRIVAL_GRACE.total_seconds())
     assert hopped.run(key).state is ImportState.PROVEN
     assert hopped.mount.versions(key.name) == ["1"]
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, PermissionDenied, Unavailable, WrongState
 from broker.core.imports.handover import Exported, Handover
-from broker.core.imports.places import LEASE
+from broker.core.imports.places import ARRIVAL_GRACE
 from broker.core.kinds import ImportState, KeyState, KeyType
 from broker.core.model import Import, Key, Terms
 from broker.targets import Surroundings, connector
@@ -217,7 +217,7 @@ def test_BY_15_an_upload_that_may_be_on_its_way_is_waited_for_here_too(hopped: C
     error = refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.confirm(key))
     assert 0 < int(error.metadata["retry_after_seconds"]) <= 61
     refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.export(key))
-    hopped.clock.forward(seconds=LEASE.total_seconds())
+    hopped.clock.forward(seconds=ARRIVAL_GRACE.total_seconds())
     refused(WrongState, "REMOTE_KEY_MISSING", lambda: hopped.confirm(key))
     hopped.carry(key, hopped.export(key).transfer_file)
     assert hopped.confirm(key).state is ImportState.PROVEN
@@ -248,8 +248,8 @@ def test_a_dry_run_makes_no_file(bench: Carrier) -> None:
 
 def test_importing_is_no_leave_to_export(bench: Carrier) -> None:
     key, noun = bench.key(), bench.handover
-    stranger = bench.call("ConfirmImport", "strangers")
-    refused(PermissionDenied, "POLICY_DENIED", lambda: noun.confirm(stranger, key.name, 0, "bao"))
+    outsider = bench.call("ConfirmImport", "outsiders")
+    refused(PermissionDenied, "POLICY_DENIED", lambda: noun.confirm(outsider, key.name, 0, "bao"))
     operators = bench.call("ExportKey", "key-operators")
     refused(PermissionDenied, "POLICY_DENIED", lambda: noun.export(operators, key.name, 0, "bao", ""))
 

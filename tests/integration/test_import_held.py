@@ -8,7 +8,7 @@ import pytest
 
 from broker.core.errors import Unavailable, WrongState
 from broker.core.holding import Holding
-from broker.core.imports.places import LEASE
+from broker.core.imports.places import ARRIVAL_GRACE
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Key
 from tests.contracts.store_samples import read_journal
@@ -20,7 +20,7 @@ __all__ = ["bench", "hopped", "proxy"]  # fixtures
 
 def hold(bench: Carrier) -> int:
     """As `accept-restore` does it, long after whatever was on its way has arrived."""
-    bench.clock.forward(seconds=2 * LEASE.total_seconds())
+    bench.clock.forward(seconds=2 * ARRIVAL_GRACE.total_seconds())
     return Holding(bench.store, lambda resource: replace(bench.call("AcceptRestore"), resource=resource)).hold()
 
 

@@ -1,4 +1,4 @@
-"""Keys born in SoftHSM, imported into a real OpenBao and proven there; and everything that is refused."""
+"""Keys generated in SoftHSM, imported into a real OpenBao and proven there; and everything that is refused."""
 
 from __future__ import annotations
 
@@ -248,11 +248,11 @@ def test_unknown_things_and_bad_names(bench: Bench) -> None:
             refused(InvalidRequest, "NAME_INVALID", lambda: run(call, key.name, 0, target, remote))  # noqa: B023
 
 
-def test_whoever_may_not_learns_nothing(bench: Bench) -> None:
+def test_a_caller_without_the_right_learns_nothing(bench: Bench) -> None:
     key = bench.key()
     for name in (key.name, "nobody"):
         for target in ("bao", "nowhere"):
-            call = bench.call("ImportKey", "strangers")
+            call = bench.call("ImportKey", "outsiders")
             refused(
                 PermissionDenied,
                 "POLICY_DENIED",

@@ -174,8 +174,8 @@ def test_BY_05_the_alarm_ends_when_somebody_disables_it_there(bench: AzureBench)
     assert row_of(bench, key).state is ImportState.FAILED
 
 
-def test_BY_05_a_strangers_version_beside_it_is_left_alone_and_the_alarm_stands(bench: AzureBench) -> None:
-    key, strangers = bench.key(), bench.export(bench.key()).transfer_file
+def test_BY_05_another_keys_version_beside_it_is_left_alone_and_the_alarm_stands(bench: AzureBench) -> None:
+    key, others = bench.key(), bench.export(bench.key()).transfer_file
     another_key(bench, key)
     given = bench.connect("bao", bench.kind, bench.settings)
 
@@ -190,7 +190,7 @@ def test_BY_05_a_strangers_version_beside_it_is_left_alone_and_the_alarm_stands(
     bench.imports = bench.imports_with(lambda _name, _kind, _settings: Away())
     brought(bench, key)
     with key_client(bench.vault) as client:
-        jwk = JsonWebKey(kty="EC-HSM", crv="P-256", key_ops=["sign", "verify"], t=strangers)
+        jwk = JsonWebKey(kty="EC-HSM", crv="P-256", key_ops=["sign", "verify"], t=others)
         client.import_key(key.name, jwk, hardware_protected=True)
     assert {each.reason for each in Background(bench).run(MINUTE)} == {"IMPORT_UNSETTLED"}
     assert len(enabled(bench, key)) == 2

@@ -1,4 +1,4 @@
-"""Whoever can write into the journal's folder, and has no key: all that can be done there is found, and stays found.
+"""Writing into the journal's folder without a key: all that an attacker can do there is found, and stays found.
 
 The heads are kept elsewhere, as the book says. Before a restart the verifier finds it; after one the broker has begun a
 chain on top of it, and has signed that, and the verifier finds it still.

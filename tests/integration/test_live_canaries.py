@@ -161,7 +161,7 @@ def test_P19_CL_03_CL_04_fifty_secrets_are_nowhere_but_where_they_were_sent(
 
 def operators_paths(hunt: Hunt, admin: Client, nobody: Client, bao: OpenBao) -> None:
     """Each RPC of an operator allowed, and refused in nine ways."""
-    stranger = Client(hunt.live.pipelines, hunt.live.ca, None, None)
+    anonymous = Client(hunt.live.pipelines, hunt.live.ca, None, None)
     policy = admin.ask("GetPolicy").policy
     for rpc, fields, answers in told(story(bao, policy.version)):
         fields = fields | ({"text": policy.text} if rpc == "SetPolicy" else {})  # noqa: PLW2901 (the jobs' grant stays)
@@ -178,8 +178,8 @@ def operators_paths(hunt: Hunt, admin: Client, nobody: Client, bao: OpenBao) -> 
         hunt.ask(admin, rpc, good if rpc not in {"SetPolicy", "RotateRootKey"} else b"", timeout=0.002)
         for request in misplaced(hunt, rpc, fields):
             hunt.ask(admin, rpc, request)
-        hunt.ask(stranger, rpc, good)
-    stranger.close()
+        hunt.ask(anonymous, rpc, good)
+    anonymous.close()
 
 
 def misplaced(hunt: Hunt, rpc: str, fields: dict[str, Any]) -> Iterator[bytes]:
@@ -292,7 +292,7 @@ def without_a_token(hunt: Hunt, admin: Client) -> None:
 
 
 def after_a_crash(hunt: Hunt) -> None:
-    """Killed with everything in its write-ahead log, and then a row of it spoilt."""
+    """Killed with everything in its write-ahead log, and then a row of it damaged."""
     hunt.live.kill()
     with sqlite3.connect(hunt.live.folder / "broker.db") as database:
         database.execute("UPDATE secret_versions SET sealed = zeroblob(length(sealed)) WHERE secret = 'team/app/db'")

@@ -149,7 +149,7 @@ def test_P_28_an_old_value_is_not_served_by_putting_the_secrets_row_back(scene: 
 
 
 def test_S_01_a_destruction_that_was_cancelled_and_put_back_destroys_nothing(scene: Scene) -> None:
-    """Before a start, by whoever has kept the row: the journal knows that it is not the newest."""
+    """Before a start, by somebody who has kept the row: the journal knows that it is not the newest."""
     scene.admin.ask("ScheduleKeyDestruction", name="payments", delay={"seconds": 86400})
     (dying,) = scene.dba.rows("keys")
     scene.admin.ask("CancelKeyDestruction", name="payments")

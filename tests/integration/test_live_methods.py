@@ -134,12 +134,12 @@ def test_AU_09_every_rpc_that_is_refused_as_invalid_leaves_one_outcome(live: Liv
 
 
 def test_AU_09_every_rpc_without_an_identity_leaves_one_outcome_or_is_counted(live: Live) -> None:
-    """The first 20 of a stranger are recorded one by one; a flood is counted, and the count recorded (AU-15)."""
+    """The first 20 are recorded one by one; a flood is counted, and the count recorded (AU-15)."""
     count, refused = len(live.records()), 0
-    with Client(live.pipelines, live.ca, None, None) as stranger:
+    with Client(live.pipelines, live.ca, None, None) as anonymous:
         for rpc in METHODS:
             with pytest.raises(Refused) as caught:
-                stranger.send(rpc, b"")
+                anonymous.send(rpc, b"")
             assert (caught.value.code, caught.value.reason) == ("UNAUTHENTICATED", "CREDENTIALS_MISSING"), rpc
             refused += 1
     outcomes = live.since(count)
@@ -157,10 +157,10 @@ def test_AU_09_a_method_that_does_not_exist_leaves_one_outcome(live: Live, admin
     assert "ExportKey" not in json.dumps(outcome)
 
 
-def test_AN_25_the_operators_port_has_no_place_for_a_stranger(live: Live) -> None:
+def test_AN_25_the_operators_port_has_no_place_for_an_unauthenticated_caller(live: Live) -> None:
     key, _ = setup.make_request()
-    with Client(live.address, live.ca, None, None) as stranger:
-        assert stranger.refusal("WhoAmI").code == "UNAVAILABLE"
+    with Client(live.address, live.ca, None, None) as anonymous:
+        assert anonymous.refusal("WhoAmI").code == "UNAVAILABLE"
     assert key
     with grpc.secure_channel(live.address, grpc.ssl_channel_credentials(live.ca), options=OPTIONS) as channel:
         health = channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)

@@ -45,7 +45,7 @@ def test_AN_17_ten_thousand_unknown_keys_are_one_fetch(issuer: Issuer) -> None:
     jobs = Jobs(issuer)
     jobs.login()
     good = issuer.token()
-    # A stranger needs no key for this: one signature does for all, as the key is looked for first.
+    # An attacker needs no key for this: one signature does for all, as the key is looked for first.
     for number in range(10_000):
         assert jobs.refused(issuer.signers[0].token({"iss": issuer.url}, kid=f"k{number}")) == "ISSUER_UNAVAILABLE"
         if number % 1000 == 0:

@@ -137,7 +137,7 @@ OTHERS: dict[str, tuple[Preset, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("preset", "changes", "claim"), OTHERS.values(), ids=OTHERS.keys())
-def test_AN_22_a_stranger_is_refused(world: Issuer, preset: Preset, changes: dict[str, Any], claim: str) -> None:
+def test_AN_22_an_outsider_is_refused(world: Issuer, preset: Preset, changes: dict[str, Any], claim: str) -> None:
     broker, _, claims = job(preset, world)
     assert broker.mismatch(world.signers[0].token({**claims, **changes})) == claim
 

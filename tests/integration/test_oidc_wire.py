@@ -74,8 +74,8 @@ class House:
 
     def cli(self, *arguments: str) -> int:
         flags = ("--address", f"localhost:{self.server.operators_port}", "--ca-file", f"{self.folder}/ca.pem")
-        papers = ("--cert", f"{self.folder}/alice.pem", "--key", f"{self.folder}/alice.key")
-        return run([*arguments, *flags, *papers])
+        client = ("--cert", f"{self.folder}/alice.pem", "--key", f"{self.folder}/alice.key")
+        return run([*arguments, *flags, *client])
 
     def save(self, *more: str, name: str = "deploy") -> int:
         (self.folder / "issuer-ca.pem").write_text(self.issuer.ca_pem)

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.sessions import Worker
 from broker.rpc.health import CHECK
-from broker.rpc.server import Limits
+from broker.rpc.server import ServerLimits
 from tests.fakes.panics import ENDS, SECRET, PanicException
 from tests.integration.gate_parts import raw, refused
 from tests.servers.edge import Edge, Journal, operator, plain_services, running
@@ -24,7 +24,7 @@ from tests.servers.edge import Edge, Journal, operator, plain_services, running
 SERVICE = "/broker_api.v1."
 GET = f"{SERVICE}KeyService/GetKey"
 KINDS = ("KeyService/EnableKey", "KeyService/RotateKey", "TargetService/CheckTarget")
-"""One method of each kind: on the common threads, on those of the births, and in a slot for targets."""
+"""One method of each kind: on the common threads, on those of key generation, and in a slot for targets."""
 
 
 def raising(kind: type[BaseException]) -> Callable[[Any, Any], Any]:
@@ -42,7 +42,7 @@ def test_NT_14_every_end_is_told_recorded_and_logged_and_holds_nothing(
     lost: list[str] = []
     with (
         structlog.testing.capture_logs() as logs,
-        running(tmp_path, services, limits=Limits(calls=4), threads=2) as edge,
+        running(tmp_path, services, limits=ServerLimits(calls=4), threads=2) as edge,
         edge.channel() as channel,
     ):
         for method in KINDS:
@@ -79,7 +79,7 @@ class Panicking(Journal):
 
 def test_NT_14_a_panic_where_the_caller_is_made_out_or_the_record_is_written(tmp_path: Path) -> None:
     journal = Panicking(operator())
-    with running(tmp_path, journal=journal, limits=Limits(calls=2)) as edge, edge.channel() as channel:
+    with running(tmp_path, journal=journal, limits=ServerLimits(calls=2)) as edge, edge.channel() as channel:
         raw(channel, GET, timeout=5)
         journal.on = "get"
         assert [refused(lambda: raw(channel, GET, timeout=5)).reason for _ in range(5)] == ["INTERNAL"] * 5

@@ -183,18 +183,18 @@ def test_ST_04_settling_needs_the_permission_the_version_and_a_request_id_of_its
 # ---- rows that cannot be read ----------------------------------------------------------------------------------------
 
 
-def test_TL_18_a_spoilt_row_holds_up_no_acceptance_and_is_told(tmp_path: Path, hsm: Pkcs11Hsm) -> None:
+def test_TL_18_a_damaged_row_holds_up_no_acceptance_and_is_told(tmp_path: Path, hsm: Pkcs11Hsm) -> None:
     file = tmp_path / "broker.db"
     place = config(f"sqlite:///{file}", tmp_path)
     migrate(place)
     broker = Broker(place, hsm, lambda: lambda: None)
-    for name in ("pay", "spoilt"):
+    for name in ("pay", "damaged"):
         broker.create(name)
         broker.keys.schedule_destruction(broker.call("ScheduleKeyDestruction"), name, timedelta(days=1))
     broker.store.close()
     database = sqlite3.connect(file)
     with database:
-        database.execute("UPDATE keys SET labels = 'no json' WHERE name = 'spoilt'")
+        database.execute("UPDATE keys SET labels = 'no json' WHERE name = 'damaged'")
     database.close()
     broker.open()
     holding = Holding(broker.store, lambda resource: replace(broker.call("AcceptRestore"), resource=resource))

@@ -1,4 +1,5 @@
-"""Whoever can write the database names any key by its id, and gets nothing done with it: a row is not a permission.
+"""An attacker who can write the database names any key by its id, and gets nothing done with it: a row is not a
+permission.
 
 The rows are handed to the core as a database's administrator would have left them, on a real token.
 """

@@ -103,7 +103,7 @@ def test_P1_every_cancelled_method_leaves_one_record(edge: Edge) -> None:
 
 def test_P1_an_operation_that_recorded_its_outcome_is_not_recorded_again(tmp_path: Path) -> None:
     def settle(call: Call, _request: Any) -> Any:
-        call.settled = True
+        call.closed = True
         return keys_pb2.GetKeyResponse()
 
     with running(tmp_path, plain_services({"KeyService/GetKey": settle})) as edge, edge.channel() as channel:

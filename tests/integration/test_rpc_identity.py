@@ -21,7 +21,7 @@ from broker.core.identity import Credentials
 from broker.core.kinds import OperatorState
 from broker.core.model import Principal
 from broker.rpc import table
-from broker.rpc.server import Limits, Server
+from broker.rpc.server import Server, ServerLimits
 from tests.integration.gate_parts import METHODS, Silent, before, raw, refused, sound
 from tests.servers.edge import (
     Edge,
@@ -157,12 +157,12 @@ def test_AN_30_a_call_has_one_identity_or_none(edge: Edge) -> None:
     assert found.reason == "CREDENTIALS_AMBIGUOUS"
 
 
-def test_AU_15_a_flood_of_strangers_is_counted_and_operators_are_not_held_up(tmp_path: Path) -> None:
-    limits = Limits(refusals_per_second=0.001, refusals_at_once=5)
+def test_AU_15_a_flood_of_unauthenticated_callers_is_counted_and_operators_are_not_held_up(tmp_path: Path) -> None:
+    limits = ServerLimits(refusals_per_second=0.001, refusals_at_once=5)
     with running(tmp_path, limits=limits) as edge:
-        with edge.channel(port=edge.server.pipelines_port) as strangers, edge.channel() as channel:
+        with edge.channel(port=edge.server.pipelines_port) as anonymous, edge.channel() as channel:
             for _ in range(40):
-                found = refused(lambda: raw(strangers, METHODS[0]))
+                found = refused(lambda: raw(anonymous, METHODS[0]))
                 assert found.reason == "CREDENTIALS_MISSING"
             assert len(edge.journal.entries) == 5
             raw(channel, METHODS[0], sound(METHODS[0]))
@@ -209,7 +209,7 @@ GET = "/broker_api.v1.KeyService/GetKey"
 def test_P14_calls_over_the_limit_are_refused_and_health_still_answers(tmp_path: Path) -> None:
     held = Held(2)
     services = plain_services({"KeyService/GetKey": held})
-    with running(tmp_path, services, limits=Limits(calls=2), threads=2) as edge, edge.channel() as channel:
+    with running(tmp_path, services, limits=ServerLimits(calls=2), threads=2) as edge, edge.channel() as channel:
         waiting = [channel.unary_unary(GET).future(b"") for _ in range(2)]
         held.wait()
         found = refused(lambda: raw(channel, METHODS[0], timeout=5))
@@ -256,14 +256,14 @@ def test_P25_drain_cuts_off_what_does_not_end(tmp_path: Path) -> None:
 def test_P14_no_call_lasts_longer_than_the_server_allows(tmp_path: Path) -> None:
     held = Held(1)
     services = plain_services({"KeyService/GetKey": held})
-    with running(tmp_path, services, limits=Limits(call_seconds=0.3)) as edge, edge.channel() as channel:
+    with running(tmp_path, services, limits=ServerLimits(call_seconds=0.3)) as edge, edge.channel() as channel:
         assert refused(lambda: raw(channel, GET, timeout=10)).code is grpc.StatusCode.CANCELLED
         held.release.set()
         assert edge.journal.wait_for(lambda entries: len(entries) == 1)
 
 
 def test_NT_05_slow_writers_hold_no_threads(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(message_seconds=0.3), threads=2) as edge, edge.channel() as channel:
+    with running(tmp_path, limits=ServerLimits(message_seconds=0.3), threads=2) as edge, edge.channel() as channel:
         raw(channel, METHODS[0], sound(METHODS[0]))
         silent = Silent()
         slow = [channel.stream_unary(GET).future(silent) for _ in range(6)]
@@ -320,7 +320,7 @@ def test_the_server_certificate_is_renewed_without_a_restart(edge: Edge) -> None
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("damage", "reason"),
     [
         (lambda folder: (folder / "server.key").chmod(0o640), "KEY_FILE_EXPOSED"),
         (lambda folder: (folder / "server.key").unlink(), "TLS_FILE_MISSING"),
@@ -329,9 +329,9 @@ def test_the_server_certificate_is_renewed_without_a_restart(edge: Edge) -> None
         (lambda folder: (folder / "server.pem").write_bytes(authority().pem), "TLS_FILES_DIFFER"),
     ],
 )
-def test_files_that_will_not_do_stop_the_start(tmp_path: Path, spoil: Callable[[Path], Any], reason: str) -> None:
+def test_files_that_will_not_do_stop_the_start(tmp_path: Path, damage: Callable[[Path], Any], reason: str) -> None:
     config = configure(tmp_path, server_certificate(authority("servers")), authority())
-    spoil(tmp_path)
+    damage(tmp_path)
     store: Any = Journal(operator())
     with pytest.raises(WrongState) as stopped:
         Server(config, plain_services(), [], store, lambda: datetime.now(UTC))

@@ -1,5 +1,5 @@
-"""Cancelling `broker run`: whoever is signalled, and how, nothing lives longer than it would without it, and each gets
-what it would have got. The runner is the test; the bare command beside the wrapped one says what is right."""
+"""Cancelling `broker run`: whichever process is signalled, and how, nothing lives longer than it would without it, and
+each gets what it would have got. The runner is the test; the bare command beside the wrapped one says what is right."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_P21_the_jobs_modules_and_settings_are_the_commands_alone(
 ) -> None:
     settings = SETTINGS | {"PYTHONPATH": str(hostile)}
     run = ["run", "--secret", DB, "--file", "KEY=broker://team/tls#key", "--"]
-    alone = hostile.parent / "alone"  # what prints JSON needs modules that the other folder spoils
+    alone = hostile.parent / "alone"  # what prints JSON needs modules that the other folder breaks
     alone.mkdir()
     (alone / "token.py").write_text("MINE = True\n")
     done = broker(job, hostile, settings, *run, "env")

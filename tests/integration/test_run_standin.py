@@ -21,7 +21,7 @@ import grpc
 import pytest
 from broker_api.v1 import sessions_pb2_grpc
 
-from tests.integration.test_cli_standin import Authority, fail, server_papers
+from tests.integration.test_cli_standin import Authority, fail, server_certificate
 
 COMMAND = [sys.executable, "-m", "broker_cli"]
 CLOCK_AHEAD = timedelta(hours=5)
@@ -110,7 +110,7 @@ def serve_pipelines(pipelines: Pipelines) -> grpc.Server:
         for name in ("FetchSecrets", "RenewSession", "EndSession")
     })  # fmt: skip
     sessions_pb2_grpc.add_SessionServiceServicer_to_server(served(), server)
-    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([server_papers(pipelines.authority)]))
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([server_certificate(pipelines.authority)]))
     pipelines.address = f"localhost:{port}"
     server.start()
     return server

@@ -16,7 +16,7 @@ from broker_api.v1 import secrets_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from broker_cli import secrets as commands
 
 from tests.integration import test_cli_standin
-from tests.integration.test_cli_standin import WHEN, Authority, Broker, StandIn, bare, broker, serve, server_papers
+from tests.integration.test_cli_standin import WHEN, Authority, Broker, StandIn, bare, broker, serve, server_certificate
 
 __all__ = ["bare", "broker"]  # fixtures
 
@@ -33,7 +33,7 @@ def running() -> Iterator[StandIn]:
     stand_in = StandIn(Authority("test CA"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(test_cli_standin, "SERVICES", SERVICES)
-        served = serve(stand_in, server_papers(stand_in.authority))
+        served = serve(stand_in, server_certificate(stand_in.authority))
     stand_in.address = f"localhost:{served.port}"
     yield stand_in
     served.server.stop(None).wait()
@@ -150,7 +150,7 @@ def test_CL_01_a_value_in_an_argument_is_refused_unsent_and_unquoted(broker: Bro
 
 
 def test_no_option_or_argument_takes_a_value() -> None:
-    """Whoever adds one has to say here that it holds no secret."""
+    """An author who adds one has to say here that it holds no secret."""
     taken = {
         (name, parameter.name)
         for name, command in commands.secret.commands.items()

@@ -32,7 +32,7 @@ from broker.core.leases.ending import KEEP
 from broker.core.model import Lease, Session
 from broker.core.policy import guard
 from broker.core.policy.cedar import FIRST_POLICY, Policy
-from broker.core.quota import Limits
+from broker.core.quota import LeaseQuota
 from broker.store import journal, sql
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
@@ -100,7 +100,7 @@ class Machine(RuleBasedStateMachine):
         self.config = StoreConfig(url=f"sqlite:///{self.folder}/broker.db", journal=self.folder / "journal")
         self.clock = Clock()
         self.store = SqlStore(self.config, ROW_KEY, self.clock)
-        self.bench = Bench(self.store, Limits(per_principal=MOST))
+        self.bench = Bench(self.store, LeaseQuota(per_principal=MOST))
         self.clock = self.bench.clock
         self.policy = "wide"
         self.revisions = {"deploy": 1, "other": 1}

@@ -1,4 +1,4 @@
-"""Sessions on real stores: races, spoilt rows, and many that are over at once."""
+"""Sessions on real stores: races, damaged rows, and many that are over at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from broker.core.errors import BrokerError, Unavailable
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Lease, Session
 from broker.core.ports import Store
-from broker.core.quota import Limits
+from broker.core.quota import LeaseQuota
 from broker.core.sessions.fetching import Try
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
@@ -50,7 +50,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreConfi
 @pytest.fixture
 def bench(place: StoreConfig) -> Iterator[Bench]:
     store = SqlStore(place, ROW_KEY, Clock())
-    made = Bench(store, Limits(per_principal=100_000))
+    made = Bench(store, LeaseQuota(per_principal=100_000))
     made.add_rule("deploy", single_use=False)
     made.add_rule("other", single_use=True)
     made.put("app/db")
@@ -138,19 +138,19 @@ def test_TL_05_renewing_fetching_and_revoking_at_once_ends_revoked(bench: Bench)
         assert set(bench.states(opening.session.id)) == {LeaseState.REVOKED}
 
 
-def test_TL_18_a_spoilt_lease_or_session_holds_up_nothing(bench: Bench) -> None:
-    spoilt, whole, gone = (bench.fetch(pipeline(), "app/db", "app/api", seconds=60) for _ in range(3))
-    assert spoilt[1] and whole[1] and gone[1] and spoilt[0][0].lease  # noqa: PT018
-    spoil(bench, f"UPDATE leases SET created_at = 9000000000000000000 WHERE id = '{spoilt[0][0].lease.id}'")  # noqa: S608
-    spoil(bench, f"UPDATE sessions SET claims = '[]' WHERE id = '{gone[1].session.id}'")  # noqa: S608
+def test_TL_18_a_damaged_lease_or_session_holds_up_nothing(bench: Bench) -> None:
+    damaged, whole, gone = (bench.fetch(pipeline(), "app/db", "app/api", seconds=60) for _ in range(3))
+    assert damaged[1] and whole[1] and gone[1] and damaged[0][0].lease  # noqa: PT018
+    damage(bench, f"UPDATE leases SET created_at = 9000000000000000000 WHERE id = '{damaged[0][0].lease.id}'")  # noqa: S608
+    damage(bench, f"UPDATE sessions SET claims = '[]' WHERE id = '{gone[1].session.id}'")  # noqa: S608
     token = gone[1].token
     with pytest.raises(BrokerError) as refused:
         bench.sessions.authenticate(token)
     assert refused.value.reason == "SESSION_INVALID"
-    bench.renew(spoilt[1].token, 60)
+    bench.renew(damaged[1].token, 60)
     bench.clock.forward(seconds=61)
     bench.chores()
-    assert {bench.session(each[1].session.id).state for each in (spoilt, whole) if each[1]} == {SessionState.ENDED}
+    assert {bench.session(each[1].session.id).state for each in (damaged, whole) if each[1]} == {SessionState.ENDED}
     bench.clock.forward(hours=1)
     bench.chores()
     assert bench.store.count(Lease, {"state": "active"}) == 1  # the altered one: nobody writes over it, or heeds it
@@ -160,7 +160,7 @@ def test_TL_18_a_spoilt_lease_or_session_holds_up_nothing(bench: Bench) -> None:
 def test_TL_18_a_row_that_was_edited_gives_no_more_than_it_had(bench: Bench) -> None:
     _, opening = bench.fetch(pipeline(), "app/db", seconds=60)
     assert opening is not None
-    spoil(bench, "UPDATE leases SET expires_at = expires_at + 86400000000")
+    damage(bench, "UPDATE leases SET expires_at = expires_at + 86400000000")
     page = bench.leases.page(bench.call("LeaseService/ListLeases"), "", "", (), 9)
     assert page.items == []  # it is passed over: an inspection tells of it
     bench.clock.forward(seconds=61)
@@ -198,13 +198,13 @@ def some_ended(bench: Bench) -> bool:
         return True
 
 
-def test_TL_18_a_spoilt_row_holds_up_no_revocation(bench: Bench) -> None:
+def test_TL_18_a_damaged_row_holds_up_no_revocation(bench: Bench) -> None:
     jobs = [bench.fetch(pipeline(), "app/db", "app/api", seconds=60) for _ in range(3)]
     openings = [each[1] for each in jobs if each[1]]
     lent = jobs[0][0][0].lease
     assert lent
-    spoil(bench, f"UPDATE leases SET created_at = 9000000000000000000 WHERE id = '{lent.id}'")  # noqa: S608
-    spoil(bench, f"UPDATE sessions SET claims = '[]' WHERE id = '{openings[1].session.id}'")  # noqa: S608
+    damage(bench, f"UPDATE leases SET created_at = 9000000000000000000 WHERE id = '{lent.id}'")  # noqa: S608
+    damage(bench, f"UPDATE sessions SET claims = '[]' WHERE id = '{openings[1].session.id}'")  # noqa: S608
     made = bench.call("LeaseService/RevokeLeases")
     assert bench.leases.revoke(made, principal="pipeline/deploy") == 5
     assert bench.revoke(principal="pipeline/deploy") == 2
@@ -213,7 +213,7 @@ def test_TL_18_a_spoilt_row_holds_up_no_revocation(bench: Bench) -> None:
             bench.sessions.authenticate(each.token)
 
 
-def spoil(bench: Bench, statement: str) -> None:
+def damage(bench: Bench, statement: str) -> None:
     """As somebody with the database's password could."""
     assert isinstance(bench.store, SqlStore)
     with bench.store._database.transaction() as connection:

@@ -387,8 +387,8 @@ def test_K09_a_user_without_a_home_or_an_entry_does_everything_by_flags(tmp_path
 
     done = asked("init", str(home), "--operators-address", "127.0.0.1:0", "--pipelines-address", "127.0.0.1:0")
     assert done.returncode == 0, done.stderr
-    papers = {"--ca-file": "ca.pem", "--cert": "cert.pem", "--key": "key.pem"}
-    flags = [word for flag, name in papers.items() for word in (flag, str(home / "profile" / name))]
+    profile = {"--ca-file": "ca.pem", "--cert": "cert.pem", "--key": "key.pem"}
+    flags = [word for flag, name in profile.items() for word in (flag, str(home / "profile" / name))]
     away = asked("status", "--address", "127.0.0.1:1", *flags)
     assert "[BROKER_UNREACHABLE]" in away.stderr
     for words in (["status"], ["operator", "list"]):

@@ -102,9 +102,9 @@ def test_BY_11_an_import_reads_no_value_and_its_ephemeral_key_only_wraps_and_goe
     calls = Shim(folder).calls()
     assert values_read(calls) == []
 
-    born = [call for call in calls if call.function in {"C_GenerateKey", "C_GenerateKeyPair"}]
-    assert len(born) == 2, "the key and the ephemeral, each made once"
-    key, ephemeral = born
+    generated = [call for call in calls if call.function in {"C_GenerateKey", "C_GenerateKeyPair"}]
+    assert len(generated) == 2, "the key and the ephemeral, each made once"
+    key, ephemeral = generated
     secret = key.template(0 if kind.symmetric else 1)
     assert (secret[Attribute.SENSITIVE], secret[Attribute.EXTRACTABLE], secret[Attribute.TOKEN]) == (True, True, True)
     assert uses(key, 0 if kind.symmetric else 1) == ({"encrypt", "decrypt"} if kind.symmetric else {"sign"})

@@ -142,9 +142,9 @@ def _generate(folder: Path, choice: Choice, *, new: bool = False) -> list[str]:
         pairs = found(hsm, {Attribute.ID: hsm_id})
         if first != second or pairs != ["PRIVATE_KEY", "PUBLIC_KEY"]:
             told.append(f"{rule}: not one key but {pairs}")
-        births = len(shim.calls("C_GenerateKeyPair"))
-        if late and "C_GenerateKeyPair" in rule and births != 1:
-            told.append(f"{rule}: {births} generations were asked for, though the first had worked")
+        generations = len(shim.calls("C_GenerateKeyPair"))
+        if late and "C_GenerateKeyPair" in rule and generations != 1:
+            told.append(f"{rule}: {generations} generations were asked for, though the first had worked")
     hsm.close()
     return told
 

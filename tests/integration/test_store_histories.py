@@ -106,7 +106,7 @@ def play(store: Store, transaction: list[tuple[str, str, int]], begun: int) -> s
         with store.write(entry()) as write:
             for place, (verb, name, number) in enumerate(transaction):
                 if verb == ADD:
-                    write.add(version(name, number, created_at=birth(begun, place)))
+                    write.add(version(name, number, created_at=created(begun, place)))
                 else:
                     VERBS[verb](write, name, number)
     except BrokerError as refused:
@@ -114,8 +114,8 @@ def play(store: Store, transaction: list[tuple[str, str, int]], begun: int) -> s
     return ""
 
 
-def birth(begun: int, place: int) -> datetime:
-    """No two rows are born at one moment."""
+def created(begun: int, place: int) -> datetime:
+    """No two rows are created at one moment."""
     return T0 + timedelta(milliseconds=begun, microseconds=place)
 
 
@@ -155,7 +155,7 @@ def play_model(model: Model, transaction: list[tuple[str, str, int]], begun: int
         if verb == ADD and key in rows:
             return "NAME_TAKEN"
         if verb == ADD:
-            rows[key] = version(name, number, created_at=birth(begun, place))
+            rows[key] = version(name, number, created_at=created(begun, place))
         elif key in rows and verb == STALE:
             return "CHANGED_MEANWHILE"
         elif key in rows and verb == REPLACE:

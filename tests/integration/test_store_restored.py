@@ -95,7 +95,7 @@ def test_ST_04_an_older_database_is_refused_until_it_is_accepted(restored: tuple
         assert store.forgotten() == [newest]
         assert store.get(Key, "since") is None
         refused(store.check)
-        store.settle()
+        store.make_good()
         with store.write(entry()) as write:
             write.add(*store.forgotten())
         assert store.forgotten() == []
@@ -125,7 +125,7 @@ def test_ST_04_what_is_accepted_is_accepted_for_every_worker_and_not_before_all_
         assert store.doubted
         put(store, key(f"done-{settles}"))
         if settles:
-            store.settle()
+            store.make_good()
             put(store, key("last"))
         store.close()
         if not settles:
@@ -193,11 +193,11 @@ def test_FT_01_records_after_the_last_head_and_a_torn_line_are_no_restored_datab
         store.check()
 
 
-def test_spoilt_logins_are_passed_over(tmp_path: Path) -> None:
+def test_damaged_logins_are_passed_over(tmp_path: Path) -> None:
     name = "broker-20300101T000000000000Z-0123456789abcdef.000001.jsonl"
     good = '{"rpc":"SessionService/Login","outcome":"ok","facts":{"issuer":"i","token_id":"t"}}'
-    spoilt = good.replace('"outcome":"ok",', "")
-    (tmp_path / name).write_text(f"{spoilt}\n{good}\n[{good}]\n")
+    damaged = good.replace('"outcome":"ok",', "")
+    (tmp_path / name).write_text(f"{damaged}\n{good}\n[{good}]\n")
     assert list(logins(tmp_path, T0 - timedelta(days=3650))) == [("i", "t")]
 
 
@@ -245,7 +245,7 @@ def test_AU_04_rows_of_heads_that_nobody_signed_vouch_for_nothing(place: StoreCo
     assert set(links) == {None, signed.chain}
 
 
-def test_a_head_is_found_over_blocks_and_spoilt_lines(place: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_is_found_over_blocks_and_damaged_lines(place: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.store.lines.BLOCK", 97)
     with opened(place) as store:
         signed = sign(store)

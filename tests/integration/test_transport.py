@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 from broker_api.v1 import keys_pb2
 
-from broker.rpc.server import Limits
+from broker.rpc.server import ServerLimits
 from tests.integration.raw_http2 import GET, OK, RESOURCE_EXHAUSTED, UNAUTHENTICATED, UNIMPLEMENTED, Peer, message, peer
 from tests.servers.edge import Edge, plain_services, running
 
 
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
-    every = Limits(refusals_per_second=10_000, refusals_at_once=10_000)  # each refusal is looked for in the journal
+    # Each refusal is looked for in the journal.
+    every = ServerLimits(refusals_per_second=10_000, refusals_at_once=10_000)
     with running(tmp_path_factory.mktemp("edge"), limits=every) as started:
         yield started
 
@@ -114,8 +115,8 @@ def test_AZ_02_two_paths_are_one_method_to_router_and_record(tmp_path: Path) -> 
 def test_NT_18_reflection_and_debug_services_are_off(edge: Edge, path: str) -> None:
     with peer(edge) as attacker:
         assert attacker.call(path).status == UNIMPLEMENTED
-    with peer(edge, pipelines=True) as stranger:
-        assert stranger.call(path).status == UNAUTHENTICATED
+    with peer(edge, pipelines=True) as anonymous:
+        assert anonymous.call(path).status == UNAUTHENTICATED
 
 
 def resident() -> int:

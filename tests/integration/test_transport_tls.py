@@ -12,7 +12,7 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
-from broker.rpc.server import Limits
+from broker.rpc.server import ServerLimits
 from tests.integration.raw_http2 import GET, OK, RESOURCE_EXHAUSTED, UNAUTHENTICATED, Answer, peer
 from tests.servers.edge import Edge, running
 
@@ -21,7 +21,8 @@ HEALTH = "/grpc.health.v1.Health/Check"
 
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
-    every = Limits(refusals_per_second=10_000, refusals_at_once=10_000)  # each refusal is looked for in the journal
+    # Each refusal is looked for in the journal.
+    every = ServerLimits(refusals_per_second=10_000, refusals_at_once=10_000)
     with running(tmp_path_factory.mktemp("edge"), limits=every) as started:
         yield started
 
@@ -87,7 +88,7 @@ def test_NT_13_plaintext_on_a_tls_port_is_closed(edge: Edge, *, pipelines: bool)
 
 
 def test_NT_05_a_stalled_handshake_is_cut_off(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(handshake_seconds=0.3)) as short:
+    with running(tmp_path, limits=ServerLimits(handshake_seconds=0.3)) as short:
         stalled = [socket.create_connection(("127.0.0.1", short.server.operators_port), timeout=10) for _ in range(20)]
         with peer(short) as honest:
             assert honest.call(GET).status == OK
@@ -97,9 +98,9 @@ def test_NT_05_a_stalled_handshake_is_cut_off(tmp_path: Path) -> None:
             each.close()
 
 
-def test_AN_35_slow_health_checks_of_one_stranger_leave_room_for_others(tmp_path: Path) -> None:
+def test_AN_35_slow_health_checks_of_one_unauthenticated_caller_leave_room_for_others(tmp_path: Path) -> None:
     with (
-        running(tmp_path, limits=Limits(message_seconds=0.5)) as quick,
+        running(tmp_path, limits=ServerLimits(message_seconds=0.5)) as quick,
         peer(quick, pipelines=True) as attacker,
         peer(quick, pipelines=True) as honest,
     ):

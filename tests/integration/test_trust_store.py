@@ -14,7 +14,7 @@ from broker.core.errors import BrokerError
 from broker.core.identity import Verified
 from broker.core.kinds import LeaseState, Preset, SessionState
 from broker.core.model import Lease, TrustRule
-from broker.core.quota import Limits
+from broker.core.quota import LeaseQuota
 from broker.core.trust.rules import TrustRules
 from broker.store.sql import SqlStore
 from tests.contracts.store_samples import ROW_KEY, config
@@ -35,7 +35,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     place = config(url, tmp_path)
     migrate(place)
     store = SqlStore(place, ROW_KEY, Clock())
-    yield Bench(store, Limits(per_principal=1000))
+    yield Bench(store, LeaseQuota(per_principal=1000))
     store.close()
     if request.param == "postgresql":
         server.drop_database(name)

@@ -63,7 +63,7 @@ def test_a_name_is_registered_once_and_a_repeated_request_is_the_same(bench: Ben
     request_id = str(uuid.uuid4())
     call = bench.call("CreateTarget", request_id=request_id)
     made = bench.targets.create(call, "bao", "vault", dict(bench.settings), "")
-    assert call.settled
+    assert call.closed
     bench.mount.give(SELF)  # the token can do nothing any more: the repetition does not ask the target
     again = bench.targets.create(
         bench.call("CreateTarget", request_id=request_id), "bao", "vault", dict(bench.settings), ""
@@ -77,10 +77,10 @@ def test_validate_only_connects_and_changes_nothing(bench: Bench) -> None:
     made = bench.targets.create(call, "bao", "vault", dict(bench.settings), "")
     assert made.kek_thumbprint
     assert bench.store.get(Target, "bao") is None
-    assert not call.settled
+    assert not call.closed
 
 
-def test_whoever_may_not_connects_to_nothing(bench: Bench) -> None:
+def test_a_caller_without_the_right_connects_to_nothing(bench: Bench) -> None:
     class Never(Connector):
         def __call__(self, *_: object) -> ports.Target:
             raise AssertionError("connected")

@@ -22,7 +22,7 @@ from tests.servers.openbao import OpenBao, self_signed
 Talk = Callable[[ssl.SSLSocket, threading.Event], None]
 
 
-class Stranger:
+class Impostor:
     """A TLS server that is not Vault; it says what a test wants, once a connection, and keeps what it was sent."""
 
     def __init__(self, folder: Path, talk: Talk) -> None:
@@ -63,11 +63,11 @@ class Stranger:
 
 
 @pytest.fixture
-def stranger(tmp_path: Path) -> Iterator[Callable[[Talk], tuple[Stranger, ports.Target]]]:
-    made: list[Stranger] = []
+def impostor(tmp_path: Path) -> Iterator[Callable[[Talk], tuple[Impostor, ports.Target]]]:
+    made: list[Impostor] = []
 
-    def meet(talk: Talk) -> tuple[Stranger, ports.Target]:
-        one = Stranger(tmp_path / f"stranger-{len(made)}", talk)
+    def meet(talk: Talk) -> tuple[Impostor, ports.Target]:
+        one = Impostor(tmp_path / f"impostor-{len(made)}", talk)
         made.append(one)
         credentials = tmp_path / "credentials"
         (credentials / one.host).mkdir(parents=True, exist_ok=True)
@@ -118,51 +118,51 @@ def told(port: ports.Target) -> BrokerError:
     b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{",
 ])  # fmt: skip
 def test_answers_that_are_not_the_vault_api_are_told_in_one_sentence(
-    stranger: Callable[[Talk], tuple[Stranger, ports.Target]], answer: bytes
+    impostor: Callable[[Talk], tuple[Impostor, ports.Target]], answer: bytes
 ) -> None:
-    _, port = stranger(says(answer))
+    _, port = impostor(says(answer))
     error = told(port)
     assert isinstance(error, Unavailable)
     assert error.reason == "TARGET_UNREACHABLE"
 
 
-def test_no_redirect_is_followed(stranger: Callable[[Talk], tuple[Stranger, ports.Target]]) -> None:
-    elsewhere, _ = stranger(says(b""))
+def test_no_redirect_is_followed(impostor: Callable[[Talk], tuple[Impostor, ports.Target]]) -> None:
+    elsewhere, _ = impostor(says(b""))
     where = f"Location: https://{elsewhere.host}/v1/transit/wrapping_key"
     for status in ("301 Moved", "307 Temporary Redirect", "308 Permanent Redirect"):
-        _, port = stranger(says(http(status, b"{}", where)))
+        _, port = impostor(says(http(status, b"{}", where)))
         assert "redirects" in told(port).message
     assert elsewhere.heard == []
 
 
 def test_the_token_is_not_shown_even_when_the_server_quotes_it(
-    stranger: Callable[[Talk], tuple[Stranger, ports.Target]],
+    impostor: Callable[[Talk], tuple[Impostor, ports.Target]],
 ) -> None:
-    _, port = stranger(says(http("400 Bad Request", b'{"errors": ["bad token s.canary"]}')))
+    _, port = impostor(says(http("400 Bad Request", b'{"errors": ["bad token s.canary"]}')))
     assert isinstance(told(port), WrongState)
 
 
 def test_what_the_server_says_is_cut_and_put_on_one_line(
-    stranger: Callable[[Talk], tuple[Stranger, ports.Target]],
+    impostor: Callable[[Talk], tuple[Impostor, ports.Target]],
 ) -> None:
-    _, port = stranger(says(http("400 Bad Request", b'{"errors": ["a\\n\\u001b[31mb' + b"x" * 5000 + b'"]}')))
+    _, port = impostor(says(http("400 Bad Request", b'{"errors": ["a\\n\\u001b[31mb' + b"x" * 5000 + b'"]}')))
     error = told(port)
     assert "a [31mbx" in error.message
     assert len(error.message) < 300
 
 
-def test_an_endless_answer_is_given_up(stranger: Callable[[Talk], tuple[Stranger, ports.Target]]) -> None:
+def test_an_endless_answer_is_given_up(impostor: Callable[[Talk], tuple[Impostor, ports.Target]]) -> None:
     def talk(connection: ssl.SSLSocket, over: threading.Event) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
         while not over.is_set():
             connection.sendall(b" " * 65536)
 
-    _, port = stranger(talk)
+    _, port = impostor(talk)
     assert told(port).reason == "TARGET_UNREACHABLE"
 
 
 def test_silence_and_dripping_are_given_up_in_time(
-    stranger: Callable[[Talk], tuple[Stranger, ports.Target]], monkeypatch: pytest.MonkeyPatch
+    impostor: Callable[[Talk], tuple[Impostor, ports.Target]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(https, "READ_SECONDS", 0.2)
     monkeypatch.setattr(https, "TOTAL_SECONDS", 0.4)
@@ -185,7 +185,7 @@ def test_silence_and_dripping_are_given_up_in_time(
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     for talk in (silent, drip, drip_headers, put_off):
-        _, port = stranger(talk)
+        _, port = impostor(talk)
         error = told(port)
         assert error.reason == "TARGET_UNREACHABLE"
         assert "in time" in error.message

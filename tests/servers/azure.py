@@ -63,7 +63,7 @@ def _vault(factory: pytest.TempPathFactory, kind: Literal["premium", "managed-hs
 
 @pytest.fixture(scope="session")
 def shared_premium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeVault]:
-    """One Key Vault Premium for the whole run, with a KEK named kek: spoil nothing in it, use names of your own."""
+    """One Key Vault Premium for the whole run, with a KEK named kek: disturb nothing in it, use names of your own."""
     yield from _vault(tmp_path_factory, "premium")
 
 

@@ -1,4 +1,4 @@
-"""Whoever can write the database, and nothing else: rows as they are, changed behind the broker's back."""
+"""A person who can write the database, and nothing else: rows as they are, changed behind the broker's back."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from broker.core.errors import Unavailable
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator
 from broker.rpc import table
-from broker.rpc.server import Limits, Server, ServerConfig
+from broker.rpc.server import Server, ServerConfig, ServerLimits
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CLIENT_AUTH = [ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -207,11 +207,13 @@ def running(
     services: dict[str, object] | None = None,
     journal: Journal | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     threads: int = 4,
 ) -> Iterator[Edge]:
     server_ca, operator_ca = issue("servers", ca=True), authority()
-    config = configure(folder, server_certificate(server_ca), operator_ca, limits=limits or Limits(), threads=threads)
+    config = configure(
+        folder, server_certificate(server_ca), operator_ca, limits=limits or ServerLimits(), threads=threads
+    )
     store: Any = journal or Journal(operator())
     mtls = Mtls(MtlsConfig(operator_ca_file=config.operator_ca_file), store, now)
     server = Server(config, services or plain_services(), [mtls], store, now)

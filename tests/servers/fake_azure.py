@@ -27,7 +27,7 @@ Private = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
 class StaticToken:
-    """A credential that gives the vault's token to whoever asks, and counts."""
+    """A credential that gives the vault's token to every asker, and counts."""
 
     def __init__(self, token: str) -> None:
         self.token, self.asked = token, 0

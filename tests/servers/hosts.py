@@ -109,7 +109,7 @@ def leader(postgres: Postgres, database: str) -> str:
 
 
 def depose(postgres: Postgres, database: str) -> None:
-    """Take the lock away from whoever has it, as the server does that hears nothing."""
+    """Take the lock away from the process that has it, as the server does that hears nothing."""
     with postgres.connect(database) as connection:
         connection.execute(b"SELECT pg_terminate_backend(pid, 5000)" + LEADER.encode())
 

@@ -95,6 +95,6 @@ def azure_house(folder: Path, *, create_kek: bool = True, **hsm: float) -> Itera
 
 @pytest.fixture(scope="session")
 def azure_live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureLive]:
-    """One for the whole run: use names of your own, and spoil only requests about them."""
+    """One for the whole run: use names of your own, and disturb only requests about them."""
     with azure_house(tmp_path_factory.mktemp("azure-live")) as house:
         yield house

@@ -142,7 +142,7 @@ def acknowledge(promised: Promised, rpc: str, answer: Any) -> None:
 def resume(client: Client, promised: Promised, *, patience: float) -> None:
     """Send again, under its own request id, whatever was not answered; every piece must come to a good end.
 
-    An upload that was cut off is not repeated before its lease is over (``IMPORT_IN_PROGRESS``): with ``patience``
+    An upload that was cut off is not repeated before its grace is over (``IMPORT_IN_PROGRESS``): with ``patience``
     below that, it is left for later.
     """
     waiting = []

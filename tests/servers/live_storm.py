@@ -1,7 +1,7 @@
 """Imports to two fakes of Azure while all that can go wrong does, at random.
 
-The token's calls, the vaults' answers and the broker's life are spoilt; then nothing is any more, and every import is
-asked for again. ``storm_verdict`` says what must be true by then.
+The token's calls, the vaults' answers and the broker's life are disturbed; then nothing is any more, and every import
+is asked for again. ``storm_verdict`` says what must be true by then.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from broker.core.imports.places import LEASE
+from broker.core.imports.places import ARRIVAL_GRACE
 from broker.core.model import Import
 from tests.contracts.store_samples import entry
 from tests.integration.test_shim_faults import CODES
@@ -49,7 +49,7 @@ ROUND = 8
 """Imports that are under way together, three at a time."""
 
 KINDS = (EC_P256, EC_P256, EC_P521, EC_P256K, RSA_2048, AES_256, AES_256)
-SPOILT: dict[str, Answer | Effect | str] = {
+FAULTS: dict[str, Answer | Effect | str] = {
     "401": unauthorized(), "401, claims": insufficient_claims(), "403": forbidden(),
     "403, role": forbidden("ForbiddenByRbac"), "403, firewall": forbidden("ForbiddenByFirewall"),
     "403, disabled": forbidden("KeyDisabled"), "404": key_not_found("x"), "409": conflict(),
@@ -169,13 +169,13 @@ class Storm:
     # ---- one round -----------------------------------------------------------------------------------------------
 
     def round(self) -> None:
-        """Eight imports, spoilt, asked for again and again; then once more in peace."""
+        """Eight imports, disturbed, asked for again and again; then once more in peace."""
         client = self.calm()
         under_way = [self._born(client) for _ in range(ROUND)]
         self.journeys += under_way
-        self._spoil_token()
-        spoilt = [self._spoil_vault(journey) for journey in under_way]
-        assert all(spoilt)
+        self._disturb_token()
+        disturbed = [self._disturb_vault(journey) for journey in under_way]
+        assert all(disturbed)
         doom = self._doom(under_way)
         with ThreadPoolExecutor(3) as travellers:
             going = [travellers.submit(self._travel, client, one) for one in under_way]
@@ -187,9 +187,9 @@ class Storm:
             doom.join()
         for vault in self._keks:
             self._put_right(vault)
-            self.counts["requests spoilt"] += len(vault.faults.fired)
+            self.counts["requests disturbed"] += len(vault.faults.fired)
             vault.faults.fired.clear()
-        self.counts["calls spoilt"] += sum(call.injected for call in self.live.shim.calls())
+        self.counts["calls disturbed"] += sum(call.injected for call in self.live.shim.calls())
         self.counts["rounds survived"] += not self.dead
         client = self.calm()
         for journey in under_way:
@@ -229,7 +229,7 @@ class Storm:
 
     # ---- what goes wrong -----------------------------------------------------------------------------------------
 
-    def _spoil_token(self) -> None:
+    def _disturb_token(self) -> None:
         """Some codes at some calls; each code has its turn before any comes again."""
         rules = []
         for _ in range(9):
@@ -244,12 +244,12 @@ class Storm:
             rules.append(f"{self.random.choice(CALLS)} kill times=1 from={self.random.randint(1, 20)}{late}")
         self.live.shim.obey(f"seed {self.random.randint(1, 1 << 30)}", *rules)
 
-    def _spoil_vault(self, journey: Journey) -> list[str]:
+    def _disturb_vault(self, journey: Journey) -> list[str]:
         """One to three switches, mostly at this import's own requests."""
         done = []
         for _ in range(self.random.choice([1, 1, 2, 3])):
             if not self._switches:
-                self._switches = self.random.sample(sorted(SPOILT), len(SPOILT))
+                self._switches = self.random.sample(sorted(FAULTS), len(FAULTS))
             name = self._switches.pop()
             if name == "hang" and not self.hang:  # that takes ten to twenty seconds each time
                 name = "cut"
@@ -259,7 +259,7 @@ class Storm:
         return done
 
     def _turn(self, name: str, journey: Journey) -> None:
-        what, vault = SPOILT[name], journey.vault
+        what, vault = FAULTS[name], journey.vault
         road = "^" + self.random.choice(ROADS).format(journey.remote_names[-1])
         if what == "swap":
             vault.versions("kek")[-1].material = self._lookalike
@@ -339,12 +339,12 @@ class Storm:
                 ended = self.ask(client, journey)
         assert ended in {"proven", "TARGET_NAME_TAKEN", *ON_THE_WAY}, f"{journey}: {ended}"
 
-    def let_the_lease_pass(self) -> None:
+    def let_the_grace_pass(self) -> None:
         """As if all brokers had been away for longer than an upload can be on its way."""
         assert self.live.broker.terminate() == 0
         with store_of(self.live.broker.folder) as store, store.write(entry()) as write:
             for row in write.page(Import, limit=10_000):
-                write.replace(row, replace(row, started_at=row.started_at - LEASE - timedelta(seconds=1)))
+                write.replace(row, replace(row, started_at=row.started_at - ARRIVAL_GRACE - timedelta(seconds=1)))
         self.live.broker.start()
         self.counts["still on their way"] = sum(one.ended in ON_THE_WAY for one in self.journeys)
         client = self.live.client()

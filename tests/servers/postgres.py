@@ -31,7 +31,7 @@ class Postgres:
     binaries: Path
     folder: Path
     port: int
-    account: str | None  # whom to become, None for whoever runs the tests
+    account: str | None  # whom to become, None for the user that runs the tests
 
     @property
     def sockets(self) -> Path:

@@ -1,4 +1,5 @@
-"""Strangers who hold connections open: a program of its own, so that its descriptors are not the broker's.
+"""Unauthenticated callers that hold connections open: a program of its own, so that its descriptors are not the
+broker's.
 
 Run as ``python -m tests.servers.siege PORT KIND COUNT ADDRESS...``; it says how many it has opened, goes on opening
 anew (``AGAIN`` a second) what is closed on it, and ends with its standard input.

@@ -1,4 +1,4 @@
-"""What other callers notice of strangers at the doors: the 99th percentile beside the quiet one (NT-05)."""
+"""What callers notice of unauthenticated ones at the doors: the 99th percentile beside the quiet one (NT-05)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def p99(live: Live, client: Client) -> float:
 
 
 @pytest.mark.soak
-def test_NT_05_others_hardly_notice_strangers_at_the_doors(live_own: Live) -> None:
+def test_NT_05_others_hardly_notice_unauthenticated_callers_at_the_doors(live_own: Live) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     assert hard > 6000, "a program that holds 5,000 connections needs as many descriptors"
     client = live_own.client()

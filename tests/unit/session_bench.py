@@ -14,7 +14,7 @@ from broker.core.model import Lease, Matcher, Principal, Proof, Session, TrustRu
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard
 from broker.core.ports import Store
-from broker.core.quota import Limits
+from broker.core.quota import LeaseQuota
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.sealing import Sealing
@@ -51,9 +51,9 @@ def pipeline(name: str = "deploy", *, jti: str = "", revision: int = 1) -> Princ
 class Bench:
     """The nouns; ``restart`` makes them anew on the same records, as a new process does, under the same policy."""
 
-    def __init__(self, store: Store, limits: Limits | None = None) -> None:
+    def __init__(self, store: Store, limits: LeaseQuota | None = None) -> None:
         self.clock = Clock()
-        self.limits = limits or Limits()
+        self.limits = limits or LeaseQuota()
         self.hsm = SoftwareHsm()
         self.text = FIRST_POLICY + GRANTS
         self.version = 1

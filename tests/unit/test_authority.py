@@ -223,7 +223,7 @@ def test_K01_a_server_name_that_is_none_is_named(authority: Authority, name: str
 def test_a_signature_that_does_not_verify_is_withheld() -> None:
     signer = Signer()
     authority = made(signer)[0]
-    signer.spoilt = True
+    signer.broken = True
     with pytest.raises(Unavailable) as refused:
         authority.client(csr(), URI, START, HOUR)
     assert refused.value.reason == "HSM_FAULT"

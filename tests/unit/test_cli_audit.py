@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from broker_cli.audit import signature_check
-from broker_cli.chain import Kept, Limits, Verdict, Verifier
+from broker_cli.chain import Kept, TailLimits, Verdict, Verifier
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
@@ -88,7 +88,9 @@ def journal(chain: str = "host-1") -> Journal:
     return Journal(chain=chain).add(7).sign().add(5).sign().add(6).sign()
 
 
-def verify(tmp_path: Path, *contents: bytes, kept: list[Kept] | None = None, limits: Limits | None = None) -> Verdict:
+def verify(
+    tmp_path: Path, *contents: bytes, kept: list[Kept] | None = None, limits: TailLimits | None = None
+) -> Verdict:
     paths = []
     for number, content in enumerate(contents):
         path = tmp_path / f"{number}.jsonl"
@@ -283,8 +285,8 @@ def test_the_unsigned_tail_is_told_and_bounded(tmp_path: Path) -> None:
         4,
         30,
     )
-    assert "TAIL_UNSIGNED" in reasons(verify(tmp_path, given_.bytes, limits=Limits(records=3)))
-    assert "TAIL_UNSIGNED" in reasons(verify(tmp_path, given_.bytes, limits=Limits(seconds=29)))
+    assert "TAIL_UNSIGNED" in reasons(verify(tmp_path, given_.bytes, limits=TailLimits(records=3)))
+    assert "TAIL_UNSIGNED" in reasons(verify(tmp_path, given_.bytes, limits=TailLimits(seconds=29)))
 
 
 def test_a_chain_in_several_files_is_read_in_its_order(tmp_path: Path) -> None:

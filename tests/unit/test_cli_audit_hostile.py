@@ -1,4 +1,4 @@
-"""AU-12: journals made to break whoever reads them. A parse problem is a finding with its place, never "ok"."""
+"""AU-12: journals made to break their readers. A parse problem is a finding with its place, never "ok"."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_one_such_field_among_others_refuses_them_all() -> None:
         collected(asked, {"team/ld": {"ok": b"1", "preload": b"2"}})
 
 
-def test_whoever_names_it_means_it() -> None:
+def test_a_caller_that_names_it_means_it() -> None:
     asked = [named("LD_PRELOAD=broker://team/ld#preload"), named("PATH=broker://team/x#y")]
     fetched = {"team/ld#preload": {"preload": b"/lib/a.so"}, "team/x#y": {"y": b"/bin"}}
     assert collected(asked, fetched) == {"LD_PRELOAD": b"/lib/a.so", "PATH": b"/bin"}

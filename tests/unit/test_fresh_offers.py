@@ -41,7 +41,7 @@ class House:
     def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002 (there is one)
         return self.port
 
-    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002 (it has none)
+    def canonical(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002 (it has none)
         return dict(settings)
 
     def call(self, method: str, *, validate_only: bool = False) -> Call:
@@ -50,7 +50,9 @@ class House:
     def register(self, thumbprint: str = "", **more: Any) -> Target:
         return self.targets.create(self.call("CreateTarget"), "kms", KIND, {}, thumbprint, **more)
 
-    def born(self, key_type: KeyType = KeyType.EC_P256, usage: KeyUsage = KeyUsage.SIGN, *, name: str = "pay") -> None:
+    def generate(
+        self, key_type: KeyType = KeyType.EC_P256, usage: KeyUsage = KeyUsage.SIGN, *, name: str = "pay"
+    ) -> None:
         self.keys.create(self.call("CreateKey"), name, key_type, usage, exportable=True, labels={}, owner="")
 
     def bring(self, name: str = "", terms: Terms | None = None, *, validate_only: bool = False) -> tuple[Import, Call]:
@@ -62,7 +64,7 @@ class House:
 def house() -> House:
     made = House()
     made.register()
-    made.born()
+    made.generate()
     return made
 
 
@@ -78,7 +80,7 @@ def test_a_key_is_imported_and_proven_under_a_wrapping_key_of_its_own(key_type: 
     house = House()
     registered = house.register()
     assert (registered.kek_id, registered.kek_thumbprint) == ("", "")
-    house.born(key_type, usage)
+    house.generate(key_type, usage)
     row, asked = house.bring()
     assert (row.state, row.remote_version) == (ImportState.PROVEN, "1")
     assert row.kek_thumbprint == asked.facts["kek_thumbprint"]
@@ -116,7 +118,7 @@ def test_BY_02_a_weak_wrapping_key_gets_nothing_and_the_import_is_over(house: Ho
 
 def test_BY_10_a_name_that_is_taken_there_is_refused_before_anything_is_wrapped(house: House) -> None:
     house.bring()
-    house.born(name="other")
+    house.generate(name="other")
     wraps = house.hsm.calls["wrap"]
     refused("TARGET_NAME_TAKEN", lambda: house.imports.import_key(house.call("ImportKey"), "other", 0, "kms", "pay"))
     assert house.hsm.calls["wrap"] == wraps

@@ -85,7 +85,7 @@ class Passing:
         self.seen.append(principal)
 
     def message(self) -> bytes:
-        assert self.seen, "nothing is read from a stranger"
+        assert self.seen, "nothing is read from an unauthenticated caller"
         return self.text
 
 
@@ -176,7 +176,7 @@ def test_another_door_gets_idempotency_and_dry_runs(house: House) -> None:
     assert (other.outcome, other.reason) == (Outcome.ALREADY_EXISTS, "REQUEST_ID_REUSED")
 
 
-def test_strangers_at_another_door_are_recorded_so_many_times_and_then_counted(house: House) -> None:
+def test_unauthenticated_callers_at_another_door_are_recorded_so_many_times_and_then_counted(house: House) -> None:
     ends = [house.ask("KeyService/CreateKey", CREATE) for _ in range(BURST + 4)]
     assert {(end.outcome, end.reason) for end in ends} == {(Outcome.UNAUTHENTICATED, "CREDENTIALS_MISSING")}
     assert len(house.store.entries) == BURST

@@ -1,4 +1,4 @@
-"""AU-15: refusals of strangers are written down up to a rate, and counted beyond it."""
+"""AU-15: refusals of unauthenticated callers are written down up to a rate, and counted beyond it."""
 
 from __future__ import annotations
 

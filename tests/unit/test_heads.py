@@ -120,7 +120,7 @@ def test_an_auditor_asks_for_a_head_and_gets_what_stands_when_nothing_moved(hous
     asked = call("AuditService/SignAuditHead", AUDITOR, house.clock)
     [head] = house.heads.sign(asked)
     assert house.heads.sign(call("AuditService/SignAuditHead", AUDITOR, house.clock)) == [head]
-    assert (asked.facts, asked.settled) == ({"count": 1}, False)
+    assert (asked.facts, asked.closed) == ({"count": 1}, False)
 
 
 def test_the_state_is_the_key_and_the_newest_head_of_each_chain(house: House) -> None:

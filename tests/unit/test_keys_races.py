@@ -131,7 +131,7 @@ def test_the_same_request_twice_at_once_makes_one_key_that_works(bench: Bench) -
 
 
 def test_the_same_requests_on_many_threads_make_keys_that_the_hsm_holds(bench: Bench) -> None:
-    """Whoever finds the version completed must not take it for somebody else's, and destroy it, before it is stored."""
+    """A caller that finds the version completed must not take it for another's, and destroy it, before it is stored."""
 
     def create(number: int) -> None:
         call = bench.call("CreateKey", f"{number:08d}{REQUEST[8:]}")

@@ -1,4 +1,4 @@
-"""Operations by themselves: one owner, one outcome, a clear record, whoever carries them on and whatever was lost."""
+"""Operations by themselves: one owner, one outcome, a clear record, whichever process carries on, whatever was lost."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_each_step_is_done_once_and_the_outcome_closes_the_call(process: Process
     asked, begun = process.call(), process.begin()
     done = process.operations.run(asked, begun)
     assert (done.state, process.sent) == (OperationState.DONE, dict.fromkeys(TARGETS, 1))
-    assert asked.settled
+    assert asked.closed
     assert [entry.phase for entry in process.store.entries] == [Phase.INTENT] * 3 + [Phase.OUTCOME]
     assert done.memory == {}
 
@@ -114,7 +114,7 @@ def test_two_processes_at_one_operation_have_one_outcome(process: Process) -> No
     assert other.operations.run(other.call(), begun).state is OperationState.DONE
     asked = process.call()
     assert process.operations.run(asked, begun).state is OperationState.DONE, "the other's outcome is its own"
-    assert not asked.settled, "whose record is the gate's to write"
+    assert not asked.closed, "whose record is the gate's to write"
     assert process.row().revision == 4
 
 

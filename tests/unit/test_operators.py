@@ -54,7 +54,7 @@ class House:
     def add(self, name: str, *groups: str, request_id: str = "") -> tuple[Operator, Issued]:
         asked = self.call("AddOperator", request_id=request_id)
         added = self.operators.add(asked, name, list(groups), CSR, None)
-        assert asked.settled
+        assert asked.closed
         return added
 
     def stored(self, name: str) -> Operator:
@@ -130,12 +130,12 @@ def test_AZ_05_a_repeated_request_to_add_gives_no_certificate_for_what_others_ha
 
 
 def test_an_operator_is_not_added_when_the_certificate_cannot_be_made(house: House) -> None:
-    house.signer.spoilt = True
+    house.signer.broken = True
     asked = house.call("AddOperator")
     with pytest.raises(BrokerError):
         house.operators.add(asked, "bob", [], CSR, None)
     assert house.store.get(Operator, "bob") is None
-    assert not asked.settled
+    assert not asked.closed
     assert house.store.entries == []
 
 
@@ -182,7 +182,7 @@ def test_validating_only_makes_no_certificate_and_changes_nothing(house: House) 
         house.operators.remove(only("RemoveOperator"), "nobody")
     assert house.store.rows[Operator] == before
     assert len(house.signer.signed) == signed + 1
-    assert not asked.settled
+    assert not asked.closed
 
 
 def test_an_operator_renews_their_own_certificate_and_no_other(house: House) -> None:
@@ -327,7 +327,7 @@ def test_AZ_04_a_list_shows_only_what_the_policy_lets_one_list() -> None:
     assert ([row.name for row in everybody.items], everybody.next) == (["alice", "bob", "c1", "c2", "c3"], ())
 
 
-def test_whoever_may_not_learns_nothing_of_who_exists(house: House) -> None:
+def test_a_caller_without_the_right_learns_nothing_of_who_exists(house: House) -> None:
     house.add("bob")
     said = []
     for name in ("bob", "nobody"):
@@ -341,7 +341,7 @@ def test_whoever_may_not_learns_nothing_of_who_exists(house: House) -> None:
 def test_everybody_may_ask_who_they_are(house: House) -> None:
     asked = house.call("WhoAmI", operator("nobody-special"))
     house.operators.whoami(asked)
-    assert (asked.decision, asked.policies, asked.settled) == ("allow", ("whoami",), False)
+    assert (asked.decision, asked.policies, asked.closed) == ("allow", ("whoami",), False)
 
 
 def test_the_uri_is_the_spiffe_id() -> None:

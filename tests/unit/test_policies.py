@@ -86,7 +86,7 @@ def test_a_new_text_is_stored_recorded_and_in_force(house: House) -> None:
     stored = house.policies.set(asked, LATER, 1)
     assert (stored.version, stored.author, stored.text) == (2, "operator/alice", LATER)
     assert house.store.get(PolicyDocument, 2) == stored == house.guard.document
-    assert asked.settled
+    assert asked.closed
     [entry] = house.store.entries
     assert (entry.outcome, entry.facts, entry.policies, entry.policy_version) == (
         "ok", {"policy_version": 2}, ("admins",), 1,
@@ -98,7 +98,7 @@ def test_the_history_can_be_read_and_0_is_the_one_in_force(house: House) -> None
     asked = call("PolicyService/GetPolicy", operator("carol", "auditors"), house.clock)
     assert house.policies.get(asked, 0).text == LATER
     assert house.policies.get(asked, 1).text == FIRST_POLICY
-    assert not asked.settled
+    assert not asked.closed
     for version in (3, -1, 2**31 - 1):
         with pytest.raises(NotFound):
             house.policies.get(asked, version)
@@ -157,7 +157,7 @@ def test_validating_only_checks_everything_and_changes_nothing(house: House) -> 
     def validate(text: str, expected: int) -> PolicyDocument:
         asked = call("PolicyService/SetPolicy", ADMIN, house.clock, validate_only=True)
         document = house.policies.set(asked, text, expected)
-        assert not asked.settled
+        assert not asked.closed
         assert asked.facts == {"validate_only": 1}
         return document
 

@@ -12,7 +12,7 @@ import pytest
 from broker.core import quota
 from broker.core.errors import Exhausted
 from broker.core.model import Lease
-from broker.core.quota import Limits, Tally
+from broker.core.quota import LeaseQuota, Tally
 from tests.contracts.store_samples import config, opened
 from tests.fakes.calls import Clock
 from tests.fakes.hsm import SoftwareHsm
@@ -24,7 +24,7 @@ from tests.unit.session_bench import Bench, pipeline
 DEPLOY = "pipeline/deploy"
 
 
-def tally(limits: Limits) -> Tally:
+def tally(limits: LeaseQuota) -> Tally:
     return Tally(MemoryStore(), Clock(), limits)
 
 
@@ -38,7 +38,7 @@ def full(tally: Tally, principal: str, more: int) -> str:
 
 
 def test_TL_11_what_another_call_is_about_to_add_takes_room() -> None:
-    leases = tally(Limits(per_principal=3))
+    leases = tally(LeaseQuota(per_principal=3))
     with leases.room(DEPLOY, 2):
         assert full(leases, DEPLOY, 2) == "LEASE_QUOTA"
         assert full(leases, DEPLOY, 1) == ""
@@ -47,7 +47,7 @@ def test_TL_11_what_another_call_is_about_to_add_takes_room() -> None:
 
 
 def test_TL_11_room_is_given_back_by_a_call_that_failed() -> None:
-    leases = tally(Limits(per_principal=3))
+    leases = tally(LeaseQuota(per_principal=3))
     with pytest.raises(RuntimeError), leases.room(DEPLOY, 3):
         raise RuntimeError
     assert full(leases, DEPLOY, 4) == "LEASE_QUOTA"
@@ -56,7 +56,7 @@ def test_TL_11_room_is_given_back_by_a_call_that_failed() -> None:
 
 def test_TL_11_a_recount_in_all_does_not_miss_what_is_being_added() -> None:
     clock = Clock()
-    leases = Tally(MemoryStore(), clock, Limits(in_all=5))
+    leases = Tally(MemoryStore(), clock, LeaseQuota(in_all=5))
     with leases.room(DEPLOY, 3):
         clock.forward(seconds=2)
         assert full(leases, "pipeline/other", 3) == "LEASE_CAP"
@@ -67,7 +67,7 @@ def test_TL_11_twelve_fetches_at_one_moment_stay_within_the_limit(tmp_path: Path
     place = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
     migrate(place)
     with opened(place) as store:
-        bench = Bench(store, Limits(per_principal=7))
+        bench = Bench(store, LeaseQuota(per_principal=7))
         bench.add_rule()
         bench.put("app/a")
         bench.put("app/b")

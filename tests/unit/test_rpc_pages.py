@@ -36,11 +36,11 @@ def test_AZ_04_page_sizes_out_of_bounds_are_refused(asked: int) -> None:
 
 @given(st.lists(st.one_of(st.text(max_size=40), st.integers(-(2**40), 2**40)), max_size=4).map(tuple))
 def test_a_token_opens_to_its_position(position: tuple[str | int, ...]) -> None:
-    assert TOKENS.open(call(), ("q",), TOKENS.seal(call(), ("q",), position)) == position
+    assert TOKENS.open(call(), ("q",), TOKENS.token(call(), ("q",), position)) == position
 
 
 def test_the_end_of_a_list_has_no_token() -> None:
-    assert TOKENS.seal(call(), (), ()) == ""
+    assert TOKENS.token(call(), (), ()) == ""
     assert TOKENS.open(call(), (), "") == ()
 
 
@@ -56,14 +56,14 @@ def test_the_end_of_a_list_has_no_token() -> None:
     ],
 )
 def test_AZ_04_a_token_serves_only_whom_and_what_it_was_made_for(other: Call, query: tuple[str, ...]) -> None:
-    token = TOKENS.seal(call(), ("payments",), ("a",))
+    token = TOKENS.token(call(), ("payments",), ("a",))
     with pytest.raises(InvalidRequest) as refused:
         TOKENS.open(other, query, token)
     assert refused.value.reason == "PAGE_TOKEN_INVALID"
 
 
 def test_AZ_04_a_token_with_any_character_changed_is_refused() -> None:
-    token = TOKENS.seal(call(), (), ("payments", 7))
+    token = TOKENS.token(call(), (), ("payments", 7))
     for place in range(len(token)):
         for change in "A", "_":
             changed = token[:place] + change + token[place + 1 :]
@@ -91,14 +91,14 @@ def test_P13_no_text_opens_or_breaks_the_token_reader(text: str) -> None:
 
 
 def test_AZ_04_a_token_hides_the_row_and_the_length_of_its_name() -> None:
-    short, long = (TOKENS.seal(call(), (), (name,)) for name in ("a", "a-key-the-caller-may-not-know-of"))
+    short, long = (TOKENS.token(call(), (), (name,)) for name in ("a", "a-key-the-caller-may-not-know-of"))
     assert len(short) == len(long)
-    assert TOKENS.seal(call(), (), ("a",)) != short
+    assert TOKENS.token(call(), (), ("a",)) != short
 
 
 def test_replicas_with_one_key_take_each_others_tokens_and_no_others() -> None:
     key = secrets.token_bytes(32)
-    token = PageTokens(key).seal(call(), (), ("a",))
+    token = PageTokens(key).token(call(), (), ("a",))
     assert PageTokens(key).open(call(), (), token) == ("a",)
     with pytest.raises(InvalidRequest):
         PageTokens(secrets.token_bytes(32)).open(call(), (), token)

@@ -32,7 +32,7 @@ def test_within_the_shares_nobody_has_to_go() -> None:
     assert gone(held) == (set(), Counter())
 
 
-def test_NT_05_of_one_network_the_strangers_that_were_heard_of_longest_ago() -> None:
+def test_NT_05_of_one_network_the_unauthenticated_that_were_heard_of_longest_ago() -> None:
     held = [at("10.0.0.1", number) for number in range(25)]
     assert gone(held) == (set(range(15)), Counter(strangers_per_network=15))
 
@@ -56,7 +56,7 @@ def test_NT_05_of_one_network_those_that_have_carried_no_call_go_first() -> None
     assert gone(held) == (set(range(5, 10)), Counter(strangers_per_network=5))
 
 
-def test_NT_05_however_many_strangers_come_known_callers_have_the_rest() -> None:
+def test_NT_05_however_many_unauthenticated_come_known_callers_have_the_rest() -> None:
     held = [at(f"10.0.{number}.1", 50, known=True) for number in range(70)]
     held += [at(f"10.{number % 200 + 1}.{number // 200}.9", 99) for number in range(1000)]
     left, limits = gone(held)

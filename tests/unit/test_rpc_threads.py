@@ -25,7 +25,7 @@ def threads() -> int:
     return sum(thread.name == "test" for thread in threading.enumerate())
 
 
-def settled(count: int) -> bool:
+def idle(count: int) -> bool:
     give_up = time.monotonic() + SECONDS
     while threads() != count and time.monotonic() < give_up:
         threading.Event().wait(0.01)
@@ -46,7 +46,7 @@ def test_P09_tasks_that_are_aside_keep_no_other_from_its_turn(pool: Pool) -> Non
     assert pool.submit(int, 7).result(SECONDS) == 7
     go.set()
     assert [each.result(SECONDS) for each in waiting] == ["back"] * 50
-    assert settled(2)  # the threads that it took are gone again
+    assert idle(2)  # the threads that it took are gone again
     assert pool.aside_now == 0
     assert [each.result(SECONDS) for each in [pool.submit(int, number) for number in range(20)]] == list(range(20))
 
@@ -126,7 +126,7 @@ def test_a_pool_that_is_shut_down_takes_no_more_and_ends(pool: Pool) -> None:
         pool.submit(int, 1)
     go.set()
     assert [each.result(SECONDS) for each in held] == [True, True]
-    assert settled(0)
+    assert idle(0)
 
 
 def test_tasks_that_come_back_to_a_long_queue_leave_no_threads_behind(pool: Pool) -> None:
@@ -142,4 +142,4 @@ def test_tasks_that_come_back_to_a_long_queue_leave_no_threads_behind(pool: Pool
     ends = [pool.submit(wait) for _ in range(300)]
     assert {type(each.exception(SECONDS)) for each in ends} <= {type(None), Exhausted}
     assert most <= 2 + 4 + 2  # those whose turn it may be, aside, and back and not yet at their end
-    assert settled(2)
+    assert idle(2)

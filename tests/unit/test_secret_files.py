@@ -19,7 +19,7 @@ from broker.store.private import password
 from broker.targets.token import read_token
 from tests.servers.places import MEMORY, in_memory
 
-STRANGER, GROUP = 54321, 54322
+OTHER_USER, GROUP = 54321, 54322
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -57,14 +57,14 @@ def kubernetes(folder: Path, *, mode: int = 0o440, group: int = GROUP) -> Path:
     return folder / "secret"
 
 
-def as_stranger(path: Path, *groups: int) -> set[str]:
+def as_another_user(path: Path, *groups: int) -> set[str]:
     """What the readers say in a process of another user: "" or a refusal, each once."""
     answer, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.setgroups(groups)
-        os.setgid(STRANGER)
-        os.setuid(STRANGER)
+        os.setgid(OTHER_USER)
+        os.setuid(OTHER_USER)
         os.write(write, json.dumps([_said(read, path) for read in READERS.values()]).encode())
         os._exit(0)
     os.close(write)
@@ -93,17 +93,17 @@ def place() -> Iterator[Path]:
 @needs_root
 def test_K14_a_kubernetes_secret_with_fs_group_is_read_by_every_reader(place: Path) -> None:
     secret = kubernetes(place / "mount")
-    assert as_stranger(secret, GROUP) == {""}
+    assert as_another_user(secret, GROUP) == {""}
     (place / "mount" / "..new").symlink_to("..2026_12_01")  # a new version, put in place of the old at once
     put(place / "mount" / "..2026_12_01" / "secret", mode=0o440, owner=0, group=GROUP, content=b"s.new\n")
     (place / "mount" / "..new").replace(place / "mount" / "..data")
-    assert as_stranger(secret, GROUP) == {""}
+    assert as_another_user(secret, GROUP) == {""}
 
 
 @needs_root
 @pytest.mark.parametrize("mode", [0o444, 0o644])
 def test_K14_a_secret_that_everybody_can_read_is_refused_with_what_can_be_done_there(place: Path, mode: int) -> None:
-    for said in as_stranger(kubernetes(place / f"mount{mode}", mode=mode), GROUP):
+    for said in as_another_user(kubernetes(place / f"mount{mode}", mode=mode), GROUP):
         assert "open to other users" in said
         assert "defaultMode: 0440 and fsGroup" in said
         assert "chmod" not in said  # the mount is read-only, and the file is not ours
@@ -113,17 +113,17 @@ def test_K14_a_secret_that_everybody_can_read_is_refused_with_what_can_be_done_t
 @pytest.mark.parametrize(
     ("mode", "owner", "group", "taken"),
     [
-        (0o400, STRANGER, 0, True),  # Docker and Podman with uid and mode
+        (0o400, OTHER_USER, 0, True),  # Docker and Podman with uid and mode
         (0o440, 0, GROUP, True),
         (0o640, 0, GROUP, False),  # root may write it; that nobody may is how platforms hand secrets over
-        (0o440, STRANGER, GROUP, False),  # the user's own file can be closed by the user
+        (0o440, OTHER_USER, GROUP, False),  # the user's own file can be closed by the user
         (0o460, 0, GROUP, False),
         (0o440, 0, GROUP + 1, False),
-        (0o400, STRANGER + 1, 0, False),
+        (0o400, OTHER_USER + 1, 0, False),
     ],
 )
 def test_K14_which_modes_and_owners_are_taken(place: Path, mode: int, owner: int, group: int, *, taken: bool) -> None:
-    said = as_stranger(put(place / "secret", mode=mode, owner=owner, group=group), GROUP)
+    said = as_another_user(put(place / "secret", mode=mode, owner=owner, group=group), GROUP)
     assert (said == {""}) is taken
 
 
@@ -131,12 +131,12 @@ def test_K14_which_modes_and_owners_are_taken(place: Path, mode: int, owner: int
 @pytest.mark.parametrize(
     ("readers", "group", "taken"),
     [
-        ([entry(2, 4, STRANGER)], 0, True),  # systemd's LoadCredential
-        ([entry(2, 4, 0), entry(2, 4, STRANGER)], 0, True),
-        ([entry(2, 4, STRANGER), entry(2, 4, STRANGER + 1)], 0, False),
-        ([entry(2, 4, STRANGER), entry(8, 4, GROUP + 1)], 0, False),
-        ([entry(2, 4, STRANGER)], 4, False),  # and the file's own group, root's, which is not ours
-        ([entry(2, 4, STRANGER), entry(2, 2, STRANGER + 1)], 0, True),  # the mask takes that right away
+        ([entry(2, 4, OTHER_USER)], 0, True),  # systemd's LoadCredential
+        ([entry(2, 4, 0), entry(2, 4, OTHER_USER)], 0, True),
+        ([entry(2, 4, OTHER_USER), entry(2, 4, OTHER_USER + 1)], 0, False),
+        ([entry(2, 4, OTHER_USER), entry(8, 4, GROUP + 1)], 0, False),
+        ([entry(2, 4, OTHER_USER)], 4, False),  # and the file's own group, root's, which is not ours
+        ([entry(2, 4, OTHER_USER), entry(2, 2, OTHER_USER + 1)], 0, True),  # the mask takes that right away
     ],
 )
 def test_K14_an_access_list_that_names_no_other_reader_is_taken(
@@ -145,7 +145,7 @@ def test_K14_an_access_list_that_names_no_other_reader_is_taken(
     secret = put(place / "secret", mode=0o440, owner=0, group=0)
     os.setxattr(secret, "system.posix_acl_access", access_list(*readers, group=group))
     assert secret.stat().st_mode & 0o777 == 0o440
-    assert (as_stranger(secret) == {""}) is taken
+    assert (as_another_user(secret) == {""}) is taken
 
 
 def test_K14_a_link_is_followed_within_its_folder_and_to_systemds_credentials(
@@ -168,7 +168,7 @@ def test_K14_a_link_is_followed_within_its_folder_and_to_systemds_credentials(
 def test_K14_a_link_of_another_users_is_not_followed(tmp_path: Path) -> None:
     put(tmp_path / "other")
     (tmp_path / "secret").symlink_to("other")
-    os.lchown(tmp_path / "secret", STRANGER, STRANGER)
+    os.lchown(tmp_path / "secret", OTHER_USER, OTHER_USER)
     with pytest.raises(secret_files.UnusableError, match="another user's"):
         secret_files.read(tmp_path / "secret", 100)
 

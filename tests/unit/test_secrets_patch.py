@@ -67,9 +67,9 @@ def test_P51_who_may_patch_need_not_be_able_to_fetch_and_sees_nothing(house: Tam
 @pytest.mark.parametrize("name", ["team/app/db", "team/app/never"])
 def test_who_may_not_patch_does_not_learn_whether_it_is_there(house: TamperedHouse, name: str) -> None:
     house.put()
-    stranger = operator("eve")
-    assert reason(PermissionDenied, house.patch, NEW, name=name, principal=stranger) == "POLICY_DENIED"
-    assert reason(PermissionDenied, house.patch, {}, "nothing", name=name, principal=stranger) == "POLICY_DENIED"
+    outsider = operator("eve")
+    assert reason(PermissionDenied, house.patch, NEW, name=name, principal=outsider) == "POLICY_DENIED"
+    assert reason(PermissionDenied, house.patch, {}, "nothing", name=name, principal=outsider) == "POLICY_DENIED"
     assert len(house.store.page(SecretVersion, limit=10)) == 1
 
 

@@ -23,7 +23,7 @@ from broker.core.errors import (
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Lease, Session, UsedToken
 from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.quota import Limits
+from broker.core.quota import LeaseQuota
 from broker.core.sessions import tokens
 from tests.fakes.calls import operator
 from tests.fakes.memory_store import MemoryStore
@@ -72,9 +72,9 @@ def test_AN_32_every_bad_token_gets_one_answer(bench: Bench) -> None:
     ended, lapsed = bench.login(), bench.login(seconds=1)
     bench.end(ended.token)
     bench.clock.forward(seconds=2)
-    stranger = tokens.new_token(tokens.new_id())
+    unknown = tokens.new_token(tokens.new_id())
     stolen_id = tokens.new_token(bench.login().session.id)
-    bad = ["", "brs_", "x" * 100_000, ended.token, lapsed.token, stranger, stolen_id, ended.token[:-1]]
+    bad = ["", "brs_", "x" * 100_000, ended.token, lapsed.token, unknown, stolen_id, ended.token[:-1]]
     answers = set()
     for token in bad:
         with pytest.raises(Unauthenticated) as found:
@@ -337,7 +337,7 @@ def test_a_session_that_ended_meanwhile_gives_nothing(bench: Bench) -> None:
 
 
 def test_TL_11_a_principal_holds_so_many_leases_and_no_more() -> None:
-    bench = Bench(MemoryStore(), Limits(per_principal=3, in_all=5))
+    bench = Bench(MemoryStore(), LeaseQuota(per_principal=3, in_all=5))
     for name in ("deploy", "other"):
         bench.add_rule(name)
     for name in ("app/a", "app/b", "app/c", "app/d", "other/a", "other/b", "other/c"):

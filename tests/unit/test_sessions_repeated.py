@@ -11,14 +11,14 @@ import pytest
 
 from broker.core.errors import AlreadyExists, BrokerError, Exhausted, Unauthenticated
 from broker.core.model import Lease, Principal, Session, UsedToken
-from broker.core.quota import Limits
+from broker.core.quota import LeaseQuota
 from broker.core.sessions.lifecycle import Fetched, Opening
 from broker.core.sessions.login import REPEATABLE
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.session_bench import Bench, pipeline
 
 
-def made(limits: Limits | None = None, *, single_use: bool = True) -> Bench:
+def made(limits: LeaseQuota | None = None, *, single_use: bool = True) -> Bench:
     bench = Bench(MemoryStore(), limits)
     bench.add_rule(single_use=single_use)
     for name in ("app/db", "app/api"):
@@ -141,7 +141,7 @@ def test_P08_a_policy_that_changed_meanwhile_counts(bench: Bench) -> None:
 
 
 def test_P08_the_last_that_a_pipeline_may_have_is_repeated_too() -> None:
-    bench = made(Limits(per_principal=1))
+    bench = made(LeaseQuota(per_principal=1))
     job, request_id = pipeline(jti="once"), str(uuid4())
     first, _ = fetch(bench, job, request_id, "app/db")
     second, _ = fetch(bench, job, request_id, "app/db")
@@ -150,7 +150,7 @@ def test_P08_the_last_that_a_pipeline_may_have_is_repeated_too() -> None:
 
 
 def test_P08_leases_need_no_second_room() -> None:
-    bench = made(Limits(per_principal=2))
+    bench = made(LeaseQuota(per_principal=2))
     job, request_id = pipeline(jti="once"), str(uuid4())
     fetch(bench, job, request_id, "app/db", "app/api")
     assert len(fetch(bench, job, request_id, "app/db", "app/api")[0]) == 2

@@ -153,7 +153,7 @@ def test_workers_on_sqlite_are_refused(tmp_path: Path) -> None:
     assert "2 workers" in found.value.message
 
 
-def test_a_certificate_that_another_ca_signed_is_left_to_whoever_put_it_there(config: Config, hsm: SoftwareHsm) -> None:
+def test_a_certificate_that_another_ca_signed_is_left_to_its_issuer(config: Config, hsm: SoftwareHsm) -> None:
     other = SoftwareHsm()
     ref, pem = Authority.create(other, bytes(16), "Other", NOW)
     key, csr = setup.make_request()
@@ -184,7 +184,7 @@ def test_the_doctor_doubts_a_certificate_of_another_ca_and_does_not_promise_to_r
     assert (found(60).passed, found(60).doubtful) == (True, True)
     lapsing = found(7)
     assert not lapsing.passed
-    assert "whoever issued it renews it" in lapsing.detail
+    assert "its issuer renews it" in lapsing.detail
 
 
 @pytest.mark.parametrize("purpose", own_keys.INTERNAL_KEYS)
@@ -338,7 +338,7 @@ def test_K13_a_certificate_of_another_ca_needs_no_folder_to_write_in(config: Con
 def test_K08_the_server_takes_a_certificate_that_clients_with_a_slow_clock_take(
     config: Config, hsm: SoftwareHsm
 ) -> None:
-    later = NOW + timedelta(days=61)  # past the birth of the CA, which no certificate is older than
+    later = NOW + timedelta(days=61)  # past the making of the CA, which no certificate is older than
     setup.renew_server_certificate(config, hsm, later, ("broker.example",))
     assert own_keys.certificate(config.server.certificate_file).not_valid_before_utc == later - timedelta(seconds=60)
 
@@ -353,7 +353,7 @@ def test_K08_a_certificate_that_was_made_while_the_clock_was_ahead_is_made_anew(
 
 @pytest.mark.usefixtures("hsm")
 def test_K08_a_ca_that_is_not_valid_yet_is_refused_with_both_times(config: Config) -> None:
-    setup.refuse_unborn(config, NOW)
+    setup.refuse_future_ca(config, NOW)
     with pytest.raises(WrongState, match=r"starts at 2029-12-31 .* says 2028-12-31 .* set the clock") as refused:
-        setup.refuse_unborn(config, NOW - timedelta(days=366))
+        setup.refuse_future_ca(config, NOW - timedelta(days=366))
     assert refused.value.reason == "CERTIFICATE_NOT_YET_VALID"

@@ -109,7 +109,7 @@ class Hung:
     def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002 (the way to targets)
         return _Port(self, kind)
 
-    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002
+    def canonical(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002
         return dict(settings)
 
     def uses(self, who: Any, target: str) -> dict[str, Callable[[], object]]:

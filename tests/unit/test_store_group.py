@@ -111,7 +111,7 @@ def lines(tmp_path: Path) -> str:
     return "".join(file.read_text() for file in tmp_path.rglob("*.jsonl"))
 
 
-def test_whoever_waits_joins_and_all_wait_for_the_disk_once(
+def test_a_change_that_waits_joins_and_all_wait_for_the_disk_once(
     store: SqlStore, pool: ThreadPoolExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syncs, real = list[int](), os.fdatasync
@@ -203,7 +203,7 @@ def test_a_transaction_by_itself_lets_the_group_before_it_finish(store: SqlStore
     assert names(store) == {"first", "one"}
 
 
-def test_whoever_fails_for_what_is_not_committed_yet_goes_on_when_it_is(
+def test_a_change_that_fails_for_what_is_not_committed_yet_goes_on_when_it_is(
     store: SqlStore, pool: ThreadPoolExecutor
 ) -> None:
     """As two calls that complete the same key: the later one looks whose it is, and destroys it if nobody's."""
@@ -225,7 +225,7 @@ def test_whoever_fails_for_what_is_not_committed_yet_goes_on_when_it_is(
     assert [found >= {"first"} for found in seen] == [True]
 
 
-def test_whoever_fails_for_what_never_came_to_be_is_told_why(
+def test_a_change_that_fails_for_what_never_came_to_be_is_told_why(
     store: SqlStore, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store._journal, "append_all", refused)

@@ -76,7 +76,7 @@ def test_BY_03_NT_17_only_hosts_of_the_brokers_own_configuration_are_connected_t
     code, message = reason(connect, {**settings, "address": address})
     assert code in {"TARGET_HOST_NOT_ALLOWED", "TARGET_SETTINGS_INVALID"}
     asked = address.removeprefix("https://")
-    assert HOST not in message.replace(asked, "")  # what is allowed is not told to whoever may register targets
+    assert HOST not in message.replace(asked, "")  # what is allowed is not told to those who may register targets
 
 
 @pytest.mark.parametrize(("field", "bad"), [

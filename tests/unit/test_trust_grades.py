@@ -89,7 +89,7 @@ WEAK: dict[str, tuple[TrustRule, str]] = {
 
 
 @pytest.mark.parametrize(("asked", "reason"), WEAK.values(), ids=WEAK.keys())
-def test_AN_22_a_rule_that_lets_strangers_in_is_not_saved(asked: TrustRule, reason: str) -> None:
+def test_AN_22_a_rule_that_lets_outsiders_in_is_not_saved(asked: TrustRule, reason: str) -> None:
     letter, reasons = grade(asked)
     assert letter == "F"
     assert any(one.startswith("F") and reason in one for one in reasons), reasons

@@ -33,7 +33,7 @@ def test_P27_a_claim_fits_by_what_it_is(matcher: Any, value: Any, fits: bool) ->
     assert (matching.proven(matcher, {"c": value}) == matcher.values[-1]) == fits
 
 
-def test_P27_whoever_tests_a_rule_is_told_that_a_claim_is_a_list() -> None:
+def test_P27_an_operator_who_tests_a_rule_is_told_that_a_claim_is_a_list() -> None:
     (found,) = match(rule(matchers=(exact("groups_direct", "b"),)), {"groups_direct": ["a", "b"]})
     assert (found.passed, found.found) == (False, "a list: a, b")
     assert "contains" in found.expected

@@ -121,9 +121,9 @@ VALUES: dict[str, tuple[TrustRule, str, str]] = {
     "kubernetes: the issuer as audience": (
         replace(EXAMPLES[KUBERNETES][0], issuer="https://k8s.example/", audience="https://k8s.example"), "F", "issuer",
     ),
-    "generic: a fork's event": (with_(GENERIC, exact("event_name", "fork")), "D", "strangers"),
-    "generic: a pull request": (with_(GENERIC, exact("event_name", "pull_request_target")), "D", "strangers"),
-    "generic: a merge request": (with_(GENERIC, exact("pipeline_source", "merge_request_event")), "D", "strangers"),
+    "generic: a fork's event": (with_(GENERIC, exact("event_name", "fork")), "D", "outsiders"),
+    "generic: a pull request": (with_(GENERIC, exact("event_name", "pull_request_target")), "D", "outsiders"),
+    "generic: a merge request": (with_(GENERIC, exact("pipeline_source", "merge_request_event")), "D", "outsiders"),
     "generic: a pull request's ref": (with_(GENERIC, exact("git/ref", "refs/pull/1/merge")), "D", "pull requests"),
     "gitlab: a list as a text": (with_(GITLAB, exact("groups_direct", "team")), "F", "write {contains: VALUE}"),
     "gitlab: a list as one of several": (with_(GITLAB, one_of("groups_direct", "a", "b")), "F", "is a list"),

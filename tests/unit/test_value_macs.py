@@ -112,7 +112,7 @@ def test_ST_01_equal_values_of_two_requests_cannot_be_told_from_their_receipts(h
 
 
 def test_ST_01_no_guess_can_be_held_against_a_receipt(house: RotationHouse) -> None:
-    """Whoever reads the database has the wrapped key and the MAC: neither opens the other, nor is the MAC a hash."""
+    """A reader of the database has the wrapped key and the MAC: neither opens the other, nor is the MAC a hash."""
     house.put(fields=PIN, request_id=REQUEST)
     kept = mac(house)
     wrapped, told = kept[4:-32], kept[-32:]

@@ -49,10 +49,10 @@ def broker(tmp_path: Path, openbao: OpenBao) -> Iterator[Live]:
 
 def test_the_wire_is_as_it_was_recorded(broker: Live, openbao: OpenBao) -> None:
     recorder = Recorder(broker)
-    with broker.client() as admin, Client(broker.pipelines, broker.ca, None, None) as stranger:
+    with broker.client() as admin, Client(broker.pipelines, broker.ca, None, None) as anonymous:
         nobody = broker.operator(admin, "nobody", "nothing")
-        at_the_gate(recorder, admin, stranger)
-        jobs(recorder, admin, stranger, openbao)
+        at_the_gate(recorder, admin, anonymous)
+        jobs(recorder, admin, anonymous, openbao)
         operators(recorder, admin, nobody, openbao)
     found = lines(recorder.found)
     if os.environ.get("WIRE") == "record":
@@ -66,17 +66,17 @@ def request(rpc: str, **fields: Any) -> bytes:
     return bytes(GetMessageClass(METHODS[rpc].input_type)(**fields).SerializeToString())
 
 
-def at_the_gate(recorder: Recorder, admin: Client, stranger: Client) -> None:
+def at_the_gate(recorder: Recorder, admin: Client, anonymous: Client) -> None:
     """What no method is asked about."""
     for rpc, method in METHODS.items():
-        recorder.send(stranger.channel, rpc, "no identity", b"")
+        recorder.send(anonymous.channel, rpc, "no identity", b"")
         recorder.send(admin.channel, rpc, "unknown field", UNKNOWN_FIELD)
         recorder.send(admin.channel, rpc, "no message of this method", b"\xff\xff")
         recorder.send(admin.channel, rpc, "too large", bytes((1 << 20) + 1))
         if "request_id" in method.input_type.fields_by_name:
             recorder.send(admin.channel, rpc, "request id that is none", request(rpc, request_id=NOT_A_UUID))
     recorder.send(admin.channel, "NoSuchMethod", "no such method", b"")
-    recorder.send(stranger.channel, "NoSuchMethod", "no such method, no identity", b"")
+    recorder.send(anonymous.channel, "NoSuchMethod", "no such method, no identity", b"")
     recorder.send(admin.channel, "CreateKey", "no message", [])
     recorder.send(admin.channel, "CreateKey", "unknown number of an enum", b"\x10\x63")
     recorder.send(admin.channel, "GetKey", "NUL in a text", b"\x0a\x01\x00")
@@ -89,7 +89,7 @@ def at_the_gate(recorder: Recorder, admin: Client, stranger: Client) -> None:
         recorder.send(admin.channel, "WhoAmI", kind, b"", metadata=metadata)
 
 
-def jobs(recorder: Recorder, admin: Client, stranger: Client, openbao: OpenBao) -> None:
+def jobs(recorder: Recorder, admin: Client, anonymous: Client, openbao: OpenBao) -> None:
     """What pipelines call, well and badly."""
     ci = BaoIssuer(openbao)
     for name, fields in SECRETS.items():
@@ -98,7 +98,7 @@ def jobs(recorder: Recorder, admin: Client, stranger: Client, openbao: OpenBao) 
 
     def send(rpc: str, kind: str, token: str, **fields: Any) -> Any:
         bearer = (("authorization", f"Bearer {token}"),)
-        return recorder.send(stranger.channel, rpc, kind, request(rpc, **fields), metadata=bearer)
+        return recorder.send(anonymous.channel, rpc, kind, request(rpc, **fields), metadata=bearer)
 
     number, other = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
     db = ["team/app/db#password"]

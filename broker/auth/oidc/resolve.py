@@ -57,7 +57,7 @@ class Resolver:
     def _look_up(self, host: str, port: int, answer: Future[Found]) -> None:
         try:
             found, fault = self._ask(host, port), None
-        except BaseException as error:  # noqa: BLE001 (whoever waits is told, whatever it is)
+        except BaseException as error:  # noqa: BLE001 (the call that waits is told, whatever it is)
             found, fault = [], error
         with self._lock:
             del self._asked[host, port]

@@ -11,7 +11,7 @@ SCHEME = "bearer "
 
 
 class SessionTokens:
-    """Whoever holds an active session's token; to end a session, whoever held it once, because ending is repeated."""
+    """A caller that holds an active session's token; to end a session, one that held it once: ending is repeated."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions

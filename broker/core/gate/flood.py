@@ -1,4 +1,4 @@
-"""How many refusals of strangers are written down one by one; the others are counted (AU-15)."""
+"""How many refusals of unauthenticated callers are written down one by one; the others are counted (AU-15)."""
 
 from __future__ import annotations
 

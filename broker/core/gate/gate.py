@@ -1,7 +1,8 @@
 """The one gate around every method: identify, read its traits, decode, let it decide and answer, record, count.
 
-Nothing is read from a stranger: the identity comes before the message is waited for. Nothing is answered that nobody
-decided on. The outcome is durable before the answer leaves; when it cannot be made durable, the answer is dropped.
+Nothing is read from an unauthenticated caller: the identity comes before the message is waited for. Nothing is answered
+that nobody decided on. The outcome is durable before the answer leaves; when it cannot be made durable, the answer is
+dropped.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Gate:
         request = method.decode(message)
         _describe(call, request)
         answer = method.answer(call, request)
-        if not (call.decision or call.settled):  # what is settled was decided item by item
+        if not (call.decision or call.closed):  # what is closed was decided item by item
             raise TypeError(f"{call.rpc} answered what nobody decided on")
         return answer
 
@@ -108,7 +109,7 @@ class Gate:
 
     def _record(self, call: Call, end: End) -> End:
         """The end that may leave: the one given once it is durable in the audit, else a refusal."""
-        if call.settled:
+        if call.closed:
             return end
         if not call.principal.name:
             counted = self._flood.admit(call.peer)
@@ -122,7 +123,7 @@ class Gate:
             log_bug(error, rpc=call.rpc, call_id=call.id)
             sentence = "The audit record of this call could not be written, so its result was dropped; try again later."
             return refusal(call.id, Unavailable(Reason.AUDIT_UNAVAILABLE, sentence))
-        call.settled = True
+        call.closed = True
         return end
 
 

@@ -75,11 +75,11 @@ class Arrival:
 
         A version that somebody else has made meanwhile is not to be taken for it.
         """
-        return self.find() or self._the_only_one(self._strangers())
+        return self.find() or self._the_only_one(self._enabled_unknown())
 
     def is_doubtful(self) -> bool:
         """Whether there are several versions of which nobody can tell which one was uploaded."""
-        return len(self._strangers()) > 1
+        return len(self._enabled_unknown()) > 1
 
     def prove(self, remote: RemoteKey, *, enable: bool) -> None:
         """Prove ``remote`` by use. ``enable``: an earlier attempt disabled it, so it is enabled first."""
@@ -110,7 +110,7 @@ class Arrival:
         held = self.port.versions(self.remote_name)
         return next((one for one in held if one.version == remote.version), remote)
 
-    def _strangers(self) -> list[RemoteKey]:
+    def _enabled_unknown(self) -> list[RemoteKey]:
         return [one for one in self._unknown(self.port.versions(self.remote_name)) if one.enabled]
 
     def _the_only_one(self, remotes: list[RemoteKey]) -> Found | None:

@@ -11,7 +11,7 @@ from broker.core.errors import AlreadyExists, WrongState
 from broker.core.imports.arrival import Arrival, Found
 from broker.core.imports.delivery import Delivery
 from broker.core.imports.ledger import Asked, Imported, Ledger, unchanged
-from broker.core.imports.places import LEASE, UNDER_WAY, Before, recalled, subject_of
+from broker.core.imports.places import ARRIVAL_GRACE, UNDER_WAY, Before, recalled, subject_of
 from broker.core.imports.road import Road, remembered
 from broker.core.imports.rules import EXPORTED, NO_TERMS, TERMS_UNSETTLED, check_room, in_progress, resumed
 from broker.core.imports.steps import Steps
@@ -151,7 +151,7 @@ class Bringing:
 
     def _is_forgotten(self, row: Import) -> bool:
         waits = row.state is ImportState.PENDING and row.failure in {EXPORTED, TERMS_UNSETTLED}
-        old = row.started_at + LEASE <= self.ledger.now()
+        old = row.started_at + ARRIVAL_GRACE <= self.ledger.now()
         return old and not waits and self._live(row) is None
 
     def _take_up(self, row: Import, call: Call) -> None:

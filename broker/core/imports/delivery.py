@@ -44,7 +44,7 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """All that is settled before anything leaves; ``kek`` is the pinned one, None where each import has its own."""
+    """All that is decided before anything leaves; ``kek`` is the pinned one, None where each import has its own."""
 
     there: Arrival
     kek: WrappingKey | None

@@ -90,7 +90,7 @@ class Handover:
                 delivery.must_be_free()
             else:
                 delivery.must_be_in_order(asking=False)
-            before.await_lease(ledger.now())
+            before.await_arrival(ledger.now())
             if call.validate_only:
                 delivery.must_be_readable()
                 return Exported(row=self._begun(asked, delivery, row))
@@ -137,7 +137,7 @@ class Handover:
 
     def _missing(self, call: Call, row: Import, before: Before) -> WrongState:
         """The refusal; written down once no upload of the broker's own can still arrive (BY-15)."""
-        before.await_lease(self._ledger.now())
+        before.await_arrival(self._ledger.now())
         error = WrongState(
             Reason.REMOTE_KEY_MISSING,
             f"The target has no version of {row.remote_name} that is this key; upload the exported file under that "

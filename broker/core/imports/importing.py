@@ -148,7 +148,7 @@ class Imports:
     def _run(self, asked: Asked, delivery: Delivery, before: Before, terms: Terms) -> Imported:
         found = look(delivery.there, before.memory) if before.row else None
         if found is None:
-            before.await_lease(self.ledger.now())
+            before.await_arrival(self.ledger.now())
             if before.row is None or before.row.state is not ImportState.PENDING:  # else it has then come to nothing
                 delivery.must_be_in_order()
         return self.bringing.bring(asked, delivery, before, found, terms)

@@ -173,7 +173,7 @@ class Ledger:
         terms: Terms = NO_TERMS,
         kek: WrappingKey | None = None,
     ) -> Delivery:
-        """All that is settled before anything is wrapped; ``kek``: got by another way than from the target."""
+        """All that is decided before anything is wrapped; ``kek``: got by another way than from the target."""
         port = self.port(asked.target)
         port.supports(asked.key.type, asked.key.usage)
         agree(asked.call, asked.key, port, terms)
@@ -200,7 +200,7 @@ class Ledger:
     def turn(self, asked: Asked) -> Iterator[None]:
         """Be the only one in this process that is at this key and target; ``IMPORT_IN_PROGRESS`` after 20 s.
 
-        Whoever waits holds a thread as well, and so a slot.
+        A call that waits holds a thread as well, and so a slot.
         """
         name, target = asked.key.name, asked.target.name
         with self._slots.hold(asked.call, target), self._turns.take(name, target, seconds=TURN_SECONDS) as held:
@@ -282,7 +282,7 @@ class Ledger:
                 proven = write.replace(row, proven)
         except WrongState as error:
             return Imported(row=self.overtaken(place_of(row), error), extra=extra)
-        call.settled = True
+        call.closed = True
         return Imported(row=proven, extra=extra)
 
     def fail(
@@ -304,7 +304,7 @@ class Ledger:
                 write.replace(stored, new if again and lost(new) else replace(new, proven_at=None))
                 if operation is not None:
                     self.operations.close(write, operation, error.reason)
-        call.settled = True
+        call.closed = True
 
     def overtaken(self, place: Place, error: BrokerError) -> Import:
         """Another broker process wrote the row meanwhile: its result, if that is a proven import."""

@@ -14,7 +14,7 @@ from broker.core.model import Import, Operation
 from broker.core.reasons import Reason
 from broker.core.targets.copies import UNPROVEN
 
-LEASE = timedelta(seconds=60)
+ARRIVAL_GRACE = timedelta(seconds=60)
 """How long an upload whose answer is missing may still be on its way; longer than any request to a target takes."""
 
 UNDER_WAY = frozenset({ImportState.PENDING, ImportState.DISABLING})
@@ -95,10 +95,10 @@ class Before:
             return self.memory.get("disabled_for", "")
         return self.row.failure if disabled_by_us(self.row) else ""
 
-    def await_lease(self, now: datetime) -> None:
+    def await_arrival(self, now: datetime) -> None:
         """Return when nothing of it can be on its way any more; else ``IMPORT_IN_PROGRESS`` (BY-15)."""
         row = self.row
-        left = (row.started_at + LEASE - now).total_seconds() if row else 0
+        left = (row.started_at + ARRIVAL_GRACE - now).total_seconds() if row else 0
         if row is None or row.state is not ImportState.PENDING or left <= 0 or self._answered(row):
             return
         seconds = int(left) + 1

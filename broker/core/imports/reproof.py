@@ -57,7 +57,7 @@ def again(ledger: Ledger, asked: Asked, row: Import, terms: Terms, *, goes_on: b
     proven = _tried(ledger, asked, row, terms, goes_on=goes_on)
     if terms != NO_TERMS and not asked.call.validate_only and not ledger.seen(asked.call):
         ledger.store.record(asked.call.intent())
-        terms_of(port).settle(row.remote_name, row.remote_version, terms)
+        terms_of(port).apply(row.remote_name, row.remote_version, terms)
         proven = proven or _tried(ledger, asked, row, terms, goes_on=goes_on)
     asked.call.note(remote_version=row.remote_version, state=row.state.value)
     if asked.call.validate_only:
@@ -83,7 +83,7 @@ def _kept(ledger: Ledger, call: Call, row: Import, new: Import) -> Import:
             new = new if new is row else write.replace(row, new)
     except WrongState as error:
         return ledger.overtaken(place_of(row), error)
-    call.settled = True
+    call.closed = True
     return new
 
 

@@ -7,8 +7,9 @@
 
     refused      ─▶ DISABLING, if something is there ─ disable ─▶ FAILED
 
-Whoever takes one up looks first what is at the target, and proves it (BY-06, BY-15). Only a call that was permitted
-just now sends anything: in the background what is not there has FAILED, and what cannot be proven is disabled (BY-05).
+The process that takes one up looks first what is at the target, and proves it (BY-06, BY-15). Only a call that was
+permitted just now sends anything: in the background what is not there has FAILED, and what cannot be proven is disabled
+(BY-05).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.imports.arrival import Found
 from broker.core.imports.ledger import TURN_SECONDS, Ledger
-from broker.core.imports.places import EXPORT, LEASE, UNDER_WAY, look, place_in, target_in
+from broker.core.imports.places import ARRIVAL_GRACE, EXPORT, UNDER_WAY, look, place_in, target_in
 from broker.core.imports.road import Road, read, sent, uploaded
 from broker.core.imports.rules import EARLIER, EXPORTED, MISSING, NO_TERMS, TERMS_UNSETTLED, in_progress, still_enabled
 from broker.core.kinds import ImportState, OperationState, Sent
@@ -35,7 +36,7 @@ from broker.core.targets.parts import terms_of
 
 T = TypeVar("T")
 
-PATIENCE = 2 * LEASE
+PATIENCE = 2 * ARRIVAL_GRACE
 """From when on the background settles what nobody came back for: longer than all the requests of an import take."""
 
 
@@ -136,7 +137,7 @@ class Steps:
         port, name = road.there.port, road.there.remote_name
         if not work.attended and version not in {one.version for one in port.versions(name) if one.enabled}:
             terms = replace(terms, enabled=False)  # people have disabled it since, and nobody asks to undo that
-        terms_of(port).settle(name, version, terms)
+        terms_of(port).apply(name, version, terms)
         return {}
 
     def _proven(self, write: Write, work: Work) -> None:

@@ -14,8 +14,8 @@ SECONDS = 25.0
 """How long a call waits for its turn."""
 
 
-class Births:
-    """Whoever waits is served in rotation of the callers, not in the order of the requests.
+class GenerationTurns:
+    """Requests that wait are served in rotation of their callers, not in the order of the requests.
 
     ``each`` is how many requests one caller may have under way, the waiting ones too.
     """

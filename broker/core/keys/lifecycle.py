@@ -1,4 +1,4 @@
-"""Keys: born in the HSM, rotated, disabled, sealed and destroyed there. Their use is in ``key_use``.
+"""Keys: generated in the HSM, rotated, disabled, sealed and destroyed there. Their use is in ``key_use``.
 
 Whatever makes, seals or destroys key material is an operation: ``making``, ``seals`` and ``destroying`` have the plans.
 """
@@ -14,7 +14,7 @@ from broker.core.amiss import no_key, no_key_version
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, InvalidRequest, WrongState
 from broker.core.keys.destroying import Destroying
-from broker.core.keys.generation import Births
+from broker.core.keys.generation import GenerationTurns
 from broker.core.keys.making import Making
 from broker.core.keys.seals import Seals
 from broker.core.keys.states import ENABLED, SCHEDULED, USABLE, as_decided, require
@@ -50,15 +50,15 @@ class Keys:
         now: Now,
         delay: DestructionDelay | None = None,
         *,
-        births: int = 8,
+        generating: int = 8,
     ) -> None:
-        """``births``: how many keys one principal may have made at a time, those that wait for the HSM included."""
+        """``generating``: how many keys one principal may have made at a time, those that wait for the HSM included."""
         self._store = store
         self._hsm = hsm
         self._guard = guard
         self._now = now
         self._delay = delay or DestructionDelay()
-        self._making = Making(store, hsm, operations, now, Births(births))
+        self._making = Making(store, hsm, operations, now, GenerationTurns(generating))
         self._sealing = Seals(store, hsm, operations)
         self._destroying = Destroying(store, hsm, operations, now)
 

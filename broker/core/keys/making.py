@@ -21,7 +21,7 @@ from broker.core.amiss import key_changed
 from broker.core.call import Call
 from broker.core.errors import WrongState
 from broker.core.holding import version_held
-from broker.core.keys.generation import Births
+from broker.core.keys.generation import GenerationTurns
 from broker.core.keys.refs import ref
 from broker.core.keys.states import ENABLED, TABLES, as_decided, require
 from broker.core.kinds import KeyState, OperationState, VersionState
@@ -37,14 +37,14 @@ UNDO_AFTER = timedelta(minutes=5)
 
 
 class Making:
-    """What makes versions. ``births``: whose turn it is at the HSM."""
+    """What makes versions. ``turns``: whose turn it is at the HSM."""
 
-    def __init__(self, store: Store, hsm: Hsm, operations: Operations, now: Now, births: Births) -> None:
+    def __init__(self, store: Store, hsm: Hsm, operations: Operations, now: Now, turns: GenerationTurns) -> None:
         self._store = store
         self._hsm = hsm
         self._operations = operations
         self._now = now
-        self._births = births
+        self._turns = turns
         self._plan = operations.admit(
             Plan(
                 kind="make-key-version",
@@ -59,7 +59,7 @@ class Making:
 
     def first(self, call: Call, key: Key) -> Key:
         """Add a key, and make its first version."""
-        with self._births.enter(str(call.principal)):
+        with self._turns.enter(str(call.principal)):
             with self._store.write(call.intent()) as write:
                 receipt = receipts.replay(write, call)
                 if receipt is None:
@@ -69,7 +69,7 @@ class Making:
 
     def next(self, call: Call, decided: Key) -> Key:
         """Make the next version, which becomes the primary one."""
-        with self._births.enter(str(call.principal)):
+        with self._turns.enter(str(call.principal)):
             with self._store.write(call.intent()) as write:
                 receipt = receipts.replay(write, call)
                 if receipt is None:
@@ -113,7 +113,7 @@ class Making:
 
     def _generate(self, work: Work) -> Mapping[str, str]:
         key, version = self._named(self._store, work)
-        with self._births.turn(str(work.call.principal)):
+        with self._turns.turn(str(work.call.principal)):
             public = self._hsm.generate(ref(key, version), exportable=_exportable(work), fresh=work.fresh)
         return {"public_key": public.hex()} if public is not None else {}
 

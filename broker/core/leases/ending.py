@@ -1,8 +1,8 @@
 """How sessions and leases end, by whatever cause.
 
-The row of a session is the lock of its leases: whoever adds, ends or reads them to end them holds that row first, and
-who holds several takes them in the order of their ids. So a session never ends without a lease that was just added,
-and a lease never outlives it.
+The row of a session is the lock of its leases: a change that adds, ends or reads them to end them holds that row first,
+and one that holds several takes them in the order of their ids. So a session never ends without a lease that was just
+added, and a lease never outlives it.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Ending:
     def leases(self, write: Write, session: str) -> list[Lease]:
         """The active leases of a session that the caller holds.
 
-        With a spoilt row among them none are found here: they are dead with their session, and each row is put right
+        With a damaged row among them none are found here: they are dead with their session, and each row is put right
         when its own time comes.
         """
         return readable(lambda: self._leases(write, session), [])

@@ -80,7 +80,7 @@ class Leases:
     def _several(self, principal: str, below: Callable[[str], bool] | None) -> Iterator[list[Lease]]:
         where = {"state": ACTIVE} | ({"principal": principal} if principal else {})
         after: tuple[str, ...] = ()
-        # A spoilt row holds up no revocation (TL-18); it is dead with its session.
+        # A damaged row holds up no revocation (TL-18); it is dead with its session.
         while found := self._store.page(Lease, after=after, limit=BATCH, where=where, sound_only=True):
             after = (found[-1].id,)
             yield [lease for lease in found if below is None or below(lease.resource)]

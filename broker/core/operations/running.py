@@ -1,8 +1,8 @@
 """Runs operations: by the call that began them, by its repetition, or in the background when nobody comes back.
 
-What is durable before anything outside is touched is the row; whoever moves it on writes over the revision that was
-read, so of two who carry on the same operation one stops at its next write. What they have done outside twice does no
-harm, since each step looks first.
+What is durable before anything outside is touched is the row; the process that moves it on writes over the revision
+that was read, so of two that carry on the same operation one stops at its next write. What they have done outside twice
+does no harm, since each step looks first.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Operations:
         return operation
 
     def renew(self, write: Write, operation: Operation) -> Operation:
-        """Take one up again for its own request: for a patience nobody else does, and whoever was at it stops."""
+        """Take one up again for its own request: for a patience nobody else does, and the one that was at it stops."""
         due_at = self._now() + self._plan(operation).patience
         return write.replace(operation, replace(operation, due_at=due_at))
 
@@ -213,7 +213,7 @@ class Operations:
                 raise _OvertakenError
             keep(write, replace(work, operation=new))
             moved = write.replace(stored, replace(new, memory={}) if new.state.over else new)
-        work.call.settled = work.call.settled or over
+        work.call.closed = work.call.closed or over
         return moved
 
     def _elsewhere(self, operation: Operation) -> Operation:
@@ -271,7 +271,7 @@ class Operations:
         if stored.failure != refusal.reason:
             with self._store.write(call.outcome(refusal.outcome, refusal.reason)) as write:
                 write.replace(stored, replace(stored, failure=refusal.reason, attempts=stored.attempts + 1))
-            call.settled = True
+            call.closed = True
         return True
 
     def alarm(self, operation: Operation) -> str:
@@ -291,7 +291,7 @@ class Operations:
         with self._store.write(call.outcome()) as write:
             for row in rows:
                 write.delete(row)
-        call.settled = True
+        call.closed = True
 
     def _pause(self, row: Operation) -> _Pause:
         return self._pauses.setdefault((row.subject, row.number), _Pause())

@@ -101,7 +101,7 @@ class Operators:
     def renew(self, call: Call, csr_pem: bytes, ttl: timedelta | None) -> Issued:
         """A fresh certificate for the caller, for another key or the same; at most ``DEFAULT_TTL``.
 
-        A longer one takes somebody with the right to IssueCertificate, so that whoever stole a certificate cannot make
+        A longer one takes somebody with the right to IssueCertificate, so that a thief of a certificate cannot make
         it last.
         """
         return self._issue(call, call.principal.name, csr_pem, min(ttl or DEFAULT_TTL, DEFAULT_TTL))

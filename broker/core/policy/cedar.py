@@ -142,7 +142,7 @@ def _request(question: Question) -> dict[str, object]:
 
 
 def _entities(question: Question) -> str:
-    # Whoever acts on themselves is one entity, and it is the authenticated one.
+    # A caller who acts on himself is one entity, and it is the authenticated one.
     resource, principal = question.resource, question.principal
     same = (resource.kind, resource.id) == (principal.kind, principal.id)
     return json.dumps([_entity(entity) for entity in ((principal,) if same else (principal, resource))])

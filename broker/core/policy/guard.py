@@ -174,8 +174,8 @@ class Guard:
         if decision.error:
             raise PermissionDenied(
                 Reason.POLICY_ERROR,
-                f"{call.action} is refused because the policy could not be evaluated; whoever keeps the policy finds "
-                "the cause with `broker policy explain`.",
+                f"{call.action} is refused because the policy could not be evaluated; the operator who keeps "
+                "the policy finds the cause with `broker policy explain`.",
                 action=call.action,
                 resource_kind=resource.kind,
             )

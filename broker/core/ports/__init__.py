@@ -57,9 +57,9 @@ Now = Callable[[], datetime]
 class KeyRef:
     """Names one key in the HSM: all that an operation needs to know of it, so that none has to ask the store.
 
-    ``name`` is what the key was called at its birth, among those of its purpose: "payments/1" (key and version) for a
-    caller's, "3" (version) for a root key, "" where the purpose has one key. ``check`` is a ``check_value`` of an AES
-    key that was made before; None: there is none yet.
+    ``name`` is what the key was called at its generation, among those of its purpose: "payments/1" (key and version)
+    for a caller's, "3" (version) for a root key, "" where the purpose has one key. ``check`` is a ``check_value`` of an
+    AES key that was made before; None: there is none yet.
     """
 
     hsm_id: bytes  # CKA_ID, 16 bytes
@@ -75,11 +75,11 @@ RESERVED_IDS = b"broker/"
 
 
 class Hsm(Protocol):
-    """The keyring of one purpose: the keys in a PKCS#11 token that were born for it, and no other.
+    """The keyring of one purpose: the keys in a PKCS#11 token that were generated for it, and no other.
 
-    Whatever a ``KeyRef`` says, nothing is done with an object of the token that was not born as the key of this purpose
-    and name, of this type and usage: WrongState ``KEY_NOT_THIS``, before anything is done. No slot, session, mechanism
-    number or PIN shows.
+    Whatever a ``KeyRef`` says, nothing is done with an object of the token that was not generated as the key of this
+    purpose and name, of this type and usage: WrongState ``KEY_NOT_THIS``, before anything is done. No slot, session,
+    mechanism number or PIN shows.
 
     Errors: NotFound ``KEY_NOT_IN_HSM``; WrongState ``KEY_NOT_THIS``, ``KEY_AMBIGUOUS`` (several objects under its id:
     the key is not used until the stray one is gone), ``HSM_MECHANISM_MISSING`` (this token cannot do that operation),
@@ -296,8 +296,8 @@ class Store(Protocol):
     def lead(self) -> int | None:
         """Be the one process of all on this database that does the shared work, or stay it; None when another is.
 
-        The answer is the number to put into ``AuditEntry.fence``, greater than all that were given before. Whoever
-        leads asks again each second, because one that is silent for some seconds is replaced; ``close`` resigns.
+        The answer is the number to put into ``AuditEntry.fence``, greater than all that were given before. A process
+        that leads asks again each second, because one that is silent for some seconds is replaced; ``close`` resigns.
         """
 
     def clock(self) -> datetime | None:

@@ -121,7 +121,7 @@ class KeepsTerms(Protocol):
     def check_terms(self, key_type: KeyType, usage: KeyUsage, terms: Terms) -> None:
         """Return if the target can hold such a key to ``terms``; else InvalidRequest ``TERMS_UNSUPPORTED``."""
 
-    def settle(self, name: str, version: str, terms: Terms) -> None:
+    def apply(self, name: str, version: str, terms: Terms) -> None:
         """Hold this remote version to ``terms`` from now on. Doing it twice is the same as once."""
 
 
@@ -183,7 +183,7 @@ class Connect(Protocol):
         give this place, or not to this target.
         """
 
-    def settled(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:
+    def canonical(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:
         """The settings in their one spelling, as policies compare them; looks at nothing but them.
 
         InvalidRequest ``TARGET_KIND_UNKNOWN`` or ``TARGET_SETTINGS_INVALID``.

@@ -293,8 +293,8 @@ def there(secret: Secret | None, name: str, now: datetime | None = None) -> Secr
     if now is not None and secret.expires_at is not None and secret.expires_at <= now:
         raise WrongState(
             Reason.SECRET_EXPIRED,
-            f"The secret {name} expired at {secret.expires_at:%Y-%m-%dT%H:%M:%SZ}; whoever keeps it writes all its "
-            f"fields anew (`broker secret put {name}`).",
+            f"The secret {name} expired at {secret.expires_at:%Y-%m-%dT%H:%M:%SZ}; the operator who keeps it writes "
+            f"all its fields anew (`broker secret put {name}`).",
         )
     return secret
 

@@ -179,7 +179,7 @@ class RootPlans:
     # ---- the parts of it -----------------------------------------------------------------------------------------
 
     def check_value(self, root: RootKey) -> bytes | None:
-        """What tells this root key from any other; None from a token that could seal nothing with it anyway."""
+        """What tells this root key from any other; None from a token that could encrypt nothing with it anyway."""
         try:
             return self._hsm.check_value(ref(root))
         except WrongState as refusal:

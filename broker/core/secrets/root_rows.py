@@ -69,7 +69,7 @@ def known_roots(store: Store) -> Mapping[int, KeyRef]:
 
 
 def in_use(where: Store | Write, root: RootKey) -> bool:
-    """Whether a secret hangs on it; one whose row is spoilt does too, for somebody may put that right."""
+    """Whether a secret hangs on it; one whose row is damaged does too, for somebody may put that right."""
     return readable(lambda: bool(where.page(SecretVersion, limit=1, where={"root": root.version})), True)
 
 
@@ -101,4 +101,6 @@ class KnownRoots:
     def check_sure(self, learnt: datetime) -> None:
         """Asked once a row is written and before it is committed: refuses what was wrapped too long ago to be sure."""
         if not timedelta(0) <= self._now() - learnt < SURE:
-            raise Unavailable(Reason.TOO_SLOW, "Sealing the secret took too long, or the clock moved; send it again.")
+            raise Unavailable(
+                Reason.TOO_SLOW, "Encrypting the secret took too long, or the clock moved; send it again."
+            )

@@ -41,11 +41,11 @@ def gone(version: SecretVersion) -> WrongState:
     if version.state is DELETED:
         return WrongState(
             Reason.SECRET_DELETED,
-            f"Version {number} of the secret {name} is deleted; whoever keeps it brings it back (`broker secret "
-            f"undelete {name} --version {number}`) or puts a new one.",
+            f"Version {number} of the secret {name} is deleted; the operator who keeps it brings it back (`broker "
+            f"secret undelete {name} --version {number}`) or puts a new one.",
         )
     return WrongState(
         Reason.SECRET_DESTROYED,
-        f"Version {number} of the secret {name} was destroyed for good; whoever keeps it puts a new one (`broker "
-        f"secret put {name}`).",
+        f"Version {number} of the secret {name} was destroyed for good; the operator who keeps it puts a new one "
+        f"(`broker secret put {name}`).",
     )

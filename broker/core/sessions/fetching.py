@@ -146,7 +146,7 @@ def parsed(references: list[str]) -> list[Reference]:
 
 def attempts(call: Call, secrets: Secrets, references: list[Reference]) -> list[Try]:
     """Decide on each reference and open it; a refusal is kept, not raised."""
-    # With a spoilt row among them each is looked up alone, so that the others are not refused for it (TL-18).
+    # With a damaged row among them each is looked up alone, so that the others are not refused for it (TL-18).
     found: list[Stored] = readable(lambda: secrets.look_up(references), [])
     if not found:
         return [_attempt(call, each, lambda share, each=each: secrets.read(share, each)) for each in references]  # type: ignore[misc]

@@ -21,11 +21,11 @@ from broker.core.errors import (
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.leases.ending import BATCH, Ending, Work, ended_lease, entry_of, held, live, part
 from broker.core.model import Principal, Secret, Session, TrustRule
-from broker.core.once import last_write, record, settling
+from broker.core.once import closing, last_write, record
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_secret
 from broker.core.ports import Now, Store, Write
-from broker.core.quota import Limits, Tally
+from broker.core.quota import LeaseQuota, Tally
 from broker.core.reasons import Reason
 from broker.core.rows import readable
 from broker.core.secrets.lifecycle import Secrets
@@ -33,7 +33,7 @@ from broker.core.sessions import tokens
 from broker.core.sessions.fetching import Fetched, Try, attempts, check_size, lend, parsed, refusal, take_up
 from broker.core.sessions.login import Login, Logins, Opening, TakenError, carried_out, hidden_id
 
-__all__ = ["Fetched", "Limits", "Opening", "Sessions"]
+__all__ = ["Fetched", "LeaseQuota", "Opening", "Sessions"]
 
 NO_HASH = bytes(32)
 
@@ -41,7 +41,7 @@ NO_HASH = bytes(32)
 class Sessions:
     """The noun behind SessionService. Each method checks the permission first and raises only BrokerError."""
 
-    def __init__(self, store: Store, secrets: Secrets, guard: Guard, now: Now, limits: Limits) -> None:
+    def __init__(self, store: Store, secrets: Secrets, guard: Guard, now: Now, limits: LeaseQuota) -> None:
         self._store = store
         self._secrets = secrets
         self._guard = guard
@@ -60,7 +60,7 @@ class Sessions:
         own_id = hidden_id(call)
         self._guard.check(call, BROKER)
         login = self._logins.prepared(call, ttl, own_id)
-        with settling(call):
+        with closing(call):
             carried_out(login, lambda: self._opened(login))
         return login.opening
 
@@ -170,7 +170,7 @@ class Sessions:
         return self._ending.chores()
 
     def _found(self, name: str) -> Session | None:
-        """As it was at most a second ago, if it was alive then; whoever gives it something new holds its row first."""
+        """As it was at most a second ago, if alive then; a change that gives it something new holds its row first."""
         found = readable(lambda: self._store.recent(Session, name), None) if name else None
         if found is None or live(found, self._now()):
             return found
@@ -224,11 +224,11 @@ class Sessions:
     def _issue(self, call: Call, login: Login | None, tries: list[Try]) -> Session | None:
         """Write the session, the leases and every decision down; nothing is handed out before that is durable."""
         name = call.principal.credential if call.principal.method == "session" else ""
-        with settling(call):
+        with closing(call):
             if login or (name and any(each.lacking for each in tries)):
                 return self._lent(call, login, tries)
             self._store.record(*(each.entry() for each in tries))
-            # Looked at last: no row is held here, and whoever ended the session meanwhile may have been told so.
+            # Looked at last: no row is held here, and a caller that ended the session meanwhile may be told so.
             return self._holding(name) if name else None
 
     def _holding(self, name: str) -> Session:
@@ -288,7 +288,7 @@ class Sessions:
     def _several(self, where: dict[str, str], fits: Callable[[Session], bool]) -> Iterator[str]:
         after: tuple[str, ...] = ()
         where = {**where, "state": "active"}
-        # A spoilt row holds up no revocation, and nobody is let in by one (TL-18).
+        # A damaged row holds up no revocation, and nobody is let in by one (TL-18).
         while found := self._store.page(Session, after=after, limit=BATCH, where=where, sound_only=True):
             after = (found[-1].id,)
             yield from (session.id for session in found if fits(session))

@@ -1,7 +1,7 @@
 """A login, and its repetition: the session that it opens, once, however often its caller has to send it.
 
 What a caller sends twice under one id is one login. Its session's id is made of that id, the identity token and the
-request, so the repetition finds the session by it, whoever answers and whatever the first answer's fate was.
+request, so the repetition finds the session by it, whichever process answers and whatever the first answer's fate was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from broker.core.kinds import SessionState
 from broker.core.leases.ending import Ending, live
 from broker.core.model import Proof, Session, TrustRule, UsedToken
 from broker.core.ports import Now, Store, Write
-from broker.core.quota import Limits
+from broker.core.quota import LeaseQuota
 from broker.core.reasons import Reason
 from broker.core.sessions import tokens
 
@@ -57,7 +57,7 @@ class TakenError(Exception):
 class Logins:
     """Prepares logins, and writes their sessions down."""
 
-    def __init__(self, store: Store, now: Now, limits: Limits, ending: Ending) -> None:
+    def __init__(self, store: Store, now: Now, limits: LeaseQuota, ending: Ending) -> None:
         self._store = store
         self._now = now
         self._limits = limits
@@ -128,7 +128,7 @@ class Logins:
         there, wanted = self._ending.lock(write, login.opening.session.id), login.opening.session
         if there is None or not self._same_login(there, wanted):
             raise _replayed(login)
-        # The token is not kept, so the first one cannot be given again. Whoever has it notices that it counts no more.
+        # The token is not kept, so the first one cannot be given again. A job that has it notices that it is void.
         fresh = write.replace(there, replace(there, token_hash=wanted.token_hash))
         login.opening = Opening(session=fresh, token=login.opening.token)
         write.note(replayed=1)
@@ -199,6 +199,6 @@ def _used(rule: TrustRule, proof: Proof) -> UsedToken | None:
         raise Unauthenticated(
             Reason.TOKEN_NOT_SINGLE_USE,
             "The trust rule takes each identity token once, and this one carries no id (jti) to know it by; for an "
-            "issuer that gives none, whoever keeps the rules makes a rule with `single_use: false`.",
+            "issuer that gives none, the operator who keeps the rules makes a rule with `single_use: false`.",
         )
     return UsedToken(issuer=proof.issuer, jti=proof.token_id, until=proof.expires_at)

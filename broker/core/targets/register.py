@@ -203,7 +203,7 @@ class Targets:
     def _allowed(self, call: Call, asked: Target) -> Target:
         """The target that is to be registered, in the spelling that it was decided on in."""
         try:
-            made = replace(asked, settings=self._connect.settled(asked.kind, asked.settings))
+            made = replace(asked, settings=self._connect.canonical(asked.kind, asked.settings))
         except InvalidRequest:
             self._guard.check(call, guard.of_target(asked))  # who may not is not told what is wrong with it
             raise
@@ -212,7 +212,7 @@ class Targets:
 
     def _moved(self, call: Call, old: Target, kek: str) -> Target:
         """With another KEK, if the caller may have that one."""
-        moved = replace(old, settings=self._connect.settled(old.kind, {**old.settings, KEK: kek}))
+        moved = replace(old, settings=self._connect.canonical(old.kind, {**old.settings, KEK: kek}))
         self._guard.check(call, guard.of_target(moved))
         return moved
 

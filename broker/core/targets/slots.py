@@ -1,7 +1,7 @@
 """How many calls may wait for targets at a time: each holds a thread, and none may leave the others without one.
 
 A target that hangs, and a caller who asks for much, may hold no more slots than they leave free: the first gets half,
-the next half of the rest, and so on. So whoever comes next finds one, unless many targets hang at once.
+the next half of the rest, and so on. So the next call finds one, unless many targets hang at once.
 """
 
 from __future__ import annotations

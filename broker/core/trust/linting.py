@@ -15,7 +15,7 @@ Weakness = tuple[str, str]
 """(the best grade that is left, the reason as a sentence)"""
 
 IDENTITY = re.compile(r"(?:^|/)sub$|(?:^|[^A-Za-z])u{0,2}id$|[a-z](?:Id|ID|Uuid|UUID)$", re.ASCII)
-"""Claims that say who somebody is: a pattern there lets in whoever can register a name that fits."""
+"""Claims that say who somebody is: a pattern there lets in anybody who can register a name that fits."""
 
 NAMING = frozenset({MatcherKind.EXACT, MatcherKind.ONE_OF})
 """How a matcher says whole what a claim is to be."""
@@ -77,7 +77,7 @@ def _audience(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
             f"Every token of {rule.preset} has this audience, so it does not say that it was made for the broker.",
         )
         if not rule.single_use:
-            yield "D", "Whoever else receives such a token can use it here; make tokens single-use."
+            yield "D", "Any other service that receives such a token can use it here; make tokens single-use."
     elif profile.foreign_audience and profile.foreign_audience.fullmatch(rule.audience):
         # The owner's URL is what every job gets that asks for no audience, so others hold such tokens.
         letter = "F" if rule.preset in {Preset.GITHUB, Preset.KUBERNETES} else "C"
@@ -113,7 +113,7 @@ def _patterns(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
         elif not matcher.values[0].strip("*/"):
             yield "D", f"The pattern for {matcher.claim} fits everything."
         else:
-            yield "B", f"{matcher.claim} is matched by a pattern; whoever can make up such a name gets in."
+            yield "B", f"{matcher.claim} is matched by a pattern; anybody who can make up such a name gets in."
 
 
 def _trigger(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> Iterator[Weakness]:
@@ -130,12 +130,12 @@ def _trigger(rule: TrustRule, profile: Profile, bound: dict[str, Matcher]) -> It
 
 
 def _values(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
-    """What is asked for by name, but is no narrowing: a run of a stranger's, a protection that is not there."""
+    """What is asked for by name, but is no narrowing: a run of an outsider's, a protection that is not there."""
     for matcher in rule.matchers:
         named = matcher.values if matcher.kind in NAMING else ()
         pulls = [value for value in matcher.values if _of_pull_requests(matcher, value, profile)]
         if pulls:
-            yield "D", f"Runs of pull requests may log in ({', '.join(pulls)}); their code may be a stranger's."
+            yield "D", f"Runs of pull requests may log in ({', '.join(pulls)}); their code may be an outsider's."
         started = profile.started.get(matcher.claim, ())
         others = [value for value in named if started and value not in pulls and not _is_of(value, started)]
         if others:

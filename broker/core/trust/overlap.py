@@ -56,8 +56,8 @@ def _segments_meet(one: str, other: str) -> bool:
 def check_apart(rule: TrustRule, others: Iterable[TrustRule], may_see: Callable[[TrustRule], bool]) -> None:
     """Return if no rule of another pipeline takes a token that ``rule`` takes; else WrongState ``TRUST_RULES_OVERLAP``.
 
-    Else whoever may write one pipeline's rules could make another's logins ambiguous. ``may_see``: a rule that the
-    caller may not see is not named.
+    Else an operator who may write one pipeline's rules could make another's logins ambiguous. ``may_see``: a rule that
+    the caller may not see is not named.
     """
     clashing = [other for other in others if other.pipeline != rule.pipeline and overlaps(rule, other)]
     if not clashing:

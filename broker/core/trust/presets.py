@@ -57,14 +57,14 @@ OTHERS_AUDIENCE = _exactly(
     r"sts\.amazonaws\.com|api://AzureADTokenExchange|sigstore|pypi|testpypi|crates\.io|npm:.*"
     r"|(?:https:)?//iam\.googleapis\.com/.*"
 )
-"""Audiences of well-known services: whoever gets such a token there could bring it here."""
+"""Audiences of well-known services: a service that gets such a token could bring it here."""
 
-UNPROTECTED = "whoever may push a branch names it; bind ref_protected or environment_protected to true"
+UNPROTECTED = "anybody who may push a branch names it; bind ref_protected or environment_protected to true"
 CIRCLECI = "oidc.circleci.com//"
 OF_BRANCHES = ("refs/heads/", "refs/tags/")
 PROTECTED = {"ref_protected": "true", "environment_protected": "true"}
 DEFAULT_ACCOUNT = "every pod has that account unless it names one"
-STRANGERS = "strangers can start such runs"
+OUTSIDERS = "outsiders can start such runs"
 
 PROFILES: Mapping[Preset, Profile] = {
     Preset.GENERIC: Profile(
@@ -76,9 +76,9 @@ PROFILES: Mapping[Preset, Profile] = {
             (
                 "event_name",
                 _exactly(r"(?:pull_request|merge_request|discussion|issue)\w*|fork|watch|workflow_run|check_\w+|gollum"),
-                "D", STRANGERS,
+                "D", OUTSIDERS,
             ),
-            ("pipeline_source", _exactly(r"\w*(?:merge|pull)_request\w*|parent_pipeline"), "D", STRANGERS),
+            ("pipeline_source", _exactly(r"\w*(?:merge|pull)_request\w*|parent_pipeline"), "D", OUTSIDERS),
         ),
     ),
     Preset.GITHUB: Profile(
@@ -151,7 +151,9 @@ PROFILES: Mapping[Preset, Profile] = {
         required=(("workspaceUuid",), ("repositoryUuid",)),
         trigger=("deploymentEnvironmentUuid", "branchName"),
         trigger_globs=True,
-        hardening=((("deploymentEnvironmentUuid",), "whoever pushes a branch names it; bind an environment's id"),),
+        hardening=(
+            (("deploymentEnvironmentUuid",), "anybody who may push a branch names it; bind an environment's id"),
+        ),
         foreign_audience=_exactly(r"ari:cloud:bitbucket::workspace/.*"),
     ),
     Preset.CIRCLECI: Profile(

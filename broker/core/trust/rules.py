@@ -296,7 +296,7 @@ def _placed(rule: TrustRule) -> TrustRule:
         raise _invalid(f"the audience is a printable text of at most {MAX_TEXT} characters")
     if not rule.ca_pem:
         return rule
-    # Nothing but certificates: whoever may read rules sees it, and a key must not be in it.
+    # Nothing but certificates: an operator who may read rules sees it, and a key must not be in it.
     try:
         found = certificates(rule.ca_pem.encode())
     except ValueError as error:

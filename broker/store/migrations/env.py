@@ -1,4 +1,4 @@
-"""Alembic's entry: the migrations run on the connection and inside the transaction of whoever called."""
+"""Alembic's entry: the migrations run on the connection and inside the transaction of the caller."""
 
 from __future__ import annotations
 

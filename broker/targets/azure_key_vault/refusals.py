@@ -86,7 +86,7 @@ def deleted(place: Place, name: str, answer: Answer | None) -> str:
     if answer is not None:
         return (
             f"whether it is deleted at {place.host} and can be recovered does not show ({answer.short}); az keyvault "
-            f"key show-deleted {where} --name {name} tells whoever may look."
+            f"key show-deleted {where} --name {name} tells an operator who may look."
         )
     return (
         f"it is deleted at {place.host} and not purged: az keyvault key recover {where} --name {name} brings it back, "

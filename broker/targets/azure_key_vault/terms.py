@@ -26,7 +26,7 @@ class Keeping:
         """Operations of the key's usage, tags and dates as the service keeps them."""
         _check(key_type, usage, terms)
 
-    def settle(self, name: str, version: str, terms: Terms) -> None:
+    def apply(self, name: str, version: str, terms: Terms) -> None:
         """One update of this version's properties, looked at as it comes back."""
         if terms == Terms():
             return

@@ -18,12 +18,13 @@ class TransferFiles:
         self._allowed = allowed
 
     def check_transfer(self) -> None:
-        """Nothing in the wrapped key says how it is to be imported: whoever does that can make it exportable."""
+        """Nothing in the wrapped key says how it is to be imported: anybody who does that can make it exportable."""
         if not self._allowed:
             raise WrongState(
                 Reason.TRANSFER_FILES_OFF,
-                "Whoever imports a file into Vault or OpenBao can make the key exportable there, so none is written "
-                "unless the configuration has vault_transfer_files = true under [targets]; import the key instead.",
+                "Anybody who imports a file into Vault or OpenBao can make the key exportable there, so none is "
+                "written unless the configuration has vault_transfer_files = true under [targets]; import the key "
+                "instead.",
             )
 
     def transfer_file(

@@ -38,7 +38,7 @@ def _file(text: str) -> str:
 
 
 def _certificates(text: str) -> str:
-    # Nothing but certificates: what is registered is shown to whoever may read targets, and a key must not be in it.
+    # Nothing but certificates: what is registered is shown to all who may read targets, and a key must not be in it.
     try:
         found = certificates(text.encode())
     except ValueError as error:

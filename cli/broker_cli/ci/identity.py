@@ -59,7 +59,7 @@ def token(environ: Mapping[str, str], audience: str, file: str | None, within: B
 
 
 def at_hand(environ: Mapping[str, str], file: str | None) -> bool:
-    """Whether the token is a file's, which whoever writes it may have renewed since it was read."""
+    """Whether the token is a file's, which the writer of the file may have renewed since it was read."""
     here = next((source for source in SOURCES if source.here(environ)), None)
     return bool(file or environ.get(FILE)) or (here is kubernetes and not environ.get(VARIABLE))
 

@@ -1,4 +1,4 @@
-"""An identity token in a file, read again at every login: whoever writes it may have renewed it meanwhile."""
+"""An identity token in a file, read again at every login: its writer may have renewed it meanwhile."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class KeyServiceStub:
-    """Keys that are born in the HSM and used there.
+    """Keys that are generated in the HSM and used there.
 
     Every method that changes something takes a request_id (a lower-case UUID version 4; AIP-155): the same request under
     the same id is carried out once, and its repetition returns what the first one did. With validate_only (AIP-163) all
@@ -127,7 +127,7 @@ class KeyServiceStub:
 
 
 class KeyServiceServicer:
-    """Keys that are born in the HSM and used there.
+    """Keys that are generated in the HSM and used there.
 
     Every method that changes something takes a request_id (a lower-case UUID version 4; AIP-155): the same request under
     the same id is carried out once, and its repetition returns what the first one did. With validate_only (AIP-163) all
@@ -337,7 +337,7 @@ def add_KeyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class KeyService:
-    """Keys that are born in the HSM and used there.
+    """Keys that are generated in the HSM and used there.
 
     Every method that changes something takes a request_id (a lower-case UUID version 4; AIP-155): the same request under
     the same id is carried out once, and its repetition returns what the first one did. With validate_only (AIP-163) all

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class KeyServiceStub:
-    """Keys that are born in the HSM and used there.
+    """Keys that are generated in the HSM and used there.
 
     Every method that changes something takes a request_id (a lower-case UUID version 4; AIP-155): the same request under
     the same id is carried out once, and its repetition returns what the first one did. With validate_only (AIP-163) all
@@ -62,7 +62,7 @@ class KeyServiceStub:
 
 @_typing.type_check_only
 class KeyServiceAsyncStub(KeyServiceStub):
-    """Keys that are born in the HSM and used there.
+    """Keys that are generated in the HSM and used there.
 
     Every method that changes something takes a request_id (a lower-case UUID version 4; AIP-155): the same request under
     the same id is carried out once, and its repetition returns what the first one did. With validate_only (AIP-163) all
@@ -93,7 +93,7 @@ class KeyServiceAsyncStub(KeyServiceStub):
     """Says what becomes of a version that was being made when the database was restored (KEY_VERSION_STATE_HELD)."""
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keys that are born in the HSM and used there.
+    """Keys that are generated in the HSM and used there.
 
     Every method that changes something takes a request_id (a lower-case UUID version 4; AIP-155): the same request under
     the same id is carried out once, and its repetition returns what the first one did. With validate_only (AIP-163) all

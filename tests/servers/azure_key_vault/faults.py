@@ -1,6 +1,6 @@
-"""What is to go wrong: rules that each spoil a number of matching requests and are then spent.
+"""What is to go wrong: rules that each disturb a number of matching requests and are then spent.
 
-A rule is a ``Refused`` to answer with, or an ``Effect``. Only requests with the right token are spoilt, so the
+A rule is a ``Refused`` to answer with, or an ``Effect``. Only requests with the right token are disturbed, so the
 challenge before them does not use a rule up.
 """
 
@@ -33,14 +33,14 @@ class _Rule:
 
 @dataclass
 class Faults:
-    """The rules in force, the first that matches counts; ``fired`` is what was spoilt by what, in order."""
+    """The rules in force, the first that matches counts; ``fired`` is what was disturbed by what, in order."""
 
     fired: list[tuple[str, Refused | Effect]] = field(default_factory=list)
     _rules: list[_Rule] = field(default_factory=list)
     _lock: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def add(self, what: Refused | Effect, *, on: str = "", times: int = 1) -> None:
-        """Spoil the next ``times`` requests in whose "METHOD /path" the regular expression ``on`` is found."""
+        """Disturb the next ``times`` requests in whose "METHOD /path" the regular expression ``on`` is found."""
         pattern = on or (r"^PUT " if what is Effect.OTHER_KEY else "")
         with self._lock:
             self._rules.append(_Rule(what, re.compile(pattern, re.IGNORECASE), times))
@@ -51,7 +51,7 @@ class Faults:
             self._rules.clear()
 
     def take(self, method: str, path: str) -> Refused | Effect | None:
-        """What spoils this request, or None; the rule is one use poorer."""
+        """What disturbs this request, or None; the rule is one use poorer."""
         with self._lock:
             line = f"{method} {path}"
             rule = next((each for each in self._rules if each.on.search(line)), None)
@@ -65,7 +65,7 @@ class Faults:
             return rule.what
 
     def await_fired(self, count: int, timeout: float = 20) -> bool:
-        """Wait until so many requests have been spoilt; False when that took too many seconds."""
+        """Wait until so many requests have been disturbed; False when that took too many seconds."""
         with self._lock:
             return self._lock.wait_for(lambda: len(self.fired) >= count, timeout)
 

@@ -51,7 +51,7 @@ class FakeVault:
     """Real HTTPS on a free port of 127.0.0.1, from entering the context until leaving it.
 
     ``host``, ``url``, ``ca_file``, ``token`` (also in the 0600 file ``token_file``) say how to reach it. Tests look
-    into ``requests``, ``login`` and ``versions``, spoil requests by ``faults``, take rights away by their short names
+    into ``requests``, ``login`` and ``versions``, disturb requests by ``faults``, take rights away by their short names
     ("get", "import", "sign" …) with ``denied``, and let the challenge lie with ``authority`` and ``resource``.
     ``known_as``: the port of what stands before it, by which its clients know it.
     """
@@ -119,7 +119,7 @@ class FakeVault:
         return self._shelf.versions(name)
 
     def _answer(self, request: Request) -> Answer | Effect:
-        answer = self._spoilt(request)
+        answer = self._disturbed(request)
         status = answer.status if isinstance(answer, Answer) else 0
         with self._lock:
             self.requests.append(Seen(request.method, request.path, request.body, request.query, status))
@@ -127,7 +127,7 @@ class FakeVault:
             return Answer(answer.status, answer.body, {**self._headers(request), **answer.headers})
         return answer
 
-    def _spoilt(self, request: Request) -> Answer | Effect:
+    def _disturbed(self, request: Request) -> Answer | Effect:
         if not self._authentic(request):
             return self._challenge(Refused(401, "Unauthorized", "AKV10000: Request is missing a Bearer or PoP token."))
         fault = self.faults.take(request.method, request.path)

@@ -12,21 +12,21 @@ from broker.hsm.findings import Findings
 from broker.hsm.lending import SECRETS, Finder, strange
 from broker.hsm.mechanisms import generator
 from broker.hsm.objects import Recipe
-from broker.hsm.sessions import AmbiguousError, Clock, Sessions, Worker
+from broker.hsm.sessions import AmbiguousError, Clock, TokenSessions, Worker
 
 FRESH_SECONDS = 1.0
 """For how long an id that was drawn just now is taken to be unknown to everybody else."""
 
 
-class Births:
+class Generation:
     """Makes keys of every purpose, one at a time."""
 
-    def __init__(self, sessions: Sessions, finder: Finder, findings: Findings, clock: Clock) -> None:
+    def __init__(self, sessions: TokenSessions, finder: Finder, findings: Findings, clock: Clock) -> None:
         self._sessions = sessions
         self._finder = finder
         self._findings = findings
         self._clock = clock
-        self._birth = threading.Lock()
+        self._one_at_a_time = threading.Lock()
 
     def make(self, binding: Binding, *, exportable: bool, fresh: bool) -> bytes | None:
         """See ``Hsm.generate``."""
@@ -52,7 +52,7 @@ class Births:
                 # Repeating after a loss is safe: it begins by looking for what an earlier run has made.
                 return self._found_or_made(worker, binding, recipe)
 
-        with self._birth:
+        with self._one_at_a_time:
             return self._sessions.run(make, generator(binding.type))
 
     def _found_or_made(self, worker: Worker, binding: Binding, recipe: Recipe) -> bytes | None:

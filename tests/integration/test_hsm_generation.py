@@ -8,7 +8,7 @@ import pytest
 
 from broker.core.kinds import KeyType, OaepHash, Purpose
 from broker.core.ports import KeyRef
-from broker.hsm import births
+from broker.hsm import generation
 from broker.hsm.binding import bind
 from broker.hsm.sessions import Worker
 from tests.contracts.hsm_keys import Target, fresh, spki_of, unmade
@@ -60,7 +60,7 @@ def _repeats(folder: Path) -> list[int]:
         key = unmade(P256)
         first = hsm.generate(key, exportable=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(births, "FRESH_SECONDS", patience)
+            patch.setattr(generation, "FRESH_SECONDS", patience)
             if patience < 0:
                 hsm._sessions.run(lambda worker: worker.handles.clear())
             assert hsm.generate(key, exportable=True, fresh=True) == first

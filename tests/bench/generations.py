@@ -22,7 +22,7 @@ def measure(broker: Broker, count: int) -> Figures:
 
         def bear(number: int) -> float:
             start = time.perf_counter()
-            name = f"born-{number}"
+            name = f"generated-{number}"
             keys.CreateKey(
                 keys_pb2.CreateKeyRequest(
                     name=name,

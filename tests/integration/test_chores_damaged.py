@@ -1,4 +1,4 @@
-"""Rows that somebody has spoilt hold up nothing of the background work but their own key or secret (TL-18)."""
+"""Rows that somebody has damaged hold up nothing of the background work but their own key or secret (TL-18)."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def store(tmp_path: Path) -> Iterator[SqlStore]:
         yield made
 
 
-def spoil(store: SqlStore, statement: str) -> None:
+def damage(store: SqlStore, statement: str) -> None:
     """As somebody with the database's password could."""
     with store._database.transaction() as connection:
         connection.execute(text(statement))
         connection.commit()
 
 
-def test_TL_18_a_spoilt_key_holds_up_no_other_keys_end(store: SqlStore) -> None:
+def test_TL_18_a_damaged_key_holds_up_no_other_keys_end(store: SqlStore) -> None:
     bench = Bench(store)
     for name in ("a", "b", "lost-a", "lost-b"):
         if name.startswith("lost"):
@@ -48,8 +48,8 @@ def test_TL_18_a_spoilt_key_holds_up_no_other_keys_end(store: SqlStore) -> None:
         else:
             bench.create(name)
             bench.keys.schedule_destruction(bench.call("ScheduleKeyDestruction"), name, None)
-    spoil(store, "UPDATE keys SET labels = '[]' WHERE name = 'a'")
-    spoil(store, "UPDATE key_versions SET created_at = 9000000000000000000 WHERE key = 'lost-a'")
+    damage(store, "UPDATE keys SET labels = '[]' WHERE name = 'a'")
+    damage(store, "UPDATE key_versions SET created_at = 9000000000000000000 WHERE key = 'lost-a'")
     bench.time += timedelta(days=40) + UNDO_AFTER
     assert bench.chores() == 2
     done = store.get(Key, "b")
@@ -57,13 +57,13 @@ def test_TL_18_a_spoilt_key_holds_up_no_other_keys_end(store: SqlStore) -> None:
     assert (done.state, store.get(Key, "lost-b")) == (KeyState.DESTROYED, None)
 
 
-def test_TL_18_a_spoilt_version_holds_up_no_rewrap_and_keeps_its_root_key(store: SqlStore) -> None:
+def test_TL_18_a_damaged_version_holds_up_no_rewrap_and_keeps_its_root_key(store: SqlStore) -> None:
     house = SecretsHouse(store, SoftwareHsm())
     for name in ("team/app/a", "team/app/b", "team/app/c"):
         house.put(name)
     house.secrets.rotate_root(house.call("RotateRootKey"))
     made = microseconds(house.clock())
-    spoil(store, "UPDATE secret_versions SET created_at = 9000000000000000000 WHERE secret = 'team/app/a'")
+    damage(store, "UPDATE secret_versions SET created_at = 9000000000000000000 WHERE secret = 'team/app/a'")
     for _ in range(2):
         house.clock.forward(seconds=RETIRE_AFTER.total_seconds() + 1)
         for resource, work in house.secrets.chores():
@@ -71,7 +71,7 @@ def test_TL_18_a_spoilt_version_holds_up_no_rewrap_and_keeps_its_root_key(store:
     roots = {name: version.root for name in "bc" if (version := store.get(SecretVersion, f"team/app/{name}", 1))}
     assert roots == {"b": 2, "c": 2}
     assert len(store.page(RootKey, limit=9)) == 2
-    spoil(store, f"UPDATE secret_versions SET created_at = {made} WHERE secret = 'team/app/a'")  # noqa: S608
+    damage(store, f"UPDATE secret_versions SET created_at = {made} WHERE secret = 'team/app/a'")  # noqa: S608
     for _ in range(2):
         for resource, work in house.secrets.chores():
             work(house.own(resource))

@@ -10,7 +10,7 @@ from threading import Event, Semaphore
 import pytest
 
 from broker.core.errors import BrokerError, Exhausted, Unavailable
-from broker.core.keys.generation import Births
+from broker.core.keys.generation import GenerationTurns
 from broker.core.keys.lifecycle import Keys
 from broker.core.kinds import KeyType, KeyUsage
 from broker.core.model import Key
@@ -29,52 +29,52 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_NT_10_callers_are_served_in_rotation_whoever_came_first() -> None:
-    births, served, first = Births(each=20), list[str](), Event()
+def test_NT_10_callers_are_served_in_rotation_whichever_came_first() -> None:
+    turns, served, first = GenerationTurns(each=20), list[str](), Event()
 
     def one(who: str) -> None:
-        with births.turn(who):
+        with turns.turn(who):
             first.wait(10)
             served.append(who)
 
     with ThreadPoolExecutor(20) as pool:
         for before, who in enumerate(["flood"] * 10 + ["alice", "bob", "alice"]):
             pool.submit(one, who)
-            until(lambda before=before: sum(map(len, births._waiting.values())) == before)  # type: ignore[misc]
+            until(lambda before=before: sum(map(len, turns._waiting.values())) == before)  # type: ignore[misc]
         first.set()
     assert served[:6] == ["flood", "flood", "alice", "bob", "flood", "alice"]
     assert sorted(served) == sorted(["flood"] * 10 + ["alice", "bob", "alice"])
 
 
 def test_NT_10_nobody_has_more_under_way_than_anybody_may_have() -> None:
-    births = Births(each=2)
-    with births.enter("flood"), births.enter("flood"):
-        with pytest.raises(Exhausted) as refusal, births.enter("flood"):
+    turns = GenerationTurns(each=2)
+    with turns.enter("flood"), turns.enter("flood"):
+        with pytest.raises(Exhausted) as refusal, turns.enter("flood"):
             raise AssertionError("three at a time")
         assert refusal.value.reason == "KEYS_UNDER_WAY"
-        with births.enter("alice"):
-            assert births._under_way == {"flood": 2, "alice": 1}
-    with births.enter("flood"):
-        assert births._under_way == {"flood": 1}
-    assert not births._under_way
+        with turns.enter("alice"):
+            assert turns._under_way == {"flood": 2, "alice": 1}
+    with turns.enter("flood"):
+        assert turns._under_way == {"flood": 1}
+    assert not turns._under_way
 
 
 def test_who_waits_too_long_is_told_and_leaves_the_queue() -> None:
-    births = Births(each=2)
-    with births.turn("alice"), pytest.raises(Unavailable) as refusal, births.turn("bob", seconds=0.01):
+    turns = GenerationTurns(each=2)
+    with turns.turn("alice"), pytest.raises(Unavailable) as refusal, turns.turn("bob", seconds=0.01):
         raise AssertionError("two at a time")
     assert refusal.value.reason == "HSM_BUSY"
-    assert not births._waiting
-    with births.turn("bob", seconds=0.01):
+    assert not turns._waiting
+    with turns.turn("bob", seconds=0.01):
         pass
 
 
 def test_a_turn_that_ends_in_an_error_is_passed_on() -> None:
-    births = Births(each=2)
-    with pytest.raises(ZeroDivisionError), births.enter("alice"), births.turn("alice"):
+    turns = GenerationTurns(each=2)
+    with pytest.raises(ZeroDivisionError), turns.enter("alice"), turns.turn("alice"):
         raise ZeroDivisionError
-    with births.enter("alice"), births.turn("bob", seconds=0.01):
-        assert births._taken
+    with turns.enter("alice"), turns.turn("bob", seconds=0.01):
+        assert turns._taken
 
 
 class SlowHsm(SoftwareHsm):
@@ -93,7 +93,7 @@ class SlowHsm(SoftwareHsm):
 
 def test_NT_10_one_principals_flood_of_keys_holds_up_another_for_one_key_only() -> None:
     hsm, clock, store = SlowHsm(), Clock(), MemoryStore()
-    keys = Keys(store, hsm, Guard(document()), operations(store, clock), clock, births=8)
+    keys = Keys(store, hsm, Guard(document()), operations(store, clock), clock, generating=8)
 
     def create(who: str, number: int) -> str:
         asked = call("KeyService/CreateKey", operator(who, "admins"), clock)
@@ -109,7 +109,7 @@ def test_NT_10_one_principals_flood_of_keys_holds_up_another_for_one_key_only() 
         flood = [pool.submit(create, "flood", number) for number in range(30)]
         until(lambda: sum(one.done() for one in flood) == 22)
         other = pool.submit(create, "alice", 1)
-        until(lambda: "operator/alice" in keys._making._births._waiting)
+        until(lambda: "operator/alice" in keys._making._turns._waiting)
         for _ in range(9):
             hsm.go.release()
         assert other.result(10) == "ok"
