@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import NoReturn, TextIO, cast
 
 import structlog
@@ -238,11 +238,18 @@ def _run(config: Config, profile: Path | None = None, worker: int = 0) -> int:
         broker.serve()
         _collect_less_often()
         _say_ready(config, config.server.operators_address, config.server.pipelines_address, profile)
-        code = ends.get()
+        code = _first(ends)
         broker.drain()
     finally:
         broker.close()
     return code
+
+
+def _first(ends: SimpleQueue[int]) -> int:
+    """Wait for the end; it looks up every second, as a signal that comes just before a wait does not end that wait."""
+    while True:
+        with suppress(Empty):
+            return ends.get(timeout=1.0)
 
 
 def _share_one_heap() -> None:

@@ -44,6 +44,9 @@ LIVED = 60.0
 DEATHS = 20
 """Deaths in a row after which it is given up; one that only misses the database or the HSM is never given up."""
 
+LOOK_UP = 1.0
+"""Seconds of a wait: a signal that comes just before one does not end it."""
+
 DRAIN = 14.0
 """Seconds that a worker is given to end: 10 for its calls, the rest for its background work and its last head."""
 
@@ -144,7 +147,7 @@ class Supervisor:
         """What happens next; meanwhile those are started whose time has come."""
         while True:
             waiting = [worker.again_at for worker in self._workers if worker.again_at is not None]
-            pause = max(0.0, min(waiting) - time.monotonic()) if waiting else None
+            pause = min(LOOK_UP, max(0.0, min(waiting) - time.monotonic())) if waiting else LOOK_UP
             with suppress(Empty):
                 return self._events.get(timeout=pause)
             for worker in self._workers:

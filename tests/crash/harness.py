@@ -207,13 +207,13 @@ class Ground:
 class World:
     """A process on that ground."""
 
-    def __init__(self, ground: Any = None) -> None:
+    def __init__(self, ground: Any = None, guard: Guard | None = None) -> None:
         self.ground = ground or Ground()
         self.fate = Fate()
         self.clock = self.ground.clock
         self.store: Any = MortalStore(self.ground.store, self.fate)
         self.hsm: Any = MortalHsm(self.ground.hsm, self.fate, announced=self.ground.announced)
-        self.guard = _guard()
+        self.guard = guard or _guard()
         self.operations: Operations = operations(self.store, self.clock)
         self.keys = Keys(self.store, self.hsm, self.guard, self.operations, self.clock)
         self.settling = Settling(self.store, self.hsm, self.guard, self.operations)
@@ -273,7 +273,7 @@ class World:
 
 @cache
 def _guard() -> Guard:
-    """The one of every process: to read a policy takes longer than most scenes."""
+    """Shared by all, so load nothing into it: to read a policy takes longer than most scenes."""
     return Guard(document())
 
 

@@ -9,6 +9,7 @@ from broker.core.imports.ledger import Imported
 from broker.core.imports.rules import NO_TERMS
 from broker.core.kinds import KeyType, KeyUsage
 from broker.core.model import Import, Target, Terms
+from broker.core.policy.guard import Guard
 from tests.crash.harness import Ground, World
 from tests.fakes.shelf import Shelf, kek
 
@@ -26,9 +27,9 @@ class Premises(Ground):
 class House(World):
     """A process with a target."""
 
-    def __init__(self, premises: Premises | None = None) -> None:
+    def __init__(self, premises: Premises | None = None, guard: Guard | None = None) -> None:
         self.premises = premises or Premises()
-        super().__init__(self.premises)
+        super().__init__(self.premises, guard)
         self.shelf = self.premises.shelf
         self.shelf.passing = self._passing
         self.imports = Imports(self.store, self.hsm, self.guard, self.operations, self.shelf, self.clock)
@@ -40,8 +41,8 @@ class House(World):
         assert any("bao" in entry.resource for entry in told)
         self.fate.place(name)
 
-    def restarted(self) -> House:
-        return House(self.premises)
+    def restarted(self, guard: Guard | None = None) -> House:
+        return House(self.premises, guard)
 
     def furnish(self, key_type: KeyType) -> None:
         asked = self.call("KeyService/CreateKey")

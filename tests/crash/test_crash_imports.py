@@ -18,6 +18,7 @@ from broker.core.imports.rules import EXPORTED, NO_TERMS, TERMS_UNSETTLED
 from broker.core.imports.steps import PATIENCE
 from broker.core.kinds import ImportState, KeyType, Sent
 from broker.core.model import Import, Operation, Terms
+from broker.core.policy.guard import Guard
 from tests.crash.harness import Died, World
 from tests.crash.import_house import House
 from tests.fakes.calls import document
@@ -361,14 +362,9 @@ def test_while_a_call_may_still_be_at_it_the_background_is_not() -> None:
 def test_S_17_what_nobody_is_permitted_any_more_is_not_sent_by_the_background() -> None:
     died = SCENES["import"].acted(3)
     assert died.fate.passed[-1] == "before an upload"
-    house = died.restarted()
-    permits = house.guard.document
-    house.guard.load(document(version=2, text='@id("none") forbid (principal, action, resource);'))
-    try:
-        with pytest.raises(PermissionDenied):
-            house.bring()
-        later(house)
-    finally:  # every house has the same guard
-        house.guard.load(replace(permits, version=3))
+    house = died.restarted(Guard(document(version=2, text='@id("none") forbid (principal, action, resource);')))
+    with pytest.raises(PermissionDenied):
+        house.bring()
+    later(house)
     assert (house.held().state, house.held().failure) == (ImportState.FAILED, "REMOTE_KEY_MISSING")
     assert (house.shelf.held, house.shelf.uploads) == ({}, 0)

@@ -251,7 +251,7 @@ def test_a_kek_that_was_made_unheard_is_registered_by_the_same_request(bench: Az
     (kek,) = bench.vault.versions("made")
     named = f"{bench.vault.url}/keys/made/{kek.version}"
     create()
-    added = bench.store.get(Target, "second")
-    assert added is not None
-    assert added.kek_id == named
+    registered = bench.store.get(Target, "second")
+    assert registered is not None
+    assert registered.kek_id == named
     assert len(bench.vault.versions("made")) == 1
