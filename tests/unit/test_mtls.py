@@ -253,6 +253,20 @@ def test_P13_no_damage_to_a_certificate_gets_through_or_breaks_the_reader(
         assert reason(mtls(ca_file), pem).startswith("CERTIFICATE_")
 
 
+def test_P13_another_spelling_of_a_good_certificate_is_none(ca_file: Path) -> None:
+    """The signature's last bit, if it is 0, could be said to be unused."""
+    good = (operator_certificate(CA) for _ in range(64))
+    der = bytearray(next(one for one in map(_der, good) if not one[-1] & 1))
+    at = len(der) - len(x509.load_der_x509_certificate(bytes(der)).signature) - 1
+    der[at] = 1
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(bytes(der)) + b"-----END CERTIFICATE-----\n"
+    assert reason(mtls(ca_file), pem) == "CERTIFICATE_UNREADABLE"
+
+
+def _der(one: Issued) -> bytes:
+    return one.certificate.public_bytes(DER)
+
+
 def test_the_known_certificates_are_bounded(ca_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.auth.mtls.authenticator.MAX_KNOWN", 2)
     authenticator = mtls(ca_file)

@@ -26,7 +26,7 @@ OF_THE_MOMENT = (
     (re.compile(r"-[0-9a-f]{10}\b"), "-<fresh>"),
     (re.compile(r"\b127\.0\.0\.1:\d+"), "127.0.0.1:<port>"),
     (re.compile(r"\bbrs_[\w-]+"), "<session token>"),
-    (re.compile(r"\b[\w-]{40,}={0,2}"), "<token>"),
+    (re.compile(r"(?<![\w-])[\w-]{40,}={0,2}"), "<token>"),
     (re.compile(r"\b[0-9A-Za-z]{22}\b"), "<id>"),
 )
 SEVERAL_FORMS = {

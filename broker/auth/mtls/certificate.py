@@ -13,6 +13,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from broker.core import names
@@ -55,6 +56,7 @@ def read(pem: bytes, authority: x509.Certificate, trust_domain: str) -> Identity
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         extensions = certificate.extensions
+        _whole_bytes(certificate)
         _signed_by(certificate, authority)
         _usable(extensions)
         return Identity(
@@ -65,6 +67,12 @@ def read(pem: bytes, authority: x509.Certificate, trust_domain: str) -> Identity
         )
     except (ValueError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType) as error:
         raise _bad(Reason.CERTIFICATE_UNREADABLE, f"The client certificate cannot be read; {ANEW}.") from error
+
+
+def _whole_bytes(certificate: x509.Certificate) -> None:
+    """ValueError if the last bits of the signature are said to be unused: another spelling of one certificate."""
+    if certificate.public_bytes(Encoding.DER)[-len(certificate.signature) - 1] != 0:
+        raise ValueError("a signature is a whole number of bytes (RFC 5280 4.1.1.3, RFC 5758 3.2)")
 
 
 def _signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> None:
