@@ -8,7 +8,7 @@ UV_VERSION := 0.13.9
 # The tree at hand is what is checked and tested, whatever tree an installed copy came from.
 # What Python compiles is kept, whatever the caller's environment says: each process of a test run would do it again.
 IN_TREE := PYTHONDONTWRITEBYTECODE= PYTHONPATH=.:cli:protos
-# Each has servers of its own. Much of a test is waiting, so there is one more than most computers have cores for.
+# Each has servers of its own. Much of a test is waiting, so there are more than most computers have cores for.
 PROCESSES ?= 4
 SHIM := .make/pkcs11-shim.so
 
