@@ -10,7 +10,6 @@ a version that is not held, unless it has come to the same already. What is begu
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -19,7 +18,7 @@ from broker.core import receipts
 from broker.core.amiss import key_changed, no_key, no_key_version
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
-from broker.core.keys.making import subject_of, version_named
+from broker.core.keys.making import enable, exportable, found, subject_of, version_named, with_version
 from broker.core.keys.refs import ref
 from broker.core.kinds import KeyState, OperationState, VersionState
 from broker.core.model import Key, KeyVersion
@@ -85,7 +84,7 @@ class Settling:
         if keep:
             self._hsm.public_key(ref(key, version))  # what is not there cannot be kept, and nothing is made here
         if call.validate_only:
-            return _with(key, version) if keep else _without(key)
+            return with_version(key, version) if keep else _without(key)
         self._run(call, key, version, self._keeping if keep else self._discarding)
         return self._store.get(Key, name) or key
 
@@ -94,18 +93,12 @@ class Settling:
     def _adopt(self, work: Work) -> Mapping[str, str]:
         key, version = self._held(self._store, work)
         self._hsm.public_key(ref(key, version))
-        public = self._hsm.generate(ref(key, version), exportable=_exportable(work))
-        return {"public_key": public.hex()} if public is not None else {}
+        return found(self._hsm.generate(ref(key, version), exportable=exportable(work)))
 
     def _kept(self, write: Write, work: Work) -> None:
         key, version = self._held(write, work)
-        if key.exportable is not _exportable(work):  # sealed meanwhile
-            raise key_changed(key.name)
-        public = bytes.fromhex(work.memory["public_key"]) if "public_key" in work.memory else None
-        if public is not None:
-            write.note(public_key_sha256=hashlib.sha256(public).hexdigest())
-        write.replace(version, replace(version, state=VersionState.ENABLED, public_key=public))
-        _change(write, key, _with(key, version))
+        enable(write, work, key, version)
+        _change(write, key, with_version(key, version))
 
     def _leave(self, work: Work) -> None:
         """What could not be adopted stays what and where it is, and held."""
@@ -181,10 +174,6 @@ class Settling:
         return key, version
 
 
-def _exportable(work: Work) -> bool:
-    return work.memory["exportable"] == "1"
-
-
 def _refuse_change(write: Write, key: Key) -> None:
     """Return if the key is still what the permission was decided on (AZ-15)."""
     if write.get(Key, key.name) != key:
@@ -194,11 +183,6 @@ def _refuse_change(write: Write, key: Key) -> None:
 def _change(write: Write, key: Key, changed: Key) -> None:
     if changed != key:
         write.replace(key, changed)
-
-
-def _with(key: Key, version: KeyVersion) -> Key:
-    state = KeyState.ENABLED if key.state is KeyState.PENDING else key.state
-    return replace(key, state=state, primary=max(key.primary, version.number))
 
 
 def _without(key: Key) -> Key:

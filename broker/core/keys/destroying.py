@@ -15,9 +15,9 @@ from functools import partial
 
 from broker.core.call import Call
 from broker.core.keys.refs import ref
-from broker.core.keys.states import TABLES, versions_of
+from broker.core.keys.states import TABLES, key_named, versions_of
 from broker.core.kinds import KeyState, VersionState
-from broker.core.model import Key, Operation
+from broker.core.model import Key
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.ports import Hsm, Now, Store, Write
@@ -67,7 +67,7 @@ class Destroying:
         self._operations.run(call, operation)
 
     def _destroy(self, work: Work) -> Mapping[str, str]:
-        name = _name_of(work.operation)
+        name = key_named(work.operation)
         key, versions = self._store.get(Key, name), versions_of(self._store, name)
         refuse_doubt(self._store, TABLES, name)
         if key is not None and key.state is KeyState.DESTROY_SCHEDULED:
@@ -76,7 +76,7 @@ class Destroying:
         return {}
 
     def _destroyed(self, write: Write, work: Work) -> None:
-        name = _name_of(work.operation)
+        name = key_named(work.operation)
         key = write.get(Key, name)
         if key is None or key.state is not KeyState.DESTROY_SCHEDULED:
             return
@@ -87,7 +87,3 @@ class Destroying:
 
 def _subject(name: str) -> str:
     return f"key/{name}/destroy"
-
-
-def _name_of(operation: Operation) -> str:
-    return operation.subject.split("/")[1]

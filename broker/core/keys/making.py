@@ -114,19 +114,13 @@ class Making:
     def _generate(self, work: Work) -> Mapping[str, str]:
         key, version = self._named(self._store, work)
         with self._turns.turn(str(work.call.principal)):
-            public = self._hsm.generate(ref(key, version), exportable=_exportable(work), fresh=work.fresh)
-        return {"public_key": public.hex()} if public is not None else {}
+            public = self._hsm.generate(ref(key, version), exportable=exportable(work), fresh=work.fresh)
+        return found(public)
 
     def _enable(self, write: Write, work: Work) -> None:
         key, version = self._named(write, work)
-        if key.exportable is not _exportable(work):  # sealed meanwhile
-            raise key_changed(key.name)
-        public = bytes.fromhex(work.memory["public_key"]) if "public_key" in work.memory else None
-        write.replace(version, replace(version, state=VersionState.ENABLED, public_key=public))
-        if public is not None:
-            write.note(public_key_sha256=hashlib.sha256(public).hexdigest())
-        state = KeyState.ENABLED if key.state is KeyState.PENDING else key.state
-        write.replace(key, replace(key, state=state, primary=max(key.primary, version.number)))
+        enable(write, work, key, version)
+        write.replace(key, with_version(key, version))
 
     def _destroy(self, work: Work) -> None:
         """Destroy what may have been made. In the background it is asked before whether somebody put the row back."""
@@ -208,8 +202,30 @@ def version_named(operation: Operation) -> tuple[str, int]:
     return name, int(number)
 
 
-def _exportable(work: Work) -> bool:
+def exportable(work: Work) -> bool:
+    """Whether the version was begun as one that may leave the HSM."""
     return work.memory["exportable"] == "1"
+
+
+def found(public: bytes | None) -> dict[str, str]:
+    """What ``enable`` needs of the HSM's answer."""
+    return {"public_key": public.hex()} if public is not None else {}
+
+
+def enable(write: Write, work: Work, key: Key, version: KeyVersion) -> None:
+    """Have the version used as the HSM has it; WrongState ``CHANGED_MEANWHILE`` if its key was sealed meanwhile."""
+    if key.exportable is not exportable(work):
+        raise key_changed(key.name)
+    public = bytes.fromhex(work.memory["public_key"]) if "public_key" in work.memory else None
+    write.replace(version, replace(version, state=VersionState.ENABLED, public_key=public))
+    if public is not None:
+        write.note(public_key_sha256=hashlib.sha256(public).hexdigest())
+
+
+def with_version(key: Key, version: KeyVersion) -> Key:
+    """The key with one version more, the primary one if it is the newest."""
+    state = KeyState.ENABLED if key.state is KeyState.PENDING else key.state
+    return replace(key, state=state, primary=max(key.primary, version.number))
 
 
 def _memory(key: Key, version: KeyVersion) -> dict[str, str]:

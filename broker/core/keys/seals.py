@@ -15,9 +15,9 @@ from datetime import timedelta
 from broker.core import receipts
 from broker.core.call import Call
 from broker.core.keys.refs import ref
-from broker.core.keys.states import USABLE, as_decided, require, versions_of
+from broker.core.keys.states import USABLE, as_decided, key_named, require, versions_of
 from broker.core.kinds import VersionState
-from broker.core.model import Key, KeyVersion, Operation
+from broker.core.model import Key, KeyVersion
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.ports import Hsm, Store, Write
@@ -55,7 +55,7 @@ class Seals:
         return key
 
     def _seal(self, work: Work) -> Mapping[str, str]:
-        name = _name_of(work.operation)
+        name = key_named(work.operation)
         key = self._store.get(Key, name)
         if key is None:
             return {"versions": ""}
@@ -66,7 +66,7 @@ class Seals:
 
     def _sealed(self, write: Write, work: Work) -> None:
         for number in work.memory["versions"].split():
-            version = write.get(KeyVersion, _name_of(work.operation), int(number))
+            version = write.get(KeyVersion, key_named(work.operation), int(number))
             if version is not None and _is_open(version):
                 write.replace(version, replace(version, sealed=True))
 
@@ -77,7 +77,3 @@ def _is_open(version: KeyVersion) -> bool:
 
 def _subject(name: str) -> str:
     return f"key/{name}/seal"
-
-
-def _name_of(operation: Operation) -> str:
-    return operation.subject.split("/")[1]

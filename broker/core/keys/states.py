@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.core.amiss import key_changed
 from broker.core.errors import WrongState
 from broker.core.kinds import KeyState
-from broker.core.model import Key, KeyVersion
+from broker.core.model import Key, KeyVersion, Operation
 from broker.core.policy.guard import of_key
 from broker.core.ports import Store, Write
 from broker.core.reasons import Reason
@@ -39,3 +39,8 @@ def versions_of(store: Store, name: str) -> list[KeyVersion]:
     while rows := store.page(KeyVersion, under=(name,), after=key_of(found[-1]) if found else (), limit=100):
         found += rows
     return found
+
+
+def key_named(operation: Operation) -> str:
+    """The key that an operation is about."""
+    return operation.subject.split("/")[1]
