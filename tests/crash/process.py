@@ -19,7 +19,7 @@ from broker.core.errors import BrokerError
 from broker.hsm.config import HsmConfig
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
-from tests.contracts.store_samples import ROW_KEY
+from tests.contracts.store.samples import ROW_KEY
 from tests.crash.harness import Ground, Vault, World
 from tests.crash.scenes import SCENES
 from tests.fakes.calls import Clock

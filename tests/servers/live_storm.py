@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.core.imports.places import ARRIVAL_GRACE
 from broker.core.model import Import
-from tests.contracts.store_samples import entry
-from tests.integration.test_shim_faults import CODES
+from tests.contracts.store.samples import entry
+from tests.live.hsm.test_shim_faults import CODES
 from tests.servers.azure_key_vault import (
     Effect,
     FakeVault,

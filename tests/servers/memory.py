@@ -14,7 +14,7 @@ from pkcs11 import Attribute, Mechanism, ObjectClass
 from pkcs11 import KeyType as CkKeyType
 
 from broker.hsm.config import HsmConfig
-from tests.contracts.hsm_keys import der_length
+from tests.contracts.hsm.keys import der_length
 
 _LEAST = 16  # bytes that are not found by chance
 

@@ -15,7 +15,7 @@ from broker.core.errors import BrokerError
 from broker.hsm.config import HsmConfig
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
-from tests.contracts.store_samples import config
+from tests.contracts.store.samples import config
 from tests.crash.harness import World
 from tests.crash.process import RealGround
 from tests.crash.scenes import SCENES

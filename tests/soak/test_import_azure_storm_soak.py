@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_import_azure_storm import weather
+from tests.live.imports.test_azure_storm import weather
 
 
 @pytest.mark.soak

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_live_fetch_faults import ci, on_postgresql
+from tests.live.secrets.test_fetch_faults import ci, on_postgresql
 from tests.servers.fetch_load import away_and_back, crash_rounds
 from tests.servers.issuer import Issuer, issuing
 from tests.servers.live import Live

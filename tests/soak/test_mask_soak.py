@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from broker_cli.mask import Masker
 
-from tests.unit import encoders
-from tests.unit.test_mask_encodings import ACCOUNT, faults
+from tests.unit.run import encoders
+from tests.unit.run.test_mask_encodings import ACCOUNT, faults
 
 pytestmark = pytest.mark.soak
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.test_run_standin import Job, job, pipelines, pipelines_authority
-from tests.integration.test_run_transparency import BARE, PROBES, SELDOM, WRAPPED, look
+from tests.live.run.test_standin import Job, job, pipelines, pipelines_authority
+from tests.live.run.test_transparency import BARE, PROBES, SELDOM, WRAPPED, look
 
 __all__ = ["job", "pipelines", "pipelines_authority"]  # fixtures
 

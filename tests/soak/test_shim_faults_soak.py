@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_shim_faults import OPERATIONS, Choice, every
+from tests.live.hsm.test_shim_faults import OPERATIONS, Choice, every
 from tests.servers.softhsm import alone
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.test_workers import House, house, one_winner
+from tests.live.broker.test_workers import House, house, one_winner
 
 __all__ = ["house"]  # a fixture
 

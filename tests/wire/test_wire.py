@@ -12,7 +12,7 @@ from broker_api.v1 import trust_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message_factory import GetMessageClass
 
-from tests.integration.live_story import fresh, story
+from tests.live.broker.live_story import fresh, story
 from tests.servers.bao_issuer import AUDIENCE, BaoIssuer
 from tests.servers.live import METHODS, POLICY, Client, Live, vault_settings
 from tests.servers.live_jobs import GRANT

@@ -1,0 +1,148 @@
+"""NT-14: whatever ends a call, a bug of the broker or a panic of a library, the caller is told and nothing is held."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from grpc_health.v1 import health_pb2
+
+from broker.hsm.pkcs11 import Pkcs11Hsm
+from broker.hsm.sessions import Worker
+from broker.rpc.health import CHECK
+from broker.rpc.server import ServerLimits
+from tests.fakes.panics import ENDS, SECRET, PanicException
+from tests.live.rpc.gate_parts import raw, refused
+from tests.servers.edge import Edge, Journal, operator, plain_services, running
+
+SERVICE = "/broker_api.v1."
+GET = f"{SERVICE}KeyService/GetKey"
+KINDS = ("KeyService/EnableKey", "KeyService/RotateKey", "TargetService/CheckTarget")
+"""One method of each kind: on the common threads, on those of key generation, and in a slot for targets."""
+
+
+def raising(kind: type[BaseException]) -> Callable[[Any, Any], Any]:
+    def fail(_call: Any, _request: Any) -> Any:
+        raise kind(SECRET)
+
+    return fail
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_NT_14_every_end_is_told_recorded_and_logged_and_holds_nothing(
+    tmp_path: Path, kind: type[BaseException]
+) -> None:
+    services = plain_services(dict.fromkeys(KINDS, raising(kind)))
+    lost: list[str] = []
+    with (
+        structlog.testing.capture_logs() as logs,
+        running(tmp_path, services, limits=ServerLimits(calls=4), threads=2) as edge,
+        edge.channel() as channel,
+    ):
+        for method in KINDS:
+            for _ in range(6):  # more than there are calls, threads or slots
+                found = refused(lambda method=method: raw(channel, SERVICE + method, timeout=5))  # type: ignore[misc]
+                assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+                assert found.sentence == f"The broker failed; its log tells more of call {found.metadata['call_id']}."
+                lost.append(found.metadata["call_id"])
+        assert raw(channel, GET, timeout=5) == b""
+        assert edge.server._door.idle(5)
+    recorded = {entry.call_id: entry.outcome for entry in edge.journal.entries}
+    assert [recorded[call] for call in lost] == ["INTERNAL"] * len(lost)
+    told = [each for each in logs if each["event"] == "call failed"]
+    assert [each["call_id"] for each in told] == lost
+    assert all(each["error"][0].startswith(f"{kind.__module__}.{kind.__qualname__} at ") for each in told)
+    assert SECRET not in json.dumps(logs)
+
+
+class Panicking(Journal):
+    """A store from which one kind of question gets a panic."""
+
+    on = ""
+
+    def get(self, *asked: Any) -> Any:
+        if self.on == "get":
+            raise PanicException(SECRET)
+        return super().get(*asked)
+
+    def record(self, entry: Any) -> None:
+        if self.on == "record":
+            raise PanicException(SECRET)
+        super().record(entry)
+
+
+def test_NT_14_a_panic_where_the_caller_is_made_out_or_the_record_is_written(tmp_path: Path) -> None:
+    journal = Panicking(operator())
+    with running(tmp_path, journal=journal, limits=ServerLimits(calls=2)) as edge, edge.channel() as channel:
+        raw(channel, GET, timeout=5)
+        journal.on = "get"
+        assert [refused(lambda: raw(channel, GET, timeout=5)).reason for _ in range(5)] == ["INTERNAL"] * 5
+        assert [each.outcome for each in journal.entries] == ["ok", *["INTERNAL"] * 5]
+        journal.on = "record"
+        assert [refused(lambda: raw(channel, GET, timeout=5)).reason for _ in range(5)] == ["AUDIT_UNAVAILABLE"] * 5
+        journal.on = ""
+        assert raw(channel, GET, timeout=5) == b""
+        assert edge.server._door.idle(5)
+
+
+def test_NT_14_a_panic_in_a_health_check_is_an_end_without_its_text(tmp_path: Path) -> None:
+    class Broken:
+        def message(self, *_: Any) -> bytes:
+            raise PanicException(SECRET)
+
+    check = health_pb2.HealthCheckRequest().SerializeToString()
+    with running(tmp_path) as edge, edge.channel() as channel:
+        sound, edge.server._health._deadlines = edge.server._health._deadlines, Broken()  # type: ignore[assignment]
+        for _ in range(20):
+            found = refused(lambda: raw(channel, CHECK, check, timeout=5))
+            assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+            assert SECRET not in found.sentence
+        edge.server._health._deadlines = sound
+        assert raw(channel, CHECK, check, timeout=5) == b"\x08\x01"
+
+
+def test_NT_14_the_thread_that_ends_late_calls_outlives_a_panic(tmp_path: Path) -> None:
+    ticked, failed = threading.Event(), threading.Event()
+
+    def tick(edge: Edge) -> None:
+        sound = edge.server._ticker._tick
+
+        def once_broken() -> None:
+            edge.server._ticker._tick = sound_again
+            failed.set()
+            raise PanicException(SECRET)
+
+        def sound_again() -> None:
+            sound()
+            ticked.set()
+
+        edge.server._ticker._tick = once_broken
+
+    with running(tmp_path) as edge:
+        tick(edge)
+        assert failed.wait(5)
+        assert ticked.wait(5)
+
+
+def test_NT_14_a_panic_beside_the_hsm_gives_its_session_back(hsm: Pkcs11Hsm) -> None:
+    used: list[Any] = []
+
+    def fail(worker: Worker) -> None:
+        used.append(worker.session)
+        raise PanicException(SECRET)
+
+    idle = hsm._sessions._idle.qsize()
+    for _ in range(idle + 1):
+        with pytest.raises(PanicException):
+            hsm._sessions.run(fail)
+    assert hsm._sessions._idle.qsize() == idle
+    assert len({id(session) for session in used}) == len(
+        used
+    )  # each was replaced: an operation may be half begun in it
+    hsm.check()

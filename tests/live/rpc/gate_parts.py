@@ -1,0 +1,80 @@
+"""What the tests of the gate share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from grpc_status import rpc_status
+
+from broker.rpc import table
+from tests.servers.edge import (
+    plain_services,
+)
+
+METHODS = sorted(
+    f"/{service.full_name}/{each.name}" for service in table.declared().values() for each in service.methods
+)
+
+
+@dataclass
+class Refused:
+    code: grpc.StatusCode
+    sentence: str
+    reason: str
+    metadata: dict[str, str]
+
+
+def refused(act: Callable[[], Any]) -> Refused:
+    with pytest.raises(grpc.RpcError) as caught:
+        act()
+    error: Any = caught.value
+    info = ErrorInfo()
+    status = rpc_status.from_call(error)
+    if status is not None:
+        assert status.details[0].Unpack(info)
+        assert info.domain == "broker"
+    return Refused(error.code(), error.details(), info.reason, dict(info.metadata))
+
+
+def raw(channel: Any, path: str, wire: bytes = b"", **options: Any) -> Any:
+    return channel.unary_unary(path)(wire, **options)
+
+
+def sound(path: str) -> bytes:
+    """The smallest request of a method that the gate lets through."""
+    from tests.unit.rpc.test_plan import fill  # noqa: PLC0415
+
+    method = table.methods(plain_services())[path]
+    return bytes(fill(method.plan.kind()).SerializeToString())
+
+
+def before(part: Any, method: str) -> threading.Event:
+    """Set as soon as ``method`` of ``part`` is called."""
+    reached, original = threading.Event(), getattr(part, method)
+
+    def signalling(*args: Any) -> Any:
+        reached.set()
+        return original(*args)
+
+    setattr(part, method, signalling)
+    return reached
+
+
+class Silent:
+    """A stream of requests from which none comes until it is ended."""
+
+    def __init__(self) -> None:
+        self.end = threading.Event()
+
+    def __iter__(self) -> Silent:
+        return self
+
+    def __next__(self) -> bytes:
+        self.end.wait(30)
+        raise StopIteration

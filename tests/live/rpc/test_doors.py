@@ -1,0 +1,200 @@
+"""Connections that unauthenticated callers hold open, of one address or many, take no other caller's: NT-05, NT-06."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from grpc_health.v1 import health_pb2
+
+from broker.rpc.health import CHECK
+from broker.rpc.server import ROOM, ServerLimits
+from broker.rpc.sockets import Sockets
+from tests.live.rpc.gate_parts import raw
+from tests.live.rpc.raw_http2 import GET, OK, peer
+from tests.servers.edge import Edge, issue, running
+from tests.servers.live import within
+from tests.servers.siege import addresses, siege
+
+DEADLINE = 20
+"""Seconds in which a call has to be answered whatever unauthenticated callers do; most take milliseconds."""
+
+
+UNAUTHENTICATED = ServerLimits().strangers
+
+
+def most(wanted: int) -> int:
+    """As many connections as the system's limit of descriptors lets a program hold."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard - 200)
+
+
+@pytest.fixture
+def edge(tmp_path: Path) -> Iterator[Edge]:
+    with running(tmp_path, threads=8) as started:
+        yield started
+
+
+def alone(edge: Edge, *, pipelines: bool = False) -> Any:
+    """A channel that shares no connection with others."""
+    trust = edge.server_ca.pem
+    identity = () if pipelines else (edge.alice.key_pem, edge.alice.pem)
+    port = edge.server.pipelines_port if pipelines else edge.server.operators_port
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    return grpc.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(trust, *identity), options)
+
+
+def served(edge: Edge) -> None:
+    """Operators and pipelines get an answer on a new connection; unauthenticated callers hear of the health of the
+    broker.
+
+    A client tries again, as any does, what did not get through while thousands dialled at the same moment.
+    """
+    check = health_pb2.HealthCheckRequest().SerializeToString()
+    for pipelines, path, wire in ((False, GET, b""), (True, CHECK, check)):
+        until = time.monotonic() + DEADLINE
+        while True:
+            try:
+                with alone(edge, pipelines=pipelines) as channel:
+                    raw(channel, path, wire, timeout=DEADLINE)
+                break
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
+                    raise
+
+
+SIEGES = [
+    ("silent", 1000, addresses(1)),
+    ("silent", 5000, addresses(1)),
+    ("silent", 5000, addresses(20)),
+    ("silent", 5000, addresses(50, sites=True)),
+    ("half", 200, addresses(1)),
+    ("half", 200, addresses(8)),
+    ("drip", 200, addresses(8)),
+]
+
+
+@pytest.mark.parametrize(("kind", "count", "sources"), SIEGES, ids=[f"{k}-{n}-of-{len(a)}" for k, n, a in SIEGES])
+def test_NT_05_doors_cannot_be_held_shut(edge: Edge, kind: str, count: int, sources: list[str]) -> None:
+    """On either port; on the operators' an unauthenticated caller gets to the question for a certificate at most."""
+    ports = [edge.server.pipelines_port] + ([edge.server.operators_port] if kind != "drip" else [])
+    with alone(edge) as kept:
+        raw(kept, GET, timeout=DEADLINE)
+        for port in ports:
+            with structlog.testing.capture_logs() as logs, siege(port, kind, most(count), sources):
+                for _ in range(3):
+                    served(edge)
+                raw(kept, GET, timeout=DEADLINE)  # a known caller's connection stays
+                assert edge.server._doors._tale.ended or count < UNAUTHENTICATED
+            told = [each for each in logs if each["event"] == "connections ended"]
+            assert len(told) <= 2  # a line a minute and listener, however many were ended
+
+
+def test_NT_05_the_log_says_which_limit_bit_and_from_where(tmp_path: Path) -> None:
+    limits = ServerLimits(strangers_per_network=5, strangers=50)
+    with (
+        structlog.testing.capture_logs() as logs,
+        running(tmp_path, limits=limits) as edge,
+        siege(edge.server.pipelines_port, "silent", 30, ["127.9.8.7"]),
+    ):
+        within(DEADLINE, lambda: edge.server._doors._tale.ended["pipelines"] >= 20)
+        served(edge)
+    told = [each for each in logs if each["event"] == "connections ended"]
+    assert {each["listener"] for each in told} == {"pipelines"}
+    assert {each["most_from"] for each in told} == {"127.9.8.7/32"}
+    assert all(set(each["limits"]) == {"strangers_per_network"} for each in told)
+    assert told[-1]["since_start"] == sum(each["limits"]["strangers_per_network"] for each in told) >= 20
+
+
+def closed(raw_socket: socket.socket) -> bool:
+    """Whether the other end hangs up before the deadline."""
+    raw_socket.settimeout(DEADLINE)
+    with suppress(ConnectionError):
+        while raw_socket.recv(65536):
+            pass
+    return True
+
+
+def test_NT_05_what_has_carried_no_call_is_closed_in_time_and_what_has_stays(tmp_path: Path) -> None:
+    limits = ServerLimits(handshake_seconds=1, message_seconds=1)
+    with running(tmp_path, limits=limits) as edge, alone(edge, pipelines=True) as watcher:
+        raw(watcher, CHECK, health_pb2.HealthCheckRequest().SerializeToString(), timeout=DEADLINE)
+        with peer(edge) as used, peer(edge, pipelines=True) as idle:
+            used.call(GET)
+            assert closed(idle.socket)  # it shook hands and said its preface, and asked for nothing
+            assert used.call(GET).status == OK
+        raw(watcher, CHECK, health_pb2.HealthCheckRequest().SerializeToString(), timeout=DEADLINE)
+
+
+def test_NT_05_after_a_long_silence_the_first_connection_is_a_new_one(edge: Edge) -> None:
+    """Nothing is looked at while nobody connects, so that the last look may be hours ago."""
+    ours = edge.server._doors
+    ours._looked_at -= 3600
+    with peer(edge) as one:
+        within(DEADLINE, lambda: any(seen[2] for seen in list(ours._seen.values())))
+        assert one.call(GET).status == OK
+    assert not ours._tale.ended
+
+
+def answered(edge: Edge, stack: ExitStack) -> Any:
+    """A connection that has carried a call: one that has not yet is the first to go, and its client tries again."""
+    tries = (stack.enter_context(peer(edge)) for _ in range(5))
+    return next(each for each in tries if each.call(GET).status == OK)
+
+
+def test_NT_06_a_known_callers_many_connections_are_limited_too_and_the_idle_go_first(tmp_path: Path) -> None:
+    with running(tmp_path, limits=ServerLimits(connections_per_network=10)) as edge, ExitStack() as stack:
+        made = [stack.enter_context(peer(edge)) for _ in range(10)]
+        for each in made:
+            assert each.call(GET).status == OK
+        assert made[0].call(GET).status == OK
+        late = [answered(edge, stack) for _ in range(2)]
+        assert closed(made[1].socket)
+        assert closed(made[2].socket)
+        for each in (made[0], *made[3:], *late):
+            assert each.call(GET).status == OK
+        assert edge.server._doors._tale.ended["operators"] >= 2
+
+
+def test_where_there_are_few_descriptors_the_shares_are_in_proportion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.rpc.descriptors.connections", lambda wanted, _listeners: wanted // 10)
+    with running(tmp_path) as edge:
+        shares = edge.server._doors._shares
+        assert (shares.connections, shares.strangers, shares.per_network, shares.strangers_per_network) == (
+            100, 40, 40, 16,
+        )  # fmt: skip
+        assert {most for _, most in edge.server._doors._listeners.values()} == {ROOM * 100}
+
+
+def test_a_connection_that_is_somebody_elses_by_now_is_not_touched() -> None:
+    found = Sockets()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        first, _ = listener.accept()
+        seen = dict(found.connected(0))
+        number, name = first.fileno(), seen[first.fileno()]
+        first.close()
+        with socket.create_connection(listener.getsockname()) as other, listener.accept()[0] as second:
+            assert {other.fileno(), second.fileno()} & {number}
+            assert not found.shut(number, name)
+            second.sendall(b"x")
+            assert other.recv(1) == b"x"
+        ours.close()
+        assert not found.shut(number, name)
+
+
+def test_AN_26_a_certificate_of_another_ca_makes_nobody_known(edge: Edge) -> None:
+    outsider = issue("outsider")
+    with edge.channel(outsider) as channel, pytest.raises(grpc.RpcError):
+        raw(channel, GET, timeout=DEADLINE)
+    assert not edge.server._doors._known

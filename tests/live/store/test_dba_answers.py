@@ -1,0 +1,90 @@
+"""What the database answers to a question: another row than the one asked for, an older one, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from broker.core.errors import WrongState
+from broker.core.kinds import KeyState
+from broker.core.model import Key, Operator, PolicyDocument
+from broker.setup import policy_in_force
+from broker.store.asked import asked
+from broker.store.config import StoreConfig
+from broker.store.tables import page
+from tests.contracts.store.places import database, place
+from tests.contracts.store.samples import T0, config, entry, key, opened, put, sample, version
+from tests.servers.databases import create_database, migrate
+from tests.servers.dba import Dba
+from tests.servers.postgres import Postgres
+
+__all__ = ["database", "place"]
+
+
+def refused(read: Callable[[], object]) -> bool:
+    with pytest.raises(WrongState) as found:
+        read()
+    return found.value.reason == "ROW_FORGED"
+
+
+LIES = """
+CREATE SCHEMA lies;
+CREATE FUNCTION lies.same(text, text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT $1 OPERATOR(pg_catalog.=) pg_catalog.replace($2, 'bob', 'alice') $$;
+CREATE OPERATOR lies.= (LEFTARG = text, RIGHTARG = text, FUNCTION = lies.same);
+"""
+
+
+def test_S_01_another_genuine_row_than_the_one_asked_for_is_refused(postgres: Postgres, tmp_path: Path) -> None:
+    """An owner of the database can give "=" another meaning, so that the look-up of bob finds alice."""
+    name = create_database(postgres)
+    found = config(postgres.url(name), tmp_path)
+    migrate(found)
+    dba = Dba(found)
+    alice = replace(sample(Operator, full=True), name="alice")
+    with opened(found) as store:
+        put(store, alice, replace(alice, name="bob", groups=()), key("alice"), version("alice"))
+    dba.run(LIES)
+    dba.run(f'ALTER DATABASE "{name}" SET search_path = lies, pg_catalog, public')
+    with opened(found) as store:
+        assert refused(lambda: store.get(Operator, "bob"))
+        for sound_only in (False, True):
+            assert store.page(Operator, limit=9, where={"name": "bob"}, sound_only=sound_only) == []
+        assert refused(lambda: store.version("bob", 0))
+        with pytest.raises(WrongState), store.write(entry()) as write:
+            write.get(Operator, "bob")
+    postgres.drop_database(name)
+
+
+def test_S_01_no_older_policy_is_in_force_for_the_newest_was_removed(place: StoreConfig) -> None:
+    dba = Dba(place)
+    with opened(place) as store:
+        put(store, *[PolicyDocument(version=number, text="", author="a", created_at=T0) for number in (1, 2)])
+        assert policy_in_force(store).version == 2
+    dba.run("DELETE FROM policy_documents WHERE version = 2")
+    with opened(place) as store:
+        assert refused(lambda: policy_in_force(store))
+
+
+def test_a_row_of_a_long_page_that_is_changed_while_it_is_read_is_no_forgery(tmp_path: Path) -> None:
+    found = config(f"sqlite:///{tmp_path}/broker.db", tmp_path)
+    migrate(found)
+    with opened(found) as store:
+        keys = [key(name) for name in ("a", "b", "c")]
+        put(store, *keys)
+        rows = store._database.read(*page(Key, asked(Key, {"state": keys[0].state.value}), (), 9))
+        with store.write(entry()) as write:
+            changed = write.replace(keys[0], keys[0])
+        with store.write(entry()) as write:
+            write.replace(keys[1], replace(keys[1], state=KeyState.DISABLED))
+            write.delete(keys[2])
+        wanted = asked(Key, {"state": keys[0].state.value})
+        assert [store._listed(Key, row, wanted) for row in rows] == [changed, None, None]
+        assert (
+            store._readable(Key, rows[0], wanted) == changed
+        )  # no session that is renewed just now outlives a revocation
+        forged = (*rows[0][:-1], b"another MAC")
+        assert refused(lambda: store._listed(Key, forged, wanted))

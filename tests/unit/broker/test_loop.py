@@ -1,0 +1,212 @@
+"""The background loop: no kind of work can keep the others from being done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from broker import app
+from broker import loop as background
+from broker.core.call import Call, background_call
+from broker.core.clock import Clock
+from broker.core.errors import Unavailable, WrongState
+from broker.core.kinds import SessionState
+from broker.loop import Loop
+from tests.fakes.memory_store import MemoryStore
+from tests.unit.sessions.bench import Bench
+
+PATIENCE = 20.0
+
+
+def parts(**other: Any) -> Any:
+    """What the loop sees of a broker, with nothing to do; it leads."""
+    idle = SimpleNamespace(chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None)
+    store = SimpleNamespace(
+        clock=lambda: None,
+        check=lambda: None,
+        heads=other.pop("heads", list),
+        lead=other.pop("lead", lambda: 1),
+        record=lambda _: None,
+    )
+    return SimpleNamespace(
+        **{
+            "hsm": SimpleNamespace(check=lambda: None),
+            "store": store,
+            "clock": Clock(app.now, app.counted),
+            "server": SimpleNamespace(set_serving=lambda _serving: None),
+            "policies": idle,
+            "keys": idle,
+            "secrets": idle,
+            "sessions": idle,
+            "imports": idle,
+            "operations": SimpleNamespace(due=dict, chores=lambda: iter(())),
+            "renew_certificate": lambda: None,
+            **other,
+        }
+    )
+
+
+def round_of(loop: Loop) -> None:
+    """A round of the heartbeat, with what it sets going beside it."""
+    loop._round()
+    assert loop._chores.wait(PATIENCE)
+
+
+def test_AU_03_chores_that_take_long_keep_neither_heads_nor_others_from_being_done() -> None:
+    """A noun whose chores hang costs neither the heads, nor the leadership, nor another noun's chores."""
+    beats: list[str] = []
+    go, other = threading.Event(), threading.Event()
+
+    def heads() -> list[object]:
+        beats.append("heads")
+        return []
+
+    def lead() -> int:
+        beats.append("lead")
+        return 1
+
+    def hanging(_call: Call) -> None:
+        assert go.wait(PATIENCE)
+
+    loop = Loop(
+        parts(
+            keys=SimpleNamespace(chores=lambda: iter([("key/a", hanging)])),
+            sessions=SimpleNamespace(chores=lambda: iter([("session/a", lambda _call: other.set())])),
+            heads=heads,
+            lead=lead,
+        )
+    )
+    for _ in range(3):
+        loop._round()
+    assert other.wait(PATIENCE)
+    assert beats == ["lead", "heads"] * 3
+    go.set()
+    loop.stop()
+
+
+def test_P10_who_does_not_lead_looks_for_no_shared_work() -> None:
+    looked: list[str] = []
+
+    def chores() -> Iterator[tuple[str, Callable[[Call], None]]]:
+        looked.append("looked")
+        yield "key/a", lambda _call: None
+
+    nouns = {name: SimpleNamespace(chores=chores, refresh=lambda: None) for name in ("keys", "sessions")}
+    round_of(Loop(parts(lead=lambda: None, **nouns)))
+    assert looked == []
+    round_of(Loop(parts(**nouns)))
+    assert looked == ["looked", "looked"]
+
+
+def test_P10_the_number_of_the_newest_leadership_goes_with_each_piece() -> None:
+    fences = iter([7, 9, None])
+    done: list[tuple[str, object]] = []
+    loop = Loop(parts(lead=lambda: next(fences)))
+
+    def piece(call: Call) -> None:
+        done.append((call.resource, call.outcome().fence))
+        loop._lead()  # the heartbeat goes on meanwhile
+
+    loop._lead()
+    loop._do(lambda: iter([(f"session/{name}", piece) for name in "abc"]))
+    assert done == [("session/a", 7), ("session/b", 9)]
+
+
+def test_P10_a_database_that_does_not_say_who_leads_ends_the_shared_work() -> None:
+    def lead() -> int:
+        raise Unavailable("STORE_UNAVAILABLE", "Away.")
+
+    done: list[str] = []
+    chores = SimpleNamespace(chores=lambda: iter([("session/a", lambda _call: done.append("a"))]))
+    round_of(Loop(parts(lead=lead, sessions=chores)))
+    assert done == []
+
+
+@pytest.mark.parametrize("noun", ["keys", "secrets"])
+def test_ST_04_nothing_is_destroyed_on_a_database_that_went_back_since_the_last_look(noun: str) -> None:
+    """The thread ends with the refusal, and with it the process; the health check alone would come too late."""
+    back = False
+    done: list[str] = []
+
+    def check() -> None:
+        if back:
+            raise WrongState("STORE_RESTORED", "It is older than the journal.")
+
+    def chores() -> Iterator[tuple[str, Callable[[Call], None]]]:
+        nonlocal back
+        back = True  # after everything else has looked, and while this was read
+        yield "key/a", lambda _call: done.append("a")
+
+    idle = SimpleNamespace(chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None)
+    broker = parts(**{noun: SimpleNamespace(**{**vars(idle), "chores": chores})})
+    broker.store.check = check
+    lost: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:  # what ends the process (``__main__``)
+        patch.setattr(threading, "excepthook", lambda args: lost.append(args.exc_value.reason))
+        round_of(Loop(broker))
+    assert (lost, done) == (["STORE_RESTORED"], [])
+
+
+def test_P10_no_shared_work_of_a_former_leader_changes_anything() -> None:
+    bench = Bench(MemoryStore())
+    bench.add_rule()
+    opened = bench.login(seconds=10)
+    bench.put("app/db", value=b"x")
+    bench.fetch(opened.token, "app/db")
+    bench.clock.forward(hours=1)
+    store: Any = bench.store
+    store.fence = 2
+    before = store.rows
+    pieces = list(bench.sessions.chores())
+    assert pieces
+    for resource, work in pieces:
+        with pytest.raises(WrongState) as found:
+            work(background_call(resource, 1, app.now))
+        assert found.value.reason == "LEADERSHIP_LOST"
+    assert store.rows == before
+    for resource, work in bench.sessions.chores():
+        work(background_call(resource, 2, app.now))
+    assert bench.session(opened.session.id).state is SessionState.ENDED
+
+
+def test_AU_03_a_chain_that_was_begun_anew_is_signed_in_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = timedelta()
+    moved: list[Any] = []
+    signed: list[str] = []
+
+    def sign_due() -> list[Any]:
+        signed.extend(head.chain for head in moved)
+        return list(moved)
+
+    monkeypatch.setattr(background, "ticks", lambda: time)
+    broker = parts(heads=lambda: list(moved))
+    broker.heads = SimpleNamespace(sign_due=sign_due)
+    loop = Loop(broker)
+    moved[:] = [SimpleNamespace(chain="first", sequence=1)]
+    loop._sign()
+    moved[:] = [SimpleNamespace(chain="first", sequence=9)]
+    loop._sign()
+    assert signed == ["first"]  # it has one, and its next is not due
+    moved[:] = [SimpleNamespace(chain="second", sequence=1)]
+    loop._sign()
+    assert signed == ["first", "second"]
+
+
+def test_FT_24_whose_time_is_in_doubt_does_not_ask_to_lead() -> None:
+    asked: list[str] = []
+
+    def lead() -> int:
+        asked.append("asked")
+        return 7
+
+    broker = parts(lead=lead)
+    broker.store.clock = lambda: app.now() + timedelta(hours=1)
+    serving: list[bool] = []
+    broker.server = SimpleNamespace(set_serving=serving.append)
+    round_of(Loop(broker))
+    assert (asked, serving) == ([], [False])
