@@ -18,18 +18,26 @@ _BACKSLASHED = rb"""\\(?: u\{[0-9a-fA-F]{1,6}\}
         | u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}  # a pair of surrogates
         | u[0-9a-fA-F]{4} | U[0-9a-fA-F]{8} | x\{[0-9a-fA-F]{1,6}\} | x[0-9a-fA-F]{2} | [0-7]{1,3} | [abeEfnrtv]
         | \r?\n[ \t]*                                               # a line that goes on
-        | [^0-9A-Za-z])
+        | [^0-9A-Za-z])"""
+_QUOTES = rb"""
     # Out of single quotes and in again; a literal in two lines; doubled.
-    | '(?: \\'' | "'{1,64}"' | [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`] | ')
+    '(?: \\'' | "'{1,64}"' | [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`] | ')
     | "(?: [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`] | ")
     | `[ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`]"""
 _PERCENT = rb"""%(?: u[dD][89abAB][0-9a-fA-F]{2}%u[dD][c-fC-F][0-9a-fA-F]{2} | u[0-9a-fA-F]{4} | [0-9a-fA-F]{2})"""
 _ENTITY = rb"""&(?: \#[0-9]{1,7} | \#[xX][0-9a-fA-F]{1,6} | [A-Za-z][A-Za-z0-9]{1,31});"""
-_SORTS = (_BACKSLASHED, _PERCENT, _ENTITY)
+_SORTS = (_BACKSLASHED + b"|" + _QUOTES, _PERCENT, _ENTITY)
 _ESCAPE, *_SOME = (
-    re.compile(b"|".join(sorts), re.VERBOSE) for sorts in (_SORTS, *combinations(_SORTS, 2), *combinations(_SORTS, 1))
+    re.compile(b"|".join(sorts), re.VERBOSE)
+    for sorts in (_SORTS, [_QUOTES], *combinations(_SORTS, 2), *combinations(_SORTS, 1))
 )
-"""Each way begins with a byte of its own, which lets the search skip all others quickly."""
+"""Each way begins with a byte of its own, which lets the search skip all others quickly.
+
+Between the single quotes of a shell a backslash is one, so its quotes are a way of their own too.
+"""
+
+_ALONE = _SOME[-len(_SORTS) :]
+Reading = re.Pattern[bytes]
 
 _INTRODUCERS = (re.compile(rb"[\\%&]"), re.compile(rb"""'["'\\ \t+\r\n]|"["\ \t+\r\n]|`[ \t+\r\n]"""))
 
@@ -51,19 +59,30 @@ _LONGEST_OPEN = 48
 _CONTROLS = dict(zip(b"abeEfnrtv", b"\a\b\x1b\x1b\f\n\r\t\v", strict=True))
 
 
-def decode(text: bytes) -> bytes:
+def readings(text: bytes) -> list[Reading]:
+    """How ``text`` may be taken back: all sorts of escapes at once and, when several sorts change it, each alone.
+
+    A writer knows one sort. What is before a value may look, together with its beginning, like an escape of another.
+    """
+    alone = [one for one, changing in zip(_ALONE, CHANGING, strict=True) if changing.search(text)]
+    return [_ESCAPE, *(alone if len(alone) > 1 else ())]
+
+
+def decode(text: bytes, reading: Reading = _ESCAPE) -> bytes:
     """``text`` with one encoding taken back."""
-    return _ESCAPE.sub(_one_of, text)
+    return reading.sub(_one_of, text)
 
 
 def stands_for(text: bytes, at: int) -> bytes:
     """What the escape at ``at`` stands for; nothing if there is none."""
+    if text[at : at + 1] == b"%" and text[at + 1 : at + 2] not in (b"u", b""):  # the most frequent ones
+        return _one(text[at : at + 3])
     found = _ESCAPE.match(text, at)
     return _one(found[0]) if found else b""
 
 
 def decoded_in_part(text: bytes) -> Iterator[bytes]:
-    """``text`` with encodings of one sort or two taken back: it may hold what only looks like one of another sort."""
+    """``text`` with only some sorts of encodings taken back: it may hold what only looks like one of another sort."""
     return (some.sub(_one_of, text) for some in _SOME)
 
 
@@ -141,18 +160,18 @@ def _quoted(escape: bytes) -> bytes:
 class Layer:
     """A text with one encoding taken back, that knows where each of its bytes came from."""
 
-    __slots__ = ("_ins", "_outs", "below", "text")
+    __slots__ = ("_ins", "_outs", "_reading", "below", "text")
 
-    def __init__(self, text: bytes, below: Layer | None = None) -> None:
-        self.text, self.below = text, below
+    def __init__(self, text: bytes, below: Layer | None = None, reading: Reading = _ESCAPE) -> None:
+        self.text, self.below, self._reading = text, below, reading
         self._outs: list[tuple[int, int]] = [(0, 0)]
         self._ins: list[tuple[int, int]] = [(0, 0)]
 
     def decoded(self) -> Layer | None:
         """The layer above, or None when nothing is encoded here."""
         pieces: list[bytes] = []
-        above, at, length = Layer(b"", self), 0, 0
-        for found in _ESCAPE.finditer(self.text):
+        above, at, length = Layer(b"", self, self._reading), 0, 0
+        for found in self._reading.finditer(self.text):
             start, end = found.span()
             one = _one(found[0])
             pieces += [self.text[at:start], one]
@@ -178,9 +197,9 @@ class Layer:
         return into[1] + at - end, into[1] + at - end + 1
 
 
-def layers(text: bytes) -> list[Layer]:
+def layers(text: bytes, reading: Reading = _ESCAPE) -> list[Layer]:
     """``text`` and what is left of it when one encoding after another is taken back."""
-    found = [Layer(text)]
+    found = [Layer(text, None, reading)]
     while len(found) <= LEVELS and (above := found[-1].decoded()):
         found.append(above)
     return found
