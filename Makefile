@@ -61,7 +61,7 @@ unit:  ## the fast tests only
 
 .PHONY: soak
 soak:  ## the long forms of the proofs (hours)
-	$(call prepare,test)
+	$(call prepare,soak)
 	$(IN_TREE) $(BIN)/python -m pytest -m soak --timeout=0
 
 .PHONY: bench

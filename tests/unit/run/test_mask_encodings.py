@@ -58,7 +58,8 @@ def faults(name: str, encode: encoders.Encoder, values: list[str], seed: int) ->
         letters, marks = seen(name, b"<< " + other + b" >>")
         left = seen(name, shown)
         more = paused + (3 if "base64" in name else 0)
-        if MASK not in shown or left[0] > letters + more or left[1] > marks + more:
+        hidden = "base64" not in name and left[0] < letters
+        if MASK not in shown or hidden or left[0] > letters + more or left[1] > marks + more:
             found.append((value, printed, shown))
     return found
 
