@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import combinations
 
@@ -27,17 +27,24 @@ _QUOTES = rb"""
 _PERCENT = rb"""%(?: u[dD][89abAB][0-9a-fA-F]{2}%u[dD][c-fC-F][0-9a-fA-F]{2} | u[0-9a-fA-F]{4} | [0-9a-fA-F]{2})"""
 _ENTITY = rb"""&(?: \#[0-9]{1,7} | \#[xX][0-9a-fA-F]{1,6} | [A-Za-z][A-Za-z0-9]{1,31});"""
 _SORTS = (_BACKSLASHED + b"|" + _QUOTES, _PERCENT, _ENTITY)
-_ESCAPE, *_SOME = (
-    re.compile(b"|".join(sorts), re.VERBOSE)
-    for sorts in (_SORTS, [_QUOTES], *combinations(_SORTS, 2), *combinations(_SORTS, 1))
-)
-"""Each way begins with a byte of its own, which lets the search skip all others quickly.
 
-Between the single quotes of a shell a backslash is one, so its quotes are a way of their own too.
-"""
-
-_ALONE = _SOME[-len(_SORTS) :]
 Reading = re.Pattern[bytes]
+
+
+def _together(sorts: Iterable[bytes]) -> Reading:
+    return re.compile(b"|".join(sorts), re.VERBOSE)
+
+
+_ESCAPE = _together(_SORTS)
+"""Each way begins with a byte of its own, which lets the search skip all others quickly."""
+
+_PARTS = {
+    frozenset(some): _together(_SORTS[number] for number in some)
+    for size in (2, 1)
+    for some in combinations(range(len(_SORTS)), size)
+}
+_SOME = (_together([_QUOTES]), *_PARTS.values())
+"""Between the single quotes of a shell a backslash is one, so its quotes are a way of their own too."""
 
 _INTRODUCERS = (re.compile(rb"[\\%&]"), re.compile(rb"""'["'\\ \t+\r\n]|"["\ \t+\r\n]|`[ \t+\r\n]"""))
 
@@ -60,12 +67,12 @@ _CONTROLS = dict(zip(b"abeEfnrtv", b"\a\b\x1b\x1b\f\n\r\t\v", strict=True))
 
 
 def readings(text: bytes) -> list[Reading]:
-    """How ``text`` may be taken back: all sorts of escapes at once and, when several sorts change it, each alone.
+    """How ``text`` may be taken back: all sorts of escapes at once and, when several sorts change it, some of them.
 
-    A writer knows one sort. What is before a value may look, together with its beginning, like an escape of another.
+    A writer knows one sort, two after each other know two. What is before a value may look, together with its beginning, like an escape of another.
     """
-    alone = [one for one, changing in zip(_ALONE, CHANGING, strict=True) if changing.search(text)]
-    return [_ESCAPE, *(alone if len(alone) > 1 else ())]
+    sorts = {number for number, changing in enumerate(CHANGING) if changing.search(text)}
+    return [_ESCAPE, *(reading for some, reading in _PARTS.items() if some < sorts)]
 
 
 def decode(text: bytes, reading: Reading = _ESCAPE) -> bytes:
