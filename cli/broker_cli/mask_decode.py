@@ -69,7 +69,8 @@ _CONTROLS = dict(zip(b"abeEfnrtv", b"\a\b\x1b\x1b\f\n\r\t\v", strict=True))
 def readings(text: bytes) -> list[Reading]:
     """How ``text`` may be taken back: all sorts of escapes at once and, when several sorts change it, some of them.
 
-    A writer knows one sort, two after each other know two. What is before a value may look, together with its beginning, like an escape of another.
+    A writer knows one sort, two after each other know two. What is before a value may look, together with its
+    beginning, like an escape of another.
     """
     sorts = {number for number, changing in enumerate(CHANGING) if changing.search(text)}
     return [_ESCAPE, *(reading for some, reading in _PARTS.items() if some < sorts)]

@@ -192,11 +192,12 @@ class Search:
         whole = Layer(text[begin:])
         found = [self._cut_where_it_opens(whole)]
         for reading in readings(whole.text) if encoded else ():
-            layer: Layer | None = Layer(whole.text, None, reading)
+            layer = Layer(whole.text, None, reading).decoded()
             for _ in range(LEVELS):
-                if (layer := layer.decoded()) is None:
+                if layer is None:
                     break
                 found.append(self._cut_where_it_opens(layer))
+                layer = layer.decoded()
         return begin + min(found)
 
     def _cut_where_it_opens(self, layer: Layer) -> int:
