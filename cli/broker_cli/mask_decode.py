@@ -46,6 +46,9 @@ _PARTS = {
 _SOME = (_together([_QUOTES]), *_PARTS.values())
 """Between the single quotes of a shell a backslash is one, so its quotes are a way of their own too."""
 
+READINGS = (_ESCAPE, *_SOME)
+"""How a text may be taken back: all sorts of escapes at once, or some of them."""
+
 _INTRODUCERS = (re.compile(rb"[\\%&]"), re.compile(rb"""'["'\\ \t+\r\n]|"["\ \t+\r\n]|`[ \t+\r\n]"""))
 
 CHANGING = (
@@ -67,7 +70,7 @@ _CONTROLS = dict(zip(b"abeEfnrtv", b"\a\b\x1b\x1b\f\n\r\t\v", strict=True))
 
 
 def readings(text: bytes) -> list[Reading]:
-    """How ``text`` may be taken back: all sorts of escapes at once and, when several sorts change it, some of them.
+    """Those that give ``text`` other letters or digits: all sorts at once and, when several sorts do, some of them.
 
     A writer knows one sort, two after each other know two. What is before a value may look, together with its
     beginning, like an escape of another.

@@ -11,6 +11,7 @@ from broker_cli.mask_blocks import LONG, SHORT, Blocks
 from broker_cli.mask_decode import (
     CHANGING,
     LEVELS,
+    READINGS,
     Layer,
     Reading,
     decode,
@@ -120,9 +121,8 @@ class Search:
                     above = layers(text[begin:end], reading)[1:]
                     found += [(begin + a, begin + b) for layer in above for a, b in self._in_layer(layer)]
         if self._weak_pattern:
-            found += [
-                layer.origin(*one.span()) for layer in layers(text) for one in self._weak_pattern.finditer(layer.text)
-            ]
+            every = (layer for reading in _telling(text, self._weak_pattern) for layer in layers(text, reading))
+            found += [layer.origin(*one.span()) for layer in every for one in self._weak_pattern.finditer(layer.text)]
         return _merged(found)
 
     def _touches(self, bones: bytes) -> bool:
@@ -191,7 +191,7 @@ class Search:
         begin = max(0, len(text) - self._reach - longer)
         whole = Layer(text[begin:])
         found = [self._cut_where_it_opens(whole)]
-        for reading in readings(whole.text) if encoded else ():
+        for reading in (READINGS if self._weak else readings(whole.text)) if encoded else ():
             layer = Layer(whole.text, None, reading).decoded()
             for _ in range(LEVELS):
                 if layer is None:
@@ -257,6 +257,21 @@ def _by_reading(text: bytes, islands: list[Span]) -> dict[Reading, list[Span]]:
         for reading in readings(text[begin:end]):
             found.setdefault(reading, []).append((begin, end))
     return found
+
+
+def _telling(text: bytes, pattern: re.Pattern[bytes]) -> Iterator[Reading]:
+    """The ways to take ``text`` back that bring ``pattern`` to light."""
+    known: set[bytes] = set()
+    for reading in READINGS:
+        plain = text
+        for _ in range(LEVELS + 1):
+            if plain not in known and pattern.search(plain):
+                yield reading
+                break
+            known.add(plain)
+            below, plain = plain, decode(plain, reading)
+            if plain == below:
+                break
 
 
 def _needed(size: int, stride: int) -> int:

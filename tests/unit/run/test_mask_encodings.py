@@ -118,6 +118,8 @@ def test_P12_the_signs_of_base64_in_addresses_are_waited_for(offset: int) -> Non
         ("fJJG$HO&MEy5", "C:\\", "fJJG$HO&amp;MEy5"),
         ("122а密4", "%", "122\\u0430\\u5bc64"),
         ("41ñ-word", "100%", "41\\xF1-word"),
+        ("e<d$i%", "\\", "e&lt;d$i%"),
+        ('41"!', "100%", '41\\"!'),
         ('41ñ"word', "100%", "41\\u00f1\\&quot;word"),
         ("e%orw\"\tgof''n", "C:\\", "e%orw\"\tgof'\\'''\\''n"),
         ("\\vs1\\%25cxuo'bv7", "", "\\vs1\\%25cxuo'\\''bv7"),
