@@ -19,14 +19,13 @@ _BACKSLASHED = rb"""\\(?: u\{[0-9a-fA-F]{1,6}\}
         | u[0-9a-fA-F]{4} | U[0-9a-fA-F]{8} | x\{[0-9a-fA-F]{1,6}\} | x[0-9a-fA-F]{2} | [0-7]{1,3} | [abeEfnrtv]
         | \r?\n[ \t]*                                               # a line that goes on
         | [^0-9A-Za-z])"""
-_QUOTES = rb"""
-    # Out of single quotes and in again; a literal in two lines; doubled.
-    '(?: \\'' | "'{1,64}"' | [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`] | ')
-    | "(?: [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`] | ")
-    | `[ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`]"""
+_QUOTES = rb"""'(?: \\'' | "'{1,64}"' | ') | "" """  # out of single quotes and in again; doubled
+_CONTINUED = b"|".join(  # a literal in two lines
+    quote + rb"""[ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`]""" for quote in (b"'", b'"', b"`")
+)
 _PERCENT = rb"""%(?: u[dD][89abAB][0-9a-fA-F]{2}%u[dD][c-fC-F][0-9a-fA-F]{2} | u[0-9a-fA-F]{4} | [0-9a-fA-F]{2})"""
 _ENTITY = rb"""&(?: \#[0-9]{1,7} | \#[xX][0-9a-fA-F]{1,6} | [A-Za-z][A-Za-z0-9]{1,31});"""
-_SORTS = (_BACKSLASHED + b"|" + _QUOTES, _PERCENT, _ENTITY)
+_SORTS = (b"|".join((_BACKSLASHED, _QUOTES, _CONTINUED)), _PERCENT, _ENTITY)
 
 Reading = re.Pattern[bytes]
 
