@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.errors import BrokerError, Unavailable, WrongState
@@ -73,7 +73,6 @@ def refused(row: Row, sealing: Sealing) -> str:
     return refusal.value.reason
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,8}", fullmatch=True), st.binary(max_size=40)))
 def test_what_was_sealed_opens_to_the_same_fields(fields: dict[str, bytes]) -> None:
     house = House()
