@@ -69,6 +69,8 @@ def test_ST_07_all_files_are_private_under_any_umask(tmp_path: Path, umask: int)
 @pytest.mark.parametrize("name", ["broker.db", "broker.db.lock", ""])
 @pytest.mark.parametrize("mode", [0o040, 0o004, 0o022])
 def test_ST_07_what_is_open_to_others_is_refused(place: StoreConfig, tmp_path: Path, name: str, mode: int) -> None:
+    (tmp_path / "store/broker.db.lock").touch(0o600)
+    (tmp_path / "store/broker.db.lock").touch(0o600)
     path = tmp_path / "store" / name
     path.chmod(path.stat().st_mode | mode)
     with pytest.raises(WrongState) as refused:
