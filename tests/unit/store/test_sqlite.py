@@ -205,7 +205,7 @@ def test_a_commit_that_fails_leaves_an_entry_and_says_so(place: StoreConfig) -> 
 
 
 def writing_connection(store: SqlStore) -> sqlite3.Connection:
-    with store._database.transaction() as connection:
+    with store._database.transaction() as connection:  # noqa: SLF001 - only on its own connection SQLite fails to order
         found = connection.connection.driver_connection
         assert isinstance(found, sqlite3.Connection)
         return found
