@@ -147,18 +147,18 @@ def test_a_lost_thread_ends_the_broker_instead_of_leaving_it_deaf(monkeypatch: p
     monkeypatch.setattr(app, "Broker", Broker)
     server = SimpleNamespace(operators_address="a:1", pipelines_address="b:2", workers=1, one_processor=False)
     config: Any = SimpleNamespace(server=server, development=False)
-    assert __main__._run(config) == 1
+    assert __main__.run(config) == 1
     assert done == ["drained", "closed"]
 
 
 def test_the_end_waits_for_no_thread_that_hangs() -> None:
     code = (
         "import threading\n"
-        "from broker.__main__ import _end\n"
+        "from broker.__main__ import end\n"
         "from broker.rpc.threads import pool\n"
         "pool(1, 'held').submit(threading.Event().wait)\n"
         "print('said')\n"
-        "_end(3)\n"
+        "end(3)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (3, b"said\n"), done.stderr

@@ -40,7 +40,7 @@ def test_the_first_root_key_is_made_once(house: RotationHouse) -> None:
 
 def test_a_root_key_is_a_256_bit_key_that_never_leaves(house: RotationHouse) -> None:
     [root] = house.store.page(RootKey, limit=9)
-    held = house.hsm._keys[root.hsm_id]
+    held = house.hsm.keys[root.hsm_id]
     assert (len(root.hsm_id), len(held.private), held.extractable) == (16, 32, False)
     house.rotate()
     assert len({one.hsm_id for one in house.store.page(RootKey, limit=9)}) == 2
