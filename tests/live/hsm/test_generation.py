@@ -60,6 +60,7 @@ def _repeats(folder: Path) -> list[int]:
         key = unmade(P256)
         first = hsm.generate(key, exportable=True)
         with pytest.MonkeyPatch.context() as patch:
+            # Patched: a turn that takes longer than a second would have to be waited for.
             patch.setattr(generation, "FRESH_SECONDS", patience)
             if patience < 0:
                 hsm.forget_handles()

@@ -116,6 +116,7 @@ def test_TL_05_a_lease_that_is_revoked_while_it_is_found_is_not_given_again(
         if each.lease:
             bench.leases.revoke(bench.call("LeaseService/RevokeLeases"), lease=each.lease.id)
 
+    # Patched: the revocation has to come between two lines of one use case.
     monkeypatch.setattr(Try, "find_lease", found_and_revoked)
     fetched, _ = bench.fetch(opened.token, "app/db", "app/api")
     assert old.id not in {each.lease.id for each in fetched if each.lease}

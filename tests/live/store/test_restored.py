@@ -242,6 +242,7 @@ def test_AU_04_rows_of_heads_that_nobody_signed_vouch_for_nothing(place: StoreCo
 
 
 def test_a_head_is_found_over_blocks_and_damaged_lines(place: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched: a journal of many real blocks would be megabytes of records.
     monkeypatch.setattr("broker.store.lines.BLOCK", 97)
     with opened(place) as store:
         signed = sign(store)

@@ -116,6 +116,7 @@ def test_an_upload_that_a_busy_vault_put_off_is_sent_again_after_the_wait_and_a_
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
+    # Patched: the SDK waits there, and a whole second at least.
     monkeypatch.setattr("azure.core.pipeline.transport.RequestsTransport.sleep", lambda _self, wait: waits.append(wait))
     bench.vault.faults.add(throttled(3), on="^PUT ")
     bench.imported("web")
@@ -131,6 +132,7 @@ def test_BY_15_an_upload_that_was_put_off_and_yet_arrived_is_not_sent_again(
     def arrives_after_all(_transport: object, _wait: float) -> None:
         target_of(bench.vault, bench.kek, bench.folder).import_key(cargo("web"), bench.blob(), SHA1)
 
+    # Patched: the SDK waits there, and a whole second at least.
     monkeypatch.setattr("azure.core.pipeline.transport.RequestsTransport.sleep", arrives_after_all)
     bench.vault.faults.add(throttled(1), on="^PUT ")
     refusal(imported(bench), "TARGET_THROTTLED")
@@ -145,6 +147,7 @@ def test_a_long_wait_is_told_and_not_waited_for(bench: Bench) -> None:
 
 
 def test_what_changes_nothing_is_tried_again_a_little(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched: the SDK waits there, and a whole second at least.
     monkeypatch.setattr("azure.core.pipeline.transport.RequestsTransport.sleep", lambda _self, _wait: None)
     version = bench.imported("web")
     for fault in (unavailable(), throttled(1), Effect.CUT):
@@ -207,7 +210,9 @@ def test_proxies_and_azures_own_variables_change_nothing(bench: Bench, monkeypat
 
 
 def test_silence_is_given_up_in_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched, as the next: the real times are tens of seconds, which nobody configures.
     monkeypatch.setattr(https, "READ_SECONDS", 0.3)
+    # As above.
     monkeypatch.setattr(https, "TOTAL_SECONDS", 1.0)
     bench.vault.faults.add(Effect.HANG, times=99)
     assert "in time" in refusal(bench.port.offer, "TARGET_UNREACHABLE").message

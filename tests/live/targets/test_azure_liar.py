@@ -37,7 +37,7 @@ def lie(vault: FakeVault, method: str, change: Callable[[Any], Any]) -> None:
 def test_BY_02_a_new_kek_is_only_pinned_under_an_id_that_it_can_have(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, kid: str
 ) -> None:
-    monkeypatch.setattr(kek, "KEK_BITS", 2048)  # as good for this, and made sooner
+    monkeypatch.setattr(kek, "KEK_BITS", 2048)  # patched: as good for this, and made sooner
     named = kid.format(url=bench.vault.url)
     lie(bench.vault, "POST", lambda body: {**body, "key": {**body["key"], "kid": named}})
     refusal(lambda: target_of(bench.vault, "new", bench.folder).keks.create_wrapping_key("0" * 32), "TARGET_REFUSED")

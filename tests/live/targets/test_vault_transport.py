@@ -164,7 +164,9 @@ def test_an_endless_answer_is_given_up(impostor: Callable[[Talk], tuple[Impostor
 def test_silence_and_dripping_are_given_up_in_time(
     impostor: Callable[[Talk], tuple[Impostor, ports.Target]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Patched, as the next: the real times are tens of seconds, which nobody configures.
     monkeypatch.setattr(https, "READ_SECONDS", 0.2)
+    # As above.
     monkeypatch.setattr(https, "TOTAL_SECONDS", 0.4)
 
     def silent(_connection: ssl.SSLSocket, over: threading.Event) -> None:

@@ -268,6 +268,7 @@ def _der(one: Issued) -> bytes:
 
 
 def test_the_known_certificates_are_bounded(ca_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched: the bound is 1,024 certificates, which take their time to make.
     monkeypatch.setattr("broker.auth.mtls.authenticator.MAX_KNOWN", 2)
     authenticator = mtls(ca_file)
     for _ in range(4):

@@ -110,6 +110,7 @@ def test_what_was_given_no_thread_can_be_started_later(monkeypatch: pytest.Monke
 
     errands, done = Errands(most=1), threading.Event()
     with monkeypatch.context() as patch:
+        # Patched: a limit of threads would be that of the whole machine's user.
         patch.setattr(threading.Thread, "start", none_left)
         with pytest.raises(RuntimeError):
             errands.start("one", done.set)

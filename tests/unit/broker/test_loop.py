@@ -146,6 +146,7 @@ def test_ST_04_nothing_is_destroyed_on_a_database_that_went_back_since_the_last_
     broker.store.check = check
     lost: list[str] = []
     with pytest.MonkeyPatch.context() as patch:  # what ends the process (``__main__``)
+        # Patched: it is the process's one hook, and pytest's takes this for a failure.
         patch.setattr(threading, "excepthook", lambda args: lost.append(args.exc_value.reason))
         round_of(Loop(broker))
     assert (lost, done) == (["STORE_RESTORED"], [])

@@ -60,13 +60,16 @@ def test_NT_14_the_journals_thread_outlives_every_end(
     for place in ("os.write", "encode", "Chain.mark"):
         journal.append(entry(f"before {place}"))
         with monkeypatch.context() as patch:
+            # Patched: no system and no value panics when it is told to.
             patch.setattr(f"broker.store.chain.{place}", fail)
             for _ in range(2):
                 with pytest.raises((Unavailable, kind)):
                     journal.append(entry(f"lost at {place}"))
         journal.append(entry(f"after {place}"))
     with monkeypatch.context() as patch:  # what cannot be taken back ends the chain, not the journal
+        # Patched, as the next: no disk panics.
         patch.setattr("broker.store.chain.os.fdatasync", fail)
+        # As above.
         patch.setattr("broker.store.chain.os.ftruncate", fail)
         with pytest.raises((Unavailable, kind)):
             journal.append(entry("lost with its chain"))
@@ -108,6 +111,7 @@ def test_NT_14_a_panic_in_the_taking_back_takes_back_the_whole_group(
             raise ValueError
 
     with monkeypatch.context() as patch:
+        # Patched: SQLite does not panic when it takes back.
         patch.setattr(Driver, "run", faulty)
         ends = together(store, pool, fails)
     assert [type(end) for end in ends] == [Unavailable, PanicException]

@@ -256,6 +256,7 @@ def test_HS_16_a_read_that_was_under_way_does_not_bring_a_forgotten_data_key_bac
         assert go_on.wait(10)
         return decrypt(key, algorithm, ciphertext, aad)
 
+    # Put in its place: the read has to be under way in the HSM.
     house.hsm.decrypt = slow  # type: ignore[method-assign]
     reader = threading.Thread(target=row.opened, args=(house.sealing,))
     reader.start()

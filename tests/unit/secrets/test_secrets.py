@@ -84,6 +84,7 @@ def test_a_put_that_names_no_version_goes_on_after_one_that_was_faster(house: Ta
             house.put(fields={"rival": b""})
         return seal(name, version, fields)
 
+    # Put in its place: the rival has to come between the look and the write.
     house.sealing.seal = slow  # type: ignore[method-assign,assignment]
     house.put()
     assert [house.read(f"team/app/db@{number}").fields for number in (1, 2, 3)] == [{"rival": b""}] * 2 + [FIELDS]

@@ -125,6 +125,7 @@ def test_a_change_that_waits_joins_and_all_wait_for_the_disk_once(
         syncs.append(file)
         real(file)
 
+    # Patched to count: how often a disk was waited for shows nowhere.
     monkeypatch.setattr(os, "fdatasync", sync)
     assert together(store, pool, *(added(store, f"k{number}") for number in range(5))) == [None] * 6
     assert names(store) == {"first", *(f"k{number}" for number in range(5))}
@@ -177,6 +178,7 @@ def test_every_member_learns_that_the_commit_failed(
 
     carried_out = Driver.run
     with monkeypatch.context() as patch:
+        # Patched: SQLite does not fail at the statement that a test chooses.
         patch.setattr(Driver, "run", run)
         ends = together(store, pool, added(store, "one"))
     assert ["may or may not" in str(end) for end in ends] == [True] * 2
@@ -266,6 +268,7 @@ def test_changes_that_fail_hold_up_a_group_no_longer_than_others(store: SqlStore
 def test_nobody_waits_for_a_change_that_does_not_end(
     store: SqlStore, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Patched: two seconds are in nobody's configuration.
     monkeypatch.setattr(group_module, "CERTAIN", 0.01)
     go = threading.Event()
 
@@ -350,6 +353,7 @@ def test_a_failed_rollback_leaves_no_transaction_that_nothing_can_begin_after(
     carried_out = Driver.run
     for fault in (MemoryError(), OperationalError("ROLLBACK", {}, Exception("disk I/O error"))):
         with monkeypatch.context() as patch:
+            # Patched: SQLite does not fail at the statement that a test chooses.
             patch.setattr(Driver, "run", run)
             with pytest.raises((MemoryError, ValueError)):
                 fails()
