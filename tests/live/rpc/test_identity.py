@@ -229,10 +229,9 @@ def test_P14_calls_over_the_limit_are_refused_and_health_still_answers(tmp_path:
 
 
 def let_in(edge: Edge) -> bool:
-    """Whether a connection is taken that is made now; if so, what it is told of the broker's health."""
+    """Whether a connection is taken that is made now."""
     trust, options = grpc.ssl_channel_credentials(edge.server_ca.pem), [("grpc.use_local_subchannel_pool", 1)]
     with grpc.secure_channel(f"localhost:{edge.server.pipelines_port}", trust, options) as channel:
-        edge.server.set_serving(True)  # which counts for nothing once the drain has begun
         try:
             health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         except grpc.RpcError as error:
@@ -382,8 +381,7 @@ def test_a_method_left_out_or_added_stops_the_start() -> None:
 
 
 def test_the_whole_api_is_behind_the_one_gate(edge: Edge) -> None:
-    server = edge.server
-    state = server._server._state  # type: ignore[attr-defined]  # noqa: SLF001 - what else grpc would answer, it tells nobody
+    state = edge.server._server._state  # type: ignore[attr-defined]  # noqa: SLF001 - what else grpc would answer
     [door] = state.generic_handlers
     assert isinstance(door, Door)
     assert state.registered_method_handlers == {}
