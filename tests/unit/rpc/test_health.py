@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 from typing import Any
 
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from broker.rpc.deadlines import Deadlines
 from broker.rpc.health import Health
+
+
+class Caller:
+    """The context of a call, as far as it is looked at."""
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {"ssl_tls_version": [b"TLSv1.3"]}
 
 
 def test_P25_once_draining_it_is_not_serving_whatever_it_is_told() -> None:
