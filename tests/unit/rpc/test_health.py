@@ -23,9 +23,7 @@ class Caller:
 
 def test_P25_once_draining_it_is_not_serving_whatever_it_is_told() -> None:
     health = Health([], Deadlines(5, 5, time.monotonic, 1, 1), lambda _peer: None)
-    caller: Any = SimpleNamespace(
-        peer=lambda: "ipv4:127.0.0.1:1", auth_context=lambda: {"ssl_tls_version": [b"TLSv1.3"]}
-    )
+    caller: Any = Caller()
 
     def state() -> Any:
         answer = health.check(iter([HealthCheckRequest().SerializeToString()]), caller)
