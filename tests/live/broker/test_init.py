@@ -25,9 +25,9 @@ def test_CL_03_what_the_system_refuses_is_said_in_a_sentence(arguments: list[str
 
 
 def test_a_set_up_that_was_interrupted_after_the_token_was_made_goes_on_with_it(tmp_path: Path) -> None:
-    first = setup._softhsm(tmp_path)
+    first = setup.softhsm_token(tmp_path)
     pin = first.pin_file.read_text()
     tokens = sorted(file.name for file in (tmp_path / "softhsm" / "tokens").iterdir())
-    again = setup._softhsm(tmp_path)
+    again = setup.softhsm_token(tmp_path)
     assert (again.environment, again.pin_file.read_text()) == (first.environment, pin)
     assert sorted(file.name for file in (tmp_path / "softhsm" / "tokens").iterdir()) == tokens

@@ -83,16 +83,16 @@ def test_S_13_rows_of_an_earlier_release_are_believed_in_its_own_folder_alone(co
 
 def test_S_01_rows_are_vouched_for_as_they_are_under_a_new_key_alone(config: Config, hsm: SoftwareHsm) -> None:
     SqlStore.migrate(config.store)
-    new = setup._new_row_key(config, hsm)
+    new = setup.new_row_key(config, hsm)
     assert new
     with pytest.raises(WrongState) as found:  # a broker does not start on a key that `init` is not done with
         row_key.row_key(config, hsm)
     assert found.value.reason == "NOT_INITIALISED"
-    assert setup._new_row_key(config, hsm) == new  # another run that was cut short, or one at the same time
+    assert setup.new_row_key(config, hsm) == new  # another run that was cut short, or one at the same time
     key = row_key.row_key(config, hsm, new)
     for _ in range(2):
-        setup._keep_row_key(config)
-        assert setup._new_row_key(config, hsm) == ""
+        setup.keep_row_key(config)
+        assert setup.new_row_key(config, hsm) == ""
         assert row_key.row_key(config, hsm) == key
 
 
