@@ -303,7 +303,7 @@ class Scene:
     act: Callable[[Any], object]
     prepare: Callable[[Any], object] = lambda _: None
     again: Callable[[Any], object] | None = None
-    check: Callable[[Any], None] = lambda _: None
+    check: Callable[[Any], object] = lambda _: None
     world: type[World] = World
 
     def acted(self, at: int) -> Any:
