@@ -90,16 +90,11 @@ class Steering:
     def begin(self, name: str, method: str) -> None:
         """Such a call is made now."""
         if rule := self._next.pop((name, method), None):
-            what, request = rule
-            self._vault.faults.add(what, on=request, times=ALWAYS)  # clients try again
-            for always in self._always.get(name, []):
-                self._vault.faults.add(always[0], on=always[1], times=ALWAYS)
+            self._rule(rule, *self._always.get(name, []))
 
     def end(self, name: str) -> None:
         """It has come to its end."""
-        self._vault.faults.clear()
-        for what, request in self._always.get(name, []):
-            self._vault.faults.add(what, on=request, times=ALWAYS)
+        self._rule(*self._always.get(name, []))
 
     def there(self, name: str) -> list[tuple[str, bytes | None, bool, tuple[str, ...]]]:
         """Of each version, oldest first: its id, public key, whether it is enabled, and what it may be used for."""
@@ -113,14 +108,20 @@ class Steering:
 
     def _add(self, name: str, what: Refused | Effect, request: str) -> None:
         self._always.setdefault(name, []).append((what, request))
-        self._vault.faults.add(what, on=request, times=ALWAYS)
+        self._rule(*self._always[name])
+
+    def _rule(self, *rules: Rule) -> None:
+        """These are in force and no other; the first that fits a request counts, however often it is repeated."""
+        self._vault.faults.clear()
+        for what, request in rules:
+            self._vault.faults.add(what, on=request, times=ALWAYS)
 
 
 def _request(name: str, method: str) -> str:
     return "^" + REQUESTS[method].format(name=name)
 
 
-class _Manager(BaseManager):
+class _Link(BaseManager):
     """Carries calls to it."""
 
 
@@ -129,27 +130,27 @@ def _steering() -> Steering:
     return Steering()
 
 
-_Manager.register("steering", callable=_steering)
+_Link.register("steering", callable=_steering)
 
 
 @contextmanager
 def vault_process() -> Iterator[VaultAddress]:
     """One that runs until this is left."""
     key = secrets.token_bytes(32)
-    manager = _Manager(authkey=key, ctx=FRESH)
-    manager.start()
+    link = _Link(authkey=key, ctx=FRESH)
+    link.start()
     try:
-        steering: Any = manager.steering()  # type: ignore[attr-defined]  # as registered
+        steering: Any = link.steering()  # type: ignore[attr-defined]  # as registered
         told = steering.address()
         thumbprint = hashlib.sha256(told.pop("kek_public")).hexdigest()
-        yield VaultAddress(**told, kek_thumbprint=thumbprint, steering=str(manager.address), key=key.hex())
+        yield VaultAddress(**told, kek_thumbprint=thumbprint, steering=str(link.address), key=key.hex())
         steering.close()
     finally:
-        manager.shutdown()
+        link.shutdown()
 
 
 def steered(vault: VaultAddress) -> Any:
     """The ``Steering``, for a process that begins."""
-    manager = _Manager(address=vault.steering, authkey=bytes.fromhex(vault.key))
-    manager.connect()
-    return manager.steering()  # type: ignore[attr-defined]  # as registered
+    link = _Link(address=vault.steering, authkey=bytes.fromhex(vault.key))
+    link.connect()
+    return link.steering()  # type: ignore[attr-defined]  # as registered
