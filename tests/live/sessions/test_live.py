@@ -30,7 +30,7 @@ def ci(openbao: OpenBao) -> BaoIssuer:
 @pytest.fixture
 def place(tmp_path: Path, openbao: OpenBao, ci: BaoIssuer) -> Iterator[tuple[Live, Client]]:
     """A broker that trusts the issuer, with two secrets for the pipeline and one that it may not have."""
-    broker = Live(tmp_path / "broker", "--allow-issuer", openbao.host, warm=True)
+    broker = Live(tmp_path / "broker", "--allow-issuer", openbao.host)
     try:
         broker.start()
         with broker.client() as admin:
