@@ -28,7 +28,6 @@ from broker_cli.process import occupy
 
 from tests.servers.softhsm import FRESH
 
-
 SECONDS = 60
 """How long a command to its end may take."""
 
@@ -124,8 +123,8 @@ def _command_line(
         os.dup2(end, number)
     out.close()
     said.close()
-    sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115, PTH123 (for the life of the process)
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115, PTH123
+    sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 (for the life of the process)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
     sys.argv = ["broker", *words]
     occupy()
     command_line.main()
