@@ -30,7 +30,7 @@ from broker import setup
 from broker.rpc import table
 from tests.servers.openbao import OpenBao
 from tests.servers.places import free_port
-from tests.servers.warm import Process, begin, run, run_command_line
+from tests.servers.warm import Process, as_text, begin, run, run_command_line
 
 ROOT = Path(__file__).parents[2]
 METHODS: dict[str, MethodDescriptor] = {
@@ -342,8 +342,7 @@ def environment() -> dict[str, str]:
 def cli(*words: str, profile: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The operator's command line, to its end."""
     extra = {"BROKER_PROFILE": str(profile)} if profile else {}
-    done = run_command_line(words, environment=environment() | extra)
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return as_text(run_command_line(words, environment=environment() | extra))
 
 
 def within(seconds: float, wanted: Callable[[], bool]) -> float:

@@ -114,13 +114,17 @@ def run(words: tuple[str, ...], *, environment: Mapping[str, str]) -> subprocess
 
 
 def _command_line(
-    words: tuple[str, ...], environment: Mapping[str, str], folder: str | None, out: Connection, said: Connection
+    words: tuple[str, ...], environment: Mapping[str, str], folder: str, given: bytes, out: Connection, said: Connection
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(folder or ".")
-    for number, end in enumerate((os.open(os.devnull, os.O_RDONLY), out.fileno(), said.fileno())):
+    os.chdir(folder)
+    source, to_source = os.pipe()  # holds what is given, for it is little
+    assert os.write(to_source, given) == len(given)
+    os.close(to_source)
+    for number, end in enumerate((source, out.fileno(), said.fileno())):
         os.dup2(end, number)
+    os.close(source)
     out.close()
     said.close()
     sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 (for the life of the process)
@@ -131,12 +135,12 @@ def _command_line(
 
 
 def run_command_line(
-    words: tuple[str, ...], *, environment: Mapping[str, str], folder: Path | None = None
+    words: tuple[str, ...], *, environment: Mapping[str, str], folder: Path | None = None, given: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """`broker` to its end, without input; its outputs are pipes."""
+    """`broker` to its end, with ``given`` (at most a pipe's 64 kB) as its input; its outputs are pipes."""
     (out, to_out), (said, to_said) = FRESH.Pipe(duplex=False), FRESH.Pipe(duplex=False)
     place = str(folder or Path.cwd())
-    process = FRESH.Process(target=_command_line, args=(words, dict(environment), place, to_out, to_said))
+    process = FRESH.Process(target=_command_line, args=(words, dict(environment), place, given, to_out, to_said))
     process.start()
     give_up = threading.Timer(SECONDS, process.kill)
     give_up.start()
@@ -149,6 +153,11 @@ def run_command_line(
     give_up.cancel()
     assert process.exitcode is not None
     return subprocess.CompletedProcess(words, process.exitcode, *texts)
+
+
+def as_text(done: subprocess.CompletedProcess[bytes]) -> subprocess.CompletedProcess[str]:
+    """The same with its outputs decoded."""
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def _all_of(end: Connection) -> bytes:
