@@ -78,6 +78,7 @@ class _Device:
         self.exact = exact_wrap
         self.oaep_hashes = oaep_hashes
         self.makes = tuple(KeyType)
+        self.refuses = False
 
 
 class SoftwareKeyring:
@@ -88,7 +89,7 @@ class SoftwareKeyring:
         self._purpose = purpose
 
     @property
-    def _keys(self) -> dict[bytes, _Held]:
+    def keys(self) -> dict[bytes, _Held]:
         return self._device.keys
 
     def generate(
@@ -101,15 +102,15 @@ class SoftwareKeyring:
         self._enter("generate")
         hsm_id, key_type, usage = key.hsm_id, key.type, key.usage
         self._refuse_reserved(key)
-        if key_type not in self._device.makes:
+        if key_type not in self._device.makes or self._device.refuses:
             raise WrongState("HSM_MECHANISM_MISSING", f"No keys of type {key_type}.")
         symmetric_or_rsa = key_type.symmetric or key_type in _RSA
         if (usage is KeyUsage.SIGN and key_type.symmetric) or (usage is KeyUsage.ENCRYPT and not symmetric_or_rsa):
             raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key_type} cannot {usage}.")
         if exportable and key_type is KeyType.ED25519:
             raise InvalidRequest("KEY_NOT_EXPORTABLE", "Ed25519 keys are never exportable.")
-        if hsm_id not in self._keys:
-            self._keys[hsm_id] = _Held((self._purpose, key.name), key_type, usage, exportable, _made(key_type))
+        if hsm_id not in self.keys:
+            self.keys[hsm_id] = _Held((self._purpose, key.name), key_type, usage, exportable, _made(key_type))
         held = self._held(replace(key, check=None))
         if held.extractable != exportable:
             raise AlreadyExists("HSM_ID_TAKEN", "Another key has this id.")
@@ -186,9 +187,9 @@ class SoftwareKeyring:
     def destroy(self, key: KeyRef) -> None:
         self._enter("destroy")
         self._refuse_reserved(key)
-        if key.hsm_id in self._keys:
+        if key.hsm_id in self.keys:
             self._held(key)
-            del self._keys[key.hsm_id]
+            del self.keys[key.hsm_id]
 
     def report(self) -> HsmReport:
         return HsmReport(
@@ -212,7 +213,7 @@ class SoftwareKeyring:
 
     def _held(self, key: KeyRef) -> _Held:
         self._refuse_reserved(key)
-        held = self._keys.get(key.hsm_id)
+        held = self.keys.get(key.hsm_id)
         if held is None:
             raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key.")
         if (held.label, held.type, held.usage) != ((self._purpose, key.name), key.type, key.usage):
@@ -230,7 +231,7 @@ class SoftwareHsm(SoftwareKeyring):
     """The ``Device`` port; for the ease of tests itself the keyring of callers' keys too.
 
     ``calls`` counts by method; ``away`` makes every call Unavailable; ``exact_wrap`` False adds a zero tail;
-    ``makes`` says which types of keys there are.
+    ``makes`` says which types of keys there are; with ``refuses`` it says so and makes none.
     """
 
     def __init__(self, *, exact_wrap: bool = True, oaep_hashes: tuple[OaepHash, ...] = tuple(OaepHash)) -> None:
@@ -255,6 +256,14 @@ class SoftwareHsm(SoftwareKeyring):
     @makes.setter
     def makes(self, value: tuple[KeyType, ...]) -> None:
         self._device.makes = value
+
+    @property
+    def refuses(self) -> bool:
+        return self._device.refuses
+
+    @refuses.setter
+    def refuses(self, value: bool) -> None:
+        self._device.refuses = value
 
     def keyring(self, purpose: Purpose) -> SoftwareKeyring:
         return SoftwareKeyring(self._device, purpose)
