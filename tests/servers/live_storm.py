@@ -100,6 +100,7 @@ class Journey:
     remote_names: list[str] = field(default_factory=list)
     other_key: bool = False  # the vault may have kept another one under its name
     ended: str = ""
+    said: str = ""  # the sentence of the last refusal
 
     @property
     def usable(self) -> bool:
@@ -301,7 +302,7 @@ class Storm:
         try:
             done = client.ask("ImportKey", **fields, terms=journey.terms, request_id=journey.request_id)
         except Refused as error:
-            journey.ended = self._told(error)
+            journey.ended, journey.said = self._told(error), str(error)
         else:
             row = getattr(done, "import")
             assert row.state == PROVEN, row
