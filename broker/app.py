@@ -28,6 +28,7 @@ from broker.core.keys.use import KeyUse
 from broker.core.kinds import Purpose
 from broker.core.leases.lifecycle import Leases
 from broker.core.model import HsmReport
+from broker.core.operations.oversight import Oversight
 from broker.core.operations.running import Operations
 from broker.core.operators.register import Operators
 from broker.core.policy import cedar as policy
@@ -136,6 +137,7 @@ class Broker:
             targets=Targets(store, self.hsm, guard, connect, self.operations, now, slots),
             imports=self.imports,
             handover=Handover(self.imports.bringing),
+            oversight=Oversight(store, guard, self.operations, time.monotonic),
             operators=Operators(store, ca, guard, now, config.trust_domain),
             policies=self.policies,
             heads=self.heads,

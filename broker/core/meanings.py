@@ -52,6 +52,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         MESSAGE_INVALID             mend    The request is no message of this method.
         MESSAGE_MISSING             none    The call carried no request.
         NAME_INVALID                mend    A name is not valid.
+        OPERATION_NAME_INVALID      command The name of an operation is not valid.
         OWNER_INVALID               mend    The owner is no principal.
         PAGE_SIZE_INVALID           mend    The page size is out of range.
         PAGE_TOKEN_INVALID          mend    The page token was not made for this list and this caller.
@@ -136,6 +137,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         KEY_NOT_IN_HSM              command The HSM does not hold the key.
         KEY_VERSION_NOT_FOUND       command The key has no such version.
         LEASE_NOT_FOUND             command There is no such lease.
+        OPERATION_NOT_FOUND         command There is no such operation, or it has been over for more than a day.
         OPERATOR_NOT_FOUND          command There is no operator of this name.
         POLICY_NOT_FOUND            command There is no such version of the policy.
         ROOT_KEY_NOT_FOUND          command There is no such root key.
@@ -223,6 +225,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         OAEP_HASH_UNSUPPORTED       command HSM and target have no hash for RSA-OAEP in common.
         OPERATION_KIND_UNKNOWN      mend    This release does not know operations of that kind.
         OPERATION_ONLY_FORWARD      none    In the log only: an operation of this kind is never undone.
+        OPERATION_OVER              none    The operation is over; there is nothing to try again or to give up.
         OPERATOR_CA_INVALID         mend    The operator CA's file cannot be used.
         OPERATOR_REMOVED            mend    The operator was removed for good.
         PASSWORD_FILE_INVALID       mend    The database's password file does not hold one.
@@ -295,6 +298,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TOO_MANY_CALLS              again   As many calls are in progress as may be.
         TRUST_RULES_TOO_MANY        mend    There are as many trust rules for the issuer as may be.
         VERSION_QUOTA               command The secret has as many versions as one may have.
+        WAITERS_BUSY                again   Too many calls wait for operations to end.
         WAITING_FULL                again   As many calls wait for something outside as may.
     """,
         Outcome.UNAVAILABLE: """
@@ -329,6 +333,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
     """,
         Outcome.ABORTED: """
         ABANDONED                   none    Of an import: its export was given up, for its call had died.
+        GIVEN_UP                    none    Of an operation: an operator has given it up.
         KEY_NOT_MADE                none    In the audit only: a key was never made, and was taken back.
         KEY_VERSION_STAYS_HELD      none    In the audit only: a held version was not kept after all, and stays held.
         TARGET_NOT_ADDED            none    In the audit only: a KEK was being made for a target, which was given up.

@@ -11,6 +11,7 @@ from broker.core.keys.confirming import Settling
 from broker.core.keys.lifecycle import Keys
 from broker.core.keys.use import KeyUse
 from broker.core.leases.lifecycle import Leases
+from broker.core.operations.oversight import Oversight
 from broker.core.operators.register import Operators
 from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
@@ -24,6 +25,7 @@ from broker.rpc.hsm import HsmMethods
 from broker.rpc.imports import ImportMethods
 from broker.rpc.keys import KeyMethods
 from broker.rpc.leases import LeaseMethods
+from broker.rpc.operations import OperationMethods
 from broker.rpc.operators import OperatorMethods
 from broker.rpc.pages import PageTokens
 from broker.rpc.policies import PolicyMethods
@@ -41,6 +43,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     targets: Targets,
     imports: Imports,
     handover: Handover,
+    oversight: Oversight,
     operators: Operators,
     policies: Policies,
     heads: Heads,
@@ -63,6 +66,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
         "KeyService": KeyMethods(keys, use, settling, pages),
         "TargetService": TargetMethods(targets, pages),
         "ImportService": ImportMethods(imports, handover, pages),
+        "OperationService": OperationMethods(oversight, pages),
         "OperatorService": OperatorMethods(operators, pages, trouble),
         "PolicyService": PolicyMethods(policies, schema),
         "AuditService": AuditMethods(heads, pages),

@@ -51,6 +51,7 @@ class _OvertakenError(Exception):
 class _Pause:
     until: float = 0.0  # ticks
     seconds: float = 0.0
+    revision: int = 0  # of the row when the pause began; one that was written since is tried at once
 
 
 class Operations:
@@ -127,6 +128,37 @@ class Operations:
         """The operation of this number, if it is still on record."""
         return self._store.get(Operation, subject, number) if number else None
 
+    def retried(self, operation: Operation) -> Operation:
+        """As ``retry`` leaves it."""
+        return operation if operation.state.over else replace(operation, due_at=self._now())
+
+    def retry(self, write: Write, operation: Operation) -> Operation:
+        """Have it tried again in the background at once; a call that is at it stops at its next write.
+
+        One that is over stays as it is, and what waits for a time waits on.
+        """
+        retried = self.retried(operation)
+        return operation if retried is operation else write.replace(operation, retried)
+
+    def aborted(self, operation: Operation) -> Operation:
+        """As ``abort`` would leave it; refuses what that does."""
+        _must_be_live(operation)
+        if self._plan(operation).undo is None:
+            raise WrongState(
+                Reason.OPERATION_ONLY_FORWARD,
+                f"An operation of the kind {operation.kind} only goes forward: half done it would leave things worse. "
+                "It is tried again and again; `broker operation retry` does so at once.",
+            )
+        return _turned(operation, Reason.GIVEN_UP, self._now())
+
+    def abort(self, write: Write, call: Call, operation: Operation) -> Operation:
+        """Turn one back, for the background to undo; ``OPERATION_OVER``, ``OPERATION_ONLY_FORWARD``."""
+        aborted = self.aborted(operation)
+        if operation.state is OperationState.UNDOING:
+            return operation
+        self._plan(operation).turned(write, Work(call=call, operation=aborted))
+        return write.replace(operation, aborted)
+
     def close(self, write: Write, operation: Operation, reason: str) -> Operation:
         """End one whose subject has been dealt with otherwise; nothing is done about it any more."""
         return write.replace(operation, closed(operation, reason, self._now()))
@@ -193,8 +225,7 @@ class Operations:
 
     def _turned_back(self, plan: Plan, work: Work, reason: str) -> Operation:
         """From here on nobody completes it."""
-        undoing = replace(_learned(work), state=OperationState.UNDOING, failure=reason, due_at=self._now())
-        return self._moved(work, work.call.intent(), undoing, plan.turned)
+        return self._moved(work, work.call.intent(), _turned(_learned(work), reason, self._now()), plan.turned)
 
     def _undone(self, plan: Plan, work: Work, refusal: BrokerError | None) -> Operation:
         if plan.undo is None:
@@ -238,7 +269,8 @@ class Operations:
             self._pauses.pop(name, None)
         found: dict[str, list[Operation]] = {}
         for row in rows:
-            if self._pause(row).until <= self._ticks():
+            pause = self._pause(row)
+            if pause.until <= self._ticks() or pause.revision != row.revision:
                 plan = self._plans.get(row.kind)
                 found.setdefault(plan.place(row) if plan else "", []).append(row)
         return found
@@ -270,8 +302,10 @@ class Operations:
             return False
         if stored.failure != refusal.reason:
             with self._store.write(call.outcome(refusal.outcome, refusal.reason)) as write:
-                write.replace(stored, replace(stored, failure=refusal.reason, attempts=stored.attempts + 1))
+                failed = replace(stored, failure=refusal.reason, attempts=stored.attempts + 1)
+                stored = write.replace(stored, failed)
             call.closed = True
+        pause.revision = stored.revision
         return True
 
     def alarm(self, operation: Operation) -> str:
@@ -310,6 +344,17 @@ class Operations:
 def closed(operation: Operation, reason: str, at: datetime) -> Operation:
     """The operation, ended at ``at`` without anything being done about it."""
     return replace(operation, state=OperationState.UNDONE, failure=reason, memory={}, due_at=at + KEEP)
+
+
+def _turned(operation: Operation, reason: str, now: datetime) -> Operation:
+    return replace(operation, state=OperationState.UNDOING, failure=reason, due_at=now)
+
+
+def _must_be_live(operation: Operation) -> None:
+    if operation.state.over:
+        raise WrongState(
+            Reason.OPERATION_OVER, f"This operation on {operation.subject} is {operation.state}; nothing is left to do."
+        )
 
 
 def running(operation: Operation) -> UnderWay:

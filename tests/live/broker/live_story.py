@@ -86,11 +86,20 @@ def _keys(key: str) -> Story:
     yield "Decrypt", {"name": aes, "ciphertext": sealed.ciphertext}
     yield "RotateKey", {"name": key}
     yield "ListKeyVersions", {"name": key}
+    yield from _operations(key)
     yield "DisableKey", {"name": aes}
     yield "EnableKey", {"name": aes}
     yield "ScheduleKeyDestruction", {"name": aes}
     yield "CancelKeyDestruction", {"name": aes}
     yield "SettleKeyVersion", {"name": key, "version": 1, "settlement": KEEP}
+
+
+def _operations(key: str) -> Story:
+    found = yield "ListOperations", {"subject": f"key/{key}", "page_size": 5}
+    name = found.operations[0].name if found.operations else f"key/{key}/1/1"
+    yield "GetOperation", {"name": name}
+    yield "WaitOperation", {"name": name}
+    yield "RetryOperation", {"name": name}
 
 
 def _places(bao: OpenBao, key: str) -> Story:

@@ -20,6 +20,7 @@ import broker_api.v1.audit_pb2 as audit
 import broker_api.v1.hsm_pb2 as hsm
 import broker_api.v1.imports_pb2 as imports
 import broker_api.v1.keys_pb2 as keys
+import broker_api.v1.operations_pb2 as operations
 import broker_api.v1.operators_pb2 as operators
 import broker_api.v1.policies_pb2 as policies
 import broker_api.v1.targets_pb2 as targets
@@ -30,6 +31,7 @@ from broker_api.v1 import (
     hsm_pb2_grpc,
     imports_pb2_grpc,
     keys_pb2_grpc,
+    operations_pb2_grpc,
     operators_pb2_grpc,
     policies_pb2_grpc,
     targets_pb2_grpc,
@@ -236,6 +238,23 @@ def _operator_answers(stand_in: StandIn) -> dict[str, Answer]:
     )
 
 
+def _operation_answers() -> dict[str, Answer]:
+    one = operations.Operation(
+        name="key/pay/3/1",
+        kind="make-key-version",
+        state=operations.OPERATION_STATE_RUNNING,
+        steps=["generate"],
+        place="the HSM",
+        create_time=WHEN,
+    )
+    return {
+        "ListOperations": lambda _: operations.ListOperationsResponse(operations=[one]),
+        "GetOperation": lambda _: operations.GetOperationResponse(operation=one),
+        "RetryOperation": lambda _: operations.RetryOperationResponse(operation=one),
+        "AbortOperation": lambda _: operations.AbortOperationResponse(operation=one),
+    }
+
+
 def _other_answers() -> dict[str, Answer]:
     probe = hsm.Probe(name="wrap", passed=False, detail="pads first")
     token = hsm.GetHsmResponse(token_label="dev", answering=True, key_types=["ec-p256"], probes=[probe])
@@ -251,7 +270,7 @@ def _other_answers() -> dict[str, Answer]:
 
 
 def _answers(stand_in: StandIn) -> dict[str, Answer]:
-    return _key_answers() | _target_answers() | _operator_answers(stand_in) | _other_answers()
+    return _key_answers() | _operation_answers() | _target_answers() | _operator_answers(stand_in) | _other_answers()
 
 
 def _servicer(service: type, stand_in: StandIn) -> Any:
@@ -273,6 +292,7 @@ SERVICES = (
     (hsm_pb2_grpc.HsmServiceServicer, hsm_pb2_grpc.add_HsmServiceServicer_to_server),
     (imports_pb2_grpc.ImportServiceServicer, imports_pb2_grpc.add_ImportServiceServicer_to_server),
     (keys_pb2_grpc.KeyServiceServicer, keys_pb2_grpc.add_KeyServiceServicer_to_server),
+    (operations_pb2_grpc.OperationServiceServicer, operations_pb2_grpc.add_OperationServiceServicer_to_server),
     (operators_pb2_grpc.OperatorServiceServicer, operators_pb2_grpc.add_OperatorServiceServicer_to_server),
     (policies_pb2_grpc.PolicyServiceServicer, policies_pb2_grpc.add_PolicyServiceServicer_to_server),
     (targets_pb2_grpc.TargetServiceServicer, targets_pb2_grpc.add_TargetServiceServicer_to_server),
