@@ -36,6 +36,7 @@ from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
 from broker.core.ports import Authenticator, Hsm, KeyRef
 from broker.core.quota import LeaseQuota
+from broker.core.rotations.lifecycle import Rotations
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.sealing import Sealing
@@ -134,6 +135,7 @@ class Broker:
             keys=self.keys,
             use=KeyUse(store, callers, guard),
             settling=Settling(store, callers, guard, self.operations),
+            rotations=Rotations(store, guard, self.operations, self.keys, self.imports, connect, now),
             targets=Targets(store, self.hsm, guard, connect, self.operations, now, slots),
             imports=self.imports,
             handover=Handover(self.imports.bringing),

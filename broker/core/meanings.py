@@ -24,6 +24,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         BINDING_INVALID             mend    A target credential is not bound in the form that init takes.
         CHAIN_INVALID               command The name of an audit chain is too long.
         CIPHERTEXT_INVALID          mend    The ciphertext does not open, whatever the cause.
+        COMPROMISE_REASON_INVALID   mend    The reason given for a compromise is empty or too long.
         CONFIG_INVALID              mend    The configuration is not valid.
         CONFIG_UNREADABLE           mend    The configuration cannot be read.
         CSR_INVALID                 mend    The certificate request was not taken.
@@ -40,6 +41,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         FIELD_UNKNOWN               mend    The request has a field that this broker does not know.
         FILTER_INVALID              mend    The text to filter by is too long.
         FOLDER_INVALID              mend    A folder cannot be used.
+        GRACE_OUT_OF_RANGE          mend    The grace of a rotation is too long.
         GROUPS_INVALID              mend    The operator would be in too many groups.
         IDENTITY_TOKEN_MISSING      mend    The method opens a session, and the call carries no identity token.
         INPUTS_INVALID              mend    The inputs are none, too many, or messages and digests mixed.
@@ -218,6 +220,8 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         KEY_USAGE                   command The key was made for another purpose.
         KEY_VERSION_HELD            command The version was being made at a restore, and is held since.
         KEY_VERSION_NOT_HELD        mend    The version is not held, so there is nothing to settle.
+        KEY_VERSION_PHASE           command The key version is in a phase of its life that does not allow this.
+        KEY_VERSION_PRIMARY         command The version is the primary one of its key, which cannot be retired.
         LEADERSHIP_LOST             mend    Another process does the shared work now.
         NEWER_VERSION_THERE         mend    A later version of the key is at the target already.
         NOT_INITIALISED             command No init has made this broker, or the last one did not end.
@@ -242,7 +246,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         ROOT_KEY_HELD               command The root key is held since a restore.
         ROOT_KEY_IN_USE             mend    Secrets still hang on the version of the root key.
         ROOT_KEY_MISSING            command The root key is not in the HSM.
-        ROTATION_RUNNING            mend    A root key is being made, or secrets still move to it.
+        ROTATION_RUNNING            command A rotation of the key is under way already.
         ROW_DAMAGED                 mend    A stored row cannot be read, though a broker wrote it.
         ROW_FORGED                  mend    A stored row was not written by a broker.
         ROW_KEY_MISSING             mend    The key that vouches for the database's rows is not there.
@@ -313,6 +317,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         IMPORT_UNSETTLED            mend    Whether the key is at the target cannot be told now.
         ISSUER_UNAVAILABLE          again   The keys of the token's issuer cannot be had right now.
         OPERATION_RUNNING           again   An operation on the same thing is under way.
+        ROTATION_WAITS              again   In the log only: a rotation that was given up waits for a target.
         STORE_UNAVAILABLE           mend    The database does not answer, or its files cannot be used.
         TARGET_CONFLICT             again   Somebody else is changing the key at the target.
         TARGET_SEALED               again   The target is sealed.
@@ -336,6 +341,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         GIVEN_UP                    none    Of an operation: an operator has given it up.
         KEY_NOT_MADE                none    In the audit only: a key was never made, and was taken back.
         KEY_VERSION_STAYS_HELD      none    In the audit only: a held version was not kept after all, and stays held.
+        ROTATION_GIVEN_UP           none    In the audit only: a rotation was given up; what it had made is out of use.
         TARGET_NOT_ADDED            none    In the audit only: a KEK was being made for a target, which was given up.
     """,
         Outcome.INTERNAL: """

@@ -20,6 +20,7 @@ from broker.core.kinds import (
     OaepHash,
     OperationState,
     OperatorState,
+    Phase,
     Preset,
     RootKeyState,
     SecretVersionState,
@@ -58,6 +59,21 @@ class KeyVersion:
     public_key: bytes | None  # SubjectPublicKeyInfo, DER (RFC 5280); None for symmetric keys
     sealed: bool  # True: EXTRACTABLE was taken away for good after creation
     created_at: datetime
+    phase: Phase | None = None  # None: ACTIVE, as every version was that was made before there were phases
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyMove:
+    """A key version came into a phase: when, by whom, and why. Never changed, and never deleted."""
+
+    key: str
+    version: int
+    number: int  # counts the moves of the version
+    phase: Phase
+    at: datetime
+    actor: str  # "operator/alice", "broker/background"
+    reason: str  # what people gave, or a word of the broker: "rotated"
     revision: int = 1
 
 
@@ -303,7 +319,7 @@ class Operation:
 Record = (
     Key | KeyVersion | Target | Import | Operator | PolicyDocument
     | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
-    | RootKey | Session | Lease | UsedToken | Operation
+    | RootKey | Session | Lease | UsedToken | Operation | KeyMove
 )  # fmt: skip
 
 

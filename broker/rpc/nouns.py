@@ -16,6 +16,7 @@ from broker.core.operators.register import Operators
 from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
 from broker.core.ports import HsmStatus
+from broker.core.rotations.lifecycle import Rotations
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.sessions.lifecycle import Sessions
 from broker.core.targets.register import Targets
@@ -40,6 +41,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     keys: Keys,
     use: KeyUse,
     settling: Settling,
+    rotations: Rotations,
     targets: Targets,
     imports: Imports,
     handover: Handover,
@@ -63,7 +65,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     """
     pages = PageTokens(page_key)
     return {
-        "KeyService": KeyMethods(keys, use, settling, pages),
+        "KeyService": KeyMethods(keys, use, settling, rotations, oversight, pages),
         "TargetService": TargetMethods(targets, pages),
         "ImportService": ImportMethods(imports, handover, pages),
         "OperationService": OperationMethods(oversight, pages),

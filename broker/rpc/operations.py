@@ -25,25 +25,26 @@ class OperationMethods:
         size = page_size(request.page_size)
         page = self._oversight.page(call, request.subject, after, size, live=request.live)
         return wire.ListOperationsResponse(
-            operations=[_operation(one) for one in page.items],
+            operations=[to_wire(one) for one in page.items],
             next_page_token=self._pages.token(call, query, page.next),
         )
 
-    def get_operation(self, call: Call, request: wire.GetOperationRequest) -> wire.GetOperationResponse:
-        return wire.GetOperationResponse(operation=_operation(self._oversight.get(call, request.name)))
+    def getto_wire(self, call: Call, request: wire.GetOperationRequest) -> wire.GetOperationResponse:
+        return wire.GetOperationResponse(operation=to_wire(self._oversight.get(call, request.name)))
 
-    def wait_operation(self, call: Call, request: wire.WaitOperationRequest) -> wire.WaitOperationResponse:
+    def waitto_wire(self, call: Call, request: wire.WaitOperationRequest) -> wire.WaitOperationResponse:
         found = self._oversight.wait(call, request.name, codec.duration(request, "timeout"))
-        return wire.WaitOperationResponse(operation=_operation(found))
+        return wire.WaitOperationResponse(operation=to_wire(found))
 
-    def retry_operation(self, call: Call, request: wire.RetryOperationRequest) -> wire.RetryOperationResponse:
-        return wire.RetryOperationResponse(operation=_operation(self._oversight.retry(call, request.name)))
+    def retryto_wire(self, call: Call, request: wire.RetryOperationRequest) -> wire.RetryOperationResponse:
+        return wire.RetryOperationResponse(operation=to_wire(self._oversight.retry(call, request.name)))
 
-    def abort_operation(self, call: Call, request: wire.AbortOperationRequest) -> wire.AbortOperationResponse:
-        return wire.AbortOperationResponse(operation=_operation(self._oversight.abort(call, request.name)))
+    def abortto_wire(self, call: Call, request: wire.AbortOperationRequest) -> wire.AbortOperationResponse:
+        return wire.AbortOperationResponse(operation=to_wire(self._oversight.abort(call, request.name)))
 
 
-def _operation(shown: Shown) -> wire.Operation:
+def to_wire(shown: Shown) -> wire.Operation:
+    """An operation for the wire."""
     row = shown.operation
     return wire.Operation(
         name=shown.name,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -66,7 +69,7 @@ def show(wire: Wire, out: Output, name: str) -> None:
 @remote
 def wait(wire: Wire, out: Output, name: str, timeout: int) -> None:
     """Wait until the operation NAME is over; exit code 1 if it came to nothing, 5 if it still runs then."""
-    out.one("operation", _shown(until_over(wire, name, timeout)))
+    out.one("operation", _shown(until(wire, name, timeout)))
 
 
 @operation.command()
@@ -96,33 +99,62 @@ def abort(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) -> 
     out.one("operation", _shown(done.operation))
 
 
-def until_over(wire: Wire, name: str, seconds: int) -> Any:
-    """The operation once it is done. Refusal ``OPERATION_UNDONE`` when it came to nothing, ``OPERATION_RUNNING`` later.
+def until(wire: Wire, name: str, seconds: int, enough: Callable[[Any], bool] = lambda _: False) -> Any:
+    """The operation once it is done, or has come far ``enough``, each step told as it is done.
 
-    What keeps it from going on is said, each time that this changes.
+    Refusal ``OPERATION_UNDONE`` when it came to nothing, ``OPERATION_RUNNING`` when the time is over before.
     """
     from google.protobuf.duration_pb2 import Duration  # noqa: PLC0415  slow to load
 
-    ends_at, told = time.monotonic() + seconds, ""
+    ends_at, told = time.monotonic() + seconds, Told(name)
     with ask.waiting(f"{name} is under way"):
         while True:
-            left = max(1, min(A_WAIT, int(ends_at - time.monotonic())))
-            found = wire.ask("operations", "WaitOperation", name=name, timeout=Duration(seconds=left)).operation
-            if found.done:
-                return _done(found)
-            if found.failure and found.failure != told:
-                chat(f"{name} waits for {found.place or 'its turn'} ({found.failure}); it is tried again by itself.")
-                told = found.failure
-            if time.monotonic() >= ends_at:
+            found = wire.ask("operations", "GetOperation", name=name).operation
+            told.about(found)
+            if found.done or enough(found):
+                return _sound(found)
+            left = int(ends_at - time.monotonic())
+            if left <= 0:
                 raise Refusal(
                     "OPERATION_RUNNING",
                     f"{name} is not over yet; the broker goes on with it. `broker operation show {name}` says how far "
                     "it has come.",
+                    Exit.UNAVAILABLE,
                 )
+            wire.ask("operations", "WaitOperation", name=name, timeout=Duration(seconds=max(1, min(A_WAIT, left))))
 
 
-def _done(found: Any) -> Any:
-    if _shown(found)["state"] != "done":
+def in_force(found: Any) -> bool:
+    """Whether a rotation has put its version in force."""
+    return "activate" in list(found.steps)[: found.steps_done]
+
+
+class Told:
+    """What was told of an operation already: steps that are done, and what it waits for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._steps = 0
+        self._failure = ""
+
+    def about(self, found: Any) -> None:
+        """Tell what is new: in words to a terminal, elsewhere one JSON line for each."""
+        for step in list(found.steps)[self._steps : found.steps_done]:
+            _tell(f"{self._name}: {step} is done.", operation=self._name, step=step, state="done")
+        self._steps = max(self._steps, found.steps_done)
+        if found.failure and found.failure != self._failure and not found.done:
+            place = found.place or "its turn"
+            sentence = f"{self._name} waits for {place} ({found.failure}); it is tried again by itself."
+            _tell(sentence, operation=self._name, state="waits", place=place, reason=found.failure)
+        self._failure = found.failure
+
+
+def _tell(sentence: str, **facts: str) -> None:
+    chat(sentence if sys.stderr.isatty() else json.dumps(facts))
+
+
+def _sound(found: Any) -> Any:
+    if found.done and _shown(found)["state"] != "done":
         raise Refusal(
             "OPERATION_UNDONE",
             f"{found.name} came to nothing ({found.failure}), and what was done of it is undone; see docs/errors.md "

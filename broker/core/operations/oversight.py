@@ -54,7 +54,8 @@ class Shown:
     @property
     def abortable(self) -> bool:
         """Whether it can be given up."""
-        return self.plan is not None and self.plan.undo is not None and self.operation.state is OperationState.RUNNING
+        running = self.operation.state is OperationState.RUNNING
+        return self.plan is not None and running and self.plan.can_turn(self.operation)
 
 
 class Oversight:
@@ -70,7 +71,7 @@ class Oversight:
 
     def get(self, call: Call, name: str) -> Shown:
         """One operation; NotFound ``OPERATION_NOT_FOUND`` for those who may know."""
-        return self._shown(self._permitted(call, name))
+        return self.shown(self._permitted(call, name))
 
     def page(self, call: Call, subject: str, after: tuple[str | int, ...], limit: int, *, live: bool) -> Page[Shown]:
         """By subject and number; only those that the caller may get, so a page can be shorter than ``limit``.
@@ -82,7 +83,7 @@ class Oversight:
         self._guard.check(call, BROKER)
         rows = self._store.page(Operation, after=after, limit=limit, begins=subject, sound_only=True)
         items = [
-            self._shown(row)
+            self.shown(row)
             for row in rows
             if f"{row.subject}/".startswith(f"{subject}/" if subject else "")
             and not (live and row.state.over)
@@ -100,7 +101,7 @@ class Oversight:
                 "GetOperation, which waits for nothing.",
             )
         try:
-            return self._shown(self._over(row, min(timeout or LONGEST_WAIT, LONGEST_WAIT)))
+            return self.shown(self._over(row, min(timeout or LONGEST_WAIT, LONGEST_WAIT)))
         finally:
             self._places.release()
 
@@ -124,7 +125,7 @@ class Oversight:
     def _changed(self, call: Call, name: str, check: Callable[[Operation], Operation], change: _Change) -> Shown:
         row = self._permitted(call, name)
         if call.validate_only:
-            return self._shown(check(row))
+            return self.shown(check(row))
 
         def now(write: Write) -> Operation:
             return write.get(Operation, row.subject, row.number) or row
@@ -137,7 +138,7 @@ class Oversight:
             lambda write, _: now(write),
             version=row.number,
         )
-        return self._shown(done)
+        return self.shown(done)
 
     def _permitted(self, call: Call, name: str) -> Operation:
         subject, number = _parsed(name)
@@ -147,7 +148,8 @@ class Oversight:
             raise no_operation(name)
         return row
 
-    def _shown(self, row: Operation) -> Shown:
+    def shown(self, row: Operation) -> Shown:
+        """With its plan."""
         return Shown(operation=row, plan=self._operations.plans.get(row.kind))
 
     def _resource(self, subject: str) -> Resource:

@@ -17,7 +17,7 @@ from broker.core.entries import AuditEntry
 from broker.core.errors import BrokerError, Outcome, Unavailable, WrongState
 from broker.core.kinds import OperationState
 from broker.core.model import Operation
-from broker.core.operations.plan import Keep, Over, Plan, Work
+from broker.core.operations.plan import Keep, NotYet, Over, Plan, Work, nothing
 from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
 
@@ -41,6 +41,14 @@ class UnderWay(Unavailable):
 
 class GivenUp(WrongState):
     """Somebody else has given the operation up."""
+
+
+class _WaitsError(Exception):
+    """Its time has not come; ``operation`` is as it waits."""
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__(operation)
+        self.operation = operation
 
 
 class _OvertakenError(Exception):
@@ -90,8 +98,11 @@ class Operations:
         memory: Mapping[str, str] | None = None,
         *,
         undo_for: str = "",
+        abandoned: bool = False,
     ) -> Operation:
         """Write the intent; ``UnderWay`` while another one of the same subject is not over.
+
+        ``abandoned``: this call does not carry it on; the background takes it up at once.
 
         ``undo_for``: the reason for which it is to be undone from the start, of what was begun before there were any.
         """
@@ -109,7 +120,7 @@ class Operations:
             failure=undo_for,
             attempts=0,
             created_at=now,
-            due_at=now if undo_for else now + plan.patience,
+            due_at=now if undo_for or abandoned else now + plan.patience,
         )
         write.add(operation)
         return operation
@@ -143,7 +154,7 @@ class Operations:
     def aborted(self, operation: Operation) -> Operation:
         """As ``abort`` would leave it; refuses what that does."""
         _must_be_live(operation)
-        if self._plan(operation).undo is None:
+        if not self._plan(operation).can_turn(operation):
             raise WrongState(
                 Reason.OPERATION_ONLY_FORWARD,
                 f"An operation of the kind {operation.kind} only goes forward: half done it would leave things worse. "
@@ -166,7 +177,7 @@ class Operations:
     # ---- to its end ----------------------------------------------------------------------------------------------
 
     def run(self, call: Call, operation: Operation, *, fresh: bool = False, given: object = None) -> Operation:
-        """Carry it on to its end. The refusal of a step is raised once what was done before it is undone.
+        """Carry it on to its end, or to where it waits. A step's refusal is raised once what was done before is undone.
 
         ``Unavailable`` leaves it where it is, for a repetition or the background. ``UnderWay`` when somebody else is
         at it, ``GivenUp`` when somebody else has given it up. ``fresh`` and ``given``: see ``Work``.
@@ -180,6 +191,8 @@ class Operations:
                 return self._undone(plan, work, None)
         except _OvertakenError:
             return self._elsewhere(work.operation)
+        except _WaitsError as waits:
+            return waits.operation
         return work.operation
 
     def _advanced(self, plan: Plan, work: Work) -> Operation:
@@ -193,6 +206,8 @@ class Operations:
                 return self._moved(work, call.intent(), new, step.keep)
             done = replace(new, state=OperationState.DONE, due_at=self._now() + KEEP)
             return self._moved(work, call.outcome(), done, step.keep, over=True)
+        except NotYet as not_yet:
+            raise _WaitsError(self._put_by(not_yet.until, work)) from None
         except Unavailable as away:
             self._paused(away, plan, work)
             raise
@@ -200,7 +215,7 @@ class Operations:
             refusal = over.refusal
         except BrokerError as error:
             refusal = error
-        told = refusal if plan.undo is None else self._undo_for(refusal, plan, work)
+        told = self._undo_for(refusal, plan, work) if plan.can_turn(operation) else refusal
         raise told from (refusal if told is not refusal else refusal.__cause__)
 
     def _paused(self, away: Unavailable, plan: Plan, work: Work) -> None:
@@ -211,6 +226,14 @@ class Operations:
         if plan.urgent(paused):
             paused = replace(paused, due_at=self._now())
         self._moved(work, work.call.outcome(away.outcome, away.reason), paused, plan.paused, over=True)
+
+    def _put_by(self, until: datetime | None, work: Work) -> Operation:
+        """Leave it where it is for the background, until its time has come; that is no failure."""
+        operation, due_at = work.operation, until or self._now()
+        if not (work.attended or work.learned or operation.failure or (until and until != operation.due_at)):
+            return operation
+        waits = replace(_learned(work), failure="", due_at=due_at)
+        return self._moved(work, work.call.outcome(), waits, nothing, over=True)
 
     def _undo_for(self, refusal: BrokerError, plan: Plan, work: Work) -> BrokerError:
         """Undo it; what the caller is to be told."""
@@ -284,7 +307,9 @@ class Operations:
             plan = self._plan(operation)
             if operation.state is OperationState.RUNNING and plan.abandoned_is_undone:
                 operation = self._turned_back(plan, Work(call=call, operation=operation), Reason.ABANDONED)
-            self.run(call, operation)
+            left = self.run(call, operation)
+            if not left.state.over and left.due_at <= self._now():
+                self._pause_of(left)
         except _OvertakenError:
             return None
         except BrokerError as refusal:
@@ -293,10 +318,7 @@ class Operations:
 
     def _put_off(self, call: Call, operation: Operation, refusal: BrokerError) -> bool:
         """Whether there is still something to do about it, which is tried again after a pause."""
-        plan, pause = self._plans.get(operation.kind), self._pause(operation)
-        longest = plan.longest_pause.total_seconds() if plan else KEEP.total_seconds()
-        pause.seconds = min(2 * pause.seconds, longest) if pause.seconds else FIRST_PAUSE.total_seconds()
-        pause.until = self._ticks() + pause.seconds
+        pause = self._pause_of(operation)
         stored = self._store.get(Operation, operation.subject, operation.number)
         if stored is None or stored.state.over:
             return False
@@ -307,6 +329,10 @@ class Operations:
             call.closed = True
         pause.revision = stored.revision
         return True
+
+    def wake(self, subject: str, number: int) -> None:
+        """Have one that waits for others looked at in the next round; those it waits for say so when they are done."""
+        self._pauses.pop((subject, number), None)
 
     def alarm(self, operation: Operation) -> str:
         """What the log is to say as long as this one cannot go on."""
@@ -326,6 +352,14 @@ class Operations:
             for row in rows:
                 write.delete(row)
         call.closed = True
+
+    def _pause_of(self, operation: Operation) -> _Pause:
+        """Begin a pause before the next attempt, twice as long as the one before it."""
+        plan, pause = self._plans.get(operation.kind), self._pause(operation)
+        longest = plan.longest_pause.total_seconds() if plan else KEEP.total_seconds()
+        pause.seconds = min(2 * pause.seconds, longest) if pause.seconds else FIRST_PAUSE.total_seconds()
+        pause.until, pause.revision = self._ticks() + pause.seconds, operation.revision
+        return pause
 
     def _pause(self, row: Operation) -> _Pause:
         return self._pauses.setdefault((row.subject, row.number), _Pause())

@@ -158,7 +158,12 @@ remote_version TEXT NOT NULL, state TEXT NOT NULL, kek_thumbprint TEXT NOT NULL,
 failure TEXT NOT NULL, started_at INTEGER NOT NULL, proven_at INTEGER, revision INTEGER NOT NULL, mac BLOB,
 PRIMARY KEY (key, version, target)) STRICT
 """
-BEFORE_OPERATIONS = ("DROP TABLE operations", "ALTER TABLE receipts DROP COLUMN operation")
+BEFORE_OPERATIONS = (
+    "DROP TABLE key_moves",
+    "ALTER TABLE key_versions DROP COLUMN phase",
+    "DROP TABLE operations",
+    "ALTER TABLE receipts DROP COLUMN operation",
+)
 FORMER = {
     "sqlite": (
         "ALTER TABLE imports RENAME TO newer",

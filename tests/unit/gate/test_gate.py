@@ -98,14 +98,14 @@ class House:
         (folder / "ca.pem").write_bytes(self.ca.pem)
         self.alice = self.certificate("alice")
         guard = Guard(document())
-        no_settling: Any = None
+        unused: Any = None
         keys = (
             Keys(self.store, hsm, guard, operations(self.store, self.clock), self.clock),
             KeyUse(self.store, hsm, guard),
         )
         services = plain_services(answers)
         if answers is None:
-            services["KeyService"] = KeyMethods(*keys, no_settling, PageTokens(bytes(32)))
+            services["KeyService"] = KeyMethods(*keys, unused, unused, unused, PageTokens(bytes(32)))
         self.methods = {method.rpc: Spoken(method) for method in table.methods(services).values()}
         mtls = Mtls(MtlsConfig(operator_ca_file=folder / "ca.pem"), self.store, self.clock)
         flood = Flood(1, BURST, lambda: 0.0, lambda peer: peer.encode())

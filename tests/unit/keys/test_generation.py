@@ -109,7 +109,7 @@ def test_NT_10_one_principals_flood_of_keys_holds_up_another_for_one_key_only() 
         flood = [pool.submit(create, "flood", number) for number in range(30)]
         until(lambda: sum(one.done() for one in flood) == 22)
         other = pool.submit(create, "alice", 1)
-        until(lambda: "operator/alice" in keys._making._turns._waiting)
+        until(lambda: "operator/alice" in keys.making._turns._waiting)
         for _ in range(9):
             hsm.go.release()
         assert other.result(10) == "ok"

@@ -63,4 +63,4 @@ class Noun:
 def keys(**answers: Any) -> tuple[Any, KeyMethods]:
     noun: Any = Noun(**answers)
     settling: Any = SimpleNamespace(settle=noun.settle, held=lambda _name="": {"payments": [2]})
-    return noun, KeyMethods(noun, noun, settling, PAGES)
+    return noun, KeyMethods(noun, noun, settling, noun, noun, PAGES)
