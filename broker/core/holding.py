@@ -4,7 +4,7 @@ The database was restored to a moment when it was still to be done. What has com
 destruction may have been called off, the half-made key completed and in use. So a held row is in a state in which the
 background loop does not look for it and no repeated call goes on with it. ``settling`` and the calls that the states
 name (``kinds``) get it out of there. The operations that were under way are closed; only those go on that take nothing
-away from anybody that the record has not taken already: a sealing, and what puts copies of a retired version out of use.
+away from anybody that the record has not taken already: a sealing, and what puts copies of retired versions out of use.
 """
 
 from __future__ import annotations

@@ -29,17 +29,17 @@ class OperationMethods:
             next_page_token=self._pages.token(call, query, page.next),
         )
 
-    def getto_wire(self, call: Call, request: wire.GetOperationRequest) -> wire.GetOperationResponse:
+    def get_operation(self, call: Call, request: wire.GetOperationRequest) -> wire.GetOperationResponse:
         return wire.GetOperationResponse(operation=to_wire(self._oversight.get(call, request.name)))
 
-    def waitto_wire(self, call: Call, request: wire.WaitOperationRequest) -> wire.WaitOperationResponse:
+    def wait_operation(self, call: Call, request: wire.WaitOperationRequest) -> wire.WaitOperationResponse:
         found = self._oversight.wait(call, request.name, codec.duration(request, "timeout"))
         return wire.WaitOperationResponse(operation=to_wire(found))
 
-    def retryto_wire(self, call: Call, request: wire.RetryOperationRequest) -> wire.RetryOperationResponse:
+    def retry_operation(self, call: Call, request: wire.RetryOperationRequest) -> wire.RetryOperationResponse:
         return wire.RetryOperationResponse(operation=to_wire(self._oversight.retry(call, request.name)))
 
-    def abortto_wire(self, call: Call, request: wire.AbortOperationRequest) -> wire.AbortOperationResponse:
+    def abort_operation(self, call: Call, request: wire.AbortOperationRequest) -> wire.AbortOperationResponse:
         return wire.AbortOperationResponse(operation=to_wire(self._oversight.abort(call, request.name)))
 
 

@@ -19,6 +19,11 @@ from broker_cli.words import record
 COLUMNS = ("name", "type", "usage", "state", "primary_version", "held_versions", "exportable", "owner", "create_time")
 
 
+at_most = click.option(
+    "--timeout", type=values.Span(1, 7 * 86_400), default="10m", show_default=True, metavar="TIME", help="At most."
+)
+
+
 @click.group(
     cls=Noun,
     epilog="\b\nExamples:\n"
@@ -105,7 +110,15 @@ def versions(wire: Wire, out: Output, name: str) -> None:
 @formatted
 @remote
 def rotate(
-    wire: Wire, out: Output, change: Change, name: str, *, here_only: bool, grace: int | None, **rest: Any
+    wire: Wire,
+    out: Output,
+    change: Change,
+    name: str,
+    *,
+    here_only: bool,
+    grace: int | None,
+    waits: bool,
+    timeout: int,
 ) -> None:
     """Make a new version of the key NAME, bring it to every target where the key is, and put it in force.
 
@@ -125,8 +138,8 @@ def rotate(
     begun = wire.ask("keys", "RotateKey", name=name, everywhere=True, **span, **change.fields)
     for place in begun.places:
         chat(f"{'It would go' if change.dry_run else 'It goes'} to {place.target} as {place.remote_name}.")
-    if rest["waits"] and not change.dry_run:
-        until(wire, begun.operation.name, rest["timeout"], in_force)
+    if waits and not change.dry_run:
+        until(wire, begun.operation.name, timeout, in_force)
         begun.key.CopyFrom(wire.ask("keys", "GetKey", name=name).key)
     _changed(out, change, begun)
 

@@ -13,7 +13,7 @@ import click
 from broker_cli import ask, values
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
-from broker_cli.refusal import Refusal
+from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
 from broker_cli.wire import Change, Wire, changing, remote
 from broker_cli.words import record

@@ -27,10 +27,10 @@ class Shelves:
     def __init__(self, shelves: Mapping[str, Shelf]) -> None:
         self._shelves = shelves
 
-    def __call__(self, name: str, _kind: str, _settings: Mapping[str, str]) -> Any:
+    def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002
         return self._shelves[name]
 
-    def canonical(self, _kind: str, settings: Mapping[str, str]) -> dict[str, str]:
+    def canonical(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002
         return dict(settings)
 
 
