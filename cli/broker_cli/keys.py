@@ -20,7 +20,7 @@ COLUMNS = ("name", "type", "usage", "state", "primary_version", "held_versions",
 
 
 at_most = click.option(
-    "--timeout", type=values.Span(1, 7 * 86_400), default="10m", show_default=True, metavar="TIME", help="At most."
+    "--within", type=values.Span(1, 7 * 86_400), default="10m", show_default=True, metavar="TIME", help="At most."
 )
 
 
@@ -99,7 +99,7 @@ def versions(wire: Wire, out: Output, name: str) -> None:
 )
 @click.option("--wait/--no-wait", "waits", default=True, help="Until the new version is in force everywhere; or not.")
 @click.option(
-    "--timeout",
+    "--within",
     type=values.Span(1, 7 * 86_400),
     default="10m",
     show_default=True,
@@ -118,7 +118,7 @@ def rotate(
     here_only: bool,
     grace: int | None,
     waits: bool,
-    timeout: int,
+    within: int,
 ) -> None:
     """Make a new version of the key NAME, bring it to every target where the key is, and put it in force.
 
@@ -139,7 +139,7 @@ def rotate(
     for place in begun.places:
         chat(f"{'It would go' if change.dry_run else 'It goes'} to {place.target} as {place.remote_name}.")
     if waits and not change.dry_run:
-        until(wire, begun.operation.name, timeout, in_force)
+        until(wire, begun.operation.name, within, in_force)
         begun.key.CopyFrom(wire.ask("keys", "GetKey", name=name).key)
     _changed(out, change, begun)
 
@@ -184,7 +184,7 @@ def retire(wire: Wire, out: Output, change: Change, name: str, version: int) -> 
 @click.option("--no-replacement", is_flag=True, help="Do not rotate the key; nothing signs or encrypts with it then.")
 @click.option("--wait/--no-wait", "waits", default=True, help="Until every target has disabled it; or not.")
 @click.option(
-    "--timeout",
+    "--within",
     type=values.Span(1, 7 * 86_400),
     default="10m",
     show_default=True,
@@ -219,7 +219,7 @@ def compromise(
         chat(f"Version {done.version} was the primary one, so the key is rotated.")
         wire.ask("keys", "RotateKey", name=name, everywhere=True)
     if rest["waits"]:
-        until(wire, done.operation.name, rest["timeout"])
+        until(wire, done.operation.name, rest["within"])
     _changed(out, change, done)
 
 
@@ -340,7 +340,13 @@ def _tell_places(places: Any) -> None:
 
 def _changed(out: Output, change: Change, response: Any) -> None:
     ask.dry_run_note(dry_run=change.dry_run)
-    out.one("key", record(response.key))
+    out.one("key", {**record(response.key), **_operation(response)})
+
+
+def _operation(response: Any) -> dict[str, str]:
+    """The name of the operation that goes on, where there is one."""
+    goes_on = "operation" in response.DESCRIPTOR.fields_by_name and response.HasField("operation")
+    return {"operation": response.operation.name} if goes_on else {}
 
 
 for use in (public, sign, verify, encrypt, decrypt, import_, export, confirm, prove, where):

@@ -28,7 +28,7 @@ A_WAIT = 8
     epilog="\b\nExamples:\n"
     "  broker operation list --live\n"
     "  broker operation list key/payments\n"
-    "  broker operation wait key/payments/3/1 --timeout 10m\n"
+    "  broker operation wait key/payments/3/1 --within 10m\n"
     "  broker operation retry import/payments/2/prod/payments/1\n",
 )
 def operation() -> None:
@@ -58,7 +58,7 @@ def show(wire: Wire, out: Output, name: str) -> None:
 @operation.command()
 @click.argument("name")
 @click.option(
-    "--timeout",
+    "--within",
     type=values.Span(1, 7 * 86_400),
     default="1h",
     show_default=True,
@@ -67,9 +67,9 @@ def show(wire: Wire, out: Output, name: str) -> None:
 )
 @formatted
 @remote
-def wait(wire: Wire, out: Output, name: str, timeout: int) -> None:
+def wait(wire: Wire, out: Output, name: str, within: int) -> None:
     """Wait until the operation NAME is over; exit code 1 if it came to nothing, 5 if it still runs then."""
-    out.one("operation", _shown(until(wire, name, timeout)))
+    out.one("operation", _shown(until(wire, name, within)))
 
 
 @operation.command()

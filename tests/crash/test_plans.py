@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from tests.crash.harness import World
 from tests.crash.import_house import House
+from tests.crash.rotation_house import House as RotationHouse
 
 STEPS = {
     "confirm-key": ("prove",),
     "confirm-key-on-terms": ("prove", "terms"),
+    "contain-key-version": ("withdraw",),
     "create-kek": ("make",),
     "destroy-key": ("destroy",),
     "discard-key-version": ("destroy",),
@@ -19,11 +21,14 @@ STEPS = {
     "make-key-version": ("generate",),
     "make-root-key": ("generate",),
     "retire-root-key": ("destroy",),
+    "rotate-key": ("generate", "arrive", "activate", "retire", "withdraw"),
     "seal-key": ("seal",),
+    "send-copy": ("import",),
+    "withdraw-copy": ("disable",),
 }
 
 
 def test_S_18_no_plan_changes_its_steps() -> None:
     """Another shape is another kind: it is added here, and the former one stays as long as rows of it may exist."""
-    plans = {**World().operations.plans, **House().operations.plans}
+    plans = {**World().operations.plans, **House().operations.plans, **RotationHouse().operations.plans}
     assert {kind: tuple(step.name for step in plan.steps) for kind, plan in plans.items()} == STEPS

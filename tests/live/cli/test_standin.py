@@ -164,9 +164,11 @@ FINDINGS = [
     targets.TargetFinding(name="reachable", passed=True, detail="yes"),
     targets.TargetFinding(name="kek", detail="it changed"),
 ]
+PLACE = keys.KeyPlace(version=2, target="prod", remote_name="pay")
+MOVE = keys.KeyMove(version=1, phase=keys.KEY_VERSION_PHASE_ACTIVE, time=WHEN, actor="operator/alice", reason="created")
 KEY_CHANGES = (
     "CreateKey", "GetKey", "RotateKey", "EnableKey", "DisableKey", "CancelKeyDestruction", "SealKey",
-    "SettleKeyVersion",
+    "SettleKeyVersion", "PrepareKeyVersion", "ActivateKeyVersion", "RetireKeyVersion",
 )  # fmt: skip
 OPERATOR_CHANGES = ("SetOperatorGroups", "RevokeCertificates", "RemoveOperator")
 Answer = Callable[[Any], Any]
@@ -185,6 +187,20 @@ def _key_answers() -> dict[str, Answer]:
     version = keys.KeyVersion(version=1, state=keys.KEY_VERSION_STATE_ENABLED, create_time=WHEN)
     return {name: changed(name) for name in (*KEY_CHANGES, "ScheduleKeyDestruction")} | {
         "ListKeys": page,
+        "RotateKey": lambda r: keys.RotateKeyResponse(key=_key(r), operation=ROTATION if r.everywhere else None),
+        "CompromiseKeyVersion": lambda r: keys.CompromiseKeyVersionResponse(
+            key=_key(r),
+            version=2,
+            operation=ROTATION,
+            places=[keys.KeyPlace(version=2, target="prod", remote_name="pay")],
+        ),
+        "ListKeyMoves": lambda _: keys.ListKeyMovesResponse(
+            moves=[
+                keys.KeyMove(
+                    version=1, phase=keys.KEY_VERSION_PHASE_ACTIVE, time=WHEN, actor="operator/alice", reason="created"
+                )
+            ]
+        ),
         "ListKeyVersions": lambda _: keys.ListKeyVersionsResponse(versions=[version]),
         "GetPublicKey": lambda _: keys.GetPublicKeyResponse(version=1, pem=PEM, jwk='{"kty":"EC"}'),
         "Sign": lambda r: keys.SignResponse(
@@ -236,6 +252,16 @@ def _operator_answers(stand_in: StandIn) -> dict[str, Answer]:
             "WhoAmI": lambda _: me,
         }
     )
+
+
+ROTATION = operations.Operation(
+    name="key/pay/rotation/1",
+    kind="rotate-key",
+    state=operations.OPERATION_STATE_DONE,
+    done=True,
+    steps=["generate", "arrive", "activate", "retire", "withdraw"],
+    steps_done=5,
+)
 
 
 def _operation_answers() -> dict[str, Answer]:
