@@ -9,7 +9,7 @@ import pytest
 from broker.core.keys.phases import ALLOWED, MOVES, Use
 from broker.core.kinds import ImportState, OperationState, Phase
 from broker.core.model import Operation
-from tests.crash.rotation_house import TARGETS, House
+from tests.unit.rotations.bench import TARGETS, House
 
 
 @pytest.fixture

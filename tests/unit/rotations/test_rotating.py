@@ -9,7 +9,7 @@ import pytest
 
 from broker.core.kinds import ImportState, KeyType, KeyUsage, OperationState, OperatorState, Phase
 from broker.core.model import Operator, Target
-from tests.crash.rotation_house import REQUEST, TARGETS, House
+from tests.unit.rotations.bench import REQUEST, TARGETS, House
 
 GRACE = timedelta(hours=24)
 
