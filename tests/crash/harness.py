@@ -28,6 +28,7 @@ from broker.core.model import Key, KeyVersion, Operation, Record, Target, Wrappi
 from broker.core.operations.running import Chore, Operations
 from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef, Write
+from broker.core.rotations.lifecycle import Rotations
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.sealing import Sealing
@@ -214,6 +215,7 @@ class World:
         self.targets = Targets(self.store, self.hsm, self.guard, makers, self.operations, self.clock)
         self.imports = Imports(self.store, self.hsm, *common, takers, self.clock)
         self.handover = Handover(self.imports.bringing)
+        self.rotations = Rotations(self.store, self.guard, self.operations, self.keys, self.imports, takers, self.clock)
         roots = self.ground.hsm.keyring(Purpose.ROOT)
         self.roots: Any = MortalHsm(roots, self.fate, announced=self._root_announced)
         sealing = Sealing(self.roots, known_roots(self.store), self.clock, timedelta(0), tenant="one.example")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
 from broker.core.errors import BrokerError, Unavailable
-from broker.core.imports.importing import Imports
 from broker.core.keys.use import KeyUse
 from broker.core.kinds import ImportState, KeyType, KeyUsage, OperatorState, Phase, SignatureAlgorithm
 from broker.core.model import Import, Key, KeyMove, KeyVersion, Operation, Operator, Target
-from broker.core.rotations.lifecycle import Rotations
 from broker.core.rotations.rotating import Rotated
 from tests.crash.harness import Ground, World
 from tests.fakes.shelf import Shelf, kek
@@ -41,24 +39,19 @@ class Premises(Ground):
         super().__init__()
         self.shelves = {name: Shelf() for name in TARGETS}
 
+    def takers(self, passing: Callable[[str], None]) -> Any:  # noqa: ARG002 (nobody dies here)
+        return Shelves(self.shelves)
+
 
 class House(World):
     """A process with two targets and the key ``pay`` at both."""
 
-    def __init__(self, premises: Premises | None = None) -> None:
-        self.premises = premises or Premises()
-        super().__init__(self.premises)
-        self.shelves = self.premises.shelves
-        for shelf in self.shelves.values():
-            shelf.passing = self.fate.place
-        self.imports = Imports(self.store, self.hsm, self.guard, self.operations, Shelves(self.shelves), self.clock)
-        self.use = KeyUse(self.store, self.hsm, self.guard)
-        self.rotations = Rotations(
-            self.store, self.guard, self.operations, self.keys, self.imports, Shelves(self.shelves), self.clock
-        )
+    ground: Premises
 
-    def restarted(self) -> House:
-        return House(self.premises)
+    def __init__(self, ground: Premises | None = None) -> None:
+        super().__init__(ground or Premises())
+        self.shelves = self.ground.shelves
+        self.use = KeyUse(self.store, self.hsm, self.guard)
 
     def furnish(self, *targets: str) -> None:
         alice = Operator(
