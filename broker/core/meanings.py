@@ -215,6 +215,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         KEY_FILE_EXPOSED            mend    The server's key file is open to others.
         KEY_NOT_EXPORTABLE          mend    The key, or keys of its type, never leave the HSM.
         KEY_NOT_THIS                mend    The object under the key's id was not made as this key.
+        KEY_ROTATION_RUNNING        command A rotation of the key is under way already.
         KEY_SEALED                  mend    The key was sealed.
         KEY_STATE                   mend    The key's state forbids it.
         KEY_USAGE                   command The key was made for another purpose.
@@ -246,7 +247,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         ROOT_KEY_HELD               command The root key is held since a restore.
         ROOT_KEY_IN_USE             mend    Secrets still hang on the version of the root key.
         ROOT_KEY_MISSING            command The root key is not in the HSM.
-        ROTATION_RUNNING            command A rotation of the key is under way already.
+        ROTATION_RUNNING            mend    A root key is being made, or secrets still move to it.
         ROW_DAMAGED                 mend    A stored row cannot be read, though a broker wrote it.
         ROW_FORGED                  mend    A stored row was not written by a broker.
         ROW_KEY_MISSING             mend    The key that vouches for the database's rows is not there.

@@ -27,7 +27,7 @@ from broker.core.kinds import (
     Sent,
     SessionState,
     VersionState,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class KeyVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyMove:
-    """A key version came into a phase: when, by whom, and why. Never changed, and never deleted."""
+    """A key version came into a phase: when, by whom, and why; for good."""
 
     key: str
     version: int

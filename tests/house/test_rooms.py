@@ -29,6 +29,7 @@ ROOMS = {
         "operators",
         "policy",
         "ports",
+        "rotations",
         "secrets",
         "sessions",
         "targets",

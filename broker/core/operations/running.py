@@ -8,7 +8,7 @@ does no harm, since each step looks first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -17,6 +17,7 @@ from broker.core.entries import AuditEntry
 from broker.core.errors import BrokerError, Outcome, Unavailable, WrongState
 from broker.core.kinds import OperationState
 from broker.core.model import Operation
+from broker.core.operations.pauses import Pauses
 from broker.core.operations.plan import Keep, NotYet, Over, Plan, Work, nothing
 from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
@@ -24,7 +25,6 @@ from broker.core.reasons import Reason
 KEEP = timedelta(hours=24)
 """How long an operation that is over stays on record; the audit has it for good."""
 
-FIRST_PAUSE = timedelta(seconds=2)
 BATCH = 100
 MOST = 10_000
 """Operations that are looked at in one round, so that those that wait for one place do not hide all others."""
@@ -55,13 +55,6 @@ class _OvertakenError(Exception):
     """Somebody else has moved the operation on."""
 
 
-@dataclass(slots=True)
-class _Pause:
-    until: float = 0.0  # ticks
-    seconds: float = 0.0
-    revision: int = 0  # of the row when the pause began; one that was written since is tried at once
-
-
 class Operations:
     """Every operation there is. ``ticks``: seconds, never set back, for the pauses between attempts.
 
@@ -71,9 +64,8 @@ class Operations:
     def __init__(self, store: Store, now: Now, ticks: Callable[[], float]) -> None:
         self._store = store
         self._now = now
-        self._ticks = ticks
         self._plans: dict[str, Plan] = {}
-        self._pauses: dict[tuple[str, int], _Pause] = {}
+        self._pauses = Pauses(ticks)
 
     @property
     def plans(self) -> Mapping[str, Plan]:
@@ -287,13 +279,10 @@ class Operations:
     def due(self) -> dict[str, list[Operation]]:
         """What nobody has come back for, or is to be tried again, by whom it waits for; the oldest first."""
         rows = [row for state in LIVE for row in self._store.due(Operation, self._now(), limit=MOST, state=state.value)]
-        waiting = {(row.subject, row.number) for row in rows}
-        for name in self._pauses.keys() - waiting:
-            self._pauses.pop(name, None)
+        self._pauses.keep_those_of(rows)
         found: dict[str, list[Operation]] = {}
         for row in rows:
-            pause = self._pause(row)
-            if pause.until <= self._ticks() or pause.revision != row.revision:
+            if self._pauses.over(row):
                 plan = self._plans.get(row.kind)
                 found.setdefault(plan.place(row) if plan else "", []).append(row)
         return found
@@ -309,7 +298,7 @@ class Operations:
                 operation = self._turned_back(plan, Work(call=call, operation=operation), Reason.ABANDONED)
             left = self.run(call, operation)
             if not left.state.over and left.due_at <= self._now():
-                self._pause_of(left)
+                self._pauses.begin(left, plan.longest_pause)
         except _OvertakenError:
             return None
         except BrokerError as refusal:
@@ -318,7 +307,7 @@ class Operations:
 
     def _put_off(self, call: Call, operation: Operation, refusal: BrokerError) -> bool:
         """Whether there is still something to do about it, which is tried again after a pause."""
-        pause = self._pause_of(operation)
+        plan = self._plans.get(operation.kind)
         stored = self._store.get(Operation, operation.subject, operation.number)
         if stored is None or stored.state.over:
             return False
@@ -327,12 +316,12 @@ class Operations:
                 failed = replace(stored, failure=refusal.reason, attempts=stored.attempts + 1)
                 stored = write.replace(stored, failed)
             call.closed = True
-        pause.revision = stored.revision
+        self._pauses.begin(stored, plan.longest_pause if plan else KEEP)
         return True
 
     def wake(self, subject: str, number: int) -> None:
         """Have one that waits for others looked at in the next round; those it waits for say so when they are done."""
-        self._pauses.pop((subject, number), None)
+        self._pauses.end(subject, number)
 
     def alarm(self, operation: Operation) -> str:
         """What the log is to say as long as this one cannot go on."""
@@ -352,17 +341,6 @@ class Operations:
             for row in rows:
                 write.delete(row)
         call.closed = True
-
-    def _pause_of(self, operation: Operation) -> _Pause:
-        """Begin a pause before the next attempt, twice as long as the one before it."""
-        plan, pause = self._plans.get(operation.kind), self._pause(operation)
-        longest = plan.longest_pause.total_seconds() if plan else KEEP.total_seconds()
-        pause.seconds = min(2 * pause.seconds, longest) if pause.seconds else FIRST_PAUSE.total_seconds()
-        pause.until, pause.revision = self._ticks() + pause.seconds, operation.revision
-        return pause
-
-    def _pause(self, row: Operation) -> _Pause:
-        return self._pauses.setdefault((row.subject, row.number), _Pause())
 
     def _plan(self, operation: Operation) -> Plan:
         plan = self._plans.get(operation.kind)

@@ -116,7 +116,7 @@ class Rotating:
         live = self._operations.live(rows, subject_of(key.name))
         if live is not None:
             raise WrongState(
-                Reason.ROTATION_RUNNING,
+                Reason.KEY_ROTATION_RUNNING,
                 f"The key {key.name} is being rotated to version {live.memory['version']} already; `broker operation "
                 f"show {live.subject}/{live.number}` says how far that has come.",
             )

@@ -47,6 +47,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from tests.live.cli.rotation_answers import operation_answers, rotation_answers
+
 WHEN = Timestamp(seconds=1_780_000_000)
 NOW = datetime.now(UTC)
 
@@ -164,8 +166,6 @@ FINDINGS = [
     targets.TargetFinding(name="reachable", passed=True, detail="yes"),
     targets.TargetFinding(name="kek", detail="it changed"),
 ]
-PLACE = keys.KeyPlace(version=2, target="prod", remote_name="pay")
-MOVE = keys.KeyMove(version=1, phase=keys.KEY_VERSION_PHASE_ACTIVE, time=WHEN, actor="operator/alice", reason="created")
 KEY_CHANGES = (
     "CreateKey", "GetKey", "RotateKey", "EnableKey", "DisableKey", "CancelKeyDestruction", "SealKey",
     "SettleKeyVersion", "PrepareKeyVersion", "ActivateKeyVersion", "RetireKeyVersion",
@@ -187,14 +187,6 @@ def _key_answers() -> dict[str, Answer]:
     version = keys.KeyVersion(version=1, state=keys.KEY_VERSION_STATE_ENABLED, create_time=WHEN)
     return {name: changed(name) for name in (*KEY_CHANGES, "ScheduleKeyDestruction")} | {
         "ListKeys": page,
-        "RotateKey": lambda r: keys.RotateKeyResponse(key=_key(r), operation=ROTATION if r.everywhere else None),
-        "CompromiseKeyVersion": lambda r: keys.CompromiseKeyVersionResponse(
-            key=_key(r),
-            version=2,
-            operation=ROTATION,
-            places=[keys.KeyPlace(version=2, target="prod", remote_name="pay")],
-        ),
-        "ListKeyMoves": lambda _: keys.ListKeyMovesResponse(
             moves=[
                 keys.KeyMove(
                     version=1, phase=keys.KEY_VERSION_PHASE_ACTIVE, time=WHEN, actor="operator/alice", reason="created"
@@ -254,33 +246,6 @@ def _operator_answers(stand_in: StandIn) -> dict[str, Answer]:
     )
 
 
-ROTATION = operations.Operation(
-    name="key/pay/rotation/1",
-    kind="rotate-key",
-    state=operations.OPERATION_STATE_DONE,
-    done=True,
-    steps=["generate", "arrive", "activate", "retire", "withdraw"],
-    steps_done=5,
-)
-
-
-def _operation_answers() -> dict[str, Answer]:
-    one = operations.Operation(
-        name="key/pay/3/1",
-        kind="make-key-version",
-        state=operations.OPERATION_STATE_RUNNING,
-        steps=["generate"],
-        place="the HSM",
-        create_time=WHEN,
-    )
-    return {
-        "ListOperations": lambda _: operations.ListOperationsResponse(operations=[one]),
-        "GetOperation": lambda _: operations.GetOperationResponse(operation=one),
-        "RetryOperation": lambda _: operations.RetryOperationResponse(operation=one),
-        "AbortOperation": lambda _: operations.AbortOperationResponse(operation=one),
-    }
-
-
 def _other_answers() -> dict[str, Answer]:
     probe = hsm.Probe(name="wrap", passed=False, detail="pads first")
     token = hsm.GetHsmResponse(token_label="dev", answering=True, key_types=["ec-p256"], probes=[probe])
@@ -296,7 +261,7 @@ def _other_answers() -> dict[str, Answer]:
 
 
 def _answers(stand_in: StandIn) -> dict[str, Answer]:
-    return _key_answers() | _operation_answers() | _target_answers() | _operator_answers(stand_in) | _other_answers()
+    return _key_answers() | rotation_answers(_key) | operation_answers() | _target_answers() | _operator_answers(stand_in) | _other_answers()
 
 
 def _servicer(service: type, stand_in: StandIn) -> Any:

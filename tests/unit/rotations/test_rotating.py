@@ -69,7 +69,7 @@ def test_a_rotation_of_a_key_that_is_nowhere_else_is_at_once(house: House) -> No
 def test_rotating_while_a_rotation_runs_is_refused(house: House) -> None:
     house.away("prod")
     house.rotate()
-    assert house.refusal(house.rotate) == "ROTATION_RUNNING"
+    assert house.refusal(house.rotate) == "KEY_ROTATION_RUNNING"
     assert house.key().latest == 2
 
 
