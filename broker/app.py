@@ -27,7 +27,6 @@ from broker.core.keys.lifecycle import DestructionDelay, Keys
 from broker.core.keys.use import KeyUse
 from broker.core.kinds import Purpose
 from broker.core.leases.lifecycle import Leases
-from broker.core.model import HsmReport
 from broker.core.operations.oversight import Oversight
 from broker.core.operations.running import Operations
 from broker.core.operators.register import Operators
@@ -36,6 +35,7 @@ from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
 from broker.core.ports import Authenticator, Hsm, KeyRef
 from broker.core.quota import LeaseQuota
+from broker.core.report import HsmReport
 from broker.core.rotations.lifecycle import Rotations
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.secrets.root_rows import known_roots

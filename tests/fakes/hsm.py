@@ -27,8 +27,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, Purpose, SignatureAlgorithm
-from broker.core.model import HsmReport, WrappingKey
+from broker.core.model import WrappingKey
 from broker.core.ports import RESERVED_IDS, KeyRef
+from broker.core.report import HsmReport
 
 _HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
     "1": hashes.SHA1(),  # noqa: S303 - RSAES-OAEP with SHA-1 is part of the port

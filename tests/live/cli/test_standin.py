@@ -20,7 +20,6 @@ import broker_api.v1.audit_pb2 as audit
 import broker_api.v1.hsm_pb2 as hsm
 import broker_api.v1.imports_pb2 as imports
 import broker_api.v1.keys_pb2 as keys
-import broker_api.v1.operations_pb2 as operations
 import broker_api.v1.operators_pb2 as operators
 import broker_api.v1.policies_pb2 as policies
 import broker_api.v1.targets_pb2 as targets
@@ -187,12 +186,6 @@ def _key_answers() -> dict[str, Answer]:
     version = keys.KeyVersion(version=1, state=keys.KEY_VERSION_STATE_ENABLED, create_time=WHEN)
     return {name: changed(name) for name in (*KEY_CHANGES, "ScheduleKeyDestruction")} | {
         "ListKeys": page,
-            moves=[
-                keys.KeyMove(
-                    version=1, phase=keys.KEY_VERSION_PHASE_ACTIVE, time=WHEN, actor="operator/alice", reason="created"
-                )
-            ]
-        ),
         "ListKeyVersions": lambda _: keys.ListKeyVersionsResponse(versions=[version]),
         "GetPublicKey": lambda _: keys.GetPublicKeyResponse(version=1, pem=PEM, jwk='{"kty":"EC"}'),
         "Sign": lambda r: keys.SignResponse(
@@ -261,7 +254,8 @@ def _other_answers() -> dict[str, Answer]:
 
 
 def _answers(stand_in: StandIn) -> dict[str, Answer]:
-    return _key_answers() | rotation_answers(_key) | operation_answers() | _target_answers() | _operator_answers(stand_in) | _other_answers()
+    rotations = rotation_answers(_key) | operation_answers()
+    return _key_answers() | rotations | _target_answers() | _operator_answers(stand_in) | _other_answers()
 
 
 def _servicer(service: type, stand_in: StandIn) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from broker_api.v1 import audit_pb2, hsm_pb2, imports_pb2, keys_pb2, operators_pb2, policies_pb2, targets_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from broker.core import kinds, model
+from broker.core import kinds, model, report
 from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied, Unavailable
 from broker.core.imports.arrival import Extra
@@ -65,7 +65,7 @@ def test_a_target_needs_settings_and_short_ones() -> None:
 
 
 def test_check_target() -> None:
-    noun: Any = Noun(check=[model.Probe(name="kek", passed=False, detail="It changed.")])
+    noun: Any = Noun(check=[report.Probe(name="kek", passed=False, detail="It changed.")])
     found = TargetMethods(noun, PAGES).check_target(call("T/C"), targets_pb2.CheckTargetRequest(name="a")).findings
     assert [(each.name, each.passed, each.detail) for each in found] == [("kek", False, "It changed.")]
 
@@ -242,7 +242,7 @@ def test_audit_heads() -> None:
         rpc.list_audit_heads(call("A/L"), audit_pb2.ListAuditHeadsRequest(chain="c" * 129))
 
 
-REPORT = model.HsmReport(
+REPORT = report.HsmReport(
     module="m",
     library="l",
     token_label="t",
@@ -254,7 +254,7 @@ REPORT = model.HsmReport(
     oaep_hashes=(kinds.OaepHash.SHA1,),
     exact_wrap=False,
     one_call_wrap=True,
-    probes=(model.Probe(name="wrap", passed=True, detail="d"),),
+    probes=(report.Probe(name="wrap", passed=True, detail="d"),),
 )
 
 
@@ -264,7 +264,7 @@ class Token:
     def __init__(self, failure: BrokerError | None = None) -> None:
         self._failure = failure
 
-    def report(self) -> model.HsmReport:
+    def report(self) -> report.HsmReport:
         return REPORT
 
     def check(self) -> None:
