@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +30,20 @@ PRIVATE = ec.generate_private_key(ec.SECP256R1())
 SPKI = PRIVATE.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
+KEY = model.Key(
+    name="payments",
+    type=kinds.KeyType.EC_P256,
+    usage=kinds.KeyUsage.SIGN,
+    exportable=True,
+    labels={"team": "pay"},
+    owner="operator/alice",
+    state=kinds.KeyState.DESTROY_SCHEDULED,
+    primary=2,
+    latest=3,
+    created_at=THEN,
+    destroy_at=THEN + timedelta(days=7),
+    revision=4,
+)
 VERSION = model.KeyVersion(
     key="payments",
     number=2,

@@ -28,7 +28,7 @@ from broker.rpc.nouns import answers
 from broker.rpc.operators import OperatorMethods
 from broker.rpc.policies import PolicyMethods
 from broker.rpc.targets import TargetMethods
-from tests.unit.rpc.parts import PAGES, SPKI, THEN, VERSION, Noun, call, keys
+from tests.unit.rpc.parts import KEY, PAGES, SPKI, THEN, VERSION, Noun, call, keys
 
 SETTINGS = {"address": "https://vault.example:8200", "mount": "transit", "ca_pem": "PEM", "token_file": "t"}
 
@@ -304,7 +304,7 @@ def test_hsm_asks_the_guard_first() -> None:
 
 
 def test_a_symmetric_version_has_no_public_hash() -> None:
-    _, rpc = keys(versions=Page(items=[replace(VERSION, public_key=None)], next=()))
+    _, rpc = keys(versions=(KEY, Page(items=[replace(VERSION, public_key=None)], next=())))
     page = rpc.list_key_versions(call("K/L"), keys_pb2.ListKeyVersionsRequest(name="payments"))
     assert page.versions[0].public_key_sha256 == ""
 
