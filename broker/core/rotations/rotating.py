@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from broker.core import receipts
-from broker.core.call import Call, on_behalf
+from broker.core.call import Call, background_call
 from broker.core.errors import InvalidRequest, Unavailable, WrongState
 from broker.core.keys import phases
 from broker.core.keys.making import Making
@@ -131,7 +131,8 @@ class Rotating:
 
     def _generate(self, work: Work) -> Mapping[str, str]:
         name, number = key_named(work.operation), _number(work)
-        self._making.complete(on_behalf(work.call, work.call.rpc, work.call.principal), name, number)
+        call = background_call(f"key/{name}", work.call.fence, work.call.now, "-/Rotation")
+        self._making.complete(call, name, number)
         return {}
 
     def _send(self, write: Write, work: Work) -> None:

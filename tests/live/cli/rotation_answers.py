@@ -34,7 +34,9 @@ def operation_answers() -> dict[str, Answer]:
     )
     return {
         "ListOperations": lambda _: operations.ListOperationsResponse(operations=[one]),
-        "GetOperation": lambda _: operations.GetOperationResponse(operation=one),
+        "GetOperation": lambda r: operations.GetOperationResponse(
+            operation=ROTATION if r.name == ROTATION.name else one
+        ),
         "RetryOperation": lambda _: operations.RetryOperationResponse(operation=one),
         "AbortOperation": lambda _: operations.AbortOperationResponse(operation=one),
     }
