@@ -51,6 +51,7 @@ from broker.rpc.nouns import answers
 from broker.rpc.server import Server
 from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
+from broker.supervisor import CALLS_END
 from broker.targets import PrivateVault, Surroundings, connector
 
 log = structlog.get_logger("broker")
@@ -165,7 +166,7 @@ class Broker:
 
     def drain(self) -> None:
         """Take no new calls, let those in flight finish (at most 10 s), sign the last head."""
-        self.server.drain(10.0)
+        self.server.drain(CALLS_END)
         self.inspector.stop()
         self._loop.stop()
         self.store.finish()

@@ -75,7 +75,7 @@ class Database(Protocol):
         """See ``Store.clock``."""
 
     def bound(self) -> None:
-        """Give what follows on this thread until its time is up, at most 0.8 s from now."""
+        """Give what follows on this thread until its time is up (``Waits.server`` from now)."""
 
     def close(self) -> None:
         """Close all connections and locks."""

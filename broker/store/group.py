@@ -23,14 +23,12 @@ from broker.core.entries import AuditEntry
 from broker.store.database import Change, MakeDurable, transaction
 from broker.store.driver import Driver
 from broker.store.refusals import refusal, unavailable, unconfirmed
+from broker.store.waits import Waits
 
 BEGIN = "BEGIN IMMEDIATE"
 
 MOST = 16
 """Changes in one commit, those that failed counted: the first of them waits for the last."""
-
-CERTAIN = 2.0
-"""Seconds that a change waits for those behind it; if one of them does not end, nobody knows what became of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,9 +40,9 @@ class _Member:
     done: threading.Lock = field(default_factory=threading.Lock)
     fault: Exception | None = None
 
-    def wait(self) -> None:
+    def wait(self, seconds: float) -> None:
         """Return when all of the group is committed; raise why it is not."""
-        if not self.done.acquire(timeout=CERTAIN):
+        if not self.done.acquire(timeout=seconds):
             raise unconfirmed()
         if self.fault is not None:
             raise self.fault
@@ -53,16 +51,16 @@ class _Member:
 class Group:
     """The turns on the one connection of ``writer``.
 
-    ``check`` is asked before each transaction; ``patience``: seconds for a turn. Changes have transactions of the
-    driver's own: SQLAlchemy takes five times as long over one as SQLite does.
+    ``check`` is asked before each transaction; ``waits`` for a turn, and for the group. Changes have transactions of
+    the driver's own: SQLAlchemy takes five times as long over one as SQLite does.
     """
 
-    def __init__(self, writer: Engine, driver: Driver, check: Callable[[], None], patience: float) -> None:
+    def __init__(self, writer: Engine, driver: Driver, check: Callable[[], None], waits: Waits) -> None:
         self.turn = threading.Lock()
         self._writer = writer
         self._driver = driver
         self._check = check
-        self._patience = patience
+        self._waits = waits
         self._kept: Connection | None = None
         self._count = threading.Lock()
         self._waiting = 0
@@ -101,7 +99,7 @@ class Group:
             raise
         finally:
             self._leave()
-            member.wait()
+            member.wait(self._waits.together)
 
     def close(self) -> None:
         """Finish the group; no transaction begins any more."""
@@ -116,7 +114,7 @@ class Group:
     def _take(self) -> None:
         with self._count:
             self._waiting += 1
-        got = self.turn.acquire(timeout=self._patience)
+        got = self.turn.acquire(timeout=self._waits.turn)
         with self._count:
             self._waiting -= 1
             # The change that had the turn last may have counted on this one to finish the group.

@@ -22,7 +22,7 @@ from broker.store.database import check_revision
 from broker.store.dialects import check_there, open_database
 from broker.store.floors import Floors
 from broker.store.inspection import Inspection
-from broker.store.journal import PATIENCE, Journal
+from broker.store.journal import Journal
 from broker.store.ledger import OWN, Ledger, Slot, restored
 from broker.store.marks import tell
 from broker.store.private import lasting_name, private_folder
@@ -86,8 +86,9 @@ class SqlStore:
                 refuse_older(self._database, self._known)
             vouched = newest_head(self._database, config.replica, self._known, genuine)
             self._journal = Journal(
-                config.journal, config.replica, now, config.journal_file_bytes, vouched=vouched, begin=not passing
-            )
+                config.journal, config.replica, now, config.journal_file_bytes,
+                patience=config.waits.journal, vouched=vouched, begin=not passing,
+            )  # fmt: skip
         except BaseException:
             self._database.close()
             raise
@@ -258,7 +259,7 @@ class SqlStore:
 
     def record(self, *entries: AuditEntry) -> None:
         """See ``Store.record``."""
-        self._journal.append_all(entries, PATIENCE)
+        self._journal.append_all(entries)
 
     def heads(self) -> list[AuditHead]:
         """See ``Store.heads``."""
@@ -320,4 +321,4 @@ class SqlStore:
         self._database.close()
 
     def _make_durable(self, entries: Sequence[AuditEntry], waited: float) -> None:
-        self._journal.append_all(entries, PATIENCE - waited)
+        self._journal.append_all(entries, waited=waited)

@@ -30,6 +30,7 @@ from grpc_status import rpc_status
 from broker import setup
 from broker.rpc import table
 from tests.servers.openbao import OpenBao
+from tests.servers.patience import PATIENT
 from tests.servers.places import free_port
 from tests.servers.warm import Process, begin, run
 
@@ -170,7 +171,9 @@ class Live:
     # ---- the process ---------------------------------------------------------------------------------------------
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """``python -m broker`` to its end."""
+        """``python -m broker`` to its end; what it makes is patient unless the words say otherwise."""
+        if words[0] == "init":
+            words = ("init", *PATIENT, *words[1:])
         return run(words, environment=environment())
 
     def start(self, *words: str, umask: int = 0o077, extra: dict[str, str] | None = None) -> float:
@@ -178,7 +181,7 @@ class Live:
         if not words:
             made = (self.folder / "broker.toml").exists()
             words = ("serve", "--config", str(self.config)) if made else ("dev", "--folder", str(self.folder))
-            words = words if made else (*words, *self.options, "--allow-target", self.dead, *self._bound())
+            words = words if made else (*words, *PATIENT, *self.options, "--allow-target", self.dead, *self._bound())
         begun = time.monotonic()
         self.process = begin(
             words, warm=self.warm, said=self.log, environment=environment() | (extra or {}), umask=umask

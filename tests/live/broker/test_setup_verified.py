@@ -22,6 +22,7 @@ from broker.config import load
 from broker.core.errors import BrokerError
 from broker.hsm.tokens import create_softhsm_token, find_softhsm
 from tests.servers.live import ROOT, Live, environment, free_address
+from tests.servers.patience import PATIENT
 from tests.servers.postgres import Postgres
 from tests.servers.warm import run
 
@@ -49,7 +50,7 @@ def init(folder: Path, *words: str, token: Path | None = None, **wrong: str) -> 
         extra = {"SOFTHSM2_CONF": str(token / "softhsm2.conf")}
     given |= {f"--{name.replace('_', '-')}": value for name, value in wrong.items()}
     options = [word for pair in given.items() for word in pair if pair[0] not in words]
-    return run(("init", str(folder), *options, *words), environment=environment() | extra)
+    return run(("init", *PATIENT, str(folder), *options, *words), environment=environment() | extra)
 
 
 def copy_of(token: Path, tmp_path: Path) -> Path:

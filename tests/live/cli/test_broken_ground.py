@@ -23,6 +23,7 @@ from tests.contracts.hsm.keys import fresh, unmade
 from tests.contracts.store.samples import config, entry, key, now, opened, put
 from tests.servers.databases import migrate
 from tests.servers.live import within
+from tests.servers.patience import PATIENCE
 from tests.servers.softhsm import KeysHsm, alone, make_token
 
 
@@ -65,7 +66,7 @@ def test_ST_no_change_is_acknowledged_into_a_file_that_was_taken_away(
 @pytest.mark.parametrize("replaced", [False, True])
 def test_AU_records_do_not_follow_a_journal_that_was_moved_away(tmp_path: Path, replaced: bool) -> None:  # noqa: FBT001
     folder = tmp_path / "journal"
-    journal = Journal(folder, "broker", now, 1 << 20)
+    journal = Journal(folder, "broker", now, 1 << 20, patience=PATIENCE)
     journal.append(entry())
     folder.rename(tmp_path / "old")
     if replaced:

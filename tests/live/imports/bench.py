@@ -26,6 +26,7 @@ from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.databases import migrate
 from tests.servers.openbao import OpenBao
+from tests.servers.patience import PATIENCE
 
 SLOTS = 128
 """More than any test has calls: how slots are shared is a test of its own."""
@@ -97,7 +98,7 @@ class Ground:
         self.hsm = hsm
         self.clock = Clock()
         self.journal = folder / "journal"
-        config = StoreConfig(url=f"sqlite:///{folder}/broker.db", journal=self.journal)
+        config = StoreConfig(url=f"sqlite:///{folder}/broker.db", journal=self.journal, patience_seconds=PATIENCE)
         migrate(config)
         self.store = SqlStore(config, ROW_KEY, self.clock)
         self.guard = Guard(document())

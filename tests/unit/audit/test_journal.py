@@ -21,6 +21,7 @@ from broker.store import journal as journal_module
 from broker.store.chain import Tail
 from broker.store.journal import Journal
 from tests.contracts.store.samples import T0, calls, entry, filled, read_journal, start
+from tests.servers.patience import PATIENCE
 
 
 class Faults:
@@ -293,7 +294,7 @@ def test_a_chain_that_has_ended_takes_heads_and_nothing_else(folder: Path, journ
 
 
 def test_a_chain_that_was_not_begun_has_no_end(folder: Path) -> None:
-    journal = Journal(folder, "broker", lambda: T0, 1 << 20, begin=False)
+    journal = Journal(folder, "broker", lambda: T0, 1 << 20, patience=PATIENCE, begin=False)
     journal.finish()
     journal.close()
     assert list(folder.iterdir()) == []

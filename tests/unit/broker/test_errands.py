@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,9 @@ from broker.core.call import Call
 from broker.core.errors import Unavailable
 from broker.errands import Errands
 from broker.loop import ERRANDS_SECONDS, Loop
-from broker.supervisor import DRAIN
+from broker.store.config import StoreConfig
+from broker.store.waits import LONGEST, SHORTEST, Waits
+from broker.supervisor import CALLS_END, drain
 from tests.unit.broker.test_loop import parts
 
 PATIENCE = 20.0
@@ -43,9 +47,13 @@ def test_an_end_does_not_wait_for_ever() -> None:
     assert errands.stop(PATIENCE)
 
 
-def test_a_worker_has_ended_before_its_supervisor_kills_it() -> None:
-    """Ten seconds are the calls', one the inspector's."""
-    assert 10.0 + 1.0 + ERRANDS_SECONDS < DRAIN
+@pytest.mark.parametrize("patience", [SHORTEST, 1.0, LONGEST])
+def test_a_worker_has_ended_before_its_supervisor_kills_it(patience: float) -> None:
+    """One second is the inspector's."""
+    file = Path("/srv/broker/x")
+    store = StoreConfig(url="sqlite:////srv/broker.db", journal=file, patience_seconds=patience)
+    config: Any = SimpleNamespace(store=store)
+    assert CALLS_END + 1.0 + ERRANDS_SECONDS + Waits(patience).journal < drain(config)
 
 
 def assert_set(event: threading.Event) -> None:

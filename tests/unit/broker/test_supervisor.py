@@ -34,12 +34,12 @@ SERVE = "ready()\nsys.stdin.read()\n"
 class Workers:
     """A running supervisor; ``after`` is what a worker does once it has said hello."""
 
-    def __init__(self, folder: Path, after: str, count: int = 2) -> None:
+    def __init__(self, folder: Path, after: str, count: int = 2, drain: float = 20) -> None:
         self.folder = folder
         self.ready = threading.Event()
         self.codes: list[int] = []
         script = HELLO + textwrap.dedent(after)
-        self.supervisor = Supervisor(lambda one: [sys.executable, "-Ic", script, str(folder), str(one)], count)
+        self.supervisor = Supervisor(lambda one: [sys.executable, "-Ic", script, str(folder), str(one)], count, drain)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -62,8 +62,8 @@ class Workers:
 
 
 @contextmanager
-def running(folder: Path, after: str, count: int = 2) -> Iterator[Workers]:
-    workers = Workers(folder, after, count)
+def running(folder: Path, after: str, count: int = 2, drain: float = 20) -> Iterator[Workers]:
+    workers = Workers(folder, after, count, drain)
     try:
         yield workers
     finally:
@@ -148,11 +148,10 @@ def test_a_worker_that_refuses_its_configuration_later_ends_it(tmp_path: Path) -
         assert workers.end() == 1
 
 
-def test_a_worker_that_will_not_end_is_killed_and_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "DRAIN", 0.5)
+def test_a_worker_that_will_not_end_is_killed_and_told_of(tmp_path: Path) -> None:
     stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('broker: ready', flush=True); time.sleep(60)"
     after = f"if number == '2': {stubborn}\n{SERVE}"
-    with running(tmp_path, after) as workers:
+    with running(tmp_path, after, drain=0.5) as workers:
         assert workers.ready.wait(10)
         assert workers.stop() == 1
     assert gone(workers.starts(2)[0])
@@ -163,7 +162,7 @@ def test_workers_end_when_the_supervisor_is_killed(tmp_path: Path) -> None:
 import sys
 from broker.supervisor import Supervisor
 worker = {HELLO + SERVE!r}
-Supervisor(lambda one: [sys.executable, "-Ic", worker, sys.argv[1], str(one)], 2).run(lambda: print("up", flush=True))
+Supervisor(lambda one: [sys.executable, "-Ic", worker, sys.argv[1], str(one)], 2, 20).run(lambda: print("up", flush=True))
 """
     with subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, env={"PYTHONPATH": ":".join(sys.path)}
