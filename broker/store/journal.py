@@ -51,8 +51,8 @@ class _Ticket:
 class Journal:
     """Opens a new chain at each start, and when the files of the old one can no longer be trusted.
 
-    ``patience``: seconds that a caller waits for its entries to be durable. ``vouched``: how far the newest chain before
-    this process is signed; the first record names that, and no more.
+    ``patience``: seconds that a caller waits for its entries to be durable. ``vouched``: how far the newest chain
+    before this process is signed; the first record names that, and no more.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Journal:
         """
         self._submit(_Ticket(record))
 
-    def append_all(self, entries: Sequence[AuditEntry], *, waited: float = 0.0) -> None:
+    def append_all(self, entries: Sequence[AuditEntry], waited: float = 0.0) -> None:
         """As ``append``, for entries that stand one after the other, or not at all.
 
         ``waited``: seconds that the caller has waited already, which are taken off.

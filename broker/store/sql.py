@@ -321,4 +321,4 @@ class SqlStore:
         self._database.close()
 
     def _make_durable(self, entries: Sequence[AuditEntry], waited: float) -> None:
-        self._journal.append_all(entries, waited=waited)
+        self._journal.append_all(entries, waited)

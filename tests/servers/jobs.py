@@ -88,4 +88,4 @@ class Jobs:
         for known in self.sets._issuers.values():
             with known.changed:
                 while known.under_way:
-                    assert known.changed.wait(20)
+                    assert known.changed.wait(60)

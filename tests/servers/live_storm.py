@@ -133,7 +133,7 @@ class Storm:
         if process.poll() is None:
             self.counts["killed at a request"] += 1
             process.send_signal(signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
 
     def dies_at(self, line: str) -> bool | None:
         """None: not now; else whether the request is handled all the same."""

@@ -89,7 +89,7 @@ def systemd(file: Path) -> Found:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "1.conf").write_bytes(file.read_bytes())
     home = str(file.parent / "home")
-    shown = subprocess.run([SYSTEMD], env={"HOME": home}, capture_output=True, check=True, timeout=20).stdout.decode()
+    shown = subprocess.run([SYSTEMD], env={"HOME": home}, capture_output=True, check=True, timeout=60).stdout.decode()
     return dict(map(_systemd_shown, shown.removesuffix("\n").split("\n")))
 
 

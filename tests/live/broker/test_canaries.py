@@ -84,7 +84,7 @@ class Hunt:
         claims = f'{{"iss":"{self.issuer.url}","sub":"job","note":"{self.one()}"}}'
         return ".".join(map(b64, (b'{"alg":"ES256","kid":"none"}', claims.encode(), self.one().encode())))
 
-    def ask(self, client: Client, rpc: str, request: bytes, token: str = "", timeout: float = 20) -> Any:
+    def ask(self, client: Client, rpc: str, request: bytes, token: str = "", timeout: float = 60) -> Any:
         """The answer, or None; what a refused caller was told, to the last byte, is kept."""
         method = METHODS[rpc]
         call = client.channel.unary_unary(

@@ -51,7 +51,7 @@ class Running:
 
     def line(self) -> bytes:
         assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], 20)[0], "it says nothing"
+        assert select.select([self.process.stdout], [], [], 60)[0], "it says nothing"
         return self.process.stdout.readline()
 
     def everybody(self) -> list[int]:
@@ -61,7 +61,7 @@ class Running:
         os.killpg(self.process.pid, number)
 
     def end(self) -> tuple[int, bytes]:
-        out, _ = self.process.communicate(timeout=20)
+        out, _ = self.process.communicate(timeout=60)
         return self.process.returncode, out
 
 
@@ -92,7 +92,7 @@ def state(pid: int) -> bytes:
 
 
 def all_end(pids: list[int]) -> bool:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while any(map(alive, pids)) and time.monotonic() < until:
         time.sleep(0.02)
     return not any(map(alive, pids))
@@ -100,7 +100,7 @@ def all_end(pids: list[int]) -> bool:
 
 def number_of(one: Running, sign: bytes) -> int:
     """The process whose command line has ``sign`` in it, as soon as there is one."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         for pid in one.everybody():
             with suppress(OSError):  # it has ended meanwhile
@@ -159,7 +159,7 @@ def test_P04_a_child_of_the_command_lives_as_long_as_without(job: Job, prefix: l
     with running(job, prefix, NESTED) as one:
         sleeper = number_of(one, b"sleep 97 ")
         one.process.terminate()
-        assert one.process.wait(20) == -signal.SIGTERM
+        assert one.process.wait(60) == -signal.SIGTERM
         assert alive(sleeper)
         os.kill(sleeper, signal.SIGTERM)
 
@@ -169,7 +169,7 @@ def test_P04_a_command_that_ignores_the_end_is_killed_with_the_wrapper(job: Job)
     with running(job, WRAPPED, stubborn) as one:
         everybody = one.everybody()
         one.process.kill()
-        assert one.process.wait(20) == -signal.SIGKILL
+        assert one.process.wait(60) == -signal.SIGKILL
         assert all_end(everybody)
 
 
@@ -208,7 +208,7 @@ def test_P04_what_is_stopped_goes_on_where_it_was(job: Job, prefix: list[str], *
 
 
 def stops(pids: list[int]) -> bool:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while any(state(pid) != b"T" for pid in pids) and time.monotonic() < until:
         time.sleep(0.02)
     return all(state(pid) == b"T" for pid in pids)

@@ -59,7 +59,7 @@ class Pipelines:
 
     def wait_for(self, method: str, times: int = 1) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: self.methods.count(method) >= times, 20), (method, self.methods)
+            assert self.changed.wait_for(lambda: self.methods.count(method) >= times, 60), (method, self.methods)
 
     @property
     def methods(self) -> list[str]:
@@ -143,7 +143,7 @@ class Job:
 
     def run(self, *arguments: str, **more: Any) -> tuple[int, bytes, bytes]:
         with self.start(*arguments, **more) as process:
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
 

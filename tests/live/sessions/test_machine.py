@@ -348,7 +348,7 @@ def killing(store: Any, *, late: bool) -> Iterator[None]:
             yield found
         raise KilledError
 
-    def append(*_: Any, **__: Any) -> None:
+    def append(*_: Any) -> None:
         raise KilledError
 
     if late:

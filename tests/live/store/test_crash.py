@@ -132,7 +132,7 @@ def refusals(reasons):
                 assert refused.reason in reasons, refused.reason
             else:
                 raise SystemExit("not refused")
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 30
     try:
         store.check()
     except Unavailable:

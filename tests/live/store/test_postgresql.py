@@ -25,8 +25,10 @@ from broker.core.ports import Write
 from broker.store.config import StoreConfig
 from broker.store.postgresql import conninfo
 from broker.store.sql import SqlStore
+from broker.store.waits import USUAL
 from tests.contracts.store.samples import ROW_KEY, calls, config, entry, key, now, opened, put
 from tests.servers.databases import migrate
+from tests.servers.patience import HASTY, busy
 from tests.servers.postgres import PASSWORD, Postgres
 
 
@@ -50,12 +52,19 @@ def store(place: StoreConfig) -> Iterator[SqlStore]:
         yield found
 
 
+@pytest.fixture
+def hasty(place: StoreConfig) -> Iterator[SqlStore]:
+    """Another process's store, which waits for little."""
+    with opened(place.model_copy(update={"replica": "hasty", "patience_seconds": HASTY})) as found:
+        yield found
+
+
 def refused(attempt: Callable[[], object]) -> str:
-    """The sentence of a refusal that came within a second."""
+    """The sentence of a refusal that came in time."""
     began = time.monotonic()
     with pytest.raises(Unavailable) as found:
         attempt()
-    assert time.monotonic() - began < 1.1
+    assert time.monotonic() - began < busy(HASTY)
     assert found.value.reason == "STORE_UNAVAILABLE"
     return found.value.message
 
@@ -163,19 +172,19 @@ def test_FT_07_connections_cut_in_mid_transaction_lose_nothing_acknowledged(
 
 
 def test_FT_06_a_server_that_takes_calls_but_never_answers_is_given_up(
-    postgres: Postgres, database: str, store: SqlStore
+    postgres: Postgres, database: str, store: SqlStore, hasty: SqlStore
 ) -> None:
-    store.check()
-    put(store, key())
+    hasty.check()
+    put(hasty, key())
     with postgres.connect() as admin:
         found = admin.execute("SELECT pid FROM pg_stat_activity WHERE datname = %s", [database]).fetchall()
     stopped = [postgres.pid, *(int(str(row[0])) for row in found)]  # the postmaster too: no new connections
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
-        refused(lambda: store.get(Key, "payments"))
-        refused(lambda: put(store, key("lost")))
-        refused(store.check)
+        refused(lambda: hasty.get(Key, "payments"))
+        refused(lambda: put(hasty, key("lost")))
+        refused(hasty.check)
     finally:
         for pid in reversed(stopped):
             os.kill(pid, signal.SIGCONT)
@@ -185,14 +194,27 @@ def test_FT_06_a_server_that_takes_calls_but_never_answers_is_given_up(
 
 
 def test_FT_08_a_locked_row_and_a_locked_table_are_a_refusal_in_time(
-    postgres: Postgres, database: str, store: SqlStore
+    postgres: Postgres, database: str, store: SqlStore, hasty: SqlStore
 ) -> None:
     put(store, key())
     for lock in (b"SELECT * FROM keys FOR UPDATE", b"LOCK TABLE keys"):
         with postgres.connect(database) as other, other.transaction():
             other.execute(lock)
-            assert "Another change" in refused(lambda: replace_it(store))
+            assert "Another change" in refused(lambda: replace_it(hasty))
     replace_it(store)
+
+
+def test_a_lock_that_is_let_go_within_the_patience_refuses_nobody(
+    postgres: Postgres, database: str, store: SqlStore
+) -> None:
+    put(store, key())
+    with postgres.connect(database) as other, ThreadPoolExecutor(1) as pool:
+        with other.transaction():
+            other.execute(b"SELECT * FROM keys FOR UPDATE")
+            waiting = pool.submit(replace_it, store)
+            with pytest.raises(TimeoutError):
+                waiting.result(1.5 * USUAL)  # where it waits by default, it would have been refused
+        waiting.result(60)
 
 
 def replace_it(store: SqlStore) -> None:
@@ -203,12 +225,12 @@ def replace_it(store: SqlStore) -> None:
 
 
 def test_FT_08_a_write_that_goes_on_after_a_failed_statement_is_not_committed(
-    postgres: Postgres, database: str, place: StoreConfig, store: SqlStore
+    postgres: Postgres, database: str, place: StoreConfig, store: SqlStore, hasty: SqlStore
 ) -> None:
     put(store, key())
     with postgres.connect(database) as other, other.transaction():
         other.execute(b"SELECT * FROM keys FOR UPDATE")
-        with pytest.raises(Unavailable), store.write(entry("bad")) as write:
+        with pytest.raises(Unavailable), hasty.write(entry("bad")) as write:
             go_on_regardless(write)
     assert [found.name for found in store.page(Key, limit=9)] == ["payments"]
     assert "bad" not in calls(place.journal)
@@ -230,7 +252,7 @@ def test_FT_08_crossing_locks_end_with_one_winner_at_least(store: SqlStore) -> N
         try:
             with store.write(entry()) as write:
                 write.get(Key, names[0])
-                start.wait(5)
+                start.wait(60)
                 write.get(Key, names[1])
         except BrokerError as refused:
             return refused.reason

@@ -1,4 +1,4 @@
-"""The audit journal: what is in its files is whole, what is not in them was refused, and both within a second."""
+"""The audit journal: what is in its files is whole, what is not in them was refused, and both in time."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from broker.core.errors import Unavailable, WrongState
 from broker.store import journal as journal_module
 from broker.store.chain import Tail
 from broker.store.journal import Journal
+from broker.store.waits import USUAL
 from tests.contracts.store.samples import T0, calls, entry, filled, read_journal, start
-from tests.servers.patience import PATIENCE
+from tests.servers.patience import PATIENCE, busy
 
 
 class Faults:
@@ -45,7 +46,7 @@ class Faults:
 
         def faulty_sync(file: int) -> None:
             self.entered.set()
-            self.blocked.wait(30)
+            self.blocked.wait(100)
             if self.sync_error:
                 raise OSError(self.sync_error, "injected")
             sync(file)
@@ -81,11 +82,11 @@ def journal(faults: Faults, folder: Path) -> Iterator[Journal]:
 
 
 def refused(attempt: Callable[[], object]) -> str:
-    """The sentence of a refusal that came within a second."""
+    """The sentence of a refusal that came in time."""
     began = time.monotonic()
     with pytest.raises(Unavailable) as found:
         attempt()
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < busy(1)
     assert found.value.reason == "AUDIT_UNAVAILABLE"
     return found.value.message
 
@@ -115,7 +116,7 @@ def test_concurrent_appends_share_one_sync(folder: Path, journal: Journal, fault
     faults.entered.clear()
     with ThreadPoolExecutor(16) as pool:
         done = [pool.submit(journal.append, entry(str(number))) for number in range(16)]
-        assert faults.entered.wait(1)
+        assert faults.entered.wait(60)
         faults.blocked.set()
         for one in done:
             one.result()
@@ -232,11 +233,7 @@ def test_AU_10_a_failing_disk_refuses_at_once_leaves_no_torn_line_and_heals(
 ) -> None:
     journal.append(entry("before"))
     setattr(faults, where, error)
-    if where == "write_error":
-        message = refused(lambda: journal.append(entry("lost" * 20)))
-        assert os.strerror(error) in message
-    else:
-        refused(lambda: journal.append(entry("lost" * 20)))
+    assert os.strerror(error) in refused(lambda: journal.append(entry("lost" * 20)))
     setattr(faults, where, 0)
     journal.append(entry("after"))
     assert {call for call in calls(folder) if "lost" not in call} == {"before", "after"}
@@ -300,43 +297,57 @@ def test_a_chain_that_was_not_begun_has_no_end(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_AU_10_a_sink_that_hangs_is_a_refusal_within_a_second(folder: Path, journal: Journal, faults: Faults) -> None:
+@pytest.fixture
+def hung(folder: Path, faults: Faults) -> Iterator[Journal]:
+    """One that is soon tired of a sink that hangs; it is open and nothing reaches its disk."""
+    found = start(folder, patience=0.5)
     faults.blocked.clear()
-    with ThreadPoolExecutor(8) as pool:
-        hung = [pool.submit(refused, lambda: journal.append(entry("hung"))) for _ in range(8)]
-        assert all("in time" in one.result() for one in hung)
-    refused(journal.check)
+    faults.entered.clear()
+    yield found
     faults.blocked.set()
-    journal.append(entry("after"))
+    found.close()
+
+
+def test_AU_10_a_sink_that_hangs_is_a_refusal_in_time(folder: Path, hung: Journal, faults: Faults) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        told = pool.map(lambda name: refused(lambda: hung.append(entry(name))), ["hung"] * 8)
+        assert all("in time" in one for one in told)
+    refused(hung.check)
+    faults.blocked.set()
+    hung.append(entry("after"))
     assert calls(folder)[-1] == "after"
     assert len(calls(folder)) < 9  # what had given up before its turn was not written
 
 
+def test_AU_10_a_sink_that_hangs_for_less_than_the_patience_refuses_nobody(
+    folder: Path, journal: Journal, faults: Faults
+) -> None:
+    faults.blocked.clear()
+    late = threading.Timer(1.5 * USUAL, faults.blocked.set)  # where it waits by default, it would have been refused
+    late.start()
+    journal.append(entry("slow"))
+    assert calls(folder) == ["slow"]
+
+
 def test_AU_10_what_waits_for_a_sink_that_hangs_is_bounded(
-    journal: Journal, faults: Faults, monkeypatch: pytest.MonkeyPatch
+    hung: Journal, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "MAX_WAITING", 2)
-    faults.blocked.clear()
-    faults.entered.clear()
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(refused, lambda: journal.append(entry()))
-        assert faults.entered.wait(1)
+        first = pool.submit(refused, lambda: hung.append(entry()))
+        assert faults.entered.wait(60)
         for _ in range(2):
-            with pytest.raises(Unavailable, match="in time"):
-                journal.append(entry(), patience=0.001)
-        assert "too much" in refused(lambda: journal.append(entry()))
+            assert "in time" in refused(lambda: hung.append(entry()))
+        assert "too much" in refused(lambda: hung.append(entry()))
         first.result()
 
 
-def test_AU_10_a_close_does_not_wait_for_a_sink_that_hangs(folder: Path, faults: Faults) -> None:
-    journal = start(folder)
-    faults.blocked.clear()
-    with pytest.raises(Unavailable):
-        journal.append(entry(), patience=0.001)
+def test_AU_10_a_close_does_not_wait_for_a_sink_that_hangs(hung: Journal) -> None:
+    assert "in time" in refused(lambda: hung.append(entry()))
     began = time.monotonic()
-    journal.close()
-    assert time.monotonic() - began < 1.5
-    assert "closed" in refused(lambda: journal.append(entry()))
+    hung.close()
+    assert time.monotonic() - began < 20  # the sink hangs for longer
+    assert "closed" in refused(lambda: hung.append(entry()))
 
 
 def test_FT_10_no_journal_no_start(tmp_path: Path, faults: Faults) -> None:

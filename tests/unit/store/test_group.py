@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -15,12 +17,12 @@ from sqlalchemy.exc import OperationalError
 from broker.core.errors import AlreadyExists, BrokerError, Unavailable
 from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Key, Lease, Session
-from broker.store import group as group_module
 from broker.store.driver import Driver
 from broker.store.group import MOST, Group
 from broker.store.sql import SqlStore
 from tests.contracts.store.samples import config, entry, key, opened
 from tests.servers.databases import migrate
+from tests.servers.patience import PATIENCE
 from tests.unit.sessions.bench import Bench
 
 
@@ -46,7 +48,7 @@ class WatchedTurn:
         self._lock.release()
 
     def await_one_more(self) -> None:
-        assert self._asked.acquire(timeout=5)
+        assert self._asked.acquire(timeout=60)
 
 
 @pytest.fixture
@@ -77,12 +79,12 @@ def begun(store: SqlStore, pool: ThreadPoolExecutor, *acts: Callable[[], object]
         with store.write(entry("first")) as write:
             write.add(key("first"))
             started.release()
-            assert go.acquire(timeout=5)
+            assert go.acquire(timeout=60)
 
     started, go = threading.Semaphore(0), threading.Semaphore(0)
     ends: list[Future[None]] = [pool.submit(first)]
     turn.await_one_more()
-    assert started.acquire(timeout=5)
+    assert started.acquire(timeout=60)
     for act in acts:
         ends.append(pool.submit(act))  # type: ignore[arg-type]
         turn.await_one_more()
@@ -92,7 +94,7 @@ def begun(store: SqlStore, pool: ThreadPoolExecutor, *acts: Callable[[], object]
 
 def together(store: SqlStore, pool: ThreadPoolExecutor, *acts: Callable[[], object]) -> list[BaseException | None]:
     """How each of them ended."""
-    return [each.exception(5) for each in begun(store, pool, *acts)]
+    return [each.exception(60) for each in begun(store, pool, *acts)]
 
 
 def added(store: SqlStore, name: str) -> Callable[[], None]:
@@ -249,26 +251,25 @@ def test_changes_that_fail_hold_up_a_group_no_longer_than_others(store: SqlStore
 
     def last() -> None:
         with store.write(entry("last")):
-            assert isinstance(ends[0].exception(5), ValueError)
+            assert isinstance(ends[0].exception(60), ValueError)
 
     begin(fails)
-    assert [type(each.exception(5)) for each in ends] == [ValueError] * MOST + [type(None)]
+    assert [type(each.exception(60)) for each in ends] == [ValueError] * MOST + [type(None)]
 
 
-def test_nobody_waits_for_a_change_that_does_not_end(
-    store: SqlStore, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(group_module, "CERTAIN", 0.01)
+def test_nobody_waits_for_a_change_that_does_not_end(store: SqlStore, pool: ThreadPoolExecutor) -> None:
+    group: Any = group_of(store)
+    group._waits = SimpleNamespace(turn=PATIENCE, together=0.01)
     go = threading.Event()
 
     def hangs() -> None:
         with store.write(entry("hangs")):
-            assert go.wait(5)
+            assert go.wait(60)
 
     first, other = begun(store, pool, hangs)
-    assert "may or may not" in str(first.exception(5))
+    assert "may or may not" in str(first.exception(60))
     go.set()
-    assert other.exception(5) is None
+    assert other.exception(60) is None
     assert names(store) == {"first"}
 
 
@@ -297,7 +298,6 @@ def test_many_threads_that_fail_now_and_then_lose_nothing(store: SqlStore, pool:
             good.add(name)
         return good
 
-    group_of(store)._patience = 30.0  # a busy computer refuses nobody here
     found = set().union(*pool.map(several, range(8)))
     assert names(store) == found
     assert len(found) == 64
@@ -319,7 +319,7 @@ def test_TL_03_no_lease_outlives_a_session_that_ends_in_the_same_commit(
             lambda t=opening.token: bench.end(t),
         )
         for done in [pool.submit(act) for act in acts]:
-            assert isinstance(done.exception(5), BrokerError | None)
+            assert isinstance(done.exception(60), BrokerError | None)
         ended = store.get(Session, opening.session.id)
         assert ended is not None
         assert ended.state is SessionState.ENDED
