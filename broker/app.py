@@ -16,7 +16,7 @@ from broker import own_keys, setup
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc
 from broker.auth.session import SessionTokens
-from broker.config import Config
+from broker.config import CALLS_END, Config
 from broker.core.audit.heads import Heads
 from broker.core.clock import Clock, Timely
 from broker.core.errors import BrokerError
@@ -51,7 +51,6 @@ from broker.rpc.nouns import answers
 from broker.rpc.server import Server
 from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
-from broker.supervisor import CALLS_END
 from broker.targets import PrivateVault, Surroundings, connector
 
 log = structlog.get_logger("broker")

@@ -27,7 +27,7 @@ from queue import Empty, SimpleQueue
 
 import structlog
 
-from broker.config import Config
+from broker.config import CALLS_END, Config
 from broker.core.errors import BrokerError, Unavailable
 from broker.core.reasons import Reason
 from broker.rpc import addresses
@@ -46,9 +46,6 @@ DEATHS = 20
 
 LOOK_UP = 1.0
 """Seconds of a wait: a signal that comes just before one does not end it."""
-
-CALLS_END = 10.0
-"""Seconds that a worker's calls are given to end (``app.Broker.drain``)."""
 
 log = structlog.get_logger("broker")
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from broker.config import CALLS_END
 from broker.core.call import Call
 from broker.core.errors import Unavailable
 from broker.errands import Errands
 from broker.loop import ERRANDS_SECONDS, Loop
 from broker.store.config import StoreConfig
 from broker.store.waits import LONGEST, SHORTEST, Waits
-from broker.supervisor import CALLS_END, drain
+from broker.supervisor import drain
 from tests.unit.broker.test_loop import parts
 
 PATIENCE = 60.0
