@@ -14,4 +14,4 @@ HASTY = 3.0
 
 def busy(seconds: float) -> float:
     """The most that what takes so long on a quiet computer may take on one that does much else besides."""
-    return max(60.0, 6 * seconds)
+    return max(120.0, 6 * seconds)

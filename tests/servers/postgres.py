@@ -136,7 +136,7 @@ class Postgres:
         with tempfile.TemporaryFile("w+") as said:  # not a pipe: the server inherits it
             done = subprocess.run(
                 [self.binaries / program, *arguments],
-                stdout=said, stderr=said, stdin=subprocess.DEVNULL, cwd="/", check=False, timeout=60,
+                stdout=said, stderr=said, stdin=subprocess.DEVNULL, cwd="/", check=False, timeout=200,
                 user=self.account, group=self.account, extra_groups=[] if self.account else None,
                 env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
             )  # fmt: skip
@@ -145,7 +145,7 @@ class Postgres:
 
 
 def _openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=60)
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=200)
 
 
 def _binaries() -> Path:

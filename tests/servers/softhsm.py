@@ -103,4 +103,4 @@ FRESH.set_forkserver_preload([
 def alone(function: Callable[..., R], *arguments: object) -> R:
     """Call a module-level function in a fresh process and return what it returns; its AssertionError comes through."""
     with ProcessPoolExecutor(1, mp_context=FRESH) as process:
-        return process.submit(function, *arguments).result(timeout=100)
+        return process.submit(function, *arguments).result(timeout=200)

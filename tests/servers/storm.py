@@ -20,7 +20,7 @@ def storm(port: int, ca: bytes, tokens: list[str], timeout: float = 100) -> list
     ]
     try:
         for channel in channels:
-            grpc.channel_ready_future(channel).result(60)
+            grpc.channel_ready_future(channel).result(200)
         calls = [_login(channels[number // A_CHANNEL], token, timeout) for number, token in enumerate(tokens)]
         return [each.code().name for each in calls]
     finally:

@@ -242,7 +242,7 @@ def command_line(hunt: Hunt, folder: Path) -> str:
     def run(*words: str, stdin: str = "") -> None:
         nonlocal said
         done = subprocess.run(
-            [sys.executable, "-m", "broker_cli", *words], input=stdin.encode(), capture_output=True, timeout=60,
+            [sys.executable, "-m", "broker_cli", *words], input=stdin.encode(), capture_output=True, timeout=200,
             check=False, cwd=ROOT, env=environment() | LOUD,
         )  # fmt: skip
         said += f"{words[:2]} {done.returncode} {done.stdout!r} {done.stderr!r}\n"

@@ -176,7 +176,7 @@ def test_a_job_without_the_right_to_ask_for_a_token_is_told_which_one(world: Wor
     ):
         done = subprocess.run(
             [sys.executable, "-P", "-m", "broker_cli", "run", *words, "--secret", "A=broker://team/x#a", "--", "true"],
-            capture_output=True, text=True, timeout=60, check=False, env=environment() | jobs, cwd=ROOT,
+            capture_output=True, text=True, timeout=200, check=False, env=environment() | jobs, cwd=ROOT,
         )  # fmt: skip
         assert (done.returncode, sentence.lower() in done.stderr.lower()) == (done.returncode or 1, True), done.stderr
 

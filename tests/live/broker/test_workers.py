@@ -56,7 +56,7 @@ def as_job(client: Client, rpc: str, token: str, **fields: Any) -> Any:
         response_deserializer=getattr(sessions_pb2, method.output_type.name).FromString,
     )
     try:
-        return call(request.SerializeToString(), timeout=60, metadata=(("authorization", f"Bearer {token}"),))
+        return call(request.SerializeToString(), timeout=200, metadata=(("authorization", f"Bearer {token}"),))
     except grpc.RpcError as error:
         raise refused(error) from None
 

@@ -62,7 +62,7 @@ def test_all_drain_together_under_load_and_the_ports_are_free_again(host: Host) 
         begun = time.monotonic()
         assert host.terminate() == 0
         assert time.monotonic() - begun <= busy(10)
-        acknowledged = dict([call.result(60) for call in calls])
+        acknowledged = dict([call.result(200) for call in calls])
     host.verify()
     with store_of(host.folder) as store:
         for name, version in acknowledged.items():

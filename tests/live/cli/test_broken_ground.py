@@ -128,7 +128,7 @@ def _signing_while_keys_are_made(folder: Path) -> int:
             waiting = [pool.submit(generated) for _ in range(4)]
             within(10, lambda: hsm._sessions._idle.qsize() < 2)
             signed = sum(len(hsm.sign(ref, SignatureAlgorithm.ES256, [b"meanwhile"])) for _ in range(50))
-        assert all(each.result(60) for each in waiting)
+        assert all(each.result(200) for each in waiting)
     hsm.close()
     return signed
 

@@ -51,7 +51,7 @@ class Saboteur:
     @contextmanager
     def _paused(self) -> Iterator[None]:
         with self._sessions._reloading:
-            taken = [self._sessions._idle.get(timeout=60) for _ in range(self._sessions._size)]
+            taken = [self._sessions._idle.get(timeout=200) for _ in range(self._sessions._size)]
             try:
                 yield
             finally:

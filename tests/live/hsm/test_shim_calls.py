@@ -159,7 +159,7 @@ def run_until_killed(config: HsmConfig, folder: Path) -> int:
     )
     command = [sys.executable, "-c", program, config.model_dump_json(), str(folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, env=environment, check=False, timeout=60).returncode
+    return subprocess.run(command, env=environment, check=False, timeout=200).returncode
 
 
 def test_BY_09_killed_at_any_step_nothing_but_the_key_is_left_in_the_token(tmp_path: Path) -> None:

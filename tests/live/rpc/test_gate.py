@@ -115,7 +115,7 @@ def test_P1_no_record_no_answer(edge: Edge) -> None:
     with edge.channel() as channel:
         for path in METHODS:
             edge.journal.broken = True
-            found = refused(partial(raw, channel, path, sound(path), timeout=60))
+            found = refused(partial(raw, channel, path, sound(path), timeout=200))
             assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE")
         edge.journal.broken = False
         raw(channel, METHODS[0], sound(METHODS[0]))

@@ -200,7 +200,7 @@ class Held:
 
     def wait(self) -> None:
         for _ in range(self._expected):
-            assert self.inside.acquire(timeout=60)
+            assert self.inside.acquire(timeout=200)
 
 
 GET = "/broker_api.v1.KeyService/GetKey"
@@ -212,12 +212,12 @@ def test_P14_calls_over_the_limit_are_refused_and_health_still_answers(tmp_path:
     with running(tmp_path, services, limits=ServerLimits(calls=2), threads=2) as edge, edge.channel() as channel:
         waiting = [channel.unary_unary(GET).future(b"") for _ in range(2)]
         held.wait()
-        found = refused(lambda: raw(channel, METHODS[0], timeout=60))
+        found = refused(lambda: raw(channel, METHODS[0], timeout=200))
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
         stub = health_pb2_grpc.HealthStub(channel)
-        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 1
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=200).status == 1
         held.release.set()
-        assert [each.result(60) for each in waiting] == [b"", b""]
+        assert [each.result(200) for each in waiting] == [b"", b""]
         raw(channel, METHODS[0], sound(METHODS[0]))
 
 
@@ -234,9 +234,9 @@ def test_P25_drain_lets_calls_end_and_takes_no_more(tmp_path: Path) -> None:
         edge.server.set_serving(True)
         assert edge.server._health._answer() == b"\x08\x02"
         with edge.channel() as late:
-            assert refused(lambda: raw(late, METHODS[0], timeout=60)).code is grpc.StatusCode.UNAVAILABLE
+            assert refused(lambda: raw(late, METHODS[0], timeout=200)).code is grpc.StatusCode.UNAVAILABLE
         held.release.set()
-        assert waiting.result(60) == b""
+        assert waiting.result(200) == b""
         ending.join(60)
         assert drained == [True]
         assert [entry.outcome for entry in edge.journal.entries] == ["ok"]
@@ -257,7 +257,7 @@ def test_P14_no_call_lasts_longer_than_the_server_allows(tmp_path: Path) -> None
     held = Held(1)
     services = plain_services({"KeyService/GetKey": held})
     with running(tmp_path, services, limits=ServerLimits(call_seconds=0.3)) as edge, edge.channel() as channel:
-        assert refused(lambda: raw(channel, GET, timeout=60)).code is grpc.StatusCode.CANCELLED
+        assert refused(lambda: raw(channel, GET, timeout=200)).code is grpc.StatusCode.CANCELLED
         held.release.set()
         assert edge.journal.wait_for(lambda entries: len(entries) == 1)
 
@@ -267,7 +267,7 @@ def test_NT_05_slow_writers_hold_no_threads(tmp_path: Path) -> None:
         raw(channel, METHODS[0], sound(METHODS[0]))
         silent = Silent()
         slow = [channel.stream_unary(GET).future(silent) for _ in range(6)]
-        raw(channel, METHODS[0], sound(METHODS[0]), timeout=60)
+        raw(channel, METHODS[0], sound(METHODS[0]), timeout=200)
         for each in slow:
             assert isinstance(each.exception(60), grpc.RpcError)
         silent.end.set()
@@ -292,7 +292,7 @@ def test_AN_26_certificates_of_other_signers_do_not_get_a_connection(edge: Edge)
     ]
     for candidate in candidates:
         with edge.channel(candidate) as channel:
-            found = refused(partial(raw, channel, METHODS[0], timeout=60))
+            found = refused(partial(raw, channel, METHODS[0], timeout=200))
             assert found.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED}
     assert all(entry.outcome != "ok" for entry in edge.journal.entries)
 
@@ -300,7 +300,7 @@ def test_AN_26_certificates_of_other_signers_do_not_get_a_connection(edge: Edge)
 @pytest.mark.parametrize("changes", [{"usages": None}, {"alternatives": []}])
 def test_AN_25_a_connection_is_not_an_identity(edge: Edge, changes: Any) -> None:
     with edge.channel(operator_certificate(edge.operator_ca, **changes)) as channel:
-        found = refused(lambda: raw(channel, METHODS[0], timeout=60))
+        found = refused(lambda: raw(channel, METHODS[0], timeout=200))
     assert (found.code, found.reason[:11]) == (grpc.StatusCode.UNAUTHENTICATED, "CERTIFICATE")
     assert [entry.outcome for entry in edge.journal.entries] == ["UNAUTHENTICATED"]
 

@@ -77,7 +77,7 @@ def test_NT_13_plaintext_on_a_tls_port_is_closed(edge: Edge, *, pipelines: bool)
     plain = H2Connection(H2Configuration(client_side=True))
     plain.initiate_connection()
     for opening in (plain.data_to_send(), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as attacker:
+        with socket.create_connection(("127.0.0.1", port), timeout=200) as attacker:
             attacker.sendall(opening)
             received = b""
             with suppress(ConnectionError):
@@ -89,7 +89,7 @@ def test_NT_13_plaintext_on_a_tls_port_is_closed(edge: Edge, *, pipelines: bool)
 
 def test_NT_05_a_stalled_handshake_is_cut_off(tmp_path: Path) -> None:
     with running(tmp_path, limits=ServerLimits(handshake_seconds=2)) as short:
-        stalled = [socket.create_connection(("127.0.0.1", short.server.operators_port), timeout=60) for _ in range(20)]
+        stalled = [socket.create_connection(("127.0.0.1", short.server.operators_port), timeout=200) for _ in range(20)]
         with peer(short) as honest:
             assert honest.call(GET).status == OK
         for each in stalled:

@@ -117,5 +117,5 @@ def test_P07_a_broker_that_comes_back_during_the_login_is_found(job: Job, pipeli
     ) as run:
         threading.Event().wait(2)  # it is away meanwhile
         with Wire(pipelines, port):
-            out, err = run.communicate(timeout=60)
+            out, err = run.communicate(timeout=200)
     assert (run.returncode, out, err) == (0, b"ran\n", b"")

@@ -37,7 +37,7 @@ def test_CL_09_nor_does_a_wrapper_that_is_killed_leave_them(job: Job) -> None:
         watched = [os.pidfd_open(int(one)) for one in children]
         assert where.exists()
         process.kill()
-        process.wait(60)
+        process.wait(200)
         for one in watched:
             assert select.select([one], [], [], 60)[0], "it lives on"
             os.close(one)

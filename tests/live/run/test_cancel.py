@@ -61,7 +61,7 @@ class Running:
         os.killpg(self.process.pid, number)
 
     def end(self) -> tuple[int, bytes]:
-        out, _ = self.process.communicate(timeout=60)
+        out, _ = self.process.communicate(timeout=200)
         return self.process.returncode, out
 
 
@@ -159,7 +159,7 @@ def test_P04_a_child_of_the_command_lives_as_long_as_without(job: Job, prefix: l
     with running(job, prefix, NESTED) as one:
         sleeper = number_of(one, b"sleep 97 ")
         one.process.terminate()
-        assert one.process.wait(60) == -signal.SIGTERM
+        assert one.process.wait(200) == -signal.SIGTERM
         assert alive(sleeper)
         os.kill(sleeper, signal.SIGTERM)
 
@@ -169,7 +169,7 @@ def test_P04_a_command_that_ignores_the_end_is_killed_with_the_wrapper(job: Job)
     with running(job, WRAPPED, stubborn) as one:
         everybody = one.everybody()
         one.process.kill()
-        assert one.process.wait(60) == -signal.SIGKILL
+        assert one.process.wait(200) == -signal.SIGKILL
         assert all_end(everybody)
 
 

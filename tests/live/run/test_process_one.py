@@ -48,7 +48,7 @@ def start(job: Job, *command: str) -> subprocess.Popen[bytes]:
 
 def test_P22_orphans_are_let_go(job: Job, pipelines: Pipelines) -> None:
     with start(job, *PYTHON, ORPHANS) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=200)
     assert (process.returncode, out, err) == (0, b"1 0 []\n", b"")
     assert pipelines.methods == BOTH
 
@@ -58,7 +58,7 @@ def test_P22_the_container_ends_with_the_command(job: Job, pipelines: Pipelines,
     """Process 1 cannot end by a signal that it sends itself; what is left behind ends with the container."""
     began = time.monotonic()
     with start(job, "sh", "-c", f"sleep 97 & printf 'said s3c'; {command}") as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=200)
     assert (process.returncode, out, err) == (code, b"said s3c", b"")
     assert time.monotonic() - began < 60
     assert pipelines.methods == BOTH
@@ -71,5 +71,5 @@ def test_P22_a_signal_from_outside_ends_the_command(job: Job, pipelines: Pipelin
         assert process.stdout.readline() == b"ready\n"
         (first,) = map(int, subprocess.check_output(["pgrep", "-P", str(process.pid)]).split())
         os.kill(first, signal.SIGTERM)
-        assert process.wait(60) == 143
+        assert process.wait(200) == 143
     assert pipelines.methods == BOTH

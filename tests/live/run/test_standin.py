@@ -143,7 +143,7 @@ class Job:
 
     def run(self, *arguments: str, **more: Any) -> tuple[int, bytes, bytes]:
         with self.start(*arguments, **more) as process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=200)
         return process.returncode, out, err
 
 

@@ -63,7 +63,7 @@ def look(job: Job, script: str, prefix: list[str]) -> Seen:
         done = subprocess.run(
             ["bash", "-c", "export OUTER=$$\n" + script, "bash", *prefix],
             cwd=folder, env=job.environment, capture_output=True, stdin=subprocess.DEVNULL, start_new_session=True,
-            timeout=60, check=False,
+            timeout=200, check=False,
         )  # fmt: skip
         left = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
 

@@ -19,7 +19,7 @@ POLICY = "secret-operators"
 def broker(live: Live, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "broker_cli", *words, "--profile", str(live.folder / "profile")],
-        cwd=ROOT, env=environment(), input=stdin, capture_output=True, timeout=60, check=False,
+        cwd=ROOT, env=environment(), input=stdin, capture_output=True, timeout=200, check=False,
     )  # fmt: skip
 
 

@@ -184,7 +184,7 @@ def run_of(broker: Live, token: str, folder: Path, *words: str) -> subprocess.Co
     place = ["--address", broker.pipelines, "--ca-file", str(folder / "ca.pem"), "--token-file", str(folder / "token")]
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "broker_cli", words[0], *place, *words[1:]]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=200)
 
 
 def test_P50_the_job_is_told_every_reference_that_fails(

@@ -224,7 +224,7 @@ SqlStore.migrate(StoreConfig.model_validate_json(sys.argv[1]))
 
 
 def killed(place: StoreConfig, at: int) -> bool:
-    done = subprocess.run([sys.executable, "-c", KILLED, place.model_dump_json(), str(at)], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", KILLED, place.model_dump_json(), str(at)], check=False, timeout=200)
     return done.returncode == -9
 
 

@@ -214,7 +214,7 @@ def test_a_lock_that_is_let_go_within_the_patience_refuses_nobody(
             waiting = pool.submit(replace_it, store)
             with pytest.raises(TimeoutError):
                 waiting.result(1.5 * USUAL)  # where it waits by default, it would have been refused
-        waiting.result(60)
+        waiting.result(200)
 
 
 def replace_it(store: SqlStore) -> None:

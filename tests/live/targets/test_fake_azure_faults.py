@@ -285,5 +285,5 @@ def test_it_can_be_started_by_hand_and_says_how_to_register_it() -> None:
         assert Path(said["token_file"]).read_text() not in text
         assert "--create-kek" in text
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(200) == 0
     assert not Path(said["ca_file"]).exists()

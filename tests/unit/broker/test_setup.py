@@ -243,7 +243,7 @@ def test_a_damaged_file_is_refused_in_a_sentence(config: Config, hsm: SoftwareHs
 def test_CL_03_what_the_system_refuses_is_said_in_a_sentence(arguments: list[str], tmp_path: Path) -> None:
     given = [str(tmp_path / "b") if each == "FOLDER" else each for each in arguments]
     done = subprocess.run(
-        [sys.executable, "-m", "broker", *given], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "broker", *given], capture_output=True, text=True, check=False, timeout=200
     )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

@@ -188,14 +188,14 @@ def test_NT_10_one_target_that_hangs_leaves_the_others_to_everybody(hung: Hung, 
     with ThreadPoolExecutor(2) as threads:
         waiting: list[Future[Any]] = [threads.submit(hung.uses(alice, "hung")["check"]) for _ in range(2)]
         for _ in waiting:
-            assert hung.inside.acquire(timeout=60)
+            assert hung.inside.acquire(timeout=200)
         name = "new" if method == "create" else "hung"
         if name == "hung":
             assert reason(hung.uses(bob, "hung")[method]) == "TARGET_BUSY"
         assert reason(hung.uses(alice, "sound")[method]) == "CALLER_BUSY"
         assert reason(hung.uses(bob, "sound")[method]) not in {"TARGET_BUSY", "TARGETS_BUSY", "CALLER_BUSY"}
         hung.release.set()
-        assert [len(each.result(60)) for each in waiting] == [5, 5]
+        assert [len(each.result(200)) for each in waiting] == [5, 5]
     assert hung.slots._free == 4
 
 

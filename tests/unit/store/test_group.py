@@ -48,7 +48,7 @@ class WatchedTurn:
         self._lock.release()
 
     def await_one_more(self) -> None:
-        assert self._asked.acquire(timeout=60)
+        assert self._asked.acquire(timeout=200)
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ def begun(store: SqlStore, pool: ThreadPoolExecutor, *acts: Callable[[], object]
         with store.write(entry("first")) as write:
             write.add(key("first"))
             started.release()
-            assert go.acquire(timeout=60)
+            assert go.acquire(timeout=200)
 
     started, go = threading.Semaphore(0), threading.Semaphore(0)
     ends: list[Future[None]] = [pool.submit(first)]
     turn.await_one_more()
-    assert started.acquire(timeout=60)
+    assert started.acquire(timeout=200)
     for act in acts:
         ends.append(pool.submit(act))  # type: ignore[arg-type]
         turn.await_one_more()
