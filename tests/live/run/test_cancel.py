@@ -40,7 +40,7 @@ while seen.count(3) < 2:
     signal.pause()
 """
 COUNTING = [sys.executable, "-c", COUNTS]
-NESTED = ["sh", "-c", "sh -c 'echo ready; sleep 97; true'; echo after"]
+NESTED = ["sh", "-c", "sh -c 'echo ready; sleep 997; true'; echo after"]
 
 
 @dataclass
@@ -157,7 +157,7 @@ def test_P04_and_what_every_process_is_sent_one_by_one(job: Job, prefix: list[st
 @EITHER
 def test_P04_a_child_of_the_command_lives_as_long_as_without(job: Job, prefix: list[str]) -> None:
     with running(job, prefix, NESTED) as one:
-        sleeper = number_of(one, b"sleep 97 ")
+        sleeper = number_of(one, b"sleep 997 ")
         one.process.terminate()
         assert one.process.wait(200) == -signal.SIGTERM
         assert alive(sleeper)
@@ -165,7 +165,7 @@ def test_P04_a_child_of_the_command_lives_as_long_as_without(job: Job, prefix: l
 
 
 def test_P04_a_command_that_ignores_the_end_is_killed_with_the_wrapper(job: Job) -> None:
-    stubborn = ["sh", "-c", "sh -c 'sleep 97; true' & trap '' TERM; echo ready; wait"]
+    stubborn = ["sh", "-c", "sh -c 'sleep 997; true' & trap '' TERM; echo ready; wait"]
     with running(job, WRAPPED, stubborn) as one:
         everybody = one.everybody()
         one.process.kill()
@@ -176,7 +176,7 @@ def test_P04_a_command_that_ignores_the_end_is_killed_with_the_wrapper(job: Job)
 def test_P04_a_command_whose_wrapper_dies_as_it_begins_is_ended_too(job: Job) -> None:
     """However early: it does not begin before there is somebody to end it."""
     for _ in range(4):
-        with running(job, WRAPPED, ["sh", "-c", "kill -9 $PPID; echo ready; echo $$; exec sleep 97"]) as one:
+        with running(job, WRAPPED, ["sh", "-c", "kill -9 $PPID; echo ready; echo $$; exec sleep 997"]) as one:
             command = int(one.line() or 0)
             assert one.end() == (-signal.SIGKILL, b"")
             assert command == 0 or all_end([command])

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -56,17 +55,15 @@ def test_P22_orphans_are_let_go(job: Job, pipelines: Pipelines) -> None:
 @pytest.mark.parametrize(("command", "code"), [("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)])
 def test_P22_the_container_ends_with_the_command(job: Job, pipelines: Pipelines, command: str, code: int) -> None:
     """Process 1 cannot end by a signal that it sends itself; what is left behind ends with the container."""
-    began = time.monotonic()
-    with start(job, "sh", "-c", f"sleep 97 & printf 'said s3c'; {command}") as process:
+    with start(job, "sh", "-c", f"sleep 997 & printf 'said s3c'; {command}") as process:
         out, err = process.communicate(timeout=200)
     assert (process.returncode, out, err) == (code, b"said s3c", b"")
-    assert time.monotonic() - began < 60
     assert pipelines.methods == BOTH
 
 
 def test_P22_a_signal_from_outside_ends_the_command(job: Job, pipelines: Pipelines) -> None:
     """As `docker stop` sends it: to process 1 alone."""
-    with start(job, "sh", "-c", "echo ready; sleep 97") as process:
+    with start(job, "sh", "-c", "echo ready; sleep 997") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         (first,) = map(int, subprocess.check_output(["pgrep", "-P", str(process.pid)]).split())

@@ -77,7 +77,7 @@ def look(job: Job, script: str, prefix: list[str]) -> Seen:
 
 SIGHT_RUN = f"{sys.executable} -I -S sight.py"
 PAIRS = "bash -c 'for i in 0 1 2 3 4 5 6 7 8 9; do echo out $i; echo err $i >&2; done'"
-UNTIL = "for i in $(seq 1500); do [ -e {} ] && break; sleep 0.02; done"
+UNTIL = "for i in $(seq 6000); do [ -e {} ] && break; sleep 0.02; done"
 PROBES = {
     "P04_what_a_process_sees_of_itself": f'"$@" {SIGHT_RUN}',
     "P04_what_it_sees_where_it_is_unusual": (
