@@ -36,6 +36,7 @@ def _wrapped(hsm: KeysHsm, key: KeyRef, target: Target) -> bytes:
 
 def _searches(folder: Path) -> dict[str, int]:
     with pytest.MonkeyPatch.context() as patch:
+        # Patched: the real time is a second, in which a busy computer may not come to it.
         patch.setattr(generation, "FRESH_SECONDS", A_WHILE)
         return _searched(folder)
 
@@ -70,9 +71,10 @@ def _repeats(folder: Path) -> list[int]:
         key = unmade(P256)
         first = hsm.generate(key, exportable=True)
         with pytest.MonkeyPatch.context() as patch:
+            # Patched: a turn that takes longer than a second would have to be waited for.
             patch.setattr(generation, "FRESH_SECONDS", patience)
             if patience < 0:
-                hsm._sessions.run(lambda worker: worker.handles.clear())
+                hsm.forget_handles()
             assert hsm.generate(key, exportable=True, fresh=True) == first
         told.append(len(shim.calls("C_GenerateKeyPair")))
 
@@ -93,9 +95,9 @@ def _misled(folder: Path) -> list[bool]:
     def confuse(worker: Worker) -> None:
         worker.handles[bind(Purpose.KEY, key)] = worker.handles[bind(Purpose.KEY, other)]
 
-    hsm._sessions.run(confuse)
+    hsm.sessions.run(confuse)
     told = [_wrapped(hsm, key, target) == key.public_key]
-    hsm._sessions.run(lambda worker: worker.handles.update({bind(Purpose.KEY, key): 1 << 20}))
+    hsm.sessions.run(lambda worker: worker.handles.update({bind(Purpose.KEY, key): 1 << 20}))
     told.append(_wrapped(hsm, key, target) == key.public_key)
     hsm.close()
     return told

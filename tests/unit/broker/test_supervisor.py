@@ -73,7 +73,9 @@ def running(folder: Path, after: str, count: int = 2, drain: float = 20) -> Iter
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched, as the next: pauses of up to 5 s, which nobody configures.
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+    # As above.
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.02)
 
 
