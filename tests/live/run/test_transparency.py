@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -166,6 +167,7 @@ def test_P04_output_that_cannot_be_written_is_no_success(job: Job, pipelines: Pi
         ["sh", "-c", script, "sh", *COMMAND, "run", "--secret", DB, "--"],
         env=job.environment, capture_output=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
+    # With one place for both, the second line may find that nobody reads it any more: then it has learnt it after all.
+    assert done.returncode in ({1, 128 + signal.SIGPIPE} if how.endswith("2>&1") else {1})
     assert "2>" in how or b"output of the command was lost: No space left on device. [OUTPUT_FAILED]" in done.stderr
     assert pipelines.methods == ["FetchSecrets", "EndSession"]

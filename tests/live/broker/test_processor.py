@@ -22,7 +22,7 @@ HERE = sorted(os.sched_getaffinity(0))
 def _anywhere() -> Iterator[None]:
     yield
     for task in os.listdir("/proc/self/task"):  # noqa: PTH208 (names are all that is wanted)
-        with suppress(ProcessLookupError):  # it has ended meanwhile
+        with suppress(ProcessLookupError):  # a thread that ends just now
             os.sched_setaffinity(int(task), HERE)
 
 
