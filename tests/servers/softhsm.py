@@ -139,7 +139,7 @@ FRESH.set_forkserver_preload([
 ])  # fmt: skip
 
 
-def alone(function: Callable[..., R], *arguments: object) -> R:
+def alone(function: Callable[..., R], *arguments: object, seconds: float = 200) -> R:
     """Call a module-level function in a fresh process and return what it returns; its AssertionError comes through."""
     with ProcessPoolExecutor(1, mp_context=FRESH) as process:
-        return process.submit(function, *arguments).result(timeout=200)
+        return process.submit(function, *arguments).result(timeout=seconds)
