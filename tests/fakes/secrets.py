@@ -13,7 +13,6 @@ from broker.core.errors import BrokerError
 from broker.core.kinds import Purpose
 from broker.core.model import Principal, RootKey, Secret, SecretVersion
 from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.policy.guard import Guard
 from broker.core.secrets.lifecycle import Opened, Secrets, parse_reference
 from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.sealing import Sealing
@@ -21,6 +20,7 @@ from tests.fakes.background import carry_on, operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.overtaken import OvertakenGuard
 
 ADMIN = operator("alice", "admins")
 PIPELINE = Principal(kind="pipeline", name="deploy", method="oidc")
@@ -40,7 +40,7 @@ class SecretsHouse:
     def __init__(self, store: Any, hsm: Any, *, keep: float = 60, clock: Clock | None = None) -> None:
         self.store, self.hsm, self.keep = store, hsm, timedelta(seconds=keep)
         self.clock = clock or Clock()
-        self.guard = Guard(document(POLICY))
+        self.guard = OvertakenGuard(document(POLICY))
         self.restart()
         self.secrets.roots.ensure(self.own("root/1"))
 
@@ -134,7 +134,7 @@ class RotationHouse(SecretsHouse):
         return [root.version for root in self.store.page(RootKey, limit=1000)]
 
     def in_hsm(self) -> set[bytes]:
-        return set(self.hsm._keys)
+        return set(self.hsm.keys)
 
     def quiet(self) -> None:
         """The background loop, until there is nothing left to do, however long it takes."""

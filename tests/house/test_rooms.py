@@ -49,7 +49,7 @@ ROOMS = {
         "crash",
         "fakes",
         "house",
-        "integration",
+        "live",
         "readers",
         "servers",
         "soak",

@@ -36,13 +36,12 @@ def age(hsm: KeysHsm, key: KeyRef, *, only: ObjectClass | None = None) -> None:
     """Label the key as an earlier release did."""
 
     def relabel(worker: Worker) -> None:
-        with hsm._sessions.objects:
-            for half in hsm._finder.halves(worker, key.hsm_id):
-                if only in {None, half.kind}:
-                    half.thing[Attribute.LABEL] = key.hsm_id.hex()
-            worker.handles.clear()
+        for half in hsm.finder.halves(worker, key.hsm_id):
+            if only in {None, half.kind}:
+                half.thing[Attribute.LABEL] = key.hsm_id.hex()
+        worker.handles.clear()
 
-    hsm._sessions.run(relabel)
+    hsm.locked(relabel)
 
 
 def filled(folder: Path) -> tuple[KeysHsm, dict[str, Named]]:
@@ -140,7 +139,7 @@ def _restarted(folder: Path) -> dict[str, object]:
         call_ = call("KeyService/CreateKey", operator("alice", "admins"), Clock())
         keys = Keys(store, hsm.keyring(Purpose.KEY), Guard(document()), operations(store, now), now)
         keys.create(call_, "pay", KeyType.EC_P256, KeyUsage.SIGN, exportable=False, labels={}, owner="")
-        known = list(adoption._known(config, store))
+        known = list(adoption.known(config, store))
         for _, key in known:
             age(hsm, key)
         with pytest.raises(BrokerError) as refusal:
@@ -149,7 +148,7 @@ def _restarted(folder: Path) -> dict[str, object]:
     initialise(wishes, now)
     with opened(config) as (hsm, store):
         own_keys.check_internal_keys(config, hsm)
-        told["after"] = uses(hsm, list(adoption._known(config, store)))
+        told["after"] = uses(hsm, list(adoption.known(config, store)))
         age(hsm, known[-1][1])
     initialise(wishes, now)
     with opened(config) as (hsm, _):

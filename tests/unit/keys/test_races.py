@@ -21,13 +21,13 @@ from broker.core.keys.use import KeyUse
 from broker.core.kinds import KeyState, KeyType, KeyUsage, OperationState, VersionState
 from broker.core.model import Key, KeyVersion, Operation, PolicyDocument, Principal
 from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store.samples import ROW_KEY
 from tests.fakes.background import carry_on, operations
 from tests.fakes.hsm import SoftwareHsm
+from tests.fakes.overtaken import OvertakenGuard
 from tests.servers.databases import migrate
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -55,7 +55,7 @@ class BusyHsm(SoftwareHsm):
 
     @property
     def held(self) -> set[bytes]:
-        return set(self._keys)
+        return set(self.keys)
 
 
 def lost() -> None:
@@ -69,7 +69,7 @@ class Bench:
         self.time = START
         self.store, self.hsm = store, BusyHsm()
         document = PolicyDocument(version=1, text=FIRST_POLICY, author="broker/init", created_at=START)
-        guard = Guard(document)
+        self.guard = guard = OvertakenGuard(document)
         self.operations = operations(store, lambda: self.time)
         self.keys = Keys(store, self.hsm, guard, self.operations, lambda: self.time)
         self.elsewhere = Keys(store, self.hsm, guard, operations(store, lambda: self.time), lambda: self.time)
@@ -234,16 +234,13 @@ def test_a_key_that_cannot_be_taken_back_leaves_nothing_in_the_hsm(bench: Bench)
 def test_a_key_is_not_saved_once_its_destruction_has_begun(bench: Bench) -> None:
     bench.create()
     bench.keys.schedule_destruction(bench.call("ScheduleKeyDestruction"), "pay", timedelta(days=1))
-    decided = bench.keys._permitted
 
-    def permitted(call: Call, name: str) -> Key:
-        key = decided(call, name)
+    def passes() -> None:
         bench.time += timedelta(days=1)
         bench.chores()
-        return key
 
     bench.time += timedelta(hours=23)
-    bench.keys._permitted = permitted  # type: ignore[method-assign]
+    bench.guard.then = passes
     with pytest.raises(WrongState):
         bench.keys.cancel_destruction(bench.call("CancelKeyDestruction"), "pay")
     assert bench.key().state is KeyState.DESTROYED
@@ -282,15 +279,7 @@ def test_no_key_is_saved_while_the_hsm_destroys_it(bench: Bench) -> None:
 @pytest.mark.parametrize("rpc", ["EnableKey", "DisableKey", "SealKey", "RotateKey", "ScheduleKeyDestruction"])
 def test_AZ_15_a_key_that_changed_after_the_decision_is_left_alone(bench: Bench, rpc: str) -> None:
     bench.create(exportable=True)
-    decided = bench.keys._permitted
-
-    def permitted(call: Call, name: str) -> Key:
-        key = decided(call, name)
-        bench.keys._permitted = decided  # type: ignore[method-assign]
-        bench.keys.disable(bench.call("DisableKey"), name)
-        return key
-
-    bench.keys._permitted = permitted  # type: ignore[method-assign]
+    bench.guard.then = lambda: bench.keys.disable(bench.call("DisableKey"), "pay")
     acts: dict[str, Callable[[Call, str], Key]] = {
         "EnableKey": bench.keys.enable,
         "DisableKey": bench.keys.disable,

@@ -25,6 +25,7 @@ from broker.core.model import Lease, Session, UsedToken
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.quota import LeaseQuota
 from broker.core.sessions import tokens
+from broker.core.sessions.lifecycle import Sessions
 from tests.fakes.calls import operator
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.sessions.bench import ADMIN, GRANTS, ISSUER, Bench, pipeline
@@ -89,9 +90,10 @@ def test_what_is_no_token_never_reaches_the_store(bench: Bench) -> None:
             raise AssertionError(name)
 
     token = bench.login().token
-    bench.sessions._store = Untouched()
+    nowhere: Any = Untouched()
+    sessions = Sessions(nowhere, bench.secrets, bench.guard, bench.clock, bench.limits)
     for text in ("brs_x", token[:-1] + ("a" if token[-1] != "a" else "b"), token + " ", token.swapcase()):
-        refused(Unauthenticated, "SESSION_INVALID", lambda text=text: bench.sessions.authenticate(text))  # type: ignore[misc]
+        refused(Unauthenticated, "SESSION_INVALID", lambda text=text: sessions.authenticate(text))  # type: ignore[misc]
 
 
 def test_TL_17_a_token_is_one_text(bench: Bench) -> None:
