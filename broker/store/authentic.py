@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from operator import itemgetter
-from threading import Lock
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -26,6 +24,7 @@ from broker.core.errors import WrongState
 from broker.core.model import Lease, Record, SecretVersion
 from broker.core.reasons import Reason
 from broker.core.records import kinds
+from broker.store.committed import Committed
 from broker.store.rows import FIELDS, NAMES, PLACES, key_in, rank_of, record_of, row_of, shown_key
 
 R = TypeVar("R", bound=Record)
@@ -48,9 +47,6 @@ MAX_REMEMBERED = 1024
 
 SOON_READ = READ_OFTEN | {Lease}
 """What a call has written, the next one reads."""
-
-COMMITTED = 4096
-"""Rows of this process's own that wait for their next read."""
 
 _SEALED = PLACES[SecretVersion]["sealed"]
 
@@ -75,8 +71,7 @@ class Rows:
         self.kept_weight: Callable[..., int] = lru_cache(WEIGHED)(self.weight)
         """As ``weight``, remembered: for what calls change, not for whole tables, which would drive that out."""
         self._remembered: Callable[..., Any] = lru_cache(REMEMBERED, typed=True)(self._checked)  # 1 and True are equal
-        self._committed: OrderedDict[bytes, tuple[type[Any], Sequence[Any]]] = OrderedDict()  # by MAC
-        self._lock = Lock()
+        self._committed = Committed()
 
     def __repr__(self) -> str:
         return "Rows()"
@@ -98,12 +93,7 @@ class Rows:
 
     def committed(self, rows: Iterable[tuple[type[Any], Sequence[Any]]]) -> None:
         """This process has written these rows, and it is certain that they are in the database."""
-        with self._lock:
-            for kind, row in rows:
-                if kind in SOON_READ and _small(kind, row):
-                    self._committed[row[-1]] = kind, row
-            while len(self._committed) > COMMITTED:
-                self._committed.popitem(last=False)
+        self._committed.add((kind, row) for kind, row in rows if kind in SOON_READ and _small(kind, row))
 
     def genuine(self, kind: type[Any], row: Sequence[Any]) -> bool:
         """Whether a broker with this key has written the row so, under this name."""
@@ -111,12 +101,7 @@ class Rows:
 
     def known(self, kind: type[Any], row: Sequence[Any]) -> bool:
         """As ``genuine``; the MAC of a row that this process has committed itself is not made again, once."""
-        if type(row[-1]) is not bytes:
-            return False
-        with self._lock:
-            own = self._committed.pop(row[-1], None)
-        same = own is not None and own == (kind, row) and [*map(type, own[1])] == [*map(type, row)]  # 1 and True again
-        return same or self.genuine(kind, row)
+        return self._committed.take(kind, row) or self.genuine(kind, row)
 
     def weight(self, kind: type[Any], mac: bytes) -> int:
         """What a row with this MAC adds to the sum of its table, modulo 2^256."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +13,16 @@ import pytest
 from broker.core.errors import Unavailable, WrongState
 from broker.core.kinds import SecretVersionState
 from broker.core.model import Key, Lease, Receipt, SecretVersion, Session
-from broker.store.authentic import COMMITTED, MAX_REMEMBERED, Rows
+from broker.store.authentic import MAX_REMEMBERED, Rows
+from broker.store.committed import KEPT, Committed
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
-from tests.contracts.store.samples import ROW_KEY, T0, config, entry, key, lease, opened, put, session
+from tests.contracts.store.samples import ROW_KEY, T0, entry, key, lease, opened, put, session
 from tests.servers.dba import Dba
+from tests.unit.store.test_group import added, pool, together
+from tests.unit.store.test_sqlite import place, refuse_commit, writing_connection
 
-PATIENT = 5.0
+__all__ = ["place", "pool"]
 
 
 class Counted(Rows):
@@ -38,13 +38,6 @@ class Counted(Rows):
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> StoreConfig:
-    found = config(f"sqlite:///{tmp_path}/store/broker.db", tmp_path)
-    SqlStore.migrate(found)
-    return found
-
-
-@pytest.fixture
 def store(place: StoreConfig) -> Iterator[SqlStore]:
     with opened(place) as found:
         yield found
@@ -54,19 +47,9 @@ def cells(rows: Rows, record: Any) -> tuple[Any, ...]:
     return tuple(rows.row(record).values())
 
 
-def in_one_commit(store: SqlStore, *acts: Callable[[], object]) -> None:
-    """Begin them while a first change has the turn, so that all of them join its commit."""
-    waiting = store._database._group  # type: ignore[attr-defined]  # the tests' database is SQLite
-    with ThreadPoolExecutor(len(acts)) as pool:
-        with store.write(entry("first")) as write:
-            write.add(key("first"))
-            ends = [pool.submit(act) for act in acts]
-            deadline = time.monotonic() + PATIENT
-            while waiting._waiting < len(acts):
-                assert time.monotonic() < deadline
-                time.sleep(0.0005)
-        for end in ends:
-            assert end.result(5) is None
+def vouched(store: SqlStore) -> int:
+    """How many rows it will not check."""
+    return len(store._rows._committed)  # noqa: SLF001 - what is not vouched for is only checked, which shows nowhere
 
 
 def marks(place: StoreConfig) -> list[str]:
@@ -74,8 +57,10 @@ def marks(place: StoreConfig) -> list[str]:
     return [facts["ledger"] for facts in (json.loads(line).get("facts", {}) for line in lines) if "ledger" in facts]
 
 
-def test_changes_that_share_a_commit_are_one_change_of_one_slot(place: StoreConfig, store: SqlStore) -> None:
-    in_one_commit(store, lambda: put(store, key("one")), lambda: put(store, key("two")))
+def test_changes_that_share_a_commit_are_one_count_of_one_slot(
+    place: StoreConfig, store: SqlStore, pool: ThreadPoolExecutor
+) -> None:
+    assert together(store, pool, added(store, "one"), added(store, "two")) == [None] * 3
     (slot,) = Dba(place).rows("ledger")
     assert (slot["slot"], slot["changes"]) == (0, 1)
     told = marks(place)
@@ -83,7 +68,9 @@ def test_changes_that_share_a_commit_are_one_change_of_one_slot(place: StoreConf
     assert store.inspect() == []
 
 
-def test_S_01_rows_that_were_changed_twice_in_a_commit_are_summed_up_once(place: StoreConfig) -> None:
+def test_S_01_rows_that_were_changed_twice_in_a_commit_are_summed_up_once(
+    place: StoreConfig, pool: ThreadPoolExecutor
+) -> None:
     with opened(place) as store:
 
         def renew() -> None:
@@ -92,21 +79,20 @@ def test_S_01_rows_that_were_changed_twice_in_a_commit_are_summed_up_once(place:
                 assert first is not None
                 write.replace(first, replace(first, owner="operator/bob"))
 
-        in_one_commit(store, renew, renew)
+        assert together(store, pool, renew, renew) == [None] * 3
         assert store.inspect() == []
     with opened(place) as store:
         assert store.findings == []
         assert (store.get(Key, "first") or key()).revision == 3
 
 
-def test_a_committed_row_is_not_checked_again_at_its_next_read_only(store: SqlStore) -> None:
-    rows = store._rows = store._answers._rows = Counted()
+def test_a_committed_row_waits_for_its_next_read(store: SqlStore) -> None:
     put(store, session(), lease())
-    assert store.get(Session, "s") == session()
-    assert rows.compared == 0
-    assert store.get(Lease, "l") == lease()
-    assert store.get(Lease, "l") == lease()
-    assert rows.compared == 1
+    assert vouched(store) == 2
+    for _ in range(2):
+        assert store.get(Session, "s") == session()
+        assert store.get(Lease, "l") == lease()
+        assert vouched(store) == 0
 
 
 def test_S_01_a_committed_row_vouches_for_no_other(place: StoreConfig, store: SqlStore) -> None:
@@ -131,20 +117,15 @@ def test_S_01_what_was_not_committed_is_not_vouched_for(store: SqlStore) -> None
     store.finish()  # from here on the journal takes no entries
     with pytest.raises(Unavailable):
         put(store, session())
-    assert not store._rows._committed
+    assert vouched(store) == 0
 
 
 def test_S_01_what_may_not_have_been_committed_is_not_vouched_for(store: SqlStore) -> None:
-    with store._database.transaction() as connection:
-        writer: Any = connection.connection.driver_connection
+    writer = writing_connection(store)
     with pytest.raises(Unavailable, match="may or may not"):
         failing(store, lambda: writer.set_authorizer(refuse_commit))
     writer.set_authorizer(None)
-    assert not store._rows._committed
-
-
-def refuse_commit(action: int, *names: str | None) -> int:
-    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_TRANSACTION and names[0] == "COMMIT" else sqlite3.SQLITE_OK
+    assert vouched(store) == 0
 
 
 def test_S_01_known_is_genuine_for_all_but_the_very_row_and_once() -> None:
@@ -167,17 +148,22 @@ def test_S_01_known_is_genuine_for_all_but_the_very_row_and_once() -> None:
 
 
 def test_committed_rows_are_few_and_small() -> None:
-    rows = Rows(ROW_KEY)
-    rows.committed((Lease, (number.to_bytes(16, "big"),)) for number in range(COMMITTED + 10))
-    assert len(rows._committed) == COMMITTED
-    large = Rows(ROW_KEY)
-    large.committed([(SecretVersion, cells(large, secret_version(b"x" * (MAX_REMEMBERED + 1))))])
-    large.committed([(Receipt, (b"m" * 16,))])
-    assert not large._committed
+    few = Committed()
+    few.add((Lease, (number.to_bytes(16, "big"),)) for number in range(KEPT + 10))
+    assert len(few) == KEPT
+    rows = Counted()
+    for kind, row in ((SecretVersion, cells(rows, secret_version())), (Receipt, cells(rows, receipt()))):
+        rows.committed([(kind, row)])
+        assert rows.known(kind, row)
+    assert rows.compared == 2
 
 
-def secret_version(sealed: bytes) -> SecretVersion:
+def receipt() -> Receipt:
+    return Receipt(principal="o", request_id="r", rpc="x", digest="00", resource="a", version=1, created_at=T0)
+
+
+def secret_version() -> SecretVersion:
     return SecretVersion(
-        secret="a", number=1, state=SecretVersionState.ENABLED, fields=("f",), root=1, data_key=b"k", sealed=sealed,
-        author="operator/alice", created_at=T0,
+        secret="a", number=1, state=SecretVersionState.ENABLED, fields=("f",), root=1, data_key=b"k",
+        sealed=b"x" * (MAX_REMEMBERED + 1), author="operator/alice", created_at=T0,
     )  # fmt: skip
