@@ -123,12 +123,12 @@ class Postgresql:
             waited = time.monotonic() - asked
             change = Change(connection)
             yield change
-            make_durable(change.entries, waited)
-            self.bound()
-            try:
-                connection.commit()
-            except SQLAlchemyError as error:
-                raise unconfirmed() from error
+            with make_durable([change.made], waited):
+                self.bound()
+                try:
+                    connection.commit()
+                except SQLAlchemyError as error:
+                    raise unconfirmed() from error
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:
