@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-import pytest
-
 from broker.core.call import Call
-from broker.core.errors import BrokerError
 from broker.core.kinds import Purpose
 from broker.core.model import Principal, RootKey, Secret, SecretVersion
 from broker.core.policy.cedar import FIRST_POLICY
@@ -156,11 +153,3 @@ class TamperedHouse(SecretsHouse):
 
     def tamper(self, version: SecretVersion) -> None:
         self.store.rows[SecretVersion][version.secret, version.number] = version
-
-
-def reason(kind: type[BrokerError], attempt: object, *args: object, **more: object) -> str:
-    assert callable(attempt)
-    with pytest.raises(kind) as refused:
-        attempt(*args, **more)
-    assert "canary" not in refused.value.message + repr(refused.value.metadata)
-    return refused.value.reason

@@ -29,6 +29,7 @@ from tests.contracts.hsm.keys import (
     verify,
 )
 from tests.fakes.hsm import SoftwareHsm
+from tests.fakes.refusals import refused
 
 GCM = EncryptionAlgorithm.AES_GCM
 PAIRS = [(kind, algorithm) for kind, algorithms in ALGORITHMS.items() for algorithm in algorithms]
@@ -76,10 +77,18 @@ def test_an_id_that_names_another_key_is_refused(device: Whole) -> None:
         device.generate(key, exportable=True)
     assert taken.value.reason == "HSM_ID_TAKEN"
     for kind in (KeyType.EC_P384, KeyType.AES_256):
-        _refused_as_another(lambda kind=kind: device.generate(unmade(kind, hsm_id=key.hsm_id), exportable=False))  # type: ignore[misc]
+        refused(
+            lambda kind=kind: device.generate(unmade(kind, hsm_id=key.hsm_id), exportable=False),
+            WrongState,
+            "KEY_NOT_THIS",
+        )  # type: ignore[misc]
     assert device.public_key(key) == key.public_key
     secret = shared(device, KeyType.AES_256)
-    _refused_as_another(lambda: device.generate(unmade(KeyType.EC_P256, hsm_id=secret.hsm_id), exportable=False))
+    refused(
+        lambda: device.generate(unmade(KeyType.EC_P256, hsm_id=secret.hsm_id), exportable=False),
+        WrongState,
+        "KEY_NOT_THIS",
+    )
     assert device.encrypt(secret, GCM, b"still there", b"")
 
 
@@ -333,12 +342,6 @@ def test_random_lengths_have_limits(device: Whole, length: int) -> None:
 def test_a_device_that_answers_passes_the_check(device: Whole) -> None:
     device.check()
     assert device.report().token_serial
-
-
-def _refused_as_another(use: Callable[[], object]) -> None:
-    with pytest.raises(WrongState) as refusal:
-        use()
-    assert refusal.value.reason == "KEY_NOT_THIS"
 
 
 def _oaep(key: KeyRef, algorithm: hashes.HashAlgorithm, plaintext: bytes) -> bytes:

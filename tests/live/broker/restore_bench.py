@@ -210,12 +210,6 @@ class Broker:
         return [one["facts"] for one in lines if one.get("rpc") == "-/AcceptRestore" and one["resource"] == resource]
 
 
-def refused(reason: str, what: Callable[[], object]) -> None:
-    with pytest.raises(BrokerError) as found:
-        what()
-    assert found.value.reason == reason
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def broker(request: pytest.FixtureRequest, tmp_path: Path, hsm: Pkcs11Hsm) -> Iterator[Broker]:
     server: Postgres | None = request.getfixturevalue("postgres") if request.param == "postgresql" else None

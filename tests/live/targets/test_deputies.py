@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied
+from broker.core.errors import InvalidRequest, PermissionDenied
 from broker.core.kinds import ImportState, OperatorState
 from broker.core.model import Key, Operator, Target
 from broker.core.policy.documents import Policies
@@ -17,6 +17,7 @@ from broker.core.targets.register import Targets
 from broker.targets.vault.policy import policy
 from tests.fakes.background import operations
 from tests.fakes.calls import call, document, operator
+from tests.fakes.refusals import refused
 from tests.live.imports.bench import Bench, Mount
 from tests.servers.openbao import OpenBao
 from tests.servers.softhsm import KeysHsm
@@ -70,14 +71,6 @@ def house(openbao: OpenBao, hsm: KeysHsm, tmp_path: Path) -> Iterator[House]:
     made.close()
 
 
-def refused(kind: type[BrokerError], reason: str, action: object) -> str:
-    assert callable(action)
-    with pytest.raises(kind) as caught:
-        action()
-    assert caught.value.reason == reason
-    return caught.value.message
-
-
 def test_AZ_06_a_team_registers_and_imports_what_is_its_own(house: House) -> None:
     key = house.key()
     house.create()
@@ -91,20 +84,20 @@ def test_AZ_06_a_team_registers_and_imports_what_is_its_own(house: House) -> Non
 def test_AZ_06_another_place_or_credential_is_denied_before_anything_is_asked(
     house: House, changed: dict[str, str]
 ) -> None:
-    refused(PermissionDenied, "POLICY_DENIED", lambda: house.create(**changed))
-    refused(PermissionDenied, "POLICY_DENIED", lambda: house.create(name="prod"))
+    refused(lambda: house.create(**changed), PermissionDenied, "POLICY_DENIED")
+    refused(lambda: house.create(name="prod"), PermissionDenied, "POLICY_DENIED")
 
 
 def test_AZ_06_another_teams_token_is_refused_in_the_same_words_as_one_that_is_not_there(house: House) -> None:
     house.guard.load(document(version=2))  # whatever the policy lets through
     sentences = {
         refused(
-            InvalidRequest,
-            "TARGET_CREDENTIAL_NOT_BOUND",
             lambda file=file: house.targets.create(
                 house.call("CreateTarget"), "team-b-prod", "vault", {**house.settings, "token_file": file}, ""
             ),
-        )
+            InvalidRequest,
+            "TARGET_CREDENTIAL_NOT_BOUND",
+        ).message
         for file in (house.mount.token_file, "absent")
     }
     assert len(sentences) == 1
@@ -115,7 +108,7 @@ def test_AZ_06_a_key_goes_under_no_other_name_and_to_no_other_target(house: Hous
     key = house.key()
     house.create()
     for target, name in (("team-b-prod", ""), ("team-b-prod", "team-a-key"), ("bao", f"team-b-{key.name}")):
-        refused(PermissionDenied, "POLICY_DENIED", lambda target=target, name=name: house.bring(key, target, name))
+        refused(lambda target=target, name=name: house.bring(key, target, name), PermissionDenied, "POLICY_DENIED")
     assert not house.arrived(key)
 
 
@@ -152,6 +145,6 @@ def test_a_question_about_a_target_that_is_to_be_is_answered_as_the_call_would_b
     assert not may("ImportKey", "Key", "payments")
     for kind, name in (("Target", "team-b-prod"), ("Key", "payments")):
         refused(
-            InvalidRequest, "ATTRIBUTE_UNKNOWN", lambda kind=kind, name=name: may("ImportKey", kind, name, colour="x")
+            lambda kind=kind, name=name: may("ImportKey", kind, name, colour="x"), InvalidRequest, "ATTRIBUTE_UNKNOWN"
         )
-    refused(InvalidRequest, "ATTRIBUTE_UNKNOWN", lambda: may("GetTarget", "Target", "x", name="team-b-prod"))
+    refused(lambda: may("GetTarget", "Target", "x", name="team-b-prod"), InvalidRequest, "ATTRIBUTE_UNKNOWN")
