@@ -30,7 +30,7 @@ def rotate(world: World, request_id: str = "") -> int:
     return world.secrets.rotate_root(world.call("SecretService/RotateRootKey", request_id))
 
 
-def refused(world: World) -> None:
+def refusing(world: World) -> None:
     with_secret(world)
     world.ground.hsm.makes = ()  # for the next process too
 
@@ -118,7 +118,7 @@ SCENES = {
         real=False,
     ),
     "root, refused": Scene(
-        kinds=MAKES, prepare=refused, act=lambda world: rotate(world, REQUEST), check=not_rotated, real=False
+        kinds=MAKES, prepare=refusing, act=lambda world: rotate(world, REQUEST), check=not_rotated, real=False
     ),
     "root, retired": Scene(kinds=RETIRES, prepare=followed, act=background, check=retired, real=False),
     "root, discarded": Scene(

@@ -19,7 +19,7 @@ def asked_again(world: World) -> Target:
     return add(world, REQUEST)
 
 
-def refused(world: World) -> None:
+def refusing(world: World) -> None:
     world.ground.vault.refuses = True
 
 
@@ -55,5 +55,5 @@ SCENES = {
     "kek": Scene(kinds=MAKES, act=add, check=registered_or_told, real=False),
     "kek, asked again": Scene(kinds=MAKES, act=asked_again, again=asked_again, check=registered, real=False),
     "kek, added again by hand": Scene(kinds=MAKES, act=add, again=add, check=registered, real=False),
-    "kek, refused": Scene(kinds=MAKES, prepare=refused, act=add, check=nothing, real=False),
+    "kek, refused": Scene(kinds=MAKES, prepare=refusing, act=add, check=nothing, real=False),
 }

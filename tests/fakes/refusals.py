@@ -25,6 +25,11 @@ def refused(act: Callable[[], object], kind: type[BrokerError] = BrokerError, re
 
 
 def ending(act: Callable[[], object]) -> str:
+    """How the act ended: "ok", or the reason of the refusal."""
+    return told_by(act).partition(":")[0]
+
+
+def told_by(act: Callable[[], object]) -> str:
     """How the act ended: "ok", or the reason and the sentence of the refusal."""
     try:
         act()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -36,6 +37,7 @@ from tests.contracts.hsm.keys import fresh, made, unmade
 from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.refusals import refused
 from tests.fakes.secrets import FIELDS, SecretsHouse
 from tests.servers.softhsm import KeysHsm
 
@@ -92,11 +94,6 @@ class Ground:
             write.add(row)
         return key, row
 
-    def reason(self, use: object, *arguments: object, **named: object) -> str:
-        with pytest.raises(BrokerError) as refusal:
-            use(*arguments, **named)  # type: ignore[operator]
-        return refusal.value.reason
-
     def assert_unharmed(self) -> None:
         """Every key that was aimed at does its work."""
         for purpose, key in self.own.items():
@@ -121,7 +118,7 @@ def test_HS_17_a_pending_row_an_hour_old_destroys_no_key_of_others(ground: Groun
         ground.planted(f"x-{name}", victim, KeyState.PENDING, VersionState.PENDING)
     work = list(ground.keys.chores())
     assert len(work) == 5
-    assert {ground.reason(piece, ground.call("Chore")) for _, piece in work} == REFUSED
+    assert {refused(partial(piece, ground.call("Chore"))).reason for _, piece in work} == REFUSED
     ground.assert_unharmed()
 
 
@@ -130,7 +127,7 @@ def test_HS_17_a_row_that_is_due_for_destruction_destroys_no_key_of_others(groun
         ground.planted(f"x-{name}", victim, KeyState.DESTROY_SCHEDULED, VersionState.ENABLED)
     work = list(ground.keys.chores())
     assert len(work) == 5
-    assert {ground.reason(piece, ground.call("Chore")) for _, piece in work} == REFUSED
+    assert {refused(partial(piece, ground.call("Chore"))).reason for _, piece in work} == REFUSED
     ground.assert_unharmed()
 
 
@@ -141,11 +138,11 @@ def test_HS_17_a_row_of_ones_own_uses_no_key_of_others(ground: Ground) -> None:
         use = ground.use
         if victim.type.symmetric:
             told = {
-                ground.reason(use.encrypt, ground.call("Encrypt"), f"x-{name}", None, b"m", b""),
-                ground.reason(use.decrypt, ground.call("Decrypt"), f"x-{name}", 1, None, bytes(60), b""),
+                refused(partial(use.encrypt, ground.call("Encrypt"), f"x-{name}", None, b"m", b"")).reason,
+                refused(partial(use.decrypt, ground.call("Decrypt"), f"x-{name}", 1, None, bytes(60), b"")).reason,
             }
         else:
-            told = {ground.reason(use.sign, ground.call("Sign"), f"x-{name}", None, [b"m"], prehashed=False)}
+            told = {refused(partial(use.sign, ground.call("Sign"), f"x-{name}", None, [b"m"], prehashed=False)).reason}
         assert told == REFUSED, name
     ground.assert_unharmed()
 
@@ -154,8 +151,8 @@ def test_HS_17_a_row_of_ones_own_seals_and_completes_no_key_of_others(ground: Gr
     admin = ("alice", "admins")
     for name, victim in ground.targets().items():
         key, row = ground.planted(f"x-{name}", victim, KeyState.ENABLED, VersionState.ENABLED)
-        assert ground.reason(ground.keys.seal, ground.call("SealKey", *admin), key.name) == "KEY_NOT_THIS"
-        assert ground.reason(ground.hsm.generate, ref(key, row), exportable=False) == "KEY_NOT_THIS"
+        refused(partial(ground.keys.seal, ground.call("SealKey", *admin), key.name), reason="KEY_NOT_THIS")
+        refused(partial(ground.hsm.generate, ref(key, row), exportable=False), reason="KEY_NOT_THIS")
     ground.assert_unharmed()
 
 
@@ -165,8 +162,8 @@ def test_HS_17_a_root_keys_row_wraps_with_no_key_of_others(ground: Ground) -> No
     with ground.store.write(ground.call("Sql").outcome()) as write:
         write.replace(row, replace(row, hsm_id=callers.hsm_id, check_value=None))
     ground.house.restart()
-    assert ground.reason(ground.house.put, "a/m") == "KEY_NOT_THIS"
-    assert ground.reason(ground.house.read, "a/n") == "KEY_NOT_THIS"
+    refused(partial(ground.house.put, "a/m"), reason="KEY_NOT_THIS")
+    refused(partial(ground.house.read, "a/n"), reason="KEY_NOT_THIS")
     with ground.store.write(ground.call("Sql").outcome()) as write:
         [now] = ground.store.page(RootKey, limit=9)
         write.replace(now, replace(row, revision=now.revision))
@@ -181,8 +178,8 @@ def test_FT_20_nothing_is_sealed_with_another_key_under_the_root_keys_id(ground:
     ring.destroy(root)
     ring.generate(root, exportable=False)
     ground.house.restart()
-    assert ground.reason(ground.house.put, "a/m") == "KEY_NOT_THIS"
-    assert ground.reason(ground.house.read, "a/n") == "KEY_NOT_THIS"
+    refused(partial(ground.house.put, "a/m"), reason="KEY_NOT_THIS")
+    refused(partial(ground.house.read, "a/n"), reason="KEY_NOT_THIS")
     assert [one.name for one in ground.store.page(Key, limit=9)] == ["payments"]
     assert ground.house.names() == ["a/n"], "nothing was sealed"
     [row] = ground.store.page(RootKey, limit=9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -329,7 +330,7 @@ def test_K06_no_more_copies_are_on_record_than_are_looked_at(
         bench.bring(key, remote_name=name)
         deleted(there, name)
         there.purge_deleted_key(name)
-        refused(lambda name=name: proven(bench, key, name), reason="REMOTE_KEY_MISSING")
+        refused(partial(proven, bench, key, name), reason="REMOTE_KEY_MISSING")
     assert "broker key where" in refused(lambda: bench.bring(key, remote_name="a3"), reason="IMPORT_QUOTA").message
     assert bench.bring(key, remote_name="a1").row.state is PROVEN
     assert states(bench, key) == {"a1": PROVEN, "a2": GONE}

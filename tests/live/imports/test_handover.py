@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -251,7 +252,7 @@ def test_terms_that_transit_has_not_are_refused_before_anything_is_wrapped(bench
     for terms in (Terms(enabled=False), Terms(operations=("sign",)), Terms(tags={"a": "b"})):
         call = bench.call("ImportKey")
         refused(
-            lambda call=call, terms=terms: bench.imports.import_key(call, key.name, 0, "bao", "", terms),
+            partial(bench.imports.import_key, call, key.name, 0, "bao", "", terms),
             InvalidRequest,
             "TERMS_UNSUPPORTED",
         )

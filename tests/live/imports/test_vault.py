@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -233,7 +234,7 @@ def test_unknown_things_and_bad_names(bench: Bench) -> None:
     refused(lambda: run(bench.call("ImportKey"), key.name, 0, "nowhere", ""), NotFound, "TARGET_NOT_FOUND")
     refused(lambda: run(bench.call("ImportKey"), key.name, -1, "bao", ""), InvalidRequest, "VERSION_INVALID")
     for name in ("../x", "a/b", "a\0", "x" * 10_000, "-"):
-        refused(lambda name=name: run(bench.call("ImportKey"), name, 0, "bao", ""), InvalidRequest, "NAME_INVALID")
+        refused(partial(run, bench.call("ImportKey"), name, 0, "bao", ""), InvalidRequest, "NAME_INVALID")
         for target, remote in (("bao", name), (name, "")):
             call = bench.call("ImportKey")
             refused(lambda: run(call, key.name, 0, target, remote), InvalidRequest, "NAME_INVALID")  # noqa: B023
@@ -245,7 +246,7 @@ def test_a_caller_without_the_right_learns_nothing(bench: Bench) -> None:
         for target in ("bao", "nowhere"):
             call = bench.call("ImportKey", "outsiders")
             refused(
-                lambda name=name, target=target, call=call: bench.imports.import_key(call, name, 0, target, ""),
+                partial(bench.imports.import_key, call, name, 0, target, ""),
                 PermissionDenied,
                 "POLICY_DENIED",
             )

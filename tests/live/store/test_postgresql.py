@@ -26,6 +26,7 @@ from broker.store.config import StoreConfig
 from broker.store.postgresql import conninfo
 from broker.store.sql import SqlStore
 from tests.contracts.store.samples import ROW_KEY, calls, config, entry, key, now, opened, put
+from tests.fakes.refusals import refused
 from tests.servers.databases import migrate
 from tests.servers.postgres import PASSWORD, Postgres
 
@@ -50,14 +51,12 @@ def store(place: StoreConfig) -> Iterator[SqlStore]:
         yield found
 
 
-def refused(attempt: Callable[[], object]) -> str:
+def refused_at_once(attempt: Callable[[], object]) -> str:
     """The sentence of a refusal that came within a second."""
     began = time.monotonic()
-    with pytest.raises(Unavailable) as found:
-        attempt()
+    error = refused(attempt, Unavailable, "STORE_UNAVAILABLE")
     assert time.monotonic() - began < 1.1
-    assert found.value.reason == "STORE_UNAVAILABLE"
-    return found.value.message
+    return error.message
 
 
 class Load:
@@ -131,9 +130,9 @@ def test_FT_04_a_restarted_server_is_used_again_without_a_restart_of_the_broker(
         (postgres.kill if how == "killed" else partial(postgres.stop, how))()
         try:
             load.wait_for_refusal(10)
-            refused(lambda: store.get(Key, "x"))
-            refused(lambda: put(store, key("y")))
-            refused(store.check)
+            refused_at_once(lambda: store.get(Key, "x"))
+            refused_at_once(lambda: put(store, key("y")))
+            refused_at_once(store.check)
         finally:
             postgres.start()
         load.wait_for(20, 10)
@@ -173,9 +172,9 @@ def test_FT_06_a_server_that_takes_calls_but_never_answers_is_given_up(
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
-        refused(lambda: store.get(Key, "payments"))
-        refused(lambda: put(store, key("lost")))
-        refused(store.check)
+        refused_at_once(lambda: store.get(Key, "payments"))
+        refused_at_once(lambda: put(store, key("lost")))
+        refused_at_once(store.check)
     finally:
         for pid in reversed(stopped):
             os.kill(pid, signal.SIGCONT)
@@ -191,7 +190,7 @@ def test_FT_08_a_locked_row_and_a_locked_table_are_a_refusal_in_time(
     for lock in (b"SELECT * FROM keys FOR UPDATE", b"LOCK TABLE keys"):
         with postgres.connect(database) as other, other.transaction():
             other.execute(lock)
-            assert "Another change" in refused(lambda: replace_it(store))
+            assert "Another change" in refused_at_once(lambda: replace_it(store))
     replace_it(store)
 
 
@@ -247,7 +246,7 @@ def test_FT_08_no_connection_left_is_a_refusal(postgres: Postgres, database: str
     with postgres.connect() as admin:
         admin.execute(b"CREATE ROLE limited LOGIN CONNECTION LIMIT 0")
     limited = postgres.url(database).replace("broker@", "limited@")
-    assert "cannot be reached" in refused(lambda: opened_once(config(limited, tmp_path)))
+    assert "cannot be reached" in refused_at_once(lambda: opened_once(config(limited, tmp_path)))
     with postgres.connect() as admin:
         admin.execute(b"DROP ROLE limited")
 
@@ -277,9 +276,9 @@ def test_ST_10_over_tcp_the_server_is_verified(
         assert rows[0][0] is True
     other_ca = tmp_path / "other.pem"
     other_ca.write_bytes((postgres.data / "server.crt").read_bytes())
-    refused(lambda: opened_once(config(url, tmp_path, password_file=password, tls_root=other_ca)))
+    refused_at_once(lambda: opened_once(config(url, tmp_path, password_file=password, tls_root=other_ca)))
     wrong_name = config(url.replace("localhost", "127.0.0.1"), tmp_path, password_file=password, tls_root=postgres.ca)
-    refused(lambda: opened_once(wrong_name))
+    refused_at_once(lambda: opened_once(wrong_name))
 
 
 def test_ST_01_the_password_is_nowhere_but_in_its_file(

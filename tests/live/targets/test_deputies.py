@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,13 @@ def test_AZ_06_another_teams_token_is_refused_in_the_same_words_as_one_that_is_n
     house.guard.load(document(version=2))  # whatever the policy lets through
     sentences = {
         refused(
-            lambda file=file: house.targets.create(
-                house.call("CreateTarget"), "team-b-prod", "vault", {**house.settings, "token_file": file}, ""
+            partial(
+                house.targets.create,
+                house.call("CreateTarget"),
+                "team-b-prod",
+                "vault",
+                {**house.settings, "token_file": file},
+                "",
             ),
             InvalidRequest,
             "TARGET_CREDENTIAL_NOT_BOUND",
@@ -108,7 +114,7 @@ def test_AZ_06_a_key_goes_under_no_other_name_and_to_no_other_target(house: Hous
     key = house.key()
     house.create()
     for target, name in (("team-b-prod", ""), ("team-b-prod", "team-a-key"), ("bao", f"team-b-{key.name}")):
-        refused(lambda target=target, name=name: house.bring(key, target, name), PermissionDenied, "POLICY_DENIED")
+        refused(partial(house.bring, key, target, name), PermissionDenied, "POLICY_DENIED")
     assert not house.arrived(key)
 
 
@@ -144,7 +150,5 @@ def test_a_question_about_a_target_that_is_to_be_is_answered_as_the_call_would_b
     assert may("ImportKey", "Key", "payments", remote_name="team-b-payments")
     assert not may("ImportKey", "Key", "payments")
     for kind, name in (("Target", "team-b-prod"), ("Key", "payments")):
-        refused(
-            lambda kind=kind, name=name: may("ImportKey", kind, name, colour="x"), InvalidRequest, "ATTRIBUTE_UNKNOWN"
-        )
+        refused(partial(may, "ImportKey", kind, name, colour="x"), InvalidRequest, "ATTRIBUTE_UNKNOWN")
     refused(lambda: may("GetTarget", "Target", "x", name="team-b-prod"), InvalidRequest, "ATTRIBUTE_UNKNOWN")

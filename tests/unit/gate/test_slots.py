@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 
 import pytest
 
-from broker.core.errors import BrokerError, Exhausted, PermissionDenied, Unavailable
+from broker.core.errors import Exhausted, PermissionDenied, Unavailable
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
@@ -23,6 +23,7 @@ from tests.fakes.background import operations
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.refusals import ending
 
 CLOCK = Clock()
 
@@ -171,14 +172,6 @@ def hung() -> Iterator[Hung]:
     made.release.set()
 
 
-def reason(act: Callable[[], object]) -> str:
-    try:
-        act()
-    except BrokerError as refusal:
-        return refusal.reason
-    return "ok"
-
-
 METHODS = ["create", "check", "repin", "import", "prove", "export", "confirm"]
 
 
@@ -191,9 +184,9 @@ def test_NT_10_one_target_that_hangs_leaves_the_others_to_everybody(hung: Hung, 
             assert hung.inside.acquire(timeout=5)
         name = "new" if method == "create" else "hung"
         if name == "hung":
-            assert reason(hung.uses(bob, "hung")[method]) == "TARGET_BUSY"
-        assert reason(hung.uses(alice, "sound")[method]) == "CALLER_BUSY"
-        assert reason(hung.uses(bob, "sound")[method]) not in {"TARGET_BUSY", "TARGETS_BUSY", "CALLER_BUSY"}
+            assert ending(hung.uses(bob, "hung")[method]) == "TARGET_BUSY"
+        assert ending(hung.uses(alice, "sound")[method]) == "CALLER_BUSY"
+        assert ending(hung.uses(bob, "sound")[method]) not in {"TARGET_BUSY", "TARGETS_BUSY", "CALLER_BUSY"}
         hung.release.set()
         assert [len(each.result(5)) for each in waiting] == [5, 5]
     assert hung.slots._free == 4
@@ -215,7 +208,7 @@ def test_NT_10_who_may_not_never_takes_a_slot_nor_waits_for_one(hung: Hung, meth
         with pytest.raises(PermissionDenied):
             hung.uses(mallory, "hung")[method]()
         expected = {"TARGETS_BUSY"}
-        assert {reason(hung.uses(operator("erin", "admins"), "hung")[method])} == expected
+        assert {ending(hung.uses(operator("erin", "admins"), "hung")[method])} == expected
     with pytest.raises(PermissionDenied):
         hung.uses(mallory, "hung")[method]()
     assert not hung.inside.acquire(blocking=False)

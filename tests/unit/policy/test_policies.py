@@ -20,6 +20,7 @@ from broker.core.policy.documents import Policies
 from broker.core.policy.guard import BROKER, Guard, of_unknown_key
 from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.refusals import refused
 
 ADMIN = operator("alice", "admins")
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
@@ -62,13 +63,12 @@ class House:
         asked = call("PolicyService/SetPolicy", principal, self.clock, request_id=request_id)
         return self.policies.set(asked, text, expected)
 
-    def refused(self, kind: type[BrokerError], text: str, expected: int = 1) -> str:
+    def not_set(self, kind: type[BrokerError], text: str, expected: int = 1) -> str:
         before = dict(self.store.rows[PolicyDocument])
-        with pytest.raises(kind) as refusal:
-            self.set(text, expected)
+        error = refused(lambda: self.set(text, expected), kind)
         assert self.store.rows[PolicyDocument] == before
         assert self.guard.document.version == len(before)
-        return refusal.value.reason
+        return error.reason
 
     def explain(self, who: str, action: str, kind: str, name: str, asker: Principal = ADMIN) -> tuple[bool, str]:
         found = self.policies.explain(call("PolicyService/ExplainPolicy", asker, self.clock), who, action, kind, name)
@@ -106,26 +106,26 @@ def test_the_history_can_be_read_and_0_is_the_one_in_force(house: House) -> None
 
 def test_a_text_made_from_an_older_version_is_refused(house: House) -> None:
     house.set(LATER)
-    assert house.refused(WrongState, LATER, expected=1) == "CHANGED_MEANWHILE"
-    assert house.refused(WrongState, LATER, expected=3) == "CHANGED_MEANWHILE"
-    assert house.refused(InvalidRequest, LATER, expected=0) == "VERSION_INVALID"
-    assert house.refused(InvalidRequest, LATER, expected=2**31 - 1) == "VERSION_INVALID"
+    assert house.not_set(WrongState, LATER, expected=1) == "CHANGED_MEANWHILE"
+    assert house.not_set(WrongState, LATER, expected=3) == "CHANGED_MEANWHILE"
+    assert house.not_set(InvalidRequest, LATER, expected=0) == "VERSION_INVALID"
+    assert house.not_set(InvalidRequest, LATER, expected=2**31 - 1) == "VERSION_INVALID"
 
 
 def test_of_two_that_are_set_at_once_one_is_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a database whose check lets both through, the primary key decides."""
     house.set(LATER)
     monkeypatch.setattr("broker.core.policy.documents._refuse_outdated", lambda _store, _version: None)
-    assert house.refused(WrongState, LATER, expected=1) == "CHANGED_MEANWHILE"
+    assert house.not_set(WrongState, LATER, expected=1) == "CHANGED_MEANWHILE"
 
 
 def test_a_text_that_is_not_valid_is_refused(house: House) -> None:
-    assert house.refused(InvalidRequest, "permit (") == "POLICY_INVALID"
+    assert house.not_set(InvalidRequest, "permit (") == "POLICY_INVALID"
 
 
 @pytest.mark.parametrize("text", ["", FIRST_POLICY.replace('"admins"', '"admin"')])
 def test_a_text_that_locks_its_author_out_is_refused(house: House, text: str) -> None:
-    assert house.refused(WrongState, text) == "POLICY_LOCKS_YOU_OUT"
+    assert house.not_set(WrongState, text) == "POLICY_LOCKS_YOU_OUT"
 
 
 def test_who_may_not_set_the_policy_learns_nothing_of_it(house: House) -> None:

@@ -145,7 +145,7 @@ def test_a_change_sees_what_those_before_it_in_the_group_did(store: SqlStore, po
     assert names(store) == {"first", "same"}
 
 
-def refused(*_: object) -> None:
+def no_record(*_: object) -> None:
     raise Unavailable("AUDIT_UNAVAILABLE", "No.")
 
 
@@ -153,7 +153,7 @@ def test_without_its_records_nothing_of_a_group_is_there(
     store: SqlStore, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(store._journal, "append_all", refused)
+        patch.setattr(store._journal, "append_all", no_record)
         ends = together(store, pool, added(store, "one"), added(store, "two"))
     assert [getattr(end, "reason", None) for end in ends] == ["AUDIT_UNAVAILABLE"] * 3
     assert names(store) == set()
@@ -228,7 +228,7 @@ def test_a_change_that_fails_for_what_is_not_committed_yet_goes_on_when_it_is(
 def test_a_change_that_fails_for_what_never_came_to_be_is_told_why(
     store: SqlStore, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store._journal, "append_all", refused)
+    monkeypatch.setattr(store._journal, "append_all", no_record)
     ends = together(store, pool, added(store, "first"), added(store, "other"))
     assert [getattr(end, "reason", None) for end in ends] == ["AUDIT_UNAVAILABLE"] * 3
 
