@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from broker.core.entries import Phase
-from broker.core.imports.handover import Exported, Handover
-from broker.core.imports.importing import Imports
+from broker.core.imports.handover import Exported
 from broker.core.imports.ledger import Imported
 from broker.core.imports.rules import NO_TERMS
 from broker.core.kinds import KeyType, KeyUsage
@@ -29,11 +28,9 @@ class House(World):
 
     def __init__(self, premises: Premises | None = None, guard: Guard | None = None) -> None:
         self.premises = premises or Premises()
-        super().__init__(self.premises, guard)
+        super().__init__(self.premises, guard, self.premises.shelf)
         self.shelf = self.premises.shelf
         self.shelf.passing = self._passing
-        self.imports = Imports(self.store, self.hsm, self.guard, self.operations, self.shelf, self.clock)
-        self.handover = Handover(self.imports.bringing)
 
     def _passing(self, name: str) -> None:
         """Whatever is changed at the target was announced before."""
@@ -73,7 +70,7 @@ class House(World):
 
     def chores(self) -> None:
         for resource, work in self.imports.chores():
-            work(self.background(resource))
+            work(self.own(resource))
 
     def row(self) -> Import | None:
         found: Import | None = self.store.get(Import, "pay", 1, "bao", "pay")

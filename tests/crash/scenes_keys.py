@@ -75,7 +75,7 @@ def due(world: World) -> None:
 
 def background(world: World) -> None:
     for resource, work in world.keys.chores():
-        work(world.background(resource))
+        work(world.own(resource))
 
 
 def destroyed(world: World) -> None:

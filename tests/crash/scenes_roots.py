@@ -17,7 +17,7 @@ FIELDS = {"password": b"canary-7741"}
 
 
 def ensure(world: World) -> None:
-    world.secrets.roots.ensure(world.background("root/1"))
+    world.secrets.roots.ensure(world.own("root/1"))
 
 
 def with_secret(world: World) -> None:
@@ -45,7 +45,7 @@ def followed(world: World) -> None:
 
 def background(world: World) -> None:
     for resource, work in world.secrets.chores():
-        work(world.background(resource))
+        work(world.own(resource))
 
 
 def restored(world: World) -> None:

@@ -9,6 +9,7 @@ import pytest
 from broker.core.errors import BrokerError
 from tests.crash.harness import World
 from tests.crash.scenes import SCENES
+from tests.crash.test_crash_imports import SCENES as OF_IMPORTS
 
 
 @pytest.mark.parametrize("title", sorted(SCENES))
@@ -32,4 +33,5 @@ def test_K_18_a_process_that_dies_anywhere_leaves_what_the_next_one_brings_to_it
 
 
 def test_every_plan_has_a_scene() -> None:
-    assert World().operations.plans.keys() == frozenset[str]().union(*(scene.kinds for scene in SCENES.values()))
+    walked = [*(scene.kinds for scene in SCENES.values()), *(scene.kinds for scene in OF_IMPORTS.values())]
+    assert World().operations.plans.keys() == frozenset[str]().union(*walked)

@@ -19,8 +19,9 @@ from broker.core.imports.steps import PATIENCE
 from broker.core.kinds import ImportState, KeyType, Sent
 from broker.core.model import Import, Operation, Terms
 from broker.core.policy.guard import Guard
-from tests.crash.harness import Died, World
+from tests.crash.harness import Died
 from tests.crash.import_house import House
+from tests.crash.scenes import SCENES as OTHERS
 from tests.fakes.calls import document
 
 VERIFY_ONLY = Terms(operations=("verify",), enabled=False)
@@ -307,7 +308,7 @@ def later(house: House) -> None:
 
 
 def test_every_plan_of_imports_has_a_scene() -> None:
-    of_others = World().operations.plans.keys()
+    of_others = frozenset[str]().union(*(one.kinds for one in OTHERS.values()))
     assert House().operations.plans.keys() - of_others == frozenset[str]().union(
         *(one.kinds for one in SCENES.values())
     )
@@ -332,7 +333,7 @@ def test_what_another_request_has_asked_for_meanwhile_is_not_undone_by_the_backg
         house.bring(wanted, "")
     assert (house.held().state, house.held().failure) == (ImportState.PENDING, TERMS_UNSETTLED)
     (one,) = house.shelf.held["pay"]
-    house.operations.carry_on(house.background(stale.subject), stale)
+    house.operations.carry_on(house.own(stale.subject), stale)
     assert one.terms == NO_TERMS
     house.later()
     assert one.terms == wanted

@@ -305,8 +305,7 @@ def test_K15_a_policy_is_asked_about_the_one_spelling_that_azure_compares(bench:
         @id("not-theirs") forbid (principal, action == Action::"ImportKey", resource is Target)
         when { context.remote_name like "team-a-*" };
     """
-    bench.guard = Guard(document(text))
-    bench.imports = bench.imports_with(bench.connect)
+    bench.restart(guard=Guard(document(text)))
     key = bench.key()
     for name in ("team-a-key", "Team-A-Key", "TEAM-A-KEY"):
         with pytest.raises(PermissionDenied):
@@ -315,8 +314,7 @@ def test_K15_a_policy_is_asked_about_the_one_spelling_that_azure_compares(bench:
 
 
 def test_K15_who_may_not_is_not_told_what_is_wrong_with_a_name(bench: AzureBench) -> None:
-    bench.guard = Guard(document('@id("none") forbid (principal, action, resource);'))
-    bench.imports = bench.imports_with(bench.connect)
+    bench.restart(guard=Guard(document('@id("none") forbid (principal, action, resource);')))
     with pytest.raises(PermissionDenied):
         bench.bring(bench.key(), remote_name="pay_key.v2")
 

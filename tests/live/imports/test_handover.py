@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from broker.core.errors import InvalidRequest, NotFound, PermissionDenied, Unavailable, WrongState
-from broker.core.imports.handover import Exported, Handover
+from broker.core.imports.handover import Exported
 from broker.core.imports.places import ARRIVAL_GRACE
 from broker.core.kinds import ImportState, KeyState, KeyType
 from broker.core.model import Import, Key, Terms
@@ -27,10 +27,6 @@ from tests.servers.softhsm import KeysHsm
 
 class Carrier(Bench):
     """A bench with people who carry files."""
-
-    @property
-    def handover(self) -> Handover:
-        return Handover(self.imports.bringing)
 
     def export(self, key: Key, *, kek: bytes = b"", request_id: str = "", dry: bool = False) -> Exported:
         call = self.call("ExportKey", request_id=request_id, validate_only=dry)

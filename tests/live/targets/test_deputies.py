@@ -12,11 +12,8 @@ import pytest
 from broker.core.errors import InvalidRequest, PermissionDenied
 from broker.core.kinds import ImportState, OperatorState
 from broker.core.model import Key, Operator, Target
-from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
-from broker.core.targets.register import Targets
 from broker.targets.vault.policy import policy
-from tests.fakes.background import operations
 from tests.fakes.calls import call, document, operator
 from tests.fakes.refusals import refused
 from tests.live.imports.bench import Bench, Mount
@@ -49,11 +46,7 @@ class House(Bench):
         server.request("POST", f"sys/mounts/{self.theirs}", {"type": "transit"})
         token = server.token_for(policy(self.theirs), self.theirs)
         server.write_token(self.mount.credentials, "team-b-prod.token", token)
-        self.guard = Guard(document(TEAM_B.format(address=server.address, mount=self.theirs)))
-        self.targets = Targets(
-            self.store, hsm, self.guard, self.connect, operations(self.store, self.clock), self.clock
-        )
-        self.imports = self.imports_with(self.connect)
+        self.restart(guard=Guard(document(TEAM_B.format(address=server.address, mount=self.theirs))))
 
     def create(self, name: str = "team-b-prod", **changed: str) -> Target:
         own = {"mount": self.theirs, "token_file": "team-b-prod.token"}
@@ -127,7 +120,7 @@ def test_AZ_06_the_name_that_a_key_has_there_decides_when_none_is_given(house: H
 
 
 def test_a_question_about_a_target_that_is_to_be_is_answered_as_the_call_would_be(house: House) -> None:
-    policies = Policies(house.store, house.guard, house.clock)
+    policies = house.policies
     mine = {"address": house.settings["address"], "mount": house.theirs, "credential": "team-b-prod.token"}
     with house.store.write(house.call("AddOperator").outcome()) as write:
         write.add(

@@ -21,12 +21,10 @@ from grpc_status import rpc_status
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc, OidcConfig
 from broker.core.model import TrustRule
-from broker.core.policy.guard import Guard
-from broker.core.trust.rules import TrustRules
 from broker.rpc.pages import PageTokens
 from broker.rpc.server import Server
 from broker.rpc.trust import TrustMethods
-from tests.fakes.calls import Clock, call, document
+from tests.fakes.calls import Clock, call
 from tests.fakes.calls import operator as caller
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.edge import (
@@ -39,6 +37,7 @@ from tests.servers.edge import (
     server_certificate,
 )
 from tests.servers.issuer import Issuer, Signer, issuing
+from tests.worlds.world import World
 
 
 def now() -> datetime:
@@ -96,7 +95,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         write.add(operator())
     with issuing(tmp_path / "issuer") as issuer:
         oidc = Oidc(OidcConfig(allowed_hosts=frozenset({issuer.host})), store, now)
-        rules = TrustRules(store, Guard(document()), oidc.inspect, now)
+        rules = World(store, verify=oidc.inspect, now=now).rules
 
         def login(made: Any, _request: Any) -> sessions_pb2.LoginResponse:
             seen.append(made.principal)

@@ -6,24 +6,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import pytest
 
 from broker.core.errors import Exhausted, PermissionDenied, Unavailable
-from broker.core.imports.handover import Handover
-from broker.core.imports.importing import Imports
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, Target
-from broker.core.policy.guard import Guard
-from broker.core.ports import Connect
-from broker.core.targets.register import Targets
 from broker.core.targets.slots import Slots
-from tests.fakes.background import operations
-from tests.fakes.calls import Clock, call, document, operator
-from tests.fakes.hsm import SoftwareHsm
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.calls import Clock, call, operator
 from tests.fakes.refusals import ending
+from tests.worlds.world import World
 
 CLOCK = Clock()
 
@@ -74,19 +67,13 @@ def test_a_slot_is_given_back_whatever_ends_the_call() -> None:
         pass
 
 
-class Hung:
-    """Nouns on targets: who connects to the one named ``hung`` waits until it is let go."""
+class Hung(World):
+    """A world with targets: who connects to the one named ``hung`` waits until it is let go."""
 
     def __init__(self) -> None:
-        self.store = MemoryStore()
+        super().__init__(clock=CLOCK, connect=self, slots=4)
         self.inside = threading.Semaphore(0)
         self.release = threading.Event()
-        self.slots = Slots(4)
-        hsm, guard, connect = SoftwareHsm(), Guard(document()), cast("Connect", self)
-        own = operations(self.store, CLOCK)
-        self.targets = Targets(self.store, hsm, guard, connect, own, CLOCK, self.slots)
-        self.imports = Imports(self.store, hsm, guard, own, connect, CLOCK, self.slots)
-        self.handover = Handover(self.imports.bringing)
         for name in ("hung", "sound"):
             self._add(Target(name=name, kind=name, settings={}, kek_id="k", kek_thumbprint="0", created_at=CLOCK()))
         self._add(

@@ -8,35 +8,22 @@ from typing import Any
 import pytest
 
 from broker.core.call import Call
-from broker.core.imports.handover import Handover
-from broker.core.imports.importing import Imports
-from broker.core.keys.lifecycle import Keys
 from broker.core.kinds import ImportState, KeyType, KeyUsage
 from broker.core.model import Import, Target, Terms
-from broker.core.policy.guard import Guard
 from broker.core.ports import Cargo
-from broker.core.targets.register import Targets
-from tests.fakes.background import operations
-from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.fresh_keys import KIND, FreshKeys
-from tests.fakes.hsm import SoftwareHsm
-from tests.fakes.memory_store import MemoryStore
 from tests.fakes.refusals import refused
+from tests.worlds.world import World
 
 TYPES = [(KeyType.EC_P256, KeyUsage.SIGN), (KeyType.AES_256, KeyUsage.ENCRYPT), (KeyType.RSA_2048, KeyUsage.SIGN)]
 
 
-class House:
-    """The nouns, a key ``pay`` of the type asked for, and the target ``kms`` once it is registered."""
+class House(World):
+    """A world with a key ``pay`` of the type asked for, and the target ``kms`` once it is registered."""
 
     def __init__(self) -> None:
-        self.clock, self.store, self.hsm, self.port = Clock(), MemoryStore(), SoftwareHsm(), FreshKeys()
-        guard = Guard(document())
-        own = operations(self.store, self.clock)
-        self.keys = Keys(self.store, self.hsm, guard, own, self.clock)
-        self.targets = Targets(self.store, self.hsm, guard, self, own, self.clock)
-        self.imports = Imports(self.store, self.hsm, guard, own, self, self.clock)
-        self.handover = Handover(self.imports.bringing)
+        self.port = FreshKeys()
+        super().__init__(connect=self)
 
     def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002 (there is one)
         return self.port
@@ -45,7 +32,7 @@ class House:
         return dict(settings)
 
     def call(self, method: str, *, validate_only: bool = False) -> Call:
-        return call(f"X/{method}", operator("alice", "admins"), self.clock, validate_only=validate_only)
+        return self.asked(f"X/{method}", validate_only=validate_only)
 
     def register(self, thumbprint: str = "", **more: Any) -> Target:
         return self.targets.create(self.call("CreateTarget"), "kms", KIND, {}, thumbprint, **more)

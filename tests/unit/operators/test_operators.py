@@ -16,12 +16,13 @@ from broker.core.errors import BrokerError, NotFound, PermissionDenied, WrongSta
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator, Principal
 from broker.core.operators.authority import Authority
-from broker.core.operators.register import Issued, Operators, operator_uri
+from broker.core.operators.register import Issued, operator_uri
 from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.policy.guard import Guard, Resource
-from tests.fakes.calls import Clock, call, document, operator
+from broker.core.policy.guard import Resource
+from tests.fakes.calls import Clock, operator
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.signer import Signer
+from tests.worlds.world import World
 
 ADMIN = operator("alice", "admins")
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
@@ -33,14 +34,16 @@ CSR = (
 )
 
 
-class House:
+class House(World):
     """Alice the admin, and whom she adds."""
 
+    store: MemoryStore
+
     def __init__(self, text: str = FIRST_POLICY) -> None:
-        self.clock, self.store, self.signer, self.guard = Clock(), MemoryStore(), Signer(), Guard(document(text))
-        key, pem = Authority.create(self.signer.hsm, b"operator-ca-0001", "Operators", self.clock())
-        self.authority = Authority(self.signer.hsm, key, pem)
-        self.operators = Operators(self.store, self.authority, self.guard, self.clock, "broker.example")
+        self.signer, clock = Signer(), Clock()
+        key, pem = Authority.create(self.signer.hsm, b"operator-ca-0001", "Operators", clock())
+        own = Authority(self.signer.hsm, key, pem)
+        super().__init__(hsm=self.signer, clock=clock, policy=text, authority=own, trust_domain="broker.example")
         now = self.clock().replace(microsecond=0) - timedelta(days=1)
         first = Operator(name="alice", groups=("admins",), state=OperatorState.ENABLED, not_before=now, created_at=now)
         with self.store.write(self.call("-", Principal(kind="", name="")).outcome()) as write:
@@ -48,8 +51,7 @@ class House:
         self.store.entries.clear()
 
     def call(self, method: str, who: Principal = ADMIN, *, request_id: str = "", validate_only: bool = False) -> Call:
-        rpc = f"OperatorService/{method}"
-        return call(rpc, who, self.clock, request_id=request_id, validate_only=validate_only)
+        return self.asked(f"OperatorService/{method}", who, request_id=request_id, validate_only=validate_only)
 
     def add(self, name: str, *groups: str, request_id: str = "") -> tuple[Operator, Issued]:
         asked = self.call("AddOperator", request_id=request_id)

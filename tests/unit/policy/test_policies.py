@@ -16,11 +16,10 @@ from broker.core.errors import (
 from broker.core.kinds import KeyState, KeyType, KeyUsage, OperatorState
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Target
 from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.policy.documents import Policies
 from broker.core.policy.guard import BROKER, Guard, of_unknown_key
-from tests.fakes.calls import Clock, call, document, operator
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.calls import call, document, operator
 from tests.fakes.refusals import refused
+from tests.worlds.world import World
 
 ADMIN = operator("alice", "admins")
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
@@ -28,12 +27,11 @@ LATER = FIRST_POLICY + '@id("bob") permit (principal == Operator::"bob", action 
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
 
 
-class House:
-    """A store with the first policy, and the noun on it."""
+class House(World):
+    """A world with the first policy, some operators, a key and a target."""
 
     def __init__(self) -> None:
-        self.clock, self.store, self.guard = Clock(), MemoryStore(), Guard(document())
-        self.policies = Policies(self.store, self.guard, self.clock)
+        super().__init__()
         with self.store.write(call("-", Principal(kind="", name=""), self.clock).outcome()) as write:
             write.add(document())
             for name, groups, state in (
@@ -178,7 +176,7 @@ def test_a_text_that_cannot_be_recorded_does_not_come_into_force(house: House) -
 
 
 def test_AZ_14_what_another_replica_sets_comes_into_force_at_the_next_look(house: House) -> None:
-    replica = Policies(house.store, Guard(document()), house.clock)
+    replica = house.elsewhere(guard=Guard(document())).policies
     house.set(LATER)
     house.set(FIRST_POLICY, expected=2)
     replica.refresh()
@@ -301,7 +299,7 @@ def test_a_question_about_a_pipeline_that_makes_no_sense_is_refused(
 def test_a_policy_that_another_process_has_set_is_not_missed_while_the_background_is_held_up() -> None:
     house, ticks = House(), [0.0]
     elsewhere = Guard(document())
-    there = Policies(house.store, elsewhere, house.clock, lambda: ticks[0])
+    there = house.elsewhere(guard=elsewhere, ticks=lambda: ticks[0]).policies
     elsewhere.watch(there.refresh_when_late)
     house.set(LATER)
     bob = operator("bob")
@@ -315,7 +313,7 @@ def test_a_policy_that_another_process_has_set_is_not_missed_while_the_backgroun
 
 def test_a_policy_that_cannot_be_looked_for_in_time_permits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     house, ticks = House(), [0.0]
-    policies = Policies(house.store, house.guard, house.clock, lambda: ticks[0])
+    policies = house.elsewhere(ticks=lambda: ticks[0]).policies
     house.guard.watch(policies.refresh_when_late)
     ticks[0] = 2.0
     monkeypatch.setattr(house.store, "get", unavailable)
