@@ -10,10 +10,10 @@ from broker.core.call import Call
 from broker.core.model import Principal, RootKey, Secret, SecretVersion
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.secrets.lifecycle import Opened, parse_reference
-from tests.fakes.calls import Clock
+from tests.fakes.calls import ADMIN, Clock
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
-from tests.worlds.world import ADMIN, World
+from tests.worlds.world import World
 
 PIPELINE = Principal(kind="pipeline", name="deploy", method="oidc")
 FIELDS = {"user": b"app", "password": b"canary-hunter2"}

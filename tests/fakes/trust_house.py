@@ -9,8 +9,8 @@ from broker.core.errors import Unauthenticated
 from broker.core.identity import Verified
 from broker.core.model import TrustRule
 from broker.core.policy.cedar import FIRST_POLICY
-from tests.fakes.calls import operator
-from tests.worlds.world import ADMIN, World
+from tests.fakes.calls import ADMIN, operator
+from tests.worlds.world import World
 
 
 def verified(claims: dict[str, Any] | None = None, **changes: Any) -> Verified:

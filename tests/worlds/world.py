@@ -17,11 +17,10 @@ from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard
 from broker.nouns import Nouns, Parts
 from tests.fakes.background import carry_on
-from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.calls import ADMIN, Clock, call, document
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
 
-ADMIN = operator("alice", "admins")
 NOT_THERE: Any = None
 """A part that the test has no use for: who asks for it fails."""
 

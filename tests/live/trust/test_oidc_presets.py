@@ -23,14 +23,13 @@ from broker.core.identity import Credentials
 from broker.core.kinds import Preset
 from broker.core.model import Principal, TrustRule
 from broker.core.trust.rules import MAX_RULES
-from tests.fakes.calls import Clock, call, operator, traits_of
+from tests.fakes.calls import ADMIN, Clock, call, traits_of
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Issuer, Signer, issuing
 from tests.servers.openbao import OpenBao
 from tests.servers.rules import CIRCLE, EXAMPLES, exact, rule
 from tests.worlds.world import World
 
-ADMIN = operator("alice", "admins")
 NAMES = sorted({str(urlsplit(asked.issuer).hostname) for asked, _ in EXAMPLES.values()})
 NO_ID = {Preset.CIRCLECI, Preset.BUILDKITE, Preset.BITBUCKET}
 

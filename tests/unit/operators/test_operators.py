@@ -19,12 +19,11 @@ from broker.core.operators.authority import Authority
 from broker.core.operators.register import Issued, operator_uri
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Resource
-from tests.fakes.calls import Clock, operator
+from tests.fakes.calls import ADMIN, Clock, operator
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.signer import Signer
 from tests.worlds.world import World
 
-ADMIN = operator("alice", "admins")
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
 CSR = (
     x509.CertificateSigningRequestBuilder()

@@ -17,11 +17,10 @@ from broker.core.kinds import KeyState, KeyType, KeyUsage, OperatorState
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Target
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import BROKER, Guard, of_unknown_key
-from tests.fakes.calls import call, document, operator
+from tests.fakes.calls import ADMIN, call, document, operator
 from tests.fakes.refusals import refused
 from tests.worlds.world import World
 
-ADMIN = operator("alice", "admins")
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
 LATER = FIRST_POLICY + '@id("bob") permit (principal == Operator::"bob", action == Action::"Sign", resource);\n'
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
@@ -318,7 +317,7 @@ def test_a_policy_that_cannot_be_looked_for_in_time_permits_nothing(monkeypatch:
     ticks[0] = 2.0
     monkeypatch.setattr(house.store, "get", unavailable)
     with pytest.raises(Unavailable):
-        house.guard.check(call("KeyService/Sign", ADMIN, house.clock), of_unknown_key("payments"))
+        house.guard.check(house.asked("KeyService/Sign"), of_unknown_key("payments"))
 
 
 def unavailable(*_: object) -> None:
