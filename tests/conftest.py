@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tempfile
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.servers.places import MEMORY, in_memory
@@ -37,3 +39,14 @@ pytest_plugins = [
 for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+
+
+# What a test is named after: a row of the threat model, of the faults, or of what went wrong elsewhere.
+ROW = re.compile(r"(?<=_)[A-Z]{1,2}_?[0-9]{2}(?=_)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the rows in a test's name be marks as well: ``pytest -m "row(id='HS-01')"``, or ``-m row`` for all."""
+    for item in items:
+        for name in ROW.findall(item.name.partition("[")[0]):
+            item.add_marker(pytest.mark.row(id=name.replace("_", "-")))
