@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import structlog
 from grpc_health.v1 import health_pb2
@@ -18,8 +17,9 @@ from broker.hsm.sessions import Worker
 from broker.rpc.health import CHECK
 from broker.rpc.server import ServerLimits
 from tests.fakes.panics import ENDS, SECRET, PanicException
-from tests.live.rpc.gate_parts import raw, refused
+from tests.live.rpc.gate_parts import raw
 from tests.servers.edge import Edge, Journal, operator, plain_services, running
+from tests.servers.refusals import refused_on_the_wire
 
 SERVICE = "/broker_api.v1."
 GET = f"{SERVICE}KeyService/GetKey"
@@ -47,8 +47,8 @@ def test_NT_14_every_end_is_told_recorded_and_logged_and_holds_nothing(
     ):
         for method in KINDS:
             for _ in range(6):  # more than there are calls, threads or slots
-                found = refused(lambda method=method: raw(channel, SERVICE + method, timeout=5))  # type: ignore[misc]
-                assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+                found = refused_on_the_wire(lambda method=method: raw(channel, SERVICE + method, timeout=5))  # type: ignore[misc]
+                assert (found.code, found.reason) == ("INTERNAL", "INTERNAL")
                 assert found.sentence == f"The broker failed; its log tells more of call {found.metadata['call_id']}."
                 lost.append(found.metadata["call_id"])
         assert raw(channel, GET, timeout=5) == b""
@@ -82,10 +82,12 @@ def test_NT_14_a_panic_where_the_caller_is_made_out_or_the_record_is_written(tmp
     with running(tmp_path, journal=journal, limits=ServerLimits(calls=2)) as edge, edge.channel() as channel:
         raw(channel, GET, timeout=5)
         journal.on = "get"
-        assert [refused(lambda: raw(channel, GET, timeout=5)).reason for _ in range(5)] == ["INTERNAL"] * 5
+        assert [refused_on_the_wire(lambda: raw(channel, GET, timeout=5)).reason for _ in range(5)] == ["INTERNAL"] * 5
         assert [each.outcome for each in journal.entries] == ["ok", *["INTERNAL"] * 5]
         journal.on = "record"
-        assert [refused(lambda: raw(channel, GET, timeout=5)).reason for _ in range(5)] == ["AUDIT_UNAVAILABLE"] * 5
+        assert [refused_on_the_wire(lambda: raw(channel, GET, timeout=5)).reason for _ in range(5)] == [
+            "AUDIT_UNAVAILABLE"
+        ] * 5
         journal.on = ""
         assert raw(channel, GET, timeout=5) == b""
         assert edge.server._door.idle(5)
@@ -100,8 +102,8 @@ def test_NT_14_a_panic_in_a_health_check_is_an_end_without_its_text(tmp_path: Pa
     with running(tmp_path) as edge, edge.channel() as channel:
         sound, edge.server._health._deadlines = edge.server._health._deadlines, Broken()  # type: ignore[assignment]
         for _ in range(20):
-            found = refused(lambda: raw(channel, CHECK, check, timeout=5))
-            assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+            found = refused_on_the_wire(lambda: raw(channel, CHECK, check, timeout=5))
+            assert (found.code, found.reason) == ("INTERNAL", "INTERNAL")
             assert SECRET not in found.sentence
         edge.server._health._deadlines = sound
         assert raw(channel, CHECK, check, timeout=5) == b"\x08\x01"

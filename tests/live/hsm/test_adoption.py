@@ -82,7 +82,7 @@ def test_keys_of_an_earlier_release_are_adopted_once(tmp_path: Path) -> None:
     assert alone(_adopted, tmp_path / "token") == [{"HSM_NOT_ADOPTED"}, 4, {"ok"}, 1, 0, {"ok"}]
 
 
-def _refused(folder: Path) -> dict[str, tuple[str, bool]]:
+def _lies_told(folder: Path) -> dict[str, tuple[str, bool]]:
     hsm, keys = filled(folder)
     (_, audit), (_, root), (_, pay), (_, cipher) = keys.values()
     own = [keys["audit"], keys["root"]]
@@ -106,7 +106,7 @@ def _refused(folder: Path) -> dict[str, tuple[str, bool]]:
 
 
 def test_HS_17_rows_that_disagree_with_the_token_adopt_nothing(tmp_path: Path) -> None:
-    told = alone(_refused, tmp_path / "token")
+    told = alone(_lies_told, tmp_path / "token")
     assert set(told.values()) == {("KEY_NOT_THIS", True)}, told
 
 

@@ -313,8 +313,8 @@ def test_ST_04_a_broker_starts_on_an_older_database_only_after_everything_it_for
                     assert "older than this host's audit journal" in done.stdout + done.stderr
             live.start()
             job = Job(live)
-            assert job.refusal("FetchSecrets", ended, references=REFERENCES) == "SESSION_INVALID"
-            assert [job.refusal("Login", token) for token in tokens] == ["TOKEN_REPLAYED"] * 2
+            assert job.why_not("FetchSecrets", ended, references=REFERENCES) == "SESSION_INVALID"
+            assert [job.why_not("Login", token) for token in tokens] == ["TOKEN_REPLAYED"] * 2
             job.close()
             assert live.terminate() == 0
             leaves_nothing_unsigned(live)
