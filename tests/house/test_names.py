@@ -77,7 +77,7 @@ WRITTEN = ("*.py", "*.toml", "*.proto", "*.c", "*.h", "*.sh", "*.md", "*.yaml", 
 def written_files() -> Iterator[Path]:
     yield from (path for path in ROOT.iterdir() if path.is_file() and any(path.match(kind) for kind in WRITTEN))
     for room in (*ROOMS, "protos", "docs", ".ci"):
-        yield from (path for kind in WRITTEN for path in (ROOT / room).rglob(kind))
+        yield from (path for kind in WRITTEN for path in (ROOT / room).rglob(kind) if path.is_file())
 
 
 def test_no_file_names_a_place_on_somebodys_machine() -> None:
