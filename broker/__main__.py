@@ -180,7 +180,7 @@ def _serve(asked: argparse.Namespace) -> int:
     if asked.worker:
         return _work(config, int(asked.worker), *_addresses(asked))
     if config.server.workers == 1:
-        return _run(config)
+        return run(config)
     return supervisor.supervise(config, asked.config.absolute(), lambda *held: _say_ready(config, *held))
 
 
@@ -191,7 +191,7 @@ def _addresses(asked: argparse.Namespace) -> tuple[str, str]:
 def _work(config: Config, number: int, operators: str, pipelines: str) -> int:
     """One worker of several."""
     try:
-        return _run(supervisor.worker_config(config, number, operators, pipelines), worker=number)
+        return run(supervisor.worker_config(config, number, operators, pipelines), worker=number)
     except BrokerError as error:
         print(f"broker: {error.message} ({error.reason})", file=sys.stderr)
         return supervisor.exit_code(error)
@@ -208,14 +208,15 @@ def _develop(asked: argparse.Namespace, folder: Path) -> int:
     folder = _folder(folder)
     with _unfinished(folder):
         config = setup.initialise(options.wishes(asked, folder, development=True), app.now, _tell)
-    return _run(config, _profile(folder, asked.operator, config))
+    return run(config, _profile(folder, asked.operator, config))
 
 
 def _tell(sentence: str) -> None:
     print(f"broker: {sentence}")
 
 
-def _run(config: Config, profile: Path | None = None, worker: int = 0) -> int:
+def run(config: Config, profile: Path | None = None, worker: int = 0) -> int:
+    """Answer until a signal or the loss of a thread ends it; the exit code."""
     # Its put may interrupt its own get, as a signal does; an Event's set would wait for the Event's wait, for ever.
     ends: SimpleQueue[int] = SimpleQueue()
 
@@ -307,7 +308,7 @@ def _log_to_stderr() -> None:
     )
 
 
-def _end(code: int) -> NoReturn:
+def end(code: int) -> NoReturn:
     """End now: Python would wait for every thread, and one may be in a call that somebody else's server holds up."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -315,4 +316,4 @@ def _end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _end(main())
+    end(main())

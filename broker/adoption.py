@@ -25,7 +25,7 @@ _THERE = frozenset({VersionState.PENDING, VersionState.ENABLED})
 
 def adopt(config: Config, store: Store, device: Pkcs11Hsm) -> int:
     """How many keys were given their labels; 0 when there was nothing to do."""
-    return device.adopt(_known(config, store)) if _of_an_earlier_release(config, device) else 0
+    return device.adopt(known(config, store)) if _of_an_earlier_release(config, device) else 0
 
 
 def _of_an_earlier_release(config: Config, device: Pkcs11Hsm) -> bool:
@@ -38,7 +38,8 @@ def _of_an_earlier_release(config: Config, device: Pkcs11Hsm) -> bool:
     return False
 
 
-def _known(config: Config, store: Store) -> Iterator[tuple[Purpose, KeyRef]]:
+def known(config: Config, store: Store) -> Iterator[tuple[Purpose, KeyRef]]:
+    """Every key that the broker's files and rows name, and what each is for; the broker's own come first."""
     for purpose in own_keys.INTERNAL_KEYS:
         if (config.certificates / f"{purpose}.pem").exists():
             yield purpose, own_keys.internal_key(config, purpose)

@@ -104,10 +104,14 @@ class Parts(Protocol):
 
 
 class Loop:
-    """The heartbeat, and what it sets going; what fails is logged and tried again in a later round."""
+    """The heartbeat, and what it sets going; what fails is logged and tried again in a later round.
 
-    def __init__(self, broker: Parts) -> None:
+    ``ticks``: what it goes by.
+    """
+
+    def __init__(self, broker: Parts, ticks: Callable[[], timedelta] = ticks) -> None:
         self._broker = broker
+        self._ticks = ticks
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         start = ticks()
@@ -142,6 +146,10 @@ class Loop:
         """Begin; the first round is at once."""
         self._thread.start()
 
+    def idle(self, seconds: float) -> bool:
+        """Wait until nothing is being done beside the heartbeat, at most so long for each kind; whether that came."""
+        return all(errands.wait(seconds) for errands in (self._chores, self._token, self._errands))
+
     def stop(self) -> None:
         """End after the round that is under way, and after what is being done beside it."""
         self._stop.set()
@@ -153,10 +161,11 @@ class Loop:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._round()
+            self.round()
             self._stop.wait(TICK)
 
-    def _round(self) -> None:
+    def round(self) -> None:
+        """Do what is due of the heartbeat, and set going what is due beside it."""
         for name, work in self._due_of(self._beat):
             _attempt(name, work)
         for name, work in self._due_of(self._beside):
@@ -164,8 +173,8 @@ class Loop:
 
     def _due_of(self, listed: list[Kind]) -> Iterator[tuple[str, Callable[[], object]]]:
         for name, every, work in listed:
-            if self._due[name] <= ticks():
-                self._due[name] = ticks() + every
+            if self._due[name] <= self._ticks():
+                self._due[name] = self._ticks() + every
                 yield name, work
 
     def _look(self) -> None:
@@ -195,8 +204,8 @@ class Loop:
         moved = self._broker.store.heads()
         new = any(head.chain not in self._signed for head in moved)
         many = any(head.sequence - self._signed.get(head.chain, 0) >= SIGN_AFTER for head in moved)
-        if many or new or (moved and self._sign_at <= ticks()):
-            self._sign_at = ticks() + SIGN_EVERY
+        if many or new or (moved and self._sign_at <= self._ticks()):
+            self._sign_at = self._ticks() + SIGN_EVERY
             self._signed |= {head.chain: head.sequence for head in self._broker.heads.sign_due()}
 
     def _lead(self) -> int | None:
@@ -261,10 +270,10 @@ class Loop:
                 return
             if sure:
                 self._broker.store.check()
-            call, begun = self._call(resource, fence), ticks()
+            call, begun = self._call(resource, fence), self._ticks()
             if not _attempt(resource, partial(work, call)) and not call.closed:
                 self._broker.store.record(call.outcome(Outcome.UNAVAILABLE, Reason.CHORE_FAILED))
-            self._stop.wait(min(BREATHER * (ticks() - begun).total_seconds(), LONGEST_BREATHER))
+            self._stop.wait(min(BREATHER * (self._ticks() - begun).total_seconds(), LONGEST_BREATHER))
 
     def _call(self, resource: str, fence: int = 0) -> Call:
         return background_call(resource, fence, self._broker.clock.now)

@@ -82,7 +82,7 @@ def initialise(wishes: Wishes, now: Now, tell: Tell = lambda _: None) -> Config:
         if not existed:
             write_private(draft, text.encode())
         if hsm is None:
-            _softhsm(wishes.folder)
+            softhsm_token(wishes.folder)
             hsm = open_parts.enter_context(closing(Pkcs11Hsm(config.hsm)))
             _check_token(config, hsm, anew=True)
         _make(config, wishes, hsm, profile, now, tell, anew=not existed)
@@ -130,14 +130,14 @@ def _lay_out(config: Config, wishes: Wishes) -> None:
 
 def _make(config: Config, wishes: Wishes, hsm: Pkcs11Hsm, profile: Path, now: Now, tell: Tell, *, anew: bool) -> None:
     SqlStore.migrate(config.store)
-    new = _new_row_key(config, hsm)
+    new = new_row_key(config, hsm)
     key, genuine = row_key.row_key(config, hsm, new), genuine_by(config.certificates / "audit.pem")
     with closing(SqlStore(config.store, key, now, genuine, role="init", passing=True, adopting=bool(new))) as store:
-        _keep_row_key(config)
+        keep_row_key(config)
         _fill(config, wishes, store, hsm, profile, now, tell, anew=anew)
 
 
-def _new_row_key(config: Config, hsm: Device) -> str:
+def new_row_key(config: Config, hsm: Device) -> str:
     """The file of a key that has vouched for nothing yet, made if it must be; "" when there is one that has.
 
     Rows are vouched for as they are under a new key alone: else an attacker who emptied the ledger would only have to
@@ -152,7 +152,7 @@ def _new_row_key(config: Config, hsm: Device) -> str:
         return draft.name
 
 
-def _keep_row_key(config: Config) -> None:
+def keep_row_key(config: Config) -> None:
     """From now on the new key is the key."""
     draft = config.certificates / row_key.NEW
     with _taking_turns(config.certificates):
@@ -323,7 +323,7 @@ def _own_token(folder: Path) -> Token:
     return Token(module=str(find_softhsm()), label="broker", pin_file=folder / "hsm-pin", environment=environment)
 
 
-def _softhsm(folder: Path) -> Token:
+def softhsm_token(folder: Path) -> Token:
     """A fresh token, or the one that an earlier run had made when it was interrupted."""
     token = _own_token(folder)
     if not token.pin_file.exists():

@@ -130,7 +130,7 @@ _SPELT_OTHERWISE: Final[dict[type[PKCS11Error], str]] = {
     ck.FunctionCancelled: "FUNCTION_CANCELED",
     ck.TokenNotRecognised: "TOKEN_NOT_RECOGNIZED",
 }
-_NO_CODE: Final = frozenset({ck.MultipleObjectsReturned, ck.MultipleTokensReturned, ck.NoSuchKey, ck.NoSuchToken})
+NO_CODE: Final = frozenset({ck.MultipleObjectsReturned, ck.MultipleTokensReturned, ck.NoSuchKey, ck.NoSuchToken})
 """What the binding raises by itself."""
 
 
@@ -140,7 +140,7 @@ def _squeezed(name: str) -> str:
 
 def _exceptions() -> dict[int, type[PKCS11Error]]:
     codes = {_squeezed(name): code for code, name in NAMES.items()}
-    kinds = [kind for kind in PKCS11Error.__subclasses__() if kind.__module__ == ck.__name__ and kind not in _NO_CODE]
+    kinds = [kind for kind in PKCS11Error.__subclasses__() if kind.__module__ == ck.__name__ and kind not in NO_CODE]
     return {codes[_squeezed(_SPELT_OTHERWISE.get(kind, kind.__name__))]: kind for kind in kinds}
 
 

@@ -63,7 +63,7 @@ class Functions:
 
     def __init__(self, path: Path, library: Library) -> None:
         """WrongState ``HSM_MODULE_INVALID`` when one is missing from the list that the library was given."""
-        places = ctypes.cast(_list_of(library), ctypes.POINTER(_ANY))
+        places = ctypes.cast(list_of(library), ctypes.POINTER(_ANY))
         for name, types in _TYPES.items():
             address = places[1 + _ORDER.index(name)]  # the version comes first, padded to a pointer's size
             if not address:
@@ -74,7 +74,7 @@ class Functions:
         raise AttributeError(name)
 
 
-def _list_of(library: Library) -> int:
+def list_of(library: Library) -> int:
     """Where the CK_FUNCTION_LIST is that python-pkcs11 uses: the first field of its objects, which it does not show.
 
     The version of python-pkcs11 is locked, and a test holds this against a module that has one list only.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -39,6 +39,9 @@ class Names(Generic[E]):
             raise ValueError(f"{descriptor.full_name} and {core.__name__} do not have the same names")
         self._core = {number: core[name] for name, number in numbers.items()}
         self._wire = {core[name]: number for name, number in numbers.items()}
+
+    def __iter__(self) -> Iterator[E]:
+        return iter(self._wire)
 
     def optional(self, number: int) -> E | None:
         """The member, or None for UNSPECIFIED. The gate has refused every number that is not declared."""

@@ -129,7 +129,7 @@ class Server:
         self._deadlines = _deadlines(limits, clock, config.threads)
         self._health_deadlines = _deadlines(limits, clock, HEALTH_THREADS)
         self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
-        self._doors = Doors(_shares(limits, self._taken), clock)
+        self._doors = Doors(shares(limits, self._taken), clock)
         self._health = Health(_names(), self._health_deadlines, self._doors.greeted)
         flood = Flood(limits.refusals_per_second, limits.refusals_at_once, clock, network)
         self._gate = Gate(authenticators, store, now, flood)
@@ -162,12 +162,16 @@ class Server:
         """What health says from now on; once draining it stays NOT_SERVING."""
         self._health.set_serving(serving)
 
+    def idle(self, seconds: float) -> bool:
+        """Wait until no call is in flight, at most so long; whether that came to be."""
+        return self._door.idle(seconds)
+
     def drain(self, grace: float = 10.0) -> bool:
         """Take no new call, let those in flight end within ``grace`` seconds; False when some had to be cut off."""
         self._health.drain()
         until = self._clock() + grace
         stopped = self._server.stop(grace)
-        finished = self._door.idle(grace)
+        finished = self.idle(grace)
         stopped.wait(max(0.0, until - self._clock()) + 1)
         self._ticker.stop()
         self._doors.stop()
@@ -209,8 +213,11 @@ def _deadlines(limits: ServerLimits, clock: Callable[[], float], threads: int) -
     )
 
 
-def _shares(limits: ServerLimits, taken: int) -> Shares:
-    """As configured, or in proportion where the system gives fewer descriptors. ``taken``: see ``options``."""
+def shares(limits: ServerLimits, taken: int) -> Shares:
+    """Of connections, as configured, or in proportion where the system gives fewer descriptors.
+
+    ``taken``: see ``options``.
+    """
 
     def part(wanted: int) -> int:
         return max(1, min(wanted, wanted * taken // (ROOM * limits.connections)))

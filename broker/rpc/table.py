@@ -84,7 +84,7 @@ def methods(services: Mapping[str, object]) -> dict[str, Method]:
 
 def _matched(service: ServiceDescriptor, answers: object) -> list[MethodDescriptor]:
     found = {name for name in dir(answers) if not name.startswith("_")}
-    wanted = {_snake(each.name) for each in service.methods}
+    wanted = {function_of(each.name) for each in service.methods}
     if found != wanted:
         raise TypeError(f"methods that do not match {service.full_name}: {sorted(found ^ wanted)}")
     return list(service.methods)
@@ -98,7 +98,7 @@ def _method(service: ServiceDescriptor, each: MethodDescriptor, answers: object)
         traits=traits(each),
         plan=Plan(GetMessageClass(each.input_type)),
         response=GetMessageClass(each.output_type),
-        noun=getattr(answers, _snake(each.name)),
+        noun=getattr(answers, function_of(each.name)),
     )
 
 
@@ -116,5 +116,6 @@ def traits(each: MethodDescriptor) -> Traits:
     )
 
 
-def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+def function_of(method: str) -> str:
+    """The name of the function that answers a method: the method's own, in snake case."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()

@@ -88,7 +88,7 @@ class SoftwareKeyring:
         self._purpose = purpose
 
     @property
-    def _keys(self) -> dict[bytes, _Held]:
+    def keys(self) -> dict[bytes, _Held]:
         return self._device.keys
 
     def generate(
@@ -108,8 +108,8 @@ class SoftwareKeyring:
             raise InvalidRequest("ALGORITHM_MISMATCH", f"A key of type {key_type} cannot {usage}.")
         if exportable and key_type is KeyType.ED25519:
             raise InvalidRequest("KEY_NOT_EXPORTABLE", "Ed25519 keys are never exportable.")
-        if hsm_id not in self._keys:
-            self._keys[hsm_id] = _Held((self._purpose, key.name), key_type, usage, exportable, _made(key_type))
+        if hsm_id not in self.keys:
+            self.keys[hsm_id] = _Held((self._purpose, key.name), key_type, usage, exportable, _made(key_type))
         held = self._held(replace(key, check=None))
         if held.extractable != exportable:
             raise AlreadyExists("HSM_ID_TAKEN", "Another key has this id.")
@@ -186,9 +186,9 @@ class SoftwareKeyring:
     def destroy(self, key: KeyRef) -> None:
         self._enter("destroy")
         self._refuse_reserved(key)
-        if key.hsm_id in self._keys:
+        if key.hsm_id in self.keys:
             self._held(key)
-            del self._keys[key.hsm_id]
+            del self.keys[key.hsm_id]
 
     def report(self) -> HsmReport:
         return HsmReport(
@@ -212,7 +212,7 @@ class SoftwareKeyring:
 
     def _held(self, key: KeyRef) -> _Held:
         self._refuse_reserved(key)
-        held = self._keys.get(key.hsm_id)
+        held = self.keys.get(key.hsm_id)
         if held is None:
             raise NotFound("KEY_NOT_IN_HSM", "The HSM does not hold this key.")
         if (held.label, held.type, held.usage) != ((self._purpose, key.name), key.type, key.usage):

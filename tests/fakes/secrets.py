@@ -109,7 +109,7 @@ class RotationHouse(SecretsHouse):
         return [root.version for root in self.store.page(RootKey, limit=1000)]
 
     def in_hsm(self) -> set[bytes]:
-        return set(self.hsm._keys)
+        return set(self.hsm.keys)
 
     def quiet(self) -> None:
         """The background loop, until there is nothing left to do, however long it takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from collections.abc import Iterator
@@ -90,10 +91,14 @@ def takes_value(option: click.Parameter | None) -> bool:
     return isinstance(option, click.Option) and not option.is_flag
 
 
+def actions(of: argparse.ArgumentParser) -> list[argparse.Action]:
+    return of._actions  # noqa: SLF001 - argparse lists its arguments nowhere else
+
+
 def refuse_unknown_server_options(words: list[str]) -> None:
     """As argparse sees it; what a sentence leaves out of a command is not asked for here."""
     name, *rest = words
-    (choices,) = (each.choices for each in parser()._actions if isinstance(each.choices, dict))
+    (choices,) = (each.choices for each in actions(parser()) if isinstance(each.choices, dict))
     assert name in choices
-    options = {option for each in choices[name]._actions for option in each.option_strings}
+    options = {option for each in actions(choices[name]) for option in each.option_strings}
     assert [word for word in rest if word.startswith("--") and word.split("=")[0] not in options] == []

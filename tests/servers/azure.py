@@ -51,7 +51,7 @@ def _kek_material() -> rsa.RSAPrivateKey:
 
 def put_kek(vault: FakeVault) -> str:
     """A right KEK named kek, whose key pair all vaults of this process share, since making one is slow; its id."""
-    made = vault._shelf.put("kek", "RSA-HSM", _kek_material(), ["import"], Attributes(created=1, updated=1), {})
+    made = vault.shelf.put("kek", "RSA-HSM", _kek_material(), ["import"], Attributes(created=1, updated=1), {})
     return f"{vault.url}/keys/kek/{made.version}"
 
 

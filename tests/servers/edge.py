@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from broker.core.entries import AuditEntry
 from broker.core.errors import Unavailable
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator
+from broker.core.ports import Authenticator
 from broker.rpc import table
 from broker.rpc.server import Server, ServerConfig, ServerLimits
 
@@ -149,7 +151,7 @@ def plain_services(answers: Mapping[str, Callable[[Any, Any], Any]] | None = Non
             short,
             (),
             {
-                table._snake(each.name): answer(f"{short}/{each.name}", GetMessageClass(each.output_type))
+                table.function_of(each.name): answer(f"{short}/{each.name}", GetMessageClass(each.output_type))
                 for each in service.methods
             },
         )()
@@ -209,14 +211,17 @@ def running(
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     limits: ServerLimits | None = None,
     threads: int = 4,
+    also: Sequence[Authenticator] = (),
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Edge]:
+    """``also``: authenticators beside that of operators; ``clock``: of the server, in seconds that never go back."""
     server_ca, operator_ca = issue("servers", ca=True), authority()
     config = configure(
         folder, server_certificate(server_ca), operator_ca, limits=limits or ServerLimits(), threads=threads
     )
     store: Any = journal or Journal(operator())
     mtls = Mtls(MtlsConfig(operator_ca_file=config.operator_ca_file), store, now)
-    server = Server(config, services or plain_services(), [mtls], store, now)
+    server = Server(config, services or plain_services(), [mtls, *also], store, now, clock)
     server.start()
     server.set_serving(True)
     edge = Edge(server, store, folder, server_ca, operator_ca, operator_certificate(operator_ca), now)

@@ -25,13 +25,14 @@ from tests.servers.rules import exact, rule
 
 
 class Ticks:
-    """The monotonic clock of the key cache, moved by hand."""
+    """The monotonic clock of the key cache, moved by hand, or going so many times as fast as ours."""
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.speed = 0.0
 
     def __call__(self) -> float:
-        return self.now
+        return self.now + self.speed * time.monotonic()
 
 
 def patient(seconds: float = 20, room: int = 231) -> Patience:
@@ -52,9 +53,8 @@ class Jobs:
         with self.store.write(call("-", operator(), Clock()).outcome()) as write:
             write.add(self.rule)
         hosts = frozenset({issuer.host}) if allowed is None else allowed
-        self.oidc = Oidc(OidcConfig(allowed_hosts=hosts), self.store, lambda: datetime.now(UTC))
         self.sets = KeySets(Fetcher(hosts, ask), self.ticks)
-        self.oidc._verifier = Verifier(self.sets)
+        self.oidc = Oidc(OidcConfig(allowed_hosts=hosts), self.store, lambda: datetime.now(UTC), Verifier(self.sets))
 
     def login(self, token: str | None = None, patience: Patience | None = None) -> Principal:
         metadata = {"authorization": f"Bearer {token or self.issuer.token()}"}
@@ -87,7 +87,7 @@ class Jobs:
 
     def settle(self) -> None:
         """Wait until no fetch is under way."""
-        for known in self.sets._issuers.values():
+        for known in self.sets._issuers.values():  # noqa: SLF001 - a login would wait itself, or begin the next fetch
             with known.changed:
                 while known.under_way:
                     assert known.changed.wait(20)

@@ -96,9 +96,9 @@ class OpenBao:
         self.root_token = ""
         self.broker_token = ""
         self._unseal_key = ""
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.verify = str(self.ca_file)
+        self.session = requests.Session()
+        self.session.trust_env = False
+        self.session.verify = str(self.ca_file)
         (folder / "raft").mkdir()
         (folder / "server.hcl").write_text(
             f'storage "raft" {{\n  path = "{folder}/raft"\n  node_id = "one"\n  performance_multiplier = 1\n}}\n'
@@ -161,12 +161,12 @@ class OpenBao:
 
     def close(self) -> None:
         self.stop()
-        self._session.close()
+        self.session.close()
 
     def request(self, method: str, path: str, body: Any = None, token: str = "") -> Any:
         """A call with the root token or another; the decoded answer, None when there is none. Fails on any error."""
         clear_errors()  # a PKCS#11 module in the same process may have left some
-        answer = self._session.request(
+        answer = self.session.request(
             method,
             f"{self.address}/v1/{path}",
             json=body,
@@ -196,7 +196,7 @@ class OpenBao:
             if self._process.poll() is not None:
                 break
             try:
-                if ready(self._session.get(f"{self.address}/v1/sys/health", timeout=5).json()):
+                if ready(self.session.get(f"{self.address}/v1/sys/health", timeout=5).json()):
                     return
             except requests.RequestException:
                 pass  # not listening yet

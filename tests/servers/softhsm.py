@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +22,7 @@ from broker.core.model import WrappingKey
 from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
 from broker.hsm.pkcs11 import Pkcs11Hsm
-from broker.hsm.sessions import Clock
+from broker.hsm.sessions import Clock, Worker
 from broker.hsm.tokens import create_softhsm_token, find_softhsm
 
 R = TypeVar("R")
@@ -42,11 +43,48 @@ def make_token(folder: Path, *, label: str = LABEL, pin: str = PIN, sessions: in
 
 
 class KeysHsm(Pkcs11Hsm):
-    """The device; for the ease of tests itself the keyring of callers' keys too."""
+    """The device; for the ease of tests itself the keyring of callers' keys too.
+
+    ``sessions`` and ``finder`` are its inner parts, for what others do to a token behind the broker's back: a module is
+    initialised once a process, so nobody else can be in there.
+    """
 
     def __init__(self, config: HsmConfig, clock: Clock = time.monotonic) -> None:
         super().__init__(config, clock)
         self._keys = self.keyring(Purpose.KEY)
+        self.sessions, self.finder = self._sessions, self._finder
+
+    def locked(self, work: Callable[[Worker], R]) -> R:
+        """What ``work`` returns, done on a session of the pool while nobody else makes or searches objects."""
+
+        def alone_there(worker: Worker) -> R:
+            with self.sessions.objects:
+                return work(worker)
+
+        return self.sessions.run(alone_there)
+
+    def forget_handles(self) -> None:
+        """Know no key's handle, as after a start."""
+        self.sessions.run(lambda worker: worker.handles.clear())
+
+    def reloads(self) -> int:
+        """How often the module was begun anew since the start."""
+        return self.sessions.run(lambda worker: worker.epoch) - 1
+
+    def idle(self) -> int:
+        """How many sessions nobody uses just now."""
+        return self.sessions._idle.qsize()  # noqa: SLF001 - no answer of the device tells it
+
+    @contextmanager
+    def paused(self) -> Iterator[list[Worker | None]]:
+        """No call is in the module, and none begins: it can be harmed without being crashed. Gives all sessions."""
+        pool = self.sessions
+        with pool._reloading:  # noqa: SLF001 - a reload in the middle would wait for the sessions that are held here
+            taken = [pool._idle.get(timeout=10) for _ in range(pool._size)]  # noqa: SLF001 - none, if the token is away
+            try:
+                yield taken
+            finally:
+                pool._fill(taken)  # noqa: SLF001 - what was taken above
 
     def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
         return self._keys.generate(key, exportable=exportable, fresh=fresh)

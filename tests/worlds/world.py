@@ -14,12 +14,12 @@ from broker.core.call import Call, background_call
 from broker.core.kinds import Purpose
 from broker.core.model import Principal
 from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.policy.guard import Guard
 from broker.nouns import Nouns, Parts
 from tests.fakes.background import carry_on
 from tests.fakes.calls import ADMIN, Clock, call, document
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.overtaken import OvertakenGuard
 
 NOT_THERE: Any = None
 """A part that the test has no use for: who asks for it fails."""
@@ -60,7 +60,7 @@ class World(Nouns):
     ) -> None:
         self.clock = clock or Clock()
         if "guard" not in parts:
-            parts["guard"] = Guard(document(policy))
+            parts["guard"] = OvertakenGuard(document(policy))
         usual: dict[str, Any] = {
             "store": MemoryStore() if store is None else store,
             "hsm": SoftwareHsm() if hsm is None else hsm,
@@ -97,7 +97,7 @@ class World(Nouns):
         return self.parts.hsm
 
     @property
-    def guard(self) -> Guard:
+    def guard(self) -> Any:
         return self.parts.guard
 
     def asked(self, rpc: str, principal: Principal = ADMIN, **how: Any) -> Call:

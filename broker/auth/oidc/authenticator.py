@@ -43,10 +43,13 @@ class Oidc:
     """Pipelines by identity token: ``Principal(kind="pipeline", method="oidc")`` with the proof for a session.
 
     Starts without asking any issuer for anything: one that is away costs its own jobs their login, and nobody else.
+    ``verifier``: who checks signatures, if not with the keys that each issuer publishes.
     """
 
-    def __init__(self, config: OidcConfig, store: ports.Store, now: ports.Now) -> None:
-        self._verifier = Verifier(KeySets(Fetcher(config.allowed_hosts)))
+    def __init__(
+        self, config: OidcConfig, store: ports.Store, now: ports.Now, verifier: Verifier | None = None
+    ) -> None:
+        self._verifier = verifier or Verifier(KeySets(Fetcher(config.allowed_hosts)))
         self._reviews = {one.issuer: TokenReview(one) for one in config.token_review}
         self._store = store
         self._now = now

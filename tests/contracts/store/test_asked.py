@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 from sqlalchemy.dialects import sqlite
 
 from broker.core.kinds import VersionState
@@ -20,7 +18,8 @@ from broker.store.asked import asked
 from broker.store.tables import last, page
 from tests.contracts.store.grounds import ground, store
 from tests.contracts.store.places import database, new_sqlite
-from tests.contracts.store.samples import T0, entry, key, opened, put, sample, version
+from tests.contracts.store.samples import T0, entry, key, put, sample, version
+from tests.servers.dba import Dba
 
 __all__ = ["database", "ground", "store"]  # fixtures
 
@@ -115,10 +114,11 @@ PLANS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("query", "bounds"), PLANS, ids=["begins", "begins-after", "under", "last"])
 def test_no_row_outside_is_looked_at(tmp_path: Path, query: Any, bounds: str) -> None:
-    with opened(new_sqlite(tmp_path)) as found:
-        statement, values = query
-        sql = str(statement.compile(dialect=sqlite.dialect()))
-        explained = text(f"EXPLAIN QUERY PLAN {re.sub('[?]', ':x', sql)}")
-        [plan] = [row[-1] for row in found._database.read(explained, {"x": next(iter(values.values()))})]
-        assert plan.startswith("SEARCH")
-        assert f"({bounds})" in plan
+    statement, values = query
+    sql = str(statement.compile(dialect=sqlite.dialect()))
+    explained = Dba(new_sqlite(tmp_path)).run(
+        f"EXPLAIN QUERY PLAN {sql}", [next(iter(values.values()))] * sql.count("?")
+    )
+    [plan] = [row[-1] for row in explained]
+    assert plan.startswith("SEARCH")
+    assert f"({bounds})" in plan

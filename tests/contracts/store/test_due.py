@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text as sql
 
 from broker.core import ports
 from broker.core.entries import AuditEntry
@@ -17,6 +16,7 @@ from broker.store.config import StoreConfig
 from tests.contracts.store.grounds import Ground, calls, ground, store
 from tests.contracts.store.places import database, place
 from tests.contracts.store.samples import T0, entry, key, lease, opened, put, sample, session
+from tests.servers.dba import Dba
 
 __all__ = ["database", "ground", "place", "store"]  # fixtures
 
@@ -49,10 +49,7 @@ def test_TL_18_a_damaged_row_does_not_hold_up_the_others(place: StoreConfig) -> 
     """On databases alone: nobody else writes into a process's own memory."""
     with opened(place) as store:
         put(store, *(lease(f"l{number}") for number in range(6)))
-        database = store._database  # as somebody with the database's password could
-        with database.transaction() as connection:
-            connection.execute(sql("UPDATE leases SET created_at = 9000000000000000000 WHERE id IN ('l0', 'l1', 'l3')"))
-            connection.commit()
+        Dba(place).run("UPDATE leases SET created_at = 9000000000000000000 WHERE id IN ('l0', 'l1', 'l3')")
         assert [found.id for found in store.due(Lease, T0, limit=2)] == ["l2", "l4"]
         assert [found.id for found in store.due(Lease, T0, limit=9)] == ["l2", "l4", "l5"]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from broker import checkup
-from broker.config import Config, load
 from tests.servers.hosts import Host, set_up
 from tests.servers.live import Live, free_address
 from tests.servers.postgres import Postgres
@@ -61,14 +60,14 @@ def _furnished(broker: Live) -> Live:
     return broker
 
 
-def looked(config: Config) -> str:
+def looked(config: Path) -> str:
     """What is said of the files; "" when nothing is wrong with them."""
-    found = checkup._finding("private files", lambda: checkup._private_files(config))
+    found = next(each for each in checkup.findings_for(config) if each.name == "private files")
     return "" if found.passed else found.detail
 
 
 def test_a_set_up_as_it_was_made_is_good(made: tuple[Live, str]) -> None:
-    assert looked(load(made[0].config)) == ""
+    assert looked(made[0].config) == ""
 
 
 @pytest.mark.parametrize("what", LOOSE)
@@ -85,10 +84,10 @@ def _loosened(broker: Live, file: Path, mode: int, cure: str) -> None:
     before = file.stat().st_mode & 0o777
     file.chmod(mode)
     try:
-        said = looked(load(broker.config))
+        said = looked(broker.config)
         assert said == f"{file} has mode {mode:04o}; run: chmod {cure} {file}."
         file.chmod(int(cure, 8))
-        assert looked(load(broker.config)) == ""
+        assert looked(broker.config) == ""
     finally:
         file.chmod(before)
 
@@ -117,6 +116,6 @@ def test_S_06_a_file_of_another_user_is_named(made: tuple[Live, str]) -> None:
     pin = broker.folder / "hsm-pin"
     os.chown(pin, 65534, -1)
     try:
-        assert looked(load(broker.config)).startswith(f"{pin} belongs to another user")
+        assert looked(broker.config).startswith(f"{pin} belongs to another user")
     finally:
         os.chown(pin, 0, -1)

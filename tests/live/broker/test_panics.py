@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import pytest
 import structlog
 from grpc_health.v1 import health_pb2
 
-from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.sessions import Worker
 from broker.rpc.health import CHECK
 from broker.rpc.server import ServerLimits
 from tests.fakes.panics import ENDS, SECRET, PanicException
 from tests.live.rpc.gate_parts import raw
-from tests.servers.edge import Edge, Journal, operator, plain_services, running
+from tests.servers.edge import Journal, operator, plain_services, running
+from tests.servers.live import within
 from tests.servers.refusals import refused_on_the_wire
+from tests.servers.softhsm import KeysHsm
 
 SERVICE = "/broker_api.v1."
 GET = f"{SERVICE}KeyService/GetKey"
@@ -52,7 +54,7 @@ def test_NT_14_every_end_is_told_recorded_and_logged_and_holds_nothing(
                 assert found.sentence == f"The broker failed; its log tells more of call {found.metadata['call_id']}."
                 lost.append(found.metadata["call_id"])
         assert raw(channel, GET, timeout=5) == b""
-        assert edge.server._door.idle(5)
+        assert edge.server.idle(5)
     recorded = {entry.call_id: entry.outcome for entry in edge.journal.entries}
     assert [recorded[call] for call in lost] == ["INTERNAL"] * len(lost)
     told = [each for each in logs if each["event"] == "call failed"]
@@ -90,60 +92,55 @@ def test_NT_14_a_panic_where_the_caller_is_made_out_or_the_record_is_written(tmp
         ] * 5
         journal.on = ""
         assert raw(channel, GET, timeout=5) == b""
-        assert edge.server._door.idle(5)
+        assert edge.server.idle(5)
+
+
+class Faulty:
+    """A clock from which the threads of this name get a panic, so many times, before it tells them the time."""
+
+    def __init__(self, threads: str, times: int) -> None:
+        self.threads, self.faults, self.told = threads, times, 0
+
+    def __call__(self) -> float:
+        if threading.current_thread().name.startswith(self.threads):
+            if self.faults:
+                self.faults -= 1
+                raise PanicException(SECRET)
+            self.told += 1
+        return time.monotonic()
 
 
 def test_NT_14_a_panic_in_a_health_check_is_an_end_without_its_text(tmp_path: Path) -> None:
-    class Broken:
-        def message(self, *_: Any) -> bytes:
-            raise PanicException(SECRET)
-
+    clock = Faulty("rpc-health", times=20)
     check = health_pb2.HealthCheckRequest().SerializeToString()
-    with running(tmp_path) as edge, edge.channel() as channel:
-        sound, edge.server._health._deadlines = edge.server._health._deadlines, Broken()  # type: ignore[assignment]
+    with running(tmp_path, clock=clock) as edge, edge.channel() as channel:
         for _ in range(20):
             found = refused_on_the_wire(lambda: raw(channel, CHECK, check, timeout=5))
             assert (found.code, found.reason) == ("INTERNAL", "INTERNAL")
             assert SECRET not in found.sentence
-        edge.server._health._deadlines = sound
+        assert clock.faults == 0
         assert raw(channel, CHECK, check, timeout=5) == b"\x08\x01"
 
 
 def test_NT_14_the_thread_that_ends_late_calls_outlives_a_panic(tmp_path: Path) -> None:
-    ticked, failed = threading.Event(), threading.Event()
-
-    def tick(edge: Edge) -> None:
-        sound = edge.server._ticker._tick
-
-        def once_broken() -> None:
-            edge.server._ticker._tick = sound_again
-            failed.set()
-            raise PanicException(SECRET)
-
-        def sound_again() -> None:
-            sound()
-            ticked.set()
-
-        edge.server._ticker._tick = once_broken
-
-    with running(tmp_path) as edge:
-        tick(edge)
-        assert failed.wait(5)
-        assert ticked.wait(5)
+    clock = Faulty("rpc-deadlines", times=1)
+    with running(tmp_path, clock=clock):
+        within(20, lambda: clock.told > 0)
+        assert clock.faults == 0
 
 
-def test_NT_14_a_panic_beside_the_hsm_gives_its_session_back(hsm: Pkcs11Hsm) -> None:
+def test_NT_14_a_panic_beside_the_hsm_gives_its_session_back(hsm: KeysHsm) -> None:
     used: list[Any] = []
 
     def fail(worker: Worker) -> None:
         used.append(worker.session)
         raise PanicException(SECRET)
 
-    idle = hsm._sessions._idle.qsize()
+    idle = hsm.idle()
     for _ in range(idle + 1):
         with pytest.raises(PanicException):
-            hsm._sessions.run(fail)
-    assert hsm._sessions._idle.qsize() == idle
+            hsm.sessions.run(fail)
+    assert hsm.idle() == idle
     assert len({id(session) for session in used}) == len(
         used
     )  # each was replaced: an operation may be half begun in it

@@ -101,6 +101,7 @@ def test_a_pool_needs_no_thread_that_it_has_not_got(monkeypatch: pytest.MonkeyPa
     def none_left(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    # Patched: a limit of threads would be that of the whole machine's user.
     monkeypatch.setattr(threading.Thread, "start", none_left)
     assert sorted(each.result(10) for each in [pool.submit(int, n) for n in range(20)]) == list(range(20))
     with pytest.raises(Unavailable) as caught:
@@ -120,7 +121,9 @@ def test_connections_leave_descriptors_for_the_token_and_the_store(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised: int | None, each: int
 ) -> None:
     done: list[tuple[int, int]] = []
+    # Patched, as the next: a limit that this process lowered it could not raise again.
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, hard))
+    # As above.
     monkeypatch.setattr(resource, "setrlimit", lambda _which, limits: done.append(limits))
     assert descriptors.connections(1000, 2) == each
     assert done == ([(raised, hard)] if raised else [])
@@ -143,23 +146,26 @@ def test_a_lost_thread_ends_the_broker_instead_of_leaving_it_deaf(monkeypatch: p
         def close(self) -> None:
             done.append("closed")
 
+    # Patched, as the next two: what it sets is the process's own, and what it starts is the whole broker.
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    # As above.
     monkeypatch.setattr("signal.signal", lambda *_: None)
+    # As above.
     monkeypatch.setattr(app, "Broker", Broker)
     server = SimpleNamespace(operators_address="a:1", pipelines_address="b:2", workers=1, one_processor=False)
     config: Any = SimpleNamespace(server=server, development=False)
-    assert __main__._run(config) == 1
+    assert __main__.run(config) == 1
     assert done == ["drained", "closed"]
 
 
 def test_the_end_waits_for_no_thread_that_hangs() -> None:
     code = (
         "import threading\n"
-        "from broker.__main__ import _end\n"
+        "from broker.__main__ import end\n"
         "from broker.rpc.threads import pool\n"
         "pool(1, 'held').submit(threading.Event().wait)\n"
         "print('said')\n"
-        "_end(3)\n"
+        "end(3)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (3, b"said\n"), done.stderr

@@ -74,7 +74,7 @@ def test_AU_records_do_not_follow_a_journal_that_was_moved_away(tmp_path: Path, 
     assert [len(file.read_bytes().splitlines()) for file in folder.iterdir()] == [2]
 
 
-def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_set_back_stops_neither_health_nor_heads() -> None:
     clock, running = datetime(2030, 1, 1, tzinfo=UTC), timedelta()
     done: list[str] = []
     nothing: Any = SimpleNamespace(check=lambda: done.append("check"))
@@ -97,13 +97,11 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads(monkeypatch: py
         sessions=idle,
         renew_certificate=lambda: None,
     )
-    monkeypatch.setattr("broker.app.now", lambda: clock)
-    monkeypatch.setattr("broker.loop.ticks", lambda: running)
-    loop = Loop(broker)
-    loop._round()
+    loop = Loop(broker, lambda: running)
+    loop.round()
     done.clear()
     clock, running = clock - timedelta(hours=2), running + timedelta(minutes=1)
-    loop._round()
+    loop.round()
     assert done == ["check", "policy", "sign"]
 
 
@@ -116,9 +114,9 @@ def _signing_while_keys_are_made(folder: Path) -> int:
         return hsm.generate(unmade(KeyType.EC_P256), exportable=False)
 
     with ThreadPoolExecutor(4) as pool:
-        with hsm._sessions.objects:  # as if a long RSA key were being made
+        with hsm.sessions.objects:  # as if a long RSA key were being made
             waiting = [pool.submit(generated) for _ in range(4)]
-            within(10, lambda: hsm._sessions._idle.qsize() < 2)
+            within(10, lambda: hsm.idle() < 2)
             signed = sum(len(hsm.sign(ref, SignatureAlgorithm.ES256, [b"meanwhile"])) for _ in range(50))
         assert all(each.result(20) for each in waiting)
     hsm.close()

@@ -332,6 +332,7 @@ def _server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
+    # Patched: the command starts the interpreter that runs it, whatever stands in PATH.
     monkeypatch.setattr(sys, "executable", str(python))
 
 

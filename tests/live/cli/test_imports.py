@@ -28,6 +28,7 @@ AWAY = grpc.StatusCode.UNAVAILABLE
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long the command wanted to sleep, each time; it does not."""
     seconds: list[float] = []
+    # Patched: commands take no clock, and the waits add up to minutes.
     monkeypatch.setattr("broker_cli.wire.time.sleep", seconds.append)
     return seconds
 

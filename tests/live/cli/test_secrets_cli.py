@@ -32,6 +32,7 @@ CANARY = "canary-hunter2"
 def running() -> Iterator[StandIn]:
     stand_in = StandIn(Authority("test CA"))
     with pytest.MonkeyPatch.context() as patch:
+        # Patched for this module alone: the stand-in of the others serves no secrets.
         patch.setattr(test_standin, "SERVICES", SERVICES)
         served = serve(stand_in, server_certificate(stand_in.authority))
     stand_in.address = f"localhost:{served.port}"
@@ -230,6 +231,7 @@ def test_several_fields_do_not_go_into_one_file(broker: Broker, stand_in: StandI
 def test_CL_02_nothing_is_shown_on_a_terminal_unless_asked(
     broker: Broker, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
+    # Patched: on a real terminal pytest could not read what is shown.
     monkeypatch.setattr(type(sys.stdout), "isatty", lambda _: True)
     ended = broker("secret", "get", *line.split())
     assert (ended.code, stand_in.seen) == (2, [])  # not even fetched

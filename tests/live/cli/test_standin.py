@@ -360,9 +360,11 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.C
     for name in ("ADDRESS", "PROFILE", "CA_FILE", "CERT", "KEY", "FORMAT", "TIMEOUT"):
         monkeypatch.delenv(f"BROKER_{name}", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    # Patched: pauses between tries, which no command takes.
     monkeypatch.setattr(wire, "PAUSES", (0, 0, 0))
 
     def broker(*arguments: object, stdin: bytes = b"") -> Ended:
+        # Patched: the command runs in this process, whose input is pytest's.
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         code = run([str(one) for one in arguments])
         out, err = capsysbinary.readouterr()

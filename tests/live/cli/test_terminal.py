@@ -211,6 +211,7 @@ def test_the_servers_commands_are_handed_over_whole(
         given.append(arguments[1:])
 
     monkeypatch.setenv("PYTHONWARNINGS", "error")
+    # Patched: it would not come back.
     monkeypatch.setattr(os, "execve", execve)
     assert bare(command, "--config", "x", "-h", "--help", "--", "y").code == 0
     assert given == [["-P", "-m", "broker", command, "--config", "x", "-h", "--help", "--", "y"]]
@@ -244,8 +245,10 @@ def test_CL_03_no_fault_shows_a_canary(broker: Broker, stand_in: StandIn, monkey
                 raise fault(f"could not use {secret}")
 
             if place == "take":
+                # Patched, as the next: a bug is what is forced, and there is none to be had.
                 broken.setattr(files, "take", fail)
             elif place == "ask":
+                # As above.
                 broken.setattr("broker_cli.wire.Wire.ask", fail)
             else:
                 stand_in.answers["Encrypt"] = fail

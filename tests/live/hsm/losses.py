@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from broker.core.kinds import EncryptionAlgorithm, SignatureAlgorithm
@@ -23,38 +21,35 @@ class Saboteur:
     """
 
     def __init__(self, hsm: KeysHsm, tokens: Path) -> None:
-        self._sessions = hsm._sessions
-        self._functions = ctypes.CDLL(str(hsm._sessions.module.path))
+        self._hsm = hsm
+        self._functions = ctypes.CDLL(str(hsm.sessions.module.path))
         self._tokens = tokens
 
     def finalize(self) -> None:
-        with self._paused():
+        with self._hsm.paused():
             self._functions.C_Finalize(None)
 
     def close_all_sessions(self) -> None:
-        with self._paused():
-            self._functions.C_CloseAllSessions(ctypes.c_ulong(self._sessions.token.slot.slot_id))
+        with self._hsm.paused():
+            self._functions.C_CloseAllSessions(ctypes.c_ulong(self._hsm.sessions.token.slot.slot_id))
 
     def log_out(self) -> None:
-        with self._paused():
-            self._functions.C_Logout(ctypes.c_ulong(self._sessions._login.handle))
+        log_out(self._hsm)
 
     def take_token_away(self) -> None:
-        with self._paused():
+        with self._hsm.paused():
             self._tokens.rename(self._tokens.with_name("away"))
 
     def bring_token_back(self) -> None:
-        with self._paused():
+        with self._hsm.paused():
             self._tokens.with_name("away").rename(self._tokens)
 
-    @contextmanager
-    def _paused(self) -> Iterator[None]:
-        with self._sessions._reloading:
-            taken = [self._sessions._idle.get(timeout=10) for _ in range(self._sessions._size)]
-            try:
-                yield
-            finally:
-                self._sessions._fill(taken)
+
+def log_out(hsm: KeysHsm) -> None:
+    """Take the whole process's login away, by whichever of its sessions."""
+    with hsm.paused() as workers:
+        for worker in filter(None, workers[:1]):
+            ctypes.CDLL(str(hsm.sessions.module.path)).C_Logout(ctypes.c_ulong(worker.session.handle))
 
 
 def _quick(folder: Path, **changes: float) -> tuple[KeysHsm, Saboteur]:

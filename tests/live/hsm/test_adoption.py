@@ -33,13 +33,12 @@ def age(hsm: KeysHsm, key: KeyRef, *, only: ObjectClass | None = None) -> None:
     """Label the key as an earlier release did."""
 
     def relabel(worker: Worker) -> None:
-        with hsm._sessions.objects:
-            for half in hsm._finder.halves(worker, key.hsm_id):
-                if only in {None, half.kind}:
-                    half.thing[Attribute.LABEL] = key.hsm_id.hex()
-            worker.handles.clear()
+        for half in hsm.finder.halves(worker, key.hsm_id):
+            if only in {None, half.kind}:
+                half.thing[Attribute.LABEL] = key.hsm_id.hex()
+        worker.handles.clear()
 
-    hsm._sessions.run(relabel)
+    hsm.locked(relabel)
 
 
 def filled(folder: Path) -> tuple[KeysHsm, dict[str, Named]]:
@@ -144,7 +143,7 @@ def _restarted(folder: Path) -> dict[str, object]:
             labels={},
             owner="",
         )
-        known = list(adoption._known(config, store))
+        known = list(adoption.known(config, store))
         for _, key in known:
             age(hsm, key)
         with pytest.raises(BrokerError) as refusal:
@@ -153,7 +152,7 @@ def _restarted(folder: Path) -> dict[str, object]:
     initialise(wishes, now)
     with opened(config) as (hsm, store):
         own_keys.check_internal_keys(config, hsm)
-        told["after"] = uses(hsm, list(adoption._known(config, store)))
+        told["after"] = uses(hsm, list(adoption.known(config, store)))
         age(hsm, known[-1][1])
     initialise(wishes, now)
     with opened(config) as (hsm, _):

@@ -60,9 +60,10 @@ def _repeats(folder: Path) -> list[int]:
         key = unmade(P256)
         first = hsm.generate(key, exportable=True)
         with pytest.MonkeyPatch.context() as patch:
+            # Patched: a turn that takes longer than a second would have to be waited for.
             patch.setattr(generation, "FRESH_SECONDS", patience)
             if patience < 0:
-                hsm._sessions.run(lambda worker: worker.handles.clear())
+                hsm.forget_handles()
             assert hsm.generate(key, exportable=True, fresh=True) == first
         told.append(len(shim.calls("C_GenerateKeyPair")))
 
@@ -83,9 +84,9 @@ def _misled(folder: Path) -> list[bool]:
     def confuse(worker: Worker) -> None:
         worker.handles[bind(Purpose.KEY, key)] = worker.handles[bind(Purpose.KEY, other)]
 
-    hsm._sessions.run(confuse)
+    hsm.sessions.run(confuse)
     told = [_wrapped(hsm, key, target) == key.public_key]
-    hsm._sessions.run(lambda worker: worker.handles.update({bind(Purpose.KEY, key): 1 << 20}))
+    hsm.sessions.run(lambda worker: worker.handles.update({bind(Purpose.KEY, key): 1 << 20}))
     told.append(_wrapped(hsm, key, target) == key.public_key)
     hsm.close()
     return told

@@ -194,10 +194,9 @@ def _lost_at_random(folder: Path, seconds: float, pace: float) -> tuple[int, dic
 
 def _ids(hsm: KeysHsm) -> list[tuple[int, bytes]]:
     def read(worker: Worker) -> list[tuple[int, bytes]]:
-        with hsm._sessions.objects:
-            return [(int(thing.object_class), thing.id) for thing in worker.session.get_objects()]
+        return [(int(thing.object_class), thing.id) for thing in worker.session.get_objects()]
 
-    return hsm._sessions.run(read)
+    return hsm.locked(read)
 
 
 def _assert_survived(outcome: tuple[int, dict[str, int], float, int], losses: int) -> None:
@@ -264,9 +263,4 @@ def test_BY_09_a_wrap_leaves_no_session_object(hsm: KeysHsm) -> None:
     hsm.wrap(key, Target().kek, OaepHash.SHA1, exact=True)
     with pytest.raises(BrokerError):
         hsm.wrap(fresh(hsm, KeyType.EC_P384), Target().kek, OaepHash.SHA1, exact=True)
-
-    def left(worker: Worker) -> list[Any]:
-        with hsm._sessions.objects:
-            return list(worker.session.get_objects({Attribute.TOKEN: False}))
-
-    assert hsm._sessions.run(left) == []
+    assert hsm.locked(lambda worker: list(worker.session.get_objects({Attribute.TOKEN: False}))) == []

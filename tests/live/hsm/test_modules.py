@@ -14,7 +14,7 @@ import pytest
 
 from broker.core.kinds import KeyType
 from broker.hsm.config import HsmConfig
-from broker.hsm.functions import _list_of
+from broker.hsm.functions import list_of
 from broker.hsm.tokens import find_softhsm
 from tests.contracts.hsm.keys import ALGORITHMS, fresh
 from tests.fakes.refusals import told_by
@@ -66,9 +66,8 @@ def _served(config: HsmConfig) -> list[str]:
     key = fresh(hsm, KeyType.EC_P256)
     (algorithm,) = ALGORITHMS[KeyType.EC_P256]
     told = [str(len(hsm.sign(key, algorithm, [b"m"])))]
-    hsm._sessions._drain()
-    hsm._sessions.module.finalize()
-    hsm._sessions._fill(hsm._sessions._size * [None])
+    with hsm.paused():
+        hsm.sessions.module.finalize()
     told.append(str(len(hsm.sign(key, algorithm, [b"m"]))))
     hsm.destroy(key)
     told += [one.name for one in hsm.report().features[:2] if one.passed]
@@ -122,7 +121,7 @@ def _same_list(config: HsmConfig) -> bool:
     found = ctypes.c_void_p()
     assert ctypes.CDLL(str(config.module)).C_GetFunctionList(ctypes.byref(found)) == 0
     library.finalize()
-    return _list_of(library) == found.value
+    return list_of(library) == found.value
 
 
 def test_K03_the_bindings_own_function_list_is_where_it_is_looked_for(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def _put(hsm: KeysHsm) -> int:
             worker.session.create_object({Attribute.TOKEN: True, Attribute.PRIVATE: True, **template})
         return len(templates)
 
-    return hsm._sessions.run(put)
+    return hsm.sessions.run(put)
 
 
 def _lived(config: HsmConfig) -> tuple[str, list[str]]:
@@ -113,7 +113,7 @@ static unsigned long instead(unsigned long session, unsigned long object, struct
   return code;
 }
 """
-_GET_ATTRIBUTE_VALUE = 24
+_GET_ATTRIBUTE_VALUE = 25
 
 
 def _beside_strange(config: HsmConfig, module: Path) -> list[tuple[str, list[str]]]:
@@ -152,7 +152,7 @@ def _named_alike(folder: Path) -> list[str]:
                 template.pop(Attribute.ID)
             worker.session.create_object(template)
 
-    hsm._sessions.run(put)
+    hsm.sessions.run(put)
     told = []
     try:
         hsm.encrypt(key, EncryptionAlgorithm.AES_GCM, b"m", b"")
@@ -160,7 +160,7 @@ def _named_alike(folder: Path) -> list[str]:
         told.append("ok")
     except BrokerError as refusal:
         told.append(refusal.reason)
-    left = hsm._sessions.run(lambda worker: hsm._sessions.search(worker, {Attribute.LABEL: "another's"}))
+    left = hsm.sessions.run(lambda worker: hsm.sessions.search(worker, {Attribute.LABEL: "another's"}))
     told.append(str(len(left)))
     hsm.close()
     return told

@@ -6,7 +6,6 @@ where those folders are empty and private; nothing of it outlives the test.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
@@ -31,6 +30,7 @@ from broker.hsm.mechanisms import generator
 from broker.hsm.tokens import initialise
 from tests.contracts.hsm.keys import ALGORITHMS, Target, fresh, verify
 from tests.fakes.refusals import refused
+from tests.live.hsm.losses import log_out
 from tests.servers.softhsm import KeysHsm
 
 _MODULES = (
@@ -107,7 +107,7 @@ def prove() -> None:
 
     _refuse_the_rest(hsm, signer)
 
-    ctypes.CDLL(str(module)).C_Logout(ctypes.c_ulong(hsm._sessions._login.handle))
+    log_out(hsm)
     assert hsm.sign(signer, ALGORITHMS[KeyType.RSA_2048][0], [b"after a lost login"])
     hsm.seal(signer)
     hsm.destroy(signer)

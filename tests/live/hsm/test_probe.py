@@ -13,12 +13,12 @@ from pkcs11 import exceptions as ck
 
 from broker.core.errors import BrokerError
 from broker.core.kinds import EncryptionAlgorithm, KeyType, OaepHash, Purpose, SignatureAlgorithm
-from broker.hsm import selftest
 from broker.hsm.binding import bind
 from broker.hsm.config import HsmConfig
 from broker.hsm.sessions import Worker
 from tests.contracts.hsm.keys import Target, der_length, fresh, shared, unmade
 from tests.fakes.refusals import ending
+from tests.servers.modules import softhsm_but
 from tests.servers.softhsm import KeysHsm, alone, make_token
 
 GCM = EncryptionAlgorithm.AES_GCM
@@ -51,16 +51,15 @@ def test_the_tail_that_the_probe_tells_of_is_really_there(hsm: KeysHsm) -> None:
 def test_HS_01_wrap_and_decrypt_never_meet(hsm: KeysHsm) -> None:
     def roles(worker: Worker) -> list[dict[Attribute, Any]]:
         asked = [Attribute.WRAP, Attribute.UNWRAP, Attribute.DECRYPT, Attribute.SIGN, Attribute.DERIVE]
-        with hsm._sessions.objects:
-            return [
-                thing.get_attributes(asked)
-                for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.SECRET_KEY)
-                for thing in worker.session.get_objects({Attribute.CLASS: kind})
-            ]
+        return [
+            thing.get_attributes(asked)
+            for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.SECRET_KEY)
+            for thing in worker.session.get_objects({Attribute.CLASS: kind})
+        ]
 
     for kind in KeyType:
         shared(hsm, kind)
-    found = hsm._sessions.run(roles)
+    found = hsm.locked(roles)
     assert len(found) >= len(KeyType)
     for key in found:
         assert not any(key.get(role) for role in (Attribute.WRAP, Attribute.UNWRAP, Attribute.DERIVE))
@@ -71,47 +70,49 @@ def test_HS_04_attributes_cannot_be_loosened_nor_copied_away(hsm: KeysHsm) -> No
     key = shared(hsm, KeyType.EC_P256)
 
     def loosen(worker: Worker) -> None:
-        with hsm._sessions.objects:
-            secret = hsm._finder.secret_half(worker, bind(Purpose.KEY, key))
-            for attribute, value in ((Attribute.EXTRACTABLE, True), (Attribute.SENSITIVE, False)):
-                with pytest.raises(ck.PKCS11Error):
-                    secret[attribute] = value
-            private = {Attribute.ID: key.hsm_id, Attribute.CLASS: ObjectClass.PRIVATE_KEY}
-            (same,) = worker.session.get_objects(private)
+        secret = hsm.finder.secret_half(worker, bind(Purpose.KEY, key))
+        for attribute, value in ((Attribute.EXTRACTABLE, True), (Attribute.SENSITIVE, False)):
             with pytest.raises(ck.PKCS11Error):
-                same.copy({Attribute.TOKEN: False, Attribute.EXTRACTABLE: True})
+                secret[attribute] = value
+        private = {Attribute.ID: key.hsm_id, Attribute.CLASS: ObjectClass.PRIVATE_KEY}
+        (same,) = worker.session.get_objects(private)
+        with pytest.raises(ck.PKCS11Error):
+            same.copy({Attribute.TOKEN: False, Attribute.EXTRACTABLE: True})
 
-    hsm._sessions.run(loosen)
+    hsm.locked(loosen)
 
 
 def test_HS_04_a_key_that_was_given_another_role_is_not_exported(hsm: KeysHsm) -> None:
     key = fresh(hsm, KeyType.AES_256, exportable=True)
 
     def widen(worker: Worker) -> None:
-        with hsm._sessions.objects:
-            hsm._finder.secret_half(worker, bind(Purpose.KEY, key))[Attribute.WRAP] = True
+        hsm.finder.secret_half(worker, bind(Purpose.KEY, key))[Attribute.WRAP] = True
 
-    hsm._sessions.run(widen)
+    hsm.locked(widen)
     with pytest.raises(BrokerError) as refusal:
         hsm.wrap(key, Target().kek, OaepHash.SHA1, exact=False)
     assert refusal.value.reason == "HSM_KEY_CONFLICT"
     hsm.destroy(key)
 
 
-def test_HS_23_a_token_that_lets_something_forbidden_pass_is_refused() -> None:
-    with pytest.raises(BrokerError) as refusal:
-        selftest._must_fail("did something forbidden", lambda: "it worked")
-    assert refusal.value.reason == "HSM_NOT_ENFORCING"
+_LAX = """
+static unsigned long (*real_one)(unsigned long, unsigned long, struct attribute *, unsigned long);
+/* Says that each change was made. */
+static unsigned long instead(unsigned long session, unsigned long object, struct attribute *wanted,
+                             unsigned long count) { return 0; }
+"""
+_SET_ATTRIBUTE_VALUE = 26
+
+
+def test_HS_23_a_token_that_lets_something_forbidden_pass_is_refused(tmp_path: Path) -> None:
+    config = make_token(tmp_path / "token")
+    lax = config.model_copy(update={"module": softhsm_but(tmp_path, _SET_ATTRIBUTE_VALUE, _LAX)})
+    assert [alone(_start, each) for each in (config, lax)] == ["started", "HSM_NOT_ENFORCING"]
 
 
 def test_half_a_pair_left_by_a_crash_is_replaced_by_a_whole_one(hsm: KeysHsm) -> None:
     key = fresh(hsm, KeyType.EC_P256)
-
-    def lose_private_half(worker: Worker) -> None:
-        with hsm._sessions.objects:
-            hsm._finder.secret_half(worker, bind(Purpose.KEY, key)).destroy()
-
-    hsm._sessions.run(lose_private_half)
+    hsm.locked(lambda worker: hsm.finder.secret_half(worker, bind(Purpose.KEY, key)).destroy())  # its private one
     again = hsm.generate(key, exportable=False)
     assert again != key.public_key
     assert hsm.public_key(key) == again
@@ -137,7 +138,7 @@ def _plant_and_start(folder: Path) -> dict[str, list[str]]:
                 CkKeyType.AES, 256, id=name, label="broker:key:tests/1", store=True, capabilities=roles
             )
 
-        hsm._sessions.run(plant)
+        hsm.sessions.run(plant)
         hsm.close()
         hsm = KeysHsm(config)
         (probe,) = [one for one in hsm.report().probes if one.name == "objects"]
@@ -183,7 +184,7 @@ def _plant_own_and_start(folder: Path) -> str:
         named = {"id": b"broker/rows/0001", "label": "broker:rows:"}
         return worker.session.generate_key(CkKeyType.AES, 256, **named, store=True, capabilities=roles)
 
-    hsm._sessions.run(plant)
+    hsm.sessions.run(plant)
     hsm.close()
     return _start(config)
 

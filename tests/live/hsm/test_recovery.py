@@ -12,7 +12,6 @@ from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
 from broker.hsm.objects import Recipe, make
-from broker.hsm.sessions import Worker
 from tests.contracts.hsm.keys import Target, fresh, made, unmade
 from tests.fakes.refusals import ending
 from tests.live.hsm.losses import ES256, GCM, _quick
@@ -88,13 +87,13 @@ def test_FT_15_a_token_that_is_away_is_never_taken_for_an_empty_one(tmp_path: Pa
     assert alone(_token_away, tmp_path / "token") == [*["HSM_UNAVAILABLE"] * 5, "ok"]
 
 
-def test_HS_22_one_dead_session_is_replaced_without_a_reload(hsm: KeysHsm) -> None:
+def test_HS_22_one_dead_session_is_replaced_without_a_reload(hsm: KeysHsm, softhsm: HsmConfig) -> None:
     key = fresh(hsm, KeyType.EC_P256)
-    epoch = hsm._sessions._epoch
-    hsm._sessions.run(lambda worker: worker.session.close())
-    for _ in range(2 * hsm._sessions._size):
+    reloads = hsm.reloads()
+    hsm.sessions.run(lambda worker: worker.session.close())
+    for _ in range(2 * softhsm.sessions):
         hsm.sign(key, ES256, [b"m"])
-    assert hsm._sessions._epoch == epoch
+    assert hsm.reloads() == reloads
 
 
 def test_HS_14_two_keys_under_one_id_are_both_refused(tmp_path: Path) -> None:
@@ -105,12 +104,8 @@ def _two_under_one_id(folder: Path) -> list[str]:
     hsm, _ = _quick(folder)
     key = fresh(hsm, KeyType.AES_256)
 
-    def plant(worker: Worker) -> None:
-        with hsm._sessions.objects:
-            recipe = Recipe(KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False)
-            make(worker, key.hsm_id, recipe)
-
-    hsm._sessions.run(plant)
+    recipe = Recipe(KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False)
+    hsm.locked(lambda worker: make(worker, key.hsm_id, recipe))
     told = [
         ending(lambda: hsm.encrypt(key, GCM, b"", b"")),
         ending(lambda: hsm.generate(key, exportable=False)),
@@ -132,11 +127,11 @@ def test_HS_16_a_key_destroyed_by_another_process_is_gone_here_too(hsm: KeysHsm,
     carried, kek = fresh(hsm, KeyType.EC_P384, exportable=True), Target().kek
     hsm.sign(key, ES256, [b"m"])
     hsm.wrap(carried, kek, OaepHash.SHA1, exact=True)
-    epoch = hsm._sessions._epoch
+    reloads = hsm.reloads()
     alone(_destroy_elsewhere, softhsm, key, carried)
     assert ending(lambda: hsm.sign(key, ES256, [b"m"])) == "KEY_NOT_IN_HSM"
     assert ending(lambda: hsm.wrap(carried, kek, OaepHash.SHA1, exact=True)) == "KEY_NOT_IN_HSM"
-    assert hsm._sessions._epoch == epoch, "a missing key is no reason to reload the module"
+    assert hsm.reloads() == reloads, "a missing key is no reason to reload the module"
 
 
 def _wrap_for_ever(config: HsmConfig, hsm_id: bytes) -> None:

@@ -102,10 +102,9 @@ def injections(
 
 def found(hsm: KeysHsm, template: dict[Attribute, Any]) -> list[str]:
     def look(worker: Worker) -> list[str]:
-        with hsm._sessions.objects:
-            return sorted(thing.object_class.name for thing in hsm._sessions.search(worker, template))
+        return sorted(thing.object_class.name for thing in hsm.sessions.search(worker, template))
 
-    return hsm._sessions.run(look)
+    return hsm.locked(look)
 
 
 def judged(told: list[str], rule: str, name: str, reason: str) -> None:
@@ -180,7 +179,7 @@ def _wrap(folder: Path, choice: Choice, *, known: bool = True) -> list[str]:
 
     def wrap() -> bytes:
         if not known:
-            hsm._sessions.run(lambda worker: worker.handles.clear())
+            hsm.forget_handles()
         return target.open(hsm.wrap(key, target.kek, OaepHash.SHA1, exact=True), OaepHash.SHA1)
 
     plaintext = wrap()
@@ -206,7 +205,7 @@ def _sign(folder: Path, choice: Choice) -> list[str]:
         return hsm.sign(key, SignatureAlgorithm.ES256K, [b"m"])
 
     def sign_anew() -> object:
-        hsm._sessions.run(lambda worker: worker.handles.clear())
+        hsm.forget_handles()
         return sign()
 
     for operation in (sign, sign_anew):
@@ -249,7 +248,7 @@ def _five_in_a_hundred(folder: Path) -> tuple[set[str], list[str], int]:
     hsm.check()
     bad = [str(made) for made in (found(hsm, {Attribute.ID: one}) for one in ids) if made not in ([], _PAIR)]
     bad += [ending(use) for use in uses if ending(use) != "ok"]
-    idle = hsm._sessions._idle.qsize()
+    idle = hsm.idle()
     hsm.close()
     return reasons, bad, idle
 
@@ -302,7 +301,7 @@ def _two_hang(folder: Path) -> list[str]:
 
     def wait_until_taken(sessions: int) -> None:
         deadline = time.monotonic() + 60
-        while hsm._sessions._size - hsm._sessions._idle.qsize() != sessions:
+        while 2 - hsm.idle() != sessions:
             assert time.monotonic() < deadline
             threading.Event().wait(0.01)
 

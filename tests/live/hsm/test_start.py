@@ -117,9 +117,8 @@ def _logins_with_a_wrong_pin(folder: Path) -> tuple[int, list[str]]:
     hsm = KeysHsm(config)
     logins, _keep = _count_logins(config.module)
     config.pin_file.write_text(WRONG)
-    hsm._sessions._drain()
-    hsm._sessions.module.finalize()
-    hsm._sessions._fill(hsm._sessions._size * [None])
+    with hsm.paused():
+        hsm.sessions.module.finalize()
     reasons = []
     for _ in range(5):
         try:

@@ -27,12 +27,7 @@ ES256 = SignatureAlgorithm.ES256
 
 def plant(hsm: KeysHsm, hsm_id: bytes, kind: KeyType, label: str) -> None:
     usage = KeyUsage.ENCRYPT if kind.symmetric else KeyUsage.SIGN
-
-    def put(worker: Worker) -> None:
-        with hsm._sessions.objects:
-            make(worker, hsm_id, Recipe(kind, usage, exportable=False), label)
-
-    hsm._sessions.run(put)
+    hsm.locked(lambda worker: make(worker, hsm_id, Recipe(kind, usage, exportable=False), label))
 
 
 def labels(config: HsmConfig, hsm_id: bytes) -> list[str]:
@@ -54,7 +49,7 @@ def _stray(folder: Path, label: str) -> dict[str, object]:
     for _ in range(3):
         told["uses"] += [ending(lambda: hsm.encrypt(key, GCM, b"m", b""))]  # type: ignore[operator]
         told["others"] += [ending(lambda: hsm.sign(other, ES256, [b"m"]))]  # type: ignore[operator]
-    told["reloads"] = hsm._sessions._epoch - 1
+    told["reloads"] = hsm.reloads()
     told["destroy"] = ending(lambda: hsm.destroy(key))
     hsm.close()
     told["left"] = labels(config, key.hsm_id)
@@ -81,11 +76,10 @@ def _stray_that_goes(folder: Path) -> list[str]:
     told = [ending(lambda: hsm.encrypt(key, GCM, b"m", b""))]
 
     def remove(worker: Worker) -> None:
-        with hsm._sessions.objects:
-            for thing in hsm._sessions.search(worker, {Attribute.LABEL: "tests"}):
-                thing.destroy()
+        for thing in hsm.sessions.search(worker, {Attribute.LABEL: "tests"}):
+            thing.destroy()
 
-    hsm._sessions.run(remove)
+    hsm.locked(remove)
     told.append(ending(lambda: hsm.encrypt(key, GCM, b"m", b"")))
     hsm.close()
     return told
@@ -131,7 +125,7 @@ def _foreign(folder: Path) -> list[str]:
             worker.session.generate_keypair(CkKeyType.RSA, 2048, id=name, label=label, store=True, capabilities=mixed)
         worker.session.generate_key(CkKeyType.AES, 256, store=True, capabilities=mixed)
 
-    hsm._sessions.run(put)
+    hsm.sessions.run(put)
     hsm.close()
     before = labels(config, b"4711")
     hsm = KeysHsm(config)
@@ -156,7 +150,7 @@ def exchange(hsm: KeysHsm, *keys: KeyRef) -> None:
         handles: dict[Any, int] = worker.handles
         handles[first], handles[second] = handles[second], handles[first]
 
-    hsm._sessions.run(swap)
+    hsm.sessions.run(swap)
 
 
 @pytest.mark.parametrize("kind", [KeyType.AES_128, KeyType.AES_256])
@@ -168,7 +162,7 @@ def test_HS_14_exchanged_handles_open_and_seal_nothing_wrong(hsm: KeysHsm, kind:
     assert hsm.decrypt(others, GCM, sealed[others.hsm_id], b"") == others.hsm_id
     exchange(hsm, mine, others)
     written = hsm.encrypt(mine, GCM, b"m", b"")
-    hsm._sessions.run(lambda worker: worker.handles.clear())
+    hsm.forget_handles()
     assert hsm.decrypt(mine, GCM, written, b"") == b"m"
     for key in (mine, others):
         hsm.destroy(key)
@@ -179,9 +173,9 @@ def test_HS_14_exchanged_handles_open_nothing_wrong_with_rsa(hsm: KeysHsm) -> No
     for key in (mine, others):
         assert ending(lambda: hsm.decrypt(key, EncryptionAlgorithm.RSA_OAEP_SHA1, bytes(256), b"")) != "ok"  # noqa: B023
     exchange(hsm, mine, others)
-    before = hsm._sessions.run(lambda worker: dict(worker.handles))
+    before = hsm.sessions.run(lambda worker: dict(worker.handles))
     ending(lambda: hsm.decrypt(mine, EncryptionAlgorithm.RSA_OAEP_SHA1, bytes(256), b""))
-    after = hsm._sessions.run(lambda worker: dict(worker.handles))
+    after = hsm.sessions.run(lambda worker: dict(worker.handles))
     assert after[bind(Purpose.KEY, mine)] == before[bind(Purpose.KEY, others)], "the wrong handle was not believed"
     for key in (mine, others):
         hsm.destroy(key)

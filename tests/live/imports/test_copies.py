@@ -322,6 +322,7 @@ def test_K15_who_may_not_is_not_told_what_is_wrong_with_a_name(bench: AzureBench
 def test_K06_no_more_copies_are_on_record_than_are_looked_at(
     bench: AzureBench, there: KeyClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Patched: a thousand uploads would have to be made.
     monkeypatch.setattr(import_rules, "MAX_COPIES", 2)
     key = bench.key()
     for name in ("a1", "a2"):

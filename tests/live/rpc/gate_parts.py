@@ -35,6 +35,7 @@ def before(part: Any, method: str) -> threading.Event:
         reached.set()
         return original(*args)
 
+    # Put in its place: that somebody is waited for shows nowhere else.
     setattr(part, method, signalling)
     return reached
 

@@ -91,7 +91,7 @@ def test_P1_every_cancelled_method_leaves_one_record(edge: Edge) -> None:
     """Headers arrive, the message never does, and the caller hangs up."""
     with edge.channel() as channel:
         for number, path in enumerate(METHODS):
-            asked, silent = before(edge.server._deadlines, "message"), Silent()
+            asked, silent = before(edge.journal, "get"), Silent()
             waiting = channel.stream_unary(path).future(silent)
             assert asked.wait(10)
             waiting.cancel()

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 
 from broker.core.model import Key, KeyVersion
 from broker.store.config import StoreConfig
 from tests.contracts.store.samples import SIGNER, calls, config, opened, read_journal
 from tests.servers.databases import create_database, migrate
+from tests.servers.dba import Dba
 from tests.servers.postgres import Postgres
 
 WRITER = """
@@ -92,9 +92,9 @@ def crash(place: StoreConfig, rounds: int, seed: int) -> None:
         assert integrity(place) == [("ok",)]
 
 
-def integrity(place: StoreConfig) -> list[tuple[str]]:
-    with opened(place) as store:
-        return [tuple(row) for row in store._database.read(text("PRAGMA integrity_check"))]
+def integrity(place: StoreConfig) -> list[tuple[str, ...]]:
+    with opened(place):
+        return Dba(place).run("PRAGMA integrity_check")
 
 
 def test_P11_no_acknowledged_write_is_lost_when_the_process_is_killed(place: StoreConfig) -> None:

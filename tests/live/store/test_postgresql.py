@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -23,6 +24,7 @@ from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.model import Key
 from broker.core.ports import Write
 from broker.store.config import StoreConfig
+from broker.store.dialects import open_database
 from broker.store.postgresql import conninfo
 from broker.store.sql import SqlStore
 from tests.contracts.store.samples import ROW_KEY, calls, config, entry, key, now, opened, put
@@ -271,8 +273,8 @@ def test_ST_10_over_tcp_the_server_is_verified(
     postgres: Postgres, database: str, tmp_path: Path, password: Path
 ) -> None:
     url = postgres.tcp_url(database)
-    with opened(config(url, tmp_path, password_file=password, tls_root=postgres.ca)) as store:
-        rows = store._database.read(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
+    with closing(open_database(config(url, tmp_path, password_file=password, tls_root=postgres.ca))) as found:
+        rows = found.read(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
         assert rows[0][0] is True
     other_ca = tmp_path / "other.pem"
     other_ca.write_bytes((postgres.data / "server.crt").read_bytes())
@@ -287,7 +289,11 @@ def test_ST_01_the_password_is_nowhere_but_in_its_file(
     place = config(postgres.tcp_url(database), tmp_path, password_file=password)
     with opened(place) as store:
         put(store, key("st-01"))
-        said = [repr(place), repr(store.__dict__), repr(store._database.__dict__)]
+        said = [
+            repr(place),
+            repr(store.__dict__),
+            *(repr(vars(part)) for part in vars(store).values() if hasattr(part, "__dict__")),
+        ]
     password.write_text("wrong-canary")
     with pytest.raises(Unavailable) as refused:
         SqlStore(place, ROW_KEY, now)
@@ -329,9 +335,10 @@ def test_a_role_cannot_switch_durability_off(postgres: Postgres, database: str, 
     with postgres.connect() as admin:
         admin.execute(f"ALTER DATABASE {database} SET synchronous_commit = off".encode())
         admin.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on".encode())
+    with closing(open_database(place)) as found:
+        assert found.read(text("SHOW synchronous_commit"))[0][0] == "on"
+        assert found.read(text("SHOW transaction_isolation"))[0][0] == "read committed"
     with opened(place) as store:
-        assert store._database.read(text("SHOW synchronous_commit"))[0][0] == "on"
-        assert store._database.read(text("SHOW transaction_isolation"))[0][0] == "read committed"
         put(store, key("durable"))
     with postgres.connect() as admin:
         admin.execute(f"ALTER DATABASE {database} RESET ALL".encode())

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broker.core.errors import BrokerError
-from broker.targets import https
 from broker.targets.azure_key_vault import kek
 from tests.fakes.refusals import refused
 from tests.live.targets.test_azure_target import Bench
 from tests.servers.azure import target_of
-from tests.servers.azure_key_vault import FakeVault
+from tests.servers.azure_key_vault import Answer, FakeVault, Request
 
 
 @pytest.fixture
@@ -23,17 +22,13 @@ def bench(premium: FakeVault, tmp_path: Path) -> Bench:
     return Bench(premium, tmp_path)
 
 
-def lie(monkeypatch: pytest.MonkeyPatch, method: str, change: Callable[[Any], Any]) -> None:
+def lie(vault: FakeVault, method: str, change: Callable[[Any], Any]) -> None:
     """Change the JSON of every good answer to this method."""
-    sent = https._BoundedAdapter.send
 
-    def changed(adapter: Any, request: Any, *arguments: object, **options: object) -> object:
-        response = sent(adapter, request, *arguments, **options)
-        if request.method == method and response.status_code < 300:
-            response._content = json.dumps(change(json.loads(response.content))).encode()
-        return response
+    def told(request: Request, answer: Answer) -> Answer:
+        return replace(answer, body=change(answer.body)) if request.method == method else answer
 
-    monkeypatch.setattr(https._BoundedAdapter, "send", changed)
+    vault.told = told
 
 
 @pytest.mark.parametrize("kid", [
@@ -43,20 +38,18 @@ def lie(monkeypatch: pytest.MonkeyPatch, method: str, change: Callable[[Any], An
 def test_BY_02_a_new_kek_is_only_pinned_under_an_id_that_it_can_have(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, kid: str
 ) -> None:
-    monkeypatch.setattr(kek, "KEK_BITS", 2048)  # as good for this, and made sooner
+    monkeypatch.setattr(kek, "KEK_BITS", 2048)  # patched: as good for this, and made sooner
     named = kid.format(url=bench.vault.url)
-    lie(monkeypatch, "POST", lambda body: {**body, "key": {**body["key"], "kid": named}})
+    lie(bench.vault, "POST", lambda body: {**body, "key": {**body["key"], "kid": named}})
     refused(
         lambda: target_of(bench.vault, "new", bench.folder).keks.create_wrapping_key("0" * 32), reason="TARGET_REFUSED"
     )
 
 
 @pytest.mark.parametrize("attributes", ["x", 1.5, [], [[]]])
-def test_an_update_whose_answer_is_none_is_told(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, attributes: object
-) -> None:
+def test_an_update_whose_answer_is_none_is_told(bench: Bench, attributes: object) -> None:
     version = bench.imported("web")
-    lie(monkeypatch, "PATCH", lambda body: {**body, "attributes": attributes})
+    lie(bench.vault, "PATCH", lambda body: {**body, "attributes": attributes})
     for act in (bench.port.disable, bench.port.enable):
         with pytest.raises(BrokerError) as caught:
             act("web", version)

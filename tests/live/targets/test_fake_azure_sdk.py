@@ -82,6 +82,7 @@ def _fresh_challenges(monkeypatch: pytest.MonkeyPatch) -> None:
     """The SDK remembers challenges by host for the life of the process."""
     from azure.keyvault.keys._shared import http_challenge_cache  # noqa: PLC0415 (the cache has no public name)
 
+    # Patched: it cannot be emptied otherwise.
     monkeypatch.setattr(http_challenge_cache, "_cache", {})
 
 

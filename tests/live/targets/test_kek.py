@@ -119,6 +119,7 @@ def test_K11_a_target_that_is_only_being_registered_is_told_of_making_one(bench:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """RSA-4096 takes its time, and how long the key is counts for nothing here."""
+    # See above: the length is in nobody's configuration.
     monkeypatch.setattr(azure, "KEK_BITS", 2048)
 
 

@@ -10,7 +10,7 @@ from tests.servers.openbao import OpenBao
 def test_seal_stop_and_start_keep_the_keys(openbao_own: OpenBao) -> None:
     before = openbao_own.request("GET", "transit/wrapping_key")["data"]
     openbao_own.seal()
-    assert openbao_own._session.get(f"{openbao_own.address}/v1/transit/wrapping_key", timeout=5).status_code == 503
+    assert openbao_own.session.get(f"{openbao_own.address}/v1/transit/wrapping_key", timeout=5).status_code == 503
     openbao_own.unseal()
     openbao_own.stop()
     openbao_own.start()

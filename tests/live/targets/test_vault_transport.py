@@ -164,7 +164,9 @@ def test_an_endless_answer_is_given_up(impostor: Callable[[Talk], tuple[Impostor
 def test_silence_and_dripping_are_given_up_in_time(
     impostor: Callable[[Talk], tuple[Impostor, ports.Target]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Patched, as the next: the real times are tens of seconds, which nobody configures.
     monkeypatch.setattr(https, "READ_SECONDS", 0.2)
+    # As above.
     monkeypatch.setattr(https, "TOTAL_SECONDS", 0.4)
 
     def silent(_connection: ssl.SSLSocket, over: threading.Event) -> None:
@@ -232,8 +234,9 @@ def test_the_registered_ca_is_the_only_one_that_is_trusted(openbao: OpenBao, tmp
     port = connect("bao", "vault", mount.settings())
     port.offer()
     assert isinstance(port, VaultTarget)
-    adapter = port._adapter.session.get_adapter(f"{openbao.address}/")
-    assert len(adapter._context.get_ca_certs()) == 1  # also after use: requests would have added its bundle
+    adapter = port._adapter.session.get_adapter(f"{openbao.address}/")  # noqa: SLF001 - no test's server has a public CA's certificate
+    # Also after use: requests would have added its bundle.
+    assert len(adapter._context.get_ca_certs()) == 1  # noqa: SLF001 - as above
 
 
 def test_a_connection_is_kept_and_a_restart_of_the_server_is_no_trouble(openbao_own: OpenBao, tmp_path: Path) -> None:

@@ -247,6 +247,7 @@ def test_an_issuer_is_asked_again_once_there_is_a_thread_for_it(
 
     jobs = Jobs(issuer)
     with monkeypatch.context() as patch:
+        # Patched: a limit of threads would be that of the whole machine's user.
         patch.setattr(threading.Thread, "start", none_left)
         assert jobs.why_not() == "ISSUER_UNAVAILABLE"
     jobs.ticks.now += FAILED_PAUSES[0]

@@ -78,6 +78,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Issuer]:
     with issuing(tmp_path / "issuer", *NAMES) as issuer:
         here = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", issuer.port))]
         real = socket.getaddrinfo
+        # Patched: names of others are looked up, in the system's own way.
         monkeypatch.setattr(
             socket, "getaddrinfo", lambda host, *rest, **more: here if host in NAMES else real(host, *rest, **more)
         )

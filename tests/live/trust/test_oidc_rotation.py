@@ -34,7 +34,7 @@ def issuer(tmp_path: Path) -> Iterator[Issuer]:
 def hurried(issuer: Issuer, **changes: Any) -> Jobs:
     """Jobs that have logged in once, so that the keys were fetched just now."""
     jobs = Jobs(issuer, **changes)
-    jobs.sets._clock = lambda: time.monotonic() * SPEED
+    jobs.ticks.speed = SPEED
     return jobs
 
 
@@ -120,7 +120,7 @@ def test_P09_an_issuer_that_fails_is_asked_again_at_once_and_then_ever_more_slow
         respond(handler, 503, None)
 
     issuer.answers[DISCOVERY] = failing
-    jobs.sets._clock = time.monotonic
+    jobs.ticks.speed = 1
     assert jobs.why_not(patience=patient(2)) == "ISSUER_UNAVAILABLE"
     pauses = [later - earlier for earlier, later in pairwise(times)]
     assert 0.5 <= pauses[0] < pauses[1]

@@ -7,11 +7,12 @@ decrypts with what was in them. What the documentation forbids it refuses. It is
 from __future__ import annotations
 
 from .faults import Effect, insufficient_claims, unauthorized
+from .listener import Answer, Request
 from .refusals import Refused, bad_parameter, conflict, forbidden, key_not_found, throttled, unavailable
 from .shelf import KeyVersion
 from .vault import FakeVault
 
 __all__ = [
-    "Effect", "FakeVault", "KeyVersion", "Refused", "bad_parameter", "conflict", "forbidden", "insufficient_claims",
-    "key_not_found", "throttled", "unauthorized", "unavailable",
+    "Answer", "Effect", "FakeVault", "KeyVersion", "Refused", "Request", "bad_parameter", "conflict",
+    "forbidden", "insufficient_claims", "key_not_found", "throttled", "unauthorized", "unavailable",
 ]  # fmt: skip

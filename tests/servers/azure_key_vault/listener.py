@@ -30,10 +30,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back; ``body`` as JSON, none for None."""
+    """What goes back; ``body`` as JSON, bytes as they are, none for None."""
 
     status: int
-    body: dict[str, Any] | None = None
+    body: dict[str, Any] | bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -127,7 +127,8 @@ class _Exchange(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = do_HEAD = _exchange  # noqa: N815 (the library's names)
 
     def _send(self, answer: Answer) -> None:
-        body = b"" if answer.body is None else json.dumps(answer.body).encode()
+        told = b"" if answer.body is None else answer.body
+        body = told if isinstance(told, bytes) else json.dumps(told).encode()
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)

@@ -84,9 +84,11 @@ class FakeVault:
         self.resource = f"https://0.0.1:{number}"
         self._now: Callable[[], int] = lambda: int(now())
         most = MOST_VERSIONS if kind == "managed-hsm" else None
-        self._shelf = Shelf(self._now, most_versions=most, purgeable=not purge_protection)
-        self._rest = Rest(self.url, self._shelf, self._now, managed_hsm=kind == "managed-hsm")
+        self.shelf = Shelf(self._now, most_versions=most, purgeable=not purge_protection)
+        self._rest = Rest(self.url, self.shelf, self._now, managed_hsm=kind == "managed-hsm")
         self.denied = self._rest.denied
+        self.told: Callable[[Request, Answer], Answer] = lambda _request, answer: answer
+        """What becomes of an answer to a caller with the right token before it is sent."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -106,17 +108,17 @@ class FakeVault:
         """Put a key exchange key in place, unchecked so that it can be a wrong one; gives its versioned id."""
         material = rsa.generate_private_key(65537, bits)
         attributes = Attributes(created=self._now(), updated=self._now())
-        made = self._shelf.put(name, kty, material, list(key_ops), attributes, {})
+        made = self.shelf.put(name, kty, material, list(key_ops), attributes, {})
         return f"{self.url}/keys/{made.name}/{made.version}"
 
     def swap_kek(self, name: str = "kek") -> None:
         """Another key pair under the same versioned id, as a lookalike would have it."""
-        kek = self._shelf.get(name)
+        kek = self.shelf.get(name)
         kek.material = another(kek.material)
 
     def versions(self, name: str) -> list[KeyVersion]:
         """What it holds under that name, oldest first, private halves and all; [] when there is none."""
-        return self._shelf.versions(name)
+        return self.shelf.versions(name)
 
     def _answer(self, request: Request) -> Answer | Effect:
         answer = self._disturbed(request)
@@ -136,7 +138,7 @@ class FakeVault:
         if fault in {Effect.HANG, Effect.CUT}:
             return fault
         try:
-            answer = self._rest.answer(request, other_key=fault is Effect.OTHER_KEY)
+            answer = self.told(request, self._rest.answer(request, other_key=fault is Effect.OTHER_KEY))
         except Refused as refused:
             answer = self._refusal(refused)
         return fault if fault is Effect.LOSE_ANSWER else answer

@@ -55,8 +55,11 @@ class Faults:
                 raise OSError(self.cut_error, "injected")
             cut(file, size)
 
+        # Patched: no file system here fails, and hangs, at the call that a test chooses.
         monkeypatch.setattr("broker.store.chain.os.write", faulty_write)
+        # As above.
         monkeypatch.setattr("broker.store.chain.os.fdatasync", faulty_sync)
+        # As above.
         monkeypatch.setattr("broker.store.chain.os.ftruncate", faulty_cut)
 
 
@@ -313,6 +316,7 @@ def test_AU_10_a_sink_that_hangs_is_a_refusal_within_a_second(folder: Path, jour
 def test_AU_10_what_waits_for_a_sink_that_hangs_is_bounded(
     journal: Journal, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Patched: so many threads as may wait there would have to be started.
     monkeypatch.setattr(journal_module, "MAX_WAITING", 2)
     faults.blocked.clear()
     faults.entered.clear()
@@ -347,6 +351,7 @@ def test_FT_12_a_check_sees_a_volume_that_turned_read_only(journal: Journal, mon
     journal.check()
     real = os.statvfs("/")
     fields = {name: getattr(real, name) for name in dir(real) if name.startswith("f_")}
+    # Patched: to mount a volume and turn it read-only takes root and a kernel that lets it.
     monkeypatch.setattr("os.statvfs", lambda _: type("Volume", (), {**fields, "f_flag": os.ST_RDONLY}))
     assert "Read-only" in refused_at_once(journal.check)
     journal.append(entry())

@@ -53,9 +53,7 @@ def oidc(*rules: TrustRule, published: Published | None = None, now: datetime = 
     with store.write(call("-", operator(), Clock()).outcome()) as write:
         for one in rules or (rule(),):
             write.add(one)
-    made = Oidc(OidcConfig(), store, lambda: now)
-    made._verifier = Verifier(published or Published())  # type: ignore[arg-type]
-    return made
+    return Oidc(OidcConfig(), store, lambda: now, Verifier(published or Published()))  # type: ignore[arg-type]
 
 
 def shown(token: str, named: str = "", rpc: str = "SessionService/Login") -> Credentials:

@@ -86,7 +86,7 @@ def test_BY_05_a_target_that_hangs_holds_up_neither_heads_nor_another_target() -
 
     loop = Loop(parts(heads=heads, operations=waiting))
     for _ in range(3):
-        loop._round()
+        loop.round()
     assert waiting.done.wait(PATIENCE)
     assert asked == ["heads"] * 3
     waiting.hangs.set()
@@ -100,7 +100,7 @@ def test_P10_who_does_not_lead_carries_nothing_on() -> None:
         looked.append("looked")
         return {}
 
-    Loop(parts(lead=lambda: None, operations=SimpleNamespace(due=due, chores=lambda: iter(()))))._round()
+    Loop(parts(lead=lambda: None, operations=SimpleNamespace(due=due, chores=lambda: iter(())))).round()
     assert looked == []
 
 
@@ -110,6 +110,7 @@ def test_what_was_given_no_thread_can_be_started_later(monkeypatch: pytest.Monke
 
     errands, done = Errands(most=1), threading.Event()
     with monkeypatch.context() as patch:
+        # Patched: a limit of threads would be that of the whole machine's user.
         patch.setattr(threading.Thread, "start", none_left)
         with pytest.raises(RuntimeError):
             errands.start("one", done.set)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from broker import app
-from broker import loop as background
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
 from broker.core.errors import Unavailable, WrongState
@@ -53,8 +52,8 @@ def parts(**other: Any) -> Any:
 
 def round_of(loop: Loop) -> None:
     """A round of the heartbeat, with what it sets going beside it."""
-    loop._round()
-    assert loop._chores.wait(PATIENCE)
+    loop.round()
+    assert loop.idle(PATIENCE)
 
 
 def test_AU_03_chores_that_take_long_keep_neither_heads_nor_others_from_being_done() -> None:
@@ -82,7 +81,7 @@ def test_AU_03_chores_that_take_long_keep_neither_heads_nor_others_from_being_do
         )
     )
     for _ in range(3):
-        loop._round()
+        loop.round()
     assert other.wait(PATIENCE)
     assert beats == ["lead", "heads"] * 3
     go.set()
@@ -106,14 +105,14 @@ def test_P10_who_does_not_lead_looks_for_no_shared_work() -> None:
 def test_P10_the_number_of_the_newest_leadership_goes_with_each_piece() -> None:
     fences = iter([7, 9, None])
     done: list[tuple[str, object]] = []
-    loop = Loop(parts(lead=lambda: next(fences)))
 
     def piece(call: Call) -> None:
         done.append((call.resource, call.outcome().fence))
-        loop._lead()  # the heartbeat goes on meanwhile
+        loop.round()  # the heartbeat goes on meanwhile
 
-    loop._lead()
-    loop._do(lambda: iter([(f"session/{name}", piece) for name in "abc"]))
+    sessions = SimpleNamespace(chores=lambda: iter([(f"session/{name}", piece) for name in "abc"]))
+    loop = Loop(parts(lead=lambda: next(fences), sessions=sessions))
+    round_of(loop)
     assert done == [("session/a", 7), ("session/b", 9)]
 
 
@@ -147,6 +146,7 @@ def test_ST_04_nothing_is_destroyed_on_a_database_that_went_back_since_the_last_
     broker.store.check = check
     lost: list[str] = []
     with pytest.MonkeyPatch.context() as patch:  # what ends the process (``__main__``)
+        # Patched: it is the process's one hook, and pytest's takes this for a failure.
         patch.setattr(threading, "excepthook", lambda args: lost.append(args.exc_value.reason))
         round_of(Loop(broker))
     assert (lost, done) == (["STORE_RESTORED"], [])
@@ -174,7 +174,7 @@ def test_P10_no_shared_work_of_a_former_leader_changes_anything() -> None:
     assert bench.session(opened.session.id).state is SessionState.ENDED
 
 
-def test_AU_03_a_chain_that_was_begun_anew_is_signed_in_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_AU_03_a_chain_that_was_begun_anew_is_signed_in_the_next_round() -> None:
     time = timedelta()
     moved: list[Any] = []
     signed: list[str] = []
@@ -183,17 +183,16 @@ def test_AU_03_a_chain_that_was_begun_anew_is_signed_in_the_next_round(monkeypat
         signed.extend(head.chain for head in moved)
         return list(moved)
 
-    monkeypatch.setattr(background, "ticks", lambda: time)
     broker = parts(heads=lambda: list(moved))
     broker.heads = SimpleNamespace(sign_due=sign_due)
-    loop = Loop(broker)
+    loop = Loop(broker, lambda: time)
     moved[:] = [SimpleNamespace(chain="first", sequence=1)]
-    loop._sign()
+    loop.round()
     moved[:] = [SimpleNamespace(chain="first", sequence=9)]
-    loop._sign()
+    loop.round()
     assert signed == ["first"]  # it has one, and its next is not due
     moved[:] = [SimpleNamespace(chain="second", sequence=1)]
-    loop._sign()
+    loop.round()
     assert signed == ["first", "second"]
 
 

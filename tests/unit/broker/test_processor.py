@@ -65,6 +65,7 @@ def test_a_system_that_does_not_let_it_choose_is_left_to_itself(monkeypatch: pyt
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     with monkeypatch.context() as patch:
+        # See above.
         patch.setattr(os, "sched_setaffinity", forbidden)
         keep_to_one()
     assert sorted(os.sched_getaffinity(0)) == HERE

@@ -85,16 +85,16 @@ def test_S_13_rows_of_an_earlier_release_are_believed_in_its_own_folder_alone(co
 
 def test_S_01_rows_are_vouched_for_as_they_are_under_a_new_key_alone(config: Config, hsm: SoftwareHsm) -> None:
     SqlStore.migrate(config.store)
-    new = setup._new_row_key(config, hsm)
+    new = setup.new_row_key(config, hsm)
     assert new
     with pytest.raises(WrongState) as found:  # a broker does not start on a key that `init` is not done with
         row_key.row_key(config, hsm)
     assert found.value.reason == "NOT_INITIALISED"
-    assert setup._new_row_key(config, hsm) == new  # another run that was cut short, or one at the same time
+    assert setup.new_row_key(config, hsm) == new  # another run that was cut short, or one at the same time
     key = row_key.row_key(config, hsm, new)
     for _ in range(2):
-        setup._keep_row_key(config)
-        assert setup._new_row_key(config, hsm) == ""
+        setup.keep_row_key(config)
+        assert setup.new_row_key(config, hsm) == ""
         assert row_key.row_key(config, hsm) == key
 
 
@@ -251,10 +251,10 @@ def test_CL_03_what_the_system_refuses_is_said_in_a_sentence(arguments: list[str
 
 
 def test_a_set_up_that_was_interrupted_after_the_token_was_made_goes_on_with_it(tmp_path: Path) -> None:
-    first = setup._softhsm(tmp_path)
+    first = setup.softhsm_token(tmp_path)
     pin = first.pin_file.read_text()
     tokens = sorted(file.name for file in (tmp_path / "softhsm" / "tokens").iterdir())
-    again = setup._softhsm(tmp_path)
+    again = setup.softhsm_token(tmp_path)
     assert (again.environment, again.pin_file.read_text()) == (first.environment, pin)
     assert sorted(file.name for file in (tmp_path / "softhsm" / "tokens").iterdir()) == tokens
 

@@ -73,7 +73,9 @@ def running(folder: Path, after: str, count: int = 2) -> Iterator[Workers]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched, as the next: pauses of up to 5 s, which nobody configures.
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+    # As above.
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.02)
 
 
@@ -149,6 +151,7 @@ def test_a_worker_that_refuses_its_configuration_later_ends_it(tmp_path: Path) -
 
 
 def test_a_worker_that_will_not_end_is_killed_and_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched: the real time is 14 s, which nobody configures.
     monkeypatch.setattr(supervisor, "DRAIN", 0.5)
     stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('broker: ready', flush=True); time.sleep(60)"
     after = f"if number == '2': {stubborn}\n{SERVE}"

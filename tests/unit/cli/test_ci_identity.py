@@ -184,6 +184,7 @@ def test_a_program_that_fails_is_named_and_not_quoted(
 
 
 def test_kubernetes_reads_the_projected_file_for_every_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched: it lies under /var/run, where only Kubernetes mounts something.
     monkeypatch.setattr(kubernetes, "PLACE", tmp_path / "token")
     environ = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     assert "projected serviceAccountToken" in denied(environ).message

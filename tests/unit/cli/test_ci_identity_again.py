@@ -162,6 +162,7 @@ def test_P07_a_name_that_is_not_found_is_looked_for_again(monkeypatch: pytest.Mo
             raise socket.gaierror(socket.EAI_AGAIN, "later")
         return real(host, *rest, **more)  # type: ignore[arg-type]
 
+    # Patched: a name server that fails once would be that of the whole machine.
     monkeypatch.setattr(socket, "getaddrinfo", once)
     with endpoint() as (url, _):
         assert identity.token(github(url), OURS, None, Budget(20)) == TOKEN

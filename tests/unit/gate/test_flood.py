@@ -51,10 +51,14 @@ def test_AU_15_many_networks_together_have_a_limit_too() -> None:
 
 
 def test_AU_15_the_memory_of_networks_is_bounded() -> None:
-    limit = Flood(1, 2, Clock(), network)
-    for number in range(flood.MAX_PEERS * 2):
+    """Whoever is forgotten has a full bucket again; one for everybody is remembered always."""
+    clock = Clock()
+    limit = Flood(1, 1, clock, network)
+    for number in range(flood.MAX_PEERS):
         limit.admit(peer(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"))
-    assert len(limit._buckets) == flood.MAX_PEERS
+    clock.now += 0.9  # nobody's own bucket has a token by now, and that of everybody has nine
+    assert limit.admit(peer("10.0.0.1")) is None
+    assert limit.admit(peer("10.0.0.0")) is not None
 
 
 def test_AU_15_a_peer_that_has_no_address_is_limited_as_well() -> None:

@@ -90,6 +90,7 @@ def test_TL_11_twelve_fetches_at_one_moment_stay_within_the_limit(tmp_path: Path
 
 
 def test_a_secret_keeps_so_many_versions_until_old_ones_are_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched: the bound is 10,000 versions, which nobody configures.
     monkeypatch.setattr(quota, "MAX_KEPT", 3)
     house = TamperedHouse(MemoryStore(), SoftwareHsm())
     for _ in range(2):

@@ -22,7 +22,7 @@ def test_every_code_of_the_system_s_header_has_its_name() -> None:
 
 
 def test_every_exception_of_the_binding_has_its_code_and_back() -> None:
-    kinds = set(ck.PKCS11Error.__subclasses__()) - codes._NO_CODE
+    kinds = set(ck.PKCS11Error.__subclasses__()) - codes.NO_CODE
     mapped = {kind for kind in kinds if kind.__module__ == ck.__name__}
     assert mapped == set(codes.EXCEPTIONS.values())
     for code, kind in codes.EXCEPTIONS.items():

@@ -131,10 +131,12 @@ def test_a_session_that_ended_while_its_reading_was_written_down_gives_nothing(
     record = bench.store.record
 
     def ends_first(*entries: AuditEntry) -> None:
+        # It comes once.
         monkeypatch.setattr(bench.store, "record", record)
         bench.revoke(session=opening.session.id)
         record(*entries)
 
+    # Patched: the end has to come while the entry is written, in this very call.
     monkeypatch.setattr(bench.store, "record", ends_first)
     with pytest.raises(Unauthenticated):
         bench.fetch(opening.token, "app/db")
@@ -151,6 +153,7 @@ def test_a_session_is_not_refused_for_what_another_process_has_made_good(
     assert rule is not None
     bench.renew(opening.token, 600)
     kept = {Session: opening.session, TrustRule: replace(rule, revision=1)}
+    # Patched: in memory there is no other process, so what is kept is never old.
     monkeypatch.setattr(bench.store, "recent", lambda kind, *_: kept[kind])
     bench.clock.time += timedelta(seconds=61)
     found, _ = bench.fetch(opening.token, "app/db")

@@ -60,7 +60,10 @@ def test_NT_05_many_slow_writers_leave_room_for_a_prompt_one(callers: list[str],
         for each, _ in slow:
             each.cancel()
         assert isinstance(slow[ended][1].exception(5), Late)
-    assert not deadlines._awaited
+        again = [begun(threads, deadlines, caller)[0] for caller in ("a", "a", "b")]
+        assert not any(each.ended.is_set() for each in again), "nobody's place is taken any more"
+        for each in again:
+            each.cancel()
 
 
 def test_NT_05_with_room_nobody_is_ended() -> None:

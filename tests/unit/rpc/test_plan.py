@@ -242,7 +242,7 @@ def test_what_a_plan_says_of_a_type() -> None:
     assert PLANS[keys_pb2.CreateKeyRequest].has_request_id
     assert PLANS[keys_pb2.CreateKeyRequest].has_validate_only
     assert not PLANS[keys_pb2.SignRequest].has_request_id
-    assert isinstance(PLANS[keys_pb2.SignRequest]._shape, Shape)
+    assert isinstance(PLANS[keys_pb2.SignRequest]._shape, Shape)  # noqa: SLF001 - nothing but its speed would show
 
 
 def test_CL_03_what_is_digested_of_a_request_tells_nothing_of_its_values() -> None:

@@ -101,6 +101,7 @@ def test_P09_a_thread_that_is_not_to_be_had_costs_its_task_and_no_other(
         with pool.aside(9):
             raise AssertionError("nothing may run here")
 
+    # Patched: a limit of threads would be that of the whole machine's user.
     monkeypatch.setattr(threading.Thread, "start", none_left)
     assert isinstance(pool.submit(wait).exception(SECONDS), Exhausted)
     assert [each.result(SECONDS) for each in [pool.submit(int, number) for number in range(9)]] == list(range(9))

@@ -37,6 +37,7 @@ def before_the_write(house: TamperedHouse, act: Any) -> None:
             acts.pop()()
         return write(*arguments)
 
+    # Put in its place: what happens has to come between the read and the write.
     house.store.write = first  # type: ignore[method-assign,assignment]
 
 

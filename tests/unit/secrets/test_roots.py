@@ -15,8 +15,7 @@ from broker.core.errors import (
 )
 from broker.core.kinds import EncryptionAlgorithm, KeyType
 from broker.core.model import Operation, Receipt, RootKey, SecretVersion
-from broker.core.secrets import root_plans
-from broker.core.secrets.root_rows import ref
+from broker.core.secrets.root_rows import MOST, ref
 from tests.fakes.background import carry_on
 from tests.fakes.calls import operator
 from tests.fakes.hsm import SoftwareHsm
@@ -40,7 +39,7 @@ def test_the_first_root_key_is_made_once(house: RotationHouse) -> None:
 
 def test_a_root_key_is_a_256_bit_key_that_never_leaves(house: RotationHouse) -> None:
     [root] = house.store.page(RootKey, limit=9)
-    held = house.hsm._keys[root.hsm_id]
+    held = house.hsm.keys[root.hsm_id]
     assert (len(root.hsm_id), len(held.private), held.extractable) == (16, 32, False)
     house.rotate()
     assert len({one.hsm_id for one in house.store.page(RootKey, limit=9)}) == 2
@@ -113,6 +112,7 @@ def test_a_version_that_is_destroyed_while_it_is_being_rewrapped_stays_destroyed
         house.destroy(name, version)
         return rewrap(name, version, root, data_key)
 
+    # Put in its place: the destruction has to come between the look and the write.
     house.sealing.rewrap = meanwhile  # type: ignore[method-assign]
     house.work()
     assert house.store.rows[SecretVersion]["team/app/db", 1].data_key == b""
@@ -180,10 +180,11 @@ def test_a_root_key_that_the_hsm_will_not_make_is_taken_back(house: RotationHous
     assert house.rotate(request_id=REQUEST) == 2
 
 
-def test_there_is_a_bound_to_root_keys(house: RotationHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(root_plans, "MOST", 3)
-    house.rotate()
-    house.rotate()
+def test_there_is_a_bound_to_root_keys(house: RotationHouse) -> None:
+    [root] = house.store.page(RootKey, limit=9)
+    with house.store.write(house.own().outcome()) as write:
+        for number in range(2, MOST + 1):
+            write.add(replace(root, version=number, hsm_id=number.to_bytes(16, "big")))
     with pytest.raises(Exhausted):
         house.rotate()
 
@@ -214,6 +215,7 @@ def test_what_was_wrapped_too_long_ago_is_not_written(house: RotationHouse) -> N
         house.clock.forward(minutes=11)
         return sealed
 
+    # Put in its place: the time has to pass between the sealing and the write.
     house.sealing.seal = suspended  # type: ignore[method-assign,assignment]
     with pytest.raises(Unavailable) as refused:
         house.put()

@@ -127,6 +127,7 @@ def test_P23_whatever_fails_at_any_step_is_carried_out_in_a_later_round() -> Non
         house = RotationHouse(MemoryStore(), SoftwareHsm())
         house.put()
         trap = Trap()
+        # Put in its place: the trap is a part of this test.
         trap.step = _refuser(trap, at)  # type: ignore[method-assign]
         trap.count = -1000
         house.restart(store=MortalStore(house.store, trap), hsm=MortalHsm(house.hsm, trap))

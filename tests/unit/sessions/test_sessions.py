@@ -77,13 +77,19 @@ def test_AN_32_every_bad_token_gets_one_answer(bench: Bench) -> None:
 
 def test_what_is_no_token_never_reaches_the_store(bench: Bench) -> None:
     class Untouched:
-        def __getattr__(self, name: str) -> Any:
-            raise AssertionError(name)
+        """Read while the process starts, and no more."""
 
-    token = bench.login().token
-    bench.sessions._store = Untouched()
+        started = False
+
+        def __getattr__(self, name: str) -> Any:
+            assert not self.started, name
+            return getattr(bench.store, name)
+
+    token, store = bench.login().token, Untouched()
+    sessions = bench.elsewhere(store=store).sessions
+    store.started = True
     for text in ("brs_x", token[:-1] + ("a" if token[-1] != "a" else "b"), token + " ", token.swapcase()):
-        refused(lambda text=text: bench.sessions.authenticate(text), Unauthenticated, "SESSION_INVALID")  # type: ignore[misc]
+        refused(lambda text=text: sessions.authenticate(text), Unauthenticated, "SESSION_INVALID")  # type: ignore[misc]
 
 
 def test_TL_17_a_token_is_one_text(bench: Bench) -> None:

@@ -65,6 +65,7 @@ def test_ST_08_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(plac
 
 
 def test_ST_08_an_sqlite_without_strict_tables_is_refused(place: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patched: Python brings one SQLite, and it is new enough.
     monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 36, 0))
     with pytest.raises(WrongState) as refused:
         SqlStore(place, ROW_KEY, now)
@@ -165,6 +166,7 @@ def test_P1_nothing_is_committed_before_its_entry_is_durable(
             sync(file)
             seen.append(store.get(Key, "payments"))
 
+        # Patched to look in at the moment between the entry and the commit.
         monkeypatch.setattr("broker.store.chain.os.fdatasync", watch)
         put(store, key())
         assert seen == [None]
@@ -181,6 +183,7 @@ def test_P1_a_change_whose_entry_cannot_be_written_is_not_made(
             raise OSError(error, "injected")
 
         with monkeypatch.context() as broken:
+            # Patched: no file system here fails with the error that a test chooses.
             broken.setattr("broker.store.chain.os.fdatasync", fail)
             with pytest.raises(Unavailable) as refused:
                 put(store, key())
@@ -205,7 +208,7 @@ def test_a_commit_that_fails_leaves_an_entry_and_says_so(place: StoreConfig) -> 
 
 
 def writing_connection(store: SqlStore) -> sqlite3.Connection:
-    with store._database.transaction() as connection:
+    with store._database.transaction() as connection:  # noqa: SLF001 - only on its own connection SQLite fails to order
         found = connection.connection.driver_connection
         assert isinstance(found, sqlite3.Connection)
         return found
