@@ -113,7 +113,7 @@ class Readers:
         def stream(statement: Executable) -> Iterator[Sequence[Any]]:
             bound()
             with closing(driver.cursor(**cursor)) as rows:
-                rows.execute(str(statement.compile(dialect=self._engine.dialect)))  # type: ignore[attr-defined]
+                rows.execute(self._driver.text(statement))
                 while batch := rows.fetchmany(BATCH):
                     yield from batch
                     bound()

@@ -8,13 +8,16 @@ from broker.core.errors import WrongState
 from broker.core.reasons import Reason
 from broker.store.config import SQLITE, StoreConfig
 from broker.store.database import Database
-from broker.store.postgresql import Postgresql
 from broker.store.sqlite import Sqlite
 
 
 def open_database(config: StoreConfig) -> Database:
     """Open it; nothing is created but an empty SQLite file."""
-    return Sqlite(config) if config.parsed.drivername == SQLITE else Postgresql(config)
+    if config.parsed.drivername == SQLITE:
+        return Sqlite(config)
+    from broker.store.postgresql import Postgresql  # noqa: PLC0415  slow to load, for those alone that have one
+
+    return Postgresql(config)
 
 
 def check_there(config: StoreConfig) -> None:

@@ -6,16 +6,19 @@ It takes several times as long over a statement as the database does, and a fetc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Executable
+from sqlalchemy import Connection, Dialect, Engine, Executable
 from sqlalchemy.exc import DBAPIError
 
 PREPARED = 256
 """Statements that are kept as the driver takes them."""
 
 Values = Mapping[str, Any]
+Prepared = tuple[str, Callable[[Values], Any]]
+"""Text of the driver's own dialect, and how it wants the values: by name or by place."""
 
 
 class Driver:
@@ -73,16 +76,35 @@ class Driver:
         )
         return found if isinstance(found, DBAPIError) else DBAPIError(None, None, error, hide_parameters=True)
 
-    def _prepare(self, statement: Executable) -> tuple[str, Callable[[Values], Any]]:
-        """Text of the driver's own dialect, and how it wants the values: by name or by place."""
-        compiled: Any = statement.compile(dialect=self._dialect)  # type: ignore[attr-defined]
-        fixed = {name: value for name, value in compiled.params.items() if value is not None}
-        places = compiled.positiontup
-        if places is None:
-            return compiled.string, lambda values: {**fixed, **values}
-        if fixed:
-            return compiled.string, lambda values: _in_order({**fixed, **values}, places)
-        return compiled.string, lambda values: _in_order(values, places)
+    def text(self, statement: Executable) -> str:
+        """A statement without values, for a cursor of the driver's own."""
+        return self._prepared(statement)[0]
+
+    def _prepare(self, statement: Executable) -> Prepared:
+        dialect = self._dialect
+        return _compiled(statement, _Tongue(type(dialect), getattr(dialect, "server_version_info", None), dialect))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tongue:
+    """What the text of a statement depends on; ``dialect`` is any engine's that is the same in it."""
+
+    kind: type[Dialect]
+    version: tuple[Any, ...] | None
+    dialect: Dialect = field(compare=False)
+
+
+@lru_cache(2 * PREPARED)
+def _compiled(statement: Executable, tongue: _Tongue) -> Prepared:
+    """For all engines of this process: one that opens a database again does not compile again."""
+    compiled: Any = statement.compile(dialect=tongue.dialect)  # type: ignore[attr-defined]
+    fixed = {name: value for name, value in compiled.params.items() if value is not None}
+    places = compiled.positiontup
+    if places is None:
+        return compiled.string, lambda values: {**fixed, **values}
+    if fixed:
+        return compiled.string, lambda values: _in_order({**fixed, **values}, places)
+    return compiled.string, lambda values: _in_order(values, places)
 
 
 def _in_order(values: Values, places: Sequence[str]) -> list[Any]:

@@ -34,6 +34,8 @@ UNNAMED = "not as brokers left it"
 Key = tuple[str | int, ...]
 
 ALL = tuple(NAMES)
+EVERYTHING = {kind: select(TABLES[kind]) for kind in ALL}
+"""Made once: a statement that is made anew is compiled anew, which takes longer than to read a small table."""
 
 
 class Inspection:
@@ -216,7 +218,7 @@ def _how(kind: type[Any], key: Key, row: Sequence[Any], floors: Floors, last: To
 
 
 def _all(stream: Stream, kind: type[Any]) -> Iterator[tuple[Key, Sequence[Any]]]:
-    for row in stream(select(TABLES[kind])):
+    for row in stream(EVERYTHING[kind]):
         yield key_in(kind, row), row
 
 

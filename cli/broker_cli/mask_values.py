@@ -35,7 +35,8 @@ _ASSIGNED = re.compile(
     rb"""(?:-\s+|export\s+)?["']?([A-Za-z_/][\w ./@:-]{0,80}?)["']?(?:\s*=>?\s*|\s*:(?:\s+|\Z))(\S.*)?"""
 )
 _PAIR = re.compile(rb"([A-Za-z_][\w -]{1,40})=([^;&\s]+)")
-_WITH_PASSWORD = re.compile(rb"[A-Za-z][\w+.-]*://[^\s/@:]*:([^\s/@]+)@")
+# Looked for from the :// on: to try a scheme at each letter of a long word costs the square of its length.
+_WITH_PASSWORD = re.compile(rb"(?<=[\w+.-])://[^\s/@:]*:([^\s/@]+)@")
 _ADDRESS = re.compile(rb"[A-Za-z][\w+.-]*://[^\s?#@]*")
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/_-]{4}){4,}(?:[A-Za-z0-9+/_-]{2,3}={0,2})?|[A-Za-z0-9+/_-]{6,}={1,2}")
 

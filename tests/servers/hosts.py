@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ class Host(Live):
     def by_worker(self) -> dict[int, Client]:
         """A connection to each worker: one is opened until all have been met, which the chains tell."""
         found: dict[int, Client] = {}
+        pause = threading.Event()
         while len(found) < WORKERS:
             client = self.client()
             before = len(self.records())
@@ -51,6 +53,7 @@ class Host(Live):
             worker = int(re.fullmatch(rf"{self.name}-w(\d+)-.*", chain)[1])  # type: ignore[index]
             if worker in found:
                 client.close()
+                pause.wait(0.05)  # the other may be about to start
             else:
                 found[worker] = client
         return found

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from broker.rpc import table
 from tests.servers.openbao import OpenBao
 from tests.servers.places import free_port
 from tests.servers.refusals import Refused, on_the_wire
-from tests.servers.warm import Process, begin, run
+from tests.servers.warm import Process, as_text, begin, run, run_command_line
 
 ROOT = Path(__file__).parents[2]
 METHODS: dict[str, MethodDescriptor] = {
@@ -130,9 +129,9 @@ class Client:
 
 
 class Live:
-    """A broker's folder and, while it runs, its process; ``warm``: where its start proves nothing."""
+    """A broker's folder and, while it runs, its process; not ``warm``: where its start is what is to be shown."""
 
-    def __init__(self, folder: Path, *options: str, warm: bool = False) -> None:
+    def __init__(self, folder: Path, *options: str, warm: bool = True) -> None:
         self.folder = folder
         self.log = folder.parent / f"{folder.name}.log"
         self.options = options
@@ -157,9 +156,8 @@ class Live:
             words = ("serve", "--config", str(self.config)) if made else ("dev", "--folder", str(self.folder))
             words = words if made else (*words, *self.options, "--allow-target", self.dead, *self._bound())
         begun = time.monotonic()
-        self.process = begin(
-            words, warm=self.warm, said=self.log, environment=environment() | (extra or {}), umask=umask
-        )
+        warm = self.warm and not extra  # libraries look into the environment when they are loaded
+        self.process = begin(words, warm=warm, said=self.log, environment=environment() | (extra or {}), umask=umask)
         give_up = threading.Timer(START_SECONDS, self.process.kill)
         give_up.start()
         try:
@@ -321,10 +319,7 @@ def environment() -> dict[str, str]:
 def cli(*words: str, profile: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The operator's command line, to its end."""
     extra = {"BROKER_PROFILE": str(profile)} if profile else {}
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "broker_cli", *words],
-        capture_output=True, text=True, timeout=60, check=False, env=environment() | extra,
-    )  # fmt: skip
+    return as_text(run_command_line(words, environment=environment() | extra))
 
 
 def within(seconds: float, wanted: Callable[[], bool]) -> float:

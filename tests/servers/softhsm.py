@@ -134,7 +134,8 @@ FRESH = get_context("forkserver")
 """For processes that share nothing with this one: forks of one that has imported what they need, and done no more."""
 FRESH.set_forkserver_preload([
     "pytest", "broker.acceptance", "broker.checkup", "broker.options", "broker.supervisor", "broker.store.migrate",
-    "tests.servers.shim", "tests.contracts.hsm.keys",
+    "broker.store.postgresql",
+    "tests.servers.shim", "tests.contracts.hsm.keys", "tests.servers.warm", "tests.servers.command_line",
 ])  # fmt: skip
 
 

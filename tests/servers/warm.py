@@ -1,8 +1,8 @@
-"""`python -m broker` in a process that has loaded its modules already: a fork of one that did that and nothing else.
+"""`python -m broker` and the command line in a process that has loaded their modules already: a fork of one that did
+that and nothing else.
 
-To load them takes a second and a half of a processor, which is most of what a short command costs. What is to be shown
-of a start itself (the interpreter's options, what other programs see of the process, how it comes to its end) needs a
-process of its own.
+To load them takes most of what a short command costs. What is to be shown of a start itself (the interpreter's options,
+what the environment does to libraries, what other programs see of the process) needs a process of its own.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import IO
 
+from broker_cli import main as command_line
+from broker_cli.process import occupy
+
 from tests.servers.softhsm import FRESH
+
+SECONDS = 60
+"""How long a command to its end may take."""
 
 
 def _run(
@@ -97,9 +105,61 @@ def run(words: tuple[str, ...], *, environment: Mapping[str, str]) -> subprocess
         out, said = Path(folder, "out"), Path(folder, "said")
         process = FRESH.Process(target=_run, args=(words, dict(environment), None, str(out), str(said)))
         process.start()
-        process.join(60)
+        process.join(SECONDS)
         if process.exitcode is None:
             process.kill()
-            raise subprocess.TimeoutExpired(words, 60)
+            raise subprocess.TimeoutExpired(words, SECONDS)
         texts = [file.read_text() if file.exists() else "" for file in (out, said)]
         return subprocess.CompletedProcess(words, process.exitcode, *texts)
+
+
+def _command_line(
+    words: tuple[str, ...], environment: Mapping[str, str], folder: str, given: bytes, out: Connection, said: Connection
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    source, to_source = os.pipe()  # holds what is given, for it is little
+    assert os.write(to_source, given) == len(given)
+    os.close(to_source)
+    for number, end in enumerate((source, out.fileno(), said.fileno())):
+        os.dup2(end, number)
+    os.close(source)
+    out.close()
+    said.close()
+    sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 (for the life of the process)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    sys.argv = ["broker", *words]
+    occupy()
+    command_line.main()
+
+
+def run_command_line(
+    words: tuple[str, ...], *, environment: Mapping[str, str], folder: Path | None = None, given: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    """`broker` to its end, with ``given`` (at most a pipe's 64 kB) as its input; its outputs are pipes."""
+    (out, to_out), (said, to_said) = FRESH.Pipe(duplex=False), FRESH.Pipe(duplex=False)
+    place = str(folder or Path.cwd())
+    process = FRESH.Process(target=_command_line, args=(words, dict(environment), place, given, to_out, to_said))
+    process.start()
+    give_up = threading.Timer(SECONDS, process.kill)
+    give_up.start()
+    to_out.close()
+    to_said.close()
+    with out, said, ThreadPoolExecutor(1) as beside:
+        told = beside.submit(_all_of, said)
+        texts = _all_of(out), told.result()
+    process.join()
+    give_up.cancel()
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess(words, process.exitcode, *texts)
+
+
+def as_text(done: subprocess.CompletedProcess[bytes]) -> subprocess.CompletedProcess[str]:
+    """The same with its outputs decoded."""
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def _all_of(end: Connection) -> bytes:
+    with os.fdopen(os.dup(end.fileno()), "rb") as file:
+        return file.read()

@@ -95,7 +95,7 @@ def backlog(live: Live, issuer: Issuer) -> float:
 
 
 def test_P15_FT_37_fifteen_thousand_expired_leases_at_start_hold_up_nothing(ci: Issuer, tmp_path: Path) -> None:
-    live = Live(tmp_path / "broker", "--allow-issuer", ci.host, warm=True)
+    live = Live(tmp_path / "broker", "--allow-issuer", ci.host)
     try:
         begun = backlog(live, ci)
         rate = (LEASES - left(live)) / (time.monotonic() - begun)
@@ -108,7 +108,7 @@ def test_P15_FT_37_fifteen_thousand_expired_leases_at_start_hold_up_nothing(ci: 
 
 @pytest.mark.soak
 def test_P15_the_whole_backlog_is_ended(ci: Issuer, tmp_path: Path) -> None:
-    live = Live(tmp_path / "broker", "--allow-issuer", ci.host, warm=True)
+    live = Live(tmp_path / "broker", "--allow-issuer", ci.host)
     try:
         backlog(live, ci)
         within(LEASES / 100, lambda: left(live) == 0)

@@ -148,7 +148,7 @@ class Shifted:
     """A broker on PostgreSQL on a host whose clock the test sets."""
 
     def __init__(self, folder: Path, url: str, ci: Issuer) -> None:
-        self.live = Live(folder / "broker")
+        self.live = Live(folder / "broker", warm=False)
         places = ("--operators-address", free_address(), "--pipelines-address", free_address())
         made = self.live.command("init", str(self.live.folder), *places, "--database", url, "--allow-issuer", ci.host)
         assert made.returncode == 0, made.stderr

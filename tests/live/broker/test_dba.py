@@ -37,7 +37,7 @@ class Scene:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     """A broker with a key, a secret of two versions, and an operator who was removed."""
-    live = Live(tmp_path / "broker", warm=True)
+    live = Live(tmp_path / "broker")
     database = ""
     addresses = ["--operators-address", free_address(), "--pipelines-address", free_address()]
     if request.param == "postgresql":

@@ -35,7 +35,7 @@ ONLY_HERE = {"password": "postgresql", "database": "sqlite"}
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, str]]:
     folder = tmp_path_factory.mktemp("modes")
     if request.param == "sqlite":
-        broker = Live(folder / "broker", warm=True)
+        broker = Live(folder / "broker")
         places = ["--operators-address", free_address(), "--pipelines-address", free_address()]
         assert broker.command("init", str(broker.folder), *places).returncode == 0
         yield _furnished(broker), request.param

@@ -6,8 +6,6 @@ The broker is a process of its own; a resolver of the test's own leads the true 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from tests.servers.issuer import Issuer, Signer, issuing
 from tests.servers.live import ROOT, Client, Live, cli, environment
 from tests.servers.live_jobs import Job
 from tests.servers.rules import CIRCLE, EXAMPLES, ORG
+from tests.servers.warm import as_text, run_command_line
 
 NAMES = sorted({str(urlsplit(asked.issuer).hostname) for asked, _ in EXAMPLES.values()})
 RESOLVER = """
@@ -174,10 +173,8 @@ def test_a_job_without_the_right_to_ask_for_a_token_is_told_which_one(world: Wor
         ({"GITLAB_CI": "true"}, "id_tokens"),
         ({"BITBUCKET_BUILD_NUMBER": "1"}, "oidc: true"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "broker_cli", "run", *words, "--secret", "A=broker://team/x#a", "--", "true"],
-            capture_output=True, text=True, timeout=60, check=False, env=environment() | jobs, cwd=ROOT,
-        )  # fmt: skip
+        line = ("run", *words, "--secret", "A=broker://team/x#a", "--", "true")
+        done = as_text(run_command_line(line, environment=environment() | jobs, folder=ROOT))
         assert (done.returncode, sentence.lower() in done.stderr.lower()) == (done.returncode or 1, True), done.stderr
 
 

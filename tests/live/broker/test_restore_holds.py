@@ -209,7 +209,7 @@ def test_TL_18_a_damaged_row_holds_up_no_acceptance_and_is_told(tmp_path: Path, 
 
 
 def test_ST_04_the_whole_way_through_the_programs(tmp_path: Path) -> None:
-    live = Live(tmp_path / "broker", warm=True)
+    live = Live(tmp_path / "broker")
     try:
         live.start()
         with live.client() as admin:

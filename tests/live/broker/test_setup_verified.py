@@ -223,7 +223,7 @@ PLACES: dict[str, Callable[[Path], bool]] = {
 @pytest.mark.parametrize("place", sampled(PLACES, {"first CA"}))
 def test_K01_an_init_that_was_ended_at_any_place_is_gone_on_with(tmp_path: Path, place: str) -> None:
     number = signal.SIGINT if len(place) % 2 else signal.SIGKILL
-    broker = Live(tmp_path / "broker", warm=True)
+    broker = Live(tmp_path / "broker")
     if not _left(broker.folder, PLACES[place], number):
         pytest.skip("it was done before it could be ended")
     if (broker.folder / "broker.toml.draft").exists():
@@ -303,7 +303,7 @@ def test_K01_two_copies_of_a_token_on_one_database_are_found_once_they_differ(
     postgres: Postgres, database: str, tmp_path: Path
 ) -> None:
     """A SoftHSM token was copied to a second host: what the first makes from then on, the second does not have."""
-    first = Live(tmp_path / "first", warm=True)
+    first = Live(tmp_path / "first")
     assert init(first.folder, "--database", postgres.url(database)).returncode == 0
     second = Live(tmp_path / "second")
     shutil.copytree(first.folder, second.folder)
@@ -341,7 +341,7 @@ setup.initialise(wishes, ahead)
 
 
 def test_K08_a_broker_that_was_made_a_year_ahead_is_found_and_not_served(tmp_path: Path) -> None:
-    broker = Live(tmp_path / "broker", warm=True)
+    broker = Live(tmp_path / "broker")
     assert _born_ahead(broker, AHEAD).returncode == 0
     assert "starts at" in check(broker)["certificates"]
     served = broker.command("serve", "--config", str(broker.config))

@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Live:
 @pytest.fixture
 def copy(made: Live, tmp_path: Path) -> Live:
     """The same broker in a folder that this test may break."""
-    broker = Live(tmp_path / "broker")
+    broker = Live(tmp_path / "broker", warm=False)
     shutil.copytree(made.folder, broker.folder)
     for file in broker.folder.rglob("*"):
         if file.suffix in {".toml", ".conf"}:

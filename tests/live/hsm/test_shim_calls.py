@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pkcs11
@@ -16,7 +14,7 @@ from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.hsm.config import HsmConfig
 from tests.contracts.hsm.keys import ALGORITHMS, Target, made, spki_of, unmade
 from tests.servers.shim import Call, Shim, make_shim_token
-from tests.servers.softhsm import KeysHsm, alone
+from tests.servers.softhsm import FRESH, KeysHsm, alone
 
 SECRET_VALUES = {
     int(value)
@@ -151,15 +149,11 @@ def counted(calls: list[Call], function: str, mechanism: int) -> int:
     return sum(call.function == function and call.mechanism == mechanism for call in calls)
 
 
-def run_until_killed(config: HsmConfig, folder: Path) -> int:
-    program = (
-        "import sys; from pathlib import Path; from broker.hsm.config import HsmConfig; "
-        "from broker.core.kinds import KeyType; from tests.live.hsm.test_shim_calls import import_like; "
-        "import_like(HsmConfig.model_validate_json(sys.argv[1]), KeyType.EC_P256, Path(sys.argv[2]))"
-    )
-    command = [sys.executable, "-c", program, config.model_dump_json(), str(folder)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, env=environment, check=False, timeout=60).returncode
+def run_until_killed(config: HsmConfig, folder: Path) -> int | None:
+    process = FRESH.Process(target=import_like, args=(config, KeyType.EC_P256, folder))
+    process.start()
+    process.join(60)
+    return process.exitcode
 
 
 def test_BY_09_killed_at_any_step_nothing_but_the_key_is_left_in_the_token(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A stand-in of the broker's pipelines port behind the tests of `broker run` and `broker fetch`: SessionService over
-real TLS, answers in memory. `broker` itself runs as a process, as it does in a job."""
+real TLS, answers in memory. `broker` itself runs as a process, as it does in a job; where it is only run to its end, as
+one that has loaded its modules already."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ import pytest
 from broker_api.v1 import sessions_pb2_grpc
 
 from tests.live.cli.test_standin import Authority, fail, server_certificate
+from tests.servers.warm import run_command_line
 
 COMMAND = [sys.executable, "-m", "broker_cli"]
 CLOCK_AHEAD = timedelta(hours=5)
@@ -141,8 +143,14 @@ class Job:
         more = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
         return cast("subprocess.Popen[bytes]", subprocess.Popen([*COMMAND, *arguments], env=environment, **more))
 
-    def run(self, *arguments: str, **more: Any) -> tuple[int, bytes, bytes]:
-        with self.start(*arguments, **more) as process:
+    def run(
+        self, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, **more: Any
+    ) -> tuple[int, bytes, bytes]:
+        if not more:
+            environment = self.environment | dict(env or {})
+            done = run_command_line(arguments, environment=environment, folder=cwd)
+            return done.returncode, done.stdout, done.stderr
+        with self.start(*arguments, env=env or {}, cwd=cwd, **more) as process:
             out, err = process.communicate(timeout=30)
         return process.returncode, out, err
 

@@ -30,7 +30,7 @@ def test_FT_01_killed_at_random_under_fetches_it_keeps_every_promise(ci: Issuer,
 
 @pytest.fixture(scope="module")
 def on_postgresql(ci: Issuer, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    broker = Live(tmp_path_factory.mktemp("live") / "broker", warm=True)
+    broker = Live(tmp_path_factory.mktemp("live") / "broker")
     database = postgres.create_database()
     addresses = ["--operators-address", "127.0.0.1:0", "--pipelines-address", "127.0.0.1:0"]
     options = ["--database", postgres.url(database), "--allow-issuer", ci.host, *addresses]

@@ -12,15 +12,14 @@ import sys
 from pathlib import Path
 
 from tests.servers.live import ROOT, Live, environment
+from tests.servers.warm import run_command_line
 
 POLICY = "secret-operators"
 
 
 def broker(live: Live, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "broker_cli", *words, "--profile", str(live.folder / "profile")],
-        cwd=ROOT, env=environment(), input=stdin, capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
+    line = (*words, "--profile", str(live.folder / "profile"))
+    return run_command_line(line, environment=environment(), folder=ROOT, given=stdin)
 
 
 def done(live: Live, *words: str, stdin: bytes = b"") -> bytes:

@@ -17,6 +17,7 @@ from tests.servers.bao_issuer import AUDIENCE, BaoIssuer
 from tests.servers.live import Client, Live, cli, within
 from tests.servers.live_jobs import GRANT, Job
 from tests.servers.openbao import OpenBao
+from tests.servers.warm import as_text, run_command_line
 
 PASSWORD = b"canary-s3cret-of-the-database"
 TWO = ["team/app/db#password", "team/app/api"]
@@ -30,7 +31,7 @@ def ci(openbao: OpenBao) -> BaoIssuer:
 @pytest.fixture
 def place(tmp_path: Path, openbao: OpenBao, ci: BaoIssuer) -> Iterator[tuple[Live, Client]]:
     """A broker that trusts the issuer, with two secrets for the pipeline and one that it may not have."""
-    broker = Live(tmp_path / "broker", "--allow-issuer", openbao.host, warm=True)
+    broker = Live(tmp_path / "broker", "--allow-issuer", openbao.host)
     try:
         broker.start()
         with broker.client() as admin:
@@ -183,8 +184,7 @@ def run_of(broker: Live, token: str, folder: Path, *words: str) -> subprocess.Co
     (folder / "ca.pem").write_bytes(broker.ca)
     place = ["--address", broker.pipelines, "--ca-file", str(folder / "ca.pem"), "--token-file", str(folder / "token")]
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "broker_cli", words[0], *place, *words[1:]]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+    return as_text(run_command_line((words[0], *place, *words[1:]), environment=environment))
 
 
 def test_P50_the_job_is_told_every_reference_that_fails(

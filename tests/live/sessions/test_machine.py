@@ -381,11 +381,10 @@ def run(folder: Path, examples: int, length: int) -> int:
     return Machine.steps
 
 
-@pytest.mark.timeout(300)  # a minute of computing, on computers that others use too
-@pytest.mark.parametrize("part", range(2))
-def test_sessions_and_leases_are_those_of_the_model(tmp_path: Path, part: int) -> None:
-    """Five thousand steps and more, as chance has it; in two parts, which can run beside each other."""
-    assert run(tmp_path, 42, 100) >= 2_500, part
+@pytest.mark.timeout(300)  # seconds of computing, on computers that others use too
+def test_sessions_and_leases_are_those_of_the_model(tmp_path: Path) -> None:
+    """Some eight hundred steps, as chance has it; the long form is for ``make soak``."""
+    assert run(tmp_path, 12, 70) >= 400
 
 
 @pytest.mark.soak

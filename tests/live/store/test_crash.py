@@ -6,39 +6,52 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from broker.core.model import Key, KeyVersion
 from broker.store.config import StoreConfig
-from tests.contracts.store.samples import SIGNER, calls, config, opened, read_journal
+from broker.store.sql import SqlStore
+from tests.contracts.store.samples import (
+    ROW_KEY,
+    SIGNER,
+    calls,
+    config,
+    entry,
+    key,
+    opened,
+    read_journal,
+    version,
+)
 from tests.servers.databases import create_database, migrate
 from tests.servers.dba import Dba
 from tests.servers.postgres import Postgres
+from tests.servers.softhsm import FRESH
 
-WRITER = """
-import os, sys, threading
-from datetime import UTC, datetime
-from tests.contracts.store.samples import StoreConfig, SqlStore, entry, key, version
 
-store = SqlStore(StoreConfig.model_validate_json(sys.argv[1]), ROW_KEY, lambda: datetime.now(UTC))
+def write_on(place: StoreConfig, tag: str, told: Connection) -> None:
+    """Writes from four threads until it is killed, and tells of each write when it is acknowledged."""
+    store = SqlStore(place, ROW_KEY, lambda: datetime.now(UTC))
 
-def write(thread):
-    for number in range(1_000_000):
-        name = f"{sys.argv[2]}-{thread}-{number}"
-        with store.write(entry(name)) as write:
-            write.add(key(name))
-            write.add(version(name))
-        os.write(1, f"{name}\\n".encode())
-        if number % 10 == 0:
-            for head in store.heads():
-                store.save_head(head)
+    def write(thread: int) -> None:
+        for number in range(1_000_000):
+            name = f"{tag}-{thread}-{number}"
+            with store.write(entry(name)) as write:
+                write.add(key(name))
+                write.add(version(name))
+            os.write(told.fileno(), f"{name}\n".encode())
+            if number % 10 == 0:
+                for head in store.heads():
+                    store.save_head(head)
 
-for thread in range(4):
-    threading.Thread(target=write, args=(thread,)).start()
-"""
+    for thread in range(4):
+        threading.Thread(target=write, args=(thread,)).start()
+    threading.Event().wait()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -58,12 +71,16 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreConfi
 
 def killed_while_writing(place: StoreConfig, tag: str, acknowledgements: int) -> list[str]:
     """Start the writer, kill it after that many acknowledged writes; the names that it acknowledged."""
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, place.model_dump_json(), tag], stdout=subprocess.PIPE)
-    with writer:
-        assert writer.stdout is not None
-        names = [writer.stdout.readline() for _ in range(acknowledgements)]
+    reader, told = FRESH.Pipe(duplex=False)
+    writer = FRESH.Process(target=write_on, args=(place, tag, told))
+    writer.start()
+    told.close()
+    with reader, os.fdopen(os.dup(reader.fileno()), "rb") as lines:
+        names = [lines.readline() for _ in range(acknowledgements)]
         writer.kill()
-        names += writer.stdout.read().splitlines(keepends=True)
+        names += lines.read().splitlines(keepends=True)
+    writer.join()
+    assert all(names[:acknowledgements])
     return [name.decode().strip() for name in names if name.endswith(b"\n")]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +28,7 @@ from broker.store.tables import METADATA, REVISION
 from tests.contracts.store.samples import ROW_KEY, config, key, now, opened, put, sample
 from tests.fakes.refusals import refused
 from tests.servers.postgres import Postgres
+from tests.servers.softhsm import FRESH
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -127,23 +128,34 @@ def test_P26_a_database_of_a_newer_program_is_refused(place: StoreConfig, newer:
         SqlStore.migrate(place)
 
 
-def test_FT_36_a_migration_that_fails_at_any_statement_leaves_nothing(place: StoreConfig) -> None:
-    at = 0
-    done = False
-    while not done:
-        at += 1
-        with watched(at) as seen:
-            try:
-                SqlStore.migrate(place)
-            except InterruptedError:
-                pass
-            else:
-                done = True
-        if not done:
-            assert tables(place) == 0, seen
+def leaves_nothing(place: StoreConfig, every: int) -> None:
+    """Fail at every so many-th statement, and in the end at none."""
+    at = 1
+    while _fails(place, at):
+        at += every
     assert at > len(METADATA.tables)
     with opened(place) as store:
         store.check()
+
+
+def _fails(place: StoreConfig, at: int) -> bool:
+    with watched(at) as seen:
+        try:
+            SqlStore.migrate(place)
+        except InterruptedError:
+            assert tables(place) == 0, seen
+            return True
+    return False
+
+
+def test_FT_36_a_migration_that_fails_at_any_statement_leaves_nothing(place: StoreConfig) -> None:
+    """At a few of each migration; at every one in ``make soak``."""
+    leaves_nothing(place, 5)
+
+
+@pytest.mark.soak
+def test_FT_36_a_migration_that_fails_at_whichever_statement_leaves_nothing(place: StoreConfig) -> None:
+    leaves_nothing(place, 1)
 
 
 CELLS = "key, version, target, remote_name, remote_version, state, kek_thumbprint, blob_sha256, failure, started_at"
@@ -199,28 +211,25 @@ def test_K06_imports_of_before_are_kept_as_they_were(place: StoreConfig) -> None
         ]
 
 
-KILLED = """
-import os, signal, sys
-from sqlalchemy import Engine, event
-from tests.contracts.store.samples import SqlStore, StoreConfig
+def migrate_until(place: StoreConfig, left: int) -> None:
+    """Migrate, and be killed at that statement or commit."""
 
-left = int(sys.argv[2])
+    def watch(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def watch(*_):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-event.listen(Engine, "before_cursor_execute", watch)
-event.listen(Engine, "commit", watch)
-SqlStore.migrate(StoreConfig.model_validate_json(sys.argv[1]))
-"""
+    event.listen(Engine, "before_cursor_execute", watch)
+    event.listen(Engine, "commit", watch)
+    SqlStore.migrate(place)
 
 
 def killed(place: StoreConfig, at: int) -> bool:
-    done = subprocess.run([sys.executable, "-c", KILLED, place.model_dump_json(), str(at)], check=False, timeout=60)
-    return done.returncode == -9
+    process = FRESH.Process(target=migrate_until, args=(place, at))
+    process.start()
+    process.join(60)
+    return process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("at", [6, 13])

@@ -280,7 +280,7 @@ def leaves_nothing_unsigned(live: Live) -> None:
 
 def test_ST_04_a_broker_starts_on_an_older_database_only_after_everything_it_forgot_is_over(tmp_path: Path) -> None:
     with issuing(tmp_path / "issuer") as ci:
-        live = Live(tmp_path / "broker", "--allow-issuer", ci.host, warm=True)
+        live = Live(tmp_path / "broker", "--allow-issuer", ci.host)
         try:
             live.start()
             furnish(live, ci)
@@ -328,7 +328,7 @@ def test_a_passing_process_begins_no_audit_chain_before_it_records(place: StoreC
 
 
 def test_ST_04_a_running_broker_ends_when_its_database_goes_back(tmp_path: Path) -> None:
-    live = Live(tmp_path / "broker", warm=True)
+    live = Live(tmp_path / "broker")
     try:
         live.start()
         with live.client() as admin:
