@@ -54,15 +54,16 @@ fresh:  ## compare the committed stubs and docs/errors.md with freshly generated
 		{ echo "The committed stubs differ from the .proto files: run 'make protos' and commit the result."; exit 1; }
 	@$(IN_TREE) $(BIN)/python -m tests.house.errors_page --check
 
-.PHONY: unit
-unit:  ## the fast tests only
+.PHONY: fast
+fast:  ## the tests that need no token and no server, in half a minute
 	$(call prepare,test)
-	$(IN_TREE) $(BIN)/python -m pytest tests/unit tests/house
+	$(IN_TREE) $(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/house \
+		--ignore=tests/house/test_supply.py --ignore=tests/house/test_bootstrap.py
 
 .PHONY: soak
 soak:  ## the long forms of the proofs (hours)
 	$(call prepare,test)
-	$(IN_TREE) $(BIN)/python -m pytest -m soak --timeout=0
+	$(IN_TREE) $(BIN)/python -m pytest -m "soak or hypothesis" --hypothesis-profile=soak --timeout=0
 
 .PHONY: bench
 bench:  ## broker and OpenBao side by side under the same load (BENCH=--write: into docs/benchmarks.md)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.servers.places import MEMORY, in_memory
+
+# What is loaded and collected lives as long as the process: no search through it finds anything to free.
+gc.disable()
 
 # Before gRPC is loaded: its fork handlers run in a child that becomes another user, and can end it before it is there.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -19,11 +25,15 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 if "TMPDIR" not in os.environ and in_memory():
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
-# How long an example takes says something of the machine, and of what else runs there.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes says something of the machine, and of what else runs there. Each run tries other examples;
+# `make soak` tries many at once.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
+settings.register_profile("soak", settings.get_profile("any machine"), max_examples=4000)
 settings.load_profile("any machine")
 
-pytest_plugins = [
+TESTS = Path(__file__).parent
+FAST = (TESTS / "unit", TESTS / "house")
+SERVERS = [
     "tests.servers.softhsm",
     "tests.servers.shim",
     "tests.servers.postgres",
@@ -34,11 +44,31 @@ pytest_plugins = [
     "tests.servers.live_azure",
 ]
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Define the fixtures that start servers, unless only the fast tests are asked for: those have to do without."""
+    asked = [(config.invocation_params.dir / each.partition("::")[0]).resolve() for each in config.args]
+    if not all(any(each.is_relative_to(folder) for folder in FAST) for each in asked):
+        for name in SERVERS:
+            config.pluginmanager.import_plugin(name)
+
+
 # A shell's background job is started with these ignored, and whatever it starts inherits that: the tests that send them
 # would wait for ever.
 for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Set what was made until here apart, and search only what the tests make."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(10_000, 10, 10)
+        gc.enable()
 
 
 # What a test is named after: a row of the threat model, of the faults, or of what went wrong elsewhere.

@@ -7,29 +7,29 @@ moves on, the background does what it does, and what is outside must be what the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
-from typing import Any
-
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from typing import Any, Self
 
 from broker.core.call import Call
 from broker.core.entries import AuditEntry, Phase
-from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.errors import BrokerError, Unavailable
 from broker.core.holding import Holding
 from broker.core.keys.refs import ref
 from broker.core.kinds import Purpose, VersionState
-from broker.core.model import Key, KeyVersion, Operation, Record, WrappingKey
+from broker.core.model import Key, KeyVersion, Operation, Record, Target, WrappingKey
+from broker.core.operations.running import Chore
 from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef, Write
+from tests.crash.kek_vault import Passing, Vault, WayToVault
 from tests.fakes.calls import Clock, document
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.shelf import Shelf
+from tests.fakes.shelf import kek as shelf_kek
 from tests.worlds import world as worlds
 
 MUCH_LATER = timedelta(hours=1)
@@ -81,14 +81,12 @@ class MortalStore:
 class MortalHsm:
     """A keyring whose process dies before and after each change of the token.
 
-    ``refuses``: it makes no key. ``loses``: it makes the next one, and the answer is lost.
+    ``loses``: it makes the next one, and the answer is lost.
     """
 
-    def __init__(
-        self, hsm: Any, fate: Fate, *, announced: Callable[[str], None] = lambda _: None, roots: Any = None
-    ) -> None:
+    def __init__(self, hsm: Any, fate: Fate, *, announced: Passing = lambda _: None, roots: Any = None) -> None:
         self._hsm, self._fate, self._announced, self._roots = hsm, fate, announced, roots
-        self.refuses = self.loses = False
+        self.loses = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._hsm, name)
@@ -107,8 +105,6 @@ class MortalHsm:
 
     def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
         with self._change("made", key):
-            if self.refuses:
-                raise WrongState("HSM_MECHANISM_MISSING", "It makes no such key.")
             made: bytes | None = self._hsm.generate(key, exportable=exportable, fresh=fresh)
         if self.loses:
             self.loses = False
@@ -124,116 +120,144 @@ class MortalHsm:
             self._hsm.destroy(key)
 
 
-class Vault:
-    """A target that makes KEKs. ``keks``: by name, with the mark of each. ``refuses``: it makes none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """An entry of the audit, as far as scenes ask about it."""
 
-    def __init__(self) -> None:
-        self.keks: dict[str, tuple[str, WrappingKey]] = {}
-        self.refuses = False
-
-
-class MortalConnect:
-    """The way to that target, for a process that dies before and after a KEK is made."""
-
-    def __init__(self, vault: Vault, fate: Fate) -> None:
-        self._vault, self._fate = vault, fate
-
-    def canonical(self, _kind: str, settings: Mapping[str, str]) -> dict[str, str]:
-        return dict(settings)
-
-    def __call__(self, _name: str, _kind: str, settings: Mapping[str, str]) -> Any:
-        return _MakesKeks(self._vault, self._fate, settings["kek"])
-
-
-class _MakesKeks:
-    def __init__(self, vault: Vault, fate: Fate, kek: str) -> None:
-        self._vault, self._fate, self._kek = vault, fate, kek
-        self.keks = self
-
-    def made_wrapping_key(self, mark: str) -> WrappingKey | None:
-        if self._kek not in self._vault.keks:
-            return None
-        marked, kek = self._vault.keks[self._kek]
-        if marked != mark:
-            raise WrongState("TARGET_KEK_EXISTS", "There is such a key; choose another name.")
-        return kek
-
-    def create_wrapping_key(self, mark: str) -> WrappingKey:
-        if found := self.made_wrapping_key(mark):
-            return found
-        self._fate.place("before a KEK is made")
-        if self._vault.refuses:
-            raise WrongState("TARGET_DENIED", "It may not.")
-        public = _rsa()
-        made = WrappingKey(id=f"{self._kek}/1", public_key=public, thumbprint=hashlib.sha256(public).hexdigest())
-        self._vault.keks[self._kek] = mark, made
-        self._fate.place("after a KEK is made")
-        return made
-
-
-@cache
-def _rsa() -> bytes:
-    key = rsa.generate_private_key(65537, 2048).public_key()
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    phase: str
+    resource: str
+    reason: str
+    facts: Mapping[str, Any]
 
 
 class Ground:
-    """What outlives a process: a store, a token, a target, and the time."""
+    """What outlives a process: a store, a token, targets, and the time. ``remote``: how a key is called at a target."""
+
+    remote = "pay"
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.store: Any = MemoryStore()
         self.hsm: Any = SoftwareHsm()
-        self.vault = Vault()
+        self.shelf: Any = Shelf()
+        self._vault = Vault()
 
-    def leaving(self) -> dict[bytes, bool]:
-        """The ids of the callers' keys in the token, and whether each may leave it."""
-        found: dict[bytes, bool] = self.hsm.keys_of(Purpose.KEY)
+    def entries(self) -> list[Told]:
+        """The audit."""
+        found = self.store.entries
+        return [Told(phase=one.phase, resource=one.resource, reason=one.reason, facts=one.facts) for one in found]
+
+    def announced_before(self) -> list[Told]:
+        """What the audit has announced so far."""
+        return [one for one in self.entries() if one.phase == Phase.INTENT]
+
+    # ---- the token -----------------------------------------------------------------------------------------------
+
+    def keys_of(self, purpose: Purpose) -> dict[bytes, bool]:
+        """The ids of the keys of one purpose in the token, and whether each may leave it."""
+        found: dict[bytes, bool] = self.hsm.keys_of(purpose)
         return found
 
-    def announced(self, name: str) -> None:
-        """Whatever is changed outside was announced before."""
-        told = {entry.resource for entry in self.store.entries if entry.phase is Phase.INTENT}
-        key = f"key/{name.partition('/')[0]}"
-        assert told & {key, *(f"{key}/{name.partition('/')[2]}", f"{key}/seal", f"{key}/destroy")}
+    def make_no_keys(self) -> None:
+        """From now on the token makes none, nor does it for the next process, though it says that it can."""
+        self.hsm.refuses = True
 
-    def root_announced(self, name: str) -> None:
-        """So is what is done to a root key, by its version."""
-        intents = [entry for entry in self.store.entries if entry.phase is Phase.INTENT]
-        about = {entry.resource for entry in intents} | {f"root/{entry.facts.get('version')}" for entry in intents}
-        assert f"root/{name}" in about
+    # ---- the targets ---------------------------------------------------------------------------------------------
+
+    def makers(self, passing: Passing) -> Any:
+        """The way to the target that makes KEKs."""
+        return WayToVault(self._vault, passing)
+
+    def new_target(self) -> tuple[str, dict[str, str]]:
+        """Kind and settings of that target."""
+        return "hsm", {"kek": "fresh"}
+
+    def make_no_keks(self) -> None:
+        """From now on it makes none."""
+        self._vault.refuses = True
+
+    def keks(self) -> list[WrappingKey]:
+        """Those that it has made."""
+        return [kek for _, kek in self._vault.keks.values()]
+
+    def takers(self, passing: Passing) -> Any:
+        """The way to the target that takes keys."""
+        self.shelf.passing = passing
+        return self.shelf
+
+    def target(self) -> Target:
+        """That target, as it is registered."""
+        kek = shelf_kek()
+        return Target(
+            name="bao", kind="shelf", settings={}, kek_id=kek.id, kek_thumbprint=kek.thumbprint, created_at=self.clock()
+        )
+
+
+class Ways:
+    """To the targets of a ground: the one that takes keys is ``bao``."""
+
+    def __init__(self, makers: Any, takers: Any) -> None:
+        self._makers, self._takers = makers, takers
+
+    def canonical(self, kind: str, settings: Mapping[str, str]) -> Any:
+        return self._makers.canonical(kind, settings)
+
+    def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:
+        return (self._takers if name == "bao" else self._makers)(name, kind, settings)
 
 
 class World(worlds.World):
     """A process on that ground."""
 
-    def __init__(self, ground: Any = None, guard: Guard | None = None, connect: Any = None) -> None:
+    def __init__(self, ground: Any = None, guard: Guard | None = None) -> None:
         self.ground = ground or Ground()
         self.fate = fate = Fate()
-        roots = self.ground.hsm.keyring(Purpose.ROOT)
-        self.roots = MortalHsm(roots, fate, announced=self.ground.root_announced)
+        self.roots = MortalHsm(self.ground.hsm.keyring(Purpose.ROOT), fate, announced=self._root_announced)
         super().__init__(
             MortalStore(self.ground.store, fate),
-            MortalHsm(self.ground.hsm, fate, announced=self.ground.announced, roots=self.roots),
+            MortalHsm(self.ground.hsm, fate, announced=self._key_announced, roots=self.roots),
             self.ground.clock,
             guard=guard or _guard(),
-            connect=connect or MortalConnect(self.ground.vault, fate),
+            connect=Ways(self.ground.makers(fate.place), self.ground.takers(self._arriving)),
             keep=timedelta(0),
         )
 
-    def restarted(self) -> World:
+    def restarted(self, guard: Guard | None = None) -> Self:
         """Another process on the same."""
-        return World(self.ground)
+        return type(self)(self.ground, guard)
+
+    # ---- whatever is changed outside was announced before --------------------------------------------------------
+
+    def _key_announced(self, name: str) -> None:
+        told = {one.resource for one in self.ground.announced_before()}
+        key = f"key/{name.partition('/')[0]}"
+        assert told & {key, *(f"{key}/{name.partition('/')[2]}", f"{key}/seal", f"{key}/destroy")}
+
+    def _root_announced(self, name: str) -> None:
+        """By its version."""
+        intents = self.ground.announced_before()
+        about = {one.resource for one in intents} | {f"root/{one.facts.get('version')}" for one in intents}
+        assert f"root/{name}" in about
+
+    def _arriving(self, place: str) -> None:
+        assert any("bao" in one.resource for one in self.ground.announced_before())
+        self.fate.place(place)
+
+    # ---- what is done --------------------------------------------------------------------------------------------
 
     def call(self, rpc: str, request_id: str = "") -> Call:
         """An administrator's call."""
         return self.asked(rpc, request_id=request_id, digest=rpc)
 
+    def chores(self) -> list[Chore]:
+        """What the background does beside the operations."""
+        return [*self.keys.chores(), *self.secrets.chores(), *self.imports.chores()]
+
     def later(self) -> None:
         """The clock moves on, and the background does what it does."""
         for _ in range(ROUNDS):
             self.clock.time += MUCH_LATER
-            for resource, work in (*self.keys.chores(), *self.secrets.chores()):
+            for resource, work in self.chores():
                 with suppress(BrokerError):  # as the loop does, which logs it and tries again
                     work(self.own(resource))
             for rows in self.operations.due().values():
@@ -256,7 +280,7 @@ class World(worlds.World):
         keys = {key.name: key for key in self.rows(Key)}
         versions = [row for row in self.rows(KeyVersion) if row.state is VersionState.ENABLED]
         held = {row.hsm_id for row in self.rows(KeyVersion) if row.state is VersionState.HELD}
-        there = {hsm_id: leaves for hsm_id, leaves in self.ground.leaving().items() if hsm_id not in held}
+        there = {hsm_id: leaves for hsm_id, leaves in self.ground.keys_of(Purpose.KEY).items() if hsm_id not in held}
         assert there == {one.hsm_id: keys[one.key].exportable and not one.sealed for one in versions}, (
             "the token holds what the rows say, and what they say of its leaving"
         )
@@ -275,15 +299,15 @@ class Scene:
     """One story of a plan. ``act`` is a call, which may be refused; ``again`` the same request once more."""
 
     kinds: frozenset[str]  # the plans that it walks
-    act: Callable[[World], object]
-    prepare: Callable[[World], object] = lambda _: None
-    again: Callable[[World], object] | None = None
-    check: Callable[[World], None] = lambda _: None
-    real: bool = True  # whether real parts act it too
+    act: Callable[[Any], object]
+    prepare: Callable[[Any], object] = lambda _: None
+    again: Callable[[Any], object] | None = None
+    check: Callable[[Any], object] = lambda _: None
+    world: type[World] = World
 
-    def acted(self, at: int) -> World:
+    def acted(self, at: int) -> Any:
         """The world after a process that died at this place, if there is one."""
-        world = World()
+        world = self.world()
         self.prepare(world)
         world.fate.begin(at)
         with suppress(Died, BrokerError):
@@ -296,3 +320,24 @@ class Scene:
         ran = {row.kind for row in world.rows(Operation)}
         assert self.kinds <= ran, f"the scene does not walk {self.kinds - ran}"
         return list(world.fate.passed)
+
+    def gone_on(self, world: Any) -> None:
+        """Another process on what is left: the same request or nobody, then the background; then all is whole."""
+        if self.again is not None:
+            with suppress(BrokerError):  # something may still be on its way, or it was given up meanwhile
+                self.again(world)
+        world.later()
+        world.check()
+        self.check(world)
+
+    def dies_everywhere(self) -> None:
+        """One process for each place dies there, and the next one goes on."""
+        places = self.places()
+        assert len(places) >= 4
+        for at, place in enumerate(places, 1):
+            died = self.acted(at)
+            assert died.fate.passed[-1] == place
+            try:
+                self.gone_on(died.restarted())
+            except AssertionError as error:
+                raise AssertionError(f"died {place} (place {at} of {len(places)})") from error

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from tests.crash import scenes_held, scenes_keys, scenes_roots, scenes_targets
+from tests.crash import scenes_held, scenes_imports, scenes_keys, scenes_roots, scenes_targets
 
-SCENES = {**scenes_keys.SCENES, **scenes_held.SCENES, **scenes_roots.SCENES, **scenes_targets.SCENES}
+SCENES = {
+    **scenes_keys.SCENES,
+    **scenes_held.SCENES,
+    **scenes_roots.SCENES,
+    **scenes_targets.SCENES,
+    **scenes_imports.SCENES,
+}

@@ -31,7 +31,7 @@ def two_versions(world: World) -> None:
 
 
 def refusing(world: World) -> None:
-    world.hsm.refuses = True
+    world.ground.make_no_keys()
 
 
 def created_or_not(world: World) -> None:
@@ -89,7 +89,7 @@ SCENES = {
     "create, asked again": Scene(
         kinds=MAKES, act=lambda world: create(world, REQUEST), again=lambda world: create(world, REQUEST), check=created
     ),
-    "create, refused": Scene(kinds=MAKES, prepare=refusing, act=create, check=not_created, real=False),
+    "create, refused": Scene(kinds=MAKES, prepare=refusing, act=create, check=not_created),
     "rotate": Scene(kinds=MAKES, prepare=create, act=rotate, check=still_in_use),
     "rotate, asked again": Scene(
         kinds=MAKES,

@@ -32,7 +32,7 @@ def rotate(world: World, request_id: str = "") -> int:
 
 def refusing(world: World) -> None:
     with_secret(world)
-    world.ground.hsm.makes = ()  # for the next process too
+    world.ground.make_no_keys()
 
 
 def followed(world: World) -> None:
@@ -68,7 +68,7 @@ def whole(world: World) -> None:
     """The token has the root keys of the rows and no other."""
     roots = world.rows(RootKey)
     assert not any(root.state is RootKeyState.PENDING for root in roots)
-    assert world.ground.hsm.keys_of(Purpose.ROOT) == {root.hsm_id: False for root in roots}
+    assert world.ground.keys_of(Purpose.ROOT) == {root.hsm_id: False for root in roots}
 
 
 def opens(world: World) -> None:
@@ -106,27 +106,23 @@ def discarded(world: World) -> None:
 
 
 SCENES = {
-    "root, the first": Scene(kinds=MAKES, act=ensure, check=first, real=False),
-    "root, the first, again": Scene(kinds=MAKES, act=ensure, again=ensure, check=first, real=False),
-    "root, rotated": Scene(kinds=MAKES, prepare=with_secret, act=rotate, check=opens, real=False),
+    "root, the first": Scene(kinds=MAKES, act=ensure, check=first),
+    "root, the first, again": Scene(kinds=MAKES, act=ensure, again=ensure, check=first),
+    "root, rotated": Scene(kinds=MAKES, prepare=with_secret, act=rotate, check=opens),
     "root, rotated, asked again": Scene(
         kinds=MAKES,
         prepare=with_secret,
         act=lambda world: rotate(world, REQUEST),
         again=lambda world: rotate(world, REQUEST),
         check=rotated,
-        real=False,
     ),
-    "root, refused": Scene(
-        kinds=MAKES, prepare=refusing, act=lambda world: rotate(world, REQUEST), check=not_rotated, real=False
-    ),
-    "root, retired": Scene(kinds=RETIRES, prepare=followed, act=background, check=retired, real=False),
+    "root, refused": Scene(kinds=MAKES, prepare=refusing, act=lambda world: rotate(world, REQUEST), check=not_rotated),
+    "root, retired": Scene(kinds=RETIRES, prepare=followed, act=background, check=retired),
     "root, discarded": Scene(
         kinds=DISCARDS,
         prepare=restored,
         act=discard,
         again=discard,
         check=discarded,
-        real=False,
     ),
 }

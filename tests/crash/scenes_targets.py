@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from broker.core.entries import Phase
 from broker.core.model import Target
 from tests.crash.harness import Scene, World
 
@@ -12,7 +11,8 @@ MAKES = frozenset({"create-kek"})
 
 def add(world: World, request_id: str = "") -> Target:
     asked = world.call("TargetService/CreateTarget", request_id)
-    return world.targets.create(asked, "vault", "hsm", {"kek": "fresh"}, "", create_kek=True)
+    kind, settings = world.ground.new_target()
+    return world.targets.create(asked, "vault", kind, settings, "", create_kek=True)
 
 
 def asked_again(world: World) -> Target:
@@ -20,18 +20,17 @@ def asked_again(world: World) -> Target:
 
 
 def refusing(world: World) -> None:
-    world.ground.vault.refuses = True
+    world.ground.make_no_keks()
 
 
 def announced(world: World) -> None:
     """A KEK is at the target only if the journal said before what was going to be made."""
-    intents = [entry for entry in world.ground.store.entries if entry.phase is Phase.INTENT]
-    assert not world.ground.vault.keks or "target/vault" in {entry.resource for entry in intents}
+    assert not world.ground.keks() or "target/vault" in {entry.resource for entry in world.ground.announced_before()}
 
 
 def registered(world: World) -> None:
     announced(world)
-    ((_, kek),) = world.ground.vault.keks.values()
+    (kek,) = world.ground.keks()
     (target,) = world.rows(Target)
     assert (target.kek_id, target.kek_thumbprint) == (kek.id, kek.thumbprint)
 
@@ -42,18 +41,18 @@ def registered_or_told(world: World) -> None:
     if world.rows(Target):
         registered(world)
         return
-    told = [entry for entry in world.ground.store.entries if entry.reason == "TARGET_NOT_ADDED"]
+    told = [entry for entry in world.ground.entries() if entry.reason == "TARGET_NOT_ADDED"]
     stays = {entry.facts.get("kek_thumbprint") for entry in told if entry.facts["state"] == "kek-stays"}
-    assert stays == {kek.thumbprint for _, kek in world.ground.vault.keks.values()}
+    assert stays == {kek.thumbprint for kek in world.ground.keks()}
 
 
 def nothing(world: World) -> None:
-    assert (world.rows(Target), world.ground.vault.keks) == ([], {})
+    assert (world.rows(Target), world.ground.keks()) == ([], [])
 
 
 SCENES = {
-    "kek": Scene(kinds=MAKES, act=add, check=registered_or_told, real=False),
-    "kek, asked again": Scene(kinds=MAKES, act=asked_again, again=asked_again, check=registered, real=False),
-    "kek, added again by hand": Scene(kinds=MAKES, act=add, again=add, check=registered, real=False),
-    "kek, refused": Scene(kinds=MAKES, prepare=refusing, act=add, check=nothing, real=False),
+    "kek": Scene(kinds=MAKES, act=add, check=registered_or_told),
+    "kek, asked again": Scene(kinds=MAKES, act=asked_again, again=asked_again, check=registered),
+    "kek, added again by hand": Scene(kinds=MAKES, act=add, again=add, check=registered),
+    "kek, refused": Scene(kinds=MAKES, prepare=refusing, act=add, check=nothing),
 }

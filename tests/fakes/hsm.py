@@ -78,6 +78,7 @@ class _Device:
         self.exact = exact_wrap
         self.oaep_hashes = oaep_hashes
         self.makes = tuple(KeyType)
+        self.refuses = False
 
 
 class SoftwareKeyring:
@@ -101,7 +102,7 @@ class SoftwareKeyring:
         self._enter("generate")
         hsm_id, key_type, usage = key.hsm_id, key.type, key.usage
         self._refuse_reserved(key)
-        if key_type not in self._device.makes:
+        if key_type not in self._device.makes or self._device.refuses:
             raise WrongState("HSM_MECHANISM_MISSING", f"No keys of type {key_type}.")
         symmetric_or_rsa = key_type.symmetric or key_type in _RSA
         if (usage is KeyUsage.SIGN and key_type.symmetric) or (usage is KeyUsage.ENCRYPT and not symmetric_or_rsa):
@@ -230,7 +231,7 @@ class SoftwareHsm(SoftwareKeyring):
     """The ``Device`` port; for the ease of tests itself the keyring of callers' keys too.
 
     ``calls`` counts by method; ``away`` makes every call Unavailable; ``exact_wrap`` False adds a zero tail;
-    ``makes`` says which types of keys there are.
+    ``makes`` says which types of keys there are; with ``refuses`` it says so and makes none.
     """
 
     def __init__(self, *, exact_wrap: bool = True, oaep_hashes: tuple[OaepHash, ...] = tuple(OaepHash)) -> None:
@@ -255,6 +256,14 @@ class SoftwareHsm(SoftwareKeyring):
     @makes.setter
     def makes(self, value: tuple[KeyType, ...]) -> None:
         self._device.makes = value
+
+    @property
+    def refuses(self) -> bool:
+        return self._device.refuses
+
+    @refuses.setter
+    def refuses(self, value: bool) -> None:
+        self._device.refuses = value
 
     def keyring(self, purpose: Purpose) -> SoftwareKeyring:
         """Of callers' keys this itself, and so what a test's own class does differently."""

@@ -1,7 +1,7 @@
 """A target in memory that really unwraps, proves and disables, for tests of the core; what it holds outlives a process.
 
 ``passing`` is told before and after each change, so that a test can let the process die there. ``swaps``: it keeps
-another key than the one it was given. ``refuses``: methods that it refuses, or is away for, with which error.
+another key than the one it was given. ``refuses``: methods that it refuses next, or is away for, with which error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap_with_padding
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from broker.core.errors import BrokerError, WrongState
+from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import RemoteKey, Terms, WrappingKey
 from broker.core.ports import Cargo, Offer
@@ -43,6 +43,7 @@ class Held:
     """A version: an EC private key, or the bytes of an AES key."""
 
     material: Any
+    version: str
     enabled: bool = True
     terms: Terms = field(default_factory=Terms)
 
@@ -105,7 +106,7 @@ class Shelf:
     ) -> bytes:
         return json.dumps({"type": key_type, "blob": blob.hex(), "hash": oaep_hash}).encode()
 
-    def carried(self, name: str, file: bytes) -> None:
+    def carried(self, name: str, key_type: KeyType, file: bytes) -> None:  # noqa: ARG002 (real ones are not told by it)
         """What people do with such a file."""
         given = json.loads(file)
         self._take(name, KeyType(given["type"]), bytes.fromhex(given["blob"]), OaepHash(given["hash"]))
@@ -169,9 +170,21 @@ class Shelf:
     def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002
         return self
 
+    def deny(self, method: str) -> None:
+        """The next call of it is denied."""
+        self.refuses[method] = [WrongState("TARGET_DENIED", "No.")]
+
+    def lose(self, method: str) -> None:
+        """Of the next call of it nothing is heard."""
+        self.refuses[method] = [Unavailable("TARGET_UNREACHABLE", "Away.")]
+
+    def there(self, name: str) -> list[Held]:
+        """The versions of a key that came here, oldest first."""
+        return self.held.get(name, [])
+
     def enabled(self, name: str) -> list[Held]:
-        """The versions of a key that can be used."""
-        return [one for one in self.held.get(name, []) if one.enabled]
+        """Those that can be used."""
+        return [one for one in self.there(name) if one.enabled]
 
     def _answer(self, method: str) -> None:
         if self.refuses.get(method):
@@ -197,4 +210,5 @@ class Shelf:
             material = serialization.load_der_private_key(material, None)
         if self.swaps:
             material = b"x" * 32 if key_type.symmetric else ec.generate_private_key(ec.SECP256R1())
-        self.held.setdefault(name, []).append(Held(material))
+        there = self.held.setdefault(name, [])
+        there.append(Held(material, str(len(there) + 1)))

@@ -6,21 +6,15 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
 
 from broker.core import errors
 from broker.core.errors import BrokerError, Outcome
 from broker.core.meanings import Says, meanings
 from broker.core.reasons import Reason
 from tests.house import errors_page
+from tests.house.sources import dotted, modules, nodes, place
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [
-    file
-    for file in sorted((ROOT / "broker").rglob("*.py"))
-    if file.stem not in {"reasons", "meanings"} and not {"fake", "migrations"} & set(file.parts)
-]
-TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text(encoding="utf-8")) for file in SOURCES}
 SAME_WORDS = {"broker/hsm/codes.py"}  # PKCS#11's own names for what went wrong
 HANDED_ON = {
     ("broker/core/imports/places.py", "row.failure"),  # why an import did not come to its end, as it is kept
@@ -47,13 +41,24 @@ for _one in meanings():
     SAID[_one.reason] = _one.says
 
 
+@cache
+def walked() -> dict[str, tuple[ast.AST, ...]]:
+    """The broker's modules, but those that declare the reasons and the migrations."""
+    return {
+        place(file): nodes(file)
+        for file in modules("broker")
+        if file.stem not in {"reasons", "meanings"} and "migrations" not in file.parts
+    }
+
+
+@cache
 def kinds() -> dict[str, Outcome]:
     """Every class of refusals by its name, those of the edges too."""
     found = {name: kind.outcome for name, kind in vars(errors).items() if is_kind(kind)}
     while more := {
         node.name: found[base.id]
-        for tree in TREES.values()
-        for node in ast.walk(tree)
+        for inside in walked().values()
+        for node in inside
         if isinstance(node, ast.ClassDef) and node.name not in found
         for base in node.bases
         if isinstance(base, ast.Name) and base.id in found
@@ -66,29 +71,26 @@ def is_kind(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, BrokerError) and kind is not BrokerError
 
 
-KINDS = kinds()
-
-
 def made() -> Iterator[tuple[str, ast.Call, Outcome]]:
     """Every place where a refusal is made."""
-    for name, tree in TREES.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS and node.args:
-                yield name, node, KINDS[node.func.id]
+    for name, inside in walked().items():
+        for node in inside:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args and node.func.id in kinds():
+                yield name, node, kinds()[node.func.id]
 
 
 def through() -> dict[str, tuple[int, Outcome]]:
     """Functions that make a refusal with the reason that they are given: at which place they take it."""
     found = {}
-    for tree in TREES.values():
-        for function in ast.walk(tree):
+    for inside in walked().values():
+        for function in inside:
             if isinstance(function, ast.FunctionDef):
                 taken = [each.arg for each in function.args.args if each.arg != "self"]
                 for node in ast.walk(function):
-                    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS:
+                    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds():
                         first = ast.unparse(node.args[0]) if node.args else ""
                         if first in taken:
-                            found[function.name] = taken.index(first), KINDS[node.func.id]
+                            found[function.name] = taken.index(first), kinds()[node.func.id]
     return found
 
 
@@ -130,8 +132,8 @@ def test_every_refusal_has_a_reason_of_its_kind() -> None:
 
 def test_what_is_refused_through_a_function_is_of_its_kind() -> None:
     takers, wrong, seen = through(), [], 0
-    for name, tree in TREES.items():
-        for node in ast.walk(tree):
+    for name, inside in walked().items():
+        for node in inside:
             called = node.func if isinstance(node, ast.Call) else None
             function = str(getattr(called, "id", getattr(called, "attr", "")))
             if isinstance(node, ast.Call) and function in takers and len(node.args) > takers[function][0]:
@@ -146,10 +148,10 @@ def test_what_is_refused_through_a_function_is_of_its_kind() -> None:
 
 def test_every_reason_is_given_somewhere_and_never_as_a_text() -> None:
     used, texts = set[str](), set[str]()
-    for name, tree in TREES.items():
-        compared = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Compare) for part in ast.walk(node)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "Reason" and id(node) not in compared:
+    for name, inside in walked().items():
+        compared = {id(part) for node in inside if isinstance(node, ast.Compare) for part in ast.walk(node)}
+        for node in inside:
+            if isinstance(node, ast.Attribute) and dotted(node.value) == "Reason" and id(node) not in compared:
                 used.add(node.attr)
             if (
                 isinstance(node, ast.Constant)
@@ -163,19 +165,18 @@ def test_every_reason_is_given_somewhere_and_never_as_a_text() -> None:
 
 
 def test_what_the_command_line_looks_for_is_given() -> None:
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sorted((ROOT / "cli").rglob("*.py"))]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
+    found = [node for file in modules("cli") for node in nodes(file)]
     looked_for = {
         str(one.value)
-        for node in nodes
+        for node in found
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == "reason"
         for one in node.comparators
         if isinstance(one, ast.Constant)
     }
     its_own = {
         str(node.args[0].value)
-        for node in nodes
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Refusal" and isinstance(node.args[0], ast.Constant)
+        for node in found
+        if isinstance(node, ast.Call) and dotted(node.func) == "Refusal" and isinstance(node.args[0], ast.Constant)
     }
     assert looked_for
     assert looked_for - its_own <= TEXTS

@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.house.sources import ROOT, modules, nodes
+
 TOP = {".ci", ".git", ".github", "broker", "cli", "docs", "protos", "softhsm", "tests"}
 MADE = {
     ".hypothesis", ".import_linter_cache", ".make", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".venv",
@@ -93,7 +94,7 @@ def test_nothing_in_the_core_belongs_to_one_neighbour_alone() -> None:
 def importers() -> dict[str, set[str]]:
     """Who imports each module of the core: rooms of the core, or files and folders beside it."""
     found: dict[str, set[str]] = {}
-    for file in sorted((ROOT / "broker").rglob("*.py")):
+    for file in modules("broker"):
         for module in imported(file):
             found.setdefault(module, set()).add(room_of(".".join(file.relative_to(ROOT).with_suffix("").parts)))
     return found
@@ -102,7 +103,7 @@ def importers() -> dict[str, set[str]]:
 def imported(file: Path) -> set[str]:
     """The modules of the core that a file imports."""
     names = set[str]()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in nodes(file):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("broker.core"):
             names |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
     return {name for name in names if (ROOT / f"{name.replace('.', '/')}.py").is_file()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 from broker_api.v1 import traits_pb2
@@ -18,8 +17,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 from broker.core.traits import Effect, Traits
 from broker.rpc import table
+from tests.house.sources import ROOT, modules, nodes, place
 
-ROOT = Path(__file__).resolve().parents[2]
 METHODS = {each.name: each for service in table.declared().values() for each in service.methods}
 TRAITS = {name: table.traits(each) for name, each in METHODS.items()}
 WITHOUT_A_REQUEST_ID = {
@@ -64,10 +63,9 @@ def test_a_method_that_does_not_say_what_it_is_stops_the_start() -> None:
 
 def test_no_list_of_methods_stands_beside_the_declarations() -> None:
     found = {
-        str(file.relative_to(ROOT))
-        for folder in ("broker", "cli")
-        for file in (ROOT / folder).rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        place(file)
+        for file in modules("broker", "cli")
+        for node in nodes(file)
         if isinstance(node, ast.Constant) and NAMES_OF_METHODS.fullmatch(str(node.value).partition(" or ")[0])
     }
     assert found <= WRITTEN_OUT

@@ -9,7 +9,8 @@ import os
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 from azure.core.credentials import AccessToken
@@ -37,7 +38,15 @@ class StaticToken:
         return AccessToken(self.token, 1 << 40)
 
 
-def key_client(vault: FakeVault, **options: Any) -> KeyClient:
+class Reached(Protocol):
+    """A vault, or where one is in another process."""
+
+    url: str
+    token: str
+    ca_file: Path
+
+
+def key_client(vault: Reached, **options: Any) -> KeyClient:
     options = {"retry_total": 0, "credential": StaticToken(vault.token), **options}
     return KeyClient(vault.url, connection_verify=str(vault.ca_file), **options)
 

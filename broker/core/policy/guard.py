@@ -124,12 +124,18 @@ def of_trust_rule(name: str, rule: TrustRule | None) -> Resource:
     return Resource(kind="TrustRule", id=name, attributes={"pipeline": rule.pipeline if rule else ""})
 
 
+@lru_cache(16)
+def _parsed(text: str) -> Policy:
+    """One text is checked once, also where it is checked before it is stored and then put in force."""
+    return Policy(text)
+
+
 class _InForce:
     """One document and what was decided by it. A decision is only ever found under everything it was made from."""
 
     def __init__(self, document: PolicyDocument) -> None:
         self.document = document
-        self.decide = lru_cache(CACHED_DECISIONS)(Policy(document.text).decide)
+        self.decide = lru_cache(CACHED_DECISIONS)(_parsed(document.text).decide)
 
 
 class Guard:

@@ -63,7 +63,8 @@ def made(hsm: Hsm, key: KeyRef, *, exportable: bool = False, fresh: bool = False
 
 
 def shared(hsm: Hsm, key_type: KeyType, usage: KeyUsage | None = None, *, exportable: bool = False) -> KeyRef:
-    """A key that tests share and so must leave as it is: RSA keys take a second to make."""
+    """A key that tests share and so must leave as it is. RSA keys take a second to make: they are always exportable."""
+    exportable = exportable or key_type in RSA
     name = (id(hsm), key_type, usage or usage_of(key_type), exportable)
     if name not in _made:
         _made[name] = fresh(hsm, key_type, usage, exportable=exportable)

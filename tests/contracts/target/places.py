@@ -16,7 +16,7 @@ from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.model import RemoteKey, WrappingKey
 from broker.core.ports import Cargo, KeyRef, Offer
 from broker.targets import Surroundings, connector
-from tests.contracts.hsm.keys import made, unmade
+from tests.contracts.hsm.keys import made, shared, unmade
 from tests.fakes.fresh_keys import KIND as FRESH_KEYS
 from tests.fakes.fresh_keys import FreshKeys
 from tests.fakes.hsm import SoftwareHsm
@@ -42,6 +42,10 @@ class Place:
 
     def generated(self, key_type: KeyType, usage: KeyUsage) -> KeyRef:
         return made(self.hsm, unmade(key_type, usage), exportable=True)
+
+    def shared(self, key_type: KeyType, usage: KeyUsage) -> KeyRef:
+        """A key that other tests have imported too, under other names."""
+        return shared(self.hsm, key_type, usage, exportable=True)
 
     def offer(self, cargo: Cargo) -> Offer:
         """What the core would wrap for."""
@@ -107,8 +111,11 @@ def _real_azure(request: pytest.FixtureRequest, folder: Path) -> Place:
     )
 
 
+IN_MEMORY = SoftwareHsm()
+
+
 def _fresh_keys(_: pytest.FixtureRequest, __: Path) -> Place:
-    return Place(FreshKeys(), SoftwareHsm())
+    return Place(FreshKeys(), IN_MEMORY)
 
 
 PLACES: dict[str, tuple[str, Callable[[pytest.FixtureRequest, Path], Place]]] = {

@@ -19,8 +19,9 @@ from broker.core.errors import WrongState
 from broker.core.imports.proof import opens, prove
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import RemoteKey, WrappingKey
-from broker.core.ports import Cargo, KeyRef
+from broker.core.ports import Cargo
 from broker.targets import kinds
+from tests.contracts.hsm.keys import ALGORITHMS
 from tests.contracts.target.places import PLACES, REAL, Place, cargo_of, fresh
 from tests.fakes.fresh_keys import KIND as FRESH_KEYS
 
@@ -89,7 +90,7 @@ def test_a_key_from_the_hsm_is_imported_read_back_and_does_there_what_it_does_he
 ) -> None:
     if not place.takes(key_type, usage):
         return
-    key = place.generated(key_type, usage)
+    key = place.shared(key_type, usage)
     remote = place.imported(key)
     assert (remote.public_key, remote.enabled, remote.exposed) == (key.public_key, True, "")
     assert place.port.versions(remote.name) == [remote]
@@ -98,26 +99,16 @@ def test_a_key_from_the_hsm_is_imported_read_back_and_does_there_what_it_does_he
     prove(place.hsm, place.port, key, remote)
 
 
-@pytest.mark.parametrize("algorithm", [
-    SignatureAlgorithm.RS256, SignatureAlgorithm.RS384, SignatureAlgorithm.RS512,
-    SignatureAlgorithm.PS256, SignatureAlgorithm.PS384, SignatureAlgorithm.PS512,
-])  # fmt: skip
-def test_rsa_signatures_of_the_target_verify_under_the_hsms_public_key(
-    place: Place, algorithm: SignatureAlgorithm, rsa_key: tuple[KeyRef, RemoteKey]
-) -> None:
-    key, remote = rsa_key
-    signature = place.port.sign(remote.name, remote.version, algorithm, b"message")
+def test_rsa_signatures_of_the_target_verify_under_the_hsms_public_key(place: Place) -> None:
+    key = place.shared(KeyType.RSA_2048, KeyUsage.SIGN)
+    remote = place.imported(key)
     public = load_der_public_key(key.public_key or b"")
     assert isinstance(public, rsa.RSAPublicKey)
-    digest = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}[algorithm[2:]]
-    salt = padding.PSS(padding.MGF1(digest), digest.digest_size)
-    public.verify(signature, b"message", salt if algorithm.startswith("PS") else padding.PKCS1v15(), digest)
-
-
-@pytest.fixture
-def rsa_key(place: Place) -> tuple[KeyRef, RemoteKey]:
-    key = place.generated(KeyType.RSA_2048, KeyUsage.SIGN)
-    return key, place.imported(key)
+    for algorithm in ALGORITHMS[KeyType.RSA_2048]:
+        signature = place.port.sign(remote.name, remote.version, algorithm, b"message")
+        digest = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}[algorithm[2:]]
+        salt = padding.PSS(padding.MGF1(digest), digest.digest_size)
+        public.verify(signature, b"message", salt if algorithm.startswith("PS") else padding.PKCS1v15(), digest)
 
 
 @pytest.mark.parametrize(("key_type", "algorithm", "digest"), [
@@ -155,7 +146,7 @@ def test_what_the_hsm_encrypts_the_target_decrypts_and_the_other_way_round(place
 def test_the_proof_notices_another_key(place: Place, key_type: KeyType, usage: KeyUsage) -> None:
     if not place.takes(key_type, usage):
         return
-    ours, theirs = place.generated(key_type, usage), place.generated(key_type, usage)
+    ours, theirs = place.shared(key_type, usage), place.generated(key_type, usage)
     remote = place.imported(theirs)
     lying = RemoteKey(name=remote.name, version=remote.version, public_key=ours.public_key)
     for claimed in (remote, lying):  # also when the target shows our public key and holds another
@@ -232,7 +223,7 @@ def test_BY_07_a_damaged_blob_is_refused_and_nothing_is_there_afterwards(place: 
     offer = place.offer(cargo)
     blob, chosen = place.wrapped(key, offer.key)
     if fault == "other-kek":
-        other = place.generated(KeyType.RSA_2048, KeyUsage.ENCRYPT).public_key or b""
+        other = place.shared(KeyType.RSA_2048, KeyUsage.ENCRYPT).public_key or b""
         blob, _ = place.wrapped(
             key, WrappingKey(id="x", public_key=other, thumbprint=hashlib.sha256(other).hexdigest())
         )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -235,28 +233,6 @@ def test_a_damaged_file_is_refused_in_a_sentence(config: Config, hsm: SoftwareHs
     with pytest.raises(WrongState) as refused:
         start()
     assert refused.value.reason == "FILE_DAMAGED"
-
-
-@pytest.mark.parametrize(
-    "arguments", [["init", "/proc/nowhere"], ["init", "FOLDER", "--operators-address", "no host:0"]]
-)
-def test_CL_03_what_the_system_refuses_is_said_in_a_sentence(arguments: list[str], tmp_path: Path) -> None:
-    given = [str(tmp_path / "b") if each == "FOLDER" else each for each in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "broker", *given], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "SYSTEM_REFUSED" in done.stderr
-
-
-def test_a_set_up_that_was_interrupted_after_the_token_was_made_goes_on_with_it(tmp_path: Path) -> None:
-    first = setup.softhsm_token(tmp_path)
-    pin = first.pin_file.read_text()
-    tokens = sorted(file.name for file in (tmp_path / "softhsm" / "tokens").iterdir())
-    again = setup.softhsm_token(tmp_path)
-    assert (again.environment, again.pin_file.read_text()) == (first.environment, pin)
-    assert sorted(file.name for file in (tmp_path / "softhsm" / "tokens").iterdir()) == tokens
 
 
 def test_a_configuration_that_cannot_be_read_is_not_left_behind(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from broker_cli.audit import signature_check
 from broker_cli.chain import Kept, TailLimits, Verdict, Verifier
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core import entries as written
@@ -113,9 +113,10 @@ def test_what_the_broker_writes_verifies(tmp_path: Path) -> None:
     assert verdict.chains["host-1"].unsigned == 0
 
 
-def test_AU_01_any_flipped_bit_is_found_and_placed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tried", [200, pytest.param(20_000, marks=pytest.mark.soak)])
+def test_AU_01_any_flipped_bit_is_found_and_placed(tmp_path: Path, tried: int) -> None:
     whole = journal().bytes
-    for bit in random.sample(range(len(whole) * 8), 1500):
+    for bit in random.sample(range(len(whole) * 8), tried):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         verdict = verify(tmp_path, bytes(flipped))
@@ -139,7 +140,6 @@ def test_AU_02_a_deleted_record_is_found(tmp_path: Path, line: int) -> None:
 
 
 @given(st.permutations(range(21)))
-@settings(max_examples=100, deadline=None)
 def test_AU_02_reordered_records_are_found(tmp_path_factory: pytest.TempPathFactory, order: list[int]) -> None:
     given_ = journal()
     assert given_.lines is not None
@@ -149,7 +149,6 @@ def test_AU_02_reordered_records_are_found(tmp_path_factory: pytest.TempPathFact
 
 
 @given(st.integers(0, 20), st.integers(0, 21))
-@settings(max_examples=100, deadline=None)
 def test_AU_02_a_repeated_record_is_found(tmp_path_factory: pytest.TempPathFactory, line: int, to: int) -> None:
     given_ = journal()
     assert given_.lines is not None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.errors import InvalidRequest, PermissionDenied
@@ -172,7 +172,6 @@ names = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
 @given(names, names)
 def test_AZ_01_policy_and_storage_see_the_same_name(name: str, other: str) -> None:
     try:

@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.errors import BrokerError, InvalidRequest
@@ -229,7 +229,6 @@ def test_a_text_that_is_not_utf_8_is_refused(text: bytes) -> None:
     assert refused.value.reason == "MESSAGE_INVALID"
 
 
-@settings(max_examples=300)
 @given(st.sampled_from(REQUESTS), st.binary(max_size=200))
 def test_P13_no_bytes_break_a_request_parser(kind: type[Message], wire: bytes) -> None:
     made = Request(message=kind(), essence=bytes)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,45 +21,14 @@ from broker.store.private import password
 from broker.store.sql import SqlStore
 from broker.store.sqlite import Sqlite
 from tests.contracts.store.samples import ROW_KEY, calls, config, entry, key, now, opened, put
+from tests.servers.databases import migrate
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> StoreConfig:
     found = config(f"sqlite:///{tmp_path}/store/broker.db", tmp_path)
-    SqlStore.migrate(found)
+    migrate(found)
     return found
-
-
-OPEN = """
-import sys
-from tests.contracts.store.samples import *
-try:
-    with opened(StoreConfig.model_validate_json(sys.argv[1])) as store:
-        print("open", flush=True)
-        sys.stdin.read()
-except Exception as refused:
-    print(refused.reason)
-"""
-
-
-def test_ST_08_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(place: StoreConfig) -> None:
-    other = subprocess.Popen(
-        [sys.executable, "-c", OPEN, place.model_dump_json()], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    with other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"open\n"
-        with pytest.raises(WrongState) as refused:
-            SqlStore(place, ROW_KEY, now)
-        assert refused.value.reason == "STORE_IN_USE"
-        with pytest.raises(WrongState, match="Another broker process"):
-            SqlStore.migrate(place)
-        other.kill()
-    with opened(place) as store:
-        store.check()
-        with pytest.raises(WrongState):
-            SqlStore(place, ROW_KEY, now)
-        put(store, key())
 
 
 def test_ST_08_an_sqlite_without_strict_tables_is_refused(place: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +70,8 @@ def test_ST_07_all_files_are_private_under_any_umask(tmp_path: Path, umask: int)
 @pytest.mark.parametrize("name", ["broker.db", "broker.db.lock", ""])
 @pytest.mark.parametrize("mode", [0o040, 0o004, 0o022])
 def test_ST_07_what_is_open_to_others_is_refused(place: StoreConfig, tmp_path: Path, name: str, mode: int) -> None:
+    (tmp_path / "store/broker.db.lock").touch(0o600)
+    (tmp_path / "store/broker.db.lock").touch(0o600)
     path = tmp_path / "store" / name
     path.chmod(path.stat().st_mode | mode)
     with pytest.raises(WrongState) as refused:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,20 +134,6 @@ def test_the_configuration_names_each_private_vault_once() -> None:
     for vaults in wrong:
         with pytest.raises(ValueError, match="private_vaults"):
             TargetsConfig.model_validate({"credentials": "/credentials", "private_vaults": vaults})
-
-
-def test_azures_client_is_not_loaded_before_a_target_is_asked_something() -> None:
-    import subprocess  # noqa: PLC0415 - a fresh interpreter is what this is about
-
-    program = (
-        "import sys; from pathlib import Path; from broker.targets import Surroundings, connector\n"
-        "around = Surroundings(allowed_hosts=frozenset({'team-keys.vault.azure.net:443'}), credentials=Path('/x'),\n"
-        f" credentials_for={{'team-keys.vault.azure.net:443/workload-identity:{CLIENT}': ('hsm',)}})\n"
-        f"connector(around)('hsm', 'azure-key-vault', {GIVEN!r})\n"
-        "print([name for name in sys.modules if name.split('.')[0] in {'azure', 'msal'}])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 # ---- challenges ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,11 +82,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def within(wanted: Callable[[], bool]) -> None:
     pause = threading.Event()
-    for _ in range(1000):
-        if wanted():
-            return
+    deadline = time.monotonic() + 60
+    while not wanted():
+        assert time.monotonic() < deadline, "not so after 60 s"
         pause.wait(0.01)
-    raise AssertionError("not so after 10 s")
 
 
 def gone(process: int) -> bool:
