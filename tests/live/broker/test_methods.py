@@ -15,8 +15,9 @@ from google.protobuf.message_factory import GetMessageClass
 
 from broker import setup
 from tests.live.broker.live_story import EC_P256, SIGN, Story, everything, fresh, story
-from tests.servers.live import FOR_PIPELINES, METHODS, OPTIONS, POLICY, Client, Live, Refused
+from tests.servers.live import FOR_PIPELINES, METHODS, OPTIONS, POLICY, Client, Live
 from tests.servers.openbao import OpenBao
+from tests.servers.refusals import Refused
 
 MUTATIONS = {name for name, method in METHODS.items() if "request_id" in method.input_type.fields_by_name} - {
     "Login",
