@@ -40,7 +40,7 @@ class Rotating(House):
     def _carried_on(self) -> None:
         for rows in self.operations.due().values():
             for row in rows:
-                self.operations.carry_on(self.background(row.subject), row)
+                self.operations.carry_on(self.own(row.subject), row)
 
     def later(self) -> None:
         self.on_and_on()

@@ -57,6 +57,7 @@ ROOMS = {
         "soak",
         "unit",
         "wire",
+        "worlds",
     },
     "tests/servers": {"azure_key_vault"},
 }

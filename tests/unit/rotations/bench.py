@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 from broker.core.errors import BrokerError, Unavailable
-from broker.core.keys.use import KeyUse
 from broker.core.kinds import ImportState, KeyType, KeyUsage, OperatorState, Phase, SignatureAlgorithm
 from broker.core.model import Import, Key, KeyMove, KeyVersion, Operation, Operator, Target
 from broker.core.rotations.rotating import Rotated
@@ -42,6 +41,8 @@ class Premises(Ground):
     def takers(self, passing: Callable[[str], None]) -> Any:  # noqa: ARG002 (nobody dies here)
         return Shelves(self.shelves)
 
+    makers = takers
+
 
 class House(World):
     """A process with two targets and the key ``pay`` at both."""
@@ -51,7 +52,6 @@ class House(World):
     def __init__(self, ground: Premises | None = None) -> None:
         super().__init__(ground or Premises())
         self.shelves = self.ground.shelves
-        self.use = KeyUse(self.store, self.hsm, self.guard)
 
     def furnish(self, *targets: str) -> None:
         alice = Operator(
@@ -85,7 +85,7 @@ class House(World):
             self.clock.forward(**(forward or {"seconds": 2}))
             for rows in self.operations.due().values():
                 for row in rows:
-                    self.operations.carry_on(self.background(row.subject), row)
+                    self.operations.carry_on(self.own(row.subject), row)
 
     def away(self, name: str) -> None:
         """From now on until ``back``."""

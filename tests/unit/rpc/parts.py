@@ -1,4 +1,4 @@
-"""What the tests of the services share: a noun that answers what it is told to, and a call."""
+"""What the tests of the services share: a noun that answers what it is told to."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ THEN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 
 
 PAGES = PageTokens(secrets.token_bytes(32))
-
-
-ALICE = model.Principal(kind="operator", name="alice", groups=("admins",), method="mtls", credential="ab12")
 
 
 PRIVATE = ec.generate_private_key(ec.SECP256R1())
@@ -53,10 +50,6 @@ VERSION = model.KeyVersion(
     sealed=True,
     created_at=THEN,
 )
-
-
-def call(rpc: str) -> Call:
-    return Call(id="c", rpc=rpc, principal=ALICE, peer="", now=lambda: THEN)
 
 
 class Noun:

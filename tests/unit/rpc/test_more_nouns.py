@@ -28,7 +28,8 @@ from broker.rpc.nouns import answers
 from broker.rpc.operators import OperatorMethods
 from broker.rpc.policies import PolicyMethods
 from broker.rpc.targets import TargetMethods
-from tests.unit.rpc.parts import KEY, PAGES, SPKI, THEN, VERSION, Noun, call, keys
+from tests.fakes.calls import call
+from tests.unit.rpc.parts import KEY, PAGES, SPKI, THEN, VERSION, Noun, keys
 
 SETTINGS = {"address": "https://vault.example:8200", "mount": "transit", "ca_pem": "PEM", "token_file": "t"}
 
@@ -167,7 +168,7 @@ def test_operators() -> None:
 def test_who_am_i_asks_for_the_record_of_it() -> None:
     noun: Any = Noun(whoami=None)
     me = OperatorMethods(noun, PAGES, str).who_am_i(call("O/W"), operators_pb2.WhoAmIRequest())
-    assert (me.principal, list(me.groups), me.method, me.credential) == ("operator/alice", ["admins"], "mtls", "ab12")
+    assert (me.principal, list(me.groups), me.method, me.credential) == ("operator/alice", ["admins"], "mtls", "0a1b")
     assert noun.asked == [("whoami", (), {})]
 
 

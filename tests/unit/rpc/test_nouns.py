@@ -17,7 +17,8 @@ from broker.core.errors import InvalidRequest
 from broker.core.keys.use import Encrypted, Signed
 from broker.core.page import Page
 from broker.rpc.codec import der_from_jose
-from tests.unit.rpc.parts import KEY, PRIVATE, THEN, VERSION, call, keys
+from tests.fakes.calls import call
+from tests.unit.rpc.parts import KEY, PRIVATE, THEN, VERSION, keys
 
 
 def test_create_key() -> None:
