@@ -62,7 +62,7 @@ fast:  ## the tests that need no token and no server, in half a minute
 
 .PHONY: soak
 soak:  ## the long forms of the proofs (hours)
-	$(call prepare,test)
+	$(call prepare,soak)
 	$(IN_TREE) $(BIN)/python -m pytest -m "soak or hypothesis" --hypothesis-profile=soak --timeout=0
 
 .PHONY: bench

@@ -16,7 +16,7 @@ from broker import own_keys, setup
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc
 from broker.auth.session import SessionTokens
-from broker.config import Config
+from broker.config import CALLS_END, Config
 from broker.core.clock import Clock, Timely
 from broker.core.errors import BrokerError
 from broker.core.keys.lifecycle import DestructionDelay
@@ -154,7 +154,7 @@ class Broker:
 
     def drain(self) -> None:
         """Take no new calls, let those in flight finish (at most 10 s), sign the last head."""
-        self.server.drain(10.0)
+        self.server.drain(CALLS_END)
         self.inspector.stop()
         self._loop.stop()
         self.store.finish()

@@ -48,6 +48,7 @@ READING = {  # what `broker fetch` writes
     "dash": "dash",
     "systemd": "/usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator",
 }
+JAVA = {"default-jdk-headless": "javac"}
 LOAD = {"nghttp2-client": "h2load", "nghttp2-proxy": "nghttpx"}
 NEEDS = {
     "check": {},
@@ -55,6 +56,7 @@ NEEDS = {
     "demo": {**HSM, **COMPILER},
     "shim": {**HSM, **COMPILER},
     "test": {**HSM, **COMPILER, **SERVERS, **READING, **WRITERS},
+    "soak": {**HSM, **COMPILER, **SERVERS, **READING, **WRITERS, **JAVA},
     "bench": {**HSM, **COMPILER, **LOAD},
 }
 
@@ -66,7 +68,7 @@ def main(purpose: str) -> None:
         stop(f"Python {found} is too old: install 3.11 or newer and name it, for example: make PYTHON=python3.11 test")
     install_packages(missing(NEEDS[purpose]))
     make_ready()
-    if purpose == "test":
+    if purpose in ("test", "soak"):
         make_readers()
 
 

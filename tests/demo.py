@@ -120,7 +120,7 @@ def running_broker(folder: Path, bao: openbao.OpenBao, vault: FakeVault) -> Iter
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        code = process.wait(20)
+        code = process.wait(200)
     if code != 0:
         raise DemoError(f"the broker ended with {code} on SIGTERM")
 

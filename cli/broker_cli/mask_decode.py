@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import combinations
 
@@ -18,18 +18,35 @@ _BACKSLASHED = rb"""\\(?: u\{[0-9a-fA-F]{1,6}\}
         | u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}  # a pair of surrogates
         | u[0-9a-fA-F]{4} | U[0-9a-fA-F]{8} | x\{[0-9a-fA-F]{1,6}\} | x[0-9a-fA-F]{2} | [0-7]{1,3} | [abeEfnrtv]
         | \r?\n[ \t]*                                               # a line that goes on
-        | [^0-9A-Za-z])
-    # Out of single quotes and in again; a literal in two lines; doubled.
-    | '(?: \\'' | "'{1,64}"' | [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`] | ')
-    | "(?: [ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`] | ")
-    | `[ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`]"""
+        | [^0-9A-Za-z])"""
+_QUOTES = rb"""'(?: \\'' | "'{1,64}"' | ') | "" """  # out of single quotes and in again; doubled
+_CONTINUED = b"|".join(  # a literal in two lines
+    quote + rb"""[ \t]{0,8}\+?[ \t]{0,8}\r?\n[ \t]{0,64}['"`]""" for quote in (b"'", b'"', b"`")
+)
 _PERCENT = rb"""%(?: u[dD][89abAB][0-9a-fA-F]{2}%u[dD][c-fC-F][0-9a-fA-F]{2} | u[0-9a-fA-F]{4} | [0-9a-fA-F]{2})"""
 _ENTITY = rb"""&(?: \#[0-9]{1,7} | \#[xX][0-9a-fA-F]{1,6} | [A-Za-z][A-Za-z0-9]{1,31});"""
-_SORTS = (_BACKSLASHED, _PERCENT, _ENTITY)
-_ESCAPE, *_SOME = (
-    re.compile(b"|".join(sorts), re.VERBOSE) for sorts in (_SORTS, *combinations(_SORTS, 2), *combinations(_SORTS, 1))
-)
+_SORTS = (b"|".join((_BACKSLASHED, _QUOTES, _CONTINUED)), _PERCENT, _ENTITY)
+
+Reading = re.Pattern[bytes]
+
+
+def _together(sorts: Iterable[bytes]) -> Reading:
+    return re.compile(b"|".join(sorts), re.VERBOSE)
+
+
+_ESCAPE = _together(_SORTS)
 """Each way begins with a byte of its own, which lets the search skip all others quickly."""
+
+_PARTS = {
+    frozenset(some): _together(_SORTS[number] for number in some)
+    for size in (2, 1)
+    for some in combinations(range(len(_SORTS)), size)
+}
+_SOME = (_together([_QUOTES]), *_PARTS.values())
+"""Between the single quotes of a shell a backslash is one, so its quotes are a way of their own too."""
+
+READINGS = (_ESCAPE, *_SOME)
+"""How a text may be taken back: all sorts of escapes at once, or some of them."""
 
 _INTRODUCERS = (re.compile(rb"[\\%&]"), re.compile(rb"""'["'\\ \t+\r\n]|"["\ \t+\r\n]|`[ \t+\r\n]"""))
 
@@ -51,19 +68,31 @@ _LONGEST_OPEN = 48
 _CONTROLS = dict(zip(b"abeEfnrtv", b"\a\b\x1b\x1b\f\n\r\t\v", strict=True))
 
 
-def decode(text: bytes) -> bytes:
+def readings(text: bytes) -> list[Reading]:
+    """Those that give ``text`` other letters or digits: all sorts at once and, when several sorts do, some of them.
+
+    A writer knows one sort, two after each other know two. What is before a value may look, together with its
+    beginning, like an escape of another.
+    """
+    sorts = {number for number, changing in enumerate(CHANGING) if changing.search(text)}
+    return [_ESCAPE, *(reading for some, reading in _PARTS.items() if some < sorts)]
+
+
+def decode(text: bytes, reading: Reading = _ESCAPE) -> bytes:
     """``text`` with one encoding taken back."""
-    return _ESCAPE.sub(_one_of, text)
+    return reading.sub(_one_of, text)
 
 
 def stands_for(text: bytes, at: int) -> bytes:
     """What the escape at ``at`` stands for; nothing if there is none."""
+    if text[at : at + 1] == b"%" and text[at + 1 : at + 2] not in (b"u", b""):  # the most frequent ones
+        return _one(text[at : at + 3])
     found = _ESCAPE.match(text, at)
     return _one(found[0]) if found else b""
 
 
 def decoded_in_part(text: bytes) -> Iterator[bytes]:
-    """``text`` with encodings of one sort or two taken back: it may hold what only looks like one of another sort."""
+    """``text`` with only some sorts of encodings taken back: it may hold what only looks like one of another sort."""
     return (some.sub(_one_of, text) for some in _SOME)
 
 
@@ -141,18 +170,18 @@ def _quoted(escape: bytes) -> bytes:
 class Layer:
     """A text with one encoding taken back, that knows where each of its bytes came from."""
 
-    __slots__ = ("_ins", "_outs", "below", "text")
+    __slots__ = ("_ins", "_outs", "_reading", "below", "text")
 
-    def __init__(self, text: bytes, below: Layer | None = None) -> None:
-        self.text, self.below = text, below
+    def __init__(self, text: bytes, below: Layer | None = None, reading: Reading = _ESCAPE) -> None:
+        self.text, self.below, self._reading = text, below, reading
         self._outs: list[tuple[int, int]] = [(0, 0)]
         self._ins: list[tuple[int, int]] = [(0, 0)]
 
     def decoded(self) -> Layer | None:
         """The layer above, or None when nothing is encoded here."""
         pieces: list[bytes] = []
-        above, at, length = Layer(b"", self), 0, 0
-        for found in _ESCAPE.finditer(self.text):
+        above, at, length = Layer(b"", self, self._reading), 0, 0
+        for found in self._reading.finditer(self.text):
             start, end = found.span()
             one = _one(found[0])
             pieces += [self.text[at:start], one]
@@ -178,9 +207,9 @@ class Layer:
         return into[1] + at - end, into[1] + at - end + 1
 
 
-def layers(text: bytes) -> list[Layer]:
+def layers(text: bytes, reading: Reading = _ESCAPE) -> list[Layer]:
     """``text`` and what is left of it when one encoding after another is taken back."""
-    found = [Layer(text)]
+    found = [Layer(text, None, reading)]
     while len(found) <= LEVELS and (above := found[-1].decoded()):
         found.append(above)
     return found

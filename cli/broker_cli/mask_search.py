@@ -8,8 +8,20 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate, compress, islice
 
 from broker_cli.mask_blocks import LONG, SHORT, Blocks
-from broker_cli.mask_decode import CHANGING, LEVELS, Layer, decode, layers, may_be_encoded, open_at, stands_for
-from broker_cli.mask_targets import BASE64, BLANKS, KEPT, TEXT, Kind, Target, same, skeleton
+from broker_cli.mask_decode import (
+    CHANGING,
+    LEVELS,
+    READINGS,
+    Layer,
+    Reading,
+    decode,
+    layers,
+    may_be_encoded,
+    open_at,
+    readings,
+    stands_for,
+)
+from broker_cli.mask_targets import BASE64, BLANKS, DELETED, KEPT, TEXT, Kind, Target, same, skeleton
 
 Span = tuple[int, int]
 
@@ -69,9 +81,9 @@ class Search:
         self._sorted = sorted(self._by_skeleton)
         self._heads = {one[:SHORT] for one in self._sorted}
         self._longest = max(map(len, self._sorted), default=0)
-        leads = {target.lead for target in self._all()} - {b""}
-        self._leads = {lead[:size] for lead in leads for size in range(1, len(lead) + 1)}
-        self._longest_lead = max(map(len, leads), default=0)
+        leads = {(target.kind, target.kind.plain(target.lead)) for target in self._all() if target.lead}
+        self._leads = {(kind, lead[:size].rstrip()) for kind, lead in leads for size in range(1, len(lead) + 1)}
+        self._longest_lead = 2 * max((len(lead) for _, lead in leads), default=0)
         self._reach = max(map(len, self.texts()), default=0) + _SLACK // 2
         self._strange = frozenset(range(128)) - {*b"".join(self.texts()), *_WITHIN}
         self._index()
@@ -103,23 +115,22 @@ class Search:
     def spans(self, text: bytes) -> list[Span]:
         """Where targets are, overlapping ones as one."""
         found = list(self._in_layer(Layer(text))) if self._touches(skeleton(text)) else []
-        islands = self._islands(text)
-        if islands and self._touches_decoded(b"\n".join(text[start:end] for start, end in islands)):
-            for begin, end in islands:
-                above = layers(text[begin:end])[1:]
-                found += [(begin + a, begin + b) for layer in above for a, b in self._in_layer(layer)]
+        for reading, islands in _by_reading(text, self._islands(text)).items():
+            if self._touches_decoded(b"\n".join(text[start:end] for start, end in islands), reading):
+                for begin, end in islands:
+                    above = layers(text[begin:end], reading)[1:]
+                    found += [(begin + a, begin + b) for layer in above for a, b in self._in_layer(layer)]
         if self._weak_pattern:
-            found += [
-                layer.origin(*one.span()) for layer in layers(text) for one in self._weak_pattern.finditer(layer.text)
-            ]
+            every = (layer for reading in _telling(text, self._weak_pattern) for layer in layers(text, reading))
+            found += [layer.origin(*one.span()) for layer in every for one in self._weak_pattern.finditer(layer.text)]
         return _merged(found)
 
     def _touches(self, bones: bytes) -> bool:
         return any(blocks.any_in(bones) for blocks in self._blocks) or any(one in bones for one in self._singly)
 
-    def _touches_decoded(self, text: bytes) -> bool:
+    def _touches_decoded(self, text: bytes, reading: Reading) -> bool:
         for _ in range(LEVELS):
-            text = decode(text)
+            text = decode(text, reading)
             if self._touches(skeleton(text)):
                 return True
             if not any(pattern.search(text) for pattern in CHANGING):
@@ -178,20 +189,26 @@ class Search:
         encoded = may_be_encoded(near)
         longer = min(_SLACK * sum(map(near.count, _INTRODUCERS)), _STRETCH * self._reach) if encoded else 0
         begin = max(0, len(text) - self._reach - longer)
-        layer: Layer | None = Layer(text[begin:])
-        found = []
-        for _ in range(LEVELS + 1):
-            if layer is None:
-                break
-            unfinished = open_at(layer.text)
-            upto = unfinished
-            if layer.text[upto - 1 : upto] == b"\\":  # it may be what the backslash stands before, and no escape
-                upto = len(layer.text)
-            opened = min(unfinished, self._opens_in(layer.text[:upto]))
-            found.append(begin + layer.origin(opened, opened)[0])
-            layer.text = layer.text[:upto]  # half an escape would be taken for text in the layers above
-            layer = layer.decoded() if encoded else None
-        return min(found)
+        whole = Layer(text[begin:])
+        found = [self._cut_where_it_opens(whole)]
+        for reading in (READINGS if self._weak else readings(whole.text)) if encoded else ():
+            layer = Layer(whole.text, None, reading).decoded()
+            for _ in range(LEVELS):
+                if layer is None:
+                    break
+                found.append(self._cut_where_it_opens(layer))
+                layer = layer.decoded()
+        return begin + min(found)
+
+    def _cut_where_it_opens(self, layer: Layer) -> int:
+        """The same in ``layer``, as a place of the lowest one; half an escape, text to the layers above, is cut off."""
+        unfinished = open_at(layer.text)
+        upto = unfinished
+        if layer.text[upto - 1 : upto] == b"\\":  # it may be what the backslash stands before, and no escape
+            upto = len(layer.text)
+        opened = min(unfinished, self._opens_in(layer.text[:upto]))
+        layer.text = layer.text[:upto]
+        return layer.origin(opened, opened)[0]
 
     def _opens_in(self, text: bytes) -> int:
         places = list(compress(range(len(text)), text.translate(KEPT)))
@@ -202,13 +219,16 @@ class Search:
             if (len(head) < SHORT or head in self._heads) and (at := self._opened(text, places, bones, first)) >= 0:
                 found.append(at)
                 break
-        for end in {len(text.rstrip(BLANKS)), len(text.rstrip(BLANKS + b"+"))}:
-            sizes = range(1, min(end, self._longest_lead) + 1)
-            found += [end - size for size in sizes if text[end - size : end] in self._leads]
+        for head in {text.rstrip(BLANKS), text.rstrip(BLANKS + b"+")}:
+            sizes = range(1, min(self._longest_lead, len(head) - len(head.rstrip(DELETED))) + 1)
+            found += [len(head) - size for size in sizes if self._may_lead(head[-size:])]
         for one in self._weak:
             whole, room = TEXT.plain(one), range(max(0, len(text) - 2 * len(one) - _SLACK), len(text))
             found += [at for at in room if text[at] == one[0] and whole.startswith(TEXT.plain(text[at:]))]
         return min(found)
+
+    def _may_lead(self, end: bytes) -> bool:
+        return any((kind, kind.plain(end)) in self._leads for kind in (TEXT, BASE64))
 
     def _opened(self, text: bytes, places: list[int], bones: bytes, first: int) -> int:
         """Where a target begins whose skeleton goes on after ``bones[first:]``; -1 if there is none."""
@@ -222,12 +242,36 @@ class Search:
             if not one.startswith(bones):
                 break
             for target in self._by_skeleton[one]:
-                before = _edge(target.kind, text[:begin], target.lead, at_end=True)
+                before = _edge_or_less(target.kind, text[:begin], target.lead, at_end=True)
                 if before >= 0 and _goes_on(target, text[begin:], places[-1] + 1 - begin, len(bones)):
                     found.append(begin - before)
                     if alone and not before:
                         return begin
         return min(found, default=-1)
+
+
+def _by_reading(text: bytes, islands: list[Span]) -> dict[Reading, list[Span]]:
+    """The parts of ``text`` that are to be taken back in each way."""
+    found: dict[Reading, list[Span]] = {}
+    for begin, end in islands:
+        for reading in readings(text[begin:end]):
+            found.setdefault(reading, []).append((begin, end))
+    return found
+
+
+def _telling(text: bytes, pattern: re.Pattern[bytes]) -> Iterator[Reading]:
+    """The ways to take ``text`` back that bring ``pattern`` to light."""
+    known: set[bytes] = set()
+    for reading in READINGS:
+        plain = text
+        for _ in range(LEVELS + 1):
+            if plain not in known and pattern.search(plain):
+                yield reading
+                break
+            known.add(plain)
+            below, plain = plain, decode(plain, reading)
+            if plain == below:
+                break
 
 
 def _needed(size: int, stride: int) -> int:
@@ -241,8 +285,8 @@ def _compared(text: bytes, begin: int, end: int, target: Target) -> Span | None:
     if end - begin > _STRETCH * (len(core) + _SLACK) or not same(kind, text[begin:end], core):
         return None
     room = _STRETCH * (max(len(target.lead), len(target.trail)) + 1)
-    before = _edge(kind, text[max(0, begin - room) : begin], target.lead, at_end=True)
-    after = _edge(kind, text[end : end + room], target.trail, at_end=False)
+    before = _edge_or_less(kind, text[max(0, begin - room) : begin], target.lead, at_end=True)
+    after = _edge_or_less(kind, text[end : end + room], target.trail, at_end=False)
     if before < 0 or after < 0:
         return None
     end += after
@@ -260,8 +304,14 @@ def _edge(kind: Kind, text: bytes, edge: bytes, *, at_end: bool) -> int:
     for size in range(1, min(len(text), _STRETCH * (len(edge) + 1)) + 1):
         if same(kind, text[-size:] if at_end else text[:size], edge):
             return size
-    inner = edge.strip(b"\\")  # a decoder may have taken a backslash for part of what is around
-    return -1 if inner == edge else _edge(kind, text, inner, at_end=at_end)
+    return -1
+
+
+def _edge_or_less(kind: Kind, text: bytes, edge: bytes, *, at_end: bool) -> int:
+    """The same, or without backslashes: a decoder may have taken one for part of what is around."""
+    size = _edge(kind, text, edge, at_end=at_end)
+    inner = edge.strip(b"\\")
+    return size if size >= 0 or inner == edge else _edge(kind, text, inner, at_end=at_end)
 
 
 def _goes_on(target: Target, text: bytes, end: int, count: int) -> bool:

@@ -22,9 +22,9 @@ _LONGEST_PIECE = 256
 _LARGE = 16 * 1024
 """Bytes of a value whose lines are not looked for in base64 and hexadecimal as well, only all of it."""
 
-_DELETED = bytes(code for code in range(128) if not chr(code).isalnum())
+DELETED = bytes(code for code in range(128) if not chr(code).isalnum())
 _LOWER = bytes(ord(chr(code).lower()) if code < 128 else code for code in range(256))
-KEPT = bytes(code not in _DELETED for code in range(256))
+KEPT = bytes(code not in DELETED for code in range(256))
 """1 for each byte that a skeleton has."""
 
 BLANKS = b" \t\n\r\v\f"
@@ -39,7 +39,7 @@ _LONGEST_WORD = 24
 
 def skeleton(text: bytes) -> bytes:
     """The letters (small ones), digits, and bytes beyond ASCII of ``text``."""
-    return text.translate(_LOWER, _DELETED)
+    return text.translate(_LOWER, DELETED)
 
 
 def is_words(text: bytes) -> bool:
@@ -87,17 +87,17 @@ class Target:
     @cached_property
     def core(self) -> bytes:
         """From the first to the last of them."""
-        return self.text.strip(_DELETED)
+        return self.text.strip(DELETED)
 
     @cached_property
     def lead(self) -> bytes:
         """What is before them, without blanks."""
-        return self.text[: -len(self.text.lstrip(_DELETED))].strip(BLANKS)
+        return self.text[: -len(self.text.lstrip(DELETED))].strip(BLANKS)
 
     @cached_property
     def trail(self) -> bytes:
         """What is after them, without blanks."""
-        return self.text[len(self.text.rstrip(_DELETED)) :].strip(BLANKS)
+        return self.text[len(self.text.rstrip(DELETED)) :].strip(BLANKS)
 
 
 def same(kind: Kind, printed: bytes, text: bytes) -> bool:

@@ -90,4 +90,4 @@ class Jobs:
         for known in self.sets._issuers.values():  # noqa: SLF001 - a login would wait itself, or begin the next fetch
             with known.changed:
                 while known.under_way:
-                    assert known.changed.wait(20)
+                    assert known.changed.wait(60)

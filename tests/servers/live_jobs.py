@@ -39,7 +39,7 @@ class Job:
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
         try:
-            return call(request, timeout=20, metadata=(("authorization", f"Bearer {token}"),))
+            return call(request, timeout=200, metadata=(("authorization", f"Bearer {token}"),))
         except grpc.RpcError as error:
             raise on_the_wire(error) from None
 

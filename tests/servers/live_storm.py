@@ -134,7 +134,7 @@ class Storm:
         if process.poll() is None:
             self.counts["killed at a request"] += 1
             process.send_signal(signal.SIGKILL)
-            process.wait(10)
+            process.wait(200)
 
     def dies_at(self, line: str) -> bool | None:
         """None: not now; else whether the request is handled all the same."""
@@ -183,7 +183,7 @@ class Storm:
             if doom:
                 doom.start()
             for one in going:
-                one.result(120)
+                one.result(200)
         if doom:
             doom.join()
         for vault in self._keks:

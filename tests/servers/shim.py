@@ -136,7 +136,7 @@ class KeyringElsewhere:
         self._purpose = purpose
 
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
-        answer, refusal = self._process.submit(_call, self._purpose, method, arguments, options).result(timeout=100)
+        answer, refusal = self._process.submit(_call, self._purpose, method, arguments, options).result(timeout=200)
         if refusal:
             kind, reason, message = refusal
             raise getattr(errors, kind)(reason, message, **answer)

@@ -10,10 +10,13 @@ import pytest
 from tests.live.hsm.test_shim_faults import OPERATIONS, Choice, every
 from tests.servers.softhsm import alone
 
+MOST = 1800
+"""Seconds for one operation: minutes, and more where other work takes the processor."""
+
 
 @pytest.mark.soak
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_FT_15_every_code_of_the_standard_at_every_call(
     tmp_path: Path, operation: Callable[[Path, Choice], list[str]]
 ) -> None:
-    assert alone(operation, tmp_path / "token", every) == []
+    assert alone(operation, tmp_path / "token", every, seconds=MOST) == []

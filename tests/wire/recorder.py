@@ -59,9 +59,9 @@ class Recorder:
         answer, came = None, dict[str, Any]()
         try:
             if isinstance(wire, list):
-                channel.stream_unary(path)(iter(wire), timeout=30, **options)
+                channel.stream_unary(path)(iter(wire), timeout=200, **options)
             else:
-                got = channel.unary_unary(path)(wire, timeout=30, **options)
+                got = channel.unary_unary(path)(wire, timeout=200, **options)
                 answer = GetMessageClass(METHODS[rpc].output_type).FromString(got)
                 came["answer"] = names(answer) if rpc in SEVERAL_FORMS else plain(answer)
         except grpc.RpcError as error:

@@ -223,7 +223,7 @@ class Store(Protocol):
     """Records by primary key, and the audit journal that every change goes through.
 
     What may be asked of which kind is declared in ``core.records``; anything else is a bug, and a ValueError.
-    Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang. WrongState
+    Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within its patience, never a hang. WrongState
     ``ROW_FORGED`` for a row that somebody else has changed, made up, put back as it once was, or removed.
     """
 

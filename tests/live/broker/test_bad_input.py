@@ -178,13 +178,13 @@ def test_NT_18_plaintext_on_the_tls_ports_ends_there(live: Live, admin: Client, 
     for address in (live.address, live.pipelines):
         host, _, port = address.rpartition(":")
         for hello in (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 512):
-            with socket.create_connection((host, int(port)), timeout=15) as plain:
+            with socket.create_connection((host, int(port)), timeout=200) as plain:
                 plain.sendall(hello)
                 assert_ended(plain)
         with grpc.insecure_channel(address, options=OPTIONS) as channel:
             call = channel.unary_unary("/broker_api.v1.OperatorService/WhoAmI", bytes, bytes)
             with pytest.raises(grpc.RpcError) as caught:
-                call(b"", timeout=10)
+                call(b"", timeout=200)
         code: Any = caught.value
         assert code.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
     assert live.since(count) == []  # none of them reached the gate

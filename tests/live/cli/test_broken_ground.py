@@ -24,6 +24,7 @@ from tests.contracts.store.samples import config, entry, key, now, opened, put
 from tests.fakes.refusals import ending
 from tests.servers.databases import migrate
 from tests.servers.live import within
+from tests.servers.patience import PATIENCE
 from tests.servers.softhsm import KeysHsm, alone, make_token
 
 
@@ -58,7 +59,7 @@ def test_ST_no_change_is_acknowledged_into_a_file_that_was_taken_away(
 @pytest.mark.parametrize("replaced", [False, True])
 def test_AU_records_do_not_follow_a_journal_that_was_moved_away(tmp_path: Path, replaced: bool) -> None:  # noqa: FBT001
     folder = tmp_path / "journal"
-    journal = Journal(folder, "broker", now, 1 << 20)
+    journal = Journal(folder, "broker", now, 1 << 20, patience=PATIENCE)
     journal.append(entry())
     folder.rename(tmp_path / "old")
     if replaced:
@@ -118,7 +119,7 @@ def _signing_while_keys_are_made(folder: Path) -> int:
             waiting = [pool.submit(generated) for _ in range(4)]
             within(10, lambda: hsm.idle() < 2)
             signed = sum(len(hsm.sign(ref, SignatureAlgorithm.ES256, [b"meanwhile"])) for _ in range(50))
-        assert all(each.result(20) for each in waiting)
+        assert all(each.result(200) for each in waiting)
     hsm.close()
     return signed
 

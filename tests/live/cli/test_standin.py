@@ -390,5 +390,5 @@ def test_the_stand_in_takes_nobody_without_a_certificate(stand_in: StandIn) -> N
     assert pem.startswith("-----BEGIN CERTIFICATE")
     channel = grpc.secure_channel(stand_in.address, grpc.ssl_channel_credentials(stand_in.authority.pem))
     with channel, pytest.raises(grpc.RpcError) as refused:
-        operators_pb2_grpc.OperatorServiceStub(channel).WhoAmI(operators.WhoAmIRequest(), timeout=5)
+        operators_pb2_grpc.OperatorServiceStub(channel).WhoAmI(operators.WhoAmIRequest(), timeout=200)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -157,7 +157,7 @@ def test_K10_a_read_only_token_folder_is_the_cause_that_is_told(tmp_path: Path) 
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", _READ_ONLY, "sh", str(tmp_path), sys.executable],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True, text=True, timeout=100, check=False,
+        capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     if done.returncode == 77 or "unshare failed" in done.stderr:
         pytest.skip(f"this machine does not let root mount: {done.stderr.strip()[-200:]}")

@@ -243,7 +243,7 @@ def test_K04_a_module_on_a_noexec_mount_is_said_to_be_that(tmp_path: Path) -> No
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", _NOEXEC, "sh", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True, text=True, timeout=100, check=False,
+        capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     if done.returncode == 77 or "unshare failed" in done.stderr:
         pytest.skip(f"this machine does not let root mount: {done.stderr.strip()[-200:]}")

@@ -154,7 +154,7 @@ def test_opencryptokis_soft_token_is_served(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     if "unshare failed" in done.stderr or "permission denied" in done.stderr.lower():

@@ -23,6 +23,7 @@ from tests.contracts.store.samples import ROW_KEY
 from tests.fakes.calls import Clock, operator
 from tests.servers.databases import migrate
 from tests.servers.openbao import OpenBao
+from tests.servers.patience import PATIENCE
 from tests.worlds.world import Fronted, World
 
 
@@ -91,7 +92,7 @@ class Ground(World):
 
     def __init__(self, hsm: ports.Hsm, folder: Path, surroundings: Surroundings) -> None:
         self.journal = folder / "journal"
-        config = StoreConfig(url=f"sqlite:///{folder}/broker.db", journal=self.journal)
+        config = StoreConfig(url=f"sqlite:///{folder}/broker.db", journal=self.journal, patience_seconds=PATIENCE)
         migrate(config)
         clock = Clock()
         self.connect = connector(surroundings)

@@ -50,5 +50,5 @@ class Silent:
         return self
 
     def __next__(self) -> bytes:
-        self.end.wait(30)
+        self.end.wait(120)
         raise StopIteration

@@ -93,7 +93,7 @@ def test_P1_every_cancelled_method_leaves_one_record(edge: Edge) -> None:
         for number, path in enumerate(METHODS):
             asked, silent = before(edge.journal, "get"), Silent()
             waiting = channel.stream_unary(path).future(silent)
-            assert asked.wait(10)
+            assert asked.wait(60)
             waiting.cancel()
             silent.end.set()
             assert edge.journal.wait_for(partial(longer_than, number))
@@ -115,7 +115,7 @@ def test_P1_no_record_no_answer(edge: Edge) -> None:
     with edge.channel() as channel:
         for path in METHODS:
             edge.journal.broken = True
-            found = refused_on_the_wire(partial(raw, channel, path, sound(path), timeout=1))
+            found = refused_on_the_wire(partial(raw, channel, path, sound(path), timeout=200))
             assert (found.code, found.reason) == ("UNAVAILABLE", "AUDIT_UNAVAILABLE")
         edge.journal.broken = False
         raw(channel, METHODS[0], sound(METHODS[0]))

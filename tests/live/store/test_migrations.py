@@ -228,7 +228,7 @@ def migrate_until(place: StoreConfig, left: int) -> None:
 def killed(place: StoreConfig, at: int) -> bool:
     process = FRESH.Process(target=migrate_until, args=(place, at))
     process.start()
-    process.join(60)
+    process.join(200)
     return process.exitcode == -signal.SIGKILL
 
 

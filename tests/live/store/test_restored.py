@@ -338,7 +338,7 @@ def test_ST_04_a_running_broker_ends_when_its_database_goes_back(tmp_path: Path)
         with database:
             database.execute("DELETE FROM audit_heads")
         database.close()
-        assert live.process.wait(20) == 1
+        assert live.process.wait(200) == 1
         assert "STORE_RESTORED" in live.said
         assert "Traceback" not in live.said
     finally:

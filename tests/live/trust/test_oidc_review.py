@@ -29,6 +29,7 @@ from tests.fakes.calls import Clock, call, operator, traits_of
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.refusals import refused
 from tests.servers.issuer import Issuer, issuing
+from tests.servers.patience import busy
 from tests.servers.rules import EXAMPLES
 
 OWN = "own-token-of-the-broker"
@@ -232,13 +233,13 @@ def test_a_cluster_that_hangs_holds_up_a_few_logins_and_no_more(cluster: Cluster
     with ThreadPoolExecutor(AT_ONCE) as pool:
         held = [pool.submit(login, broker, cluster.token()) for _ in range(AT_ONCE)]
         for _ in held:
-            assert cluster.waiting.acquire(timeout=10)
+            assert cluster.waiting.acquire(timeout=200)
         error = denied(broker, cluster.token())
         assert (error.reason, error.facts["claim_found"]) == (
             "TOKEN_REVIEW_UNAVAILABLE", "too many logins wait for it already",
         )  # fmt: skip
         cluster.hang.set()
-        assert [str(one.result(20)) for one in held] == ["pipeline/deploy"] * AT_ONCE
+        assert [str(one.result(200)) for one in held] == ["pipeline/deploy"] * AT_ONCE
 
 
 def test_AN_17_a_resolver_that_hangs_costs_a_review_its_deadline_and_keeps_no_place(cluster: Cluster) -> None:
@@ -258,14 +259,14 @@ def test_AN_17_a_resolver_that_hangs_costs_a_review_its_deadline_and_keeps_no_pl
 
     begun = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        told = {one.result(20) for one in [pool.submit(unanswered) for _ in range(AT_ONCE)]}
+        told = {one.result(200) for one in [pool.submit(unanswered) for _ in range(AT_ONCE)]}
     assert told == {"its name was not resolved in time"}
-    assert time.monotonic() - begun < SECONDS
+    assert time.monotonic() - begun < busy(SECONDS)
     begun = time.monotonic()
     assert [unanswered() for _ in range(2 * AT_ONCE)] == ["its name was not resolved in time"] * 2 * AT_ONCE
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 10
     go.set()
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 60
     while not cluster.asked:  # until the look-up that hung has gone
         assert time.monotonic() < give_up
         with suppress(Unavailable):

@@ -60,7 +60,7 @@ class House:
         credentials = grpc.ssl_channel_credentials(self.ca)
         with grpc.secure_channel(f"localhost:{self.server.pipelines_port}", credentials) as channel:
             stub = sessions_pb2_grpc.SessionServiceStub(channel)
-            return getattr(stub, rpc)(getattr(sessions_pb2, f"{rpc}Request")(), metadata=metadata, timeout=20)
+            return getattr(stub, rpc)(getattr(sessions_pb2, f"{rpc}Request")(), metadata=metadata, timeout=200)
 
     def why_not(self, *metadata: tuple[str, str], rpc: str = "Login") -> tuple[str, str]:
         """(reason, everything that the caller was told) of a call that must be refused."""

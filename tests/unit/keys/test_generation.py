@@ -20,7 +20,7 @@ from tests.worlds.world import World
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)
@@ -37,7 +37,7 @@ def test_NT_10_callers_are_served_in_rotation_whichever_came_first() -> None:
 
     def one(who: str) -> None:
         with turns.turn(who):
-            first.wait(10)
+            first.wait(60)
             served.append(who)
 
     with ThreadPoolExecutor(20) as pool:
@@ -96,7 +96,7 @@ class SlowHsm(SoftwareHsm):
 
     def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
         self.order.append(key.name.partition("-")[0])
-        assert self.go.acquire(timeout=10)
+        assert self.go.acquire(timeout=200)
         return super().generate(key, exportable=exportable, fresh=fresh)
 
 
@@ -122,7 +122,7 @@ def test_NT_10_one_principals_flood_of_keys_holds_up_another_for_one_key_only() 
         until(lambda: "operator/alice" in waiting(keys._making._turns))  # noqa: SLF001 - as above
         for _ in range(9):
             hsm.go.release()
-        assert other.result(10) == "ok"
+        assert other.result(200) == "ok"
     told = [one.result() for one in flood]
     assert told.count("KEYS_UNDER_WAY") == 22
     assert told.count("ok") == 8

@@ -30,6 +30,7 @@ from tests.contracts.store.samples import ROW_KEY
 from tests.fakes.calls import operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.servers.databases import migrate
+from tests.servers.patience import PATIENCE
 from tests.worlds.world import World
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -80,7 +81,9 @@ class Bench(World):
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    config = StoreConfig(url=f"sqlite:///{tmp_path / 'broker.db'}", journal=tmp_path / "journal")
+    config = StoreConfig(
+        url=f"sqlite:///{tmp_path / 'broker.db'}", journal=tmp_path / "journal", patience_seconds=PATIENCE
+    )
     migrate(config)
     store = SqlStore(config, ROW_KEY, lambda: START)
     yield Bench(store)

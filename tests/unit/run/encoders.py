@@ -147,6 +147,24 @@ def _value(chosen: random.Random) -> str:
     return text
 
 
+AROUND = (
+    *[("", "")] * 12,
+    *(("user:", "@host"), ('{"password":"', '"}'), ("https://u:", "@h/x?y=1"), ("a=", "&b=2"), ("line\n", "\nline")),
+    *(
+        ("x", "y"),
+        ("7", "7"),
+        ("-p", "' "),
+        ("C:\\", "\\zone"),
+        ("\\", "\\"),
+        ("%", "%"),
+        ("&", ";"),
+        ("'", "'"),
+        ("$", "$"),
+    ),
+)
+"""What stands before a value and after it, some of it the beginning or the end of an escape."""
+
+
 def cut(text: bytes, chosen: random.Random) -> list[bytes]:
     """``text`` in pieces, as writes and reads may cut it."""
     cuts = sorted(chosen.choices(range(len(text) + 1), k=chosen.choice((0, 1, 3, 8))))

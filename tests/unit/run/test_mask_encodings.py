@@ -22,30 +22,44 @@ def masked(values: list[bytes], *pieces: bytes) -> bytes:
     return b"".join(masker.feed(piece) for piece in pieces) + masker.finish()
 
 
-def left_over(value: str, printed: bytes, chosen: random.Random) -> tuple[int, int, bytes]:
-    """How many letters and digits are still seen, how many may be because of pauses, and all that is shown."""
+def shown_of(value: str, printed: bytes, chosen: random.Random) -> tuple[bytes, int]:
+    """What is shown of ``printed``, and how much of it because of pauses."""
     masker, shown, paused = Masker([value.encode()]), b"", 0
     for piece in encoders.cut(b"<< " + printed + b" >>\n", chosen):
         shown += masker.feed(piece)
         if chosen.random() < 0.3:
             some = masker.relax()
             shown, paused = shown + some, paused + len(some)
-    shown += masker.finish()
-    rest = shown.replace(MASK, b"")
+    return shown + masker.finish(), paused
+
+
+def seen(name: str, text: bytes) -> tuple[int, int]:
+    """How many letters and digits are there, and how much else, but for blanks and the quotes of writers."""
+    text = text.replace(MASK, b" ")
+    if "base64" in name:
+        return len(text.translate(None, b"<> \n=")), 0
     for _ in range(LEVELS):
-        rest = decode(rest)
-    return len(skeleton(rest)), paused, shown
+        text = decode(text)
+    bones = len(skeleton(text))
+    return bones, len(text.translate(None, b" \t\r\n\\'\"`$+")) - bones
 
 
 def faults(name: str, encode: encoders.Encoder, values: list[str], seed: int) -> list[tuple[str, bytes, bytes]]:
-    """Values of which something is seen: at the ends of base64 six bits thrice are allowed."""
+    """Values of which something is seen beside their surroundings: six bits thrice at the ends of base64 may be."""
     chosen = random.Random(seed)  # noqa: S311  reproducible
+    around = chosen.choices(encoders.AROUND, k=len(values))
+    texts = encode([before + value + after for value, (before, after) in zip(values, around, strict=True)])
+    others = encode([before + after for before, after in around])
     found = []
-    for value, printed in zip(values, encode(values), strict=True):
+    for value, printed, other in zip(values, texts, others, strict=True):
         if len(skeleton(value.encode())) < 4 and "\\" in value:  # may be missed, says behaviour.md
             continue
-        left, paused, shown = left_over(value, printed, chosen)
-        if MASK not in shown or left > paused + (3 if "base64" in name else 0):
+        shown, paused = shown_of(value, printed, chosen)
+        letters, marks = seen(name, b"<< " + other + b" >>")
+        left = seen(name, shown)
+        more = paused + (3 if "base64" in name else 0)
+        hidden = "base64" not in name and left[0] < letters
+        if MASK not in shown or hidden or left[0] > letters + more or left[1] > marks + more:
             found.append((value, printed, shown))
     return found
 
@@ -71,6 +85,54 @@ def test_P12_values_that_hold_what_looks_like_an_escape(value: str, printed: byt
     text = b"<< " + printed + b" >>"
     for at in range(len(text)):
         assert masked([value.encode()], text[:at], text[at:]) == b"<< *** >>"
+
+
+CUT = b"qkvsoaowg7va"
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [
+        (b"hunter2hunter >\\", b"hunter2hunter\\u0020\\u003e\\u005c"),
+        (b"% `" + CUT, b"%25+%60" + CUT),
+        (b"%  &" + CUT, b"% &" + CUT),
+        (
+            b"hunter2hunter\"\n'&&",
+            b"hunter2hunter\"\n'\\''&&",
+        ),  # its own quotes look like those of a literal in two lines
+    ],
+)
+def test_P12_what_stands_before_and_after_the_letters_of_a_value_is_waited_for(value: bytes, printed: bytes) -> None:
+    text = b"<< " + printed + b" >>"
+    for at in range(len(text)):
+        assert masked([value], text[:at], text[at:]).replace(b"***\n***", b"***") == b"<< *** >>"
+
+
+@pytest.mark.parametrize("offset", range(3))
+def test_P12_the_signs_of_base64_in_addresses_are_waited_for(offset: int) -> None:
+    value = b"?\xff>some bytes 4711"
+    text = base64.urlsafe_b64encode(b"\0" * offset + value + b"\0\0")
+    for at in range(len(text)):
+        assert len(masked([value], text[:at], text[at:])) <= len(MASK) + 2 * offset + 6
+
+
+@pytest.mark.parametrize(
+    ("value", "before", "printed"),
+    [
+        ("fJJG$HO&MEy5", "C:\\", "fJJG$HO&amp;MEy5"),
+        ("122а密4", "%", "122\\u0430\\u5bc64"),
+        ("41ñ-word", "100%", "41\\xF1-word"),
+        ("e<d$i%", "\\", "e&lt;d$i%"),
+        ('41"!', "100%", '41\\"!'),
+        ('41ñ"word', "100%", "41\\u00f1\\&quot;word"),
+        ("e%orw\"\tgof''n", "C:\\", "e%orw\"\tgof'\\'''\\''n"),
+        ("\\vs1\\%25cxuo'bv7", "", "\\vs1\\%25cxuo'\\''bv7"),
+    ],
+)
+def test_P12_what_looks_like_an_escape_together_with_what_is_before_it(value: str, before: str, printed: str) -> None:
+    text = f"<< {before}{printed} >>".encode()
+    for at in range(len(text)):
+        assert masked([value.encode()], text[:at], text[at:]) == f"<< {before}*** >>".encode()
 
 
 @pytest.mark.parametrize("password", PASSWORDS)

@@ -120,7 +120,7 @@ def test_P51_patches_at_once_are_all_in_the_last_version(house: TamperedHouse) -
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert house.read().fields == {"start": b"", **{f"field{number}": b"%d" % number for number in range(8)}}
     assert house.read().version == 9
 

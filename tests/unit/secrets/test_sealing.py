@@ -249,14 +249,14 @@ def test_HS_16_a_read_that_was_under_way_does_not_bring_a_forgotten_data_key_bac
 
     def slow(key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, aad: bytes) -> bytes:
         inside.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return decrypt(key, algorithm, ciphertext, aad)
 
     # Put in its place: the read has to be under way in the HSM.
     house.hsm.decrypt = slow  # type: ignore[method-assign]
     reader = threading.Thread(target=row.opened, args=(house.sealing,))
     reader.start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     house.sealing.forget(row.name, row.version)
     go_on.set()
     reader.join()

@@ -62,7 +62,7 @@ def test_a_glob_never_crosses_a_slash(pattern: str, value: str) -> None:
 def test_NT_16_no_pattern_takes_long() -> None:
     begun = time.process_time()
     assert not matching.fits(glob("x", "a*" * 250 + "b"), "a" * 1024)
-    assert time.process_time() - begun < 0.01
+    assert time.process_time() - begun < 0.1
 
 
 @pytest.mark.parametrize(
