@@ -101,8 +101,13 @@ class Ground(World):
     def targets_with(self, connect: object) -> Targets:
         return self.elsewhere(connect=connect).targets
 
-    def imports_with(self, connect: object, hsm: ports.Hsm | None = None) -> Imports:
-        return self.elsewhere(connect=connect, hsm=Fronted(self.hsm, hsm) if hsm else self.hsm).imports
+    def imports_with(self, connect: object) -> Imports:
+        return self.elsewhere(connect=connect).imports
+
+    def import_by(self, connect: object, hsm: ports.Hsm | None = None) -> None:
+        """From now on keys go to targets, by wire and by hand, as in another process that has this way to them."""
+        nouns = self.elsewhere(connect=connect, hsm=Fronted(self.hsm, hsm) if hsm else self.hsm)
+        self.imports, self.handover = nouns.imports, nouns.handover
 
     def call(self, method: str, *groups: str, request_id: str = "", validate_only: bool = False) -> Call:
         who: Principal = operator("alice", *(groups or ("admins",)))

@@ -30,7 +30,7 @@ def usable(bench: AzureBench, key: object) -> list[str]:
 def restarted(bench: AzureBench) -> AzureBench:
     """The same store and HSM under a broker that remembers nothing of the vault."""
     bench.connect = connector(azure.surroundings_of(bench.vault, bench.journal.parent))
-    bench.imports = bench.imports_with(bench.connect)
+    bench.import_by(bench.connect)
     return bench
 
 
@@ -92,7 +92,7 @@ def test_BY_15_silence_from_the_upload_on_is_settled_by_the_next_call(bench: Azu
             finally:
                 faults.add(unavailable(), on="^GET", times=99)
 
-    bench.imports = bench.imports_with(lambda _name, _kind, _settings: Silent())
+    bench.import_by(lambda _name, _kind, _settings: Silent())
     refused(lambda: bench.run(key), Unavailable, "TARGET_UNREACHABLE")
     row = bench.row(key)
     assert row is not None

@@ -106,7 +106,7 @@ def test_BY_07_another_key_in_its_place_is_noticed_also_when_it_is_disabled(benc
     bench.bring(key, DISABLED)
     (held,) = bench.held(key)
     held.material = another(held.material)
-    bench.imports = bench.imports_with(connector(surroundings_of(bench.vault, bench.journal.parent)))
+    bench.import_by(connector(surroundings_of(bench.vault, bench.journal.parent)))
     refused(lambda: prove(bench, key), WrongState, "PROOF_FAILED")
     row = bench.row(key)
     assert row is not None

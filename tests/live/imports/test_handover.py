@@ -130,9 +130,7 @@ def test_the_audit_tells_both_ways_with_the_blob_and_the_kek(bench: Carrier) -> 
 def test_BY_08_no_file_is_written_unless_the_configuration_allows_it(bench: Carrier) -> None:
     key = bench.key()
     hosts = frozenset({bench.mount.server.host})
-    bench.imports = bench.imports_with(
-        connector(Surroundings(allowed_hosts=hosts, credentials=bench.mount.credentials))
-    )
+    bench.import_by(connector(Surroundings(allowed_hosts=hosts, credentials=bench.mount.credentials)))
     assert "exportable" in refused(lambda: bench.export(key), WrongState, "TRANSFER_FILES_OFF").message
     assert bench.row(key) is None
     assert bench.run(key).state is ImportState.PROVEN

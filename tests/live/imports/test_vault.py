@@ -264,7 +264,7 @@ def test_BY_01_a_changed_kek_is_refused_before_anything_is_wrapped(
     class NoWrap:
         report = hsm.report
 
-    bench.imports = bench.imports_with(bench.connect, NoWrap())  # type: ignore[arg-type]
+    bench.import_by(bench.connect, NoWrap())  # type: ignore[arg-type]
     error = refused(lambda: bench.run(key), WrongState, "KEK_CHANGED")
     assert "repin" in error.message
     assert bench.row(key) is None
@@ -380,7 +380,7 @@ def test_a_further_version_that_cannot_be_proven_says_that_it_stays(bench: Bench
             signature = port.sign(name, version, algorithm, message)
             return signature if version == "1" else port.sign(name, version, algorithm, message + b"!")
 
-    bench.imports = bench.imports_with(lambda _name, _kind, _settings: Mute())
+    bench.import_by(lambda _name, _kind, _settings: Mute())
     rotated = bench.rotate(key)
     error = refused(lambda: bench.run(rotated), WrongState, "REMOTE_KEY_STILL_ENABLED")
     assert all(part in error.message for part in ("not the key in the HSM", "cannot disable version 2"))
