@@ -22,6 +22,9 @@ MAX_PORT = 65535
 DRAFT = ".draft"
 """Ends the name of a configuration whose broker is still being made."""
 
+CALLS_END = 10.0
+"""Seconds that the calls under way are given to end when the broker does."""
+
 
 def _absolute(path: Path) -> Path:
     if not path.is_absolute():

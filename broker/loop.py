@@ -60,7 +60,7 @@ FORGET_EVERY = timedelta(minutes=10)
 
 ERRANDS_SECONDS = 2.0
 """How long the end waits for what is being done beside the heartbeat. What takes longer is done again after the next
-start; a process that waited for it would be killed (``supervisor.DRAIN``) before it has signed its last head."""
+start; a process that waited for it would be killed (``supervisor.drain``) before it has signed its last head."""
 
 
 def ticks() -> timedelta:
@@ -211,7 +211,7 @@ class Loop:
     def _lead(self) -> int | None:
         """Ask to lead, or to go on leading; done so often that the leadership lapses only while this thread hangs.
 
-        Whose time is in doubt asks no more: the server gives the leadership to another (``election.SILENCE``).
+        Whose time is in doubt asks no more: the server gives the leadership to another (``Waits.silence``).
         """
         if self._broker.clock.in_doubt:
             self._note_leadership(None)

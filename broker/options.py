@@ -14,6 +14,7 @@ from broker.core.errors import InvalidRequest
 from broker.core.reasons import Reason
 from broker.hsm.ground import kept_environment
 from broker.store.config import POSTGRESQL, StoreConfig
+from broker.store.waits import LONGEST, SHORTEST, USUAL
 from broker.wishes import Token, Wishes
 
 
@@ -40,6 +41,10 @@ def add_wishes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-issuer", action="append", default=[], metavar="HOST:PORT",
         help="an issuer of CI identities at a private address; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patience", type=_seconds, metavar="SECONDS",
+        help=f"how long database and disk are waited for, {SHORTEST:g} to {LONGEST:g}; {USUAL:g} by default",
     )  # fmt: skip
 
 
@@ -102,9 +107,18 @@ def wishes(asked: argparse.Namespace, folder: Path, *, development: bool) -> Wis
         allowed_issuers=tuple(asked.allow_issuer),
         database=given.get("database") or "",
         **(files if given.get("database") else {}),
+        patience=asked.patience,
         development=development,
         token=token,
     )
+
+
+def _seconds(text: str) -> float:
+    """Seconds of patience; argparse says what is wrong with them."""
+    seconds = float(text)
+    if not SHORTEST <= seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not from {SHORTEST:g} to {LONGEST:g}")
+    return seconds
 
 
 def _binding(text: str) -> tuple[str, tuple[str, ...]]:

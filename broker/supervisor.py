@@ -27,7 +27,7 @@ from queue import Empty, SimpleQueue
 
 import structlog
 
-from broker.config import Config
+from broker.config import CALLS_END, Config
 from broker.core.errors import BrokerError, Unavailable
 from broker.core.reasons import Reason
 from broker.rpc import addresses
@@ -46,9 +46,6 @@ DEATHS = 20
 
 LOOK_UP = 1.0
 """Seconds of a wait: a signal that comes just before one does not end it."""
-
-DRAIN = 14.0
-"""Seconds that a worker is given to end: 10 for its calls, the rest for its background work and its last head."""
 
 log = structlog.get_logger("broker")
 
@@ -111,10 +108,13 @@ class _Event:
 
 
 class Supervisor:
-    """Runs ``count`` workers; ``command`` is the command line of the worker with a number."""
+    """Runs ``count`` workers; ``command`` is the command line of the worker with a number.
 
-    def __init__(self, command: Callable[[int], Sequence[str]], count: int) -> None:
-        self._command = command
+    ``drain``: seconds that workers are given to end before they are killed.
+    """
+
+    def __init__(self, command: Callable[[int], Sequence[str]], count: int, drain: float) -> None:
+        self._command, self._drain = command, drain
         self._workers = [Worker(number=number) for number in range(1, count + 1)]
         self._events: SimpleQueue[_Event | None] = SimpleQueue()
         self._serving = False
@@ -194,7 +194,7 @@ class Supervisor:
 
     def _end_all(self) -> bool:
         """Drain all together; True when each that had served ended by itself and well."""
-        until = time.monotonic() + DRAIN
+        until = time.monotonic() + self._drain
         running = [worker for worker in self._workers if worker.process is not None]
         for worker in running:
             _send(worker, signal.SIGTERM)
@@ -209,10 +209,17 @@ def supervise(config: Config, file: Path, ready: Callable[[str, str], object]) -
         held.enter_context(operators_holder)
         pipelines_holder, pipelines = hold(config.server.pipelines_address)
         held.enter_context(pipelines_holder)
-        supervisor = Supervisor(lambda one: worker_command(file, one, operators, pipelines), config.server.workers)
+        supervisor = Supervisor(
+            lambda one: worker_command(file, one, operators, pipelines), config.server.workers, drain(config)
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: supervisor.stop())
         return supervisor.run(lambda: ready(operators, pipelines))
+
+
+def drain(config: Config) -> float:
+    """Seconds that a worker is given to end: for its calls, then for its background work and its last head."""
+    return CALLS_END + config.store.waits.last_words
 
 
 def worker_command(file: Path, number: int, operators: str, pipelines: str) -> list[str]:

@@ -46,6 +46,7 @@ class Wishes:
     password_file: Path | None = None
     passfile: Path | None = None
     tls_root: Path | None = None
+    patience: float | None = None  # None: the usual one
     development: bool = False
     token: Token | None = None  # None: make a SoftHSM token in the folder
 
@@ -110,6 +111,8 @@ def ignored(wishes: Wishes, config: Config) -> Iterator[str]:
     for option, name in files.items():
         if (wish_path := getattr(wishes, name)) and wish_path != getattr(store, name):
             yield f"{option} {wish_path} ([store] {name} is {getattr(store, name) or 'not set'})"
+    if wishes.patience not in {None, store.patience_seconds}:
+        yield f"--patience {wishes.patience:g} ([store] patience_seconds is {store.patience_seconds:g})"
     for host in set(wishes.allowed_targets) - targets.allowed_hosts:
         yield f"--allow-target {host} (add it to [targets] allowed_hosts)"
     for host in set(wishes.allowed_issuers) - config.oidc.allowed_hosts:
@@ -149,6 +152,7 @@ def _toml(wishes: Wishes, token: Token) -> str:
             "url": wishes.url,
             "journal": str(folder / "journal"),
             **{name: str(path) for name, path in files.items() if path},
+            **({"patience_seconds": wishes.patience} if wishes.patience is not None else {}),
         },
         "server": {
             "operators_address": _free(wishes.operators_address or OPERATORS),

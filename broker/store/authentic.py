@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from broker.core.errors import WrongState
-from broker.core.model import Record, SecretVersion
+from broker.core.model import Lease, Record, SecretVersion
 from broker.core.reasons import Reason
 from broker.core.records import kinds
+from broker.store.committed import Committed
 from broker.store.rows import FIELDS, NAMES, PLACES, key_in, rank_of, record_of, row_of, shown_key
 
 R = TypeVar("R", bound=Record)
@@ -43,6 +44,9 @@ WEIGHED = 8192
 
 MAX_REMEMBERED = 1024
 """Bytes of a secret's sealed fields up to which it is kept."""
+
+SOON_READ = READ_OFTEN | {Lease}
+"""What a call has written, the next one reads."""
 
 _SEALED = PLACES[SecretVersion]["sealed"]
 
@@ -64,8 +68,10 @@ class Rows:
         uses = (b"row-mac-v1", b"row-weight-v1", b"row-sums-v1")
         mac_key, weight_key, self._sums_key = (hmac.digest(key, use, "sha256") for use in uses)
         self._macs, self._weights = keyed(mac_key), keyed(weight_key)
-        self._kept_weight: Callable[..., int] = lru_cache(WEIGHED)(self.weight)
+        self.kept_weight: Callable[..., int] = lru_cache(WEIGHED)(self.weight)
+        """As ``weight``, remembered: for what calls change, not for whole tables, which would drive that out."""
         self._remembered: Callable[..., Any] = lru_cache(REMEMBERED, typed=True)(self._checked)  # 1 and True are equal
+        self._committed = Committed()
 
     def __repr__(self) -> str:
         return "Rows()"
@@ -81,21 +87,25 @@ class Rows:
 
     def read(self, kind: type[R], row: Sequence[Any]) -> Read[R]:
         """What is in a row whose last cell is its MAC; WrongState ``ROW_FORGED`` or ``ROW_DAMAGED``."""
-        often = kind in READ_OFTEN and (kind is not SecretVersion or len(row[_SEALED]) <= MAX_REMEMBERED)
+        often = kind in READ_OFTEN and _small(kind, row)
         made: Read[R] = self._remembered(kind, *row) if often else self._checked(kind, *row)
         return made
+
+    def committed(self, rows: Iterable[tuple[type[Any], Sequence[Any]]]) -> None:
+        """This process has written these rows, and it is certain that they are in the database."""
+        self._committed.add((kind, row) for kind, row in rows if kind in SOON_READ and _small(kind, row))
 
     def genuine(self, kind: type[Any], row: Sequence[Any]) -> bool:
         """Whether a broker with this key has written the row so, under this name."""
         return type(row[-1]) is bytes and hmac.compare_digest(row[-1], self.mac_of(kind, row[:-1]))
 
+    def known(self, kind: type[Any], row: Sequence[Any]) -> bool:
+        """As ``genuine``; the MAC of a row that this process has committed itself is not made again, once."""
+        return self._committed.take(kind, row) or self.genuine(kind, row)
+
     def weight(self, kind: type[Any], mac: bytes) -> int:
         """What a row with this MAC adds to the sum of its table, modulo 2^256."""
         return int.from_bytes(self._weights(_TAGS[kind] + mac), "big")
-
-    def kept_weight(self, kind: type[Any], mac: bytes) -> int:
-        """As ``weight``, remembered: for what calls change, not for whole tables, which would drive that out."""
-        return self._kept_weight(kind, mac)
 
     def mac_over(self, *parts: str | int | bytes) -> bytes:
         """The MAC of something else than a record; the first part says what."""
@@ -117,7 +127,7 @@ class Rows:
         return self._macs(ascii((NAMES[kind], always(cells), there)).encode("ascii"))[:MAC_BYTES]
 
     def _checked(self, kind: type[R], *row: Any) -> Read[R]:
-        if not self.genuine(kind, row):
+        if not self.known(kind, row):
             raise forged(kind, key_in(kind, row), "is not as the broker wrote it")
         return Read(record_of(kind, row[:-1]), key_in(kind, row), rank_of(kind, row))
 
@@ -156,6 +166,10 @@ def _parts(kind: type[Any]) -> tuple[Callable[[Sequence[Any]], Any], list[tuple[
     fields = list(enumerate(FIELDS[kind]))
     always = itemgetter(*(at for at, field in fields if not field.nullable))
     return always, [(field.name, at) for at, field in fields if field.nullable]
+
+
+def _small(kind: type[Any], row: Sequence[Any]) -> bool:
+    return kind is not SecretVersion or (type(row[_SEALED]) is bytes and len(row[_SEALED]) <= MAX_REMEMBERED)
 
 
 _PARTS = {kind: _parts(kind) for kind in FIELDS}

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from broker.store.waits import LONGEST, SHORTEST, USUAL, Waits
+
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 
 
@@ -31,6 +33,9 @@ class StoreConfig(BaseModel):
     ``&port=`` where it is not 5432). Several servers stand with commas between them, as do their ports in ``&port=``;
     whichever takes writes is used. Unless all are on a socket or loopback address they are reached only over TLS, with
     certificate and name verified against ``tls_root``.
+
+    ``patience_seconds``: within about how long a call is refused when database or journal do not answer; every wait for
+    them follows from it (``store.waits``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -42,6 +47,8 @@ class StoreConfig(BaseModel):
     passfile: AbsolutePath | None = None  # or a file as libpq's PGPASSFILE names it, with a line for each server
     tls_root: AbsolutePath | None = None
     journal_file_bytes: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=1024 * 1024 * 1024)
+
+    patience_seconds: float = Field(default=USUAL, ge=SHORTEST, le=LONGEST, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _check(self) -> StoreConfig:
@@ -61,6 +68,11 @@ class StoreConfig(BaseModel):
         if parsed.drivername not in {SQLITE, POSTGRESQL}:
             raise ValueError("The store's url names another kind of database; use sqlite: or postgresql:.")
         return parsed
+
+    @property
+    def waits(self) -> Waits:
+        """How long the store waits for what."""
+        return Waits(self.patience_seconds)
 
     @property
     def sqlite(self) -> bool:

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Engine, Executable, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from broker.core.entries import AuditEntry
 from broker.core.errors import WrongState
 from broker.core.reasons import Reason
 from broker.store.driver import Driver
@@ -25,8 +24,11 @@ from broker.store.tables import REVISION
 
 MAX_IDLE = 64
 
-MakeDurable = Callable[[Sequence[AuditEntry], float], None]
-"""Makes entries durable, all or none; the seconds that their callers have waited already."""
+MakeDurable = Callable[[Sequence[Any], float], AbstractContextManager[None]]
+"""Makes what several changes have made (``Change.made``) ready for one commit, which is its body: all or none of it.
+
+The second argument: the seconds that their callers have waited already.
+"""
 
 
 Stream = Callable[[Executable], Iterator[Sequence[Any]]]
@@ -38,10 +40,10 @@ BATCH = 200
 
 @dataclass(slots=True)
 class Change:
-    """A transaction's connection, and the entries that its body leaves to be made durable before the commit."""
+    """A transaction's connection, and what its body leaves for ``MakeDurable``; None: nothing."""
 
     connection: Connection
-    entries: Sequence[AuditEntry] = ()
+    made: Any = None
 
 
 class Database(Protocol):
@@ -57,7 +59,7 @@ class Database(Protocol):
         """Reads of whole tables as of one moment."""
 
     def change(self, make_durable: MakeDurable) -> AbstractContextManager[Change]:
-        """A transaction that is committed on leaving, once its entries are durable; it may share both with others.
+        """A transaction that is committed on leaving, by ``make_durable``; it may share both with others.
 
         Then it sees what those before it did, although that is not committed yet.
         """
@@ -75,7 +77,7 @@ class Database(Protocol):
         """See ``Store.clock``."""
 
     def bound(self) -> None:
-        """Give what follows on this thread until its time is up, at most 0.8 s from now."""
+        """Give what follows on this thread until its time is up (``Waits.server`` from now)."""
 
     def close(self) -> None:
         """Close all connections and locks."""

@@ -1,8 +1,8 @@
 """Which of all processes on one PostgreSQL database leads: an advisory lock for who may, a number for who may still.
 
 The lock is held by a connection that does nothing else, and the server ends that connection when it hears nothing for
-``SILENCE``: so a leader that was stopped, or whose host is gone, is replaced although its line still stands. Such a
-leader may wake up and not know it yet; therefore every leader takes a new number, and whatever it writes is refused
+``Waits.silence``: so a leader that was stopped, or whose host is gone, is replaced although its line still stands. Such
+a leader may wake up and not know it yet; therefore every leader takes a new number, and whatever it writes is refused
 once there is a higher one (``SqlWrite.check_leader``).
 """
 
@@ -21,12 +21,13 @@ from broker.store.tables import NEXT_FENCE
 LEADER_LOCK = 0x62726F6B65720002
 """The advisory lock that the leader holds; the same in every release."""
 
-SILENCE = "5s"
-"""How long the server waits for a candidate's next word (idle_session_timeout, PostgreSQL 14)."""
-
 
 class Election:
-    """One process's part in it; ``connect`` makes the connection, which is kept. Thread-safe."""
+    """One process's part in it. Thread-safe.
+
+    ``connect`` makes the connection, which is kept; it has the server wait so long for the next word and no longer
+    (idle_session_timeout, PostgreSQL 14).
+    """
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]]) -> None:
         self._connect = connect

@@ -1,8 +1,9 @@
 """Several changes, one commit: on SQLite, a change that waits for the writing connection joins the transaction on it.
 
 A change holds the turn while it makes its statements. If another one waits for the turn by then, it is handed on with
-the transaction still open, and the one that finds nobody waiting makes all of it durable: the audit entries of all,
-then the commit. So the two waits for the disk are shared, and still no change is in the database without its entries.
+the transaction still open, and the one that finds nobody waiting makes all of it durable: one row of the ledger,
+the audit entries of all, then the commit. So the two waits for the disk are shared, and still no change is in the
+database without its entries.
 They all share the fate of that commit; a change that fails before is taken back alone. It may have failed for what
 those before it did, and what its caller reads next does not show that yet: so it waits for the end like the others.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,32 +20,29 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from broker.core.entries import AuditEntry
 from broker.store.database import Change, MakeDurable, transaction
 from broker.store.driver import Driver
 from broker.store.refusals import refusal, unavailable, unconfirmed
+from broker.store.waits import Waits
 
 BEGIN = "BEGIN IMMEDIATE"
 
 MOST = 16
 """Changes in one commit, those that failed counted: the first of them waits for the last."""
 
-CERTAIN = 2.0
-"""Seconds that a change waits for those behind it; if one of them does not end, nobody knows what became of it."""
-
 
 @dataclass(slots=True, eq=False)
 class _Member:
     """A change that is over but for the commit; ``done`` is locked until it is known what became of that."""
 
-    entries: Sequence[AuditEntry]  # none of one that failed and was taken back
+    made: Any  # None of one that failed and was taken back
     waited: float
     done: threading.Lock = field(default_factory=threading.Lock)
     fault: Exception | None = None
 
-    def wait(self) -> None:
+    def wait(self, seconds: float) -> None:
         """Return when all of the group is committed; raise why it is not."""
-        if not self.done.acquire(timeout=CERTAIN):
+        if not self.done.acquire(timeout=seconds):
             raise unconfirmed()
         if self.fault is not None:
             raise self.fault
@@ -53,16 +51,16 @@ class _Member:
 class Group:
     """The turns on the one connection of ``writer``.
 
-    ``check`` is asked before each transaction; ``patience``: seconds for a turn. Changes have transactions of the
-    driver's own: SQLAlchemy takes five times as long over one as SQLite does.
+    ``check`` is asked before each transaction; ``waits`` for a turn, and for the group. Changes have transactions of
+    the driver's own: SQLAlchemy takes five times as long over one as SQLite does.
     """
 
-    def __init__(self, writer: Engine, driver: Driver, check: Callable[[], None], patience: float) -> None:
+    def __init__(self, writer: Engine, driver: Driver, check: Callable[[], None], waits: Waits) -> None:
         self.turn = threading.Lock()
         self._writer = writer
         self._driver = driver
         self._check = check
-        self._patience = patience
+        self._waits = waits
         self._kept: Connection | None = None
         self._count = threading.Lock()
         self._waiting = 0
@@ -88,12 +86,12 @@ class Group:
         """See ``Database.change``."""
         asked = time.monotonic()
         self._take()
-        member = _Member((), time.monotonic() - asked)
+        member = _Member(None, time.monotonic() - asked)
         self._make_durable = make_durable
         try:
             with self._statements() as change:
                 yield change
-            member.entries = change.entries
+            member.made = change.made
             self._join(member)
         except BaseException:
             if self._members:
@@ -101,7 +99,7 @@ class Group:
             raise
         finally:
             self._leave()
-            member.wait()
+            member.wait(self._waits.together)
 
     def close(self) -> None:
         """Finish the group; no transaction begins any more."""
@@ -116,7 +114,7 @@ class Group:
     def _take(self) -> None:
         with self._count:
             self._waiting += 1
-        got = self.turn.acquire(timeout=self._patience)
+        got = self.turn.acquire(timeout=self._waits.turn)
         with self._count:
             self._waiting -= 1
             # The change that had the turn last may have counted on this one to finish the group.
@@ -180,12 +178,12 @@ class Group:
     def _commit(self) -> None:
         assert self._make_durable is not None  # noqa: S101  with each member
         assert self._connection is not None  # noqa: S101  as long as there are members
-        entries = [entry for member in self._members for entry in member.entries]
-        self._make_durable(entries, max(member.waited for member in self._members))
-        try:
-            self._driver.run(self._connection, "COMMIT")
-        except SQLAlchemyError as error:
-            raise unconfirmed() from error
+        made = [member.made for member in self._members if member.made is not None]
+        with self._make_durable(made, max(member.waited for member in self._members)):
+            try:
+                self._driver.run(self._connection, "COMMIT")
+            except SQLAlchemyError as error:
+                raise unconfirmed() from error
 
     def _settle(self, fault: Exception | None) -> None:
         members, self._members = self._members, []

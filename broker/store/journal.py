@@ -1,7 +1,7 @@
 """The audit journal of this process: callers wait, one thread writes, and those that wait together share one fdatasync.
 
 The thread is not one of the callers, because a disk that does not answer holds the thread that asked it for as long as
-it likes; a caller gives up after ``PATIENCE`` and its entry is withdrawn, unless it is being written at that moment.
+it likes; a caller gives up after ``patience`` and its entry is withdrawn, unless it is being written at that moment.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from broker.core.reasons import Reason
 from broker.store.chain import Chain, Tail
 from broker.store.former import End, Former, former
 from broker.store.private import private_folder
-
-PATIENCE = 0.9
-"""Seconds that a caller waits for its entry to be durable."""
 
 ENDED = "audit/ended"
 """The resource of the record that a chain ends with when its process ends in order."""
@@ -54,7 +51,8 @@ class _Ticket:
 class Journal:
     """Opens a new chain at each start, and when the files of the old one can no longer be trusted.
 
-    ``vouched``: how far the newest chain before this process is signed; the first record names that, and no more.
+    ``patience``: seconds that a caller waits for its entries to be durable. ``vouched``: how far the newest chain
+    before this process is signed; the first record names that, and no more.
     """
 
     def __init__(
@@ -64,12 +62,13 @@ class Journal:
         now: Now,
         file_bytes: int,
         *,
+        patience: float,
         vouched: Tail | None = None,
         begin: bool = True,
     ) -> None:
         private_folder(folder)
         self._folder, self._replica, self._now, self._file_bytes = folder, replica, now, file_bytes
-        self._vouched = vouched
+        self._patience, self._vouched = patience, vouched
         self._ended: End | None = None
         self.former = Former()  # what the present chain's first record says
         self._finished = False
@@ -89,20 +88,23 @@ class Journal:
             self.close()
             raise
 
-    def append(self, record: AuditEntry | AuditHead, patience: float = PATIENCE) -> None:
-        """Return when the record is durable; Unavailable ``AUDIT_UNAVAILABLE`` if it is not within that many seconds.
+    def append(self, record: AuditEntry | AuditHead) -> None:
+        """Return when the record is durable; Unavailable ``AUDIT_UNAVAILABLE`` if it is not in time.
 
         A head of a chain other than the present one has no place in it and is left out.
         """
-        self._submit(_Ticket(record), patience)
+        self._submit(_Ticket(record))
 
-    def append_all(self, entries: Sequence[AuditEntry], patience: float) -> None:
-        """As ``append``, for entries that stand one after the other, or not at all."""
-        self._submit(_Ticket(*entries), patience)
+    def append_all(self, entries: Sequence[AuditEntry], waited: float = 0.0) -> None:
+        """As ``append``, for entries that stand one after the other, or not at all.
+
+        ``waited``: seconds that the caller has waited already, which are taken off.
+        """
+        self._submit(_Ticket(*entries), waited)
 
     def check(self) -> None:
         """Return if the journal is writable; else Unavailable ``AUDIT_UNAVAILABLE``."""
-        self._submit(_Ticket(), PATIENCE)
+        self._submit(_Ticket())
 
     def heads(self) -> list[AuditHead]:
         """See ``Store.heads``."""
@@ -131,29 +133,29 @@ class Journal:
             self._finished = True
             self._waiting.append(ticket)
             self._bell.notify()
-        self._wait(ticket, PATIENCE)
+        self._wait(ticket)
 
     def close(self) -> None:
         """Write what waits and stop; a disk that hangs is left behind."""
         with self._bell:
             self._closed = True
             self._bell.notify()
-        self._writer.join(PATIENCE)
+        self._writer.join(self._patience)
 
-    def _submit(self, ticket: _Ticket, patience: float) -> None:
+    def _submit(self, ticket: _Ticket, waited: float = 0.0) -> None:
         with self._bell:
             self._check_open(ticket)
             self._waiting.append(ticket)
             self._bell.notify()
-        self._wait(ticket, patience)
+        self._wait(ticket, waited)
 
     def _check_open(self, ticket: _Ticket) -> None:
         closed = self._closed or (self._finished and any(isinstance(each, AuditEntry) for each in ticket.records))
         if closed or len(self._waiting) >= MAX_WAITING:
             raise _unavailable("is closed" if closed else "has too much waiting")
 
-    def _wait(self, ticket: _Ticket, patience: float) -> None:
-        if not ticket.done.acquire(timeout=max(0.0, patience)):
+    def _wait(self, ticket: _Ticket, waited: float = 0.0) -> None:
+        if not ticket.done.acquire(timeout=max(0.0, self._patience - waited)):
             ticket.withdrawn = True
             raise _unavailable("does not answer in time")
         if isinstance(ticket.fault, OSError):

@@ -2,11 +2,11 @@
 
 Each row has a weight that only a holder of the key can compute (``authentic``); a table's sum is that of its rows,
 modulo 2^256 (MSet-Add-Hash of Clarke et al., ASIACRYPT 2003, with a secret key), and is kept enciphered. Every
-transaction adds what it changed to a row of the ledger in the same transaction, so that at any moment the ledger's
-sums are those of the tables. A process has several such rows (slots), one for each transaction under way, so that none
-waits for another.
+commit adds what it changes to a row of the ledger in the same transaction, so that at any moment the ledger's sums are
+those of the tables. A process has several such rows (slots), one for each commit under way, so that none waits for
+another; changes that share a commit (``store.group``) share its row.
 
-A slot counts its changes, and the audit journal names the counts with each change (``mark``). So somebody who puts the
+A slot counts its commits, and the audit journal names the counts with each change (``mark``). So somebody who puts the
 ledger back together with the tables is found by this process at once, and by the next one through the journal.
 """
 
@@ -103,7 +103,7 @@ class Ledger:
 
     @contextmanager
     def slot(self) -> Iterator[Slot]:
-        """A slot for one transaction, which has ended when the body leaves: by an exception, nobody knows how."""
+        """A slot for one commit, which has ended when the body leaves: by an exception, nobody knows how."""
         with self._lock:
             slot = self._idle.pop() if self._idle else Slot(max(self._counts, default=-1) + 1)
             self._counts.setdefault(slot.number, slot.count)
@@ -121,7 +121,7 @@ class Ledger:
                 self._idle.append(slot)
 
     def enter(self, slot: Slot, change: Mapping[type[Any], int], statements: Statements) -> str:
-        """Add what a transaction changes, as its last statement; the mark that its audit entry is to have."""
+        """Add what a transaction changes, as its last statement; the mark that its audit entries are to have."""
         owing: Sums = {}
         if self.making_good:
             for place, count in sorted(self.behind.items()):

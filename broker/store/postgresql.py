@@ -26,10 +26,11 @@ from broker.core.reasons import Reason
 from broker.store.config import StoreConfig
 from broker.store.database import Change, MakeDurable, Readers, Stream, transaction
 from broker.store.driver import Driver
-from broker.store.election import SILENCE, Election
+from broker.store.election import Election
 from broker.store.private import password, strictly_private
 from broker.store.refusals import unconfirmed
 from broker.store.rows import instant
+from broker.store.waits import Waits
 
 T = TypeVar("T")
 
@@ -38,17 +39,11 @@ log = structlog.get_logger(__name__)
 TELL_EVERY = 60.0
 """Seconds until the same words of the driver are logged again."""
 
-PATIENCE = 0.8
-"""Seconds that one call waits for the server, connecting included."""
-
 MIGRATION_PATIENCE = 120.0
 MIGRATION_LOCK = 0x62726F6B65720001
 """The advisory lock that a migrating process holds; the same in every release."""
 
 _SESSION = {
-    "statement_timeout": "700ms",
-    "lock_timeout": "500ms",
-    "idle_in_transaction_session_timeout": "5s",  # what a stopped process holds, others get within this time
     "default_transaction_isolation": "read\\ committed",
     "default_transaction_read_only": "off",
     "plan_cache_mode": "force_generic_plan",  # every read is by primary key: planning costs more than it gains
@@ -89,12 +84,12 @@ class Postgresql:
 
     def __init__(self, config: StoreConfig) -> None:
         refuse_environment()
-        self._config = config
+        self._config, self._waits = config, config.waits
         self._told, self._told_at = "", 0.0
         self.bound()
         # SQLAlchemy keeps the connections of changes, and asks each before its use whether the server is still there
         self._writers = self._engine(
-            poolclass=QueuePool, pool_size=8, max_overflow=8, pool_timeout=PATIENCE / 2, pool_pre_ping=True
+            poolclass=QueuePool, pool_size=8, max_overflow=8, pool_timeout=self._waits.turn, pool_pre_ping=True
         )
         self.driver = Driver(self._writers)
         self._readers = Readers(self._engine(poolclass=NullPool, isolation_level="AUTOCOMMIT"))
@@ -128,12 +123,12 @@ class Postgresql:
             waited = time.monotonic() - asked
             change = Change(connection)
             yield change
-            make_durable(change.entries, waited)
-            self.bound()
-            try:
-                connection.commit()
-            except SQLAlchemyError as error:
-                raise unconfirmed() from error
+            with make_durable([change.made], waited):
+                self.bound()
+                try:
+                    connection.commit()
+                except SQLAlchemyError as error:
+                    raise unconfirmed() from error
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:
@@ -156,7 +151,7 @@ class Postgresql:
 
     def bound(self) -> None:
         """See ``Database``."""
-        _time_is_up.at = time.monotonic() + PATIENCE
+        _time_is_up.at = time.monotonic() + self._waits.server
 
     def close(self) -> None:
         """See ``Database``."""
@@ -180,7 +175,7 @@ class Postgresql:
         return connection
 
     def _connect_as_candidate(self) -> BoundedConnection:
-        return self._connect(idle_session_timeout=SILENCE)
+        return self._connect(idle_session_timeout=_milliseconds(self._waits.silence))
 
     def _connect(self, **settings: str) -> BoundedConnection:
         # psycopg's own connect() waits two seconds at least, so its last step is made here
@@ -226,10 +221,24 @@ def conninfo(config: StoreConfig, **settings: str) -> str:
         "application_name": config.replica,  # so that pg_stat_activity says whose it is
         "client_encoding": "UTF8",
         "target_session_attrs": "read-write",
-        "tcp_user_timeout": "5000",
-        "options": " ".join(f"-c {name}={value}" for name, value in {**_SESSION, **settings}.items()),
+        "tcp_user_timeout": _milliseconds(config.waits.silence),
+        "options": " ".join(f"-c {name}={value}" for name, value in {**_session(config.waits), **settings}.items()),
     }
     return make_conninfo("", **{**_compiled(), **chosen})
+
+
+def _session(waits: Waits) -> dict[str, str]:
+    """The server's settings for every connection; milliseconds are what it takes a number without a unit for."""
+    return {
+        **_SESSION,
+        "statement_timeout": _milliseconds(waits.statement),
+        "lock_timeout": _milliseconds(waits.lock),
+        "idle_in_transaction_session_timeout": _milliseconds(waits.silence),
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 def _compiled() -> dict[str, str]:

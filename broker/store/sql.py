@@ -22,9 +22,8 @@ from broker.store.database import check_revision
 from broker.store.dialects import check_there, open_database
 from broker.store.floors import Floors
 from broker.store.inspection import Inspection
-from broker.store.journal import PATIENCE, Journal
-from broker.store.ledger import OWN, Ledger, Slot, restored
-from broker.store.marks import tell
+from broker.store.journal import Journal
+from broker.store.ledger import OWN, Ledger, restored
 from broker.store.private import lasting_name, private_folder
 from broker.store.recent import Recent
 from broker.store.restored import Genuine, missing, newest_head, newest_heads, nobody, refuse_older
@@ -86,8 +85,9 @@ class SqlStore:
                 refuse_older(self._database, self._known)
             vouched = newest_head(self._database, config.replica, self._known, genuine)
             self._journal = Journal(
-                config.journal, config.replica, now, config.journal_file_bytes, vouched=vouched, begin=not passing
-            )
+                config.journal, config.replica, now, config.journal_file_bytes,
+                patience=config.waits.journal, vouched=vouched, begin=not passing,
+            )  # fmt: skip
         except BaseException:
             self._database.close()
             raise
@@ -234,31 +234,37 @@ class SqlStore:
     def write(self, entry: AuditEntry) -> Iterator[SqlWrite]:
         """See ``Store.write``."""
         write = SqlWrite(self._database, self._rows, self._floors, entry)
-        with self._ledger.slot() as slot:
-            try:
-                with self._database.change(self._make_durable) as change:
-                    write.begin(change.connection)
-                    yield write
-                    change.entries = self._completed(write, slot)
-                self._floors.changed(write.changed)
-            finally:
-                self._forget(write)
+        try:
+            with self._database.change(self._ready) as change:
+                write.begin(change.connection)
+                yield write
+                if write.fault is not None:  # the body went on after a statement had failed
+                    raise write.fault
+                change.made = write
+            self._floors.changed(write.changed)
+            self._rows.committed(write.written)
+        finally:
+            self._forget(write)
 
     def _forget(self, write: SqlWrite) -> None:
         """However it ended."""
         self._recent.forget((one.kind, one.key) for one in write.changed)
         self._floors.left(write.leaving)
 
-    def _completed(self, write: SqlWrite, slot: Slot) -> tuple[AuditEntry, ...]:
-        """The entries of a change whose body is over, with what it adds to the ledger."""
-        if write.fault is not None:  # the body went on after a statement had failed
-            raise write.fault
-        mark = write.enter(self._ledger, slot) if write.changed or self._ledger.making_good else ""
-        return tell((write.entry, *write.further), write.noted, write.changed, mark)
+    @contextmanager
+    def _ready(self, writes: Sequence[SqlWrite], waited: float) -> Iterator[None]:
+        """What these have changed is in the ledger and in the journal; the body commits it, for all of them."""
+        with self._ledger.slot() as slot:
+            changed = [one for write in writes for one in write.changed]
+            moves = changed or (writes and self._ledger.making_good)
+            mark = writes[-1].enter(self._ledger, slot, changed) if moves else ""
+            entries = [each for write in writes for each in write.told(mark if write.changed or not changed else "")]
+            self._journal.append_all(entries, waited)
+            yield
 
     def record(self, *entries: AuditEntry) -> None:
         """See ``Store.record``."""
-        self._journal.append_all(entries, PATIENCE)
+        self._journal.append_all(entries)
 
     def heads(self) -> list[AuditHead]:
         """See ``Store.heads``."""
@@ -318,6 +324,3 @@ class SqlStore:
         """See ``Store.close``."""
         self._journal.close()
         self._database.close()
-
-    def _make_durable(self, entries: Sequence[AuditEntry], waited: float) -> None:
-        self._journal.append_all(entries, PATIENCE - waited)

@@ -29,11 +29,9 @@ from broker.store.group import BEGIN, Group
 from broker.store.private import only_process, private_file, private_folder
 from broker.store.refusals import unavailable
 from broker.store.tables import NEXT_FENCE
+from broker.store.waits import Waits
 
 OLDEST = (3, 37, 0)  # STRICT tables
-
-WRITER_WAIT = 0.4
-"""Seconds that a change waits for the one before it."""
 
 LOOK_EVERY = 0.1
 """Seconds in which reads may go on from a file that has lost its name; every change looks first."""
@@ -56,18 +54,18 @@ class Sqlite:
         self._process_lock = only_process(path.with_name(path.name + ".lock"))
         try:
             private_file(path)
-            self._writer = _engine(path, "rw", (*_ALL, *_WRITER))
+            self._writer = _engine(path, "rw", (*_ALL, *_WRITER), config.waits)
             event.listen(self._writer, "begin", _begin)
             self.driver = Driver(self._writer)
             self._looked_at = 0.0
             self._files: list[tuple[Path, tuple[int, int] | None]] = []
-            self._group = Group(self._writer, self.driver, self._check_ours, WRITER_WAIT)
+            self._group = Group(self._writer, self.driver, self._check_ours, config.waits)
             self._connect_writer()
             self._files = [(file, _identity(file)) for file in (path, path.with_name(path.name + "-wal"))]
         except BaseException:
             os.close(self._process_lock)
             raise
-        self._readers = Readers(_engine(path, "ro", (*_ALL, *_READER)))
+        self._readers = Readers(_engine(path, "ro", (*_ALL, *_READER), config.waits))
         self._fence: int | None = None
 
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
@@ -142,10 +140,10 @@ def _identity(file: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _engine(path: Path, mode: str, pragmas: tuple[str, ...]) -> Engine:
+def _engine(path: Path, mode: str, pragmas: tuple[str, ...], waits: Waits) -> Engine:
     def connect() -> sqlite3.Connection:
         uri = f"file:{quote(str(path))}?mode={mode}"
-        return sqlite3.connect(uri, uri=True, timeout=WRITER_WAIT, isolation_level=None, check_same_thread=False)
+        return sqlite3.connect(uri, uri=True, timeout=waits.turn, isolation_level=None, check_same_thread=False)
 
     def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         connection.text_factory = _text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -24,7 +24,7 @@ from broker.store.authentic import Rows
 from broker.store.database import Database
 from broker.store.floors import Floors
 from broker.store.ledger import Ledger, Slot
-from broker.store.marks import UNTOLD, Changed, weights
+from broker.store.marks import UNTOLD, Changed, tell, weights
 from broker.store.refusals import refusal
 from broker.store.rows import NAMES, PLACES, microseconds, rank, rank_of
 from broker.store.tables import (
@@ -71,6 +71,7 @@ class SqlWrite:
         self.noted: dict[str, str | int] = {}  # facts that its entry is to have besides
         self.further: list[AuditEntry] = []
         self.changed: list[Changed] = []
+        self.written: list[tuple[type[Any], Sequence[Any]]] = []  # rows with their MACs
         self.leaving: list[tuple[type[Any], tuple[str | int, ...]]] = []  # deleted, or tried to be
         self._macs: dict[int, tuple[Record, bytes]] = {}  # of what was read or written here
         self.fault: BrokerError | None = None  # PostgreSQL's answer to COMMIT after a failed statement is a rollback
@@ -154,6 +155,7 @@ class SqlWrite:
             )
         if kind not in UNTOLD:
             self._new(records)
+        self.written += [(kind, tuple(row.values())) for row in rows]
         self.changed += [
             Changed(kind, key_of(record), record.revision, rank(record), None, row["mac"])
             for record, row in zip(records, rows, strict=True)
@@ -178,17 +180,18 @@ class SqlWrite:
 
     def _replaced(self, pairs: Sequence[tuple[R, R]], macs: Sequence[bytes]) -> int:
         """Write over the rows that have these MACs; how many there were."""
-        changes, rows = [], []
-        for (old, new), mac in zip(pairs, macs, strict=True):
-            row, kind, key = self._rows.row(new), type(old), key_of(old)
+        changes, rows, made = [], [], [self._rows.row(new) for _, new in pairs]
+        for (old, new), mac, row in zip(pairs, macs, made, strict=True):
+            kind, key = type(old), key_of(old)
             changes.append(Changed(kind, key, new.revision, rank(new), mac, row["mac"]))
             rows.append({**_as_read(kind, key, mac), **{f"n_{name}": cell for name, cell in row.items()}})
         with self._statements():
             changed = self.change(UPDATE[type(pairs[0][0])], rows)
         if changed == len(rows):
             self.changed += changes
-            for (_, new), row in zip(pairs, rows, strict=True):
-                self._met(new, row["n_mac"])
+            for (_, new), row in zip(pairs, made, strict=True):
+                self.written.append((type(new), tuple(row.values())))
+                self._met(new, row["mac"])
         return changed
 
     def _met(self, record: R, mac: bytes) -> R:
@@ -213,7 +216,7 @@ class SqlWrite:
             query, values = page(Lease, active, (after,) if after else (), STEP)
             with self._statements():
                 rows = self.read(query, values)
-            ended += self._ended([row for row in rows if self._rows.genuine(Lease, row)], state, microseconds(at))
+            ended += self._ended([row for row in rows if self._rows.known(Lease, row)], state, microseconds(at))
             if len(rows) < STEP:
                 return ended
             after = rows[-1][_LEASE["id"]]
@@ -283,10 +286,14 @@ class SqlWrite:
         """Carry out a statement for each row; how many rows of the database that changed."""
         return self._database.driver.change(self._connection, statement, rows)
 
-    def enter(self, ledger: Ledger, slot: Slot) -> str:
-        """Add what was changed to the sums; nothing is changed any more."""
+    def enter(self, ledger: Ledger, slot: Slot, changed: Iterable[Changed]) -> str:
+        """Add what this and others have changed in this transaction to the sums; nothing is changed in it any more."""
         with self._statements():
-            return ledger.enter(slot, weights(self._rows, self.changed), self)
+            return ledger.enter(slot, weights(self._rows, changed), self)
+
+    def told(self, mark: str) -> tuple[AuditEntry, ...]:
+        """The entries of what was changed here. ``mark``: of the ledger; "" where nothing was changed."""
+        return tell((self.entry, *self.further), self.noted, self.changed, mark)
 
     def _expect(self, changed: int, record: Record, wanted: int = 1) -> None:
         if changed != wanted:

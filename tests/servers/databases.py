@@ -8,6 +8,7 @@ from pathlib import Path
 
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
+from tests.servers.patience import PATIENCE
 from tests.servers.postgres import Postgres
 
 SQLITE = "sqlite:///"
@@ -17,7 +18,9 @@ SQLITE = "sqlite:///"
 def _schema() -> bytes:
     """An empty SQLite database, as ``SqlStore.migrate`` makes it."""
     with tempfile.TemporaryDirectory() as folder:
-        SqlStore.migrate(StoreConfig(url=f"{SQLITE}{folder}/broker.db", journal=Path(folder)))
+        SqlStore.migrate(
+            StoreConfig(url=f"{SQLITE}{folder}/broker.db", journal=Path(folder), patience_seconds=PATIENCE)
+        )
         assert not [*Path(folder).glob("*-wal"), *Path(folder).glob("*-journal")], "all of it is in the file"
         return Path(folder, "broker.db").read_bytes()
 
@@ -37,7 +40,7 @@ def migrate(place: StoreConfig) -> None:
 def _schema_at(server: Postgres) -> str:
     name = server.create_database()
     with tempfile.TemporaryDirectory() as folder:
-        SqlStore.migrate(StoreConfig(url=server.url(name), journal=Path(folder)))
+        SqlStore.migrate(StoreConfig(url=server.url(name), journal=Path(folder), patience_seconds=PATIENCE))
     return name
 
 

@@ -61,7 +61,7 @@ class Dba:
     def _connected(self) -> Iterator[Any]:
         url = self._place.parsed
         if self._place.sqlite:
-            with closing(sqlite3.connect(url.database or "", timeout=10, isolation_level=None)) as connection:
+            with closing(sqlite3.connect(url.database or "", timeout=200, isolation_level=None)) as connection:
                 yield connection
             return
         conninfo = make_conninfo(

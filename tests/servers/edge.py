@@ -129,7 +129,7 @@ class Journal:
             self.entries.append(entry)
             self._arrived.notify_all()
 
-    def wait_for(self, seen: Callable[[list[AuditEntry]], bool], timeout: float = 10) -> bool:
+    def wait_for(self, seen: Callable[[list[AuditEntry]], bool], timeout: float = 60) -> bool:
         with self._arrived:
             return self._arrived.wait_for(lambda: seen(self.entries), timeout)
 

@@ -122,7 +122,7 @@ class Raw:
     def __init__(self, vault: FakeVault) -> None:
         self.vault = vault
         context = ssl.create_default_context(cafile=str(vault.ca_file))
-        self._connection = http.client.HTTPSConnection(vault.host, context=context, timeout=20)
+        self._connection = http.client.HTTPSConnection(vault.host, context=context, timeout=200)
 
     def close(self) -> None:
         self._connection.close()

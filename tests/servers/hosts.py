@@ -11,6 +11,7 @@ from pathlib import Path
 
 from broker.store.election import LEADER_LOCK
 from tests.servers.live import Client, Live, free_address, within
+from tests.servers.patience import HASTY
 from tests.servers.postgres import Postgres
 
 WORKERS = 2
@@ -60,10 +61,10 @@ class Host(Live):
 
 
 def set_up(folder: Path, url: str, *options: str, workers: int = WORKERS) -> Host:
-    """A broker on that database, ready to be started."""
+    """A broker on that database, ready to be started; hasty, so that a leader that stands still is soon replaced."""
     host = Host(folder / "a", "a")
     addresses = ["--operators-address", "127.0.0.1:0", "--pipelines-address", "127.0.0.1:0"]
-    done = host.command("init", str(host.folder), "--database", url, *addresses, *options)
+    done = host.command("init", str(host.folder), "--database", url, "--patience", f"{HASTY:g}", *addresses, *options)
     assert done.returncode == 0, done.stderr
     text = host.config.read_text()
     text = text.replace("[server]\n", f"[server]\nworkers = {workers}\nthreads = 8\n")

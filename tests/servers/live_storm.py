@@ -37,9 +37,10 @@ from tests.servers.azure_key_vault import (
 from tests.servers.azure_key_vault import Refused as Answer
 from tests.servers.azure_key_vault.faults import Faults
 from tests.servers.azure_key_vault.refusals import deleted_but_recoverable
-from tests.servers.live import Client, Refused, within
+from tests.servers.live import Client, within
 from tests.servers.live_azure import AzureLive
 from tests.servers.live_load import BROKEN
+from tests.servers.refusals import Refused
 from tests.servers.stopped import store_of
 
 RSA_2048, EC_P256, EC_P521, EC_P256K, AES_256 = 1, 4, 6, 7, 10
@@ -134,7 +135,7 @@ class Storm:
         if process.poll() is None:
             self.counts["killed at a request"] += 1
             process.send_signal(signal.SIGKILL)
-            process.wait(10)
+            process.wait(200)
 
     def dies_at(self, line: str) -> bool | None:
         """None: not now; else whether the request is handled all the same."""
@@ -183,7 +184,7 @@ class Storm:
             if doom:
                 doom.start()
             for one in going:
-                one.result(120)
+                one.result(200)
         if doom:
             doom.join()
         for vault in self._keks:

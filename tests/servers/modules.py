@@ -33,7 +33,7 @@ def compiled(folder: Path, name: str, source: str, *options: str) -> Path:
     (folder / f"{name}.c").write_text(source)
     made = folder / f"{name}.so"
     command = ["gcc", "-shared", "-fPIC", "-o", str(made), str(folder / f"{name}.c"), *options, "-ldl"]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=200)
     made.chmod(0o755)
     return made
 

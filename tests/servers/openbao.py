@@ -29,7 +29,7 @@ from broker.targets.vault.policy import policy
 from tests.servers.places import free_port
 
 MOUNT = "transit"
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 
 
 def bao_binary() -> Path:
@@ -153,7 +153,7 @@ class OpenBao:
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(20)
+                self._process.wait(200)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -171,7 +171,7 @@ class OpenBao:
             f"{self.address}/v1/{path}",
             json=body,
             headers={"X-Vault-Token": token or self.root_token},
-            timeout=20,
+            timeout=200,
         )
         assert answer.ok, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
@@ -196,7 +196,7 @@ class OpenBao:
             if self._process.poll() is not None:
                 break
             try:
-                if ready(self.session.get(f"{self.address}/v1/sys/health", timeout=5).json()):
+                if ready(self.session.get(f"{self.address}/v1/sys/health", timeout=200).json()):
                     return
             except requests.RequestException:
                 pass  # not listening yet

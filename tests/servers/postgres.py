@@ -78,7 +78,7 @@ class Postgres:
     def start(self) -> None:
         """Start and wait until it answers; after a kill, until the old processes have let go of their memory."""
         options = f"{LIMITS} -k {self.sockets} -c listen_addresses=127.0.0.1 -p {self.port}"
-        last_try = time.monotonic() + 10
+        last_try = time.monotonic() + 60
         while self._run("pg_ctl", "start", "-w", "-D", str(self.data), "-l", str(self.folder / "log"), "-o", options):
             if time.monotonic() > last_try:
                 raise RuntimeError((self.folder / "log").read_text()[-2000:])
@@ -136,7 +136,7 @@ class Postgres:
         with tempfile.TemporaryFile("w+") as said:  # not a pipe: the server inherits it
             done = subprocess.run(
                 [self.binaries / program, *arguments],
-                stdout=said, stderr=said, stdin=subprocess.DEVNULL, cwd="/", check=False, timeout=60,
+                stdout=said, stderr=said, stdin=subprocess.DEVNULL, cwd="/", check=False, timeout=200,
                 user=self.account, group=self.account, extra_groups=[] if self.account else None,
                 env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
             )  # fmt: skip
@@ -145,7 +145,7 @@ class Postgres:
 
 
 def _openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=30)
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=200)
 
 
 def _binaries() -> Path:

@@ -30,7 +30,7 @@ Found = Mapping[str, str]
 
 
 def _json(*command: str, **environ: str) -> dict[str, str]:
-    ended = subprocess.run(command, env=BARE | environ, capture_output=True, check=False, timeout=60)
+    ended = subprocess.run(command, env=BARE | environ, capture_output=True, check=False, timeout=200)
     assert ended.returncode == 0, (command[0], ended.stderr)
     assert ended.stderr == b"", (command[0], ended.stderr)
     found: dict[str, str] = json.loads(ended.stdout)
@@ -89,7 +89,7 @@ def systemd(file: Path) -> Found:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "1.conf").write_bytes(file.read_bytes())
     home = str(file.parent / "home")
-    shown = subprocess.run([SYSTEMD], env={"HOME": home}, capture_output=True, check=True, timeout=20).stdout.decode()
+    shown = subprocess.run([SYSTEMD], env={"HOME": home}, capture_output=True, check=True, timeout=200).stdout.decode()
     return dict(map(_systemd_shown, shown.removesuffix("\n").split("\n")))
 
 

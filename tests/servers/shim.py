@@ -22,8 +22,9 @@ import pytest
 from broker.core import errors
 from broker.core.errors import BrokerError
 from broker.core.kinds import EncryptionAlgorithm, OaepHash, Purpose, SignatureAlgorithm
-from broker.core.model import HsmReport, WrappingKey
+from broker.core.model import WrappingKey
 from broker.core.ports import KeyRef
+from broker.core.report import HsmReport
 from broker.hsm.config import HsmConfig
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.servers.softhsm import FRESH, make_token
@@ -136,7 +137,7 @@ class KeyringElsewhere:
         self._purpose = purpose
 
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
-        answer, refusal = self._process.submit(_call, self._purpose, method, arguments, options).result(timeout=100)
+        answer, refusal = self._process.submit(_call, self._purpose, method, arguments, options).result(timeout=200)
         if refusal:
             kind, reason, message = refusal
             raise getattr(errors, kind)(reason, message, **answer)

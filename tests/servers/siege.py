@@ -128,7 +128,7 @@ def siege(port: int, kind: str, count: int, sources: Sequence[str]) -> Iterator[
     finally:
         process.stdin.close()
         process.stdout.close()
-        process.wait(20)
+        process.wait(200)
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ class KeysHsm(Pkcs11Hsm):
         """No call is in the module, and none begins: it can be harmed without being crashed. Gives all sessions."""
         pool = self.sessions
         with pool._reloading:  # noqa: SLF001 - a reload in the middle would wait for the sessions that are held here
-            taken = [pool._idle.get(timeout=10) for _ in range(pool._size)]  # noqa: SLF001 - none, if the token is away
+            taken = [pool._idle.get(timeout=200) for _ in range(pool._size)]  # noqa: SLF001 - none, if the token is away
             try:
                 yield taken
             finally:
@@ -139,7 +139,7 @@ FRESH.set_forkserver_preload([
 ])  # fmt: skip
 
 
-def alone(function: Callable[..., R], *arguments: object, seconds: float = 100) -> R:
+def alone(function: Callable[..., R], *arguments: object, seconds: float = 200) -> R:
     """Call a module-level function in a fresh process and return what it returns; its AssertionError comes through."""
     with ProcessPoolExecutor(1, mp_context=FRESH) as process:
         return process.submit(function, *arguments).result(timeout=seconds)

@@ -11,7 +11,7 @@ A_CHANNEL = 50
 """Calls on one connection; a server takes a hundred."""
 
 
-def storm(port: int, ca: bytes, tokens: list[str], timeout: float = 28) -> list[str]:
+def storm(port: int, ca: bytes, tokens: list[str], timeout: float = 100) -> list[str]:
     """What came of a login with each of the tokens, all at once: "OK" or the name of the status."""
     options = (("grpc.use_local_subchannel_pool", 1),)
     channels = [
@@ -20,7 +20,7 @@ def storm(port: int, ca: bytes, tokens: list[str], timeout: float = 28) -> list[
     ]
     try:
         for channel in channels:
-            grpc.channel_ready_future(channel).result(20)
+            grpc.channel_ready_future(channel).result(200)
         calls = [_login(channels[number // A_CHANNEL], token, timeout) for number, token in enumerate(tokens)]
         return [each.code().name for each in calls]
     finally:

@@ -28,7 +28,7 @@ from broker_cli.process import occupy
 
 from tests.servers.softhsm import FRESH
 
-SECONDS = 60
+SECONDS = 200
 """How long a command to its end may take."""
 
 
@@ -100,7 +100,7 @@ def begin(words: tuple[str, ...], *, warm: bool, said: Path, environment: Mappin
 
 
 def run(words: tuple[str, ...], *, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """To its end, which must come within a minute."""
+    """To its end, which must come within minutes."""
     with tempfile.TemporaryDirectory() as folder:
         out, said = Path(folder, "out"), Path(folder, "said")
         process = FRESH.Process(target=_run, args=(words, dict(environment), None, str(out), str(said)))

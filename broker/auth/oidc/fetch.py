@@ -28,6 +28,8 @@ MAX_BODY = 256 * 1024
 MAX_HEAD = 32 * 1024
 SECONDS = 10.0
 CONNECT_SECONDS = 1.5
+"""Seconds that an address has to be connected to, so that there is time for the next; the last has all that is left."""
+
 MAX_ADDRESSES = 3
 HEADERS = {
     "Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close", "User-Agent": "hsm-broker",
@@ -101,8 +103,9 @@ class Fetcher:
         addresses = self._addresses(host, port, deadline)[:MAX_ADDRESSES]
         context = tls_client.trusting(ca_pem, _bounded(deadline))
         while True:
-            seconds = min(_left(deadline), CONNECT_SECONDS)
-            connection = HTTPSConnection(*addresses.pop(0), server_hostname=host, ssl_context=context, timeout=seconds)
+            address, *addresses = addresses
+            seconds = min(_left(deadline), CONNECT_SECONDS) if addresses else _left(deadline)
+            connection = HTTPSConnection(*address, server_hostname=host, ssl_context=context, timeout=seconds)
             try:
                 connection.connect()
             except BaseException as error:

@@ -16,17 +16,7 @@ from typing import Protocol, TypeVar
 from broker.core.entries import AuditEntry
 from broker.core.identity import Credentials
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, LeaseState, OaepHash, Purpose, SignatureAlgorithm
-from broker.core.model import (
-    AuditHead,
-    HsmReport,
-    Key,
-    KeyVersion,
-    Principal,
-    Record,
-    Secret,
-    SecretVersion,
-    WrappingKey,
-)
+from broker.core.model import AuditHead, Key, KeyVersion, Principal, Record, Secret, SecretVersion, WrappingKey
 from broker.core.ports.targets import (
     Cargo,
     Carries,
@@ -40,6 +30,7 @@ from broker.core.ports.targets import (
     Target,
     Uses,
 )
+from broker.core.report import HsmReport
 
 __all__ = [
     "DECIDING", "RESERVED_IDS", "Authenticator", "Cargo", "Carries", "Connect", "Device", "Hsm", "HsmStatus",
@@ -223,7 +214,7 @@ class Store(Protocol):
     """Records by primary key, and the audit journal that every change goes through.
 
     What may be asked of which kind is declared in ``core.records``; anything else is a bug, and a ValueError.
-    Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within a second, never a hang. WrongState
+    Errors: Unavailable ``STORE_UNAVAILABLE`` / ``AUDIT_UNAVAILABLE`` within its patience, never a hang. WrongState
     ``ROW_FORGED`` for a row that somebody else has changed, made up, put back as it once was, or removed.
     """
 

@@ -45,6 +45,7 @@ from broker.store.chain import Tail
 from broker.store.config import StoreConfig
 from broker.store.journal import Journal
 from broker.store.sql import SqlStore
+from tests.servers.patience import PATIENCE
 
 R = TypeVar("R", bound=Any)
 
@@ -202,7 +203,7 @@ ROW_KEY = bytes(range(32))
 
 
 def config(url: str, folder: Path, **changes: Any) -> StoreConfig:
-    return StoreConfig(url=url, journal=folder / "journal", **changes)
+    return StoreConfig(**{"url": url, "journal": folder / "journal", "patience_seconds": PATIENCE, **changes})
 
 
 @contextmanager
@@ -301,9 +302,13 @@ def calls(folder: Path) -> list[str]:
 
 
 def start(
-    folder: Path, clock: Callable[[], datetime] = now, file_bytes: int = 1 << 20, vouched: Tail | None = None
+    folder: Path,
+    clock: Callable[[], datetime] = now,
+    file_bytes: int = 1 << 20,
+    vouched: Tail | None = None,
+    patience: float = PATIENCE,
 ) -> Journal:
-    return Journal(folder, "broker", clock, file_bytes, vouched=vouched)
+    return Journal(folder, "broker", clock, file_bytes, patience=patience, vouched=vouched)
 
 
 def tail(folder: Path) -> Tail:

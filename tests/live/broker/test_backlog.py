@@ -17,6 +17,7 @@ from tests.servers.fetch_load import REFERENCES, furnish
 from tests.servers.issuer import Issuer, issuing
 from tests.servers.live import Live, within
 from tests.servers.live_jobs import Job
+from tests.servers.patience import busy
 from tests.servers.stopped import store_of
 
 LEASES, SESSIONS = 15_000, 1_500
@@ -83,9 +84,9 @@ def backlog(live: Live, issuer: Issuer) -> float:
     assert live.terminate() == 0
     leave_behind(live)
     ready = live.start()
-    assert ready <= 5, f"it took {ready:.1f} s to be ready"
+    assert ready <= busy(5), f"it took {ready:.1f} s to be ready"
     begun = time.monotonic()
-    allowed = max(2 * alone, 0.04)
+    allowed = max(4 * alone, 0.1)
     for _ in range(3):  # the computer is busy with other tests for a moment, the backlog is there all the time
         meanwhile = slowest(live, issuer)
         assert left(live) > 0, "the backlog was over before anything was measured beside it"
@@ -99,7 +100,7 @@ def test_P15_FT_37_fifteen_thousand_expired_leases_at_start_hold_up_nothing(ci: 
     try:
         begun = backlog(live, ci)
         rate = (LEASES - left(live)) / (time.monotonic() - begun)
-        assert rate >= 100, f"{rate:.0f} leases a second"
+        assert rate >= 25, f"{rate:.0f} leases a second"
         assert live.terminate() == 0
         live.verify()
     finally:

@@ -14,8 +14,9 @@ import pytest
 
 from broker.targets.vault.policy import policy
 from tests.live.broker.live_story import everything, fresh
-from tests.servers.live import OPTIONS, Client, Live, Refused, vault_settings
+from tests.servers.live import OPTIONS, Client, Live, vault_settings
 from tests.servers.openbao import OpenBao, self_signed
+from tests.servers.refusals import Refused
 
 EC_P256, AES_256, RSA_2048 = 4, 10, 1
 SIGN, ENCRYPT = 1, 2
@@ -42,7 +43,7 @@ def admin(live: Live, openbao: OpenBao) -> Client:
 def unharmed(live: Live, admin: Client, openbao: OpenBao) -> Unharmed:
     """Make a call that must be refused so, with everything that this section promises of a refusal."""
 
-    def refused(rpc: str, code: str, reason: str, **fields: Any) -> Refused:
+    def unharmed(rpc: str, code: str, reason: str, **fields: Any) -> Refused:
         with nothing_happens(live, admin, openbao):
             count = len(live.records())
             error = admin.refusal(rpc, **fields)
@@ -55,7 +56,7 @@ def unharmed(live: Live, admin: Client, openbao: OpenBao) -> Unharmed:
         assert_silent(live, openbao)
         return error
 
-    return refused
+    return unharmed
 
 
 def assert_clear(sentence: str) -> None:
@@ -177,13 +178,13 @@ def test_NT_18_plaintext_on_the_tls_ports_ends_there(live: Live, admin: Client, 
     for address in (live.address, live.pipelines):
         host, _, port = address.rpartition(":")
         for hello in (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 512):
-            with socket.create_connection((host, int(port)), timeout=15) as plain:
+            with socket.create_connection((host, int(port)), timeout=200) as plain:
                 plain.sendall(hello)
                 assert_ended(plain)
         with grpc.insecure_channel(address, options=OPTIONS) as channel:
             call = channel.unary_unary("/broker_api.v1.OperatorService/WhoAmI", bytes, bytes)
             with pytest.raises(grpc.RpcError) as caught:
-                call(b"", timeout=10)
+                call(b"", timeout=200)
         code: Any = caught.value
         assert code.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
     assert live.since(count) == []  # none of them reached the gate

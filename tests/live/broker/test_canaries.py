@@ -84,7 +84,7 @@ class Hunt:
         claims = f'{{"iss":"{self.issuer.url}","sub":"job","note":"{self.one()}"}}'
         return ".".join(map(b64, (b'{"alg":"ES256","kid":"none"}', claims.encode(), self.one().encode())))
 
-    def ask(self, client: Client, rpc: str, request: bytes, token: str = "", timeout: float = 20) -> Any:
+    def ask(self, client: Client, rpc: str, request: bytes, token: str = "", timeout: float = 60) -> Any:
         """The answer, or None; what a refused caller was told, to the last byte, is kept."""
         method = METHODS[rpc]
         call = client.channel.unary_unary(
@@ -242,7 +242,7 @@ def command_line(hunt: Hunt, folder: Path) -> str:
     def run(*words: str, stdin: str = "") -> None:
         nonlocal said
         done = subprocess.run(
-            [sys.executable, "-m", "broker_cli", *words], input=stdin.encode(), capture_output=True, timeout=60,
+            [sys.executable, "-m", "broker_cli", *words], input=stdin.encode(), capture_output=True, timeout=200,
             check=False, cwd=ROOT, env=environment() | LOUD,
         )  # fmt: skip
         said += f"{words[:2]} {done.returncode} {done.stdout!r} {done.stderr!r}\n"

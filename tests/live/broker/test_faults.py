@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from tests.servers.live import Client, Live, Refused, within
+from tests.servers.live import Client, Live, within
 from tests.servers.live_load import (
     Promised,
     assert_kept,
@@ -19,6 +19,8 @@ from tests.servers.live_load import (
     whole_keys,
 )
 from tests.servers.openbao import OpenBao
+from tests.servers.patience import busy
+from tests.servers.refusals import Refused
 
 EC_P256, AES_256 = 4, 10
 SIGN, ENCRYPT = 1, 2
@@ -34,7 +36,7 @@ def test_P25_SIGTERM_under_load_ends_cleanly(live_own: Live, openbao: OpenBao) -
         within(20, lambda: promised.signatures >= 6)
         begun = time.monotonic()
         assert live_own.terminate() == 0
-        assert time.monotonic() - begun <= 12
+        assert time.monotonic() - begun <= busy(12)
     assert "Traceback" not in live_own.said
     live_own.start()
     client = live_own.client()
@@ -84,7 +86,7 @@ def test_FT_15_the_token_goes_away_and_returns_under_load(live_own: Live, openba
     ):
         begun = time.monotonic()
         assert client.refusal(rpc, **fields).code == "UNAVAILABLE"
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < busy(5)
     tokens.with_name("away").rename(tokens)
     within(10, watcher.serving)
     within(10, lambda: signs(client, "stays"))
@@ -149,7 +151,7 @@ def test_P1_FT_10_without_a_journal_nothing_is_handed_out(live_own: Live) -> Non
                 ("UNAVAILABLE", "AUDIT_UNAVAILABLE"),
                 ("UNAVAILABLE", "STORE_UNAVAILABLE"),
             }, f"{rpc}: {error}"
-            assert time.monotonic() - begun <= 1.5  # 1 s at the broker, and the way there and back on busy cores
+            assert time.monotonic() - begun <= busy(1)
     finally:
         cure()
     within(10, lambda: signs(client, "signer"))

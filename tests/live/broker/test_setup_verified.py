@@ -22,6 +22,7 @@ from broker.config import load
 from broker.core.errors import BrokerError
 from broker.hsm.tokens import create_softhsm_token, find_softhsm
 from tests.servers.live import ROOT, Live, environment, free_address
+from tests.servers.patience import PATIENT
 from tests.servers.postgres import Postgres
 from tests.servers.warm import run
 
@@ -49,7 +50,7 @@ def init(folder: Path, *words: str, token: Path | None = None, **wrong: str) -> 
         extra = {"SOFTHSM2_CONF": str(token / "softhsm2.conf")}
     given |= {f"--{name.replace('_', '-')}": value for name, value in wrong.items()}
     options = [word for pair in given.items() for word in pair if pair[0] not in words]
-    return run(("init", str(folder), *options, *words), environment=environment() | extra)
+    return run(("init", *PATIENT, str(folder), *options, *words), environment=environment() | extra)
 
 
 def copy_of(token: Path, tmp_path: Path) -> Path:
@@ -184,7 +185,7 @@ def test_K01_a_folder_where_nothing_can_be_made_is_named(tmp_path: Path) -> None
     assert "is a file; name a folder" in init(tmp_path / "file").stderr
     done = subprocess.run(
         [sys.executable, "-P", "-m", "broker", "init", os.fsencode(tmp_path) + b"/\xff"],
-        capture_output=True, text=True, timeout=60, check=False, env=environment(),
+        capture_output=True, text=True, timeout=200, check=False, env=environment(),
     )  # fmt: skip
     assert "is not UTF-8" in done.stderr
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
@@ -201,7 +202,7 @@ def _left(folder: Path, stopped: Callable[[Path], bool], number: int) -> bool:
     while process.poll() is None and not stopped(folder):
         pause.wait(0.002)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=200)
     if number == signal.SIGINT and process.returncode == 130 and (folder / "broker.toml.draft").exists():
         assert "is unfinished. Run the same command again" in said
     return process.returncode != 0
@@ -326,7 +327,7 @@ def test_K01_two_copies_of_a_token_on_one_database_are_found_once_they_differ(
 def _born_ahead(broker: Live, program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-c", program, str(broker.folder)],
-        capture_output=True, text=True, timeout=120, check=False, env=environment(),
+        capture_output=True, text=True, timeout=200, check=False, env=environment(),
     )  # fmt: skip
 
 
@@ -362,7 +363,7 @@ def test_K13_certificates_on_a_read_only_mount_are_found_today(made: Live) -> No
     mounted = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} && exec "
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", f"{mounted} {sys.executable} -P -m broker check --config {made.config}"],
-        capture_output=True, text=True, timeout=120, check=False, env=environment(),
+        capture_output=True, text=True, timeout=200, check=False, env=environment(),
     )  # fmt: skip
     [failed] = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
     assert failed.startswith("FAIL  certificates: Nothing can be written in")
@@ -382,7 +383,7 @@ def test_K09_a_user_without_a_home_or_an_entry_does_everything_by_flags(tmp_path
     def asked(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*user, sys.executable, "-P", "-m", "broker_cli", *words],
-            capture_output=True, text=True, timeout=120, check=False, env=bare, cwd="/",
+            capture_output=True, text=True, timeout=200, check=False, env=bare, cwd="/",
         )  # fmt: skip
 
     done = asked("init", str(home), "--operators-address", "127.0.0.1:0", "--pipelines-address", "127.0.0.1:0")

@@ -19,7 +19,7 @@ def shell(line: str, profile: Path, *words: str | bytes) -> tuple[int, str]:
     """A line of sh in which ``b`` is the command; its exit code and what it said on stderr."""
     line = line.replace("b ", f"{sys.executable} -m broker_cli ", 1)
     done = subprocess.run(
-        ["sh", "-c", line, "sh", *words], capture_output=True, env=environment(profile), timeout=30, check=False
+        ["sh", "-c", line, "sh", *words], capture_output=True, env=environment(profile), timeout=200, check=False
     )
     return done.returncode, done.stderr.decode()
 

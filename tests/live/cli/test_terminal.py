@@ -51,14 +51,14 @@ def on_terminal(profile: Path, *arguments: str, typed: bytes = b"", source: byte
             process.stdin.close()
         os.write(ours, typed)
         shown = _read_all(ours)
-        code = process.wait(20)
+        code = process.wait(200)
     os.close(ours)
     return code, shown
 
 
 def _read_all(terminal: int) -> bytes:
     shown = b""
-    while select.select([terminal], [], [], 20)[0]:
+    while select.select([terminal], [], [], 60)[0]:
         try:
             read = os.read(terminal, 65536)
         except OSError:  # Linux says EIO when the other side is closed
@@ -119,9 +119,9 @@ def test_an_interrupt_ends_quietly(profile: Path, stand_in: StandIn) -> None:
         [*COMMAND, "operator", "whoami"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(profile)
     ) as process:
         signal.signal(signal.SIGINT, before)
-        assert arrived.wait(20)
+        assert arrived.wait(60)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=200)
     never.set()
     assert (process.returncode, out, err) == (130, b"", b"\nbroker: interrupted\n")
 
@@ -135,7 +135,7 @@ def test_a_closed_pipe_ends_quietly(profile: Path, line: str) -> None:
         stdout=writing,
         stderr=subprocess.PIPE,
         env=environment(profile),
-        timeout=20,
+        timeout=200,
         check=False,
     )
     os.close(writing)
@@ -151,7 +151,7 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'grpc', 'rich', 'cryptography', 'google', 'yaml', 'ssl'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, stdout=subprocess.DEVNULL, timeout=20)
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, stdout=subprocess.DEVNULL, timeout=200)
 
 
 def test_help_starts_in_about_the_time_of_click() -> None:
@@ -160,7 +160,7 @@ def test_help_starts_in_about_the_time_of_click() -> None:
     def took(*arguments: str) -> float:
         started = time.perf_counter()
         subprocess.run(
-            [sys.executable, *arguments], env=environment(), check=True, stdout=subprocess.DEVNULL, timeout=20
+            [sys.executable, *arguments], env=environment(), check=True, stdout=subprocess.DEVNULL, timeout=200
         )
         return time.perf_counter() - started
 
@@ -191,12 +191,12 @@ def test_completion_is_a_script_of_the_shell(bare: Broker, shell: str, tmp_path:
     assert "_BROKER_COMPLETE" in script
     if shell == "bash":
         (tmp_path / "script").write_text(script)
-        subprocess.run(["bash", "-n", tmp_path / "script"], check=True, timeout=20)
+        subprocess.run(["bash", "-n", tmp_path / "script"], check=True, timeout=200)
 
 
 def test_completion_completes() -> None:
     more = {"_BROKER_COMPLETE": "bash_complete", "COMP_WORDS": "broker key rot", "COMP_CWORD": "2"}
-    done = subprocess.run(COMMAND, env=environment() | more, capture_output=True, timeout=20, check=False)
+    done = subprocess.run(COMMAND, env=environment() | more, capture_output=True, timeout=200, check=False)
     assert done.stdout == b"plain,rotate\n"
 
 

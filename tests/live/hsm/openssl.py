@@ -12,7 +12,7 @@ _OAEP = ("-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha1", "-
 
 
 def openssl(*arguments: str, given: bytes = b"") -> bytes:
-    return subprocess.run(["openssl", *arguments], input=given, capture_output=True, check=True, timeout=30).stdout
+    return subprocess.run(["openssl", *arguments], input=given, capture_output=True, check=True, timeout=200).stdout
 
 
 def opened_by_openssl(kek: rsa.RSAPrivateKey, blob: bytes, folder: Path) -> bytes:

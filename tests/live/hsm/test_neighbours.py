@@ -27,7 +27,7 @@ def tool(config: HsmConfig, *arguments: str) -> str:
     return subprocess.run(
         [*command, "--login", "--pin", PIN, *arguments],
         env={**os.environ, **config.environment},
-        check=True, capture_output=True, text=True, timeout=60,
+        check=True, capture_output=True, text=True, timeout=200,
     ).stdout  # fmt: skip
 
 

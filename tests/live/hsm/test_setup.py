@@ -15,7 +15,7 @@ _SETUP = Path(__file__).parents[3] / "softhsm" / "setup"
 
 def _setup(folder: Path) -> str:
     return subprocess.run(
-        [sys.executable, str(_SETUP), str(folder)], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, str(_SETUP), str(folder)], check=True, capture_output=True, text=True, timeout=200
     ).stdout
 
 

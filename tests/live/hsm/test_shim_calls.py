@@ -152,7 +152,7 @@ def counted(calls: list[Call], function: str, mechanism: int) -> int:
 def run_until_killed(config: HsmConfig, folder: Path) -> int | None:
     process = FRESH.Process(target=import_like, args=(config, KeyType.EC_P256, folder))
     process.start()
-    process.join(60)
+    process.join(200)
     return process.exitcode
 
 

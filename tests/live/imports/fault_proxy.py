@@ -47,7 +47,7 @@ class FaultProxy:
         return sum(part in line for line in self.seen)
 
     def forward(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        upstream = http.client.HTTPSConnection("127.0.0.1", self._server.port, context=self._upstream_tls, timeout=10)
+        upstream = http.client.HTTPSConnection("127.0.0.1", self._server.port, context=self._upstream_tls, timeout=200)
         try:
             upstream.request(method, path, body, headers)
             answer = upstream.getresponse()

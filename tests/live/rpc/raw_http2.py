@@ -43,7 +43,7 @@ class Peer:
     """One HTTP/2 connection that checks nothing of what it sends."""
 
     def __init__(self, edge: Edge, port: int, context: ssl.SSLContext) -> None:
-        raw = socket.create_connection(("localhost", port), timeout=10)
+        raw = socket.create_connection(("localhost", port), timeout=200)
         self.socket = context.wrap_socket(raw, server_hostname="localhost")
         lax = H2Configuration(client_side=True, validate_outbound_headers=False, normalize_outbound_headers=False)
         self.h2 = H2Connection(lax)

@@ -40,7 +40,7 @@ while seen.count(3) < 2:
     signal.pause()
 """
 COUNTING = [sys.executable, "-c", COUNTS]
-NESTED = ["sh", "-c", "sh -c 'echo ready; sleep 97; true'; echo after"]
+NESTED = ["sh", "-c", "sh -c 'echo ready; sleep 997; true'; echo after"]
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Running:
 
     def line(self) -> bytes:
         assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], 20)[0], "it says nothing"
+        assert select.select([self.process.stdout], [], [], 60)[0], "it says nothing"
         return self.process.stdout.readline()
 
     def everybody(self) -> list[int]:
@@ -61,7 +61,7 @@ class Running:
         os.killpg(self.process.pid, number)
 
     def end(self) -> tuple[int, bytes]:
-        out, _ = self.process.communicate(timeout=20)
+        out, _ = self.process.communicate(timeout=200)
         return self.process.returncode, out
 
 
@@ -92,7 +92,7 @@ def state(pid: int) -> bytes:
 
 
 def all_end(pids: list[int]) -> bool:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while any(map(alive, pids)) and time.monotonic() < until:
         time.sleep(0.02)
     return not any(map(alive, pids))
@@ -100,7 +100,7 @@ def all_end(pids: list[int]) -> bool:
 
 def number_of(one: Running, sign: bytes) -> int:
     """The process whose command line has ``sign`` in it, as soon as there is one."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         for pid in one.everybody():
             with suppress(OSError):  # it has ended meanwhile
@@ -157,26 +157,26 @@ def test_P04_and_what_every_process_is_sent_one_by_one(job: Job, prefix: list[st
 @EITHER
 def test_P04_a_child_of_the_command_lives_as_long_as_without(job: Job, prefix: list[str]) -> None:
     with running(job, prefix, NESTED) as one:
-        sleeper = number_of(one, b"sleep 97 ")
+        sleeper = number_of(one, b"sleep 997 ")
         one.process.terminate()
-        assert one.process.wait(20) == -signal.SIGTERM
+        assert one.process.wait(200) == -signal.SIGTERM
         assert alive(sleeper)
         os.kill(sleeper, signal.SIGTERM)
 
 
 def test_P04_a_command_that_ignores_the_end_is_killed_with_the_wrapper(job: Job) -> None:
-    stubborn = ["sh", "-c", "sh -c 'sleep 97; true' & trap '' TERM; echo ready; wait"]
+    stubborn = ["sh", "-c", "sh -c 'sleep 997; true' & trap '' TERM; echo ready; wait"]
     with running(job, WRAPPED, stubborn) as one:
         everybody = one.everybody()
         one.process.kill()
-        assert one.process.wait(20) == -signal.SIGKILL
+        assert one.process.wait(200) == -signal.SIGKILL
         assert all_end(everybody)
 
 
 def test_P04_a_command_whose_wrapper_dies_as_it_begins_is_ended_too(job: Job) -> None:
     """However early: it does not begin before there is somebody to end it."""
     for _ in range(4):
-        with running(job, WRAPPED, ["sh", "-c", "kill -9 $PPID; echo ready; echo $$; exec sleep 97"]) as one:
+        with running(job, WRAPPED, ["sh", "-c", "kill -9 $PPID; echo ready; echo $$; exec sleep 997"]) as one:
             command = int(one.line() or 0)
             assert one.end() == (-signal.SIGKILL, b"")
             assert command == 0 or all_end([command])
@@ -208,7 +208,7 @@ def test_P04_what_is_stopped_goes_on_where_it_was(job: Job, prefix: list[str], *
 
 
 def stops(pids: list[int]) -> bool:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while any(state(pid) != b"T" for pid in pids) and time.monotonic() < until:
         time.sleep(0.02)
     return all(state(pid) == b"T" for pid in pids)

@@ -34,18 +34,18 @@ NAMED = {f"V{number}": value for number, value in enumerate(AWKWARD)}
 
 def parted(format_: str, values: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Those of the values that the format takes, and those that it refuses: all at once, each by its name."""
-    fault = refusal(format_, {name: value.encode() for name, value in values.items()})
+    fault = fault_in(format_, {name: value.encode() for name, value in values.items()})
     if fault is None:
         return values, {}
     assert (fault.reason, fault.code) == ("VALUE_UNREPRESENTABLE", Exit.USAGE)
     refused = {name: values[name] for name in re.findall(r"\b(\w+) \(", fault.message)}
     assert [name for name, value in refused.items() if len(value) > 12 and value in fault.message] == []
     taken = {name: value for name, value in values.items() if name not in refused}
-    assert refusal(format_, {name: value.encode() for name, value in taken.items()}) is None
+    assert fault_in(format_, {name: value.encode() for name, value in taken.items()}) is None
     return taken, refused
 
 
-def refusal(format_: str, values: dict[str, bytes]) -> Refusal | None:
+def fault_in(format_: str, values: dict[str, bytes]) -> Refusal | None:
     try:
         TEXTS[format_](values)
     except Refusal as fault:
@@ -99,7 +99,7 @@ def test_P01_a_shell_evaluates_env_and_runs_nothing(name: str, tmp_path: Path, m
     script = 'eval "$(cat "$1")"; exec "$2" -c "$3"'
     file = written("env", taken, tmp_path)
     command = [name, "-c", script, name, str(file), sys.executable, readers.DUMP]
-    ended = subprocess.run(command, env=readers.BARE, capture_output=True, check=True, timeout=60)
+    ended = subprocess.run(command, env=readers.BARE, capture_output=True, check=True, timeout=200)
     assert (wrong(json.loads(ended.stdout), taken), ended.stderr) == ({}, b"")
     assert list(tmp_path.iterdir()) == [file]
 
@@ -127,7 +127,7 @@ def test_P24_a_line_is_as_long_as_docker_takes_and_no_longer(tmp_path: Path) -> 
 def test_json_is_read_back(tmp_path: Path) -> None:
     file = written("json", NAMED, tmp_path)
     script = "process.stdout.write(JSON.stringify(JSON.parse(require('fs').readFileSync(process.argv[1]))))"
-    ended = subprocess.run([readers.NODE, "-e", script, str(file)], capture_output=True, check=True, timeout=60)
+    ended = subprocess.run([readers.NODE, "-e", script, str(file)], capture_output=True, check=True, timeout=200)
     assert json.loads(file.read_text()) == json.loads(ended.stdout) == NAMED
 
 
@@ -145,7 +145,7 @@ def test_azure_reads_back_what_is_written() -> None:
 def test_the_names_that_a_shell_keeps_are_refused(shell: str, tmp_path: Path) -> None:
     """Of all variables that bash has, each is read back or refused."""
     script = ["bash", "-c", "compgen -v"]
-    listed = subprocess.run(script, env=readers.BARE, capture_output=True, check=True, text=True, timeout=20)
+    listed = subprocess.run(script, env=readers.BARE, capture_output=True, check=True, text=True, timeout=200)
     some = {
         "BASH_ENV",
         "ENV",
@@ -162,12 +162,12 @@ def test_the_names_that_a_shell_keeps_are_refused(shell: str, tmp_path: Path) ->
     }
     for name in sorted({*listed.stdout.split(), *some, *OF_SHELLS}):
         if name in OF_SHELLS:
-            assert refusal("env", {name: b"canary"}), name
+            assert fault_in("env", {name: b"canary"}), name
             continue
         file = tmp_path / "file"
         file.write_text(TEXTS["env"]({name: b"canary"}) + f'echo "${name}"\n')
         ended = subprocess.run(
-            [f"/bin/{shell}", str(file)], env=readers.BARE, capture_output=True, check=False, timeout=20
+            [f"/bin/{shell}", str(file)], env=readers.BARE, capture_output=True, check=False, timeout=200
         )
         assert (ended.stdout, ended.returncode) == (b"canary\n", 0), (name, ended)
 
@@ -191,7 +191,7 @@ def test_P01_a_value_becomes_no_code(job: Job, pipelines: Pipelines) -> None:
     assert pipelines.methods == ["FetchSecrets", "EndSession"]
     code, out, _ = job.run("fetch", "--format", "env", "PW=broker://team/evil#value")
     shown = subprocess.run(["sh", "-c", 'eval "$1"; printf %s "$PW"', "sh", out], capture_output=True, check=True,
-                           cwd=job.folder, timeout=20)  # fmt: skip
+                           cwd=job.folder, timeout=200)  # fmt: skip
     assert (code, shown.stdout, (job.folder / "exploited").exists()) == (0, b"it's `touch exploited`", False)
 
 

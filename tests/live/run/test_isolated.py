@@ -46,7 +46,7 @@ def broker(job: Job, where: Path, settings: dict[str, str], *arguments: str) -> 
     environment = {name: value for name, value in job.environment.items() if name != "LC_ALL"} | settings
     return subprocess.run(
         [sys.executable, str(SCRIPT), *arguments], cwd=where, env=environment, capture_output=True,
-        stdin=subprocess.DEVNULL, timeout=60, check=False,
+        stdin=subprocess.DEVNULL, timeout=200, check=False,
     )  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def test_a_signal_reaches_the_child_once(job: Job, pipelines: Pipelines, name: s
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.Signals[name])
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=200)
     assert (process.returncode, out, err) == (3, b"got %d\n" % signal.Signals[name], b"")
     assert pipelines.methods == BOTH
 
@@ -153,7 +153,7 @@ def test_a_signal_to_the_whole_group_reaches_the_child_once(job: Job, pipelines:
         os.killpg(process.pid, signal.SIGTERM)
         assert process.stdout.readline() == b"seen\n"
         process.send_signal(signal.SIGUSR1)
-        assert process.communicate(timeout=20)[0] == b"1\n"
+        assert process.communicate(timeout=200)[0] == b"1\n"
     assert pipelines.methods == BOTH
 
 
@@ -162,7 +162,7 @@ def test_a_child_that_a_signal_kills(job: Job, pipelines: Pipelines) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.terminate()
-        assert process.wait(20) == -signal.SIGTERM
+        assert process.wait(200) == -signal.SIGTERM
     assert pipelines.methods == BOTH
 
 
@@ -172,7 +172,7 @@ def test_a_signal_while_fetching_ends_in_order(job: Job, pipelines: Pipelines) -
     with job.start("run", "--secret", DB, "--", "echo", "ran") as process:
         pipelines.wait_for("FetchSecrets")
         process.terminate()
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=200)
     never.set()
     assert (process.returncode, out, err) == (-signal.SIGTERM, b"", b"")
 
@@ -207,9 +207,9 @@ def test_CL_09_a_wrapper_that_is_killed_leaves_no_file_and_no_child(
         assert len(others) == 2  # the child and the keeper
         watched = [os.pidfd_open(int(one)) for one in others]
         process.kill()
-        process.wait(20)
+        process.wait(200)
         for one in watched:
-            assert select.select([one], [], [], 20)[0], "it lives on"
+            assert select.select([one], [], [], 60)[0], "it lives on"
             os.close(one)
     assert (secrets_in_memory(), Path(path).parent.exists()) == (before, False)
 
@@ -226,7 +226,7 @@ def test_P_50_a_session_is_renewed_whatever_the_runners_clock_says(job: Job, pip
     pipelines.life = 0.6
     with job.start("run", "--secret", DB, *PYTHON, READY + UNTIL_TOLD, stdin=subprocess.PIPE) as process:
         pipelines.wait_for("RenewSession", 3)
-        out, err = process.communicate(b"\n", timeout=20)
+        out, err = process.communicate(b"\n", timeout=200)
     assert (process.returncode, out, err) == (0, b"ready\n", b"")
     assert pipelines.methods[-1] == "EndSession"
     assert pipelines.calls[1][2].ttl.seconds == 60
@@ -238,7 +238,7 @@ def test_a_broker_that_was_away_is_asked_again(job: Job, pipelines: Pipelines) -
     pipelines.failures = {"RenewSession": [away, away], "EndSession": [away]}
     with job.start("run", "--secret", DB, *PYTHON, READY + UNTIL_TOLD, stdin=subprocess.PIPE) as process:
         pipelines.wait_for("RenewSession", 3)
-        out, err = process.communicate(b"\n", timeout=20)
+        out, err = process.communicate(b"\n", timeout=200)
     assert (process.returncode, out, err) == (0, b"ready\n", b"")
     assert pipelines.methods.count("EndSession") == 2
 
@@ -250,7 +250,7 @@ def test_a_session_that_was_revoked_is_said_once_and_the_child_goes_on(job: Job,
     with job.start("run", "--secret", DB, *PYTHON, READY + UNTIL_TOLD, stdin=subprocess.PIPE) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
-        out, err = process.communicate(b"\n", timeout=20)
+        out, err = process.communicate(b"\n", timeout=200)
     assert line == b"broker: the session cannot be renewed: The session has ended. [SESSION_ENDED, call c-17]\n"
     assert (process.returncode, out, err) == (0, b"ready\n", b"")
 
@@ -268,7 +268,7 @@ def test_the_last_moment_is_said(job: Job, pipelines: Pipelines) -> None:
     with job.start("run", "--secret", DB, *PYTHON, READY + UNTIL_TOLD, stdin=subprocess.PIPE) as process:
         assert process.stderr is not None
         assert b"the session ends for good at" in process.stderr.readline()
-        process.communicate(b"\n", timeout=20)
+        process.communicate(b"\n", timeout=200)
 
 
 def test_a_reader_that_goes_away_is_the_childs_closed_pipe(job: Job, pipelines: Pipelines) -> None:
@@ -276,7 +276,7 @@ def test_a_reader_that_goes_away_is_the_childs_closed_pipe(job: Job, pipelines: 
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(20) == -signal.SIGPIPE
+        assert process.wait(200) == -signal.SIGPIPE
     assert pipelines.methods == BOTH
 
 
@@ -340,7 +340,7 @@ def test_the_renewal_does_not_wait_for_a_blocked_output(job: Job, pipelines: Pip
         process.terminate()
         assert process.stdout is not None
         process.stdout.close()
-        process.wait(20)
+        process.wait(200)
     assert pipelines.methods[-1] == "EndSession"
 
 
@@ -384,7 +384,9 @@ def test_CL_03_no_fault_shows_a_value_and_each_ends_the_session(
 ) -> None:
     before = secrets_in_memory()
     environment = job.environment | {"BROKER_DEBUG": "1", "GRPC_TRACE": "all"}
-    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env=environment, capture_output=True, timeout=200, check=False
+    )
     shown = done.stdout + done.stderr
     assert done.returncode == 0
     for hidden in (b"canary", PASSWORD, b"AAAAbbbb", b"brs_", jwt().encode(), b"Traceback"):

@@ -61,7 +61,7 @@ class Pipelines:
 
     def wait_for(self, method: str, times: int = 1) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: self.methods.count(method) >= times, 20), (method, self.methods)
+            assert self.changed.wait_for(lambda: self.methods.count(method) >= times, 60), (method, self.methods)
 
     @property
     def methods(self) -> list[str]:
@@ -151,7 +151,7 @@ class Job:
             done = run_command_line(arguments, environment=environment, folder=cwd)
             return done.returncode, done.stdout, done.stderr
         with self.start(*arguments, env=env or {}, cwd=cwd, **more) as process:
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=200)
         return process.returncode, out, err
 
 

@@ -55,7 +55,7 @@ class Screen:
     def rest(self) -> tuple[int, bytes]:
         while self._more():
             pass
-        return self.process.wait(20), self.shown
+        return self.process.wait(200), self.shown
 
     def type(self, text: bytes) -> None:
         os.write(self.terminal, text)
@@ -67,7 +67,7 @@ class Screen:
         return termios.tcgetattr(self.terminal)
 
     def _more(self) -> bool:
-        assert select.select([self.terminal], [], [], 20)[0], self.shown
+        assert select.select([self.terminal], [], [], 60)[0], self.shown
         try:
             read = os.read(self.terminal, 65536)
         except OSError:  # Linux says EIO when the other side is closed
@@ -255,5 +255,5 @@ def test_a_terminal_that_closes_ends_the_job_in_order(job: Job, pipelines: Pipel
         os.close(theirs)
         Screen(ours, process).until(b"ready")
         os.close(ours)
-        assert process.wait(20) == -signal.SIGHUP
+        assert process.wait(200) == -signal.SIGHUP
     assert pipelines.methods == BOTH

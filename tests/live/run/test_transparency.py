@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,7 @@ def look(job: Job, script: str, prefix: list[str]) -> Seen:
         done = subprocess.run(
             ["bash", "-c", "export OUTER=$$\n" + script, "bash", *prefix],
             cwd=folder, env=job.environment, capture_output=True, stdin=subprocess.DEVNULL, start_new_session=True,
-            timeout=60, check=False,
+            timeout=200, check=False,
         )  # fmt: skip
         left = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
 
@@ -77,7 +78,7 @@ def look(job: Job, script: str, prefix: list[str]) -> Seen:
 
 SIGHT_RUN = f"{sys.executable} -I -S sight.py"
 PAIRS = "bash -c 'for i in 0 1 2 3 4 5 6 7 8 9; do echo out $i; echo err $i >&2; done'"
-UNTIL = "for i in $(seq 1500); do [ -e {} ] && break; sleep 0.02; done"
+UNTIL = "for i in $(seq 6000); do [ -e {} ] && break; sleep 0.02; done"
 PROBES = {
     "P04_what_a_process_sees_of_itself": f'"$@" {SIGHT_RUN}',
     "P04_what_it_sees_where_it_is_unusual": (
@@ -166,6 +167,7 @@ def test_P04_output_that_cannot_be_written_is_no_success(job: Job, pipelines: Pi
         ["sh", "-c", script, "sh", *COMMAND, "run", "--secret", DB, "--"],
         env=job.environment, capture_output=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
+    # With one place for both, the second line may find that nobody reads it any more: then it has learnt it after all.
+    assert done.returncode in ({1, 128 + signal.SIGPIPE} if how.endswith("2>&1") else {1})
     assert "2>" in how or b"output of the command was lost: No space left on device. [OUTPUT_FAILED]" in done.stderr
     assert pipelines.methods == ["FetchSecrets", "EndSession"]

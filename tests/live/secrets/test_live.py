@@ -104,7 +104,7 @@ def test_a_value_is_asked_for_without_an_echo(live: Live) -> None:
 def answered(terminal: int, answers: list[str]) -> str:
     """What the terminal showed, with an answer to each question that ends in a colon."""
     seen = ""
-    while select.select([terminal], [], [], 30)[0]:
+    while select.select([terminal], [], [], 60)[0]:
         try:
             new = os.read(terminal, 4096).decode(errors="replace")
         except OSError:  # the other end is closed

@@ -33,9 +33,9 @@ from broker.core.model import Lease, Session
 from broker.core.policy import guard
 from broker.core.policy.cedar import FIRST_POLICY, Policy
 from broker.core.quota import LeaseQuota
-from broker.store import journal, sql
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
+from broker.store.waits import LONGEST
 from tests.contracts.store.samples import ROW_KEY
 from tests.fakes.calls import Clock
 from tests.unit.sessions.bench import GRANTS, Bench, pipeline
@@ -97,7 +97,9 @@ class Machine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=self.template.parent))
         shutil.copy(self.template / "broker.db", self.folder / "broker.db")
-        self.config = StoreConfig(url=f"sqlite:///{self.folder}/broker.db", journal=self.folder / "journal")
+        self.config = StoreConfig(
+            url=f"sqlite:///{self.folder}/broker.db", journal=self.folder / "journal", patience_seconds=LONGEST
+        )
         self.clock = Clock()
         self.store = SqlStore(self.config, ROW_KEY, self.clock)
         self.bench = Bench(self.store, LeaseQuota(per_principal=MOST))
@@ -285,7 +287,7 @@ class Machine(RuleBasedStateMachine):
     def crash(self) -> None:
         self.store.close()
         self.store = SqlStore(self.config, ROW_KEY, self.clock)
-        self.bench.restart(self.store)
+        self.bench.restart(store=self.store)
 
     @rule(length=seconds, late=st.booleans())
     def killed_in_the_middle_of_a_job(self, length: int, late: bool) -> None:
@@ -354,11 +356,7 @@ def killing(store: Any, *, late: bool) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model has a clock of its own: that a busy computer makes a write late is no part of it."""
-    for module in (journal, sql):
-        # Patched: the real one is less than a second, which nobody configures.
-        monkeypatch.setattr(module, "PATIENCE", 60.0)
+def each_policy_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "Policy", cache(Policy))  # patched for time: three texts, set thousands of times
 
 

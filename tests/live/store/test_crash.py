@@ -149,7 +149,7 @@ def refusals(reasons):
                 assert refused.reason in reasons, refused.reason
             else:
                 raise SystemExit("not refused")
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 30
     try:
         store.check()
     except Unavailable:
@@ -187,6 +187,6 @@ def test_FT_10_a_full_volume_is_a_refusal_and_heals_without_a_restart(tmp_path: 
     unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     done = subprocess.run(
         [*unshare, sys.executable, "-c", VOLUME, str(volume), str(database), "4m"],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr

@@ -16,10 +16,12 @@ from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.model import Key
 from broker.store.rows import NAMES
 from broker.store.sql import SqlStore
+from broker.store.waits import Waits
 from tests.contracts.store.samples import config, entry, key, opened, put
 from tests.servers.databases import migrate
 from tests.servers.hosts import depose, leader
 from tests.servers.live import within
+from tests.servers.patience import HASTY, PATIENCE, busy
 from tests.servers.postgres import Postgres
 
 
@@ -32,14 +34,14 @@ def database(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture
-def stores(postgres: Postgres, database: str, tmp_path: Path) -> Iterator[Callable[[str], SqlStore]]:
-    """Opens the store as a process of that name."""
+def stores(postgres: Postgres, database: str, tmp_path: Path) -> Iterator[Callable[..., SqlStore]]:
+    """Opens the store as a process of that name, patient unless told otherwise."""
     postgres.empty(database, [*NAMES.values(), "ledger"])
     with ExitStack() as open_ones:
 
-        def open_one(name: str) -> SqlStore:
+        def open_one(name: str, patience: float = PATIENCE) -> SqlStore:
             (tmp_path / name).mkdir()
-            place = config(postgres.url(database), tmp_path / name).model_copy(update={"replica": name})
+            place = config(postgres.url(database), tmp_path / name, replica=name, patience_seconds=patience)
             return open_ones.enter_context(opened(place))
 
         yield open_one
@@ -49,22 +51,22 @@ def led(fence: int) -> AuditEntry:
     return replace(entry(), facts={"fence": fence})
 
 
-def test_P10_one_leads_and_the_next_one_when_it_is_closed(stores: Callable[[str], SqlStore]) -> None:
+def test_P10_one_leads_and_the_next_one_when_it_is_closed(stores: Callable[..., SqlStore]) -> None:
     first, second = stores("one"), stores("two")
     fence = first.lead()
     assert fence is not None
     assert (second.lead(), first.lead()) == (None, fence)
     first.close()
-    within(2, lambda: (second.lead() or 0) > fence)
+    within(5, lambda: (second.lead() or 0) > fence)
 
 
-def test_P10_a_silent_leader_is_replaced_and_its_late_write_refused(stores: Callable[[str], SqlStore]) -> None:
-    silent, other = stores("silent"), stores("other")
+def test_P10_a_silent_leader_is_replaced_and_its_late_write_refused(stores: Callable[..., SqlStore]) -> None:
+    silent, other = stores("silent", HASTY), stores("other")
     put(silent, key())
     former = silent.lead()
     assert former is not None
     took = within(10, lambda: other.lead() is not None)
-    assert 4 <= took <= 8  # the server's SILENCE, and not at once
+    assert Waits(HASTY).silence - 2 <= took  # and not at once
     with pytest.raises(WrongState) as found, silent.write(led(former)) as write:
         write.replace(key(), replace(key(), latest=9))
     assert found.value.reason == "LEADERSHIP_LOST"
@@ -75,9 +77,9 @@ def test_P10_a_silent_leader_is_replaced_and_its_late_write_refused(stores: Call
 
 
 def test_P10_nobody_is_the_next_leader_while_the_former_ones_write_is_open(
-    stores: Callable[[str], SqlStore], postgres: Postgres, database: str
+    stores: Callable[..., SqlStore], postgres: Postgres, database: str
 ) -> None:
-    first, second = stores("one"), stores("two")
+    first, second = stores("one"), stores("two", HASTY)
     fence = first.lead()
     assert fence is not None
     with first.write(led(fence)) as write:
@@ -90,9 +92,9 @@ def test_P10_nobody_is_the_next_leader_while_the_former_ones_write_is_open(
 
 
 def test_P10_a_leader_stopped_in_its_write_holds_the_next_one_up_for_seconds_only(
-    stores: Callable[[str], SqlStore],
+    stores: Callable[..., SqlStore],
 ) -> None:
-    first, second = stores("one"), stores("two")
+    first, second = stores("one", HASTY), stores("two", HASTY)
     fence = first.lead()
     assert fence is not None
 
@@ -103,11 +105,11 @@ def test_P10_a_leader_stopped_in_its_write_holds_the_next_one_up_for_seconds_onl
 
     with pytest.raises(BrokerError), first.write(led(fence)) as write:  # noqa: PT012 - it fails at its end
         write.add(key())
-        assert within(10, leads) <= 10
+        within(10, leads)
     assert second.get(Key, key().name) is None
 
 
-def lose(postgres: Postgres, database: str, stores: Callable[[str], SqlStore], losses: int) -> list[int]:
+def lose(postgres: Postgres, database: str, stores: Callable[..., SqlStore], losses: int) -> list[int]:
     """Four processes that write as fast as they lead, while the leadership is taken away again and again.
 
     The fences in the order of the writes.
@@ -150,18 +152,18 @@ def lose(postgres: Postgres, database: str, stores: Callable[[str], SqlStore], l
 
 
 def test_P10_twenty_forced_losses_and_no_stale_write(
-    stores: Callable[[str], SqlStore], postgres: Postgres, database: str
+    stores: Callable[..., SqlStore], postgres: Postgres, database: str
 ) -> None:
     begun = time.monotonic()
     order = lose(postgres, database, stores, 20)
     assert order == sorted(order)
     assert len(set(order)) > 20
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < busy(60)
 
 
 @pytest.mark.soak
 def test_P10_a_thousand_forced_losses_and_no_stale_write(
-    stores: Callable[[str], SqlStore], postgres: Postgres, database: str
+    stores: Callable[..., SqlStore], postgres: Postgres, database: str
 ) -> None:
     order = lose(postgres, database, stores, 1000)
     assert order == sorted(order)

@@ -163,7 +163,7 @@ def test_a_hanging_request_hangs_until_the_client_or_the_vault_gives_up(tmp_path
         with raw_to(vault) as other:
             assert other.ask("GET", "/keys")[0] == 200, "it holds nobody else up"
         assert ended == []
-    waiting.join(20)
+    waiting.join(60)
     assert len(ended) == 1
     assert not [each for each in threading.enumerate() if "process_request" in each.name or each is waiting]
 
@@ -285,5 +285,5 @@ def test_it_can_be_started_by_hand_and_says_how_to_register_it() -> None:
         assert Path(said["token_file"]).read_text() not in text
         assert "--create-kek" in text
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(200) == 0
     assert not Path(said["ca_file"]).exists()

@@ -94,7 +94,7 @@ def test_BY_04_the_challenge_can_be_made_to_lie(vault: FakeVault, raw: Raw) -> N
 
 
 def test_BY_12_nobody_who_does_not_trust_its_CA_gets_in(vault: FakeVault) -> None:
-    distrusting = http.client.HTTPSConnection(vault.host, context=ssl.create_default_context(), timeout=20)
+    distrusting = http.client.HTTPSConnection(vault.host, context=ssl.create_default_context(), timeout=200)
     with pytest.raises(ssl.SSLCertVerificationError):
         distrusting.request("GET", "/keys")
     distrusting.close()

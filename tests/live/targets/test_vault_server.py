@@ -10,7 +10,7 @@ from tests.servers.openbao import OpenBao
 def test_seal_stop_and_start_keep_the_keys(openbao_own: OpenBao) -> None:
     before = openbao_own.request("GET", "transit/wrapping_key")["data"]
     openbao_own.seal()
-    assert openbao_own.session.get(f"{openbao_own.address}/v1/transit/wrapping_key", timeout=5).status_code == 503
+    assert openbao_own.session.get(f"{openbao_own.address}/v1/transit/wrapping_key", timeout=200).status_code == 503
     openbao_own.unseal()
     openbao_own.stop()
     openbao_own.start()
@@ -29,5 +29,5 @@ def test_the_brokers_token_may_not_delete_export_or_rotate(openbao: OpenBao) -> 
         ("POST", "keys/another"),
     ]:
         url = f"{openbao.address}/v1/transit/{path}"
-        answer = requests.request(method, url, headers=headers, verify=str(openbao.ca_file), timeout=5, json={})
+        answer = requests.request(method, url, headers=headers, verify=str(openbao.ca_file), timeout=200, json={})
         assert answer.status_code == 403, path

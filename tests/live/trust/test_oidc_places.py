@@ -127,7 +127,7 @@ def test_the_servers_name_is_the_urls_and_not_the_address(tmp_path: Path) -> Non
         issuer.answers["/x"] = told
         where = f"ci.example:{issuer.port}"
         fetcher = Fetcher(frozenset({where, f"other.example:{issuer.port}"}), at("127.0.0.1"))
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         assert fetcher.get(f"https://{where}/x", issuer.ca_pem, until) == b"{}"
         assert heard == [where]
         with pytest.raises(NotFetchedError, match=r"its certificate is not trusted \(Hostname mismatch"):
@@ -141,7 +141,7 @@ def test_AN_21_an_issuer_that_is_away_or_untrusted_refuses_and_nothing_opens(iss
         assert Jobs(issuer, ca_pem="").away() == UNKNOWN_CA
         jobs = Jobs(other)
         token = other.token()
-    assert jobs.refused(token) == "ISSUER_UNAVAILABLE"
+    assert jobs.why_not(token) == "ISSUER_UNAVAILABLE"
 
 
 def test_AN_21_the_environment_has_no_say(issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,9 +168,9 @@ def test_AN_07_NT_17_nothing_that_a_token_names_is_ever_fetched(issuer: Issuer) 
     jobs = Jobs(issuer)
     evil = Signer("one")
     for name in ("jku", "x5u"):
-        jobs.refused(evil.token(issuer.claims(), **{name: f"{issuer.url}/evil"}))
-    jobs.refused(evil.token(issuer.claims(), jwk=evil.jwk()))
-    jobs.refused(evil.token(issuer.claims(iss=f"{issuer.url}/evil")))
+        jobs.why_not(evil.token(issuer.claims(), **{name: f"{issuer.url}/evil"}))
+    jobs.why_not(evil.token(issuer.claims(), jwk=evil.jwk()))
+    jobs.why_not(evil.token(issuer.claims(iss=f"{issuer.url}/evil")))
     assert issuer.asked == []
     jobs.login()
     assert issuer.asked == [DISCOVERY, KEYS]
@@ -187,11 +187,11 @@ def test_AN_20_a_strange_kid_is_only_looked_up(issuer: Issuer) -> None:
     jobs = Jobs(issuer)
     jobs.login()
     for kid in ("../../etc/passwd", "' OR 1=1 --", "a\0b", "one\n", "\u202eone", "a" * 256):
-        assert jobs.refused(issuer.signers[0].token(issuer.claims(), kid=kid)) == "ISSUER_UNAVAILABLE"
+        assert jobs.why_not(issuer.signers[0].token(issuer.claims(), kid=kid)) == "ISSUER_UNAVAILABLE"
     assert issuer.asked == [DISCOVERY, KEYS]
     jobs.ticks.now += VAIN_PAUSES[0]
     for kid in ("../../etc/passwd", "' OR 1=1 --"):
-        assert jobs.refused(issuer.signers[0].token(issuer.claims(), kid=kid)) == "TOKEN_KEY_UNKNOWN"
+        assert jobs.why_not(issuer.signers[0].token(issuer.claims(), kid=kid)) == "TOKEN_KEY_UNKNOWN"
         jobs.ticks.now += VAIN_PAUSES[-1]
 
 
@@ -213,7 +213,7 @@ def test_P13_no_answer_breaks_its_reader(issuer: Issuer) -> None:
     def reads(rest: bytes, begin: bytes) -> None:
         issuer.answers["/x"] = lambda handler: handler.wfile.write(begin + rest)
         try:
-            body = fetcher.get(f"{issuer.url}/x", issuer.ca_pem, time.monotonic() + 20)
+            body = fetcher.get(f"{issuer.url}/x", issuer.ca_pem, time.monotonic() + 60)
         except NotFetchedError:
             return
         assert len(body) <= len(rest)
@@ -224,7 +224,7 @@ def test_P13_no_answer_breaks_its_reader(issuer: Issuer) -> None:
 def test_another_address_is_tried_when_one_does_not_answer(issuer: Issuer, outward: Outward) -> None:
     outward.vetoed = frozenset({"127.0.0.2"})
     fetcher = Fetcher(frozenset({issuer.host}), at("127.0.0.2", "127.0.0.1"))
-    assert fetcher.get(f"{issuer.url}{KEYS}", issuer.ca_pem, time.monotonic() + 5)
+    assert fetcher.get(f"{issuer.url}{KEYS}", issuer.ca_pem, time.monotonic() + 60)
     assert outward.connected == ["127.0.0.2", "127.0.0.1"]
 
 
@@ -232,14 +232,14 @@ def test_a_head_has_its_size_too(issuer: Issuer) -> None:
     long = b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 60_000) for n in range(10)) + b"\r\n{}"
     issuer.answers["/x"] = lambda handler: handler.wfile.write(long)
     with pytest.raises(NotFetchedError, match="its answer is too long"):
-        Fetcher(frozenset({issuer.host})).get(f"{issuer.url}/x", issuer.ca_pem, time.monotonic() + 10)
+        Fetcher(frozenset({issuer.host})).get(f"{issuer.url}/x", issuer.ca_pem, time.monotonic() + 60)
 
 
 def test_an_answer_that_ends_early_is_no_document(issuer: Issuer) -> None:
     for raw in (b"Content-Length: 90\r\n\r\n{}", b"Transfer-Encoding: chunked\r\n\r\n9\r\n{}"):
         issuer.answers["/x"] = partial(_says, b"HTTP/1.1 200 OK\r\n" + raw)
         with pytest.raises(NotFetchedError, match="its answer broke off"):
-            Fetcher(frozenset({issuer.host})).get(f"{issuer.url}/x", issuer.ca_pem, time.monotonic() + 10)
+            Fetcher(frozenset({issuer.host})).get(f"{issuer.url}/x", issuer.ca_pem, time.monotonic() + 60)
 
 
 def _says(raw: bytes, handler: BaseHTTPRequestHandler) -> None:

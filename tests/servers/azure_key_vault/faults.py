@@ -64,7 +64,7 @@ class Faults:
             self._lock.notify_all()
             return rule.what
 
-    def await_fired(self, count: int, timeout: float = 20) -> bool:
+    def await_fired(self, count: int, timeout: float = 60) -> bool:
         """Wait until so many requests have been disturbed; False when that took too many seconds."""
         with self._lock:
             return self._lock.wait_for(lambda: len(self.fired) >= count, timeout)

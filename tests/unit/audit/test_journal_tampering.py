@@ -20,6 +20,7 @@ from broker.core.entries import FACTS, MAX_RECORD_BYTES, head_statement
 from broker.core.model import AuditHead
 from broker.store.journal import Journal
 from tests.contracts.store.samples import T0, BadJournalError, calls, entry, filled, now, read_journal, start, tail
+from tests.servers.patience import PATIENCE
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def signatures_hold(folder: Path, public_key: ec.EllipticCurvePublicKey) -> bool
 
 
 def test_AU_05_two_replicas_append_at_once_without_fork_gap_or_reused_number(folder: Path) -> None:
-    journals = [Journal(folder, f"replica-{number}", now, 64 * 1024) for number in range(2)]
+    journals = [Journal(folder, f"replica-{number}", now, 64 * 1024, patience=PATIENCE) for number in range(2)]
     with ThreadPoolExecutor(8) as pool:
         done = [pool.submit(journals[number % 2].append, entry(str(number))) for number in range(2000)]
         for one in done:

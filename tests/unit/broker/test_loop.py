@@ -19,7 +19,7 @@ from broker.loop import Loop
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.sessions.bench import Bench
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def parts(**other: Any) -> Any:

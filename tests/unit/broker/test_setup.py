@@ -252,6 +252,28 @@ def test_a_database_of_another_kind_is_refused_before_anything_is_made(url: str,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_patience_that_init_is_told_is_written_and_later_told_where_it_differs(tmp_path: Path) -> None:
+    def wished(*words: str) -> wishes.Wishes:
+        asked = main.parser().parse_args(["init", "b", *words])
+        return options.wishes(asked, tmp_path, development=False)
+
+    token = setup.Token(module="/usr/lib/module.so", label="t", pin_file=tmp_path / "pin")
+    text, config = wishes.planned(wished("--patience", "2.5"), token, tmp_path / "broker.toml")
+    assert "patience_seconds = 2.5\n" in text
+    assert config.store.patience_seconds == 2.5
+    assert "patience_seconds" not in wishes.planned(wished(), token, tmp_path / "broker.toml")[0]
+    assert list(wishes.ignored(wished("--patience", "9"), config)) == ["--patience 9 ([store] patience_seconds is 2.5)"]
+    assert list(wishes.ignored(wished("--patience", "2.5"), config)) == list(wishes.ignored(wished(), config)) == []
+
+
+@pytest.mark.parametrize("patience", ["0", "0.1", "31", "nan", "long", "-1"])
+def test_a_patience_out_of_bounds_is_wrong_usage(patience: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.parser().parse_args(["init", "b", f"--patience={patience}"])
+    assert ended.value.code == 2
+    assert "--patience" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("address", "reached"),
     [

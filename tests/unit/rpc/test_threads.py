@@ -11,7 +11,7 @@ import pytest
 from broker.core.errors import Exhausted, Unavailable
 from broker.rpc.threads import Pool
 
-SECONDS = 20
+SECONDS = 60
 
 
 @pytest.fixture

@@ -75,4 +75,4 @@ def test_of_a_path_without_end_only_its_beginning_is_looked_at() -> None:
     with pytest.raises(InvalidRequest) as found:
         check_path("a/" * 500_000, "secret")
     assert "it has 500001 segments" in found.value.message
-    assert time.process_time() - begun < 0.1
+    assert time.process_time() - begun < 0.5

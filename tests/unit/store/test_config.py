@@ -66,6 +66,10 @@ def test_good_ones_are_taken(url: str, changes: dict[str, Any]) -> None:
         ("postgresql://broker@localhost:5432,db.example:5433/broker", {}, "not a URL"),
         ("sqlite:////a.db", {"replica": "Two_words"}, "pattern"),
         ("sqlite:////a.db", {"journal": Path("journal")}, "not absolute"),
+        *[
+            ("sqlite:////a.db", {"patience_seconds": patience}, "than or equal to|valid number|finite number")
+            for patience in (0, 0.1, 30.5, float("nan"), float("inf"), "long")
+        ],
         ("sqlite:////a.db", {"colour": "red"}, "Extra inputs"),
     ],
 )
