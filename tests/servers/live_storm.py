@@ -61,8 +61,8 @@ FAULTS: dict[str, Answer | Effect | str] = {
 }  # fmt: skip
 """Every switch of the fake."""
 
-ON_THE_WAY = frozenset({"IMPORT_IN_PROGRESS", "TARGET_UNREACHABLE"})
-"""How an import ends whose upload was not answered: it may arrive yet."""
+ON_THE_WAY = frozenset({"IMPORT_IN_PROGRESS", "IMPORT_UNSETTLED", "TARGET_UNREACHABLE"})
+"""How an import ends whose upload was not answered, or of which nobody could look whether it is there: it may come."""
 
 ROADS = ("PUT /keys/{}$", "GET /keys/{}", "POST /keys/{}", "PATCH /keys/{}", "GET /keys/kek")
 CALLS = (
