@@ -101,7 +101,7 @@ class Oversight:
                 "GetOperation, which waits for nothing.",
             )
         try:
-            return self.shown(self._over(row, min(timeout or LONGEST_WAIT, LONGEST_WAIT)))
+            return self.shown(self._over(row, LONGEST_WAIT if timeout is None else min(timeout, LONGEST_WAIT)))
         finally:
             self._places.release()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from broker.core.amiss import no_key, no_key_version
+from broker.core.amiss import key_changed, no_key, no_key_version
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.imports.importing import Imports
@@ -128,6 +128,8 @@ class Rotations:
 
         def change(write: Write) -> Key:
             stored = as_decided(write, key)
+            if phase is Phase.DEACTIVATED and stored.primary == number:  # put in force since it was looked at
+                raise key_changed(key.name)
             if phase is Phase.ACTIVE:
                 return activate(write, key.name, number, at, actor, "activated")
             phases.move(write, write.get(KeyVersion, key.name, number) or version, phase, at, actor, "retired")
