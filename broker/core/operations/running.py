@@ -25,6 +25,9 @@ from broker.core.reasons import Reason
 KEEP = timedelta(hours=24)
 """How long an operation that is over stays on record; the audit has it for good."""
 
+SLOW = timedelta(hours=1)
+"""The longest pause where each attempt leaves something outside."""
+
 BATCH = 100
 MOST = 10_000
 """Operations that are looked at in one round, so that those that wait for one place do not hide all others."""
@@ -316,9 +319,8 @@ class Operations:
                 failed = replace(stored, failure=refusal.reason, attempts=stored.attempts + 1)
                 stored = write.replace(stored, failed)
             call.closed = True
-        away = isinstance(refusal, Unavailable) or isinstance(refusal.__cause__, Unavailable)
-        refused = plan.refused_pause if plan and not away else None
-        self._pauses.begin(stored, refused or (plan.longest_pause if plan else KEEP))
+        longest = plan.longest_pause if plan else KEEP
+        self._pauses.begin(stored, SLOW if plan and refusal.reason in plan.slow else longest)
         return True
 
     def wake(self, subject: str, number: int) -> None:

@@ -18,8 +18,8 @@ from broker.core.errors import BrokerError, NotFound, WrongState
 from broker.core.imports.importing import Imports
 from broker.core.imports.places import UNDER_WAY
 from broker.core.keys.states import versions_of
-from broker.core.kinds import ImportState, OperatorState, Phase
-from broker.core.model import Import, Operation, Operator, Principal, Target
+from broker.core.kinds import ImportState, KeyState, OperatorState, Phase
+from broker.core.model import Import, Key, Operation, Operator, Principal, Target
 from broker.core.once import record
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import LIVE, Operations
@@ -31,8 +31,8 @@ PATIENCE = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(seconds=30)
 """Between two attempts at a target that is away; so what waits for it is done within a minute of its return."""
 
-REFUSED_PAUSE = timedelta(hours=1)
-"""Between two attempts at a target that refuses the key: each sends it anew, and leaves a version there."""
+SENT_ANEW = frozenset({Reason.PROOF_FAILED, Reason.REMOTE_KEY_MISSING})
+"""Verdicts after which the next attempt sends the key again, and so makes one version more there."""
 
 MAX_COPIES = 1000
 """Copies of a key, at all targets, that are looked at."""
@@ -109,7 +109,7 @@ class Copies:
                 patience=PATIENCE,
                 place=target_in,
                 longest_pause=LONGEST_PAUSE,
-                refused_pause=REFUSED_PAUSE,
+                slow=SENT_ANEW,
                 alarm=lambda _: "a rotation waits for a target",
             )
         )
@@ -167,8 +167,9 @@ class Copies:
 
     def _import(self, work: Work) -> Mapping[str, str]:
         copy = copy_in(work.operation)
-        if self._store.get(Target, copy.target) is None:
-            return {}  # it was removed meanwhile: there is nowhere to bring it
+        key = self._store.get(Key, copy.key)
+        if self._store.get(Target, copy.target) is None or key is None or key.state is KeyState.DESTROYED:
+            return {}  # it was removed meanwhile: there is nowhere to bring it, or nothing to bring
         call = on_behalf(work.call, "ImportService/ImportKey", self._asked_by(work))
         try:
             self._imports.import_key(call, copy.key, copy.version, copy.target, copy.remote_name)

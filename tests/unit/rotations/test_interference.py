@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.core.errors import WrongState
-from broker.core.kinds import ImportState, OperationState, Phase, Sent
+from broker.core.kinds import ImportState, KeyState, OperationState, Phase, Sent
 from broker.core.model import Import, Operation
 from tests.unit.rotations.bench import House
 
@@ -138,6 +138,20 @@ def test_the_same_request_tells_of_the_version_it_was_about(house: House) -> Non
     house.rounds(8)
     again = contain(house.call("KeyService/CompromiseKeyVersion", asked), "pay", 0, "leaked")
     assert (again.version.number, house.phases()) == (1, {1: Phase.COMPROMISED, 2: Phase.ACTIVE})
+
+
+def test_the_rotation_of_a_key_that_is_destroyed_meanwhile_ends(house: House) -> None:
+    house.away("prod")
+    house.rotate()
+    house.rounds(3)
+    house.keys.schedule_destruction(house.call("KeyService/ScheduleKeyDestruction"), "pay", None)
+    house.back("prod")
+    house.rounds(1, days=8)
+    for resource, work in list(house.keys.chores()):
+        work(house.own(resource))
+    house.rounds(20, minutes=1)
+    assert (house.key().state, house.rotation().state, live(house)) == (KeyState.DESTROYED, OperationState.UNDONE, [])
+    assert (house.enabled("bao"), house.enabled("prod")) == ([1], [1]), "the version that was never in force is nowhere"
 
 
 def live(house: House) -> list[str]:
