@@ -71,7 +71,8 @@ class Rotations:
     def activate(self, call: Call, name: str, number: int) -> Key:
         """Put a PRE_ACTIVE version in force; it becomes the primary one. Once it is, that is the same again."""
         key, version = self._version(call, name, number)
-        if version.phase is not Phase.PRE_ACTIVE and version.number != key.primary:
+        in_force = version.number == key.primary and version.phase in {None, Phase.ACTIVE}
+        if version.phase is not Phase.PRE_ACTIVE and not in_force:
             raise WrongState(
                 Reason.KEY_VERSION_PHASE,
                 f"Version {number} of the key {name} is {version.phase or Phase.ACTIVE}, and only a pre-active one is "

@@ -167,7 +167,10 @@ def test_a_list_about_one_key_has_none_of_another_whose_name_begins_so(house: Ho
     assert [one.name for one in page.items] == ["key/pay/1/1"]
 
 
-@pytest.mark.parametrize("name", ["", "/", "key/pay", "key/pay/x", "key/pay/-1", "/1", "k" * 600 + "/1", "key/pay/²"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "/", "key/pay", "key/pay/x", "key/pay/-1", "/1", "k" * 600 + "/1", "key/pay/²", "key/a\0b/1", "key/\u00fc/1"],
+)
 def test_what_is_no_name_is_refused_in_one_sentence(house: House, name: str) -> None:
     refused(InvalidRequest, "OPERATION_NAME_INVALID", lambda: house.oversight.get(house.call("GetOperation"), name))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from broker.core.errors import WrongState
@@ -152,6 +154,12 @@ def test_the_rotation_of_a_key_that_is_destroyed_meanwhile_ends(house: House) ->
     house.rounds(20, minutes=1)
     assert (house.key().state, house.rotation().state, live(house)) == (KeyState.DESTROYED, OperationState.UNDONE, [])
     assert (house.enabled("bao"), house.enabled("prod")) == ([1], [1]), "the version that was never in force is nowhere"
+
+
+def test_a_dry_run_refuses_to_put_in_force_what_is_compromised(house: House) -> None:
+    compromise(house, 1)
+    asked = replace(house.call("KeyService/ActivateKeyVersion"), validate_only=True)
+    assert house.refusal(lambda: house.rotations.activate(asked, "pay", 1)) == "KEY_VERSION_PHASE"
 
 
 def live(house: House) -> list[str]:
