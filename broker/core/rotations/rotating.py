@@ -169,7 +169,7 @@ class Rotating:
             state = key.state if key else "gone"
             raise WrongState(Reason.KEY_STATE, f"The key {name} is {state}, so its new version is not activated.")
         number = _number(work)
-        former = [one for one in versions_of(self._store, name) if one.number < number and one.phase is not _UNUSED]
+        former = [one for one in versions_of(self._store, name) if one.number < number]
         retire_at = self._now() + timedelta(seconds=int(work.memory["grace"]))
         return {"former": " ".join(str(one.number) for one in former), "retire_at": retire_at.isoformat()}
 
@@ -188,8 +188,9 @@ class Rotating:
         return {}
 
     def _retired(self, write: Write, work: Work) -> None:
+        """Of all before it, also what was made and never put in force: a restore may have closed its rotation."""
         for version in self._former(write, work):
-            if version.state is VersionState.ENABLED and _is_active(version):
+            if version.state is VersionState.ENABLED and version.phase in {None, Phase.ACTIVE, _UNUSED}:
                 phases.move(write, version, Phase.DEACTIVATED, self._now(), work.operation.principal, "rotated")
         self._copies.begin(write, work, self._withdrawn(work), off=True)
 
@@ -268,7 +269,3 @@ def subject_of(name: str) -> str:
 
 def _number(work: Work) -> int:
     return int(work.memory["version"])
-
-
-def _is_active(version: KeyVersion) -> bool:
-    return version.phase in {None, Phase.ACTIVE}

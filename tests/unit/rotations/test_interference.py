@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from broker.core.errors import WrongState
+from broker.core.holding import Holding
 from broker.core.kinds import ImportState, KeyState, OperationState, Phase, Sent
 from broker.core.model import Import, Operation
 from tests.unit.rotations.bench import House
@@ -160,6 +161,21 @@ def test_a_dry_run_refuses_to_put_in_force_what_is_compromised(house: House) -> 
     compromise(house, 1)
     asked = replace(house.call("KeyService/ActivateKeyVersion"), validate_only=True)
     assert house.refusal(lambda: house.rotations.activate(asked, "pay", 1)) == "KEY_VERSION_PHASE"
+
+
+def test_what_a_restore_has_left_half_rotated_goes_with_the_next_rotation(house: House) -> None:
+    house.away("prod")
+    house.rotate()
+    house.rounds(3)
+    Holding(house.store, house.own).hold()
+    house.back("prod")
+    house.rotate()
+    house.rounds(20, seconds=20)
+    assert house.phases() == {1: Phase.ACTIVE, 2: Phase.PRE_ACTIVE, 3: Phase.ACTIVE}
+    house.rounds(hours=24)
+    house.rounds(5)
+    assert house.phases() == {1: Phase.DEACTIVATED, 2: Phase.DEACTIVATED, 3: Phase.ACTIVE}
+    assert (len(house.enabled("bao")), len(house.enabled("prod")), live(house)) == (1, 1, [])
 
 
 def live(house: House) -> list[str]:
