@@ -17,6 +17,7 @@ from broker.core.call import on_behalf
 from broker.core.errors import BrokerError, NotFound, WrongState
 from broker.core.imports.importing import Imports
 from broker.core.imports.places import UNDER_WAY
+from broker.core.imports.rules import EXPORTED
 from broker.core.keys.states import versions_of
 from broker.core.kinds import ImportState, KeyState, OperatorState, Phase
 from broker.core.model import Import, Key, Operation, Operator, Principal, Target
@@ -161,7 +162,8 @@ class Copies:
         if new:
             with self._store.write(work.call.intent()) as write:
                 self.begin(write, work, new, off=True)
-        return not (any(row.state in UNDER_WAY for row in rows) or self.left(there, off=True))
+        under_way = any(row.state in UNDER_WAY and row.failure != EXPORTED for row in rows)  # a file waits for people
+        return not (under_way or self.left(there, off=True))
 
     # ---- send-copy -----------------------------------------------------------------------------------------------
 

@@ -178,6 +178,15 @@ def test_what_a_restore_has_left_half_rotated_goes_with_the_next_rotation(house:
     assert (len(house.enabled("bao")), len(house.enabled("prod")), live(house)) == (1, 1, [])
 
 
+def test_a_file_that_nobody_has_carried_keeps_no_containment_from_ending(house: House) -> None:
+    row = house.store.get(Import, "pay", 1, "prod", "pay")
+    with house.store.write(house.call("ImportService/ExportKey").outcome()) as write:
+        write.add(replace(row, remote_name="other", state=ImportState.PENDING, failure="EXPORTED", proven_at=None))
+    compromise(house, 1)
+    house.rounds(8)
+    assert (live(house), house.enabled("prod")) == ([], [])
+
+
 def live(house: House) -> list[str]:
     return [row.subject for row in house.rows(Operation) if not row.state.over]
 
