@@ -17,35 +17,21 @@ from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc
 from broker.auth.session import SessionTokens
 from broker.config import CALLS_END, Config
-from broker.core.audit.heads import Heads
 from broker.core.clock import Clock, Timely
 from broker.core.errors import BrokerError
-from broker.core.imports.handover import Handover
-from broker.core.imports.importing import Imports
-from broker.core.keys.confirming import Settling
-from broker.core.keys.lifecycle import DestructionDelay, Keys
-from broker.core.keys.use import KeyUse
+from broker.core.keys.lifecycle import DestructionDelay
 from broker.core.kinds import Purpose
-from broker.core.leases.lifecycle import Leases
-from broker.core.model import HsmReport
-from broker.core.operations.running import Operations
-from broker.core.operators.register import Operators
 from broker.core.policy import cedar as policy
-from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
 from broker.core.ports import Authenticator, Hsm, KeyRef
 from broker.core.quota import LeaseQuota
-from broker.core.secrets.lifecycle import Secrets
+from broker.core.report import HsmReport
 from broker.core.secrets.root_rows import known_roots
-from broker.core.secrets.sealing import Sealing
-from broker.core.sessions.lifecycle import Sessions
-from broker.core.targets.register import Targets
-from broker.core.targets.slots import Slots
-from broker.core.trust.rules import TrustRules
 from broker.hsm.features import described
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.inspector import Inspector
 from broker.loop import Loop
+from broker.nouns import Nouns, Parts
 from broker.row_key import row_key
 from broker.rpc.nouns import answers
 from broker.rpc.server import Server
@@ -93,60 +79,65 @@ class Broker:
         setup.renew_server_certificate(config, self.hsm, self.clock.now(), before=setup.RENEW_AT_LAST)
         _say_if_refused("the server's certificate cannot be renewed when it is due", setup.check_renewable, config)
         self._guard = Guard(setup.policy_in_force(self.store))
-        ring, turns = self.hsm.keyring(Purpose.KEY), config.server.slots
-        self.operations = Operations(self.store, self.clock.now, time.monotonic)
-        delay = _delay(config)
-        self.keys = Keys(self.store, ring, self._guard, self.operations, self.clock.now, delay, generating=turns)
-        self.heads = Heads(self.store, self.hsm.keyring(Purpose.AUDIT), audit_key, self._guard, self.clock.now)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
         oidc = Oidc(config.oidc, self.store, self.clock.now)
-        self._build_sessions(oidc)
+        self._build_nouns(oidc, audit_key)
         tokens = [Timely(self.clock, each) for each in (SessionTokens(self.sessions), oidc)]
         authenticators: list[Authenticator] = [Mtls(mtls, self.store, self.clock.now), *tokens]
         self.server = Server(config.server, self._services(), authenticators, self.store, self.clock.now)
         self.inspector = Inspector(self.store, self.clock.now)
         self._loop = Loop(self)
 
-    def _build_sessions(self, oidc: Oidc) -> None:
-        store, guard, config, now = self.store, self._guard, self._config, self.clock.now
-        roots = self.hsm.keyring(Purpose.ROOT)
-        keep = timedelta(seconds=config.secrets.keep_data_keys_seconds)
-        known = known_roots(store)
-        _look_at(roots, known)
-        sealing = Sealing(roots, known, now, keep, tenant=config.trust_domain)
-        self.secrets = Secrets(store, roots, sealing, guard, self.operations, now)
-        self.sessions = Sessions(store, self.secrets, guard, now, _limits(config))
-        self.rules = TrustRules(store, guard, oidc.inspect, now)
+    def _build_nouns(self, oidc: Oidc, audit_key: KeyRef) -> None:
+        config = self._config
+        _look_at(self.hsm.keyring(Purpose.ROOT), known_roots(self.store))
+        self._nouns = nouns = Nouns(
+            Parts(
+                store=self.store,
+                hsm=self.hsm,
+                guard=self._guard,
+                now=self.clock.now,
+                ticks=time.monotonic,
+                connect=connector(_surroundings(config)),
+                verify=oidc.inspect,
+                authority=own_keys.authority(config, self.hsm, Purpose.OPERATOR_CA),
+                audit_key=audit_key,
+                trust_domain=config.trust_domain,
+                keep=timedelta(seconds=config.secrets.keep_data_keys_seconds),
+                slots=config.server.slots,
+                delay=_delay(config),
+                quota=_quota(config),
+            )
+        )
+        self.operations, self.keys, self.imports = nouns.operations, nouns.keys, nouns.imports
+        self.secrets, self.sessions = nouns.secrets, nouns.sessions
+        self.heads, self.policies = nouns.heads, nouns.policies
+        if not config.store.sqlite:  # else there is no other process that could set one
+            self._guard.watch(self.policies.refresh_when_late)
 
     def _services(self) -> dict[str, object]:
         """What answers each service of the wire; the server refuses to start if one is missing."""
-        store, guard, config, now = self.store, self._guard, self._config, self.clock.now
-        callers = self.hsm.keyring(Purpose.KEY)
-        connect = connector(_surroundings(config))
-        ca = own_keys.authority(config, self.hsm, Purpose.OPERATOR_CA)
-        self.policies = Policies(store, guard, now, time.monotonic)
-        if not config.store.sqlite:  # else there is no other process that could set one
-            guard.watch(self.policies.refresh_when_late)
-        slots = Slots(config.server.slots)
-        self.imports = Imports(store, callers, guard, self.operations, connect, now, slots)
+        nouns = self._nouns
         return answers(
-            keys=self.keys,
-            use=KeyUse(store, callers, guard),
-            settling=Settling(store, callers, guard, self.operations),
-            targets=Targets(store, self.hsm, guard, connect, self.operations, now, slots),
-            imports=self.imports,
-            handover=Handover(self.imports.bringing),
-            operators=Operators(store, ca, guard, now, config.trust_domain),
-            policies=self.policies,
-            heads=self.heads,
-            secrets=self.secrets,
-            sessions=self.sessions,
-            leases=Leases(store, guard, now),
-            rules=self.rules,
+            keys=nouns.keys,
+            use=nouns.use,
+            settling=nouns.settling,
+            rotations=nouns.rotations,
+            oversight=nouns.oversight,
+            targets=nouns.targets,
+            imports=nouns.imports,
+            handover=nouns.handover,
+            operators=nouns.operators,
+            policies=nouns.policies,
+            heads=nouns.heads,
+            secrets=nouns.secrets,
+            sessions=nouns.sessions,
+            leases=nouns.leases,
+            rules=nouns.rules,
             hsm=self.hsm,
-            guard=guard,
+            guard=self._guard,
             schema=policy.SCHEMA,
-            page_key=setup.page_key(config),
+            page_key=setup.page_key(self._config),
             trouble=lambda: self.clock.trouble,
         )
 
@@ -211,7 +202,7 @@ def _say_if_refused(what: str, check: Callable[[Config], None], config: Config) 
         log.warning(what, reason=refusal.reason, sentence=refusal.message)
 
 
-def _limits(config: Config) -> LeaseQuota:
+def _quota(config: Config) -> LeaseQuota:
     sessions = config.sessions
     return LeaseQuota(
         per_principal=sessions.leases_per_pipeline,

@@ -83,3 +83,12 @@ def no_field(name: str, number: int, field: str) -> NotFound:
         f"Version {number} of the secret {name} has no field {field}; `broker secret versions {name}` shows an "
         "operator the names of its fields.",
     )
+
+
+def no_operation(name: str) -> NotFound:
+    """``OPERATION_NOT_FOUND``; ``name`` is one that was parsed."""
+    return NotFound(
+        Reason.OPERATION_NOT_FOUND,
+        f"There is no operation named {name}: it never was, or has been over for more than a day. `broker operation "
+        "list` shows those there are; the audit has all.",
+    )

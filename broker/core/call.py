@@ -76,6 +76,11 @@ BACKGROUND = Principal(kind="broker", name="background")
 """Who does what nobody has called for."""
 
 
+def on_behalf(call: Call, rpc: str, principal: Principal) -> Call:
+    """A call that the background makes for somebody who asked for it earlier; whether they may is decided again."""
+    return Call(id=secrets.token_hex(16), rpc=rpc, principal=principal, peer="", now=call.now, fence=call.fence)
+
+
 def background_call(resource: str, fence: int, now: Now, rpc: str = "-/Chore") -> Call:
     """The broker's own work, as the audit sees it; ``fence`` is the leader's number where it is shared work, else 0."""
     return Call(

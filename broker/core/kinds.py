@@ -107,6 +107,21 @@ class VersionState(StrEnum):
     HELD = "held"
 
 
+class Phase(StrEnum):
+    """Where a key version is in its life (NIST SP 800-57 part 1, 7); what each allows is ``core.keys.phases``.
+
+    PRE_ACTIVE → ACTIVE → DEACTIVATED, and COMPROMISED from any of them. That it is SUSPENDED (its key is disabled) or
+    DESTROYED is told by the states of the key and of the version.
+    """
+
+    PRE_ACTIVE = "pre-active"
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    DEACTIVATED = "deactivated"
+    COMPROMISED = "compromised"
+    DESTROYED = "destroyed"
+
+
 class RootKeyState(StrEnum):
     """PENDING until the HSM has made the key → ENABLED → destroyed by itself once nothing hangs on it.
 
@@ -127,6 +142,7 @@ class ImportState(StrEnum):
 
     HELD: was PENDING when the database was restored; an operator confirms it, which reads back and never uploads.
     DISABLING: it came to nothing, is to be disabled and still enabled; then FAILED. UNKNOWN: its target was removed.
+    DISABLED: it was proven, and put out of use there since, because its version was retired.
     """
 
     PENDING = "pending"
@@ -136,6 +152,7 @@ class ImportState(StrEnum):
     DISABLING = "disabling"
     UNKNOWN = "unknown"
     GONE = "gone"
+    DISABLED = "disabled"
 
 
 class Sent(StrEnum):

@@ -24,6 +24,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         BINDING_INVALID             mend    A target credential is not bound in the form that init takes.
         CHAIN_INVALID               command The name of an audit chain is too long.
         CIPHERTEXT_INVALID          mend    The ciphertext does not open, whatever the cause.
+        COMPROMISE_REASON_INVALID   mend    The reason given for a compromise is empty or too long.
         CONFIG_INVALID              mend    The configuration is not valid.
         CONFIG_UNREADABLE           mend    The configuration cannot be read.
         CSR_INVALID                 mend    The certificate request was not taken.
@@ -40,6 +41,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         FIELD_UNKNOWN               mend    The request has a field that this broker does not know.
         FILTER_INVALID              mend    The text to filter by is too long.
         FOLDER_INVALID              mend    A folder cannot be used.
+        GRACE_OUT_OF_RANGE          mend    The grace of a rotation is too long.
         GROUPS_INVALID              mend    The operator would be in too many groups.
         IDENTITY_TOKEN_MISSING      mend    The method opens a session, and the call carries no identity token.
         INPUTS_INVALID              mend    The inputs are none, too many, or messages and digests mixed.
@@ -52,6 +54,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         MESSAGE_INVALID             mend    The request is no message of this method.
         MESSAGE_MISSING             none    The call carried no request.
         NAME_INVALID                mend    A name is not valid.
+        OPERATION_NAME_INVALID      command The name of an operation is not valid.
         OWNER_INVALID               mend    The owner is no principal.
         PAGE_SIZE_INVALID           mend    The page size is out of range.
         PAGE_TOKEN_INVALID          mend    The page token was not made for this list and this caller.
@@ -136,6 +139,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         KEY_NOT_IN_HSM              command The HSM does not hold the key.
         KEY_VERSION_NOT_FOUND       command The key has no such version.
         LEASE_NOT_FOUND             command There is no such lease.
+        OPERATION_NOT_FOUND         command There is no such operation, or it has been over for more than a day.
         OPERATOR_NOT_FOUND          command There is no operator of this name.
         POLICY_NOT_FOUND            command There is no such version of the policy.
         ROOT_KEY_NOT_FOUND          command There is no such root key.
@@ -211,11 +215,14 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         KEY_FILE_EXPOSED            mend    The server's key file is open to others.
         KEY_NOT_EXPORTABLE          mend    The key, or keys of its type, never leave the HSM.
         KEY_NOT_THIS                mend    The object under the key's id was not made as this key.
+        KEY_ROTATION_RUNNING        command A rotation of the key is under way already.
         KEY_SEALED                  mend    The key was sealed.
         KEY_STATE                   mend    The key's state forbids it.
         KEY_USAGE                   command The key was made for another purpose.
         KEY_VERSION_HELD            command The version was being made at a restore, and is held since.
         KEY_VERSION_NOT_HELD        mend    The version is not held, so there is nothing to settle.
+        KEY_VERSION_PHASE           command The key version is in a phase of its life that does not allow this.
+        KEY_VERSION_PRIMARY         command The version is the primary one of its key, which cannot be retired.
         LEADERSHIP_LOST             mend    Another process does the shared work now.
         NEWER_VERSION_THERE         mend    A later version of the key is at the target already.
         NOT_INITIALISED             command No init has made this broker, or the last one did not end.
@@ -223,6 +230,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         OAEP_HASH_UNSUPPORTED       command HSM and target have no hash for RSA-OAEP in common.
         OPERATION_KIND_UNKNOWN      mend    This release does not know operations of that kind.
         OPERATION_ONLY_FORWARD      none    In the log only: an operation of this kind is never undone.
+        OPERATION_OVER              none    The operation is over; there is nothing to try again or to give up.
         OPERATOR_CA_INVALID         mend    The operator CA's file cannot be used.
         OPERATOR_REMOVED            mend    The operator was removed for good.
         PASSWORD_FILE_INVALID       mend    The database's password file does not hold one.
@@ -295,6 +303,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TOO_MANY_CALLS              again   As many calls are in progress as may be.
         TRUST_RULES_TOO_MANY        mend    There are as many trust rules for the issuer as may be.
         VERSION_QUOTA               command The secret has as many versions as one may have.
+        WAITERS_BUSY                again   Too many calls wait for operations to end.
         WAITING_FULL                again   As many calls wait for something outside as may.
     """,
         Outcome.UNAVAILABLE: """
@@ -309,6 +318,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         IMPORT_UNSETTLED            mend    Whether the key is at the target cannot be told now.
         ISSUER_UNAVAILABLE          again   The keys of the token's issuer cannot be had right now.
         OPERATION_RUNNING           again   An operation on the same thing is under way.
+        ROTATION_WAITS              again   In the log only: a rotation that was given up waits for a target.
         STORE_UNAVAILABLE           mend    The database does not answer, or its files cannot be used.
         TARGET_CONFLICT             again   Somebody else is changing the key at the target.
         TARGET_SEALED               again   The target is sealed.
@@ -329,8 +339,10 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
     """,
         Outcome.ABORTED: """
         ABANDONED                   none    Of an import: its export was given up, for its call had died.
+        GIVEN_UP                    none    Of an operation: an operator has given it up.
         KEY_NOT_MADE                none    In the audit only: a key was never made, and was taken back.
         KEY_VERSION_STAYS_HELD      none    In the audit only: a held version was not kept after all, and stays held.
+        ROTATION_GIVEN_UP           none    In the audit only: a rotation was given up; what it had made is out of use.
         TARGET_NOT_ADDED            none    In the audit only: a KEK was being made for a target, which was given up.
     """,
         Outcome.INTERNAL: """

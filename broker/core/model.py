@@ -17,16 +17,16 @@ from broker.core.kinds import (
     KeyUsage,
     LeaseState,
     MatcherKind,
-    OaepHash,
     OperationState,
     OperatorState,
+    Phase,
     Preset,
     RootKeyState,
     SecretVersionState,
     Sent,
     SessionState,
     VersionState,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,21 @@ class KeyVersion:
     public_key: bytes | None  # SubjectPublicKeyInfo, DER (RFC 5280); None for symmetric keys
     sealed: bool  # True: EXTRACTABLE was taken away for good after creation
     created_at: datetime
+    phase: Phase | None = None  # None: ACTIVE, as every version was that was made before there were phases
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyMove:
+    """A key version came into a phase: when, by whom, and why; for good."""
+
+    key: str
+    version: int
+    number: int  # counts the moves of the version
+    phase: Phase
+    at: datetime
+    actor: str  # "operator/alice", "broker/background"
+    reason: str  # what people gave, or a word of the broker: "rotated"
     revision: int = 1
 
 
@@ -303,7 +318,7 @@ class Operation:
 Record = (
     Key | KeyVersion | Target | Import | Operator | PolicyDocument
     | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
-    | RootKey | Session | Lease | UsedToken | Operation
+    | RootKey | Session | Lease | UsedToken | Operation | KeyMove
 )  # fmt: skip
 
 
@@ -355,35 +370,3 @@ class RemoteKey:
     public_key: bytes | None  # SubjectPublicKeyInfo, DER; None for symmetric keys
     enabled: bool = True
     exposed: str = ""  # the flag at the target that lets the material leave or change there; "" when none is set
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """One thing that was tried on the token at start, and how it ended."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HsmReport:
-    """What the token is and what the start-up probe found it can really do."""
-
-    module: str
-    library: str
-    token_label: str
-    token_serial: str
-    manufacturer: str
-    model: str
-    firmware: str
-    key_types: tuple[KeyType, ...]
-    oaep_hashes: tuple[OaepHash, ...]
-    exact_wrap: bool  # True: AES key wrap with padding follows RFC 5649 for every length
-    one_call_wrap: bool  # True: mechanism 0x1054 was proven right and is used
-    probes: tuple[Probe, ...] = field(default_factory=tuple)
-    features: tuple[Probe, ...] = field(default_factory=tuple)  # each part of the broker: is this token good for it
-
-    def lacking(self, feature: str) -> str:
-        """The sentence that says what the token lacks for a feature; "" when that is to be had, or is not known."""
-        return next((one.detail for one in self.features if one.name == feature and not one.passed), "")

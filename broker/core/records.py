@@ -16,6 +16,7 @@ from broker.core.model import (
     AuditHead,
     Import,
     Key,
+    KeyMove,
     KeyVersion,
     Lease,
     Operation,
@@ -165,6 +166,7 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
             indexes={"due": ("state", "due_at")},
             passing=True,
         ),
+        KeyMove: Declaration(table="key_moves", key=("key", "version", "number"), never_deleted=True),
     }
 )
 """In the order of the sums in the ledger and of what an inspection looks at: a new kind comes last."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from broker.core.errors import WrongState
 from broker.core.kinds import KeyType, OaepHash
-from broker.core.model import HsmReport, Probe
 from broker.core.reasons import Reason
+from broker.core.report import HsmReport, Probe
 from broker.hsm.findings import Findings
 from broker.hsm.mechanisms import generator
 from broker.hsm.sanity import CURVES, RSA_BITS

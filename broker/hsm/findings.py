@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pkcs11 import Mechanism
 
 from broker.core.kinds import KeyType, OaepHash
-from broker.core.model import Probe
+from broker.core.report import Probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

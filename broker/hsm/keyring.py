@@ -10,9 +10,10 @@ from pkcs11 import exceptions as ck
 
 from broker.core.errors import InvalidRequest, Unavailable
 from broker.core.kinds import EncryptionAlgorithm, KeyUsage, OaepHash, Purpose, SignatureAlgorithm
-from broker.core.model import HsmReport, WrappingKey
+from broker.core.model import WrappingKey
 from broker.core.ports import KeyRef
 from broker.core.reasons import Reason
+from broker.core.report import HsmReport
 from broker.hsm import ciphers, objects
 from broker.hsm.binding import bind, not_this
 from broker.hsm.generation import Generation

@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.core.errors import InvalidRequest, Unavailable
 from broker.core.kinds import Purpose
-from broker.core.model import HsmReport
 from broker.core.ports import Hsm, KeyRef
 from broker.core.reasons import Reason
+from broker.core.report import HsmReport
 from broker.hsm import adoption, selftest
 from broker.hsm.config import HsmConfig
 from broker.hsm.features import features

@@ -21,7 +21,7 @@ from pkcs11.constants import TokenFlag
 
 from broker.core.errors import Unavailable
 from broker.core.kinds import KeyType, KeyUsage, OaepHash
-from broker.core.model import Probe
+from broker.core.report import Probe
 from broker.hsm.binding import CK_TYPES
 from broker.hsm.ciphers import encrypt
 from broker.hsm.codes import told

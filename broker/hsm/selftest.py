@@ -12,8 +12,8 @@ from pkcs11 import KeyType as CkKeyType
 from pkcs11 import exceptions as ck
 
 from broker.core.errors import WrongState
-from broker.core.model import Probe
 from broker.core.reasons import Reason
+from broker.core.report import Probe
 from broker.hsm.codes import told
 from broker.hsm.lending import lend
 from broker.hsm.sessions import TokenSessions, Worker

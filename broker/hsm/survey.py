@@ -18,8 +18,8 @@ from pkcs11 import exceptions as ck
 
 from broker.core.errors import BrokerError
 from broker.core.kinds import Purpose
-from broker.core.model import Probe
 from broker.core.ports import RESERVED_IDS
+from broker.core.report import Probe
 from broker.hsm.binding import ROLES, ULONG, conflict, conflicting, purpose_of
 from broker.hsm.codes import told
 from broker.hsm.features import OBJECTS

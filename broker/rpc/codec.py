@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from broker_api.v1 import imports_pb2, keys_pb2, leases_pb2, operators_pb2, sessions_pb2, trust_pb2
+from broker_api.v1 import imports_pb2, keys_pb2, leases_pb2, operations_pb2, operators_pb2, sessions_pb2, trust_pb2
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -64,7 +64,9 @@ KEY_STATE = Names(keys_pb2.KeyState, kinds.KeyState)
 VERSION_STATE = Names(keys_pb2.KeyVersionState, kinds.VersionState)
 SIGNATURE_ALGORITHM = Names(keys_pb2.SignatureAlgorithm, kinds.SignatureAlgorithm)
 ENCRYPTION_ALGORITHM = Names(keys_pb2.EncryptionAlgorithm, kinds.EncryptionAlgorithm)
+PHASE = Names(keys_pb2.KeyVersionPhase, kinds.Phase)
 IMPORT_STATE = Names(imports_pb2.ImportState, kinds.ImportState)
+OPERATION_STATE = Names(operations_pb2.OperationState, kinds.OperationState)
 OPERATOR_STATE = Names(operators_pb2.OperatorState, kinds.OperatorState)
 SESSION_STATE = Names(sessions_pb2.SessionState, kinds.SessionState)
 LEASE_STATE = Names(leases_pb2.LeaseState, kinds.LeaseState)
@@ -127,16 +129,16 @@ def moment(request: Any, field: str) -> datetime | None:
         raise InvalidRequest(Reason.TIME_INVALID, f"The field {field} is not a time; send one.", field=field) from error
 
 
-def duration(request: Any, field: str) -> timedelta | None:
-    """The duration in ``field``: None when unset, whole seconds, 1 s to 366 days; else ``DURATION_INVALID``."""
+def duration(request: Any, field: str, *, least: int = 1) -> timedelta | None:
+    """The duration in ``field``: None when unset, whole seconds, ``least`` to 366 days; else ``DURATION_INVALID``."""
     if not request.HasField(field):
         return None
     value: Duration = getattr(request, field)
     # Compared before it is converted: a timedelta overflows far below what the wire can carry.
-    if value.nanos or not 1 <= value.seconds <= MAX_DURATION.total_seconds():
+    if value.nanos or not least <= value.seconds <= MAX_DURATION.total_seconds():
         raise InvalidRequest(
             Reason.DURATION_INVALID,
-            f"The field {field} is not a whole number of seconds from 1 second to 366 days.",
+            f"The field {field} is not a whole number of seconds from {least} s to 366 days.",
             field=field,
         )
     return timedelta(seconds=value.seconds)

@@ -9,18 +9,26 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from broker_api.v1 import keys_pb2 as wire
+from broker_api.v1 import operations_pb2
 
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest
 from broker.core.keys.confirming import Settling
 from broker.core.keys.lifecycle import Keys
+from broker.core.keys.phases import phase_of
 from broker.core.keys.use import KeyUse
-from broker.core.model import Key, KeyVersion
+from broker.core.kinds import VersionState
+from broker.core.model import Key, KeyMove, KeyVersion, Operation
+from broker.core.operations.oversight import Oversight
 from broker.core.reasons import Reason
+from broker.core.rotations.copies import Copy
+from broker.core.rotations.lifecycle import Rotations
 from broker.rpc import codec
 from broker.rpc.jwk import jwk, pem
+from broker.rpc.operations import to_wire
 from broker.rpc.pages import PageTokens, page_size
 
+_MADE = frozenset({VersionState.ENABLED, VersionState.DESTROYED})
 MAX_BYTES = 64 * codec.KIBIBYTE
 MAX_DIGEST = 64
 MAX_BATCH = 100
@@ -31,10 +39,14 @@ MAX_SIGNATURE = 1024
 class KeyMethods:
     """The RPCs of KeyService."""
 
-    def __init__(self, keys: Keys, use: KeyUse, settling: Settling, pages: PageTokens) -> None:
+    def __init__(
+        self, keys: Keys, use: KeyUse, settling: Settling, rotations: Rotations, oversight: Oversight, pages: PageTokens
+    ) -> None:
         self._keys = keys
         self._use = use
         self._settling = settling
+        self._rotations = rotations
+        self._oversight = oversight
         self._pages = pages
 
     def create_key(self, call: Call, request: wire.CreateKeyRequest) -> wire.CreateKeyResponse:
@@ -64,9 +76,9 @@ class KeyMethods:
     def list_key_versions(self, call: Call, request: wire.ListKeyVersionsRequest) -> wire.ListKeyVersionsResponse:
         query = (request.name,)
         after = self._pages.open(call, query, request.page_token)
-        page = self._keys.versions(call, request.name, after, page_size(request.page_size))
+        key, page = self._keys.versions(call, request.name, after, page_size(request.page_size))
         return wire.ListKeyVersionsResponse(
-            versions=[_version(version) for version in page.items],
+            versions=[_version(key, version) for version in page.items],
             next_page_token=self._pages.token(call, query, page.next),
         )
 
@@ -118,7 +130,45 @@ class KeyMethods:
         return wire.DecryptResponse(plaintext=plaintext, version=used)
 
     def rotate_key(self, call: Call, request: wire.RotateKeyRequest) -> wire.RotateKeyResponse:
-        return wire.RotateKeyResponse(key=_key(self._keys.rotate(call, request.name)))
+        if not request.everywhere:
+            return wire.RotateKeyResponse(key=_key(self._keys.rotate(call, request.name)))
+        done = self._rotations.rotate(call, request.name, codec.duration(request, "grace", least=0))
+        return wire.RotateKeyResponse(
+            key=_key(done.key), operation=self._operation(done.operation), places=_places(done.places)
+        )
+
+    def prepare_key_version(self, call: Call, request: wire.PrepareKeyVersionRequest) -> wire.PrepareKeyVersionResponse:
+        key = self._rotations.prepare(call, request.name)
+        return wire.PrepareKeyVersionResponse(key=_key(key), version=key.latest)
+
+    def activate_key_version(
+        self, call: Call, request: wire.ActivateKeyVersionRequest
+    ) -> wire.ActivateKeyVersionResponse:
+        key = self._rotations.activate(call, request.name, codec.version(request.version))
+        return wire.ActivateKeyVersionResponse(key=_key(key))
+
+    def retire_key_version(self, call: Call, request: wire.RetireKeyVersionRequest) -> wire.RetireKeyVersionResponse:
+        key = self._rotations.retire(call, request.name, codec.version(request.version))
+        return wire.RetireKeyVersionResponse(key=_key(key))
+
+    def compromise_key_version(
+        self, call: Call, request: wire.CompromiseKeyVersionRequest
+    ) -> wire.CompromiseKeyVersionResponse:
+        done = self._rotations.compromise(call, request.name, codec.version(request.version), request.reason)
+        return wire.CompromiseKeyVersionResponse(
+            key=_key(done.key),
+            version=done.version.number,
+            operation=self._operation(done.operation),
+            places=_places(done.places),
+        )
+
+    def list_key_moves(self, call: Call, request: wire.ListKeyMovesRequest) -> wire.ListKeyMovesResponse:
+        query = (request.name,)
+        after = self._pages.open(call, query, request.page_token)
+        page = self._rotations.moves(call, request.name, after, page_size(request.page_size))
+        return wire.ListKeyMovesResponse(
+            moves=[_move(one) for one in page.items], next_page_token=self._pages.token(call, query, page.next)
+        )
 
     def enable_key(self, call: Call, request: wire.EnableKeyRequest) -> wire.EnableKeyResponse:
         return wire.EnableKeyResponse(key=_key(self._keys.enable(call, request.name)))
@@ -144,6 +194,9 @@ class KeyMethods:
         keep = codec.keep(request.settlement)
         key = self._settling.settle(call, request.name, codec.version(request.version), keep=keep)
         return wire.SettleKeyVersionResponse(key=_key(key))
+
+    def _operation(self, row: Operation | None) -> operations_pb2.Operation | None:
+        return to_wire(self._oversight.shown(row)) if row else None
 
     def _sign(
         self, call: Call, request: wire.SignRequest | wire.BatchSignRequest, given: Sequence[wire.SignInput]
@@ -189,7 +242,21 @@ def _key(key: Key, held: Mapping[str, list[int]] = MappingProxyType({})) -> wire
     )
 
 
-def _version(version: KeyVersion) -> wire.KeyVersion:
+def _places(copies: Sequence[Copy]) -> list[wire.KeyPlace]:
+    return [wire.KeyPlace(version=one.version, target=one.target, remote_name=one.remote_name) for one in copies]
+
+
+def _move(move: KeyMove) -> wire.KeyMove:
+    return wire.KeyMove(
+        version=move.version,
+        phase=codec.PHASE.wire(move.phase),
+        time=codec.timestamp(move.at),
+        actor=move.actor,
+        reason=move.reason,
+    )
+
+
+def _version(key: Key, version: KeyVersion) -> wire.KeyVersion:
     public_key = version.public_key
     return wire.KeyVersion(
         version=version.number,
@@ -197,4 +264,7 @@ def _version(version: KeyVersion) -> wire.KeyVersion:
         create_time=codec.timestamp(version.created_at),
         public_key_sha256=hashlib.sha256(public_key).hexdigest() if public_key else "",
         sealed=version.sealed,
+        phase=codec.PHASE.wire(phase_of(key, version))
+        if version.state in _MADE
+        else wire.KEY_VERSION_PHASE_UNSPECIFIED,
     )

@@ -11,10 +11,12 @@ from broker.core.keys.confirming import Settling
 from broker.core.keys.lifecycle import Keys
 from broker.core.keys.use import KeyUse
 from broker.core.leases.lifecycle import Leases
+from broker.core.operations.oversight import Oversight
 from broker.core.operators.register import Operators
 from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
 from broker.core.ports import HsmStatus
+from broker.core.rotations.lifecycle import Rotations
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.sessions.lifecycle import Sessions
 from broker.core.targets.register import Targets
@@ -24,6 +26,7 @@ from broker.rpc.hsm import HsmMethods
 from broker.rpc.imports import ImportMethods
 from broker.rpc.keys import KeyMethods
 from broker.rpc.leases import LeaseMethods
+from broker.rpc.operations import OperationMethods
 from broker.rpc.operators import OperatorMethods
 from broker.rpc.pages import PageTokens
 from broker.rpc.policies import PolicyMethods
@@ -38,9 +41,11 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     keys: Keys,
     use: KeyUse,
     settling: Settling,
+    rotations: Rotations,
     targets: Targets,
     imports: Imports,
     handover: Handover,
+    oversight: Oversight,
     operators: Operators,
     policies: Policies,
     heads: Heads,
@@ -60,9 +65,10 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     """
     pages = PageTokens(page_key)
     return {
-        "KeyService": KeyMethods(keys, use, settling, pages),
+        "KeyService": KeyMethods(keys, use, settling, rotations, oversight, pages),
         "TargetService": TargetMethods(targets, pages),
         "ImportService": ImportMethods(imports, handover, pages),
+        "OperationService": OperationMethods(oversight, pages),
         "OperatorService": OperatorMethods(operators, pages, trouble),
         "PolicyService": PolicyMethods(policies, schema),
         "AuditService": AuditMethods(heads, pages),

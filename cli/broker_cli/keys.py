@@ -10,11 +10,18 @@ from broker_cli import ask, values, words
 from broker_cli.imports import confirm, export, import_, prove, tell_copies, where
 from broker_cli.key_use import decrypt, encrypt, public, sign, verify
 from broker_cli.nouns import Noun
+from broker_cli.operations import in_force, until
 from broker_cli.output import Output, formatted
+from broker_cli.screen import chat
 from broker_cli.wire import Change, Wire, changing, remote
 from broker_cli.words import record
 
 COLUMNS = ("name", "type", "usage", "state", "primary_version", "held_versions", "exportable", "owner", "create_time")
+
+
+at_most = click.option(
+    "--within", type=values.Span(1, 7 * 86_400), default="10m", show_default=True, metavar="TIME", help="At most."
+)
 
 
 @click.group(
@@ -81,7 +88,60 @@ def list_(wire: Wire, out: Output) -> None:
 def versions(wire: Wire, out: Output, name: str) -> None:
     """List the versions of the key NAME."""
     found = [record(one) for one in wire.pages("keys", "ListKeyVersions", "versions", name=name)]
-    out.many("version", found, ("version", "state", "create_time", "sealed", "public_key_sha256"))
+    out.many("version", found, ("version", "state", "phase", "create_time", "sealed", "public_key_sha256"))
+
+
+@key.command()
+@click.argument("name", type=values.Name("key"))
+@click.option("--here-only", is_flag=True, help="In the HSM alone, at once; the targets keep what they have.")
+@click.option(
+    "--grace", type=values.Span(0, 366 * 86_400, "h"), metavar="TIME", help="How long the former versions stay; 24h."
+)
+@click.option("--wait/--no-wait", "waits", default=True, help="Until the new version is in force everywhere; or not.")
+@click.option(
+    "--within",
+    type=values.Span(1, 7 * 86_400),
+    default="10m",
+    show_default=True,
+    metavar="TIME",
+    help="At most so long.",
+)
+@changing
+@formatted
+@remote
+def rotate(
+    wire: Wire,
+    out: Output,
+    change: Change,
+    name: str,
+    *,
+    here_only: bool,
+    grace: int | None,
+    waits: bool,
+    within: int,
+) -> None:
+    """Make a new version of the key NAME, bring it to every target where the key is, and put it in force.
+
+    It signs and encrypts once every target has it and has proven it; one that is away is waited for alone. After the
+    grace the former versions protect nothing any more and are disabled at the targets; here they still verify and
+    decrypt.
+    """
+    if here_only:
+        with ask.waiting("the HSM makes the new version"):
+            _changed(out, change, wire.ask("keys", "RotateKey", name=name, **change.fields))
+        return
+    span: dict[str, Any] = {}
+    if grace is not None:
+        from google.protobuf.duration_pb2 import Duration  # noqa: PLC0415  slow to load
+
+        span = {"grace": Duration(seconds=grace)}
+    begun = wire.ask("keys", "RotateKey", name=name, everywhere=True, **span, **change.fields)
+    for place in begun.places:
+        chat(f"{'It would go' if change.dry_run else 'It goes'} to {place.target} as {place.remote_name}.")
+    if waits and not change.dry_run:
+        until(wire, begun.operation.name, within, in_force)
+        begun.key.CopyFrom(wire.ask("keys", "GetKey", name=name).key)
+    _changed(out, change, begun)
 
 
 @key.command()
@@ -89,11 +149,88 @@ def versions(wire: Wire, out: Output, name: str) -> None:
 @changing
 @formatted
 @remote
-def rotate(wire: Wire, out: Output, change: Change, name: str) -> None:
-    """Make a new version of the key NAME; the old ones still verify and decrypt."""
+def prepare(wire: Wire, out: Output, change: Change, name: str) -> None:
+    """Make the next version of the key NAME; it can be imported, and nothing else until it is activated."""
     with ask.waiting("the HSM makes the new version"):
-        made = wire.ask("keys", "RotateKey", name=name, **change.fields)
-    _changed(out, change, made)
+        _changed(out, change, wire.ask("keys", "PrepareKeyVersion", name=name, **change.fields))
+
+
+@key.command()
+@click.argument("name", type=values.Name("key"))
+@click.option("--version", type=values.Version(least=1), required=True, help="The prepared version.")
+@changing
+@formatted
+@remote
+def activate(wire: Wire, out: Output, change: Change, name: str, version: int) -> None:
+    """Put a prepared version of the key NAME in force: it signs and encrypts from now on."""
+    _changed(out, change, wire.ask("keys", "ActivateKeyVersion", name=name, version=version, **change.fields))
+
+
+@key.command()
+@click.argument("name", type=values.Name("key"))
+@click.option("--version", type=values.Version(least=1), required=True, help="A version that is not the primary one.")
+@changing
+@formatted
+@remote
+def retire(wire: Wire, out: Output, change: Change, name: str, version: int) -> None:
+    """Have a version of the key NAME protect nothing any more; it still verifies and decrypts."""
+    _changed(out, change, wire.ask("keys", "RetireKeyVersion", name=name, version=version, **change.fields))
+
+
+@key.command()
+@click.argument("name", type=values.Name("key"))
+@click.option("--version", type=values.Version(), default=0, help="The primary one, unless said.")
+@click.option("--reason", required=True, metavar="TEXT", help="Why, in one line; kept for good.")
+@click.option("--no-replacement", is_flag=True, help="Do not rotate the key; nothing signs or encrypts with it then.")
+@click.option("--wait/--no-wait", "waits", default=True, help="Until every target has disabled it; or not.")
+@click.option(
+    "--within",
+    type=values.Span(1, 7 * 86_400),
+    default="10m",
+    show_default=True,
+    metavar="TIME",
+    help="At most so long.",
+)
+@ask.yes
+@changing
+@formatted
+@remote
+def compromise(
+    wire: Wire, out: Output, change: Change, name: str, version: int, reason: str, *, sure: bool, **rest: Any
+) -> None:
+    """Contain a compromised version of the key NAME: it protects nothing from now on, and every target disables it.
+
+    If it is the primary one, its replacement is made and brought to the targets at once.
+    """
+    what = {"name": name, "version": version, "reason": reason}
+    would = wire.ask("keys", "CompromiseKeyVersion", validate_only=True, **what)
+    ask.by_name(
+        name,
+        f"Version {would.version} signs and encrypts no more, here and at the targets; this cannot be undone.",
+        sure=sure,
+        dry_run=change.dry_run,
+        told=lambda: _tell_places(would.places),
+    )
+    if change.dry_run:
+        _changed(out, change, would)
+        return
+    done = wire.ask("keys", "CompromiseKeyVersion", **what, **change.fields)
+    if done.version == done.key.primary_version and not rest["no_replacement"]:
+        chat(f"Version {done.version} was the primary one, so the key is rotated.")
+        wire.ask("keys", "RotateKey", name=name, everywhere=True)
+    if rest["waits"]:
+        until(wire, done.operation.name, rest["within"])
+    _changed(out, change, done)
+
+
+@key.command()
+@click.argument("name", type=values.Name("key"))
+@formatted
+@remote
+def history(wire: Wire, out: Output, name: str) -> None:
+    """Show how the versions of the key NAME came into their phases: when, by whom, and why."""
+    found = [record(one) for one in wire.pages("keys", "ListKeyMoves", "moves", name=name)]
+    out.many("move", found, ("version", "phase", "time", "actor", "reason"))
 
 
 @key.command()
@@ -196,9 +333,20 @@ def settle(wire: Wire, out: Output, change: Change, name: str, version: int, set
     _changed(out, change, wire.ask("keys", "SettleKeyVersion", name=name, **what, **change.fields))
 
 
+def _tell_places(places: Any) -> None:
+    for place in places:
+        chat(f"It is in use at {place.target} as {place.remote_name}, and is disabled there.")
+
+
 def _changed(out: Output, change: Change, response: Any) -> None:
     ask.dry_run_note(dry_run=change.dry_run)
-    out.one("key", record(response.key))
+    out.one("key", {**record(response.key), **_operation(response)})
+
+
+def _operation(response: Any) -> dict[str, str]:
+    """The name of the operation that goes on, where there is one."""
+    goes_on = "operation" in response.DESCRIPTOR.fields_by_name and response.HasField("operation")
+    return {"operation": response.operation.name} if goes_on else {}
 
 
 for use in (public, sign, verify, encrypt, decrypt, import_, export, confirm, prove, where):

@@ -35,6 +35,7 @@ SERVICES = {
     "keys": "KeyService",
     "secrets": "SecretService",
     "leases": "LeaseService",
+    "operations": "OperationService",
     "operators": "OperatorService",
     "policies": "PolicyService",
     "sessions": "SessionService",

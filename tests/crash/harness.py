@@ -14,31 +14,23 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, Self
 
-from broker.core.call import Call, background_call
+from broker.core.call import Call
 from broker.core.entries import AuditEntry, Phase
 from broker.core.errors import BrokerError, Unavailable
 from broker.core.holding import Holding
-from broker.core.imports.handover import Handover
-from broker.core.imports.importing import Imports
-from broker.core.keys.confirming import Settling
-from broker.core.keys.lifecycle import Keys
 from broker.core.keys.refs import ref
 from broker.core.kinds import Purpose, VersionState
 from broker.core.model import Key, KeyVersion, Operation, Record, Target, WrappingKey
-from broker.core.operations.running import Chore, Operations
+from broker.core.operations.running import Chore
 from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef, Write
-from broker.core.secrets.lifecycle import Secrets
-from broker.core.secrets.root_rows import known_roots
-from broker.core.secrets.sealing import Sealing
-from broker.core.targets.register import Targets
 from tests.crash.kek_vault import Passing, Vault, WayToVault
-from tests.fakes.background import operations
-from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.calls import Clock, document
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.shelf import Shelf
 from tests.fakes.shelf import kek as shelf_kek
+from tests.worlds import world as worlds
 
 MUCH_LATER = timedelta(hours=1)
 ROUNDS = 5
@@ -92,12 +84,17 @@ class MortalHsm:
     ``loses``: it makes the next one, and the answer is lost.
     """
 
-    def __init__(self, hsm: Any, fate: Fate, *, announced: Passing = lambda _: None) -> None:
-        self._hsm, self._fate, self._announced = hsm, fate, announced
+    def __init__(self, hsm: Any, fate: Fate, *, announced: Passing = lambda _: None, roots: Any = None) -> None:
+        self._hsm, self._fate, self._announced, self._roots = hsm, fate, announced, roots
         self.loses = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._hsm, name)
+
+    def keyring(self, purpose: Purpose) -> Any:
+        """As the device: the keyring of callers' keys is this."""
+        own = {Purpose.KEY: self, Purpose.ROOT: self._roots}
+        return own.get(purpose) or self._hsm.keyring(purpose)
 
     @contextmanager
     def _change(self, what: str, key: KeyRef) -> Iterator[None]:
@@ -196,28 +193,34 @@ class Ground:
         )
 
 
-class World:
+class Ways:
+    """To the targets of a ground: the one that takes keys is ``bao``."""
+
+    def __init__(self, makers: Any, takers: Any) -> None:
+        self._makers, self._takers = makers, takers
+
+    def canonical(self, kind: str, settings: Mapping[str, str]) -> Any:
+        return self._makers.canonical(kind, settings)
+
+    def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:
+        return (self._takers if name == "bao" else self._makers)(name, kind, settings)
+
+
+class World(worlds.World):
     """A process on that ground."""
 
     def __init__(self, ground: Any = None, guard: Guard | None = None) -> None:
         self.ground = ground or Ground()
-        self.fate = Fate()
-        self.clock = self.ground.clock
-        self.store: Any = MortalStore(self.ground.store, self.fate)
-        self.hsm: Any = MortalHsm(self.ground.hsm, self.fate, announced=self._key_announced)
-        self.guard = guard or _guard()
-        self.operations: Operations = operations(self.store, self.clock)
-        common = self.guard, self.operations
-        self.keys = Keys(self.store, self.hsm, *common, self.clock)
-        self.settling = Settling(self.store, self.hsm, *common)
-        makers, takers = self.ground.makers(self.fate.place), self.ground.takers(self._arriving)
-        self.targets = Targets(self.store, self.hsm, self.guard, makers, self.operations, self.clock)
-        self.imports = Imports(self.store, self.hsm, *common, takers, self.clock)
-        self.handover = Handover(self.imports.bringing)
-        roots = self.ground.hsm.keyring(Purpose.ROOT)
-        self.roots: Any = MortalHsm(roots, self.fate, announced=self._root_announced)
-        sealing = Sealing(self.roots, known_roots(self.store), self.clock, timedelta(0), tenant="one.example")
-        self.secrets = Secrets(self.store, self.roots, sealing, *common, self.clock)
+        self.fate = fate = Fate()
+        self.roots = MortalHsm(self.ground.hsm.keyring(Purpose.ROOT), fate, announced=self._root_announced)
+        super().__init__(
+            MortalStore(self.ground.store, fate),
+            MortalHsm(self.ground.hsm, fate, announced=self._key_announced, roots=self.roots),
+            self.ground.clock,
+            guard=guard or _guard(),
+            connect=Ways(self.ground.makers(fate.place), self.ground.takers(self._arriving)),
+            keep=timedelta(0),
+        )
 
     def restarted(self, guard: Guard | None = None) -> Self:
         """Another process on the same."""
@@ -244,11 +247,7 @@ class World:
 
     def call(self, rpc: str, request_id: str = "") -> Call:
         """An administrator's call."""
-        return call(rpc, operator("alice", "admins"), self.clock, request_id=request_id, digest=rpc)
-
-    def background(self, resource: str) -> Call:
-        """What the background does in its own name."""
-        return background_call(resource, 0, self.clock)
+        return self.asked(rpc, request_id=request_id, digest=rpc)
 
     def chores(self) -> list[Chore]:
         """What the background does beside the operations."""
@@ -260,14 +259,14 @@ class World:
             self.clock.time += MUCH_LATER
             for resource, work in self.chores():
                 with suppress(BrokerError):  # as the loop does, which logs it and tries again
-                    work(self.background(resource))
+                    work(self.own(resource))
             for rows in self.operations.due().values():
                 for row in rows:
-                    self.operations.carry_on(self.background(row.subject), row)
+                    self.operations.carry_on(self.own(row.subject), row)
 
     def restore(self) -> None:
         """What follows when the database was put back to this moment."""
-        Holding(self.store, lambda resource: replace(self.background(resource), rpc="-/AcceptRestore")).hold()
+        Holding(self.store, lambda resource: replace(self.own(resource), rpc="-/AcceptRestore")).hold()
 
     def rows(self, kind: type[Record]) -> list[Any]:
         """All rows of a kind."""

@@ -52,7 +52,7 @@ class House(World):
     def adopt(self) -> None:
         """What the background does of imports, beside the operations."""
         for resource, work in self.imports.chores():
-            work(self.background(resource))
+            work(self.own(resource))
 
     def check(self) -> None:
         """What the row says is what the target has, too."""

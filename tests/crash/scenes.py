@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.crash import scenes_held, scenes_imports, scenes_keys, scenes_roots, scenes_targets
+from tests.crash import scenes_held, scenes_imports, scenes_keys, scenes_roots, scenes_rotations, scenes_targets
 
 SCENES = {
     **scenes_keys.SCENES,
@@ -10,4 +10,5 @@ SCENES = {
     **scenes_roots.SCENES,
     **scenes_targets.SCENES,
     **scenes_imports.SCENES,
+    **scenes_rotations.SCENES,
 }

@@ -30,7 +30,7 @@ def two_versions(world: World) -> None:
     rotate(world)
 
 
-def refused(world: World) -> None:
+def refusing(world: World) -> None:
     world.ground.make_no_keys()
 
 
@@ -75,7 +75,7 @@ def due(world: World) -> None:
 
 def background(world: World) -> None:
     for resource, work in world.keys.chores():
-        work(world.background(resource))
+        work(world.own(resource))
 
 
 def destroyed(world: World) -> None:
@@ -89,7 +89,7 @@ SCENES = {
     "create, asked again": Scene(
         kinds=MAKES, act=lambda world: create(world, REQUEST), again=lambda world: create(world, REQUEST), check=created
     ),
-    "create, refused": Scene(kinds=MAKES, prepare=refused, act=create, check=not_created),
+    "create, refused": Scene(kinds=MAKES, prepare=refusing, act=create, check=not_created),
     "rotate": Scene(kinds=MAKES, prepare=create, act=rotate, check=still_in_use),
     "rotate, asked again": Scene(
         kinds=MAKES,

@@ -17,7 +17,7 @@ FIELDS = {"password": b"canary-7741"}
 
 
 def ensure(world: World) -> None:
-    world.secrets.roots.ensure(world.background("root/1"))
+    world.secrets.roots.ensure(world.own("root/1"))
 
 
 def with_secret(world: World) -> None:
@@ -30,7 +30,7 @@ def rotate(world: World, request_id: str = "") -> int:
     return world.secrets.rotate_root(world.call("SecretService/RotateRootKey", request_id))
 
 
-def refused(world: World) -> None:
+def refusing(world: World) -> None:
     with_secret(world)
     world.ground.make_no_keys()
 
@@ -45,7 +45,7 @@ def followed(world: World) -> None:
 
 def background(world: World) -> None:
     for resource, work in world.secrets.chores():
-        work(world.background(resource))
+        work(world.own(resource))
 
 
 def restored(world: World) -> None:
@@ -116,7 +116,7 @@ SCENES = {
         again=lambda world: rotate(world, REQUEST),
         check=rotated,
     ),
-    "root, refused": Scene(kinds=MAKES, prepare=refused, act=lambda world: rotate(world, REQUEST), check=not_rotated),
+    "root, refused": Scene(kinds=MAKES, prepare=refusing, act=lambda world: rotate(world, REQUEST), check=not_rotated),
     "root, retired": Scene(kinds=RETIRES, prepare=followed, act=background, check=retired),
     "root, discarded": Scene(
         kinds=DISCARDS,

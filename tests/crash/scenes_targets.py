@@ -19,7 +19,7 @@ def asked_again(world: World) -> Target:
     return add(world, REQUEST)
 
 
-def refused(world: World) -> None:
+def refusing(world: World) -> None:
     world.ground.make_no_keks()
 
 
@@ -54,5 +54,5 @@ SCENES = {
     "kek": Scene(kinds=MAKES, act=add, check=registered_or_told),
     "kek, asked again": Scene(kinds=MAKES, act=asked_again, again=asked_again, check=registered),
     "kek, added again by hand": Scene(kinds=MAKES, act=add, again=add, check=registered),
-    "kek, refused": Scene(kinds=MAKES, prepare=refused, act=add, check=nothing),
+    "kek, refused": Scene(kinds=MAKES, prepare=refusing, act=add, check=nothing),
 }

@@ -44,7 +44,7 @@ def test_what_another_request_has_asked_for_meanwhile_is_not_undone_by_the_backg
         house.bring(wanted, "")
     assert (house.held().state, house.held().failure) == (ImportState.PENDING, TERMS_UNSETTLED)
     (one,) = house.shelf.held["pay"]
-    house.operations.carry_on(house.background(stale.subject), stale)
+    house.operations.carry_on(house.own(stale.subject), stale)
     assert one.terms == NO_TERMS
     house.later()
     assert one.terms == wanted

@@ -14,6 +14,7 @@ from tests.servers.softhsm import alone
 STEPS = {
     "confirm-key": ("prove",),
     "confirm-key-on-terms": ("prove", "terms"),
+    "contain-key-version": ("withdraw",),
     "create-kek": ("make",),
     "destroy-key": ("destroy",),
     "discard-key-version": ("destroy",),
@@ -25,7 +26,10 @@ STEPS = {
     "make-key-version": ("generate",),
     "make-root-key": ("generate",),
     "retire-root-key": ("destroy",),
+    "rotate-key": ("generate", "arrive", "activate", "retire", "withdraw"),
     "seal-key": ("seal",),
+    "send-copy": ("import",),
+    "withdraw-copy": ("disable",),
 }
 
 

@@ -102,7 +102,7 @@ class FreshKeys:
     def import_key(self, cargo: Cargo, blob: bytes, oaep_hash: OaepHash, token: str = "") -> None:
         given, kek = self._open.pop(token, (None, None))
         if kek is None or given != cargo:
-            raise _refused("the token is not that of an open offer for this key")
+            raise _not_taken("the token is not that of an open offer for this key")
         self._must_fit(cargo)
         made = _Version(_material(_opened(kek, blob, oaep_hash), cargo.type), cargo.usage)
         self._held.setdefault(cargo.name, []).append(made)
@@ -122,7 +122,7 @@ class FreshKeys:
         if cargo.first and held:
             raise WrongState("TARGET_NAME_TAKEN", "A key of this name exists here; choose another name.")
         if not cargo.first and not held:
-            raise _refused("there is no key of this name to make a further version of")
+            raise _not_taken("there is no key of this name to make a further version of")
 
     # ---- use -----------------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ def _wrapping_key(bits: int, turn: int) -> rsa.RSAPrivateKey:  # noqa: ARG001
 def _opened(kek: rsa.RSAPrivateKey, blob: bytes, oaep_hash: OaepHash) -> bytes:
     size, digest = kek.key_size // 8, _HASHES.get(oaep_hash)
     if digest is None:
-        raise _refused("the hash is not known")
+        raise _not_taken("the hash is not known")
     scheme = padding.OAEP(padding.MGF1(digest), digest, None)
     return _tried(lambda: aes_key_unwrap_with_padding(kek.decrypt(blob[:size], scheme), blob[size:]))
 
@@ -189,17 +189,17 @@ def _opened(kek: rsa.RSAPrivateKey, blob: bytes, oaep_hash: OaepHash) -> bytes:
 def _material(content: bytes, key_type: KeyType) -> Material:
     if key_type in _AES:
         if len(content) != _AES[key_type]:
-            raise _refused("the key is of another length")
+            raise _not_taken("the key is of another length")
         return content
     try:
         key = private_key(content)
     except Refused as error:
-        raise _refused("it is no PKCS#8 key") from error
+        raise _not_taken("it is no PKCS#8 key") from error
     found = _CURVES.get(key_type) == key.curve.name if isinstance(key, ec.EllipticCurvePrivateKey) else False
     if isinstance(key, rsa.RSAPrivateKey):
         found = _RSA.get(key_type) == key.key_size
     if not found:
-        raise _refused("the key is of another type")
+        raise _not_taken("the key is of another type")
     return key
 
 
@@ -213,8 +213,8 @@ def _tried(act: Callable[[], bytes]) -> bytes:
     try:
         return act()
     except (ValueError, InvalidTag, InvalidUnwrap) as error:
-        raise _refused("it does not open") from error
+        raise _not_taken("it does not open") from error
 
 
-def _refused(why: str) -> WrongState:
+def _not_taken(why: str) -> WrongState:
     return WrongState("TARGET_REFUSED", f"Refused: {why}.")

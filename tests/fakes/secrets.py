@@ -6,23 +6,15 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-import pytest
-
 from broker.core.call import Call
-from broker.core.errors import BrokerError
-from broker.core.kinds import Purpose
 from broker.core.model import Principal, RootKey, Secret, SecretVersion
 from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.secrets.lifecycle import Opened, Secrets, parse_reference
-from broker.core.secrets.root_rows import known_roots
-from broker.core.secrets.sealing import Sealing
-from tests.fakes.background import carry_on, operations
-from tests.fakes.calls import Clock, call, document, operator
+from broker.core.secrets.lifecycle import Opened, parse_reference
+from tests.fakes.calls import ADMIN, Clock
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
-from tests.fakes.overtaken import OvertakenGuard
+from tests.worlds.world import World
 
-ADMIN = operator("alice", "admins")
 PIPELINE = Principal(kind="pipeline", name="deploy", method="oidc")
 FIELDS = {"user": b"app", "password": b"canary-hunter2"}
 POLICY = FIRST_POLICY + (
@@ -34,30 +26,16 @@ POLICY = FIRST_POLICY + (
 )
 
 
-class SecretsHouse:
-    """The noun with everything around it. ``restart`` builds it anew on what is stored."""
+class SecretsHouse(World):
+    """A world in which secrets are used, with its first root key."""
 
     def __init__(self, store: Any, hsm: Any, *, keep: float = 60, clock: Clock | None = None) -> None:
-        self.store, self.hsm, self.keep = store, hsm, timedelta(seconds=keep)
-        self.clock = clock or Clock()
-        self.guard = OvertakenGuard(document(POLICY))
-        self.restart()
+        super().__init__(store, hsm, clock, policy=POLICY, keep=timedelta(seconds=keep))
         self.secrets.roots.ensure(self.own("root/1"))
-
-    def restart(self) -> None:
-        roots = self.hsm.keyring(Purpose.ROOT)
-        self.sealing = Sealing(roots, known_roots(self.store), self.clock, self.keep, tenant="one.example")
-        self.operations = operations(self.store, self.clock)
-        self.secrets = Secrets(self.store, roots, self.sealing, self.guard, self.operations, self.clock)
-
-    def own(self, resource: str = "") -> Call:
-        made = call("-/Chore", Principal(kind="broker", name="background"), self.clock)
-        made.resource = resource
-        return made
 
     def call(self, method: str, principal: Principal = ADMIN, **more: Any) -> Call:
         service = "SessionService" if method == "FetchSecrets" else "SecretService"
-        return call(f"{service}/{method}", principal, self.clock, **more)
+        return self.asked(f"{service}/{method}", principal, **more)
 
     def put(
         self,
@@ -111,10 +89,7 @@ class SecretsHouse:
 
     def work(self) -> int:
         """One round of the background loop; how many pieces there were."""
-        done = 0
-        for done, (resource, work) in enumerate(self.secrets.chores(), 1):  # noqa: B007
-            work(self.own(resource))
-        return done + carry_on(self.operations, self.clock)
+        return self.do_chores(self.secrets)
 
 
 class RotationHouse(SecretsHouse):
@@ -156,11 +131,3 @@ class TamperedHouse(SecretsHouse):
 
     def tamper(self, version: SecretVersion) -> None:
         self.store.rows[SecretVersion][version.secret, version.number] = version
-
-
-def reason(kind: type[BrokerError], attempt: object, *args: object, **more: object) -> str:
-    assert callable(attempt)
-    with pytest.raises(kind) as refused:
-        attempt(*args, **more)
-    assert "canary" not in refused.value.message + repr(refused.value.metadata)
-    return refused.value.reason

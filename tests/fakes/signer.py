@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core.errors import NotFound
-from broker.core.kinds import KeyType, KeyUsage, SignatureAlgorithm
+from broker.core.kinds import KeyType, KeyUsage, Purpose, SignatureAlgorithm
 from broker.core.ports import Hsm, KeyRef
 
 
@@ -33,6 +33,10 @@ class Signer:
         self.signed += messages
         end = b"!" if self.broken else b""
         return [self.keys[key.hsm_id].sign(message + end, ec.ECDSA(SHA256())) for message in messages]
+
+    def keyring(self, _purpose: Purpose) -> Hsm:
+        """This, whatever it is for."""
+        return self.hsm
 
     @property
     def hsm(self) -> Hsm:

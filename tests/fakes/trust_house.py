@@ -9,12 +9,8 @@ from broker.core.errors import Unauthenticated
 from broker.core.identity import Verified
 from broker.core.model import TrustRule
 from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.policy.guard import Guard
-from broker.core.trust.rules import TrustRules
-from tests.fakes.calls import Clock, call, document, operator
-from tests.fakes.memory_store import MemoryStore
-
-ADMIN = operator("alice", "admins")
+from tests.fakes.calls import ADMIN, operator
+from tests.worlds.world import World
 
 
 def verified(claims: dict[str, Any] | None = None, **changes: Any) -> Verified:
@@ -25,13 +21,12 @@ def verified(claims: dict[str, Any] | None = None, **changes: Any) -> Verified:
     return Verified(**{**parts, **changes})
 
 
-class House:
-    """A store, the first policy, and the noun on it."""
+class House(World):
+    """A world with trust rules, in which tokens say what the test has them say."""
 
     def __init__(self) -> None:
-        self.clock, self.store = Clock(), MemoryStore()
         self.said: Verified | Unauthenticated = verified()
-        self.rules = TrustRules(self.store, Guard(document(FIRST_POLICY + OWN)), self.verify, self.clock)
+        super().__init__(policy=FIRST_POLICY + OWN, verify=self.verify)
 
     def verify(self, _rule: TrustRule, _token: str) -> Verified:
         if isinstance(self.said, Unauthenticated):
@@ -39,7 +34,7 @@ class House:
         return self.said
 
     def call(self, action: str, who: Any = ADMIN, **options: Any) -> Any:
-        return call(f"TrustService/{action}", who, self.clock, **options)
+        return self.asked(f"TrustService/{action}", who, **options)
 
 
 OWN = """

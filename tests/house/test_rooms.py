@@ -30,6 +30,7 @@ ROOMS = {
         "operators",
         "policy",
         "ports",
+        "rotations",
         "secrets",
         "sessions",
         "targets",
@@ -56,6 +57,7 @@ ROOMS = {
         "soak",
         "unit",
         "wire",
+        "worlds",
     },
     "tests/servers": {"azure_key_vault"},
 }

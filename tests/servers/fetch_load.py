@@ -17,9 +17,10 @@ from broker_api.v1 import leases_pb2, sessions_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from tests.servers.issuer import Issuer
-from tests.servers.live import Client, Live, Refused, within
+from tests.servers.live import Client, Live, within
 from tests.servers.live_jobs import Job, grant, rule_for
 from tests.servers.live_load import BROKEN
+from tests.servers.refusals import Refused
 
 JOBS = 3
 REFERENCES = ["team/app/db", "team/app/api"]
@@ -183,17 +184,17 @@ def check_kept(live: Live, told: Acknowledged) -> None:
 def _check_tokens(job: Job, told: Acknowledged) -> None:
     """Each used token is used up; of one that nobody knows of, the first use after the restart settles it."""
     for token in told.unanswered:
-        first = _reason(job, token)
+        first = _why_not(job, token)
         assert first in {"", "TOKEN_REPLAYED"}, first
         told.used.append(token)
     told.unanswered.clear()
     for token in told.used:
-        again = _reason(job, token)
+        again = _why_not(job, token)
         assert again == "TOKEN_REPLAYED", again
     told.used.clear()
 
 
-def _reason(job: Job, token: str) -> str:
+def _why_not(job: Job, token: str) -> str:
     """Why a token opens no session any more; one that it opens is ended, because a pipeline has only so many leases."""
     try:
         opened = job.ask("FetchSecrets", token, references=REFERENCES)
@@ -228,7 +229,7 @@ def _check_answers(job: Job, told: Acknowledged) -> None:
     """The newest sessions answer to their tokens, or do not, as they were told."""
     for given in list(told.sessions.values())[-8:]:
         if given.over:
-            assert job.refusal("RenewSession", given.token) == "SESSION_INVALID"
+            assert job.why_not("RenewSession", given.token) == "SESSION_INVALID"
         elif not given.asked:
             job.ask("RenewSession", given.token)
 

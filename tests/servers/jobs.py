@@ -19,6 +19,7 @@ from broker.core.identity import Credentials, Patience
 from broker.core.model import Principal, TrustRule
 from tests.fakes.calls import Clock, call, operator, traits_of
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.refusals import refused
 from tests.servers.issuer import Issuer
 from tests.servers.rules import exact, rule
 
@@ -71,10 +72,11 @@ class Jobs:
         assert found is not None
         return found
 
-    def refused(self, token: str | None = None, patience: Patience | None = None) -> str:
-        with pytest.raises((Unauthenticated, Unavailable)) as refused:
-            self.login(token, patience)
-        return refused.value.reason
+    def why_not(self, token: str | None = None, patience: Patience | None = None) -> str:
+        """For what reason the login is refused."""
+        error = refused(lambda: self.login(token, patience))
+        assert isinstance(error, (Unauthenticated, Unavailable))
+        return error.reason
 
     def away(self) -> str:
         """Why there are no keys, as the audit has it."""

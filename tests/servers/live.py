@@ -13,7 +13,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -22,15 +21,14 @@ import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2
-from grpc_status import rpc_status
 
 from broker import setup
 from broker.rpc import table
 from tests.servers.openbao import OpenBao
 from tests.servers.patience import PATIENT, busy
 from tests.servers.places import free_port
+from tests.servers.refusals import Refused, on_the_wire
 from tests.servers.warm import Process, as_text, begin, run, run_command_line
 
 ROOT = Path(__file__).parents[2]
@@ -63,16 +61,6 @@ POLICY = '@id("admins") permit (principal in Group::"admins", action, resource);
 """Nothing for anybody but admins, and for each RPC a group that may do just that."""
 
 
-@dataclass(eq=False)
-class Refused(Exception):
-    """How a call was refused, as its caller sees it."""
-
-    code: str
-    reason: str
-    sentence: str
-    call_id: str
-
-
 class Client:
     """One operator's connection. ``ask`` takes the RPC's name and its request's fields."""
 
@@ -99,7 +87,7 @@ class Client:
         try:
             return call(request, timeout=timeout)
         except grpc.RpcError as error:
-            raise refused(error) from None
+            raise on_the_wire(error) from None
 
     def ask(self, rpc: str, **fields: Any) -> Any:
         """The answer; ``Refused``."""
@@ -137,17 +125,6 @@ class Client:
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def refused(error: grpc.RpcError) -> Refused:
-    """The parts of an error that a caller can tell."""
-    code: Any = error
-    status = rpc_status.from_call(code)
-    details = ErrorInfo()
-    if status is not None:
-        for one in status.details:
-            one.Unpack(details)
-    return Refused(code.code().name, details.reason, code.details() or "", details.metadata["call_id"])
 
 
 class Live:

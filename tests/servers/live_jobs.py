@@ -11,7 +11,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message_factory import GetMessageClass
 
 from tests.servers.issuer import Issuer
-from tests.servers.live import METHODS, Client, Live, Refused, refused
+from tests.servers.live import METHODS, Client, Live
+from tests.servers.refusals import Refused, on_the_wire
 
 AUDIENCE = "broker"
 GRANT = """
@@ -40,15 +41,15 @@ class Job:
         try:
             return call(request, timeout=200, metadata=(("authorization", f"Bearer {token}"),))
         except grpc.RpcError as error:
-            raise refused(error) from None
+            raise on_the_wire(error) from None
 
-    def refused(self, rpc: str, token: str, **fields: Any) -> Refused:
+    def refusal(self, rpc: str, token: str, **fields: Any) -> Refused:
         with pytest.raises(Refused) as found:
             self.ask(rpc, token, **fields)
         return found.value
 
-    def refusal(self, rpc: str, token: str, **fields: Any) -> str:
-        return self.refused(rpc, token, **fields).reason
+    def why_not(self, rpc: str, token: str, **fields: Any) -> str:
+        return self.refusal(rpc, token, **fields).reason
 
     def close(self) -> None:
         self._client.close()

@@ -20,8 +20,9 @@ from pkcs11 import Attribute, ObjectClass
 
 from broker.config import load as load_config
 from broker.hsm.config import HsmConfig
-from tests.servers.live import Client, Live, Refused, within
+from tests.servers.live import Client, Live, within
 from tests.servers.openbao import OpenBao
+from tests.servers.refusals import Refused
 from tests.servers.softhsm import alone
 
 EC_P256, SIGN = 4, 1

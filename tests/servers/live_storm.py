@@ -37,9 +37,10 @@ from tests.servers.azure_key_vault import (
 from tests.servers.azure_key_vault import Refused as Answer
 from tests.servers.azure_key_vault.faults import Faults
 from tests.servers.azure_key_vault.refusals import deleted_but_recoverable
-from tests.servers.live import Client, Refused, within
+from tests.servers.live import Client, within
 from tests.servers.live_azure import AzureLive
 from tests.servers.live_load import BROKEN
+from tests.servers.refusals import Refused
 from tests.servers.stopped import store_of
 
 RSA_2048, EC_P256, EC_P521, EC_P256K, AES_256 = 1, 4, 6, 7, 10

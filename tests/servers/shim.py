@@ -22,8 +22,9 @@ import pytest
 from broker.core import errors
 from broker.core.errors import BrokerError
 from broker.core.kinds import EncryptionAlgorithm, OaepHash, Purpose, SignatureAlgorithm
-from broker.core.model import HsmReport, WrappingKey
+from broker.core.model import WrappingKey
 from broker.core.ports import KeyRef
+from broker.core.report import HsmReport
 from broker.hsm.config import HsmConfig
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.servers.softhsm import FRESH, make_token

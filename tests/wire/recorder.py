@@ -65,7 +65,7 @@ class Recorder:
                 answer = GetMessageClass(METHODS[rpc].output_type).FromString(got)
                 came["answer"] = names(answer) if rpc in SEVERAL_FORMS else plain(answer)
         except grpc.RpcError as error:
-            came["refusal"] = refusal(error)
+            came["refusal"] = as_recorded(error)
         came["audit"] = [entry(one, rpc) for one in self._broker.records()[before:] if not is_own(one)]
         kept = self.found.setdefault(rpc, {})
         number = sum(each.partition(" #")[0] == kind for each in kept)
@@ -73,7 +73,7 @@ class Recorder:
         return answer
 
 
-def refusal(error: Any) -> dict[str, Any]:
+def as_recorded(error: Any) -> dict[str, Any]:
     """The status with everything that its details say."""
     told: dict[str, Any] = {"code": error.code().name, "message": lasting(error.details() or "")}
     status = rpc_status.from_call(error)

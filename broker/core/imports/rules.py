@@ -10,6 +10,7 @@ from broker.core.amiss import not_enabled
 from broker.core.call import Call
 from broker.core.errors import BrokerError, Exhausted, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.imports.arrival import Found
+from broker.core.keys.phases import Use, require_use
 from broker.core.kinds import ImportState, KeyState, Sent, VersionState
 from broker.core.model import Import, Key, KeyVersion, Terms
 from broker.core.reasons import Reason
@@ -47,6 +48,7 @@ def importable(key: Key, held: KeyVersion) -> None:
             f"Version {held.number} of the key {key.name} is {held.state}, and only an enabled one is imported; "
             f"`broker key versions {key.name}` shows which are.",
         )
+    require_use(key, held, Use.IMPORT)
     if not key.exportable:
         raise WrongState(
             Reason.KEY_NOT_EXPORTABLE,

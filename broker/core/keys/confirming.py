@@ -20,7 +20,7 @@ from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.keys.making import enable, exportable, found, subject_of, version_named, with_version
 from broker.core.keys.refs import ref
-from broker.core.kinds import KeyState, OperationState, VersionState
+from broker.core.kinds import KeyState, OperationState, Phase, VersionState
 from broker.core.model import Key, KeyVersion
 from broker.core.names import check_name
 from broker.core.once import once
@@ -97,8 +97,9 @@ class Settling:
 
     def _kept(self, write: Write, work: Work) -> None:
         key, version = self._held(write, work)
-        enable(write, work, key, version)
-        _change(write, key, with_version(key, version))
+        version = enable(write, work, key, version)
+        if version.phase is not Phase.PRE_ACTIVE:  # its rotation was given up with the restore
+            _change(write, key, with_version(key, version))
 
     def _leave(self, work: Work) -> None:
         """What could not be adopted stays what and where it is, and held."""

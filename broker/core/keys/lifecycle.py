@@ -58,7 +58,7 @@ class Keys:
         self._guard = guard
         self._now = now
         self._delay = delay or DestructionDelay()
-        self._making = Making(store, hsm, operations, now, GenerationTurns(generating))
+        self.making = Making(store, hsm, operations, now, GenerationTurns(generating))
         self._sealing = Seals(store, hsm, operations)
         self._destroying = Destroying(store, hsm, operations, now)
 
@@ -87,22 +87,22 @@ class Keys:
             created_at=self._now(),
         )
         self._guard.check(call, of_key(key))
-        self._check_makeable(key)
+        self.check_makeable(key)
         call.note(key_type=key_type.value, key_usage=usage.value, exportable=int(exportable), version=1)
         if call.validate_only:
             if self._store.get(Key, name):
                 raise AlreadyExists(Reason.NAME_TAKEN, f"The key {name} exists or existed; choose another name.")
             return key
-        return self._making.first(call, key)
+        return self.making.first(call, key)
 
     def rotate(self, call: Call, name: str) -> Key:
         """Make a new primary version; the older ones stay for verify and decrypt."""
         key = self._permitted(call, name)
-        self._check_makeable(key)
+        self.check_makeable(key)
         if call.validate_only:
             require(key, ENABLED)
             return replace(key, primary=key.latest + 1, latest=key.latest + 1)
-        return self._making.next(call, key)
+        return self.making.next(call, key)
 
     def get(self, call: Call, name: str) -> Key:
         """One key; NotFound ``KEY_NOT_FOUND`` for those who may know."""
@@ -115,11 +115,11 @@ class Keys:
         items = [key for key in seen if self._guard.permits(call.principal, "GetKey", of_key(key))]
         return Page(items=items, next=(seen[-1].name,) if len(seen) == limit else ())
 
-    def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[KeyVersion]:
-        """The versions of one key, oldest first."""
-        self._permitted(call, name)
+    def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> tuple[Key, Page[KeyVersion]]:
+        """One key and its versions, oldest first."""
+        key = self._permitted(call, name)
         items = self._store.page(KeyVersion, under=(name,), after=after, limit=limit, sound_only=True)
-        return Page(items=items, next=(name, items[-1].number) if len(items) == limit else ())
+        return key, Page(items=items, next=(name, items[-1].number) if len(items) == limit else ())
 
     def public_key(self, call: Call, name: str, version: int) -> tuple[Key, KeyVersion]:
         """A version with its public key; WrongState ``NO_PUBLIC_KEY`` for symmetric keys."""
@@ -171,7 +171,7 @@ class Keys:
         Keys whose time has come are destroyed, and versions from before there were operations are looked after. A
         damaged row holds up nothing but its own key (TL-18).
         """
-        yield from self._making.chores()
+        yield from self.making.chores()
         yield from self._destroying.chores()
 
     def _permitted(self, call: Call, name: str) -> Key:
@@ -181,7 +181,8 @@ class Keys:
             raise no_key(name)
         return key
 
-    def _check_makeable(self, key: Key) -> None:
+    def check_makeable(self, key: Key) -> None:
+        """Return if the HSM can make a version of such a key, for its usage."""
         signs = bool(signatures.ALGORITHMS[key.type])
         encrypts = key.type.symmetric or key.type in signatures.RSA_TYPES
         if not (signs if key.usage is KeyUsage.SIGN else encrypts):

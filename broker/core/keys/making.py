@@ -21,10 +21,11 @@ from broker.core.amiss import key_changed
 from broker.core.call import Call
 from broker.core.errors import WrongState
 from broker.core.holding import version_held
+from broker.core.keys import phases
 from broker.core.keys.generation import GenerationTurns
 from broker.core.keys.refs import ref
 from broker.core.keys.states import ENABLED, TABLES, as_decided, require
-from broker.core.kinds import KeyState, OperationState, VersionState
+from broker.core.kinds import KeyState, OperationState, Phase, VersionState
 from broker.core.model import Key, KeyVersion, Operation, Receipt
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import Operations
@@ -64,24 +65,40 @@ class Making:
                 receipt = receipts.replay(write, call)
                 if receipt is None:
                     write.add(key)
-                    operation = self._begin(write, call, key, 1)
+                    operation = self._begin(write, call, key, 1, Phase.ACTIVE)
+                    receipts.keep(write, call, key.name, 1, operation=operation)
             return self._resume(call, receipt) if receipt else self._run(call, key.name, operation, fresh=True)
 
-    def next(self, call: Call, decided: Key) -> Key:
-        """Make the next version, which becomes the primary one."""
+    def next(self, call: Call, decided: Key, phase: Phase = Phase.ACTIVE) -> Key:
+        """Make the next version, which becomes the primary one if it is ACTIVE."""
         with self._turns.enter(str(call.principal)):
             with self._store.write(call.intent()) as write:
                 receipt = receipts.replay(write, call)
                 if receipt is None:
                     key = as_decided(write, decided)
-                    require(key, ENABLED)
-                    key = write.replace(key, replace(key, latest=key.latest + 1))
-                    write.note(version=key.latest)
-                    operation = self._begin(write, call, key, key.latest)
+                    key, operation = self.begun(write, call, key, phase)
+                    receipts.keep(write, call, key.name, key.latest, operation=operation)
             if receipt:
                 return self._resume(call, receipt)
             call.note(version=key.latest)
             return self._run(call, key.name, operation, fresh=True)
+
+    def begun(self, write: Write, call: Call, key: Key, phase: Phase) -> tuple[Key, Operation]:
+        """The key with one version more, which is to be in that phase once it is made; ``complete`` makes it."""
+        require(key, ENABLED)
+        key = write.replace(key, replace(key, latest=key.latest + 1))
+        write.note(version=key.latest)
+        return key, self._begin(write, call, key, key.latest, phase)
+
+    def complete(self, call: Call, name: str, number: int) -> None:
+        """Make what was ``begun``, if it is not made yet; WrongState ``EARLIER_TRY_UNDONE`` when it came to nothing."""
+        operation = self._operations.live(self._store, subject_of(name, number))
+        if operation is not None:
+            with self._turns.enter(str(call.principal)):
+                self._operations.run(call, operation)
+        version = self._store.get(KeyVersion, name, number)
+        if version is None or version.state is not VersionState.ENABLED:
+            raise receipts.undone()
 
     def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
         """Versions that an older release has left PENDING become operations, which the background then undoes."""
@@ -95,7 +112,7 @@ class Making:
 
     # ---- the plan, in the order of its steps ---------------------------------------------------------------------
 
-    def _begin(self, write: Write, call: Call, key: Key, number: int) -> Operation:
+    def _begin(self, write: Write, call: Call, key: Key, number: int, phase: Phase) -> Operation:
         version = KeyVersion(
             key=key.name,
             number=number,
@@ -104,12 +121,11 @@ class Making:
             public_key=None,
             sealed=False,
             created_at=self._now(),
+            phase=phase,
         )
         write.add(version)
         subject = subject_of(key.name, number)
-        operation = self._operations.begin(write, call, self._plan, subject, _memory(key, version))
-        receipts.keep(write, call, key.name, number, operation=operation)
-        return operation
+        return self._operations.begin(write, call, self._plan, subject, _memory(key, version))
 
     def _generate(self, work: Work) -> Mapping[str, str]:
         key, version = self._named(self._store, work)
@@ -119,8 +135,10 @@ class Making:
 
     def _enable(self, write: Write, work: Work) -> None:
         key, version = self._named(write, work)
-        enable(write, work, key, version)
-        write.replace(key, with_version(key, version))
+        version = enable(write, work, key, version)
+        phases.note(write, version, version.phase or Phase.ACTIVE, self._now(), work.operation.principal, "created")
+        if version.phase is not Phase.PRE_ACTIVE:
+            write.replace(key, with_version(key, version))
 
     def _destroy(self, work: Work) -> None:
         """Destroy what may have been made. In the background it is asked before whether somebody put the row back."""
@@ -212,14 +230,14 @@ def found(public: bytes | None) -> dict[str, str]:
     return {"public_key": public.hex()} if public is not None else {}
 
 
-def enable(write: Write, work: Work, key: Key, version: KeyVersion) -> None:
+def enable(write: Write, work: Work, key: Key, version: KeyVersion) -> KeyVersion:
     """Have the version used as the HSM has it; WrongState ``CHANGED_MEANWHILE`` if its key was sealed meanwhile."""
     if key.exportable is not exportable(work):
         raise key_changed(key.name)
     public = bytes.fromhex(work.memory["public_key"]) if "public_key" in work.memory else None
-    write.replace(version, replace(version, state=VersionState.ENABLED, public_key=public))
     if public is not None:
         write.note(public_key_sha256=hashlib.sha256(public).hexdigest())
+    return write.replace(version, replace(version, state=VersionState.ENABLED, public_key=public))
 
 
 def with_version(key: Key, version: KeyVersion) -> Key:

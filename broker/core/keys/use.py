@@ -13,6 +13,7 @@ from broker.core.amiss import no_key, no_key_version, not_enabled
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.keys import mismatch
+from broker.core.keys.phases import Use, require_use
 from broker.core.keys.refs import ref
 from broker.core.kinds import EncryptionAlgorithm, KeyState, KeyUsage, OaepHash, SignatureAlgorithm, VersionState
 from broker.core.model import Key, KeyVersion
@@ -64,7 +65,7 @@ class KeyUse:
         self, call: Call, name: str, algorithm: SignatureAlgorithm | None, inputs: list[bytes], *, prehashed: bool
     ) -> Signed:
         """Sign messages, or digests when ``prehashed``, with the primary version; all or nothing."""
-        key, version = self._usable(call, name, 0, KeyUsage.SIGN)
+        key, version = self._usable(call, name, 0, KeyUsage.SIGN, Use.PROTECT)
         chosen = signatures.choose(key.type, algorithm)
         _check_digests(chosen, inputs, prehashed=prehashed)
         call.note(algorithm=chosen.value, count=len(inputs))
@@ -86,7 +87,7 @@ class KeyUse:
 
         Needs no HSM call: the public key is kept.
         """
-        key, found = self._usable(call, name, version, KeyUsage.SIGN)
+        key, found = self._usable(call, name, version, KeyUsage.SIGN, Use.PROCESS)
         chosen = signatures.choose(key.type, algorithm)
         _check_digests(chosen, [data], prehashed=prehashed)
         call.note(algorithm=chosen.value)
@@ -105,7 +106,7 @@ class KeyUse:
         self, call: Call, name: str, algorithm: EncryptionAlgorithm | None, plaintext: bytes, aad: bytes
     ) -> Encrypted:
         """Encrypt with the primary version; RSA encrypts here, with the public key, what only the HSM can decrypt."""
-        key, version = self._usable(call, name, 0, KeyUsage.ENCRYPT)
+        key, version = self._usable(call, name, 0, KeyUsage.ENCRYPT, Use.PROTECT)
         chosen = self._choose(key, algorithm, aad)
         call.note(algorithm=chosen.value)
         if chosen is EncryptionAlgorithm.AES_GCM:
@@ -120,7 +121,7 @@ class KeyUse:
     ) -> tuple[bytes, int]:
         """(plaintext, version). An AES ciphertext names its version; for RSA ``version`` 0 is the primary one."""
         named = _named_version(ciphertext)
-        key, found = self._usable(call, name, version, KeyUsage.ENCRYPT, named)
+        key, found = self._usable(call, name, version, KeyUsage.ENCRYPT, Use.PROCESS, named)
         chosen = self._choose(key, algorithm, aad)
         _check_form(key, ciphertext)
         call.note(algorithm=chosen.value)
@@ -128,9 +129,9 @@ class KeyUse:
         return self._hsm.decrypt(ref(key, found), chosen, body, aad), found.number
 
     def _usable(
-        self, call: Call, name: str, number: int, usage: KeyUsage, named: int | None = None
+        self, call: Call, name: str, number: int, usage: KeyUsage, use: Use, named: int | None = None
     ) -> tuple[Key, KeyVersion]:
-        """The key and the version to use; ``named`` is what stands where an AES ciphertext names its version."""
+        """The key and the version for this ``use``; ``named`` stands where an AES ciphertext names its version."""
         found = self._store.version(check_name(name, "key"), named or number)
         key = found[0] if found else self._store.get(Key, name)
         self._guard.check(call, of_key(key) if key else of_unknown_key(name))
@@ -149,6 +150,7 @@ class KeyUse:
         if found is None or found[1].state is not VersionState.ENABLED:
             raise no_key_version(name, named or number, "can be used")
         call.note(version=found[1].number)
+        require_use(*found, use)
         return found
 
     def _choose(self, key: Key, asked: EncryptionAlgorithm | None, aad: bytes) -> EncryptionAlgorithm:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from broker.core.call import BACKGROUND, Call
 from broker.core.errors import BrokerError
@@ -56,6 +56,17 @@ class Over(Exception):
         self.refusal = refusal
 
 
+class NotYet(Exception):
+    """Raised by a step: nothing is amiss, but its time has not come.
+
+    ``until``: when it will; None when it waits for other operations, which wake it (``Operations.wake``).
+    """
+
+    def __init__(self, until: datetime | None = None) -> None:
+        super().__init__(until)
+        self.until = until
+
+
 HSM = "the HSM"
 """The place of what waits for the token; no target can have that name."""
 
@@ -93,6 +104,7 @@ class Plan:
     steps: tuple[Step, ...]
     patience: timedelta  # longer than all the steps take: nobody takes it up before
     undo: Act | None = None
+    undone_until: int | None = None  # the first step with which there is no way back any more; None: there always is
     undone: Keep = nothing
     undone_reason: str = "UNDONE"  # what the audit says of that; "": what it was undone for is the call's own outcome
     paused: Keep | None = None
@@ -104,3 +116,7 @@ class Plan:
     abandoned_is_undone: bool = False  # what the background does with one whose call has died; else it goes forward
     place: Callable[[Operation], str] = lambda _: HSM  # whom it waits for, one at a time; no target has such a name
     longest_pause: timedelta = timedelta(seconds=20)  # between two attempts of the background
+
+    def can_turn(self, operation: Operation) -> bool:
+        """Whether there is a way back from where the operation is."""
+        return self.undo is not None and (self.undone_until is None or operation.step < self.undone_until)

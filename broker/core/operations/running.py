@@ -8,7 +8,7 @@ does no harm, since each step looks first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -17,14 +17,14 @@ from broker.core.entries import AuditEntry
 from broker.core.errors import BrokerError, Outcome, Unavailable, WrongState
 from broker.core.kinds import OperationState
 from broker.core.model import Operation
-from broker.core.operations.plan import Keep, Over, Plan, Work
+from broker.core.operations.pauses import Pauses
+from broker.core.operations.plan import Keep, NotYet, Over, Plan, Work, nothing
 from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
 
 KEEP = timedelta(hours=24)
 """How long an operation that is over stays on record; the audit has it for good."""
 
-FIRST_PAUSE = timedelta(seconds=2)
 BATCH = 100
 MOST = 10_000
 """Operations that are looked at in one round, so that those that wait for one place do not hide all others."""
@@ -43,14 +43,16 @@ class GivenUp(WrongState):
     """Somebody else has given the operation up."""
 
 
+class _WaitsError(Exception):
+    """Its time has not come; ``operation`` is as it waits."""
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__(operation)
+        self.operation = operation
+
+
 class _OvertakenError(Exception):
     """Somebody else has moved the operation on."""
-
-
-@dataclass(slots=True)
-class _Pause:
-    until: float = 0.0  # ticks
-    seconds: float = 0.0
 
 
 class Operations:
@@ -62,9 +64,8 @@ class Operations:
     def __init__(self, store: Store, now: Now, ticks: Callable[[], float]) -> None:
         self._store = store
         self._now = now
-        self._ticks = ticks
         self._plans: dict[str, Plan] = {}
-        self._pauses: dict[tuple[str, int], _Pause] = {}
+        self._pauses = Pauses(ticks)
 
     @property
     def plans(self) -> Mapping[str, Plan]:
@@ -89,8 +90,11 @@ class Operations:
         memory: Mapping[str, str] | None = None,
         *,
         undo_for: str = "",
+        abandoned: bool = False,
     ) -> Operation:
         """Write the intent; ``UnderWay`` while another one of the same subject is not over.
+
+        ``abandoned``: this call does not carry it on; the background takes it up at once.
 
         ``undo_for``: the reason for which it is to be undone from the start, of what was begun before there were any.
         """
@@ -108,7 +112,7 @@ class Operations:
             failure=undo_for,
             attempts=0,
             created_at=now,
-            due_at=now if undo_for else now + plan.patience,
+            due_at=now if undo_for or abandoned else now + plan.patience,
         )
         write.add(operation)
         return operation
@@ -127,6 +131,37 @@ class Operations:
         """The operation of this number, if it is still on record."""
         return self._store.get(Operation, subject, number) if number else None
 
+    def retried(self, operation: Operation) -> Operation:
+        """As ``retry`` leaves it."""
+        return operation if operation.state.over else replace(operation, due_at=self._now())
+
+    def retry(self, write: Write, operation: Operation) -> Operation:
+        """Have it tried again in the background at once; a call that is at it stops at its next write.
+
+        One that is over stays as it is, and what waits for a time waits on.
+        """
+        retried = self.retried(operation)
+        return operation if retried is operation else write.replace(operation, retried)
+
+    def aborted(self, operation: Operation) -> Operation:
+        """As ``abort`` would leave it; refuses what that does."""
+        _must_be_live(operation)
+        if not self._plan(operation).can_turn(operation):
+            raise WrongState(
+                Reason.OPERATION_ONLY_FORWARD,
+                f"An operation of the kind {operation.kind} only goes forward: half done it would leave things worse. "
+                "It is tried again and again; `broker operation retry` does so at once.",
+            )
+        return _turned(operation, Reason.GIVEN_UP, self._now())
+
+    def abort(self, write: Write, call: Call, operation: Operation) -> Operation:
+        """Turn one back, for the background to undo; ``OPERATION_OVER``, ``OPERATION_ONLY_FORWARD``."""
+        aborted = self.aborted(operation)
+        if operation.state is OperationState.UNDOING:
+            return operation
+        self._plan(operation).turned(write, Work(call=call, operation=aborted))
+        return write.replace(operation, aborted)
+
     def close(self, write: Write, operation: Operation, reason: str) -> Operation:
         """End one whose subject has been dealt with otherwise; nothing is done about it any more."""
         return write.replace(operation, closed(operation, reason, self._now()))
@@ -134,7 +169,7 @@ class Operations:
     # ---- to its end ----------------------------------------------------------------------------------------------
 
     def run(self, call: Call, operation: Operation, *, fresh: bool = False, given: object = None) -> Operation:
-        """Carry it on to its end. The refusal of a step is raised once what was done before it is undone.
+        """Carry it on to its end, or to where it waits. A step's refusal is raised once what was done before is undone.
 
         ``Unavailable`` leaves it where it is, for a repetition or the background. ``UnderWay`` when somebody else is
         at it, ``GivenUp`` when somebody else has given it up. ``fresh`` and ``given``: see ``Work``.
@@ -148,6 +183,8 @@ class Operations:
                 return self._undone(plan, work, None)
         except _OvertakenError:
             return self._elsewhere(work.operation)
+        except _WaitsError as waits:
+            return waits.operation
         return work.operation
 
     def _advanced(self, plan: Plan, work: Work) -> Operation:
@@ -161,6 +198,8 @@ class Operations:
                 return self._moved(work, call.intent(), new, step.keep)
             done = replace(new, state=OperationState.DONE, due_at=self._now() + KEEP)
             return self._moved(work, call.outcome(), done, step.keep, over=True)
+        except NotYet as not_yet:
+            raise _WaitsError(self._put_by(not_yet.until, work)) from None
         except Unavailable as away:
             self._paused(away, plan, work)
             raise
@@ -168,7 +207,7 @@ class Operations:
             refusal = over.refusal
         except BrokerError as error:
             refusal = error
-        told = refusal if plan.undo is None else self._undo_for(refusal, plan, work)
+        told = self._undo_for(refusal, plan, work) if plan.can_turn(operation) else refusal
         raise told from (refusal if told is not refusal else refusal.__cause__)
 
     def _paused(self, away: Unavailable, plan: Plan, work: Work) -> None:
@@ -179,6 +218,14 @@ class Operations:
         if plan.urgent(paused):
             paused = replace(paused, due_at=self._now())
         self._moved(work, work.call.outcome(away.outcome, away.reason), paused, plan.paused, over=True)
+
+    def _put_by(self, until: datetime | None, work: Work) -> Operation:
+        """Leave it where it is for the background, until its time has come; that is no failure."""
+        operation, due_at = work.operation, until or self._now()
+        if not (work.attended or work.learned or operation.failure or (until and until != operation.due_at)):
+            return operation
+        waits = replace(_learned(work), failure="", due_at=due_at)
+        return self._moved(work, work.call.outcome(), waits, nothing, over=True)
 
     def _undo_for(self, refusal: BrokerError, plan: Plan, work: Work) -> BrokerError:
         """Undo it; what the caller is to be told."""
@@ -193,8 +240,7 @@ class Operations:
 
     def _turned_back(self, plan: Plan, work: Work, reason: str) -> Operation:
         """From here on nobody completes it."""
-        undoing = replace(_learned(work), state=OperationState.UNDOING, failure=reason, due_at=self._now())
-        return self._moved(work, work.call.intent(), undoing, plan.turned)
+        return self._moved(work, work.call.intent(), _turned(_learned(work), reason, self._now()), plan.turned)
 
     def _undone(self, plan: Plan, work: Work, refusal: BrokerError | None) -> Operation:
         if plan.undo is None:
@@ -233,12 +279,10 @@ class Operations:
     def due(self) -> dict[str, list[Operation]]:
         """What nobody has come back for, or is to be tried again, by whom it waits for; the oldest first."""
         rows = [row for state in LIVE for row in self._store.due(Operation, self._now(), limit=MOST, state=state.value)]
-        waiting = {(row.subject, row.number) for row in rows}
-        for name in self._pauses.keys() - waiting:
-            self._pauses.pop(name, None)
+        self._pauses.keep_those_of(rows)
         found: dict[str, list[Operation]] = {}
         for row in rows:
-            if self._pause(row).until <= self._ticks():
+            if self._pauses.over(row):
                 plan = self._plans.get(row.kind)
                 found.setdefault(plan.place(row) if plan else "", []).append(row)
         return found
@@ -252,7 +296,9 @@ class Operations:
             plan = self._plan(operation)
             if operation.state is OperationState.RUNNING and plan.abandoned_is_undone:
                 operation = self._turned_back(plan, Work(call=call, operation=operation), Reason.ABANDONED)
-            self.run(call, operation)
+            left = self.run(call, operation)
+            if not left.state.over and left.due_at <= self._now():
+                self._pauses.begin(left, plan.longest_pause)
         except _OvertakenError:
             return None
         except BrokerError as refusal:
@@ -261,18 +307,21 @@ class Operations:
 
     def _put_off(self, call: Call, operation: Operation, refusal: BrokerError) -> bool:
         """Whether there is still something to do about it, which is tried again after a pause."""
-        plan, pause = self._plans.get(operation.kind), self._pause(operation)
-        longest = plan.longest_pause.total_seconds() if plan else KEEP.total_seconds()
-        pause.seconds = min(2 * pause.seconds, longest) if pause.seconds else FIRST_PAUSE.total_seconds()
-        pause.until = self._ticks() + pause.seconds
+        plan = self._plans.get(operation.kind)
         stored = self._store.get(Operation, operation.subject, operation.number)
         if stored is None or stored.state.over:
             return False
         if stored.failure != refusal.reason:
             with self._store.write(call.outcome(refusal.outcome, refusal.reason)) as write:
-                write.replace(stored, replace(stored, failure=refusal.reason, attempts=stored.attempts + 1))
+                failed = replace(stored, failure=refusal.reason, attempts=stored.attempts + 1)
+                stored = write.replace(stored, failed)
             call.closed = True
+        self._pauses.begin(stored, plan.longest_pause if plan else KEEP)
         return True
+
+    def wake(self, subject: str, number: int) -> None:
+        """Have one that waits for others looked at in the next round; those it waits for say so when they are done."""
+        self._pauses.end(subject, number)
 
     def alarm(self, operation: Operation) -> str:
         """What the log is to say as long as this one cannot go on."""
@@ -293,9 +342,6 @@ class Operations:
                 write.delete(row)
         call.closed = True
 
-    def _pause(self, row: Operation) -> _Pause:
-        return self._pauses.setdefault((row.subject, row.number), _Pause())
-
     def _plan(self, operation: Operation) -> Plan:
         plan = self._plans.get(operation.kind)
         if plan is None or operation.step > len(plan.steps):
@@ -310,6 +356,17 @@ class Operations:
 def closed(operation: Operation, reason: str, at: datetime) -> Operation:
     """The operation, ended at ``at`` without anything being done about it."""
     return replace(operation, state=OperationState.UNDONE, failure=reason, memory={}, due_at=at + KEEP)
+
+
+def _turned(operation: Operation, reason: str, now: datetime) -> Operation:
+    return replace(operation, state=OperationState.UNDOING, failure=reason, due_at=now)
+
+
+def _must_be_live(operation: Operation) -> None:
+    if operation.state.over:
+        raise WrongState(
+            Reason.OPERATION_OVER, f"This operation on {operation.subject} is {operation.state}; nothing is left to do."
+        )
 
 
 def running(operation: Operation) -> UnderWay:

@@ -16,17 +16,7 @@ from typing import Protocol, TypeVar
 from broker.core.entries import AuditEntry
 from broker.core.identity import Credentials
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, LeaseState, OaepHash, Purpose, SignatureAlgorithm
-from broker.core.model import (
-    AuditHead,
-    HsmReport,
-    Key,
-    KeyVersion,
-    Principal,
-    Record,
-    Secret,
-    SecretVersion,
-    WrappingKey,
-)
+from broker.core.model import AuditHead, Key, KeyVersion, Principal, Record, Secret, SecretVersion, WrappingKey
 from broker.core.ports.targets import (
     Cargo,
     Carries,
@@ -40,6 +30,7 @@ from broker.core.ports.targets import (
     Target,
     Uses,
 )
+from broker.core.report import HsmReport
 
 __all__ = [
     "DECIDING", "RESERVED_IDS", "Authenticator", "Cargo", "Carries", "Connect", "Device", "Hsm", "HsmStatus",

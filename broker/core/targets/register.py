@@ -10,7 +10,7 @@ from broker.core.amiss import no_target
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, WrongState
 from broker.core.kinds import ImportState
-from broker.core.model import Import, Probe, Receipt, Target, WrappingKey
+from broker.core.model import Import, Receipt, Target, WrappingKey
 from broker.core.names import check_name
 from broker.core.once import once
 from broker.core.operations.running import Operations
@@ -18,6 +18,7 @@ from broker.core.page import Page
 from broker.core.policy import guard
 from broker.core.policy.guard import Guard
 from broker.core.reasons import Reason
+from broker.core.report import Probe
 from broker.core.targets.copies import alarms, place_of
 from broker.core.targets.keks import KEK, check_kek, check_pin, standing
 from broker.core.targets.new_keks import NewKeks

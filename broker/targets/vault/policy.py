@@ -19,13 +19,26 @@ RIGHTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
 })  # fmt: skip
 """Paths below the mount (``+`` stands for one segment) and what must be allowed there.
 
-There is no right to delete, to export, to back up, to rotate or to change the configuration of a key.
+There is no right to delete, to export, to back up or to rotate a key, nor to change anything of its configuration but
+what follows.
 """
+
+RETIRING = "keys/+/config"
+"""What puts former versions of a key out of use; a token without it imports all the same."""
+
+_OLDEST = ("min_decryption_version", "min_encryption_version")
 
 
 def policy(mount: str) -> str:
     """The whole policy text for a transit engine mounted at ``mount``, in HCL."""
-    return "".join(line(f"{mount}/{path}", rights) for path, rights in RIGHTS.items()) + SELF
+    rights = "".join(line(f"{mount}/{path}", rights) for path, rights in RIGHTS.items())
+    return rights + retiring(mount) + SELF
+
+
+def retiring(mount: str) -> str:
+    """The rule that lets former versions be put out of use, and nothing else be changed, in HCL."""
+    allowed = ", ".join(f'"{one}" = []' for one in _OLDEST)
+    return f'path "{mount}/{RETIRING}" {{ capabilities = ["update"] allowed_parameters = {{ {allowed} }} }}\n'
 
 
 def lines(mount: str, path: str) -> str:

@@ -24,7 +24,7 @@ from broker.targets.vault import refusals
 from broker.targets.vault.adapter import Adapter
 from broker.targets.vault.files import TransferFiles
 from broker.targets.vault.forms import TYPES, b64, first, upload
-from broker.targets.vault.policy import RIGHTS, lines
+from broker.targets.vault.policy import RIGHTS, lines, retiring
 from broker.targets.vault.settings import VaultSettings
 
 UNSUPPORTED = MappingProxyType({
@@ -207,13 +207,17 @@ class VaultTarget:
         return self._decoded(answer.get("plaintext"), "a plaintext")
 
     def disable(self, name: str, version: str) -> None:
-        """Soft delete, which OpenBao has (since 2.2) and Vault has not; it takes all versions of a key.
+        """A former version by ``min_decryption_version``, once the ones before it are out of use; the only one softly.
 
         Neither server can disable the newest version of a key alone: ``min_encryption_version`` and
-        ``min_decryption_version`` reach at most up to it. So only a version without predecessors can be disabled.
+        ``min_decryption_version`` reach at most up to it. So that one can be disabled only without predecessors, by
+        soft delete, which OpenBao has (since 2.2) and Vault has not; it takes all versions of a key.
         """
         found = self.versions(name)
         if version not in {one.version for one in found if one.enabled}:
+            return
+        if version != found[-1].version:
+            self._retire(name, version, found)
             return
         if found[-1].version != "1":
             raise WrongState(
@@ -227,6 +231,28 @@ class VaultTarget:
         """Undo the soft delete."""
         if any(one.version == version and not one.enabled for one in self.versions(name)):
             self._adapter.post(self._unknown_to_hvac(f"keys/{name}/soft-delete-restore"), json={})
+
+    def _retire(self, name: str, version: str, found: list[RemoteKey]) -> None:
+        """Hide a former version, and with it the ones before it, if they are out of use already."""
+        before = [one.version for one in found if int(one.version) < int(version)]
+        if before:
+            raise WrongState(
+                Reason.TARGET_CANNOT_DISABLE,
+                f"The transit engine at {self._settings.host} cannot disable version {version} of {name} without "
+                f"version {before[0]}, which may be in use; disable that one first.",
+            )
+        oldest = int(version) + 1
+        path = self._unknown_to_hvac(f"keys/{name}/config")
+        try:
+            self._adapter.post(path, json={"min_decryption_version": oldest, "min_encryption_version": oldest})
+        except WrongState as error:
+            if error.reason != Reason.TARGET_DENIED:
+                raise
+            raise WrongState(
+                Reason.TARGET_CANNOT_DISABLE,
+                f"The broker's token at {self._settings.host} may not put former versions of {name} out of use; its "
+                f"policy needs: {retiring(self._settings.mount).strip()}",
+            ) from error
 
     def _soft_delete(self, name: str) -> None:
         try:

@@ -44,6 +44,8 @@ class _ImportStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportSta
     """The target was removed when nobody could say any more what it had."""
     IMPORT_STATE_GONE: _ImportState.ValueType  # 7
     """The target has it no more, and nothing there could bring it back."""
+    IMPORT_STATE_DISABLED: _ImportState.ValueType  # 8
+    """It was proven, and has been disabled there since: its version was retired or compromised."""
 
 class ImportState(_ImportState, metaclass=_ImportStateEnumTypeWrapper): ...
 
@@ -65,6 +67,8 @@ IMPORT_STATE_UNKNOWN: ImportState.ValueType  # 6
 """The target was removed when nobody could say any more what it had."""
 IMPORT_STATE_GONE: ImportState.ValueType  # 7
 """The target has it no more, and nothing there could bring it back."""
+IMPORT_STATE_DISABLED: ImportState.ValueType  # 8
+"""It was proven, and has been disabled there since: its version was retired or compromised."""
 Global___ImportState: _TypeAlias = ImportState  # noqa: Y015
 
 @_typing.final

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from broker_api.v1 import operations_pb2 as _operations_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -232,6 +233,40 @@ ENCRYPTION_ALGORITHM_RSA_OAEP_SHA1: EncryptionAlgorithm.ValueType  # 2
 ENCRYPTION_ALGORITHM_RSA_OAEP_SHA256: EncryptionAlgorithm.ValueType  # 3
 Global___EncryptionAlgorithm: _TypeAlias = EncryptionAlgorithm  # noqa: Y015
 
+class _KeyVersionPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KeyVersionPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyVersionPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KEY_VERSION_PHASE_UNSPECIFIED: _KeyVersionPhase.ValueType  # 0
+    KEY_VERSION_PHASE_PRE_ACTIVE: _KeyVersionPhase.ValueType  # 1
+    """Can be imported, and nothing else."""
+    KEY_VERSION_PHASE_ACTIVE: _KeyVersionPhase.ValueType  # 2
+    KEY_VERSION_PHASE_SUSPENDED: _KeyVersionPhase.ValueType  # 3
+    """Its key is disabled, or to be destroyed: nothing is done with it."""
+    KEY_VERSION_PHASE_DEACTIVATED: _KeyVersionPhase.ValueType  # 4
+    """Verifies and decrypts, and protects nothing."""
+    KEY_VERSION_PHASE_COMPROMISED: _KeyVersionPhase.ValueType  # 5
+    """As deactivated; its copies are disabled."""
+    KEY_VERSION_PHASE_DESTROYED: _KeyVersionPhase.ValueType  # 6
+
+class KeyVersionPhase(_KeyVersionPhase, metaclass=_KeyVersionPhaseEnumTypeWrapper):
+    """Where a version is in its life (NIST SP 800-57 part 1, section 7)."""
+
+KEY_VERSION_PHASE_UNSPECIFIED: KeyVersionPhase.ValueType  # 0
+KEY_VERSION_PHASE_PRE_ACTIVE: KeyVersionPhase.ValueType  # 1
+"""Can be imported, and nothing else."""
+KEY_VERSION_PHASE_ACTIVE: KeyVersionPhase.ValueType  # 2
+KEY_VERSION_PHASE_SUSPENDED: KeyVersionPhase.ValueType  # 3
+"""Its key is disabled, or to be destroyed: nothing is done with it."""
+KEY_VERSION_PHASE_DEACTIVATED: KeyVersionPhase.ValueType  # 4
+"""Verifies and decrypts, and protects nothing."""
+KEY_VERSION_PHASE_COMPROMISED: KeyVersionPhase.ValueType  # 5
+"""As deactivated; its copies are disabled."""
+KEY_VERSION_PHASE_DESTROYED: KeyVersionPhase.ValueType  # 6
+Global___KeyVersionPhase: _TypeAlias = KeyVersionPhase  # noqa: Y015
+
 @_typing.final
 class Key(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -323,11 +358,13 @@ class KeyVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PUBLIC_KEY_SHA256_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     state: Global___KeyVersionState.ValueType
     public_key_sha256: _builtins.str
     """SHA-256 of the SubjectPublicKeyInfo DER, lower-case hex; empty for symmetric keys."""
     sealed: _builtins.bool
+    phase: Global___KeyVersionPhase.ValueType
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -338,14 +375,77 @@ class KeyVersion(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         public_key_sha256: _builtins.str = ...,
         sealed: _builtins.bool = ...,
+        phase: Global___KeyVersionPhase.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "public_key_sha256", b"public_key_sha256", "sealed", b"sealed", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "phase", b"phase", "public_key_sha256", b"public_key_sha256", "sealed", b"sealed", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeyVersion: _TypeAlias = KeyVersion  # noqa: Y015
+
+@_typing.final
+class KeyPlace(_message.Message):
+    """A copy of a version, at a target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    REMOTE_NAME_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    target: _builtins.str
+    remote_name: _builtins.str
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        target: _builtins.str = ...,
+        remote_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["remote_name", b"remote_name", "target", b"target", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyPlace: _TypeAlias = KeyPlace  # noqa: Y015
+
+@_typing.final
+class KeyMove(_message.Message):
+    """A version came into a phase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    phase: Global___KeyVersionPhase.ValueType
+    actor: _builtins.str
+    """Who did it, such as operator/alice."""
+    reason: _builtins.str
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        phase: Global___KeyVersionPhase.ValueType = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "phase", b"phase", "reason", b"reason", "time", b"time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyMove: _TypeAlias = KeyMove  # noqa: Y015
 
 @_typing.final
 class CreateKeyRequest(_message.Message):
@@ -935,6 +1035,75 @@ class RotateKeyRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    everywhere: _builtins.bool
+    """Also at every target where the key is in use: the new version is brought there and proven before it signs or
+    encrypts here, and the former one is retired after the grace, here and there. Without it: in the HSM alone, at once.
+    """
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """With everywhere: how long after the new version is in force the former ones stay as they are; unset: 24 hours."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        everywhere: _builtins.bool = ...,
+        grace: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everywhere", b"everywhere", "grace", b"grace", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyRequest: _TypeAlias = RotateKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key: ...
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """With everywhere; goes on in the background. Unset of a dry run."""
+
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyPlace]:
+        """With everywhere: where the new version is to be."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+        operation: _operations_pb2.Operation | None = ...,
+        places: _abc.Iterable[Global___KeyPlace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operation", b"operation", "places", b"places"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyResponse: _TypeAlias = RotateKeyResponse  # noqa: Y015
+
+@_typing.final
+class PrepareKeyVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     request_id: _builtins.str
     validate_only: _builtins.bool
@@ -951,10 +1120,63 @@ class RotateKeyRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RotateKeyRequest: _TypeAlias = RotateKeyRequest  # noqa: Y015
+Global___PrepareKeyVersionRequest: _TypeAlias = PrepareKeyVersionRequest  # noqa: Y015
 
 @_typing.final
-class RotateKeyResponse(_message.Message):
+class PrepareKeyVersionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key:
+        """The version that was made is its latest."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareKeyVersionResponse: _TypeAlias = PrepareKeyVersionResponse  # noqa: Y015
+
+@_typing.final
+class ActivateKeyVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.int
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateKeyVersionRequest: _TypeAlias = ActivateKeyVersionRequest  # noqa: Y015
+
+@_typing.final
+class ActivateKeyVersionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
@@ -971,7 +1193,171 @@ class RotateKeyResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RotateKeyResponse: _TypeAlias = RotateKeyResponse  # noqa: Y015
+Global___ActivateKeyVersionResponse: _TypeAlias = ActivateKeyVersionResponse  # noqa: Y015
+
+@_typing.final
+class RetireKeyVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.int
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireKeyVersionRequest: _TypeAlias = RetireKeyVersionRequest  # noqa: Y015
+
+@_typing.final
+class RetireKeyVersionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key: ...
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireKeyVersionResponse: _TypeAlias = RetireKeyVersionResponse  # noqa: Y015
+
+@_typing.final
+class CompromiseKeyVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.int
+    """0 is the primary one."""
+    reason: _builtins.str
+    """Why, in one line; kept with the move."""
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompromiseKeyVersionRequest: _TypeAlias = CompromiseKeyVersionRequest  # noqa: Y015
+
+@_typing.final
+class CompromiseKeyVersionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key: ...
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """Goes on in the background until the last target has disabled the version. Unset of a dry run."""
+
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyPlace]:
+        """Where the version is still in use."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+        version: _builtins.int = ...,
+        operation: _operations_pb2.Operation | None = ...,
+        places: _abc.Iterable[Global___KeyPlace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operation", b"operation", "places", b"places", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompromiseKeyVersionResponse: _TypeAlias = CompromiseKeyVersionResponse  # noqa: Y015
+
+@_typing.final
+class ListKeyMovesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListKeyMovesRequest: _TypeAlias = ListKeyMovesRequest  # noqa: Y015
+
+@_typing.final
+class ListKeyMovesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyMove]: ...
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[Global___KeyMove] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListKeyMovesResponse: _TypeAlias = ListKeyMovesResponse  # noqa: Y015
 
 @_typing.final
 class EnableKeyRequest(_message.Message):

@@ -119,6 +119,31 @@ class KeyServiceStub:
                 request_serializer=broker__api_dot_v1_dot_keys__pb2.SealKeyRequest.SerializeToString,
                 response_deserializer=broker__api_dot_v1_dot_keys__pb2.SealKeyResponse.FromString,
                 _registered_method=True)
+        self.PrepareKeyVersion = channel.unary_unary(
+                '/broker_api.v1.KeyService/PrepareKeyVersion',
+                request_serializer=broker__api_dot_v1_dot_keys__pb2.PrepareKeyVersionRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_keys__pb2.PrepareKeyVersionResponse.FromString,
+                _registered_method=True)
+        self.ActivateKeyVersion = channel.unary_unary(
+                '/broker_api.v1.KeyService/ActivateKeyVersion',
+                request_serializer=broker__api_dot_v1_dot_keys__pb2.ActivateKeyVersionRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_keys__pb2.ActivateKeyVersionResponse.FromString,
+                _registered_method=True)
+        self.RetireKeyVersion = channel.unary_unary(
+                '/broker_api.v1.KeyService/RetireKeyVersion',
+                request_serializer=broker__api_dot_v1_dot_keys__pb2.RetireKeyVersionRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_keys__pb2.RetireKeyVersionResponse.FromString,
+                _registered_method=True)
+        self.CompromiseKeyVersion = channel.unary_unary(
+                '/broker_api.v1.KeyService/CompromiseKeyVersion',
+                request_serializer=broker__api_dot_v1_dot_keys__pb2.CompromiseKeyVersionRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_keys__pb2.CompromiseKeyVersionResponse.FromString,
+                _registered_method=True)
+        self.ListKeyMoves = channel.unary_unary(
+                '/broker_api.v1.KeyService/ListKeyMoves',
+                request_serializer=broker__api_dot_v1_dot_keys__pb2.ListKeyMovesRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_keys__pb2.ListKeyMovesResponse.FromString,
+                _registered_method=True)
         self.SettleKeyVersion = channel.unary_unary(
                 '/broker_api.v1.KeyService/SettleKeyVersion',
                 request_serializer=broker__api_dot_v1_dot_keys__pb2.SettleKeyVersionRequest.SerializeToString,
@@ -233,6 +258,41 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareKeyVersion(self, request, context):
+        """Makes the next version, which can be imported and nothing else until it is activated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateKeyVersion(self, request, context):
+        """Puts a prepared version in force: it signs and encrypts from now on, and the former one does not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireKeyVersion(self, request, context):
+        """Has a version that is not the primary one protect nothing any more; it still verifies and decrypts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompromiseKeyVersion(self, request, context):
+        """Has a version protect nothing from now on, and disabled at every target; each target by itself, as soon as it answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListKeyMoves(self, request, context):
+        """How the versions of a key came into their phases.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SettleKeyVersion(self, request, context):
         """Says what becomes of a version that was being made when the database was restored (KEY_VERSION_STATE_HELD).
         """
@@ -322,6 +382,31 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.SealKey,
                     request_deserializer=broker__api_dot_v1_dot_keys__pb2.SealKeyRequest.FromString,
                     response_serializer=broker__api_dot_v1_dot_keys__pb2.SealKeyResponse.SerializeToString,
+            ),
+            'PrepareKeyVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareKeyVersion,
+                    request_deserializer=broker__api_dot_v1_dot_keys__pb2.PrepareKeyVersionRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_keys__pb2.PrepareKeyVersionResponse.SerializeToString,
+            ),
+            'ActivateKeyVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateKeyVersion,
+                    request_deserializer=broker__api_dot_v1_dot_keys__pb2.ActivateKeyVersionRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_keys__pb2.ActivateKeyVersionResponse.SerializeToString,
+            ),
+            'RetireKeyVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireKeyVersion,
+                    request_deserializer=broker__api_dot_v1_dot_keys__pb2.RetireKeyVersionRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_keys__pb2.RetireKeyVersionResponse.SerializeToString,
+            ),
+            'CompromiseKeyVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompromiseKeyVersion,
+                    request_deserializer=broker__api_dot_v1_dot_keys__pb2.CompromiseKeyVersionRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_keys__pb2.CompromiseKeyVersionResponse.SerializeToString,
+            ),
+            'ListKeyMoves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKeyMoves,
+                    request_deserializer=broker__api_dot_v1_dot_keys__pb2.ListKeyMovesRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_keys__pb2.ListKeyMovesResponse.SerializeToString,
             ),
             'SettleKeyVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.SettleKeyVersion,
@@ -766,6 +851,141 @@ class KeyService:
             '/broker_api.v1.KeyService/SealKey',
             broker__api_dot_v1_dot_keys__pb2.SealKeyRequest.SerializeToString,
             broker__api_dot_v1_dot_keys__pb2.SealKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareKeyVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.KeyService/PrepareKeyVersion',
+            broker__api_dot_v1_dot_keys__pb2.PrepareKeyVersionRequest.SerializeToString,
+            broker__api_dot_v1_dot_keys__pb2.PrepareKeyVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateKeyVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.KeyService/ActivateKeyVersion',
+            broker__api_dot_v1_dot_keys__pb2.ActivateKeyVersionRequest.SerializeToString,
+            broker__api_dot_v1_dot_keys__pb2.ActivateKeyVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireKeyVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.KeyService/RetireKeyVersion',
+            broker__api_dot_v1_dot_keys__pb2.RetireKeyVersionRequest.SerializeToString,
+            broker__api_dot_v1_dot_keys__pb2.RetireKeyVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompromiseKeyVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.KeyService/CompromiseKeyVersion',
+            broker__api_dot_v1_dot_keys__pb2.CompromiseKeyVersionRequest.SerializeToString,
+            broker__api_dot_v1_dot_keys__pb2.CompromiseKeyVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKeyMoves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.KeyService/ListKeyMoves',
+            broker__api_dot_v1_dot_keys__pb2.ListKeyMovesRequest.SerializeToString,
+            broker__api_dot_v1_dot_keys__pb2.ListKeyMovesResponse.FromString,
             options,
             channel_credentials,
             insecure,

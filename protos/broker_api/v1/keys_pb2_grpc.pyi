@@ -57,6 +57,16 @@ class KeyServiceStub:
     CancelKeyDestruction: _grpc.UnaryUnaryMultiCallable[_keys_pb2.CancelKeyDestructionRequest, _keys_pb2.CancelKeyDestructionResponse]
     SealKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.SealKeyRequest, _keys_pb2.SealKeyResponse]
     """Takes the right to be exported away from every version, for good."""
+    PrepareKeyVersion: _grpc.UnaryUnaryMultiCallable[_keys_pb2.PrepareKeyVersionRequest, _keys_pb2.PrepareKeyVersionResponse]
+    """Makes the next version, which can be imported and nothing else until it is activated."""
+    ActivateKeyVersion: _grpc.UnaryUnaryMultiCallable[_keys_pb2.ActivateKeyVersionRequest, _keys_pb2.ActivateKeyVersionResponse]
+    """Puts a prepared version in force: it signs and encrypts from now on, and the former one does not."""
+    RetireKeyVersion: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RetireKeyVersionRequest, _keys_pb2.RetireKeyVersionResponse]
+    """Has a version that is not the primary one protect nothing any more; it still verifies and decrypts."""
+    CompromiseKeyVersion: _grpc.UnaryUnaryMultiCallable[_keys_pb2.CompromiseKeyVersionRequest, _keys_pb2.CompromiseKeyVersionResponse]
+    """Has a version protect nothing from now on, and disabled at every target; each target by itself, as soon as it answers."""
+    ListKeyMoves: _grpc.UnaryUnaryMultiCallable[_keys_pb2.ListKeyMovesRequest, _keys_pb2.ListKeyMovesResponse]
+    """How the versions of a key came into their phases."""
     SettleKeyVersion: _grpc.UnaryUnaryMultiCallable[_keys_pb2.SettleKeyVersionRequest, _keys_pb2.SettleKeyVersionResponse]
     """Says what becomes of a version that was being made when the database was restored (KEY_VERSION_STATE_HELD)."""
 
@@ -89,6 +99,16 @@ class KeyServiceAsyncStub(KeyServiceStub):
     CancelKeyDestruction: _aio.UnaryUnaryMultiCallable[_keys_pb2.CancelKeyDestructionRequest, _keys_pb2.CancelKeyDestructionResponse]  # type: ignore[assignment]
     SealKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.SealKeyRequest, _keys_pb2.SealKeyResponse]  # type: ignore[assignment]
     """Takes the right to be exported away from every version, for good."""
+    PrepareKeyVersion: _aio.UnaryUnaryMultiCallable[_keys_pb2.PrepareKeyVersionRequest, _keys_pb2.PrepareKeyVersionResponse]  # type: ignore[assignment]
+    """Makes the next version, which can be imported and nothing else until it is activated."""
+    ActivateKeyVersion: _aio.UnaryUnaryMultiCallable[_keys_pb2.ActivateKeyVersionRequest, _keys_pb2.ActivateKeyVersionResponse]  # type: ignore[assignment]
+    """Puts a prepared version in force: it signs and encrypts from now on, and the former one does not."""
+    RetireKeyVersion: _aio.UnaryUnaryMultiCallable[_keys_pb2.RetireKeyVersionRequest, _keys_pb2.RetireKeyVersionResponse]  # type: ignore[assignment]
+    """Has a version that is not the primary one protect nothing any more; it still verifies and decrypts."""
+    CompromiseKeyVersion: _aio.UnaryUnaryMultiCallable[_keys_pb2.CompromiseKeyVersionRequest, _keys_pb2.CompromiseKeyVersionResponse]  # type: ignore[assignment]
+    """Has a version protect nothing from now on, and disabled at every target; each target by itself, as soon as it answers."""
+    ListKeyMoves: _aio.UnaryUnaryMultiCallable[_keys_pb2.ListKeyMovesRequest, _keys_pb2.ListKeyMovesResponse]  # type: ignore[assignment]
+    """How the versions of a key came into their phases."""
     SettleKeyVersion: _aio.UnaryUnaryMultiCallable[_keys_pb2.SettleKeyVersionRequest, _keys_pb2.SettleKeyVersionResponse]  # type: ignore[assignment]
     """Says what becomes of a version that was being made when the database was restored (KEY_VERSION_STATE_HELD)."""
 
@@ -214,6 +234,46 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.SealKeyResponse, _abc.Awaitable[_keys_pb2.SealKeyResponse]]:
         """Takes the right to be exported away from every version, for good."""
+
+    @_abc_1.abstractmethod
+    def PrepareKeyVersion(
+        self,
+        request: _keys_pb2.PrepareKeyVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.PrepareKeyVersionResponse, _abc.Awaitable[_keys_pb2.PrepareKeyVersionResponse]]:
+        """Makes the next version, which can be imported and nothing else until it is activated."""
+
+    @_abc_1.abstractmethod
+    def ActivateKeyVersion(
+        self,
+        request: _keys_pb2.ActivateKeyVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.ActivateKeyVersionResponse, _abc.Awaitable[_keys_pb2.ActivateKeyVersionResponse]]:
+        """Puts a prepared version in force: it signs and encrypts from now on, and the former one does not."""
+
+    @_abc_1.abstractmethod
+    def RetireKeyVersion(
+        self,
+        request: _keys_pb2.RetireKeyVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.RetireKeyVersionResponse, _abc.Awaitable[_keys_pb2.RetireKeyVersionResponse]]:
+        """Has a version that is not the primary one protect nothing any more; it still verifies and decrypts."""
+
+    @_abc_1.abstractmethod
+    def CompromiseKeyVersion(
+        self,
+        request: _keys_pb2.CompromiseKeyVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.CompromiseKeyVersionResponse, _abc.Awaitable[_keys_pb2.CompromiseKeyVersionResponse]]:
+        """Has a version protect nothing from now on, and disabled at every target; each target by itself, as soon as it answers."""
+
+    @_abc_1.abstractmethod
+    def ListKeyMoves(
+        self,
+        request: _keys_pb2.ListKeyMovesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.ListKeyMovesResponse, _abc.Awaitable[_keys_pb2.ListKeyMovesResponse]]:
+        """How the versions of a key came into their phases."""
 
     @_abc_1.abstractmethod
     def SettleKeyVersion(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import pytest
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
+from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.ports import Device, Hsm, KeyRef
 from tests.contracts.hsm.keys import (
@@ -30,6 +31,7 @@ from tests.contracts.hsm.keys import (
     verify,
 )
 from tests.fakes.hsm import SoftwareHsm
+from tests.fakes.refusals import refused
 
 GCM = EncryptionAlgorithm.AES_GCM
 PAIRS = [(kind, algorithm) for kind, algorithms in ALGORITHMS.items() for algorithm in algorithms]
@@ -77,10 +79,18 @@ def test_an_id_that_names_another_key_is_refused(device: Whole) -> None:
         device.generate(key, exportable=True)
     assert taken.value.reason == "HSM_ID_TAKEN"
     for kind in (KeyType.EC_P384, KeyType.AES_256):
-        _refused_as_another(lambda kind=kind: device.generate(unmade(kind, hsm_id=key.hsm_id), exportable=False))  # type: ignore[misc]
+        refused(
+            partial(device.generate, unmade(kind, hsm_id=key.hsm_id), exportable=False),
+            WrongState,
+            "KEY_NOT_THIS",
+        )
     assert device.public_key(key) == key.public_key
     secret = shared(device, KeyType.AES_256)
-    _refused_as_another(lambda: device.generate(unmade(KeyType.EC_P256, hsm_id=secret.hsm_id), exportable=False))
+    refused(
+        lambda: device.generate(unmade(KeyType.EC_P256, hsm_id=secret.hsm_id), exportable=False),
+        WrongState,
+        "KEY_NOT_THIS",
+    )
     assert device.encrypt(secret, GCM, b"still there", b"")
 
 
@@ -171,8 +181,8 @@ def test_HS_07_every_failed_decryption_gives_one_error(device: Whole) -> None:
     good = device.encrypt(key, GCM, b"plaintext", b"aad")
     bad = [good[:-1], good[:20], b"", good + b"\0"]
     bad += [good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in range(len(good))]
-    refusals = {_refusal_of_decrypt(device, key, GCM, ciphertext, b"aad") for ciphertext in bad}
-    refusals.add(_refusal_of_decrypt(device, key, GCM, good, b"other"))
+    refusals = {_not_decrypted(device, key, GCM, ciphertext, b"aad") for ciphertext in bad}
+    refusals.add(_not_decrypted(device, key, GCM, good, b"other"))
     assert len(refusals) == 1
     assert refusals.pop()[0] == "CIPHERTEXT_INVALID"
     assert device.decrypt(key, GCM, good, b"aad") == b"plaintext"
@@ -194,8 +204,8 @@ def test_HS_07_every_failed_oaep_decryption_gives_one_error(device: Whole) -> No
         public.encrypt(b"plaintext", padding.PKCS1v15()),
         _oaep(key, hashes.SHA256(), b"plaintext"),
     ]
-    refusals = {_refusal_of_decrypt(device, key, algorithm, ciphertext, b"") for ciphertext in bad}
-    refusals.add(_refusal_of_decrypt(device, key, algorithm, good, b"aad"))
+    refusals = {_not_decrypted(device, key, algorithm, ciphertext, b"") for ciphertext in bad}
+    refusals.add(_not_decrypted(device, key, algorithm, good, b"aad"))
     assert len(refusals) == 1
     assert refusals.pop()[0] == "CIPHERTEXT_INVALID"
 
@@ -215,7 +225,7 @@ def test_a_cipher_of_another_key_type_or_purpose_is_refused(device: Whole) -> No
     aes, signs = shared(device, KeyType.AES_256), shared(device, KeyType.RSA_2048)
     oaep = EncryptionAlgorithm.RSA_OAEP_SHA1
     for key, algorithm in ((aes, oaep), (signs, oaep), (signs, GCM)):
-        assert _refusal_of_decrypt(device, key, algorithm, bytes(256), b"")[0] == "ALGORITHM_MISMATCH"
+        assert _not_decrypted(device, key, algorithm, bytes(256), b"")[0] == "ALGORITHM_MISMATCH"
         with pytest.raises(InvalidRequest) as refusal:
             device.encrypt(key, algorithm, b"", b"")
         assert refusal.value.reason == "ALGORITHM_MISMATCH"
@@ -336,21 +346,14 @@ def test_a_device_that_answers_passes_the_check(device: Whole) -> None:
     assert device.report().token_serial
 
 
-def _refused_as_another(use: Callable[[], object]) -> None:
-    with pytest.raises(WrongState) as refusal:
-        use()
-    assert refusal.value.reason == "KEY_NOT_THIS"
-
-
 def _oaep(key: KeyRef, algorithm: hashes.HashAlgorithm, plaintext: bytes) -> bytes:
     public = load_der_public_key(key.public_key or b"")
     assert isinstance(public, rsa.RSAPublicKey)
     return public.encrypt(plaintext, padding.OAEP(padding.MGF1(algorithm), algorithm, None))
 
 
-def _refusal_of_decrypt(
+def _not_decrypted(
     device: Whole, key: KeyRef, algorithm: EncryptionAlgorithm, ciphertext: bytes, aad: bytes
 ) -> tuple[str, str]:
-    with pytest.raises(BrokerError) as refusal:
-        device.decrypt(key, algorithm, ciphertext, aad)
-    return refusal.value.reason, refusal.value.message
+    error = refused(lambda: device.decrypt(key, algorithm, ciphertext, aad))
+    return error.reason, error.message

@@ -86,11 +86,31 @@ def _keys(key: str) -> Story:
     yield "Decrypt", {"name": aes, "ciphertext": sealed.ciphertext}
     yield "RotateKey", {"name": key}
     yield "ListKeyVersions", {"name": key}
+    yield from _operations(key)
+    yield from _life(fresh("life"))
     yield "DisableKey", {"name": aes}
     yield "EnableKey", {"name": aes}
     yield "ScheduleKeyDestruction", {"name": aes}
     yield "CancelKeyDestruction", {"name": aes}
     yield "SettleKeyVersion", {"name": key, "version": 1, "settlement": KEEP}
+
+
+def _life(key: str) -> Story:
+    yield "CreateKey", {"name": key, "type": EC_P256, "usage": SIGN, "exportable": True}
+    yield "RotateKey", {"name": key, "everywhere": True}
+    yield "PrepareKeyVersion", {"name": key}
+    yield "ActivateKeyVersion", {"name": key, "version": 3}
+    yield "RetireKeyVersion", {"name": key, "version": 1}
+    yield "CompromiseKeyVersion", {"name": key, "version": 2, "reason": "A laptop was stolen."}
+    yield "ListKeyMoves", {"name": key}
+
+
+def _operations(key: str) -> Story:
+    found = yield "ListOperations", {"subject": f"key/{key}", "page_size": 5}
+    name = found.operations[0].name if found.operations else f"key/{key}/1/1"
+    yield "GetOperation", {"name": name}
+    yield "WaitOperation", {"name": name}
+    yield "RetryOperation", {"name": name}
 
 
 def _places(bao: OpenBao, key: str) -> Story:

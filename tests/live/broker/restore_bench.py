@@ -12,26 +12,21 @@ import pytest
 
 from broker import acceptance
 from broker.core.errors import BrokerError, NotFound, Unavailable
-from broker.core.keys.confirming import Settling
-from broker.core.keys.lifecycle import Keys
 from broker.core.keys.refs import ref
-from broker.core.keys.use import KeyUse
 from broker.core.kinds import KeyType, KeyUsage, Purpose
 from broker.core.model import Key, KeyVersion, RootKey
-from broker.core.policy.guard import Guard
-from broker.core.ports import Hsm, KeyRef
-from broker.core.secrets.lifecycle import Secrets, parse_reference
-from broker.core.secrets.root_rows import known_roots
+from broker.core.ports import Device, Hsm, KeyRef
+from broker.core.secrets.lifecycle import parse_reference
 from broker.core.secrets.root_rows import ref as root_ref
-from broker.core.secrets.sealing import Sealing
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store.samples import ROW_KEY, SIGNER, config, read_journal
-from tests.fakes.background import carry_on, operations
-from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.background import carry_on
+from tests.fakes.calls import Clock
 from tests.servers.databases import create_database, migrate
 from tests.servers.postgres import Postgres
+from tests.worlds.world import World
 
 ONCE = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
 FIELDS = {"password": b"canary-5518"}
@@ -40,12 +35,17 @@ FIELDS = {"password": b"canary-5518"}
 class LosesAnswers:
     """A real HSM whose next new key is made, and nobody hears of it; or that is away for the next change."""
 
-    def __init__(self, hsm: Hsm) -> None:
-        self._hsm = hsm
+    def __init__(self, hsm: Hsm, device: Device | None = None, roots: Any = None) -> None:
+        self._hsm, self._device, self._roots = hsm, device, roots
         self.lose = self.fail = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._hsm, name)
+
+    def keyring(self, purpose: Purpose) -> Any:
+        """As the device: the keyring of callers' keys is this."""
+        assert self._device is not None
+        return {Purpose.KEY: self, Purpose.ROOT: self._roots}.get(purpose) or self._device.keyring(purpose)
 
     def _answer(self) -> None:
         if self.fail:
@@ -69,26 +69,23 @@ class LosesAnswers:
         return made
 
 
-class Broker:
-    """The nouns that have pending work, on a database that can be put back, and a clock that is driven."""
+class Broker(World):
+    """A world with pending work, on a database that can be put back."""
+
+    store: SqlStore
 
     def __init__(self, place: StoreConfig, hsm: Pkcs11Hsm, backup: Callable[[], Callable[[], None]]) -> None:
-        self.place, self.clock = place, Clock()
-        self.hsm: Any = LosesAnswers(hsm.keyring(Purpose.KEY))
-        self.roots: Any = LosesAnswers(hsm.keyring(Purpose.ROOT))
-        self._backup = backup
-        self.open()
+        self.place, self._backup, clock = place, backup, Clock()
+        self.roots = LosesAnswers(hsm.keyring(Purpose.ROOT))
+        ring = LosesAnswers(hsm.keyring(Purpose.KEY), hsm, self.roots)
+        super().__init__(self._opened(clock), ring, clock, keep=timedelta(0))
         self.secrets.roots.ensure(self.call("FirstRootKey"))
 
+    def _opened(self, clock: Clock) -> SqlStore:
+        return SqlStore(self.place, ROW_KEY, clock, SIGNER.genuine)
+
     def open(self) -> None:
-        self.store = SqlStore(self.place, ROW_KEY, self.clock, SIGNER.genuine)
-        guard = Guard(document())
-        sealing = Sealing(self.roots, known_roots(self.store), self.clock, timedelta(0), tenant="one.example")
-        self.operations = operations(self.store, self.clock)
-        self.keys = Keys(self.store, self.hsm, guard, self.operations, self.clock)
-        self.use = KeyUse(self.store, self.hsm, guard)
-        self.settling = Settling(self.store, self.hsm, guard, self.operations)
-        self.secrets = Secrets(self.store, self.roots, sealing, guard, self.operations, self.clock)
+        self.restart(store=self._opened(self.clock))
 
     def sign(self) -> None:
         SIGNER.sign_due(self.store)
@@ -127,7 +124,7 @@ class Broker:
             self.open()
 
     def call(self, method: str, **more: Any) -> Any:
-        return call(f"KeyService/{method}", operator("alice", "admins"), self.clock, **more)
+        return self.asked(f"KeyService/{method}", **more)
 
     def create(self, name: str = "pay", **more: Any) -> Key:
         return self.keys.create(
@@ -208,12 +205,6 @@ class Broker:
         """What the audit says that the acceptance did with it."""
         lines = [line for chain in read_journal(self.place.journal).values() for line in chain]
         return [one["facts"] for one in lines if one.get("rpc") == "-/AcceptRestore" and one["resource"] == resource]
-
-
-def refused(reason: str, what: Callable[[], object]) -> None:
-    with pytest.raises(BrokerError) as found:
-        what()
-    assert found.value.reason == reason
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -14,8 +14,9 @@ import pytest
 
 from broker.targets.vault.policy import policy
 from tests.live.broker.live_story import everything, fresh
-from tests.servers.live import OPTIONS, Client, Live, Refused, vault_settings
+from tests.servers.live import OPTIONS, Client, Live, vault_settings
 from tests.servers.openbao import OpenBao, self_signed
+from tests.servers.refusals import Refused
 
 EC_P256, AES_256, RSA_2048 = 4, 10, 1
 SIGN, ENCRYPT = 1, 2
@@ -42,7 +43,7 @@ def admin(live: Live, openbao: OpenBao) -> Client:
 def unharmed(live: Live, admin: Client, openbao: OpenBao) -> Unharmed:
     """Make a call that must be refused so, with everything that this section promises of a refusal."""
 
-    def refused(rpc: str, code: str, reason: str, **fields: Any) -> Refused:
+    def unharmed(rpc: str, code: str, reason: str, **fields: Any) -> Refused:
         with nothing_happens(live, admin, openbao):
             count = len(live.records())
             error = admin.refusal(rpc, **fields)
@@ -55,7 +56,7 @@ def unharmed(live: Live, admin: Client, openbao: OpenBao) -> Unharmed:
         assert_silent(live, openbao)
         return error
 
-    return refused
+    return unharmed
 
 
 def assert_clear(sentence: str) -> None:

@@ -47,7 +47,7 @@ def test_TL_18_a_damaged_key_holds_up_no_other_keys_end(store: SqlStore, place: 
             bench.keys.schedule_destruction(bench.call("ScheduleKeyDestruction"), name, None)
     Dba(place).run("UPDATE keys SET labels = '[]' WHERE name = 'a'")
     Dba(place).run("UPDATE key_versions SET created_at = 9000000000000000000 WHERE key = 'lost-a'")
-    bench.time += timedelta(days=40) + UNDO_AFTER
+    bench.clock.time += timedelta(days=40) + UNDO_AFTER
     assert bench.chores() == 2
     done = store.get(Key, "b")
     assert done is not None

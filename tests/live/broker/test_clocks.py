@@ -199,7 +199,7 @@ def test_FT_24_the_whole_broker_on_a_host_whose_clock_is_set(tmp_path: Path, pos
             job, admin = Job(live), live.client()
             assert not admin.serving()
             assert "lets no pipeline in" in admin.ask("WhoAmI").clock_trouble
-            assert [job.refusal("FetchSecrets", each, references=REFERENCES) for each in (token, ci.token())] == [
+            assert [job.why_not("FetchSecrets", each, references=REFERENCES) for each in (token, ci.token())] == [
                 "CLOCK_OFF"
             ] * 2
             shifted.set(timedelta())

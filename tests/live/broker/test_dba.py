@@ -17,8 +17,9 @@ import pytest
 from broker.config import load
 from broker.own_keys import AUDIT_KEY, OPERATOR_CA, SERVER_CA
 from tests.servers.dba import Dba
-from tests.servers.live import Client, Live, Refused, free_address, within
+from tests.servers.live import Client, Live, free_address, within
 from tests.servers.postgres import Postgres
+from tests.servers.refusals import Refused
 
 EC_P256, AES_256, SIGN, ENCRYPT = 4, 10, 1, 2
 HOUR = 3_600_000_000

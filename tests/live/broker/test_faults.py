@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from tests.servers.live import Client, Live, Refused, within
+from tests.servers.live import Client, Live, within
 from tests.servers.live_load import (
     Promised,
     assert_kept,
@@ -20,6 +20,7 @@ from tests.servers.live_load import (
 )
 from tests.servers.openbao import OpenBao
 from tests.servers.patience import busy
+from tests.servers.refusals import Refused
 
 EC_P256, AES_256 = 4, 10
 SIGN, ENCRYPT = 1, 2

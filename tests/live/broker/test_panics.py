@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import structlog
 from grpc_health.v1 import health_pb2
@@ -18,9 +17,10 @@ from broker.hsm.sessions import Worker
 from broker.rpc.health import CHECK
 from broker.rpc.server import ServerLimits
 from tests.fakes.panics import ENDS, SECRET, PanicException
-from tests.live.rpc.gate_parts import raw, refused
+from tests.live.rpc.gate_parts import raw
 from tests.servers.edge import Journal, operator, plain_services, running
 from tests.servers.live import within
+from tests.servers.refusals import refused_on_the_wire
 from tests.servers.softhsm import KeysHsm
 
 SERVICE = "/broker_api.v1."
@@ -49,8 +49,8 @@ def test_NT_14_every_end_is_told_recorded_and_logged_and_holds_nothing(
     ):
         for method in KINDS:
             for _ in range(6):  # more than there are calls, threads or slots
-                found = refused(lambda method=method: raw(channel, SERVICE + method, timeout=200))  # type: ignore[misc]
-                assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+                found = refused_on_the_wire(lambda method=method: raw(channel, SERVICE + method, timeout=200))  # type: ignore[misc]
+                assert (found.code, found.reason) == ("INTERNAL", "INTERNAL")
                 assert found.sentence == f"The broker failed; its log tells more of call {found.metadata['call_id']}."
                 lost.append(found.metadata["call_id"])
         assert raw(channel, GET, timeout=200) == b""
@@ -84,10 +84,14 @@ def test_NT_14_a_panic_where_the_caller_is_made_out_or_the_record_is_written(tmp
     with running(tmp_path, journal=journal, limits=ServerLimits(calls=2)) as edge, edge.channel() as channel:
         raw(channel, GET, timeout=200)
         journal.on = "get"
-        assert [refused(lambda: raw(channel, GET, timeout=200)).reason for _ in range(5)] == ["INTERNAL"] * 5
+        assert [refused_on_the_wire(lambda: raw(channel, GET, timeout=200)).reason for _ in range(5)] == [
+            "INTERNAL"
+        ] * 5
         assert [each.outcome for each in journal.entries] == ["ok", *["INTERNAL"] * 5]
         journal.on = "record"
-        assert [refused(lambda: raw(channel, GET, timeout=200)).reason for _ in range(5)] == ["AUDIT_UNAVAILABLE"] * 5
+        assert [refused_on_the_wire(lambda: raw(channel, GET, timeout=200)).reason for _ in range(5)] == [
+            "AUDIT_UNAVAILABLE"
+        ] * 5
         journal.on = ""
         assert raw(channel, GET, timeout=200) == b""
         assert edge.server.idle(60)
@@ -113,8 +117,8 @@ def test_NT_14_a_panic_in_a_health_check_is_an_end_without_its_text(tmp_path: Pa
     check = health_pb2.HealthCheckRequest().SerializeToString()
     with running(tmp_path, clock=clock) as edge, edge.channel() as channel:
         for _ in range(20):
-            found = refused(lambda: raw(channel, CHECK, check, timeout=200))
-            assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+            found = refused_on_the_wire(lambda: raw(channel, CHECK, check, timeout=200))
+            assert (found.code, found.reason) == ("INTERNAL", "INTERNAL")
             assert SECRET not in found.sentence
         assert clock.faults == 0
         assert raw(channel, CHECK, check, timeout=200) == b"\x08\x01"

@@ -82,10 +82,10 @@ class World:
         found = urlsplit(asked.issuer)
         self.issuer.address, self.issuer.path = f"https://{found.hostname}", found.path
 
-    def refusal(self, token: str) -> tuple[str, str, str, dict[str, Any]]:
+    def denied(self, token: str) -> tuple[str, str, str, dict[str, Any]]:
         """(status, reason, sentence) as the caller is told, and the record of that very call."""
         before = len(self.broker.records())
-        error = self.job.refused("Login", token)
+        error = self.job.refusal("Login", token)
         (record,) = [one for one in self.broker.records()[before:] if one.get("call") == error.call_id]
         return error.code, error.reason, error.sentence, record
 
@@ -135,7 +135,7 @@ def test_a_mistake_is_a_code_to_the_caller_and_a_claim_with_both_values_to_the_o
     changes, claim, expected, found = MISTAKES[preset]
     world.job.ask("Login", world.token(preset))  # all is well but for the mistake
     token = world.token(preset, **changes)
-    code, reason, sentence, record = world.refusal(token)
+    code, reason, sentence, record = world.denied(token)
     assert (code, reason) == ("UNAUTHENTICATED", "TRUST_CLAIM_MISMATCH")
     assert not [one for one in (claim, expected, found, preset.value) if one in sentence and one != "true"]
     facts = {name: record["facts"][name] for name in ("claim", "claim_expected", "claim_found", "trust_rule")}
@@ -153,7 +153,7 @@ def test_a_mistake_is_a_code_to_the_caller_and_a_claim_with_both_values_to_the_o
 @pytest.mark.parametrize("preset", EXAMPLES)
 def test_the_audience_that_the_ci_gives_by_itself_is_told_to_the_operator(world: World, preset: Preset) -> None:
     token = world.token(preset, aud="https://ci.example/org")
-    code, reason, sentence, record = world.refusal(token)
+    code, reason, sentence, record = world.denied(token)
     assert (code, reason, "ci.example" in sentence) == ("UNAUTHENTICATED", "TOKEN_AUDIENCE", False)
     audience = EXAMPLES[preset][0].audience
     facts = {name: record["facts"][name] for name in ("claim", "claim_expected", "claim_found")}
@@ -185,7 +185,7 @@ def test_AZ_16_one_subject_of_two_issuers_is_two_principals(world: World) -> Non
     second = world.job.ask("Login", world.token(Preset.GITLAB, **same))
     assert [one.session.principal for one in (first, second)] == ["pipeline/generic", "pipeline/gitlab"]
     assert world.admin.ask("RevokeSessions", claim=f"{EXAMPLES[Preset.GENERIC][0].issuer} sub=job").ended >= 1
-    assert world.job.refusal("RenewSession", first.session_token) == "SESSION_INVALID"
+    assert world.job.why_not("RenewSession", first.session_token) == "SESSION_INVALID"
     world.job.ask("RenewSession", second.session_token)
     told = [one for one in world.broker.records() if one.get("facts", {}).get("token_id") == same["jti"]]
     assert {(one["principal"], one["facts"]["issuer"]) for one in told} == {

@@ -19,8 +19,9 @@ from broker.core.model import Key
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.contracts.store.samples import config
 from tests.fakes.calls import call, operator
+from tests.fakes.refusals import refused
 from tests.live.broker.live_story import EC_P256, SIGN
-from tests.live.broker.restore_bench import ONCE, Broker, broker, refused
+from tests.live.broker.restore_bench import ONCE, Broker, broker
 from tests.servers.databases import migrate
 from tests.servers.live import Live, cli
 
@@ -46,8 +47,8 @@ def test_ST_04_a_destruction_that_was_called_off_does_not_come_back_with_the_bac
     (told,) = broker.told("key/pay")
     assert told["state"] == "held"
     assert told["destroy_at"].startswith("2026-05-05")
-    refused("KEY_STATE", broker.signs)
-    refused("KEY_STATE", lambda: broker.keys.enable(broker.call("EnableKey"), "pay"))
+    refused(broker.signs, reason="KEY_STATE")
+    refused(lambda: broker.keys.enable(broker.call("EnableKey"), "pay"), reason="KEY_STATE")
     broker.keys.cancel_destruction(broker.call("CancelKeyDestruction"), "pay")
     assert broker.key().state is KeyState.DISABLED
     broker.keys.enable(broker.call("EnableKey"), "pay")
@@ -98,7 +99,7 @@ def test_ST_04_a_version_that_was_being_made_is_neither_undone_nor_completed(bro
     assert broker.in_hsm(2)
     assert (broker.version(2).state, broker.key().primary) == (VersionState.HELD, 1)
     assert broker.settling.held() == broker.settling.held("pay") == {"pay": [2]}
-    refused("KEY_VERSION_HELD", lambda: broker.rotate(request_id=ONCE))
+    refused(lambda: broker.rotate(request_id=ONCE), reason="KEY_VERSION_HELD")
     assert broker.in_hsm(2)
     (told,) = broker.told("key/pay")
     assert (told["state"], told["version"]) == ("held", 2)
@@ -120,8 +121,8 @@ def test_ST_04_a_held_version_is_kept_as_the_hsm_has_it(broker: Broker) -> None:
     assert public is not None
     assert public == broker.hsm.public_key(ref(broker.key(), broker.version(2)))
     assert (broker.signs(), broker.settling.held()) == (True, {})
-    refused("KEY_VERSION_NOT_HELD", lambda: broker.settle(2, keep=False))
-    refused("KEY_VERSION_NOT_HELD", lambda: broker.settle(1, keep=False))
+    refused(lambda: broker.settle(2, keep=False), reason="KEY_VERSION_NOT_HELD")
+    refused(lambda: broker.settle(1, keep=False), reason="KEY_VERSION_NOT_HELD")
     assert (broker.in_hsm(1), broker.in_hsm(2)) == (True, True)
 
 
@@ -148,11 +149,11 @@ def test_ST_04_what_the_hsm_never_made_cannot_be_kept(broker: Broker) -> None:
     broker.create("other")
     restore()
     assert broker.loop() == 0
-    refused("KEY_VERSION_HELD", lambda: broker.create(request_id=ONCE))
-    refused("KEY_NOT_IN_HSM", lambda: broker.settle(1, keep=True))
+    refused(lambda: broker.create(request_id=ONCE), reason="KEY_VERSION_HELD")
+    refused(lambda: broker.settle(1, keep=True), reason="KEY_NOT_IN_HSM")
     assert broker.version(1).state is VersionState.HELD
     assert broker.settle(1, keep=False).state is KeyState.DESTROYED
-    refused("NAME_TAKEN", broker.create)  # it may have been in use since the backup
+    refused(broker.create, reason="NAME_TAKEN")  # it may have been in use since the backup
 
 
 def test_ST_04_a_key_that_never_had_another_version_is_enabled_when_it_is_kept(broker: Broker) -> None:
@@ -171,12 +172,12 @@ def test_ST_04_settling_needs_the_permission_the_version_and_a_request_id_of_its
     broker.create("other")
     restore()
     nobody = call("KeyService/SettleKeyVersion", operator("mallory"), broker.clock)
-    refused("POLICY_DENIED", lambda: broker.settling.settle(nobody, "pay", 2, keep=False))
-    refused("VERSION_INVALID", lambda: broker.settle(0, keep=False))
-    refused("KEY_VERSION_NOT_FOUND", lambda: broker.settle(7, keep=False))
+    refused(lambda: broker.settling.settle(nobody, "pay", 2, keep=False), reason="POLICY_DENIED")
+    refused(lambda: broker.settle(0, keep=False), reason="VERSION_INVALID")
+    refused(lambda: broker.settle(7, keep=False), reason="KEY_VERSION_NOT_FOUND")
     other = broker.call("SettleKeyVersion", request_id=ONCE)
     other.digest = "1" * 64
-    refused("REQUEST_ID_REUSED", lambda: broker.settling.settle(other, "pay", 2, keep=False))
+    refused(lambda: broker.settling.settle(other, "pay", 2, keep=False), reason="REQUEST_ID_REUSED")
     assert (broker.in_hsm(2), broker.version(2).state) == (True, VersionState.HELD)
 
 

@@ -11,7 +11,8 @@ from broker.core.errors import Unavailable
 from broker.core.holding import HARMLESS, Holding
 from broker.core.kinds import KeyState, KeyType, KeyUsage, OperationState, VersionState
 from broker.core.model import Operation
-from tests.live.broker.restore_bench import ONCE, Broker, broker, refused
+from tests.fakes.refusals import refused
+from tests.live.broker.restore_bench import ONCE, Broker, broker
 
 __all__ = ["broker"]  # fixture
 
@@ -55,7 +56,7 @@ def test_ST_04_what_was_under_way_is_closed_and_nobody_goes_on_with_it(broker: B
         assert row.due_at > broker.clock()
         assert broker.told(f"operation/{row.subject}") == [{"state": "undone"}]
     assert broker.loop() == 0
-    refused("KEY_VERSION_HELD", lambda: broker.rotate(request_id=ONCE))
+    refused(lambda: broker.rotate(request_id=ONCE), reason="KEY_VERSION_HELD")
     assert (broker.version(2).state, broker.in_hsm(2)) == (VersionState.HELD, True)
     broker.settle(2, keep=True)
     broker.keys.cancel_destruction(broker.call("CancelKeyDestruction"), "old")

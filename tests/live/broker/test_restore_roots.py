@@ -5,7 +5,8 @@ from __future__ import annotations
 from broker.core.holding import held_work
 from broker.core.kinds import RootKeyState
 from broker.core.model import RootKey
-from tests.live.broker.restore_bench import FIELDS, ONCE, Broker, broker, refused
+from tests.fakes.refusals import refused
+from tests.live.broker.restore_bench import FIELDS, ONCE, Broker, broker
 
 __all__ = ["broker"]  # fixture
 
@@ -43,7 +44,7 @@ def test_ST_04_a_held_root_key_is_discarded_and_another_one_can_be_made(broker: 
     for _ in range(2):
         broker.settle_root(2, keep=False, request_id=ONCE)
     assert not broker.root_in_hsm(held)
-    refused("ROOT_KEY_NOT_FOUND", lambda: broker.settle_root(2, keep=False))
+    refused(lambda: broker.settle_root(2, keep=False), reason="ROOT_KEY_NOT_FOUND")
     assert broker.read() == FIELDS
 
 

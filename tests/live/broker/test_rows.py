@@ -11,7 +11,8 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from tests.servers.live import METHODS, Client, Live, Refused
+from tests.servers.live import METHODS, Client, Live
+from tests.servers.refusals import Refused
 
 CANARY = "canary-6f1d2b"
 EC_P256, AES_256, RSA_2048 = 4, 10, 1
@@ -87,7 +88,7 @@ def filled(message: Any, depth: int = 0) -> Any:
     return message
 
 
-def refusal_of(client: Client, rpc: str, request: bytes) -> str:
+def sentence_of(client: Client, rpc: str, request: bytes) -> str:
     """The sentence of a refusal; "" when the call is answered."""
     try:
         client.send(rpc, request)
@@ -103,7 +104,7 @@ def test_AU_07_what_a_caller_sends_is_in_no_record(live: Live, admin: Client) ->
     for rpc, method in METHODS.items():
         request = filled(GetMessageClass(method.input_type)())
         asked += 1
-        said = refusal_of(admin, rpc, request.SerializeToString())
+        said = sentence_of(admin, rpc, request.SerializeToString())
         assert CANARY not in said.replace(f"named {CANARY}", "").replace(f"key {CANARY}", ""), rpc
     told = live.records()[before:]
     assert len(told) >= asked - 1  # the policy that could be set by this is none

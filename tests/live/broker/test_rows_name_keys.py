@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
 from broker import own_keys
 from broker.core.call import Call
 from broker.core.errors import BrokerError
-from broker.core.keys.lifecycle import Keys
 from broker.core.keys.refs import ref
-from broker.core.keys.use import KeyUse
 from broker.core.kinds import (
     EncryptionAlgorithm,
     KeyState,
@@ -29,51 +28,51 @@ from broker.core.kinds import (
 )
 from broker.core.model import Key, KeyVersion, RootKey
 from broker.core.operators.authority import Authority
-from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
 from broker.core.secrets import root_rows
 from tests.contracts.hsm.keys import fresh, made, unmade
-from tests.fakes.background import operations
-from tests.fakes.calls import Clock, call, document, operator
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.calls import operator
+from tests.fakes.refusals import refused
 from tests.fakes.secrets import FIELDS, SecretsHouse
 from tests.servers.softhsm import KeysHsm
+from tests.worlds.world import World
 
 MALLORY = operator("mallory")  # in no group
 REFUSED = {"KEY_NOT_THIS"}
 
 
-class Ground:
+class Ground(World):
     """A broker's keys in the token, a database that its administrator writes, and the nouns on both."""
 
     def __init__(self, hsm: KeysHsm) -> None:
-        self.hsm, self.store, self.clock = hsm, MemoryStore(), Clock()
-        self.guard = Guard(document())
+        super().__init__(hsm=hsm)
         self.house = SecretsHouse(self.store, hsm, keep=0, clock=self.clock)
         self.house.put("a/n")
-        self.keys = Keys(
-            self.store, hsm.keyring(Purpose.KEY), self.guard, operations(self.store, self.clock), self.clock
-        )
-        self.use = KeyUse(self.store, hsm.keyring(Purpose.KEY), self.guard)
-        self.own = {purpose: made(hsm.keyring(purpose), own_keys.unmade(purpose)) for purpose in own_keys.INTERNAL_KEYS}
+        self.internal = {
+            purpose: made(hsm.keyring(purpose), own_keys.unmade(purpose)) for purpose in own_keys.INTERNAL_KEYS
+        }
         self.other = self.keys.create(
             self.call("CreateKey", "alice", "admins"), "payments", KeyType.EC_P256, KeyUsage.SIGN,
             exportable=False, labels={}, owner="",
         )  # fmt: skip
 
     def call(self, method: str, name: str = "mallory", *groups: str) -> Call:
-        return call(f"KeyService/{method}", operator(name, *groups), self.clock)
+        return self.asked(f"KeyService/{method}", operator(name, *groups))
 
     @property
     def root(self) -> KeyRef:
         [row] = self.store.page(RootKey, limit=9)
         return root_rows.ref(row)
 
-    def targets(self) -> dict[str, KeyRef]:
+    def aimed_at(self) -> dict[str, KeyRef]:
         """What no row of a caller's key may reach."""
         found = self.store.version("payments", 1)
         assert found is not None
-        return {**{purpose.value: key for purpose, key in self.own.items()}, "root": self.root, "payments": ref(*found)}
+        return {
+            **{purpose.value: key for purpose, key in self.internal.items()},
+            "root": self.root,
+            "payments": ref(*found),
+        }
 
     def planted(self, name: str, victim: KeyRef, state: KeyState, version: VersionState) -> tuple[Key, KeyVersion]:
         """A key of Mallory's whose row names the victim's id."""
@@ -92,14 +91,9 @@ class Ground:
             write.add(row)
         return key, row
 
-    def reason(self, use: object, *arguments: object, **named: object) -> str:
-        with pytest.raises(BrokerError) as refusal:
-            use(*arguments, **named)  # type: ignore[operator]
-        return refusal.value.reason
-
     def assert_unharmed(self) -> None:
         """Every key that was aimed at does its work."""
-        for purpose, key in self.own.items():
+        for purpose, key in self.internal.items():
             assert self.hsm.keyring(purpose).sign(key, SignatureAlgorithm.ES256, [b"m"])
         assert self.house.read("a/n").fields == FIELDS
         call_ = self.call("Sign", "alice", "admins")
@@ -117,45 +111,45 @@ def ground(hsm: KeysHsm) -> Iterator[Ground]:
 
 
 def test_HS_17_a_pending_row_an_hour_old_destroys_no_key_of_others(ground: Ground) -> None:
-    for name, victim in ground.targets().items():
+    for name, victim in ground.aimed_at().items():
         ground.planted(f"x-{name}", victim, KeyState.PENDING, VersionState.PENDING)
     work = list(ground.keys.chores())
     assert len(work) == 5
-    assert {ground.reason(piece, ground.call("Chore")) for _, piece in work} == REFUSED
+    assert {refused(partial(piece, ground.call("Chore"))).reason for _, piece in work} == REFUSED
     ground.assert_unharmed()
 
 
 def test_HS_17_a_row_that_is_due_for_destruction_destroys_no_key_of_others(ground: Ground) -> None:
-    for name, victim in ground.targets().items():
+    for name, victim in ground.aimed_at().items():
         ground.planted(f"x-{name}", victim, KeyState.DESTROY_SCHEDULED, VersionState.ENABLED)
     work = list(ground.keys.chores())
     assert len(work) == 5
-    assert {ground.reason(piece, ground.call("Chore")) for _, piece in work} == REFUSED
+    assert {refused(partial(piece, ground.call("Chore"))).reason for _, piece in work} == REFUSED
     ground.assert_unharmed()
 
 
 def test_HS_17_a_row_of_ones_own_uses_no_key_of_others(ground: Ground) -> None:
     """Sign as the operator CA gave an admin's certificate, decrypting as the root key a secret."""
-    for name, victim in ground.targets().items():
+    for name, victim in ground.aimed_at().items():
         ground.planted(f"x-{name}", victim, KeyState.ENABLED, VersionState.ENABLED)
         use = ground.use
         if victim.type.symmetric:
             told = {
-                ground.reason(use.encrypt, ground.call("Encrypt"), f"x-{name}", None, b"m", b""),
-                ground.reason(use.decrypt, ground.call("Decrypt"), f"x-{name}", 1, None, bytes(60), b""),
+                refused(partial(use.encrypt, ground.call("Encrypt"), f"x-{name}", None, b"m", b"")).reason,
+                refused(partial(use.decrypt, ground.call("Decrypt"), f"x-{name}", 1, None, bytes(60), b"")).reason,
             }
         else:
-            told = {ground.reason(use.sign, ground.call("Sign"), f"x-{name}", None, [b"m"], prehashed=False)}
+            told = {refused(partial(use.sign, ground.call("Sign"), f"x-{name}", None, [b"m"], prehashed=False)).reason}
         assert told == REFUSED, name
     ground.assert_unharmed()
 
 
 def test_HS_17_a_row_of_ones_own_seals_and_completes_no_key_of_others(ground: Ground) -> None:
     admin = ("alice", "admins")
-    for name, victim in ground.targets().items():
+    for name, victim in ground.aimed_at().items():
         key, row = ground.planted(f"x-{name}", victim, KeyState.ENABLED, VersionState.ENABLED)
-        assert ground.reason(ground.keys.seal, ground.call("SealKey", *admin), key.name) == "KEY_NOT_THIS"
-        assert ground.reason(ground.hsm.generate, ref(key, row), exportable=False) == "KEY_NOT_THIS"
+        refused(partial(ground.keys.seal, ground.call("SealKey", *admin), key.name), reason="KEY_NOT_THIS")
+        refused(partial(ground.hsm.generate, ref(key, row), exportable=False), reason="KEY_NOT_THIS")
     ground.assert_unharmed()
 
 
@@ -165,8 +159,8 @@ def test_HS_17_a_root_keys_row_wraps_with_no_key_of_others(ground: Ground) -> No
     with ground.store.write(ground.call("Sql").outcome()) as write:
         write.replace(row, replace(row, hsm_id=callers.hsm_id, check_value=None))
     ground.house.restart()
-    assert ground.reason(ground.house.put, "a/m") == "KEY_NOT_THIS"
-    assert ground.reason(ground.house.read, "a/n") == "KEY_NOT_THIS"
+    refused(partial(ground.house.put, "a/m"), reason="KEY_NOT_THIS")
+    refused(partial(ground.house.read, "a/n"), reason="KEY_NOT_THIS")
     with ground.store.write(ground.call("Sql").outcome()) as write:
         [now] = ground.store.page(RootKey, limit=9)
         write.replace(now, replace(row, revision=now.revision))
@@ -181,8 +175,8 @@ def test_FT_20_nothing_is_sealed_with_another_key_under_the_root_keys_id(ground:
     ring.destroy(root)
     ring.generate(root, exportable=False)
     ground.house.restart()
-    assert ground.reason(ground.house.put, "a/m") == "KEY_NOT_THIS"
-    assert ground.reason(ground.house.read, "a/n") == "KEY_NOT_THIS"
+    refused(partial(ground.house.put, "a/m"), reason="KEY_NOT_THIS")
+    refused(partial(ground.house.read, "a/n"), reason="KEY_NOT_THIS")
     assert [one.name for one in ground.store.page(Key, limit=9)] == ["payments"]
     assert ground.house.names() == ["a/n"], "nothing was sealed"
     [row] = ground.store.page(RootKey, limit=9)

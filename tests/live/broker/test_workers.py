@@ -20,9 +20,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from tests.servers.hosts import Host, await_leader, leader, two_hosts
 from tests.servers.issuer import Issuer, issuing
-from tests.servers.live import METHODS, Client, Refused, refused, within
+from tests.servers.live import METHODS, Client, within
 from tests.servers.patience import busy
 from tests.servers.postgres import Postgres
+from tests.servers.refusals import Refused, on_the_wire
 
 GRANT = """
 @id("deploy")
@@ -58,7 +59,7 @@ def as_job(client: Client, rpc: str, token: str, **fields: Any) -> Any:
     try:
         return call(request.SerializeToString(), timeout=200, metadata=(("authorization", f"Bearer {token}"),))
     except grpc.RpcError as error:
-        raise refused(error) from None
+        raise on_the_wire(error) from None
 
 
 def outcome(work: Callable[[], Any]) -> str:

@@ -14,9 +14,10 @@ import pytest
 
 from broker.core.model import Secret
 from tests.servers.hosts import Host, set_up
-from tests.servers.live import Client, Refused, within
+from tests.servers.live import Client, within
 from tests.servers.patience import busy
 from tests.servers.postgres import Postgres
+from tests.servers.refusals import Refused
 from tests.servers.stopped import store_of
 
 
@@ -33,13 +34,13 @@ def host(postgres: Postgres, tmp_path: Path) -> Iterator[Host]:
 def test_what_cannot_be_served_is_said_in_one_sentence_and_nothing_runs(host: Host) -> None:
     good = host.config.read_text()
     host.config.write_text(re.sub(r'url = "[^"]*"', f'url = "sqlite:///{host.folder}/broker.db"', good))
-    assert refusal(host).endswith("SQLite is for one process; use PostgreSQL, or one. (WORKERS_NEED_POSTGRESQL)")
+    assert not_started(host).endswith("SQLite is for one process; use PostgreSQL, or one. (WORKERS_NEED_POSTGRESQL)")
     host.config.write_text(good)
     (host.folder / "certificates" / "page.key").unlink()
-    assert refusal(host).endswith("(NOT_INITIALISED)")
+    assert not_started(host).endswith("(NOT_INITIALISED)")
 
 
-def refusal(host: Host) -> str:
+def not_started(host: Host) -> str:
     refused = host.command("serve", "--config", str(host.config))
     assert (refused.returncode, refused.stdout) == (1, "")
     (said,) = [line for line in refused.stderr.splitlines() if line.startswith("broker: ")]

@@ -20,8 +20,9 @@ from broker.core.errors import Unavailable
 from broker.rpc import descriptors, threads
 from broker.rpc.health import CHECK
 from broker.rpc.server import ServerConfig, ServerLimits
-from tests.live.rpc.gate_parts import Silent, raw, refused
+from tests.live.rpc.gate_parts import Silent, raw
 from tests.servers.edge import plain_services, running
+from tests.servers.refusals import refused_on_the_wire
 
 GET = "/broker_api.v1.KeyService/GetKey"
 FILES: dict[str, Any] = dict.fromkeys(("certificate_file", "key_file", "operator_ca_file"), Path("file"))
@@ -54,8 +55,8 @@ def test_a_flood_of_keys_to_be_made_leaves_the_threads_of_the_others_alone(tmp_p
         assert slow.inside.acquire(timeout=200)
         for _ in range(3):
             assert raw(channel, GET, timeout=200) == b""
-        found = refused(lambda: create(channel).result(200))  # a quarter of all calls may be of this kind
-        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+        found = refused_on_the_wire(lambda: create(channel).result(200))  # a quarter of all calls may be of this kind
+        assert (found.code, found.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS")
         assert raw(channel, GET, timeout=200) == b""
         slow.release.set()
         assert [each.result(200) for each in waiting] == [b""] * 10

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker.core.clock import Clock
-from broker.core.errors import BrokerError, Unavailable
+from broker.core.errors import Unavailable
 from broker.core.kinds import KeyType, SignatureAlgorithm
 from broker.core.model import Key
 from broker.loop import Loop
@@ -21,6 +21,7 @@ from broker.store.config import StoreConfig
 from broker.store.journal import Journal
 from tests.contracts.hsm.keys import fresh, unmade
 from tests.contracts.store.samples import config, entry, key, now, opened, put
+from tests.fakes.refusals import ending
 from tests.servers.databases import migrate
 from tests.servers.live import within
 from tests.servers.patience import PATIENCE
@@ -34,14 +35,6 @@ def place(tmp_path: Path) -> StoreConfig:
     return found
 
 
-def reason(act: Callable[[], Any]) -> str:
-    try:
-        act()
-    except BrokerError as error:
-        return error.reason
-    return "ok"
-
-
 @pytest.mark.parametrize("name", ["broker.db", "broker.db-wal"])
 def test_ST_no_change_is_acknowledged_into_a_file_that_was_taken_away(
     place: StoreConfig, tmp_path: Path, name: str
@@ -53,9 +46,9 @@ def test_ST_no_change_is_acknowledged_into_a_file_that_was_taken_away(
         acts: list[Callable[[], Any]] = [
             lambda: put(store, key("lost")), lambda: store.get(Key, "before"), store.check,
         ]  # fmt: skip
-        assert [reason(act) for act in acts] == ["STORE_UNAVAILABLE"] * 3
+        assert [ending(act) for act in acts] == ["STORE_UNAVAILABLE"] * 3
         shutil.copy(tmp_path / "away", file)  # not the same file, whatever is in it
-        assert [reason(act) for act in acts] == ["STORE_UNAVAILABLE"] * 3
+        assert [ending(act) for act in acts] == ["STORE_UNAVAILABLE"] * 3
         (tmp_path / "away").rename(file)
         store.check()
         put(store, key("after"))

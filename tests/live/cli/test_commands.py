@@ -33,7 +33,12 @@ ALL = [
     ("Sign", "key sign pay"),
     ("Encrypt", "key encrypt pay"),
     ("Decrypt", "key decrypt pay"),
-    ("RotateKey", "key rotate pay"),
+    ("RotateKey", "key rotate pay --here-only"),
+    ("PrepareKeyVersion", "key prepare pay"),
+    ("ActivateKeyVersion", "key activate pay --version 2"),
+    ("RetireKeyVersion", "key retire pay --version 1"),
+    ("CompromiseKeyVersion", "key compromise pay --reason leaked --no-wait --no-replacement --yes"),
+    ("ListKeyMoves", "key history pay"),
     ("EnableKey", "key enable pay"),
     ("DisableKey", "key disable pay"),
     ("ScheduleKeyDestruction", "key destroy pay --in-days 3 --yes"),
@@ -49,6 +54,10 @@ ALL = [
     ("ListTargets", "target list"),
     ("RepinTarget", "target repin prod --thumbprint abcd"),
     ("DeleteTarget", "target remove prod --yes"),
+    ("ListOperations", "operation list key/pay --live"),
+    ("GetOperation", "operation show key/pay/3/1"),
+    ("RetryOperation", "operation retry key/pay/3/1"),
+    ("AbortOperation", "operation abort key/pay/3/1 --yes"),
     ("ListOperators", "operator list"),
     ("SetOperatorGroups", "operator groups bob --group admins"),
     ("RevokeCertificates", "operator revoke bob --yes"),
@@ -200,7 +209,7 @@ def test_a_refusal_is_the_brokers_sentence_and_an_exit_code(
 def test_a_safe_call_is_repeated_under_the_same_id(broker: Broker, stand_in: StandIn) -> None:
     away = (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", "The database is away.")
     stand_in.failures["RotateKey"] = [away, away]
-    assert broker("key", "rotate", "pay").code == 0
+    assert broker("key", "rotate", "pay", "--here-only").code == 0
     assert len({request.request_id for name, request in stand_in.seen if name == "RotateKey"}) == 1
     assert len(stand_in.seen) == 3
     stand_in.failures["Sign"] = [away]  # a use of the key may have happened: it is the caller's to repeat

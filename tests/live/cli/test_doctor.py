@@ -89,7 +89,7 @@ def _no_profile(folder: Path, _: StandIn) -> None:
     (folder / "profile.toml").unlink()
 
 
-def _refused(code: grpc.StatusCode, reason: str, method: str) -> Break:
+def _refusing(code: grpc.StatusCode, reason: str, method: str) -> Break:
     def refuse(_: Path, stand_in: StandIn) -> None:
         stand_in.failures[method] = [(code, reason, "The broker says so.")]
 
@@ -109,7 +109,7 @@ def _silent_hsm(_: Path, stand_in: StandIn) -> None:
         (_nonsense, "profile-files", "PEM"),
         (_other_key, "key-match", "two profiles"),
         (_other_ca, "tls", "wrong CA file"),
-        (_refused(grpc.StatusCode.UNAUTHENTICATED, "OPERATOR_REMOVED", "WhoAmI"), "identity", "OPERATOR_REMOVED"),
+        (_refusing(grpc.StatusCode.UNAUTHENTICATED, "OPERATOR_REMOVED", "WhoAmI"), "identity", "OPERATOR_REMOVED"),
         (_silent_hsm, "hsm", "PIN"),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_callers_mistake_is_found(
 
 
 def test_a_missing_permission_is_a_warning(broker: Broker, stand_in: StandIn) -> None:
-    _refused(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", "GetHsm")(Path(), stand_in)
+    _refusing(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", "GetHsm")(Path(), stand_in)
     assert examine(broker)["permission"][0] == "warning"
 
 

@@ -30,6 +30,7 @@ from broker_api.v1 import (
     hsm_pb2_grpc,
     imports_pb2_grpc,
     keys_pb2_grpc,
+    operations_pb2_grpc,
     operators_pb2_grpc,
     policies_pb2_grpc,
     targets_pb2_grpc,
@@ -44,6 +45,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
+
+from tests.live.cli.rotation_answers import operation_answers, rotation_answers
 
 WHEN = Timestamp(seconds=1_780_000_000)
 NOW = datetime.now(UTC)
@@ -164,7 +167,7 @@ FINDINGS = [
 ]
 KEY_CHANGES = (
     "CreateKey", "GetKey", "RotateKey", "EnableKey", "DisableKey", "CancelKeyDestruction", "SealKey",
-    "SettleKeyVersion",
+    "SettleKeyVersion", "PrepareKeyVersion", "ActivateKeyVersion", "RetireKeyVersion",
 )  # fmt: skip
 OPERATOR_CHANGES = ("SetOperatorGroups", "RevokeCertificates", "RemoveOperator")
 Answer = Callable[[Any], Any]
@@ -251,7 +254,8 @@ def _other_answers() -> dict[str, Answer]:
 
 
 def _answers(stand_in: StandIn) -> dict[str, Answer]:
-    return _key_answers() | _target_answers() | _operator_answers(stand_in) | _other_answers()
+    rotations = rotation_answers(_key) | operation_answers()
+    return _key_answers() | rotations | _target_answers() | _operator_answers(stand_in) | _other_answers()
 
 
 def _servicer(service: type, stand_in: StandIn) -> Any:
@@ -273,6 +277,7 @@ SERVICES = (
     (hsm_pb2_grpc.HsmServiceServicer, hsm_pb2_grpc.add_HsmServiceServicer_to_server),
     (imports_pb2_grpc.ImportServiceServicer, imports_pb2_grpc.add_ImportServiceServicer_to_server),
     (keys_pb2_grpc.KeyServiceServicer, keys_pb2_grpc.add_KeyServiceServicer_to_server),
+    (operations_pb2_grpc.OperationServiceServicer, operations_pb2_grpc.add_OperationServiceServicer_to_server),
     (operators_pb2_grpc.OperatorServiceServicer, operators_pb2_grpc.add_OperatorServiceServicer_to_server),
     (policies_pb2_grpc.PolicyServiceServicer, policies_pb2_grpc.add_PolicyServiceServicer_to_server),
     (targets_pb2_grpc.TargetServiceServicer, targets_pb2_grpc.add_TargetServiceServicer_to_server),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from pathlib import Path
 
-from broker.core.errors import BrokerError
 from broker.core.kinds import EncryptionAlgorithm, SignatureAlgorithm
 from tests.servers.softhsm import KeysHsm, make_token
 
@@ -58,11 +56,3 @@ def _quick(folder: Path, **changes: float) -> tuple[KeysHsm, Saboteur]:
     config = make_token(folder).model_copy(update={"reload_interval": 0.0, "retry_interval": 0.0, **changes})
     hsm = KeysHsm(config)
     return hsm, Saboteur(hsm, folder / "tokens")
-
-
-def _reason(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except BrokerError as refusal:
-        return refusal.reason
-    return "ok"

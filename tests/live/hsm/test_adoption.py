@@ -14,18 +14,15 @@ from broker import adoption, own_keys
 from broker.app import now
 from broker.config import Config
 from broker.core.errors import BrokerError, WrongState
-from broker.core.keys.lifecycle import Keys
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, Purpose, SignatureAlgorithm
-from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
 from broker.hsm.sessions import Worker
 from broker.row_key import row_key
 from broker.setup import Token, Wishes, initialise
 from broker.store.sql import SqlStore
 from tests.contracts.hsm.keys import made, unmade
-from tests.fakes.background import operations
-from tests.fakes.calls import Clock, call, document, operator
 from tests.servers.softhsm import KeysHsm, alone, make_token
+from tests.worlds.world import World
 
 GCM = EncryptionAlgorithm.AES_GCM
 ES256 = SignatureAlgorithm.ES256
@@ -84,7 +81,7 @@ def test_keys_of_an_earlier_release_are_adopted_once(tmp_path: Path) -> None:
     assert alone(_adopted, tmp_path / "token") == [{"HSM_NOT_ADOPTED"}, 4, {"ok"}, 1, 0, {"ok"}]
 
 
-def _refused(folder: Path) -> dict[str, tuple[str, bool]]:
+def _lies_told(folder: Path) -> dict[str, tuple[str, bool]]:
     hsm, keys = filled(folder)
     (_, audit), (_, root), (_, pay), (_, cipher) = keys.values()
     own = [keys["audit"], keys["root"]]
@@ -108,7 +105,7 @@ def _refused(folder: Path) -> dict[str, tuple[str, bool]]:
 
 
 def test_HS_17_rows_that_disagree_with_the_token_adopt_nothing(tmp_path: Path) -> None:
-    told = alone(_refused, tmp_path / "token")
+    told = alone(_lies_told, tmp_path / "token")
     assert set(told.values()) == {("KEY_NOT_THIS", True)}, told
 
 
@@ -136,9 +133,16 @@ def _restarted(folder: Path) -> dict[str, object]:
     config = initialise(wishes, now)
     told: dict[str, object] = {}
     with opened(config) as (hsm, store):
-        call_ = call("KeyService/CreateKey", operator("alice", "admins"), Clock())
-        keys = Keys(store, hsm.keyring(Purpose.KEY), Guard(document()), operations(store, now), now)
-        keys.create(call_, "pay", KeyType.EC_P256, KeyUsage.SIGN, exportable=False, labels={}, owner="")
+        world = World(store, hsm, now=now)
+        world.keys.create(
+            world.asked("KeyService/CreateKey"),
+            "pay",
+            KeyType.EC_P256,
+            KeyUsage.SIGN,
+            exportable=False,
+            labels={},
+            owner="",
+        )
         known = list(adoption.known(config, store))
         for _, key in known:
             age(hsm, key)

@@ -10,23 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.errors import BrokerError
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash
 from broker.hsm.config import HsmConfig
 from broker.hsm.features import refuse_unfit
 from tests.contracts.hsm.keys import ALGORITHMS, Target, fresh
+from tests.fakes.refusals import told_by
 from tests.servers.shim import Shim, make_shim_token
 from tests.servers.softhsm import KeysHsm, alone, make_token
 
 Told = dict[str, str]
-
-
-def refusal(use: Callable[[], object]) -> str:
-    try:
-        use()
-    except BrokerError as refused:
-        return f"{refused.reason}: {refused.message}"
-    return "ok"
 
 
 def _lacking(hsm: KeysHsm) -> Told:
@@ -49,7 +41,7 @@ def _used(config: HsmConfig) -> tuple[Told, Told]:
             fresh(hsm, KeyType.RSA_2048, KeyUsage.ENCRYPT), EncryptionAlgorithm.RSA_OAEP_SHA1, bytes(256), b""
         ),
     }
-    lacking, told = _lacking(hsm), {name: refusal(use) for name, use in uses.items()}
+    lacking, told = _lacking(hsm), {name: told_by(use) for name, use in uses.items()}
     hsm.close()
     return lacking, told
 
@@ -152,8 +144,8 @@ def tell_read_only(folder: str) -> None:
         environment={"SOFTHSM2_CONF": str(token / "softhsm2.conf")},
     )
     hsm = KeysHsm(config)
-    told = [_lacking(hsm)["new keys"], refusal(lambda: refuse_unfit(hsm.report()))]
-    told += [refusal(lambda: fresh(hsm, KeyType.EC_P256)) for _ in range(2)]
+    told = [_lacking(hsm)["new keys"], told_by(lambda: refuse_unfit(hsm.report()))]
+    told += [told_by(lambda: fresh(hsm, KeyType.EC_P256)) for _ in range(2)]
     hsm.close()
     (Path(folder) / "told").write_text("\n".join(told))
 

@@ -23,7 +23,8 @@ from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
 from broker.hsm.sessions import Worker
 from tests.contracts.hsm.keys import Target, fresh, verify
-from tests.live.hsm.losses import ES256, GCM, Saboteur, _quick, _reason
+from tests.fakes.refusals import ending
+from tests.live.hsm.losses import ES256, GCM, Saboteur, _quick
 from tests.servers.patience import busy
 from tests.servers.softhsm import KeysHsm, alone, make_token
 
@@ -38,7 +39,7 @@ def _paced(folder: Path) -> list[tuple[float, str]]:
 
     def at(moment: float) -> None:
         now[0] = moment
-        told.append((moment, _reason(hsm.check)))
+        told.append((moment, ending(hsm.check)))
 
     saboteur.log_out()
     at(0)  # the first reload comes at once
@@ -187,7 +188,7 @@ def _lost_at_random(folder: Path, seconds: float, pace: float, least: int) -> tu
                 done.wait(pace / 4)
                 saboteur.bring_token_back()
             began = time.monotonic()
-            while _reason(hsm.check) != "ok":
+            while ending(hsm.check) != "ok":
                 assert time.monotonic() - began < busy(10)
             longest = max(longest, time.monotonic() - began)
 

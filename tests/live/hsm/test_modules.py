@@ -12,12 +12,12 @@ from pathlib import Path
 import pkcs11
 import pytest
 
-from broker.core.errors import BrokerError
 from broker.core.kinds import KeyType
 from broker.hsm.config import HsmConfig
 from broker.hsm.functions import list_of
 from broker.hsm.tokens import find_softhsm
 from tests.contracts.hsm.keys import ALGORITHMS, fresh
+from tests.fakes.refusals import told_by
 from tests.servers.modules import compiled
 from tests.servers.softhsm import KeysHsm, alone, make_token
 
@@ -45,12 +45,9 @@ unsigned long C_GetInterface(const char *name, unsigned char *version, struct in
 """
 
 
-def refusal(config: HsmConfig) -> str:
-    try:
-        KeysHsm(config).close()
-    except BrokerError as refused:
-        return f"{refused.reason}: {refused.message}"
-    return "started"
+def started(config: HsmConfig) -> str:
+    """ "ok", or why it was refused."""
+    return told_by(lambda: KeysHsm(config).close())
 
 
 def config_for(module: Path, folder: Path) -> HsmConfig:
@@ -104,15 +101,15 @@ def _link(folder: Path, module: Path) -> Path:
 
 
 def _relative(config: HsmConfig) -> tuple[str, str, str]:
-    bare = refusal(config.model_copy(update={"module": Path("libp11-kit.so.0")}))
+    bare = started(config.model_copy(update={"module": Path("libp11-kit.so.0")}))
     here = str(Path.cwd())
     os.chdir(config.module.parent)
-    return refusal(config.model_copy(update={"module": Path(config.module.name)})), here, bare
+    return started(config.model_copy(update={"module": Path(config.module.name)})), here, bare
 
 
 def test_K03_a_module_in_the_current_folder_is_that_file_and_no_other(tmp_path: Path) -> None:
     told, here, bare = alone(_relative, make_token(tmp_path / "token"))
-    assert told == "started"
+    assert told == "ok"
     assert bare.startswith(
         f"HSM_MODULE_MISSING: There is no PKCS#11 module to be had at {here}/libp11-kit.so.0 (No such"
     )
@@ -197,7 +194,7 @@ def _loose(folder: Path) -> Path:
 def test_K04_the_reason_is_the_loaders_own(
     tmp_path: Path, make: Callable[[Path], Path], reason: str, said: str
 ) -> None:
-    told = refusal(config_for(make(tmp_path), tmp_path))
+    told = started(config_for(make(tmp_path), tmp_path))
     assert told.startswith(f"{reason}: ")
     assert said in told
     assert ("is not a PKCS#11 module" in told or "so not a PKCS#11 module" in told) == (
@@ -206,13 +203,13 @@ def test_K04_the_reason_is_the_loaders_own(
 
 
 def test_K04_what_it_needs_is_to_be_installed(tmp_path: Path) -> None:
-    assert "it needs that library, so install it" in refusal(config_for(_needs_another(tmp_path), tmp_path))
+    assert "it needs that library, so install it" in started(config_for(_needs_another(tmp_path), tmp_path))
 
 
 def _as_another_user(config: HsmConfig) -> str:
     os.seteuid(65534)
     try:
-        return refusal(config)
+        return started(config)
     finally:
         os.seteuid(0)
 
@@ -233,8 +230,8 @@ _NOEXEC = """
 mount -t tmpfs -o noexec none "$1" && cp "$2" "$1/module.so" && chmod 755 "$1/module.so" || exit 77
 exec "$3" -c 'import sys
 from pathlib import Path
-from tests.live.hsm.test_modules import config_for, refusal
-print(refusal(config_for(Path(sys.argv[1]) / "module.so", Path(sys.argv[2]))))' "$1" "$4"
+from tests.live.hsm.test_modules import config_for, started
+print(started(config_for(Path(sys.argv[1]) / "module.so", Path(sys.argv[2]))))' "$1" "$4"
 """
 
 

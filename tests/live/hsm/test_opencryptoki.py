@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from broker.hsm.features import refuse_unfit
 from broker.hsm.mechanisms import generator
 from broker.hsm.tokens import initialise
 from tests.contracts.hsm.keys import ALGORITHMS, Target, fresh, verify
+from tests.fakes.refusals import refused
 from tests.live.hsm.losses import log_out
 from tests.servers.softhsm import KeysHsm
 
@@ -51,12 +53,6 @@ exec "$2" -c 'from tests.live.hsm.test_opencryptoki import prove; prove()' "$3" 
 _SECURITY_OFFICER_PIN = "87654321"  # what a new token of opencryptoki has
 
 
-def _refusal(call: object, *arguments: object, **named: object) -> str:
-    with pytest.raises(BrokerError) as refusal:
-        call(*arguments, **named)  # type: ignore[operator]
-    return refusal.value.reason
-
-
 def _missing(call: object, *arguments: object, reason: str = "HSM_MECHANISM_MISSING", **named: object) -> set[str]:
     """The mechanisms that the refusal names."""
     with pytest.raises(BrokerError) as refusal:
@@ -69,11 +65,14 @@ def _keep_apart(hsm: KeysHsm, signer: KeyRef, opener: KeyRef, cipher: KeyRef) ->
     """No other keyring, and no other row, reaches these keys."""
     for purpose in set(Purpose) - {Purpose.KEY}:
         foreign = hsm.keyring(purpose)
-        assert _refusal(foreign.sign, signer, ALGORITHMS[KeyType.RSA_2048][0], [b"m"]) == "KEY_NOT_THIS"
-        assert _refusal(foreign.decrypt, opener, EncryptionAlgorithm.RSA_OAEP_SHA256, bytes(256), b"") == "KEY_NOT_THIS"
+        refused(partial(foreign.sign, signer, ALGORITHMS[KeyType.RSA_2048][0], [b"m"]), reason="KEY_NOT_THIS")
+        refused(
+            partial(foreign.decrypt, opener, EncryptionAlgorithm.RSA_OAEP_SHA256, bytes(256), b""),
+            reason="KEY_NOT_THIS",
+        )
         for use in (foreign.public_key, foreign.seal, foreign.destroy):
-            assert {_refusal(use, key) for key in (signer, opener, cipher)} == {"KEY_NOT_THIS"}
-    assert _refusal(hsm.destroy, replace(signer, hsm_id=opener.hsm_id)) == "KEY_NOT_THIS"
+            assert {refused(partial(use, key)).reason for key in (signer, opener, cipher)} == {"KEY_NOT_THIS"}
+    refused(lambda: hsm.destroy(replace(signer, hsm_id=opener.hsm_id)), reason="KEY_NOT_THIS")
 
 
 def prove() -> None:
@@ -98,7 +97,9 @@ def prove() -> None:
     assert isinstance(public, rsa.RSAPublicKey)
     oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
     assert hsm.decrypt(opener, EncryptionAlgorithm.RSA_OAEP_SHA256, public.encrypt(b"m", oaep), b"") == b"m"
-    assert _refusal(hsm.decrypt, opener, EncryptionAlgorithm.RSA_OAEP_SHA256, bytes(256), b"") == "CIPHERTEXT_INVALID"
+    refused(
+        lambda: hsm.decrypt(opener, EncryptionAlgorithm.RSA_OAEP_SHA256, bytes(256), b""), reason="CIPHERTEXT_INVALID"
+    )
     cipher = fresh(hsm, KeyType.AES_256)
     assert _missing(hsm.encrypt, cipher, EncryptionAlgorithm.AES_GCM, b"m", b"a") == {"CKM_AES_GCM"}
 
@@ -110,7 +111,7 @@ def prove() -> None:
     assert hsm.sign(signer, ALGORITHMS[KeyType.RSA_2048][0], [b"after a lost login"])
     hsm.seal(signer)
     hsm.destroy(signer)
-    assert _refusal(hsm.public_key, signer) == "KEY_NOT_IN_HSM"
+    refused(lambda: hsm.public_key(signer), reason="KEY_NOT_IN_HSM")
     hsm.close()
     _lose_the_daemon(config)
     sys.stdout.write("proven\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from broker.hsm.binding import bind
 from broker.hsm.config import HsmConfig
 from broker.hsm.sessions import Worker
 from tests.contracts.hsm.keys import Target, der_length, fresh, shared, unmade
+from tests.fakes.refusals import ending
 from tests.servers.modules import softhsm_but
 from tests.servers.softhsm import KeysHsm, alone, make_token
 
@@ -143,18 +143,10 @@ def _plant_and_start(folder: Path) -> dict[str, list[str]]:
         hsm = KeysHsm(config)
         (probe,) = [one for one in hsm.report().probes if one.name == "objects"]
         use = unmade(KeyType.AES_256, hsm_id=planted)
-        told[what] = [probe.detail, _reason(lambda hsm=hsm, use=use: hsm.encrypt(use, GCM, b"m", b""))]  # type: ignore[misc]
+        told[what] = [probe.detail, ending(lambda hsm=hsm, use=use: hsm.encrypt(use, GCM, b"m", b""))]  # type: ignore[misc]
         hsm.close()
         _remove(config, planted)
     return told
-
-
-def _reason(use: Callable[[], object]) -> str:
-    try:
-        use()
-    except BrokerError as refusal:
-        return refusal.reason
-    return "ok"
 
 
 def _start(config: HsmConfig) -> str:

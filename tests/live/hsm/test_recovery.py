@@ -13,7 +13,8 @@ from broker.core.ports import KeyRef
 from broker.hsm.config import HsmConfig
 from broker.hsm.objects import Recipe, make
 from tests.contracts.hsm.keys import Target, fresh, made, unmade
-from tests.live.hsm.losses import ES256, GCM, _quick, _reason
+from tests.fakes.refusals import ending
+from tests.live.hsm.losses import ES256, GCM, _quick
 from tests.servers.softhsm import KeysHsm, alone
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def _each_loss_in_turn(folder: Path) -> list[str]:
     for name, use in uses.items():
         for loss in losses if name != "destroy" else losses[2:]:
             loss()
-            told.append(f"{loss.__name__} {name}: {_reason(use)}")
-    told.append(f"destroyed: {_reason(lambda: hsm.public_key(carried))}")
+            told.append(f"{loss.__name__} {name}: {ending(use)}")
+    told.append(f"destroyed: {ending(lambda: hsm.public_key(carried))}")
     hsm.close()
     return told
 
@@ -74,10 +75,10 @@ def _token_away(folder: Path) -> list[str]:
     told = []
     for use in uses:
         saboteur.take_token_away()
-        told.append(_reason(use))
+        told.append(ending(use))
         saboteur.bring_token_back()
         hsm.check()
-    told.append(_reason(lambda: hsm.sign(key, ES256, [b"m"])))
+    told.append(ending(lambda: hsm.sign(key, ES256, [b"m"])))
     hsm.close()
     return told
 
@@ -106,9 +107,9 @@ def _two_under_one_id(folder: Path) -> list[str]:
     recipe = Recipe(KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False)
     hsm.locked(lambda worker: make(worker, key.hsm_id, recipe))
     told = [
-        _reason(lambda: hsm.encrypt(key, GCM, b"", b"")),
-        _reason(lambda: hsm.generate(key, exportable=False)),
-        _reason(lambda: hsm.seal(key)),
+        ending(lambda: hsm.encrypt(key, GCM, b"", b"")),
+        ending(lambda: hsm.generate(key, exportable=False)),
+        ending(lambda: hsm.seal(key)),
     ]
     hsm.close()
     return told
@@ -128,8 +129,8 @@ def test_HS_16_a_key_destroyed_by_another_process_is_gone_here_too(hsm: KeysHsm,
     hsm.wrap(carried, kek, OaepHash.SHA1, exact=True)
     reloads = hsm.reloads()
     alone(_destroy_elsewhere, softhsm, key, carried)
-    assert _reason(lambda: hsm.sign(key, ES256, [b"m"])) == "KEY_NOT_IN_HSM"
-    assert _reason(lambda: hsm.wrap(carried, kek, OaepHash.SHA1, exact=True)) == "KEY_NOT_IN_HSM"
+    assert ending(lambda: hsm.sign(key, ES256, [b"m"])) == "KEY_NOT_IN_HSM"
+    assert ending(lambda: hsm.wrap(carried, kek, OaepHash.SHA1, exact=True)) == "KEY_NOT_IN_HSM"
     assert hsm.reloads() == reloads, "a missing key is no reason to reload the module"
 
 

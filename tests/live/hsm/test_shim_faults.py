@@ -21,7 +21,8 @@ from pkcs11 import Attribute
 from broker.core.kinds import KeyType, OaepHash, SignatureAlgorithm
 from broker.hsm.sessions import Worker
 from tests.contracts.hsm.keys import Target, fresh, unmade
-from tests.live.hsm.losses import ES256, GCM, _reason
+from tests.fakes.refusals import ending
+from tests.live.hsm.losses import ES256, GCM
 from tests.servers.shim import Shim, make_shim_token
 from tests.servers.softhsm import KeysHsm, alone
 
@@ -135,7 +136,7 @@ def _generate(folder: Path, choice: Choice, *, new: bool = False) -> list[str]:
 
         shim.forget()
         shim.obey(rule)
-        judged(told, rule, name, _reason(partial(generate, fresh=new)))
+        judged(told, rule, name, ending(partial(generate, fresh=new)))
         shim.obey()
         first, second = generate(), generate()
         pairs = found(hsm, {Attribute.ID: hsm_id})
@@ -159,7 +160,7 @@ def _generate_again(folder: Path, choice: Choice) -> list[str]:
 
     for name, rule, _ in injections(shim, generate, choice):
         shim.obey(rule)
-        judged(told, rule, name, _reason(generate))
+        judged(told, rule, name, ending(generate))
         shim.obey()
         if generate() != key.public_key or hsm.public_key(key) != key.public_key:
             return [*told, f"{rule}: the key is another one now"]
@@ -185,7 +186,7 @@ def _wrap(folder: Path, choice: Choice, *, known: bool = True) -> list[str]:
     for name, rule, _ in injections(shim, wrap, choice):
         shim.obey(rule)
         # A blob may be there, but an ephemeral key that was not destroyed for certain is reason enough to withhold it.
-        judged(told, rule, name, _reason(wrap))
+        judged(told, rule, name, ending(wrap))
         shim.obey()
         if wrap() != plaintext:
             told.append(f"{rule}: another key")
@@ -210,7 +211,7 @@ def _sign(folder: Path, choice: Choice) -> list[str]:
     for operation in (sign, sign_anew):
         for name, rule, _ in injections(shim, operation, choice):
             shim.obey(rule)
-            judged(told, rule, name, _reason(operation))
+            judged(told, rule, name, ending(operation))
             shim.obey()
             sign()
     hsm.close()
@@ -242,11 +243,11 @@ def _five_in_a_hundred(folder: Path) -> tuple[set[str], list[str], int]:
     codes = (0xB3, 0x101, 0x82, 0x30)
     shim.obey("seed 1", *(f"* return {code} chance=12" for code in codes))
     with ThreadPoolExecutor(3) as threads:
-        reasons = set(threads.map(_reason, uses * 20))
+        reasons = set(threads.map(ending, uses * 20))
     shim.obey()
     hsm.check()
     bad = [str(made) for made in (found(hsm, {Attribute.ID: one}) for one in ids) if made not in ([], _PAIR)]
-    bad += [_reason(use) for use in uses if _reason(use) != "ok"]
+    bad += [ending(use) for use in uses if ending(use) != "ok"]
     idle = hsm.idle()
     hsm.close()
     return reasons, bad, idle
@@ -275,10 +276,10 @@ def _two_faults(folder: Path) -> list[str]:
     told = []
     for at in range(1, 6):
         shim.obey(f"C_GetAttributeValue return 0x13 from={at}", "C_GetSessionInfo return 0x06 from=2 times=1")
-        told.append(_reason(wrap))
+        told.append(ending(wrap))
         shim.obey()
         told += found(hsm, {Attribute.TOKEN: False})
-    told.append(_reason(wrap))
+    told.append(ending(wrap))
     hsm.close()
     return told
 
@@ -296,7 +297,7 @@ def _two_hang(folder: Path) -> list[str]:
     told = []
 
     def sign() -> str:
-        return _reason(lambda: hsm.sign(key, ES256, [b"m"]))
+        return ending(lambda: hsm.sign(key, ES256, [b"m"]))
 
     def wait_until_taken(sessions: int) -> None:
         deadline = time.monotonic() + 60
@@ -308,12 +309,12 @@ def _two_hang(folder: Path) -> list[str]:
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(sign)
         wait_until_taken(1)
-        told += [_reason(hsm.check), _reason(lambda: hsm.public_key(key))]
+        told += [ending(hsm.check), ending(lambda: hsm.public_key(key))]
         second = threads.submit(sign)
         wait_until_taken(2)
-        told.append(_reason(hsm.check))
+        told.append(ending(hsm.check))
         shim.obey()  # which ends the wait
-        told += [first.result(), second.result(), _reason(hsm.check)]
+        told += [first.result(), second.result(), ending(hsm.check)]
     hsm.close()
     return told
 
@@ -326,9 +327,9 @@ def _flipped(folder: Path) -> list[str]:
     hsm, shim = opened(folder)
     signer, cipher = fresh(hsm, KeyType.EC_P256), fresh(hsm, KeyType.AES_256)
     shim.obey("C_Sign flip", "C_Encrypt flip", "C_EncryptFinal flip", "C_EncryptUpdate flip")
-    told = [_reason(lambda: hsm.sign(signer, ES256, [b"m"])), _reason(lambda: hsm.encrypt(cipher, GCM, b"m", b""))]
+    told = [ending(lambda: hsm.sign(signer, ES256, [b"m"])), ending(lambda: hsm.encrypt(cipher, GCM, b"m", b""))]
     shim.obey()
-    told += [_reason(lambda: hsm.sign(signer, ES256, [b"m"])), _reason(lambda: hsm.encrypt(cipher, GCM, b"m", b""))]
+    told += [ending(lambda: hsm.sign(signer, ES256, [b"m"])), ending(lambda: hsm.encrypt(cipher, GCM, b"m", b""))]
     hsm.close()
     return told
 

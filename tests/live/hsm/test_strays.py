@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,11 @@ from broker.hsm.config import HsmConfig
 from broker.hsm.objects import Recipe, make
 from broker.hsm.sessions import Worker
 from tests.contracts.hsm.keys import fresh, made, unmade
+from tests.fakes.refusals import ending
 from tests.servers.softhsm import KeysHsm, alone, make_token
 
 GCM = EncryptionAlgorithm.AES_GCM
 ES256 = SignatureAlgorithm.ES256
-
-
-def reason(use: Callable[[], object]) -> str:
-    try:
-        use()
-    except BrokerError as refusal:
-        return refusal.reason
-    return "ok"
 
 
 def plant(hsm: KeysHsm, hsm_id: bytes, kind: KeyType, label: str) -> None:
@@ -55,10 +47,10 @@ def _stray(folder: Path, label: str) -> dict[str, object]:
     plant(hsm, key.hsm_id, KeyType.AES_256, label)
     told: dict[str, object] = {"uses": [], "others": []}
     for _ in range(3):
-        told["uses"] += [reason(lambda: hsm.encrypt(key, GCM, b"m", b""))]  # type: ignore[operator]
-        told["others"] += [reason(lambda: hsm.sign(other, ES256, [b"m"]))]  # type: ignore[operator]
+        told["uses"] += [ending(lambda: hsm.encrypt(key, GCM, b"m", b""))]  # type: ignore[operator]
+        told["others"] += [ending(lambda: hsm.sign(other, ES256, [b"m"]))]  # type: ignore[operator]
     told["reloads"] = hsm.reloads()
-    told["destroy"] = reason(lambda: hsm.destroy(key))
+    told["destroy"] = ending(lambda: hsm.destroy(key))
     hsm.close()
     told["left"] = labels(config, key.hsm_id)
     return told
@@ -81,14 +73,14 @@ def _stray_that_goes(folder: Path) -> list[str]:
     hsm = KeysHsm(make_token(folder, sessions=2))
     key = fresh(hsm, KeyType.AES_256)
     plant(hsm, key.hsm_id, KeyType.AES_256, "tests")
-    told = [reason(lambda: hsm.encrypt(key, GCM, b"m", b""))]
+    told = [ending(lambda: hsm.encrypt(key, GCM, b"m", b""))]
 
     def remove(worker: Worker) -> None:
         for thing in hsm.sessions.search(worker, {Attribute.LABEL: "tests"}):
             thing.destroy()
 
     hsm.locked(remove)
-    told.append(reason(lambda: hsm.encrypt(key, GCM, b"m", b"")))
+    told.append(ending(lambda: hsm.encrypt(key, GCM, b"m", b"")))
     hsm.close()
     return told
 
@@ -137,9 +129,9 @@ def _foreign(folder: Path) -> list[str]:
     hsm.close()
     before = labels(config, b"4711")
     hsm = KeysHsm(config)
-    told = [reason(lambda: hsm.destroy(unmade(KeyType.RSA_2048, hsm_id=b"4711")))]
-    told.append(reason(lambda: hsm.generate(unmade(KeyType.RSA_2048, hsm_id=b"4711"), exportable=False)))
-    told.append(reason(lambda: hsm.destroy(unmade(KeyType.RSA_2048, hsm_id=b"4712"))))
+    told = [ending(lambda: hsm.destroy(unmade(KeyType.RSA_2048, hsm_id=b"4711")))]
+    told.append(ending(lambda: hsm.generate(unmade(KeyType.RSA_2048, hsm_id=b"4711"), exportable=False)))
+    told.append(ending(lambda: hsm.destroy(unmade(KeyType.RSA_2048, hsm_id=b"4712"))))
     hsm.close()
     assert labels(config, b"4712") == [b"4712".hex()] * 2
     assert labels(config, b"4711") == before
@@ -166,7 +158,7 @@ def test_HS_14_exchanged_handles_open_and_seal_nothing_wrong(hsm: KeysHsm, kind:
     mine, others = fresh(hsm, kind), fresh(hsm, kind)
     sealed = {key.hsm_id: hsm.encrypt(key, GCM, key.hsm_id, b"") for key in (mine, others)}
     exchange(hsm, mine, others)
-    assert reason(lambda: hsm.decrypt(mine, GCM, sealed[others.hsm_id], b"")) == "CIPHERTEXT_INVALID"
+    assert ending(lambda: hsm.decrypt(mine, GCM, sealed[others.hsm_id], b"")) == "CIPHERTEXT_INVALID"
     assert hsm.decrypt(others, GCM, sealed[others.hsm_id], b"") == others.hsm_id
     exchange(hsm, mine, others)
     written = hsm.encrypt(mine, GCM, b"m", b"")
@@ -179,10 +171,10 @@ def test_HS_14_exchanged_handles_open_and_seal_nothing_wrong(hsm: KeysHsm, kind:
 def test_HS_14_exchanged_handles_open_nothing_wrong_with_rsa(hsm: KeysHsm) -> None:
     mine, others = (fresh(hsm, KeyType.RSA_2048, KeyUsage.ENCRYPT) for _ in range(2))
     for key in (mine, others):
-        assert reason(lambda: hsm.decrypt(key, EncryptionAlgorithm.RSA_OAEP_SHA1, bytes(256), b"")) != "ok"  # noqa: B023
+        assert ending(lambda: hsm.decrypt(key, EncryptionAlgorithm.RSA_OAEP_SHA1, bytes(256), b"")) != "ok"  # noqa: B023
     exchange(hsm, mine, others)
     before = hsm.sessions.run(lambda worker: dict(worker.handles))
-    reason(lambda: hsm.decrypt(mine, EncryptionAlgorithm.RSA_OAEP_SHA1, bytes(256), b""))
+    ending(lambda: hsm.decrypt(mine, EncryptionAlgorithm.RSA_OAEP_SHA1, bytes(256), b""))
     after = hsm.sessions.run(lambda worker: dict(worker.handles))
     assert after[bind(Purpose.KEY, mine)] == before[bind(Purpose.KEY, others)], "the wrong handle was not believed"
     for key in (mine, others):

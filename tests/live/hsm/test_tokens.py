@@ -13,6 +13,7 @@ from broker.core.errors import BrokerError
 from broker.hsm import ground
 from broker.hsm.config import HsmConfig
 from broker.hsm.login import serial_number
+from tests.fakes.refusals import told_by
 from tests.servers.modules import softhsm_but
 from tests.servers.shim import Shim, make_shim_token
 from tests.servers.softhsm import KeysHsm, alone, make_token
@@ -163,26 +164,18 @@ class _Clock:
         return self.now
 
 
-def _refused(hsm: KeysHsm) -> str:
-    try:
-        hsm.check()
-    except BrokerError as refusal:
-        return f"{refusal.reason}: {refusal.message}"
-    return "ok"
-
-
 def _away(folder: Path) -> list[str]:
     config = make_token(folder)
     clock = _Clock()
     hsm = KeysHsm(config, clock)
     tokens = folder / "tokens"
     tokens.rename(folder / "away")
-    told = [_refused(hsm)]
+    told = [told_by(hsm.check)]
     clock.now = 2.0
-    told.append(_refused(hsm))
+    told.append(told_by(hsm.check))
     (folder / "away").rename(tokens)
     clock.now = 100.0
-    told.append(_refused(hsm))
+    told.append(told_by(hsm.check))
     hsm.close()
     return told
 
@@ -207,10 +200,10 @@ def _ill(folder: Path) -> list[str]:
         Shim(folder).obey(
             f"C_GetSessionInfo return {code}", f"C_GetTokenInfo return {code}", f"C_Initialize return {code}"
         )
-        told += [_refused(hsm), _refused(hsm)]
+        told += [told_by(hsm.check), told_by(hsm.check)]
         Shim(folder).obey()
         clock.now += 100
-        told.append(_refused(hsm))
+        told.append(told_by(hsm.check))
         clock.now += 100
     hsm.close()
     return told

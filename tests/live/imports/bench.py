@@ -13,23 +13,18 @@ from broker.core.imports.importing import Imports
 from broker.core.keys.refs import ref
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Import, Key, KeyVersion, Principal, Target
-from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
 from broker.core.targets.register import Targets
-from broker.core.targets.slots import Slots
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from broker.targets import Surroundings, connector
 from broker.targets.vault.policy import policy
 from tests.contracts.store.samples import ROW_KEY
-from tests.fakes.background import operations
-from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.calls import Clock, operator
 from tests.servers.databases import migrate
 from tests.servers.openbao import OpenBao
 from tests.servers.patience import PATIENCE
-
-SLOTS = 128
-"""More than any test has calls: how slots are shared is a test of its own."""
+from tests.worlds.world import Fronted, World
 
 
 class Mount:
@@ -88,36 +83,35 @@ def same(one: Import, other: Import) -> bool:
     return replace(one, revision=0, proven_at=None) == replace(other, revision=0, proven_at=None)
 
 
-class Ground:
-    """Everything an import needs but a target, and a clock to move."""
+class Ground(World):
+    """A world that needs but a target to import to."""
 
+    store: SqlStore
     kind = "vault"
     settings: Mapping[str, str]
 
     def __init__(self, hsm: ports.Hsm, folder: Path, surroundings: Surroundings) -> None:
-        self.hsm = hsm
-        self.clock = Clock()
         self.journal = folder / "journal"
         config = StoreConfig(url=f"sqlite:///{folder}/broker.db", journal=self.journal, patience_seconds=PATIENCE)
         migrate(config)
-        self.store = SqlStore(config, ROW_KEY, self.clock)
-        self.guard = Guard(document())
+        clock = Clock()
         self.connect = connector(surroundings)
-        self.targets = self.targets_with(self.connect)
-        self.imports = self.imports_with(self.connect)
+        super().__init__(SqlStore(config, ROW_KEY, clock), hsm, clock, connect=self.connect)
 
     def targets_with(self, connect: object) -> Targets:
-        self.operations = operations(self.store, self.clock)
-        parts = (self.store, self.hsm, self.guard, connect, self.operations, self.clock, Slots(SLOTS))
-        return Targets(*parts)  # type: ignore[arg-type]
+        return self.elsewhere(connect=connect).targets
 
-    def imports_with(self, connect: object, hsm: ports.Hsm | None = None) -> Imports:
-        own = operations(self.store, self.clock)
-        return Imports(self.store, hsm or self.hsm, self.guard, own, connect, self.clock, Slots(SLOTS))  # type: ignore[arg-type]
+    def imports_with(self, connect: object) -> Imports:
+        return self.elsewhere(connect=connect).imports
+
+    def import_by(self, connect: object, hsm: ports.Hsm | None = None) -> None:
+        """From now on keys go to targets, by wire and by hand, as in another process that has this way to them."""
+        nouns = self.elsewhere(connect=connect, hsm=Fronted(self.hsm, hsm) if hsm else self.hsm)
+        self.imports, self.handover = nouns.imports, nouns.handover
 
     def call(self, method: str, *groups: str, request_id: str = "", validate_only: bool = False) -> Call:
         who: Principal = operator("alice", *(groups or ("admins",)))
-        return call(f"ImportService/{method}", who, self.clock, request_id=request_id, validate_only=validate_only)
+        return self.asked(f"ImportService/{method}", who, request_id=request_id, validate_only=validate_only)
 
     def register(self, name: str = "bao") -> Target:
         return self.targets.create(self.call("CreateTarget"), name, self.kind, dict(self.settings), "")

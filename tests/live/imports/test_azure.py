@@ -13,9 +13,10 @@ import pytest
 from azure.keyvault.keys import JsonWebKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from broker.core.errors import BrokerError, InvalidRequest, WrongState
+from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import ImportState, KeyType, KeyUsage
 from broker.core.model import Terms
+from tests.fakes.refusals import refused
 from tests.live.imports.bench import same
 from tests.live.targets.azure_bench import AzureBench, bench, vault
 from tests.servers.azure_key_vault import FakeVault, forbidden
@@ -33,15 +34,6 @@ def padding(vault: FakeVault, hsm: KeysHsm, tmp_path: Path) -> Iterator[AzureBen
     made.register()
     yield made
     made.close()
-
-
-def refused(kind: type[BrokerError], reason: str, action: object) -> BrokerError:
-    assert callable(action)
-    with pytest.raises(kind) as caught:
-        action()
-    assert caught.value.reason == reason
-    assert caught.value.message.rstrip("<>").endswith((".", "id"))
-    return caught.value
 
 
 # ---- the main road -----------------------------------------------------------------------------------------------
@@ -117,8 +109,8 @@ def test_terms_are_settled_after_the_proof(bench: AzureBench) -> None:
 
 def test_terms_that_the_vault_cannot_keep_are_refused_before_anything_is_wrapped(bench: AzureBench) -> None:
     key = bench.key()
-    refused(InvalidRequest, "TERMS_UNSUPPORTED", lambda: bench.bring(key, Terms(operations=("import",))))
-    refused(InvalidRequest, "TERMS_UNSUPPORTED", lambda: bench.bring(key, Terms(tags={"": "x"})))
+    refused(lambda: bench.bring(key, Terms(operations=("import",))), InvalidRequest, "TERMS_UNSUPPORTED")
+    refused(lambda: bench.bring(key, Terms(tags={"": "x"})), InvalidRequest, "TERMS_UNSUPPORTED")
     assert bench.row(key) is None
     assert bench.uploads(key) == 0
 
@@ -136,7 +128,7 @@ def test_a_proven_key_is_held_to_new_terms_without_another_upload(bench: AzureBe
 def test_a_key_that_cannot_be_held_to_its_terms_does_not_stay_usable(bench: AzureBench) -> None:
     key = bench.key()
     bench.vault.faults.add(forbidden(), on=f"^PATCH /keys/{key.name}")
-    refused(WrongState, "TARGET_DENIED", lambda: bench.bring(key, Terms(tags={"a": "b"})))
+    refused(lambda: bench.bring(key, Terms(tags={"a": "b"})), WrongState, "TARGET_DENIED")
     row = bench.row(key)
     assert row is not None
     assert (row.state, bench.held(key)[0].enabled) == (ImportState.FAILED, False)
@@ -159,9 +151,9 @@ def test_a_kek_is_made_for_importing_only_and_pinned_by_its_version(bench: Azure
     assert done.row.state is ImportState.PROVEN
     again = bench.call("CreateTarget")
     refused(
+        lambda: bench.targets.create(again, "third", bench.kind, settings, "", create_kek=True),
         WrongState,
         "TARGET_KEK_EXISTS",
-        lambda: bench.targets.create(again, "third", bench.kind, settings, "", create_kek=True),
     )
     assert len(bench.vault.versions("made")) == 1
 
@@ -173,17 +165,17 @@ def test_a_dry_run_makes_no_kek(bench: AzureBench) -> None:
     assert bench.vault.versions("made") == []
     settings["kek"] = "kek"
     refused(
+        lambda: bench.targets.create(dry, "second", bench.kind, settings, "", create_kek=True),
         WrongState,
         "TARGET_KEK_EXISTS",
-        lambda: bench.targets.create(dry, "second", bench.kind, settings, "", create_kek=True),
     )
 
 
 def test_BY_01_a_swapped_kek_gets_nothing(bench: AzureBench) -> None:
     key = bench.key()
     bench.vault.swap_kek()
-    refused(WrongState, "KEK_CHANGED", lambda: bench.run(key))
-    refused(WrongState, "KEK_CHANGED", lambda: bench.export(key))
+    refused(lambda: bench.run(key), WrongState, "KEK_CHANGED")
+    refused(lambda: bench.export(key), WrongState, "KEK_CHANGED")
     assert (bench.row(key), bench.uploads(key)) == (None, 0)
 
 
@@ -207,12 +199,12 @@ def test_BY_07_what_a_padding_hsm_would_corrupt_is_refused_with_the_ways_out(
 ) -> None:
     key = padding.key(key_type)
     dry = padding.call("ImportKey", validate_only=True)
-    refused(WrongState, "WRAP_NOT_EXACT", lambda: padding.imports.import_key(dry, key.name, 0, "bao", ""))
+    refused(lambda: padding.imports.import_key(dry, key.name, 0, "bao", ""), WrongState, "WRAP_NOT_EXACT")
     assert padding.row(key) is None
-    error = refused(WrongState, "WRAP_NOT_EXACT", lambda: padding.run(key))
+    error = refused(lambda: padding.run(key), WrongState, "WRAP_NOT_EXACT")
     for way in ("ec-p384", "AES", "tolerates", "2.7.0"):
         assert way in error.message
-    refused(WrongState, "WRAP_NOT_EXACT", lambda: padding.export(key))
+    refused(lambda: padding.export(key), WrongState, "WRAP_NOT_EXACT")
     assert (padding.uploads(key), padding.held(key)) == (0, [])
 
 
@@ -283,8 +275,8 @@ def test_BY_10_somebody_elses_key_is_neither_added_to_nor_touched(bench: AzureBe
     key, other = bench.key(), bench.key()
     upload(bench, key.name, bench.export(other).transfer_file)
     (before,) = bench.held(key)
-    refused(WrongState, "TARGET_NAME_TAKEN", lambda: bench.run(key))
-    refused(WrongState, "TARGET_NAME_TAKEN", lambda: bench.export(key))
+    refused(lambda: bench.run(key), WrongState, "TARGET_NAME_TAKEN")
+    refused(lambda: bench.export(key), WrongState, "TARGET_NAME_TAKEN")
     assert bench.held(key) == [before]
     assert before.enabled
     assert bench.run(key, remote_name="another").state is ImportState.PROVEN

@@ -13,7 +13,6 @@ from azure.keyvault.keys import JsonWebKey
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.core.errors import InvalidRequest
-from broker.core.imports.handover import Handover
 from broker.core.kinds import ImportState, KeyType
 from broker.core.model import Key, KeyVersion
 from tests.live.hsm.openssl import opened_by_openssl, public_key_by_openssl
@@ -47,7 +46,7 @@ class BothKinds(Ground):
 
     def carried(self, key: Key, target: str) -> bytes:
         """The key's transfer file, after Microsoft's client has imported it there and the broker has proven it."""
-        handover, vault = Handover(self.imports.bringing), self.vaults[target]
+        handover, vault = self.handover, self.vaults[target]
         file = handover.export(self.call("ExportKey"), key.name, 0, target, "").transfer_file
         kty, curve = FORMS[key.type]
         with key_client(vault) as client:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from azure.keyvault.keys import JsonWebKey
 
-from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.errors import Unavailable, WrongState
 from broker.core.kinds import ImportState, KeyType
 from broker.targets import connector
+from tests.fakes.refusals import refused
 from tests.live.targets.azure_bench import AzureBench, bench, vault
 from tests.servers import azure
 from tests.servers.azure_key_vault import Effect, Refused, conflict, forbidden, throttled, unavailable
@@ -21,14 +23,6 @@ EXACT_TYPES = [KeyType.EC_P256, KeyType.AES_256]
 __all__ = ["bench", "vault"]  # fixtures
 
 
-def refused(kind: type[BrokerError], reason: str, action: object) -> BrokerError:
-    assert callable(action)
-    with pytest.raises(kind) as caught:
-        action()
-    assert caught.value.reason == reason
-    return caught.value
-
-
 def usable(bench: AzureBench, key: object) -> list[str]:
     return [one.version for one in bench.held(key) if one.enabled]  # type: ignore[arg-type]
 
@@ -36,7 +30,7 @@ def usable(bench: AzureBench, key: object) -> list[str]:
 def restarted(bench: AzureBench) -> AzureBench:
     """The same store and HSM under a broker that remembers nothing of the vault."""
     bench.connect = connector(azure.surroundings_of(bench.vault, bench.journal.parent))
-    bench.imports = bench.imports_with(bench.connect)
+    bench.import_by(bench.connect)
     return bench
 
 
@@ -98,8 +92,8 @@ def test_BY_15_silence_from_the_upload_on_is_settled_by_the_next_call(bench: Azu
             finally:
                 faults.add(unavailable(), on="^GET", times=99)
 
-    bench.imports = bench.imports_with(lambda _name, _kind, _settings: Silent())
-    refused(Unavailable, "TARGET_UNREACHABLE", lambda: bench.run(key))
+    bench.import_by(lambda _name, _kind, _settings: Silent())
+    refused(lambda: bench.run(key), Unavailable, "TARGET_UNREACHABLE")
     row = bench.row(key)
     assert row is not None
     assert row.state is ImportState.PENDING
@@ -124,7 +118,7 @@ def test_BY_06_a_service_that_made_two_versions_is_left_with_one(bench: AzureBen
 def test_a_throttled_upload_says_when_and_may_be_sent_again_at_once(bench: AzureBench) -> None:
     key, number = bench.key(), "6f1c1b1e-8f65-4c6e-9a52-0d5c0f2e7a11"
     bench.vault.faults.add(throttled(12), on=f"^PUT /keys/{key.name}")
-    error = refused(Unavailable, "TARGET_THROTTLED", lambda: bench.run(key, request_id=number))
+    error = refused(lambda: bench.run(key, request_id=number), Unavailable, "TARGET_THROTTLED")
     assert error.metadata["retry_after_seconds"] == "12"
     row = bench.row(key)
     assert row is not None
@@ -139,9 +133,9 @@ def test_BY_15_throttled_at_the_upload_and_at_the_look_back_still_makes_one_vers
     bench.run(key)
     rotated = bench.rotate(key)
     bench.vault.faults.add(throttled(12), on=f"^PUT /keys/{key.name}")
-    refused(Unavailable, "TARGET_THROTTLED", lambda: bench.run(rotated))
+    refused(lambda: bench.run(rotated), Unavailable, "TARGET_THROTTLED")
     bench.vault.faults.add(throttled(12), on=f"^GET /keys/{key.name}")
-    refused(Unavailable, "TARGET_THROTTLED", lambda: bench.run(rotated))
+    refused(lambda: bench.run(rotated), Unavailable, "TARGET_THROTTLED")
     assert bench.run(rotated).state is ImportState.PROVEN
     assert len(usable(bench, key)) == 2
 
@@ -149,7 +143,7 @@ def test_BY_15_throttled_at_the_upload_and_at_the_look_back_still_makes_one_vers
 def test_another_writer_is_waited_for(bench: AzureBench) -> None:
     key = bench.key()
     bench.vault.faults.add(conflict(), on=f"^PUT /keys/{key.name}")
-    refused(Unavailable, "TARGET_CONFLICT", lambda: bench.run(key))
+    refused(lambda: bench.run(key), Unavailable, "TARGET_CONFLICT")
     assert bench.run(key).state is ImportState.PROVEN
     assert len(usable(bench, key)) == 1
 
@@ -163,7 +157,7 @@ def test_a_name_that_is_deleted_and_not_gone_is_told_with_the_commands_that_help
     with key_client(bench.vault) as client:
         client.begin_delete_key("old").result()
     other = bench.key()
-    error = refused(WrongState, "TARGET_NAME_DELETED", lambda: bench.run(other, remote_name="old"))
+    error = refused(lambda: bench.run(other, remote_name="old"), WrongState, "TARGET_NAME_DELETED")
     for help_ in ("az keyvault key recover", "az keyvault key purge"):
         assert help_ in error.message
     row = bench.row(other)
@@ -185,7 +179,7 @@ def test_a_refused_upload_has_failed_and_says_what_helps(
 ) -> None:
     key = bench.key()
     bench.vault.faults.add(fault, on=f"^PUT /keys/{key.name}")
-    assert told in refused(WrongState, reason, lambda: bench.run(key)).message
+    assert told in refused(lambda: bench.run(key), WrongState, reason).message
     row = bench.row(key)
     assert row is not None
     assert (row.state, row.failure) == (ImportState.FAILED, reason)
@@ -195,11 +189,11 @@ def test_a_refused_upload_has_failed_and_says_what_helps(
 def test_BY_07_a_vault_that_keeps_another_key_is_found_out_and_that_one_disabled(bench: AzureBench) -> None:
     key = bench.key()
     bench.vault.faults.add(Effect.OTHER_KEY, on=f"^PUT /keys/{key.name}")
-    refused(WrongState, "PROOF_FAILED", lambda: bench.run(key))
+    refused(lambda: bench.run(key), WrongState, "PROOF_FAILED")
     row = bench.row(key)
     assert row is not None
     assert (row.state, row.failure, usable(bench, key)) == (ImportState.FAILED, "PROOF_FAILED", [])
-    refused(WrongState, "TARGET_NAME_TAKEN", lambda: restarted(bench).run(key))
+    refused(lambda: restarted(bench).run(key), WrongState, "TARGET_NAME_TAKEN")
     assert usable(bench, key) == []  # what was once found to be another key is never enabled again
     assert bench.run(key, remote_name="another").state is ImportState.PROVEN
 
@@ -214,7 +208,7 @@ def test_what_could_not_be_proven_is_disabled_and_proven_after_a_restart_without
     key = bench.key(key_type)
     right = "encrypt" if key_type.symmetric else "sign"
     bench.vault.denied.add(right)
-    refused(WrongState, "TARGET_DENIED", lambda: bench.run(key))
+    refused(lambda: bench.run(key), WrongState, "TARGET_DENIED")
     assert usable(bench, key) == []
     bench.vault.denied.clear()
     if hidden:
@@ -233,7 +227,8 @@ def test_a_key_that_was_disabled_there_is_neither_confirmed_nor_imported_over_it
         client.update_key_properties(key.name, bench.held(key)[0].version, enabled=False)
     for _ in range(2):
         for again in (bench.confirm, bench.run):
-            refused(WrongState, "REMOTE_KEY_DISABLED", lambda again=again: restarted(bench) and again(key))
+            restarted(bench)
+            refused(partial(again, key), WrongState, "REMOTE_KEY_DISABLED")
             assert usable(bench, key) == []
     with key_client(bench.vault) as client:
         client.update_key_properties(key.name, bench.held(key)[0].version, enabled=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from azure.keyvault.keys import JsonWebKey
 
-from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.errors import Unavailable, WrongState
 from broker.core.imports.importing import Imports
 from broker.core.imports.rules import TERMS_UNSETTLED
 from broker.core.kinds import ImportState, KeyType
 from broker.core.model import Import, Key, Target, Terms
 from broker.targets import connector
+from tests.fakes.refusals import refused
 from tests.live.targets.azure_bench import AzureBench
 from tests.servers.azure import put_kek, surroundings_of, ticking
 from tests.servers.azure_key_vault import Effect, FakeVault
@@ -37,14 +38,6 @@ def bench(exact_hsm: HsmElsewhere, tmp_path: Path) -> Iterator[AzureBench]:
         made.register()
         yield made
         made.close()
-
-
-def refused(kind: type[BrokerError], reason: str, action: object) -> BrokerError:
-    assert callable(action)
-    with pytest.raises(kind) as caught:
-        action()
-    assert caught.value.reason == reason, caught.value.message
-    return caught.value
 
 
 def prove(bench: AzureBench, key: Key) -> Import:
@@ -89,7 +82,7 @@ def killed_after(bench: AzureBench, step: str) -> Imports:
 def test_a_key_that_was_left_disabled_on_purpose_is_not_held_against_its_import(bench: AzureBench) -> None:
     key = bench.key()
     proven = bench.bring(key, DISABLED).row
-    error = refused(WrongState, "REMOTE_KEY_DISABLED", lambda: prove(bench, key))
+    error = refused(lambda: prove(bench, key), WrongState, "REMOTE_KEY_DISABLED")
     assert "enable it there first" in error.message
     assert bench.row(key) == proven
     assert usable(bench, key) == []
@@ -103,7 +96,7 @@ def test_a_key_that_may_not_sign_there_is_refused_a_proof_and_nothing_is_changed
     later = Terms(not_before=datetime.now(UTC) + timedelta(days=9))
     proven = bench.bring(key, ONLY_VERIFY if limit == "verify" else later).row
     reason = "TARGET_OPERATION_FORBIDDEN" if limit == "verify" else "TARGET_KEY_DISABLED"
-    error = refused(WrongState, reason, lambda: prove(bench, key))
+    error = refused(lambda: prove(bench, key), WrongState, reason)
     assert "az keyvault key set-attributes" in error.message
     assert (bench.row(key), len(usable(bench, key))) == (proven, 1)
 
@@ -113,8 +106,8 @@ def test_BY_07_another_key_in_its_place_is_noticed_also_when_it_is_disabled(benc
     bench.bring(key, DISABLED)
     (held,) = bench.held(key)
     held.material = another(held.material)
-    bench.imports = bench.imports_with(connector(surroundings_of(bench.vault, bench.journal.parent)))
-    refused(WrongState, "PROOF_FAILED", lambda: prove(bench, key))
+    bench.import_by(connector(surroundings_of(bench.vault, bench.journal.parent)))
+    refused(lambda: prove(bench, key), WrongState, "PROOF_FAILED")
     row = bench.row(key)
     assert row is not None
     assert (row.state, row.failure) == (ImportState.FAILED, "PROOF_FAILED")
@@ -147,7 +140,7 @@ def test_killed_when_its_terms_were_set_the_import_is_proven_by_what_was_written
 def test_an_answer_about_terms_that_is_lost_leaves_it_pending_until_they_are_set_again(bench: AzureBench) -> None:
     key = bench.key()
     bench.vault.faults.add(Effect.LOSE_ANSWER, on=f"^PATCH /keys/{key.name}", times=9)
-    refused(Unavailable, "TARGET_UNREACHABLE", lambda: bench.bring(key, ONLY_VERIFY))
+    refused(lambda: bench.bring(key, ONLY_VERIFY), Unavailable, "TARGET_UNREACHABLE")
     bench.vault.faults.clear()
     assert bench.bring(key, ONLY_VERIFY).row.state is ImportState.PROVEN
     assert [one.key_ops for one in bench.held(key)] == [["verify"]]
@@ -189,7 +182,7 @@ def test_a_new_version_follows_one_that_is_out_of_use(bench: AzureBench, terms: 
 def test_a_symmetric_key_that_is_out_of_use_cannot_be_told_from_somebody_elses(bench: AzureBench) -> None:
     key = bench.key(KeyType.AES_256)
     bench.bring(key, DISABLED)
-    refused(WrongState, "REMOTE_KEY_DISABLED", lambda: bench.run(bench.rotate(key)))
+    refused(lambda: bench.run(bench.rotate(key)), WrongState, "REMOTE_KEY_DISABLED")
     row = bench.row(key, 2)
     assert row is not None
     assert (row.state, len(bench.held(key))) == (ImportState.FAILED, 1)
@@ -203,7 +196,7 @@ def test_BY_13_an_older_version_never_becomes_the_current_one_again(bench: Azure
         lambda: bench.imports.import_key(bench.call("ImportKey", validate_only=True), key.name, 1, "bao", ""),
         lambda: bench.handover.export(bench.call("ExportKey"), key.name, 1, "bao", ""),
     ):
-        error = refused(WrongState, "NEWER_VERSION_THERE", again)
+        error = refused(again, WrongState, "NEWER_VERSION_THERE")
         assert "would become the current one" in error.message
     assert (bench.row(key, 1), len(bench.held(key))) == (None, 1)
 
@@ -230,7 +223,7 @@ def test_BY_13_an_older_version_that_arrived_in_time_is_settled_all_the_same(ben
     assert bench.run(rotated).state is ImportState.PROVEN
     bench.export(late)
     bench.run(bench.rotate(late))
-    refused(WrongState, "NEWER_VERSION_THERE", lambda: bench.run(late, 1))
+    refused(lambda: bench.run(late, 1), WrongState, "NEWER_VERSION_THERE")
     row = bench.row(late, 1)
     assert row is not None
     assert (row.state, row.failure) == (ImportState.FAILED, "NEWER_VERSION_THERE")
@@ -247,7 +240,7 @@ def test_a_kek_that_was_made_unheard_is_registered_by_the_same_request(bench: Az
         return bench.targets.create(call, "second", bench.kind, settings, "", create_kek=True)
 
     bench.vault.faults.add(Effect.LOSE_ANSWER, on="^POST /keys/made/create")
-    refused(Unavailable, "TARGET_UNREACHABLE", create)
+    refused(create, Unavailable, "TARGET_UNREACHABLE")
     (kek,) = bench.vault.versions("made")
     named = f"{bench.vault.url}/keys/made/{kek.version}"
     create()

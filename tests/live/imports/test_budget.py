@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from broker.core.imports.importing import Imports
-from tests.fakes.background import operations
 from tests.live.imports.bench import Bench, Mount
 from tests.servers.openbao import OpenBao
 from tests.servers.softhsm import KeysHsm
+from tests.worlds.world import Fronted
 
 
 class Counting:
@@ -46,15 +44,12 @@ def test_an_import_costs_four_reads_a_count_three_writes_one_wrap_and_four_reque
     key = bench.key()
     store, hsm, remote = Counter[str](), Counter[str](), Counter[str]()
     port = Counting(bench.connect("bao", "vault", bench.settings), remote)
-    counted: Any = Counting(bench.store, store)
-    imports = Imports(
-        counted,
-        Counting(bench.hsm, hsm),  # type: ignore[arg-type]
-        bench.guard,
-        operations(counted, bench.clock),
-        lambda _name, _kind, _settings: port,  # type: ignore[arg-type]
-        bench.clock,
-    )
+    imports = bench.elsewhere(
+        store=Counting(bench.store, store),
+        hsm=Fronted(bench.hsm, Counting(bench.hsm, hsm)),
+        connect=lambda _name, _kind, _settings: port,
+    ).imports
+    store.clear()  # a process looks for its root keys first
     imports.import_key(bench.call("ImportKey"), key.name, 0, "bao", "")
     assert store == {"version": 1, "get": 1, "page": 2, "count": 1, "write": 3}
     assert hsm == {"report": 1, "wrap": 1}

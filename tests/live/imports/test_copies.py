@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from azure.keyvault.keys import KeyClient
 
-from broker.core.errors import BrokerError, PermissionDenied
+from broker.core.errors import PermissionDenied
 from broker.core.imports import rules as import_rules
 from broker.core.kinds import ImportState, KeyState, KeyType, Sent
 from broker.core.model import Import, Key, Terms
 from broker.core.policy.guard import Guard
 from tests.fakes.calls import document
+from tests.fakes.refusals import refused
 from tests.live.imports.bench import Bench, Mount
 from tests.live.targets.azure_bench import AzureBench, bench, vault
 from tests.servers.azure_key_vault import Effect, FakeVault, forbidden
@@ -51,13 +52,6 @@ def recovered(there: KeyClient, name: str) -> None:
     there.begin_recover_deleted_key(name).wait()
 
 
-def refused(reason: str, action: Any) -> BrokerError:
-    with pytest.raises(BrokerError) as caught:
-        action()
-    assert caught.value.reason == reason, caught.value.message
-    return caught.value
-
-
 def proven(bench: AzureBench | Bench, key: Key, remote_name: str = "") -> Import:
     return bench.imports.prove(bench.call("ProveImport"), key.name, 0, "bao", remote_name).row
 
@@ -75,7 +69,7 @@ def test_K06_a_copy_that_was_deleted_softly_stays_on_record_beside_the_next_one(
     key = bench.key()
     bench.bring(key)
     deleted(there, key.name)
-    error = refused("REMOTE_KEY_MISSING", lambda: proven(bench, key))
+    error = refused(lambda: proven(bench, key), reason="REMOTE_KEY_MISSING")
     assert "az keyvault key recover --hsm-name" in error.message
     assert states(bench, key) == {key.name: FAILED}
     bench.bring(key, remote_name="second")
@@ -87,7 +81,7 @@ def test_K06_a_copy_that_was_deleted_softly_stays_on_record_beside_the_next_one(
     assert bench.bring(key).row.remote_name == "second"  # the one that was begun last
     deleted(there, "second")
     there.purge_deleted_key("second")
-    assert "could come back" in refused("REMOTE_KEY_MISSING", lambda: proven(bench, key, "second")).message
+    assert "could come back" in refused(lambda: proven(bench, key, "second"), reason="REMOTE_KEY_MISSING").message
     assert states(bench, key) == {key.name: PROVEN, "second": GONE}
     assert proven(bench, key).remote_name == key.name
 
@@ -100,9 +94,9 @@ def test_K06_who_may_not_look_at_deleted_keys_is_told_no_copy_is_gone(
     deleted(there, key.name)
     there.purge_deleted_key(key.name)
     vault.faults.add(forbidden("get"), on=f"GET /deletedkeys/{key.name}")
-    assert "show-deleted" in refused("REMOTE_KEY_MISSING", lambda: proven(bench, key)).message
+    assert "show-deleted" in refused(lambda: proven(bench, key), reason="REMOTE_KEY_MISSING").message
     assert states(bench, key) == {key.name: FAILED}
-    refused("REMOTE_KEY_MISSING", lambda: proven(bench, key))
+    refused(lambda: proven(bench, key), reason="REMOTE_KEY_MISSING")
     assert states(bench, key) == {key.name: GONE}
 
 
@@ -112,11 +106,11 @@ def test_K06_a_deleted_copy_blocks_the_removal_of_its_target_until_it_is_purged(
     key = bench.key()
     bench.bring(key)
     deleted(there, key.name)
-    refused("REMOTE_KEY_MISSING", lambda: proven(bench, key))
-    error = refused("TARGET_IN_USE", lambda: bench.targets.delete(bench.call("DeleteTarget"), "bao"))
+    refused(lambda: proven(bench, key), reason="REMOTE_KEY_MISSING")
+    error = refused(lambda: bench.targets.delete(bench.call("DeleteTarget"), "bao"), reason="TARGET_IN_USE")
     assert key.name in error.message
     there.purge_deleted_key(key.name)
-    refused("REMOTE_KEY_MISSING", lambda: proven(bench, key))
+    refused(lambda: proven(bench, key), reason="REMOTE_KEY_MISSING")
     bench.targets.delete(bench.call("DeleteTarget"), "bao")
     assert states(bench, key) == {key.name: GONE}
 
@@ -125,7 +119,7 @@ def test_K06_of_a_removed_target_every_copy_that_may_be_there_is_unknown(bench: 
     key = bench.key()
     bench.bring(key)
     deleted(there, key.name)
-    refused("REMOTE_KEY_MISSING", lambda: proven(bench, key))
+    refused(lambda: proven(bench, key), reason="REMOTE_KEY_MISSING")
     bench.bring(key, remote_name="second")
     bench.targets.delete(bench.call("DeleteTarget"), "bao", copies_unknown=True)
     assert states(bench, key) == {key.name: UNKNOWN, "second": UNKNOWN}
@@ -134,10 +128,10 @@ def test_K06_of_a_removed_target_every_copy_that_may_be_there_is_unknown(bench: 
 def test_K06_what_was_never_sent_is_nowhere_and_what_was_sent_once_stays_so(bench: AzureBench) -> None:
     key = bench.key(KeyType.EC_P256)
     bench.vault.faults.add(forbidden("import"), on="PUT /keys/")
-    refused("TARGET_DENIED", lambda: bench.bring(key))
+    refused(lambda: bench.bring(key), reason="TARGET_DENIED")
     (row,) = bench.rows(key)
     assert (row.state, row.sent, row.may_be_there) == (FAILED, Sent.UPLOAD, True)  # it left, and nobody took it
-    refused("REMOTE_KEY_MISSING", lambda: proven(bench, key))
+    refused(lambda: proven(bench, key), reason="REMOTE_KEY_MISSING")
     assert states(bench, key) == {key.name: GONE}
 
 
@@ -145,8 +139,8 @@ def test_K06_an_exported_file_can_still_be_carried_there(bench: AzureBench) -> N
     key = bench.key()
     made = bench.export(key)
     assert made.row.blob_sha256 == made.blob_sha256
-    refused("REMOTE_KEY_MISSING", lambda: bench.confirm(key))
-    assert "file" in refused("REMOTE_KEY_MISSING", lambda: proven(bench, key)).message
+    refused(lambda: bench.confirm(key), reason="REMOTE_KEY_MISSING")
+    assert "file" in refused(lambda: proven(bench, key), reason="REMOTE_KEY_MISSING").message
     (row,) = bench.rows(key)
     assert (row.state, row.sent, row.may_be_there) == (FAILED, Sent.FILE, True)
 
@@ -161,13 +155,13 @@ def test_K06_at_openbao_deleted_is_gone_and_what_only_hides_is_not(bao: Bench) -
     def prove_first() -> Import:
         return bao.imports.prove(bao.call("ProveImport"), key.name, 1, "bao").row
 
-    assert "min_decryption_version" in refused("REMOTE_KEY_MISSING", prove_first).message
+    assert "min_decryption_version" in refused(prove_first, reason="REMOTE_KEY_MISSING").message
     assert [one.state for one in bao.rows(key)] == [FAILED, PROVEN]
     bao.mount.server.request("POST", f"{path}/config", {"min_decryption_version": 1})
     prove_first()
     assert [one.state for one in bao.rows(key)] == [PROVEN, PROVEN]
     bao.mount.server.request("DELETE", path)
-    refused("REMOTE_KEY_MISSING", prove_first)
+    refused(prove_first, reason="REMOTE_KEY_MISSING")
     assert [one.state for one in bao.rows(key)] == [GONE, PROVEN]
 
 
@@ -176,14 +170,16 @@ def test_K06_a_copy_of_a_symmetric_key_that_is_disabled_here_can_be_found_gone(b
     bao.run(key)
     path = f"{bao.mount.path}/keys/{key.name}"
     bao.change(key, replace(key, state=KeyState.DISABLED))
-    refused("KEY_STATE", lambda: proven(bao, key))
+    refused(lambda: proven(bao, key), reason="KEY_STATE")
     with bao.store.write(bao.call("Test").outcome()) as write:
         (row,) = bao.rows(key)
         write.replace(row, replace(row, state=FAILED, failure="REMOTE_KEY_MISSING"))
-    refused("KEY_STATE", lambda: proven(bao, key))  # a disabled key is not used to find out whether it is that one
+    refused(
+        lambda: proven(bao, key), reason="KEY_STATE"
+    )  # a disabled key is not used to find out whether it is that one
     bao.mount.server.request("POST", f"{path}/config", {"deletion_allowed": True})
     bao.mount.server.request("DELETE", path)
-    refused("REMOTE_KEY_MISSING", lambda: proven(bao, key))
+    refused(lambda: proven(bao, key), reason="REMOTE_KEY_MISSING")
     assert states(bao, key) == {key.name: GONE}
 
 
@@ -208,7 +204,7 @@ def test_K07_a_copy_that_is_deleted_softly_is_refused_with_what_can_be_done(
     key = bench.key()
     bench.bring(key)
     deleted(there, key.name)
-    error = refused("TARGET_NAME_DELETED", lambda: bench.bring(key))
+    error = refused(lambda: bench.bring(key), reason="TARGET_NAME_DELETED")
     assert "recover" in error.message
     assert states(bench, key) == {key.name: FAILED}
     recovered(there, key.name)
@@ -219,7 +215,7 @@ def test_K07_a_copy_that_was_disabled_there_is_not_called_proven(bench: AzureBen
     key = bench.key()
     done = bench.bring(key).row
     there.update_key_properties(key.name, done.remote_version, enabled=False)
-    refused("REMOTE_KEY_DISABLED", lambda: bench.bring(key))
+    refused(lambda: bench.bring(key), reason="REMOTE_KEY_DISABLED")
     (row,) = bench.rows(key)
     assert (row.state, row.proven_at) == (PROVEN, done.proven_at)
 
@@ -232,9 +228,9 @@ def test_K07_another_key_in_its_place_is_found_and_left_alone(bao: Bench, key_ty
     bao.mount.server.request("POST", f"{path}/config", {"deletion_allowed": True})
     bao.mount.server.request("DELETE", path)
     bao.run(other, remote_name=key.name)
-    refused("PROOF_FAILED", lambda: bao.run(key))
+    refused(lambda: bao.run(key), reason="PROOF_FAILED")
     assert states(bao, key) == {key.name: FAILED}
-    refused("TARGET_NAME_TAKEN", lambda: bao.run(key))
+    refused(lambda: bao.run(key), reason="TARGET_NAME_TAKEN")
     assert bao.run(other).state is PROVEN  # nobody has disabled it
 
 
@@ -264,7 +260,7 @@ def test_K07_a_target_that_does_not_answer_is_not_answered_for(bench: AzureBench
     key = bench.key()
     bench.bring(key)
     vault.faults.add(Effect.CUT, times=9)
-    refused("TARGET_UNREACHABLE", lambda: bench.bring(key))
+    refused(lambda: bench.bring(key), reason="TARGET_UNREACHABLE")
     assert states(bench, key) == {key.name: PROVEN}
 
 
@@ -280,7 +276,7 @@ def test_K15_a_name_that_azure_takes_is_taken(bench: AzureBench, name: str) -> N
 
 @pytest.mark.parametrize("name", ["pay_key.v2", "a.b", "a" * 128, "a/b", "a b", "ä"])
 def test_K15_a_name_that_azure_does_not_take_is_refused(bench: AzureBench, name: str) -> None:
-    refused("NAME_INVALID", lambda: bench.bring(bench.key(), remote_name=name))
+    refused(lambda: bench.bring(bench.key(), remote_name=name), reason="NAME_INVALID")
 
 
 def test_K15_names_that_differ_by_case_are_one_at_azure(bench: AzureBench) -> None:
@@ -288,7 +284,7 @@ def test_K15_names_that_differ_by_case_are_one_at_azure(bench: AzureBench) -> No
     bench.bring(key, remote_name="PaymentsKey")
     assert bench.bring(key, remote_name="paymentskey").row.remote_name == "PaymentsKey"
     assert len(bench.rows(key)) == 1
-    refused("TARGET_NAME_TAKEN", lambda: bench.bring(other, remote_name="PAYMENTSKEY"))
+    refused(lambda: bench.bring(other, remote_name="PAYMENTSKEY"), reason="TARGET_NAME_TAKEN")
 
 
 @pytest.mark.parametrize("name", ["PaymentsKey", "6e49-a", "pay_key.v2", "_", "7", "a..b", "a-.-b"])
@@ -300,7 +296,7 @@ def test_K15_a_name_that_transit_takes_is_taken(bao: Bench, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["-a", "a-", ".a", "a.", "a/b", "a b", "a%2fb", "..", "a" * 256, "ä"])
 def test_K15_a_name_that_transit_does_not_take_is_refused(bao: Bench, name: str) -> None:
-    refused("NAME_INVALID", lambda: bao.run(bao.key(), remote_name=name))
+    refused(lambda: bao.run(bao.key(), remote_name=name), reason="NAME_INVALID")
 
 
 def test_K15_a_policy_is_asked_about_the_one_spelling_that_azure_compares(bench: AzureBench) -> None:
@@ -309,8 +305,7 @@ def test_K15_a_policy_is_asked_about_the_one_spelling_that_azure_compares(bench:
         @id("not-theirs") forbid (principal, action == Action::"ImportKey", resource is Target)
         when { context.remote_name like "team-a-*" };
     """
-    bench.guard = Guard(document(text))
-    bench.imports = bench.imports_with(bench.connect)
+    bench.restart(guard=Guard(document(text)))
     key = bench.key()
     for name in ("team-a-key", "Team-A-Key", "TEAM-A-KEY"):
         with pytest.raises(PermissionDenied):
@@ -319,8 +314,7 @@ def test_K15_a_policy_is_asked_about_the_one_spelling_that_azure_compares(bench:
 
 
 def test_K15_who_may_not_is_not_told_what_is_wrong_with_a_name(bench: AzureBench) -> None:
-    bench.guard = Guard(document('@id("none") forbid (principal, action, resource);'))
-    bench.imports = bench.imports_with(bench.connect)
+    bench.restart(guard=Guard(document('@id("none") forbid (principal, action, resource);')))
     with pytest.raises(PermissionDenied):
         bench.bring(bench.key(), remote_name="pay_key.v2")
 
@@ -335,7 +329,7 @@ def test_K06_no_more_copies_are_on_record_than_are_looked_at(
         bench.bring(key, remote_name=name)
         deleted(there, name)
         there.purge_deleted_key(name)
-        refused("REMOTE_KEY_MISSING", lambda name=name: proven(bench, key, name))
-    assert "broker key where" in refused("IMPORT_QUOTA", lambda: bench.bring(key, remote_name="a3")).message
+        refused(partial(proven, bench, key, name), reason="REMOTE_KEY_MISSING")
+    assert "broker key where" in refused(lambda: bench.bring(key, remote_name="a3"), reason="IMPORT_QUOTA").message
     assert bench.bring(key, remote_name="a1").row.state is PROVEN
     assert states(bench, key) == {"a1": PROVEN, "a2": GONE}

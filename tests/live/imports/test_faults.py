@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.errors import BrokerError, Unavailable, WrongState
+from broker.core.errors import Unavailable, WrongState
 from broker.core.imports.places import ARRIVAL_GRACE
 from broker.core.kinds import ImportState, KeyType
 from broker.targets.vault.policy import RIGHTS, line, policy
+from tests.fakes.refusals import refused
 from tests.live.imports.bench import Bench, Mount
 from tests.live.imports.fault_proxy import LOSE_ANSWER, LOSE_REQUEST, PASS, FaultProxy
 from tests.servers.openbao import OpenBao
@@ -55,16 +56,6 @@ def hopped(mount: Mount, hsm: KeysHsm, tmp_path: Path, proxy: FaultProxy) -> Ite
     made.close()
 
 
-def refused(kind: type[BrokerError], reason: str, action: object) -> BrokerError:
-    assert callable(action)
-    with pytest.raises(kind) as caught:
-        action()
-    assert caught.value.reason == reason
-    assert caught.value.message.endswith((".", "}"))
-    assert "\n" not in caught.value.message
-    return caught.value
-
-
 def test_BY_14_a_kek_that_changes_between_fetch_and_upload_opens_nothing(
     own_mount: Mount, hsm: KeysHsm, tmp_path: Path, proxy: FaultProxy
 ) -> None:
@@ -79,11 +70,11 @@ def test_BY_14_a_kek_that_changes_between_fetch_and_upload_opens_nothing(
         return PASS
 
     proxy.rule = change_kek
-    refused(WrongState, "TARGET_REFUSED", lambda: bench.run(key))
+    refused(lambda: bench.run(key), WrongState, "TARGET_REFUSED")
     first = bench.row(key)
     assert first is not None
     assert first.state is ImportState.FAILED
-    refused(WrongState, "KEK_CHANGED", lambda: bench.run(key))
+    refused(lambda: bench.run(key), WrongState, "KEK_CHANGED")
     offered = bench.connect("bao", "vault", bench.settings).offer().key.thumbprint
     bench.targets.repin(bench.call("RepinTarget"), "bao", offered)
     proxy.rule = lambda _method, _path: PASS
@@ -115,7 +106,7 @@ def test_BY_15_silence_from_the_upload_on_is_settled_by_the_next_call(
 ) -> None:
     key = hopped.key(key_type)
     proxy.rule = lambda _method, path: PASS if path.endswith("wrapping_key") else LOSE_ANSWER
-    refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.run(key))
+    refused(lambda: hopped.run(key), Unavailable, "TARGET_UNREACHABLE")
     row = hopped.row(key)
     assert row is not None
     assert row.state is ImportState.PENDING
@@ -137,7 +128,7 @@ def test_BY_15_a_further_version_is_not_uploaded_twice_either(hopped: Bench, pro
         return LOSE_ANSWER if arrived else PASS
 
     proxy.rule = silence
-    refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.run(rotated))
+    refused(lambda: hopped.run(rotated), Unavailable, "TARGET_UNREACHABLE")
     proxy.rule = lambda _method, _path: PASS
     assert hopped.run(rotated).remote_version == "2"
     assert hopped.mount.versions(key.name) == ["1", "2"]
@@ -146,9 +137,9 @@ def test_BY_15_a_further_version_is_not_uploaded_twice_either(hopped: Bench, pro
 def test_BY_15_a_request_that_may_still_be_on_its_way_is_waited_for(hopped: Bench, proxy: FaultProxy) -> None:
     key = hopped.key()
     proxy.rule = lambda _method, path: LOSE_REQUEST if path.endswith("/import") else PASS
-    refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.run(key))
+    refused(lambda: hopped.run(key), Unavailable, "TARGET_UNREACHABLE")
     proxy.rule = lambda _method, _path: PASS
-    error = refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.run(key))  # what is wrong, and no other words
+    error = refused(lambda: hopped.run(key), Unavailable, "TARGET_UNREACHABLE")  # what is wrong, and no other words
     assert "may still arrive" in error.message
     assert "60 s" in error.message or "61 s" in error.message
     hopped.clock.forward(seconds=ARRIVAL_GRACE.total_seconds())
@@ -159,7 +150,7 @@ def test_BY_15_a_request_that_may_still_be_on_its_way_is_waited_for(hopped: Benc
 def test_a_target_that_goes_away_during_the_proof_leaves_it_pending(hopped: Bench, proxy: FaultProxy) -> None:
     key = hopped.key()
     proxy.rule = lambda _method, path: LOSE_ANSWER if "/sign/" in path else PASS
-    refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.run(key))
+    refused(lambda: hopped.run(key), Unavailable, "TARGET_UNREACHABLE")
     row = hopped.row(key)
     assert row is not None
     assert row.state is ImportState.PENDING
@@ -171,7 +162,7 @@ def test_a_target_that_goes_away_during_the_proof_leaves_it_pending(hopped: Benc
 def test_an_upload_that_may_not_be_read_back_stays_pending_until_it_may(bench: Bench) -> None:
     key, path = bench.key(), bench.mount.path
     bench.mount.give("".join(line(f"{path}/{at}", rights) for at, rights in RIGHTS.items() if at != "keys/+"))
-    error = refused(Unavailable, "IMPORT_UNSETTLED", lambda: bench.run(key))
+    error = refused(lambda: bench.run(key), Unavailable, "IMPORT_UNSETTLED")
     assert f'path "{path}/keys/+"' in error.message
     row = bench.row(key)
     assert row is not None
@@ -184,7 +175,7 @@ def test_an_upload_that_may_not_be_read_back_stays_pending_until_it_may(bench: B
 def test_an_upload_that_is_not_allowed_has_failed_and_may_be_tried_at_once(bench: Bench) -> None:
     key, path = bench.key(), bench.mount.path
     bench.mount.give("".join(line(f"{path}/{at}", rights) for at, rights in RIGHTS.items() if at != "keys/+/import"))
-    refused(WrongState, "TARGET_DENIED", lambda: bench.run(key))
+    refused(lambda: bench.run(key), WrongState, "TARGET_DENIED")
     row = bench.row(key)
     assert row is not None
     assert (row.state, row.failure) == (ImportState.FAILED, "TARGET_DENIED")
@@ -277,16 +268,16 @@ def test_FT_31_down_sealed_and_throttling_are_told_and_come_right(
     bench.register()
     key = bench.key()
     openbao_own.seal()
-    assert "unseal" in refused(Unavailable, "TARGET_SEALED", lambda: bench.run(key)).message
+    assert "unseal" in refused(lambda: bench.run(key), Unavailable, "TARGET_SEALED").message
     openbao_own.unseal()
     openbao_own.stop()
-    refused(Unavailable, "TARGET_UNREACHABLE", lambda: bench.run(key))
+    refused(lambda: bench.run(key), Unavailable, "TARGET_UNREACHABLE")
     assert bench.row(key) is None
     openbao_own.start()
     limit = {"rate": 1, "interval": 60, "path": bench.mount.path}
     openbao_own.request("POST", "sys/quotas/rate-limit/tight", limit)
     bench.connect("bao", "vault", bench.settings).versions("nothing")
-    refused(Unavailable, "TARGET_THROTTLED", lambda: bench.run(key))
+    refused(lambda: bench.run(key), Unavailable, "TARGET_THROTTLED")
     openbao_own.request("DELETE", "sys/quotas/rate-limit/tight")
     assert bench.run(key).state is ImportState.PROVEN
     bench.close()

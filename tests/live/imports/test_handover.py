@@ -6,17 +6,19 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from broker.core.errors import BrokerError, InvalidRequest, NotFound, PermissionDenied, Unavailable, WrongState
-from broker.core.imports.handover import Exported, Handover
+from broker.core.errors import InvalidRequest, NotFound, PermissionDenied, Unavailable, WrongState
+from broker.core.imports.handover import Exported
 from broker.core.imports.places import ARRIVAL_GRACE
 from broker.core.kinds import ImportState, KeyState, KeyType
 from broker.core.model import Import, Key, Terms
 from broker.targets import Surroundings, connector
+from tests.fakes.refusals import refused
 from tests.live.imports.bench import Bench, Mount, same
 from tests.live.imports.fault_proxy import LOSE_REQUEST, PASS, FaultProxy
 from tests.servers.openbao import OpenBao
@@ -25,10 +27,6 @@ from tests.servers.softhsm import KeysHsm
 
 class Carrier(Bench):
     """A bench with people who carry files."""
-
-    @property
-    def handover(self) -> Handover:
-        return Handover(self.imports.bringing)
 
     def export(self, key: Key, *, kek: bytes = b"", request_id: str = "", dry: bool = False) -> Exported:
         call = self.call("ExportKey", request_id=request_id, validate_only=dry)
@@ -72,15 +70,6 @@ def hopped(openbao: OpenBao, hsm: KeysHsm, tmp_path: Path, proxy: FaultProxy) ->
     made.close()
 
 
-def refused(kind: type[BrokerError], reason: str, action: object) -> BrokerError:
-    assert callable(action)
-    with pytest.raises(kind) as caught:
-        action()
-    assert caught.value.reason == reason
-    assert caught.value.message.endswith(".")
-    return caught.value
-
-
 @pytest.mark.parametrize("key_type", [KeyType.EC_P256, KeyType.RSA_2048, KeyType.AES_256])
 def test_a_carried_key_is_recorded_when_it_is_proven_and_not_before(bench: Carrier, key_type: KeyType) -> None:
     key = bench.key(key_type)
@@ -97,7 +86,7 @@ def test_a_carried_key_is_recorded_when_it_is_proven_and_not_before(bench: Carri
     assert bench.row(key) == done
     assert same(bench.confirm(key), done)
     assert same(bench.run(key), done)
-    refused(WrongState, "IMPORT_PROVEN", lambda: bench.export(key))
+    refused(lambda: bench.export(key), WrongState, "IMPORT_PROVEN")
 
 
 def test_a_further_version_is_carried_to_the_same_remote_key(bench: Carrier) -> None:
@@ -115,10 +104,10 @@ def test_BY_13_an_older_version_is_carried_nowhere_once_a_later_one_is_there(ben
         lambda: bench.run(key, 1),
         lambda: bench.handover.export(bench.call("ExportKey"), key.name, 1, "bao", ""),
     ):
-        refused(WrongState, "NEWER_VERSION_THERE", again)
+        refused(again, WrongState, "NEWER_VERSION_THERE")
     by_file = bench.call("ExportKey")
     refused(
-        WrongState, "NEWER_VERSION_THERE", lambda: bench.handover.export(by_file, key.name, 1, "bao", "", bench.kek())
+        lambda: bench.handover.export(by_file, key.name, 1, "bao", "", bench.kek()), WrongState, "NEWER_VERSION_THERE"
     )
     assert bench.row(key, 1) is None
 
@@ -141,10 +130,8 @@ def test_the_audit_tells_both_ways_with_the_blob_and_the_kek(bench: Carrier) -> 
 def test_BY_08_no_file_is_written_unless_the_configuration_allows_it(bench: Carrier) -> None:
     key = bench.key()
     hosts = frozenset({bench.mount.server.host})
-    bench.imports = bench.imports_with(
-        connector(Surroundings(allowed_hosts=hosts, credentials=bench.mount.credentials))
-    )
-    assert "exportable" in refused(WrongState, "TRANSFER_FILES_OFF", lambda: bench.export(key)).message
+    bench.import_by(connector(Surroundings(allowed_hosts=hosts, credentials=bench.mount.credentials)))
+    assert "exportable" in refused(lambda: bench.export(key), WrongState, "TRANSFER_FILES_OFF").message
     assert bench.row(key) is None
     assert bench.run(key).state is ImportState.PROVEN
 
@@ -173,20 +160,20 @@ def test_BY_01_no_other_kek_than_the_pinned_one_is_wrapped_for(bench: Carrier) -
     key = bench.key(KeyType.RSA_2048)
     public = load_der_public_key(bench.version(key).public_key or b"")
     other = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    refused(InvalidRequest, "KEK_UNEXPECTED", lambda: bench.export(key, kek=other))
-    refused(InvalidRequest, "KEK_FILE_INVALID", lambda: bench.export(key, kek=b"-----BEGIN nothing"))
+    refused(lambda: bench.export(key, kek=other), InvalidRequest, "KEK_UNEXPECTED")
+    refused(lambda: bench.export(key, kek=b"-----BEGIN nothing"), InvalidRequest, "KEK_FILE_INVALID")
     assert bench.row(key) is None
 
 
 def test_what_did_not_arrive_fails_and_can_be_confirmed_later(bench: Carrier) -> None:
     key = bench.key()
-    refused(NotFound, "IMPORT_NOT_FOUND", lambda: bench.confirm(key))
+    refused(lambda: bench.confirm(key), NotFound, "IMPORT_NOT_FOUND")
     out = bench.export(key)
-    refused(WrongState, "REMOTE_KEY_MISSING", lambda: bench.confirm(key, dry=True))
+    refused(lambda: bench.confirm(key, dry=True), WrongState, "REMOTE_KEY_MISSING")
     waiting = bench.row(key)
     assert waiting is not None
     assert waiting.state is ImportState.PENDING
-    refused(WrongState, "REMOTE_KEY_MISSING", lambda: bench.confirm(key))
+    refused(lambda: bench.confirm(key), WrongState, "REMOTE_KEY_MISSING")
     failed = bench.row(key)
     assert failed is not None
     assert (failed.state, failed.failure) == (ImportState.FAILED, "REMOTE_KEY_MISSING")
@@ -198,27 +185,27 @@ def test_BY_10_another_key_under_the_name_is_not_confirmed_and_stays_as_it_is(be
     key, other = bench.key(), bench.key()
     bench.export(key)
     bench.carry(key, bench.export(other).transfer_file)
-    refused(WrongState, "REMOTE_KEY_MISSING", lambda: bench.confirm(key))
+    refused(lambda: bench.confirm(key), WrongState, "REMOTE_KEY_MISSING")
     assert bench.mount.key(key.name)["soft_deleted"] is False
 
 
 def test_BY_10_a_name_that_is_taken_is_seen_before_anything_is_wrapped(bench: Carrier) -> None:
     key = bench.key()
     bench.mount.server.request("POST", f"{bench.mount.path}/keys/{key.name}", {"type": "ecdsa-p256"})
-    refused(WrongState, "TARGET_NAME_TAKEN", lambda: bench.export(key))
+    refused(lambda: bench.export(key), WrongState, "TARGET_NAME_TAKEN")
     assert bench.row(key) is None
 
 
 def test_BY_15_an_upload_that_may_be_on_its_way_is_waited_for_here_too(hopped: Carrier, proxy: FaultProxy) -> None:
     key = hopped.key()
     proxy.rule = lambda _method, path: LOSE_REQUEST if path.endswith("/import") else PASS
-    refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.run(key))
+    refused(lambda: hopped.run(key), Unavailable, "TARGET_UNREACHABLE")
     proxy.rule = lambda _method, _path: PASS
-    error = refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.confirm(key))
+    error = refused(lambda: hopped.confirm(key), Unavailable, "TARGET_UNREACHABLE")
     assert 0 < int(error.metadata["retry_after_seconds"]) <= 61
-    refused(Unavailable, "TARGET_UNREACHABLE", lambda: hopped.export(key))
+    refused(lambda: hopped.export(key), Unavailable, "TARGET_UNREACHABLE")
     hopped.clock.forward(seconds=ARRIVAL_GRACE.total_seconds())
-    refused(WrongState, "REMOTE_KEY_MISSING", lambda: hopped.confirm(key))
+    refused(lambda: hopped.confirm(key), WrongState, "REMOTE_KEY_MISSING")
     hopped.carry(key, hopped.export(key).transfer_file)
     assert hopped.confirm(key).state is ImportState.PROVEN
     assert hopped.mount.versions(key.name) == ["1"]
@@ -228,14 +215,14 @@ def test_only_what_may_be_imported_is_exported(bench: Carrier) -> None:
     key = bench.key()
     held = bench.version(key)
     bench.change_version(held, replace(held, sealed=True))
-    refused(WrongState, "KEY_SEALED", lambda: bench.export(key))
-    refused(WrongState, "KEY_NOT_EXPORTABLE", lambda: bench.export(bench.key(exportable=False)))
+    refused(lambda: bench.export(key), WrongState, "KEY_SEALED")
+    refused(lambda: bench.export(bench.key(exportable=False)), WrongState, "KEY_NOT_EXPORTABLE")
     off = bench.key()
     out = bench.export(off)
     disabled = bench.change(off, replace(off, state=KeyState.DISABLED))
-    refused(WrongState, "KEY_STATE", lambda: bench.export(off))
+    refused(lambda: bench.export(off), WrongState, "KEY_STATE")
     bench.carry(off, out.transfer_file)
-    refused(WrongState, "KEY_STATE", lambda: bench.confirm(off))
+    refused(lambda: bench.confirm(off), WrongState, "KEY_STATE")
     bench.change(disabled, replace(disabled, state=KeyState.ENABLED))
     assert bench.confirm(off).state is ImportState.PROVEN
 
@@ -249,9 +236,9 @@ def test_a_dry_run_makes_no_file(bench: Carrier) -> None:
 def test_importing_is_no_leave_to_export(bench: Carrier) -> None:
     key, noun = bench.key(), bench.handover
     outsider = bench.call("ConfirmImport", "outsiders")
-    refused(PermissionDenied, "POLICY_DENIED", lambda: noun.confirm(outsider, key.name, 0, "bao"))
+    refused(lambda: noun.confirm(outsider, key.name, 0, "bao"), PermissionDenied, "POLICY_DENIED")
     operators = bench.call("ExportKey", "key-operators")
-    refused(PermissionDenied, "POLICY_DENIED", lambda: noun.export(operators, key.name, 0, "bao", ""))
+    refused(lambda: noun.export(operators, key.name, 0, "bao", ""), PermissionDenied, "POLICY_DENIED")
 
 
 def test_terms_that_transit_has_not_are_refused_before_anything_is_wrapped(bench: Carrier) -> None:
@@ -259,25 +246,25 @@ def test_terms_that_transit_has_not_are_refused_before_anything_is_wrapped(bench
     for terms in (Terms(enabled=False), Terms(operations=("sign",)), Terms(tags={"a": "b"})):
         call = bench.call("ImportKey")
         refused(
+            partial(bench.imports.import_key, call, key.name, 0, "bao", "", terms),
             InvalidRequest,
             "TERMS_UNSUPPORTED",
-            lambda call=call, terms=terms: bench.imports.import_key(call, key.name, 0, "bao", "", terms),
         )
     assert bench.row(key) is None
     past = Terms(expires_at=bench.clock())
     refused(
+        lambda: bench.imports.import_key(bench.call("ImportKey"), key.name, 0, "bao", "", past),
         InvalidRequest,
         "TERMS_INVALID",
-        lambda: bench.imports.import_key(bench.call("ImportKey"), key.name, 0, "bao", "", past),
     )
 
 
 def test_a_kek_of_its_own_is_neither_made_nor_chosen(bench: Carrier) -> None:
     call, second = bench.call("CreateTarget"), {**bench.settings, "token_file": "second"}
     refused(
+        lambda: bench.targets.create(call, "second", "vault", second, "", create_kek=True),
         WrongState,
         "TARGET_KEK_FIXED",
-        lambda: bench.targets.create(call, "second", "vault", second, "", create_kek=True),
     )
     again = bench.call("RepinTarget")
-    refused(WrongState, "TARGET_KEK_FIXED", lambda: bench.targets.repin(again, "bao", "0" * 64, "https://x/keys/k/1"))
+    refused(lambda: bench.targets.repin(again, "bao", "0" * 64, "https://x/keys/k/1"), WrongState, "TARGET_KEK_FIXED")

@@ -12,8 +12,9 @@ from broker.core.imports.places import ARRIVAL_GRACE
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Key
 from tests.contracts.store.samples import read_journal
+from tests.fakes.refusals import refused
 from tests.live.imports.fault_proxy import LOSE_ANSWER, LOSE_REQUEST, PASS, FaultProxy
-from tests.live.imports.test_handover import Carrier, bench, hopped, proxy, refused
+from tests.live.imports.test_handover import Carrier, bench, hopped, proxy
 
 __all__ = ["bench", "hopped", "proxy"]  # fixtures
 
@@ -35,7 +36,7 @@ def cut_short(bench: Carrier, proxy: FaultProxy, fate: int) -> Key:
     """A key whose upload was lost, or whose answer was and everything after it."""
     key = bench.key()
     proxy.rule = lambda _method, path: PASS if path.endswith("wrapping_key") else fate
-    refused(Unavailable, "TARGET_UNREACHABLE", lambda: bench.run(key))
+    refused(lambda: bench.run(key), Unavailable, "TARGET_UNREACHABLE")
     proxy.rule = lambda _method, _path: PASS
     return key
 
@@ -50,9 +51,9 @@ def test_ST_04_a_held_import_is_not_gone_on_with_by_a_repetition(hopped: Carrier
         lambda: hopped.export(key),
         lambda: hopped.imports.prove(hopped.call("ProveImport"), key.name, 0, "bao"),
     ):
-        refused(WrongState, "IMPORT_HELD", again)
+        refused(again, WrongState, "IMPORT_HELD")
     assert (hopped.row(key), len(proxy.seen), hopped.arrived(key)) == (row, asked, False)
-    refused(WrongState, "TARGET_IN_USE", lambda: hopped.targets.delete(hopped.call("DeleteTarget"), "bao"))
+    refused(lambda: hopped.targets.delete(hopped.call("DeleteTarget"), "bao"), WrongState, "TARGET_IN_USE")
 
 
 def test_ST_04_a_held_import_that_arrived_is_confirmed(hopped: Carrier, proxy: FaultProxy) -> None:
@@ -68,9 +69,9 @@ def test_ST_04_a_held_import_that_arrived_is_confirmed(hopped: Carrier, proxy: F
 def test_ST_04_a_held_import_that_never_arrived_fails_when_it_is_confirmed(hopped: Carrier, proxy: FaultProxy) -> None:
     key = cut_short(hopped, proxy, LOSE_REQUEST)
     hold(hopped)
-    refused(WrongState, "REMOTE_KEY_MISSING", lambda: hopped.confirm(key, dry=True))
+    refused(lambda: hopped.confirm(key, dry=True), WrongState, "REMOTE_KEY_MISSING")
     held(hopped, key)
-    refused(WrongState, "REMOTE_KEY_MISSING", lambda: hopped.confirm(key))
+    refused(lambda: hopped.confirm(key), WrongState, "REMOTE_KEY_MISSING")
     row = hopped.row(key)
     assert row is not None
     assert row.state is ImportState.FAILED
@@ -81,7 +82,7 @@ def test_ST_04_a_held_export_is_confirmed_once_it_was_carried(bench: Carrier) ->
     key = bench.key()
     file = bench.export(key).transfer_file
     assert hold(bench) == 1
-    refused(WrongState, "IMPORT_HELD", lambda: bench.export(key))
+    refused(lambda: bench.export(key), WrongState, "IMPORT_HELD")
     bench.carry(key, file)
     assert bench.confirm(key).state is ImportState.PROVEN
     told = [one for chain in read_journal(bench.journal).values() for one in chain if one["kind"] == "entry"]

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from broker.core.errors import BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
+from broker.core.errors import InvalidRequest, NotFound, PermissionDenied, WrongState
 from broker.core.kinds import ImportState, KeyState, KeyType, KeyUsage, SignatureAlgorithm
 from broker.core.model import Import
 from broker.core.ports import Cargo
 from broker.targets import Surroundings, connector
 from broker.targets.vault.policy import RIGHTS, line, policy
+from tests.fakes.refusals import refused
 from tests.live.imports.bench import Bench, Mount, same
 from tests.live.imports.fault_proxy import FaultProxy
 from tests.servers.openbao import OpenBao
@@ -60,16 +62,6 @@ def hopped(mount: Mount, hsm: KeysHsm, tmp_path: Path, proxy: FaultProxy) -> Ite
     made.register()
     yield made
     made.close()
-
-
-def refused(kind: type[BrokerError], reason: str, action: object) -> BrokerError:
-    assert callable(action)
-    with pytest.raises(kind) as caught:
-        action()
-    assert caught.value.reason == reason
-    assert caught.value.message.endswith((".", "}"))
-    assert "\n" not in caught.value.message
-    return caught.value
 
 
 # ---- the main road -----------------------------------------------------------------------------------------------
@@ -134,7 +126,7 @@ def test_a_new_version_goes_to_the_same_remote_key(bench: Bench) -> None:
     second = bench.run(rotated)
     assert (second.version, second.remote_name, second.remote_version) == (2, "elsewhere", "2")
     assert bench.mount.versions("elsewhere") == ["1", "2"]
-    error = refused(WrongState, "REMOTE_NAME_DIFFERS", lambda: bench.run(bench.rotate(rotated), remote_name="third"))
+    error = refused(lambda: bench.run(bench.rotate(rotated), remote_name="third"), WrongState, "REMOTE_NAME_DIFFERS")
     assert "elsewhere" in error.message
 
 
@@ -174,7 +166,7 @@ def test_validate_only_says_what_would_be_refused_and_changes_nothing(bench: Ben
     assert bench.row(key) is None
     assert not bench.arrived(key)
     bench.mount.server.request("POST", f"{bench.mount.path}/keys/{key.name}", {"type": "ecdsa-p256"})
-    refused(WrongState, "TARGET_NAME_TAKEN", dry)
+    refused(dry, WrongState, "TARGET_NAME_TAKEN")
 
 
 def test_lists_show_only_keys_that_the_caller_may_get(bench: Bench) -> None:
@@ -189,7 +181,7 @@ def test_lists_show_only_keys_that_the_caller_may_get(bench: Bench) -> None:
         keys[1].name
     ]
     refused(
-        PermissionDenied, "POLICY_DENIED", lambda: bench.imports.page(bench.call("ListImports", "x"), "", "", (), 9)
+        lambda: bench.imports.page(bench.call("ListImports", "x"), "", "", (), 9), PermissionDenied, "POLICY_DENIED"
     )
 
 
@@ -209,13 +201,13 @@ def test_the_audit_tells_intent_and_outcome_with_key_version_kek_and_blob(bench:
 def test_only_an_enabled_exportable_unsealed_key_is_imported(bench: Bench) -> None:
     key = bench.key()
     disabled = bench.change(key, replace(key, state=KeyState.DISABLED))
-    refused(WrongState, "KEY_STATE", lambda: bench.run(key))
+    refused(lambda: bench.run(key), WrongState, "KEY_STATE")
     bench.change(disabled, replace(disabled, state=KeyState.ENABLED))
     held = bench.version(key)
     bench.change_version(held, replace(held, sealed=True))
-    refused(WrongState, "KEY_SEALED", lambda: bench.run(key))
+    refused(lambda: bench.run(key), WrongState, "KEY_SEALED")
     kept = bench.key(exportable=False)
-    refused(WrongState, "KEY_NOT_EXPORTABLE", lambda: bench.run(kept))
+    refused(lambda: bench.run(kept), WrongState, "KEY_NOT_EXPORTABLE")
     assert not bench.arrived(key)
     assert not bench.arrived(kept)
 
@@ -223,7 +215,7 @@ def test_only_an_enabled_exportable_unsealed_key_is_imported(bench: Bench) -> No
 def test_a_key_that_the_hsm_will_not_give_fails_and_sends_nothing(bench: Bench) -> None:
     key = bench.key(exportable=False)
     bench.change(key, replace(key, exportable=True))  # a record that lies: the token has the last word
-    error = refused(WrongState, "KEY_NOT_EXPORTABLE", lambda: bench.run(key))
+    error = refused(lambda: bench.run(key), WrongState, "KEY_NOT_EXPORTABLE")
     row = bench.row(key)
     assert row is not None
     assert (row.state, row.failure) == (ImportState.FAILED, error.reason)
@@ -231,21 +223,21 @@ def test_a_key_that_the_hsm_will_not_give_fails_and_sends_nothing(bench: Bench) 
 
 
 def test_key_types_that_transit_has_not_are_refused(bench: Bench) -> None:
-    error = refused(InvalidRequest, "KEY_TYPE_UNSUPPORTED", lambda: bench.run(bench.key(KeyType.EC_SECP256K1)))
+    error = refused(lambda: bench.run(bench.key(KeyType.EC_SECP256K1)), InvalidRequest, "KEY_TYPE_UNSUPPORTED")
     assert "secp256k1" in error.message
 
 
 def test_unknown_things_and_bad_names(bench: Bench) -> None:
     key, run = bench.key(), bench.imports.import_key
-    refused(NotFound, "KEY_NOT_FOUND", lambda: run(bench.call("ImportKey"), "nobody", 0, "bao", ""))
-    refused(NotFound, "KEY_VERSION_NOT_FOUND", lambda: run(bench.call("ImportKey"), key.name, 7, "bao", ""))
-    refused(NotFound, "TARGET_NOT_FOUND", lambda: run(bench.call("ImportKey"), key.name, 0, "nowhere", ""))
-    refused(InvalidRequest, "VERSION_INVALID", lambda: run(bench.call("ImportKey"), key.name, -1, "bao", ""))
+    refused(lambda: run(bench.call("ImportKey"), "nobody", 0, "bao", ""), NotFound, "KEY_NOT_FOUND")
+    refused(lambda: run(bench.call("ImportKey"), key.name, 7, "bao", ""), NotFound, "KEY_VERSION_NOT_FOUND")
+    refused(lambda: run(bench.call("ImportKey"), key.name, 0, "nowhere", ""), NotFound, "TARGET_NOT_FOUND")
+    refused(lambda: run(bench.call("ImportKey"), key.name, -1, "bao", ""), InvalidRequest, "VERSION_INVALID")
     for name in ("../x", "a/b", "a\0", "x" * 10_000, "-"):
-        refused(InvalidRequest, "NAME_INVALID", lambda name=name: run(bench.call("ImportKey"), name, 0, "bao", ""))
+        refused(partial(run, bench.call("ImportKey"), name, 0, "bao", ""), InvalidRequest, "NAME_INVALID")
         for target, remote in (("bao", name), (name, "")):
             call = bench.call("ImportKey")
-            refused(InvalidRequest, "NAME_INVALID", lambda: run(call, key.name, 0, target, remote))  # noqa: B023
+            refused(lambda: run(call, key.name, 0, target, remote), InvalidRequest, "NAME_INVALID")  # noqa: B023
 
 
 def test_a_caller_without_the_right_learns_nothing(bench: Bench) -> None:
@@ -254,9 +246,9 @@ def test_a_caller_without_the_right_learns_nothing(bench: Bench) -> None:
         for target in ("bao", "nowhere"):
             call = bench.call("ImportKey", "outsiders")
             refused(
+                partial(bench.imports.import_key, call, name, 0, target, ""),
                 PermissionDenied,
                 "POLICY_DENIED",
-                lambda name=name, target=target, call=call: bench.imports.import_key(call, name, 0, target, ""),
             )
     assert bench.row(key) is None
 
@@ -272,8 +264,8 @@ def test_BY_01_a_changed_kek_is_refused_before_anything_is_wrapped(
     class NoWrap:
         report = hsm.report
 
-    bench.imports = bench.imports_with(bench.connect, NoWrap())  # type: ignore[arg-type]
-    error = refused(WrongState, "KEK_CHANGED", lambda: bench.run(key))
+    bench.import_by(bench.connect, NoWrap())  # type: ignore[arg-type]
+    error = refused(lambda: bench.run(key), WrongState, "KEK_CHANGED")
     assert "repin" in error.message
     assert bench.row(key) is None
     assert not bench.arrived(key)
@@ -283,7 +275,7 @@ def test_BY_01_a_changed_kek_is_refused_before_anything_is_wrapped(
 def test_BY_01_a_lookalike_with_another_certificate_gets_nothing(bench: Bench, proxy: FaultProxy) -> None:
     surroundings = Surroundings(allowed_hosts=frozenset({proxy.host}), credentials=bench.mount.credentials)
     port = connector(surroundings)("bao", "vault", bench.mount.settings(proxy.address, bench.mount.server.ca_pem))
-    error = refused(WrongState, "TARGET_TLS_UNTRUSTED", port.offer)
+    error = refused(port.offer, WrongState, "TARGET_TLS_UNTRUSTED")
     assert "nothing was sent" in error.message
     assert proxy.seen == []
 
@@ -295,7 +287,7 @@ def test_BY_10_somebody_elses_key_is_neither_taken_over_nor_added_to(bench: Benc
     key = bench.key()
     bench.mount.server.request("POST", f"{bench.mount.path}/keys/{key.name}", {"type": "ecdsa-p256"})
     before = bench.mount.key(key.name)
-    refused(WrongState, "TARGET_NAME_TAKEN", lambda: bench.run(key))
+    refused(lambda: bench.run(key), WrongState, "TARGET_NAME_TAKEN")
     assert bench.mount.key(key.name) == before
     row = bench.row(key)
     assert row is not None
@@ -318,7 +310,7 @@ def test_BY_10_no_further_version_goes_to_a_key_that_was_put_in_ours_place(bench
     blob = bench.hsm.wrap(bench.ref(lookalike), port.offer().key, chosen, exact=False)
     port.import_key(Cargo(name=key.name, type=key.type, usage=key.usage, first=True), blob, chosen)
     rotated = bench.rotate(key)
-    refused(WrongState, "TARGET_NAME_TAKEN", lambda: bench.run(rotated))
+    refused(lambda: bench.run(rotated), WrongState, "TARGET_NAME_TAKEN")
     assert bench.mount.versions(key.name) == ["1"]
 
 
@@ -328,9 +320,7 @@ def test_a_remote_key_that_was_deleted_is_made_anew_by_the_next_version(bench: B
     bench.mount.server.request("POST", f"{bench.mount.path}/keys/{key.name}/config", {"deletion_allowed": True})
     bench.mount.server.request("DELETE", f"{bench.mount.path}/keys/{key.name}")
     error = refused(
-        WrongState,
-        "REMOTE_KEY_MISSING",
-        lambda: bench.imports.prove(bench.call("ProveImport"), key.name, 1, "bao"),
+        lambda: bench.imports.prove(bench.call("ProveImport"), key.name, 1, "bao"), WrongState, "REMOTE_KEY_MISSING"
     )
     assert "import the key again" in error.message
     assert bench.run(key, 1).remote_version == "1"
@@ -345,13 +335,13 @@ def test_BY_08_flags_that_would_let_the_key_out_are_read_back(bench: Bench, flag
         assert remote[never] is False
     bench.mount.server.request("POST", f"{bench.mount.path}/keys/{key.name}/config", {flag: True})
     call = bench.call("ProveImport")
-    error = refused(WrongState, "REMOTE_KEY_EXPOSED", lambda: bench.imports.prove(call, key.name, 1, "bao"))
+    error = refused(lambda: bench.imports.prove(call, key.name, 1, "bao"), WrongState, "REMOTE_KEY_EXPOSED")
     assert flag in error.message
     row = bench.row(key)
     assert row is not None
     assert (row.state, row.failure) == (ImportState.FAILED, "REMOTE_KEY_EXPOSED")
     assert bench.mount.key(key.name)["soft_deleted"] is False  # it was in use: that is for people to decide
-    refused(WrongState, "REMOTE_KEY_EXPOSED", lambda: bench.run(bench.rotate(key), 1))
+    refused(lambda: bench.run(bench.rotate(key), 1), WrongState, "REMOTE_KEY_EXPOSED")
     assert bench.mount.key(key.name)["soft_deleted"] is True
 
 
@@ -363,7 +353,7 @@ def test_an_import_that_cannot_be_proven_is_disabled_there_and_may_be_tried_agai
     path = bench.mount.path
     proofs = {"sign/+/+", "encrypt/+"}
     bench.mount.give("".join(line(f"{path}/{at}", rights) for at, rights in RIGHTS.items() if at not in proofs))
-    error = refused(WrongState, "TARGET_DENIED", lambda: bench.run(key))
+    error = refused(lambda: bench.run(key), WrongState, "TARGET_DENIED")
     assert f'path "{path}/' in error.message
     assert bench.mount.key(key.name)["soft_deleted"] is True
     row = bench.row(key)
@@ -390,9 +380,9 @@ def test_a_further_version_that_cannot_be_proven_says_that_it_stays(bench: Bench
             signature = port.sign(name, version, algorithm, message)
             return signature if version == "1" else port.sign(name, version, algorithm, message + b"!")
 
-    bench.imports = bench.imports_with(lambda _name, _kind, _settings: Mute())
+    bench.import_by(lambda _name, _kind, _settings: Mute())
     rotated = bench.rotate(key)
-    error = refused(WrongState, "REMOTE_KEY_STILL_ENABLED", lambda: bench.run(rotated))
+    error = refused(lambda: bench.run(rotated), WrongState, "REMOTE_KEY_STILL_ENABLED")
     assert all(part in error.message for part in ("not the key in the HSM", "cannot disable version 2"))
     assert bench.mount.key(key.name)["soft_deleted"] is False  # version 1 is in use
     row = bench.row(key, 2)

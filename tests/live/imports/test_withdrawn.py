@@ -100,7 +100,7 @@ def test_BY_05_nor_when_it_went_away_before_the_proof(
             given.import_key(*asked, **named)  # type: ignore[arg-type]
             faults.add(fault, on="^(GET|POST|PATCH)", times=999)
 
-    bench.imports = bench.imports_with(lambda _name, _kind, _settings: Away())
+    bench.import_by(lambda _name, _kind, _settings: Away())
     brought(bench, key)
     assert (row_of(bench, key).state, row_of(bench, key).failure) == (ImportState.PENDING, UNPROVEN)
     background = Background(bench)
@@ -187,7 +187,7 @@ def test_BY_05_another_keys_version_beside_it_is_left_alone_and_the_alarm_stands
             given.import_key(*asked, **named)  # type: ignore[arg-type]
             bench.vault.faults.add(unavailable(), on="^GET", times=4)
 
-    bench.imports = bench.imports_with(lambda _name, _kind, _settings: Away())
+    bench.import_by(lambda _name, _kind, _settings: Away())
     brought(bench, key)
     with key_client(bench.vault) as client:
         jwk = JsonWebKey(kty="EC-HSM", crv="P-256", key_ops=["sign", "verify"], t=others)

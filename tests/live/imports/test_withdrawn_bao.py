@@ -70,7 +70,7 @@ def fails_at_disabling(bench: Bench, fate: Callable[[Bench], None]) -> None:
     def connect(*_: object) -> ports.Target:
         return Doomed()  # type: ignore[return-value]
 
-    bench.imports = bench.imports_with(connect)
+    bench.import_by(connect)
 
 
 def row_of(bench: Bench, key: Key) -> Import:
@@ -87,7 +87,7 @@ def test_BY_05_it_is_disabled_as_soon_as_the_server_is_back(bench: Bench, fate: 
         bench.run(key)
     assert caught.value.reason == "REMOTE_KEY_STILL_ENABLED"
     assert row_of(bench, key).state is ImportState.DISABLING
-    bench.imports = bench.imports_with(bench.connect)
+    bench.import_by(bench.connect)
     background = Background(bench)
     assert {error.reason for error in background.run(2)} == {"REMOTE_KEY_STILL_ENABLED"}
     back(bench)
@@ -129,7 +129,7 @@ def test_BY_05_where_the_server_cannot_disable_it_the_alarm_ends_when_its_owner_
                 without(bench, "sign/+/+")
             return given.sign(name, version, *asked)  # type: ignore[arg-type]
 
-    bench.imports = bench.imports_with(lambda _name, _kind, _settings: Mute())
+    bench.import_by(lambda _name, _kind, _settings: Mute())
     with pytest.raises(WrongState, match="cannot disable version 2"):
         bench.run(rotated)
     background = Background(bench)

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-
-import grpc
-import pytest
-from google.rpc.error_details_pb2 import ErrorInfo
-from grpc_status import rpc_status
 
 from broker.rpc import table
 from tests.servers.edge import (
@@ -20,26 +13,6 @@ from tests.servers.edge import (
 METHODS = sorted(
     f"/{service.full_name}/{each.name}" for service in table.declared().values() for each in service.methods
 )
-
-
-@dataclass
-class Refused:
-    code: grpc.StatusCode
-    sentence: str
-    reason: str
-    metadata: dict[str, str]
-
-
-def refused(act: Callable[[], Any]) -> Refused:
-    with pytest.raises(grpc.RpcError) as caught:
-        act()
-    error: Any = caught.value
-    info = ErrorInfo()
-    status = rpc_status.from_call(error)
-    if status is not None:
-        assert status.details[0].Unpack(info)
-        assert info.domain == "broker"
-    return Refused(error.code(), error.details(), info.reason, dict(info.metadata))
 
 
 def raw(channel: Any, path: str, wire: bytes = b"", **options: Any) -> Any:

@@ -34,18 +34,18 @@ NAMED = {f"V{number}": value for number, value in enumerate(AWKWARD)}
 
 def parted(format_: str, values: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Those of the values that the format takes, and those that it refuses: all at once, each by its name."""
-    fault = refusal(format_, {name: value.encode() for name, value in values.items()})
+    fault = fault_in(format_, {name: value.encode() for name, value in values.items()})
     if fault is None:
         return values, {}
     assert (fault.reason, fault.code) == ("VALUE_UNREPRESENTABLE", Exit.USAGE)
     refused = {name: values[name] for name in re.findall(r"\b(\w+) \(", fault.message)}
     assert [name for name, value in refused.items() if len(value) > 12 and value in fault.message] == []
     taken = {name: value for name, value in values.items() if name not in refused}
-    assert refusal(format_, {name: value.encode() for name, value in taken.items()}) is None
+    assert fault_in(format_, {name: value.encode() for name, value in taken.items()}) is None
     return taken, refused
 
 
-def refusal(format_: str, values: dict[str, bytes]) -> Refusal | None:
+def fault_in(format_: str, values: dict[str, bytes]) -> Refusal | None:
     try:
         TEXTS[format_](values)
     except Refusal as fault:
@@ -162,7 +162,7 @@ def test_the_names_that_a_shell_keeps_are_refused(shell: str, tmp_path: Path) ->
     }
     for name in sorted({*listed.stdout.split(), *some, *OF_SHELLS}):
         if name in OF_SHELLS:
-            assert refusal("env", {name: b"canary"}), name
+            assert fault_in("env", {name: b"canary"}), name
             continue
         file = tmp_path / "file"
         file.write_text(TEXTS["env"]({name: b"canary"}) + f'echo "${name}"\n')

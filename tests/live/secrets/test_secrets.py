@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from broker import own_keys
-from tests.servers.live import METHODS, Client, Live, Refused
+from tests.servers.live import METHODS, Client, Live
 from tests.servers.openbao import OpenBao
+from tests.servers.refusals import Refused
 
 EC_P256, AES_256 = 4, 10
 SIGN, ENCRYPT = 1, 2

@@ -80,14 +80,14 @@ def test_a_job_gets_its_secrets_in_one_call_and_loses_them_when_it_ends(
     renewed = job.ask("RenewSession", got.session_token, ttl=Duration(seconds=3600)).session
     assert renewed.expire_time == renewed.last_time
     job.ask("FetchSecrets", got.session_token, references=TWO[:1])
-    assert job.refusal("FetchSecrets", ci.token(), references=[*TWO, "team/other"]) == "POLICY_DENIED"
-    assert job.refusal("Login", got.session_token) == "IDENTITY_TOKEN_MISSING"
-    assert job.refusal("RenewSession", ci.token()) == "TOKEN_NOT_HERE"
+    assert job.why_not("FetchSecrets", ci.token(), references=[*TWO, "team/other"]) == "POLICY_DENIED"
+    assert job.why_not("Login", got.session_token) == "IDENTITY_TOKEN_MISSING"
+    assert job.why_not("RenewSession", ci.token()) == "TOKEN_NOT_HERE"
     # What a session has a lease on already comes under that one.
     assert len(admin.everything("ListLeases", "leases")) == 2
     job.ask("EndSession", got.session_token)
     job.ask("EndSession", got.session_token)  # its answer may have been lost
-    assert job.refusal("FetchSecrets", got.session_token, references=TWO) == "SESSION_INVALID"
+    assert job.why_not("FetchSecrets", got.session_token, references=TWO) == "SESSION_INVALID"
     assert states(admin) == ({sessions_pb2.SESSION_STATE_ENDED}, {leases_pb2.LEASE_STATE_REVOKED})
     job.close()
     broker.verify()
@@ -157,7 +157,7 @@ def test_the_operator_sees_and_ends_sessions_and_leases(place: tuple[Live, Clien
     assert cli("session", "revoke", profile=profile).returncode == 2
     assert cli("session", "revoke", "--principal", "pipeline/deploy", profile=profile).returncode != 0  # nobody to ask
     assert cli("session", "revoke", "--principal", "pipeline/deploy", "--yes", profile=profile).returncode == 0
-    assert job.refusal("RenewSession", got.session_token) == "SESSION_INVALID"
+    assert job.why_not("RenewSession", got.session_token) == "SESSION_INVALID"
     job.close()
 
 

@@ -287,7 +287,7 @@ class Machine(RuleBasedStateMachine):
     def crash(self) -> None:
         self.store.close()
         self.store = SqlStore(self.config, ROW_KEY, self.clock)
-        self.bench.restart(self.store)
+        self.bench.restart(store=self.store)
 
     @rule(length=seconds, late=st.booleans())
     def killed_in_the_middle_of_a_job(self, length: int, late: bool) -> None:

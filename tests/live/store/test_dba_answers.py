@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,12 @@ from broker.store.sql import SqlStore
 from broker.store.tables import page
 from tests.contracts.store.places import database, place
 from tests.contracts.store.samples import T0, config, entry, key, opened, put, sample, version
+from tests.fakes.refusals import refused
 from tests.servers.databases import create_database, migrate
 from tests.servers.dba import Dba
 from tests.servers.postgres import Postgres
 
 __all__ = ["database", "place"]
-
-
-def refused(read: Callable[[], object]) -> bool:
-    with pytest.raises(WrongState) as found:
-        read()
-    return found.value.reason == "ROW_FORGED"
 
 
 LIES = """
@@ -52,10 +47,10 @@ def test_S_01_another_genuine_row_than_the_one_asked_for_is_refused(postgres: Po
     dba.run(LIES)
     dba.run(f'ALTER DATABASE "{name}" SET search_path = lies, pg_catalog, public')
     with opened(found) as store:
-        assert refused(lambda: store.get(Operator, "bob"))
+        refused(lambda: store.get(Operator, "bob"), WrongState, "ROW_FORGED")
         for sound_only in (False, True):
             assert store.page(Operator, limit=9, where={"name": "bob"}, sound_only=sound_only) == []
-        assert refused(lambda: store.version("bob", 0))
+        refused(lambda: store.version("bob", 0), WrongState, "ROW_FORGED")
         with pytest.raises(WrongState), store.write(entry()) as write:
             write.get(Operator, "bob")
     postgres.drop_database(name)
@@ -68,7 +63,7 @@ def test_S_01_no_older_policy_is_in_force_for_the_newest_was_removed(place: Stor
         assert policy_in_force(store).version == 2
     dba.run("DELETE FROM policy_documents WHERE version = 2")
     with opened(place) as store:
-        assert refused(lambda: policy_in_force(store))
+        refused(lambda: policy_in_force(store), WrongState, "ROW_FORGED")
 
 
 class Late:
@@ -104,4 +99,4 @@ def test_a_row_of_a_long_page_that_is_changed_while_it_is_read_is_no_forgery(tmp
             database.rows = rows
             assert store.page(Key, where=where, limit=9, sound_only=sound_only) == [changed]
         database.rows = [(*rows[0][:-1], b"another MAC")]
-        assert refused(lambda: store.page(Key, where=where, limit=9))
+        refused(lambda: store.page(Key, where=where, limit=9), WrongState, "ROW_FORGED")

@@ -26,6 +26,7 @@ from broker.store.migrate import alembic_config
 from broker.store.sql import SqlStore
 from broker.store.tables import METADATA, REVISION
 from tests.contracts.store.samples import ROW_KEY, config, key, now, opened, put, sample
+from tests.fakes.refusals import refused
 from tests.servers.postgres import Postgres
 from tests.servers.softhsm import FRESH
 
@@ -62,12 +63,6 @@ def watched(at: int | None = None) -> Iterator[list[str]]:
         yield seen
     finally:
         event.remove(Engine, "before_cursor_execute", watch)
-
-
-def refused(place: StoreConfig) -> str:
-    with pytest.raises(WrongState) as found:
-        SqlStore(place, ROW_KEY, now)
-    return found.value.reason
 
 
 def tables(place: StoreConfig) -> int:
@@ -119,16 +114,16 @@ def test_a_second_migration_changes_nothing(place: StoreConfig) -> None:
 
 def test_an_unmigrated_database_is_refused(place: StoreConfig) -> None:
     if place.sqlite:
-        assert refused(place) == "STORE_MISSING"
+        refused(lambda: SqlStore(place, ROW_KEY, now), WrongState, "STORE_MISSING")
         Path(place.parsed.database or "").touch(mode=0o600)
-    assert refused(place) == "STORE_NOT_MIGRATED"
+    refused(lambda: SqlStore(place, ROW_KEY, now), WrongState, "STORE_NOT_MIGRATED")
 
 
 @pytest.mark.parametrize("newer", [f"{int(REVISION) + 1:04}", "9999", "abcd"])
 def test_P26_a_database_of_a_newer_program_is_refused(place: StoreConfig, newer: str) -> None:
     SqlStore.migrate(place)
     statement(place, f"UPDATE alembic_version SET version_num = '{newer}'")  # noqa: S608 - the tests' own text
-    assert refused(place) == "STORE_TOO_NEW"
+    refused(lambda: SqlStore(place, ROW_KEY, now), WrongState, "STORE_TOO_NEW")
     with pytest.raises(WrongState, match="newer release"):
         SqlStore.migrate(place)
 
@@ -170,7 +165,12 @@ remote_version TEXT NOT NULL, state TEXT NOT NULL, kek_thumbprint TEXT NOT NULL,
 failure TEXT NOT NULL, started_at INTEGER NOT NULL, proven_at INTEGER, revision INTEGER NOT NULL, mac BLOB,
 PRIMARY KEY (key, version, target)) STRICT
 """
-BEFORE_OPERATIONS = ("DROP TABLE operations", "ALTER TABLE receipts DROP COLUMN operation")
+BEFORE_OPERATIONS = (
+    "DROP TABLE key_moves",
+    "ALTER TABLE key_versions DROP COLUMN phase",
+    "DROP TABLE operations",
+    "ALTER TABLE receipts DROP COLUMN operation",
+)
 FORMER = {
     "sqlite": (
         "ALTER TABLE imports RENAME TO newer",
@@ -198,7 +198,7 @@ def test_K06_imports_of_before_are_kept_as_they_were(place: StoreConfig) -> None
     database.close()
     for sql in (*FORMER[name], "UPDATE alembic_version SET version_num = '0006'"):
         statement(place, sql)
-    assert refused(place) == "STORE_NOT_MIGRATED"
+    refused(lambda: SqlStore(place, ROW_KEY, now), WrongState, "STORE_NOT_MIGRATED")
     SqlStore.migrate(place)
     with opened(place) as store:
         assert store.inspect() == []
@@ -240,7 +240,7 @@ def killed(place: StoreConfig, at: int) -> bool:
 @pytest.mark.parametrize("at", [6, 13])
 def test_FT_36_the_next_start_goes_on_after_a_kill(place: StoreConfig, at: int) -> None:
     assert killed(place, at)
-    assert refused(place) == "STORE_NOT_MIGRATED"
+    refused(lambda: SqlStore(place, ROW_KEY, now), WrongState, "STORE_NOT_MIGRATED")
     SqlStore.migrate(place)
     with opened(place) as store:
         put(store, key())

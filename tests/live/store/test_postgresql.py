@@ -29,6 +29,7 @@ from broker.store.postgresql import conninfo
 from broker.store.sql import SqlStore
 from broker.store.waits import USUAL
 from tests.contracts.store.samples import ROW_KEY, calls, config, entry, key, now, opened, put
+from tests.fakes.refusals import refused
 from tests.servers.databases import migrate
 from tests.servers.patience import HASTY, busy
 from tests.servers.postgres import PASSWORD, Postgres
@@ -61,14 +62,12 @@ def hasty(place: StoreConfig) -> Iterator[SqlStore]:
         yield found
 
 
-def refused(attempt: Callable[[], object]) -> str:
+def refused_in_time(attempt: Callable[[], object]) -> str:
     """The sentence of a refusal that came in time."""
     began = time.monotonic()
-    with pytest.raises(Unavailable) as found:
-        attempt()
+    error = refused(attempt, Unavailable, "STORE_UNAVAILABLE")
     assert time.monotonic() - began < busy(HASTY)
-    assert found.value.reason == "STORE_UNAVAILABLE"
-    return found.value.message
+    return error.message
 
 
 class Load:
@@ -142,9 +141,9 @@ def test_FT_04_a_restarted_server_is_used_again_without_a_restart_of_the_broker(
         (postgres.kill if how == "killed" else partial(postgres.stop, how))()
         try:
             load.wait_for_refusal(10)
-            refused(lambda: store.get(Key, "x"))
-            refused(lambda: put(store, key("y")))
-            refused(store.check)
+            refused_in_time(lambda: store.get(Key, "x"))
+            refused_in_time(lambda: put(store, key("y")))
+            refused_in_time(store.check)
         finally:
             postgres.start()
         load.wait_for(20, 10)
@@ -184,9 +183,9 @@ def test_FT_06_a_server_that_takes_calls_but_never_answers_is_given_up(
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
-        refused(lambda: hasty.get(Key, "payments"))
-        refused(lambda: put(hasty, key("lost")))
-        refused(hasty.check)
+        refused_in_time(lambda: hasty.get(Key, "payments"))
+        refused_in_time(lambda: put(hasty, key("lost")))
+        refused_in_time(hasty.check)
     finally:
         for pid in reversed(stopped):
             os.kill(pid, signal.SIGCONT)
@@ -202,7 +201,7 @@ def test_FT_08_a_locked_row_and_a_locked_table_are_a_refusal_in_time(
     for lock in (b"SELECT * FROM keys FOR UPDATE", b"LOCK TABLE keys"):
         with postgres.connect(database) as other, other.transaction():
             other.execute(lock)
-            assert "Another change" in refused(lambda: replace_it(hasty))
+            assert "Another change" in refused_in_time(lambda: replace_it(hasty))
     replace_it(store)
 
 
@@ -271,7 +270,7 @@ def test_FT_08_no_connection_left_is_a_refusal(postgres: Postgres, database: str
     with postgres.connect() as admin:
         admin.execute(b"CREATE ROLE limited LOGIN CONNECTION LIMIT 0")
     limited = postgres.url(database).replace("broker@", "limited@")
-    assert "cannot be reached" in refused(lambda: opened_once(config(limited, tmp_path)))
+    assert "cannot be reached" in refused_in_time(lambda: opened_once(config(limited, tmp_path)))
     with postgres.connect() as admin:
         admin.execute(b"DROP ROLE limited")
 
@@ -301,9 +300,9 @@ def test_ST_10_over_tcp_the_server_is_verified(
         assert rows[0][0] is True
     other_ca = tmp_path / "other.pem"
     other_ca.write_bytes((postgres.data / "server.crt").read_bytes())
-    refused(lambda: opened_once(config(url, tmp_path, password_file=password, tls_root=other_ca)))
+    refused_in_time(lambda: opened_once(config(url, tmp_path, password_file=password, tls_root=other_ca)))
     wrong_name = config(url.replace("localhost", "127.0.0.1"), tmp_path, password_file=password, tls_root=postgres.ca)
-    refused(lambda: opened_once(wrong_name))
+    refused_in_time(lambda: opened_once(wrong_name))
 
 
 def test_ST_01_the_password_is_nowhere_but_in_its_file(

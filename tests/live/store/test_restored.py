@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +34,7 @@ from tests.contracts.store.samples import (
     put,
     read_journal,
 )
+from tests.fakes.refusals import refused
 from tests.servers.databases import create_database, migrate
 from tests.servers.dba import Dba
 from tests.servers.fetch_load import REFERENCES, furnish
@@ -48,14 +49,6 @@ __all__ = ["database", "place", "store"]  # fixtures
 def sign(store: SqlStore) -> AuditHead:
     (signed,) = SIGNER.sign_due(store)
     return signed
-
-
-def refused(act: Callable[[], object]) -> str:
-    """The sentence of the refusal that it must end in."""
-    with pytest.raises(WrongState) as found:
-        act()
-    assert found.value.reason == "STORE_RESTORED"
-    return found.value.message
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -87,14 +80,14 @@ def restored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[S
 def test_ST_04_an_older_database_is_refused_until_it_is_accepted(restored: tuple[StoreConfig, AuditHead]) -> None:
     place, newest = restored
     for _ in range(2):  # a refused start leaves nothing behind that would let the next one pass
-        sentence = refused(lambda: SqlStore(place, ROW_KEY, now, SIGNER.genuine))
+        sentence = refused(lambda: SqlStore(place, ROW_KEY, now, SIGNER.genuine), WrongState, "STORE_RESTORED").message
         assert newest.chain in sentence
         assert "accept-restore" in sentence
     store = SqlStore(place, ROW_KEY, now, SIGNER.genuine, accept_restored=True)
     try:
         assert store.forgotten() == [newest]
         assert store.get(Key, "since") is None
-        refused(store.check)
+        refused(store.check, WrongState, "STORE_RESTORED")
         store.make_good()
         with store.write(entry()) as write:
             write.add(*store.forgotten())
@@ -119,7 +112,7 @@ def test_ST_04_what_is_accepted_is_accepted_for_every_worker_and_not_before_all_
         dba.run(f"DELETE FROM {table}")  # noqa: S608 (the tests' own)
         for row in rows:
             dba.insert(table, row)
-    refused(lambda: SqlStore(beside, ROW_KEY, now, SIGNER.genuine))
+    refused(lambda: SqlStore(beside, ROW_KEY, now, SIGNER.genuine), WrongState, "STORE_RESTORED")
     for settles in (False, True):
         store = SqlStore(place, ROW_KEY, now, SIGNER.genuine, accept_restored=True, passing=True, role="accept")
         assert store.doubted
@@ -129,7 +122,7 @@ def test_ST_04_what_is_accepted_is_accepted_for_every_worker_and_not_before_all_
             put(store, key("last"))
         store.close()
         if not settles:
-            refused(lambda: SqlStore(beside, ROW_KEY, now, SIGNER.genuine))
+            refused(lambda: SqlStore(beside, ROW_KEY, now, SIGNER.genuine), WrongState, "STORE_RESTORED")
     for each in (beside, place):
         with opened(each) as store:
             assert store.findings == []
@@ -152,7 +145,7 @@ def test_ST_04_starts_that_change_nothing_do_not_hide_how_far_the_database_was(p
         dba.run(f"DELETE FROM {table}")  # noqa: S608 (the tests' own)
         for row in rows:
             dba.insert(table, row)
-    refused(lambda: SqlStore(place, ROW_KEY, now, SIGNER.genuine))
+    refused(lambda: SqlStore(place, ROW_KEY, now, SIGNER.genuine), WrongState, "STORE_RESTORED")
 
 
 def test_ST_04_a_database_that_goes_back_while_open_is_not_covered_up(store: SqlStore, place: StoreConfig) -> None:
@@ -160,8 +153,8 @@ def test_ST_04_a_database_that_goes_back_while_open_is_not_covered_up(store: Sql
     put(store, key())
     store.check()
     Dba(place).run("DELETE FROM audit_heads")
-    refused(store.check)
-    refused(lambda: sign(store))
+    refused(store.check, WrongState, "STORE_RESTORED")
+    refused(lambda: sign(store), WrongState, "STORE_RESTORED")
     assert newest_heads(place.journal, SIGNER.genuine) == [signed]
 
 
@@ -170,7 +163,7 @@ def test_ST_04_another_record_in_the_place_of_the_signed_one_is_another_history(
 ) -> None:
     sign(store)
     Dba(place).run("UPDATE audit_heads SET hash = ?", ["0" * 64])
-    refused(store.check)
+    refused(store.check, WrongState, "STORE_RESTORED")
     assert place.journal.is_dir()
 
 
@@ -313,8 +306,8 @@ def test_ST_04_a_broker_starts_on_an_older_database_only_after_everything_it_for
                     assert "older than this host's audit journal" in done.stdout + done.stderr
             live.start()
             job = Job(live)
-            assert job.refusal("FetchSecrets", ended, references=REFERENCES) == "SESSION_INVALID"
-            assert [job.refusal("Login", token) for token in tokens] == ["TOKEN_REPLAYED"] * 2
+            assert job.why_not("FetchSecrets", ended, references=REFERENCES) == "SESSION_INVALID"
+            assert [job.why_not("Login", token) for token in tokens] == ["TOKEN_REPLAYED"] * 2
             job.close()
             assert live.terminate() == 0
             leaves_nothing_unsigned(live)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker.core import ports
-from broker.core.imports.handover import Exported, Handover
+from broker.core.imports.handover import Exported
 from broker.core.imports.ledger import Imported
 from broker.core.model import Key, Terms
 from tests.live.imports.bench import Ground
@@ -26,10 +26,6 @@ class AzureBench(Ground):
         self.vault = vault
         super().__init__(hsm, folder, azure.surroundings_of(vault, folder))
         self.settings = {"vault_url": vault.url, "kek": azure.kek_of(vault), "credential": "token-file"}
-
-    @property
-    def handover(self) -> Handover:
-        return Handover(self.imports.bringing)
 
     def bring(self, key: Key, terms: Terms | None = None, *, remote_name: str = "", request_id: str = "") -> Imported:
         """As ``run``, with terms, and all that it answers."""

@@ -15,7 +15,8 @@ from broker.core.errors import BrokerError, Unavailable
 from broker.core.kinds import SignatureAlgorithm
 from broker.targets import https
 from broker.targets.azure_key_vault.connection import Connection
-from tests.live.targets.test_azure_target import SHA1, Bench, cargo, refusal
+from tests.fakes.refusals import refused
+from tests.live.targets.test_azure_target import SHA1, Bench, cargo
 from tests.servers.azure import kek_of, target_of
 from tests.servers.azure_key_vault import (
     Effect,
@@ -54,7 +55,7 @@ def imported(bench: Bench) -> Callable[[], str]:
 def test_BY_04_a_challenge_for_another_resource_is_refused_and_no_token_is_sent(bench: Bench, resource: str) -> None:
     bench.vault.resource = resource
     for _ in range(2):  # nor is it kept
-        refusal(bench.port.offer, "TARGET_CHALLENGE_REFUSED")
+        refused(bench.port.offer, reason="TARGET_CHALLENGE_REFUSED")
     assert (bench.vault.login.accepted, bench.vault.login.refused) == (0, 0)
     bench.vault.resource = bench.vault.url
     assert bench.port.offer().key.id == bench.kek
@@ -65,20 +66,20 @@ def test_BY_04_a_later_challenge_for_another_resource_is_refused_too(bench: Benc
     shown = bench.vault.login.accepted
     bench.vault.resource = "https://graph.microsoft.com"
     bench.vault.faults.add(unauthorized())
-    refusal(bench.port.offer, "TARGET_CHALLENGE_REFUSED")
+    refused(bench.port.offer, reason="TARGET_CHALLENGE_REFUSED")
     assert bench.vault.login.accepted == shown + 1  # the request that was challenged, and none after it
 
 
 def test_a_token_that_is_not_accepted_any_more_is_read_again(bench: Bench) -> None:
     bench.port.offer()
     bench.vault.token = "renewed"
-    assert "tenant" in refusal(bench.port.offer, "TARGET_DENIED").message
+    assert "tenant" in refused(bench.port.offer, reason="TARGET_DENIED").message
     bench.vault.token_file.write_text("renewed")
     assert bench.port.offer().key.id == bench.kek
     bench.vault.faults.add(insufficient_claims())
     assert bench.port.offer().key.id == bench.kek
     bench.vault.token_file.chmod(0o644)
-    refusal(bench.port.offer, "TARGET_CREDENTIAL_UNUSABLE")
+    refused(bench.port.offer, reason="TARGET_CREDENTIAL_UNUSABLE")
 
 
 def test_the_token_is_for_each_file_that_is_named(bench: Bench, tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_the_token_is_for_each_file_that_is_named(bench: Bench, tmp_path: Path) 
 @pytest.mark.parametrize("effect", [Effect.LOSE_ANSWER, Effect.CUT])
 def test_BY_15_an_upload_whose_answer_is_lost_is_not_repeated(bench: Bench, effect: Effect) -> None:
     bench.vault.faults.add(effect, on="^PUT ")
-    refusal(imported(bench), "TARGET_UNREACHABLE")
+    refused(imported(bench), reason="TARGET_UNREACHABLE")
     assert uploads(bench) == 1
     assert len(bench.port.versions("web")) == (1 if effect is Effect.LOSE_ANSWER else 0)
 
@@ -135,13 +136,13 @@ def test_BY_15_an_upload_that_was_put_off_and_yet_arrived_is_not_sent_again(
     # Patched: the SDK waits there, and a whole second at least.
     monkeypatch.setattr("azure.core.pipeline.transport.RequestsTransport.sleep", arrives_after_all)
     bench.vault.faults.add(throttled(1), on="^PUT ")
-    refusal(imported(bench), "TARGET_THROTTLED")
+    refused(imported(bench), reason="TARGET_THROTTLED")
     assert len(bench.vault.versions("web")) == 1
 
 
 def test_a_long_wait_is_told_and_not_waited_for(bench: Bench) -> None:
     bench.vault.faults.add(throttled(60), times=9)
-    error = refusal(bench.port.offer, "TARGET_THROTTLED")
+    error = refused(bench.port.offer, reason="TARGET_THROTTLED")
     assert error.metadata == {"retry_after_seconds": "60"}
     assert isinstance(error, Unavailable)
 
@@ -157,7 +158,7 @@ def test_what_changes_nothing_is_tried_again_a_little(bench: Bench, monkeypatch:
         bench.vault.faults.add(fault, on="/sign")
         bench.port.sign("web", version, SignatureAlgorithm.ES256, b"m")
     bench.vault.faults.add(unavailable(), times=99)
-    refusal(bench.port.offer, "TARGET_UNREACHABLE")
+    refused(bench.port.offer, reason="TARGET_UNREACHABLE")
 
 
 @pytest.mark.parametrize(("answer", "reason"), [
@@ -169,7 +170,7 @@ def test_what_changes_nothing_is_tried_again_a_little(bench: Bench, monkeypatch:
 ], ids=lambda one: str(getattr(one, "inner", one)))  # fmt: skip
 def test_each_refusal_of_an_upload_has_its_reason(bench: Bench, answer: Refused, reason: str) -> None:
     bench.vault.faults.add(answer, on="^PUT ")
-    refusal(imported(bench), reason)
+    refused(imported(bench), reason=reason)
     assert uploads(bench) == 1
     assert bench.vault.versions("web") == []
 
@@ -188,14 +189,14 @@ def test_BY_03_a_vault_that_points_to_another_server_is_not_followed(bench: Benc
     with FakeVault(folder) as other:
         bench.fill(27)
         bench.vault.told = lambda _, answer: replace(answer, body=moved(answer.body, other))
-        refusal(bench.port.keks.names, "TARGET_REFUSED")
+        refused(bench.port.keks.names, reason="TARGET_REFUSED")
         assert other.requests == []
 
 
 def test_BY_01_a_lookalike_with_another_certificate_is_sent_nothing(bench: Bench, tmp_path: Path) -> None:
     foreign, _ = self_signed(tmp_path / "foreign")
     bench.vault.ca_file.write_bytes(foreign.read_bytes())
-    refusal(target_of(bench.vault, bench.kek, tmp_path).offer, "TARGET_TLS_UNTRUSTED")
+    refused(target_of(bench.vault, bench.kek, tmp_path).offer, reason="TARGET_TLS_UNTRUSTED")
     assert bench.vault.requests == []
     bench.vault.ca_file.write_text("no certificate")
     with pytest.raises(BrokerError):
@@ -215,8 +216,8 @@ def test_silence_is_given_up_in_time(bench: Bench, monkeypatch: pytest.MonkeyPat
     # As above.
     monkeypatch.setattr(https, "TOTAL_SECONDS", 1.0)
     bench.vault.faults.add(Effect.HANG, times=99)
-    assert "in time" in refusal(bench.port.offer, "TARGET_UNREACHABLE").message
-    refusal(imported(bench), "TARGET_UNREACHABLE")
+    assert "in time" in refused(bench.port.offer, reason="TARGET_UNREACHABLE").message
+    refused(imported(bench), reason="TARGET_UNREACHABLE")
 
 
 def test_a_vault_that_is_away_is_told(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_a_vault_that_is_away_is_told(tmp_path: Path) -> None:
     with FakeVault(folder) as away:
         port = target_of(away, away.add_kek(), tmp_path)
         port.offer()
-    refusal(port.offer, "TARGET_UNREACHABLE")
+    refused(port.offer, reason="TARGET_UNREACHABLE")
 
 
 @pytest.mark.parametrize("answer", [
@@ -250,7 +251,7 @@ def test_no_token_and_no_blob_shows_in_logs_representations_or_refusals(
     caplog.set_level(logging.DEBUG)
     bench.imported("web")
     bench.vault.faults.add(forbidden(message=bench.vault.token))
-    error = refusal(bench.port.offer, "TARGET_DENIED")
+    error = refused(bench.port.offer, reason="TARGET_DENIED")
     connection = bench.port._connection  # noqa: SLF001 - what its representation shows, whoever logs it, is the question
     assert isinstance(connection, Connection)
     shown = [error.message, str(error.metadata), repr(bench.port), repr(connection), caplog.text]

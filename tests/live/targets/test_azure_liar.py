@@ -11,7 +11,8 @@ import pytest
 
 from broker.core.errors import BrokerError
 from broker.targets.azure_key_vault import kek
-from tests.live.targets.test_azure_target import Bench, refusal
+from tests.fakes.refusals import refused
+from tests.live.targets.test_azure_target import Bench
 from tests.servers.azure import target_of
 from tests.servers.azure_key_vault import Answer, FakeVault, Request
 
@@ -40,7 +41,9 @@ def test_BY_02_a_new_kek_is_only_pinned_under_an_id_that_it_can_have(
     monkeypatch.setattr(kek, "KEK_BITS", 2048)  # patched: as good for this, and made sooner
     named = kid.format(url=bench.vault.url)
     lie(bench.vault, "POST", lambda body: {**body, "key": {**body["key"], "kid": named}})
-    refusal(lambda: target_of(bench.vault, "new", bench.folder).keks.create_wrapping_key("0" * 32), "TARGET_REFUSED")
+    refused(
+        lambda: target_of(bench.vault, "new", bench.folder).keks.create_wrapping_key("0" * 32), reason="TARGET_REFUSED"
+    )
 
 
 @pytest.mark.parametrize("attributes", ["x", 1.5, [], [[]]])

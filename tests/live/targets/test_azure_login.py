@@ -15,11 +15,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from broker.core.errors import BrokerError
 from broker.targets import https
 from broker.targets.azure_key_vault.clouds import Place
 from broker.targets.azure_key_vault.credential import PinnedCredential
 from broker.targets.azure_key_vault.settings import AzureKeyVaultSettings
+from tests.fakes.refusals import refused
 from tests.servers.openbao import self_signed
 
 TENANT, CLIENT = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-000000000000"
@@ -139,12 +139,8 @@ def asked(credential: PinnedCredential, scope: str = SCOPE, tenant: str = TENANT
         return str(credential.get_token(scope, tenant_id=tenant, enable_cae=True).token)
 
 
-def refused(credential: PinnedCredential, reason: str, **options: str) -> str:
-    with pytest.raises(BrokerError) as caught:
-        asked(credential, **options)
-    assert caught.value.reason == reason, caught.value.message
-    assert "canary" not in caught.value.message
-    return caught.value.message
+def denied(credential: PinnedCredential, reason: str, **options: str) -> str:
+    return refused(lambda: asked(credential, **options), reason=reason).message
 
 
 def test_a_client_secret_comes_from_its_file_and_a_new_one_is_taken_up(desk: Desk) -> None:
@@ -162,9 +158,9 @@ def test_a_client_secret_comes_from_its_file_and_a_new_one_is_taken_up(desk: Des
 
 def test_a_secret_that_others_can_read_or_that_is_wrong_is_refused(desk: Desk) -> None:
     desk.put(b"canary-secret", 0o640)
-    assert "chmod 600" in refused(desk.credential("client-secret", file="login"), "TARGET_CREDENTIAL_UNUSABLE")
+    assert "chmod 600" in denied(desk.credential("client-secret", file="login"), "TARGET_CREDENTIAL_UNUSABLE")
     desk.put(b"canary-wrong")
-    message = refused(desk.credential("client-secret", file="login"), "TARGET_CREDENTIAL_UNUSABLE")
+    message = denied(desk.credential("client-secret", file="login"), "TARGET_CREDENTIAL_UNUSABLE")
     assert "AADSTS7000215" in message
 
 
@@ -184,7 +180,7 @@ def test_a_client_certificate_signs_its_assertion(desk: Desk, tmp_path: Path) ->
     claims = json.loads(base64.urlsafe_b64decode(sent["client_assertion"].split(".")[1] + "=="))
     assert (claims["iss"], claims["aud"]) == (CLIENT, f"https://{desk.login.host}/{TENANT}/oauth2/v2.0/token")
     desk.put(b"canary: no certificate")
-    refused(desk.credential("client-certificate", file="login"), "TARGET_CREDENTIAL_UNUSABLE")
+    denied(desk.credential("client-certificate", file="login"), "TARGET_CREDENTIAL_UNUSABLE")
 
 
 def test_a_federated_token_is_shown_from_a_file_of_ours_or_where_kubernetes_puts_it(
@@ -197,7 +193,7 @@ def test_a_federated_token_is_shown_from_a_file_of_ours_or_where_kubernetes_puts
     assert asked(desk.credential("workload-identity")) == "canary-token"
     assert [one["client_assertion"] for one in desk.login.asked] == ["canary.of.ours", "canary.of.kubernetes"]
     monkeypatch.delenv("AZURE_FEDERATED_TOKEN_FILE")
-    refused(desk.credential("workload-identity"), "TARGET_CREDENTIAL_UNUSABLE")
+    denied(desk.credential("workload-identity"), "TARGET_CREDENTIAL_UNUSABLE")
 
 
 def test_a_managed_identity_is_asked_of_the_platform(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +204,7 @@ def test_a_managed_identity_is_asked_of_the_platform(desk: Desk, monkeypatch: py
         (sent,) = login.asked
         assert (sent["resource"], sent["client_id"]) == ("https://vault.azure.net", CLIENT)
         login.answer = (400, {"statusCode": 400, "message": "no identity canary"})
-        refused(desk.credential("managed-identity", client_id=TENANT), "TARGET_CREDENTIAL_UNUSABLE")
+        denied(desk.credential("managed-identity", client_id=TENANT), "TARGET_CREDENTIAL_UNUSABLE")
     assert desk.login.asked == []
 
 
@@ -218,16 +214,16 @@ def test_a_managed_identity_is_asked_of_the_platform(desk: Desk, monkeypatch: py
 ])  # fmt: skip
 def test_BY_04_no_token_is_asked_for_another_service_or_tenant(desk: Desk, scope: str, tenant: str) -> None:
     desk.put(b"canary-secret")
-    refused(desk.credential("client-secret", file="login"), "TARGET_CHALLENGE_REFUSED", scope=scope, tenant=tenant)
+    denied(desk.credential("client-secret", file="login"), "TARGET_CHALLENGE_REFUSED", scope=scope, tenant=tenant)
     assert desk.login.asked == []
 
 
 def test_a_login_that_is_away_or_not_the_one_is_told(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     desk.put(b"canary-secret")
     desk.login.answer = (503, {"error": "temporarily_unavailable", "error_description": "canary"})
-    refused(desk.credential("client-secret", file="login"), "TARGET_UNREACHABLE")
+    denied(desk.credential("client-secret", file="login"), "TARGET_UNREACHABLE")
     desk.login.ca_pem = ""  # the system's
-    refused(desk.credential("client-secret", file="login"), "TARGET_TLS_UNTRUSTED")
+    denied(desk.credential("client-secret", file="login"), "TARGET_TLS_UNTRUSTED")
     assert caplog.records == []
 
 
@@ -241,7 +237,7 @@ def test_BY_04_the_environment_does_not_say_whose_login_is_trusted(
     subprocess.run(["openssl", "rehash", str(tmp_path)], check=True)
     monkeypatch.setenv(name, str(tmp_path if name == "SSL_CERT_DIR" else file))
     desk.login.ca_pem = ""
-    refused(desk.credential("client-secret", file="login"), "TARGET_TLS_UNTRUSTED")
+    denied(desk.credential("client-secret", file="login"), "TARGET_TLS_UNTRUSTED")
     assert desk.login.asked == []
 
 

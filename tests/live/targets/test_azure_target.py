@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,9 +14,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from broker.core import ports
-from broker.core.errors import BrokerError, InvalidRequest
+from broker.core.errors import InvalidRequest
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import Terms, WrappingKey
+from tests.fakes.refusals import refused
 from tests.servers.azure import put_kek, target_of
 from tests.servers.azure_key_vault import FakeVault
 from tests.servers.fake_azure import pkcs8, public_kek, wrapped
@@ -61,13 +61,6 @@ def bench(premium: FakeVault, tmp_path: Path) -> Bench:
     return Bench(premium, tmp_path)
 
 
-def refusal(act: Callable[[], object], reason: str) -> BrokerError:
-    with pytest.raises(BrokerError) as caught:
-        act()
-    assert caught.value.reason == reason, caught.value.message
-    return caught.value
-
-
 # ---- the KEK -------------------------------------------------------------------------------------------------------
 
 
@@ -82,15 +75,15 @@ def test_BY_02_a_kek_that_can_do_more_or_is_weaker_than_it_should_is_refused(
     premium: FakeVault, tmp_path: Path, options: dict[str, Any], reason: str, says: str
 ) -> None:
     port = target_of(premium, premium.add_kek(**options), tmp_path)
-    assert says in refusal(port.offer, reason).message
+    assert says in refused(port.offer, reason=reason).message
 
 
 def test_BY_02_a_kek_that_is_disabled_or_exportable_is_refused(bench: Bench) -> None:
     held = bench.vault.versions("kek")[-1]
     held.attributes.exportable = True
-    assert "exportable" in refusal(bench.port.offer, "KEK_UNSUITABLE").message
+    assert "exportable" in refused(bench.port.offer, reason="KEK_UNSUITABLE").message
     held.attributes.exportable, held.attributes.enabled = False, False
-    assert "disabled" in refusal(bench.port.offer, "KEK_UNSUITABLE").message
+    assert "disabled" in refused(bench.port.offer, reason="KEK_UNSUITABLE").message
 
 
 def test_BY_01_another_key_under_the_pinned_id_has_another_thumbprint(bench: Bench) -> None:
@@ -106,20 +99,20 @@ def test_BY_14_a_kek_that_was_rotated_or_is_gone_is_not_replaced_by_what_is_ther
     bench.vault.add_kek()
     assert bench.port.offer().key == pinned  # the version that was pinned, not the newest
     gone = target_of(bench.vault, bench.kek[:-4] + "0000", bench.folder)
-    refusal(gone.offer, "TARGET_KEK_MISSING")
+    refused(gone.offer, reason="TARGET_KEK_MISSING")
 
 
 def test_BY_14_a_blob_for_a_kek_that_has_expired_since_is_refused_and_not_sent_for_another(bench: Bench) -> None:
     blob = bench.blob()
     bench.vault.versions("kek")[-1].attributes.expires = 1
-    error = refusal(lambda: bench.port.import_key(cargo("web"), blob, SHA1), "KEK_UNSUITABLE")
+    error = refused(lambda: bench.port.import_key(cargo("web"), blob, SHA1), reason="KEK_UNSUITABLE")
     assert "has expired" in error.message
     assert bench.port.versions("web") == []
 
 
 def test_a_kek_is_made_for_importing_only_and_a_name_in_use_is_left_alone(premium: FakeVault, tmp_path: Path) -> None:
     port = target_of(premium, "new-kek", tmp_path)
-    refusal(port.offer, "TARGET_SETTINGS_INVALID")
+    refused(port.offer, reason="TARGET_SETTINGS_INVALID")
     assert port.keks.made_wrapping_key(MARK) is None
     made = port.keks.create_wrapping_key(MARK)
     (held,) = premium.versions("new-kek")
@@ -130,7 +123,7 @@ def test_a_kek_is_made_for_importing_only_and_a_name_in_use_is_left_alone(premiu
     assert target_of(premium, made.id, tmp_path).offer().key == made
     assert port.keks.create_wrapping_key(MARK) == port.keks.made_wrapping_key(MARK) == made  # found again by its mark
     for look in (port.keks.create_wrapping_key, port.keks.made_wrapping_key):
-        assert made.id in refusal(lambda look=look: look("1" * 32), "TARGET_KEK_EXISTS").message  # type: ignore[misc]
+        assert made.id in refused(lambda look=look: look("1" * 32), reason="TARGET_KEK_EXISTS").message  # type: ignore[misc]
     assert premium.versions("new-kek") == [held]
 
 
@@ -163,13 +156,13 @@ def test_BY_07_what_cannot_be_a_transfer_blob_is_not_sent(bench: Bench) -> None:
             lambda wrong=wrong, digest=digest: bench.port.import_key(cargo("web"), wrong, digest),
             lambda wrong=wrong, digest=digest: bench.port.files.transfer_file(P256, SIGN, wrong, kek, digest),
         ):
-            refusal(act, "TARGET_REFUSED")
+            refused(act, reason="TARGET_REFUSED")
     assert bench.vault.requests == []
 
 
 def test_BY_07_a_refused_blob_is_told_with_its_size_and_kek_and_never_quoted(bench: Bench) -> None:
     blob = bench.blob(b"no PKCS#8 at all")
-    error = refusal(lambda: bench.port.import_key(cargo("web"), blob, SHA1), "TARGET_REFUSED")
+    error = refused(lambda: bench.port.import_key(cargo("web"), blob, SHA1), reason="TARGET_REFUSED")
     assert f"{len(blob)} bytes for {bench.kek}" in error.message
     assert "PrivateKeyInfo" not in error.message  # the service's own text
     assert bench.vault.versions("web") == []
@@ -187,7 +180,7 @@ def test_BY_08_nothing_that_exposes_can_be_asked_for_and_what_is_set_there_is_se
 def test_BY_10_somebody_elses_key_gets_no_further_version(bench: Bench) -> None:
     bench.imported("web")
     puts = len(bench.sent("PUT"))
-    error = refusal(lambda: bench.imported("Web"), "TARGET_NAME_TAKEN")  # names are case-insensitive there
+    error = refused(lambda: bench.imported("Web"), reason="TARGET_NAME_TAKEN")  # names are case-insensitive there
     assert "choose another" in error.message
     assert len(bench.sent("PUT")) == puts
     assert len(bench.vault.versions("web")) == 1
@@ -209,7 +202,7 @@ def test_the_vault_does_the_signing_and_the_pinned_version_of_it(bench: Bench) -
     assert first != second
     for version in ("", "1", first[:-1], f"{first}/x", "latest", "0" * 32):
         signing = partial(bench.port.sign, "web", version, SignatureAlgorithm.ES256, b"m")
-        refusal(signing, "REMOTE_KEY_MISSING")
+        refused(signing, reason="REMOTE_KEY_MISSING")
 
 
 def test_both_oaep_hashes_open_at_the_vault(bench: Bench) -> None:
@@ -261,7 +254,7 @@ def test_one_version_is_disabled_alone(bench: Bench) -> None:
     first, second = bench.imported("web"), bench.imported("web", first=False)
     bench.port.disable("web", first)
     assert [(one.version, one.enabled) for one in bench.port.versions("web")] == [(first, False), (second, True)]
-    refusal(lambda: bench.port.sign("web", first, SignatureAlgorithm.ES256, b"m"), "TARGET_KEY_DISABLED")
+    refused(lambda: bench.port.sign("web", first, SignatureAlgorithm.ES256, b"m"), reason="TARGET_KEY_DISABLED")
     bench.port.sign("web", second, SignatureAlgorithm.ES256, b"m")
 
 
@@ -271,7 +264,7 @@ def test_one_version_is_disabled_alone(bench: Bench) -> None:
 def test_missing_rights_are_all_named_at_once_and_nothing_is_changed_by_asking(bench: Bench) -> None:
     bench.port.check()
     bench.vault.denied |= {"import", "sign"}
-    error = refusal(bench.port.check, "TARGET_DENIED")
+    error = refused(bench.port.check, reason="TARGET_DENIED")
     assert "import, sign" in error.message
     assert "Key Vault Crypto Officer" in error.message
     assert bench.port.keks.names() == ["kek"]
@@ -281,13 +274,13 @@ def test_a_managed_hsm_asks_for_its_own_role_and_for_encryption_too(managed_hsm:
     port = Bench(managed_hsm, tmp_path).port
     port.check()
     managed_hsm.denied.add("encrypt")
-    error = refusal(port.check, "TARGET_DENIED")
+    error = refused(port.check, reason="TARGET_DENIED")
     assert "(encrypt)" in error.message
     assert "Managed HSM Crypto User" in error.message
 
 
 def test_a_right_that_is_missing_during_an_import_is_named(bench: Bench) -> None:
     bench.vault.denied.add("import")
-    assert "(import)" in refusal(lambda: bench.imported("web"), "TARGET_DENIED").message
+    assert "(import)" in refused(lambda: bench.imported("web"), reason="TARGET_DENIED").message
     bench.vault.denied.add("list")
-    assert "(list)" in refusal(lambda: bench.imported("web"), "TARGET_DENIED").message
+    assert "(list)" in refused(lambda: bench.imported("web"), reason="TARGET_DENIED").message

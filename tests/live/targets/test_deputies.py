@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied
+from broker.core.errors import InvalidRequest, PermissionDenied
 from broker.core.kinds import ImportState, OperatorState
 from broker.core.model import Key, Operator, Target
-from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
-from broker.core.targets.register import Targets
 from broker.targets.vault.policy import policy
-from tests.fakes.background import operations
 from tests.fakes.calls import call, document, operator
+from tests.fakes.refusals import refused
 from tests.live.imports.bench import Bench, Mount
 from tests.servers.openbao import OpenBao
 from tests.servers.softhsm import KeysHsm
@@ -47,11 +46,7 @@ class House(Bench):
         server.request("POST", f"sys/mounts/{self.theirs}", {"type": "transit"})
         token = server.token_for(policy(self.theirs), self.theirs)
         server.write_token(self.mount.credentials, "team-b-prod.token", token)
-        self.guard = Guard(document(TEAM_B.format(address=server.address, mount=self.theirs)))
-        self.targets = Targets(
-            self.store, hsm, self.guard, self.connect, operations(self.store, self.clock), self.clock
-        )
-        self.imports = self.imports_with(self.connect)
+        self.restart(guard=Guard(document(TEAM_B.format(address=server.address, mount=self.theirs))))
 
     def create(self, name: str = "team-b-prod", **changed: str) -> Target:
         own = {"mount": self.theirs, "token_file": "team-b-prod.token"}
@@ -70,14 +65,6 @@ def house(openbao: OpenBao, hsm: KeysHsm, tmp_path: Path) -> Iterator[House]:
     made.close()
 
 
-def refused(kind: type[BrokerError], reason: str, action: object) -> str:
-    assert callable(action)
-    with pytest.raises(kind) as caught:
-        action()
-    assert caught.value.reason == reason
-    return caught.value.message
-
-
 def test_AZ_06_a_team_registers_and_imports_what_is_its_own(house: House) -> None:
     key = house.key()
     house.create()
@@ -91,20 +78,25 @@ def test_AZ_06_a_team_registers_and_imports_what_is_its_own(house: House) -> Non
 def test_AZ_06_another_place_or_credential_is_denied_before_anything_is_asked(
     house: House, changed: dict[str, str]
 ) -> None:
-    refused(PermissionDenied, "POLICY_DENIED", lambda: house.create(**changed))
-    refused(PermissionDenied, "POLICY_DENIED", lambda: house.create(name="prod"))
+    refused(lambda: house.create(**changed), PermissionDenied, "POLICY_DENIED")
+    refused(lambda: house.create(name="prod"), PermissionDenied, "POLICY_DENIED")
 
 
 def test_AZ_06_another_teams_token_is_refused_in_the_same_words_as_one_that_is_not_there(house: House) -> None:
     house.guard.load(document(version=2))  # whatever the policy lets through
     sentences = {
         refused(
+            partial(
+                house.targets.create,
+                house.call("CreateTarget"),
+                "team-b-prod",
+                "vault",
+                {**house.settings, "token_file": file},
+                "",
+            ),
             InvalidRequest,
             "TARGET_CREDENTIAL_NOT_BOUND",
-            lambda file=file: house.targets.create(
-                house.call("CreateTarget"), "team-b-prod", "vault", {**house.settings, "token_file": file}, ""
-            ),
-        )
+        ).message
         for file in (house.mount.token_file, "absent")
     }
     assert len(sentences) == 1
@@ -115,7 +107,7 @@ def test_AZ_06_a_key_goes_under_no_other_name_and_to_no_other_target(house: Hous
     key = house.key()
     house.create()
     for target, name in (("team-b-prod", ""), ("team-b-prod", "team-a-key"), ("bao", f"team-b-{key.name}")):
-        refused(PermissionDenied, "POLICY_DENIED", lambda target=target, name=name: house.bring(key, target, name))
+        refused(partial(house.bring, key, target, name), PermissionDenied, "POLICY_DENIED")
     assert not house.arrived(key)
 
 
@@ -128,7 +120,7 @@ def test_AZ_06_the_name_that_a_key_has_there_decides_when_none_is_given(house: H
 
 
 def test_a_question_about_a_target_that_is_to_be_is_answered_as_the_call_would_be(house: House) -> None:
-    policies = Policies(house.store, house.guard, house.clock)
+    policies = house.policies
     mine = {"address": house.settings["address"], "mount": house.theirs, "credential": "team-b-prod.token"}
     with house.store.write(house.call("AddOperator").outcome()) as write:
         write.add(
@@ -151,7 +143,5 @@ def test_a_question_about_a_target_that_is_to_be_is_answered_as_the_call_would_b
     assert may("ImportKey", "Key", "payments", remote_name="team-b-payments")
     assert not may("ImportKey", "Key", "payments")
     for kind, name in (("Target", "team-b-prod"), ("Key", "payments")):
-        refused(
-            InvalidRequest, "ATTRIBUTE_UNKNOWN", lambda kind=kind, name=name: may("ImportKey", kind, name, colour="x")
-        )
-    refused(InvalidRequest, "ATTRIBUTE_UNKNOWN", lambda: may("GetTarget", "Target", "x", name="team-b-prod"))
+        refused(partial(may, "ImportKey", kind, name, colour="x"), InvalidRequest, "ATTRIBUTE_UNKNOWN")
+    refused(lambda: may("GetTarget", "Target", "x", name="team-b-prod"), InvalidRequest, "ATTRIBUTE_UNKNOWN")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from broker.core.errors import BrokerError, Unavailable
+from broker.core.errors import Unavailable
 from broker.core.kinds import ImportState
 from broker.core.model import Target
 from broker.targets.azure_key_vault import kek as azure
 from tests.contracts.store.samples import read_journal
 from tests.fakes.background import carry_on
+from tests.fakes.refusals import refused
 from tests.live.targets.azure_bench import AzureBench, bench, vault
 from tests.servers.azure_key_vault import Effect, FakeVault, KeyVersion, Refused
 from tests.servers.fake_azure import key_client
@@ -23,13 +23,6 @@ from tests.servers.fake_azure import key_client
 __all__ = ["bench", "vault"]  # fixtures
 
 REQUEST = "5b1c7c9a-6a53-4f0e-9d8e-2f4d2a7c9b10"
-
-
-def refused(reason: str, action: Callable[[], object]) -> str:
-    with pytest.raises(BrokerError) as caught:
-        action()
-    assert caught.value.reason == reason, caught.value.message
-    return caught.value.message
 
 
 def thumbprint(vault: FakeVault, name: str) -> str:
@@ -59,7 +52,7 @@ def test_K11_a_kek_that_was_disabled_can_be_enabled_or_replaced(bench: AzureBenc
     version = bench.vault.versions("kek")[-1].version
     owner = key_client(bench.vault)
     owner.update_key_properties("kek", version, enabled=False)
-    advice = refused("KEK_UNSUITABLE", lambda: bench.bring(bench.key()))
+    advice = refused(lambda: bench.bring(bench.key()), reason="KEK_UNSUITABLE").message
     assert f"--name kek --version {version} --enabled true" in advice
     assert advice in checked(bench)
     follow(bench, advice)
@@ -69,13 +62,13 @@ def test_K11_a_kek_that_was_disabled_can_be_enabled_or_replaced(bench: AzureBenc
 def test_K11_a_kek_that_was_deleted_can_be_recovered_or_replaced(bench: AzureBench) -> None:
     owner = key_client(bench.vault)
     owner.begin_delete_key("kek").wait()
-    advice = refused("TARGET_KEK_MISSING", lambda: bench.bring(bench.key()))
+    advice = refused(lambda: bench.bring(bench.key()), reason="TARGET_KEK_MISSING").message
     assert "az keyvault key recover" in advice
     owner.begin_recover_deleted_key("kek").wait()
     assert bench.bring(bench.key()).row.state is ImportState.PROVEN
     owner.begin_delete_key("kek").wait()
     owner.purge_deleted_key("kek")
-    advice = refused("TARGET_KEK_MISSING", lambda: bench.bring(bench.key()))
+    advice = refused(lambda: bench.bring(bench.key()), reason="TARGET_KEK_MISSING").message
     assert "nor to be recovered" in advice
     follow(bench, advice)
 
@@ -88,14 +81,14 @@ def test_K11_what_keeps_the_kek_from_opening_is_told_apart(
     bench: AzureBench, code: str, words: tuple[str, str]
 ) -> None:
     bench.vault.faults.add(Refused(403, "Forbidden", "no", inner=code), on="PUT /keys/")
-    told = refused("KEK_UNSUITABLE", lambda: bench.bring(bench.key()))
+    told = refused(lambda: bench.bring(bench.key()), reason="KEK_UNSUITABLE").message
     assert all(word in told for word in words)
     assert "create-kek" not in told
 
 
 def test_K11_a_kek_that_was_replaced_is_not_pinned_by_pasting_what_is_offered(bench: AzureBench) -> None:
     bench.vault.swap_kek()
-    told = refused("KEK_CHANGED", lambda: bench.bring(bench.key()))
+    told = refused(lambda: bench.bring(bench.key()), reason="KEK_CHANGED").message
     assert "`broker target repin bao --thumbprint`" in told
     assert "--thumbprint " + told.split("thumbprint ")[1][:8] not in told
     bench.targets.repin(bench.call("RepinTarget"), "bao", thumbprint(bench.vault, "kek"))
@@ -110,13 +103,13 @@ def test_K11_a_target_that_is_only_being_registered_is_told_of_making_one(bench:
         call = bench.call("CreateTarget")
         return bench.targets.create(call, "second", bench.kind, chosen, "", create_kek=create)
 
-    told = refused("KEK_UNSUITABLE", lambda: register(settings))
+    told = refused(lambda: register(settings), reason="KEK_UNSUITABLE").message
     assert "--create-kek" in told
     assert "repin" not in told
-    told = refused("TARGET_KEK_EXISTS", lambda: register({**settings, "kek": "wrong"}, create=True))
+    told = refused(lambda: register({**settings, "kek": "wrong"}, create=True), reason="TARGET_KEK_EXISTS").message
     assert "choose another name" in told
     register({**settings, "kek": "fresh"}, create=True)
-    told = refused("TARGET_EXISTS", lambda: register({**settings, "kek": "fresh2"}, create=True))
+    told = refused(lambda: register({**settings, "kek": "fresh2"}, create=True), reason="TARGET_EXISTS").message
     assert "repin" in told
 
 
@@ -157,8 +150,8 @@ def told(bench: AzureBench) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("request_id", ["", REQUEST])
 def test_a_kek_whose_answer_was_lost_is_found_again_by_a_repetition(bench: AzureBench, request_id: str) -> None:
     made = lose_answer(bench, request_id)
-    refused("OPERATION_RUNNING", lambda: add(bench, "another"))
-    refused("OPERATION_RUNNING", lambda: bench.register("second"))
+    refused(lambda: add(bench, "another"), reason="OPERATION_RUNNING")
+    refused(lambda: bench.register("second"), reason="OPERATION_RUNNING")
     added = add(bench, request_id=request_id)
     assert added.kek_id == f"{bench.vault.url}/keys/fresh/{made.version}"
     assert bench.vault.versions("fresh") == [made]
@@ -185,8 +178,8 @@ def test_I_22_a_kek_that_nobody_comes_back_for_is_told_and_can_be_registered(ben
     (facts,) = told(bench)
     assert {"target": "second", "remote_name": "fresh", "state": "kek-stays"}.items() <= facts.items()
     assert facts["kek_thumbprint"] == thumbprint(bench.vault, "fresh").replace(":", "").lower()
-    refused("EARLIER_TRY_UNDONE", lambda: add(bench, request_id=REQUEST))
-    advice = refused("TARGET_KEK_EXISTS", lambda: add(bench))
+    refused(lambda: add(bench, request_id=REQUEST), reason="EARLIER_TRY_UNDONE")
+    advice = refused(lambda: add(bench), reason="TARGET_KEK_EXISTS").message
     kek = f"{bench.vault.url}/keys/fresh/{made.version}"
     assert kek in advice
     asked = bench.call("CreateTarget")
@@ -198,7 +191,7 @@ def test_a_name_is_free_again_when_the_target_stays_away(bench: AzureBench) -> N
     lose_answer(bench)
     bench.vault.faults.add(Effect.CUT, on="GET /keys/fresh", times=99)
     background(bench, minutes=3)
-    refused("OPERATION_RUNNING", lambda: bench.register("second"))
+    refused(lambda: bench.register("second"), reason="OPERATION_RUNNING")
     background(bench, hours=1)
     (facts,) = told(bench)
     assert (facts["state"], "kek_thumbprint" in facts) == ("kek-unknown", False)
@@ -207,7 +200,7 @@ def test_a_name_is_free_again_when_the_target_stays_away(bench: AzureBench) -> N
 
 def test_a_target_that_makes_no_kek_leaves_nothing_under_way(bench: AzureBench) -> None:
     bench.vault.faults.add(Refused(403, "Forbidden", "no"), on="POST /keys/fresh")
-    refused("TARGET_DENIED", lambda: add(bench))
+    refused(lambda: add(bench), reason="TARGET_DENIED")
     (facts,) = told(bench)
     assert facts["state"] == "kek-absent"
     bench.register("second")

@@ -12,12 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core import ports
-from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
+from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, PermissionDenied, WrongState
 from broker.core.kinds import ImportState
 from broker.core.model import Target, WrappingKey
 from broker.core.targets.keks import check_kek
 from broker.targets import Connector, Surroundings
 from broker.targets.vault.policy import RIGHTS, SELF, line
+from tests.fakes.refusals import refused
 from tests.live.imports.bench import Bench, Mount
 from tests.servers.openbao import OpenBao, self_signed
 from tests.servers.softhsm import KeysHsm
@@ -28,15 +29,6 @@ def bench(openbao: OpenBao, hsm: KeysHsm, tmp_path: Path) -> Iterator[Bench]:
     made = Bench(Mount(openbao, tmp_path, openbao.mount), hsm, tmp_path)
     yield made
     made.close()
-
-
-def refused(kind: type[BrokerError], reason: str, action: object) -> str:
-    assert callable(action)
-    with pytest.raises(kind) as caught:
-        action()
-    assert caught.value.reason == reason
-    assert "\n" not in caught.value.message
-    return caught.value.message
 
 
 def create(bench: Bench, expected: str = "", *, name: str = "bao", **changed: str) -> Target:
@@ -53,9 +45,9 @@ def test_create_pins_the_kek_by_id_and_thumbprint(bench: Bench) -> None:
 
 
 def test_another_kek_than_expected_is_not_pinned(bench: Bench) -> None:
-    refused(WrongState, "KEK_UNEXPECTED", lambda: create(bench, "0" * 64))
-    refused(InvalidRequest, "THUMBPRINT_INVALID", lambda: create(bench, "AB" * 20))
-    refused(WrongState, "KEK_UNEXPECTED", lambda: create(bench, "AB:" * 31 + "AB"))
+    refused(lambda: create(bench, "0" * 64), WrongState, "KEK_UNEXPECTED")
+    refused(lambda: create(bench, "AB" * 20), InvalidRequest, "THUMBPRINT_INVALID")
+    refused(lambda: create(bench, "AB:" * 31 + "AB"), WrongState, "KEK_UNEXPECTED")
     assert bench.store.get(Target, "bao") is None
 
 
@@ -69,7 +61,7 @@ def test_a_name_is_registered_once_and_a_repeated_request_is_the_same(bench: Ben
         bench.call("CreateTarget", request_id=request_id), "bao", "vault", dict(bench.settings), ""
     )
     assert again == made
-    refused(AlreadyExists, "TARGET_EXISTS", lambda: create(bench))
+    refused(lambda: create(bench), AlreadyExists, "TARGET_EXISTS")
 
 
 def test_validate_only_connects_and_changes_nothing(bench: Bench) -> None:
@@ -94,7 +86,7 @@ def test_a_caller_without_the_right_connects_to_nothing(bench: Bench) -> None:
         lambda: targets.delete(bench.call("DeleteTarget", "x"), "bao"),
         lambda: targets.page(bench.call("ListTargets", "x"), (), 9),
     ):
-        refused(PermissionDenied, "POLICY_DENIED", action)
+        refused(action, PermissionDenied, "POLICY_DENIED")
 
 
 def test_unknown_targets_are_told_to_those_who_may(bench: Bench) -> None:
@@ -104,7 +96,7 @@ def test_unknown_targets_are_told_to_those_who_may(bench: Bench) -> None:
         lambda: bench.targets.repin(bench.call("RepinTarget"), "bao", "0" * 64),
         lambda: bench.targets.delete(bench.call("DeleteTarget"), "bao"),
     ):
-        refused(NotFound, "TARGET_NOT_FOUND", action)
+        refused(action, NotFound, "TARGET_NOT_FOUND")
 
 
 def test_lists_come_in_pages(bench: Bench) -> None:
@@ -174,8 +166,8 @@ def test_a_changed_kek_is_found_and_pinned_only_when_it_is_the_one_expected(
     def repin(expected: str, **more: bool) -> Target:
         return bench.targets.repin(bench.call("RepinTarget", **more), "bao", expected)  # type: ignore[arg-type]
 
-    refused(WrongState, "KEK_UNEXPECTED", lambda: repin(old.kek_thumbprint))
-    refused(InvalidRequest, "THUMBPRINT_INVALID", lambda: repin(""))
+    refused(lambda: repin(old.kek_thumbprint), WrongState, "KEK_UNEXPECTED")
+    refused(lambda: repin(""), InvalidRequest, "THUMBPRINT_INVALID")
     assert repin(offered, validate_only=True).kek_thumbprint == offered
     assert not findings(bench)["kek"][0]
     new = repin(offered)
@@ -192,14 +184,14 @@ def test_a_target_with_keys_is_not_forgotten(bench: Bench) -> None:
     def delete(request_id: str = "", *, dry: bool = False) -> None:
         bench.targets.delete(bench.call("DeleteTarget", request_id=request_id, validate_only=dry), "bao")
 
-    assert key.name in refused(WrongState, "TARGET_IN_USE", delete)
-    refused(WrongState, "TARGET_IN_USE", lambda: delete(dry=True))
+    assert key.name in refused(delete, WrongState, "TARGET_IN_USE").message
+    refused(lambda: delete(dry=True), WrongState, "TARGET_IN_USE")
     with bench.store.write(bench.call("Test").outcome()) as write:
         row = write.replace(row, replace(row, state=ImportState.PENDING))
-    refused(WrongState, "TARGET_IN_USE", delete)
+    refused(delete, WrongState, "TARGET_IN_USE")
     with bench.store.write(bench.call("Test").outcome()) as write:
         row = write.replace(row, replace(row, state=ImportState.FAILED))
-    refused(WrongState, "TARGET_IN_USE", delete)  # it was sent, and may come back
+    refused(delete, WrongState, "TARGET_IN_USE")  # it was sent, and may come back
     with bench.store.write(bench.call("Test").outcome()) as write:
         write.replace(row, replace(row, state=ImportState.GONE))
     delete(dry=True)
@@ -215,39 +207,39 @@ def test_a_target_with_keys_is_not_forgotten(bench: Bench) -> None:
 
 def test_BY_12_another_ca_is_refused_and_no_token_is_sent(bench: Bench, tmp_path: Path) -> None:
     other = self_signed(tmp_path / "other")[0].read_text()
-    refused(WrongState, "TARGET_TLS_UNTRUSTED", lambda: create(bench, ca_pem=other))
+    refused(lambda: create(bench, ca_pem=other), WrongState, "TARGET_TLS_UNTRUSTED")
 
 
 def test_BY_12_a_wrong_mount_is_told(bench: Bench) -> None:
-    message = refused(WrongState, "TARGET_DENIED", lambda: create(bench, mount="nowhere"))
+    message = refused(lambda: create(bench, mount="nowhere"), WrongState, "TARGET_DENIED").message
     assert "or there is no transit engine at nowhere" in message
     bench.mount.give('path "*" { capabilities = ["read"] }')
-    refused(WrongState, "TARGET_MOUNT_MISSING", lambda: create(bench, mount="nowhere"))
+    refused(lambda: create(bench, mount="nowhere"), WrongState, "TARGET_MOUNT_MISSING")
     other = f"kv-{bench.mount.path}"
     bench.mount.server.request("POST", f"sys/mounts/{other}", {"type": "kv"})
-    refused(WrongState, "TARGET_MOUNT_MISSING", lambda: create(bench, mount=other))
+    refused(lambda: create(bench, mount=other), WrongState, "TARGET_MOUNT_MISSING")
 
 
 def test_a_wrong_namespace_is_told(bench: Bench) -> None:
-    message = refused(WrongState, "TARGET_MOUNT_MISSING", lambda: create(bench, namespace="nowhere"))
+    message = refused(lambda: create(bench, namespace="nowhere"), WrongState, "TARGET_MOUNT_MISSING").message
     assert "namespace" in message
 
 
 def test_a_token_that_is_no_token_is_told_and_not_shown(bench: Bench) -> None:
     bench.mount.server.write_token(bench.mount.credentials, bench.mount.token_file, "s.canary-token")
-    assert "canary" not in refused(WrongState, "TARGET_DENIED", lambda: create(bench))
+    assert "canary" not in refused(lambda: create(bench), WrongState, "TARGET_DENIED").message
 
 
 @pytest.mark.parametrize("bits", [1024, 0])
 def test_BY_02_a_kek_that_is_small_or_not_rsa_is_refused(bits: int) -> None:
     private = rsa.generate_private_key(65537, bits) if bits else ec.generate_private_key(ec.SECP256R1())
     der = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    refused(WrongState, "KEK_WEAK", lambda: check_kek(WrappingKey(id="x", public_key=der, thumbprint="")))
+    refused(lambda: check_kek(WrappingKey(id="x", public_key=der, thumbprint="")), WrongState, "KEK_WEAK")
 
 
 def test_BY_02_a_kek_that_cannot_be_read_or_is_not_its_thumbprint_is_refused() -> None:
-    refused(WrongState, "KEK_WEAK", lambda: check_kek(WrappingKey(id="x", public_key=b"no", thumbprint="")))
+    refused(lambda: check_kek(WrappingKey(id="x", public_key=b"no", thumbprint="")), WrongState, "KEK_WEAK")
     der = (
         rsa.generate_private_key(65537, 2048).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     )
-    refused(WrongState, "KEK_WEAK", lambda: check_kek(WrappingKey(id="x", public_key=der, thumbprint="0" * 64)))
+    refused(lambda: check_kek(WrappingKey(id="x", public_key=der, thumbprint="0" * 64)), WrongState, "KEK_WEAK")

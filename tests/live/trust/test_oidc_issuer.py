@@ -47,7 +47,7 @@ def test_AN_17_ten_thousand_unknown_keys_are_one_fetch(issuer: Issuer) -> None:
     good = issuer.token()
     # An attacker needs no key for this: one signature does for all, as the key is looked for first.
     for number in range(10_000):
-        assert jobs.refused(issuer.signers[0].token({"iss": issuer.url}, kid=f"k{number}")) == "ISSUER_UNAVAILABLE"
+        assert jobs.why_not(issuer.signers[0].token({"iss": issuer.url}, kid=f"k{number}")) == "ISSUER_UNAVAILABLE"
         if number % 1000 == 0:
             jobs.login(good)
     assert issuer.fetches == 1
@@ -56,7 +56,7 @@ def test_AN_17_ten_thousand_unknown_keys_are_one_fetch(issuer: Issuer) -> None:
         for moment in (pause - 0.5, 1):
             jobs.ticks.now += moment
             for number in range(100):
-                jobs.refused(issuer.signers[0].token({"iss": issuer.url}, kid=f"{pause}{number}"))
+                jobs.why_not(issuer.signers[0].token({"iss": issuer.url}, kid=f"{pause}{number}"))
                 jobs.login(good)
             fetched += moment == 1
             assert issuer.fetches == fetched
@@ -66,7 +66,7 @@ def test_a_new_key_is_found_with_its_first_token(issuer: Issuer) -> None:
     jobs = Jobs(issuer)
     jobs.login()
     issuer.signers.insert(0, Signer("two"))
-    assert jobs.refused() == "ISSUER_UNAVAILABLE"  # nobody can tell yet, and it is not said to be unknown
+    assert jobs.why_not() == "ISSUER_UNAVAILABLE"  # nobody can tell yet, and it is not said to be unknown
     jobs.ticks.now += VAIN_PAUSES[0]
     jobs.login()
     assert issuer.fetches == 2
@@ -80,9 +80,9 @@ def test_a_key_that_was_taken_back_serves_ten_minutes_at_most(issuer: Issuer) ->
     jobs.ticks.now += STALE + 1
     jobs.login(old)  # served from what is known, while the new set is fetched
     jobs.settle()
-    assert jobs.refused(old) == "ISSUER_UNAVAILABLE"
+    assert jobs.why_not(old) == "ISSUER_UNAVAILABLE"
     jobs.ticks.now += VAIN_PAUSES[0]
-    assert jobs.refused(old) == "TOKEN_KEY_UNKNOWN"
+    assert jobs.why_not(old) == "TOKEN_KEY_UNKNOWN"
 
 
 BROKEN: dict[str, Any] = {
@@ -110,10 +110,10 @@ def test_P18_known_keys_serve_while_the_issuer_is_broken_and_not_for_ever(
     assert issuer.fetches == (2 if path == DISCOVERY else len(issuer.asked) // 2)
     jobs.ticks.now += 3
     told = {"status 404": "ISSUER_MISCONFIGURED"}.get(answer_name(answer), "ISSUER_UNAVAILABLE")
-    assert jobs.refused() == told
+    assert jobs.why_not() == told
     jobs.settle()
     issuer.answers.clear()
-    assert jobs.refused() == told  # asked a moment ago
+    assert jobs.why_not() == told  # asked a moment ago
     jobs.ticks.now += FAILED_PAUSES[2]
     jobs.login()
 
@@ -249,7 +249,7 @@ def test_an_issuer_is_asked_again_once_there_is_a_thread_for_it(
     with monkeypatch.context() as patch:
         # Patched: a limit of threads would be that of the whole machine's user.
         patch.setattr(threading.Thread, "start", none_left)
-        assert jobs.refused() == "ISSUER_UNAVAILABLE"
+        assert jobs.why_not() == "ISSUER_UNAVAILABLE"
     jobs.ticks.now += FAILED_PAUSES[0]
     jobs.login()
     assert issuer.fetches == 1

@@ -141,7 +141,7 @@ def test_AN_21_an_issuer_that_is_away_or_untrusted_refuses_and_nothing_opens(iss
         assert Jobs(issuer, ca_pem="").away() == UNKNOWN_CA
         jobs = Jobs(other)
         token = other.token()
-    assert jobs.refused(token) == "ISSUER_UNAVAILABLE"
+    assert jobs.why_not(token) == "ISSUER_UNAVAILABLE"
 
 
 def test_AN_21_the_environment_has_no_say(issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,9 +168,9 @@ def test_AN_07_NT_17_nothing_that_a_token_names_is_ever_fetched(issuer: Issuer) 
     jobs = Jobs(issuer)
     evil = Signer("one")
     for name in ("jku", "x5u"):
-        jobs.refused(evil.token(issuer.claims(), **{name: f"{issuer.url}/evil"}))
-    jobs.refused(evil.token(issuer.claims(), jwk=evil.jwk()))
-    jobs.refused(evil.token(issuer.claims(iss=f"{issuer.url}/evil")))
+        jobs.why_not(evil.token(issuer.claims(), **{name: f"{issuer.url}/evil"}))
+    jobs.why_not(evil.token(issuer.claims(), jwk=evil.jwk()))
+    jobs.why_not(evil.token(issuer.claims(iss=f"{issuer.url}/evil")))
     assert issuer.asked == []
     jobs.login()
     assert issuer.asked == [DISCOVERY, KEYS]
@@ -187,11 +187,11 @@ def test_AN_20_a_strange_kid_is_only_looked_up(issuer: Issuer) -> None:
     jobs = Jobs(issuer)
     jobs.login()
     for kid in ("../../etc/passwd", "' OR 1=1 --", "a\0b", "one\n", "\u202eone", "a" * 256):
-        assert jobs.refused(issuer.signers[0].token(issuer.claims(), kid=kid)) == "ISSUER_UNAVAILABLE"
+        assert jobs.why_not(issuer.signers[0].token(issuer.claims(), kid=kid)) == "ISSUER_UNAVAILABLE"
     assert issuer.asked == [DISCOVERY, KEYS]
     jobs.ticks.now += VAIN_PAUSES[0]
     for kid in ("../../etc/passwd", "' OR 1=1 --"):
-        assert jobs.refused(issuer.signers[0].token(issuer.claims(), kid=kid)) == "TOKEN_KEY_UNKNOWN"
+        assert jobs.why_not(issuer.signers[0].token(issuer.claims(), kid=kid)) == "TOKEN_KEY_UNKNOWN"
         jobs.ticks.now += VAIN_PAUSES[-1]
 
 

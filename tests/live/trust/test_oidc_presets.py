@@ -22,29 +22,28 @@ from broker.core.errors import Unauthenticated
 from broker.core.identity import Credentials
 from broker.core.kinds import Preset
 from broker.core.model import Principal, TrustRule
-from broker.core.policy.guard import Guard
-from broker.core.trust.rules import MAX_RULES, TrustRules
-from tests.fakes.calls import Clock, call, document, operator, traits_of
+from broker.core.trust.rules import MAX_RULES
+from tests.fakes.calls import ADMIN, Clock, call, traits_of
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.issuer import Issuer, Signer, issuing
 from tests.servers.openbao import OpenBao
 from tests.servers.rules import CIRCLE, EXAMPLES, exact, rule
+from tests.worlds.world import World
 
-ADMIN = operator("alice", "admins")
 NAMES = sorted({str(urlsplit(asked.issuer).hostname) for asked, _ in EXAMPLES.values()})
 NO_ID = {Preset.CIRCLECI, Preset.BUILDKITE, Preset.BITBUCKET}
 
 
-class Broker:
+class Broker(World):
     """Trust rules saved as an operator saves them, and the authenticator that reads them."""
 
     def __init__(self, *allowed: str) -> None:
-        self.store = MemoryStore()
-        self.oidc = Oidc(OidcConfig(allowed_hosts=frozenset(allowed)), self.store, lambda: datetime.now(UTC))
-        self.rules = TrustRules(self.store, Guard(document()), self.oidc.inspect, lambda: datetime.now(UTC))
+        store = MemoryStore()
+        self.oidc = Oidc(OidcConfig(allowed_hosts=frozenset(allowed)), store, lambda: datetime.now(UTC))
+        super().__init__(store, verify=self.oidc.inspect, now=lambda: datetime.now(UTC))
 
     def save(self, asked: TrustRule) -> TrustRule:
-        return self.rules.create(call("TrustService/CreateTrustRule", ADMIN, Clock()), asked)
+        return self.rules.create(self.asked("TrustService/CreateTrustRule"), asked)
 
     def login(self, token: str, named: str = "") -> Principal:
         metadata = {"authorization": f"Bearer {token}", "broker-trust-rule": named}

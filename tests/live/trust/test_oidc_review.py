@@ -27,6 +27,7 @@ from broker.core.kinds import Preset
 from broker.core.model import Principal
 from tests.fakes.calls import Clock, call, operator, traits_of
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.refusals import refused
 from tests.servers.issuer import Issuer, issuing
 from tests.servers.patience import busy
 from tests.servers.rules import EXAMPLES
@@ -121,12 +122,11 @@ def login(broker: Oidc, token: str) -> Principal:
     return found
 
 
-def refusal(broker: Oidc, token: str) -> BrokerError:
-    with pytest.raises(BrokerError) as refused:
-        login(broker, token)
-    assert token not in str(refused.value.facts) + refused.value.message
-    assert OWN not in str(refused.value.facts) + refused.value.message
-    return refused.value
+def denied(broker: Oidc, token: str) -> BrokerError:
+    error = refused(lambda: login(broker, token))
+    assert token not in str(error.facts) + error.message
+    assert OWN not in str(error.facts) + error.message
+    return error
 
 
 def test_a_token_that_the_cluster_vouches_for_logs_in_and_is_asked_about_each_time(cluster: Cluster) -> None:
@@ -139,7 +139,7 @@ def test_a_token_that_the_cluster_vouches_for_logs_in_and_is_asked_about_each_ti
 def test_P_43_a_job_whose_pod_is_gone_is_refused_though_its_signature_holds(cluster: Cluster) -> None:
     broker = cluster.broker()
     cluster.gone = True
-    error = refusal(broker, cluster.token())
+    error = denied(broker, cluster.token())
     assert (type(error), error.reason) == (Unauthenticated, "TOKEN_REVIEW_FAILED")
     assert error.facts["claim"] == "token review authenticated"
 
@@ -147,8 +147,8 @@ def test_P_43_a_job_whose_pod_is_gone_is_refused_though_its_signature_holds(clus
 def test_only_a_token_that_passed_everything_else_is_sent_to_the_cluster(cluster: Cluster) -> None:
     broker = cluster.broker()
     for bad in (cluster.token(aud="other"), cluster.token(exp=1, iat=0), cluster.token(sub=None), cluster.token()[:-8]):
-        refusal(broker, bad)
-    assert refusal(broker, cluster.token(**{"kubernetes.io": {}})).reason == "TRUST_CLAIM_MISMATCH"
+        denied(broker, bad)
+    assert denied(broker, cluster.token(**{"kubernetes.io": {}})).reason == "TRUST_CLAIM_MISMATCH"
     assert cluster.asked == []
 
 
@@ -158,7 +158,7 @@ def test_P_43_a_cluster_that_is_to_be_asked_is_asked_whatever_the_preset_of_the_
 ) -> None:
     broker = cluster.broker(preset=preset)
     cluster.gone = True
-    assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_FAILED"
+    assert denied(broker, cluster.token()).reason == "TOKEN_REVIEW_FAILED"
     cluster.gone = False
     token = cluster.token()
     assert (str(login(broker, token)), cluster.asked[-1]["token"]) == ("pipeline/deploy", token)
@@ -179,23 +179,23 @@ def test_P_43_a_cluster_that_is_to_be_asked_is_asked_whatever_the_preset_of_the_
 )
 def test_every_part_of_the_answer_counts(cluster: Cluster, changes: dict[str, Any], claim: str) -> None:
     cluster.changes = changes
-    error = refusal(cluster.broker(), cluster.token())
+    error = denied(cluster.broker(), cluster.token())
     assert (error.reason, error.facts["claim"]) == ("TOKEN_REVIEW_FAILED", f"token review {claim}")
 
 
 def test_a_cluster_that_cannot_be_asked_lets_nobody_in(cluster: Cluster) -> None:
     broker = cluster.broker()
     (cluster.folder / "token").write_text("another")
-    assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_MISCONFIGURED"
+    assert denied(broker, cluster.token()).reason == "TOKEN_REVIEW_MISCONFIGURED"
     (cluster.folder / "token").write_text(OWN)
     login(broker, cluster.token())  # the token is read each time
     for text, mode in ((OWN, 0o644), ("two tokens", 0o600), ("", 0o600)):
         (cluster.folder / "token").write_text(text)
         (cluster.folder / "token").chmod(mode)
-        assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
+        assert denied(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
     (cluster.folder / "token").unlink()
     (cluster.folder / "token").symlink_to(cluster.folder / "ca.pem")
-    assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
+    assert denied(broker, cluster.token()).reason == "TOKEN_REVIEW_UNAVAILABLE"
     (cluster.folder / "token").unlink()
     broker = cluster.broker()
     answers: list[tuple[int, dict[str, str], Any]] = [
@@ -205,7 +205,7 @@ def test_a_cluster_that_cannot_be_asked_lets_nobody_in(cluster: Cluster) -> None
     for answer in answers:
         cluster.issuer.answers[PATH] = partial(posted, *answer)
         told = "TOKEN_REVIEW_MISCONFIGURED" if answer[0] == 302 else "TOKEN_REVIEW_UNAVAILABLE"
-        assert refusal(broker, cluster.token()).reason == told
+        assert denied(broker, cluster.token()).reason == told
 
 
 def posted(status: int, headers: dict[str, str], body: Any, request: BaseHTTPRequestHandler) -> None:
@@ -222,7 +222,7 @@ def test_another_server_with_that_name_is_not_told_the_brokers_token(cluster: Cl
     with issuing(tmp_path / "other") as other:
         broker = cluster.broker()
         (cluster.folder / "ca.pem").write_text(other.ca_pem)
-        assert refusal(broker, cluster.token()).reason == "TOKEN_REVIEW_MISCONFIGURED"
+        assert denied(broker, cluster.token()).reason == "TOKEN_REVIEW_MISCONFIGURED"
         assert cluster.asked == []
 
 
@@ -234,7 +234,7 @@ def test_a_cluster_that_hangs_holds_up_a_few_logins_and_no_more(cluster: Cluster
         held = [pool.submit(login, broker, cluster.token()) for _ in range(AT_ONCE)]
         for _ in held:
             assert cluster.waiting.acquire(timeout=200)
-        error = refusal(broker, cluster.token())
+        error = denied(broker, cluster.token())
         assert (error.reason, error.facts["claim_found"]) == (
             "TOKEN_REVIEW_UNAVAILABLE", "too many logins wait for it already",
         )  # fmt: skip

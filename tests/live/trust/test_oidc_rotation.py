@@ -44,7 +44,7 @@ def test_P10_another_key_under_the_same_name_is_found_with_its_first_token(issue
     old, issuer.signers = issuer.token(), [Signer("one")]
     jobs.login(patience=patient())
     assert issuer.fetches == 2
-    assert jobs.refused(old, patient()) == "TOKEN_SIGNATURE"
+    assert jobs.why_not(old, patient()) == "TOKEN_SIGNATURE"
 
 
 def test_P10_a_key_that_was_taken_back_serves_seconds_after_that_was_seen(issuer: Issuer) -> None:
@@ -56,7 +56,7 @@ def test_P10_a_key_that_was_taken_back_serves_seconds_after_that_was_seen(issuer
     seen = time.monotonic()
     while time.monotonic() < seen + (GRACE + 1) / SPEED:
         jobs.login()
-    assert jobs.refused(old, patient()) == "TOKEN_KEY_UNKNOWN"
+    assert jobs.why_not(old, patient()) == "TOKEN_KEY_UNKNOWN"
 
 
 def test_P10_a_key_set_that_moved_is_found(issuer: Issuer) -> None:
@@ -93,7 +93,7 @@ def test_P10_made_up_names_bring_few_fetches_and_keep_no_rotation_from_being_see
         while not stop.is_set():
             made_up[0] += 1
             kid = f"{number}-{made_up[0]}"
-            jobs.refused(issuer.signers[0].token({"iss": issuer.url}, kid=kid), patient(0.3))
+            jobs.why_not(issuer.signers[0].token({"iss": issuer.url}, kid=kid), patient(0.3))
 
     with ThreadPoolExecutor(8) as pool:
         attacks = [pool.submit(attack, number) for number in range(8)]
@@ -121,7 +121,7 @@ def test_P09_an_issuer_that_fails_is_asked_again_at_once_and_then_ever_more_slow
 
     issuer.answers[DISCOVERY] = failing
     jobs.ticks.speed = 1
-    assert jobs.refused(patience=patient(5)) == "ISSUER_UNAVAILABLE"
+    assert jobs.why_not(patience=patient(5)) == "ISSUER_UNAVAILABLE"
     pauses = [later - earlier for earlier, later in pairwise(times)]
     assert 0.5 <= pauses[0] < pauses[1]
     assert len(times) <= 4
@@ -180,7 +180,7 @@ def test_P29_the_job_is_told_whether_to_come_back_and_an_operator_why(issuer: Is
     issuer.answers[path] = answered
     jobs = hurried(issuer)
     passing = reason == "ISSUER_UNAVAILABLE"  # waited for until the end
-    assert jobs.refused(patience=patient(1.5 if passing else 30)) == reason
+    assert jobs.why_not(patience=patient(1.5 if passing else 30)) == reason
     with pytest.raises((Unauthenticated, Unavailable)) as refused:  # as `broker trust test` asks
         jobs.oidc.inspect(jobs.rule, issuer.token())
     assert why in str(refused.value.facts["claim_found"])
@@ -203,7 +203,7 @@ def logged_in(jobs: Jobs) -> bool:
 def test_P29_a_certificate_that_is_not_trusted_is_told_as_such(issuer: Issuer, tmp_path: Path) -> None:
     with issuing(tmp_path / "other") as other:
         jobs = hurried(issuer, ca_pem=other.ca_pem)
-        assert jobs.refused(patience=patient(30)) == "ISSUER_MISCONFIGURED"
+        assert jobs.why_not(patience=patient(30)) == "ISSUER_MISCONFIGURED"
 
 
 def test_P29_a_fault_that_shows_once_refuses_nobody(issuer: Issuer) -> None:

@@ -15,18 +15,15 @@ import pytest
 from broker_api.v1 import sessions_pb2, sessions_pb2_grpc, trust_pb2
 from broker_cli import words
 from broker_cli.main import run
-from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc, OidcConfig
 from broker.core.model import TrustRule
-from broker.core.policy.guard import Guard
-from broker.core.trust.rules import TrustRules
 from broker.rpc.pages import PageTokens
 from broker.rpc.server import Server
 from broker.rpc.trust import TrustMethods
-from tests.fakes.calls import Clock, call, document
+from tests.fakes.calls import Clock, call
 from tests.fakes.calls import operator as caller
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.edge import (
@@ -39,6 +36,8 @@ from tests.servers.edge import (
     server_certificate,
 )
 from tests.servers.issuer import Issuer, Signer, issuing
+from tests.servers.refusals import on_the_wire
+from tests.worlds.world import World
 
 
 def now() -> datetime:
@@ -63,14 +62,11 @@ class House:
             stub = sessions_pb2_grpc.SessionServiceStub(channel)
             return getattr(stub, rpc)(getattr(sessions_pb2, f"{rpc}Request")(), metadata=metadata, timeout=200)
 
-    def refused(self, *metadata: tuple[str, str], rpc: str = "Login") -> tuple[str, str]:
+    def why_not(self, *metadata: tuple[str, str], rpc: str = "Login") -> tuple[str, str]:
         """(reason, everything that the caller was told) of a call that must be refused."""
         with pytest.raises(grpc.RpcError) as error:
             self.login(*metadata, rpc=rpc)
-        status = rpc_status.from_call(error.value)  # type: ignore[arg-type]
-        detail = error_details_pb2.ErrorInfo()
-        assert status.details[0].Unpack(detail)
-        return detail.reason, f"{error.value} {status}"
+        return on_the_wire(error.value).reason, f"{error.value} {rpc_status.from_call(error.value)}"  # type: ignore[arg-type]
 
     def cli(self, *arguments: str) -> int:
         flags = ("--address", f"localhost:{self.server.operators_port}", "--ca-file", f"{self.folder}/ca.pem")
@@ -96,7 +92,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         write.add(operator())
     with issuing(tmp_path / "issuer") as issuer:
         oidc = Oidc(OidcConfig(allowed_hosts=frozenset({issuer.host})), store, now)
-        rules = TrustRules(store, Guard(document()), oidc.inspect, now)
+        rules = World(store, verify=oidc.inspect, now=now).rules
 
         def login(made: Any, _request: Any) -> sessions_pb2.LoginResponse:
             seen.append(made.principal)
@@ -138,7 +134,7 @@ def test_the_caller_is_told_a_code_and_the_audit_the_claim_with_both_values(hous
     house.save()
     house.store.entries.clear()
     token = house.issuer.token(repository_id="canary-9")
-    reason, told = house.refused(bearer(token))
+    reason, told = house.why_not(bearer(token))
     assert reason == "TRUST_CLAIM_MISMATCH"
     for canary in ("canary-9", "repository_id", "42'", house.issuer.url, token):
         assert canary not in told
@@ -160,7 +156,7 @@ def test_AN_31_one_authorization_and_one_rule_count(house: House) -> None:
         (good, bearer("brs_x")),
         (good, ("broker-trust-rule", "a"), ("broker-trust-rule", "a")),
     ):
-        assert house.refused(*twice)[0] == "CREDENTIALS_AMBIGUOUS"
+        assert house.why_not(*twice)[0] == "CREDENTIALS_AMBIGUOUS"
     assert house.seen == []
 
 
@@ -169,7 +165,7 @@ def test_AN_31_one_authorization_and_one_rule_count(house: House) -> None:
 )
 def test_AN_31_no_other_header_says_who_calls(house: House, name: str) -> None:
     house.save()
-    assert house.refused((name, f"Bearer {house.issuer.token()}"))[0] == "CREDENTIALS_MISSING"
+    assert house.why_not((name, f"Bearer {house.issuer.token()}"))[0] == "CREDENTIALS_MISSING"
 
 
 def test_AN_31_a_binary_header_says_nothing(house: House) -> None:
@@ -183,8 +179,8 @@ def test_a_header_names_the_rule(house: House) -> None:
     house.save()
     house.save(name="second")
     good = bearer(house.issuer.token())
-    assert house.refused(good)[0] == "TRUST_AMBIGUOUS"
-    assert house.refused(good, ("broker-trust-rule", "third"))[0] == "TRUST_CLAIM_MISMATCH"
+    assert house.why_not(good)[0] == "TRUST_AMBIGUOUS"
+    assert house.why_not(good, ("broker-trust-rule", "third"))[0] == "TRUST_CLAIM_MISMATCH"
     house.login(good, ("broker-trust-rule", "second"))
     assert house.seen[-1].proof.rule == "second"
 
@@ -192,7 +188,7 @@ def test_a_header_names_the_rule(house: House) -> None:
 def test_an_identity_token_serves_no_other_method(house: House) -> None:
     house.save()
     for rpc in ("RenewSession", "EndSession", "ListSessions"):
-        assert house.refused(bearer(house.issuer.token()), rpc=rpc)[0] == "TOKEN_NOT_HERE"
+        assert house.why_not(bearer(house.issuer.token()), rpc=rpc)[0] == "TOKEN_NOT_HERE"
 
 
 def test_AN_33_a_flood_is_counted_by_where_it_comes_from(house: House) -> None:
@@ -200,7 +196,7 @@ def test_AN_33_a_flood_is_counted_by_where_it_comes_from(house: House) -> None:
     evil = Signer("one")
     for number in range(300):
         spelt = f"https://ci{number}.example" if number % 2 else "https://CI.example "
-        assert house.refused(bearer(evil.token(house.issuer.claims(iss=spelt))))[0] == "TOKEN_ISSUER"
+        assert house.why_not(bearer(evil.token(house.issuer.claims(iss=spelt))))[0] == "TOKEN_ISSUER"
     assert len(house.store.entries) < 300
 
 
@@ -354,7 +350,7 @@ def test_P20_P27_a_rule_file_s_ids_and_lists_are_what_is_written(
     house.login(bearer(house.issuer.token(**claims)))
     for changes in ({"project_id": "83"}, {"environment": True}, {"groups_direct": "team/deployers"},
                     {"groups_direct": ["team"]}):  # fmt: skip
-        assert house.refused(bearer(house.issuer.token(**{**claims, **changes})))[0] == "TRUST_CLAIM_MISMATCH"
+        assert house.why_not(bearer(house.issuer.token(**{**claims, **changes})))[0] == "TRUST_CLAIM_MISMATCH"
     file.write_text(text.replace("{contains: team/deployers}", "team/deployers"))
     assert house.cli("trust", "update", "deploy", "-f", str(file), *ca) == 1
     assert "write {contains: VALUE}" in capsys.readouterr().err

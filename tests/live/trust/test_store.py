@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 
 from broker.core.errors import BrokerError
-from broker.core.identity import Verified
 from broker.core.kinds import LeaseState, Preset, SessionState
 from broker.core.model import Lease, TrustRule
 from broker.core.quota import LeaseQuota
-from broker.core.trust.rules import TrustRules
 from broker.store.sql import SqlStore
 from tests.contracts.store.samples import ROW_KEY, config
 from tests.fakes.calls import Clock
@@ -41,16 +39,8 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         server.drop_database(name)
 
 
-def rules_of(bench: Bench) -> TrustRules:
-    return TrustRules(bench.store, bench.guard, _no_token, bench.clock)
-
-
-def _no_token(_rule: TrustRule, _token: str) -> Verified:
-    raise AssertionError("no token is read here")
-
-
 def test_AZ_15_of_overlapping_rules_that_are_saved_at_once_one_is(bench: Bench) -> None:
-    rules, count = rules_of(bench), 6
+    rules, count = bench.rules, 6
     start = threading.Barrier(count)
 
     def save(number: int) -> str:
@@ -76,7 +66,7 @@ def test_AZ_24_sessions_and_leases_end_with_their_rule(bench: Bench, change: str
     bench.add_rule("other")
     bench.put("other/x")
     _, theirs = bench.fetch(pipeline("other"), "other/x")
-    rules, kept = rules_of(bench), bench.store.get(TrustRule, "deploy")
+    rules, kept = bench.rules, bench.store.get(TrustRule, "deploy")
     assert kept is not None
     if change == "delete":
         rules.delete(bench.call("TrustService/DeleteTrustRule"), "deploy")

@@ -14,21 +14,20 @@ from broker.core.entries import head_statement
 from broker.core.errors import InvalidRequest, PermissionDenied
 from broker.core.kinds import KeyType, KeyUsage
 from broker.core.model import AuditHead
-from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
-from tests.fakes.calls import Clock, call, document, operator
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.calls import call, operator
 from tests.fakes.signer import Signer
+from tests.worlds.world import World
 
 AUDITOR = operator("carol", "auditors")
 
 
-class House:
+class House(World):
     def __init__(self) -> None:
-        self.clock, self.store, self.signer = Clock(), MemoryStore(), Signer()
+        self.signer = Signer()
         key = KeyRef(hsm_id=b"audit-key-000001", type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=None, name="")
         self.key = replace(key, public_key=self.signer.generate(key, exportable=False))
-        self.heads = Heads(self.store, self.signer.hsm, self.key, Guard(document()), self.clock)
+        super().__init__(hsm=self.signer, audit_key=self.key)
 
     def record(self, count: int = 1) -> None:
         for _ in range(count):

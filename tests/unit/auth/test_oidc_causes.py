@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.auth.test_oidc_verifier import CLAIMS, NOW, SIGNER, oidc, refusal, shown, token
+from tests.unit.auth.test_oidc_verifier import CLAIMS, NOW, SIGNER, denied, oidc, shown, token
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ CAUSES: list[tuple[dict[str, Any], str, str]] = [
 def test_P28_a_refusal_says_what_is_wrong_and_nothing_that_would_not_help(
     changes: dict[str, Any], reason: str, cause: str
 ) -> None:
-    error = refusal(token(**changes))
+    error = denied(token(**changes))
     assert (error.reason, cause in error.message) == (reason, True), error.message
     assert ("fresh" in error.message) == ("is over" in error.message)
 
 
 def test_P30_a_token_that_lives_too_long_is_told_the_limit_and_where_it_is_set() -> None:
-    error = refusal(token(exp=NOW + 25 * 3600))
+    error = denied(token(exp=NOW + 25 * 3600))
     assert error.reason == "TOKEN_TIME"
     assert error.facts["claim"] == "lifetime"
     assert error.facts["claim_found"] == str(25 * 3600)
@@ -69,7 +69,7 @@ def test_P30_each_form_that_is_no_token_is_told_what_it_is() -> None:
         good + "." + "a" * 20_000: "longer than",
     }
     for text, cause in forms.items():
-        error = refusal(text)
+        error = denied(text)
         assert (error.reason, cause in error.message) == ("TOKEN_MALFORMED", True), (text[:20], error.message)
-    error = refusal(SIGNER.token(CLAIMS, alg="HS256"))
+    error = denied(SIGNER.token(CLAIMS, alg="HS256"))
     assert (error.reason, "RS256, PS256, ES256" in error.message) == ("TOKEN_ALGORITHM", True)

@@ -11,11 +11,12 @@ import pytest
 from broker.auth.oidc import Oidc, OidcConfig, compact, keys
 from broker.auth.oidc.verifier import Verifier
 from broker.auth.session import SessionTokens
-from broker.core.errors import Unauthenticated, Unavailable
+from broker.core.errors import BrokerError, Unauthenticated, Unavailable
 from broker.core.identity import Credentials, Patience
 from broker.core.model import Principal, TrustRule
 from tests.fakes.calls import Clock, call, operator, traits_of
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.refusals import refused
 from tests.servers.issuer import Signer
 from tests.servers.rules import exact, rule
 
@@ -71,12 +72,10 @@ def token(**changes: Any) -> str:
     return SIGNER.token({name: value for name, value in {**CLAIMS, **changes}.items() if value is not None})
 
 
-def refusal(text: str, *rules: TrustRule, named: str = "", **options: Any) -> Unauthenticated:
-    with pytest.raises(Unauthenticated) as refused:
-        oidc(*rules, **options).authenticate(shown(text, named))
-    assert not refused.value.metadata
-    assert refused.value.message.endswith(".")
-    return refused.value
+def denied(text: str, *rules: TrustRule, named: str = "", **options: Any) -> BrokerError:
+    error = refused(lambda: oidc(*rules, **options).authenticate(shown(text, named)), Unauthenticated)
+    assert not error.metadata
+    return error
 
 
 def test_a_good_token_is_a_pipeline() -> None:
@@ -108,7 +107,7 @@ ISSUERS = [
 @pytest.mark.parametrize("issuer", ISSUERS, ids=lambda value: ascii(value)[:32])
 def test_AN_11_the_issuer_is_one_text_byte_by_byte(issuer: Any) -> None:
     published = Published()
-    assert refusal(token(iss=issuer), published=published).reason == "TOKEN_ISSUER"
+    assert denied(token(iss=issuer), published=published).reason == "TOKEN_ISSUER"
     assert published.asked == []  # NT-17: nothing is asked on the word of a token
 
 
@@ -121,7 +120,7 @@ AUDIENCES = [
 
 @pytest.mark.parametrize("audience", AUDIENCES, ids=ascii)
 def test_AN_12_the_audience_is_ours_and_nothing_beside_it(audience: Any) -> None:
-    error = refusal(token(aud=audience))
+    error = denied(token(aud=audience))
     assert (error.reason, error.facts["claim"], error.facts["claim_expected"]) == ("TOKEN_AUDIENCE", "aud", "broker")
 
 
@@ -133,9 +132,9 @@ def test_AN_12_every_rule_has_an_audience_of_its_own() -> None:
     rules = rule("one", audience="one"), rule("two", audience="two", pipeline="other")
     found = oidc(*rules).authenticate(shown(token(aud="two")))
     assert str(found) == "pipeline/other"
-    error = refusal(token(aud="two"), *rules, named="one")
+    error = denied(token(aud="two"), *rules, named="one")
     assert (error.reason, error.facts["claim"]) == ("TRUST_CLAIM_MISMATCH", "aud")
-    assert refusal(token(aud="three"), *rules).reason == "TOKEN_AUDIENCE"
+    assert denied(token(aud="three"), *rules).reason == "TOKEN_AUDIENCE"
 
 
 def test_AN_13_one_name_in_two_key_sets_is_two_keys() -> None:
@@ -145,8 +144,8 @@ def test_AN_13_one_name_in_two_key_sets_is_two_keys() -> None:
     theirs = other.token({**CLAIMS, "iss": "https://other.example"})
     assert str(oidc(*rules, published=published).authenticate(shown(theirs))) == "pipeline/other"
     forged = other.token(CLAIMS)
-    assert refusal(forged, *rules, published=published).reason == "TOKEN_SIGNATURE"
-    assert refusal(theirs, *rules, published=published, named="one").reason == "TRUST_CLAIM_MISMATCH"
+    assert denied(forged, *rules, published=published).reason == "TOKEN_SIGNATURE"
+    assert denied(theirs, *rules, published=published, named="one").reason == "TRUST_CLAIM_MISMATCH"
 
 
 WRONG_TIMES: list[dict[str, Any]] = [
@@ -161,7 +160,7 @@ WRONG_TIMES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("times", WRONG_TIMES, ids=str)
 def test_AN_14_times_are_numbers_and_now_is_within(times: dict[str, Any]) -> None:
-    error = refusal(token(**times))
+    error = denied(token(**times))
     assert error.reason == "TOKEN_TIME"
     assert error.facts["claim"] in {*times, "lifetime"}
 
@@ -182,23 +181,23 @@ def test_AN_14_clocks_may_differ_by_half_a_minute(times: dict[str, Any]) -> None
     "subject", [None, "", 7, ["job"], "a" * 1025, "a\0b", "a\nb", "\x1b[1m", "\u202ejob"], ids=ascii
 )
 def test_a_subject_is_a_plain_text(subject: Any) -> None:
-    assert refusal(token(sub=subject)).reason == "TOKEN_CLAIMS"
+    assert denied(token(sub=subject)).reason == "TOKEN_CLAIMS"
 
 
 @pytest.mark.parametrize("jti", ["", 7, ["a"], "a" * 257, "a\0b", "a\nb", {}], ids=ascii)
 def test_an_id_is_a_plain_text(jti: Any) -> None:
-    assert refusal(token(jti=jti)).reason == "TOKEN_CLAIMS"
+    assert denied(token(jti=jti)).reason == "TOKEN_CLAIMS"
 
 
 def test_a_forged_token_is_refused_before_its_claims_are_looked_at() -> None:
-    error = refusal(Signer("one").token({**CLAIMS, "exp": 1, "aud": "other"}))
+    error = denied(Signer("one").token({**CLAIMS, "exp": 1, "aud": "other"}))
     assert error.reason == "TOKEN_SIGNATURE"
-    assert refusal(SIGNER.token(CLAIMS, kid="two")).reason == "TOKEN_KEY_UNKNOWN"
+    assert denied(SIGNER.token(CLAIMS, kid="two")).reason == "TOKEN_KEY_UNKNOWN"
 
 
 def test_AN_06_the_key_says_which_algorithm() -> None:
     other = Signer("one", "RS256")
-    error = refusal(other.token(CLAIMS))
+    error = denied(other.token(CLAIMS))
     assert (error.reason, error.facts["claim"], error.facts["claim_expected"]) == (
         "TOKEN_SIGNATURE",
         "header alg",
@@ -212,8 +211,8 @@ def test_what_one_rule_trusts_opens_no_other() -> None:
     rules = rule("deploy"), rule("other", ca_pem="CA", pipeline="other")
     assert str(oidc(*rules, published=published).authenticate(shown(token()))) == "pipeline/deploy"
     assert str(oidc(*rules, published=published).authenticate(shown(evil.token(CLAIMS)))) == "pipeline/other"
-    assert refusal(evil.token(CLAIMS), *rules, published=published, named="deploy").reason == "TRUST_CLAIM_MISMATCH"
-    assert refusal(Signer("one").token(CLAIMS), *rules, published=published).reason == "TOKEN_SIGNATURE"
+    assert denied(evil.token(CLAIMS), *rules, published=published, named="deploy").reason == "TRUST_CLAIM_MISMATCH"
+    assert denied(Signer("one").token(CLAIMS), *rules, published=published).reason == "TOKEN_SIGNATURE"
 
 
 def test_an_issuer_that_one_rule_cannot_reach_closes_no_other_rule() -> None:
@@ -227,10 +226,10 @@ def test_an_issuer_that_one_rule_cannot_reach_closes_no_other_rule() -> None:
 
 def test_a_named_rule_is_the_one_that_counts() -> None:
     rules = rule("one"), rule("two", pipeline="other")
-    assert refusal(token(), *rules).reason == "TRUST_AMBIGUOUS"
+    assert denied(token(), *rules).reason == "TRUST_AMBIGUOUS"
     assert str(oidc(*rules).authenticate(shown(token(), "two"))) == "pipeline/other"
     for named in ("three", "One", "one ", "../one", "'"):
-        assert refusal(token(), *rules, named=named).reason == "TRUST_CLAIM_MISMATCH"
+        assert denied(token(), *rules, named=named).reason == "TRUST_CLAIM_MISMATCH"
 
 
 @pytest.mark.parametrize(
@@ -287,13 +286,13 @@ def test_nothing_to_see_is_nobody() -> None:
 
 def test_AN_33_the_reason_is_the_same_however_a_fault_is_spelt() -> None:
     spellings = {
-        refusal(token(iss=one)).message for one in ("https://CI.example", "https://ci.example/", " x", "\u0130")
+        denied(token(iss=one)).message for one in ("https://CI.example", "https://ci.example/", " x", "\u0130")
     }
     assert len(spellings) == 1
 
 
 def test_a_wrong_claim_tells_the_caller_a_code_and_the_audit_both_values() -> None:
-    error = refusal(token(project_id="canary-found"), rule(matchers=(exact("project_id", "canary-expected"),)))
+    error = denied(token(project_id="canary-found"), rule(matchers=(exact("project_id", "canary-expected"),)))
     assert error.reason == "TRUST_CLAIM_MISMATCH"
     assert (error.facts["claim_expected"], error.facts["claim_found"]) == ("canary-expected", "canary-found")
     assert "canary" not in error.message
@@ -302,7 +301,7 @@ def test_a_wrong_claim_tells_the_caller_a_code_and_the_audit_both_values() -> No
 
 def test_no_refusal_holds_the_token() -> None:
     for text in (token(aud="x"), token(exp=1), token(iss="https://x.example"), Signer("one").token(CLAIMS)):
-        error = refusal(text)
+        error = denied(text)
         assert text.rpartition(".")[2] not in f"{error} {error.facts} {error.metadata}"
 
 

@@ -19,6 +19,7 @@ from broker_cli.ci import identity, kubernetes, web
 from broker_cli.refusal import Exit, Refusal
 
 from tests.live.run.test_standin import jwt
+from tests.servers.refusals import refused_by_the_cli
 
 OURS = "broker.test"
 TOKEN = jwt(OURS)
@@ -79,10 +80,8 @@ def azure(endpoint: Endpoint) -> dict[str, str]:
     return {"TF_BUILD": "True", "SYSTEM_OIDCREQUESTURI": endpoint.url, "SYSTEM_ACCESSTOKEN": "canary-bearer"}
 
 
-def refused(environ: dict[str, str], audience: str = OURS, file: str | None = None, seconds: float = 20) -> Refusal:
-    with pytest.raises(Refusal) as found:
-        identity.token(environ, audience, file, Budget(seconds))
-    return found.value
+def denied(environ: dict[str, str], audience: str = OURS, file: str | None = None, seconds: float = 20) -> Refusal:
+    return refused_by_the_cli(lambda: identity.token(environ, audience, file, Budget(seconds)))
 
 
 def test_github(endpoint: Endpoint) -> None:
@@ -93,20 +92,20 @@ def test_github(endpoint: Endpoint) -> None:
 
 
 def test_github_says_which_permission_is_missing() -> None:
-    told = refused({"GITHUB_ACTIONS": "true"})
+    told = denied({"GITHUB_ACTIONS": "true"})
     assert "the job lacks `permissions: id-token: write`" in told.message.lower()
     assert (told.reason, told.code) == ("PERMISSION_MISSING", Exit.NOT_LOGGED_IN)
 
 
 @pytest.mark.parametrize("name", ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"])
 def test_github_with_one_of_its_variables(endpoint: Endpoint, name: str) -> None:
-    told = refused(github(endpoint) | {name: ""})
+    told = denied(github(endpoint) | {name: ""})
     assert (told.reason, name in told.message) == ("IDENTITY_UNAVAILABLE", True)
 
 
 def test_an_audience_is_needed_where_tokens_are_made_for_one(endpoint: Endpoint) -> None:
-    assert refused(github(endpoint), "").reason == "AUDIENCE_MISSING"
-    assert refused({"BUILDKITE": "true"}, "").reason == "AUDIENCE_MISSING"
+    assert denied(github(endpoint), "").reason == "AUDIENCE_MISSING"
+    assert denied({"BUILDKITE": "true"}, "").reason == "AUDIENCE_MISSING"
 
 
 def test_azure(endpoint: Endpoint) -> None:
@@ -117,9 +116,9 @@ def test_azure(endpoint: Endpoint) -> None:
 
 
 def test_azure_says_what_is_not_mapped(endpoint: Endpoint) -> None:
-    told = refused(azure(endpoint) | {"SYSTEM_ACCESSTOKEN": ""})
+    told = denied(azure(endpoint) | {"SYSTEM_ACCESSTOKEN": ""})
     assert (told.reason, "SYSTEM_ACCESSTOKEN is not mapped" in told.message) == ("PERMISSION_MISSING", True)
-    assert refused(azure(endpoint) | {"SYSTEM_OIDCREQUESTURI": ""}).reason == "IDENTITY_UNAVAILABLE"
+    assert denied(azure(endpoint) | {"SYSTEM_OIDCREQUESTURI": ""}).reason == "IDENTITY_UNAVAILABLE"
 
 
 @pytest.mark.parametrize("name", ["BROKER_ID_TOKEN", "BROKER_TEST_ID_TOKEN"])
@@ -128,7 +127,7 @@ def test_gitlab(name: str) -> None:
 
 
 def test_gitlab_says_what_to_declare() -> None:
-    told = refused({"GITLAB_CI": "true"})
+    told = denied({"GITLAB_CI": "true"})
     assert "`id_tokens: { BROKER_ID_TOKEN: { aud: broker.test } }`" in told.message
 
 
@@ -141,13 +140,13 @@ def test_gitlab_says_what_to_declare() -> None:
     ],
 )
 def test_a_token_for_somebody_else_is_not_sent(environ: dict[str, str]) -> None:
-    told = refused(environ)
+    told = denied(environ)
     assert (told.reason, "other" in told.message, OURS in told.message) == ("IDENTITY_TOKEN_AUDIENCE", True, True)
 
 
 def test_bitbucket() -> None:
     assert identity.token({"BITBUCKET_BUILD_NUMBER": "7", "BITBUCKET_STEP_OIDC_TOKEN": TOKEN}, OURS, None) == TOKEN
-    assert "`oidc: true`" in refused({"BITBUCKET_BUILD_NUMBER": "7"}).message
+    assert "`oidc: true`" in denied({"BITBUCKET_BUILD_NUMBER": "7"}).message
 
 
 def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,18 +176,18 @@ def test_a_program_that_fails_is_named_and_not_quoted(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(tmp_path, "buildkite-agent", script, monkeypatch)
-    told = refused({"BUILDKITE": "true"}, seconds=2)
+    told = denied({"BUILDKITE": "true"}, seconds=2)
     wrong = Exit.NOT_LOGGED_IN if script == "echo canary" else Exit.UNAVAILABLE
     assert (told.code, "canary" in told.message) == (wrong, False)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert "buildkite-agent" in refused({"BUILDKITE": "true"}).message
+    assert "buildkite-agent" in denied({"BUILDKITE": "true"}).message
 
 
 def test_kubernetes_reads_the_projected_file_for_every_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Patched: it lies under /var/run, where only Kubernetes mounts something.
     monkeypatch.setattr(kubernetes, "PLACE", tmp_path / "token")
     environ = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-    assert "projected serviceAccountToken" in refused(environ).message
+    assert "projected serviceAccountToken" in denied(environ).message
     for number in range(2):
         (tmp_path / "token").write_text(jwt(OURS, jti=number) + "\n")
         assert identity.token(environ, OURS, None) == jwt(OURS, jti=number)
@@ -200,11 +199,11 @@ def test_a_named_file_goes_before_everything(tmp_path: Path) -> None:
     for environ, file in [({"GITHUB_ACTIONS": "true"}, str(tmp_path / "token")),
                           ({"GITLAB_CI": "true", "BROKER_ID_TOKEN_FILE": str(tmp_path / "token")}, None)]:  # fmt: skip
         assert identity.token(environ, OURS, file) == TOKEN
-    assert refused({}, file=str(tmp_path / "none")).reason == "FILE_UNREADABLE"
+    assert denied({}, file=str(tmp_path / "none")).reason == "FILE_UNREADABLE"
 
 
 def test_nowhere() -> None:
-    told = refused({})
+    told = denied({})
     assert (told.reason, "GitLab CI" in told.message, "--token-file" in told.message) == (
         "IDENTITY_MISSING",
         True,
@@ -217,7 +216,7 @@ def test_nowhere() -> None:
 def test_what_is_no_token_is_not_sent_and_not_quoted(text: str, endpoint: Endpoint, tmp_path: Path) -> None:
     endpoint.content = json.dumps({"value": text}).encode()
     (tmp_path / "token").write_text(text)
-    for told in (refused(github(endpoint)), refused({}, file=str(tmp_path / "token"))):
+    for told in (denied(github(endpoint)), denied({}, file=str(tmp_path / "token"))):
         assert (told.reason, "canary" in told.message, len(told.message) < 400) == (
             "IDENTITY_TOKEN_INVALID", False, True,
         )  # fmt: skip
@@ -240,7 +239,7 @@ SEEMING = {
 @pytest.mark.parametrize(("text", "sentence"), SEEMING.items())
 def test_P28_what_is_no_token_is_told_for_what_it_seems_to_be(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(text)
-    told = refused({}, file=str(tmp_path / "token"))
+    told = denied({}, file=str(tmp_path / "token"))
     assert (told.reason, sentence in told.message) == ("IDENTITY_TOKEN_INVALID", True), told.message
     assert not text or text not in told.message
 
@@ -271,7 +270,7 @@ def test_a_hostile_endpoint_gets_one_request_and_no_quotation(
 ) -> None:
     endpoint.status, endpoint.headers, endpoint.content = status, headers, content
     may_pass = status == 500  # asked again as long as there is time
-    told = refused(ci(endpoint), seconds=0.1 if may_pass else 60)
+    told = denied(ci(endpoint), seconds=0.1 if may_pass else 60)
     reason = "IDENTITY_REFUSED" if status == 401 else "IDENTITY_UNAVAILABLE"
     assert (told.reason, "canary" in told.message) == (reason, False)
     assert len(endpoint.seen) == 1 or (may_pass and not endpoint.seen)  # as many as there was time for
@@ -334,7 +333,7 @@ def test_what_a_job_could_log_in_with_is_not_passed_on(name: str) -> None:
 
 @pytest.mark.parametrize("ci", [{"GITHUB_ACTIONS": "true"}, {"GITLAB_CI": "true"}, {"TF_BUILD": "True"}, {}])
 def test_a_command_of_another_run_is_told_where_its_identity_is(ci: dict[str, str]) -> None:
-    told = refused(ci | {"BROKER_IDENTITY_WITHHELD": "1"})
+    told = denied(ci | {"BROKER_IDENTITY_WITHHELD": "1"})
     assert (told.reason, told.code, "--keep-identity" in told.message) == ("IDENTITY_WITHHELD", 4, True)
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from broker_cli import rule_file
-from broker_cli.refusal import Exit, Refusal
+from broker_cli.refusal import Exit
+
+from tests.servers.refusals import refused_by_the_cli
 
 
 def read(folder: Path, content: str | bytes, name: str = "rule.yaml") -> dict[str, Any]:
@@ -17,11 +19,8 @@ def read(folder: Path, content: str | bytes, name: str = "rule.yaml") -> dict[st
     return rule_file.rule(str(file))
 
 
-def refused(folder: Path, content: str | bytes, name: str = "rule.yaml") -> str:
-    with pytest.raises(Refusal) as found:
-        read(folder, content, name)
-    assert (found.value.reason, found.value.code) == ("TRUST_RULE_FILE", Exit.USAGE)
-    return found.value.message
+def fault_of(folder: Path, content: str | bytes, name: str = "rule.yaml") -> str:
+    return refused_by_the_cli(lambda: read(folder, content, name), Exit.USAGE, "TRUST_RULE_FILE").message
 
 
 AS_WRITTEN = [
@@ -55,7 +54,7 @@ GUESSED = [
 def test_P20_what_readers_differ_over_is_refused_with_its_line(text: str, tmp_path: Path) -> None:
     for content in (f"match:\n  a: b\n  project_id: {text}\n", f"match:\n  a: b\n  project_id: [x, {text}]\n"):
         if text or "[" not in content:
-            assert "line 3: " in refused(tmp_path, content)
+            assert "line 3: " in fault_of(tmp_path, content)
     assert read(tmp_path, f'match:\n  a: b\n  project_id: "{text}"\n')["match"][1]["exact"] == text
     assert read(tmp_path, f"match: {{a: '{text}'}}")["match"][0]["exact"] == text
 
@@ -95,7 +94,7 @@ LINES: dict[str, tuple[str, int, str]] = {
 def test_P20_what_would_not_count_as_it_stands_is_refused_with_its_line(
     content: str, line: int, what: str, tmp_path: Path
 ) -> None:
-    told = refused(tmp_path, content)
+    told = fault_of(tmp_path, content)
     assert f"line {line}: " in told, told
     assert what in told
 
@@ -112,9 +111,9 @@ def test_P20_files_as_they_are_found_are_read_the_same(tmp_path: Path) -> None:
         "%YAML 1.2\n---\n" + plain,
     ):
         assert read(tmp_path, content) == expected
-    assert "UTF-8" in refused(tmp_path, plain.encode("utf-16"))
-    assert "empty" in refused(tmp_path, "")
-    assert "empty" in refused(tmp_path, "# nothing\n")
+    assert "UTF-8" in fault_of(tmp_path, plain.encode("utf-16"))
+    assert "empty" in fault_of(tmp_path, "")
+    assert "empty" in fault_of(tmp_path, "# nothing\n")
 
 
 def test_P20_a_certificate_is_a_block_of_lines(tmp_path: Path) -> None:
@@ -133,7 +132,7 @@ TOML = [
 
 @pytest.mark.parametrize(("content", "line"), TOML, ids=str)
 def test_P20_toml_is_held_to_the_same(content: str, line: int, tmp_path: Path) -> None:
-    assert f"line {line}" in refused(tmp_path, content, "rule.toml")
+    assert f"line {line}" in fault_of(tmp_path, content, "rule.toml")
 
 
 def test_P20_toml_says_what_yaml_says(tmp_path: Path) -> None:
@@ -157,12 +156,12 @@ BROKEN = [
 
 @pytest.mark.parametrize(("content", "name"), BROKEN, ids=range(len(BROKEN)))
 def test_P20_numbers_that_no_reader_can_take_are_refused(content: bytes, name: str, tmp_path: Path) -> None:
-    assert "it holds" in refused(tmp_path, content, name)
+    assert "it holds" in fault_of(tmp_path, content, name)
 
 
 def test_the_time_for_a_file_grows_with_its_length_alone(tmp_path: Path) -> None:
     begun = time.process_time()
     names = "".join(f"k{number}=1\n" for number in range(8_000))
-    assert "line 1: k0 is none of" in refused(tmp_path, names, "rule.toml")
+    assert "line 1: k0 is none of" in fault_of(tmp_path, names, "rule.toml")
     assert len(read(tmp_path, "match.a=[\n" + '"b",\n' * 10_000 + "]\n", "rule.toml")["match"]) == 1
     assert time.process_time() - begun < 5

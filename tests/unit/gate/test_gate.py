@@ -22,19 +22,14 @@ from broker.core.gate.flood import Flood
 from broker.core.gate.gate import OTHER, Gate
 from broker.core.gate.method import MAX_BYTES, End, Request
 from broker.core.identity import Credentials
-from broker.core.keys.lifecycle import Keys
-from broker.core.keys.use import KeyUse
 from broker.core.model import Key, Principal
-from broker.core.policy.guard import Guard
 from broker.core.traits import Effect, Traits
 from broker.rpc import table
 from broker.rpc.keys import KeyMethods
 from broker.rpc.pages import PageTokens
-from tests.fakes.background import operations
-from tests.fakes.calls import Clock, call, document
-from tests.fakes.hsm import SoftwareHsm
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.calls import call
 from tests.servers.edge import Issued, issue, operator, operator_certificate, plain_services
+from tests.worlds.world import World
 
 BURST = 3
 YEARS: Any = {"start": datetime(2026, 2, 1, tzinfo=UTC), "end": datetime(2028, 1, 1, tzinfo=UTC)}
@@ -89,23 +84,19 @@ class Passing:
         return self.text
 
 
-class House:
-    """Keys behind the gate, and the door to it."""
+class House(World):
+    """A world with keys behind the gate, and the door to it."""
 
     def __init__(self, folder: Path, answers: dict[str, Callable[[Any, Any], Any]] | None = None) -> None:
-        self.clock, self.store, hsm = Clock(), MemoryStore(), SoftwareHsm()
+        super().__init__()
         self.ca = issue("operators", ca=True, path_length=0, **YEARS)
         (folder / "ca.pem").write_bytes(self.ca.pem)
         self.alice = self.certificate("alice")
-        guard = Guard(document())
-        no_settling: Any = None
-        keys = (
-            Keys(self.store, hsm, guard, operations(self.store, self.clock), self.clock),
-            KeyUse(self.store, hsm, guard),
-        )
         services = plain_services(answers)
         if answers is None:
-            services["KeyService"] = KeyMethods(*keys, no_settling, PageTokens(bytes(32)))
+            services["KeyService"] = KeyMethods(
+                self.keys, self.use, self.settling, self.rotations, self.oversight, PageTokens(bytes(32))
+            )
         self.methods = {method.rpc: Spoken(method) for method in table.methods(services).values()}
         mtls = Mtls(MtlsConfig(operator_ca_file=folder / "ca.pem"), self.store, self.clock)
         flood = Flood(1, BURST, lambda: 0.0, lambda peer: peer.encode())

@@ -6,23 +6,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import pytest
 
-from broker.core.errors import BrokerError, Exhausted, PermissionDenied, Unavailable
-from broker.core.imports.handover import Handover
-from broker.core.imports.importing import Imports
+from broker.core.errors import Exhausted, PermissionDenied, Unavailable
 from broker.core.kinds import KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion, Target
-from broker.core.policy.guard import Guard
-from broker.core.ports import Connect
-from broker.core.targets.register import Targets
 from broker.core.targets.slots import Slots
-from tests.fakes.background import operations
-from tests.fakes.calls import Clock, call, document, operator
-from tests.fakes.hsm import SoftwareHsm
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.calls import Clock, call, operator
+from tests.fakes.refusals import ending
+from tests.worlds.world import World
 
 CLOCK = Clock()
 
@@ -83,19 +77,13 @@ def test_a_slot_is_given_back_whatever_ends_the_call() -> None:
         pass
 
 
-class Hung:
-    """Nouns on targets: who connects to the one named ``hung`` waits until it is let go."""
+class Hung(World):
+    """A world with targets: who connects to the one named ``hung`` waits until it is let go."""
 
     def __init__(self) -> None:
-        self.store = MemoryStore()
+        super().__init__(clock=CLOCK, connect=self, slots=4)
         self.inside = threading.Semaphore(0)
         self.release = threading.Event()
-        self.slots = Slots(4)
-        hsm, guard, connect = SoftwareHsm(), Guard(document()), cast("Connect", self)
-        own = operations(self.store, CLOCK)
-        self.targets = Targets(self.store, hsm, guard, connect, own, CLOCK, self.slots)
-        self.imports = Imports(self.store, hsm, guard, own, connect, CLOCK, self.slots)
-        self.handover = Handover(self.imports.bringing)
         for name in ("hung", "sound"):
             self._add(Target(name=name, kind=name, settings={}, kek_id="k", kek_thumbprint="0", created_at=CLOCK()))
         self._add(
@@ -181,14 +169,6 @@ def hung() -> Iterator[Hung]:
     made.release.set()
 
 
-def reason(act: Callable[[], object]) -> str:
-    try:
-        act()
-    except BrokerError as refusal:
-        return refusal.reason
-    return "ok"
-
-
 METHODS = ["create", "check", "repin", "import", "prove", "export", "confirm"]
 
 
@@ -201,9 +181,9 @@ def test_NT_10_one_target_that_hangs_leaves_the_others_to_everybody(hung: Hung, 
             assert hung.inside.acquire(timeout=200)
         name = "new" if method == "create" else "hung"
         if name == "hung":
-            assert reason(hung.uses(bob, "hung")[method]) == "TARGET_BUSY"
-        assert reason(hung.uses(alice, "sound")[method]) == "CALLER_BUSY"
-        assert reason(hung.uses(bob, "sound")[method]) not in {"TARGET_BUSY", "TARGETS_BUSY", "CALLER_BUSY"}
+            assert ending(hung.uses(bob, "hung")[method]) == "TARGET_BUSY"
+        assert ending(hung.uses(alice, "sound")[method]) == "CALLER_BUSY"
+        assert ending(hung.uses(bob, "sound")[method]) not in {"TARGET_BUSY", "TARGETS_BUSY", "CALLER_BUSY"}
         hung.release.set()
         assert [len(each.result(200)) for each in waiting] == [5, 5]
     assert free(hung.slots) == 4
@@ -221,7 +201,7 @@ def test_NT_10_who_may_not_never_takes_a_slot_nor_waits_for_one(hung: Hung, meth
         with pytest.raises(PermissionDenied):
             hung.uses(mallory, "hung")[method]()
         expected = {"TARGETS_BUSY"}
-        assert {reason(hung.uses(operator("erin", "admins"), "hung")[method])} == expected
+        assert {ending(hung.uses(operator("erin", "admins"), "hung")[method])} == expected
     with pytest.raises(PermissionDenied):
         hung.uses(mallory, "hung")[method]()
     assert not hung.inside.acquire(blocking=False)

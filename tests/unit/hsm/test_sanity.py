@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core.errors import Unavailable
 from broker.core.kinds import KeyType
 from broker.hsm.sanity import check_public_key
+from tests.fakes.refusals import refused
 
 _PRIMES = [p for p in range(2, 168) if all(p % q for q in range(2, p))]
 
@@ -35,11 +35,8 @@ def _roca_modulus() -> int:
     return start * primorial + residue
 
 
-def _refusal(kind: KeyType, spki: bytes) -> str:
-    with pytest.raises(Unavailable) as refusal:
-        check_public_key(kind, spki)
-    assert refusal.value.reason == "HSM_FAULT"
-    return refusal.value.message
+def _fault(kind: KeyType, spki: bytes) -> str:
+    return refused(lambda: check_public_key(kind, spki), Unavailable, "HSM_FAULT").message
 
 
 def test_HS_21_sound_keys_pass() -> None:
@@ -50,22 +47,22 @@ def test_HS_21_sound_keys_pass() -> None:
 
 def test_HS_21_weak_rsa_keys_are_named() -> None:
     sound = _sound_modulus()
-    assert "exponent" in _refusal(KeyType.RSA_2048, _rsa(sound, exponent=3))
-    assert "2048 bits" in _refusal(KeyType.RSA_2048, _rsa(_sound_modulus(1024)))
-    assert "small factor" in _refusal(KeyType.RSA_2048, _rsa(167 * (sound // 167)))
-    assert "ROCA" in _refusal(KeyType.RSA_2048, _rsa(_roca_modulus()))
+    assert "exponent" in _fault(KeyType.RSA_2048, _rsa(sound, exponent=3))
+    assert "2048 bits" in _fault(KeyType.RSA_2048, _rsa(_sound_modulus(1024)))
+    assert "small factor" in _fault(KeyType.RSA_2048, _rsa(167 * (sound // 167)))
+    assert "ROCA" in _fault(KeyType.RSA_2048, _rsa(_roca_modulus()))
 
 
 def test_HS_21_a_key_of_another_kind_is_refused() -> None:
     p256 = _spki(ec.generate_private_key(ec.SECP256R1()).public_key())
-    assert "curve" in _refusal(KeyType.EC_SECP256K1, p256)
-    assert "type" in _refusal(KeyType.RSA_2048, p256)
-    assert "type" in _refusal(KeyType.ED25519, p256)
-    assert "type" in _refusal(KeyType.AES_256, p256)
+    assert "curve" in _fault(KeyType.EC_SECP256K1, p256)
+    assert "type" in _fault(KeyType.RSA_2048, p256)
+    assert "type" in _fault(KeyType.ED25519, p256)
+    assert "type" in _fault(KeyType.AES_256, p256)
 
 
 def test_HS_21_a_point_off_the_curve_is_refused() -> None:
     off = bytearray(_spki(ec.generate_private_key(ec.SECP256R1()).public_key()))
     off[-1] ^= 1
-    assert "curve" in _refusal(KeyType.EC_P256, bytes(off))
-    assert "curve" in _refusal(KeyType.EC_P256, b"")
+    assert "curve" in _fault(KeyType.EC_P256, bytes(off))
+    assert "curve" in _fault(KeyType.EC_P256, b"")

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from broker.core.call import Call
-from broker.core.errors import BrokerError
-from broker.core.imports.handover import Handover
-from broker.core.imports.importing import Imports
-from broker.core.keys.lifecycle import Keys
 from broker.core.kinds import ImportState, KeyType, KeyUsage
 from broker.core.model import Import, Target, Terms
-from broker.core.policy.guard import Guard
 from broker.core.ports import Cargo
-from broker.core.targets.register import Targets
-from tests.fakes.background import operations
-from tests.fakes.calls import Clock, call, document, operator
 from tests.fakes.fresh_keys import KIND, FreshKeys
-from tests.fakes.hsm import SoftwareHsm
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.refusals import refused
+from tests.worlds.world import World
 
 TYPES = [(KeyType.EC_P256, KeyUsage.SIGN), (KeyType.AES_256, KeyUsage.ENCRYPT), (KeyType.RSA_2048, KeyUsage.SIGN)]
 
 
-class House:
-    """The nouns, a key ``pay`` of the type asked for, and the target ``kms`` once it is registered."""
+class House(World):
+    """A world with a key ``pay`` of the type asked for, and the target ``kms`` once it is registered."""
 
     def __init__(self) -> None:
-        self.clock, self.store, self.hsm, self.port = Clock(), MemoryStore(), SoftwareHsm(), FreshKeys()
-        guard = Guard(document())
-        own = operations(self.store, self.clock)
-        self.keys = Keys(self.store, self.hsm, guard, own, self.clock)
-        self.targets = Targets(self.store, self.hsm, guard, self, own, self.clock)
-        self.imports = Imports(self.store, self.hsm, guard, own, self, self.clock)
-        self.handover = Handover(self.imports.bringing)
+        self.port = FreshKeys()
+        super().__init__(connect=self)
 
     def __call__(self, name: str, kind: str, settings: Mapping[str, str]) -> Any:  # noqa: ARG002 (there is one)
         return self.port
@@ -45,7 +32,7 @@ class House:
         return dict(settings)
 
     def call(self, method: str, *, validate_only: bool = False) -> Call:
-        return call(f"X/{method}", operator("alice", "admins"), self.clock, validate_only=validate_only)
+        return self.asked(f"X/{method}", validate_only=validate_only)
 
     def register(self, thumbprint: str = "", **more: Any) -> Target:
         return self.targets.create(self.call("CreateTarget"), "kms", KIND, {}, thumbprint, **more)
@@ -66,13 +53,6 @@ def house() -> House:
     made.register()
     made.generate()
     return made
-
-
-def refused(reason: str, act: Callable[[], object]) -> str:
-    with pytest.raises(BrokerError) as caught:
-        act()
-    assert caught.value.reason == reason
-    return caught.value.message
 
 
 @pytest.mark.parametrize(("key_type", "usage"), TYPES)
@@ -107,7 +87,7 @@ def test_a_dry_run_makes_no_wrapping_key(house: House) -> None:
 
 def test_BY_02_a_weak_wrapping_key_gets_nothing_and_the_import_is_over(house: House) -> None:
     house.port.bits = 1024
-    refused("KEK_WEAK", house.bring)
+    refused(house.bring, reason="KEK_WEAK")
     assert house.hsm.calls["wrap"] == 0
     row = house.store.get(Import, "pay", 1, "kms", "pay")
     assert row is not None
@@ -120,29 +100,31 @@ def test_BY_10_a_name_that_is_taken_there_is_refused_before_anything_is_wrapped(
     house.bring()
     house.generate(name="other")
     wraps = house.hsm.calls["wrap"]
-    refused("TARGET_NAME_TAKEN", lambda: house.imports.import_key(house.call("ImportKey"), "other", 0, "kms", "pay"))
+    refused(
+        lambda: house.imports.import_key(house.call("ImportKey"), "other", 0, "kms", "pay"), reason="TARGET_NAME_TAKEN"
+    )
     assert house.hsm.calls["wrap"] == wraps
 
 
 def test_what_such_a_target_has_not_is_refused_with_nothing_done(house: House) -> None:
     terms = Terms(tags={"team": "blue"})
-    assert "import it without" in refused("TERMS_UNSUPPORTED", lambda: house.bring(terms=terms))
+    assert "import it without" in refused(lambda: house.bring(terms=terms), reason="TERMS_UNSUPPORTED").message
     exported = lambda: house.handover.export(house.call("ExportKey"), "pay", 0, "kms", "")  # noqa: E731
-    assert "`broker key import`" in refused("TRANSFER_FILES_OFF", exported)
+    assert "`broker key import`" in refused(exported, reason="TRANSFER_FILES_OFF").message
     assert (house.port.offered, house.store.page(Import, limit=9)) == ([], [])
 
 
 def test_nothing_can_be_pinned_or_made_at_registration() -> None:
     house = House()
-    assert "leave the thumbprint out" in refused("THUMBPRINT_INVALID", lambda: house.register("0" * 64))
-    refused("TARGET_KEK_FIXED", lambda: house.register(create_kek=True))
+    assert "leave the thumbprint out" in refused(lambda: house.register("0" * 64), reason="THUMBPRINT_INVALID").message
+    refused(lambda: house.register(create_kek=True), reason="TARGET_KEK_FIXED")
     house.port.denied = "import"
-    assert "import" in refused("TARGET_DENIED", house.register)
+    assert "import" in refused(house.register, reason="TARGET_DENIED").message
     assert house.store.get(Target, "kms") is None
     house.port.denied = ""
     house.register()
     repin = lambda: house.targets.repin(house.call("RepinTarget"), "kms", "0" * 64)  # noqa: E731
-    refused("THUMBPRINT_INVALID", repin)
+    refused(repin, reason="THUMBPRINT_INVALID")
 
 
 def test_a_check_says_that_each_import_has_a_new_one(house: House) -> None:

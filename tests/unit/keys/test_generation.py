@@ -11,15 +11,12 @@ import pytest
 
 from broker.core.errors import BrokerError, Exhausted, Unavailable
 from broker.core.keys.generation import GenerationTurns
-from broker.core.keys.lifecycle import Keys
 from broker.core.kinds import KeyType, KeyUsage
 from broker.core.model import Key
-from broker.core.policy.guard import Guard
 from broker.core.ports import KeyRef
-from tests.fakes.background import operations
-from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.calls import operator
 from tests.fakes.hsm import SoftwareHsm
-from tests.fakes.memory_store import MemoryStore
+from tests.worlds.world import World
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -104,11 +101,12 @@ class SlowHsm(SoftwareHsm):
 
 
 def test_NT_10_one_principals_flood_of_keys_holds_up_another_for_one_key_only() -> None:
-    hsm, clock, store = SlowHsm(), Clock(), MemoryStore()
-    keys = Keys(store, hsm, Guard(document()), operations(store, clock), clock, generating=8)
+    hsm = SlowHsm()
+    world = World(hsm=hsm, slots=8)
+    keys, store = world.keys, world.store
 
     def create(who: str, number: int) -> str:
-        asked = call("KeyService/CreateKey", operator(who, "admins"), clock)
+        asked = world.asked("KeyService/CreateKey", operator(who, "admins"))
         name = f"{who}-{number}"
         try:
             keys.create(asked, name, KeyType.EC_P256, KeyUsage.SIGN, exportable=False, labels={}, owner="")
@@ -121,7 +119,7 @@ def test_NT_10_one_principals_flood_of_keys_holds_up_another_for_one_key_only() 
         flood = [pool.submit(create, "flood", number) for number in range(30)]
         until(lambda: sum(one.done() for one in flood) == 22)
         other = pool.submit(create, "alice", 1)
-        until(lambda: "operator/alice" in waiting(keys._making._turns))  # noqa: SLF001 - as above
+        until(lambda: "operator/alice" in waiting(keys.making._turns))  # noqa: SLF001 - as above
         for _ in range(9):
             hsm.go.release()
         assert other.result(200) == "ok"

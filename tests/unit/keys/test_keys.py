@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from broker.core import signatures
-from broker.core.call import Call, background_call
+from broker.core.call import Call
 from broker.core.errors import (
     AlreadyExists,
     BrokerError,
@@ -20,21 +20,18 @@ from broker.core.errors import (
     Unavailable,
     WrongState,
 )
-from broker.core.keys.lifecycle import Keys
 from broker.core.keys.making import UNDO_AFTER
-from broker.core.keys.use import KeyUse
 from broker.core.kinds import EncryptionAlgorithm, KeyState, KeyType, KeyUsage, VersionState
-from broker.core.model import Key, KeyVersion, PolicyDocument, Principal
-from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.policy.guard import Guard
+from broker.core.model import Key, KeyVersion
 from broker.core.ports import KeyRef
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store.samples import ROW_KEY
-from tests.fakes.background import carry_on, operations
+from tests.fakes.calls import operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.servers.databases import migrate
 from tests.servers.patience import PATIENCE
+from tests.worlds.world import World
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -51,21 +48,12 @@ class LosableHsm(SoftwareHsm):
         return super().generate(key, exportable=exportable, fresh=fresh)
 
 
-class Bench:
-    """The noun with its parts, a clock to move and an HSM to break."""
+class Bench(World):
+    """A world with an HSM to break."""
 
     def __init__(self, store: SqlStore) -> None:
-        self.time = START
-        self.store = store
-        self.hsm = LosableHsm()
-        document = PolicyDocument(version=1, text=FIRST_POLICY, author="broker/init", created_at=START)
-        self.guard = Guard(document)
-        self.operations = operations(store, self.now)
-        self.keys = Keys(store, self.hsm, self.guard, self.operations, self.now)
-        self.use = KeyUse(store, self.hsm, self.guard)
-
-    def now(self) -> datetime:
-        return self.time
+        super().__init__(store, LosableHsm())
+        self.clock.time = START
 
     def call(
         self,
@@ -77,17 +65,8 @@ class Bench:
         digest: str = "d",
         dry: bool = False,
     ) -> Call:
-        principal = Principal(kind="operator", name=who, groups=groups, method="mtls", credential="01")
-        return Call(
-            id=uuid.uuid4().hex,
-            rpc=f"KeyService/{rpc}",
-            principal=principal,
-            peer="test",
-            now=self.now,
-            request_id=request_id,
-            digest=digest,
-            validate_only=dry,
-        )
+        how = {"request_id": request_id, "digest": digest, "validate_only": dry}
+        return self.asked(f"KeyService/{rpc}", operator(who, *groups), **how)
 
     def create(self, name: str = "payments", key_type: KeyType = KeyType.EC_P256, request_id: str = "") -> Key:
         usage = KeyUsage.ENCRYPT if key_type.symmetric else KeyUsage.SIGN
@@ -97,11 +76,7 @@ class Bench:
         return self.keys.create(call, name, key_type, usage, exportable=exportable, labels={"team": "a"}, owner="")
 
     def chores(self) -> int:
-        done = 0
-        for resource, work in self.keys.chores():
-            work(background_call(resource, 0, self.now))
-            done += 1
-        return done + carry_on(self.operations, self.now)
+        return self.do_chores(self.keys)
 
 
 @pytest.fixture
@@ -210,7 +185,7 @@ def test_destruction_waits_can_be_cancelled_and_then_is_for_good(bench: Bench) -
     assert bench.chores() == 0
     assert bench.keys.cancel_destruction(bench.call("CancelKeyDestruction"), "payments").state is KeyState.DISABLED
     bench.keys.schedule_destruction(bench.call("ScheduleKeyDestruction"), "payments", timedelta(days=2))
-    bench.time += timedelta(days=2)
+    bench.clock.time += timedelta(days=2)
     with pytest.raises(WrongState) as caught:
         bench.keys.cancel_destruction(bench.call("CancelKeyDestruction"), "payments")
     assert caught.value.reason == "DESTRUCTION_DUE"
@@ -257,7 +232,7 @@ def test_what_nobody_came_back_for_is_undone_and_its_name_is_free(bench: Bench) 
     with pytest.raises(Unavailable):
         bench.create(request_id=str(uuid.uuid4()))
     assert bench.chores() == 0
-    bench.time += UNDO_AFTER + timedelta(seconds=1)
+    bench.clock.time += UNDO_AFTER + timedelta(seconds=1)
     assert bench.chores() == 1
     assert bench.store.get(Key, "payments") is None
     assert bench.create().state is KeyState.ENABLED
@@ -268,7 +243,7 @@ def test_a_rotation_that_died_leaves_the_old_version_in_use(bench: Bench) -> Non
     bench.hsm.lost = True
     with pytest.raises(Unavailable):
         bench.keys.rotate(bench.call("RotateKey"), "payments")
-    bench.time += UNDO_AFTER + timedelta(seconds=1)
+    bench.clock.time += UNDO_AFTER + timedelta(seconds=1)
     assert bench.chores() == 1
     failed, key = bench.store.get(KeyVersion, "payments", 2), bench.store.get(Key, "payments")
     assert failed is not None

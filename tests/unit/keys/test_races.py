@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,24 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.call import Call, background_call
+from broker.core.call import Call
 from broker.core.errors import NotFound, Unavailable, WrongState
 from broker.core.keys.lifecycle import Keys
 from broker.core.keys.making import UNDO_AFTER
 from broker.core.keys.refs import ref
-from broker.core.keys.use import KeyUse
 from broker.core.kinds import KeyState, KeyType, KeyUsage, OperationState, VersionState
-from broker.core.model import Key, KeyVersion, Operation, PolicyDocument, Principal
-from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.model import Key, KeyVersion, Operation
 from broker.core.ports import KeyRef
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore
 from tests.contracts.store.samples import ROW_KEY
-from tests.fakes.background import carry_on, operations
+from tests.fakes.background import carry_on
 from tests.fakes.hsm import SoftwareHsm
-from tests.fakes.overtaken import OvertakenGuard
 from tests.servers.databases import migrate
 from tests.servers.patience import PATIENCE
+from tests.worlds.world import World
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
@@ -63,30 +60,16 @@ def lost() -> None:
     raise Unavailable("HSM_UNAVAILABLE", "gone")
 
 
-class Bench:
-    """The noun on a real SQLite store, with a clock to move; ``elsewhere`` is another process on the same."""
+class Bench(World):
+    """A world on a real SQLite store; ``beside`` is another process on the same."""
 
     def __init__(self, store: SqlStore) -> None:
-        self.time = START
-        self.store, self.hsm = store, BusyHsm()
-        document = PolicyDocument(version=1, text=FIRST_POLICY, author="broker/init", created_at=START)
-        self.guard = guard = OvertakenGuard(document)
-        self.operations = operations(store, lambda: self.time)
-        self.keys = Keys(store, self.hsm, guard, self.operations, lambda: self.time)
-        self.elsewhere = Keys(store, self.hsm, guard, operations(store, lambda: self.time), lambda: self.time)
-        self.use = KeyUse(store, self.hsm, guard)
+        super().__init__(store, BusyHsm())
+        self.clock.time = START
+        self.beside = self.elsewhere().keys
 
     def call(self, rpc: str, request_id: str = "") -> Call:
-        alice = Principal(kind="operator", name="alice", groups=("admins",), method="mtls", credential="01")
-        return Call(
-            id=uuid.uuid4().hex,
-            rpc=f"KeyService/{rpc}",
-            principal=alice,
-            peer="test",
-            now=lambda: self.time,
-            request_id=request_id,
-            digest=rpc,
-        )
+        return self.asked(f"KeyService/{rpc}", request_id=request_id, digest=rpc)
 
     def create(self, request_id: str = "", *, exportable: bool = False, keys: Keys | None = None) -> Key:
         call = self.call("CreateKey", request_id)
@@ -100,17 +83,15 @@ class Bench:
         return self.use.sign(self.call("Sign"), "pay", None, [b"x"], prehashed=False).version
 
     def chores(self) -> None:
-        for resource, work in self.keys.chores():
-            work(background_call(resource, 0, lambda: self.time))
-        carry_on(self.operations, lambda: self.time)
+        self.do_chores(self.keys)
 
     def version(self, number: int) -> KeyVersion:
-        found = self.store.get(KeyVersion, "pay", number)
+        found: KeyVersion | None = self.store.get(KeyVersion, "pay", number)
         assert found is not None
         return found
 
     def key(self) -> Key:
-        found = self.store.get(Key, "pay")
+        found: Key | None = self.store.get(Key, "pay")
         assert found is not None
         return found
 
@@ -127,7 +108,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_the_same_request_twice_at_once_makes_one_key_that_works(bench: Bench) -> None:
-    bench.hsm.after_generate = lambda: bench.create(REQUEST, keys=bench.elsewhere)
+    bench.hsm.after_generate = lambda: bench.create(REQUEST, keys=bench.beside)
     assert bench.create(REQUEST).state is KeyState.ENABLED
     assert bench.hsm.held == {bench.version(1).hsm_id}
     assert bench.sign() == 1
@@ -151,7 +132,7 @@ def test_the_same_requests_on_many_threads_make_keys_that_the_hsm_holds(bench: B
 
 def test_the_same_rotation_twice_at_once_makes_one_version_that_works(bench: Bench) -> None:
     bench.create()
-    bench.hsm.after_generate = lambda: bench.rotate(REQUEST, keys=bench.elsewhere)
+    bench.hsm.after_generate = lambda: bench.rotate(REQUEST, keys=bench.beside)
     assert bench.rotate(REQUEST).primary == 2
     assert bench.hsm.held == {bench.version(1).hsm_id, bench.version(2).hsm_id}
     assert bench.sign() == 2
@@ -161,7 +142,7 @@ def test_a_late_call_does_not_complete_what_is_being_undone(bench: Bench) -> Non
     bench.create()
 
     def late() -> None:
-        bench.time += UNDO_AFTER + timedelta(seconds=1)
+        bench.clock.time += UNDO_AFTER + timedelta(seconds=1)
         bench.chores()
 
     bench.hsm.after_generate = late
@@ -178,8 +159,8 @@ def test_an_undoing_that_is_late_touches_no_key_that_has_its_name_by_now(bench: 
     (begun,) = bench.store.page(Operation, limit=9)
     with bench.store.write(bench.call("CreateKey").outcome()) as write:
         write.replace(begun, replace(begun, memory={**begun.memory, "hsm_id": bytes(16).hex()}))
-    bench.time += UNDO_AFTER + timedelta(seconds=1)
-    carry_on(bench.operations, lambda: bench.time)
+    bench.clock.time += UNDO_AFTER + timedelta(seconds=1)
+    carry_on(bench.operations, bench.clock)
     assert bench.hsm.held == {bench.version(1).hsm_id}
     assert bench.store.page(Operation, limit=9)[0].state is OperationState.UNDONE
 
@@ -189,7 +170,7 @@ def test_a_late_repetition_does_not_complete_what_is_being_undone(bench: Bench) 
     bench.hsm.after_generate = lost
     with pytest.raises(Unavailable):
         bench.rotate(REQUEST)
-    bench.time += UNDO_AFTER + timedelta(seconds=1)
+    bench.clock.time += UNDO_AFTER + timedelta(seconds=1)
 
     def repeat() -> None:
         with pytest.raises(WrongState, match="undone"):
@@ -203,9 +184,9 @@ def test_a_late_repetition_does_not_complete_what_is_being_undone(bench: Bench) 
 
 def test_a_name_that_became_free_meanwhile_is_not_filled_with_the_old_key(bench: Bench) -> None:
     def undone_and_made_again() -> None:
-        bench.time += UNDO_AFTER + timedelta(seconds=1)
+        bench.clock.time += UNDO_AFTER + timedelta(seconds=1)
         bench.chores()
-        bench.create(keys=bench.elsewhere)
+        bench.create(keys=bench.beside)
 
     bench.hsm.after_generate = undone_and_made_again
     with pytest.raises(WrongState, match="changed meanwhile"):
@@ -239,10 +220,10 @@ def test_a_key_is_not_saved_once_its_destruction_has_begun(bench: Bench) -> None
     bench.keys.schedule_destruction(bench.call("ScheduleKeyDestruction"), "pay", timedelta(days=1))
 
     def passes() -> None:
-        bench.time += timedelta(days=1)
+        bench.clock.time += timedelta(days=1)
         bench.chores()
 
-    bench.time += timedelta(hours=23)
+    bench.clock.time += timedelta(hours=23)
     bench.guard.then = passes
     with pytest.raises(WrongState):
         bench.keys.cancel_destruction(bench.call("CancelKeyDestruction"), "pay")
@@ -252,9 +233,9 @@ def test_a_key_is_not_saved_once_its_destruction_has_begun(bench: Bench) -> None
 def test_a_key_that_was_saved_in_time_is_not_destroyed(bench: Bench) -> None:
     bench.create()
     bench.keys.schedule_destruction(bench.call("ScheduleKeyDestruction"), "pay", timedelta(days=1))
-    bench.time += timedelta(days=1)
+    bench.clock.time += timedelta(days=1)
     [(_, destroy)] = list(bench.keys.chores())
-    bench.time -= timedelta(seconds=1)  # another replica, whose clock is behind
+    bench.clock.time -= timedelta(seconds=1)  # another replica, whose clock is behind
     bench.keys.cancel_destruction(bench.call("CancelKeyDestruction"), "pay")
     with pytest.raises(WrongState) as caught:
         destroy(bench.call("Chore"))
@@ -265,7 +246,7 @@ def test_a_key_that_was_saved_in_time_is_not_destroyed(bench: Bench) -> None:
 def test_no_key_is_saved_while_the_hsm_destroys_it(bench: Bench) -> None:
     bench.create()
     bench.keys.schedule_destruction(bench.call("ScheduleKeyDestruction"), "pay", timedelta(days=1))
-    bench.time += timedelta(days=1)
+    bench.clock.time += timedelta(days=1)
 
     def save() -> None:
         with pytest.raises(WrongState) as caught:

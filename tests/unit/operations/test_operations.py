@@ -16,7 +16,7 @@ from broker.core.model import Operation
 from broker.core.operations.plan import Act, Plan, Step, Work
 from broker.core.operations.running import BATCH, KEEP, Operations
 from tests.fakes.background import carry_on, operations
-from tests.fakes.calls import Clock, call, operator
+from tests.fakes.calls import Clock, call
 from tests.fakes.memory_store import MemoryStore
 
 TARGETS = ("aws", "bao", "vault")
@@ -53,7 +53,7 @@ class Process:
             self.sent.pop(name, None)
 
     def call(self) -> Call:
-        return call("KeyService/RotateKey", operator("alice", "admins"), self.clock)
+        return call("KeyService/RotateKey", clock=self.clock)
 
     def begin(self) -> Operation:
         asked = self.call()

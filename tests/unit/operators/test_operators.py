@@ -16,14 +16,13 @@ from broker.core.errors import BrokerError, NotFound, PermissionDenied, WrongSta
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator, Principal
 from broker.core.operators.authority import Authority
-from broker.core.operators.register import Issued, Operators, operator_uri
+from broker.core.operators.register import Issued, operator_uri
 from broker.core.policy.cedar import FIRST_POLICY
-from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.calls import ADMIN, Clock, operator
 from tests.fakes.memory_store import MemoryStore
-from tests.fakes.overtaken import OvertakenGuard
 from tests.fakes.signer import Signer
+from tests.worlds.world import World
 
-ADMIN = operator("alice", "admins")
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
 CSR = (
     x509.CertificateSigningRequestBuilder()
@@ -33,19 +32,16 @@ CSR = (
 )
 
 
-class House:
+class House(World):
     """Alice the admin, and whom she adds."""
 
+    store: MemoryStore
+
     def __init__(self, text: str = FIRST_POLICY) -> None:
-        self.clock, self.store, self.signer, self.guard = (
-            Clock(),
-            MemoryStore(),
-            Signer(),
-            OvertakenGuard(document(text)),
-        )
-        key, pem = Authority.create(self.signer.hsm, b"operator-ca-0001", "Operators", self.clock())
-        self.authority = Authority(self.signer.hsm, key, pem)
-        self.operators = Operators(self.store, self.authority, self.guard, self.clock, "broker.example")
+        self.signer, clock = Signer(), Clock()
+        key, pem = Authority.create(self.signer.hsm, b"operator-ca-0001", "Operators", clock())
+        own = Authority(self.signer.hsm, key, pem)
+        super().__init__(hsm=self.signer, clock=clock, policy=text, authority=own, trust_domain="broker.example")
         now = self.clock().replace(microsecond=0) - timedelta(days=1)
         first = Operator(name="alice", groups=("admins",), state=OperatorState.ENABLED, not_before=now, created_at=now)
         with self.store.write(self.call("-", Principal(kind="", name="")).outcome()) as write:
@@ -53,8 +49,7 @@ class House:
         self.store.entries.clear()
 
     def call(self, method: str, who: Principal = ADMIN, *, request_id: str = "", validate_only: bool = False) -> Call:
-        rpc = f"OperatorService/{method}"
-        return call(rpc, who, self.clock, request_id=request_id, validate_only=validate_only)
+        return self.asked(f"OperatorService/{method}", who, request_id=request_id, validate_only=validate_only)
 
     def add(self, name: str, *groups: str, request_id: str = "") -> tuple[Operator, Issued]:
         asked = self.call("AddOperator", request_id=request_id)
@@ -76,10 +71,6 @@ class House:
 @pytest.fixture
 def house() -> House:
     return House()
-
-
-def reason(refused: pytest.ExceptionInfo[BrokerError]) -> str:
-    return refused.value.reason
 
 
 def test_an_operator_is_added_with_a_first_certificate(house: House) -> None:
@@ -109,7 +100,7 @@ def test_the_same_request_again_gives_the_operator_and_a_fresh_certificate(house
     house.clock.forward(hours=12)
     with pytest.raises(WrongState) as refused:
         house.add("bob", request_id=REQUEST)
-    assert reason(refused) == "REQUEST_TOO_OLD"
+    assert refused.value.reason == "REQUEST_TOO_OLD"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +122,7 @@ def test_AZ_05_a_repeated_request_to_add_gives_no_certificate_for_what_others_ha
         (house.operators.revoke if method == "RevokeCertificates" else house.operators.remove)(asked, "bob")
     with pytest.raises(WrongState) as refused:
         house.add("bob", request_id=REQUEST)
-    assert reason(refused) == expected
+    assert refused.value.reason == expected
 
 
 def test_an_operator_is_not_added_when_the_certificate_cannot_be_made(house: House) -> None:
@@ -164,7 +155,7 @@ def test_what_cannot_be_added_is_refused_and_so_it_is_when_only_validated(
     for validate_only in (False, True):
         with pytest.raises(BrokerError) as refused:
             house.operators.add(house.call("AddOperator", validate_only=validate_only), name, groups, csr, ttl)
-        assert reason(refused) == expected
+        assert refused.value.reason == expected
     assert house.store.entries == []
 
 
@@ -208,7 +199,7 @@ def test_an_admin_issues_a_certificate_for_another(house: House) -> None:
     assert not house.refuses(issued, "bob")
     with pytest.raises(NotFound) as refused:
         house.operators.issue(house.call("IssueCertificate"), "nobody", CSR, None)
-    assert reason(refused) == "OPERATOR_NOT_FOUND"
+    assert refused.value.reason == "OPERATOR_NOT_FOUND"
 
 
 def test_AN_28_revoked_certificates_are_refused_and_later_ones_taken(house: House) -> None:
@@ -241,7 +232,7 @@ def test_AZ_12_a_removed_operator_is_refused_for_good_and_the_name_is_not_given_
     for attempt in attempts:
         with pytest.raises(BrokerError) as refused:
             attempt()
-        found.append(reason(refused))
+        found.append(refused.value.reason)
     assert found == ["NAME_TAKEN"] + ["OPERATOR_REMOVED"] * 5
 
 
@@ -257,7 +248,7 @@ def test_AZ_15_who_changed_after_the_decision_is_left_alone(house: House) -> Non
     house.guard.then = lambda: house.operators.set_groups(house.call("SetOperatorGroups"), "bob", ["admins"])
     with pytest.raises(WrongState) as refused:
         house.operators.remove(house.call("RemoveOperator"), "bob")
-    assert reason(refused) == "CHANGED_MEANWHILE"
+    assert refused.value.reason == "CHANGED_MEANWHILE"
     assert house.stored("bob").state is OperatorState.ENABLED
 
 
@@ -287,7 +278,7 @@ def test_nobody_takes_the_right_to_set_the_policy_from_themselves(house: House) 
     for attempt in attempts:
         with pytest.raises(WrongState) as refused:
             attempt()
-        assert reason(refused) == "POLICY_LOCKS_YOU_OUT"
+        assert refused.value.reason == "POLICY_LOCKS_YOU_OUT"
     assert house.stored("alice").groups == ("admins",)
     house.operators.set_groups(house.call("SetOperatorGroups"), "alice", ["admins", "auditors"])
     house.operators.remove(house.call("RemoveOperator", operator("bob", "admins")), "alice")
@@ -299,7 +290,7 @@ def test_a_stolen_key_can_be_revoked_by_its_owner_unless_nobody_else_is_left(hou
     house.operators.remove(house.call("RemoveOperator"), "carol")
     with pytest.raises(WrongState) as refused:
         house.operators.revoke(house.call("RevokeCertificates"), "alice")
-    assert reason(refused) == "POLICY_LOCKS_YOU_OUT"
+    assert refused.value.reason == "POLICY_LOCKS_YOU_OUT"
     house.add("dora", "admins")
     house.operators.revoke(house.call("RevokeCertificates"), "alice")
 

@@ -20,23 +20,21 @@ from broker.core.errors import (
 from broker.core.kinds import KeyState, KeyType, KeyUsage, OperatorState
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Target
 from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.policy.documents import Policies
 from broker.core.policy.guard import BROKER, Guard, of_unknown_key
-from tests.fakes.calls import Clock, call, document, operator
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.calls import ADMIN, call, document, operator
+from tests.fakes.refusals import refused
+from tests.worlds.world import World
 
-ADMIN = operator("alice", "admins")
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
 LATER = FIRST_POLICY + '@id("bob") permit (principal == Operator::"bob", action == Action::"Sign", resource);\n'
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
 
 
-class House:
-    """A store with the first policy, and the noun on it."""
+class House(World):
+    """A world with the first policy, some operators, a key and a target."""
 
     def __init__(self) -> None:
-        self.clock, self.store, self.guard = Clock(), MemoryStore(), Guard(document())
-        self.policies = Policies(self.store, self.guard, self.clock)
+        super().__init__()
         with self.store.write(call("-", Principal(kind="", name=""), self.clock).outcome()) as write:
             write.add(document())
             for name, groups, state in (
@@ -66,13 +64,12 @@ class House:
         asked = call("PolicyService/SetPolicy", principal, self.clock, request_id=request_id)
         return self.policies.set(asked, text, expected)
 
-    def refused(self, kind: type[BrokerError], text: str, expected: int = 1) -> str:
+    def not_set(self, kind: type[BrokerError], text: str, expected: int = 1) -> str:
         before = dict(self.store.rows[PolicyDocument])
-        with pytest.raises(kind) as refusal:
-            self.set(text, expected)
+        error = refused(lambda: self.set(text, expected), kind)
         assert self.store.rows[PolicyDocument] == before
         assert self.guard.document.version == len(before)
-        return refusal.value.reason
+        return error.reason
 
     def explain(self, who: str, action: str, kind: str, name: str, asker: Principal = ADMIN) -> tuple[bool, str]:
         found = self.policies.explain(call("PolicyService/ExplainPolicy", asker, self.clock), who, action, kind, name)
@@ -110,10 +107,10 @@ def test_the_history_can_be_read_and_0_is_the_one_in_force(house: House) -> None
 
 def test_a_text_made_from_an_older_version_is_refused(house: House) -> None:
     house.set(LATER)
-    assert house.refused(WrongState, LATER, expected=1) == "CHANGED_MEANWHILE"
-    assert house.refused(WrongState, LATER, expected=3) == "CHANGED_MEANWHILE"
-    assert house.refused(InvalidRequest, LATER, expected=0) == "VERSION_INVALID"
-    assert house.refused(InvalidRequest, LATER, expected=2**31 - 1) == "VERSION_INVALID"
+    assert house.not_set(WrongState, LATER, expected=1) == "CHANGED_MEANWHILE"
+    assert house.not_set(WrongState, LATER, expected=3) == "CHANGED_MEANWHILE"
+    assert house.not_set(InvalidRequest, LATER, expected=0) == "VERSION_INVALID"
+    assert house.not_set(InvalidRequest, LATER, expected=2**31 - 1) == "VERSION_INVALID"
 
 
 class Blind:
@@ -137,18 +134,17 @@ class Blind:
 def test_of_two_that_are_set_at_once_one_is_refused(house: House) -> None:
     """On a database whose check lets both through, the primary key decides."""
     house.set(LATER)
-    store: Any = Blind(house.store)
-    house.policies = Policies(store, house.guard, house.clock)
-    assert house.refused(WrongState, LATER, expected=1) == "CHANGED_MEANWHILE"
+    house.policies = house.elsewhere(store=Blind(house.store)).policies
+    assert house.not_set(WrongState, LATER, expected=1) == "CHANGED_MEANWHILE"
 
 
 def test_a_text_that_is_not_valid_is_refused(house: House) -> None:
-    assert house.refused(InvalidRequest, "permit (") == "POLICY_INVALID"
+    assert house.not_set(InvalidRequest, "permit (") == "POLICY_INVALID"
 
 
 @pytest.mark.parametrize("text", ["", FIRST_POLICY.replace('"admins"', '"admin"')])
 def test_a_text_that_locks_its_author_out_is_refused(house: House, text: str) -> None:
-    assert house.refused(WrongState, text) == "POLICY_LOCKS_YOU_OUT"
+    assert house.not_set(WrongState, text) == "POLICY_LOCKS_YOU_OUT"
 
 
 def test_who_may_not_set_the_policy_learns_nothing_of_it(house: House) -> None:
@@ -201,7 +197,7 @@ def test_a_text_that_cannot_be_recorded_does_not_come_into_force(house: House) -
 
 
 def test_AZ_14_what_another_replica_sets_comes_into_force_at_the_next_look(house: House) -> None:
-    replica = Policies(house.store, Guard(document()), house.clock)
+    replica = house.elsewhere(guard=Guard(document())).policies
     house.set(LATER)
     house.set(FIRST_POLICY, expected=2)
     replica.refresh()
@@ -324,7 +320,7 @@ def test_a_question_about_a_pipeline_that_makes_no_sense_is_refused(
 def test_a_policy_that_another_process_has_set_is_not_missed_while_the_background_is_held_up() -> None:
     house, ticks = House(), [0.0]
     elsewhere = Guard(document())
-    there = Policies(house.store, elsewhere, house.clock, lambda: ticks[0])
+    there = house.elsewhere(guard=elsewhere, ticks=lambda: ticks[0]).policies
     elsewhere.watch(there.refresh_when_late)
     house.set(LATER)
     bob = operator("bob")
@@ -338,13 +334,13 @@ def test_a_policy_that_another_process_has_set_is_not_missed_while_the_backgroun
 
 def test_a_policy_that_cannot_be_looked_for_in_time_permits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     house, ticks = House(), [0.0]
-    policies = Policies(house.store, house.guard, house.clock, lambda: ticks[0])
+    policies = house.elsewhere(ticks=lambda: ticks[0]).policies
     house.guard.watch(policies.refresh_when_late)
     ticks[0] = 2.0
     # Patched: memory is never away.
     monkeypatch.setattr(house.store, "get", unavailable)
     with pytest.raises(Unavailable):
-        house.guard.check(call("KeyService/Sign", ADMIN, house.clock), of_unknown_key("payments"))
+        house.guard.check(house.asked("KeyService/Sign"), of_unknown_key("payments"))
 
 
 def unavailable(*_: object) -> None:

@@ -12,6 +12,7 @@ from broker.core.errors import InvalidRequest
 from broker.core.policy import cedar as policy
 from broker.core.policy.cedar import ACTIONS, FIRST_POLICY, SCHEMA, Decision, Entity, Policy, Question
 from broker.rpc.table import declared
+from tests.fakes.refusals import refused
 
 ALICE = Entity("Operator", "alice", (("identity", "operator/alice"),), ("admins",))
 ABSENT = Entity("Key", "k", (("type", ""), ("usage", ""), ("owner", ""), ("exportable", False), ("state", "absent")))
@@ -20,11 +21,8 @@ SIGN = Question(ALICE, "Sign", ABSENT)
 ALLOW = '@id("all") permit (principal, action, resource);\n'
 
 
-def refusal(text: str) -> str:
-    with pytest.raises(InvalidRequest) as refused:
-        Policy(text)
-    assert refused.value.reason == "POLICY_INVALID"
-    return refused.value.message
+def fault_of(text: str) -> str:
+    return refused(lambda: Policy(text), InvalidRequest, "POLICY_INVALID").message
 
 
 def taken(text: str) -> str:
@@ -80,12 +78,12 @@ def test_the_schema_is_shown_as_it_was_written() -> None:
     ],
 )
 def test_what_is_wrong_with_a_text_is_said_with_its_line(text: str, fault: str) -> None:
-    assert fault in refusal(text)
+    assert fault in fault_of(text)
 
 
 def test_many_faults_make_one_message_of_bounded_length() -> None:
     text = "".join(f'@id("p{n}") permit (principal, action == Action::"No{n}", resource);\n' for n in range(200))
-    message = refusal(text)
+    message = fault_of(text)
     assert message.startswith("The policy was not taken: line 1: ")
     assert message.endswith(" more.")
     assert len(message) < 1200
@@ -122,7 +120,7 @@ NESTED = {
 def test_no_nesting_reaches_the_engine_that_would_overflow_its_stack(shape: str) -> None:
     for depth in (101, 5000):
         text = when(NESTED[shape](depth))
-        assert "more than 100 operators" in refusal(text) or "64 KiB" in refusal(text)
+        assert "more than 100 operators" in fault_of(text) or "64 KiB" in fault_of(text)
 
 
 def test_the_engine_does_overflow_where_the_limit_is_not_kept() -> None:

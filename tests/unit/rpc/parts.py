@@ -1,9 +1,9 @@
-"""What the tests of the services share: a noun that answers what it is told to, and a call."""
+"""What the tests of the services share: a noun that answers what it is told to."""
 
 from __future__ import annotations
 
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,15 +21,26 @@ THEN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 PAGES = PageTokens(secrets.token_bytes(32))
 
 
-ALICE = model.Principal(kind="operator", name="alice", groups=("admins",), method="mtls", credential="ab12")
-
-
 PRIVATE = ec.generate_private_key(ec.SECP256R1())
 
 
 SPKI = PRIVATE.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
+KEY = model.Key(
+    name="payments",
+    type=kinds.KeyType.EC_P256,
+    usage=kinds.KeyUsage.SIGN,
+    exportable=True,
+    labels={"team": "pay"},
+    owner="operator/alice",
+    state=kinds.KeyState.DESTROY_SCHEDULED,
+    primary=2,
+    latest=3,
+    created_at=THEN,
+    destroy_at=THEN + timedelta(days=7),
+    revision=4,
+)
 VERSION = model.KeyVersion(
     key="payments",
     number=2,
@@ -39,10 +50,6 @@ VERSION = model.KeyVersion(
     sealed=True,
     created_at=THEN,
 )
-
-
-def call(rpc: str) -> Call:
-    return Call(id="c", rpc=rpc, principal=ALICE, peer="", now=lambda: THEN)
 
 
 class Noun:
@@ -63,4 +70,4 @@ class Noun:
 def keys(**answers: Any) -> tuple[Any, KeyMethods]:
     noun: Any = Noun(**answers)
     settling: Any = SimpleNamespace(settle=noun.settle, held=lambda _name="": {"payments": [2]})
-    return noun, KeyMethods(noun, noun, settling, PAGES)
+    return noun, KeyMethods(noun, noun, settling, noun, noun, PAGES)

@@ -10,7 +10,7 @@ import pytest
 from broker_api.v1 import audit_pb2, hsm_pb2, imports_pb2, keys_pb2, operators_pb2, policies_pb2, targets_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from broker.core import kinds, model
+from broker.core import kinds, model, report
 from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied, Unavailable
 from broker.core.imports.arrival import Extra
@@ -28,7 +28,8 @@ from broker.rpc.nouns import answers
 from broker.rpc.operators import OperatorMethods
 from broker.rpc.policies import PolicyMethods
 from broker.rpc.targets import TargetMethods
-from tests.unit.rpc.parts import PAGES, SPKI, THEN, VERSION, Noun, call, keys
+from tests.fakes.calls import call
+from tests.unit.rpc.parts import KEY, PAGES, SPKI, THEN, VERSION, Noun, keys
 
 SETTINGS = {"address": "https://vault.example:8200", "mount": "transit", "ca_pem": "PEM", "token_file": "t"}
 
@@ -65,7 +66,7 @@ def test_a_target_needs_settings_and_short_ones() -> None:
 
 
 def test_check_target() -> None:
-    noun: Any = Noun(check=[model.Probe(name="kek", passed=False, detail="It changed.")])
+    noun: Any = Noun(check=[report.Probe(name="kek", passed=False, detail="It changed.")])
     found = TargetMethods(noun, PAGES).check_target(call("T/C"), targets_pb2.CheckTargetRequest(name="a")).findings
     assert [(each.name, each.passed, each.detail) for each in found] == [("kek", False, "It changed.")]
 
@@ -167,7 +168,7 @@ def test_operators() -> None:
 def test_who_am_i_asks_for_the_record_of_it() -> None:
     noun: Any = Noun(whoami=None)
     me = OperatorMethods(noun, PAGES, str).who_am_i(call("O/W"), operators_pb2.WhoAmIRequest())
-    assert (me.principal, list(me.groups), me.method, me.credential) == ("operator/alice", ["admins"], "mtls", "ab12")
+    assert (me.principal, list(me.groups), me.method, me.credential) == ("operator/alice", ["admins"], "mtls", "0a1b")
     assert noun.asked == [("whoami", (), {})]
 
 
@@ -242,7 +243,7 @@ def test_audit_heads() -> None:
         rpc.list_audit_heads(call("A/L"), audit_pb2.ListAuditHeadsRequest(chain="c" * 129))
 
 
-REPORT = model.HsmReport(
+REPORT = report.HsmReport(
     module="m",
     library="l",
     token_label="t",
@@ -254,7 +255,7 @@ REPORT = model.HsmReport(
     oaep_hashes=(kinds.OaepHash.SHA1,),
     exact_wrap=False,
     one_call_wrap=True,
-    probes=(model.Probe(name="wrap", passed=True, detail="d"),),
+    probes=(report.Probe(name="wrap", passed=True, detail="d"),),
 )
 
 
@@ -264,7 +265,7 @@ class Token:
     def __init__(self, failure: BrokerError | None = None) -> None:
         self._failure = failure
 
-    def report(self) -> model.HsmReport:
+    def report(self) -> report.HsmReport:
         return REPORT
 
     def check(self) -> None:
@@ -304,7 +305,7 @@ def test_hsm_asks_the_guard_first() -> None:
 
 
 def test_a_symmetric_version_has_no_public_hash() -> None:
-    _, rpc = keys(versions=Page(items=[replace(VERSION, public_key=None)], next=()))
+    _, rpc = keys(versions=(KEY, Page(items=[replace(VERSION, public_key=None)], next=())))
     page = rpc.list_key_versions(call("K/L"), keys_pb2.ListKeyVersionsRequest(name="payments"))
     assert page.versions[0].public_key_sha256 == ""
 
@@ -312,9 +313,9 @@ def test_a_symmetric_version_has_no_public_hash() -> None:
 def test_the_services_are_those_of_the_api_with_the_types_of_the_api() -> None:
     noun: Any = Noun()
     made = answers(
-        keys=noun, use=noun, settling=noun, targets=noun, imports=noun, handover=noun, operators=noun, policies=noun,
-        heads=noun, secrets=noun, sessions=noun, leases=noun, rules=noun, hsm=noun, guard=noun, schema="",
-        page_key=bytes(32), trouble=str,
+        keys=noun, use=noun, settling=noun, targets=noun, imports=noun, handover=noun, operators=noun,
+        oversight=noun, rotations=noun, policies=noun, heads=noun, secrets=noun, sessions=noun, leases=noun, rules=noun,
+        hsm=noun, guard=noun, schema="", page_key=bytes(32), trouble=str,
     )  # fmt: skip
     for path, method in table.methods(made).items():
         hints = get_type_hints(method.noun)

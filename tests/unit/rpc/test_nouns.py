@@ -12,27 +12,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.duration_pb2 import Duration
 
-from broker.core import kinds, model
+from broker.core import kinds
 from broker.core.errors import InvalidRequest
 from broker.core.keys.use import Encrypted, Signed
 from broker.core.page import Page
 from broker.rpc.codec import der_from_jose
-from tests.unit.rpc.parts import PRIVATE, THEN, VERSION, call, keys
-
-KEY = model.Key(
-    name="payments",
-    type=kinds.KeyType.EC_P256,
-    usage=kinds.KeyUsage.SIGN,
-    exportable=True,
-    labels={"team": "pay"},
-    owner="operator/alice",
-    state=kinds.KeyState.DESTROY_SCHEDULED,
-    primary=2,
-    latest=3,
-    created_at=THEN,
-    destroy_at=THEN + timedelta(days=7),
-    revision=4,
-)
+from tests.fakes.calls import call
+from tests.unit.rpc.parts import KEY, PRIVATE, THEN, VERSION, keys
 
 
 def test_create_key() -> None:
@@ -71,7 +57,7 @@ def test_lists_continue_where_they_stopped() -> None:
 
 
 def test_AZ_04_a_token_of_one_keys_versions_does_not_serve_another() -> None:
-    _, rpc = keys(versions=Page(items=[VERSION], next=("payments", 2)))
+    _, rpc = keys(versions=(KEY, Page(items=[VERSION], next=("payments", 2))))
     this = call("KeyService/ListKeyVersions")
     page = rpc.list_key_versions(this, keys_pb2.ListKeyVersionsRequest(name="payments"))
     assert page.versions[0].state == keys_pb2.KEY_VERSION_STATE_ENABLED

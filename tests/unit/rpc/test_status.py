@@ -31,7 +31,7 @@ def test_a_bare_broker_error_is_a_bug() -> None:
     assert errors.BrokerError("X", "x").outcome is Outcome.INTERNAL
 
 
-def refused(reason: str, sentence: str, call_id: str, parts: dict[str, str]) -> grpc.Status:
+def made_of(reason: str, sentence: str, call_id: str, parts: dict[str, str]) -> grpc.Status:
     return status.refusal(method.refusal(call_id, errors.NotFound(reason, sentence, **parts)))
 
 
@@ -46,7 +46,7 @@ def packed(found: grpc.Status) -> tuple[Status, ErrorInfo]:
 
 
 def test_a_refusal_carries_reason_domain_and_call_id() -> None:
-    made = refused("KEY_UNKNOWN", "No such key.", "c1", {"key": "a"})
+    made = made_of("KEY_UNKNOWN", "No such key.", "c1", {"key": "a"})
     whole, info = packed(made)
     assert (made.code, made.details, whole.message) == (grpc.StatusCode.NOT_FOUND, "No such key.", "No such key.")
     assert (info.reason, info.domain, dict(info.metadata)) == ("KEY_UNKNOWN", "broker", {"key": "a", "call_id": "c1"})
@@ -55,6 +55,6 @@ def test_a_refusal_carries_reason_domain_and_call_id() -> None:
 @pytest.mark.parametrize("size", [1 << 10, 1 << 20])
 def test_a_refusal_always_fits_what_clients_take(size: int) -> None:
     parts = {f"part{number}": "x" * size for number in range(100)}
-    made = refused("R" * 63, "s" * size, "c" * 32, parts)
+    made = made_of("R" * 63, "s" * size, "c" * 32, parts)
     [(_, value)] = made.trailing_metadata
     assert len(made.details) + len(value) < 6 * 1024

@@ -10,6 +10,8 @@ import pytest
 from broker_cli.dotenv import MAX_FILE, quoted, read
 from broker_cli.refusal import Exit, Refusal
 
+from tests.servers.refusals import refused_by_the_cli
+
 
 def written(folder: Path, text: str | bytes) -> Path:
     (folder / "env").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -20,11 +22,8 @@ def values(folder: Path, text: str | bytes) -> dict[str, str]:
     return {name: line.value for name, line in read(written(folder, text)).items()}
 
 
-def refused(folder: Path, text: str | bytes) -> Refusal:
-    with pytest.raises(Refusal) as caught:
-        read(written(folder, text))
-    assert caught.value.code is Exit.USAGE
-    return caught.value
+def fault_in(folder: Path, text: str | bytes) -> Refusal:
+    return refused_by_the_cli(lambda: read(written(folder, text)), Exit.USAGE)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +92,7 @@ def test_P25_a_byte_order_mark_and_any_end_of_line_are_taken(mark: str, end: str
     ],
 )
 def test_a_line_that_is_none_is_named_and_not_quoted(text: str | bytes, told: str, tmp_path: Path) -> None:
-    message = refused(tmp_path, text).message
+    message = fault_in(tmp_path, text).message
     assert told in message
     assert "canary" not in message
 

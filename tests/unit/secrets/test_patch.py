@@ -15,7 +15,8 @@ from broker.core.secrets.putting import Written
 from tests.fakes.calls import operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
-from tests.fakes.secrets import FIELDS, TamperedHouse, reason
+from tests.fakes.refusals import refused
+from tests.fakes.secrets import FIELDS, TamperedHouse
 
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
 NEW = {"password": b"canary-new"}
@@ -55,7 +56,7 @@ def test_P51_a_patch_changes_what_it_names_and_keeps_the_rest(house: TamperedHou
 
 def test_P51_who_may_patch_need_not_be_able_to_fetch_and_sees_nothing(house: TamperedHouse) -> None:
     house.put()
-    reason(PermissionDenied, house.read, principal=WRITER)
+    refused(lambda: house.read(principal=WRITER), PermissionDenied)
     made = house.secrets.patch(
         house.call("PatchSecret", WRITER), "team/app/db", {"host": b"x"}, [], expected_version=None
     )
@@ -69,38 +70,38 @@ def test_P51_who_may_patch_need_not_be_able_to_fetch_and_sees_nothing(house: Tam
 def test_who_may_not_patch_does_not_learn_whether_it_is_there(house: TamperedHouse, name: str) -> None:
     house.put()
     outsider = operator("eve")
-    assert reason(PermissionDenied, house.patch, NEW, name=name, principal=outsider) == "POLICY_DENIED"
-    assert reason(PermissionDenied, house.patch, {}, "nothing", name=name, principal=outsider) == "POLICY_DENIED"
+    refused(lambda: house.patch(NEW, name=name, principal=outsider), PermissionDenied, "POLICY_DENIED")
+    refused(lambda: house.patch({}, "nothing", name=name, principal=outsider), PermissionDenied, "POLICY_DENIED")
     assert len(house.store.page(SecretVersion, limit=10)) == 1
 
 
 def test_what_is_no_patch_is_refused(house: TamperedHouse) -> None:
     house.put()
-    assert reason(InvalidRequest, house.patch, {}) == "FIELDS_INVALID"
-    assert reason(InvalidRequest, house.patch, NEW, "password") == "FIELDS_INVALID"
-    assert reason(InvalidRequest, house.patch, {}, "user", "user") == "FIELDS_INVALID"
-    assert reason(InvalidRequest, house.patch, {}, "user", "password") == "FIELDS_INVALID"
-    assert reason(InvalidRequest, house.patch, {"a b": b""}) == "FIELD_INVALID"
-    assert reason(InvalidRequest, house.patch, {}, "a b") == "FIELD_INVALID"
-    assert reason(InvalidRequest, house.patch, {"big": b"x" * (64 * 1024)}) == "SECRET_TOO_LARGE"
-    assert reason(InvalidRequest, house.patch, {f"f{number}": b"" for number in range(31)}) == "FIELDS_INVALID"
-    assert reason(NotFound, house.patch, {}, "nothing") == "FIELD_NOT_FOUND"
-    assert reason(NotFound, house.patch, NEW, name="team/app/never") == "SECRET_NOT_FOUND"
-    assert reason(WrongState, house.patch, NEW, expected=7) == "VERSION_MISMATCH"
+    refused(lambda: house.patch({}), InvalidRequest, "FIELDS_INVALID")
+    refused(lambda: house.patch(NEW, "password"), InvalidRequest, "FIELDS_INVALID")
+    refused(lambda: house.patch({}, "user", "user"), InvalidRequest, "FIELDS_INVALID")
+    refused(lambda: house.patch({}, "user", "password"), InvalidRequest, "FIELDS_INVALID")
+    refused(lambda: house.patch({"a b": b""}), InvalidRequest, "FIELD_INVALID")
+    refused(lambda: house.patch({}, "a b"), InvalidRequest, "FIELD_INVALID")
+    refused(lambda: house.patch({"big": b"x" * (64 * 1024)}), InvalidRequest, "SECRET_TOO_LARGE")
+    refused(lambda: house.patch({f"f{number}": b"" for number in range(31)}), InvalidRequest, "FIELDS_INVALID")
+    refused(lambda: house.patch({}, "nothing"), NotFound, "FIELD_NOT_FOUND")
+    refused(lambda: house.patch(NEW, name="team/app/never"), NotFound, "SECRET_NOT_FOUND")
+    refused(lambda: house.patch(NEW, expected=7), WrongState, "VERSION_MISMATCH")
     assert house.read().version == 1
 
 
 def test_what_is_not_there_to_be_changed_is_not_brought_back(house: TamperedHouse) -> None:
     house.put()
     house.secrets.delete(house.call("DeleteSecretVersions"), "team/app/db", [1])
-    assert reason(WrongState, house.patch, NEW) == "SECRET_DELETED"
+    refused(lambda: house.patch(NEW), WrongState, "SECRET_DELETED")
     house.secrets.undelete(house.call("UndeleteSecretVersions"), "team/app/db", [1])
     before_the_write(house, lambda: house.destroy("team/app/db", 1))
-    assert reason(WrongState, house.patch, NEW) == "SECRET_DESTROYED"  # between the reading and the writing
-    assert reason(WrongState, house.patch, NEW) == "SECRET_DESTROYED"
+    refused(lambda: house.patch(NEW), WrongState, "SECRET_DESTROYED")  # between the reading and the writing
+    refused(lambda: house.patch(NEW), WrongState, "SECRET_DESTROYED")
     house.put(expires_at=house.clock() + timedelta(seconds=1))
     house.clock.forward(seconds=2)
-    assert reason(WrongState, house.patch, NEW) == "SECRET_EXPIRED"
+    refused(lambda: house.patch(NEW), WrongState, "SECRET_EXPIRED")
 
 
 def test_P51_a_patch_takes_what_another_has_put_meanwhile(house: TamperedHouse) -> None:
@@ -109,7 +110,7 @@ def test_P51_a_patch_takes_what_another_has_put_meanwhile(house: TamperedHouse) 
     assert house.patch(NEW).latest == 3
     assert house.read().fields == {"user": b"other", "host": b"db-2", **NEW}
     before_the_write(house, lambda: house.put(fields={"user": b"third"}))
-    assert reason(WrongState, house.patch, NEW, expected=3) == "VERSION_MISMATCH"
+    refused(lambda: house.patch(NEW, expected=3), WrongState, "VERSION_MISMATCH")
     assert house.read().fields == {"user": b"third"}
 
 
@@ -133,13 +134,13 @@ def test_P51_a_repeated_patch_is_carried_out_once(house: TamperedHouse) -> None:
     assert house.patch(NEW, "user", request_id=REQUEST).latest == 3
     assert house.read().fields == {"user": b"again"}
     other = {"password": b"canary-other"}
-    assert reason(AlreadyExists, house.patch, other, "user", request_id=REQUEST) == "REQUEST_ID_REUSED"
+    refused(lambda: house.patch(other, "user", request_id=REQUEST), AlreadyExists, "REQUEST_ID_REUSED")
 
 
 def test_a_patch_can_be_tried(house: TamperedHouse) -> None:
     house.put()
     assert house.patch(NEW, validate_only=True).latest == 2
-    assert reason(NotFound, house.patch, {}, "nothing", validate_only=True) == "FIELD_NOT_FOUND"
+    refused(lambda: house.patch({}, "nothing", validate_only=True), NotFound, "FIELD_NOT_FOUND")
     assert house.read().version == 1
 
 

@@ -90,16 +90,14 @@ def lived_through(at: int) -> bool:
     house = RotationHouse(store, hsm)
     for number in range(3):
         house.put(f"a/n{number}")
-    house.store, house.hsm = MortalStore(store, trap), MortalHsm(hsm, trap)  # type: ignore[assignment]
-    house.restart()
+    house.restart(store=MortalStore(store, trap), hsm=MortalHsm(hsm, trap))
     trap.count, trap.at = 0, at
     survived = False
     with suppress(Died):
         house.rotate(request_id=REQUEST)
         house.quiet()
         survived = True
-    house.store, house.hsm = store, hsm
-    house.restart()
+    house.restart(store=store, hsm=hsm)
     assert all(house.read(f"a/n{number}").fields == FIELDS for number in range(3))
     house.clock.forward(minutes=6)
     house.quiet()
@@ -139,8 +137,7 @@ def test_P23_whatever_fails_at_any_step_is_carried_out_in_a_later_round(every: i
         # Put in its place: the trap is a part of this test.
         trap.step = _refuser(trap, at)  # type: ignore[method-assign]
         trap.count = -1000
-        house.store, house.hsm = MortalStore(house.store, trap), MortalHsm(house.hsm, trap)  # type: ignore[assignment]
-        house.restart()
+        house.restart(store=MortalStore(house.store, trap), hsm=MortalHsm(house.hsm, trap))
         trap.count = 0
         for _ in range(3):
             try:

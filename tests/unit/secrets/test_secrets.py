@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -21,7 +22,8 @@ from broker.core.secrets.lifecycle import parse_reference
 from tests.fakes.calls import operator
 from tests.fakes.hsm import SoftwareHsm
 from tests.fakes.memory_store import MemoryStore
-from tests.fakes.secrets import FIELDS, TamperedHouse, reason
+from tests.fakes.refusals import refused
+from tests.fakes.secrets import FIELDS, TamperedHouse
 
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
 
@@ -69,8 +71,8 @@ def test_a_put_for_another_version_than_the_latest_is_refused(house: TamperedHou
     for _ in range(there):
         house.put()
     before = house.store.rows
-    assert reason(WrongState, house.put, expected=expected) == "VERSION_MISMATCH"
-    assert reason(WrongState, house.put, expected=expected, validate_only=True) == "VERSION_MISMATCH"
+    refused(lambda: house.put(expected=expected), WrongState, "VERSION_MISMATCH")
+    refused(lambda: house.put(expected=expected, validate_only=True), WrongState, "VERSION_MISMATCH")
     assert house.store.rows == before
     assert house.put(expected=there).latest == there + 1
 
@@ -105,7 +107,7 @@ def test_a_put_that_names_no_version_goes_on_after_one_that_was_faster(house: Ta
     ],
 )
 def test_every_limit_of_fields_is_kept(house: TamperedHouse, fields: dict[str, bytes], why: str) -> None:
-    assert reason(InvalidRequest, house.put, fields=fields) == why
+    refused(lambda: house.put(fields=fields), InvalidRequest, why)
     assert not house.store.rows[Secret]
 
 
@@ -116,11 +118,11 @@ def test_what_is_within_the_limits_is_taken(house: TamperedHouse) -> None:
 
 
 def test_other_input_that_is_wrong_is_refused(house: TamperedHouse) -> None:
-    assert reason(InvalidRequest, house.put, "Team/x") == "NAME_INVALID"
-    assert reason(InvalidRequest, house.put, labels={"Team": "a"}) == "LABELS_INVALID"
-    assert reason(InvalidRequest, house.put, expected=-1) == "VERSION_INVALID"
-    assert reason(InvalidRequest, house.put, expected=2**31 - 1) == "VERSION_INVALID"
-    assert reason(InvalidRequest, house.put, expires_at=house.clock()) == "EXPIRY_PAST"
+    refused(lambda: house.put("Team/x"), InvalidRequest, "NAME_INVALID")
+    refused(lambda: house.put(labels={"Team": "a"}), InvalidRequest, "LABELS_INVALID")
+    refused(lambda: house.put(expected=-1), InvalidRequest, "VERSION_INVALID")
+    refused(lambda: house.put(expected=2**31 - 1), InvalidRequest, "VERSION_INVALID")
+    refused(lambda: house.put(expires_at=house.clock()), InvalidRequest, "EXPIRY_PAST")
     assert not house.store.rows[Secret]
 
 
@@ -159,8 +161,8 @@ def test_a_secret_that_has_expired_is_not_read_until_it_is_put_anew(house: Tampe
     house.put(expires_at=house.clock() + timedelta(seconds=10))
     assert house.read().expires_at == house.clock() + timedelta(seconds=10)
     house.clock.forward(seconds=10)
-    assert reason(WrongState, house.read) == "SECRET_EXPIRED"
-    assert reason(WrongState, house.read, "team/app/db@1") == "SECRET_EXPIRED"
+    refused(house.read, WrongState, "SECRET_EXPIRED")
+    refused(lambda: house.read("team/app/db@1"), WrongState, "SECRET_EXPIRED")
     house.put()
     assert house.read().fields == FIELDS
 
@@ -170,13 +172,13 @@ def test_delete_undelete_and_destroy(house: TamperedHouse) -> None:
     house.put(fields={"second": b"2"})
     for _ in range(2):
         house.secrets.delete(house.call("DeleteSecretVersions"), "team/app/db", [1, 2])
-    assert reason(WrongState, house.read) == "SECRET_DELETED"
+    refused(house.read, WrongState, "SECRET_DELETED")
     for _ in range(2):
         house.secrets.undelete(house.call("UndeleteSecretVersions"), "team/app/db", [2])
     assert house.read().fields == {"second": b"2"}
     for _ in range(2):
         house.destroy("team/app/db", 1, 2)
-    assert reason(WrongState, house.read) == "SECRET_DESTROYED"
+    refused(house.read, WrongState, "SECRET_DESTROYED")
     for method, name in ((house.secrets.delete, "Delete"), (house.secrets.undelete, "Undelete")):
         with pytest.raises(WrongState):
             method(house.call(f"{name}SecretVersions"), "team/app/db", [1])
@@ -186,12 +188,12 @@ def test_delete_undelete_and_destroy(house: TamperedHouse) -> None:
 @pytest.mark.parametrize("versions", [[], [0], [-1], [1, 1], list(range(1, 102))])
 def test_lists_of_versions_have_limits(house: TamperedHouse, versions: list[int]) -> None:
     house.put()
-    assert reason(InvalidRequest, house.destroy, "team/app/db", *versions) == "VERSIONS_INVALID"
+    refused(lambda: house.destroy("team/app/db", *versions), InvalidRequest, "VERSIONS_INVALID")
 
 
 def test_one_version_that_is_not_there_leaves_all_as_they_are(house: TamperedHouse) -> None:
     house.put()
-    assert reason(NotFound, house.destroy, "team/app/db", 1, 2) == "SECRET_VERSION_NOT_FOUND"
+    refused(lambda: house.destroy("team/app/db", 1, 2), NotFound, "SECRET_VERSION_NOT_FOUND")
     assert house.read().fields == FIELDS
 
 
@@ -215,7 +217,7 @@ def test_ST_09_an_old_backup_of_a_destroyed_version_opens_only_until_its_root_ke
     house.clock.forward(hours=24)
     house.work()
     house.tamper(backup)
-    assert reason(WrongState, house.read) == "SECRET_DAMAGED"
+    refused(house.read, WrongState, "SECRET_DAMAGED")
     assert house.read("team/app/other").fields == FIELDS
 
 
@@ -234,7 +236,7 @@ def test_HS_16_also_when_nobody_knows_whether_the_destruction_was_committed(hous
     house.put()
     house.read()
     house.store.journal_full = True
-    assert reason(Unavailable, house.destroy, "team/app/db", 1) == "AUDIT_UNAVAILABLE"
+    refused(lambda: house.destroy("team/app/db", 1), Unavailable, "AUDIT_UNAVAILABLE")
     house.store.journal_full = False
     asked = house.hsm.calls["decrypt"]
     house.read()
@@ -250,9 +252,9 @@ def test_ST_02_rows_that_were_swapped_or_moved_are_refused(house: TamperedHouse)
     house.tamper(replace(two, secret="a/one"))
     house.tamper(replace(one, number=2))
     for text in ("a/one@1", "a/two", "a/one@2"):
-        assert reason(WrongState, house.read, text) == "SECRET_DAMAGED"
+        refused(partial(house.read, text), WrongState, "SECRET_DAMAGED")
     house.tamper(replace(newer, fields=("f", "g")))
-    assert reason(WrongState, house.read, "a/one") == "SECRET_DAMAGED"
+    refused(lambda: house.read("a/one"), WrongState, "SECRET_DAMAGED")
 
 
 def test_a_damaged_version_is_in_the_audit_once_and_holds_nothing_else_up(house: TamperedHouse) -> None:
@@ -365,7 +367,7 @@ def test_what_happened_is_in_the_audit(house: TamperedHouse) -> None:
 def test_a_request_id_is_not_for_other_values_than_it_was_used_for(house: TamperedHouse) -> None:
     """The receipt's digest knows no value (it would be a fast hash of it in the database); its MAC does."""
     house.put(fields={"pin": b"1234"}, request_id=REQUEST)
-    assert reason(AlreadyExists, house.put, fields={"pin": b"4321"}, request_id=REQUEST) == "REQUEST_ID_REUSED"
+    refused(lambda: house.put(fields={"pin": b"4321"}, request_id=REQUEST), AlreadyExists, "REQUEST_ID_REUSED")
     assert house.put(fields={"pin": b"1234"}, request_id=REQUEST).latest == 1
     house.destroy("team/app/db", 1)
     assert house.put(fields={"pin": b"1234"}, request_id=REQUEST).latest == 1
@@ -375,5 +377,5 @@ def test_AZ_15_a_version_that_came_after_the_decision_is_not_read(house: Tampere
     house.put(labels={"team": "a"})
     reader = operator("rita", "label-a")
     house.guard.then = lambda: house.put(labels={"team": "b"})
-    assert reason(NotFound, house.read, "team/app/db@2", reader) == "SECRET_VERSION_NOT_FOUND"
-    assert reason(PermissionDenied, house.read, "team/app/db@2", reader) == "POLICY_DENIED"
+    refused(lambda: house.read("team/app/db@2", reader), NotFound, "SECRET_VERSION_NOT_FOUND")
+    refused(lambda: house.read("team/app/db@2", reader), PermissionDenied, "POLICY_DENIED")

@@ -8,21 +8,15 @@ from typing import Any
 from uuid import uuid4
 
 from broker.core.call import Call
-from broker.core.kinds import LeaseState, MatcherKind, Preset, Purpose
-from broker.core.leases.lifecycle import Leases
+from broker.core.kinds import LeaseState, MatcherKind, Preset
 from broker.core.model import Lease, Matcher, Principal, Proof, Session, TrustRule
 from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.policy.guard import Guard
 from broker.core.ports import Store
 from broker.core.quota import LeaseQuota
-from broker.core.secrets.lifecycle import Secrets
-from broker.core.secrets.root_rows import known_roots
-from broker.core.secrets.sealing import Sealing
-from broker.core.sessions.lifecycle import Fetched, Opening, Sessions
+from broker.core.sessions.lifecycle import Fetched, Opening
 from tests.contracts.store.samples import entry
-from tests.fakes.background import operations
-from tests.fakes.calls import Clock, call, document, operator
-from tests.fakes.hsm import SoftwareHsm
+from tests.fakes.calls import Clock, document, operator
+from tests.worlds.world import World
 
 ISSUER = "https://ci.example"
 GRANTS = """
@@ -48,26 +42,13 @@ def pipeline(name: str = "deploy", *, jti: str = "", revision: int = 1) -> Princ
     return Principal(kind="pipeline", name=name, method="oidc", credential=token_id, proof=proof)
 
 
-class Bench:
-    """The nouns; ``restart`` makes them anew on the same records, as a new process does, under the same policy."""
+class Bench(World):
+    """A world with sessions, under a policy that can be set."""
 
-    def __init__(self, store: Store, limits: LeaseQuota | None = None) -> None:
-        self.clock = Clock()
-        self.limits = limits or LeaseQuota()
-        self.hsm = SoftwareHsm()
-        self.text = FIRST_POLICY + GRANTS
-        self.version = 1
-        self.guard = Guard(document(self.text, self.version))
-        self.restart(store)
-        self.secrets.roots.ensure(call("-/Init", ADMIN, self.clock))
-
-    def restart(self, store: Store) -> None:
-        self.store = store
-        roots = self.hsm.keyring(Purpose.ROOT)
-        sealing = Sealing(roots, known_roots(store), self.clock, timedelta(minutes=1))
-        self.secrets = Secrets(store, roots, sealing, self.guard, operations(store, self.clock), self.clock)
-        self.sessions = Sessions(store, self.secrets, self.guard, self.clock, self.limits)
-        self.leases = Leases(store, self.guard, self.clock)
+    def __init__(self, store: Store, quota: LeaseQuota | None = None) -> None:
+        self.text, self.version = FIRST_POLICY + GRANTS, 1
+        super().__init__(store, policy=self.text, quota=quota or LeaseQuota())
+        self.secrets.roots.ensure(self.asked("-/Init", ADMIN))
 
     def set_policy(self, text: str) -> None:
         self.text, self.version = text, self.version + 1
@@ -116,7 +97,7 @@ class Bench:
         )
 
     def call(self, rpc: str, principal: Principal = ADMIN, **how: Any) -> Call:
-        return call(rpc, principal, self.clock, **how)
+        return self.asked(rpc, principal, **how)
 
     def login(self, principal: Principal | None = None, seconds: float | None = None) -> Opening:
         ttl = None if seconds is None else timedelta(seconds=seconds)
@@ -143,12 +124,12 @@ class Bench:
     def chores(self) -> int:
         count = 0
         for resource, work in self.sessions.chores():
-            work(call("-/Chore", Principal(kind="broker", name="background"), self.clock))
+            work(self.own(resource))
             count += bool(resource)
         return count
 
     def session(self, name: str) -> Session:
-        found = self.store.get(Session, name)
+        found: Session | None = self.store.get(Session, name)
         assert found is not None
         return found
 

@@ -11,6 +11,7 @@ from broker.core.errors import BrokerError, InvalidRequest, NotFound, Permission
 from broker.core.gate import method
 from broker.rpc import status
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.refusals import refused
 from tests.unit.sessions.bench import Bench, pipeline
 
 
@@ -24,11 +25,8 @@ def bench() -> Bench:
     return made
 
 
-def refusal(bench: Bench, *references: str) -> BrokerError:
-    with pytest.raises(BrokerError) as caught:
-        bench.fetch(pipeline(), *references)
-    assert "canary" not in caught.value.message + str(caught.value.refused)
-    return caught.value
+def unfetched(bench: Bench, *references: str) -> BrokerError:
+    return refused(lambda: bench.fetch(pipeline(), *references))
 
 
 def told(error: BrokerError) -> dict[int, str]:
@@ -44,7 +42,7 @@ def test_P50_every_reference_that_fails_is_told_at_once(bench: Bench) -> None:
         "other/db#password",
         "app/db@1#user",
     ]
-    error = refusal(bench, *asked)
+    error = unfetched(bench, *asked)
     assert told(error) == {
         1: "FIELD_NOT_FOUND",
         2: "SECRET_NOT_FOUND",
@@ -53,27 +51,27 @@ def test_P50_every_reference_that_fails_is_told_at_once(bench: Bench) -> None:
     }
     assert (type(error), error.reason) == (NotFound, "FIELD_NOT_FOUND")
     assert "4 of 6 references are refused: 2 (FIELD_NOT_FOUND), 3 (SECRET_NOT_FOUND), " in error.message
-    alone = {place: refusal(bench, asked[place]) for place in told(error)}
+    alone = {place: unfetched(bench, asked[place]) for place in told(error)}
     assert {(one.reason, one.message) for one in error.refused} == {(one.reason, one.message) for one in alone.values()}
 
 
 def test_P50_one_of_several_is_told_by_its_place(bench: Bench) -> None:
-    error = refusal(bench, "app/my_api.v2#key", "app/db#x", "app/db")
+    error = unfetched(bench, "app/my_api.v2#key", "app/db#x", "app/db")
     assert told(error) == {1: "FIELD_NOT_FOUND"}
     assert error.message.endswith("It is number 2 of 3 references.")
-    assert refusal(bench, "app/db#x").message == error.refused[0].message
+    assert unfetched(bench, "app/db#x").message == error.refused[0].message
 
 
 def test_P50_who_may_not_fetch_it_learns_of_no_secret_whether_it_is_there(bench: Bench) -> None:
     errors = [
-        refusal(bench, "app/db#password", name, "app/nothing")
+        unfetched(bench, "app/db#password", name, "app/nothing")
         for name in ("other/db#password", "other/db@9#no", "other/nothing#password")
     ]
     assert len({(one.reason, one.message, one.refused, str(one.metadata)) for one in errors}) == 1
 
 
 def test_P50_references_that_are_none_are_told_by_their_places(bench: Bench) -> None:
-    error = refusal(bench, "app/db", "app/My_DB", "app/db@0", "/".join("abcdefghi"), "app/db#-canary")
+    error = unfetched(bench, "app/db", "app/My_DB", "app/db@0", "/".join("abcdefghi"), "app/db#-canary")
     assert told(error) == dict.fromkeys((1, 2, 3, 4), "REFERENCE_INVALID")
     assert "its segment 2: it has an upper-case letter" in str(error.refused)
     assert "it has 9 segments" in str(error.refused)

@@ -15,6 +15,7 @@ from broker.core.quota import LeaseQuota
 from broker.core.sessions.lifecycle import Fetched, Opening
 from broker.core.sessions.login import REPEATABLE
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.refusals import refused
 from tests.unit.sessions.bench import Bench, pipeline
 
 
@@ -43,12 +44,6 @@ def fetch(bench: Bench, job: Principal, request_id: str, *wanted: str, **how: An
     return found, opening
 
 
-def refused(kind: type[BrokerError], reason: str, act: Callable[[], object]) -> None:
-    with pytest.raises(kind) as found:
-        act()
-    assert found.value.reason == reason
-
-
 @pytest.mark.parametrize("single_use", [True, False])
 def test_P08_the_repetition_of_a_login_gets_the_same_session(single_use: bool) -> None:  # noqa: FBT001 (of pytest)
     bench = made(single_use=single_use)
@@ -61,7 +56,7 @@ def test_P08_the_repetition_of_a_login_gets_the_same_session(single_use: bool) -
     # The first answer's token counts no more: two who have the session cannot both go unnoticed.
     assert second.token != first.token
     assert bench.sessions.authenticate(second.token).credential == first.session.id
-    refused(Unauthenticated, "SESSION_INVALID", lambda: bench.sessions.authenticate(first.token))
+    refused(lambda: bench.sessions.authenticate(first.token), Unauthenticated, "SESSION_INVALID")
 
 
 def test_P08_the_repetition_of_a_fetch_gets_the_same_values_leases_and_session(bench: Bench) -> None:
@@ -77,10 +72,10 @@ def test_P08_the_repetition_of_a_fetch_gets_the_same_values_leases_and_session(b
 def test_P08_a_replay_is_refused_as_ever(bench: Bench) -> None:
     job, request_id = pipeline(jti="once"), str(uuid4())
     login(bench, job, request_id)
-    refused(Unauthenticated, "TOKEN_REPLAYED", lambda: login(bench, job, str(uuid4())))
-    refused(Unauthenticated, "TOKEN_REPLAYED", lambda: login(bench, job, ""))
-    refused(Unauthenticated, "TOKEN_REPLAYED", lambda: login(bench, job, request_id, digest="1" * 64))
-    refused(Unauthenticated, "TOKEN_REPLAYED", lambda: fetch(bench, job, str(uuid4()), "app/db"))
+    refused(lambda: login(bench, job, str(uuid4())), Unauthenticated, "TOKEN_REPLAYED")
+    refused(lambda: login(bench, job, ""), Unauthenticated, "TOKEN_REPLAYED")
+    refused(lambda: login(bench, job, request_id, digest="1" * 64), Unauthenticated, "TOKEN_REPLAYED")
+    refused(lambda: fetch(bench, job, str(uuid4()), "app/db"), Unauthenticated, "TOKEN_REPLAYED")
     login(bench, pipeline(jti="another"), request_id)  # the id of another's request is nothing by itself
     assert bench.store.count(Session, {}) == 2
 
@@ -88,7 +83,7 @@ def test_P08_a_replay_is_refused_as_ever(bench: Bench) -> None:
 def test_P08_a_login_without_an_id_cannot_be_repeated(bench: Bench) -> None:
     job = pipeline(jti="once")
     login(bench, job, "")
-    refused(Unauthenticated, "TOKEN_REPLAYED", lambda: login(bench, job, ""))
+    refused(lambda: login(bench, job, ""), Unauthenticated, "TOKEN_REPLAYED")
 
 
 def _renewed(bench: Bench, first: Opening) -> None:
@@ -118,7 +113,7 @@ def test_P08_once_the_answer_has_come_or_the_session_is_over_there_is_no_repetit
     job, request_id = pipeline(jti="once"), str(uuid4())
     meanwhile(bench, login(bench, job, request_id))
     kind, reason = (Unauthenticated, "TOKEN_REPLAYED") if single_use else (AlreadyExists, "REQUEST_ID_REUSED")
-    refused(kind, reason, lambda: login(bench, job, request_id))
+    refused(lambda: login(bench, job, request_id), kind, reason)
     assert bench.store.count(Session, {}) == 1
 
 
@@ -128,7 +123,7 @@ def test_P08_a_login_is_repeated_for_a_moment_only(bench: Bench) -> None:
     bench.sessions.login(call, timedelta(seconds=600))
     bench.clock.forward(seconds=REPEATABLE.total_seconds() + 1)
     call = bench.call("SessionService/Login", job, request_id=request_id)
-    refused(Unauthenticated, "TOKEN_REPLAYED", lambda: bench.sessions.login(call, timedelta(seconds=600)))
+    refused(lambda: bench.sessions.login(call, timedelta(seconds=600)), Unauthenticated, "TOKEN_REPLAYED")
 
 
 def test_P08_a_policy_that_changed_meanwhile_counts(bench: Bench) -> None:
@@ -146,7 +141,7 @@ def test_P08_the_last_that_a_pipeline_may_have_is_repeated_too() -> None:
     first, _ = fetch(bench, job, request_id, "app/db")
     second, _ = fetch(bench, job, request_id, "app/db")
     assert second[0].lease == first[0].lease
-    refused(Exhausted, "SESSION_QUOTA", lambda: login(bench, pipeline(jti="two"), str(uuid4())))
+    refused(lambda: login(bench, pipeline(jti="two"), str(uuid4())), Exhausted, "SESSION_QUOTA")
 
 
 def test_P08_leases_need_no_second_room() -> None:

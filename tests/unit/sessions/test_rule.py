@@ -11,7 +11,7 @@ from broker.core.errors import Unauthenticated, Unavailable
 from broker.core.identity import Verified
 from broker.core.kinds import LeaseState, Preset, SessionState
 from broker.core.model import Lease, Session, TrustRule
-from broker.core.trust.rules import TrustRules
+from broker.core.quota import LeaseQuota
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.sessions.bench import Bench, pipeline
 
@@ -35,7 +35,6 @@ class House(Bench):
 
     def __init__(self) -> None:
         super().__init__(Shaky())
-        self.rules = TrustRules(self.store, self.guard, _no_token, self.clock)
         for name in ("deploy", "other"):
             self.add_rule(name)
         for name in ("app/db", "app/api", "other/x"):
@@ -110,8 +109,7 @@ def test_AZ_24_the_listings_tell_it_before_any_record_does(house: House, change:
 
 
 def test_AZ_24_hundreds_of_sessions_end_in_small_pieces(house: House) -> None:
-    house.limits = replace(house.limits, per_principal=1000)
-    house.restart(house.store)
+    house.restart(quota=LeaseQuota(per_principal=1000))
     for _ in range(250):
         house.fetch(pipeline(), "app/db")
     before = len(house.journal())

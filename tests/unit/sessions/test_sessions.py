@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -12,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.errors import (
-    BrokerError,
     Exhausted,
     InvalidRequest,
     NotFound,
@@ -25,9 +23,9 @@ from broker.core.model import Lease, Session, UsedToken
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.quota import LeaseQuota
 from broker.core.sessions import tokens
-from broker.core.sessions.lifecycle import Sessions
 from tests.fakes.calls import operator
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.refusals import refused
 from tests.unit.sessions.bench import ADMIN, GRANTS, ISSUER, Bench, pipeline
 
 ENDED, ACTIVE = SessionState.ENDED, SessionState.ACTIVE
@@ -46,13 +44,6 @@ def bench() -> Bench:
 def journal(bench: Bench) -> list[Any]:
     assert isinstance(bench.store, MemoryStore)
     return bench.store.entries
-
-
-def refused(kind: type[BrokerError], reason: str, act: Callable[[], object]) -> BrokerError:
-    with pytest.raises(kind) as found:
-        act()
-    assert found.value.reason == reason
-    return found.value
 
 
 def test_a_login_gives_a_session_and_a_token_that_is_shown_once(bench: Bench) -> None:
@@ -86,42 +77,47 @@ def test_AN_32_every_bad_token_gets_one_answer(bench: Bench) -> None:
 
 def test_what_is_no_token_never_reaches_the_store(bench: Bench) -> None:
     class Untouched:
-        def __getattr__(self, name: str) -> Any:
-            raise AssertionError(name)
+        """Read while the process starts, and no more."""
 
-    token = bench.login().token
-    nowhere: Any = Untouched()
-    sessions = Sessions(nowhere, bench.secrets, bench.guard, bench.clock, bench.limits)
+        started = False
+
+        def __getattr__(self, name: str) -> Any:
+            assert not self.started, name
+            return getattr(bench.store, name)
+
+    token, store = bench.login().token, Untouched()
+    sessions = bench.elsewhere(store=store).sessions
+    store.started = True
     for text in ("brs_x", token[:-1] + ("a" if token[-1] != "a" else "b"), token + " ", token.swapcase()):
-        refused(Unauthenticated, "SESSION_INVALID", lambda text=text: sessions.authenticate(text))  # type: ignore[misc]
+        refused(lambda text=text: sessions.authenticate(text), Unauthenticated, "SESSION_INVALID")  # type: ignore[misc]
 
 
 def test_TL_17_a_token_is_one_text(bench: Bench) -> None:
     token = bench.login().token
     for text in (token + "\n", " " + token, token.upper(), token + "=", token.replace("brs_", "BRS_")):
-        refused(Unauthenticated, "SESSION_INVALID", lambda text=text: bench.sessions.authenticate(text))  # type: ignore[misc]
+        refused(lambda text=text: bench.sessions.authenticate(text), Unauthenticated, "SESSION_INVALID")  # type: ignore[misc]
 
 
 def test_only_an_identity_token_opens_a_session(bench: Bench) -> None:
     again = bench.sessions.authenticate(bench.login().token)
-    refused(InvalidRequest, "IDENTITY_TOKEN_MISSING", lambda: bench.login(again))
-    refused(PermissionDenied, "POLICY_DENIED", lambda: bench.login(ADMIN))
+    refused(lambda: bench.login(again), InvalidRequest, "IDENTITY_TOKEN_MISSING")
+    refused(lambda: bench.login(ADMIN), PermissionDenied, "POLICY_DENIED")
 
 
 def test_AZ_14_a_rule_that_changed_since_the_token_matched_opens_nothing(bench: Bench) -> None:
     bench.change_rule(max_session_seconds=10)
-    refused(Unauthenticated, "TRUST_RULE_CHANGED", bench.login)
+    refused(bench.login, Unauthenticated, "TRUST_RULE_CHANGED")
     assert bench.login(pipeline(revision=2)).session.rule_revision == 2
     bench.delete_rule()
-    refused(Unauthenticated, "TRUST_RULE_CHANGED", lambda: bench.login(pipeline(revision=2)))
+    refused(lambda: bench.login(pipeline(revision=2)), Unauthenticated, "TRUST_RULE_CHANGED")
 
 
 def test_AN_15_a_single_use_token_opens_one_session(bench: Bench) -> None:
     bench.change_rule(single_use=True)
     job = pipeline(jti="once", revision=2)
     bench.login(job)
-    refused(Unauthenticated, "TOKEN_REPLAYED", lambda: bench.login(job))
-    refused(Unauthenticated, "TOKEN_REPLAYED", lambda: bench.fetch(job, "app/db"))
+    refused(lambda: bench.login(job), Unauthenticated, "TOKEN_REPLAYED")
+    refused(lambda: bench.fetch(job, "app/db"), Unauthenticated, "TOKEN_REPLAYED")
     assert bench.store.count(Session, {}) == 1
     assert bench.store.count(Lease, {}) == 0
     bench.clock.forward(minutes=61)
@@ -137,7 +133,7 @@ def test_AN_15_a_token_without_an_id_is_not_for_single_use(bench: Bench) -> None
     job = pipeline(revision=2)
     assert job.proof is not None
     nameless = replace(job, proof=replace(job.proof, token_id=""))
-    refused(Unauthenticated, "TOKEN_NOT_SINGLE_USE", lambda: bench.login(nameless))
+    refused(lambda: bench.login(nameless), Unauthenticated, "TOKEN_NOT_SINGLE_USE")
 
 
 def test_TL_01_no_renewal_passes_the_last_moment(bench: Bench) -> None:
@@ -147,7 +143,7 @@ def test_TL_01_no_renewal_passes_the_last_moment(bench: Bench) -> None:
     assert bench.renew(opening.token, 3600).expires_at == last
     assert bench.renew(opening.token, 1).expires_at == last
     bench.clock.time = last
-    refused(Unauthenticated, "SESSION_INVALID", lambda: bench.renew(opening.token, 3600))
+    refused(lambda: bench.renew(opening.token, 3600), Unauthenticated, "SESSION_INVALID")
 
 
 @given(st.one_of(st.timedeltas(), st.sampled_from([timedelta.max, timedelta.min, timedelta(0), timedelta(seconds=-1)])))
@@ -158,11 +154,11 @@ def test_TL_02_every_length_is_refused_or_cut(ttl: timedelta) -> None:
     renewal = bench.call("SessionService/RenewSession", bench.sessions.authenticate(opening.token))
     if ttl < timedelta(seconds=1):
         refused(
+            lambda: bench.sessions.login(bench.call("SessionService/Login", pipeline()), ttl),
             InvalidRequest,
             "DURATION_INVALID",
-            lambda: bench.sessions.login(bench.call("SessionService/Login", pipeline()), ttl),
         )
-        refused(InvalidRequest, "DURATION_INVALID", lambda: bench.sessions.renew(renewal, ttl))
+        refused(lambda: bench.sessions.renew(renewal, ttl), InvalidRequest, "DURATION_INVALID")
         return
     made = bench.sessions.login(bench.call("SessionService/Login", pipeline()), ttl)
     assert made.session.expires_at == bench.clock() + min(ttl, timedelta(hours=1))
@@ -197,9 +193,9 @@ def test_TL_04_a_token_renews_and_ends_its_own_session_only(bench: Bench) -> Non
     assert bench.session(theirs.session.id) == theirs.session
     bench.end(mine.token)
     assert bench.session(theirs.session.id) == theirs.session
-    refused(PermissionDenied, "POLICY_DENIED", lambda: bench.sessions.end(bench.call("SessionService/EndSession")))
+    refused(lambda: bench.sessions.end(bench.call("SessionService/EndSession")), PermissionDenied, "POLICY_DENIED")
     made = bench.call("SessionService/RenewSession", pipeline())
-    refused(InvalidRequest, "SESSION_TOKEN_MISSING", lambda: bench.sessions.renew(made, None))
+    refused(lambda: bench.sessions.renew(made, None), InvalidRequest, "SESSION_TOKEN_MISSING")
 
 
 def test_TL_06_ending_and_revoking_twice_is_the_same_as_once(bench: Bench) -> None:
@@ -211,7 +207,7 @@ def test_TL_06_ending_and_revoking_twice_is_the_same_as_once(bench: Bench) -> No
     assert [entry.rpc for entry in journal(bench)[before:]] == ["SessionService/EndSession"] * 2
     assert bench.revoke(session=opening.session.id) == 0
     assert bench.states(opening.session.id) == [LeaseState.REVOKED]
-    refused(NotFound, "SESSION_NOT_FOUND", lambda: bench.revoke(session=tokens.new_id()))
+    refused(lambda: bench.revoke(session=tokens.new_id()), NotFound, "SESSION_NOT_FOUND")
 
 
 def test_revoking_finds_by_session_by_principal_and_by_claim(bench: Bench) -> None:
@@ -226,7 +222,7 @@ def test_revoking_finds_by_session_by_principal_and_by_claim(bench: Bench) -> No
     assert bench.revoke(principal="pipeline/deploy") == 6
     assert {bench.session(each.session.id).state for each in more} == {ENDED}
     for which in ({}, {"session": "a", "claim": "b c=d"}, {"claim": "x"}, {"claim": "x y"}, {"claim": " a=b"}):
-        refused(InvalidRequest, "SELECTION_INVALID", lambda which=which: bench.revoke(**which))  # type: ignore[misc]
+        refused(lambda which=which: bench.revoke(**which), InvalidRequest, "SELECTION_INVALID")  # type: ignore[misc]
 
 
 def test_a_repeated_revocation_answers_as_the_first_did(bench: Bench) -> None:
@@ -249,7 +245,7 @@ def test_TL_15_a_renewal_is_authorised_by_todays_policy(bench: Bench) -> None:
     assert bench.states(opening.session.id) == [LeaseState.REVOKED] * 2
     assert [entry.resource for entry in journal(bench)[-2:]] != []
     bench.set_policy(FIRST_POLICY.replace('Action::"RenewSession"', 'Action::"WhoAmI"'))
-    refused(PermissionDenied, "POLICY_DENIED", lambda: bench.renew(opening.token))
+    refused(lambda: bench.renew(opening.token), PermissionDenied, "POLICY_DENIED")
 
 
 @pytest.mark.parametrize("change", ["changed", "deleted", "made anew"])
@@ -262,13 +258,13 @@ def test_TL_15_a_renewal_is_authorised_by_todays_trust_rule(bench: Bench, change
         bench.delete_rule()
     if change == "made anew":
         bench.add_rule()
-    refused(Unauthenticated, "TRUST_RULE_CHANGED", lambda: bench.renew(opening.token))
+    refused(lambda: bench.renew(opening.token), Unauthenticated, "TRUST_RULE_CHANGED")
     assert bench.session(opening.session.id).expires_at == opening.session.expires_at
 
 
 def test_AZ_08_each_reference_is_decided_and_audited_on_its_own(bench: Bench) -> None:
     before = len(journal(bench))
-    refused(PermissionDenied, "POLICY_DENIED", lambda: bench.fetch(pipeline(), "app/db", "other/x", "app/api"))
+    refused(lambda: bench.fetch(pipeline(), "app/db", "other/x", "app/api"), PermissionDenied, "POLICY_DENIED")
     entries = journal(bench)[before:]
     assert [(entry.resource, entry.decision, entry.outcome) for entry in entries] == [
         ("broker/broker", "allow", "PERMISSION_DENIED"),
@@ -311,7 +307,7 @@ def test_AZ_06_a_pipeline_cannot_tell_whether_anothers_session_exists(bench: Ben
             ("RevokeLeases", bench.leases, "lease"),
         ):
             made = bench.call(f"X/{rpc}", mine)
-            error = refused(PermissionDenied, "POLICY_DENIED", lambda: noun.revoke(made, **{which: name}))  # noqa: B023
+            error = refused(lambda: noun.revoke(made, **{which: name}), PermissionDenied, "POLICY_DENIED")  # noqa: B023
             answers.add(error.message.replace(rpc, ""))
     assert len(answers) == 1
     assert bench.session(theirs.session.id).state is ACTIVE
@@ -333,7 +329,7 @@ def test_a_session_that_ended_meanwhile_gives_nothing(bench: Bench) -> None:
     opening = bench.login()
     principal = bench.sessions.authenticate(opening.token)
     bench.end(opening.token)
-    refused(Unauthenticated, "SESSION_INVALID", lambda: bench.fetch(principal, "app/db"))
+    refused(lambda: bench.fetch(principal, "app/db"), Unauthenticated, "SESSION_INVALID")
     assert bench.store.count(Lease, {}) == 0
     assert journal(bench)[-1].outcome == "ABORTED"
 
@@ -346,23 +342,23 @@ def test_TL_11_a_principal_holds_so_many_leases_and_no_more() -> None:
         bench.put(name)
     _, opening = bench.fetch(pipeline(), "app/a", "app/b")
     assert opening is not None
-    refused(Exhausted, "LEASE_QUOTA", lambda: bench.fetch(opening.token, "app/c", "app/d"))
+    refused(lambda: bench.fetch(opening.token, "app/c", "app/d"), Exhausted, "LEASE_QUOTA")
     bench.fetch(pipeline("other"), "other/a", "other/b", "other/c")
-    refused(Exhausted, "LEASE_CAP", lambda: bench.fetch(opening.token, "app/c"))
+    refused(lambda: bench.fetch(opening.token, "app/c"), Exhausted, "LEASE_CAP")
     bench.fetch(opening.token, "app/a", "app/b")  # what it has already is no further lease
     bench.end(opening.token)
     bench.clock.forward(seconds=1)
     bench.fetch(pipeline(), "app/a", "app/b")
     for _ in range(2):
         bench.login()
-    refused(Exhausted, "SESSION_QUOTA", bench.login)
+    refused(bench.login, Exhausted, "SESSION_QUOTA")
 
 
 def test_TL_12_nothing_is_live_when_the_audit_cannot_be_written(bench: Bench) -> None:
     assert isinstance(bench.store, MemoryStore)
     bench.store.journal_full = True
     for act in (bench.login, lambda: bench.fetch(pipeline(), "app/db")):
-        refused(Unavailable, "AUDIT_UNAVAILABLE", act)
+        refused(act, Unavailable, "AUDIT_UNAVAILABLE")
     assert (bench.store.count(Session, {}), bench.store.count(Lease, {})) == (0, 0)
 
 

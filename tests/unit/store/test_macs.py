@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from broker.core.kinds import ImportState, OperationState, OperatorState, SecretVersionState
+from broker.core.kinds import ImportState, OperationState, OperatorState, Phase, SecretVersionState
 from broker.core.model import (
     Import,
+    KeyMove,
     Operation,
     Operator,
     PolicyDocument,
@@ -72,6 +73,9 @@ ROWS: list[Record] = [
         principal="operator/alice", request_id="t", rpc="x", digest="00", resource="a", version=1, created_at=T0,
         operation=1,
     ),
+    KeyMove(
+        key="a", version=1, number=1, phase=Phase.ACTIVE, at=T0, actor="operator/alice", reason="created",
+    ),
 ]  # fmt: skip
 
 
@@ -101,6 +105,7 @@ MACS = [
     "a9d1a86e05416fa11b7567b211b5f1fb",
     "e91262339f7d659a5a2e437e541c7e77",
     "42244d2e96d511ffc440b702a1d69ec7",
+    "a324740fde59558345e9814ad3023ad0",
 ]
 
 SUMS = [
@@ -120,6 +125,7 @@ SUMS = [
     "Lease",
     "UsedToken",
     "Operation",
+    "KeyMove",
 ]
 
 

@@ -14,6 +14,7 @@ from broker.targets.azure_key_vault import clouds, refusals
 from broker.targets.azure_key_vault.challenge import check_challenge
 from broker.targets.azure_key_vault.clouds import Place
 from broker.targets.azure_key_vault.settings import AzureKeyVaultSettings
+from tests.fakes.refusals import refused
 
 TENANT, CLIENT = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-000000000000"
 VAULT = "https://team-keys.vault.azure.net"
@@ -30,10 +31,9 @@ def surroundings(*hosts: str, private: str = "") -> Surroundings:
     return Surroundings(allowed_hosts=frozenset(hosts), credentials=Path("credentials"), private_vaults=vaults)
 
 
-def refused(changes: dict[str, str], *hosts: str, private: str = "") -> InvalidRequest:
-    with pytest.raises(InvalidRequest) as caught:
-        connector(surroundings(*hosts, private=private))("hsm", "azure-key-vault", {**GIVEN, **changes})
-    return caught.value
+def denied(changes: dict[str, str], *hosts: str, private: str = "") -> BrokerError:
+    connect = connector(surroundings(*hosts, private=private))
+    return refused(lambda: connect("hsm", "azure-key-vault", {**GIVEN, **changes}), InvalidRequest)
 
 
 def placed(changes: dict[str, str], *hosts: str) -> Place:
@@ -53,7 +53,7 @@ def placed(changes: dict[str, str], *hosts: str) -> Place:
 def test_each_cloud_has_its_own_resource_and_login(host: str, tier: str, resource: str, login: str) -> None:
     changes = {"vault_url": f"https://{host}", "kek": "kek"}
     if not tier:
-        assert refused(changes, f"{host}:443").reason == "TARGET_HOST_NOT_ALLOWED"
+        assert denied(changes, f"{host}:443").reason == "TARGET_HOST_NOT_ALLOWED"
         return
     place = placed(changes, f"{host}:443")
     assert (place.tier, place.resource, place.logins[0]) == (tier, resource, login)
@@ -69,7 +69,7 @@ def test_each_cloud_has_its_own_resource_and_login(host: str, tier: str, resourc
 def test_BY_03_a_host_that_only_looks_like_a_vault_is_refused_even_where_it_is_allowed(url: str) -> None:
     host = url.removeprefix("https://")
     allowed = host if ":" in host else f"{host}:443"
-    assert refused({"vault_url": url, "kek": "kek"}, allowed).reason in {
+    assert denied({"vault_url": url, "kek": "kek"}, allowed).reason in {
         "TARGET_HOST_NOT_ALLOWED", "TARGET_SETTINGS_INVALID",
     }  # fmt: skip
 
@@ -81,25 +81,23 @@ def test_BY_03_a_host_that_only_looks_like_a_vault_is_refused_even_where_it_is_a
     "https://tеam-keys.vault.azure.net", "",
 ])  # fmt: skip
 def test_BY_03_what_is_no_plain_address_is_refused(url: str) -> None:
-    error = refused({"vault_url": url, "kek": "kek"}, "team-keys.vault.azure.net:443")
+    error = denied({"vault_url": url, "kek": "kek"}, "team-keys.vault.azure.net:443")
     assert error.reason == "TARGET_SETTINGS_INVALID"
     assert "evil" not in error.message
 
 
 def test_BY_03_a_vault_that_the_configuration_does_not_name_is_refused() -> None:
-    assert refused({}).reason == "TARGET_HOST_NOT_ALLOWED"
-    assert (
-        refused({}, "other.vault.azure.net:443", "team-keys.vault.azure.net:8443").reason == "TARGET_HOST_NOT_ALLOWED"
-    )
+    assert denied({}).reason == "TARGET_HOST_NOT_ALLOWED"
+    assert denied({}, "other.vault.azure.net:443", "team-keys.vault.azure.net:8443").reason == "TARGET_HOST_NOT_ALLOWED"
     assert placed({}, "team-keys.vault.azure.net:443").url == VAULT
     assert placed({"vault_url": f"{VAULT}:443/"}, "team-keys.vault.azure.net:443").url == VAULT
 
 
 def test_BY_02_a_kek_of_another_vault_or_without_a_right_id_is_refused() -> None:
     host = "team-keys.vault.azure.net:443"
-    assert "another vault" in refused({"kek": f"https://other.vault.azure.net/keys/kek/{VERSION}"}, host).message
+    assert "another vault" in denied({"kek": f"https://other.vault.azure.net/keys/kek/{VERSION}"}, host).message
     for kek in (f"{VAULT}/keys/kek", f"{VAULT}/keys/kek/latest", f"{VAULT}/secrets/kek/{VERSION}", "a/b", "", "k k"):
-        assert refused({"kek": kek}, host).reason == "TARGET_SETTINGS_INVALID"
+        assert denied({"kek": kek}, host).reason == "TARGET_SETTINGS_INVALID"
 
 
 @pytest.mark.parametrize("changes", [
@@ -110,7 +108,7 @@ def test_BY_02_a_kek_of_another_vault_or_without_a_right_id_is_refused() -> None
     {"secret": "s.canary"},
 ])  # fmt: skip
 def test_a_credential_is_named_whole_and_holds_no_secret(changes: dict[str, str]) -> None:
-    error = refused(changes, "team-keys.vault.azure.net:443")
+    error = denied(changes, "team-keys.vault.azure.net:443")
     assert error.reason == "TARGET_SETTINGS_INVALID"
     assert "canary" not in error.message
 
@@ -118,7 +116,7 @@ def test_a_credential_is_named_whole_and_holds_no_secret(changes: dict[str, str]
 def test_a_private_vault_is_allowed_by_its_entry_and_takes_a_token_file_only() -> None:
     here = "https://vault.private.example:8443"
     changes = {"vault_url": here, "kek": "kek"}
-    assert refused(changes, private="vault.private.example:8443").reason == "TARGET_SETTINGS_INVALID"
+    assert denied(changes, private="vault.private.example:8443").reason == "TARGET_SETTINGS_INVALID"
     around = surroundings(private="vault.private.example:8443")
     settings = AzureKeyVaultSettings.model_validate({"vault_url": here, "kek": "kek", "credential": "token-file"})
     place = clouds.locate(settings, around)

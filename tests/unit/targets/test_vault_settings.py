@@ -11,6 +11,7 @@ from broker.core.errors import InvalidRequest, WrongState
 from broker.targets import Connector, Surroundings, connector, kinds
 from broker.targets.token import read_token
 from broker.targets.vault.policy import RIGHTS, lines, policy
+from tests.fakes.refusals import refused
 from tests.servers.openbao import self_signed
 
 HOST = "vault.example:8200"
@@ -31,10 +32,9 @@ def connect(tmp_path: Path) -> Connector:
     return connector(Surroundings(allowed_hosts=frozenset({HOST}), credentials=tmp_path))
 
 
-def reason(connect: Connector, settings: dict[str, str]) -> tuple[str, str]:
-    with pytest.raises(InvalidRequest) as caught:
-        connect("vault-token", "vault", settings)
-    return caught.value.reason, caught.value.message
+def why_not(connect: Connector, settings: dict[str, str]) -> tuple[str, str]:
+    error = refused(lambda: connect("vault-token", "vault", settings), InvalidRequest)
+    return error.reason, error.message
 
 
 def test_good_settings_build_a_target_and_open_no_connection(connect: Connector, settings: dict[str, str]) -> None:
@@ -59,7 +59,7 @@ def test_good_settings_build_a_target_and_open_no_connection(connect: Connector,
 def test_BY_03_an_address_that_is_anything_but_https_host_and_port_is_refused(
     connect: Connector, settings: dict[str, str], address: str
 ) -> None:
-    code, message = reason(connect, {**settings, "address": address})
+    code, message = why_not(connect, {**settings, "address": address})
     assert code == "TARGET_SETTINGS_INVALID"
     assert message.startswith("The target's settings will not do: address:")
     assert not address or address not in message
@@ -73,7 +73,7 @@ def test_BY_03_an_address_that_is_anything_but_https_host_and_port_is_refused(
 def test_BY_03_NT_17_only_hosts_of_the_brokers_own_configuration_are_connected_to(
     connect: Connector, settings: dict[str, str], address: str
 ) -> None:
-    code, message = reason(connect, {**settings, "address": address})
+    code, message = why_not(connect, {**settings, "address": address})
     assert code in {"TARGET_HOST_NOT_ALLOWED", "TARGET_SETTINGS_INVALID"}
     asked = address.removeprefix("https://")
     assert HOST not in message.replace(asked, "")  # what is allowed is not told to those who may register targets
@@ -93,7 +93,7 @@ def test_BY_03_NT_17_only_hosts_of_the_brokers_own_configuration_are_connected_t
 def test_bad_settings_are_refused_with_the_field_and_without_the_value(
     connect: Connector, settings: dict[str, str], field: str, bad: str
 ) -> None:
-    code, message = reason(connect, {**settings, field: bad})
+    code, message = why_not(connect, {**settings, field: bad})
     assert code == "TARGET_SETTINGS_INVALID"
     assert f"{field}:" in message
     assert len(bad) < 2 or bad not in message
@@ -103,13 +103,13 @@ def test_a_private_key_among_the_certificates_is_refused_and_not_shown(
     connect: Connector, settings: dict[str, str], tmp_path: Path
 ) -> None:
     certificate, key = self_signed(tmp_path / "both")
-    code, message = reason(connect, {**settings, "ca_pem": key.read_text() + certificate.read_text()})
+    code, message = why_not(connect, {**settings, "ca_pem": key.read_text() + certificate.read_text()})
     assert code == "TARGET_SETTINGS_INVALID"
     assert "PRIVATE" not in message
 
 
 def test_all_faults_are_told_at_once(connect: Connector, settings: dict[str, str]) -> None:
-    _, message = reason(connect, {"address": "x", "mount": "..", "ca_pem": settings["ca_pem"]})
+    _, message = why_not(connect, {"address": "x", "mount": "..", "ca_pem": settings["ca_pem"]})
     assert all(f"{field}:" in message for field in ("address", "mount", "token_file"))
 
 

@@ -8,20 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.errors import Unauthenticated
+from broker.core.errors import BrokerError, Unauthenticated
 from broker.core.identity import Verified
 from broker.core.kinds import Preset
 from broker.core.model import TrustRule
 from broker.core.trust import matching
 from broker.core.trust.rules import choose, match
+from tests.fakes.refusals import refused
 from tests.fakes.trust_house import verified
 from tests.servers.rules import EXAMPLES, exact, glob, one_of, rule
 
 
-def refusal(rules: list[TrustRule], said: Verified, named: str = "") -> Unauthenticated:
-    with pytest.raises(Unauthenticated) as refused:
-        choose(rules, named, said)
-    return refused.value
+def denied(rules: list[TrustRule], said: Verified, named: str = "") -> BrokerError:
+    return refused(lambda: choose(rules, named, said), Unauthenticated)
 
 
 # Matchers
@@ -120,7 +119,7 @@ def test_the_rule_that_matches_gives_the_proof() -> None:
 
 
 def test_AN_13_a_token_of_another_issuer_never_fits() -> None:
-    error = refusal([rule()], verified(issuer="https://other.example"))
+    error = denied([rule()], verified(issuer="https://other.example"))
     assert error.reason == "TRUST_NO_RULE"
 
 
@@ -128,18 +127,18 @@ def test_AN_13_a_token_of_another_issuer_never_fits() -> None:
     "issuer", ["https://ci.example/", "https://CI.example", "https://ci.example.evil", "https://c"]
 )
 def test_AN_11_an_issuer_is_its_very_bytes(issuer: str) -> None:
-    assert refusal([rule()], verified(issuer=issuer)).reason == "TRUST_NO_RULE"
+    assert denied([rule()], verified(issuer=issuer)).reason == "TRUST_NO_RULE"
 
 
 @pytest.mark.parametrize("audience", ["", "broker2", "broke", "Broker", "broker "])
 def test_AN_12_each_rule_has_its_own_audience(audience: str) -> None:
-    error = refusal([rule()], verified(audience=audience))
+    error = denied([rule()], verified(audience=audience))
     assert (error.reason, error.facts["claim"]) == ("TRUST_CLAIM_MISMATCH", "aud")
 
 
 def test_the_audit_learns_which_claim_failed_and_the_caller_does_not() -> None:
     asked = rule(matchers=(exact("project_id", "42"), exact("ref", "expected-ref")))
-    error = refusal([asked], verified({"project_id": "42", "ref": "found-ref"}))
+    error = denied([asked], verified({"project_id": "42", "ref": "found-ref"}))
     assert error.reason == "TRUST_CLAIM_MISMATCH"
     assert {name: error.facts[name] for name in ("claim", "claim_expected", "claim_found", "trust_rule")} == {
         "claim": "ref", "claim_expected": "expected-ref", "claim_found": "found-ref", "trust_rule": "deploy",
@@ -151,21 +150,21 @@ def test_the_audit_learns_which_claim_failed_and_the_caller_does_not() -> None:
 def test_of_several_rules_the_audit_is_told_of_the_nearest() -> None:
     far = rule("far", matchers=(exact("project_id", "1"), exact("ref", "x")))
     near = rule("near", matchers=(exact("project_id", "42"), exact("ref", "x")))
-    error = refusal([far, near], verified({"project_id": "42", "ref": "y"}))
+    error = denied([far, near], verified({"project_id": "42", "ref": "y"}))
     assert (error.facts["trust_rule"], error.facts["claim"]) == ("near", "ref")
 
 
 def test_two_rules_that_fit_need_a_name() -> None:
     rules = [rule("one"), rule("two")]
-    error = refusal(rules, verified())
+    error = denied(rules, verified())
     assert (error.reason, error.facts["trust_rule"]) == ("TRUST_AMBIGUOUS", "one,two")
     assert choose(rules, "two", verified()).rule == "two"
 
 
 def test_AN_32_a_name_that_no_rule_has_is_refused_like_one_of_another_issuer() -> None:
     other = rule("other", issuer="https://other.example")
-    missing, foreign = refusal([rule(), other], verified(), "missing"), refusal([rule(), other], verified(), "other")
-    unfit = refusal([rule(matchers=(exact("project_id", "43"),)), other], verified(), "deploy")
+    missing, foreign = denied([rule(), other], verified(), "missing"), denied([rule(), other], verified(), "other")
+    unfit = denied([rule(matchers=(exact("project_id", "43"),)), other], verified(), "deploy")
     assert {(each.reason, each.message, str(each.metadata)) for each in (missing, foreign, unfit)} == {
         ("TRUST_CLAIM_MISMATCH", unfit.message, "{}")
     }
@@ -173,7 +172,7 @@ def test_AN_32_a_name_that_no_rule_has_is_refused_like_one_of_another_issuer() -
 
 
 def test_single_use_needs_an_id() -> None:
-    error = refusal([rule()], verified(token_id=""))
+    error = denied([rule()], verified(token_id=""))
     assert (error.reason, error.facts["claim"]) == ("TRUST_CLAIM_MISMATCH", "jti")
     assert choose([rule(single_use=False)], "", verified(token_id="")).token_id == ""
 
@@ -183,7 +182,7 @@ def test_AN_23_a_name_that_was_taken_over_has_another_id() -> None:
     said = verified(claims, issuer=asked.issuer, audience=asked.audience)
     assert choose([asked], "", said).rule == asked.name
     again = {**claims, "repository_id": "99", "repository_owner_id": "98"}
-    error = refusal([asked], verified(again, issuer=asked.issuer, audience=asked.audience))
+    error = denied([asked], verified(again, issuer=asked.issuer, audience=asked.audience))
     assert error.reason == "TRUST_CLAIM_MISMATCH"
 
 
@@ -191,5 +190,5 @@ def test_AN_24_the_subject_is_never_taken_apart() -> None:
     asked, claims = EXAMPLES[Preset.GITHUB]
     squat = {**claims, "sub": "repo:octo-org@65/octo-repo@74:environment:prod",
              "repository_id": "1", "repository": f"org-{claims['repository_id']}/app"}  # fmt: skip
-    error = refusal([asked], verified(squat, issuer=asked.issuer, audience=asked.audience))
+    error = denied([asked], verified(squat, issuer=asked.issuer, audience=asked.audience))
     assert error.facts["claim"] == "repository_id"

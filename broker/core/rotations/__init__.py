@@ -1,0 +1,1 @@
+"""Rotations: a key's next version, everywhere the key is."""

@@ -1,0 +1,191 @@
+"""One copy of a key version at one target: brought there, or put out of use there, each by an operation of its own.
+
+    send-copy      ─ import ─▶ DONE          PROVEN there
+    withdraw-copy  ─ disable ─▶ DONE         DISABLED there, or still enabled because the target cannot do that
+
+Both only go forward: a target that is away, or refuses, is asked again until it takes it, until an operator mends what
+is in the way, or until the target is removed. None of them holds up another, since each waits for its own target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from broker.core.call import on_behalf
+from broker.core.errors import BrokerError, NotFound, WrongState
+from broker.core.imports.importing import Imports
+from broker.core.kinds import ImportState, OperatorState
+from broker.core.model import Import, Operation, Operator, Principal, Target
+from broker.core.once import record
+from broker.core.operations.plan import Plan, Step, Work
+from broker.core.operations.running import Operations
+from broker.core.ports import Connect, Store, Write
+from broker.core.reasons import Reason
+
+PATIENCE = timedelta(minutes=2)
+LONGEST_PAUSE = timedelta(seconds=30)
+"""Between two attempts at a target that is away; so what waits for it is done within a minute of its return."""
+
+MAX_COPIES = 1000
+"""Copies of a key, at all targets, that are looked at."""
+
+IN_USE = frozenset({ImportState.PROVEN})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """Where a copy is, or is to be."""
+
+    key: str
+    version: int
+    target: str
+    remote_name: str
+
+
+def _subject(copy: Copy, *, off: bool) -> str:
+    """What the operation is about that brings it there, or puts it out of use."""
+    return f"key/{copy.key}/{copy.version}/{'off' if off else 'to'}/{copy.target}/{copy.remote_name}"
+
+
+def copy_in(operation: Operation) -> Copy:
+    """The copy that an operation is about."""
+    _, key, version, _, target, remote_name = operation.subject.split("/")
+    return Copy(key=key, version=int(version), target=target, remote_name=remote_name)
+
+
+def target_in(operation: Operation) -> str:
+    """Whom an operation waits for."""
+    return copy_in(operation).target
+
+
+def in_use(store: Store, key: str, version: int = 0) -> list[Copy]:
+    """The copies that are proven at a target, of one version or of all."""
+    where: dict[str, str | int] = {"key": key, "state": ImportState.PROVEN.value}
+    rows = store.page(Import, limit=MAX_COPIES, where={**where, "version": version} if version else where)
+    return [Copy(key=key, version=row.version, target=row.target, remote_name=row.remote_name) for row in rows]
+
+
+def places(store: Store, key: str, version: int) -> list[Copy]:
+    """Where a version is to be: wherever the key is in use now."""
+    found = {(one.target, one.remote_name) for one in in_use(store, key)}
+    return [Copy(key=key, version=version, target=target, remote_name=name) for target, name in sorted(found)]
+
+
+class Copies:
+    """What brings copies to targets and puts them out of use there, on behalf of those who asked for it."""
+
+    def __init__(self, store: Store, operations: Operations, imports: Imports, connect: Connect) -> None:
+        self._store = store
+        self._operations = operations
+        self._imports = imports
+        self._connect = connect
+        self._sending = operations.admit(
+            Plan(
+                kind="send-copy",
+                steps=(Step(name="import", act=self._import, keep=self._wake),),
+                patience=PATIENCE,
+                place=target_in,
+                longest_pause=LONGEST_PAUSE,
+                alarm=lambda _: "a rotation waits for a target",
+            )
+        )
+        self._withdrawing = operations.admit(
+            Plan(
+                kind="withdraw-copy",
+                steps=(Step(name="disable", act=self._disable, keep=self._disabled),),
+                patience=PATIENCE,
+                place=target_in,
+                longest_pause=LONGEST_PAUSE,
+                alarm=lambda _: "a key version that is retired may still be used at a target",
+            )
+        )
+
+    def begin(self, write: Write, work: Work, copies: list[Copy], *, off: bool = False) -> None:
+        """Have the background see to these copies, for the operation that waits for them."""
+        plan = self._withdrawing if off else self._sending
+        memory = {"asked_by": work.operation.principal, "for": f"{work.operation.subject}/{work.operation.number}"}
+        for copy in copies:
+            if self._operations.live(write, _subject(copy, off=off)) is None:
+                self._operations.begin(write, work.call, plan, _subject(copy, off=off), memory, abandoned=True)
+
+    def left(self, copies: list[Copy], *, off: bool = False) -> list[Operation]:
+        """Those that are not over."""
+        found = (self._operations.live(self._store, _subject(copy, off=off)) for copy in copies)
+        return [one for one in found if one is not None]
+
+    def give_up(self, write: Write, copies: list[Copy]) -> None:
+        """Bring no more of them; what has begun at a target ends as an import of its own."""
+        for operation in self.left(copies):
+            self._operations.close(write, operation, Reason.GIVEN_UP)
+
+    # ---- send-copy -----------------------------------------------------------------------------------------------
+
+    def _import(self, work: Work) -> Mapping[str, str]:
+        copy = copy_in(work.operation)
+        if self._store.get(Target, copy.target) is None:
+            return {}  # it was removed meanwhile: there is nowhere to bring it
+        call = on_behalf(work.call, "ImportService/ImportKey", self._asked_by(work))
+        try:
+            self._imports.import_key(call, copy.key, copy.version, copy.target, copy.remote_name)
+        except BrokerError as refusal:
+            if (
+                not call.closed and refusal.reason != work.operation.failure
+            ):  # once for each reason, not at each attempt
+                record(self._store, call, call.outcome(refusal.outcome, refusal.reason))
+            raise
+        return {}
+
+    def _asked_by(self, work: Work) -> Principal:
+        """Who asked for it, as they are now: the groups that they have lost do not count any more."""
+        kind, _, name = work.memory["asked_by"].partition("/")
+        operator = self._store.get(Operator, name) if kind == "operator" else None
+        if operator is None or operator.state is not OperatorState.ENABLED:
+            raise NotFound(
+                Reason.OPERATOR_NOT_FOUND,
+                f"{kind}/{name}, who asked for this, may not call any more; give the rotation up (`broker operation "
+                "abort`), and rotate anew.",
+            )
+        return Principal(kind=kind, name=name, groups=operator.groups, method="background")
+
+    # ---- withdraw-copy -------------------------------------------------------------------------------------------
+
+    def _disable(self, work: Work) -> Mapping[str, str]:
+        copy = copy_in(work.operation)
+        target, row = self._store.get(Target, copy.target), self._row(self._store, copy)
+        if target is None or row is None or row.state not in IN_USE:
+            return {}
+        port = self._connect(target.name, target.kind, target.settings)
+        try:
+            port.disable(row.remote_name, row.remote_version)
+        except WrongState as error:
+            if error.reason != Reason.TARGET_CANNOT_DISABLE:
+                raise
+            return {"cannot": "1"}
+        still = [one for one in port.versions(row.remote_name) if one.version == row.remote_version and one.enabled]
+        if still:
+            raise WrongState(
+                Reason.REMOTE_KEY_STILL_ENABLED,
+                f"The target {copy.target} has taken the request to disable version {row.remote_version} of "
+                f"{row.remote_name}, and shows it as enabled still; it is asked again.",
+            )
+        return {"disabled": "1"}
+
+    def _disabled(self, write: Write, work: Work) -> None:
+        row = self._row(write, copy_in(work.operation))
+        if row is not None and row.state in IN_USE:
+            if "disabled" in work.memory:
+                write.replace(row, replace(row, state=ImportState.DISABLED, failure=""))
+            elif "cannot" in work.memory:
+                write.replace(row, replace(row, failure=Reason.TARGET_CANNOT_DISABLE))
+        self._wake(write, work)
+
+    # ---- both ----------------------------------------------------------------------------------------------------
+
+    def _wake(self, _write: Write, work: Work) -> None:
+        subject, _, number = work.memory["for"].rpartition("/")
+        self._operations.wake(subject, int(number))
+
+    def _row(self, rows: Store | Write, copy: Copy) -> Import | None:
+        return rows.get(Import, copy.key, copy.version, copy.target, copy.remote_name)

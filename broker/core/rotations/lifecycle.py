@@ -1,0 +1,156 @@
+"""Rotations: a key's next version made, brought everywhere, put in force; the former one retired, or contained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from broker.core.amiss import no_key, no_key_version
+from broker.core.call import Call
+from broker.core.errors import InvalidRequest, WrongState
+from broker.core.imports.importing import Imports
+from broker.core.keys import phases
+from broker.core.keys.lifecycle import Keys
+from broker.core.keys.states import ENABLED, USABLE, as_decided, require
+from broker.core.kinds import Phase, VersionState
+from broker.core.model import Key, KeyMove, KeyVersion
+from broker.core.names import check_name
+from broker.core.once import once
+from broker.core.operations.running import Operations
+from broker.core.page import Page
+from broker.core.policy.guard import Guard, of_key, of_unknown_key
+from broker.core.ports import Connect, Now, Store, Write
+from broker.core.reasons import Reason
+from broker.core.rotations.containing import Contained, Containing
+from broker.core.rotations.copies import Copies
+from broker.core.rotations.rotating import Rotated, Rotating, activate, sound_grace
+
+MAX_REASON = 500
+
+
+class Rotations:
+    """The part of KeyService that is about a key's versions wherever they live. Permission first."""
+
+    def __init__(
+        self,
+        store: Store,
+        guard: Guard,
+        operations: Operations,
+        keys: Keys,
+        imports: Imports,
+        connect: Connect,
+        now: Now,
+    ) -> None:
+        self._store = store
+        self._guard = guard
+        self._now = now
+        self._keys = keys
+        copies = Copies(store, operations, imports, connect)
+        self._rotating = Rotating(store, operations, keys.making, copies, now)
+        self._containing = Containing(store, operations, copies, now)
+
+    def rotate(self, call: Call, name: str, grace: timedelta | None) -> Rotated:
+        """Make the next version, bring it to every target, put it in force, and retire the former after the grace."""
+        key = self._permitted(call, name)
+        wait = sound_grace(grace)
+        self._keys.check_makeable(key)
+        if call.validate_only:
+            require(key, ENABLED)
+            return self._rotating.would(key)
+        return self._rotating.rotate(call, key, wait)
+
+    def prepare(self, call: Call, name: str) -> Key:
+        """Make the next version, PRE_ACTIVE: it can be imported, and nothing else."""
+        key = self._permitted(call, name)
+        self._keys.check_makeable(key)
+        if call.validate_only:
+            require(key, ENABLED)
+            return replace(key, latest=key.latest + 1)
+        return self._keys.making.next(call, key, Phase.PRE_ACTIVE)
+
+    def activate(self, call: Call, name: str, number: int) -> Key:
+        """Put a PRE_ACTIVE version in force; it becomes the primary one. Once it is, that is the same again."""
+        key, version = self._version(call, name, number)
+        if version.phase is not Phase.PRE_ACTIVE and version.number != key.primary:
+            raise WrongState(
+                Reason.KEY_VERSION_PHASE,
+                f"Version {number} of the key {name} is {version.phase or Phase.ACTIVE}, and only a pre-active one is "
+                f"activated; `broker key versions {name}` shows the phase of each.",
+            )
+        return self._move(call, key, version, Phase.ACTIVE)
+
+    def retire(self, call: Call, name: str, number: int) -> Key:
+        """Have a version protect nothing any more; it still verifies and decrypts. WrongState for the primary one."""
+        key, version = self._version(call, name, number)
+        if version.number == key.primary:
+            raise WrongState(
+                Reason.KEY_VERSION_PRIMARY,
+                f"Version {number} is the one that the key {name} signs and encrypts with; rotate it first.",
+            )
+        return self._move(call, key, version, Phase.DEACTIVATED)
+
+    def compromise(self, call: Call, name: str, number: int, why: str) -> Contained:
+        """Have a version protect nothing from now on, and disabled at every target; ``why`` is kept with the move.
+
+        The primary one is replaced by a rotation, which the caller asks for.
+        """
+        key = self._permitted(call, name)
+        if not why.strip() or len(why) > MAX_REASON or not why.isprintable():
+            raise InvalidRequest(
+                Reason.COMPROMISE_REASON_INVALID,
+                f"Say why the version is compromised, in one line of at most {MAX_REASON} characters.",
+            )
+        number = number or key.primary
+        version = self._store.get(KeyVersion, name, number)
+        if version is None:
+            raise no_key_version(name, number, "could be compromised")
+        call.note(version=number)
+        if call.validate_only:
+            return self._containing.would(key, version)
+        return self._containing.contain(call, key, number, why.strip())
+
+    def moves(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[KeyMove]:
+        """How the versions of a key came into their phases, by version and in the order of the moves."""
+        self._permitted(call, name)
+        items = self._store.page(KeyMove, under=(name,), after=after, limit=limit, sound_only=True)
+        last = items[-1] if len(items) == limit else None
+        return Page(items=items, next=(name, last.version, last.number) if last else ())
+
+    def _move(self, call: Call, key: Key, version: KeyVersion, phase: Phase) -> Key:
+        require(key, USABLE)
+        if version.state is not VersionState.ENABLED:
+            raise no_key_version(key.name, version.number, "was completed and is still there")
+        call.note(version=version.number, phase=phase.value)
+        primary = max(key.primary, version.number) if phase is Phase.ACTIVE else key.primary
+        if call.validate_only:
+            return replace(key, primary=primary)
+        at, actor, number = self._now(), str(call.principal), version.number
+
+        def change(write: Write) -> Key:
+            stored = as_decided(write, key)
+            if phase is Phase.ACTIVE:
+                return activate(write, key.name, number, at, actor, "activated")
+            phases.move(write, write.get(KeyVersion, key.name, number) or version, phase, at, actor, "retired")
+            return stored
+
+        return once(
+            self._store, call, key.name, change, lambda write, _: write.get(Key, key.name) or key, version=number
+        )
+
+    def _version(self, call: Call, name: str, number: int) -> tuple[Key, KeyVersion]:
+        key = self._permitted(call, name)
+        if not number:
+            raise InvalidRequest(
+                Reason.VERSION_INVALID, f"Name the version; `broker key versions {name}` shows those there are."
+            )
+        version = self._store.get(KeyVersion, name, number)
+        if version is None:
+            raise no_key_version(name, number, "was completed")
+        return key, version
+
+    def _permitted(self, call: Call, name: str) -> Key:
+        key = self._store.get(Key, check_name(name, "key"))
+        self._guard.check(call, of_key(key) if key else of_unknown_key(name))
+        if key is None:
+            raise no_key(name)
+        return key

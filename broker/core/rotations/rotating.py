@@ -1,0 +1,255 @@
+"""A key rotated everywhere it lives, as one operation.
+
+    generate   the next version, PRE_ACTIVE in the HSM
+      └ arrive   the copies are brought to every target, each by itself; given up, all is taken back
+          └ activate   the new version is ACTIVE and the primary one
+              └ retire   after the grace the former one is DEACTIVATED
+                  └ withdraw   and disabled at every target, each by itself
+
+Up to ``arrive`` an operator can give it up: the new version is then DEACTIVATED, and disabled wherever it had come.
+From ``activate`` on it only goes forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from broker.core import receipts
+from broker.core.call import Call, background_call
+from broker.core.errors import InvalidRequest, Unavailable, WrongState
+from broker.core.keys import phases
+from broker.core.keys.making import Making
+from broker.core.keys.states import as_decided, key_named, versions_of
+from broker.core.kinds import ImportState, KeyState, Phase, VersionState
+from broker.core.model import Import, Key, KeyVersion, Operation
+from broker.core.operations.plan import NotYet, Plan, Step, Work
+from broker.core.operations.running import Operations
+from broker.core.ports import Now, Store, Write
+from broker.core.reasons import Reason
+from broker.core.rotations.copies import MAX_COPIES, Copies, Copy, in_use, places
+
+USUAL_GRACE = timedelta(hours=24)
+LONGEST_GRACE = timedelta(days=366)
+PATIENCE = timedelta(minutes=1)
+LONGEST_PAUSE = timedelta(seconds=30)
+
+ACTIVATE = 2
+"""The step that makes the new version the primary one; after it there is no way back."""
+
+_LIVING = frozenset({KeyState.ENABLED, KeyState.DISABLED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotated:
+    """The key as it is now, and the operation that goes on; of a dry run ``operation`` is None.
+
+    ``places``: where the new version is to be.
+    """
+
+    key: Key
+    operation: Operation | None
+    places: tuple[Copy, ...]
+
+
+class Rotating:
+    """What rotates keys everywhere. ``making``: what makes the versions of keys."""
+
+    def __init__(self, store: Store, operations: Operations, making: Making, copies: Copies, now: Now) -> None:
+        self._store = store
+        self._operations = operations
+        self._making = making
+        self._copies = copies
+        self._now = now
+        self._plan = operations.admit(
+            Plan(
+                kind="rotate-key",
+                steps=(
+                    Step(name="generate", act=self._generate, keep=self._send),
+                    Step(name="arrive", act=self._arrive),
+                    Step(name="activate", act=self._activate, keep=self._activated),
+                    Step(name="retire", act=self._retire, keep=self._retired),
+                    Step(name="withdraw", act=self._withdraw),
+                ),
+                patience=PATIENCE,
+                undo=self._take_back,
+                undone_until=ACTIVATE + 1,
+                turned=self._turned,
+                undone_reason=Reason.ROTATION_GIVEN_UP,
+                longest_pause=LONGEST_PAUSE,
+                alarm=lambda _: "a rotation waits",
+            )
+        )
+
+    def rotate(self, call: Call, decided: Key, grace: timedelta) -> Rotated:
+        """Begin, and go on as far as nobody is waited for; the same request carries on what it began."""
+        with self._store.write(call.intent()) as write:
+            receipt = receipts.replay(write, call)
+            if receipt is None:
+                self._refuse_second(write, decided)
+                key, _ = self._making.begun(write, call, as_decided(write, decided), Phase.PRE_ACTIVE)
+                memory = {"version": str(key.latest), "grace": str(int(grace.total_seconds()))}
+                operation = self._operations.begin(write, call, self._plan, subject_of(key.name), memory)
+                receipts.keep(write, call, key.name, key.latest, operation=operation)
+        number = receipt.version if receipt else key.latest
+        if receipt is not None:
+            found = self._operations.of(subject_of(decided.name), receipt.operation)
+            if found is None:
+                return self._rotated(decided.name, number, None)
+            operation = found
+        call.note(version=number)
+        if not operation.state.over:
+            operation = self._operations.run(call, operation)
+        return self._rotated(decided.name, number, operation)
+
+    def would(self, key: Key) -> Rotated:
+        """As ``rotate`` would begin."""
+        self._refuse_second(self._store, key)
+        return Rotated(
+            key=replace(key, latest=key.latest + 1),
+            operation=None,
+            places=tuple(places(self._store, key.name, key.latest + 1)),
+        )
+
+    def _refuse_second(self, rows: Store | Write, key: Key) -> None:
+        live = self._operations.live(rows, subject_of(key.name))
+        if live is not None:
+            raise WrongState(
+                Reason.KEY_ROTATION_RUNNING,
+                f"The key {key.name} is being rotated to version {live.memory['version']} already; `broker operation "
+                f"show {live.subject}/{live.number}` says how far that has come.",
+            )
+
+    def _rotated(self, name: str, number: int, operation: Operation | None) -> Rotated:
+        key = self._store.get(Key, name)
+        if key is None:
+            raise receipts.undone()
+        return Rotated(key=key, operation=operation, places=tuple(places(self._store, name, number)))
+
+    # ---- the plan, in the order of its steps ---------------------------------------------------------------------
+
+    def _generate(self, work: Work) -> Mapping[str, str]:
+        name, number = key_named(work.operation), _number(work)
+        call = background_call(f"key/{name}", work.call.fence, work.call.now, "-/Rotation")
+        self._making.complete(call, name, number)
+        return {}
+
+    def _send(self, write: Write, work: Work) -> None:
+        name = key_named(work.operation)
+        self._copies.begin(write, work, places(self._store, name, _number(work)))
+
+    def _arrive(self, work: Work) -> Mapping[str, str]:
+        if self._copies.left(self._sent(work)):
+            raise NotYet
+        return {}
+
+    def _activate(self, work: Work) -> Mapping[str, str]:
+        name = key_named(work.operation)
+        key = self._store.get(Key, name)
+        if key is None or key.state not in _LIVING:
+            state = key.state if key else "gone"
+            raise WrongState(Reason.KEY_STATE, f"The key {name} is {state}, so its new version is not activated.")
+        number = _number(work)
+        former = [one for one in versions_of(self._store, name) if one.number < number and _is_active(one)]
+        retire_at = self._now() + timedelta(seconds=int(work.memory["grace"]))
+        return {"former": " ".join(str(one.number) for one in former), "retire_at": retire_at.isoformat()}
+
+    def _activated(self, write: Write, work: Work) -> None:
+        name, number = key_named(work.operation), _number(work)
+        activate(write, name, number, self._now(), work.operation.principal, "rotated")
+
+    def _retire(self, work: Work) -> Mapping[str, str]:
+        retire_at = datetime.fromisoformat(work.memory["retire_at"])
+        if self._now() < retire_at:
+            raise NotYet(retire_at)
+        return {}
+
+    def _retired(self, write: Write, work: Work) -> None:
+        for version in self._former(write, work):
+            if version.state is VersionState.ENABLED and _is_active(version):
+                phases.move(write, version, Phase.DEACTIVATED, self._now(), work.operation.principal, "rotated")
+        self._copies.begin(write, work, self._withdrawn(work), off=True)
+
+    def _withdraw(self, work: Work) -> Mapping[str, str]:
+        if self._copies.left(self._withdrawn(work), off=True):
+            raise NotYet
+        return {}
+
+    # ---- given up ------------------------------------------------------------------------------------------------
+
+    def _turned(self, write: Write, work: Work) -> None:
+        """From here on no further copy is sent, and nobody protects anything with the version."""
+        self._copies.give_up(write, self._sent(work))
+        version = write.get(KeyVersion, key_named(work.operation), _number(work))
+        if version is not None and version.state is VersionState.ENABLED:
+            actor = str(work.call.principal)
+            phases.move(write, version, Phase.DEACTIVATED, self._now(), actor, "rotation given up")
+
+    def _take_back(self, work: Work) -> None:
+        """Have its copies disabled wherever they had come; what is on its way settles first."""
+        name, number = key_named(work.operation), _number(work)
+        where: dict[str, str | int] = {"key": name, "version": number}
+        rows = self._store.page(Import, limit=MAX_COPIES, where=where)
+        there = in_use(self._store, name, number)
+        if there and not self._copies.left(there, off=True):
+            cannot = {row.target for row in rows if row.failure == Reason.TARGET_CANNOT_DISABLE}
+            new = [copy for copy in there if copy.target not in cannot]
+            if new:
+                with self._store.write(work.call.intent()) as write:
+                    self._copies.begin(write, work, new, off=True)
+        under_way = any(row.state in {ImportState.PENDING, ImportState.DISABLING} for row in rows)
+        if under_way or self._copies.left(there, off=True):
+            raise Unavailable(
+                Reason.ROTATION_WAITS,
+                f"Version {number} of the key {name} is still to be disabled at a target; that is tried again.",
+            )
+
+    # ---- the parts of it -----------------------------------------------------------------------------------------
+
+    def _sent(self, work: Work) -> list[Copy]:
+        return places(self._store, key_named(work.operation), _number(work))
+
+    def _withdrawn(self, work: Work) -> list[Copy]:
+        name, numbers = key_named(work.operation), {int(one) for one in work.memory["former"].split()}
+        return [copy for copy in in_use(self._store, name) if copy.version in numbers]
+
+    def _former(self, write: Write, work: Work) -> list[KeyVersion]:
+        name = key_named(work.operation)
+        found = (write.get(KeyVersion, name, int(one)) for one in work.memory["former"].split())
+        return [version for version in found if version is not None]
+
+
+def activate(write: Write, name: str, number: int, at: datetime, actor: str, reason: str) -> Key:
+    """Make a version ACTIVE and the primary one, in the place of whatever is; a newer primary one stays."""
+    key, version = write.get(Key, name), write.get(KeyVersion, name, number)
+    if key is None or version is None or version.state is not VersionState.ENABLED:
+        raise WrongState(
+            Reason.CHANGED_MEANWHILE, f"Version {number} of the key {name} is not there to be used any more."
+        )
+    phases.move(write, version, Phase.ACTIVE, at, actor, reason)
+    return write.replace(key, replace(key, primary=max(key.primary, number)))
+
+
+def sound_grace(grace: timedelta | None) -> timedelta:
+    """How long the former version goes on protecting; InvalidRequest ``GRACE_OUT_OF_RANGE``."""
+    if grace is None:
+        return USUAL_GRACE
+    if not timedelta(0) <= grace <= LONGEST_GRACE:
+        raise InvalidRequest(
+            Reason.GRACE_OUT_OF_RANGE, f"The grace of a rotation is between 0 and {LONGEST_GRACE.days} days."
+        )
+    return grace
+
+
+def subject_of(name: str) -> str:
+    """What the rotation of a key is about; there is one at a time."""
+    return f"key/{name}/rotation"
+
+
+def _number(work: Work) -> int:
+    return int(work.memory["version"])
+
+
+def _is_active(version: KeyVersion) -> bool:
+    return version.phase in {None, Phase.ACTIVE}

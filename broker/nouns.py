@@ -1,0 +1,78 @@
+"""The nouns of the core, made of the parts that they stand on: which noun takes what is said here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from broker.core import ports
+from broker.core.audit.heads import Heads
+from broker.core.imports.handover import Handover
+from broker.core.imports.importing import Imports
+from broker.core.keys.confirming import Settling
+from broker.core.keys.lifecycle import DestructionDelay, Keys
+from broker.core.keys.use import KeyUse
+from broker.core.kinds import Purpose
+from broker.core.leases.lifecycle import Leases
+from broker.core.operations.oversight import Oversight
+from broker.core.operations.running import Operations
+from broker.core.operators.authority import Authority
+from broker.core.operators.register import Operators
+from broker.core.policy.documents import Policies
+from broker.core.policy.guard import Guard
+from broker.core.quota import LeaseQuota
+from broker.core.rotations.lifecycle import Rotations
+from broker.core.secrets.lifecycle import Secrets
+from broker.core.secrets.root_rows import known_roots
+from broker.core.secrets.sealing import Sealing
+from broker.core.sessions.lifecycle import Sessions
+from broker.core.targets.register import Targets
+from broker.core.targets.slots import Slots
+from broker.core.trust.rules import TrustRules, Verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the nouns stand on: edges by their ports, clocks, and what the configuration says."""
+
+    store: ports.Store
+    hsm: ports.Device
+    guard: Guard
+    now: ports.Now
+    ticks: Callable[[], float]  # seconds that nobody can set
+    connect: ports.Connect
+    verify: Verify
+    authority: Authority
+    audit_key: ports.KeyRef
+    trust_domain: str
+    keep: timedelta  # how long a data key stays unwrapped
+    slots: int  # calls that may wait for targets, and keys that one principal may have made, at a time
+    delay: DestructionDelay = field(default_factory=DestructionDelay)
+    quota: LeaseQuota = field(default_factory=LeaseQuota)
+
+
+class Nouns:
+    """The nouns on these parts, all of them: so every plan is known before an operation is found."""
+
+    def __init__(self, parts: Parts) -> None:
+        store, guard, now, connect = parts.store, parts.guard, parts.now, parts.connect
+        callers, roots, audit = (parts.hsm.keyring(one) for one in (Purpose.KEY, Purpose.ROOT, Purpose.AUDIT))
+        self.slots = slots = Slots(parts.slots)  # of all that wait for targets
+        self.operations = Operations(store, now, parts.ticks)
+        self.keys = Keys(store, callers, guard, self.operations, now, parts.delay, generating=parts.slots)
+        self.use = KeyUse(store, callers, guard)
+        self.settling = Settling(store, callers, guard, self.operations)
+        self.targets = Targets(store, parts.hsm, guard, connect, self.operations, now, slots)
+        self.imports = Imports(store, callers, guard, self.operations, connect, now, slots)
+        self.handover = Handover(self.imports.bringing)
+        self.rotations = Rotations(store, guard, self.operations, self.keys, self.imports, connect, now)
+        self.oversight = Oversight(store, guard, self.operations, parts.ticks)
+        self.sealing = Sealing(roots, known_roots(store), now, parts.keep, tenant=parts.trust_domain)
+        self.secrets = Secrets(store, roots, self.sealing, guard, self.operations, now)
+        self.sessions = Sessions(store, self.secrets, guard, now, parts.quota)
+        self.leases = Leases(store, guard, now)
+        self.rules = TrustRules(store, guard, parts.verify, now)
+        self.operators = Operators(store, parts.authority, guard, now, parts.trust_domain)
+        self.policies = Policies(store, guard, now, parts.ticks)
+        self.heads = Heads(store, audit, parts.audit_key, guard, now)

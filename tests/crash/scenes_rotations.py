@@ -1,0 +1,116 @@
+"""Rotations and containments, with all that the background does of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+
+from broker.core.errors import BrokerError
+from broker.core.kinds import ImportState, KeyType, OperatorState, Phase, VersionState
+from broker.core.model import Import, Key, KeyVersion, Operation, Operator
+from tests.crash.harness import Scene, World
+from tests.crash.import_house import REQUEST, House
+
+Act = Callable[["Rotating"], object]
+GRACE = timedelta(minutes=1)
+
+
+class Rotating(House):
+    """A process with a key that is at a target."""
+
+    def furnish(self, key_type: KeyType) -> None:
+        super().furnish(key_type)
+        now = self.clock()
+        alice = Operator(name="alice", groups=("admins",), state=OperatorState.ENABLED, not_before=now, created_at=now)
+        with self.store.write(self.call("OperatorService/AddOperator").outcome()) as write:
+            write.add(alice)
+        self.bring(request_id="")
+
+    def on_and_on(self) -> None:
+        """The background, until there is nothing left to do; a day passes meanwhile."""
+        for _ in range(14):
+            self.clock.forward(minutes=6)
+            self._carried_on()
+        self.clock.forward(days=2)
+        for _ in range(4):
+            self.clock.forward(minutes=6)
+            self._carried_on()
+
+    def _carried_on(self) -> None:
+        for rows in self.operations.due().values():
+            for row in rows:
+                self.operations.carry_on(self.own(row.subject), row)
+
+    def later(self) -> None:
+        self.on_and_on()
+        super().later()
+
+    def phases(self) -> dict[int, Phase]:
+        rows = [row for row in self.rows(KeyVersion) if row.state is VersionState.ENABLED]
+        return {row.number: row.phase or Phase.ACTIVE for row in rows}
+
+    def signs(self) -> bool:
+        """Whether the key signs, with the version that the record names."""
+        key = self.store.get(Key, "pay")
+        return key is not None and self.phases().get(key.primary) is Phase.ACTIVE
+
+    def check(self) -> None:
+        """What the rows say is what the target has, nothing is under way, and no version waits for ever."""
+        World.check(self)
+        publics = {row.number: row.public_key for row in self.rows(KeyVersion)}
+        enabled = [one.public_key for one in self.shelf.enabled(self.remote)]
+        for row in self.rows(Import):
+            assert row.state in {ImportState.PROVEN, ImportState.DISABLED, ImportState.FAILED}
+            assert enabled.count(publics[row.version]) == (row.state is ImportState.PROVEN)
+            assert row.state is not ImportState.PROVEN or self.phases()[row.version] is Phase.ACTIVE
+        assert Phase.PRE_ACTIVE not in self.phases().values()
+
+
+def rotate(world: Rotating) -> None:
+    world.rotations.rotate(world.call("KeyService/RotateKey", REQUEST), "pay", GRACE)
+    world.on_and_on()
+
+
+def compromise(world: Rotating) -> None:
+    world.rotations.compromise(world.call("KeyService/CompromiseKeyVersion", REQUEST), "pay", 1, "leaked")
+    world.on_and_on()
+
+
+def give_up(world: Rotating) -> None:
+    """Before its version is in force."""
+    world.rotations.rotate(world.call("KeyService/RotateKey", REQUEST), "pay", GRACE)
+    asked = world.call("OperationService/AbortOperation")
+    live = world.store.last(Operation, "key/pay/rotation")
+    with suppress(BrokerError), world.store.write(asked.outcome()) as write:
+        world.operations.abort(write, asked, live)
+    world.on_and_on()
+
+
+def in_force_somewhere(world: Rotating) -> None:
+    """By one version, here and there."""
+    assert world.signs()
+    assert len(world.shelf.enabled(world.remote)) == 1
+
+
+def contained(world: Rotating) -> None:
+    """Once it is compromised, nobody uses it anywhere."""
+    if world.phases()[1] is Phase.COMPROMISED:
+        assert world.shelf.enabled(world.remote) == []
+
+
+def _scene(kinds: set[str], act: Act, check: Act, again: Act | None = None) -> Scene:
+    prepare: Act = lambda world: world.furnish(KeyType.EC_P256)  # noqa: E731
+    return Scene(kinds=frozenset(kinds), act=act, prepare=prepare, again=again, check=check, world=Rotating)
+
+
+_ROTATES = {"rotate-key", "send-copy", "withdraw-copy"}
+_CONTAINS = {"contain-key-version", "withdraw-copy"}
+
+SCENES = {
+    "rotated, and nobody comes back": _scene(_ROTATES, rotate, in_force_somewhere),
+    "rotated, and the same request comes back": _scene(_ROTATES, rotate, in_force_somewhere, rotate),
+    "a rotation given up": _scene({"rotate-key"}, give_up, in_force_somewhere),
+    "compromised, and nobody comes back": _scene(_CONTAINS, compromise, contained),
+    "compromised, and the same request comes back": _scene(_CONTAINS, compromise, contained, compromise),
+}

@@ -1,0 +1,95 @@
+"""Keys rotated everywhere by a running broker: SoftHSM, OpenBao, the command line's own RPCs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.servers.live import Client, Live
+from tests.servers.openbao import OpenBao
+
+EC_P256, SIGN, SECONDS = 4, 1, 60.0
+ACTIVE, DEACTIVATED, COMPROMISED = 2, 4, 5
+PROVEN, DISABLED = 2, 8
+
+
+@pytest.fixture
+def admin(live_own: Live) -> Client:
+    return live_own.client()
+
+
+def until(look: Callable[[], bool], what: str) -> None:
+    ends_at = time.monotonic() + SECONDS
+    while not look():
+        assert time.monotonic() < ends_at, what
+        time.sleep(0.2)
+
+
+def made(admin: Client, name: str) -> None:
+    admin.ask("CreateKey", name=name, type=EC_P256, usage=SIGN, exportable=True)
+    admin.ask("ImportKey", name=name, target="bao")
+
+
+def phases(admin: Client, name: str) -> list[int]:
+    return [one.phase for one in admin.ask("ListKeyVersions", name=name).versions]
+
+
+def copies(admin: Client, name: str) -> dict[int, int]:
+    return {one.version: one.state for one in admin.ask("ListImports", name=name).imports}
+
+
+def over(admin: Client, name: str) -> Any:
+    return admin.ask("WaitOperation", name=name).operation.done
+
+
+def there(openbao: OpenBao, name: str) -> list[str]:
+    answer = openbao.request("GET", f"{openbao.mount}/keys/{name}")
+    assert answer is not None
+    return sorted(answer["data"]["keys"])
+
+
+def test_a_key_is_rotated_in_the_hsm_and_at_the_target_while_it_signs(admin: Client, openbao: OpenBao) -> None:
+    made(admin, "pay")
+    begun = admin.ask("RotateKey", name="pay", everywhere=True, grace={"seconds": 1})
+    assert [one.target for one in begun.places] == ["bao"]
+    used = set[int]()
+
+    def rotated() -> bool:
+        message = {"message": b"pay 10 to bob"}
+        signed = admin.ask("Sign", name="pay", input=message)
+        used.add(signed.version)
+        assert admin.ask("Verify", name="pay", version=signed.version, input=message, signature=signed.signature).valid
+        return bool(admin.ask("GetOperation", name=begun.operation.name).operation.done)
+
+    until(rotated, "the rotation comes to its end")
+    assert used == {1, 2}
+    assert (phases(admin, "pay"), copies(admin, "pay")) == ([DEACTIVATED, ACTIVE], {1: DISABLED, 2: PROVEN})
+    assert there(openbao, "pay") == ["2"]
+    moves = [(one.version, one.phase, one.reason) for one in admin.ask("ListKeyMoves", name="pay").moves]
+    assert moves == [(1, ACTIVE, "created"), (1, DEACTIVATED, "rotated"), (2, 1, "created"), (2, ACTIVE, "rotated")]
+
+
+def test_a_compromised_version_is_out_of_use_here_at_once_and_there_soon(admin: Client, openbao: OpenBao) -> None:
+    made(admin, "leaked")
+    done = admin.ask("CompromiseKeyVersion", name="leaked", reason="Found in a paste.")
+    assert admin.refusal("Sign", name="leaked", input={"message": b"m"}).reason == "KEY_VERSION_PHASE"
+    until(lambda: over(admin, done.operation.name), "the target has disabled it")
+    assert (phases(admin, "leaked"), copies(admin, "leaked")) == ([COMPROMISED], {1: DISABLED})
+    answer = openbao.request("GET", f"{openbao.mount}/keys/leaked")
+    assert answer is not None
+    assert answer["data"]["soft_deleted"]
+
+
+def test_a_rotation_that_waits_can_be_given_up(admin: Client, live_own: Live, openbao: OpenBao) -> None:
+    made(admin, "stuck")
+    openbao.write_token(live_own.folder / "credentials", token="none")
+    begun = admin.ask("RotateKey", name="stuck", everywhere=True)
+    until(lambda: bool(admin.ask("ListOperations", subject="key/stuck/2", live=True).operations), "it is under way")
+    assert admin.ask("AbortOperation", name=begun.operation.name).operation.state == 2
+    until(lambda: over(admin, begun.operation.name), "it is undone")
+    assert admin.ask("GetOperation", name=begun.operation.name).operation.failure == "GIVEN_UP"
+    assert phases(admin, "stuck") == [ACTIVE, DEACTIVATED]
+    assert admin.ask("Sign", name="stuck", input={"message": b"m"}).version == 1

@@ -1,0 +1,186 @@
+"""Operations as people see them: who may, what is shown, trying again and giving up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from broker.core.call import Call
+from broker.core.errors import (
+    BrokerError,
+    Exhausted,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+    WrongState,
+)
+from broker.core.kinds import OperationState
+from broker.core.model import Operation, Principal
+from broker.core.operations.oversight import WAITING, Oversight
+from broker.core.operations.plan import Plan, Step, Work
+from broker.core.policy.guard import Guard
+from tests.fakes.background import carry_on, operations
+from tests.fakes.calls import Clock, call, document, operator
+from tests.fakes.memory_store import MemoryStore
+
+ADMIN = operator("alice", "admins")
+AWAY = Unavailable("TARGET_UNREACHABLE", "Away.")
+PAY = """
+@id("pay") permit (principal == Operator::"pat", action, resource == Key::"pay");
+@id("list") permit (principal == Operator::"pat", action == Action::"ListOperations", resource);
+"""
+
+
+@dataclass
+class House:
+    store: MemoryStore = field(default_factory=MemoryStore)
+    clock: Clock = field(default_factory=Clock)
+    trouble: BrokerError | None = AWAY
+    undone: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.operations = operations(self.store, self.clock)
+        step = Step(name="send", act=self._send)
+        plan: Any = {"steps": (step, Step(name="prove", act=lambda _: None)), "patience": timedelta(minutes=1)}
+        self.plan = self.operations.admit(Plan(kind="send", undo=self._back, place=lambda _: "prod", **plan))
+        self.forward = self.operations.admit(Plan(kind="seal", **plan))
+        guard = Guard(document(document().text + PAY))
+        self.oversight = Oversight(self.store, guard, self.operations, lambda: 0.0)
+
+    def _send(self, _work: Work) -> Mapping[str, str]:
+        if self.trouble:
+            raise self.trouble
+        return {}
+
+    def _back(self, work: Work) -> None:
+        self.undone.append(work.operation.subject)
+
+    def call(self, rpc: str, who: Principal = ADMIN, *, request_id: str = "", validate_only: bool = False) -> Call:
+        rpc = f"OperationService/{rpc}"
+        return call(rpc, who, self.clock, request_id=request_id, validate_only=validate_only)
+
+    def begun(self, subject: str = "key/pay/1", plan: Plan | None = None) -> str:
+        asked = call("KeyService/RotateKey", ADMIN, self.clock)
+        with self.store.write(asked.intent()) as write:
+            operation = self.operations.begin(write, asked, plan or self.plan, subject)
+        with pytest.raises(Unavailable):
+            self.operations.run(asked, operation)
+        return f"{subject}/1"
+
+    def row(self, subject: str = "key/pay/1") -> Operation:
+        found = self.store.get(Operation, subject, 1)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def refused(kind: type[BrokerError], reason: str, act: object) -> None:
+    assert callable(act)
+    with pytest.raises(kind) as found:
+        act()
+    assert found.value.reason == reason
+
+
+def test_one_that_waits_is_shown_with_its_steps_and_whom_it_waits_for(house: House) -> None:
+    shown = house.oversight.get(house.call("GetOperation"), house.begun())
+    assert shown.plan is not None
+    assert ([step.name for step in shown.plan.steps], shown.operation.step) == (["send", "prove"], 0)
+    assert (shown.name, shown.place, shown.abortable) == ("key/pay/1/1", "prod", True)
+
+
+def test_retrying_does_not_wait_for_the_pause_nor_for_a_call_that_has_died(house: House) -> None:
+    name = house.begun()
+    assert carry_on(house.operations, house.clock) == 0, "its call may still be at it"
+    house.oversight.retry(house.call("RetryOperation"), name)
+    assert carry_on(house.operations, house.clock) == 0
+    assert house.row().failure == "TARGET_UNREACHABLE"
+    house.trouble = None
+    house.oversight.retry(house.call("RetryOperation"), name)
+    assert carry_on(house.operations, house.clock) == 1, "though the pause is not over"
+    assert house.row().state is OperationState.DONE
+    over = house.row()
+    assert house.oversight.retry(house.call("RetryOperation"), name).operation == over
+
+
+def test_giving_up_undoes_it_in_the_background_and_only_once(house: House) -> None:
+    name = house.begun()
+    asked = house.call("AbortOperation", request_id="once-0001")
+    assert house.oversight.abort(asked, name).operation.state is OperationState.UNDOING
+    again = house.call("AbortOperation", request_id="once-0001")
+    assert house.oversight.abort(again, name).operation.state is OperationState.UNDOING
+    assert house.oversight.abort(house.call("AbortOperation"), name).operation.state is OperationState.UNDOING
+    carry_on(house.operations, house.clock)
+    assert (house.row().state, house.row().failure, house.undone) == (OperationState.UNDONE, "GIVEN_UP", ["key/pay/1"])
+    refused(WrongState, "OPERATION_OVER", lambda: house.oversight.abort(house.call("AbortOperation"), name))
+
+
+def test_what_only_goes_forward_is_not_given_up(house: House) -> None:
+    name = house.begun(plan=house.forward)
+    assert not house.oversight.get(house.call("GetOperation"), name).abortable
+    refused(WrongState, "OPERATION_ONLY_FORWARD", lambda: house.oversight.abort(house.call("AbortOperation"), name))
+
+
+def test_a_dry_run_changes_nothing(house: House) -> None:
+    name, before = house.begun(), house.row()
+    for method, act in (("RetryOperation", house.oversight.retry), ("AbortOperation", house.oversight.abort)):
+        act(house.call(method, validate_only=True), name)
+    assert house.row() == before
+
+
+def test_who_may_not_see_the_key_sees_nothing_of_its_operations(house: House) -> None:
+    pat = operator("pat")
+    house.begun()
+    house.begun("key/payroll/1")
+    house.begun("root/2")
+    house.begun("import/pay/1/prod/pay")
+    seen = house.oversight.page(house.call("ListOperations", pat), "", (), 10, live=True)
+    assert [one.name for one in seen.items] == ["import/pay/1/prod/pay/1", "key/pay/1/1"]
+    for name in ("key/payroll/1/1", "root/2/1", "key/none/1/1", "target/none/1"):
+        refused(
+            PermissionDenied,
+            "POLICY_DENIED",
+            lambda: house.oversight.get(house.call("GetOperation", pat), name),  # noqa: B023
+        )
+    refused(
+        NotFound, "OPERATION_NOT_FOUND", lambda: house.oversight.get(house.call("GetOperation", pat), "key/pay/7/1")
+    )
+
+
+def test_a_list_about_one_key_has_none_of_another_whose_name_begins_so(house: House) -> None:
+    house.begun()
+    house.begun("key/payroll/1")
+    page = house.oversight.page(house.call("ListOperations"), "key/pay", (), 10, live=False)
+    assert [one.name for one in page.items] == ["key/pay/1/1"]
+
+
+@pytest.mark.parametrize("name", ["", "/", "key/pay", "key/pay/x", "key/pay/-1", "/1", "k" * 600 + "/1", "key/pay/²"])
+def test_what_is_no_name_is_refused_in_one_sentence(house: House, name: str) -> None:
+    refused(InvalidRequest, "OPERATION_NAME_INVALID", lambda: house.oversight.get(house.call("GetOperation"), name))
+
+
+def test_so_many_wait_at_a_time_and_no_more(house: House) -> None:
+    name = house.begun()
+    nested: list[str] = []
+
+    def waits() -> float:
+        nested.append(name)
+        if len(nested) <= WAITING:
+            house.oversight.wait(house.call("WaitOperation"), name, None)
+        return 0.0
+
+    refused(Exhausted, "WAITERS_BUSY", lambda: _waiting(house, waits).wait(house.call("WaitOperation"), name, None))
+
+
+def _waiting(house: House, ticks: object) -> Oversight:
+    assert callable(ticks)
+    house.oversight = Oversight(house.store, Guard(document()), house.operations, ticks)
+    return house.oversight

@@ -1,0 +1,136 @@
+"""A key rotated everywhere: in which order, what waits for whom, and what a refusal or a death leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from broker.core.kinds import ImportState, KeyType, KeyUsage, OperationState, OperatorState, Phase
+from broker.core.model import Operator, Target
+from tests.unit.rotations.bench import REQUEST, TARGETS, House
+
+GRACE = timedelta(hours=24)
+
+
+@pytest.fixture
+def house() -> House:
+    made = House()
+    made.furnish()
+    return made
+
+
+def test_the_new_version_is_proven_everywhere_before_it_signs_and_the_former_one_is_retired(house: House) -> None:
+    begun = house.rotate()
+    assert begun.operation is not None
+    assert begun.operation.state is OperationState.RUNNING
+    assert (house.phases(), house.signs()) == ({1: Phase.ACTIVE, 2: Phase.PRE_ACTIVE}, 1)
+    house.rounds(3)
+    assert house.copies() == dict.fromkeys(
+        [(name, number) for number in (1, 2) for name in TARGETS], ImportState.PROVEN
+    )
+    assert (house.phases(), house.signs()) == ({1: Phase.ACTIVE, 2: Phase.ACTIVE}, 2)
+    house.rounds(3)
+    assert house.phases()[1] is Phase.ACTIVE, "its grace is not over"
+    house.rounds(hours=24)
+    house.rounds(3)
+    assert house.phases() == {1: Phase.DEACTIVATED, 2: Phase.ACTIVE}
+    assert house.copies()["bao", 1] is house.copies()["prod", 1] is ImportState.DISABLED
+    assert (house.enabled("bao"), house.enabled("prod")) == ([2], [2])
+    assert house.rotation().state is OperationState.DONE
+    assert house.moves() == [
+        (1, "active", "operator/alice", "created"),
+        (1, "deactivated", "operator/alice", "rotated"),
+        (2, "pre-active", "operator/alice", "created"),
+        (2, "active", "operator/alice", "rotated"),
+    ]
+
+
+def test_FT_31_a_target_that_is_away_holds_up_no_other_and_is_waited_for(house: House) -> None:
+    house.away("prod")
+    house.rotate()
+    house.rounds(5)
+    assert house.copies()["bao", 2] is ImportState.PROVEN
+    assert (house.signs(), house.phases()[2]) == (1, Phase.PRE_ACTIVE)
+    house.rounds(120, seconds=30)
+    house.back("prod")
+    house.rounds(20, seconds=3)
+    assert (house.copies()["prod", 2], house.signs()) == (ImportState.PROVEN, 2), "within a minute of its return"
+
+
+def test_a_rotation_of_a_key_that_is_nowhere_else_is_at_once(house: House) -> None:
+    asked = house.call("KeyService/CreateKey")
+    house.keys.create(asked, "solo", KeyType.AES_256, KeyUsage.ENCRYPT, exportable=False, labels={}, owner="")
+    done = house.rotations.rotate(house.call("KeyService/RotateKey"), "solo", None)
+    assert (done.key.primary, done.places) == (2, ())
+
+
+def test_rotating_while_a_rotation_runs_is_refused(house: House) -> None:
+    house.away("prod")
+    house.rotate()
+    assert house.refusal(house.rotate) == "KEY_ROTATION_RUNNING"
+    assert house.key().latest == 2
+
+
+def test_the_same_request_is_the_same_rotation(house: House) -> None:
+    first = house.rotate(request_id=REQUEST)
+    assert first.operation is not None
+    again = house.rotate(request_id=REQUEST)
+    assert again.operation is not None
+    assert (again.operation.number, house.key().latest) == (first.operation.number, 2)
+
+
+def test_given_up_in_time_the_version_is_out_of_use_wherever_it_had_come(house: House) -> None:
+    house.away("prod")
+    house.rotate()
+    house.rounds(3)
+    assert house.enabled("bao") == [1, 2]
+    with house.store.write(house.call("OperationService/AbortOperation").outcome()) as write:
+        house.operations.abort(write, house.call("OperationService/AbortOperation"), house.rotation())
+    house.back("prod")
+    house.rounds(40, seconds=10)
+    assert house.rotation().state is OperationState.UNDONE
+    assert (house.phases()[2], house.signs(), house.enabled("bao"), house.enabled("prod")) == (
+        Phase.DEACTIVATED, 1, [1], [1],
+    )  # fmt: skip
+
+
+def test_once_the_new_version_is_in_force_there_is_no_way_back(house: House) -> None:
+    house.rotate()
+    house.rounds(3)
+    assert house.refusal(lambda: house.operations.aborted(house.rotation())) == "OPERATION_ONLY_FORWARD"
+
+
+def test_AZ_14_who_asked_and_was_removed_since_brings_nothing_anywhere(house: House) -> None:
+    house.away("prod")
+    house.rotate()
+    stored = house.store.get(Operator, "alice")
+    with house.store.write(house.call("OperatorService/RemoveOperator").outcome()) as write:
+        write.replace(stored, replace(stored, state=OperatorState.REMOVED))
+    house.back("prod")
+    house.rounds(20, seconds=10)
+    assert ("prod", 2) not in house.copies() or house.copies()["prod", 2] is not ImportState.PROVEN
+    assert house.signs() == 1
+
+
+def test_a_target_that_was_removed_meanwhile_is_not_waited_for(house: House) -> None:
+    house.away("prod")
+    house.rotate()
+    house.rounds(2)
+    with house.store.write(house.call("TargetService/DeleteTarget").outcome()) as write:
+        write.delete(house.store.get(Target, "prod"))
+    house.rounds(20, seconds=10)
+    assert house.signs() == 2
+
+
+def test_a_dry_run_says_where_it_would_go_and_changes_nothing(house: House) -> None:
+    asked = replace(house.call("KeyService/RotateKey"), validate_only=True)
+    would = house.rotations.rotate(asked, "pay", None)
+    assert ([one.target for one in would.places], would.operation, house.key().latest) == (list(TARGETS), None, 1)
+
+
+@pytest.mark.parametrize("grace", [timedelta(days=367), timedelta(seconds=-1)])
+def test_a_grace_that_makes_no_sense_is_refused(house: House, grace: timedelta) -> None:
+    assert house.refusal(lambda: house.rotate(grace)) == "GRACE_OUT_OF_RANGE"
+    assert house.key().latest == 1
