@@ -117,7 +117,7 @@ class Bringing:
         try:
             with self.ledger.store.write(call.intent()) as write:
                 receipt = replay(write, call)
-                unchanged(write, asked)
+                unchanged(write, asked, sends=plan not in self._steps.confirmings)
                 row = write.replace(before.row, new) if before.row else _added(write, new)
                 its_own = receipt is not None and live is not None and receipt.operation == live.number
                 if live is not None and its_own and live.kind == plan.kind and "remote_version" in memory:

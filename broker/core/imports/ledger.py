@@ -29,6 +29,7 @@ from broker.core.imports.rules import (
     siblings,
 )
 from broker.core.imports.turns import Turns
+from broker.core.keys.phases import Use, require_use
 from broker.core.keys.refs import ref
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Key, KeyVersion, Operation, Receipt, RemoteKey, Target, Terms, WrappingKey
@@ -183,11 +184,14 @@ class Ledger:
             asked.call.note(kek_thumbprint=pinned.thumbprint)
             check_pin(asked.target, pinned)
         before = siblings(rows, remote_name)
+        newest = before
+        if asked.version.public_key is not None:  # only by that it is known again when it is out of use
+            newest = before or siblings(rows, remote_name, ImportState.DISABLED)
         return Delivery(
             there=self.arrival(asked, port, remote_name, row, rows),
             kek=pinned,
             oaep_hash=oaep_hash,
-            newest=self._sibling(asked.key, before[-1]) if before else None,
+            newest=self._sibling(asked.key, newest[-1]) if newest else None,
             newer=frozenset(one.remote_version for one in before if one.version > asked.version.number),
         )
 
@@ -315,8 +319,11 @@ class Ledger:
         raise in_progress("another call has taken it over; try again") from error
 
 
-def unchanged(write: Write, asked: Asked) -> None:
+def unchanged(write: Write, asked: Asked, *, sends: bool) -> None:
     """Return if what was decided on is still so now that nobody can change it any more."""
+    version = write.get(KeyVersion, asked.key.name, asked.version.number)
+    if sends and version is not None:
+        require_use(asked.key, version, Use.IMPORT)
     key, target = write.get(Key, asked.key.name), write.get(Target, asked.target.name)
     if key is None or key.state is not KeyState.ENABLED or target is None or target.revision != asked.target.revision:
         raise WrongState(

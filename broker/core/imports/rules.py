@@ -102,9 +102,9 @@ def not_held(row: Import | None) -> None:
         )
 
 
-def siblings(rows: list[Import], remote_name: str) -> list[Import]:
-    """The proven ones among ``rows`` under this name."""
-    return [one for one in rows if one.state is ImportState.PROVEN and one.remote_name == remote_name]
+def siblings(rows: list[Import], remote_name: str, state: ImportState = ImportState.PROVEN) -> list[Import]:
+    """The proven ones among ``rows`` under this name, or those in another ``state``."""
+    return [one for one in rows if one.state is state and one.remote_name == remote_name]
 
 
 def provable(row: Import | None) -> Import:

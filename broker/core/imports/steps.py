@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from broker.core import ports
 from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.imports.arrival import Found
 from broker.core.imports.ledger import TURN_SECONDS, Ledger
@@ -78,6 +79,11 @@ class Steps:
     def confirming(self, terms: Terms) -> Plan:
         """The plan that proves a key which is there."""
         return self._confirms[terms != NO_TERMS]
+
+    @property
+    def confirmings(self) -> tuple[Plan, ...]:
+        """Those that send nothing."""
+        return tuple(self._confirms.values())
 
     def _plan(self, kind: str, *steps: Step) -> Plan:
         return self._ledger.operations.admit(
@@ -155,13 +161,27 @@ class Steps:
 
     def _disable(self, work: Work) -> None:
         row, target = self._rows(work)
-        if row is None or target is None or row.state is not ImportState.DISABLING:
+        if row is None or target is None or row.state not in UNDER_WAY:
             return
         port = self._ledger.port(target)
+        version = row.remote_version if row.state is ImportState.DISABLING else self._left_behind(work, row, port)
+        if not version:
+            return
         try:
-            port.disable(row.remote_name, row.remote_version)
+            port.disable(row.remote_name, version)
         except BrokerError as error:
             raise still_enabled(error) from error
+
+    def _left_behind(self, work: Work, row: Import, port: ports.Target) -> str:
+        """Of one that people have given up: what its call may have brought there, and did not live to write down."""
+        there = self._ledger.arrival_of(row, port) if work.operation.failure == Reason.GIVEN_UP else None
+        if there is None:
+            return ""
+        found = look(there, work.memory)
+        work.learn(sent=(Sent.FILE if row.sent is Sent.FILE else Sent.UPLOAD).value)
+        if found is not None:
+            work.learn(remote_version=found.remote.version)
+        return found.remote.version if found else ""
 
     def _failed(self, write: Write, work: Work) -> None:
         self._keep(write, work, state=ImportState.FAILED, proven_at=None, gone_is_fine=True)

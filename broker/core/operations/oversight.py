@@ -78,7 +78,7 @@ class Oversight:
 
         ``subject``: those about this, and about what is below it; "": about anything.
         """
-        if len(subject) > MAX_NAME or not subject.isascii():
+        if not _is_sound(subject):
             raise _no_name()
         self._guard.check(call, BROKER)
         rows = self._store.page(Operation, after=after, limit=limit, begins=subject, sound_only=True)
@@ -101,7 +101,7 @@ class Oversight:
                 "GetOperation, which waits for nothing.",
             )
         try:
-            return self.shown(self._over(row, min(timeout or LONGEST_WAIT, LONGEST_WAIT)))
+            return self.shown(self._over(row, LONGEST_WAIT if timeout is None else min(timeout, LONGEST_WAIT)))
         finally:
             self._places.release()
 
@@ -167,9 +167,13 @@ class Oversight:
 
 def _parsed(name: str) -> tuple[str, int]:
     subject, _, number = name.rpartition("/")
-    if len(name) > MAX_NAME or not (subject and number.isascii() and number.isdecimal() and int(number) < MAX_NUMBER):
+    if not _is_sound(name) or not (subject and number.isdecimal() and int(number) < MAX_NUMBER):
         raise _no_name()
     return subject, int(number)
+
+
+def _is_sound(name: str) -> bool:
+    return len(name) <= MAX_NAME and name.isascii() and name.isprintable()
 
 
 def _no_name() -> InvalidRequest:

@@ -116,6 +116,7 @@ class Plan:
     abandoned_is_undone: bool = False  # what the background does with one whose call has died; else it goes forward
     place: Callable[[Operation], str] = lambda _: HSM  # whom it waits for, one at a time; no target has such a name
     longest_pause: timedelta = timedelta(seconds=20)  # between two attempts of the background
+    slow: frozenset[str] = frozenset()  # refusals of which each attempt leaves something outside: an hour in between
 
     def can_turn(self, operation: Operation) -> bool:
         """Whether there is a way back from where the operation is."""

@@ -25,6 +25,9 @@ from broker.core.reasons import Reason
 KEEP = timedelta(hours=24)
 """How long an operation that is over stays on record; the audit has it for good."""
 
+SLOW = timedelta(hours=1)
+"""The longest pause where each attempt leaves something outside."""
+
 BATCH = 100
 MOST = 10_000
 """Operations that are looked at in one round, so that those that wait for one place do not hide all others."""
@@ -133,15 +136,15 @@ class Operations:
 
     def retried(self, operation: Operation) -> Operation:
         """As ``retry`` leaves it."""
-        return operation if operation.state.over else replace(operation, due_at=self._now())
+        return operation
 
     def retry(self, write: Write, operation: Operation) -> Operation:
-        """Have it tried again in the background at once; a call that is at it stops at its next write.
+        """Have it tried again in the background without a pause: a row that was written since is tried at once.
 
-        One that is over stays as it is, and what waits for a time waits on.
+        But not while a call may be at it, which no second one is to overtake: what that sends or makes outside would be
+        on no record. One that is over stays as it is, and what waits for a time waits on.
         """
-        retried = self.retried(operation)
-        return operation if retried is operation else write.replace(operation, retried)
+        return operation if operation.state.over else write.replace(operation, operation)
 
     def aborted(self, operation: Operation) -> Operation:
         """As ``abort`` would leave it; refuses what that does."""
@@ -152,7 +155,7 @@ class Operations:
                 f"An operation of the kind {operation.kind} only goes forward: half done it would leave things worse. "
                 "It is tried again and again; `broker operation retry` does so at once.",
             )
-        return _turned(operation, Reason.GIVEN_UP, self._now())
+        return _turned(operation, Reason.GIVEN_UP, max(self._now(), operation.due_at))  # a call may be at it until then
 
     def abort(self, write: Write, call: Call, operation: Operation) -> Operation:
         """Turn one back, for the background to undo; ``OPERATION_OVER``, ``OPERATION_ONLY_FORWARD``."""
@@ -246,7 +249,7 @@ class Operations:
         if plan.undo is None:
             raise WrongState(Reason.OPERATION_ONLY_FORWARD, f"An operation of the kind {plan.kind} is never undone.")
         plan.undo(work)
-        undone = replace(work.operation, state=OperationState.UNDONE, due_at=self._now() + KEEP)
+        undone = replace(_learned(work), state=OperationState.UNDONE, due_at=self._now() + KEEP)
         entry, over = _last_word(plan, work, refusal)
         return self._moved(work, entry, undone, plan.undone, over=over)
 
@@ -316,7 +319,8 @@ class Operations:
                 failed = replace(stored, failure=refusal.reason, attempts=stored.attempts + 1)
                 stored = write.replace(stored, failed)
             call.closed = True
-        self._pauses.begin(stored, plan.longest_pause if plan else KEEP)
+        longest = plan.longest_pause if plan else KEEP
+        self._pauses.begin(stored, SLOW if plan and refusal.reason in plan.slow else longest)
         return True
 
     def wake(self, subject: str, number: int) -> None:

@@ -69,6 +69,7 @@ class Containing:
             if receipt is None:
                 operation = self._begun(write, call, as_decided(write, decided), number, why)
                 receipts.keep(write, call, decided.name, number, operation=operation)
+        number = receipt.version if receipt else number  # the primary one may be another since
         found = self._operations.of(_subject(decided.name, number), receipt.operation) if receipt else operation
         if found is not None and not found.state.over:
             found = self._operations.run(call, found)
@@ -91,7 +92,7 @@ class Containing:
 
     def _withdraw(self, work: Work) -> Mapping[str, str]:
         _, name, number, _ = work.operation.subject.split("/")
-        if self._copies.left(in_use(self._store, name, int(number)), off=True):
+        if not self._copies.are_off(work, name, int(number)):
             raise NotYet
         return {}
 

@@ -16,17 +16,24 @@ from datetime import timedelta
 from broker.core.call import on_behalf
 from broker.core.errors import BrokerError, NotFound, WrongState
 from broker.core.imports.importing import Imports
-from broker.core.kinds import ImportState, OperatorState
-from broker.core.model import Import, Operation, Operator, Principal, Target
+from broker.core.imports.places import UNDER_WAY
+from broker.core.imports.rules import EXPORTED
+from broker.core.keys.states import versions_of
+from broker.core.kinds import ImportState, KeyState, OperatorState, Phase
+from broker.core.model import Import, Key, Operation, Operator, Principal, Target
 from broker.core.once import record
 from broker.core.operations.plan import Plan, Step, Work
-from broker.core.operations.running import Operations
+from broker.core.operations.running import LIVE, Operations
 from broker.core.ports import Connect, Store, Write
 from broker.core.reasons import Reason
+from broker.core.targets.copies import place_of
 
 PATIENCE = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(seconds=30)
 """Between two attempts at a target that is away; so what waits for it is done within a minute of its return."""
+
+SENT_ANEW = frozenset({Reason.PROOF_FAILED, Reason.REMOTE_KEY_MISSING})
+"""Verdicts after which the next attempt sends the key again, and so makes one version more there."""
 
 MAX_COPIES = 1000
 """Copies of a key, at all targets, that are looked at."""
@@ -68,9 +75,24 @@ def in_use(store: Store, key: str, version: int = 0) -> list[Copy]:
 
 
 def places(store: Store, key: str, version: int) -> list[Copy]:
-    """Where a version is to be: wherever the key is in use now."""
-    found = {(one.target, one.remote_name) for one in in_use(store, key)}
+    """Where a version is to be: wherever the key is in use now, or was until its version there was compromised."""
+    found = {(one.target, one.remote_name) for one in in_use(store, key)} | _vacant(store, key)
     return [Copy(key=key, version=version, target=target, remote_name=name) for target, name in sorted(found)]
+
+
+def _vacant(store: Store, key: str) -> set[tuple[str, str]]:
+    """Where a compromised version was the last one, and the key itself is still wanted."""
+    found: set[tuple[str, str]] = set()
+    versions = versions_of(store, key)
+    gone: set[tuple[str, str]] = set()
+    for version in reversed(versions if any(one.phase is Phase.COMPROMISED for one in versions) else []):
+        for row in store.page(Import, limit=MAX_COPIES, where={"key": key, "version": version.number}):
+            place = (row.target, row.remote_name)
+            if row.state in {ImportState.GONE, ImportState.UNKNOWN}:
+                gone.add(place)
+            elif row.state is ImportState.DISABLED and version.phase is Phase.COMPROMISED and place not in gone:
+                found.add(place)
+    return found
 
 
 class Copies:
@@ -88,6 +110,7 @@ class Copies:
                 patience=PATIENCE,
                 place=target_in,
                 longest_pause=LONGEST_PAUSE,
+                slow=SENT_ANEW,
                 alarm=lambda _: "a rotation waits for a target",
             )
         )
@@ -115,17 +138,40 @@ class Copies:
         found = (self._operations.live(self._store, _subject(copy, off=off)) for copy in copies)
         return [one for one in found if one is not None]
 
-    def give_up(self, write: Write, copies: list[Copy]) -> None:
+    def sending(self, key: str, version: int) -> list[Operation]:
+        """What still brings a version somewhere, whatever has become of the former ones there."""
+        begins = f"key/{key}/{version}/to/"
+        found: list[Operation] = []
+        for state in LIVE:
+            found += self._store.page(Operation, limit=MAX_COPIES, where={"state": state.value}, begins=begins)
+        return found
+
+    def give_up(self, write: Write, key: str, version: int) -> None:
         """Bring no more of them; what has begun at a target ends as an import of its own."""
-        for operation in self.left(copies):
+        for operation in self.sending(key, version):
             self._operations.close(write, operation, Reason.GIVEN_UP)
+
+    def are_off(self, work: Work, key: str, version: int) -> bool:
+        """Whether a version is out of use wherever it had come; sees to what has arrived since that was last asked."""
+        where: dict[str, str | int] = {"key": key, "version": version}
+        rows = self._store.page(Import, limit=MAX_COPIES, where=where)
+        cannot = {place_of(row) for row in rows if row.failure == Reason.TARGET_CANNOT_DISABLE}
+        there = in_use(self._store, key, version)
+        new = [copy for copy in there if (key, version, copy.target, copy.remote_name) not in cannot]
+        new = [copy for copy in new if not self.left([copy], off=True)]
+        if new:
+            with self._store.write(work.call.intent()) as write:
+                self.begin(write, work, new, off=True)
+        under_way = any(row.state in UNDER_WAY and row.failure != EXPORTED for row in rows)  # a file waits for people
+        return not (under_way or self.left(there, off=True))
 
     # ---- send-copy -----------------------------------------------------------------------------------------------
 
     def _import(self, work: Work) -> Mapping[str, str]:
         copy = copy_in(work.operation)
-        if self._store.get(Target, copy.target) is None:
-            return {}  # it was removed meanwhile: there is nowhere to bring it
+        key = self._store.get(Key, copy.key)
+        if self._store.get(Target, copy.target) is None or key is None or key.state is KeyState.DESTROYED:
+            return {}  # it was removed meanwhile: there is nowhere to bring it, or nothing to bring
         call = on_behalf(work.call, "ImportService/ImportKey", self._asked_by(work))
         try:
             self._imports.import_key(call, copy.key, copy.version, copy.target, copy.remote_name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from broker.core.amiss import no_key, no_key_version
+from broker.core.amiss import key_changed, no_key, no_key_version
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.imports.importing import Imports
@@ -71,7 +71,8 @@ class Rotations:
     def activate(self, call: Call, name: str, number: int) -> Key:
         """Put a PRE_ACTIVE version in force; it becomes the primary one. Once it is, that is the same again."""
         key, version = self._version(call, name, number)
-        if version.phase is not Phase.PRE_ACTIVE and version.number != key.primary:
+        in_force = version.number == key.primary and version.phase in {None, Phase.ACTIVE}
+        if version.phase is not Phase.PRE_ACTIVE and not in_force:
             raise WrongState(
                 Reason.KEY_VERSION_PHASE,
                 f"Version {number} of the key {name} is {version.phase or Phase.ACTIVE}, and only a pre-active one is "
@@ -128,6 +129,8 @@ class Rotations:
 
         def change(write: Write) -> Key:
             stored = as_decided(write, key)
+            if phase is Phase.DEACTIVATED and stored.primary == number:  # put in force since it was looked at
+                raise key_changed(key.name)
             if phase is Phase.ACTIVE:
                 return activate(write, key.name, number, at, actor, "activated")
             phases.move(write, write.get(KeyVersion, key.name, number) or version, phase, at, actor, "retired")

@@ -18,17 +18,17 @@ from datetime import datetime, timedelta
 
 from broker.core import receipts
 from broker.core.call import Call, background_call
-from broker.core.errors import InvalidRequest, Unavailable, WrongState
+from broker.core.errors import Exhausted, InvalidRequest, Unavailable, WrongState
 from broker.core.keys import phases
 from broker.core.keys.making import Making
 from broker.core.keys.states import as_decided, key_named, versions_of
-from broker.core.kinds import ImportState, KeyState, Phase, VersionState
-from broker.core.model import Import, Key, KeyVersion, Operation
+from broker.core.kinds import KeyState, Phase, VersionState
+from broker.core.model import Key, KeyVersion, Operation
 from broker.core.operations.plan import NotYet, Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
-from broker.core.rotations.copies import MAX_COPIES, Copies, Copy, in_use, places
+from broker.core.rotations.copies import Copies, Copy, in_use, places
 
 USUAL_GRACE = timedelta(hours=24)
 LONGEST_GRACE = timedelta(days=366)
@@ -37,6 +37,8 @@ LONGEST_PAUSE = timedelta(seconds=30)
 
 ACTIVATE = 2
 """The step that makes the new version the primary one; after it there is no way back."""
+
+_UNUSED = Phase.PRE_ACTIVE
 
 _LIVING = frozenset({KeyState.ENABLED, KeyState.DISABLED})
 
@@ -76,6 +78,7 @@ class Rotating:
                 undo=self._take_back,
                 undone_until=ACTIVATE + 1,
                 turned=self._turned,
+                undone=self._retired_unused,
                 undone_reason=Reason.ROTATION_GIVEN_UP,
                 longest_pause=LONGEST_PAUSE,
                 alarm=lambda _: "a rotation waits",
@@ -88,6 +91,7 @@ class Rotating:
             receipt = receipts.replay(write, call)
             if receipt is None:
                 self._refuse_second(write, decided)
+                self._refuse_stay(decided)
                 key, _ = self._making.begun(write, call, as_decided(write, decided), Phase.PRE_ACTIVE)
                 memory = {"version": str(key.latest), "grace": str(int(grace.total_seconds()))}
                 operation = self._operations.begin(write, call, self._plan, subject_of(key.name), memory)
@@ -106,6 +110,7 @@ class Rotating:
     def would(self, key: Key) -> Rotated:
         """As ``rotate`` would begin."""
         self._refuse_second(self._store, key)
+        self._refuse_stay(key)
         return Rotated(
             key=replace(key, latest=key.latest + 1),
             operation=None,
@@ -121,6 +126,16 @@ class Rotating:
                 f"show {live.subject}/{live.number}` says how far that has come.",
             )
 
+    def _refuse_stay(self, key: Key) -> None:
+        """Return if the next version can go wherever the key is."""
+        there = places(self._store, key.name, key.latest + 1)
+        if there and not key.exportable:
+            raise WrongState(
+                Reason.KEY_NOT_EXPORTABLE,
+                f"The key {key.name} is in use at {there[0].target}, and none of its versions leaves the HSM since it "
+                f"was sealed; `broker key rotate {key.name} --here-only` rotates it in the HSM alone.",
+            )
+
     def _rotated(self, name: str, number: int, operation: Operation | None) -> Rotated:
         key = self._store.get(Key, name)
         if key is None:
@@ -132,7 +147,10 @@ class Rotating:
     def _generate(self, work: Work) -> Mapping[str, str]:
         name, number = key_named(work.operation), _number(work)
         call = background_call(f"key/{name}", work.call.fence, work.call.now, "-/Rotation")
-        self._making.complete(call, name, number)
+        try:
+            self._making.complete(call, name, number)
+        except Exhausted as busy:  # others are being made; its turn comes
+            raise Unavailable(Reason.HSM_BUSY, "The HSM makes other keys; this is tried again.") from busy
         return {}
 
     def _send(self, write: Write, work: Work) -> None:
@@ -140,7 +158,7 @@ class Rotating:
         self._copies.begin(write, work, places(self._store, name, _number(work)))
 
     def _arrive(self, work: Work) -> Mapping[str, str]:
-        if self._copies.left(self._sent(work)):
+        if self._copies.sending(key_named(work.operation), _number(work)):
             raise NotYet
         return {}
 
@@ -151,13 +169,17 @@ class Rotating:
             state = key.state if key else "gone"
             raise WrongState(Reason.KEY_STATE, f"The key {name} is {state}, so its new version is not activated.")
         number = _number(work)
-        former = [one for one in versions_of(self._store, name) if one.number < number and _is_active(one)]
+        former = [one for one in versions_of(self._store, name) if one.number < number]
         retire_at = self._now() + timedelta(seconds=int(work.memory["grace"]))
         return {"former": " ".join(str(one.number) for one in former), "retire_at": retire_at.isoformat()}
 
     def _activated(self, write: Write, work: Work) -> None:
         name, number = key_named(work.operation), _number(work)
         activate(write, name, number, self._now(), work.operation.principal, "rotated")
+        former = self._former(write, work)
+        compromised = {one.number for one in former if one.phase is Phase.COMPROMISED}  # no grace for these
+        there = [copy for copy in in_use(self._store, name) if copy.version in compromised]
+        self._copies.begin(write, work, there, off=True)
 
     def _retire(self, work: Work) -> Mapping[str, str]:
         retire_at = datetime.fromisoformat(work.memory["retire_at"])
@@ -166,8 +188,9 @@ class Rotating:
         return {}
 
     def _retired(self, write: Write, work: Work) -> None:
+        """Of all before it, also what was made and never put in force: a restore may have closed its rotation."""
         for version in self._former(write, work):
-            if version.state is VersionState.ENABLED and _is_active(version):
+            if version.state is VersionState.ENABLED and version.phase in {None, Phase.ACTIVE, _UNUSED}:
                 phases.move(write, version, Phase.DEACTIVATED, self._now(), work.operation.principal, "rotated")
         self._copies.begin(write, work, self._withdrawn(work), off=True)
 
@@ -179,36 +202,33 @@ class Rotating:
     # ---- given up ------------------------------------------------------------------------------------------------
 
     def _turned(self, write: Write, work: Work) -> None:
-        """From here on no further copy is sent, and nobody protects anything with the version."""
-        self._copies.give_up(write, self._sent(work))
-        version = write.get(KeyVersion, key_named(work.operation), _number(work))
-        if version is not None and version.state is VersionState.ENABLED:
-            actor = str(work.call.principal)
-            phases.move(write, version, Phase.DEACTIVATED, self._now(), actor, "rotation given up")
+        """From here on no further copy is sent, and nobody protects anything with the version.
+
+        Unless people have put it in force meanwhile: then it stays so, and what has come somewhere stays in use there.
+        """
+        self._copies.give_up(write, key_named(work.operation), _number(work))
+        self._retired_unused(write, work)
 
     def _take_back(self, work: Work) -> None:
         """Have its copies disabled wherever they had come; what is on its way settles first."""
         name, number = key_named(work.operation), _number(work)
-        where: dict[str, str | int] = {"key": name, "version": number}
-        rows = self._store.page(Import, limit=MAX_COPIES, where=where)
-        there = in_use(self._store, name, number)
-        if there and not self._copies.left(there, off=True):
-            cannot = {row.target for row in rows if row.failure == Reason.TARGET_CANNOT_DISABLE}
-            new = [copy for copy in there if copy.target not in cannot]
-            if new:
-                with self._store.write(work.call.intent()) as write:
-                    self._copies.begin(write, work, new, off=True)
-        under_way = any(row.state in {ImportState.PENDING, ImportState.DISABLING} for row in rows)
-        if under_way or self._copies.left(there, off=True):
+        version = self._store.get(KeyVersion, name, number)
+        if version is not None and version.phase is Phase.ACTIVE:
+            return
+        making = version is not None and version.state is VersionState.PENDING
+        if making or not self._copies.are_off(work, name, number):
             raise Unavailable(
                 Reason.ROTATION_WAITS,
                 f"Version {number} of the key {name} is still to be disabled at a target; that is tried again.",
             )
 
-    # ---- the parts of it -----------------------------------------------------------------------------------------
+    def _retired_unused(self, write: Write, work: Work) -> None:
+        version = write.get(KeyVersion, key_named(work.operation), _number(work))
+        if version is not None and version.state is VersionState.ENABLED and version.phase is _UNUSED:
+            actor = str(work.call.principal)
+            phases.move(write, version, Phase.DEACTIVATED, self._now(), actor, "rotation given up")
 
-    def _sent(self, work: Work) -> list[Copy]:
-        return places(self._store, key_named(work.operation), _number(work))
+    # ---- the parts of it -----------------------------------------------------------------------------------------
 
     def _withdrawn(self, work: Work) -> list[Copy]:
         name, numbers = key_named(work.operation), {int(one) for one in work.memory["former"].split()}
@@ -249,7 +269,3 @@ def subject_of(name: str) -> str:
 
 def _number(work: Work) -> int:
     return int(work.memory["version"])
-
-
-def _is_active(version: KeyVersion) -> bool:
-    return version.phase in {None, Phase.ACTIVE}

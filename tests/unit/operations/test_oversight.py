@@ -97,10 +97,13 @@ def test_one_that_waits_is_shown_with_its_steps_and_whom_it_waits_for(house: Hou
     assert (shown.name, shown.place, shown.abortable) == ("key/pay/1/1", "prod", True)
 
 
-def test_retrying_does_not_wait_for_the_pause_nor_for_a_call_that_has_died(house: House) -> None:
+def test_retrying_does_not_wait_for_the_pause_but_for_a_call_that_may_be_at_it(house: House) -> None:
     name = house.begun()
     assert carry_on(house.operations, house.clock) == 0, "its call may still be at it"
     house.oversight.retry(house.call("RetryOperation"), name)
+    assert carry_on(house.operations, house.clock) == 0
+    assert house.row().failure == "", "what a second one does could be on no record"
+    house.clock.forward(minutes=1)
     assert carry_on(house.operations, house.clock) == 0
     assert house.row().failure == "TARGET_UNREACHABLE"
     house.trouble = None
@@ -118,6 +121,8 @@ def test_giving_up_undoes_it_in_the_background_and_only_once(house: House) -> No
     again = house.call("AbortOperation", request_id="once-0001")
     assert house.oversight.abort(again, name).operation.state is OperationState.UNDOING
     assert house.oversight.abort(house.call("AbortOperation"), name).operation.state is OperationState.UNDOING
+    assert (carry_on(house.operations, house.clock), house.undone) == (0, []), "its call may still be at it"
+    house.clock.forward(minutes=1)
     carry_on(house.operations, house.clock)
     assert (house.row().state, house.row().failure, house.undone) == (OperationState.UNDONE, "GIVEN_UP", ["key/pay/1"])
     refused(WrongState, "OPERATION_OVER", lambda: house.oversight.abort(house.call("AbortOperation"), name))
@@ -162,7 +167,10 @@ def test_a_list_about_one_key_has_none_of_another_whose_name_begins_so(house: Ho
     assert [one.name for one in page.items] == ["key/pay/1/1"]
 
 
-@pytest.mark.parametrize("name", ["", "/", "key/pay", "key/pay/x", "key/pay/-1", "/1", "k" * 600 + "/1", "key/pay/²"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "/", "key/pay", "key/pay/x", "key/pay/-1", "/1", "k" * 600 + "/1", "key/pay/²", "key/a\0b/1", "key/\u00fc/1"],
+)
 def test_what_is_no_name_is_refused_in_one_sentence(house: House, name: str) -> None:
     refused(InvalidRequest, "OPERATION_NAME_INVALID", lambda: house.oversight.get(house.call("GetOperation"), name))
 
