@@ -237,10 +237,18 @@ class TokenSessions:
         """Replace a session that met an error, so that no half-begun operation or session object stays in it."""
         try:
             if not self.module.has_lost(worker.session):
-                worker.session.close()
+                self._close(worker.session)
             return Worker(self.token.open(rw=True), worker.epoch, worker.handles)
         except ck.PKCS11Error:
             return worker  # it is gone, and its next user will notice and reload
+
+    def _close(self, session: Any) -> None:
+        """Close it, at the second try if need be: the fault that was met may be at this call too, and but once."""
+        try:
+            session.close()
+        except ck.PKCS11Error:
+            if not self.module.has_lost(session):
+                session.close()
 
     def _reload(self, lost: _LostError) -> None:
         with self._reloading:

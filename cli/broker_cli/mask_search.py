@@ -42,6 +42,8 @@ _INTRODUCERS = (b"\\", b"%", b"&", b"'", b'"', b"`")
 _WITHIN = b"\r\n\\%&'\""
 """What base64 may have within, and what begins escapes."""
 
+_ESCAPED = re.compile(rb"\\[\\%&]")
+_OCTAL = re.compile(rb"\\[0-7]")
 _PADDING = re.compile(rb"(?:=|%3[dD]|\\u003[dD]){0,2}")
 
 
@@ -79,7 +81,8 @@ class Search:
         self._weak = sorted(weak - {b""}, key=len, reverse=True)
         self._weak_pattern = re.compile(b"|".join(map(_flexible, self._weak))) if self._weak else None
         self._sorted = sorted(self._by_skeleton)
-        self._heads = {one[:SHORT] for one in self._sorted}
+        self._heads = Blocks({one[:SHORT] for one in self._sorted}, SHORT, 0)
+        self._beginnings = {one[:size] for one in self._sorted for size in range(1, SHORT)}
         self._longest = max(map(len, self._sorted), default=0)
         leads = {(target.kind, target.kind.plain(target.lead)) for target in self._all() if target.lead}
         self._leads = {(kind, lead[:size].rstrip()) for kind, lead in leads for size in range(1, len(lead) + 1)}
@@ -139,11 +142,21 @@ class Search:
 
     def _islands(self, text: bytes) -> list[Span]:
         """The surroundings of escapes that stand for what targets have, or for a part of another escape."""
-        found = (one.start() for pattern in CHANGING for one in pattern.finditer(text))
+        escaped = _ESCAPED.search(text) is not None
+        some = (pattern for pattern in CHANGING if escaped or self._may_matter(text, pattern))
+        found = (one.start() for pattern in some for one in pattern.finditer(text))
         marks = sorted(at for at in found if text[at - 1 : at] == b"\\" or self._matters(stands_for(text, at)))
         if len(marks) * self._reach > len(text):
             return [(0, len(text))]
         return _merged((max(0, at - self._reach), min(len(text), at + self._reach)) for at in marks)
+
+    def _may_matter(self, text: bytes, escapes: re.Pattern[bytes]) -> bool:
+        """Whether any of them does, told by the few that are different from each other."""
+        for escape in set(escapes.findall(text)):
+            character = b"" if _OCTAL.fullmatch(escape) else stands_for(escape, 0)  # none, too, for half an escape
+            if not character or self._matters(character):
+                return True
+        return False
 
     def _matters(self, character: bytes) -> bool:
         return not self._strange.issuperset(character[:1])
@@ -214,9 +227,8 @@ class Search:
         places = list(compress(range(len(text)), text.translate(KEPT)))
         bones = skeleton(text)
         found = [len(text)]
-        for first in range(max(0, len(bones) - self._longest), len(bones)):
-            head = bones[first : first + SHORT]
-            if (len(head) < SHORT or head in self._heads) and (at := self._opened(text, places, bones, first)) >= 0:
+        for first in self._alike(bones):
+            if (at := self._opened(text, places, bones, first)) >= 0:
                 found.append(at)
                 break
         for head in {text.rstrip(BLANKS), text.rstrip(BLANKS + b"+")}:
@@ -226,6 +238,15 @@ class Search:
             whole, room = TEXT.plain(one), range(max(0, len(text) - 2 * len(one) - _SLACK), len(text))
             found += [at for at in room if text[at] == one[0] and whole.startswith(TEXT.plain(text[at:]))]
         return min(found)
+
+    def _alike(self, bones: bytes) -> Iterator[int]:
+        """Where in ``bones`` one begins as targets do."""
+        begin = max(0, len(bones) - self._longest)
+        if self._heads.any_in(bones[begin:]):
+            yield from sorted({begin + start for start, _ in self._heads.starts(bones[begin:])})
+        for first in range(max(begin, len(bones) - SHORT + 1), len(bones)):
+            if bones[first:] in self._beginnings:
+                yield first
 
     def _may_lead(self, end: bytes) -> bool:
         return any((kind, kind.plain(end)) in self._leads for kind in (TEXT, BASE64))

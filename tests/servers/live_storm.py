@@ -61,8 +61,8 @@ FAULTS: dict[str, Answer | Effect | str] = {
 }  # fmt: skip
 """Every switch of the fake."""
 
-ON_THE_WAY = frozenset({"IMPORT_IN_PROGRESS", "TARGET_UNREACHABLE"})
-"""How an import ends whose upload was not answered: it may arrive yet."""
+ON_THE_WAY = frozenset({"IMPORT_IN_PROGRESS", "IMPORT_UNSETTLED", "TARGET_UNREACHABLE"})
+"""How an import ends whose upload was not answered, or of which nobody could look whether it is there: it may come."""
 
 ROADS = ("PUT /keys/{}$", "GET /keys/{}", "POST /keys/{}", "PATCH /keys/{}", "GET /keys/kek")
 CALLS = (
@@ -101,6 +101,7 @@ class Journey:
     remote_names: list[str] = field(default_factory=list)
     other_key: bool = False  # the vault may have kept another one under its name
     ended: str = ""
+    said: str = ""  # the sentence of the last refusal
 
     @property
     def usable(self) -> bool:
@@ -302,7 +303,7 @@ class Storm:
         try:
             done = client.ask("ImportKey", **fields, terms=journey.terms, request_id=journey.request_id)
         except Refused as error:
-            journey.ended = self._told(error)
+            journey.ended, journey.said = self._told(error), str(error)
         else:
             row = getattr(done, "import")
             assert row.state == PROVEN, row

@@ -291,6 +291,31 @@ def test_FT_15_a_session_is_given_up_also_when_the_module_cannot_say_whether_it_
     assert len(told) == 6
 
 
+def _not_closed(folder: Path) -> list[str]:
+    """A signature is begun and not made, and then the session does not close at once."""
+    hsm, shim = opened(folder)
+    key = fresh(hsm, KeyType.EC_SECP256K1)
+
+    def sign() -> object:
+        return hsm.sign(key, SignatureAlgorithm.ES256K, [b"m"])
+
+    sign()
+    told = []
+    for code in (0x06, 0x150):
+        shim.obey("C_Sign return 0x150 times=1", f"C_CloseSession return {code} times=1")
+        told.append(ending(sign))
+        shim.obey()
+        told += [ending(sign) for _ in range(3)]
+    hsm.close()
+    return told
+
+
+def test_FT_15_a_session_with_a_begun_signature_is_not_lent_again_though_it_does_not_close_at_once(
+    tmp_path: Path,
+) -> None:
+    assert alone(_not_closed, tmp_path / "token") == ["HSM_FAULT", "ok", "ok", "ok"] * 2
+
+
 def _two_hang(folder: Path) -> list[str]:
     hsm, shim = opened(folder, session_wait=0.5)
     key = fresh(hsm, KeyType.EC_P256)
