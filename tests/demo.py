@@ -329,7 +329,6 @@ def run(folder: Path) -> None:
     with step(number, "Start a real OpenBao (TLS, raft storage) on a free loopback port"):
         (folder / "openbao").mkdir()
         bao = openbao.started(folder / "openbao")
-        bao.make_wrapping_key()
         say(f"{bao.address}, transit mounted")
     try:
         with ExitStack() as running:

@@ -46,7 +46,6 @@ def openbao(folder: Path) -> Iterator[OpenBao]:
     try:
         server.start()
         server.initialise()
-        server.make_wrapping_key()
         yield server
     finally:
         server.close()

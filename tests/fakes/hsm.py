@@ -228,6 +228,18 @@ class SoftwareKeyring:
             raise WrongState("KEY_NOT_THIS", "The id belongs to the broker's own keys.")
 
 
+class _Callers:
+    """A software HSM as the keyring of callers' keys."""
+
+    def __init__(self, hsm: SoftwareHsm) -> None:
+        self._hsm = hsm
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {"keyring", "adopt", "random", "close"}:
+            raise AttributeError(name)
+        return getattr(self._hsm, name)
+
+
 class SoftwareHsm(SoftwareKeyring):
     """The ``Device`` port; for the ease of tests itself the keyring of callers' keys too.
 
@@ -266,9 +278,9 @@ class SoftwareHsm(SoftwareKeyring):
     def refuses(self, value: bool) -> None:
         self._device.refuses = value
 
-    def keyring(self, purpose: Purpose) -> SoftwareKeyring:
-        """Of callers' keys this itself, and so what a test's own class does differently."""
-        return self if purpose is Purpose.KEY else SoftwareKeyring(self._device, purpose)
+    def keyring(self, purpose: Purpose) -> Any:
+        """Of callers' keys what a test's own class does differently; no keyring leads to the device."""
+        return _Callers(self) if purpose is Purpose.KEY else SoftwareKeyring(self._device, purpose)
 
     def keys_of(self, purpose: Purpose) -> dict[bytes, bool]:
         """The ids of the keys of one purpose, and whether each may leave."""

@@ -127,12 +127,17 @@ class OpenBao:
         made = self.request("PUT", "sys/init", {"secret_shares": 1, "secret_threshold": 1})
         self.root_token, self._unseal_key = made["root_token"], made["keys"][0]
         self.unseal()
-        self.request("POST", f"sys/mounts/{MOUNT}", {"type": "transit"})
+        self.make_mount(MOUNT)
         self.broker_token = self.token_for(policy(MOUNT), "broker")
 
-    def make_wrapping_key(self) -> None:
-        """The server makes it (RSA-4096) when it is first asked for, and on a busy computer that takes its time."""
-        self.request("GET", f"{self.mount}/wrapping_key")
+    def make_mount(self, path: str) -> None:
+        """Mount transit there, and have its wrapping key made.
+
+        Otherwise the server makes it (RSA-4096) when it is first asked for, and on a busy computer that takes longer
+        than a broker waits.
+        """
+        self.request("POST", f"sys/mounts/{path}", {"type": "transit"})
+        self.request("GET", f"{path}/wrapping_key")
 
     def token_for(self, text: str, name: str) -> str:
         """A fresh token that may do exactly what the policy ``text`` says."""

@@ -27,6 +27,7 @@ from broker.core.imports.rules import (
     remote_name_of,
     sound_terms,
 )
+from broker.core.keys.phases import Use, require_use
 from broker.core.kinds import ImportState, KeyState
 from broker.core.model import Import, Target, Terms, WrappingKey
 from broker.core.ports import Carries
@@ -68,7 +69,9 @@ class Handover:
         What is not there makes the import FAILED (``REMOTE_KEY_MISSING``), and may be confirmed later all the same.
         """
         sound_terms(terms, self._ledger.now())
-        return self._confirm(self._ledger.permitted(call, name, version, target, remote_name or None), terms)
+        asked = self._ledger.permitted(call, name, version, target, remote_name or None)
+        require_use(asked.key, asked.version, Use.IMPORT)
+        return self._confirm(asked, terms)
 
     # ---- out -----------------------------------------------------------------------------------------------------
 

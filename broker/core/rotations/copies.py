@@ -181,7 +181,21 @@ class Copies:
             ):  # once for each reason, not at each attempt
                 record(self._store, call, call.outcome(refusal.outcome, refusal.reason))
             raise
+        self._keep_out_of_use(copy)
         return {}
+
+    def _keep_out_of_use(self, copy: Copy) -> None:
+        """A target may have to put a key back to use to take a version of it; a death there leaves others enabled."""
+        where: dict[str, str | int] = {"key": copy.key, "target": copy.target, "state": ImportState.DISABLED.value}
+        rows = [row for row in self._store.page(Import, limit=MAX_COPIES, where=where) if _is_beside(row, copy)]
+        target = self._store.get(Target, copy.target)
+        if not rows or target is None:
+            return
+        port = self._connect(target.name, target.kind, target.settings)
+        enabled = {one.version for one in port.versions(copy.remote_name) if one.enabled}
+        for row in rows:
+            if row.remote_version in enabled:
+                port.disable(row.remote_name, row.remote_version)
 
     def _asked_by(self, work: Work) -> Principal:
         """Who asked for it, as they are now: the groups that they have lost do not count any more."""
@@ -235,3 +249,7 @@ class Copies:
 
     def _row(self, rows: Store | Write, copy: Copy) -> Import | None:
         return rows.get(Import, copy.key, copy.version, copy.target, copy.remote_name)
+
+
+def _is_beside(row: Import, copy: Copy) -> bool:
+    return row.remote_name == copy.remote_name and row.version != copy.version

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from broker.core.amiss import key_changed, no_key, no_key_version
-from broker.core.call import Call
+from broker.core.call import Call, on_behalf
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.imports.importing import Imports
 from broker.core.keys import phases
@@ -22,7 +22,7 @@ from broker.core.policy.guard import Guard, of_key, of_unknown_key
 from broker.core.ports import Connect, Now, Store, Write
 from broker.core.reasons import Reason
 from broker.core.rotations.containing import Contained, Containing
-from broker.core.rotations.copies import Copies
+from broker.core.rotations.copies import Copies, places
 from broker.core.rotations.rotating import Rotated, Rotating, activate, sound_grace
 
 MAX_REASON = 500
@@ -45,6 +45,7 @@ class Rotations:
         self._guard = guard
         self._now = now
         self._keys = keys
+        self._imports = imports
         copies = Copies(store, operations, imports, connect)
         self._rotating = Rotating(store, operations, keys.making, copies, now)
         self._containing = Containing(store, operations, copies, now)
@@ -54,10 +55,17 @@ class Rotations:
         key = self._permitted(call, name)
         wait = sound_grace(grace)
         self._keys.check_makeable(key)
+        self._may_import(call, key)
         if call.validate_only:
             require(key, ENABLED)
             return self._rotating.would(key)
         return self._rotating.rotate(call, key, wait)
+
+    def _may_import(self, call: Call, key: Key) -> None:
+        """Return if the caller may import the key wherever it is: else the rotation would wait there for ever."""
+        for one in places(self._store, key.name, key.latest + 1):
+            asked = on_behalf(call, "ImportService/ImportKey", call.principal)
+            self._imports.ledger.permitted(asked, key.name, key.primary, one.target, one.remote_name)
 
     def prepare(self, call: Call, name: str) -> Key:
         """Make the next version, PRE_ACTIVE: it can be imported, and nothing else."""

@@ -26,7 +26,7 @@ what follows.
 RETIRING = "keys/+/config"
 """What puts former versions of a key out of use; a token without it imports all the same."""
 
-_OLDEST = ("min_decryption_version", "min_encryption_version")
+OLDEST = ("min_decryption_version", "min_encryption_version")
 
 
 def policy(mount: str) -> str:
@@ -37,7 +37,7 @@ def policy(mount: str) -> str:
 
 def retiring(mount: str) -> str:
     """The rule that lets former versions be put out of use, and nothing else be changed, in HCL."""
-    allowed = ", ".join(f'"{one}" = []' for one in _OLDEST)
+    allowed = ", ".join(f'"{one}" = []' for one in OLDEST)
     return f'path "{mount}/{RETIRING}" {{ capabilities = ["update"] allowed_parameters = {{ {allowed} }} }}\n'
 
 

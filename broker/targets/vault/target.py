@@ -24,7 +24,7 @@ from broker.targets.vault import refusals
 from broker.targets.vault.adapter import Adapter
 from broker.targets.vault.files import TransferFiles
 from broker.targets.vault.forms import TYPES, b64, first, upload
-from broker.targets.vault.policy import RIGHTS, lines, retiring
+from broker.targets.vault.policy import OLDEST, RIGHTS, lines, retiring
 from broker.targets.vault.settings import VaultSettings
 
 UNSUPPORTED = MappingProxyType({
@@ -147,9 +147,24 @@ class VaultTarget:
         self.supports(cargo.type, cargo.usage)
         body = upload(blob, oaep_hash)
         if not cargo.first:
-            self._adapter.post(self._unknown_to_hvac(f"keys/{cargo.name}/import_version"), json=body)
+            self._import_version(cargo.name, body)
             return
         self._adapter.post(self._unknown_to_hvac(f"keys/{cargo.name}/import"), json=first(cargo.type) | body)
+
+    def _import_version(self, name: str, body: dict[str, Any]) -> None:
+        """A key that is deleted softly takes none, so it is restored first; what was out of use with it stays so."""
+        found = self.versions(name)
+        path = self._unknown_to_hvac(f"keys/{name}/import_version")
+        if not found or any(one.enabled for one in found):
+            self._adapter.post(path, json=body)
+            return
+        self._restore(name)
+        try:
+            self._adapter.post(path, json=body)
+            self._hide_below(name, int(found[-1].version) + 1)
+        except BaseException:
+            self._soft_delete(name)
+            raise
 
     def versions(self, name: str) -> list[RemoteKey]:
         """Those below the key's ``min_decryption_version`` do not show. A soft-deleted key's are not enabled."""
@@ -230,7 +245,10 @@ class VaultTarget:
     def enable(self, name: str, version: str) -> None:
         """Undo the soft delete."""
         if any(one.version == version and not one.enabled for one in self.versions(name)):
-            self._adapter.post(self._unknown_to_hvac(f"keys/{name}/soft-delete-restore"), json={})
+            self._restore(name)
+
+    def _restore(self, name: str) -> None:
+        self._adapter.post(self._unknown_to_hvac(f"keys/{name}/soft-delete-restore"), json={})
 
     def _retire(self, name: str, version: str, found: list[RemoteKey]) -> None:
         """Hide a former version, and with it the ones before it, if they are out of use already."""
@@ -241,10 +259,14 @@ class VaultTarget:
                 f"The transit engine at {self._settings.host} cannot disable version {version} of {name} without "
                 f"version {before[0]}, which may be in use; disable that one first.",
             )
-        oldest = int(version) + 1
-        path = self._unknown_to_hvac(f"keys/{name}/config")
+        self._hide_below(name, int(version) + 1)
+
+    def _hide_below(self, name: str, oldest: int) -> None:
+        """Put all versions before ``oldest`` out of use; what their owner has hidden beyond that stays hidden."""
+        answer = self._transit.read_key(name, mount_point=self._settings.mount) or {}
+        least = {each: max(oldest, int(answer.get(each) or 0)) for each in OLDEST}
         try:
-            self._adapter.post(path, json={"min_decryption_version": oldest, "min_encryption_version": oldest})
+            self._adapter.post(self._unknown_to_hvac(f"keys/{name}/config"), json=least)
         except WrongState as error:
             if error.reason != Reason.TARGET_DENIED:
                 raise

@@ -237,13 +237,13 @@ def test_BY_01_a_kek_that_changed_since_it_was_pinned_gets_nothing(
     live: Live, admin: Client, openbao: OpenBao, unharmed: Unharmed
 ) -> None:
     mount, name = fresh("moved"), fresh("kek")
-    openbao.request("POST", f"sys/mounts/{mount}", {"type": "transit"})
+    openbao.make_mount(mount)
     openbao.write_token(live.folder / "credentials", mount, openbao.token_for(policy(mount), fresh("moved")))
     vault = vault_settings(openbao, mount=mount, token_file=mount)
     pinned = admin.ask("CreateTarget", name=mount, vault=vault).target.kek_thumbprint
     admin.ask("CreateKey", name=name, type=EC_P256, usage=SIGN, exportable=True)
     openbao.request("DELETE", f"sys/mounts/{mount}")
-    openbao.request("POST", f"sys/mounts/{mount}", {"type": "transit"})
+    openbao.make_mount(mount)
     unharmed("ImportKey", "FAILED_PRECONDITION", "KEK_CHANGED", name=name, target=mount)
     findings = {one.name: one for one in admin.ask("CheckTarget", name=mount).findings}
     assert not findings["kek"].passed

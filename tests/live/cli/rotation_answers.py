@@ -37,6 +37,7 @@ def operation_answers() -> dict[str, Answer]:
         "GetOperation": lambda r: operations.GetOperationResponse(
             operation=ROTATION if r.name == ROTATION.name else one
         ),
+        "WaitOperation": lambda _: operations.WaitOperationResponse(operation=one),
         "RetryOperation": lambda _: operations.RetryOperationResponse(operation=one),
         "AbortOperation": lambda _: operations.AbortOperationResponse(operation=one),
     }

@@ -43,7 +43,7 @@ class Mount:
         self.give(policy(self.path))
 
     def make(self) -> None:
-        self.server.request("POST", f"sys/mounts/{self.path}", {"type": "transit"})
+        self.server.make_mount(self.path)
 
     def renew(self) -> None:
         """The same mount with another KEK, and without its keys."""

@@ -93,3 +93,14 @@ def test_a_rotation_that_waits_can_be_given_up(admin: Client, live_own: Live, op
     assert admin.ask("GetOperation", name=begun.operation.name).operation.failure == "GIVEN_UP"
     assert phases(admin, "stuck") == [ACTIVE, DEACTIVATED]
     assert admin.ask("Sign", name="stuck", input={"message": b"m"}).version == 1
+
+
+def test_the_replacement_of_a_compromised_version_is_in_force_there_too(admin: Client, openbao: OpenBao) -> None:
+    made(admin, "swapped")
+    admin.ask("CompromiseKeyVersion", name="swapped", reason="Found in a paste.")
+    until(lambda: copies(admin, "swapped") == {1: DISABLED}, "the target has disabled it")
+    begun = admin.ask("RotateKey", name="swapped", everywhere=True, grace={})
+    until(lambda: over(admin, begun.operation.name), "the replacement is everywhere")
+    assert (phases(admin, "swapped"), copies(admin, "swapped")) == ([COMPROMISED, ACTIVE], {1: DISABLED, 2: PROVEN})
+    assert there(openbao, "swapped") == ["2"]
+    assert admin.ask("Sign", name="swapped", input={"message": b"m"}).version == 2

@@ -43,7 +43,7 @@ class House(Bench):
         super().__init__(Mount(server, folder, server.mount), hsm, folder)
         self.register()
         self.theirs = f"team-b-{secrets.token_hex(4)}"
-        server.request("POST", f"sys/mounts/{self.theirs}", {"type": "transit"})
+        server.make_mount(self.theirs)
         token = server.token_for(policy(self.theirs), self.theirs)
         server.write_token(self.mount.credentials, "team-b-prod.token", token)
         self.restart(guard=Guard(document(TEAM_B.format(address=server.address, mount=self.theirs))))

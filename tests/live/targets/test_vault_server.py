@@ -25,9 +25,13 @@ def test_the_brokers_token_may_not_delete_export_or_rotate(openbao: OpenBao) -> 
         ("GET", "export/encryption-key/guarded"),
         ("GET", "backup/guarded"),
         ("POST", "keys/guarded/rotate"),
-        ("POST", "keys/guarded/config"),
         ("POST", "keys/another"),
     ]:
         url = f"{openbao.address}/v1/transit/{path}"
         answer = requests.request(method, url, headers=headers, verify=str(openbao.ca_file), timeout=200, json={})
         assert answer.status_code == 403, path
+    for flag in ("deletion_allowed", "exportable", "allow_plaintext_backup", "auto_rotate_period"):
+        body = {flag: "1h" if flag == "auto_rotate_period" else True}
+        url = f"{openbao.address}/v1/transit/keys/guarded/config"
+        answer = requests.post(url, headers=headers, verify=str(openbao.ca_file), timeout=200, json=body)
+        assert answer.status_code == 403, flag

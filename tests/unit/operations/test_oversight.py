@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -21,14 +20,14 @@ from broker.core.errors import (
 )
 from broker.core.kinds import OperationState
 from broker.core.model import Operation, Principal
-from broker.core.operations.oversight import WAITING, Oversight
+from broker.core.operations.oversight import WAITING
 from broker.core.operations.plan import Plan, Step, Work
-from broker.core.policy.guard import Guard
-from tests.fakes.background import carry_on, operations
-from tests.fakes.calls import Clock, call, document, operator
-from tests.fakes.memory_store import MemoryStore
+from broker.core.policy.cedar import FIRST_POLICY
+from tests.fakes.background import carry_on
+from tests.fakes.calls import ADMIN, call, operator
+from tests.fakes.refusals import refused
+from tests.worlds.world import World
 
-ADMIN = operator("alice", "admins")
 AWAY = Unavailable("TARGET_UNREACHABLE", "Away.")
 PAY = """
 @id("pay") permit (principal == Operator::"pat", action, resource == Key::"pay");
@@ -36,21 +35,17 @@ PAY = """
 """
 
 
-@dataclass
-class House:
-    store: MemoryStore = field(default_factory=MemoryStore)
-    clock: Clock = field(default_factory=Clock)
-    trouble: BrokerError | None = AWAY
-    undone: list[str] = field(default_factory=list)
+class House(World):
+    """Two plans, of which one can be turned back; ``trouble``: what their first step meets."""
 
-    def __post_init__(self) -> None:
-        self.operations = operations(self.store, self.clock)
+    def __init__(self, ticks: Callable[[], float] = float) -> None:
+        super().__init__(policy=FIRST_POLICY + PAY, ticks=ticks)
+        self.trouble: BrokerError | None = AWAY
+        self.undone: list[str] = []
         step = Step(name="send", act=self._send)
         plan: Any = {"steps": (step, Step(name="prove", act=lambda _: None)), "patience": timedelta(minutes=1)}
         self.plan = self.operations.admit(Plan(kind="send", undo=self._back, place=lambda _: "prod", **plan))
-        self.forward = self.operations.admit(Plan(kind="seal", **plan))
-        guard = Guard(document(document().text + PAY))
-        self.oversight = Oversight(self.store, guard, self.operations, lambda: 0.0)
+        self.forward = self.operations.admit(Plan(kind="only-on", **plan))
 
     def _send(self, _work: Work) -> Mapping[str, str]:
         if self.trouble:
@@ -73,7 +68,7 @@ class House:
         return f"{subject}/1"
 
     def row(self, subject: str = "key/pay/1") -> Operation:
-        found = self.store.get(Operation, subject, 1)
+        found: Operation | None = self.store.get(Operation, subject, 1)
         assert found is not None
         return found
 
@@ -81,13 +76,6 @@ class House:
 @pytest.fixture
 def house() -> House:
     return House()
-
-
-def refused(kind: type[BrokerError], reason: str, act: object) -> None:
-    assert callable(act)
-    with pytest.raises(kind) as found:
-        act()
-    assert found.value.reason == reason
 
 
 def test_one_that_waits_is_shown_with_its_steps_and_whom_it_waits_for(house: House) -> None:
@@ -125,13 +113,13 @@ def test_giving_up_undoes_it_in_the_background_and_only_once(house: House) -> No
     house.clock.forward(minutes=1)
     carry_on(house.operations, house.clock)
     assert (house.row().state, house.row().failure, house.undone) == (OperationState.UNDONE, "GIVEN_UP", ["key/pay/1"])
-    refused(WrongState, "OPERATION_OVER", lambda: house.oversight.abort(house.call("AbortOperation"), name))
+    refused(lambda: house.oversight.abort(house.call("AbortOperation"), name), WrongState, "OPERATION_OVER")
 
 
 def test_what_only_goes_forward_is_not_given_up(house: House) -> None:
     name = house.begun(plan=house.forward)
     assert not house.oversight.get(house.call("GetOperation"), name).abortable
-    refused(WrongState, "OPERATION_ONLY_FORWARD", lambda: house.oversight.abort(house.call("AbortOperation"), name))
+    refused(lambda: house.oversight.abort(house.call("AbortOperation"), name), WrongState, "OPERATION_ONLY_FORWARD")
 
 
 def test_a_dry_run_changes_nothing(house: House) -> None:
@@ -151,12 +139,12 @@ def test_who_may_not_see_the_key_sees_nothing_of_its_operations(house: House) ->
     assert [one.name for one in seen.items] == ["import/pay/1/prod/pay/1", "key/pay/1/1"]
     for name in ("key/payroll/1/1", "root/2/1", "key/none/1/1", "target/none/1"):
         refused(
+            lambda: house.oversight.get(house.call("GetOperation", pat), name),  # noqa: B023
             PermissionDenied,
             "POLICY_DENIED",
-            lambda: house.oversight.get(house.call("GetOperation", pat), name),  # noqa: B023
         )
     refused(
-        NotFound, "OPERATION_NOT_FOUND", lambda: house.oversight.get(house.call("GetOperation", pat), "key/pay/7/1")
+        lambda: house.oversight.get(house.call("GetOperation", pat), "key/pay/7/1"), NotFound, "OPERATION_NOT_FOUND"
     )
 
 
@@ -172,23 +160,19 @@ def test_a_list_about_one_key_has_none_of_another_whose_name_begins_so(house: Ho
     ["", "/", "key/pay", "key/pay/x", "key/pay/-1", "/1", "k" * 600 + "/1", "key/pay/²", "key/a\0b/1", "key/\u00fc/1"],
 )
 def test_what_is_no_name_is_refused_in_one_sentence(house: House, name: str) -> None:
-    refused(InvalidRequest, "OPERATION_NAME_INVALID", lambda: house.oversight.get(house.call("GetOperation"), name))
+    refused(lambda: house.oversight.get(house.call("GetOperation"), name), InvalidRequest, "OPERATION_NAME_INVALID")
 
 
-def test_so_many_wait_at_a_time_and_no_more(house: House) -> None:
-    name = house.begun()
-    nested: list[str] = []
+def test_so_many_wait_at_a_time_and_no_more() -> None:
+    waiting: list[str] = []
 
-    def waits() -> float:
-        nested.append(name)
-        if len(nested) <= WAITING:
-            house.oversight.wait(house.call("WaitOperation"), name, None)
+    def ticks() -> float:
+        if waiting:
+            waiting.append("")
+            if len(waiting) <= WAITING + 1:
+                world.oversight.wait(world.call("WaitOperation"), waiting[0], None)
         return 0.0
 
-    refused(Exhausted, "WAITERS_BUSY", lambda: _waiting(house, waits).wait(house.call("WaitOperation"), name, None))
-
-
-def _waiting(house: House, ticks: object) -> Oversight:
-    assert callable(ticks)
-    house.oversight = Oversight(house.store, Guard(document()), house.operations, ticks)
-    return house.oversight
+    world = House(ticks)
+    waiting.append(world.begun())
+    refused(lambda: world.oversight.wait(world.call("WaitOperation"), waiting[0], None), Exhausted, "WAITERS_BUSY")

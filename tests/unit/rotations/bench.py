@@ -9,6 +9,7 @@ from typing import Any
 from broker.core.errors import BrokerError, Unavailable
 from broker.core.kinds import ImportState, KeyType, KeyUsage, OperatorState, Phase, SignatureAlgorithm
 from broker.core.model import Import, Key, KeyMove, KeyVersion, Operation, Operator, Target
+from broker.core.policy.guard import Guard
 from broker.core.rotations.rotating import Rotated
 from tests.crash.harness import Ground, World
 from tests.fakes.shelf import Shelf, kek
@@ -49,8 +50,8 @@ class House(World):
 
     ground: Premises
 
-    def __init__(self, ground: Premises | None = None) -> None:
-        super().__init__(ground or Premises())
+    def __init__(self, ground: Premises | None = None, guard: Guard | None = None) -> None:
+        super().__init__(ground or Premises(), guard)
         self.shelves = self.ground.shelves
 
     def furnish(self, *targets: str) -> None:

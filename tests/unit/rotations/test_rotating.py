@@ -7,8 +7,13 @@ from datetime import timedelta
 
 import pytest
 
+from broker.core.errors import PermissionDenied
 from broker.core.kinds import ImportState, KeyType, KeyUsage, OperationState, OperatorState, Phase
 from broker.core.model import Operator, Target
+from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.policy.guard import Guard
+from tests.fakes.calls import document, operator
+from tests.fakes.refusals import refused
 from tests.unit.rotations.bench import REQUEST, TARGETS, House
 
 GRACE = timedelta(hours=24)
@@ -133,4 +138,14 @@ def test_a_dry_run_says_where_it_would_go_and_changes_nothing(house: House) -> N
 @pytest.mark.parametrize("grace", [timedelta(days=367), timedelta(seconds=-1)])
 def test_a_grace_that_makes_no_sense_is_refused(house: House, grace: timedelta) -> None:
     assert house.refusal(lambda: house.rotate(grace)) == "GRACE_OUT_OF_RANGE"
+    assert house.key().latest == 1
+
+
+def test_who_may_not_import_the_key_somewhere_begins_no_rotation(house: House) -> None:
+    pat = operator("pat")
+    only = '@id("pat") permit (principal == Operator::"pat", action == Action::"RotateKey", resource);'
+    strict = House(house.ground, Guard(document(FIRST_POLICY + only)))
+    asked = strict.asked("KeyService/RotateKey", pat)
+    error = refused(lambda: strict.rotations.rotate(asked, "pay", None), PermissionDenied, "POLICY_DENIED")
+    assert error.metadata["action"] == "ImportKey"
     assert house.key().latest == 1
