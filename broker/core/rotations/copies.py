@@ -35,6 +35,9 @@ LONGEST_PAUSE = timedelta(seconds=30)
 SENT_ANEW = frozenset({Reason.PROOF_FAILED, Reason.REMOTE_KEY_MISSING})
 """Verdicts after which the next attempt sends the key again, and so makes one version more there."""
 
+IMPORT = "ImportService/ImportKey"
+"""Under what name it is asked whether a copy may be brought."""
+
 MAX_COPIES = 1000
 """Copies of a key, at all targets, that are looked at."""
 
@@ -172,7 +175,7 @@ class Copies:
         key = self._store.get(Key, copy.key)
         if self._store.get(Target, copy.target) is None or key is None or key.state is KeyState.DESTROYED:
             return {}  # it was removed meanwhile: there is nowhere to bring it, or nothing to bring
-        call = on_behalf(work.call, "ImportService/ImportKey", self._asked_by(work))
+        call = on_behalf(work.call, IMPORT, self._asked_by(work))
         try:
             self._imports.import_key(call, copy.key, copy.version, copy.target, copy.remote_name)
         except BrokerError as refusal:

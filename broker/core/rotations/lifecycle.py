@@ -22,7 +22,7 @@ from broker.core.policy.guard import Guard, of_key, of_unknown_key
 from broker.core.ports import Connect, Now, Store, Write
 from broker.core.reasons import Reason
 from broker.core.rotations.containing import Contained, Containing
-from broker.core.rotations.copies import Copies, places
+from broker.core.rotations.copies import IMPORT, Copies, places
 from broker.core.rotations.rotating import Rotated, Rotating, activate, sound_grace
 
 MAX_REASON = 500
@@ -64,7 +64,7 @@ class Rotations:
     def _may_import(self, call: Call, key: Key) -> None:
         """Return if the caller may import the key wherever it is: else the rotation would wait there for ever."""
         for one in places(self._store, key.name, key.latest + 1):
-            asked = on_behalf(call, "ImportService/ImportKey", call.principal)
+            asked = on_behalf(call, IMPORT, call.principal)
             self._imports.ledger.permitted(asked, key.name, key.primary, one.target, one.remote_name)
 
     def prepare(self, call: Call, name: str) -> Key:
