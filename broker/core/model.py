@@ -58,8 +58,13 @@ class KeyVersion:
     public_key: bytes | None  # SubjectPublicKeyInfo, DER (RFC 5280); None for symmetric keys
     sealed: bool  # True: EXTRACTABLE was taken away for good after creation
     created_at: datetime
-    phase: Phase | None = None  # None: ACTIVE, as every version was that was made before there were phases
+    phase: Phase | None = None  # as it is stored; None of what was made before there were phases
     revision: int = 1
+
+    @property
+    def standing(self) -> Phase:
+        """The phase that the version itself is in, whatever its key's state says besides (``keys.phases.phase_of``)."""
+        return self.phase or Phase.ACTIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,7 +136,7 @@ class Making:
     def _enable(self, write: Write, work: Work) -> None:
         key, version = self._named(write, work)
         version = enable(write, work, key, version)
-        phases.note(write, version, version.phase or Phase.ACTIVE, self._now(), work.operation.principal, "created")
+        phases.note(write, version, version.standing, self._now(), work.operation.principal, "created")
         if version.phase is not Phase.PRE_ACTIVE:
             write.replace(key, with_version(key, version))
 

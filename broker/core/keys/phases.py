@@ -51,21 +51,18 @@ MOVES: Mapping[Phase, frozenset[Phase]] = MappingProxyType(
     }
 )
 
-_OUT_OF_REACH = frozenset({KeyState.DESTROY_SCHEDULED, KeyState.HELD, KeyState.PENDING})
-
 
 def phase_of(key: Key, version: KeyVersion) -> Phase:
     """Where the version is in its life."""
     if version.state is VersionState.DESTROYED or key.state is KeyState.DESTROYED:
         return Phase.DESTROYED
-    stored = version.phase or Phase.ACTIVE
-    suspended = key.state is KeyState.DISABLED or key.state in _OUT_OF_REACH
-    return Phase.SUSPENDED if suspended and stored is not Phase.COMPROMISED else stored
+    suspended = key.state is not KeyState.ENABLED and version.standing is not Phase.COMPROMISED
+    return Phase.SUSPENDED if suspended else version.standing
 
 
 def require_use(key: Key, version: KeyVersion, use: Use) -> None:
     """Return if the phase of an enabled version allows it; else WrongState ``KEY_VERSION_PHASE``."""
-    phase = version.phase or Phase.ACTIVE
+    phase = version.standing
     if use not in ALLOWED[phase]:
         raise WrongState(
             Reason.KEY_VERSION_PHASE,
@@ -79,7 +76,7 @@ def move(write: Write, version: KeyVersion, phase: Phase, at: datetime, actor: s
 
     WrongState ``KEY_VERSION_PHASE`` for a way that there is not.
     """
-    now = version.phase or Phase.ACTIVE
+    now = version.standing
     if phase is now and version.phase is not None:
         return version
     if phase is not now and phase not in MOVES[now]:

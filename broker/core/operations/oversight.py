@@ -107,7 +107,7 @@ class Oversight:
 
     def retry(self, call: Call, name: str) -> Shown:
         """Have it tried again at once, instead of after its pause; one that is over stays as it is."""
-        return self._changed(call, name, self._operations.retried, self._operations.retry)
+        return self._changed(call, name, lambda row: row, self._operations.retry)
 
     def abort(self, call: Call, name: str) -> Shown:
         """Give it up: the background undoes it. WrongState ``OPERATION_OVER``, ``OPERATION_ONLY_FORWARD``."""

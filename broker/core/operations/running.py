@@ -134,10 +134,6 @@ class Operations:
         """The operation of this number, if it is still on record."""
         return self._store.get(Operation, subject, number) if number else None
 
-    def retried(self, operation: Operation) -> Operation:
-        """As ``retry`` leaves it."""
-        return operation
-
     def retry(self, write: Write, operation: Operation) -> Operation:
         """Have it tried again in the background without a pause: a row that was written since is tried at once.
 

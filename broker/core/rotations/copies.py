@@ -26,7 +26,6 @@ from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import LIVE, Operations
 from broker.core.ports import Connect, Store, Write
 from broker.core.reasons import Reason
-from broker.core.targets.copies import place_of
 
 PATIENCE = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(seconds=30)
@@ -41,8 +40,6 @@ IMPORT = "ImportService/ImportKey"
 MAX_COPIES = 1000
 """Copies of a key, at all targets, that are looked at."""
 
-IN_USE = frozenset({ImportState.PROVEN})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy:
@@ -52,6 +49,10 @@ class Copy:
     version: int
     target: str
     remote_name: str
+
+
+def _copy(row: Import) -> Copy:
+    return Copy(key=row.key, version=row.version, target=row.target, remote_name=row.remote_name)
 
 
 def _subject(copy: Copy, *, off: bool) -> str:
@@ -74,7 +75,7 @@ def in_use(store: Store, key: str, version: int = 0) -> list[Copy]:
     """The copies that are proven at a target, of one version or of all."""
     where: dict[str, str | int] = {"key": key, "state": ImportState.PROVEN.value}
     rows = store.page(Import, limit=MAX_COPIES, where={**where, "version": version} if version else where)
-    return [Copy(key=key, version=row.version, target=row.target, remote_name=row.remote_name) for row in rows]
+    return [_copy(row) for row in rows]
 
 
 def places(store: Store, key: str, version: int) -> list[Copy]:
@@ -158,11 +159,9 @@ class Copies:
         """Whether a version is out of use wherever it had come; sees to what has arrived since that was last asked."""
         where: dict[str, str | int] = {"key": key, "version": version}
         rows = self._store.page(Import, limit=MAX_COPIES, where=where)
-        cannot = {place_of(row) for row in rows if row.failure == Reason.TARGET_CANNOT_DISABLE}
-        there = in_use(self._store, key, version)
-        new = [copy for copy in there if (key, version, copy.target, copy.remote_name) not in cannot]
-        new = [copy for copy in new if not self.left([copy], off=True)]
-        if new:
+        there = [_copy(row) for row in rows if row.state is ImportState.PROVEN]
+        cannot = {_copy(row) for row in rows if row.failure == Reason.TARGET_CANNOT_DISABLE}
+        if new := [copy for copy in there if copy not in cannot and not self.left([copy], off=True)]:
             with self._store.write(work.call.intent()) as write:
                 self.begin(write, work, new, off=True)
         under_way = any(row.state in UNDER_WAY and row.failure != EXPORTED for row in rows)  # a file waits for people
@@ -179,9 +178,8 @@ class Copies:
         try:
             self._imports.import_key(call, copy.key, copy.version, copy.target, copy.remote_name)
         except BrokerError as refusal:
-            if (
-                not call.closed and refusal.reason != work.operation.failure
-            ):  # once for each reason, not at each attempt
+            told = refusal.reason == work.operation.failure  # at an attempt before
+            if not (call.closed or told):
                 record(self._store, call, call.outcome(refusal.outcome, refusal.reason))
             raise
         self._keep_out_of_use(copy)
@@ -217,7 +215,7 @@ class Copies:
     def _disable(self, work: Work) -> Mapping[str, str]:
         copy = copy_in(work.operation)
         target, row = self._store.get(Target, copy.target), self._row(self._store, copy)
-        if target is None or row is None or row.state not in IN_USE:
+        if target is None or row is None or row.state is not ImportState.PROVEN:
             return {}
         port = self._connect(target.name, target.kind, target.settings)
         try:
@@ -237,7 +235,7 @@ class Copies:
 
     def _disabled(self, write: Write, work: Work) -> None:
         row = self._row(write, copy_in(work.operation))
-        if row is not None and row.state in IN_USE:
+        if row is not None and row.state is ImportState.PROVEN:
             if "disabled" in work.memory:
                 write.replace(row, replace(row, state=ImportState.DISABLED, failure=""))
             elif "cannot" in work.memory:

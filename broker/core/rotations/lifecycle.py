@@ -22,7 +22,7 @@ from broker.core.policy.guard import Guard, of_key, of_unknown_key
 from broker.core.ports import Connect, Now, Store, Write
 from broker.core.reasons import Reason
 from broker.core.rotations.containing import Contained, Containing
-from broker.core.rotations.copies import IMPORT, Copies, places
+from broker.core.rotations.copies import IMPORT, Copies, Copy, places
 from broker.core.rotations.rotating import Rotated, Rotating, activate, sound_grace
 
 MAX_REASON = 500
@@ -55,15 +55,16 @@ class Rotations:
         key = self._permitted(call, name)
         wait = sound_grace(grace)
         self._keys.check_makeable(key)
-        self._may_import(call, key)
+        there = places(self._store, key.name, key.latest + 1)
+        self._may_import(call, key, there)
         if call.validate_only:
             require(key, ENABLED)
-            return self._rotating.would(key)
-        return self._rotating.rotate(call, key, wait)
+            return self._rotating.would(key, there)
+        return self._rotating.rotate(call, key, wait, there)
 
-    def _may_import(self, call: Call, key: Key) -> None:
+    def _may_import(self, call: Call, key: Key, there: list[Copy]) -> None:
         """Return if the caller may import the key wherever it is: else the rotation would wait there for ever."""
-        for one in places(self._store, key.name, key.latest + 1):
+        for one in there:
             asked = on_behalf(call, IMPORT, call.principal)
             self._imports.ledger.permitted(asked, key.name, key.primary, one.target, one.remote_name)
 
@@ -79,11 +80,11 @@ class Rotations:
     def activate(self, call: Call, name: str, number: int) -> Key:
         """Put a PRE_ACTIVE version in force; it becomes the primary one. Once it is, that is the same again."""
         key, version = self._version(call, name, number)
-        in_force = version.number == key.primary and version.phase in {None, Phase.ACTIVE}
+        in_force = version.number == key.primary and version.standing is Phase.ACTIVE
         if version.phase is not Phase.PRE_ACTIVE and not in_force:
             raise WrongState(
                 Reason.KEY_VERSION_PHASE,
-                f"Version {number} of the key {name} is {version.phase or Phase.ACTIVE}, and only a pre-active one is "
+                f"Version {number} of the key {name} is {version.standing}, and only a pre-active one is "
                 f"activated; `broker key versions {name}` shows the phase of each.",
             )
         return self._move(call, key, version, Phase.ACTIVE)

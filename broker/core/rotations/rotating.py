@@ -21,8 +21,8 @@ from broker.core.call import Call, background_call
 from broker.core.errors import Exhausted, InvalidRequest, Unavailable, WrongState
 from broker.core.keys import phases
 from broker.core.keys.making import Making
-from broker.core.keys.states import as_decided, key_named, versions_of
-from broker.core.kinds import KeyState, Phase, VersionState
+from broker.core.keys.states import USABLE, as_decided, key_named, versions_of
+from broker.core.kinds import Phase, VersionState
 from broker.core.model import Key, KeyVersion, Operation
 from broker.core.operations.plan import NotYet, Plan, Step, Work
 from broker.core.operations.running import Operations
@@ -37,10 +37,6 @@ LONGEST_PAUSE = timedelta(seconds=30)
 
 ACTIVATE = 2
 """The step that makes the new version the primary one; after it there is no way back."""
-
-_UNUSED = Phase.PRE_ACTIVE
-
-_LIVING = frozenset({KeyState.ENABLED, KeyState.DISABLED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,37 +81,36 @@ class Rotating:
             )
         )
 
-    def rotate(self, call: Call, decided: Key, grace: timedelta) -> Rotated:
-        """Begin, and go on as far as nobody is waited for; the same request carries on what it began."""
+    def rotate(self, call: Call, decided: Key, grace: timedelta, there: list[Copy]) -> Rotated:
+        """Begin, and go on as far as nobody is waited for; the same request carries on what it began.
+
+        ``there``: the ``places`` of the next version.
+        """
         with self._store.write(call.intent()) as write:
             receipt = receipts.replay(write, call)
             if receipt is None:
                 self._refuse_second(write, decided)
-                self._refuse_stay(decided)
+                _refuse_stay(decided, there)
                 key, _ = self._making.begun(write, call, as_decided(write, decided), Phase.PRE_ACTIVE)
                 memory = {"version": str(key.latest), "grace": str(int(grace.total_seconds()))}
                 operation = self._operations.begin(write, call, self._plan, subject_of(key.name), memory)
                 receipts.keep(write, call, key.name, key.latest, operation=operation)
         number = receipt.version if receipt else key.latest
-        if receipt is not None:
-            found = self._operations.of(subject_of(decided.name), receipt.operation)
-            if found is None:
-                return self._rotated(decided.name, number, None)
-            operation = found
-        call.note(version=number)
-        if not operation.state.over:
-            operation = self._operations.run(call, operation)
-        return self._rotated(decided.name, number, operation)
+        found = self._operations.of(subject_of(decided.name), receipt.operation) if receipt else operation
+        if found is not None:
+            call.note(version=number)
+        if found is not None and not found.state.over:
+            found = self._operations.run(call, found)
+        now = self._store.get(Key, decided.name)
+        if now is None:
+            raise receipts.undone()
+        return Rotated(key=now, operation=found, places=tuple(replace(one, version=number) for one in there))
 
-    def would(self, key: Key) -> Rotated:
+    def would(self, key: Key, there: list[Copy]) -> Rotated:
         """As ``rotate`` would begin."""
         self._refuse_second(self._store, key)
-        self._refuse_stay(key)
-        return Rotated(
-            key=replace(key, latest=key.latest + 1),
-            operation=None,
-            places=tuple(places(self._store, key.name, key.latest + 1)),
-        )
+        _refuse_stay(key, there)
+        return Rotated(key=replace(key, latest=key.latest + 1), operation=None, places=tuple(there))
 
     def _refuse_second(self, rows: Store | Write, key: Key) -> None:
         live = self._operations.live(rows, subject_of(key.name))
@@ -125,22 +120,6 @@ class Rotating:
                 f"The key {key.name} is being rotated to version {live.memory['version']} already; `broker operation "
                 f"show {live.subject}/{live.number}` says how far that has come.",
             )
-
-    def _refuse_stay(self, key: Key) -> None:
-        """Return if the next version can go wherever the key is."""
-        there = places(self._store, key.name, key.latest + 1)
-        if there and not key.exportable:
-            raise WrongState(
-                Reason.KEY_NOT_EXPORTABLE,
-                f"The key {key.name} is in use at {there[0].target}, and none of its versions leaves the HSM since it "
-                f"was sealed; `broker key rotate {key.name} --here-only` rotates it in the HSM alone.",
-            )
-
-    def _rotated(self, name: str, number: int, operation: Operation | None) -> Rotated:
-        key = self._store.get(Key, name)
-        if key is None:
-            raise receipts.undone()
-        return Rotated(key=key, operation=operation, places=tuple(places(self._store, name, number)))
 
     # ---- the plan, in the order of its steps ---------------------------------------------------------------------
 
@@ -165,7 +144,7 @@ class Rotating:
     def _activate(self, work: Work) -> Mapping[str, str]:
         name = key_named(work.operation)
         key = self._store.get(Key, name)
-        if key is None or key.state not in _LIVING:
+        if key is None or key.state not in USABLE:
             state = key.state if key else "gone"
             raise WrongState(Reason.KEY_STATE, f"The key {name} is {state}, so its new version is not activated.")
         number = _number(work)
@@ -190,7 +169,7 @@ class Rotating:
     def _retired(self, write: Write, work: Work) -> None:
         """Of all before it, also what was made and never put in force: a restore may have closed its rotation."""
         for version in self._former(write, work):
-            if version.state is VersionState.ENABLED and version.phase in {None, Phase.ACTIVE, _UNUSED}:
+            if version.state is VersionState.ENABLED and version.standing in {Phase.ACTIVE, Phase.PRE_ACTIVE}:
                 phases.move(write, version, Phase.DEACTIVATED, self._now(), work.operation.principal, "rotated")
         self._copies.begin(write, work, self._withdrawn(work), off=True)
 
@@ -224,7 +203,7 @@ class Rotating:
 
     def _retired_unused(self, write: Write, work: Work) -> None:
         version = write.get(KeyVersion, key_named(work.operation), _number(work))
-        if version is not None and version.state is VersionState.ENABLED and version.phase is _UNUSED:
+        if version is not None and version.state is VersionState.ENABLED and version.phase is Phase.PRE_ACTIVE:
             actor = str(work.call.principal)
             phases.move(write, version, Phase.DEACTIVATED, self._now(), actor, "rotation given up")
 
@@ -249,6 +228,16 @@ def activate(write: Write, name: str, number: int, at: datetime, actor: str, rea
         )
     phases.move(write, version, Phase.ACTIVE, at, actor, reason)
     return write.replace(key, replace(key, primary=max(key.primary, number)))
+
+
+def _refuse_stay(key: Key, there: list[Copy]) -> None:
+    """Return if the next version can go wherever the key is."""
+    if there and not key.exportable:
+        raise WrongState(
+            Reason.KEY_NOT_EXPORTABLE,
+            f"The key {key.name} is in use at {there[0].target}, and none of its versions leaves the HSM since it was "
+            f"sealed; `broker key rotate {key.name} --here-only` rotates it in the HSM alone.",
+        )
 
 
 def sound_grace(grace: timedelta | None) -> timedelta:
