@@ -13,15 +13,10 @@ from broker_cli.nouns import Noun
 from broker_cli.operations import in_force, until
 from broker_cli.output import Output, formatted
 from broker_cli.screen import chat
-from broker_cli.wire import Change, Wire, changing, remote
+from broker_cli.wire import Change, Wire, changing, remote, span
 from broker_cli.words import record
 
 COLUMNS = ("name", "type", "usage", "state", "primary_version", "held_versions", "exportable", "owner", "create_time")
-
-
-at_most = click.option(
-    "--within", type=values.Span(1, 7 * 86_400), default="10m", show_default=True, metavar="TIME", help="At most."
-)
 
 
 @click.group(
@@ -91,14 +86,7 @@ def versions(wire: Wire, out: Output, name: str) -> None:
     out.many("version", found, ("version", "state", "phase", "create_time", "sealed", "public_key_sha256"))
 
 
-@key.command()
-@click.argument("name", type=values.Name("key"))
-@click.option("--here-only", is_flag=True, help="In the HSM alone, at once; the targets keep what they have.")
-@click.option(
-    "--grace", type=values.Span(0, 366 * 86_400, "h"), metavar="TIME", help="How long the former versions stay; 24h."
-)
-@click.option("--wait/--no-wait", "waits", default=True, help="Until the new version is in force everywhere; or not.")
-@click.option(
+_within = click.option(
     "--within",
     type=values.Span(1, 7 * 86_400),
     default="10m",
@@ -106,6 +94,16 @@ def versions(wire: Wire, out: Output, name: str) -> None:
     metavar="TIME",
     help="At most so long.",
 )
+
+
+@key.command()
+@click.argument("name", type=values.Name("key"))
+@click.option("--here-only", is_flag=True, help="In the HSM alone, at once; the targets keep what they have.")
+@click.option(
+    "--grace", type=values.Span(0, 366 * 86_400, "h"), metavar="TIME", help="How long the former versions stay; 24h."
+)
+@click.option("--wait/--no-wait", "waits", default=True, help="Until the new version is in force everywhere; or not.")
+@_within
 @changing
 @formatted
 @remote
@@ -130,12 +128,7 @@ def rotate(
         with ask.waiting("the HSM makes the new version"):
             _changed(out, change, wire.ask("keys", "RotateKey", name=name, **change.fields))
         return
-    span: dict[str, Any] = {}
-    if grace is not None:
-        from google.protobuf.duration_pb2 import Duration  # noqa: PLC0415  slow to load
-
-        span = {"grace": Duration(seconds=grace)}
-    begun = wire.ask("keys", "RotateKey", name=name, everywhere=True, **span, **change.fields)
+    begun = wire.ask("keys", "RotateKey", name=name, everywhere=True, **span("grace", grace), **change.fields)
     for place in begun.places:
         chat(f"{'It would go' if change.dry_run else 'It goes'} to {place.target} as {place.remote_name}.")
     if waits and not change.dry_run:
@@ -183,14 +176,7 @@ def retire(wire: Wire, out: Output, change: Change, name: str, version: int) -> 
 @click.option("--reason", required=True, metavar="TEXT", help="Why, in one line; kept for good.")
 @click.option("--no-replacement", is_flag=True, help="Do not rotate the key; nothing signs or encrypts with it then.")
 @click.option("--wait/--no-wait", "waits", default=True, help="Until every target has disabled it; or not.")
-@click.option(
-    "--within",
-    type=values.Span(1, 7 * 86_400),
-    default="10m",
-    show_default=True,
-    metavar="TIME",
-    help="At most so long.",
-)
+@_within
 @ask.yes
 @changing
 @formatted
@@ -281,11 +267,7 @@ def destroy(wire: Wire, out: Output, change: Change, name: str, in_days: int | N
         dry_run=change.dry_run,
         told=lambda: tell_copies(wire, name),
     )
-    delay: dict[str, Any] = {}
-    if in_days is not None:
-        from google.protobuf.duration_pb2 import Duration  # noqa: PLC0415  slow to load
-
-        delay = {"delay": Duration(seconds=in_days)}
+    delay = span("delay", in_days)
     _changed(out, change, wire.ask("keys", "ScheduleKeyDestruction", name=name, **delay, **change.fields))
 
 

@@ -15,7 +15,7 @@ from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
-from broker_cli.wire import Change, Wire, changing, remote
+from broker_cli.wire import Change, Wire, changing, remote, span
 from broker_cli.words import record
 
 COLUMNS = ("name", "kind", "state", "progress", "place", "failure", "principal", "create_time", "due_time")
@@ -104,8 +104,6 @@ def until(wire: Wire, name: str, seconds: int, enough: Callable[[Any], bool] = l
 
     Refusal ``OPERATION_UNDONE`` when it came to nothing, ``OPERATION_RUNNING`` when the time is over before.
     """
-    from google.protobuf.duration_pb2 import Duration  # noqa: PLC0415  slow to load
-
     ends_at, told = time.monotonic() + seconds, Told(name)
     with ask.waiting(f"{name} is under way"):
         while True:
@@ -121,7 +119,7 @@ def until(wire: Wire, name: str, seconds: int, enough: Callable[[Any], bool] = l
                     "it has come.",
                     Exit.UNAVAILABLE,
                 )
-            wire.ask("operations", "WaitOperation", name=name, timeout=Duration(seconds=max(1, min(A_WAIT, left))))
+            wire.ask("operations", "WaitOperation", name=name, **span("timeout", max(1, min(A_WAIT, left))))
 
 
 def in_force(found: Any) -> bool:

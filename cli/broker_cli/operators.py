@@ -14,7 +14,7 @@ from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat
-from broker_cli.wire import Change, Wire, changing, remote
+from broker_cli.wire import Change, Wire, changing, remote, span
 from broker_cli.words import record
 
 COLUMNS = ("name", "groups", "state", "not_before", "create_time")
@@ -221,11 +221,7 @@ def _key_and_request(csr: str | None) -> tuple[bytes | None, bytes]:
 
 
 def _ttl(hours: float | None) -> dict[str, Any]:
-    if hours is None:
-        return {}
-    from google.protobuf.duration_pb2 import Duration  # noqa: PLC0415  slow to load
-
-    return {"ttl": Duration(seconds=int(hours * 3600))}
+    return span("ttl", None if hours is None else int(hours * 3600))
 
 
 def _brief(certificate: Any) -> dict[str, Any]:

@@ -201,6 +201,15 @@ class Wire:
                 _wait(refused)
 
 
+def span(field: str, seconds: int | None) -> dict[str, Any]:
+    """A field of a request that is a duration; none when no time was given."""
+    if seconds is None:
+        return {}
+    from google.protobuf.duration_pb2 import Duration  # noqa: PLC0415  slow to load
+
+    return {field: Duration(seconds=seconds)}
+
+
 def _reads(noun: str, method: str) -> bool:
     """Whether the method only tells what is, as its declaration says."""
     from broker_api.v1 import traits_pb2  # noqa: PLC0415  slow to load

@@ -16,7 +16,8 @@ from broker_api.v1 import secrets_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from broker_cli import secrets as commands
 
 from tests.live.cli import test_standin
-from tests.live.cli.test_standin import WHEN, Authority, Broker, StandIn, bare, broker, serve, server_certificate
+from tests.live.cli.rotation_answers import WHEN
+from tests.live.cli.test_standin import Authority, Broker, StandIn, bare, broker, serve, server_certificate
 
 __all__ = ["bare", "broker"]  # fixtures
 

@@ -41,14 +41,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from tests.live.cli.rotation_answers import operation_answers, rotation_answers
+from tests.live.cli.rotation_answers import WHEN, operation_answers, rotation_answers
 
-WHEN = Timestamp(seconds=1_780_000_000)
 NOW = datetime.now(UTC)
 
 

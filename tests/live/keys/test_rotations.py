@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.servers.live import Client, Live
+from tests.servers.live import Client, Live, within
 from tests.servers.openbao import OpenBao
 
-EC_P256, SIGN, SECONDS = 4, 1, 60.0
+EC_P256, SIGN, SECONDS = 4, 1, 60
 ACTIVE, DEACTIVATED, COMPROMISED = 2, 4, 5
 PROVEN, DISABLED = 2, 8
 
@@ -19,13 +17,6 @@ PROVEN, DISABLED = 2, 8
 @pytest.fixture
 def admin(live_own: Live) -> Client:
     return live_own.client()
-
-
-def until(look: Callable[[], bool], what: str) -> None:
-    ends_at = time.monotonic() + SECONDS
-    while not look():
-        assert time.monotonic() < ends_at, what
-        time.sleep(0.2)
 
 
 def made(admin: Client, name: str) -> None:
@@ -64,7 +55,7 @@ def test_a_key_is_rotated_in_the_hsm_and_at_the_target_while_it_signs(admin: Cli
         assert admin.ask("Verify", name="pay", version=signed.version, input=message, signature=signed.signature).valid
         return bool(admin.ask("GetOperation", name=begun.operation.name).operation.done)
 
-    until(rotated, "the rotation comes to its end")
+    within(SECONDS, rotated)
     assert used == {1, 2}
     assert (phases(admin, "pay"), copies(admin, "pay")) == ([DEACTIVATED, ACTIVE], {1: DISABLED, 2: PROVEN})
     assert there(openbao, "pay") == ["2"]
@@ -76,7 +67,7 @@ def test_a_compromised_version_is_out_of_use_here_at_once_and_there_soon(admin: 
     made(admin, "leaked")
     done = admin.ask("CompromiseKeyVersion", name="leaked", reason="Found in a paste.")
     assert admin.refusal("Sign", name="leaked", input={"message": b"m"}).reason == "KEY_VERSION_PHASE"
-    until(lambda: over(admin, done.operation.name), "the target has disabled it")
+    within(SECONDS, lambda: over(admin, done.operation.name))
     assert (phases(admin, "leaked"), copies(admin, "leaked")) == ([COMPROMISED], {1: DISABLED})
     answer = openbao.request("GET", f"{openbao.mount}/keys/leaked")
     assert answer is not None
@@ -87,9 +78,9 @@ def test_a_rotation_that_waits_can_be_given_up(admin: Client, live_own: Live, op
     made(admin, "stuck")
     openbao.write_token(live_own.folder / "credentials", token="none")
     begun = admin.ask("RotateKey", name="stuck", everywhere=True)
-    until(lambda: bool(admin.ask("ListOperations", subject="key/stuck/2", live=True).operations), "it is under way")
+    within(SECONDS, lambda: bool(admin.ask("ListOperations", subject="key/stuck/2", live=True).operations))
     assert admin.ask("AbortOperation", name=begun.operation.name).operation.state == 2
-    until(lambda: over(admin, begun.operation.name), "it is undone")
+    within(SECONDS, lambda: over(admin, begun.operation.name))
     assert admin.ask("GetOperation", name=begun.operation.name).operation.failure == "GIVEN_UP"
     assert phases(admin, "stuck") == [ACTIVE, DEACTIVATED]
     assert admin.ask("Sign", name="stuck", input={"message": b"m"}).version == 1
@@ -98,9 +89,9 @@ def test_a_rotation_that_waits_can_be_given_up(admin: Client, live_own: Live, op
 def test_the_replacement_of_a_compromised_version_is_in_force_there_too(admin: Client, openbao: OpenBao) -> None:
     made(admin, "swapped")
     admin.ask("CompromiseKeyVersion", name="swapped", reason="Found in a paste.")
-    until(lambda: copies(admin, "swapped") == {1: DISABLED}, "the target has disabled it")
+    within(SECONDS, lambda: copies(admin, "swapped") == {1: DISABLED})
     begun = admin.ask("RotateKey", name="swapped", everywhere=True, grace={})
-    until(lambda: over(admin, begun.operation.name), "the replacement is everywhere")
+    within(SECONDS, lambda: over(admin, begun.operation.name))
     assert (phases(admin, "swapped"), copies(admin, "swapped")) == ([COMPROMISED, ACTIVE], {1: DISABLED, 2: PROVEN})
     assert there(openbao, "swapped") == ["2"]
     assert admin.ask("Sign", name="swapped", input={"message": b"m"}).version == 2

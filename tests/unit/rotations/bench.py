@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from broker.core.errors import BrokerError, Unavailable
+from broker.core.errors import Unavailable
 from broker.core.kinds import ImportState, KeyType, KeyUsage, OperatorState, Phase, SignatureAlgorithm
 from broker.core.model import Import, Key, KeyMove, KeyVersion, Operation, Operator, Target
 from broker.core.policy.guard import Guard
@@ -126,10 +126,3 @@ class House(World):
         """The version that a signature is made with."""
         asked = self.call("KeyService/Sign")
         return self.use.sign(asked, "pay", SignatureAlgorithm.ES256, [b"pay 10 to bob"], prehashed=False).version
-
-    def refusal(self, act: Any) -> str:
-        try:
-            act()
-        except BrokerError as error:
-            return error.reason
-        return ""

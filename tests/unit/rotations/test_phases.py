@@ -9,6 +9,7 @@ import pytest
 from broker.core.keys.phases import ALLOWED, MOVES, Use
 from broker.core.kinds import ImportState, OperationState, Phase
 from broker.core.model import Operation
+from tests.fakes.refusals import ending
 from tests.unit.rotations.bench import TARGETS, House
 
 
@@ -37,23 +38,23 @@ def test_prepare_activate_retire_one_by_one(house: House) -> None:
     house.rotations.retire(house.call("KeyService/RetireKeyVersion"), "pay", 1)
     assert house.phases() == {1: Phase.DEACTIVATED, 2: Phase.ACTIVE}
     retire = house.rotations.retire
-    assert house.refusal(lambda: retire(house.call("KeyService/RetireKeyVersion"), "pay", 2)) == "KEY_VERSION_PRIMARY"
+    assert ending(lambda: retire(house.call("KeyService/RetireKeyVersion"), "pay", 2)) == "KEY_VERSION_PRIMARY"
     activate = house.rotations.activate
     asked = house.call("KeyService/ActivateKeyVersion")
-    assert house.refusal(lambda: activate(asked, "pay", 1)) == "KEY_VERSION_PHASE", "no way leads back"
+    assert ending(lambda: activate(asked, "pay", 1)) == "KEY_VERSION_PHASE", "no way leads back"
 
 
 def test_what_a_phase_does_not_allow_is_refused(house: House) -> None:
     house.rotations.prepare(house.call("KeyService/PrepareKeyVersion"), "pay")
     verify = house.use.verify
     asked = house.call("KeyService/Verify")
-    assert house.refusal(lambda: verify(asked, "pay", 2, None, b"m", b"s", prehashed=False)) == "KEY_VERSION_PHASE"
+    assert ending(lambda: verify(asked, "pay", 2, None, b"m", b"s", prehashed=False)) == "KEY_VERSION_PHASE"
     house.rotations.activate(house.call("KeyService/ActivateKeyVersion"), "pay", 2)
     house.rotations.retire(house.call("KeyService/RetireKeyVersion"), "pay", 1)
-    assert house.refusal(lambda: verify(asked, "pay", 1, None, b"m", b"s", prehashed=False)) == ""
+    assert ending(lambda: verify(asked, "pay", 1, None, b"m", b"s", prehashed=False)) == "ok"
     bring = house.imports.import_key
     asked = house.call("ImportService/ImportKey")
-    assert house.refusal(lambda: bring(asked, "pay", 1, "bao", "other")) != ""
+    assert ending(lambda: bring(asked, "pay", 1, "bao", "other")) != "ok"
 
 
 def test_a_compromised_version_protects_nothing_from_now_on_and_goes_out_of_use_everywhere(house: House) -> None:
@@ -64,7 +65,7 @@ def test_a_compromised_version_protects_nothing_from_now_on_and_goes_out_of_use_
     done = compromise(house.call("KeyService/CompromiseKeyVersion"), "pay", 0, "The laptop was stolen.")
     assert done.operation is not None
     assert house.phases() == {1: Phase.COMPROMISED}
-    assert house.refusal(house.signs) == "KEY_VERSION_PHASE"
+    assert ending(house.signs) == "KEY_VERSION_PHASE"
     house.rounds(2)
     assert (house.enabled("bao"), house.enabled("prod")) == ([], [1]), "one that is away holds up no other"
     house.back("prod")
@@ -90,7 +91,7 @@ def test_the_replacement_of_a_compromised_version_signs_again(house: House) -> N
 @pytest.mark.parametrize("why", ["", "  ", "x" * 501, "two\nlines"])
 def test_a_compromise_says_why_in_one_line(house: House, why: str) -> None:
     asked = house.call("KeyService/CompromiseKeyVersion")
-    assert house.refusal(lambda: house.rotations.compromise(asked, "pay", 1, why)) == "COMPROMISE_REASON_INVALID"
+    assert ending(lambda: house.rotations.compromise(asked, "pay", 1, why)) == "COMPROMISE_REASON_INVALID"
 
 
 def test_compromise_of_what_is_compromised_or_gone_is_one_sentence(house: House) -> None:
@@ -98,5 +99,5 @@ def test_compromise_of_what_is_compromised_or_gone_is_one_sentence(house: House)
     asked = house.call("KeyService/CompromiseKeyVersion")
     compromise(asked, "pay", 1, "leaked")
     asked = house.call("KeyService/CompromiseKeyVersion")
-    assert house.refusal(lambda: compromise(asked, "pay", 1, "again")) == "KEY_VERSION_PHASE"
-    assert house.refusal(lambda: compromise(asked, "pay", 7, "none")) == "KEY_VERSION_NOT_FOUND"
+    assert ending(lambda: compromise(asked, "pay", 1, "again")) == "KEY_VERSION_PHASE"
+    assert ending(lambda: compromise(asked, "pay", 7, "none")) == "KEY_VERSION_NOT_FOUND"

@@ -13,7 +13,7 @@ from broker.core.model import Operator, Target
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard
 from tests.fakes.calls import document, operator
-from tests.fakes.refusals import refused
+from tests.fakes.refusals import ending, refused
 from tests.unit.rotations.bench import REQUEST, TARGETS, House
 
 GRACE = timedelta(hours=24)
@@ -74,7 +74,7 @@ def test_a_rotation_of_a_key_that_is_nowhere_else_is_at_once(house: House) -> No
 def test_rotating_while_a_rotation_runs_is_refused(house: House) -> None:
     house.away("prod")
     house.rotate()
-    assert house.refusal(house.rotate) == "KEY_ROTATION_RUNNING"
+    assert ending(house.rotate) == "KEY_ROTATION_RUNNING"
     assert house.key().latest == 2
 
 
@@ -104,7 +104,7 @@ def test_given_up_in_time_the_version_is_out_of_use_wherever_it_had_come(house: 
 def test_once_the_new_version_is_in_force_there_is_no_way_back(house: House) -> None:
     house.rotate()
     house.rounds(3)
-    assert house.refusal(lambda: house.operations.aborted(house.rotation())) == "OPERATION_ONLY_FORWARD"
+    assert ending(lambda: house.operations.aborted(house.rotation())) == "OPERATION_ONLY_FORWARD"
 
 
 def test_AZ_14_who_asked_and_was_removed_since_brings_nothing_anywhere(house: House) -> None:
@@ -137,7 +137,7 @@ def test_a_dry_run_says_where_it_would_go_and_changes_nothing(house: House) -> N
 
 @pytest.mark.parametrize("grace", [timedelta(days=367), timedelta(seconds=-1)])
 def test_a_grace_that_makes_no_sense_is_refused(house: House, grace: timedelta) -> None:
-    assert house.refusal(lambda: house.rotate(grace)) == "GRACE_OUT_OF_RANGE"
+    assert ending(lambda: house.rotate(grace)) == "GRACE_OUT_OF_RANGE"
     assert house.key().latest == 1
 
 
