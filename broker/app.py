@@ -19,6 +19,7 @@ from broker.auth.session import SessionTokens
 from broker.config import CALLS_END, Config
 from broker.core.clock import Clock, Timely
 from broker.core.errors import BrokerError
+from broker.core.gate.asking import Asking
 from broker.core.keys.lifecycle import DestructionDelay
 from broker.core.kinds import Purpose
 from broker.core.policy import cedar as policy
@@ -78,13 +79,14 @@ class Broker:
         setup.refuse_future_ca(config, self.clock.now())
         setup.renew_server_certificate(config, self.hsm, self.clock.now(), before=setup.RENEW_AT_LAST)
         _say_if_refused("the server's certificate cannot be renewed when it is due", setup.check_renewable, config)
-        self._guard = Guard(setup.policy_in_force(self.store))
+        self._guard = Guard(setup.policy_in_force(self.store), config.approvals.counts)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
         oidc = Oidc(config.oidc, self.store, self.clock.now)
         self._build_nouns(oidc, audit_key)
         tokens = [Timely(self.clock, each) for each in (SessionTokens(self.sessions), oidc)]
         authenticators: list[Authenticator] = [Mtls(mtls, self.store, self.clock.now), *tokens]
-        self.server = Server(config.server, self._services(), authenticators, self.store, self.clock.now)
+        asking = Asking(self.store, self._guard, config.approvals.limits)
+        self.server = Server(config.server, self._services(), authenticators, self.store, self.clock.now, asking=asking)
         self.inspector = Inspector(self.store, self.clock.now)
         self._loop = Loop(self)
 
@@ -111,7 +113,7 @@ class Broker:
         )
         self.operations, self.keys, self.imports = nouns.operations, nouns.keys, nouns.imports
         self.secrets, self.sessions = nouns.secrets, nouns.sessions
-        self.heads, self.policies = nouns.heads, nouns.policies
+        self.heads, self.policies, self.approvals = nouns.heads, nouns.policies, nouns.approvals
         if not config.store.sqlite:  # else there is no other process that could set one
             self._guard.watch(self.policies.refresh_when_late)
 
@@ -134,6 +136,7 @@ class Broker:
             sessions=nouns.sessions,
             leases=nouns.leases,
             rules=nouns.rules,
+            approvals=nouns.approvals,
             hsm=self.hsm,
             guard=self._guard,
             schema=policy.SCHEMA,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from broker.auth.oidc import OidcConfig
+from broker.core.approvable import APPROVABLE, CASES, MOST, PRODUCTION
 from broker.core.errors import InvalidRequest
+from broker.core.gate.asking import ApprovalLimits
 from broker.core.reasons import Reason
 from broker.hsm.config import HsmConfig
 from broker.rpc.server import ServerConfig
@@ -121,6 +125,45 @@ class SessionsConfig(_Part):
     usual_seconds: int = Field(default=300, ge=10, le=24 * 3600)
 
 
+class ApprovalsConfig(_Part):
+    """What needs other operators' approval; a policy can ask for more of it (``@approvals``).
+
+    ``needed``: how many, by action or case, in place of what the preset says; 0 takes it back.
+    """
+
+    preset: Literal["none", "production"] = "none"
+    needed: dict[str, Annotated[int, Field(ge=0, le=MOST)]] = Field(default={}, max_length=128)
+    lifetime_hours: int = Field(default=24, ge=1, le=24 * 7)
+    waiting_per_requester: int = Field(default=10, ge=1, le=100)
+    waiting_in_all: int = Field(default=100, ge=1, le=1000)
+    suspended: bool = False  # nothing is asked for, whatever else is said: for when nobody is left to approve
+
+    @model_validator(mode="after")
+    def _known(self) -> ApprovalsConfig:
+        if unknown := sorted(self.needed.keys() - APPROVABLE.keys() - CASES.keys()):
+            raise ValueError(
+                f"{len(unknown)} name(s) in needed are no action or case that can wait for approvals; docs/operations.md "
+                "lists them"
+            )
+        return self
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many approvals are asked for, by action or case."""
+        preset = PRODUCTION if self.preset == "production" else {}
+        return {name: count for name, count in {**preset, **self.needed}.items() if count}
+
+    @property
+    def limits(self) -> ApprovalLimits:
+        """As the gate takes them."""
+        return ApprovalLimits(
+            lifetime=timedelta(hours=self.lifetime_hours),
+            per_requester=self.waiting_per_requester,
+            in_all=self.waiting_in_all,
+            suspended=self.suspended,
+        )
+
+
 class Config(_Part):
     """Everything the broker needs to be told, and nothing that it can find out."""
 
@@ -135,6 +178,7 @@ class Config(_Part):
     secrets: SecretsConfig = SecretsConfig()
     sessions: SessionsConfig = SessionsConfig()
     oidc: OidcConfig = OidcConfig()
+    approvals: ApprovalsConfig = ApprovalsConfig()
 
     @model_validator(mode="after")
     def _paths_absolute(self) -> Config:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import structlog
 
+from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
@@ -86,6 +87,7 @@ class Parts(Protocol):
     keys: Keys
     operations: Operations
     imports: Imports
+    approvals: Approvals
 
     @property
     def store(self) -> Store:
@@ -130,6 +132,7 @@ class Loop:
             ("keys", CHORES_EVERY, lambda: self._do(broker.keys.chores, sure=True)),
             ("imports", CHORES_EVERY, lambda: self._do(broker.imports.chores, sure=True)),
             ("secrets", CHORES_EVERY, lambda: self._do(broker.secrets.chores, sure=True)),
+            ("approvals", CHORES_EVERY, lambda: self._do(broker.approvals.chores)),
             ("forgetting", FORGET_EVERY, lambda: self._do(broker.operations.chores)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
         ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from broker.core import ports
+from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
@@ -75,4 +76,5 @@ class Nouns:
         self.rules = TrustRules(store, guard, parts.verify, now)
         self.operators = Operators(store, parts.authority, guard, now, parts.trust_domain)
         self.policies = Policies(store, guard, now, parts.ticks)
+        self.approvals = Approvals(store, guard, now)
         self.heads = Heads(store, audit, parts.audit_key, guard, now)

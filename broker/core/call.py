@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
+from broker.core.clearance import Clearance
 from broker.core.entries import AuditEntry, Phase
 from broker.core.model import Principal
 from broker.core.ports import Now
@@ -33,6 +34,7 @@ class Call:
     closed: bool = False
     fence: int = 0  # the leader's number in the shared work of the background; 0 in all that a process does for itself
     facts: dict[str, str | int] = field(default_factory=dict)
+    clearance: Clearance | None = None  # None: what goes on behind the door needs no approval of its own
 
     @property
     def action(self) -> str:

@@ -30,7 +30,7 @@ FACTS = frozenset({
     "operator", "phase", "policy_version", "public_key_sha256", "remote_name", "remote_version", "replayed", "revision",
     "seconds", "state", "target", "validate_only", "version",
     "enabled", "expires_at", "extra_versions", "not_before", "operations",
-    "ledger", "rows",
+    "ledger", "rows", "approval", "approval_digest",
     "claim", "claim_expected", "claim_found", "issuer", "lease", "session", "subject", "token_id", "trust_rule",
 })  # fmt: skip
 """The allow-list of fact names. None of them can hold key material, a token, a plaintext or a free text."""

@@ -15,9 +15,11 @@ from datetime import datetime
 from typing import Any
 
 from broker.core.call import Call
+from broker.core.clearance import over
 from broker.core.errors import WrongState
-from broker.core.kinds import ImportState, KeyState, RootKeyState, VersionState
+from broker.core.kinds import ApprovalState, ImportState, KeyState, RootKeyState, VersionState
 from broker.core.leases.ending import BATCH, entry_of
+from broker.core.approval import Approval
 from broker.core.model import Import, Key, KeyVersion, Operation, RootKey
 from broker.core.operations.running import LIVE, closed
 from broker.core.ports import Store
@@ -86,6 +88,17 @@ _OPERATIONS = tuple(
     for state in LIVE
 )
 
+_CLOSED = (
+    *_OPERATIONS,
+    _Rule(
+        kind=Approval,
+        when=ApprovalState.OPEN.value,  # it may have been used since, or rejected
+        becomes=lambda approval, now: over(approval, ApprovalState.EXPIRED, now),
+        resource=lambda approval: f"approval/{approval.id}",
+    ),
+)
+"""What ends, instead of being held."""
+
 _OLDER_ROOTS = _Rule(
     kind=RootKey,
     when=RootKeyState.ENABLED.value,
@@ -103,14 +116,14 @@ class Holding:
 
     def hold(self) -> int:
         """Hold it all, each with an audit entry of its own; how many were held."""
-        for rule in _OPERATIONS:
+        for rule in _CLOSED:
             for rows in self._batches(rule):
                 self._hold(rule, rows)
         return sum(self._hold(rule, rows) for rule in _RULES for rows in self._batches(rule)) + self._keep_roots()
 
     def unreadable(self) -> int:
         """How many rows could not be read and so are not held; nobody does anything with such a row either."""
-        return sum(self._unreadable(rule) for rule in (*_RULES, *_OPERATIONS))
+        return sum(self._unreadable(rule) for rule in (*_RULES, *_CLOSED))
 
     def _unreadable(self, rule: _Rule) -> int:
         sound = sum(len(rows) for rows in self._batches(rule))

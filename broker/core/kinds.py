@@ -230,3 +230,12 @@ class LeaseState(StrEnum):
     ACTIVE = "active"
     EXPIRED = "expired"
     REVOKED = "revoked"
+
+
+class ApprovalState(StrEnum):
+    """OPEN until it is USED, REJECTED (or withdrawn), or EXPIRED; how many have approved stands beside it."""
+
+    OPEN = "open"
+    USED = "used"
+    REJECTED = "rejected"
+    EXPIRED = "expired"

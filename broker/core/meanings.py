@@ -20,6 +20,9 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         ACTION_UNKNOWN              command The policy question names an action that there is not.
         ALGORITHM_MISMATCH          mend    The algorithm asked for is none that a key of this type and usage has.
         ANSWER_TOO_LARGE            mend    The secrets asked for together are more than one answer holds.
+        APPROVAL_ID_INVALID         command The id is not one that an approval could have.
+        APPROVAL_REASON_INVALID     mend    The reason given for a word on an approval is too long, or several lines.
+        APPROVAL_TOO_LARGE          mend    The request needs approvals, and is too long to be read by those who give them.
         ATTRIBUTE_UNKNOWN           command The policy question gives values that do not decide on such a thing.
         BINDING_INVALID             mend    A target credential is not bound in the form that init takes.
         CHAIN_INVALID               command The name of an audit chain is too long.
@@ -129,10 +132,12 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TRUST_RULE_CHANGED          mend    The trust rule that opened the session is gone or changed.
     """,
         Outcome.PERMISSION_DENIED: """
+        APPROVAL_OWN                command Nobody approves what they have asked for themselves.
         POLICY_DENIED               command No policy permits it, or one forbids it.
         POLICY_ERROR                command The policy could not be evaluated, which denies.
     """,
         Outcome.NOT_FOUND: """
+        APPROVAL_NOT_FOUND          command There is no such approval, or it is forgotten.
         FIELD_NOT_FOUND             command The version of the secret has no such field.
         IMPORT_NOT_FOUND            command There is no such import.
         KEY_NOT_FOUND               command There is no key of this name.
@@ -158,6 +163,11 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TOKEN_EXISTS                mend    A token is there already.
     """,
         Outcome.FAILED_PRECONDITION: """
+        APPROVAL_DIFFERS            command The approval is about another request than the approver has seen.
+        APPROVAL_GIVEN              command The operator has approved it already, and counts once.
+        APPROVAL_OVER               command The approval is used, rejected or expired.
+        APPROVAL_REQUIRED           command The call is permitted, and other operators have to approve it first.
+        APPROVERS_MISSING           mend    Fewer operators may approve than the call needs.
         CA_CERTIFICATE_INVALID      none    A CA certificate of the broker is not PEM.
         CA_EXPIRED                  command A CA certificate of the broker has ended.
         CA_KEY_MISMATCH             mend    A CA certificate does not belong to the CA key in the HSM.
@@ -289,6 +299,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         WRAP_NOT_EXACT              mend    The token's key wrap does not follow RFC 5649 for this key.
     """,
         Outcome.RESOURCE_EXHAUSTED: """
+        APPROVAL_QUOTA              command Too many requests wait for approvals, of the caller or in all.
         CALLER_BUSY                 again   The caller has as many calls waiting for targets as one may.
         IMPORT_QUOTA                command As many imports of the key to the target are on record as may be.
         KEYS_UNDER_WAY              again   The caller has as many keys being made as one may have.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from broker.core.approval import Approval
 from broker.core.kinds import (
     ImportState,
     KeyState,
@@ -323,7 +324,7 @@ class Operation:
 Record = (
     Key | KeyVersion | Target | Import | Operator | PolicyDocument
     | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
-    | RootKey | Session | Lease | UsedToken | Operation | KeyMove
+    | RootKey | Session | Lease | UsedToken | Operation | KeyMove | Approval
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from broker.core.reasons import Reason
 
 NAME = re.compile(r"[a-z](?:-?[a-z0-9]){0,62}", re.ASCII)
 LABEL_VALUE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
+APPROVAL_ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
 OWNER = re.compile(r"[a-z]{1,16}/[a-z](?:-?[a-z0-9]){0,62}", re.ASCII)
 MAX_LABELS = 16
@@ -44,6 +45,16 @@ def _offence(text: str, marks: str, most: int) -> str:
     if not text[0].isalnum() or not text[-1].isalnum():
         return "it begins or ends with none of these letters and digits"
     return "two marks stand side by side" if re.search(f"[{re.escape(marks)}]{{2}}", text) else "it begins with a digit"
+
+
+def check_approval_id(text: str) -> str:
+    """Return ``text`` if an approval could be called so."""
+    if not APPROVAL_ID.fullmatch(text):
+        raise InvalidRequest(
+            Reason.APPROVAL_ID_INVALID,
+            "That is no id of an approval: it has 12 hexadecimal digits; `broker approval list` shows those there are.",
+        )
+    return text
 
 
 REMOTE_NAME = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_-])?", re.ASCII)

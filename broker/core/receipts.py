@@ -12,16 +12,19 @@ from broker.core.reasons import Reason
 def replay(write: Write, call: Call) -> Receipt | None:
     """The receipt of the same request, if this principal sent it before under the same id; None otherwise.
 
+    Then it is about to be done, so an approval that it needs is used up in the same transaction (``ApprovalRequired``).
     AlreadyExists ``REQUEST_ID_REUSED`` when the id was used for a different request.
     """
-    if not call.request_id:
-        return None
-    receipt = write.get(Receipt, str(call.principal), call.request_id)
+    receipt = write.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
     if receipt is None:
+        if call.clearance is not None:
+            call.clearance.spend(write)
         return None
     if receipt.digest != call.digest:
         raise reused()
     write.note(replayed=1)
+    if call.clearance is not None:
+        call.clearance.repeated = True
     return receipt
 
 

@@ -12,6 +12,7 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
+from broker.core.approval import Approval
 from broker.core.model import (
     AuditHead,
     Import,
@@ -167,6 +168,16 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
             passing=True,
         ),
         KeyMove: Declaration(table="key_moves", key=("key", "version", "number"), never_deleted=True),
+        Approval: Declaration(
+            table="approvals",
+            key=("id",),
+            filters=("state", "digest"),
+            due="due_at",
+            due_in="open",
+            indexes={"due": ("state", "due_at"), "digest": ("digest",)},
+            passing=True,
+            randomly_named=True,
+        ),
     }
 )
 """In the order of the sums in the ledger and of what an inspection looks at: a new kind comes last."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
@@ -21,6 +22,7 @@ from broker.core.secrets.lifecycle import Secrets
 from broker.core.sessions.lifecycle import Sessions
 from broker.core.targets.register import Targets
 from broker.core.trust.rules import TrustRules
+from broker.rpc.approvals import ApprovalMethods
 from broker.rpc.audit import AuditMethods
 from broker.rpc.hsm import HsmMethods
 from broker.rpc.imports import ImportMethods
@@ -53,6 +55,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     sessions: Sessions,
     leases: Leases,
     rules: TrustRules,
+    approvals: Approvals,
     hsm: HsmStatus,
     guard: Guard,
     schema: str,
@@ -77,4 +80,5 @@ def answers(  # noqa: PLR0913 (one argument a noun)
         "SessionService": SessionMethods(sessions, pages),
         "LeaseService": LeaseMethods(leases, pages),
         "TrustService": TrustMethods(rules, pages),
+        "ApprovalService": ApprovalMethods(approvals, pages),
     }

@@ -19,6 +19,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from broker.core.errors import InvalidRequest
 from broker.core.gate.method import Request
 from broker.core.reasons import Reason
+from broker.rpc.details import details
 
 MAX_DEPTH = 64
 
@@ -116,11 +117,28 @@ class Plan:
             request_id=message.request_id if self.has_request_id else "",
             validate_only=self.has_validate_only and message.validate_only,
             essence=partial(self._essence, message),
+            exact=partial(self._exact, message),
+            details=partial(self._details, message),
         )
 
     def _essence(self, message: Any) -> bytes:
         """Deterministic, because a client may write a map in another order when it repeats itself."""
         return bytes(self.without_values(message).SerializeToString(deterministic=True))
+
+    def _exact(self, message: Any) -> bytes:
+        return bytes(self._lasting(message).SerializeToString(deterministic=True))
+
+    def _details(self, message: Any) -> dict[str, str]:
+        return dict(details(self._lasting(message)))
+
+    def _lasting(self, message: Any) -> Any:
+        """What of a request is the same whenever it is sent again."""
+        bare = self.kind()
+        bare.CopyFrom(self.without_values(message))
+        for name in ("request_id", "validate_only"):
+            if name in self.kind.DESCRIPTOR.fields_by_name:
+                bare.ClearField(name)
+        return bare
 
     def without_values(self, request: Any) -> Any:
         """The request with its secret values empty: a digest of it can be stored, and tells nothing of them.

@@ -20,6 +20,7 @@ KINDS = {
     "operator_resource": "Operator",
     "secret": "Secret",
     "trust_rule": "TrustRule",
+    "approval": "Approval",
 }
 """The choices of ExplainPolicyRequest.resource that carry a name, and the Cedar type each stands for."""
 
@@ -51,6 +52,7 @@ class PolicyMethods:
             policies=found.policies,
             policy_version=found.policy_version,
             explanation=found.sentence,
+            approvals=found.approvals,
         )
 
 

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from broker.core import ports
 from broker.core.errors import Unavailable
+from broker.core.gate.asking import Asking
 from broker.core.gate.flood import Flood
 from broker.core.gate.gate import Gate
 from broker.core.gate.method import MAX_BYTES
@@ -120,6 +121,8 @@ class Server:
         store: ports.Store,
         now: ports.Now,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        asking: Asking,
     ) -> None:
         limits = config.limits
         self._clock, self._tallied = clock, clock()
@@ -132,7 +135,7 @@ class Server:
         self._doors = Doors(shares(limits, self._taken), clock)
         self._health = Health(_names(), self._health_deadlines, self._doors.greeted)
         flood = Flood(limits.refusals_per_second, limits.refusals_at_once, clock, network)
-        self._gate = Gate(authenticators, store, now, flood)
+        self._gate = Gate(authenticators, store, now, flood, asking)
         self._door = Door(
             self._gate,
             table.methods(services),

@@ -26,6 +26,7 @@ COMMANDS = {
     "operation": ("operations", "operation", "Watch, retry and abort what reaches outside the broker."),
     "operator": ("operators", "operator", "The people who may call, and their certificates."),
     "policy": ("policies", "policy", "Who may do what."),
+    "approval": ("approvals", "approval", "What waits for other people's word."),
     "trust": ("trust", "trust", "Which CI identity becomes which pipeline."),
     "session": ("sessions", "session", "What the logins of CI jobs gave; end it."),
     "lease": ("leases", "lease", "What has been handed out; take it back."),

@@ -23,6 +23,7 @@ _RESOURCES = {
     "operator": "operator_resource",
     "secret": "secret",
     "trust": "trust_rule",
+    "approval": "approval",
 }
 
 
@@ -108,7 +109,7 @@ def explain(wire: Wire, out: Output, principal: str, action: str, resource: str,
     """Say whether PRINCIPAL may call ACTION on RESOURCE, and why.
 
     PRINCIPAL is an operator's name or pipeline/NAME. RESOURCE is key/NAME, target/NAME, operator/NAME, secret/NAME,
-    trust/NAME or broker.
+    trust/NAME, approval/ID or broker.
     """
     given = ask.labels(asking, "--asking")
     found = wire.ask(
@@ -124,7 +125,7 @@ def _resource(text: str) -> dict[str, Any]:
     kind, _, name = text.partition("/")
     if kind not in _RESOURCES or not name:
         raise click.BadParameter(
-            "Write key/NAME, target/NAME, operator/NAME, secret/NAME, trust/NAME or broker.", param_hint="RESOURCE"
+            "Write key/NAME, target/NAME, operator/NAME, secret/NAME, trust/NAME, approval/ID or broker.", param_hint="RESOURCE"
         )
     return {_RESOURCES[kind]: name}
 

@@ -29,6 +29,7 @@ MAX_WAIT = 180.0
 MAX_MESSAGE = 4 * 1024 * 1024
 MAX_PAGES = 100_000
 SERVICES = {
+    "approvals": "ApprovalService",
     "audit": "AuditService",
     "hsm": "HsmService",
     "imports": "ImportService",

@@ -29,6 +29,7 @@ from broker.core.model import Operator
 from broker.core.ports import Authenticator
 from broker.rpc import table
 from broker.rpc.server import Server, ServerConfig, ServerLimits
+from tests.fakes.calls import asking
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CLIENT_AUTH = [ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -221,7 +222,7 @@ def running(
     )
     store: Any = journal or Journal(operator())
     mtls = Mtls(MtlsConfig(operator_ca_file=config.operator_ca_file), store, now)
-    server = Server(config, services or plain_services(), [mtls, *also], store, now, clock)
+    server = Server(config, services or plain_services(), [mtls, *also], store, now, clock, asking=asking(store))
     server.start()
     server.set_serving(True)
     edge = Edge(server, store, folder, server_ca, operator_ca, operator_certificate(operator_ca), now)

@@ -14,12 +14,15 @@ from collections.abc import Iterable
 from broker.core import entries as audit
 from broker.core import names, ports
 from broker.core.call import Call
+from broker.core.clearance import ApprovalRequired
 from broker.core.errors import BrokerError, Exhausted, Outcome, Unauthenticated, Unavailable, Unsupported
+from broker.core.gate.asking import Asking
 from broker.core.gate.bugs import log_bug
 from broker.core.gate.flood import Flood
 from broker.core.gate.method import MAX_BYTES, End, Method, Request, Visit, answered, broken, refusal
 from broker.core.identity import Credentials
 from broker.core.model import Principal
+from broker.core.once import closing
 from broker.core.reasons import Reason
 from broker.core.traits import NO_METHOD
 
@@ -32,9 +35,15 @@ class Gate:
     """Knows no door. Thread-safe."""
 
     def __init__(
-        self, authenticators: Iterable[ports.Authenticator], store: ports.Store, now: ports.Now, flood: Flood
+        self,
+        authenticators: Iterable[ports.Authenticator],
+        store: ports.Store,
+        now: ports.Now,
+        flood: Flood,
+        asking: Asking,
     ) -> None:
         self._authenticators = tuple(authenticators)
+        self._asking = asking
         self._store = store
         self._now = now
         self._flood = flood
@@ -91,9 +100,24 @@ class Gate:
             raise Exhausted(Reason.MESSAGE_TOO_LARGE, "The request is larger than 1 MiB; send less at once.")
         request = method.decode(message)
         _describe(call, request)
-        answer = method.answer(call, request)
+        answer = self._approved(call, method, request)
         if not (call.decision or call.closed):  # what is closed was decided item by item
             raise TypeError(f"{call.rpc} answered what nobody decided on")
+        return answer
+
+    def _approved(self, call: Call, method: Method, request: Request) -> bytes:
+        """The answer of a call that has the approvals it needs; else the others are asked, and it is refused."""
+        clearance = call.clearance = self._asking.clearance(call, request)
+        try:
+            answer = method.answer(call, request)
+            if clearance is None or not clearance.lacking:
+                return answer
+            if call.closed:
+                raise TypeError(f"{call.rpc} did what needs an approval, and used none")
+            with closing(call), self._store.write(call.outcome()) as write:  # of what changes no row by itself
+                clearance.spend(write)
+        except ApprovalRequired:
+            raise self._asking.ask(call) from None
         return answer
 
     def _identify(self, credentials: Credentials) -> Principal:

@@ -31,6 +31,10 @@ class Request:
     validate_only: bool = False
     essence: Callable[[], bytes]
     """What a request id stands for: the message in one form, the same for the same request, without secret values."""
+    exact: Callable[[], bytes] = bytes
+    """What an approval stands for: as ``essence``, and the same under another request id."""
+    details: Callable[[], Mapping[str, str]] = dict
+    """The message field by field, as people read it, without secret values and without the request id."""
 
 
 class Method(Protocol):

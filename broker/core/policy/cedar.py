@@ -13,10 +13,11 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cedarpy
 
+from broker.core.approvable import APPROVABLE, MOST
 from broker.core.errors import InvalidRequest
 from broker.core.names import NAME
 from broker.core.reasons import Reason
@@ -74,11 +75,15 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``policies``: the @ids that decided. ``error``: why it could not be decided properly; then it is a denial."""
+    """``policies``: the @ids that decided. ``error``: why it could not be decided properly; then it is a denial.
+
+    ``approvals``: the most that the @approvals of the policies that permit it ask for.
+    """
 
     allowed: bool
     policies: tuple[str, ...] = ()
     error: str = ""
+    approvals: int = 0
 
 
 class Policy:
@@ -87,8 +92,14 @@ class Policy:
     def __init__(self, text: str) -> None:
         sources = _split(text)
         self._policies = _parse(text, sources)
-        self._names = _names(self._policies, sources)
+        parsed = _parsed(self._policies)
+        self._names = _names(parsed, sources)
+        self._approvals = _approvals(parsed, sources)
         _validate(text, sources)
+        self.permits, self.forbids = (
+            frozenset(_words(one) for one, policy in zip(sources, parsed, strict=True) if policy.effect == effect)
+            for effect in ("permit", "forbid")
+        )
 
     def decide(self, question: Question) -> Decision:
         """Deny unless a policy permits, none forbids, and every policy that was looked at could be evaluated.
@@ -102,7 +113,9 @@ class Policy:
         if errors:
             # The engine skips a policy that fails, which would drop a forbid (AZ-09).
             return Decision(allowed=False, policies=self._named(_FAILED.findall(" ".join(errors))), error=errors[0])
-        return Decision(allowed=result.allowed, policies=self._named(result.diagnostics.reasons))
+        reasons = result.diagnostics.reasons
+        asked = max((self._approvals.get(one, 0) for one in reasons), default=0) if result.allowed else 0
+        return Decision(allowed=result.allowed, policies=self._named(reasons), approvals=asked)
 
     def _named(self, ids: list[str]) -> tuple[str, ...]:
         return tuple(sorted({self._names[name] for name in ids}))
@@ -112,6 +125,14 @@ def is_for(principal: str, action: str, resource: str = "") -> bool:
     """Whether the schema knows of such a caller for an action, and of such a resource if one is named."""
     callers, resources = _APPLIES.get(action, (frozenset(), frozenset()))
     return principal in callers and (not resource or resource in resources)
+
+
+def widens(old: Policy, new: Policy) -> bool:
+    """Whether ``new`` may permit what ``old`` does not, or with fewer approvals.
+
+    It does not if it only leaves out permits and adds forbids, whatever else a comparison of texts cannot see.
+    """
+    return not (new.permits <= old.permits and new.forbids >= old.forbids)
 
 
 class _Token(NamedTuple):
@@ -228,13 +249,49 @@ def _parse_faults(sources: list[_Source]) -> Iterator[str]:
             yield f"line {source.line}: {error}"
 
 
-def _names(policies: cedarpy.PolicySet, sources: list[_Source]) -> dict[str, str]:
-    """The @id of each policy by the id the engine gave it; each must have one of its own."""
+def _parsed(policies: cedarpy.PolicySet) -> list[Any]:
+    """The policies in the order of the text; the engine calls them policy0, policy1, …"""
     try:
         parsed = policies.to_pst().static_policies
     except ValueError as error:
         raise _invalid([str(error)]) from error
-    names = {policy: parsed[policy].annotations.get("id", "") for policy in map("policy{}".format, range(len(sources)))}
+    return [parsed[f"policy{place}"] for place in range(len(parsed))]
+
+
+def _approvals(parsed: list[Any], sources: list[_Source]) -> dict[str, int]:
+    """What @approvals("N") of a permit asks for, by the id the engine gave it. It must be able to take effect."""
+    found, faults = {}, []
+    for policy, source in zip(parsed, sources, strict=True):
+        asked = policy.annotations.get("approvals")
+        if asked is None:
+            continue
+        if fault := _approvals_fault(policy, str(asked)):
+            faults.append(f"line {source.line}: {fault}")
+        else:
+            found[policy.id] = int(asked)
+    if faults:
+        raise _invalid(faults)
+    return found
+
+
+def _approvals_fault(policy: Any, asked: str) -> str:
+    if policy.effect != "permit":
+        return "@approvals stands on a permit; what is forbidden cannot be approved"
+    if asked not in map(str, range(1, MOST + 1)):
+        return f'@approvals is written with a number from 1 to {MOST}, as in @approvals("1")'
+    named = [policy.action.entity] if hasattr(policy.action, "entity") else getattr(policy.action, "entities", ())
+    unfit = sorted(one.id for one in named if one.id not in APPROVABLE)
+    return f"{unfit[0]} cannot wait for approvals; leave it to a policy without @approvals" if unfit else ""
+
+
+def _words(source: _Source) -> tuple[str, ...]:
+    """A policy without its layout and comments, to compare it with another."""
+    return tuple(token.text for token in _tokens(source.text))
+
+
+def _names(parsed: list[Any], sources: list[_Source]) -> dict[str, str]:
+    """The @id of each policy by the id the engine gave it; each must have one of its own."""
+    names = {policy.id: policy.annotations.get("id", "") for policy in parsed}
     faults, seen = [], set()
     for name, source in zip(names.values(), sources, strict=True):
         if len(name) > 63 or not NAME.fullmatch(name):

@@ -7,19 +7,22 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from broker.core import ports
+from broker.core import approvers, ports
 from broker.core.amiss import no_operator
+from broker.core.approvable import WIDENING_POLICY
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, WrongState
 from broker.core.kinds import OperatorState
+from broker.core.approval import Approval
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Receipt, Secret, Target, TrustRule
-from broker.core.names import check_name, check_path
+from broker.core.names import check_approval_id, check_name, check_path
 from broker.core.once import once
 from broker.core.policy.cedar import ACTIONS, Decision, is_for
 from broker.core.policy.guard import (
     BROKER,
     Guard,
     Resource,
+    of_approval,
     of_key,
     of_operator,
     of_pipeline,
@@ -51,6 +54,7 @@ class Explanation:
     policies: tuple[str, ...]
     policy_version: int
     sentence: str
+    approvals: int = 0
 
 
 class Policies:
@@ -85,6 +89,9 @@ class Policies:
             version=expected_version + 1, text=text, author=str(call.principal), created_at=self._now()
         )
         _refuse_lockout(call.principal, document)
+        self._refuse_unapproved(call.principal, document)
+        if self._guard.widens(document):
+            self._guard.case(call, WIDENING_POLICY)
         if call.validate_only:
             call.note(validate_only=1)
             _refuse_outdated(self._store, expected_version)
@@ -92,6 +99,13 @@ class Policies:
         document = self._put(call, document, expected_version)
         self._guard.load(document)
         return document
+
+    def _refuse_unapproved(self, principal: Principal, document: PolicyDocument) -> None:
+        """WrongState ``APPROVERS_MISSING`` for a text that could never be changed again, for want of approvers."""
+        guard = Guard(document)  # what the configuration asks for is not the policy's, and is taken back there
+        needed = guard.needed(principal, "SetPolicy", BROKER)
+        if (there := approvers.count(self._store, guard, "SetPolicy", str(principal), needed)) < needed:
+            raise approvers.missing("Under this text you could not set the policy again", needed, there)
 
     def _put(self, call: Call, document: PolicyDocument, expected_version: int) -> PolicyDocument:
         def add(write: ports.Write) -> PolicyDocument:
@@ -115,7 +129,7 @@ class Policies:
     ) -> Explanation:
         """What a principal may do, and why; ``who``: an operator's name, "operator/alice" or "pipeline/deploy".
 
-        ``kind``: "Key", "Target", "Operator", "Secret", "TrustRule" or "Broker" (then no name). InvalidRequest
+        ``kind``: "Key", "Target", "Operator", "Secret", "TrustRule", "Approval" or "Broker" (then no name). InvalidRequest
         ``ACTION_UNKNOWN``, ``RESOURCE_KIND_WRONG`` or ``ATTRIBUTE_UNKNOWN`` when there is no such question to ask.
         ``asking``: attributes of a target, or the ``remote_name`` of an import, as the call would have them.
         """
@@ -136,8 +150,13 @@ class Policies:
         decision = self._guard.decide(principal, action, resource)
         if removed:
             return Explanation(allowed=False, policies=(), policy_version=version, sentence=_REMOVED)
+        needed = self._guard.needed(principal, action, resource) if decision.allowed else 0
         return Explanation(
-            allowed=decision.allowed, policies=decision.policies, policy_version=version, sentence=_sentence(decision)
+            allowed=decision.allowed,
+            policies=decision.policies,
+            policy_version=version,
+            sentence=_sentence(decision, needed),
+            approvals=needed,
         )
 
     def _asked_about(self, call: Call, who: str) -> tuple[Principal | None, bool]:
@@ -156,12 +175,14 @@ class Policies:
     def _resource(self, action: str, kind: str, name: str) -> Resource:
         if kind == "Broker":
             return BROKER
+        if kind == "Approval":
+            return of_approval(check_approval_id(name), self._store.get(Approval, name))
         if kind == "Secret":
             return of_secret(check_path(name, "secret"), self._store.get(Secret, name))
         if kind not in {"Key", "Target", "Operator", "TrustRule"}:
             raise InvalidRequest(
                 Reason.RESOURCE_KIND_WRONG,
-                "Say what it is about: a key, a target, an operator, a secret or the broker.",
+                "Say what it is about: a key, a target, an operator, a secret, an approval or the broker.",
             )
         check_name(name, "trust rule" if kind == "TrustRule" else kind.lower())
         if kind == "Key":
@@ -220,12 +241,12 @@ def _asking(resource: Resource, action: str, asking: Mapping[str, str]) -> Resou
 _REMOVED = "Denied: the operator has been removed."
 
 
-def _sentence(decision: Decision) -> str:
+def _sentence(decision: Decision, needed: int) -> str:
     names = ", ".join(decision.policies)
     if decision.error:
         return f"Denied: evaluation fails in {names}, and whatever fails is denied."
     if decision.allowed:
-        return f"Allowed by {names}."
+        return f"Allowed by {names}{f', once {needed} other operator(s) have approved it' if needed else ''}."
     return f"Denied: {names} forbids it." if names else "Denied: no policy permits it."
 
 

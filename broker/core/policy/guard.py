@@ -8,10 +8,12 @@ from functools import lru_cache
 from threading import Lock
 from types import MappingProxyType
 
+from broker.core.approvable import APPROVABLE
 from broker.core.call import Call
 from broker.core.errors import PermissionDenied
+from broker.core.approval import Approval
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Secret, Target, TrustRule
-from broker.core.policy.cedar import Decision, Entity, Policy, Question
+from broker.core.policy.cedar import Decision, Entity, Policy, Question, widens
 from broker.core.reasons import Reason
 
 CACHED_DECISIONS = 10_000
@@ -124,6 +126,17 @@ def of_trust_rule(name: str, rule: TrustRule | None) -> Resource:
     return Resource(kind="TrustRule", id=name, attributes={"pipeline": rule.pipeline if rule else ""})
 
 
+def of_approval(name: str, approval: Approval | None) -> Resource:
+    """An approval as the policies see it, existing or not."""
+    action = approval.rpc.rpartition("/")[2] if approval else ""
+    return asked_for(action, approval.requester if approval else "", name)
+
+
+def asked_for(action: str, requester: str, name: str = "any") -> Resource:
+    """The approval of an action that somebody would ask for."""
+    return Resource(kind="Approval", id=name, attributes={"action": action, "requester": requester})
+
+
 @lru_cache(16)
 def _parsed(text: str) -> Policy:
     """One text is checked once, also where it is checked before it is stored and then put in force."""
@@ -135,13 +148,18 @@ class _InForce:
 
     def __init__(self, document: PolicyDocument) -> None:
         self.document = document
-        self.decide = lru_cache(CACHED_DECISIONS)(_parsed(document.text).decide)
+        self.policy = _parsed(document.text)
+        self.decide = lru_cache(CACHED_DECISIONS)(self.policy.decide)
 
 
 class Guard:
-    """Decides by the policy document in force; deny unless a policy permits, deny on any evaluation error."""
+    """Decides by the policy document in force; deny unless a policy permits, deny on any evaluation error.
 
-    def __init__(self, document: PolicyDocument) -> None:
+    ``approvals``: how many the configuration asks for, by action or case (``approvable``).
+    """
+
+    def __init__(self, document: PolicyDocument, approvals: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.approvals = approvals
         self._in_force = _InForce(document)
         self._loading = Lock()
         self._look: Callable[[], None] = lambda: None
@@ -185,7 +203,9 @@ class Guard:
                 action=call.action,
                 resource_kind=resource.kind,
             )
-        if not decision.allowed:
+        if decision.allowed:
+            self._ask(call, max(decision.approvals, self.approvals.get(call.action, 0)))
+        else:
             raise PermissionDenied(
                 Reason.POLICY_DENIED,
                 f"The policy does not let you do {call.action} on this {resource.kind.lower()}; `broker policy explain "
@@ -193,6 +213,26 @@ class Guard:
                 action=call.action,
                 resource_kind=resource.kind,
             )
+
+    def case(self, call: Call, case: str) -> None:
+        """The call is one of the cases that the configuration may ask approvals for (``approvable.CASES``)."""
+        self._ask(call, self.approvals.get(case, 0))
+
+    def widens(self, document: PolicyDocument) -> bool:
+        """Whether that document may permit what the one in force does not."""
+        return widens(self._in_force.policy, _parsed(document.text))
+
+    def needed(self, principal: Principal, action: str, resource: Resource, *cases: str) -> int:
+        """How many approvals such a call needs, if it is permitted."""
+        if action not in APPROVABLE:
+            return 0
+        asked = self.decide(principal, action, resource).approvals
+        return max((asked, *(self.approvals.get(one, 0) for one in (action, *cases))))
+
+    @staticmethod
+    def _ask(call: Call, approvals: int) -> None:
+        if call.clearance is not None and call.action in APPROVABLE:
+            call.clearance.need(approvals)
 
     def permits(self, principal: Principal, action: str, resource: Resource) -> bool:
         """The same decision without a record of its own: for filtering lists and for explaining."""

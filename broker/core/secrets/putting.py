@@ -216,6 +216,7 @@ class Putting:
         learnt = self._roots.learnt()
         root, data_key, sealed = self._sealing.seal(wish.name, number, wish.fields)
         values_mac = self._macs.of(call, wish.name, wish.given)
+        self._macs.bind(call, wish.name, wish.given)
         version = SecretVersion(
             secret=wish.name,
             number=number,

@@ -11,6 +11,8 @@ from broker.core.model import Matcher, TrustRule
 from broker.core.trust import matching
 from broker.core.trust.presets import OTHERS_AUDIENCE, PROFILES, PULL_REQUEST, Profile, issuer_of
 
+BEST = "A"
+
 Weakness = tuple[str, str]
 """(the best grade that is left, the reason as a sentence)"""
 
@@ -27,7 +29,7 @@ LONG_SESSION = 3600
 def grade(rule: TrustRule) -> tuple[str, tuple[str, ...]]:
     """("A" to "F", reasons): the worst of what was found; an F is not saved."""
     found = sorted(_weaknesses(rule, PROFILES[rule.preset]), reverse=True)
-    worst = found[0][0] if found else "A"
+    worst = found[0][0] if found else BEST
     return worst, tuple(f"{letter}: {reason}" for letter, reason in found)
 
 

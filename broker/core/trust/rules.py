@@ -9,6 +9,7 @@ from typing import Any
 
 from broker.core import ports, receipts
 from broker.core.addresses import parts
+from broker.core.approvable import WEAK_TRUST_RULE
 from broker.core.armour import certificates
 from broker.core.call import Call
 from broker.core.errors import (
@@ -30,7 +31,7 @@ from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_trust_rule
 from broker.core.reasons import Reason
 from broker.core.trust import matching
-from broker.core.trust.linting import grade
+from broker.core.trust.linting import BEST, grade
 from broker.core.trust.overlap import check_apart
 from broker.core.trust.presets import ANY_ISSUER
 
@@ -112,7 +113,7 @@ class TrustRules:
         check_name(rule.name, "trust rule")
         self._guard.check(call, of_trust_rule(rule.name, rule))
         rule = replace(_graded(rule), created_at=self._now(), revision=1)
-        _describe(call, rule)
+        self._describe(call, rule)
         if call.validate_only:
             if self._store.get(TrustRule, rule.name):
                 raise AlreadyExists(
@@ -139,7 +140,7 @@ class TrustRules:
         old = self._permitted(call, rule.name)
         self._guard.check(call, of_trust_rule(rule.name, rule))
         new = replace(_graded(rule), created_at=old.created_at, revision=old.revision)
-        _describe(call, new)
+        self._describe(call, new)
         if call.validate_only:
             _unchanged(old, rule.revision)
             self._check_room(call, new, self._store.page(TrustRule, **_of_issuer(new)))
@@ -198,6 +199,11 @@ class TrustRules:
             return [ClaimFinding(name=step, passed=False, expected=expected, found=found)]
         steps = {finding.name for finding in verified.findings}
         return [*verified.findings, *(each for each in _judge(rule, verified) if each.name not in steps)]
+
+    def _describe(self, call: Call, rule: TrustRule) -> None:
+        call.note(trust_rule=rule.name, issuer=rule.issuer)
+        if rule.grade != BEST:
+            self._guard.case(call, WEAK_TRUST_RULE)
 
     def _end_sessions(self, call: Call, name: str) -> None:
         """What the rule has opened until now; a call that was cut off here is finished by its repetition."""
@@ -332,10 +338,6 @@ def _check_matcher(matcher: Matcher) -> None:
 
 def _invalid(what: str) -> InvalidRequest:
     return InvalidRequest(Reason.TRUST_RULE_INVALID, f"The trust rule is not valid: {what}.")
-
-
-def _describe(call: Call, rule: TrustRule) -> None:
-    call.note(trust_rule=rule.name, issuer=rule.issuer)
 
 
 def _of_issuer(rule: TrustRule) -> dict[str, Any]:

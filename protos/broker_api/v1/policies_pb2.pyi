@@ -174,6 +174,7 @@ class ExplainPolicyRequest(_message.Message):
     BROKER_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     TRUST_RULE_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
     ASKING_FIELD_NUMBER: _builtins.int
     operator: _builtins.str
     """The name of an operator, or a principal: "operator/alice", "pipeline/deploy"."""
@@ -186,6 +187,7 @@ class ExplainPolicyRequest(_message.Message):
     """For actions on the broker itself, such as GetPolicy."""
     secret: _builtins.str
     trust_rule: _builtins.str
+    approval: _builtins.str
     @_builtins.property
     def asking(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What the call would say, where the policy can go by that. Of a target: "kind", "address", "mount", "namespace",
@@ -203,13 +205,14 @@ class ExplainPolicyRequest(_message.Message):
         broker: _builtins.bool = ...,
         secret: _builtins.str = ...,
         trust_rule: _builtins.str = ...,
+        approval: _builtins.str = ...,
         asking: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["broker", b"broker", "key", b"key", "operator_resource", b"operator_resource", "resource", b"resource", "secret", b"secret", "target", b"target", "trust_rule", b"trust_rule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "broker", b"broker", "key", b"key", "operator_resource", b"operator_resource", "resource", b"resource", "secret", b"secret", "target", b"target", "trust_rule", b"trust_rule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "asking", b"asking", "broker", b"broker", "key", b"key", "operator", b"operator", "operator_resource", b"operator_resource", "resource", b"resource", "secret", b"secret", "target", b"target", "trust_rule", b"trust_rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "approval", b"approval", "asking", b"asking", "broker", b"broker", "key", b"key", "operator", b"operator", "operator_resource", b"operator_resource", "resource", b"resource", "secret", b"secret", "target", b"target", "trust_rule", b"trust_rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["key", "target", "operator_resource", "broker", "secret", "trust_rule"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["key", "target", "operator_resource", "broker", "secret", "trust_rule", "approval"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -223,10 +226,13 @@ class ExplainPolicyResponse(_message.Message):
     POLICIES_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    APPROVALS_FIELD_NUMBER: _builtins.int
     allowed: _builtins.bool
     policy_version: _builtins.int
     explanation: _builtins.str
     """One sentence."""
+    approvals: _builtins.int
+    """How many approvals of other operators such a call needs besides."""
     @_builtins.property
     def policies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the policies that decided; none when nothing allows it."""
@@ -238,10 +244,11 @@ class ExplainPolicyResponse(_message.Message):
         policies: _abc.Iterable[_builtins.str] | None = ...,
         policy_version: _builtins.int = ...,
         explanation: _builtins.str = ...,
+        approvals: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "explanation", b"explanation", "policies", b"policies", "policy_version", b"policy_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "approvals", b"approvals", "explanation", b"explanation", "policies", b"policies", "policy_version", b"policy_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,6 +27,7 @@ from broker.rpc import table
 from broker.rpc.gate import Door
 from broker.rpc.networks import network
 from broker.rpc.server import Server, ServerLimits
+from tests.fakes.calls import asking
 from tests.live.rpc.gate_parts import METHODS, Silent, raw, sound
 from tests.servers.edge import (
     Edge,
@@ -181,7 +182,7 @@ def test_AU_15_a_flood_of_unauthenticated_callers_is_counted_and_operators_are_n
 def test_AU_15_a_count_that_cannot_be_written_is_kept() -> None:
     flood, journal = Flood(1, 1, time.monotonic, network), Journal()
     store: Any = journal
-    gate = Gate([], store, lambda: datetime.now(UTC), flood)
+    gate = Gate([], store, lambda: datetime.now(UTC), flood, asking(store))
     flood.count()
     flood.count()
     journal.broken = True
@@ -350,7 +351,7 @@ def test_files_that_will_not_do_stop_the_start(tmp_path: Path, damage: Callable[
     damage(tmp_path)
     store: Any = Journal(operator())
     with pytest.raises(WrongState) as stopped:
-        Server(config, plain_services(), [], store, lambda: datetime.now(UTC))
+        Server(config, plain_services(), [], store, lambda: datetime.now(UTC), asking=asking(store))
     assert stopped.value.reason == reason
 
 
@@ -363,7 +364,7 @@ def test_an_address_in_use_stops_the_start(edge: Edge, tmp_path: Path) -> None:
     with pytest.raises(
         Exception, match=r"cannot listen .* \(Address already in use\): end what listens there"
     ) as stopped:
-        Server(config, plain_services(), [], store, lambda: datetime.now(UTC))
+        Server(config, plain_services(), [], store, lambda: datetime.now(UTC), asking=asking(store))
     assert stopped.value.reason == "ADDRESS_IN_USE"  # type: ignore[attr-defined]  # a BrokerError
 
 

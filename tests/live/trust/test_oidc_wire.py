@@ -23,7 +23,7 @@ from broker.core.model import TrustRule
 from broker.rpc.pages import PageTokens
 from broker.rpc.server import Server
 from broker.rpc.trust import TrustMethods
-from tests.fakes.calls import Clock, call
+from tests.fakes.calls import Clock, asking, call
 from tests.fakes.calls import operator as caller
 from tests.fakes.memory_store import MemoryStore
 from tests.servers.edge import (
@@ -103,7 +103,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
             "TrustService": TrustMethods(rules, PageTokens(b"p" * 32)),
         }
         mtls = Mtls(MtlsConfig(operator_ca_file=config.operator_ca_file), store, now)
-        server = Server(config, services, [mtls, oidc], store, now)
+        server = Server(config, services, [mtls, oidc], store, now, asking=asking(store))
         alice = operator_certificate(operators)
         for name, content in {"ca.pem": ca.pem, "alice.pem": alice.pem, "alice.key": alice.key_pem}.items():
             (tmp_path / name).write_bytes(content)

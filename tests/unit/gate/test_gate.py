@@ -18,6 +18,7 @@ from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, NotFound, Outcome
+from broker.core.gate.asking import Asking
 from broker.core.gate.flood import Flood
 from broker.core.gate.gate import OTHER, Gate
 from broker.core.gate.method import MAX_BYTES, End, Request
@@ -100,7 +101,7 @@ class House(World):
         self.methods = {method.rpc: Spoken(method) for method in table.methods(services).values()}
         mtls = Mtls(MtlsConfig(operator_ca_file=folder / "ca.pem"), self.store, self.clock)
         flood = Flood(1, BURST, lambda: 0.0, lambda peer: peer.encode())
-        self.gate = Gate([mtls], self.store, self.clock, flood)
+        self.gate = Gate([mtls], self.store, self.clock, flood, Asking(self.store, self.guard))
         with self.store.write(call("-", Principal(kind="broker", name="test"), self.clock).outcome()) as write:
             write.add(operator("alice"), operator("bob", groups=("nothing",)))
         self.store.entries.clear()

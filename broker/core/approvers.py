@@ -1,0 +1,63 @@
+"""Who may give an approval: other operators, whom the policy permits it, and only as long as it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from broker.core.errors import WrongState
+from broker.core.kinds import OperatorState
+from broker.core.approval import Approval
+from broker.core.model import Operator, Principal
+from broker.core.policy.guard import Guard, Resource, asked_for, of_approval
+from broker.core.ports import Store, Write
+from broker.core.reasons import Reason
+
+APPROVE = "Approve"
+STEP = 100
+
+
+def count(store: Store, guard: Guard, action: str, requester: str, enough: int) -> int:
+    """How many operators other than the requester may approve the action; not more than ``enough`` are looked for."""
+    resource, found = asked_for(action, requester), 0
+    for row in _enabled(store) if enough else ():
+        found += _may(guard, row, requester, resource)
+        if found >= enough:
+            break
+    return found
+
+
+def counting(guard: Guard) -> Callable[[Write, Approval], int]:
+    """How many of an approval's grants count now: an operator who may not approve any more has not."""
+
+    def granted(write: Write, approval: Approval) -> int:
+        resource = of_approval(approval.id, approval)
+        names = {one.by.removeprefix("operator/") for one in approval.grants}
+        rows = [write.get(Operator, name) for name in sorted(names)]
+        return sum(row is not None and _may(guard, row, approval.requester, resource) for row in rows)
+
+    return granted
+
+
+def missing(what: str, needed: int, there: int) -> WrongState:
+    """``APPROVERS_MISSING``; ``what`` is not possible therefore."""
+    return WrongState(
+        Reason.APPROVERS_MISSING,
+        f"{what}: it needs {needed} approval(s) of other operators, and only {there} may give one; permit Approve to more "
+        "operators, or ask for fewer. Where that needs approvals as well, set `suspended = true` under [approvals] of "
+        "the broker's configuration and start it again, for as long as it takes.",
+    )
+
+
+def _may(guard: Guard, row: Operator, requester: str, resource: Resource) -> bool:
+    principal = Principal(kind="operator", name=row.name, groups=row.groups)
+    if row.state is not OperatorState.ENABLED or str(principal) == requester:
+        return False
+    return guard.permits(principal, APPROVE, resource)
+
+
+def _enabled(store: Store) -> Iterator[Operator]:
+    after: tuple[str | int, ...] = ()
+    where = {"state": OperatorState.ENABLED.value}
+    while rows := store.page(Operator, after=after, limit=STEP, where=where, sound_only=True):
+        yield from rows
+        after = (rows[-1].name,)
