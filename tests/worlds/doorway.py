@@ -84,6 +84,7 @@ class Doorway(World):
         with self.store.write(self.own().outcome()) as write:
             write.add(*(self.row(name, groups) for name, groups in (operators or OPERATORS).items()))
             write.add(self.guard.document)
+        self.secrets.roots.ensure(self.own("root/1"))
         self.store.entries.clear()
         self.open()
 
