@@ -142,8 +142,8 @@ class ApprovalsConfig(_Part):
     def _known(self) -> ApprovalsConfig:
         if unknown := sorted(self.needed.keys() - APPROVABLE.keys() - CASES.keys()):
             raise ValueError(
-                f"{len(unknown)} name(s) in needed are no action or case that can wait for approvals; docs/operations.md "
-                "lists them"
+                f"{len(unknown)} name(s) in needed are no action or case that can wait for approvals; "
+                "docs/operations.md lists them"
             )
         return self
 

@@ -1,7 +1,8 @@
 """What may be made to wait for approvals, and in what words a person is asked for one.
 
 Only what changes something can wait: a use of a key is over before anybody has looked. What nobody would be left for to
-approve is not here either: approving itself, the caller's own certificate, and the calls of a job.
+approve is not here either: approving itself, the caller's own certificate, and the calls of a job. Nor is what only looks, and writes down what it
+saw.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ APPROVABLE: Mapping[str, str] = MappingProxyType({
     "RepinTarget": "pin another wrapping key of a target: keys are wrapped for it from then on",
     "DeleteTarget": "forget a target",
     "ImportKey": "bring a key to a target",
-    "ProveImport": "let a target prove that it has a key",
     "ExportKey": "wrap a key for a target into a file that people carry",
     "ConfirmImport": "record that a key was carried to a target, and prove it",
     "AddOperator": "add an operator, with a certificate for the key in the request",

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from broker.core.approval import Approval
 from broker.core.errors import WrongState
 from broker.core.kinds import ApprovalState
-from broker.core.approval import Approval
 from broker.core.ports import Now, Write
 from broker.core.reasons import Reason
 
@@ -94,7 +94,8 @@ class Clearance:
                 self.spent = row.id
                 return
         raise ApprovalRequired(
-            Reason.APPROVAL_REQUIRED, "The call needs approvals; send it again once other operators have approved it."
+            Reason.APPROVAL_REQUIRED,
+            "The call needs approvals (`broker approval list`); send it again once others have approved it.",
         )
 
     def fits(self, row: Approval) -> bool:
@@ -110,8 +111,7 @@ class Clearance:
         return row is not None and row.state is ApprovalState.USED and row.call == self.call_id
 
     def _digest(self) -> str:
-        """The method, who asks, what was found out, and the request: each with its length, so that none can be taken
-        for another."""
+        """Of the method, who asks, what was found out, and the request: each with its length before it."""
         found = [f"{name}={value}" for name, value in sorted(self.found().items())]
         parts = (self.rpc.encode(), self.requester.encode(), "\n".join(found).encode(), self.exact())
         return hashlib.sha256(b"".join((_FORM, *(len(one).to_bytes(8, "big") + one for one in parts)))).hexdigest()

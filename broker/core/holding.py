@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from broker.core.approval import Approval
 from broker.core.call import Call
 from broker.core.clearance import over
 from broker.core.errors import WrongState
 from broker.core.kinds import ApprovalState, ImportState, KeyState, RootKeyState, VersionState
 from broker.core.leases.ending import BATCH, entry_of
-from broker.core.approval import Approval
 from broker.core.model import Import, Key, KeyVersion, Operation, RootKey
 from broker.core.operations.running import LIVE, closed
 from broker.core.ports import Store

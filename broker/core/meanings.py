@@ -22,7 +22,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         ANSWER_TOO_LARGE            mend    The secrets asked for together are more than one answer holds.
         APPROVAL_ID_INVALID         command The id is not one that an approval could have.
         APPROVAL_REASON_INVALID     mend    The reason given for a word on an approval is too long, or several lines.
-        APPROVAL_TOO_LARGE          mend    The request needs approvals, and is too long to be read by those who give them.
+        APPROVAL_TOO_LARGE          mend    The request needs approvals, and is too long for those who would read it.
         ATTRIBUTE_UNKNOWN           command The policy question gives values that do not decide on such a thing.
         BINDING_INVALID             mend    A target credential is not bound in the form that init takes.
         CHAIN_INVALID               command The name of an audit chain is too long.

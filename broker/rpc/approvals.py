@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from broker_api.v1 import approvals_pb2 as wire
 
+from broker.core.approval import Approval
 from broker.core.approvals.lifecycle import MAX_REASON, Approvals, in_words
 from broker.core.call import Call
 from broker.core.kinds import ApprovalState
-from broker.core.approval import Approval
 from broker.rpc import codec
 from broker.rpc.pages import PageTokens, page_size
 
@@ -74,6 +74,6 @@ def _shown(row: Approval, *, listed: bool = False) -> wire.Approval:
     )
 
 
-def _state(row: Approval) -> wire.ApprovalState:
+def _state(row: Approval) -> wire.ApprovalState.ValueType:
     enough = wire.APPROVAL_STATE_APPROVED if len(row.grants) >= row.needed else wire.APPROVAL_STATE_WAITING
     return STATES.get(row.state, enough)

@@ -134,8 +134,7 @@ class Server:
         self._taken = descriptors.connections(ROOM * limits.connections, LISTENERS)
         self._doors = Doors(shares(limits, self._taken), clock)
         self._health = Health(_names(), self._health_deadlines, self._doors.greeted)
-        flood = Flood(limits.refusals_per_second, limits.refusals_at_once, clock, network)
-        self._gate = Gate(authenticators, store, now, flood, asking)
+        self._gate = Gate(authenticators, store, now, _flood(limits, clock), asking)
         self._door = Door(
             self._gate,
             table.methods(services),
@@ -203,6 +202,10 @@ class Server:
 
 def _names() -> Iterator[str]:
     return (each.full_name for each in table.declared().values())
+
+
+def _flood(limits: ServerLimits, clock: Callable[[], float]) -> Flood:
+    return Flood(limits.refusals_per_second, limits.refusals_at_once, clock, network)
 
 
 def _deadlines(limits: ServerLimits, clock: Callable[[], float], threads: int) -> Deadlines:

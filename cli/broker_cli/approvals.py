@@ -56,13 +56,20 @@ def show(wire: Wire, out: Output, identity: str) -> None:
 @changing
 @formatted
 @remote
-def approve(wire: Wire, out: Output, change: Change, identity: str, digest: str | None, reason: str, *, sure: bool) -> None:
+def approve(
+    wire: Wire, out: Output, change: Change, identity: str, digest: str | None, reason: str, *, sure: bool
+) -> None:
     """Approve the request that waits under ID, after showing what it is."""
-    found = wire.ask("approvals", "GetApproval", id=identity).approval
-    if not change.dry_run:
+    seen = digest or ""
+
+    def told() -> None:
+        nonlocal seen
+        found = wire.ask("approvals", "GetApproval", id=identity).approval
         _tell(found)
-        ask.yes_or_no("Approve this?", sure=sure)
-    seen = digest or found.digest
+        seen = seen or found.digest  # what is approved is what was shown
+
+    if not change.dry_run:
+        ask.yes_or_no("Approve this?", sure=sure, told=told)
     done = wire.ask("approvals", "Approve", id=identity, digest=seen, reason=reason, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
     out.one("approval", _shown(done.approval))

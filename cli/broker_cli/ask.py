@@ -34,11 +34,14 @@ def by_name(name: str, consequence: str, *, sure: bool, dry_run: bool, told: Cal
         raise Refusal("NOT_CONFIRMED", "The name was not typed; nothing was changed.")
 
 
-def yes_or_no(question: str, *, sure: bool) -> None:
-    """Go on only after a yes."""
+def yes_or_no(question: str, *, sure: bool, told: Callable[[], None] | None = None) -> None:
+    """Go on only after a yes; ``told`` says more of it first, whether anybody is asked or not."""
+    if not sure:
+        _must_be_interactive()
+    if told:
+        told()
     if sure:
         return
-    _must_be_interactive()
     sys.stderr.write(f"{plain(question)} [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:

@@ -125,7 +125,8 @@ def _resource(text: str) -> dict[str, Any]:
     kind, _, name = text.partition("/")
     if kind not in _RESOURCES or not name:
         raise click.BadParameter(
-            "Write key/NAME, target/NAME, operator/NAME, secret/NAME, trust/NAME, approval/ID or broker.", param_hint="RESOURCE"
+            "Write key/NAME, target/NAME, operator/NAME, secret/NAME, trust/NAME, approval/ID or broker.",
+            param_hint="RESOURCE",
         )
     return {_RESOURCES[kind]: name}
 

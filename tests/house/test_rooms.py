@@ -21,6 +21,7 @@ ROOMS = {
     "broker": {"auth", "core", "hsm", "rpc", "store", "targets"},
     "broker/auth": {"mtls", "oidc", "session"},
     "broker/core": {
+        "approvals",
         "audit",
         "gate",
         "imports",

@@ -52,13 +52,17 @@ OPTIONS = (
 FOR_PIPELINES = frozenset({"Login", "RenewSession", "EndSession"})
 """What no operator can be permitted."""
 
-POLICY = '@id("admins") permit (principal in Group::"admins", action, resource);\n' + "".join(
-    f'@id("only-{name.lower()}") permit (principal in Group::"only-{name.lower()}", '
-    f'action == Action::"{name}", resource);\n'
-    for name in METHODS
-    if name not in FOR_PIPELINES
+POLICY = (
+    '@id("admins") permit (principal in Group::"admins", action, resource);\n'
+    + "".join(
+        f'@id("only-{name.lower()}") permit (principal in Group::"only-{name.lower()}", '
+        f'action == Action::"{name}", resource);\n'
+        for name in METHODS
+        if name not in FOR_PIPELINES
+    )
+    + '@id("watched") @approvals("1") permit (principal in Group::"watched", action, resource);\n'
 )
-"""Nothing for anybody but admins, and for each RPC a group that may do just that."""
+"""Nothing for anybody but admins, for each RPC a group that may do just that, and one that needs approvals for all."""
 
 
 class Client:

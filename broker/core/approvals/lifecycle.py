@@ -14,11 +14,11 @@ from dataclasses import replace
 from functools import partial
 
 from broker.core.approvable import APPROVABLE
+from broker.core.approval import Approval, Grant
 from broker.core.call import Call
 from broker.core.clearance import over
 from broker.core.errors import InvalidRequest, NotFound, PermissionDenied, WrongState
 from broker.core.kinds import ApprovalState
-from broker.core.approval import Approval, Grant
 from broker.core.names import check_approval_id
 from broker.core.once import last_write, once
 from broker.core.page import Page
@@ -81,7 +81,7 @@ class Approvals:
             self._refuse_over(row)
             by = str(call.principal)
             found = over(row, ApprovalState.REJECTED, self._now(), by=by, why=reason)
-            return replace(found, details={}) if by == row.requester else found  # nobody was asked to read it, in the end
+            return replace(found, details={}) if by == row.requester else found  # of what is withdrawn nothing stays
 
         return self._changed(call, name, rejected)
 
@@ -146,8 +146,8 @@ class Approvals:
         if (standing := self._standing(row)).state in OVER:
             raise WrongState(
                 Reason.APPROVAL_OVER,
-                f"The approval {row.id} is {standing.state}, and that is for good; who still wants it sends the request "
-                "again, which asks for a new one (`broker approval list`).",
+                f"The approval {row.id} is {standing.state}, and that is for good; who still wants it sends the "
+                "request again, which asks for a new one (`broker approval list`).",
             )
 
     def _expire(self, found: list[Approval], call: Call) -> None:

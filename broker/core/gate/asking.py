@@ -8,16 +8,17 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
-from broker.core import approvers
 from broker.core.approvable import APPROVABLE
+from broker.core.approval import Approval
 from broker.core.call import Call
 from broker.core.clearance import ApprovalRequired, Clearance, over
 from broker.core.errors import BrokerError, Exhausted, InvalidRequest, Outcome
 from broker.core.gate.method import Request
 from broker.core.kinds import ApprovalState
-from broker.core.approval import Approval
 from broker.core.once import closing
+from broker.core.policy import approvers
 from broker.core.policy.guard import Guard
 from broker.core.ports import Store, Write
 from broker.core.reasons import Reason
@@ -44,9 +45,9 @@ class Asking:
 
     def __init__(self, store: Store, guard: Guard, limits: ApprovalLimits = NO_LIMITS_OF_ITS_OWN) -> None:
         self._store = store
-        self._guard = guard
         self._limits = limits
         self._count = approvers.counting(guard)
+        self._others = partial(approvers.count, store, guard)
 
     def clearance(self, call: Call, request: Request) -> Clearance | None:
         """That of a call which has come in; None for what never needs approvals, as for a dry run."""
@@ -71,7 +72,7 @@ class Asking:
         clearance = call.clearance
         if clearance is None:
             raise TypeError(f"{call.rpc} lacks approvals that nobody asked for")
-        there = approvers.count(self._store, self._guard, call.action, clearance.requester, clearance.needs)
+        there = self._others(call.action, clearance.requester, clearance.needs)
         if there < clearance.needs:
             return approvers.missing(f"{call.action} cannot be done now", clearance.needs, there)
         draft = self._draft(call, clearance)
@@ -86,8 +87,8 @@ class Asking:
         if sum(len(name) + len(text) for name, text in details.items()) > MAX_DETAILS:
             raise InvalidRequest(
                 Reason.APPROVAL_TOO_LARGE,
-                f"The request needs approvals and is longer than {MAX_DETAILS // 1024} KiB, which nobody could be asked "
-                "to read; do it in several smaller ones.",
+                f"The request needs approvals and is longer than {MAX_DETAILS // 1024} KiB, which nobody could be "
+                "asked to read; do it in several smaller ones.",
             )
         now, values = call.now(), clearance.values
         return Approval(
@@ -128,8 +129,8 @@ class Asking:
         if mine >= self._limits.per_requester:
             raise Exhausted(
                 Reason.APPROVAL_QUOTA,
-                f"You have {mine} requests that wait for approvals, and may have {self._limits.per_requester}; withdraw "
-                "some (`broker approval list`, `broker approval reject`), or wait until they are settled.",
+                f"You have {mine} requests that wait for approvals, and may have {self._limits.per_requester}; "
+                "withdraw some (`broker approval list`, `broker approval reject`), or wait until they are settled.",
             )
         if len(live) >= self._limits.in_all:
             raise Exhausted(

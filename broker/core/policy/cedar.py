@@ -250,7 +250,7 @@ def _parse_faults(sources: list[_Source]) -> Iterator[str]:
 
 
 def _parsed(policies: cedarpy.PolicySet) -> list[Any]:
-    """The policies in the order of the text; the engine calls them policy0, policy1, …"""
+    """The policies in the order of the text; the engine numbers them so."""
     try:
         parsed = policies.to_pst().static_policies
     except ValueError as error:

@@ -7,16 +7,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from broker.core import approvers, ports
+from broker.core import ports
 from broker.core.amiss import no_operator
 from broker.core.approvable import WIDENING_POLICY
+from broker.core.approval import Approval
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, WrongState
 from broker.core.kinds import OperatorState
-from broker.core.approval import Approval
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Receipt, Secret, Target, TrustRule
 from broker.core.names import check_approval_id, check_name, check_path
 from broker.core.once import once
+from broker.core.policy import approvers
 from broker.core.policy.cedar import ACTIONS, Decision, is_for
 from broker.core.policy.guard import (
     BROKER,
@@ -129,9 +130,10 @@ class Policies:
     ) -> Explanation:
         """What a principal may do, and why; ``who``: an operator's name, "operator/alice" or "pipeline/deploy".
 
-        ``kind``: "Key", "Target", "Operator", "Secret", "TrustRule", "Approval" or "Broker" (then no name). InvalidRequest
-        ``ACTION_UNKNOWN``, ``RESOURCE_KIND_WRONG`` or ``ATTRIBUTE_UNKNOWN`` when there is no such question to ask.
-        ``asking``: attributes of a target, or the ``remote_name`` of an import, as the call would have them.
+        ``kind``: "Key", "Target", "Operator", "Secret", "TrustRule", "Approval" or "Broker" (then no name).
+        InvalidRequest ``ACTION_UNKNOWN``, ``RESOURCE_KIND_WRONG`` or ``ATTRIBUTE_UNKNOWN`` when there is no such
+        question to ask. ``asking``: attributes of a target, or the ``remote_name`` of an import, as the call would have
+        them.
         """
         principal, removed = self._asked_about(call, who)
         if action not in ACTIONS:
@@ -175,10 +177,8 @@ class Policies:
     def _resource(self, action: str, kind: str, name: str) -> Resource:
         if kind == "Broker":
             return BROKER
-        if kind == "Approval":
-            return of_approval(check_approval_id(name), self._store.get(Approval, name))
-        if kind == "Secret":
-            return of_secret(check_path(name, "secret"), self._store.get(Secret, name))
+        if kind in {"Secret", "Approval"}:
+            return self._otherwise_named(kind, name)
         if kind not in {"Key", "Target", "Operator", "TrustRule"}:
             raise InvalidRequest(
                 Reason.RESOURCE_KIND_WRONG,
@@ -195,6 +195,11 @@ class Policies:
             return of_trust_rule(name, self._store.get(TrustRule, name))
         asked = () if action in {"AddOperator", "SetOperatorGroups"} else None
         return of_operator(name, self._store.get(Operator, name), asked=asked)
+
+    def _otherwise_named(self, kind: str, name: str) -> Resource:
+        if kind == "Approval":
+            return of_approval(check_approval_id(name), self._store.get(Approval, name))
+        return of_secret(check_path(name, "secret"), self._store.get(Secret, name))
 
     def refresh(self) -> None:
         """Put in force what another replica has set since this one looked last.

@@ -9,9 +9,9 @@ from threading import Lock
 from types import MappingProxyType
 
 from broker.core.approvable import APPROVABLE
+from broker.core.approval import Approval
 from broker.core.call import Call
 from broker.core.errors import PermissionDenied
-from broker.core.approval import Approval
 from broker.core.model import Key, Operator, PolicyDocument, Principal, Secret, Target, TrustRule
 from broker.core.policy.cedar import Decision, Entity, Policy, Question, widens
 from broker.core.reasons import Reason

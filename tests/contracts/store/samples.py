@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from broker.core.approval import Grant
 from broker.core.audit.heads import signed_by
 from broker.core.entries import AuditEntry, Phase, head_statement
 from broker.core.kinds import (
@@ -183,7 +184,7 @@ def _value(name: str, hint: Any, *, full: bool) -> Any:
         return LAST if full and name not in {"created_at", "started_at"} else T0
     if get_origin(hint) is tuple:
         inner = get_args(hint)[0]
-        return (sample(Matcher, full=True) if inner is Matcher else 'é"',) if full else ()
+        return (sample(inner, full=True) if inner in {Matcher, Grant} else 'é"',) if full else ()
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return list(hint)[-1 if full else 0]
     if name == "revision":

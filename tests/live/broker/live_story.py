@@ -63,6 +63,7 @@ def story(bao: OpenBao, version: int) -> Story:
     yield from _people()
     yield from _secrets()
     yield from _trust()
+    yield "ListApprovals", {"page_size": 5}
     yield "GetPolicy", {}
     yield "SetPolicy", {"text": POLICY, "expected_version": version}
     yield "ExplainPolicy", {"operator": "admin", "action": "Sign", "key": key}

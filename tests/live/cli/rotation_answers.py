@@ -1,10 +1,11 @@
-"""What the stand-in of ``test_standin`` answers about rotations and operations."""
+"""What the stand-in of ``test_standin`` answers about rotations, operations and approvals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import broker_api.v1.approvals_pb2 as approvals
 import broker_api.v1.keys_pb2 as keys
 import broker_api.v1.operations_pb2 as operations
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -40,6 +41,25 @@ def operation_answers() -> dict[str, Answer]:
         "WaitOperation": lambda _: operations.WaitOperationResponse(operation=one),
         "RetryOperation": lambda _: operations.RetryOperationResponse(operation=one),
         "AbortOperation": lambda _: operations.AbortOperationResponse(operation=one),
+    }
+
+
+def approval_answers() -> dict[str, Answer]:
+    one = approvals.Approval(
+        id="0123456789ab",
+        state=approvals.APPROVAL_STATE_WAITING,
+        says="operator/bob asks to seal a key: key/pay.",
+        details={"name": "pay", "text": "one\ntwo\x1b[2J"},
+        digest="00",
+        needed=2,
+        grants=[approvals.Approval.Grant(operator="operator/carol", time=WHEN)],
+        expire_time=WHEN,
+    )
+    return {
+        "ListApprovals": lambda _: approvals.ListApprovalsResponse(approvals=[one]),
+        "GetApproval": lambda _: approvals.GetApprovalResponse(approval=one),
+        "Approve": lambda _: approvals.ApproveResponse(approval=one),
+        "Reject": lambda _: approvals.RejectResponse(approval=one),
     }
 
 

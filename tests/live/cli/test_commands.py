@@ -58,6 +58,10 @@ ALL = [
     ("GetOperation", "operation show key/pay/3/1"),
     ("RetryOperation", "operation retry key/pay/3/1"),
     ("AbortOperation", "operation abort key/pay/3/1 --yes"),
+    ("ListApprovals", "approval list --waiting"),
+    ("GetApproval", "approval show 0123456789ab"),
+    ("Approve", "approval approve 0123456789ab --reason CHG-1 --yes"),
+    ("Reject", "approval reject 0123456789ab"),
     ("ListOperators", "operator list"),
     ("SetOperatorGroups", "operator groups bob --group admins"),
     ("RevokeCertificates", "operator revoke bob --yes"),
@@ -75,7 +79,7 @@ ALL = [
 CHANGES = [(method, line) for method, line in ALL if method in {
     "CreateKey", "RotateKey", "EnableKey", "DisableKey", "ScheduleKeyDestruction", "CancelKeyDestruction", "SealKey",
     "SettleKeyVersion", "ImportKey", "ConfirmImport", "RepinTarget", "DeleteTarget", "SetOperatorGroups",
-    "RevokeCertificates", "RemoveOperator",
+    "RevokeCertificates", "RemoveOperator", "Approve", "Reject",
 }]  # fmt: skip
 
 

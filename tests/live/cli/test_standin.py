@@ -26,6 +26,7 @@ import broker_api.v1.targets_pb2 as targets
 import grpc
 import pytest
 from broker_api.v1 import (
+    approvals_pb2_grpc,
     audit_pb2_grpc,
     hsm_pb2_grpc,
     imports_pb2_grpc,
@@ -45,7 +46,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from tests.live.cli.rotation_answers import WHEN, operation_answers, rotation_answers
+from tests.live.cli.rotation_answers import WHEN, approval_answers, operation_answers, rotation_answers
 
 NOW = datetime.now(UTC)
 
@@ -252,7 +253,7 @@ def _other_answers() -> dict[str, Answer]:
 
 
 def _answers(stand_in: StandIn) -> dict[str, Answer]:
-    rotations = rotation_answers(_key) | operation_answers()
+    rotations = rotation_answers(_key) | operation_answers() | approval_answers()
     return _key_answers() | rotations | _target_answers() | _operator_answers(stand_in) | _other_answers()
 
 
@@ -271,6 +272,7 @@ def _servicer(service: type, stand_in: StandIn) -> Any:
 
 
 SERVICES = (
+    (approvals_pb2_grpc.ApprovalServiceServicer, approvals_pb2_grpc.add_ApprovalServiceServicer_to_server),
     (audit_pb2_grpc.AuditServiceServicer, audit_pb2_grpc.add_AuditServiceServicer_to_server),
     (hsm_pb2_grpc.HsmServiceServicer, hsm_pb2_grpc.add_HsmServiceServicer_to_server),
     (imports_pb2_grpc.ImportServiceServicer, imports_pb2_grpc.add_ImportServiceServicer_to_server),

@@ -356,10 +356,8 @@ def test_files_that_will_not_do_stop_the_start(tmp_path: Path, damage: Callable[
 
 
 def test_an_address_in_use_stops_the_start(edge: Edge, tmp_path: Path) -> None:
-    config = configure(
-        tmp_path, server_certificate(edge.server_ca), edge.operator_ca,
-        operators_address=f"127.0.0.1:{edge.server.operators_port}",
-    )  # fmt: skip
+    taken = f"127.0.0.1:{edge.server.operators_port}"
+    config = configure(tmp_path, server_certificate(edge.server_ca), edge.operator_ca, operators_address=taken)
     store: Any = edge.journal
     with pytest.raises(
         Exception, match=r"cannot listen .* \(Address already in use\): end what listens there"

@@ -44,7 +44,9 @@ def test_a_call_that_needs_an_approval_waits_and_the_same_request_goes_through_o
     assert made == house.done("alice", "CreateKey", **KEY, request_id=request), "its repetition needs no other one"
     used = house.store.get(Approval, name)
     assert used.state is ApprovalState.USED
-    spent = [entry for entry in house.store.entries if entry.facts.get("approval") == name and entry.call_id == used.call]
+    spent = [
+        entry for entry in house.store.entries if entry.facts.get("approval") == name and entry.call_id == used.call
+    ]
     assert [entry.phase for entry in spent] == ["intent"], "in the very record of what is done upon it"
     house.done("alice", "ScheduleKeyDestruction", name="payments")
     assert house.wanting("alice", "CreateKey", **KEY | {"name": "other"}) != name
@@ -54,7 +56,10 @@ def test_what_it_is_about_is_shown_in_words_without_secrets() -> None:
     house = Doorway({"PutSecret": 1})
     name = house.wanting("dave", "PutSecret", name="team/db", fields={"password": b"canary"}, labels={"team": "x"})
     shown = house.done("carol", "GetApproval", id=name).approval
-    assert shown.says == "operator/dave asks to write a new version of a secret (its values are not shown): secret/team/db."
+    assert (
+        shown.says
+        == "operator/dave asks to write a new version of a secret (its values are not shown): secret/team/db."
+    )
     assert dict(shown.details) == {
         "name": "team/db",
         "fields[password]": "a secret value, which is not kept",
@@ -285,7 +290,7 @@ def test_a_policy_asks_for_approvals_too() -> None:
         ('@id("a") @approvals("1")\nforbid (principal, action, resource);', "stands on a permit"),
         ('@id("a") @approvals("1")\npermit (principal, action == Action::"Sign", resource);', "Sign cannot wait"),
         (
-            '@id("a") @approvals("1")\npermit (principal, action in [Action::"CreateKey", Action::"Approve"], resource);',
+            '@id("a") @approvals("1")\npermit (principal, action in [Action::"SealKey", Action::"Approve"], resource);',
             "Approve cannot wait",
         ),
     ],

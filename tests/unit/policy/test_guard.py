@@ -19,6 +19,7 @@ from broker.core.policy.guard import (
     BROKER,
     Guard,
     Resource,
+    of_approval,
     of_key,
     of_operator,
     of_pipeline,
@@ -62,6 +63,7 @@ RESOURCES = (
     of_secret("team/app/db", SECRET),
     of_secret("nothing", None),
     of_trust_rule("nothing", None),
+    of_approval("0" * 12, None),
     BROKER,
     *(under("payments", thing) for thing in (of_key(KEY), of_target(TARGET))),
 )
@@ -95,21 +97,19 @@ def test_AZ_05_each_grant_passes_its_own_action_only() -> None:
 
 
 def test_nothing_is_permitted_that_no_policy_permits() -> None:
-    rules = guard("")
-    assert not any(
-        rules.permits(operator("alice", "admins"), action, resource) for action in ACTIONS for resource in RESOURCES
-    )
+    rules, alice = guard(""), operator("alice", "admins")
+    assert not any(rules.permits(alice, action, resource) for action in ACTIONS for resource in RESOURCES)
 
 
 READS = {
     "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "GetTarget", "ListTargets", "ListImports",
     "ListOperators", "GetPolicy", "ExplainPolicy", "GetAuditState", "SignAuditHead", "ListAuditHeads", "GetHsm",
     "WhoAmI", "GetSecret", "ListSecrets", "ListSecretVersions", "GetRootKey", "ListSessions", "ListLeases",
-    "GetTrustRule", "ListTrustRules", "TestTrustRule",
+    "GetTrustRule", "ListTrustRules", "TestTrustRule", "GetApproval", "ListApprovals",
 }  # fmt: skip
 SECRETS = {
     "PutSecret", "PatchSecret", "GetSecret", "ListSecrets", "ListSecretVersions", "DeleteSecretVersions",
-    "UndeleteSecretVersions", "WhoAmI",
+    "UndeleteSecretVersions", "WhoAmI", "ListApprovals",
 }  # fmt: skip
 JOB = {"Login", "RenewSession", "EndSession"}
 WORK = {
@@ -123,10 +123,11 @@ WORK = {
     [
         (("admins",), set(ACTIONS) - JOB),
         (("auditors",), READS),
-        (("key-operators",), WORK),
-        (("key-exporters",), {"ExportKey", "WhoAmI"}),
+        (("key-operators",), WORK | {"ListApprovals"}),
+        (("key-exporters",), {"ExportKey", "WhoAmI", "ListApprovals"}),
+        (("approvers",), {"ListApprovals", "GetApproval", "Approve", "Reject", "WhoAmI"}),
         (("secret-operators",), SECRETS),
-        ((), {"WhoAmI"}),
+        ((), {"WhoAmI", "ListApprovals"}),
     ],
 )
 def test_the_first_policy_gives_each_group_what_its_name_says(groups: tuple[str, ...], may: set[str]) -> None:

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from broker.core.kinds import ImportState, OperationState, OperatorState, Phase, SecretVersionState
+from broker.core.approval import Approval, Grant
+from broker.core.kinds import ApprovalState, ImportState, OperationState, OperatorState, Phase, SecretVersionState
 from broker.core.model import (
     Import,
     KeyMove,
@@ -76,6 +77,16 @@ ROWS: list[Record] = [
     KeyMove(
         key="a", version=1, number=1, phase=Phase.ACTIVE, at=T0, actor="operator/alice", reason="created",
     ),
+    Approval(
+        id="0123456789ab", digest="00", rpc="KeyService/SealKey", resource="key/a", requester="operator/alice",
+        details={"name": "a"}, values_mac=None, needed=1, grants=(), state=ApprovalState.OPEN, call="", ended_by="",
+        why="", created_at=T0, expires_at=LAST, due_at=LAST,
+    ),
+    Approval(
+        id="0123456789ac", digest="00", rpc="SecretService/PutSecret", resource="secret/a", requester="operator/alice",
+        details={}, values_mac=b"\0mac", needed=2, grants=(Grant(by="operator/bob", at=T0, reason="é"),),
+        state=ApprovalState.USED, call="c", ended_by="", why="", created_at=T0, expires_at=LAST, due_at=LAST,
+    ),
 ]  # fmt: skip
 
 
@@ -106,6 +117,8 @@ MACS = [
     "e91262339f7d659a5a2e437e541c7e77",
     "42244d2e96d511ffc440b702a1d69ec7",
     "a324740fde59558345e9814ad3023ad0",
+    "c86c0354882984c50e61c7362e36f6ef",
+    "0fd18604e0bfa690d6ac3fbd4f88fd3e",
 ]
 
 SUMS = [
@@ -126,6 +139,7 @@ SUMS = [
     "UsedToken",
     "Operation",
     "KeyMove",
+    "Approval",
 ]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from broker.core.approval import Approval
 from broker.core.errors import WrongState
 from broker.core.kinds import OperatorState
-from broker.core.approval import Approval
 from broker.core.model import Operator, Principal
 from broker.core.policy.guard import Guard, Resource, asked_for, of_approval
 from broker.core.ports import Store, Write
@@ -42,9 +42,9 @@ def missing(what: str, needed: int, there: int) -> WrongState:
     """``APPROVERS_MISSING``; ``what`` is not possible therefore."""
     return WrongState(
         Reason.APPROVERS_MISSING,
-        f"{what}: it needs {needed} approval(s) of other operators, and only {there} may give one; permit Approve to more "
-        "operators, or ask for fewer. Where that needs approvals as well, set `suspended = true` under [approvals] of "
-        "the broker's configuration and start it again, for as long as it takes.",
+        f"{what}: it needs {needed} approval(s) of other operators, and only {there} may give one; permit Approve to "
+        "more operators, or ask for fewer. Where that needs approvals as well, set `suspended = true` under "
+        "[approvals] of the broker's configuration and start it again, for as long as it takes.",
     )
 
 
