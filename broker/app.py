@@ -22,6 +22,7 @@ from broker.core.errors import BrokerError
 from broker.core.gate.asking import Asking
 from broker.core.keys.lifecycle import DestructionDelay
 from broker.core.kinds import Purpose
+from broker.core.policy import approvers
 from broker.core.policy import cedar as policy
 from broker.core.policy.guard import Guard
 from broker.core.ports import Authenticator, Hsm, KeyRef
@@ -148,6 +149,7 @@ class Broker:
         """Start answering, and the background loop with it."""
         _tell(self.hsm.report())
         self.heads.begin()
+        self._tell_approvals()
         for doubt in self.store.doubts():
             log.warning("the audit journal is in doubt", sentence=doubt)
         self._parts.callback(self._loop.stop)
@@ -156,6 +158,12 @@ class Broker:
         self._loop.start()
         self._parts.callback(self.inspector.stop)
         self.inspector.start(self.store.findings)
+
+    def _tell_approvals(self) -> None:
+        if self._config.approvals.suspended:
+            log.warning("approvals are suspended in the configuration: nothing waits for anybody")
+        elif lacking := approvers.lacking(self.store, self._guard):
+            log.warning("too few operators may approve", sentence=lacking)
 
     def drain(self) -> None:
         """Take no new calls, let those in flight finish (at most 10 s), sign the last head."""

@@ -24,6 +24,8 @@ from broker.core.errors import BrokerError, WrongState
 from broker.core.holding import held_work
 from broker.core.kinds import Purpose
 from broker.core.model import Operator, PolicyDocument
+from broker.core.policy import approvers
+from broker.core.policy.guard import Guard
 from broker.core.reasons import Reason
 from broker.hsm.features import described, fit
 from broker.hsm.pkcs11 import Pkcs11Hsm
@@ -258,6 +260,11 @@ def _database(config: Config, hsm: Pkcs11Hsm) -> str:
                 f"the database answers; {held} thing(s) are held since it was restored and wait for an operator: "
                 "`broker key list`, `broker key versions`, `broker key where` and `broker secret root` show them"
             )
+        if config.approvals.suspended:
+            raise _Doubt("approvals are suspended in the configuration: nothing waits for anybody")
+        guard = Guard(setup.policy_in_force(store), config.approvals.counts)
+        if lacking := approvers.lacking(store, guard):
+            raise _Doubt(f"the database answers; {lacking}")
     finally:
         store.close()
     return f"the database answers, every row is as brokers left it, and {keys} of its keys are in the token"

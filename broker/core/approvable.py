@@ -1,8 +1,8 @@
 """What may be made to wait for approvals, and in what words a person is asked for one.
 
 Only what changes something can wait: a use of a key is over before anybody has looked. What nobody would be left for to
-approve is not here either: approving itself, the caller's own certificate, and the calls of a job. Nor is what only looks, and writes down what it
-saw.
+approve is not here either: approving itself, the caller's own certificate, and the calls of a job. Nor is what only
+looks, and writes down what it saw.
 """
 
 from __future__ import annotations

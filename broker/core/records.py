@@ -175,7 +175,6 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
             due="due_at",
             due_in="open",
             indexes={"due": ("state", "due_at"), "digest": ("digest",)},
-            passing=True,
             randomly_named=True,
         ),
     }

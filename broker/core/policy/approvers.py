@@ -26,6 +26,21 @@ def count(store: Store, guard: Guard, action: str, requester: str, enough: int) 
     return found
 
 
+def lacking(store: Store, guard: Guard) -> str:
+    """A sentence on the action that has the fewest approvers for what it needs, "" where all have enough.
+
+    Whoever approves may ask as well, and then counts for nothing: so it takes one more than are needed.
+    """
+    for action, needed in sorted(guard.asks().items(), key=lambda one: (-one[1], one[0])):
+        there = count(store, guard, action, "", needed + 1)
+        if there <= needed:
+            return (
+                f"{action} can need {needed} approval(s) of others, and {there} operator(s) may approve it: permit "
+                f"Approve to {needed + 1} at least, so that none of them is the only one"
+            )
+    return ""
+
+
 def counting(guard: Guard) -> Callable[[Write, Approval], int]:
     """How many of an approval's grants count now: an operator who may not approve any more has not."""
 

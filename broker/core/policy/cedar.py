@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, NamedTuple
@@ -95,6 +95,7 @@ class Policy:
         parsed = _parsed(self._policies)
         self._names = _names(parsed, sources)
         self._approvals = _approvals(parsed, sources)
+        self.asks = _asks(parsed, self._approvals)
         _validate(text, sources)
         self.permits, self.forbids = (
             frozenset(_words(one) for one, policy in zip(sources, parsed, strict=True) if policy.effect == effect)
@@ -279,9 +280,24 @@ def _approvals_fault(policy: Any, asked: str) -> str:
         return "@approvals stands on a permit; what is forbidden cannot be approved"
     if asked not in map(str, range(1, MOST + 1)):
         return f'@approvals is written with a number from 1 to {MOST}, as in @approvals("1")'
-    named = [policy.action.entity] if hasattr(policy.action, "entity") else getattr(policy.action, "entities", ())
-    unfit = sorted(one.id for one in named if one.id not in APPROVABLE)
+    unfit = sorted(set(_named_actions(policy)) - APPROVABLE.keys())
     return f"{unfit[0]} cannot wait for approvals; leave it to a policy without @approvals" if unfit else ""
+
+
+def _named_actions(policy: Any) -> list[str]:
+    """The actions that a policy names; none: it is about all of them."""
+    if hasattr(policy.action, "entity"):
+        return [policy.action.entity.id]
+    return [one.id for one in getattr(policy.action, "entities", ())]
+
+
+def _asks(parsed: list[Any], found: Mapping[str, int]) -> dict[str, int]:
+    """The most that annotations ask for, by action."""
+    asks: dict[str, int] = {}
+    for policy in parsed:
+        for action in (_named_actions(policy) or APPROVABLE) if policy.id in found else ():
+            asks[action] = max(asks.get(action, 0), found[policy.id])
+    return asks
 
 
 def _words(source: _Source) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from threading import Lock
 from types import MappingProxyType
 
-from broker.core.approvable import APPROVABLE
+from broker.core.approvable import APPROVABLE, CASES
 from broker.core.approval import Approval
 from broker.core.call import Call
 from broker.core.errors import PermissionDenied
@@ -228,6 +228,14 @@ class Guard:
             return 0
         asked = self.decide(principal, action, resource).approvals
         return max((asked, *(self.approvals.get(one, 0) for one in (action, *cases))))
+
+    def asks(self) -> Mapping[str, int]:
+        """The most approvals that a call of an action may need, by action."""
+        asks = dict(self._in_force.policy.asks)
+        for name, count in self.approvals.items():
+            for action in CASES.get(name, (name,)):
+                asks[action] = max(asks.get(action, 0), count)
+        return asks
 
     @staticmethod
     def _ask(call: Call, approvals: int) -> None:
