@@ -22,7 +22,6 @@ from broker.core.gate.flood import Flood
 from broker.core.gate.method import MAX_BYTES, End, Method, Request, Visit, answered, broken, refusal
 from broker.core.identity import Credentials
 from broker.core.model import Principal
-from broker.core.once import closing
 from broker.core.reasons import Reason
 from broker.core.traits import NO_METHOD
 
@@ -110,14 +109,10 @@ class Gate:
         clearance = call.clearance = self._asking.clearance(call, request)
         try:
             answer = method.answer(call, request)
-            if clearance is None or not clearance.lacking:
-                return answer
-            if call.closed:
-                raise TypeError(f"{call.rpc} did what needs an approval, and used none")
-            with closing(call), self._store.write(call.outcome()) as write:  # of what changes no row by itself
-                clearance.spend(write)
         except ApprovalRequired:
             raise self._asking.ask(call) from None
+        if clearance is not None and clearance.lacking:
+            raise TypeError(f"{call.rpc} did what needs an approval, and used none")
         return answer
 
     def _identify(self, credentials: Credentials) -> Principal:

@@ -15,7 +15,7 @@ from broker.core.errors import AlreadyExists, InvalidRequest, WrongState
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator, Principal, Receipt
 from broker.core.names import check_name
-from broker.core.once import once
+from broker.core.once import last_write, once
 from broker.core.operators.authority import BACKDATED, Authority, public_key_of
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_operator
@@ -113,8 +113,16 @@ class Operators:
     def _issue(self, call: Call, name: str, csr_pem: bytes, ttl: timedelta | None) -> Issued:
         operator = self._store.get(Operator, check_name(name, "operator"))
         self._guard.check(call, of_operator(name, operator))
-        issued = self._certificate(_enabled(operator, name), csr_pem, ttl, self._now())
-        call.note(operator=name, certificate_serial=issued.serial)
+        enabled = _enabled(operator, name)
+        call.note(operator=name)
+        if call.clearance is not None and call.clearance.lacking:
+            with last_write(self._store, call) as write:  # nothing is signed without the approval
+                call.clearance.spend(write)
+                issued = self._certificate(enabled, csr_pem, ttl, self._now())
+                write.note(certificate_serial=issued.serial)
+            return issued
+        issued = self._certificate(enabled, csr_pem, ttl, self._now())
+        call.note(certificate_serial=issued.serial)
         return issued
 
     def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Operator]:

@@ -25,7 +25,7 @@ def watched(live: Live, admin: Client) -> Client:
     return live.operator(admin, fresh("watched"), "watched")
 
 
-def refused(caller: Client, rpc: str, **fields: Any) -> Refused:
+def waits(caller: Client, rpc: str, **fields: Any) -> Refused:
     error = caller.refusal(rpc, **fields)
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "APPROVAL_REQUIRED"), (rpc, error)
     return error
@@ -39,7 +39,7 @@ def test_AZ_17_every_change_waits_for_another_operator_and_goes_through_once(
         if rpc in APPROVABLE:
             seen.add(rpc)
             count = len(live.records())
-            error = refused(watched, rpc, **fields)
+            error = waits(watched, rpc, **fields)
             [only] = live.since(count)
             assert (only["call"], only["outcome"], only["decision"]) == (error.call_id, error.code, "allow"), rpc
             assert only["facts"]["approval"] == error.metadata["approval"]
@@ -50,7 +50,7 @@ def test_AZ_17_every_change_waits_for_another_operator_and_goes_through_once(
 
 def test_AU_09_the_calls_about_approvals_leave_one_outcome_each(live: Live, admin: Client, watched: Client) -> None:
     nobody = live.operator(admin, fresh("nobody"), "nothing")
-    name = refused(watched, "CreateKey", name=fresh("k"), type=EC_P256, usage=SIGN).metadata["approval"]
+    name = waits(watched, "CreateKey", name=fresh("k"), type=EC_P256, usage=SIGN).metadata["approval"]
     for rpc in ("GetApproval", "Approve", "Reject"):
         count = len(live.records())
         assert nobody.refusal(rpc, id=name).reason == "POLICY_DENIED"
@@ -63,9 +63,9 @@ def test_AU_09_the_calls_about_approvals_leave_one_outcome_each(live: Live, admi
 
 def test_only_the_exact_request_goes_through(admin: Client, watched: Client) -> None:
     asked = {"name": fresh("k"), "type": EC_P256, "usage": SIGN}
-    name = refused(watched, "CreateKey", **asked).metadata["approval"]
+    name = waits(watched, "CreateKey", **asked).metadata["approval"]
     admin.ask("Approve", id=name)
-    refused(watched, "CreateKey", **asked, exportable=True)
+    waits(watched, "CreateKey", **asked, exportable=True)
     assert watched.ask("CreateKey", **asked).key.name == asked["name"]
     found = admin.ask("GetApproval", id=name).approval
     assert (found.state, found.details["name"]) == (3, asked["name"])

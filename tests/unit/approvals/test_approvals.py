@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from broker_api.v1 import keys_pb2, targets_pb2
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from pydantic import ValidationError
+from broker_api.v1 import keys_pb2
 
-from broker.config import ApprovalsConfig
-from broker.core.approvable import PRODUCTION
 from broker.core.approval import Approval
 from broker.core.gate.asking import ApprovalLimits
-from broker.core.holding import Holding
 from broker.core.kinds import ApprovalState
-from broker.core.model import Key, Operator, Receipt, Secret, Target, WrappingKey
-from broker.core.policy import approvers
-from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.policy.guard import Guard
-from broker.core.ports import Offer
+from broker.core.model import Key, Operator, Receipt, Secret
 from tests.fakes.background import carry_on
-from tests.fakes.calls import document
-from tests.fakes.shelf import kek
 from tests.worlds.doorway import OPERATORS, Doorway
 
 KEY: dict[str, Any] = {"name": "payments", "type": keys_pb2.KEY_TYPE_EC_P256, "usage": keys_pb2.KEY_USAGE_SIGN}
@@ -83,7 +69,7 @@ def test_what_it_is_about_is_shown_in_words_without_secrets() -> None:
     assert "canary" not in repr(house.store.entries)
 
 
-def test_nobody_approves_what_they_have_asked_for() -> None:
+def test_O_11_nobody_approves_what_they_have_asked_for() -> None:
     house = Doorway(ONE)
     name = house.wanting("alice", "CreateKey", **KEY)
     end = house.end("alice", "Approve", id=name)
@@ -110,7 +96,7 @@ def test_one_operator_counts_once() -> None:
         ("bob", {}),
     ],
 )
-def test_an_approval_is_for_the_exact_request_and_its_requester(who: str, changed: dict[str, Any]) -> None:
+def test_O_11_an_approval_is_for_the_exact_request_and_its_requester(who: str, changed: dict[str, Any]) -> None:
     house = Doorway(ONE)
     name = house.wanting("alice", "CreateKey", **KEY)
     house.done("carol", "Approve", id=name)
@@ -232,7 +218,7 @@ def test_so_many_wait_and_no_more() -> None:
     assert house.refused("dave", "CreateKey", **KEY) == "APPROVAL_REQUIRED", "what has expired takes no room"
 
 
-def test_an_approver_who_may_not_any_more_does_not_count() -> None:
+def test_O_11_an_approver_who_may_not_any_more_does_not_count() -> None:
     house = Doorway(ONE)
     name = house.wanting("alice", "CreateKey", **KEY)
     house.done("carol", "Approve", id=name)
@@ -278,73 +264,6 @@ def test_only_what_one_may_see_is_listed() -> None:
     assert all(not one.details for one in house.done("carol", "ListApprovals").approvals)
 
 
-EXPORTS = """
-@id("careful") @approvals("1")
-permit (principal in Group::"admins", action == Action::"CreateKey", resource) when { resource.exportable };
-"""
-
-
-def test_a_policy_asks_for_approvals_too() -> None:
-    house = Doorway({}, policy=FIRST_POLICY + EXPORTS)
-    house.done("alice", "CreateKey", **KEY)
-    other = KEY | {"name": "other", "exportable": True}
-    name = house.wanting("alice", "CreateKey", **other)
-    told = house.done("alice", "ExplainPolicy", operator="alice", action="CreateKey", key="other")
-    assert (told.allowed, told.approvals) == (True, 0)
-    house.done("bob", "Approve", id=name)
-    house.done("alice", "CreateKey", **other)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('@id("a") @approvals("0")\npermit (principal, action, resource);', "a number from 1 to 5"),
-        ('@id("a") @approvals("many")\npermit (principal, action, resource);', "a number from 1 to 5"),
-        ('@id("a") @approvals("1")\nforbid (principal, action, resource);', "stands on a permit"),
-        ('@id("a") @approvals("1")\npermit (principal, action == Action::"Sign", resource);', "Sign cannot wait"),
-        (
-            '@id("a") @approvals("1")\npermit (principal, action in [Action::"SealKey", Action::"Approve"], resource);',
-            "Approve cannot wait",
-        ),
-    ],
-)
-def test_an_annotation_that_could_not_take_effect_is_refused(text: str, said: str) -> None:
-    house = Doorway({})
-    end = house.end("alice", "SetPolicy", text=FIRST_POLICY + text, expected_version=1)
-    assert end.reason == "POLICY_INVALID"
-    assert said in end.sentence
-
-
-ALL = '\n@id("all") @approvals("{}")\npermit (principal in Group::"admins", action, resource);\n'
-
-
-def test_a_policy_that_could_never_be_changed_again_is_refused() -> None:
-    house = Doorway({})
-    end = house.end("alice", "SetPolicy", text=FIRST_POLICY + ALL.format(3), expected_version=1)
-    assert (end.outcome, end.reason) == ("FAILED_PRECONDITION", "APPROVERS_MISSING")
-    house.done("alice", "SetPolicy", text=FIRST_POLICY + ALL.format(2), expected_version=1)
-    assert house.refused("alice", "SetPolicy", text=FIRST_POLICY, expected_version=2) == "APPROVAL_REQUIRED"
-
-
-def test_AZ_17_a_policy_that_widens_access_waits_and_one_that_narrows_it_does_not() -> None:
-    house = Doorway({"widening-policy": 1})
-    more = FIRST_POLICY + '\n@id("more")\npermit (principal, action == Action::"Sign", resource);\n'
-    name = house.wanting("alice", "SetPolicy", text=more, expected_version=1)
-    assert house.done("carol", "GetApproval", id=name).approval.details["text"] == more
-    less = FIRST_POLICY.replace('@id("whoami")', '// nobody\n@id("whoami")') + (
-        '\n@id("no-exports")\nforbid (principal, action == Action::"ExportKey", resource);\n'
-    )
-    house.done("alice", "SetPolicy", text=less, expected_version=1)
-    assert house.refused("alice", "SetPolicy", text=FIRST_POLICY, expected_version=2) == "APPROVAL_REQUIRED"
-    house.done("carol", "Approve", id=name)
-    assert house.refused("alice", "SetPolicy", text=more, expected_version=1) == "CHANGED_MEANWHILE"
-
-
-def test_AZ_17_a_certificate_in_another_ones_name_waits_as_well() -> None:
-    house = Doorway({"IssueCertificate": 1})
-    assert house.refused("alice", "IssueCertificate", name="nobody", csr_pem="x") == "OPERATOR_NOT_FOUND"
-
-
 def test_the_requests_of_a_receipt_that_is_gone_need_another_one() -> None:
     house = Doorway(ONE)
     house.done("carol", "Approve", id=house.wanting("alice", "CreateKey", **KEY))
@@ -354,98 +273,3 @@ def test_the_requests_of_a_receipt_that_is_gone_need_another_one() -> None:
         write.delete(write.get(Receipt, "operator/alice", request))
     assert house.store.get(Operator, "alice").groups == OPERATORS["alice"]
     assert house.refused("alice", "CreateKey", **KEY, request_id=request) == "APPROVAL_REQUIRED"
-
-
-class Places:
-    """Connects to places that offer the wrapping key of the moment."""
-
-    def __init__(self) -> None:
-        self.kek = kek()
-
-    def __call__(self, _name: str, _kind: str, _settings: Any) -> Any:
-        return SimpleNamespace(fresh=False, offer=lambda: Offer(key=self.kek))
-
-    def canonical(self, _kind: str, settings: Any) -> Any:
-        return dict(settings)
-
-
-def test_an_approval_to_pin_a_target_is_for_the_wrapping_key_that_was_seen() -> None:
-    places = Places()
-    house = Doorway({"CreateTarget": 1}, connect=places)
-    settings = targets_pb2.VaultSettings(address="https://vault.example:8200", mount="transit", token_file="t")
-    asked: dict[str, Any] = {"name": "prod", "vault": settings}
-    name = house.wanting("alice", "CreateTarget", **asked)
-    details = house.done("carol", "GetApproval", id=name).approval.details
-    assert details["vault.address"] == "https://vault.example:8200"
-    assert details["found: kek_thumbprint"] == places.kek.thumbprint
-    house.done("carol", "Approve", id=name)
-    first, places.kek = places.kek, other_kek()
-    assert house.wanting("alice", "CreateTarget", **asked) != name
-    assert house.store.page(Target, limit=9) == []
-    places.kek = first
-    assert house.done("alice", "CreateTarget", **asked).target.kek_thumbprint == first.thumbprint
-
-
-def other_kek() -> WrappingKey:
-    made = rsa.generate_private_key(65537, 2048).public_key()
-    spki = made.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return WrappingKey(id="other", public_key=spki, thumbprint=hashlib.sha256(spki).hexdigest())
-
-
-RULE: dict[str, Any] = {
-    "name": "deploy", "preset": 1, "issuer": "https://ci.example", "audience": "broker", "pipeline": "deploy",
-    "matchers": [{"claim": "project_id", "exact": "42"}], "max_session": {"seconds": 900},
-    "single_use": True,
-}  # fmt: skip
-
-
-def test_a_trust_rule_below_grade_a_waits_and_one_of_grade_a_does_not() -> None:
-    house = Doorway({"widening-policy": 1, "weak-trust-rule": 1})
-    made = house.done("alice", "CreateTrustRule", rule=RULE).rule
-    assert made.grade == "A"
-    weaker = RULE | {"single_use": False, "max_session": {"seconds": 86_400}, "revision": made.revision}
-    name = house.wanting("alice", "UpdateTrustRule", rule=weaker)
-    house.done("carol", "Approve", id=name)
-    assert house.done("alice", "UpdateTrustRule", rule=weaker).rule.grade != "A"
-
-
-def test_a_restore_ends_what_is_open() -> None:
-    house = Doorway(ONE)
-    name = house.wanting("alice", "CreateKey", **KEY)
-    house.done("carol", "Approve", id=name)
-    assert Holding(house.store, house.own).hold() == 0
-    assert house.store.get(Approval, name).state is ApprovalState.EXPIRED
-    assert house.wanting("alice", "CreateKey", **KEY) != name
-
-
-def test_too_few_approvers_are_told_of() -> None:
-    house = Doorway({"widening-policy": 1, "ExportKey": 2})
-    assert approvers.lacking(house.store, house.guard) == ""
-    house.done("bob", "RemoveOperator", name="carol")
-    told = approvers.lacking(house.store, house.guard)
-    assert told.startswith("ExportKey can need 2 approval(s) of others, and 2 operator(s) may approve it")
-    assert approvers.lacking(house.store, Guard(document(), {"widening-policy": 1})) == ""
-    house.done("alice", "RemoveOperator", name="bob")
-    assert approvers.lacking(house.store, Guard(document(), {"widening-policy": 1})).startswith("SetPolicy")
-    assert approvers.lacking(house.store, Guard(document(FIRST_POLICY + EXPORTS))).startswith("CreateKey")
-    assert approvers.lacking(house.store, Guard(document())) == ""
-
-
-def test_the_configuration_says_what_needs_how_many() -> None:
-    assert ApprovalsConfig().counts == {}
-    found = ApprovalsConfig(preset="production", needed={"ExportKey": 2, "AddOperator": 0, "SealKey": 1})
-    assert {**found.counts, "AddOperator": 1} == {**PRODUCTION, "ExportKey": 2, "SealKey": 1}
-    assert "AddOperator" not in found.counts
-    wrongs: list[dict[str, Any]] = [
-        {"needed": {"Approve": 1}},
-        {"needed": {"Sign": 1}},
-        {"needed": {"ExportKey": 6}},
-        {"needed": {"ExportKey": -1}},
-        {"lifetime_hours": 0},
-        {"lifetime_hours": 169},
-        {"waiting_in_all": 0},
-        {"preset": "strict"},
-    ]
-    for wrong in wrongs:
-        with pytest.raises(ValidationError):
-            ApprovalsConfig(**wrong)
