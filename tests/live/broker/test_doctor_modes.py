@@ -70,6 +70,24 @@ def test_a_set_up_as_it_was_made_is_good(made: tuple[Live, str]) -> None:
     assert looked(made[0].config) == ""
 
 
+APPROVALS = '\n[approvals]\npreset = "production"\n'
+
+
+def test_approvals_that_one_person_alone_could_give_are_told_of(made: tuple[Live, str]) -> None:
+    config = made[0].config
+    before = config.read_text()
+    told = {}
+    try:
+        for title, text in (("none", ""), ("production", APPROVALS), ("suspended", f"{APPROVALS}suspended = true\n")):
+            config.write_text(before + text)
+            told[title] = next(each for each in checkup.findings_for(config) if each.name == "store")
+    finally:
+        config.write_text(before)
+    assert [each.verdict for each in told.values()] == ["ok  ", "WARN", "WARN"]
+    assert "can need 1 approval(s) of others, and 1 operator(s) may approve it" in told["production"].detail
+    assert "suspended" in told["suspended"].detail
+
+
 @pytest.mark.parametrize("what", LOOSE)
 def test_S_06_each_loose_file_is_named_with_its_cure(made: tuple[Live, str], what: str) -> None:
     broker, kind = made
