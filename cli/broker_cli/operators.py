@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def add(
         out.one("operator", record(sign(_key_and_request(csr)[1]).operator))
         ask.dry_run_note(dry_run=True)
     else:
-        _hand_over(wire, out, folder, csr, sign)
+        _hand_over(wire, out, folder, _Asked(name, csr, sign))
 
 
 @operator.command()
@@ -83,7 +84,7 @@ def issue(wire: Wire, out: Output, name: str, folder: Path, csr: str | None, hou
     def sign(request: bytes) -> Any:
         return wire.ask("operators", "IssueCertificate", name=name, csr_pem=request, **_ttl(hours))
 
-    _hand_over(wire, out, folder, csr, sign)
+    _hand_over(wire, out, folder, _Asked(name, csr, sign))
 
 
 @operator.command()
@@ -182,7 +183,16 @@ def _warn_of_strange_groups(wire: Wire, groups: tuple[str, ...]) -> None:
             chat(f"The policy names no group {group}, so being in it gives no rights yet.")
 
 
-def _hand_over(wire: Wire, out: Output, folder: Path, csr: str | None, sign: Callable[[bytes], Any]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Whom a certificate is for, the file of a request that they have made, and how one is signed."""
+
+    name: str
+    csr: str | None
+    sign: Callable[[bytes], Any]
+
+
+def _hand_over(wire: Wire, out: Output, folder: Path, asked: _Asked) -> None:
     """Make the key, have its client certificate signed, and leave a whole profile folder or none at all."""
     from broker_cli.key_pairs import folder_in_the_making  # noqa: PLC0415  cryptography is slow to load
 
@@ -190,18 +200,49 @@ def _hand_over(wire: Wire, out: Output, folder: Path, csr: str | None, sign: Cal
         raise Refusal("IDENTITY_INCOMPLETE", "Give --ca-file, --cert and --key together, or a profile.", Exit.USAGE)
     server_ca = files.read(wire.place.ca, profiles.MAX_PEM, "CA file")
     with folder_in_the_making(folder) as making:
-        key, request = _key_and_request(csr)
+        waiting = folder.with_name(f"{folder.name}.{asked.name}.waiting")
+        key, request = _kept(waiting) or _key_and_request(asked.csr)
         if key is not None:
             files.create(making / "key.pem", key)  # before anybody is registered: a full disk must show now
-        made = sign(request)
+        made = _signed(asked, waiting, key, request)
         contents = {
             "cert.pem": made.certificate.pem.encode(),
             "ca.pem": server_ca,
             "operator-ca.pem": made.certificate.ca_pem.encode(),
         }
         profiles.write(making, wire.place.address, contents)
+    _forget(waiting)
     _say_next(folder, wire.place.address, whole=key is not None)
     out.one("certificate", _brief(made.certificate) | {"folder": str(folder)})
+
+
+def _signed(asked: _Asked, waiting: Path, key: bytes | None, request: bytes) -> Any:
+    """The answer; a request that waits for an approval is kept, since only that very one will be approved."""
+    try:
+        return asked.sign(request)
+    except Refusal as refused:
+        if refused.reason == "APPROVAL_REQUIRED" and key is not None:
+            if not waiting.exists():
+                waiting.mkdir(mode=0o700)
+                files.create(waiting / "key.pem", key)
+                files.create(waiting / "request.pem", request)
+            chat(f"The key stays in {waiting} meanwhile: once it is approved, give the same command. Else delete it.")
+        raise
+
+
+def _kept(waiting: Path) -> tuple[bytes, bytes] | None:
+    """The key and the request of the same command before, which wait for an approval."""
+    if not waiting.is_dir():
+        return None
+    key, request = (files.read_private(waiting / name, profiles.MAX_PEM, name) for name in ("key.pem", "request.pem"))
+    return key, request
+
+
+def _forget(waiting: Path) -> None:
+    if waiting.is_dir():
+        for name in ("key.pem", "request.pem"):
+            (waiting / name).unlink()
+        waiting.rmdir()
 
 
 def _say_next(folder: Path, address: str, *, whole: bool) -> None:
