@@ -97,10 +97,11 @@ class Policy:
         self._approvals = _approvals(parsed, sources)
         self.asks = _asks(parsed, self._approvals)
         _validate(text, sources)
+        words = {policy.id: _words(source) for policy, source in zip(parsed, sources, strict=True)}
         self.permits, self.forbids = (
-            frozenset(_words(one) for one, policy in zip(sources, parsed, strict=True) if policy.effect == effect)
-            for effect in ("permit", "forbid")
+            frozenset(words[one.id] for one in parsed if one.effect == effect) for effect in ("permit", "forbid")
         )
+        self.asking = frozenset(words[one] for one in self._approvals)
 
     def decide(self, question: Question) -> Decision:
         """Deny unless a policy permits, none forbids, and every policy that was looked at could be evaluated.
@@ -131,9 +132,11 @@ def is_for(principal: str, action: str, resource: str = "") -> bool:
 def widens(old: Policy, new: Policy) -> bool:
     """Whether ``new`` may permit what ``old`` does not, or with fewer approvals.
 
-    It does not if it only leaves out permits and adds forbids, whatever else a comparison of texts cannot see.
+    It does not if it only leaves out permits and adds forbids. But a permit with @approvals that is left out no longer
+    asks for them where another one permits the same.
     """
-    return not (new.permits <= old.permits and new.forbids >= old.forbids)
+    fewer = new.permits <= old.permits and new.forbids >= old.forbids
+    return not (fewer and old.asking <= new.permits)
 
 
 class _Token(NamedTuple):

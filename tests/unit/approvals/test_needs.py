@@ -15,14 +15,15 @@ from pydantic import ValidationError
 from broker.config import ApprovalsConfig
 from broker.core.approvable import PRODUCTION
 from broker.core.approval import Approval
+from broker.core.call import on_behalf
 from broker.core.holding import Holding
 from broker.core.kinds import ApprovalState
 from broker.core.model import Target, WrappingKey
 from broker.core.policy import approvers
 from broker.core.policy.cedar import FIRST_POLICY
-from broker.core.policy.guard import Guard
+from broker.core.policy.guard import Guard, of_unknown_key, under
 from broker.core.ports import Offer
-from tests.fakes.calls import document
+from tests.fakes.calls import document, operator
 from tests.fakes.shelf import kek
 from tests.worlds.doorway import Doorway
 
@@ -45,6 +46,25 @@ def test_a_policy_asks_for_approvals_too() -> None:
     assert (told.allowed, told.approvals) == (True, 0)
     house.done("bob", "Approve", id=name)
     house.done("alice", "CreateKey", **other)
+
+
+def test_AZ_17_a_permit_that_asks_for_approvals_is_not_left_out_without_one() -> None:
+    house = Doorway({"widening-policy": 1}, policy=FIRST_POLICY + EXPORTS)
+    assert house.refused("alice", "SetPolicy", text=FIRST_POLICY, expected_version=1) == "APPROVAL_REQUIRED"
+    fewer = EXPORTS + FIRST_POLICY.replace("// Those who own a key", "//", 1)
+    house.done("alice", "SetPolicy", text=fewer, expected_version=1)
+    exporters = '@id("key-exporters")'
+    less = fewer[: fewer.index(exporters)] + fewer[fewer.index(";", fewer.index(exporters)) + 1 :]
+    house.done("alice", "SetPolicy", text=less, expected_version=2)
+    assert house.refused("alice", "SetPolicy", text=fewer, expected_version=3) == "APPROVAL_REQUIRED"
+
+
+def test_what_the_background_does_for_somebody_needs_none() -> None:
+    house = Doorway({"ImportKey": 1})
+    call = on_behalf(house.own(), "ImportService/ImportKey", operator("alice", "admins"))
+    house.guard.check(call, under("pay", of_unknown_key("pay")))
+    assert call.decision == "allow"
+    assert call.clearance is None
 
 
 @pytest.mark.parametrize(
