@@ -114,15 +114,15 @@ class Operators:
         operator = self._store.get(Operator, check_name(name, "operator"))
         self._guard.check(call, of_operator(name, operator))
         enabled = _enabled(operator, name)
-        call.note(operator=name)
         if call.clearance is not None and call.clearance.lacking:
+            call.note(operator=name)
             with last_write(self._store, call) as write:  # nothing is signed without the approval
                 call.clearance.spend(write)
                 issued = self._certificate(enabled, csr_pem, ttl, self._now())
                 write.note(certificate_serial=issued.serial)
             return issued
         issued = self._certificate(enabled, csr_pem, ttl, self._now())
-        call.note(certificate_serial=issued.serial)
+        call.note(operator=name, certificate_serial=issued.serial)
         return issued
 
     def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Operator]:
