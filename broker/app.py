@@ -38,6 +38,7 @@ from broker.rpc.server import Server
 from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
 from broker.targets import PrivateVault, Surroundings, connector
+from broker.zones import time_zone
 
 log = structlog.get_logger("broker")
 
@@ -103,6 +104,7 @@ class Broker:
                 authority=own_keys.authority(config, self.hsm, Purpose.OPERATOR_CA),
                 audit_key=audit_key,
                 trust_domain=config.trust_domain,
+                zone=time_zone,
                 keep=timedelta(seconds=config.secrets.keep_data_keys_seconds),
                 slots=config.server.slots,
                 delay=_delay(config),
@@ -111,6 +113,7 @@ class Broker:
         )
         self.operations, self.keys, self.imports = nouns.operations, nouns.keys, nouns.imports
         self.secrets, self.sessions = nouns.secrets, nouns.sessions
+        self.schedules, self.use = nouns.schedules, nouns.use
         self.heads, self.policies = nouns.heads, nouns.policies
         if not config.store.sqlite:  # else there is no other process that could set one
             self._guard.watch(self.policies.refresh_when_late)
@@ -123,6 +126,8 @@ class Broker:
             use=nouns.use,
             settling=nouns.settling,
             rotations=nouns.rotations,
+            schedules=nouns.schedules,
+            inventory=nouns.inventory,
             oversight=nouns.oversight,
             targets=nouns.targets,
             imports=nouns.imports,

@@ -16,9 +16,9 @@ from typing import Any
 
 from broker.core.call import Call
 from broker.core.errors import WrongState
-from broker.core.kinds import ImportState, KeyState, RootKeyState, VersionState
+from broker.core.kinds import ImportState, KeyState, RootKeyState, ScheduleState, VersionState
 from broker.core.leases.ending import BATCH, entry_of
-from broker.core.model import Import, Key, KeyVersion, Operation, RootKey
+from broker.core.model import Import, Key, KeySchedule, KeyVersion, Operation, RootKey
 from broker.core.operations.running import LIVE, closed
 from broker.core.ports import Store
 from broker.core.reasons import Reason
@@ -72,6 +72,12 @@ _RULES = (
         when=RootKeyState.PENDING.value,
         becomes=lambda root, _: replace(root, state=RootKeyState.HELD),
         resource=lambda root: f"root/{root.version}",
+    ),
+    _Rule(
+        kind=KeySchedule,
+        when=ScheduleState.ACTIVE.value,  # the key may have been rotated since, or the schedule ended
+        becomes=lambda schedule, _: replace(schedule, state=ScheduleState.HELD),
+        resource=lambda schedule: f"key/{schedule.key}",
     ),
 )
 
@@ -150,6 +156,7 @@ def held_work(store: Store) -> int:
         KeyVersion: VersionState.HELD.value,
         Import: ImportState.HELD.value,
         RootKey: RootKeyState.HELD.value,
+        KeySchedule: ScheduleState.HELD.value,
     }
     return sum(store.count(kind, {"state": state}) for kind, state in states.items())
 

@@ -17,6 +17,8 @@ from broker.core.model import (
     Import,
     Key,
     KeyMove,
+    KeySchedule,
+    KeyUsed,
     KeyVersion,
     Lease,
     Operation,
@@ -72,7 +74,7 @@ class Declaration:
 
 RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
     {
-        Key: Declaration(table="keys", key=("name",), filters=("state",), deciding=True, read_often=True),
+        Key: Declaration(table="keys", key=("name",), filters=("state", "owner"), deciding=True, read_often=True),
         KeyVersion: Declaration(
             table="key_versions", key=("key", "number"), filters=("state",), deciding=True, read_often=True
         ),
@@ -167,6 +169,15 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
             passing=True,
         ),
         KeyMove: Declaration(table="key_moves", key=("key", "version", "number"), never_deleted=True),
+        KeySchedule: Declaration(
+            table="key_schedules",
+            key=("key",),
+            filters=("state",),
+            due="look_at",
+            due_in="active",
+            indexes={"due": ("state", "look_at")},
+        ),
+        KeyUsed: Declaration(table="key_uses", key=("key",), told=False),
     }
 )
 """In the order of the sums in the ledger and of what an inspection looks at: a new kind comes last."""

@@ -24,7 +24,9 @@ PATIENCE = 60.0
 
 def parts(**other: Any) -> Any:
     """What the loop sees of a broker, with nothing to do; it leads."""
-    idle = SimpleNamespace(chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None)
+    idle = SimpleNamespace(
+        chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None, late=lambda: iter(())
+    )
     store = SimpleNamespace(
         clock=lambda: None,
         check=lambda: None,
@@ -43,6 +45,8 @@ def parts(**other: Any) -> Any:
             "secrets": idle,
             "sessions": idle,
             "imports": idle,
+            "schedules": SimpleNamespace(chores=lambda: iter(()), late=lambda: iter(()), stepped=lambda: iter(())),
+            "use": SimpleNamespace(flush_uses=lambda _: None),
             "operations": SimpleNamespace(due=dict, chores=lambda: iter(())),
             "renew_certificate": lambda: None,
             **other,

@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from broker.core.kinds import ImportState, OperationState, OperatorState, Phase, SecretVersionState
+from broker.core.kinds import ImportState, OperationState, OperatorState, Phase, ScheduleState, SecretVersionState
 from broker.core.model import (
     Import,
     KeyMove,
+    KeySchedule,
+    KeyUsed,
     Operation,
     Operator,
     PolicyDocument,
@@ -76,6 +78,14 @@ ROWS: list[Record] = [
     KeyMove(
         key="a", version=1, number=1, phase=Phase.ACTIVE, at=T0, actor="operator/alice", reason="created",
     ),
+    KeySchedule(
+        key="a", state=ScheduleState.ACTIVE, every=7776000, jitter=0, blackouts=("Mon-Fri 08:00-18:00 Europe/Berlin",),
+        warn=86400, grace=3600, set_by="operator/alice", version=1, next_at=T0, look_at=T0, failure="", created_at=T0,
+    ),
+    KeyUsed(key="a", principal="operator/alice", used_at=T0),
+    Secret(
+        name="a/d", labels={}, latest=1, created_at=T0, updated_at=T0, max_age=7776000, renew_at=LAST,
+    ),
 ]  # fmt: skip
 
 
@@ -106,6 +116,9 @@ MACS = [
     "e91262339f7d659a5a2e437e541c7e77",
     "42244d2e96d511ffc440b702a1d69ec7",
     "a324740fde59558345e9814ad3023ad0",
+    "225c629c119e9595704ad7d35e21ed69",
+    "2d7785ed544e2cd8c1a3b756081b9096",
+    "4838a830f6d606edbd252fb85e865236",
 ]
 
 SUMS = [
@@ -126,6 +139,8 @@ SUMS = [
     "UsedToken",
     "Operation",
     "KeyMove",
+    "KeySchedule",
+    "KeyUsed",
 ]
 
 
