@@ -74,7 +74,7 @@ class Declaration:
 
 RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
     {
-        Key: Declaration(table="keys", key=("name",), filters=("state", "owner"), deciding=True, read_often=True),
+        Key: Declaration(table="keys", key=("name",), filters=("state",), deciding=True, read_often=True),
         KeyVersion: Declaration(
             table="key_versions", key=("key", "number"), filters=("state",), deciding=True, read_often=True
         ),

@@ -54,6 +54,10 @@ class Filter:
         """Whether every key is wanted."""
         return not (self.labels or self.state or self.owner or self.target or self.overdue)
 
+    def by_itself(self, key: Key) -> bool:
+        """Whether a key is wanted, as far as its own row tells."""
+        return self.owner in ("", key.owner) and self.labels.items() <= key.labels.items()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -123,12 +127,10 @@ class Inventory:
 
     def _keys(self, wanted: Filter, after: tuple[str | int, ...], limit: int) -> list[Key]:
         where = {"state": wanted.state.value} if wanted.state else {}
-        where |= {"owner": wanted.owner} if wanted.owner else {}
         return self._store.page(Key, after=after, limit=limit, where=where, sound_only=True)
 
     def _chosen(self, call: Call, wanted: Filter, rows: list[Key]) -> Iterator[Entry]:
-        labelled = [row for row in rows if wanted.labels.items() <= row.labels.items()]
-        for entry in self._joined(labelled):
+        for entry in self._joined([row for row in rows if wanted.by_itself(row)]):
             there = not wanted.target or any(one.target == wanted.target and one.may_be_there for one in entry.copies)
             late = entry.standing.overdue or not wanted.overdue
             if there and late and self._guard.permits(call.principal, "GetKey", of_key(entry.key)):

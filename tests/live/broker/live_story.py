@@ -76,7 +76,8 @@ def _keys(key: str) -> Story:
     message = {"message": b"pay 10 to bob"}
     yield "CreateKey", {"name": key, "type": EC_P256, "usage": SIGN, "exportable": True}
     yield "CreateKey", {"name": aes, "type": AES_256, "usage": ENCRYPT}
-    yield "GetKey", {"name": key}
+    yield "GetKey", {"name": key, "ask_token": True}
+    yield "SetKeySchedule", {"name": key, "every": {"seconds": 90 * 86_400}}
     yield "ListKeys", {"page_size": 5}
     yield "GetPublicKey", {"name": key}
     signed = yield "Sign", {"name": key, "input": message}
@@ -155,6 +156,7 @@ def _secrets() -> Story:
     yield "GetSecret", {"name": name}
     yield "ListSecrets", {"prefix": "live", "page_size": 5}
     yield "FetchSecrets", {"references": [f"{name}#password"]}
+    yield "SetSecretMaxAge", {"name": name, "max_age": {"seconds": 90 * 86_400}}
     yield "ListSecretVersions", {"name": name}
     yield "DeleteSecretVersions", {"name": name, "versions": [1]}
     yield "UndeleteSecretVersions", {"name": name, "versions": [1]}

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from broker.core.errors import InvalidRequest, WrongState
+from broker.core.errors import InvalidRequest
 from broker.core.schedules.blackouts import LEAST_FREE, check, opening, parsed
 from broker.zones import time_zone
 from tests.fakes.refusals import refused
@@ -68,7 +68,8 @@ def test_an_hour_of_the_week_is_enough() -> None:
 
 
 @pytest.mark.parametrize("window", [
-    "", "08:00", "8:00-18:00", "08:00-24:01", "25:00-26:00", "24:00-08:00", "08:00-18:60", "Mon 08:00-18:00 Berlin City",
+    "", "08:00", "8:00-18:00", "08:00-24:01", "25:00-26:00", "24:00-08:00", "08:00-18:60",
+    "Mon 08:00-18:00 Berlin City",
     "Mon-Fri,08:00-18:00", "Monday 08:00-18:00", "Mon--Fri 08:00-18:00", "08:00-18:00 \x1b[31m", "x" * 101,
     "٠٨:00-18:00",
 ])  # fmt: skip
@@ -78,7 +79,7 @@ def test_what_is_no_window_is_refused(window: str) -> None:
 
 @pytest.mark.parametrize("zone", ["Europe/Atlantis", "Europe", "../etc/passwd", "/etc/localtime"])
 def test_a_zone_that_the_host_does_not_know_is_refused(zone: str) -> None:
-    error = refused(lambda: parsed([f"08:00-18:00 {zone}"], time_zone), (InvalidRequest, WrongState))
+    error = refused(lambda: parsed([f"08:00-18:00 {zone}"], time_zone))
     assert error.reason in {"ZONE_UNKNOWN", "BLACKOUT_INVALID"}
 
 
