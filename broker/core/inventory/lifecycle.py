@@ -36,6 +36,11 @@ MOST_COPIES = 5_000
 BESIDE = 1000
 """Rows that are read at a time of what stands beside keys."""
 
+FEW = 10
+"""Keys whose rows are read one by one: between them there may be the rows of thousands."""
+
+EVERY: Mapping[str, str] = MappingProxyType({})
+
 B = TypeVar("B", KeyVersion, KeySchedule, KeyUsed, Import)
 
 
@@ -109,42 +114,49 @@ class Inventory:
         """
         _check(wanted)
         self._guard.check(call, BROKER)
-        items: list[Entry] = []
-        size, scanned, copies = limit if wanted.wants_all else CHUNK, 0, 0
+        size, scanned, keys = limit if wanted.wants_all else CHUNK, 0, list[Key]()
         while True:
             rows = self._keys(wanted, after, size)
-            for entry in self._chosen(call, wanted, rows):
-                items.append(entry)
-                copies += len(entry.copies)
-                if len(items) == limit or copies >= MOST_COPIES:
-                    last = entry.key is rows[-1] and len(rows) < size
-                    return Page(items=items, next=() if last else (entry.key.name,))
-            if len(rows) < size:
-                return Page(items=items, next=())
-            after, scanned = (rows[-1].name,), scanned + size
-            if scanned >= SCANNED or wanted.wants_all:
-                return Page(items=items, next=after)
+            keys += self._chosen(call, wanted, rows)
+            scanned += size
+            ended = len(rows) < size
+            if ended or wanted.wants_all or len(keys) >= limit or scanned >= SCANNED:
+                break
+            after = (rows[-1].name,)
+        items, copies = self._joined(keys[:limit]), 0
+        for place, entry in enumerate(items[:-1], 1):
+            copies += len(entry.copies)
+            if copies >= MOST_COPIES:
+                return Page(items=items[:place], next=(entry.key.name,))
+        if len(keys) > limit:
+            return Page(items=items, next=(keys[limit - 1].name,))
+        return Page(items=items, next=() if ended else (rows[-1].name,))
 
     def _keys(self, wanted: Filter, after: tuple[str | int, ...], limit: int) -> list[Key]:
         where = {"state": wanted.state.value} if wanted.state else {}
         return self._store.page(Key, after=after, limit=limit, where=where, sound_only=True)
 
-    def _chosen(self, call: Call, wanted: Filter, rows: list[Key]) -> Iterator[Entry]:
-        for entry in self._joined([row for row in rows if wanted.by_itself(row)]):
-            there = not wanted.target or any(one.target == wanted.target and one.may_be_there for one in entry.copies)
-            late = entry.standing.overdue or not wanted.overdue
-            if there and late and self._guard.permits(call.principal, "GetKey", of_key(entry.key)):
-                yield entry
+    def _chosen(self, call: Call, wanted: Filter, rows: list[Key]) -> list[Key]:
+        """Those that are wanted and may be seen; what stands beside a key is read only where that decides."""
+        keys = [row for row in rows if wanted.by_itself(row)]
+        if wanted.target:
+            there = {row.key for row in self._beside(Import, keys, {"target": wanted.target}) if row.may_be_there}
+            keys = [key for key in keys if key.name in there]
+        if wanted.overdue:
+            now = self._now()
+            due = {row.key for row in self._beside(KeySchedule, keys) if row.next_at < now}
+            late = self._joined([key for key in keys if key.name in due])
+            keys = [entry.key for entry in late if entry.standing.overdue]
+        return [key for key in keys if self._guard.permits(call.principal, "GetKey", of_key(key))]
 
     def _joined(self, keys: list[Key]) -> list[Entry]:
         """The keys, in order of their names, with what stands beside them, in a few reads for all of them."""
-        names = [key.name for key in keys]
         primary = {key.name: key.primary for key in keys}
-        versions = {row.key: row for row in self._beside(KeyVersion, names) if row.number == primary[row.key]}
-        schedules = {row.key: row for row in self._beside(KeySchedule, names)}
-        uses = {row.key: row for row in self._beside(KeyUsed, names)}
+        versions = {row.key: row for row in self._beside(KeyVersion, keys) if row.number == primary[row.key]}
+        schedules = {row.key: row for row in self._beside(KeySchedule, keys)}
+        uses = {row.key: row for row in self._beside(KeyUsed, keys)}
         copies: dict[str, list[Import]] = {}
-        for row in self._beside(Import, names):
+        for row in self._beside(Import, keys):
             copies.setdefault(row.key, []).append(row)
         return [
             self._entry(key, versions.get(key.name), schedules.get(key.name), uses.get(key.name), copies)
@@ -168,22 +180,35 @@ class Inventory:
             standing=standing(key, schedule, primary, self._now()),
         )
 
-    def _beside(self, kind: type[B], names: list[str]) -> Iterator[B]:
+    def _beside(self, kind: type[B], keys: list[Key], where: Mapping[str, str] = EVERY) -> Iterator[B]:
         """The rows of these keys, which are in order, of a kind whose primary key begins with the key's name."""
-        if not names:
+        names = [key.name for key in keys]
+        if len(names) <= FEW:
+            for name in names:
+                yield from self._of(kind, name, where)
             return
         wanted, after = set(names), (names[0], *_BEFORE[kind])
-        if not _BEFORE[kind] and (first := self._of(kind, names[0])) is not None:
-            yield first
-        while len(names) > 1 or _BEFORE[kind]:
-            rows = self._store.page(kind, after=after, limit=min(BESIDE, 50 * len(names)), sound_only=True)
+        if not _BEFORE[kind]:  # the name is all of the primary key, and a page begins behind it
+            yield from self._of(kind, names[0], where)
+        while True:
+            rows = self._store.page(kind, after=after, limit=BESIDE, where=where, sound_only=True)
             yield from (row for row in rows if row.key in wanted)
-            if len(rows) < min(BESIDE, 50 * len(names)) or rows[-1].key > names[-1]:
+            if len(rows) < BESIDE or rows[-1].key > names[-1]:
                 return
             after = key_of(rows[-1])
 
-    def _of(self, kind: type[B], name: str) -> B | None:
-        return self._store.get(kind, name)
+    def _of(self, kind: type[B], name: str, where: Mapping[str, str]) -> Iterator[B]:
+        """The rows of one key."""
+        if not _BEFORE[kind]:
+            found = self._store.get(kind, name)
+            yield from [found] if found is not None else []
+            return
+        after: tuple[str | int, ...] = ()
+        while rows := self._store.page(kind, under=(name,), after=after, limit=BESIDE, where=where, sound_only=True):
+            yield from rows
+            if len(rows) < BESIDE:
+                return
+            after = key_of(rows[-1])
 
 
 _BEFORE: Mapping[type[Any], tuple[str | int, ...]] = MappingProxyType(
