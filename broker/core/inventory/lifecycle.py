@@ -147,7 +147,7 @@ class Inventory:
             due = {row.key for row in self._beside(KeySchedule, keys) if row.next_at < now}
             late = self._joined([key for key in keys if key.name in due])
             keys = [entry.key for entry in late if entry.standing.overdue]
-        return [key for key in keys if self._guard.permits(call.principal, "GetKey", of_key(key))]
+        return [key for key in keys if self._guard.shows(call.principal, "GetKey", of_key(key))]
 
     def _joined(self, keys: list[Key]) -> list[Entry]:
         """The keys, in order of their names, with what stands beside them, in a few reads for all of them."""

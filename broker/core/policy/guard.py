@@ -135,7 +135,8 @@ class _InForce:
 
     def __init__(self, document: PolicyDocument) -> None:
         self.document = document
-        self.decide = lru_cache(CACHED_DECISIONS)(_parsed(document.text).decide)
+        self.decide_anew = _parsed(document.text).decide
+        self.decide = lru_cache(CACHED_DECISIONS)(self.decide_anew)
 
 
 class Guard:
@@ -197,6 +198,10 @@ class Guard:
     def permits(self, principal: Principal, action: str, resource: Resource) -> bool:
         """The same decision without a record of its own: for filtering lists and for explaining."""
         return self.decide(principal, action, resource).allowed
+
+    def shows(self, principal: Principal, action: str, resource: Resource) -> bool:
+        """As ``permits``, for a list of thousands: it drives out nothing that was remembered of what is used."""
+        return self._in_force.decide_anew(_question(principal, action, resource)).allowed
 
     def decide(self, principal: Principal, action: str, resource: Resource) -> Decision:
         """As ``permits``, with the policies that decide."""
