@@ -190,18 +190,18 @@ class Inventory:
         wanted, after = set(names), (names[0], *_BEFORE[kind])
         if not _BEFORE[kind]:  # the name is all of the primary key, and a page begins behind it
             yield from self._of(kind, names[0], where)
+        size = min(BESIDE, len(names) * (3 if _BEFORE[kind] else 1))  # what is read behind the last key is for nothing
         while True:
-            rows = self._store.page(kind, after=after, limit=BESIDE, where=where, sound_only=True)
+            rows = self._store.page(kind, after=after, limit=size, where=where, sound_only=True)
             yield from (row for row in rows if row.key in wanted)
-            if len(rows) < BESIDE or rows[-1].key > names[-1]:
+            if len(rows) < size or rows[-1].key > names[-1]:
                 return
             after = key_of(rows[-1])
 
     def _of(self, kind: type[B], name: str, where: Mapping[str, str]) -> Iterator[B]:
         """The rows of one key."""
         if not _BEFORE[kind]:
-            found = self._store.get(kind, name)
-            yield from [found] if found is not None else []
+            yield from (row for row in self._store.page(kind, begins=name, limit=1, sound_only=True) if row.key == name)
             return
         after: tuple[str | int, ...] = ()
         while rows := self._store.page(kind, under=(name,), after=after, limit=BESIDE, where=where, sound_only=True):
