@@ -98,6 +98,8 @@ def wish(request: wire.SetKeyScheduleRequest) -> Wish | None:
     """How the key is to be rotated by itself; None: it is not."""
     every = codec.duration(request, "every", least=0, most=codec.LONG_AGES)
     if every is None:
+        if request.HasField("jitter") or request.blackouts or request.HasField("warn") or request.HasField("grace"):
+            raise codec.missing("every")  # who forgets it does not mean to end the schedule
         return None
     return Wish(
         every=every,

@@ -217,3 +217,16 @@ def test_get_key() -> None:
     noun, rpc = keys(get=ENTRY)
     assert rpc.get_key(call("KeyService/GetKey"), keys_pb2.GetKeyRequest(name="payments")).key.name == "payments"
     assert noun.asked == [("get", ("payments",), {})]
+
+
+def test_who_forgets_the_period_of_a_schedule_does_not_end_it() -> None:
+    noun, rpc = keys(set=(KEY, None))
+    for part in ("jitter", "warn", "grace", "blackouts"):
+        value: Any = ["22:00-06:00"] if part == "blackouts" else Duration()
+        asked = keys_pb2.SetKeyScheduleRequest(name="payments", **{part: value})
+        with pytest.raises(InvalidRequest) as refused:
+            rpc.set_key_schedule(call("X/Y"), asked)
+        assert (refused.value.reason, refused.value.metadata) == ("FIELD_MISSING", {"field": "every"})
+    assert noun.asked == []
+    rpc.set_key_schedule(call("X/Y"), keys_pb2.SetKeyScheduleRequest(name="payments"))
+    assert noun.asked == [("set", ("payments", None), {})]
