@@ -24,7 +24,7 @@ from broker.core.reasons import Reason
 from broker.core.rotations.copies import Copy
 from broker.core.rotations.lifecycle import Rotations
 from broker.core.schedules.lifecycle import Schedules
-from broker.rpc import codec, entries
+from broker.rpc import codec, inventory
 from broker.rpc.jwk import jwk, pem
 from broker.rpc.operations import to_wire
 from broker.rpc.pages import PageTokens, page_size
@@ -70,30 +70,30 @@ class KeyMethods:
             labels=dict(request.labels),
             owner=request.owner,
         )
-        return wire.CreateKeyResponse(key=entries.key(key))
+        return wire.CreateKeyResponse(key=inventory.key(key))
 
     def get_key(self, call: Call, request: wire.GetKeyRequest) -> wire.GetKeyResponse:
         entry = self._inventory.get(call, request.name)
-        shown = entries.shown(entry, self._settling.held(request.name))
+        shown = inventory.shown(entry, self._settling.held(request.name))
         if request.ask_token:
-            shown.origin.CopyFrom(entries.origin(entry, *self._inventory.origin(entry), self._inventory.token_serial))
+            shown.origin.CopyFrom(inventory.origin(entry, *self._inventory.origin(entry), self._inventory.token_serial))
         return wire.GetKeyResponse(key=shown)
 
     def list_keys(self, call: Call, request: wire.ListKeysRequest) -> wire.ListKeysResponse:
-        wanted, query = entries.asked(request)
+        wanted, query = inventory.asked(request)
         after = self._pages.open(call, query, request.page_token)
         page = self._inventory.page(call, wanted, after, page_size(request.page_size))
         held = self._settling.held()
         return wire.ListKeysResponse(
-            keys=[entries.shown(one, held) for one in page.items],
+            keys=[inventory.shown(one, held) for one in page.items],
             next_page_token=self._pages.token(call, query, page.next),
         )
 
     def set_key_schedule(self, call: Call, request: wire.SetKeyScheduleRequest) -> wire.SetKeyScheduleResponse:
-        key, schedule = self._schedules.set(call, request.name, entries.wish(request))
-        shown = entries.key(key)
+        key, schedule = self._schedules.set(call, request.name, inventory.wish(request))
+        shown = inventory.key(key)
         if schedule is not None:
-            shown.schedule.CopyFrom(entries.schedule(schedule))
+            shown.schedule.CopyFrom(inventory.schedule(schedule))
         return wire.SetKeyScheduleResponse(key=shown)
 
     def list_key_versions(self, call: Call, request: wire.ListKeyVersionsRequest) -> wire.ListKeyVersionsResponse:
@@ -154,32 +154,32 @@ class KeyMethods:
 
     def rotate_key(self, call: Call, request: wire.RotateKeyRequest) -> wire.RotateKeyResponse:
         if not request.everywhere:
-            return wire.RotateKeyResponse(key=entries.key(self._keys.rotate(call, request.name)))
+            return wire.RotateKeyResponse(key=inventory.key(self._keys.rotate(call, request.name)))
         done = self._rotations.rotate(call, request.name, codec.duration(request, "grace", least=0))
         return wire.RotateKeyResponse(
-            key=entries.key(done.key), operation=self._operation(done.operation), places=_places(done.places)
+            key=inventory.key(done.key), operation=self._operation(done.operation), places=_places(done.places)
         )
 
     def prepare_key_version(self, call: Call, request: wire.PrepareKeyVersionRequest) -> wire.PrepareKeyVersionResponse:
         key = self._rotations.prepare(call, request.name)
-        return wire.PrepareKeyVersionResponse(key=entries.key(key), version=key.latest)
+        return wire.PrepareKeyVersionResponse(key=inventory.key(key), version=key.latest)
 
     def activate_key_version(
         self, call: Call, request: wire.ActivateKeyVersionRequest
     ) -> wire.ActivateKeyVersionResponse:
         key = self._rotations.activate(call, request.name, codec.version(request.version))
-        return wire.ActivateKeyVersionResponse(key=entries.key(key))
+        return wire.ActivateKeyVersionResponse(key=inventory.key(key))
 
     def retire_key_version(self, call: Call, request: wire.RetireKeyVersionRequest) -> wire.RetireKeyVersionResponse:
         key = self._rotations.retire(call, request.name, codec.version(request.version))
-        return wire.RetireKeyVersionResponse(key=entries.key(key))
+        return wire.RetireKeyVersionResponse(key=inventory.key(key))
 
     def compromise_key_version(
         self, call: Call, request: wire.CompromiseKeyVersionRequest
     ) -> wire.CompromiseKeyVersionResponse:
         done = self._rotations.compromise(call, request.name, codec.version(request.version), request.reason)
         return wire.CompromiseKeyVersionResponse(
-            key=entries.key(done.key),
+            key=inventory.key(done.key),
             version=done.version.number,
             operation=self._operation(done.operation),
             places=_places(done.places),
@@ -194,29 +194,29 @@ class KeyMethods:
         )
 
     def enable_key(self, call: Call, request: wire.EnableKeyRequest) -> wire.EnableKeyResponse:
-        return wire.EnableKeyResponse(key=entries.key(self._keys.enable(call, request.name)))
+        return wire.EnableKeyResponse(key=inventory.key(self._keys.enable(call, request.name)))
 
     def disable_key(self, call: Call, request: wire.DisableKeyRequest) -> wire.DisableKeyResponse:
-        return wire.DisableKeyResponse(key=entries.key(self._keys.disable(call, request.name)))
+        return wire.DisableKeyResponse(key=inventory.key(self._keys.disable(call, request.name)))
 
     def schedule_key_destruction(
         self, call: Call, request: wire.ScheduleKeyDestructionRequest
     ) -> wire.ScheduleKeyDestructionResponse:
         key = self._keys.schedule_destruction(call, request.name, codec.duration(request, "delay"))
-        return wire.ScheduleKeyDestructionResponse(key=entries.key(key))
+        return wire.ScheduleKeyDestructionResponse(key=inventory.key(key))
 
     def cancel_key_destruction(
         self, call: Call, request: wire.CancelKeyDestructionRequest
     ) -> wire.CancelKeyDestructionResponse:
-        return wire.CancelKeyDestructionResponse(key=entries.key(self._keys.cancel_destruction(call, request.name)))
+        return wire.CancelKeyDestructionResponse(key=inventory.key(self._keys.cancel_destruction(call, request.name)))
 
     def seal_key(self, call: Call, request: wire.SealKeyRequest) -> wire.SealKeyResponse:
-        return wire.SealKeyResponse(key=entries.key(self._keys.seal(call, request.name)))
+        return wire.SealKeyResponse(key=inventory.key(self._keys.seal(call, request.name)))
 
     def settle_key_version(self, call: Call, request: wire.SettleKeyVersionRequest) -> wire.SettleKeyVersionResponse:
         keep = codec.keep(request.settlement)
         key = self._settling.settle(call, request.name, codec.version(request.version), keep=keep)
-        return wire.SettleKeyVersionResponse(key=entries.key(key))
+        return wire.SettleKeyVersionResponse(key=inventory.key(key))
 
     def _operation(self, row: Operation | None) -> operations_pb2.Operation | None:
         return to_wire(self._oversight.shown(row)) if row else None

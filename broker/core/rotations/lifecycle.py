@@ -70,6 +70,10 @@ class Rotations:
         self._may_import(call, key, there)
         refuse_stay(key, there)
 
+    def is_running(self, name: str) -> bool:
+        """Whether a rotation of the key is not over."""
+        return self._rotating.is_running(name)
+
     def _may_import(self, call: Call, key: Key, there: list[Copy]) -> None:
         """Return if the caller may import the key wherever it is: else the rotation would wait there for ever."""
         for one in there:

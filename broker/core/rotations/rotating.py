@@ -106,6 +106,10 @@ class Rotating:
             raise receipts.undone()
         return Rotated(key=now, operation=found, places=tuple(replace(one, version=number) for one in there))
 
+    def is_running(self, name: str) -> bool:
+        """Whether a rotation of the key is not over."""
+        return self._operations.live(self._store, subject_of(name)) is not None
+
     def would(self, key: Key, there: list[Copy]) -> Rotated:
         """As ``rotate`` would begin."""
         self._refuse_second(self._store, key)

@@ -31,7 +31,7 @@ from broker.core.rotations.lifecycle import Rotations
 from broker.core.rotations.rotating import USUAL_GRACE
 from broker.core.schedules import blackouts
 from broker.core.schedules.blackouts import HORIZON, Zone
-from broker.core.schedules.standing import LONGEST, SHORTEST, Standing, due_at, standing, usual_warning
+from broker.core.schedules.standing import LONGEST, NO_SCHEDULE, SHORTEST, Standing, due_at, standing, usual_warning
 
 BATCH = 100
 
@@ -153,10 +153,17 @@ class Schedules:
         """The keys that are overdue or soon due."""
         for row in self._all():
             if row.next_at - timedelta(seconds=row.warn) <= self._now():
-                key = self._store.get(Key, row.key)
-                found = standing(key, row, self._primary(key), self._now()) if key else Standing()
+                found = self._standing(row)
                 if found.overdue or found.soon:
                     yield Late(key=row.key, standing=found, failure=row.failure)
+
+    def _standing(self, row: KeySchedule) -> Standing:
+        """A damaged row of one key holds up what is told of the others no more than its own absence would."""
+        for key in self._store.page(Key, where={"name": row.key}, limit=1, sound_only=True):
+            named: dict[str, str | int] = {"key": key.name, "number": key.primary}
+            primary = self._store.page(KeyVersion, where=named, limit=1, sound_only=True)
+            return standing(key, row, primary[0] if primary else None, self._now())
+        return NO_SCHEDULE
 
     def stepped(self) -> Iterator[Chore]:
         """The keys whose time lies further ahead than any period: the clock has been set back since it was reckoned."""
@@ -165,9 +172,18 @@ class Schedules:
                 yield f"key/{row.key}", partial(self._see_to, row.key)
 
     def _see_to(self, name: str, call: Call) -> None:
-        row, key, now = self._store.get(KeySchedule, name), self._store.get(Key, name), self._now()
+        row = self._store.get(KeySchedule, name)
         if row is None or row.state is not ScheduleState.ACTIVE:
             return
+        try:
+            self._look(call, row)
+        except BrokerError as refusal:
+            if call.closed:
+                raise
+            self._refused(call, row, refusal)
+
+    def _look(self, call: Call, row: KeySchedule) -> None:
+        key, now = self._store.get(Key, row.key), self._now()
         if key is None or key.state is KeyState.DESTROYED:
             self._keep(call, row, None)
             return
@@ -182,6 +198,8 @@ class Schedules:
         now = self._now()
         if opens > now:
             self._keep(call, row, replace(row, look_at=opens))
+        elif self._rotations.is_running(key.name):
+            self._keep(call, row, replace(row, look_at=now + RUNNING_PAUSE, failure=""))
         elif key.state is not KeyState.ENABLED:
             self._keep(call, row, replace(row, look_at=now + REFUSED_PAUSE, failure=Reason.KEY_STATE))
         else:
@@ -211,9 +229,6 @@ class Schedules:
         return self._planned(row, self._primary(key), blackouts.parsed(row.blackouts, self._zone))
 
     def _refused(self, call: Call, row: KeySchedule, refusal: BrokerError) -> None:
-        if refusal.reason == Reason.KEY_ROTATION_RUNNING:  # by hand, or from the time before: that is waited for
-            self._keep(call, row, replace(row, look_at=self._now() + RUNNING_PAUSE, failure=""))
-            return
         pause = AWAY_PAUSE if isinstance(refusal, Unavailable) else REFUSED_PAUSE
         self._keep(call, row, replace(row, look_at=self._now() + pause, failure=refusal.reason))
         raise refusal  # for the log

@@ -17,6 +17,7 @@ from broker.core.model import Key, KeySchedule, Operator
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard
 from broker.core.schedules.lifecycle import BATCH, Late, Wish
+from broker.zones import time_zone
 from tests.fakes.calls import document, operator
 from tests.fakes.refusals import ending, refused
 from tests.unit.rotations.bench import REQUEST, TARGETS, House
@@ -198,6 +199,7 @@ def test_a_rotation_that_runs_already_is_waited_for(home: Home) -> None:
     home.rotate()
     assert home.look() == ["ok"]
     assert (home.key().latest, home.schedule().failure) == (2, "")
+    assert not [one for one in home.ground.store.entries if one.reason == "KEY_ROTATION_RUNNING"]
     home.back("prod")
     home.rounds(20, seconds=10)
     assert home.goes_on(minutes=6) == ["ok"]
@@ -316,6 +318,18 @@ def test_FT_23_what_was_reckoned_while_the_clock_was_years_ahead_is_reckoned_ane
         work(home.own(about))
     assert home.schedule("other").next_at == home.clock() + 90 * DAYS
     assert list(home.schedules.stepped()) == []
+
+
+def test_a_zone_that_the_host_does_not_know_any_more_rotates_nothing_and_that_is_told(home: Home) -> None:
+    home.set(replace(EVERY, blackouts=("08:00-18:00 Europe/Berlin",)))
+    home.restart(zone=lambda _: None)
+    home.clock.forward(days=91)
+    assert home.look() == ["ZONE_UNKNOWN"]
+    assert home.look() == [], "it is not tried in each round"
+    assert (home.key().latest, [one.failure for one in home.late()]) == (1, ["ZONE_UNKNOWN"])
+    home.restart(zone=time_zone)
+    home.goes_on(hours=25)
+    assert home.signs() == 2
 
 
 def test_after_a_restore_it_is_held_until_it_is_set_again(home: Home) -> None:
