@@ -40,6 +40,7 @@ from broker.rpc.server import Server
 from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
 from broker.targets import PrivateVault, Surroundings, connector
+from broker.zones import time_zone
 
 log = structlog.get_logger("broker")
 
@@ -106,6 +107,7 @@ class Broker:
                 authority=own_keys.authority(config, self.hsm, Purpose.OPERATOR_CA),
                 audit_key=audit_key,
                 trust_domain=config.trust_domain,
+                zone=time_zone,
                 keep=timedelta(seconds=config.secrets.keep_data_keys_seconds),
                 slots=config.server.slots,
                 delay=_delay(config),
@@ -114,6 +116,7 @@ class Broker:
         )
         self.operations, self.keys, self.imports = nouns.operations, nouns.keys, nouns.imports
         self.secrets, self.sessions = nouns.secrets, nouns.sessions
+        self.schedules, self.use = nouns.schedules, nouns.use
         self.heads, self.policies, self.approvals = nouns.heads, nouns.policies, nouns.approvals
         if not config.store.sqlite:  # else there is no other process that could set one
             self._guard.watch(self.policies.refresh_when_late)
@@ -126,6 +129,8 @@ class Broker:
             use=nouns.use,
             settling=nouns.settling,
             rotations=nouns.rotations,
+            schedules=nouns.schedules,
+            inventory=nouns.inventory,
             oversight=nouns.oversight,
             targets=nouns.targets,
             imports=nouns.imports,

@@ -24,12 +24,15 @@ from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Outcome, Unavailable
 from broker.core.imports.importing import Imports
 from broker.core.keys.lifecycle import Keys
+from broker.core.keys.use import KeyUse
 from broker.core.model import Operation
 from broker.core.operations.plan import HSM
 from broker.core.operations.running import Operations
 from broker.core.policy.documents import Policies
 from broker.core.ports import HsmStatus, Store
 from broker.core.reasons import Reason
+from broker.core.schedules.lifecycle import Schedules
+from broker.core.schedules.standing import Standing
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.sessions.lifecycle import Sessions
 from broker.errands import Errands
@@ -54,6 +57,10 @@ callers come first, and what is over ends all the same (P15)."""
 
 ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
+USES_EVERY = timedelta(seconds=30)
+AGES_EVERY = timedelta(hours=1)
+NAMED = 10
+"""Things that a line of the log names; the others are counted."""
 SESSIONS_EVERY = timedelta(seconds=2)
 CERTIFICATE_EVERY = timedelta(hours=6)
 OPERATIONS_EVERY = timedelta(seconds=2)
@@ -85,6 +92,8 @@ class Parts(Protocol):
     secrets: Secrets
     sessions: Sessions
     keys: Keys
+    use: KeyUse
+    schedules: Schedules
     operations: Operations
     imports: Imports
     approvals: Approvals
@@ -128,8 +137,11 @@ class Loop:
         self._beside: list[Kind] = [
             ("roots", ROOTS_EVERY, broker.secrets.refresh),
             ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(self._call)),
+            ("uses", USES_EVERY, lambda: broker.use.flush_uses(self._call)),
             ("sessions", SESSIONS_EVERY, lambda: self._do(broker.sessions.chores)),
             ("keys", CHORES_EVERY, lambda: self._do(broker.keys.chores, sure=True)),
+            ("schedules", CHORES_EVERY, lambda: self._do(broker.schedules.chores, sure=True)),
+            ("ages", AGES_EVERY, self._look_at_ages),
             ("imports", CHORES_EVERY, lambda: self._do(broker.imports.chores, sure=True)),
             ("secrets", CHORES_EVERY, lambda: self._do(broker.secrets.chores, sure=True)),
             ("approvals", CHORES_EVERY, lambda: self._do(broker.approvals.chores)),
@@ -260,6 +272,15 @@ class Loop:
         if isinstance(refusal, Unavailable) or isinstance(refusal.__cause__, Unavailable):
             raise refusal
 
+    def _look_at_ages(self) -> None:
+        """In the leader: say which keys and secrets are overdue or soon due, and mend what a clock has set astray."""
+        if self._fence is None:
+            return
+        keys = list(self._broker.schedules.late())
+        _tell_late("keys", [(one.key, one.standing, one.failure) for one in keys])
+        _tell_late("secrets", [(name, standing, "") for name, standing in self._broker.secrets.late()])
+        self._do(self._broker.schedules.stepped, sure=True)
+
     def _do(self, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
         """The shared work, in the one process that leads; each piece is written under the leader's number.
 
@@ -280,6 +301,17 @@ class Loop:
 
     def _call(self, resource: str, fence: int = 0) -> Call:
         return background_call(resource, fence, self._broker.clock.now)
+
+
+def _tell_late(what: str, found: list[tuple[str, Standing, str]]) -> None:
+    """One line for all that is overdue, with the reasons that are known, and one for all that will be soon."""
+    for said, some in (
+        ("something is overdue", [(name, failure) for name, one, failure in found if one.overdue]),
+        ("something is due soon", [(name, failure) for name, one, failure in found if one.soon]),
+    ):
+        if some:
+            named = ", ".join(f"{name} ({failure})" if failure else name for name, failure in some[:NAMED])
+            log.warning(said, what=what, count=len(some), names=named)
 
 
 def _attempt(name: str, work: Callable[[], object]) -> bool:

@@ -11,6 +11,7 @@ from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
+from broker.core.inventory.lifecycle import Inventory
 from broker.core.keys.confirming import Settling
 from broker.core.keys.lifecycle import DestructionDelay, Keys
 from broker.core.keys.use import KeyUse
@@ -24,6 +25,8 @@ from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
 from broker.core.quota import LeaseQuota
 from broker.core.rotations.lifecycle import Rotations
+from broker.core.schedules.blackouts import Zone
+from broker.core.schedules.lifecycle import Schedules
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.secrets.root_rows import known_roots
 from broker.core.secrets.sealing import Sealing
@@ -47,6 +50,7 @@ class Parts:
     authority: Authority
     audit_key: ports.KeyRef
     trust_domain: str
+    zone: Zone  # the time zones that the host knows
     keep: timedelta  # how long a data key stays unwrapped
     slots: int  # calls that may wait for targets, and keys that one principal may have made, at a time
     delay: DestructionDelay = field(default_factory=DestructionDelay)
@@ -62,12 +66,14 @@ class Nouns:
         self.slots = slots = Slots(parts.slots)  # of all that wait for targets
         self.operations = Operations(store, now, parts.ticks)
         self.keys = Keys(store, callers, guard, self.operations, now, parts.delay, generating=parts.slots)
-        self.use = KeyUse(store, callers, guard)
+        self.use = KeyUse(store, callers, guard, now)
         self.settling = Settling(store, callers, guard, self.operations)
         self.targets = Targets(store, parts.hsm, guard, connect, self.operations, now, slots)
         self.imports = Imports(store, callers, guard, self.operations, connect, now, slots)
         self.handover = Handover(self.imports.bringing)
         self.rotations = Rotations(store, guard, self.operations, self.keys, self.imports, connect, now)
+        self.schedules = Schedules(store, guard, self.rotations, parts.zone, now)
+        self.inventory = Inventory(store, callers, guard, now)
         self.oversight = Oversight(store, guard, self.operations, parts.ticks)
         self.sealing = Sealing(roots, known_roots(store), now, parts.keep, tenant=parts.trust_domain)
         self.secrets = Secrets(store, roots, self.sealing, guard, self.operations, now)

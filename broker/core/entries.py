@@ -28,7 +28,7 @@ FACTS = frozenset({
     "former_end", "former_end_hash", "former_hash", "former_sequence", "former_strays", "former_torn",
     "former_torn_hash", "groups", "head_sequence", "kek_thumbprint", "key_type", "key_usage",
     "operator", "phase", "policy_version", "public_key_sha256", "remote_name", "remote_version", "replayed", "revision",
-    "seconds", "state", "target", "validate_only", "version",
+    "scheduled_by", "seconds", "state", "target", "validate_only", "version",
     "enabled", "expires_at", "extra_versions", "not_before", "operations",
     "ledger", "rows", "approval", "approval_digest",
     "claim", "claim_expected", "claim_found", "issuer", "lease", "session", "subject", "token_id", "trust_rule",

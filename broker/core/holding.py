@@ -18,9 +18,9 @@ from broker.core.approval import Approval
 from broker.core.call import Call
 from broker.core.clearance import over
 from broker.core.errors import WrongState
-from broker.core.kinds import ApprovalState, ImportState, KeyState, RootKeyState, VersionState
+from broker.core.kinds import ApprovalState, ImportState, KeyState, RootKeyState, ScheduleState, VersionState
 from broker.core.leases.ending import BATCH, entry_of
-from broker.core.model import Import, Key, KeyVersion, Operation, RootKey
+from broker.core.model import Import, Key, KeySchedule, KeyVersion, Operation, RootKey
 from broker.core.operations.running import LIVE, closed
 from broker.core.ports import Store
 from broker.core.reasons import Reason
@@ -74,6 +74,12 @@ _RULES = (
         when=RootKeyState.PENDING.value,
         becomes=lambda root, _: replace(root, state=RootKeyState.HELD),
         resource=lambda root: f"root/{root.version}",
+    ),
+    _Rule(
+        kind=KeySchedule,
+        when=ScheduleState.ACTIVE.value,  # the key may have been rotated since, or the schedule ended
+        becomes=lambda schedule, _: replace(schedule, state=ScheduleState.HELD),
+        resource=lambda schedule: f"key/{schedule.key}",
     ),
 )
 
@@ -163,6 +169,7 @@ def held_work(store: Store) -> int:
         KeyVersion: VersionState.HELD.value,
         Import: ImportState.HELD.value,
         RootKey: RootKeyState.HELD.value,
+        KeySchedule: ScheduleState.HELD.value,
     }
     return sum(store.count(kind, {"state": state}) for kind, state in states.items())
 

@@ -56,3 +56,16 @@ class Verified:
     expires_at: datetime
     claims: Mapping[str, Any]
     findings: tuple[ClaimFinding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a verified identity token says, for the session that it opens."""
+
+    rule: str
+    issuer: str
+    subject: str
+    token_id: str  # its jti, or "" where the issuer gives none
+    expires_at: datetime
+    claims: Mapping[str, str]  # those that the rule matched
+    rule_revision: int  # the one that the token matched

@@ -122,6 +122,13 @@ class Phase(StrEnum):
     DESTROYED = "destroyed"
 
 
+class ScheduleState(StrEnum):
+    """ACTIVE, or HELD since the database was restored: then nothing is rotated until the schedule is set again."""
+
+    ACTIVE = "active"
+    HELD = "held"
+
+
 class RootKeyState(StrEnum):
     """PENDING until the HSM has made the key → ENABLED → destroyed by itself once nothing hangs on it.
 

@@ -25,6 +25,8 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         APPROVAL_TOO_LARGE          mend    The request needs approvals, and is too long for those who would read it.
         ATTRIBUTE_UNKNOWN           command The policy question gives values that do not decide on such a thing.
         BINDING_INVALID             mend    A target credential is not bound in the form that init takes.
+        BLACKOUT_INVALID            mend    A blackout window of a schedule is not valid, or there are too many.
+        BLACKOUT_TOTAL              mend    The blackout windows leave no hour of the week free.
         CHAIN_INVALID               command The name of an audit chain is too long.
         CIPHERTEXT_INVALID          mend    The ciphertext does not open, whatever the cause.
         COMPROMISE_REASON_INVALID   mend    The reason given for a compromise is empty or too long.
@@ -54,6 +56,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         KEY_NOT_EXPORTABLE          mend    The key, or keys of its type, never leave the HSM.
         KEY_TYPE_UNSUPPORTED        mend    The HSM or the target has no keys of this type.
         LABELS_INVALID              mend    The labels are too many, or not valid.
+        MAX_AGE_OUT_OF_RANGE        mend    The age that a secret may reach is too short or too long.
         MESSAGE_INVALID             mend    The request is no message of this method.
         MESSAGE_MISSING             none    The call carried no request.
         NAME_INVALID                mend    A name is not valid.
@@ -62,6 +65,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         PAGE_SIZE_INVALID           mend    The page size is out of range.
         PAGE_TOKEN_INVALID          mend    The page token was not made for this list and this caller.
         PEM_INVALID                 mend    A field is not PEM.
+        PERIOD_OUT_OF_RANGE         mend    The period of a schedule is too short or too long.
         PIN_LENGTH                  mend    The PIN is too short or too long for SoftHSM.
         PLAINTEXT_TOO_LONG          mend    The plaintext is longer than one RSA block of the key holds.
         POLICY_INVALID              mend    The policy is not valid.
@@ -70,6 +74,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         REFERENCE_INVALID           mend    A reference to a secret is not valid.
         REQUEST_ID_INVALID          mend    The request id is no UUID of version 4.
         RESOURCE_KIND_WRONG         mend    The policy question's action does not act on such a thing.
+        SCHEDULE_INVALID            mend    Jitter, grace or warning of a schedule do not fit its period.
         SECRET_TOO_LARGE            mend    The values of the secret are too large.
         SELECTION_INVALID           mend    What is to be ended is not chosen in exactly one way.
         SERVER_NAME_INVALID         mend    The server's names for its certificate are not valid.
@@ -297,6 +302,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TRUST_RULES_OVERLAP         mend    Another trust rule takes the same tokens, and gives another pipeline.
         VERSION_MISMATCH            mend    The latest version is not the expected one.
         WRAP_NOT_EXACT              mend    The token's key wrap does not follow RFC 5649 for this key.
+        ZONE_UNKNOWN                mend    The host does not know the time zone of a blackout window.
     """,
         Outcome.RESOURCE_EXHAUSTED: """
         APPROVAL_QUOTA              command Too many requests wait for approvals, of the caller or in all.

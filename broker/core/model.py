@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from broker.core.approval import Approval
+from broker.core.identity import Proof
 from broker.core.kinds import (
     ImportState,
     KeyState,
@@ -23,6 +24,7 @@ from broker.core.kinds import (
     Phase,
     Preset,
     RootKeyState,
+    ScheduleState,
     SecretVersionState,
     Sent,
     SessionState,
@@ -218,6 +220,8 @@ class Secret:
     created_at: datetime
     updated_at: datetime
     expires_at: datetime | None = None
+    max_age: int | None = None  # seconds after which its latest version is overdue; None: at no age
+    renew_at: datetime | None = None  # when that is; None with ``max_age``
     revision: int = 1
 
 
@@ -321,24 +325,41 @@ class Operation:
     revision: int = 1
 
 
-Record = (
-    Key | KeyVersion | Target | Import | Operator | PolicyDocument
-    | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
-    | RootKey | Session | Lease | UsedToken | Operation | KeyMove | Approval
-)  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySchedule:
+    """When a key is rotated by itself (``core.schedules``). All spans are seconds."""
+
+    key: str
+    state: ScheduleState
+    every: int
+    jitter: int
+    blackouts: tuple[str, ...]  # as ``schedules.blackouts`` reads them
+    warn: int  # how long before it is due that is told
+    grace: int  # of the rotation
+    set_by: str  # "operator/alice": in whose name it is rotated
+    version: int  # the primary version that ``next_at`` was reckoned from
+    next_at: datetime
+    look_at: datetime  # when the background looks at it next
+    failure: str  # why the newest attempt was refused, "" if it was not
+    created_at: datetime
+    revision: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """What a verified identity token says, for the session that it opens."""
+class KeyUsed:
+    """Who used a key last; kept beside it, so that using does not contend with changing."""
 
-    rule: str
-    issuer: str
-    subject: str
-    token_id: str  # its jti, or "" where the issuer gives none
-    expires_at: datetime
-    claims: Mapping[str, str]  # those that the rule matched
-    rule_revision: int  # the one that the token matched
+    key: str
+    principal: str
+    used_at: datetime
+    revision: int = 1
+
+
+Record = (
+    Key | KeyVersion | Target | Import | Operator | PolicyDocument
+    | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
+    | RootKey | Session | Lease | UsedToken | Operation | KeyMove | Approval | KeySchedule | KeyUsed
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,8 @@ from broker.core.model import (
     Import,
     Key,
     KeyMove,
+    KeySchedule,
+    KeyUsed,
     KeyVersion,
     Lease,
     Operation,
@@ -177,6 +179,15 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
             indexes={"due": ("state", "due_at"), "digest": ("digest",)},
             randomly_named=True,
         ),
+        KeySchedule: Declaration(
+            table="key_schedules",
+            key=("key",),
+            filters=("state",),
+            due="look_at",
+            due_in="active",
+            indexes={"due": ("state", "look_at")},
+        ),
+        KeyUsed: Declaration(table="key_uses", key=("key",), told=False),
     }
 )
 """In the order of the sums in the ledger and of what an inspection looks at: a new kind comes last."""

@@ -17,6 +17,17 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a token tells of where a key comes from and has been (PKCS#11 2.40, 4.9); None: it does not tell."""
+
+    local: bool | None  # made in this token
+    sensitive: bool | None
+    always_sensitive: bool | None
+    extractable: bool | None  # it may leave, wrapped
+    never_extractable: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HsmReport:
     """What the token is and what the start-up probe found it can really do."""
 

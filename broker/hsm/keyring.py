@@ -13,7 +13,7 @@ from broker.core.kinds import EncryptionAlgorithm, KeyUsage, OaepHash, Purpose, 
 from broker.core.model import WrappingKey
 from broker.core.ports import KeyRef
 from broker.core.reasons import Reason
-from broker.core.report import HsmReport
+from broker.core.report import HsmReport, Origin
 from broker.hsm import ciphers, objects
 from broker.hsm.binding import bind, not_this
 from broker.hsm.generation import Generation
@@ -79,6 +79,16 @@ class Keyring:
                 if objects.type_of(found) not in {None, key.type} or not objects.matches(found, recipe.public()):
                     raise not_this(binding.label, "the object under its id is of another type, size or usage")
                 return objects.read_public_key(found, key.type)
+
+        return self._sessions.run(read)
+
+    def origin(self, key: KeyRef) -> Origin:
+        """See the port."""
+        binding = bind(self._purpose, key)
+
+        def read(worker: Worker) -> Origin:
+            with self._sessions.objects:
+                return objects.origin_of(self._finder.secret_half(worker, binding))
 
         return self._sessions.run(read)
 

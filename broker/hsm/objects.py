@@ -18,6 +18,7 @@ from pkcs11 import KeyType as CkKeyType
 from broker.core.errors import AlreadyExists, InvalidRequest, Unavailable
 from broker.core.kinds import KeyType, KeyUsage
 from broker.core.reasons import Reason
+from broker.core.report import Origin
 from broker.hsm.mechanisms import AES_BITS, CURVE_OIDS
 from broker.hsm.sanity import CURVES, RSA_BITS, check_public_key
 from broker.hsm.sessions import Worker
@@ -114,6 +115,19 @@ def matches(found: Any, template: Template) -> bool:
     """True when the object really has each of these attributes."""
     read = found.get_attributes(list(template))
     return all(read.get(attribute) == value for attribute, value in template.items())
+
+
+def origin_of(secret: Any) -> Origin:
+    """What the token says of a secret half's past."""
+    names = {
+        "local": Attribute.LOCAL,
+        "sensitive": Attribute.SENSITIVE,
+        "always_sensitive": Attribute.ALWAYS_SENSITIVE,
+        "extractable": Attribute.EXTRACTABLE,
+        "never_extractable": Attribute.NEVER_EXTRACTABLE,
+    }
+    read = secret.get_attributes(list(names.values()))
+    return Origin(**{name: read.get(attribute) for name, attribute in names.items()})
 
 
 def generated(secret: Any) -> bool:

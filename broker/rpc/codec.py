@@ -22,6 +22,8 @@ E = TypeVar("E", bound=Enum)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 MAX_DURATION = timedelta(days=366)
+LONG_AGES = timedelta(days=1_000_000)
+"""For periods and ages, of which the core says which are sensible."""
 KIBIBYTE = 1024
 
 
@@ -129,16 +131,16 @@ def moment(request: Any, field: str) -> datetime | None:
         raise InvalidRequest(Reason.TIME_INVALID, f"The field {field} is not a time; send one.", field=field) from error
 
 
-def duration(request: Any, field: str, *, least: int = 1) -> timedelta | None:
-    """The duration in ``field``: None when unset, whole seconds, ``least`` to 366 days; else ``DURATION_INVALID``."""
+def duration(request: Any, field: str, *, least: int = 1, most: timedelta = MAX_DURATION) -> timedelta | None:
+    """The duration in ``field``: None when unset, whole seconds, ``least`` to ``most``; else ``DURATION_INVALID``."""
     if not request.HasField(field):
         return None
     value: Duration = getattr(request, field)
     # Compared before it is converted: a timedelta overflows far below what the wire can carry.
-    if value.nanos or not least <= value.seconds <= MAX_DURATION.total_seconds():
+    if value.nanos or not least <= value.seconds <= most.total_seconds():
         raise InvalidRequest(
             Reason.DURATION_INVALID,
-            f"The field {field} is not a whole number of seconds from {least} s to 366 days.",
+            f"The field {field} is not a whole number of seconds from {least} s to {most.days} days.",
             field=field,
         )
     return timedelta(seconds=value.seconds)

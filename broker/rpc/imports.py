@@ -60,7 +60,7 @@ class ImportMethods:
         after = self._pages.open(call, query, request.page_token)
         page = self._imports.page(call, request.name, request.target, after, page_size(request.page_size))
         return wire.ListImportsResponse(
-            imports=[_row(each) for each in page.items], next_page_token=self._pages.token(call, query, page.next)
+            imports=[row(each) for each in page.items], next_page_token=self._pages.token(call, query, page.next)
         )
 
 
@@ -84,10 +84,11 @@ def _extra(found: tuple[Extra, ...]) -> list[wire.ExtraVersion]:
 
 
 def _import(each: Import) -> dict[str, Any]:
-    return {"import": _row(each)}  # "import" is a word of Python
+    return {"import": row(each)}  # "import" is a word of Python
 
 
-def _row(each: Import) -> wire.Import:
+def row(each: Import) -> wire.Import:
+    """A copy for the wire."""
     return wire.Import(
         key=each.key,
         version=each.version,

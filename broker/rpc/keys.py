@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 from broker_api.v1 import keys_pb2 as wire
 from broker_api.v1 import operations_pb2
 
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest
+from broker.core.inventory.lifecycle import Inventory
 from broker.core.keys.confirming import Settling
 from broker.core.keys.lifecycle import Keys
 from broker.core.keys.phases import phase_of
@@ -23,7 +23,8 @@ from broker.core.operations.oversight import Oversight
 from broker.core.reasons import Reason
 from broker.core.rotations.copies import Copy
 from broker.core.rotations.lifecycle import Rotations
-from broker.rpc import codec
+from broker.core.schedules.lifecycle import Schedules
+from broker.rpc import codec, inventory
 from broker.rpc.jwk import jwk, pem
 from broker.rpc.operations import to_wire
 from broker.rpc.pages import PageTokens, page_size
@@ -40,12 +41,22 @@ class KeyMethods:
     """The RPCs of KeyService."""
 
     def __init__(
-        self, keys: Keys, use: KeyUse, settling: Settling, rotations: Rotations, oversight: Oversight, pages: PageTokens
+        self,
+        keys: Keys,
+        use: KeyUse,
+        settling: Settling,
+        rotations: Rotations,
+        schedules: Schedules,
+        inventory: Inventory,
+        oversight: Oversight,
+        pages: PageTokens,
     ) -> None:
         self._keys = keys
         self._use = use
         self._settling = settling
         self._rotations = rotations
+        self._schedules = schedules
+        self._inventory = inventory
         self._oversight = oversight
         self._pages = pages
 
@@ -59,19 +70,31 @@ class KeyMethods:
             labels=dict(request.labels),
             owner=request.owner,
         )
-        return wire.CreateKeyResponse(key=_key(key))
+        return wire.CreateKeyResponse(key=inventory.key(key))
 
     def get_key(self, call: Call, request: wire.GetKeyRequest) -> wire.GetKeyResponse:
-        key = self._keys.get(call, request.name)
-        return wire.GetKeyResponse(key=_key(key, self._settling.held(key.name)))
+        entry = self._inventory.get(call, request.name)
+        shown = inventory.shown(entry, self._settling.held(request.name))
+        if request.ask_token:
+            shown.origin.CopyFrom(inventory.origin(entry, *self._inventory.origin(entry), self._inventory.token_serial))
+        return wire.GetKeyResponse(key=shown)
 
     def list_keys(self, call: Call, request: wire.ListKeysRequest) -> wire.ListKeysResponse:
-        after = self._pages.open(call, (), request.page_token)
-        page = self._keys.page(call, after, page_size(request.page_size))
+        wanted, query = inventory.asked(request)
+        after = self._pages.open(call, query, request.page_token)
+        page = self._inventory.page(call, wanted, after, page_size(request.page_size))
         held = self._settling.held()
         return wire.ListKeysResponse(
-            keys=[_key(key, held) for key in page.items], next_page_token=self._pages.token(call, (), page.next)
+            keys=[inventory.shown(one, held) for one in page.items],
+            next_page_token=self._pages.token(call, query, page.next),
         )
+
+    def set_key_schedule(self, call: Call, request: wire.SetKeyScheduleRequest) -> wire.SetKeyScheduleResponse:
+        key, schedule = self._schedules.set(call, request.name, inventory.wish(request))
+        shown = inventory.key(key)
+        if schedule is not None:
+            shown.schedule.CopyFrom(inventory.schedule(schedule))
+        return wire.SetKeyScheduleResponse(key=shown)
 
     def list_key_versions(self, call: Call, request: wire.ListKeyVersionsRequest) -> wire.ListKeyVersionsResponse:
         query = (request.name,)
@@ -131,32 +154,32 @@ class KeyMethods:
 
     def rotate_key(self, call: Call, request: wire.RotateKeyRequest) -> wire.RotateKeyResponse:
         if not request.everywhere:
-            return wire.RotateKeyResponse(key=_key(self._keys.rotate(call, request.name)))
+            return wire.RotateKeyResponse(key=inventory.key(self._keys.rotate(call, request.name)))
         done = self._rotations.rotate(call, request.name, codec.duration(request, "grace", least=0))
         return wire.RotateKeyResponse(
-            key=_key(done.key), operation=self._operation(done.operation), places=_places(done.places)
+            key=inventory.key(done.key), operation=self._operation(done.operation), places=_places(done.places)
         )
 
     def prepare_key_version(self, call: Call, request: wire.PrepareKeyVersionRequest) -> wire.PrepareKeyVersionResponse:
         key = self._rotations.prepare(call, request.name)
-        return wire.PrepareKeyVersionResponse(key=_key(key), version=key.latest)
+        return wire.PrepareKeyVersionResponse(key=inventory.key(key), version=key.latest)
 
     def activate_key_version(
         self, call: Call, request: wire.ActivateKeyVersionRequest
     ) -> wire.ActivateKeyVersionResponse:
         key = self._rotations.activate(call, request.name, codec.version(request.version))
-        return wire.ActivateKeyVersionResponse(key=_key(key))
+        return wire.ActivateKeyVersionResponse(key=inventory.key(key))
 
     def retire_key_version(self, call: Call, request: wire.RetireKeyVersionRequest) -> wire.RetireKeyVersionResponse:
         key = self._rotations.retire(call, request.name, codec.version(request.version))
-        return wire.RetireKeyVersionResponse(key=_key(key))
+        return wire.RetireKeyVersionResponse(key=inventory.key(key))
 
     def compromise_key_version(
         self, call: Call, request: wire.CompromiseKeyVersionRequest
     ) -> wire.CompromiseKeyVersionResponse:
         done = self._rotations.compromise(call, request.name, codec.version(request.version), request.reason)
         return wire.CompromiseKeyVersionResponse(
-            key=_key(done.key),
+            key=inventory.key(done.key),
             version=done.version.number,
             operation=self._operation(done.operation),
             places=_places(done.places),
@@ -171,29 +194,29 @@ class KeyMethods:
         )
 
     def enable_key(self, call: Call, request: wire.EnableKeyRequest) -> wire.EnableKeyResponse:
-        return wire.EnableKeyResponse(key=_key(self._keys.enable(call, request.name)))
+        return wire.EnableKeyResponse(key=inventory.key(self._keys.enable(call, request.name)))
 
     def disable_key(self, call: Call, request: wire.DisableKeyRequest) -> wire.DisableKeyResponse:
-        return wire.DisableKeyResponse(key=_key(self._keys.disable(call, request.name)))
+        return wire.DisableKeyResponse(key=inventory.key(self._keys.disable(call, request.name)))
 
     def schedule_key_destruction(
         self, call: Call, request: wire.ScheduleKeyDestructionRequest
     ) -> wire.ScheduleKeyDestructionResponse:
         key = self._keys.schedule_destruction(call, request.name, codec.duration(request, "delay"))
-        return wire.ScheduleKeyDestructionResponse(key=_key(key))
+        return wire.ScheduleKeyDestructionResponse(key=inventory.key(key))
 
     def cancel_key_destruction(
         self, call: Call, request: wire.CancelKeyDestructionRequest
     ) -> wire.CancelKeyDestructionResponse:
-        return wire.CancelKeyDestructionResponse(key=_key(self._keys.cancel_destruction(call, request.name)))
+        return wire.CancelKeyDestructionResponse(key=inventory.key(self._keys.cancel_destruction(call, request.name)))
 
     def seal_key(self, call: Call, request: wire.SealKeyRequest) -> wire.SealKeyResponse:
-        return wire.SealKeyResponse(key=_key(self._keys.seal(call, request.name)))
+        return wire.SealKeyResponse(key=inventory.key(self._keys.seal(call, request.name)))
 
     def settle_key_version(self, call: Call, request: wire.SettleKeyVersionRequest) -> wire.SettleKeyVersionResponse:
         keep = codec.keep(request.settlement)
         key = self._settling.settle(call, request.name, codec.version(request.version), keep=keep)
-        return wire.SettleKeyVersionResponse(key=_key(key))
+        return wire.SettleKeyVersionResponse(key=inventory.key(key))
 
     def _operation(self, row: Operation | None) -> operations_pb2.Operation | None:
         return to_wire(self._oversight.shown(row)) if row else None
@@ -223,23 +246,6 @@ def _inputs(given: Sequence[wire.SignInput]) -> tuple[list[bytes], bool]:
     for each in inputs:
         codec.at_most(len(each), MAX_DIGEST if prehashed else MAX_BYTES, "digest" if prehashed else "message")
     return inputs, prehashed
-
-
-def _key(key: Key, held: Mapping[str, list[int]] = MappingProxyType({})) -> wire.Key:
-    return wire.Key(
-        name=key.name,
-        type=codec.KEY_TYPE.wire(key.type),
-        usage=codec.KEY_USAGE.wire(key.usage),
-        exportable=key.exportable,
-        labels=key.labels,
-        owner=key.owner,
-        state=codec.KEY_STATE.wire(key.state),
-        primary_version=key.primary,
-        create_time=codec.timestamp(key.created_at),
-        destroy_time=codec.timestamp(key.destroy_at),
-        revision=key.revision,
-        held_versions=held.get(key.name, ()),
-    )
 
 
 def _places(copies: Sequence[Copy]) -> list[wire.KeyPlace]:

@@ -8,6 +8,7 @@ from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
+from broker.core.inventory.lifecycle import Inventory
 from broker.core.keys.confirming import Settling
 from broker.core.keys.lifecycle import Keys
 from broker.core.keys.use import KeyUse
@@ -18,6 +19,7 @@ from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
 from broker.core.ports import HsmStatus
 from broker.core.rotations.lifecycle import Rotations
+from broker.core.schedules.lifecycle import Schedules
 from broker.core.secrets.lifecycle import Secrets
 from broker.core.sessions.lifecycle import Sessions
 from broker.core.targets.register import Targets
@@ -44,6 +46,8 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     use: KeyUse,
     settling: Settling,
     rotations: Rotations,
+    schedules: Schedules,
+    inventory: Inventory,
     targets: Targets,
     imports: Imports,
     handover: Handover,
@@ -68,7 +72,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     """
     pages = PageTokens(page_key)
     return {
-        "KeyService": KeyMethods(keys, use, settling, rotations, oversight, pages),
+        "KeyService": KeyMethods(keys, use, settling, rotations, schedules, inventory, oversight, pages),
         "TargetService": TargetMethods(targets, pages),
         "ImportService": ImportMethods(imports, handover, pages),
         "OperationService": OperationMethods(oversight, pages),

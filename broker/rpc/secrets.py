@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from broker_api.v1 import secrets_pb2 as wire
+from google.protobuf.duration_pb2 import Duration
 
 from broker.core.call import Call
 from broker.core.kinds import RootKeyState, SecretVersionState
@@ -50,14 +51,17 @@ class SecretMethods:
         return wire.PatchSecretResponse(secret=_secret(written.secret))
 
     def get_secret(self, call: Call, request: wire.GetSecretRequest) -> wire.GetSecretResponse:
-        return wire.GetSecretResponse(secret=_secret(*self._secrets.get(call, request.name)))
+        return wire.GetSecretResponse(secret=self._shown(*self._secrets.get(call, request.name)))
 
     def list_secrets(self, call: Call, request: wire.ListSecretsRequest) -> wire.ListSecretsResponse:
-        query = (request.prefix, request.contains)
+        query = (request.prefix, request.contains, *(["overdue"] if request.overdue else []))
         after = self._pages.open(call, query, request.page_token)
-        page = self._secrets.page(call, request.prefix, request.contains, after, page_size(request.page_size))
+        page = self._secrets.page(
+            call, request.prefix, request.contains, after, page_size(request.page_size), overdue=request.overdue
+        )
         return wire.ListSecretsResponse(
-            secrets=[_secret(*each) for each in page.items], next_page_token=self._pages.token(call, query, page.next)
+            secrets=[self._shown(*each) for each in page.items],
+            next_page_token=self._pages.token(call, query, page.next),
         )
 
     def list_secret_versions(
@@ -88,6 +92,10 @@ class SecretMethods:
         secret = self._secrets.destroy(call, request.name, list(request.versions))
         return wire.DestroySecretVersionsResponse(secret=_secret(secret))
 
+    def set_secret_max_age(self, call: Call, request: wire.SetSecretMaxAgeRequest) -> wire.SetSecretMaxAgeResponse:
+        most = codec.duration(request, "max_age", least=0, most=codec.LONG_AGES)
+        return wire.SetSecretMaxAgeResponse(secret=self._shown(self._secrets.set_max_age(call, request.name, most)))
+
     def rotate_root_key(self, call: Call, _request: wire.RotateRootKeyRequest) -> wire.RotateRootKeyResponse:
         return wire.RotateRootKeyResponse(version=self._secrets.rotate_root(call))
 
@@ -106,6 +114,11 @@ class SecretMethods:
         self._secrets.roots.settle(call, codec.version(request.version), keep=keep)
         return wire.SettleRootKeyResponse(version=request.version)
 
+    def _shown(self, secret: Secret, read: SecretRead | None = None) -> wire.Secret:
+        shown, standing = _secret(secret, read), self._secrets.standing(secret)
+        shown.overdue, shown.due_soon = standing.overdue, standing.soon
+        return shown
+
 
 def _secret(secret: Secret, read: SecretRead | None = None) -> wire.Secret:
     return wire.Secret(
@@ -118,6 +131,8 @@ def _secret(secret: Secret, read: SecretRead | None = None) -> wire.Secret:
         last_reader=read.principal if read else "",
         last_read_time=codec.timestamp(read.read_at if read else None),
         revision=secret.revision,
+        max_age=Duration(seconds=secret.max_age) if secret.max_age else None,
+        renew_time=codec.timestamp(secret.renew_at),
     )
 
 

@@ -245,6 +245,8 @@ def _permitted(wire: Wire) -> Iterator[Check]:
         )
         yield from _heads(wire.ask("audit", "GetAuditState").heads)
         yield _copies(wire)
+        yield overdue("keys", wire.pages("keys", "ListKeys", "keys", overdue=True))
+        yield overdue("secrets", wire.pages("secrets", "ListSecrets", "secrets", overdue=True))
     except Refusal as refused:
         yield warning("permission", f"{refused.format_message()} This look is an administrator's or auditor's.")
 
@@ -261,6 +263,21 @@ def _copies(wire: Wire) -> Check:
         f"{len(alarms)} not proven and, as far as is known, enabled: {named}. Use none of them; see that the target "
         "answers and lets the broker disable keys, or disable them there.",
     )
+
+
+def overdue(what: str, late: Iterator[Any]) -> Check:
+    """What should have been rotated, or written anew, by now, and why it was not, if that is known."""
+    found = [record(one) for one in late]
+    if not found:
+        return ok(f"{what}-age", f"none of the {what} that you may see is overdue")
+    why = [(one["name"], (one.get("schedule") or {}).get("failure")) for one in found]
+    named = ", ".join(f"{name} ({failure})" if failure else name for name, failure in why[:5])
+    cure = (
+        "mend the reason that stands there (docs/errors.md), or `broker key rotate NAME`"
+        if what == "keys"
+        else "put new values (`broker secret put NAME`)"
+    )
+    return warning(f"{what}-age", f"{len(found)} of the {what} are overdue: {named}; {cure}.")
 
 
 def _heads(heads: Any) -> Iterator[Check]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, values, words
+from broker_cli import ask, inventory, values, words
 from broker_cli.imports import confirm, export, import_, prove, tell_copies, where
 from broker_cli.key_use import decrypt, encrypt, public, sign, verify
 from broker_cli.nouns import Noun
@@ -16,7 +16,10 @@ from broker_cli.screen import chat
 from broker_cli.wire import Change, Wire, changing, remote, span
 from broker_cli.words import record
 
-COLUMNS = ("name", "type", "usage", "state", "primary_version", "held_versions", "exportable", "owner", "create_time")
+COLUMNS = (
+    "name", "type", "usage", "state", "primary_version", "primary_create_time", "next_rotation", "last_use_time", "at",
+    "held_versions", "exportable", "owner",
+)  # fmt: skip
 
 
 @click.group(
@@ -64,16 +67,28 @@ def create(
 @formatted
 @remote
 def show(wire: Wire, out: Output, name: str) -> None:
-    """Show the key NAME."""
-    out.one("key", record(wire.ask("keys", "GetKey", name=name).key))
+    """Show the key NAME: its schedule, last use and copies, and what the HSM says of its version in force."""
+    out.one("key", inventory.entry(wire.ask("keys", "GetKey", name=name, ask_token=True).key))
 
 
-@key.command("list")
+@key.command(
+    "list",
+    epilog="\b\nExamples:\n"
+    "  broker key list --overdue\n"
+    "  broker key list --label team=billing --target prod --format csv > keys.csv\n",
+)
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Only keys with this; may be repeated.")
+@click.option("--state", type=click.Choice(words.KEY_STATES), help="Only keys in this state.")
+@click.option("--owner", default="", metavar="PRINCIPAL", help="Only keys of operator/alice, say.")
+@click.option("--target", type=values.Name("target"), default="", help="Only keys with a copy at this target.")
+@click.option("--overdue", is_flag=True, help="Only keys that should have been rotated by now.")
 @formatted
 @remote
-def list_(wire: Wire, out: Output) -> None:
-    """List the keys that you may see."""
-    out.many("key", [record(one) for one in wire.pages("keys", "ListKeys", "keys")], COLUMNS)
+def list_(wire: Wire, out: Output, labels: tuple[str, ...], state: str | None, **rest: Any) -> None:
+    """List the keys that you may see, with age, next rotation, last use and where their copies are."""
+    wanted = {"labels": ask.labels(labels), "state": words.wire_name("KEY_STATE", state), **rest}
+    found = wire.pages("keys", "ListKeys", "keys", **wanted)
+    out.many("key", [inventory.entry(one) for one in found], COLUMNS, colours=inventory.COLOURS)
 
 
 @key.command()
@@ -331,5 +346,5 @@ def _operation(response: Any) -> dict[str, str]:
     return {"operation": response.operation.name} if goes_on else {}
 
 
-for use in (public, sign, verify, encrypt, decrypt, import_, export, confirm, prove, where):
+for use in (inventory.schedule, public, sign, verify, encrypt, decrypt, import_, export, confirm, prove, where):
     key.add_command(use)

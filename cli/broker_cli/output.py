@@ -1,7 +1,8 @@
-"""Results on standard output: a table for people, JSON, YAML or shell variables for programs."""
+"""Results on standard output: a table for people, JSON, YAML, CSV or shell variables for programs."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -22,10 +23,11 @@ from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat, plain, plain_lines
 from broker_cli.words import flat
 
-FORMATS = ("table", "json", "yaml", "env")
+FORMATS = ("table", "json", "yaml", "env", "csv")
 Entry = Mapping[str, Any]
 NO_COLOURS: Mapping[str, str] = MappingProxyType({})
 _PLAIN = frozenset(string.ascii_letters + string.digits + " _-./:=,@+")
+_FORMULA = frozenset("=+-@\t\r")
 _FRACTION = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d+(?:Z|\+00:00)", re.ASCII)
 
 
@@ -58,6 +60,8 @@ class Output:
             _table(("field", "value"), [(name, _cell(value)) for name, value in flat(entry).items()])
         elif self.format == "env":
             _env(kind, entry)
+        elif self.format == "csv":
+            _csv([entry])
         else:
             self._document(dict(entry))
 
@@ -74,6 +78,8 @@ class Output:
             sys.stdout.write(f"{kind.upper()}_COUNT={len(entries)}\n")
             for number, entry in enumerate(entries):
                 _env(f"{kind}_{number}", entry)
+        elif self.format == "csv":
+            _csv(entries, columns)
         else:
             self._document([dict(entry) for entry in entries])
 
@@ -160,6 +166,21 @@ def _env(kind: str, entry: Entry) -> None:
             raise Refusal("NAME_TWICE", f"Two values would be called {variable}: use --format json.")
         lines[variable] = _assignment(variable, _text(value))
     sys.stdout.write("".join(f"{line}\n" for line in lines.values()))
+
+
+def _csv(entries: Sequence[Entry], columns: Sequence[str] = ()) -> None:
+    """All fields of all entries, the ones that a table shows first (RFC 4180); the others have no less in them."""
+    rows = [flat(entry) for entry in entries]
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    shown = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(shown)
+    writer.writerows([_inert(_text(row.get(name, ""))) for name in shown] for row in rows)
+
+
+def _inert(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in _FORMULA else text
 
 
 def _text(value: Any) -> str:

@@ -9,17 +9,26 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, files, words
+from broker_cli import ask, files, values, words
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, check_raw, formatted
 from broker_cli.refusal import Exit, Refusal
 from broker_cli.screen import chat, plain
-from broker_cli.wire import Change, Wire, changing, remote
+from broker_cli.wire import Change, Wire, changing, remote, span
 from broker_cli.words import record
 
 MAX_VALUES = 64 * 1024
 MAX_JSON = 512 * 1024
-COLUMNS = ("name", "latest_version", "update_time", "expire_time", "last_reader", "last_read_time")
+COLUMNS = (
+    "name",
+    "latest_version",
+    "update_time",
+    "expire_time",
+    "renew_time",
+    "overdue",
+    "last_reader",
+    "last_read_time",
+)
 
 _versions = click.option(
     "--version",
@@ -45,7 +54,8 @@ _json_file = click.option("--json-file", metavar="FILE", help='Fields as a JSON 
     "  broker secret patch team/app/db --field password\n"
     "  pass show db | broker secret put team/app/db --field password=@-\n"
     "  broker secret get team/app/db#password | psql-with-password-on-stdin\n"
-    "  broker secret list team/app\n",
+    "  broker secret list team/app\n"
+    "  broker secret age team/app/db --most 90d\n",
 )
 def secret() -> None:
     """Write, find, version and destroy static secrets."""
@@ -155,11 +165,12 @@ def show(wire: Wire, out: Output, name: str) -> None:
 @secret.command("list")
 @click.argument("prefix", default="")
 @click.option("--contains", default="", metavar="TEXT", help="Only those with this in their name.")
+@click.option("--overdue", is_flag=True, help="Only those that are older than they may become.")
 @formatted
 @remote
-def list_(wire: Wire, out: Output, prefix: str, contains: str) -> None:
+def list_(wire: Wire, out: Output, **wanted: Any) -> None:
     """List the secrets that you may see, or those in the folder PREFIX (whole segments)."""
-    found = wire.pages("secrets", "ListSecrets", "secrets", prefix=prefix, contains=contains)
+    found = wire.pages("secrets", "ListSecrets", "secrets", **wanted)
     out.many("secret", [record(one) for one in found], COLUMNS)
 
 
@@ -206,6 +217,23 @@ def destroy(wire: Wire, out: Output, change: Change, name: str, versions: tuple[
     """Erase versions of the secret NAME for good."""
     ask.by_name(name, "The versions are gone for good; nothing brings them back.", sure=sure, dry_run=change.dry_run)
     _changed(out, change, wire.ask("secrets", "DestroySecretVersions", name=name, versions=versions, **change.fields))
+
+
+@secret.command()
+@click.argument("name")
+@click.option("--most", type=values.Span(3600, 3660 * 86_400, "d"), metavar="TIME", help="As 90d or P90D.")
+@click.option("--off", is_flag=True, help="As old as it likes.")
+@changing
+@formatted
+@remote
+def age(wire: Wire, out: Output, change: Change, name: str, most: int | None, *, off: bool) -> None:
+    """Say how old the latest version of the secret NAME may become; afterwards it is told as overdue, and works on.
+
+    It is told by "secret list", "doctor" and the broker's log, and some time before as well. A new version begins anew.
+    """
+    if (most is None) is not off:
+        raise click.UsageError("Give --most or --off.")
+    _changed(out, change, wire.ask("secrets", "SetSecretMaxAge", name=name, **span("max_age", most), **change.fields))
 
 
 @secret.command()

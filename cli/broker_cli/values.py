@@ -7,12 +7,11 @@ from typing import Any
 
 import click
 
-_UNITS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_SPAN = re.compile(
-    r"(?:([0-9]{1,9})w)?(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?", re.ASCII
-)
+_UNITS = {"y": 31_536_000, "w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_COUNT = "(?:([0-9]{1,9})%s)?"
+_SPAN = re.compile("".join(_COUNT % unit for unit in "ywdhms"), re.ASCII)
 _ISO = re.compile(
-    r"P(?:([0-9]{1,9})W)?(?:([0-9]{1,9})D)?(?:T(?:([0-9]{1,9})H)?(?:([0-9]{1,9})M)?(?:([0-9]{1,9})S)?)?", re.ASCII
+    f"P{''.join(_COUNT % unit for unit in 'YWD')}(?:T{''.join(_COUNT % unit for unit in 'HMS')})?", re.ASCII
 )
 
 
@@ -44,7 +43,7 @@ class Name(click.ParamType[str]):
 
 
 class Span(click.ParamType[int]):
-    """A time span, in whole seconds: 90, 90s, 15m, 1h30m, 1d or ISO 8601 (PT1H); a bare number is in ``unit``."""
+    """A time span in whole seconds: 90s, 15m, 1h30m, 1d, 1y (365d) or ISO 8601 (PT1H); a bare number is in ``unit``."""
 
     name = "span"
 
@@ -69,5 +68,5 @@ class Span(click.ParamType[int]):
 
 
 def _said(seconds: int) -> str:
-    unit = next(unit for unit, size in _UNITS.items() if seconds % size == 0 and unit != "w")
+    unit = next(unit for unit, size in _UNITS.items() if seconds % size == 0 and unit not in "yw")
     return f"{seconds // _UNITS[unit]}{unit}"

@@ -14,6 +14,7 @@ KEY_TYPES = (
     "aes-128", "aes-256",
 )  # fmt: skip
 KEY_USAGES = ("sign", "encrypt")
+KEY_STATES = ("pending", "enabled", "disabled", "destroy-scheduled", "destroyed", "held")
 SIGNATURE_ALGORITHMS = (
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "ES256K", "EdDSA",
 )  # fmt: skip

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.bench import commands, generations, jobs, overhead, peers, stage
+from tests.bench import commands, generations, inventory, jobs, overhead, peers, stage
 from tests.bench.commands import alternate as alternate_commands
 from tests.bench.load import CONNECTIONS, STREAMS, Door, Figures, Request, drive, hop
 from tests.bench.peers import BATCH, Peer
@@ -70,6 +70,7 @@ def compare(folder: Path, options: argparse.Namespace, stack: ExitStack) -> list
         *generated(broker, bao, options),
         overhead.measure(folder / "overhead", bao, options.generations // 4),
         *secrets(ours, theirs, issuer, folder, options, stack),
+        inventory.measure(folder / "inventory"),
     ]
     memory = [[name, f"{resting[name]:.0f}", f"{megabytes(pid, 'VmHWM'):.0f}"] for name, pid in both.items()]
     found.append("## Memory\n\n" + table(["MiB at rest", "MiB at the most in the whole run"], memory))

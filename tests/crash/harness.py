@@ -251,7 +251,7 @@ class World(worlds.World):
 
     def chores(self) -> list[Chore]:
         """What the background does beside the operations."""
-        return [*self.keys.chores(), *self.secrets.chores(), *self.imports.chores()]
+        return [*self.keys.chores(), *self.secrets.chores(), *self.imports.chores(), *self.schedules.chores()]
 
     def later(self) -> None:
         """The clock moves on, and the background does what it does."""

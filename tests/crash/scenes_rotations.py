@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 
 from broker.core.errors import BrokerError
 from broker.core.kinds import ImportState, KeyType, OperatorState, Phase, VersionState
-from broker.core.model import Import, Key, KeyVersion, Operation, Operator
+from broker.core.model import Import, Key, KeySchedule, KeyVersion, Operation, Operator
+from broker.core.schedules.lifecycle import Wish
 from tests.crash.harness import Scene, World
 from tests.crash.import_house import REQUEST, House
 
 Act = Callable[["Rotating"], object]
 GRACE = timedelta(minutes=1)
+PERIOD = timedelta(days=90)
 
 
 class Rotating(House):
@@ -72,6 +75,26 @@ def rotate(world: Rotating) -> None:
     world.on_and_on()
 
 
+def due(world: Rotating) -> None:
+    """A schedule was set, and a period has passed."""
+    world.furnish(KeyType.EC_P256)
+    world.schedules.set(world.call("KeyService/SetKeySchedule"), "pay", Wish(every=PERIOD, grace=GRACE))
+    world.clock.time += PERIOD
+
+
+def scheduled(world: Rotating) -> None:
+    """The background looks."""
+    for resource, work in world.schedules.chores():
+        work(world.own(resource))
+
+
+def once(world: Rotating) -> None:
+    """Rotated once, whoever died: by this version the key signs, and none was made besides."""
+    in_force_somewhere(world)
+    key = world.store.get(Key, "pay")
+    assert (key.primary, key.latest, world.store.get(KeySchedule, "pay").version) == (2, 2, 2)
+
+
 def compromise(world: Rotating) -> None:
     world.rotations.compromise(world.call("KeyService/CompromiseKeyVersion", REQUEST), "pay", 1, "leaked")
     world.on_and_on()
@@ -111,6 +134,7 @@ SCENES = {
     "rotated, and nobody comes back": _scene(_ROTATES, rotate, in_force_somewhere),
     "rotated, and the same request comes back": _scene(_ROTATES, rotate, in_force_somewhere, rotate),
     "a rotation given up": _scene({"rotate-key"}, give_up, in_force_somewhere),
+    "rotated by its schedule, and nobody comes back": replace(_scene({"rotate-key"}, scheduled, once), prepare=due),
     "compromised, and nobody comes back": _scene(_CONTAINS, compromise, contained),
     "compromised, and the same request comes back": _scene(_CONTAINS, compromise, contained, compromise),
 }

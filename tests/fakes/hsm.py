@@ -29,7 +29,7 @@ from broker.core.errors import AlreadyExists, InvalidRequest, NotFound, Unavaila
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, OaepHash, Purpose, SignatureAlgorithm
 from broker.core.model import WrappingKey
 from broker.core.ports import RESERVED_IDS, KeyRef
-from broker.core.report import HsmReport
+from broker.core.report import HsmReport, Origin
 
 _HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
     "1": hashes.SHA1(),  # noqa: S303 - RSAES-OAEP with SHA-1 is part of the port
@@ -60,6 +60,7 @@ class _Held:
     type: KeyType
     usage: KeyUsage
     extractable: bool
+    could_leave: bool  # when it was made
     private: Any  # bytes for AES, else a private key of cryptography's
 
     def public(self) -> bytes | None:
@@ -111,7 +112,8 @@ class SoftwareKeyring:
         if exportable and key_type is KeyType.ED25519:
             raise InvalidRequest("KEY_NOT_EXPORTABLE", "Ed25519 keys are never exportable.")
         if hsm_id not in self.keys:
-            self.keys[hsm_id] = _Held((self._purpose, key.name), key_type, usage, exportable, _made(key_type))
+            label, made = (self._purpose, key.name), _made(key_type)
+            self.keys[hsm_id] = _Held(label, key_type, usage, exportable, exportable, made)
         held = self._held(replace(key, check=None))
         if held.extractable != exportable:
             raise AlreadyExists("HSM_ID_TAKEN", "Another key has this id.")
@@ -126,6 +128,17 @@ class SoftwareKeyring:
     def public_key(self, key: KeyRef) -> bytes | None:
         self._enter("public_key")
         return self._held(key).public()
+
+    def origin(self, key: KeyRef) -> Origin:
+        self._enter("origin")
+        held = self._held(key)
+        return Origin(
+            local=True,
+            sensitive=True,
+            always_sensitive=True,
+            extractable=held.extractable,
+            never_extractable=not held.could_leave,
+        )
 
     def sign(
         self, key: KeyRef, algorithm: SignatureAlgorithm, messages: list[bytes], *, prehashed: bool = False

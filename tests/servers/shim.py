@@ -24,7 +24,7 @@ from broker.core.errors import BrokerError
 from broker.core.kinds import EncryptionAlgorithm, OaepHash, Purpose, SignatureAlgorithm
 from broker.core.model import WrappingKey
 from broker.core.ports import KeyRef
-from broker.core.report import HsmReport
+from broker.core.report import HsmReport, Origin
 from broker.hsm.config import HsmConfig
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from tests.servers.softhsm import FRESH, make_token
@@ -154,6 +154,10 @@ class KeyringElsewhere:
     def public_key(self, key: KeyRef) -> bytes | None:
         read: bytes | None = self._ask("public_key", key)
         return read
+
+    def origin(self, key: KeyRef) -> Origin:
+        told: Origin = self._ask("origin", key)
+        return told
 
     def sign(
         self, key: KeyRef, algorithm: SignatureAlgorithm, messages: list[bytes], *, prehashed: bool = False

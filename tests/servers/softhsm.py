@@ -20,6 +20,7 @@ import pytest
 from broker.core.kinds import EncryptionAlgorithm, OaepHash, Purpose, SignatureAlgorithm
 from broker.core.model import WrappingKey
 from broker.core.ports import KeyRef
+from broker.core.report import Origin
 from broker.hsm.config import HsmConfig
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.sessions import Clock, Worker
@@ -94,6 +95,9 @@ class KeysHsm(Pkcs11Hsm):
 
     def public_key(self, key: KeyRef) -> bytes | None:
         return self._keys.public_key(key)
+
+    def origin(self, key: KeyRef) -> Origin:
+        return self._keys.origin(key)
 
     def sign(
         self, key: KeyRef, algorithm: SignatureAlgorithm, messages: list[bytes], *, prehashed: bool = False

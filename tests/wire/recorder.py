@@ -35,7 +35,7 @@ SEVERAL_FORMS = {
 }  # fmt: skip
 """Of their answers only the names of the fields are kept."""
 
-BY_ITSELF = {"last_reader", "last_read_time", "waiting"}
+BY_ITSELF = {"last_reader", "last_read_time", "last_user", "last_use_time", "token_serial", "waiting"}
 """Fields that the background loop changes, whenever it comes to it."""
 
 OF_THE_STORE = {"ledger", "rows"}

@@ -102,8 +102,8 @@ class Doorway(World):
             keys=self.keys, use=self.use, settling=self.settling, rotations=self.rotations, targets=self.targets,
             imports=self.imports, handover=self.handover, oversight=self.oversight, operators=self.operators,
             policies=self.policies, heads=self.heads, secrets=self.secrets, sessions=self.sessions, leases=self.leases,
-            rules=self.rules, approvals=self.approvals, hsm=NOT_THERE, guard=self.guard, schema="", page_key=bytes(32),
-            trouble=str,
+            rules=self.rules, approvals=self.approvals, schedules=self.schedules, inventory=self.inventory,
+            hsm=NOT_THERE, guard=self.guard, schema="", page_key=bytes(32), trouble=str,
         )  # fmt: skip
         self.methods = {one.rpc.rpartition("/")[2]: one for one in table.methods(services).values()}
         flood = Flood(1, 9, lambda: 0.0, lambda peer: peer.encode())

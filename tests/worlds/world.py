@@ -15,6 +15,7 @@ from broker.core.kinds import Purpose
 from broker.core.model import Principal
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.nouns import Nouns, Parts
+from broker.zones import time_zone
 from tests.fakes.background import carry_on
 from tests.fakes.calls import ADMIN, Clock, call, document
 from tests.fakes.hsm import SoftwareHsm
@@ -71,6 +72,7 @@ class World(Nouns):
             "authority": NOT_THERE,
             "audit_key": NOT_THERE,
             "trust_domain": "one.example",
+            "zone": time_zone,
             "keep": timedelta(minutes=1),
             "slots": 128,
         }

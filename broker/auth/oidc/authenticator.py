@@ -15,8 +15,8 @@ from broker.auth.oidc.review import HostPort, TokenReview, TokenReviewConfig
 from broker.auth.oidc.verifier import Verifier
 from broker.core import ports
 from broker.core.errors import Unauthenticated
-from broker.core.identity import Credentials, Patience, Verified
-from broker.core.model import Principal, Proof, TrustRule
+from broker.core.identity import Credentials, Patience, Proof, Verified
+from broker.core.model import Principal, TrustRule
 from broker.core.reasons import Reason
 from broker.core.trust import rules as trust
 

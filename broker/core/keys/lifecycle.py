@@ -24,7 +24,7 @@ from broker.core.names import check_labels, check_name, check_owner
 from broker.core.once import once
 from broker.core.operations.running import Operations
 from broker.core.page import Page
-from broker.core.policy.guard import BROKER, Guard, of_key, of_unknown_key
+from broker.core.policy.guard import Guard, of_key, of_unknown_key
 from broker.core.ports import Hsm, Now, Store, Write
 from broker.core.reasons import Reason
 
@@ -103,17 +103,6 @@ class Keys:
             require(key, ENABLED)
             return replace(key, primary=key.latest + 1, latest=key.latest + 1)
         return self.making.next(call, key)
-
-    def get(self, call: Call, name: str) -> Key:
-        """One key; NotFound ``KEY_NOT_FOUND`` for those who may know."""
-        return self._permitted(call, name)
-
-    def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Key]:
-        """Keys by name; only those that the caller may get, so a page can be shorter than ``limit``."""
-        self._guard.check(call, BROKER)
-        seen = self._store.page(Key, after=after, limit=limit, sound_only=True)
-        items = [key for key in seen if self._guard.permits(call.principal, "GetKey", of_key(key))]
-        return Page(items=items, next=(seen[-1].name,) if len(seen) == limit else ())
 
     def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> tuple[Key, Page[KeyVersion]]:
         """One key and its versions, oldest first."""

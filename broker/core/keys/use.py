@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
@@ -16,10 +18,11 @@ from broker.core.keys import mismatch
 from broker.core.keys.phases import Use, require_use
 from broker.core.keys.refs import ref
 from broker.core.kinds import EncryptionAlgorithm, KeyState, KeyUsage, OaepHash, SignatureAlgorithm, VersionState
-from broker.core.model import Key, KeyVersion
+from broker.core.last_uses import LastUses
+from broker.core.model import Key, KeyUsed, KeyVersion
 from broker.core.names import check_name
 from broker.core.policy.guard import Guard, of_key, of_unknown_key
-from broker.core.ports import Hsm, Store
+from broker.core.ports import Hsm, Now, Store
 from broker.core.reasons import Reason
 
 MAX_LOOKED_AT = 1000
@@ -56,10 +59,15 @@ class Encrypted:
 class KeyUse:
     """The noun behind KeyService's uses of a key. Each method checks the permission first, raises only BrokerError."""
 
-    def __init__(self, store: Store, hsm: Hsm, guard: Guard) -> None:
+    def __init__(self, store: Store, hsm: Hsm, guard: Guard, now: Now) -> None:
         self._store = store
         self._hsm = hsm
         self._guard = guard
+        self._uses = LastUses(store, now, "key", _used, lambda one: one.used_at)
+
+    def flush_uses(self, make_call: Callable[[str], Call]) -> None:
+        """Write down who used which key last; every process has uses of its own. ``make_call``: about a resource."""
+        self._uses.flush(make_call)
 
     def sign(
         self, call: Call, name: str, algorithm: SignatureAlgorithm | None, inputs: list[bytes], *, prehashed: bool
@@ -151,6 +159,7 @@ class KeyUse:
             raise no_key_version(name, named or number, "can be used")
         call.note(version=found[1].number)
         require_use(*found, use)
+        self._uses.add(str(call.principal), [name])
         return found
 
     def _choose(self, key: Key, asked: EncryptionAlgorithm | None, aad: bytes) -> EncryptionAlgorithm:
@@ -172,6 +181,10 @@ class KeyUse:
             f"This HSM cannot decrypt with CKM_RSA_PKCS_OAEP and {OAEP[asked] if asked else 'any hash'}; see "
             "`broker hsm` for what it can.",
         )
+
+
+def _used(name: str, principal: str, at: datetime) -> KeyUsed:
+    return KeyUsed(key=name, principal=principal, used_at=at)
 
 
 def encrypt_oaep(public_key: bytes, oaep_hash: OaepHash, plaintext: bytes) -> bytes:

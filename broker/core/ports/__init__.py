@@ -30,7 +30,7 @@ from broker.core.ports.targets import (
     Target,
     Uses,
 )
-from broker.core.report import HsmReport
+from broker.core.report import HsmReport, Origin
 
 __all__ = [
     "DECIDING", "RESERVED_IDS", "Authenticator", "Cargo", "Carries", "Connect", "Device", "Hsm", "HsmStatus",
@@ -93,6 +93,9 @@ class Hsm(Protocol):
 
     def public_key(self, key: KeyRef) -> bytes | None:
         """Read the SubjectPublicKeyInfo DER from the token; None for AES. NotFound when the token has no such key."""
+
+    def origin(self, key: KeyRef) -> Origin:
+        """What the token itself says of the secret half, read anew."""
 
     def sign(
         self, key: KeyRef, algorithm: SignatureAlgorithm, messages: list[bytes], *, prehashed: bool = False

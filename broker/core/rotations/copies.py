@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from broker.core.behalf import who_asked
 from broker.core.call import on_behalf
-from broker.core.errors import BrokerError, NotFound, WrongState
+from broker.core.errors import BrokerError, WrongState
 from broker.core.imports.importing import Imports
 from broker.core.imports.places import UNDER_WAY
 from broker.core.imports.rules import EXPORTED
 from broker.core.keys.states import versions_of
-from broker.core.kinds import ImportState, KeyState, OperatorState, Phase
-from broker.core.model import Import, Key, Operation, Operator, Principal, Target
+from broker.core.kinds import ImportState, KeyState, Phase
+from broker.core.model import Import, Key, Operation, Principal, Target
 from broker.core.once import record
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import LIVE, Operations
@@ -199,16 +200,8 @@ class Copies:
                 port.disable(row.remote_name, row.remote_version)
 
     def _asked_by(self, work: Work) -> Principal:
-        """Who asked for it, as they are now: the groups that they have lost do not count any more."""
-        kind, _, name = work.memory["asked_by"].partition("/")
-        operator = self._store.get(Operator, name) if kind == "operator" else None
-        if operator is None or operator.state is not OperatorState.ENABLED:
-            raise NotFound(
-                Reason.OPERATOR_NOT_FOUND,
-                f"{kind}/{name}, who asked for this, may not call any more; give the rotation up (`broker operation "
-                "abort`), and rotate anew.",
-            )
-        return Principal(kind=kind, name=name, groups=operator.groups, method="background")
+        cure = "give the rotation up (`broker operation abort`), and rotate anew"
+        return who_asked(self._store, work.memory["asked_by"], "background", cure)
 
     # ---- withdraw-copy -------------------------------------------------------------------------------------------
 

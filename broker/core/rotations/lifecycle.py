@@ -23,7 +23,7 @@ from broker.core.ports import Connect, Now, Store, Write
 from broker.core.reasons import Reason
 from broker.core.rotations.containing import Contained, Containing
 from broker.core.rotations.copies import IMPORT, Copies, Copy, places
-from broker.core.rotations.rotating import Rotated, Rotating, activate, sound_grace
+from broker.core.rotations.rotating import Rotated, Rotating, activate, refuse_stay, sound_grace
 
 MAX_REASON = 500
 
@@ -61,6 +61,18 @@ class Rotations:
             require(key, ENABLED)
             return self._rotating.would(key, there)
         return self._rotating.rotate(call, key, wait, there)
+
+    def check(self, call: Call, key: Key) -> None:
+        """Return if ``rotate`` would begin for this caller, were the key enabled; refuses what that refuses else."""
+        self._guard.check(call, of_key(key))
+        self._keys.check_makeable(key)
+        there = places(self._store, key.name, key.latest + 1)
+        self._may_import(call, key, there)
+        refuse_stay(key, there)
+
+    def is_running(self, name: str) -> bool:
+        """Whether a rotation of the key is not over."""
+        return self._rotating.is_running(name)
 
     def _may_import(self, call: Call, key: Key, there: list[Copy]) -> None:
         """Return if the caller may import the key wherever it is: else the rotation would wait there for ever."""

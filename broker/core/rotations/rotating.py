@@ -90,7 +90,7 @@ class Rotating:
             receipt = receipts.replay(write, call)
             if receipt is None:
                 self._refuse_second(write, decided)
-                _refuse_stay(decided, there)
+                refuse_stay(decided, there)
                 key, _ = self._making.begun(write, call, as_decided(write, decided), Phase.PRE_ACTIVE)
                 memory = {"version": str(key.latest), "grace": str(int(grace.total_seconds()))}
                 operation = self._operations.begin(write, call, self._plan, subject_of(key.name), memory)
@@ -106,10 +106,14 @@ class Rotating:
             raise receipts.undone()
         return Rotated(key=now, operation=found, places=tuple(replace(one, version=number) for one in there))
 
+    def is_running(self, name: str) -> bool:
+        """Whether a rotation of the key is not over."""
+        return self._operations.live(self._store, subject_of(name)) is not None
+
     def would(self, key: Key, there: list[Copy]) -> Rotated:
         """As ``rotate`` would begin."""
         self._refuse_second(self._store, key)
-        _refuse_stay(key, there)
+        refuse_stay(key, there)
         return Rotated(key=replace(key, latest=key.latest + 1), operation=None, places=tuple(there))
 
     def _refuse_second(self, rows: Store | Write, key: Key) -> None:
@@ -230,7 +234,7 @@ def activate(write: Write, name: str, number: int, at: datetime, actor: str, rea
     return write.replace(key, replace(key, primary=max(key.primary, number)))
 
 
-def _refuse_stay(key: Key, there: list[Copy]) -> None:
+def refuse_stay(key: Key, there: list[Copy]) -> None:
     """Return if the next version can go wherever the key is."""
     if there and not key.exportable:
         raise WrongState(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from broker.core import ports
 from broker.core.amiss import no_field, no_secret_version
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import SecretVersionState
+from broker.core.last_uses import LastUses
 from broker.core.model import RootKey, Secret, SecretRead, SecretVersion
 from broker.core.names import check_path
 from broker.core.once import once
@@ -23,7 +24,7 @@ from broker.core.operations.running import Operations
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_secret
 from broker.core.reasons import Reason
-from broker.core.secrets.last_reads import LastReads
+from broker.core.schedules.standing import Standing, standing_of_secret
 from broker.core.secrets.putting import Putting, Written, there
 from broker.core.secrets.references import Opened, Reference, parse_reference
 from broker.core.secrets.roots import Roots
@@ -33,6 +34,7 @@ from broker.core.secrets.versions import (
     DESTROYED,
     ENABLED,
     MAX_VERSIONS,
+    check_max_age,
     check_numbers,
     gone,
     moved,
@@ -64,7 +66,7 @@ class Secrets:
         self._guard = guard
         self._now = now
         self.roots = Roots(store, hsm, sealing, guard, operations, now)
-        self._reads = LastReads(store, now)
+        self._reads = LastUses(store, now, "secret", _read, lambda one: one.read_at)
         self._putting = Putting(store, sealing, guard, now, self.roots, self._open)
 
     def put(
@@ -101,11 +103,19 @@ class Secrets:
         return self._permitted(call, name), self._store.get(SecretRead, name)
 
     def page(
-        self, call: Call, prefix: str, contains: str, after: tuple[str | int, ...], limit: int
+        self,
+        call: Call,
+        prefix: str,
+        contains: str,
+        after: tuple[str | int, ...],
+        limit: int,
+        *,
+        overdue: bool = False,
     ) -> Page[tuple[Secret, SecretRead | None]]:
         """Secrets by name, only those that the caller may get; a page can be shorter than ``limit``.
 
         ``prefix``: whole segments, the secret of that very name too. ``contains``: letters as they are, no pattern.
+        ``overdue``: only those older than they may become.
         """
         self._guard.check(call, BROKER)
         if prefix:
@@ -118,13 +128,51 @@ class Secrets:
         reads = self._reads_beside(rows, prefix)
         items: list[tuple[Secret, SecretRead | None]] = []
         for place, secret in enumerate(rows, 1):
-            if contains in secret.name and self._guard.permits(
-                call.principal, "GetSecret", of_secret(secret.name, secret)
-            ):
+            wanted = contains in secret.name and not (overdue and not self.standing(secret).overdue)
+            if wanted and self._guard.permits(call.principal, "GetSecret", of_secret(secret.name, secret)):
                 items.append((secret, reads.get(secret.name)))
             if len(items) == limit:
                 return Page(items=items, next=(secret.name,) if place < len(rows) or place >= SCANNED else ())
         return Page(items=items, next=(rows[-1].name,) if len(rows) >= SCANNED else ())
+
+    def standing(self, secret: Secret) -> Standing:
+        """Whether it is older than it may become, or soon will be."""
+        return standing_of_secret(secret, self._now())
+
+    def late(self) -> Iterator[tuple[str, Standing]]:
+        """The secrets that are overdue or soon will be, for the log."""
+        after: tuple[str | int, ...] = ()
+        while rows := self._store.page(Secret, after=after, limit=SCANNED, sound_only=True):
+            for secret in rows:
+                found = self.standing(secret)
+                if found.overdue or found.soon:
+                    yield secret.name, found
+            after = (rows[-1].name,)
+
+    def set_max_age(self, call: Call, name: str, most: timedelta | None) -> Secret:
+        """Have it told when the latest version is older than this; None: at no age. A new version begins anew."""
+        secret = self._permitted(call, name)
+        check_max_age(most)
+        latest = self._store.get(SecretVersion, name, secret.latest)
+        since = min(latest.created_at if latest else secret.created_at, self._now())
+        seconds = int(most.total_seconds()) if most else None
+
+        def aged(stored: Secret) -> Secret:
+            return replace(stored, max_age=seconds, renew_at=since + most if most else None)
+
+        if call.validate_only:
+            return aged(secret)
+
+        def change(write: ports.Write) -> Secret:
+            stored = there(write.get(Secret, name), name)
+            self._permit_again(call, stored)
+            if stored.latest != secret.latest:
+                raise WrongState(
+                    Reason.CHANGED_MEANWHILE, "The secret has got a new version meanwhile; send the request again."
+                )
+            return write.replace(stored, aged(stored))
+
+        return once(self._store, call, name, change, lambda write, _: there(write.get(Secret, name), name))
 
     def versions(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[SecretVersion]:
         """The versions of one secret, oldest first."""
@@ -275,6 +323,10 @@ class Secrets:
                 SecretRead, begins=_below(prefix), after=(rows[1].name,), limit=SCANNED, sound_only=True
             )
         return {read.secret: read for read in reads}
+
+
+def _read(name: str, principal: str, at: datetime) -> SecretRead:
+    return SecretRead(secret=name, principal=principal, read_at=at)
 
 
 def _below(prefix: str) -> str:

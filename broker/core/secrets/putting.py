@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from broker.core import ports, receipts
 from broker.core.amiss import no_field, no_secret, no_secret_version
@@ -193,6 +193,7 @@ class Putting:
             latest=stored.latest + 1,
             updated_at=now,
             expires_at=stored.expires_at if wish.patched else wish.expires_at,
+            renew_at=now + timedelta(seconds=stored.max_age) if stored.max_age else None,
         )
 
     def _check(self, wish: _Wish) -> None:

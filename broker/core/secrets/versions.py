@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 from broker.core.amiss import no_secret_version
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import SecretVersionState
 from broker.core.model import SecretVersion
 from broker.core.reasons import Reason
+from broker.core.schedules.standing import LONGEST, SHORTEST
 
 ENABLED, DELETED, DESTROYED = SecretVersionState.ENABLED, SecretVersionState.DELETED, SecretVersionState.DESTROYED
 
@@ -20,6 +22,15 @@ def check_numbers(numbers: list[int]) -> None:
     """Refuse (``VERSIONS_INVALID``) what cannot be the numbers of versions."""
     if not 1 <= len(numbers) <= MAX_VERSIONS or len(set(numbers)) != len(numbers) or min(numbers) < 1:
         raise InvalidRequest(Reason.VERSIONS_INVALID, f"Name 1 to {MAX_VERSIONS} versions, each once, counting from 1.")
+
+
+def check_max_age(most: timedelta | None) -> None:
+    """Refuse (``MAX_AGE_OUT_OF_RANGE``) what no secret can be held to."""
+    if most is not None and not SHORTEST <= most <= LONGEST:
+        raise InvalidRequest(
+            Reason.MAX_AGE_OUT_OF_RANGE,
+            f"The age that a secret may reach is from {SHORTEST // timedelta(hours=1)} hour to {LONGEST.days} days.",
+        )
 
 
 def moved(version: SecretVersion | None, to: SecretVersionState, name: str, number: int) -> SecretVersion:

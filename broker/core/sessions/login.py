@@ -13,9 +13,10 @@ from typing import TypeVar
 
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, Exhausted, InvalidRequest, Unauthenticated
+from broker.core.identity import Proof
 from broker.core.kinds import SessionState
 from broker.core.leases.ending import Ending, live
-from broker.core.model import Proof, Session, TrustRule, UsedToken
+from broker.core.model import Session, TrustRule, UsedToken
 from broker.core.ports import Now, Store, Write
 from broker.core.quota import LeaseQuota
 from broker.core.reasons import Reason

@@ -21,10 +21,10 @@ from broker.core.errors import (
     Unavailable,
     WrongState,
 )
-from broker.core.identity import ClaimFinding, Verified
+from broker.core.identity import ClaimFinding, Proof, Verified
 from broker.core.kinds import MatcherKind
 from broker.core.leases.ending import Ending
-from broker.core.model import Matcher, Proof, TrustRule
+from broker.core.model import Matcher, TrustRule
 from broker.core.names import check_name
 from broker.core.once import once, record
 from broker.core.page import Page

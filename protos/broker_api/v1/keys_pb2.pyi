@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from broker_api.v1 import imports_pb2 as _imports_pb2
 from broker_api.v1 import operations_pb2 as _operations_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -303,6 +304,14 @@ class Key(_message.Message):
     DESTROY_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     HELD_VERSIONS_FIELD_NUMBER: _builtins.int
+    PRIMARY_CREATE_TIME_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    OVERDUE_FIELD_NUMBER: _builtins.int
+    DUE_SOON_FIELD_NUMBER: _builtins.int
+    LAST_USER_FIELD_NUMBER: _builtins.int
+    LAST_USE_TIME_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     type: Global___KeyType.ValueType
     usage: Global___KeyUsage.ValueType
@@ -313,6 +322,12 @@ class Key(_message.Message):
     primary_version: _builtins.int
     """The version that signs and encrypts."""
     revision: _builtins.int
+    overdue: _builtins.bool
+    """It should have been rotated more than a quarter of an hour ago."""
+    due_soon: _builtins.bool
+    """Its warning has begun."""
+    last_user: _builtins.str
+    """Who used it last, to half a minute; the audit has every use."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -324,6 +339,24 @@ class Key(_message.Message):
     @_builtins.property
     def held_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Versions that wait to be settled since the database was restored. In the answers of GetKey and ListKeys only."""
+
+    @_builtins.property
+    def primary_create_time(self) -> _timestamp_pb2.Timestamp:
+        """This and all below in the answers of GetKey, ListKeys and SetKeySchedule only. When the primary version was made."""
+
+    @_builtins.property
+    def schedule(self) -> Global___KeySchedule:
+        """Unset: the key is not rotated by itself."""
+
+    @_builtins.property
+    def last_use_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedCompositeFieldContainer[_imports_pb2.Import]:
+        """Every copy that is on record."""
+
+    @_builtins.property
+    def origin(self) -> Global___KeyOrigin:
+        """In the answer of GetKey with ask_token only."""
 
     def __init__(
         self,
@@ -340,14 +373,150 @@ class Key(_message.Message):
         destroy_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
         held_versions: _abc.Iterable[_builtins.int] | None = ...,
+        primary_create_time: _timestamp_pb2.Timestamp | None = ...,
+        schedule: Global___KeySchedule | None = ...,
+        overdue: _builtins.bool = ...,
+        due_soon: _builtins.bool = ...,
+        last_user: _builtins.str = ...,
+        last_use_time: _timestamp_pb2.Timestamp | None = ...,
+        copies: _abc.Iterable[_imports_pb2.Import] | None = ...,
+        origin: Global___KeyOrigin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "destroy_time", b"destroy_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "destroy_time", b"destroy_time", "last_use_time", b"last_use_time", "origin", b"origin", "primary_create_time", b"primary_create_time", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "destroy_time", b"destroy_time", "exportable", b"exportable", "held_versions", b"held_versions", "labels", b"labels", "name", b"name", "owner", b"owner", "primary_version", b"primary_version", "revision", b"revision", "state", b"state", "type", b"type", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "create_time", b"create_time", "destroy_time", b"destroy_time", "due_soon", b"due_soon", "exportable", b"exportable", "held_versions", b"held_versions", "labels", b"labels", "last_use_time", b"last_use_time", "last_user", b"last_user", "name", b"name", "origin", b"origin", "overdue", b"overdue", "owner", b"owner", "primary_create_time", b"primary_create_time", "primary_version", b"primary_version", "revision", b"revision", "schedule", b"schedule", "state", b"state", "type", b"type", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Key: _TypeAlias = Key  # noqa: Y015
+
+@_typing.final
+class KeySchedule(_message.Message):
+    """When a key is rotated by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVERY_FIELD_NUMBER: _builtins.int
+    JITTER_FIELD_NUMBER: _builtins.int
+    BLACKOUTS_FIELD_NUMBER: _builtins.int
+    WARN_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    SET_BY_FIELD_NUMBER: _builtins.int
+    NEXT_TIME_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    set_by: _builtins.str
+    """In whose name it is rotated."""
+    failure: _builtins.str
+    """Why the newest attempt was refused."""
+    held: _builtins.bool
+    """The database was restored: nothing is rotated until the schedule is set again."""
+    @_builtins.property
+    def every(self) -> _duration_pb2.Duration:
+        """Counts from the making of the version in force. 1 hour to 3,660 days."""
+
+    @_builtins.property
+    def jitter(self) -> _duration_pb2.Duration:
+        """At most so much later, by chance but the same for a version each time: keys of one period do not come all at once."""
+
+    @_builtins.property
+    def blackouts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """When no rotation begins: "Mon-Fri 08:00-18:00 Europe/Berlin", "22:00-06:00" (every day, UTC). At most 20."""
+
+    @_builtins.property
+    def warn(self) -> _duration_pb2.Duration:
+        """How long before it is due that is told."""
+
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """How long the former version stays in force beside the new one."""
+
+    @_builtins.property
+    def next_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        every: _duration_pb2.Duration | None = ...,
+        jitter: _duration_pb2.Duration | None = ...,
+        blackouts: _abc.Iterable[_builtins.str] | None = ...,
+        warn: _duration_pb2.Duration | None = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        set_by: _builtins.str = ...,
+        next_time: _timestamp_pb2.Timestamp | None = ...,
+        failure: _builtins.str = ...,
+        held: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["every", b"every", "grace", b"grace", "jitter", b"jitter", "next_time", b"next_time", "warn", b"warn"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blackouts", b"blackouts", "every", b"every", "failure", b"failure", "grace", b"grace", "held", b"held", "jitter", b"jitter", "next_time", b"next_time", "set_by", b"set_by", "warn", b"warn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeySchedule: _TypeAlias = KeySchedule  # noqa: Y015
+
+@_typing.final
+class KeyOrigin(_message.Message):
+    """What the token tells of the version in force; what is unset it does not tell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HSM_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_SERIAL_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
+    SENSITIVE_FIELD_NUMBER: _builtins.int
+    ALWAYS_SENSITIVE_FIELD_NUMBER: _builtins.int
+    EXTRACTABLE_FIELD_NUMBER: _builtins.int
+    NEVER_EXTRACTABLE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    hsm_id: _builtins.str
+    """CKA_ID, hexadecimal."""
+    token_serial: _builtins.str
+    local: _builtins.bool
+    """Made in this token."""
+    sensitive: _builtins.bool
+    always_sensitive: _builtins.bool
+    extractable: _builtins.bool
+    never_extractable: _builtins.bool
+    failure: _builtins.str
+    """The reason why the token could not be asked."""
+    def __init__(
+        self,
+        *,
+        hsm_id: _builtins.str = ...,
+        token_serial: _builtins.str = ...,
+        local: _builtins.bool | None = ...,
+        sensitive: _builtins.bool | None = ...,
+        always_sensitive: _builtins.bool | None = ...,
+        extractable: _builtins.bool | None = ...,
+        never_extractable: _builtins.bool | None = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_always_sensitive", b"_always_sensitive", "_extractable", b"_extractable", "_local", b"_local", "_never_extractable", b"_never_extractable", "_sensitive", b"_sensitive", "always_sensitive", b"always_sensitive", "extractable", b"extractable", "local", b"local", "never_extractable", b"never_extractable", "sensitive", b"sensitive"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_always_sensitive", b"_always_sensitive", "_extractable", b"_extractable", "_local", b"_local", "_never_extractable", b"_never_extractable", "_sensitive", b"_sensitive", "always_sensitive", b"always_sensitive", "extractable", b"extractable", "failure", b"failure", "hsm_id", b"hsm_id", "local", b"local", "never_extractable", b"never_extractable", "sensitive", b"sensitive", "token_serial", b"token_serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__always_sensitive: _TypeAlias = _typing.Literal["always_sensitive"]  # noqa: Y015
+    _WhichOneofArgType__always_sensitive: _TypeAlias = _typing.Literal["_always_sensitive", b"_always_sensitive"]  # noqa: Y015
+    _WhichOneofReturnType__extractable: _TypeAlias = _typing.Literal["extractable"]  # noqa: Y015
+    _WhichOneofArgType__extractable: _TypeAlias = _typing.Literal["_extractable", b"_extractable"]  # noqa: Y015
+    _WhichOneofReturnType__local: _TypeAlias = _typing.Literal["local"]  # noqa: Y015
+    _WhichOneofArgType__local: _TypeAlias = _typing.Literal["_local", b"_local"]  # noqa: Y015
+    _WhichOneofReturnType__never_extractable: _TypeAlias = _typing.Literal["never_extractable"]  # noqa: Y015
+    _WhichOneofArgType__never_extractable: _TypeAlias = _typing.Literal["_never_extractable", b"_never_extractable"]  # noqa: Y015
+    _WhichOneofReturnType__sensitive: _TypeAlias = _typing.Literal["sensitive"]  # noqa: Y015
+    _WhichOneofArgType__sensitive: _TypeAlias = _typing.Literal["_sensitive", b"_sensitive"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__always_sensitive) -> _WhichOneofReturnType__always_sensitive | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__extractable) -> _WhichOneofReturnType__extractable | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__local) -> _WhichOneofReturnType__local | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__never_extractable) -> _WhichOneofReturnType__never_extractable | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sensitive) -> _WhichOneofReturnType__sensitive | None: ...
+
+Global___KeyOrigin: _TypeAlias = KeyOrigin  # noqa: Y015
 
 @_typing.final
 class KeyVersion(_message.Message):
@@ -537,15 +706,19 @@ class GetKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    ASK_TOKEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    ask_token: _builtins.bool
+    """Also what the HSM says of the version in force."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        ask_token: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_token", b"ask_token", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -575,20 +748,62 @@ Global___GetKeyResponse: _TypeAlias = GetKeyResponse  # noqa: Y015
 class ListKeysRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    OVERDUE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """1 to 1000; 0 means 100."""
     page_token: _builtins.str
+    state: Global___KeyState.ValueType
+    """Unspecified: in any state."""
+    owner: _builtins.str
+    """Such as operator/alice; empty: anybody's."""
+    target: _builtins.str
+    """Only keys that have, or may have, a copy at this target."""
+    overdue: _builtins.bool
+    """Only keys that should have been rotated by now."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only keys that have all of these labels."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        state: Global___KeyState.ValueType = ...,
+        owner: _builtins.str = ...,
+        target: _builtins.str = ...,
+        overdue: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "overdue", b"overdue", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1591,6 +1806,81 @@ class SealKeyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SealKeyResponse: _TypeAlias = SealKeyResponse  # noqa: Y015
+
+@_typing.final
+class SetKeyScheduleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    JITTER_FIELD_NUMBER: _builtins.int
+    BLACKOUTS_FIELD_NUMBER: _builtins.int
+    WARN_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    @_builtins.property
+    def every(self) -> _duration_pb2.Duration:
+        """Unset: the key is not rotated by itself any more."""
+
+    @_builtins.property
+    def jitter(self) -> _duration_pb2.Duration:
+        """At most half the period."""
+
+    @_builtins.property
+    def blackouts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in KeySchedule; they must leave an hour of the week."""
+
+    @_builtins.property
+    def warn(self) -> _duration_pb2.Duration:
+        """At most the period; unset: a tenth of it, and at most 14 days."""
+
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """At most half the period; unset: that, and at most 24 hours."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        every: _duration_pb2.Duration | None = ...,
+        jitter: _duration_pb2.Duration | None = ...,
+        blackouts: _abc.Iterable[_builtins.str] | None = ...,
+        warn: _duration_pb2.Duration | None = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["every", b"every", "grace", b"grace", "jitter", b"jitter", "warn", b"warn"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blackouts", b"blackouts", "every", b"every", "grace", b"grace", "jitter", b"jitter", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only", "warn", b"warn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetKeyScheduleRequest: _TypeAlias = SetKeyScheduleRequest  # noqa: Y015
+
+@_typing.final
+class SetKeyScheduleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key: ...
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetKeyScheduleResponse: _TypeAlias = SetKeyScheduleResponse  # noqa: Y015
 
 @_typing.final
 class SettleKeyVersionRequest(_message.Message):

@@ -144,6 +144,11 @@ class KeyServiceStub:
                 request_serializer=broker__api_dot_v1_dot_keys__pb2.ListKeyMovesRequest.SerializeToString,
                 response_deserializer=broker__api_dot_v1_dot_keys__pb2.ListKeyMovesResponse.FromString,
                 _registered_method=True)
+        self.SetKeySchedule = channel.unary_unary(
+                '/broker_api.v1.KeyService/SetKeySchedule',
+                request_serializer=broker__api_dot_v1_dot_keys__pb2.SetKeyScheduleRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_keys__pb2.SetKeyScheduleResponse.FromString,
+                _registered_method=True)
         self.SettleKeyVersion = channel.unary_unary(
                 '/broker_api.v1.KeyService/SettleKeyVersion',
                 request_serializer=broker__api_dot_v1_dot_keys__pb2.SettleKeyVersionRequest.SerializeToString,
@@ -293,6 +298,14 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetKeySchedule(self, request, context):
+        """Has a key rotated by itself each time its version in force has come to an age, in the name of the caller and as they
+        are permitted then; or no more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SettleKeyVersion(self, request, context):
         """Says what becomes of a version that was being made when the database was restored (KEY_VERSION_STATE_HELD).
         """
@@ -407,6 +420,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.ListKeyMoves,
                     request_deserializer=broker__api_dot_v1_dot_keys__pb2.ListKeyMovesRequest.FromString,
                     response_serializer=broker__api_dot_v1_dot_keys__pb2.ListKeyMovesResponse.SerializeToString,
+            ),
+            'SetKeySchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetKeySchedule,
+                    request_deserializer=broker__api_dot_v1_dot_keys__pb2.SetKeyScheduleRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_keys__pb2.SetKeyScheduleResponse.SerializeToString,
             ),
             'SettleKeyVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.SettleKeyVersion,
@@ -986,6 +1004,33 @@ class KeyService:
             '/broker_api.v1.KeyService/ListKeyMoves',
             broker__api_dot_v1_dot_keys__pb2.ListKeyMovesRequest.SerializeToString,
             broker__api_dot_v1_dot_keys__pb2.ListKeyMovesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetKeySchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.KeyService/SetKeySchedule',
+            broker__api_dot_v1_dot_keys__pb2.SetKeyScheduleRequest.SerializeToString,
+            broker__api_dot_v1_dot_keys__pb2.SetKeyScheduleResponse.FromString,
             options,
             channel_credentials,
             insecure,

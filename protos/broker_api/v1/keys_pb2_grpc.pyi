@@ -67,6 +67,10 @@ class KeyServiceStub:
     """Has a version protect nothing from now on, and disabled at every target; each target by itself, as soon as it answers."""
     ListKeyMoves: _grpc.UnaryUnaryMultiCallable[_keys_pb2.ListKeyMovesRequest, _keys_pb2.ListKeyMovesResponse]
     """How the versions of a key came into their phases."""
+    SetKeySchedule: _grpc.UnaryUnaryMultiCallable[_keys_pb2.SetKeyScheduleRequest, _keys_pb2.SetKeyScheduleResponse]
+    """Has a key rotated by itself each time its version in force has come to an age, in the name of the caller and as they
+    are permitted then; or no more.
+    """
     SettleKeyVersion: _grpc.UnaryUnaryMultiCallable[_keys_pb2.SettleKeyVersionRequest, _keys_pb2.SettleKeyVersionResponse]
     """Says what becomes of a version that was being made when the database was restored (KEY_VERSION_STATE_HELD)."""
 
@@ -109,6 +113,10 @@ class KeyServiceAsyncStub(KeyServiceStub):
     """Has a version protect nothing from now on, and disabled at every target; each target by itself, as soon as it answers."""
     ListKeyMoves: _aio.UnaryUnaryMultiCallable[_keys_pb2.ListKeyMovesRequest, _keys_pb2.ListKeyMovesResponse]  # type: ignore[assignment]
     """How the versions of a key came into their phases."""
+    SetKeySchedule: _aio.UnaryUnaryMultiCallable[_keys_pb2.SetKeyScheduleRequest, _keys_pb2.SetKeyScheduleResponse]  # type: ignore[assignment]
+    """Has a key rotated by itself each time its version in force has come to an age, in the name of the caller and as they
+    are permitted then; or no more.
+    """
     SettleKeyVersion: _aio.UnaryUnaryMultiCallable[_keys_pb2.SettleKeyVersionRequest, _keys_pb2.SettleKeyVersionResponse]  # type: ignore[assignment]
     """Says what becomes of a version that was being made when the database was restored (KEY_VERSION_STATE_HELD)."""
 
@@ -274,6 +282,16 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.ListKeyMovesResponse, _abc.Awaitable[_keys_pb2.ListKeyMovesResponse]]:
         """How the versions of a key came into their phases."""
+
+    @_abc_1.abstractmethod
+    def SetKeySchedule(
+        self,
+        request: _keys_pb2.SetKeyScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.SetKeyScheduleResponse, _abc.Awaitable[_keys_pb2.SetKeyScheduleResponse]]:
+        """Has a key rotated by itself each time its version in force has come to an age, in the name of the caller and as they
+        are permitted then; or no more.
+        """
 
     @_abc_1.abstractmethod
     def SettleKeyVersion(

@@ -6,6 +6,7 @@ isort:skip_file
 from broker_api.v1 import keys_pb2 as _keys_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -98,6 +99,10 @@ class Secret(_message.Message):
     LAST_READER_FIELD_NUMBER: _builtins.int
     LAST_READ_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    MAX_AGE_FIELD_NUMBER: _builtins.int
+    RENEW_TIME_FIELD_NUMBER: _builtins.int
+    OVERDUE_FIELD_NUMBER: _builtins.int
+    DUE_SOON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 8 segments joined by slashes; each 1 to 63 lower-case letters and digits, with single hyphens, underscores and
     dots between them.
@@ -106,6 +111,10 @@ class Secret(_message.Message):
     last_reader: _builtins.str
     """Who fetched it last, to a few seconds; the audit has every read."""
     revision: _builtins.int
+    overdue: _builtins.bool
+    """It was more than a quarter of an hour ago."""
+    due_soon: _builtins.bool
+    """It will be within a tenth of that age, and within 14 days."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -118,6 +127,14 @@ class Secret(_message.Message):
 
     @_builtins.property
     def last_read_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def max_age(self) -> _duration_pb2.Duration:
+        """How old the latest version may become; unset: as old as it likes."""
+
+    @_builtins.property
+    def renew_time(self) -> _timestamp_pb2.Timestamp:
+        """When that will be."""
+
     def __init__(
         self,
         *,
@@ -130,10 +147,14 @@ class Secret(_message.Message):
         last_reader: _builtins.str = ...,
         last_read_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        max_age: _duration_pb2.Duration | None = ...,
+        renew_time: _timestamp_pb2.Timestamp | None = ...,
+        overdue: _builtins.bool = ...,
+        due_soon: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_read_time", b"last_read_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_read_time", b"last_read_time", "max_age", b"max_age", "renew_time", b"renew_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "labels", b"labels", "last_read_time", b"last_read_time", "last_reader", b"last_reader", "latest_version", b"latest_version", "name", b"name", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "due_soon", b"due_soon", "expire_time", b"expire_time", "labels", b"labels", "last_read_time", b"last_read_time", "last_reader", b"last_reader", "latest_version", b"latest_version", "max_age", b"max_age", "name", b"name", "overdue", b"overdue", "renew_time", b"renew_time", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,12 +444,15 @@ class ListSecretsRequest(_message.Message):
     CONTAINS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    OVERDUE_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """Whole segments, for example "team/app"; empty: everything."""
     contains: _builtins.str
     """Part of the name, for searching; empty: all."""
     page_size: _builtins.int
     page_token: _builtins.str
+    overdue: _builtins.bool
+    """Only secrets that are older than they may become."""
     def __init__(
         self,
         *,
@@ -436,10 +460,11 @@ class ListSecretsRequest(_message.Message):
         contains: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        overdue: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contains", b"contains", "page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contains", b"contains", "overdue", b"overdue", "page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -666,6 +691,57 @@ class DestroySecretVersionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DestroySecretVersionsResponse: _TypeAlias = DestroySecretVersionsResponse  # noqa: Y015
+
+@_typing.final
+class SetSecretMaxAgeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MAX_AGE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    @_builtins.property
+    def max_age(self) -> _duration_pb2.Duration:
+        """1 hour to 3,660 days; unset: as old as it likes."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        max_age: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetSecretMaxAgeRequest: _TypeAlias = SetSecretMaxAgeRequest  # noqa: Y015
+
+@_typing.final
+class SetSecretMaxAgeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def secret(self) -> Global___Secret: ...
+    def __init__(
+        self,
+        *,
+        secret: Global___Secret | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetSecretMaxAgeResponse: _TypeAlias = SetSecretMaxAgeResponse  # noqa: Y015
 
 @_typing.final
 class RotateRootKeyRequest(_message.Message):

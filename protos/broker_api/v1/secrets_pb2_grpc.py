@@ -76,6 +76,11 @@ class SecretServiceStub:
                 request_serializer=broker__api_dot_v1_dot_secrets__pb2.DestroySecretVersionsRequest.SerializeToString,
                 response_deserializer=broker__api_dot_v1_dot_secrets__pb2.DestroySecretVersionsResponse.FromString,
                 _registered_method=True)
+        self.SetSecretMaxAge = channel.unary_unary(
+                '/broker_api.v1.SecretService/SetSecretMaxAge',
+                request_serializer=broker__api_dot_v1_dot_secrets__pb2.SetSecretMaxAgeRequest.SerializeToString,
+                response_deserializer=broker__api_dot_v1_dot_secrets__pb2.SetSecretMaxAgeResponse.FromString,
+                _registered_method=True)
         self.RotateRootKey = channel.unary_unary(
                 '/broker_api.v1.SecretService/RotateRootKey',
                 request_serializer=broker__api_dot_v1_dot_secrets__pb2.RotateRootKeyRequest.SerializeToString,
@@ -151,6 +156,13 @@ class SecretServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetSecretMaxAge(self, request, context):
+        """Says how old the latest version may become before it is told that it is overdue. Nothing else follows from it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RotateRootKey(self, request, context):
         """Makes a new root key in the HSM; everything is rewrapped under it in the background.
         """
@@ -213,6 +225,11 @@ def add_SecretServiceServicer_to_server(servicer, server):
                     servicer.DestroySecretVersions,
                     request_deserializer=broker__api_dot_v1_dot_secrets__pb2.DestroySecretVersionsRequest.FromString,
                     response_serializer=broker__api_dot_v1_dot_secrets__pb2.DestroySecretVersionsResponse.SerializeToString,
+            ),
+            'SetSecretMaxAge': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSecretMaxAge,
+                    request_deserializer=broker__api_dot_v1_dot_secrets__pb2.SetSecretMaxAgeRequest.FromString,
+                    response_serializer=broker__api_dot_v1_dot_secrets__pb2.SetSecretMaxAgeResponse.SerializeToString,
             ),
             'RotateRootKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RotateRootKey,
@@ -448,6 +465,33 @@ class SecretService:
             '/broker_api.v1.SecretService/DestroySecretVersions',
             broker__api_dot_v1_dot_secrets__pb2.DestroySecretVersionsRequest.SerializeToString,
             broker__api_dot_v1_dot_secrets__pb2.DestroySecretVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSecretMaxAge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/broker_api.v1.SecretService/SetSecretMaxAge',
+            broker__api_dot_v1_dot_secrets__pb2.SetSecretMaxAgeRequest.SerializeToString,
+            broker__api_dot_v1_dot_secrets__pb2.SetSecretMaxAgeResponse.FromString,
             options,
             channel_credentials,
             insecure,

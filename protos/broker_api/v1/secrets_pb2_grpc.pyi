@@ -48,6 +48,8 @@ class SecretServiceStub:
     UndeleteSecretVersions: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.UndeleteSecretVersionsRequest, _secrets_pb2.UndeleteSecretVersionsResponse]
     DestroySecretVersions: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.DestroySecretVersionsRequest, _secrets_pb2.DestroySecretVersionsResponse]
     """Erases the data keys of versions, for good."""
+    SetSecretMaxAge: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.SetSecretMaxAgeRequest, _secrets_pb2.SetSecretMaxAgeResponse]
+    """Says how old the latest version may become before it is told that it is overdue. Nothing else follows from it."""
     RotateRootKey: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.RotateRootKeyRequest, _secrets_pb2.RotateRootKeyResponse]
     """Makes a new root key in the HSM; everything is rewrapped under it in the background."""
     GetRootKey: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.GetRootKeyRequest, _secrets_pb2.GetRootKeyResponse]
@@ -74,6 +76,8 @@ class SecretServiceAsyncStub(SecretServiceStub):
     UndeleteSecretVersions: _aio.UnaryUnaryMultiCallable[_secrets_pb2.UndeleteSecretVersionsRequest, _secrets_pb2.UndeleteSecretVersionsResponse]  # type: ignore[assignment]
     DestroySecretVersions: _aio.UnaryUnaryMultiCallable[_secrets_pb2.DestroySecretVersionsRequest, _secrets_pb2.DestroySecretVersionsResponse]  # type: ignore[assignment]
     """Erases the data keys of versions, for good."""
+    SetSecretMaxAge: _aio.UnaryUnaryMultiCallable[_secrets_pb2.SetSecretMaxAgeRequest, _secrets_pb2.SetSecretMaxAgeResponse]  # type: ignore[assignment]
+    """Says how old the latest version may become before it is told that it is overdue. Nothing else follows from it."""
     RotateRootKey: _aio.UnaryUnaryMultiCallable[_secrets_pb2.RotateRootKeyRequest, _secrets_pb2.RotateRootKeyResponse]  # type: ignore[assignment]
     """Makes a new root key in the HSM; everything is rewrapped under it in the background."""
     GetRootKey: _aio.UnaryUnaryMultiCallable[_secrets_pb2.GetRootKeyRequest, _secrets_pb2.GetRootKeyResponse]  # type: ignore[assignment]
@@ -145,6 +149,14 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.DestroySecretVersionsResponse, _abc.Awaitable[_secrets_pb2.DestroySecretVersionsResponse]]:
         """Erases the data keys of versions, for good."""
+
+    @_abc_1.abstractmethod
+    def SetSecretMaxAge(
+        self,
+        request: _secrets_pb2.SetSecretMaxAgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secrets_pb2.SetSecretMaxAgeResponse, _abc.Awaitable[_secrets_pb2.SetSecretMaxAgeResponse]]:
+        """Says how old the latest version may become before it is told that it is overdue. Nothing else follows from it."""
 
     @_abc_1.abstractmethod
     def RotateRootKey(

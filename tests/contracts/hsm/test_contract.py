@@ -73,6 +73,24 @@ def test_a_generated_key_is_found_again_and_never_made_twice(device: Whole, kind
     assert device.generate(key, exportable=kind in RSA) == key.public_key
 
 
+@pytest.mark.parametrize(
+    ("kind", "exportable"), [(KeyType.EC_P256, False), (KeyType.EC_P256, True), (KeyType.AES_256, False)]
+)
+def test_the_token_tells_where_a_key_comes_from(device: Whole, kind: KeyType, *, exportable: bool) -> None:
+    told = device.origin(shared(device, kind, exportable=exportable))
+    assert (told.local, told.sensitive, told.always_sensitive) == (True, True, True)
+    assert (told.extractable, told.never_extractable) == (exportable, not exportable)
+
+
+def test_a_sealed_key_was_able_to_leave_once(device: Whole) -> None:
+    key = fresh(device, KeyType.EC_P256, exportable=True)
+    device.seal(key)
+    told = device.origin(key)
+    assert (told.extractable, told.never_extractable) == (False, False)
+    device.destroy(key)
+    refused(lambda: device.origin(key), NotFound, "KEY_NOT_IN_HSM")
+
+
 def test_an_id_that_names_another_key_is_refused(device: Whole) -> None:
     key = shared(device, KeyType.EC_P256)
     with pytest.raises(AlreadyExists) as taken:

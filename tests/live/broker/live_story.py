@@ -28,21 +28,25 @@ def csr() -> str:
 def everything(admin: Client, live: Live, bao: OpenBao) -> list[str]:
     """All that a call without effect must leave as it is: the broker's lists, the target's keys, the token's objects.
 
-    Not what the background loop writes down by itself: who read a secret last comes seconds after the read.
+    Not what the background loop writes down by itself: who read a secret, or used a key, last comes seconds after it.
     """
     lists = (
-        ("ListKeys", "keys"),
         ("ListTargets", "targets"),
         ("ListImports", "imports"),
         ("ListOperators", "operators"),
         ("ListTrustRules", "rules"),
     )
+    keys_listed = admin.everything("ListKeys", "keys")
+    for key in keys_listed:
+        key.ClearField("last_user")
+        key.ClearField("last_use_time")
     secrets_listed = admin.everything("ListSecrets", "secrets")
     for secret in secrets_listed:
         secret.ClearField("last_reader")
         secret.ClearField("last_read_time")
     return [
         *(str(admin.everything(*one)) for one in lists),
+        str(keys_listed),
         str(secrets_listed),
         str(admin.ask("GetPolicy").policy.version),
         json.dumps((bao.request("GET", f"{bao.mount}/keys?list=true") or {}).get("data")),
@@ -77,7 +81,8 @@ def _keys(key: str) -> Story:
     message = {"message": b"pay 10 to bob"}
     yield "CreateKey", {"name": key, "type": EC_P256, "usage": SIGN, "exportable": True}
     yield "CreateKey", {"name": aes, "type": AES_256, "usage": ENCRYPT}
-    yield "GetKey", {"name": key}
+    yield "GetKey", {"name": key, "ask_token": True}
+    yield "SetKeySchedule", {"name": key, "every": {"seconds": 90 * 86_400}}
     yield "ListKeys", {"page_size": 5}
     yield "GetPublicKey", {"name": key}
     signed = yield "Sign", {"name": key, "input": message}
@@ -156,6 +161,7 @@ def _secrets() -> Story:
     yield "GetSecret", {"name": name}
     yield "ListSecrets", {"prefix": "live", "page_size": 5}
     yield "FetchSecrets", {"references": [f"{name}#password"]}
+    yield "SetSecretMaxAge", {"name": name, "max_age": {"seconds": 90 * 86_400}}
     yield "ListSecretVersions", {"name": name}
     yield "DeleteSecretVersions", {"name": name, "versions": [1]}
     yield "UndeleteSecretVersions", {"name": name, "versions": [1]}

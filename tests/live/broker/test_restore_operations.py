@@ -60,7 +60,7 @@ def test_ST_04_what_was_under_way_is_closed_and_nobody_goes_on_with_it(broker: B
     assert (broker.version(2).state, broker.in_hsm(2)) == (VersionState.HELD, True)
     broker.settle(2, keep=True)
     broker.keys.cancel_destruction(broker.call("CancelKeyDestruction"), "old")
-    assert broker.keys.get(broker.call("GetKey"), "old").state is KeyState.DISABLED
+    assert broker.inventory.get(broker.call("GetKey"), "old").key.state is KeyState.DISABLED
 
 
 def test_ST_04_a_sealing_that_was_under_way_goes_on(broker: Broker) -> None:

@@ -28,6 +28,10 @@ ALL = [
     ("CreateKey", "key create pay --type ec-p256 --usage sign --exportable --label team=billing"),
     ("GetKey", "key show pay"),
     ("ListKeys", "key list"),
+    ("ListKeys", "key list --overdue --label team=pay --state enabled --owner operator/alice --target prod"),
+    ("SetKeySchedule", "key schedule pay --every 90d --blackout 22:00-06:00"),
+    ("SetKeySchedule", "key schedule pay --off"),
+    ("GetKey", "key schedule pay"),
     ("ListKeyVersions", "key versions pay"),
     ("GetPublicKey", "key public pay"),
     ("Sign", "key sign pay"),
@@ -77,9 +81,9 @@ ALL = [
     ("WhoAmI", "status"),
 ]
 CHANGES = [(method, line) for method, line in ALL if method in {
-    "CreateKey", "RotateKey", "EnableKey", "DisableKey", "ScheduleKeyDestruction", "CancelKeyDestruction", "SealKey",
-    "SettleKeyVersion", "ImportKey", "ConfirmImport", "RepinTarget", "DeleteTarget", "SetOperatorGroups",
-    "RevokeCertificates", "RemoveOperator", "Approve", "Reject",
+    "CreateKey", "RotateKey", "SetKeySchedule", "EnableKey", "DisableKey", "ScheduleKeyDestruction",
+    "CancelKeyDestruction", "SealKey", "SettleKeyVersion", "ImportKey", "ConfirmImport", "RepinTarget", "DeleteTarget",
+    "SetOperatorGroups", "RevokeCertificates", "RemoveOperator", "Approve", "Reject",
 }]  # fmt: skip
 
 
@@ -384,6 +388,7 @@ def test_the_words_of_the_command_line_are_those_of_the_wire() -> None:
     for prefix, known, enum in (
         ("KEY_TYPE", words.KEY_TYPES, keys_pb2.KeyType),
         ("KEY_USAGE", words.KEY_USAGES, keys_pb2.KeyUsage),
+        ("KEY_STATE", words.KEY_STATES, keys_pb2.KeyState),
         ("SIGNATURE_ALGORITHM", words.SIGNATURE_ALGORITHMS, keys_pb2.SignatureAlgorithm),
         ("SIGNATURE_ENCODING", words.SIGNATURE_ENCODINGS, keys_pb2.SignatureEncoding),
         ("ENCRYPTION_ALGORITHM", words.ENCRYPTION_ALGORITHMS, keys_pb2.EncryptionAlgorithm),

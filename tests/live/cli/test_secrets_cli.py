@@ -54,6 +54,7 @@ def stand_in(running: StandIn) -> StandIn:
     fetched = sessions_pb2.FetchedSecret(version=3, fields={"user": b"app", "password": CANARY.encode()})
     running.answers = {
         "PutSecret": lambda _: wire.PutSecretResponse(secret=found),
+        "SetSecretMaxAge": lambda _: wire.SetSecretMaxAgeResponse(secret=found),
         "PatchSecret": lambda _: wire.PatchSecretResponse(secret=found),
         "GetSecret": lambda _: wire.GetSecretResponse(secret=found),
         "ListSecrets": lambda _: wire.ListSecretsResponse(secrets=[found]),
@@ -85,6 +86,8 @@ ALL = [
     ("SettleRootKey", "secret settle-root 1 keep"),
     ("SettleRootKey", "secret settle-root 1 discard --yes"),
     ("GetRootKey", "secret root"),
+    ("SetSecretMaxAge", "secret age team/db --most 90d"),
+    ("SetSecretMaxAge", "secret age team/db --off"),
 ]
 
 
@@ -105,7 +108,7 @@ def test_every_command_is_tried_here() -> None:
     assert tried == set(commands.secret.commands)
 
 
-@pytest.mark.parametrize(("method", "line"), [one for one in ALL if one[0][:3] in {"Del", "Und", "Des", "Rot"}])
+@pytest.mark.parametrize(("method", "line"), [one for one in ALL if one[0][:3] in {"Del", "Und", "Des", "Rot", "Set"}])
 def test_every_change_can_be_tried_out(broker: Broker, stand_in: StandIn, method: str, line: str) -> None:
     line = line.replace(" --yes", "")
     ended = broker(*line.split(), "--dry-run", "--request-id", "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d")
@@ -162,6 +165,7 @@ def test_no_option_or_argument_takes_a_value() -> None:
     connection = {"profile", "address", "ca_file", "cert", "key", "timeout", "format_", "request_id"}
     assert {option for _, option in taken} - connection == {
         "given", "json_file", "removed", "expected_version", "labels", "expires", "target", "contains", "versions",
+        "most",
     }  # fmt: skip
 
 

@@ -166,7 +166,7 @@ FINDINGS = [
 ]
 KEY_CHANGES = (
     "CreateKey", "GetKey", "RotateKey", "EnableKey", "DisableKey", "CancelKeyDestruction", "SealKey",
-    "SettleKeyVersion", "PrepareKeyVersion", "ActivateKeyVersion", "RetireKeyVersion",
+    "SettleKeyVersion", "SetKeySchedule", "PrepareKeyVersion", "ActivateKeyVersion", "RetireKeyVersion",
 )  # fmt: skip
 OPERATOR_CHANGES = ("SetOperatorGroups", "RevokeCertificates", "RemoveOperator")
 Answer = Callable[[Any], Any]

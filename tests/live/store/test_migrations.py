@@ -166,6 +166,10 @@ failure TEXT NOT NULL, started_at INTEGER NOT NULL, proven_at INTEGER, revision 
 PRIMARY KEY (key, version, target)) STRICT
 """
 BEFORE_OPERATIONS = (
+    "DROP TABLE key_schedules",
+    "DROP TABLE key_uses",
+    "ALTER TABLE secrets DROP COLUMN max_age",
+    "ALTER TABLE secrets DROP COLUMN renew_at",
     "DROP TABLE approvals",
     "DROP TABLE key_moves",
     "ALTER TABLE key_versions DROP COLUMN phase",

@@ -9,12 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from broker import app
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
 from broker.core.errors import Unavailable, WrongState
 from broker.core.kinds import SessionState
+from broker.core.schedules.lifecycle import Late
+from broker.core.schedules.standing import Standing
 from broker.loop import Loop
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.sessions.bench import Bench
@@ -24,7 +27,9 @@ PATIENCE = 60.0
 
 def parts(**other: Any) -> Any:
     """What the loop sees of a broker, with nothing to do; it leads."""
-    idle = SimpleNamespace(chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None)
+    idle = SimpleNamespace(
+        chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None, late=lambda: iter(())
+    )
     store = SimpleNamespace(
         clock=lambda: None,
         check=lambda: None,
@@ -44,6 +49,8 @@ def parts(**other: Any) -> Any:
             "sessions": idle,
             "imports": idle,
             "approvals": idle,
+            "schedules": SimpleNamespace(chores=lambda: iter(()), late=lambda: iter(()), stepped=lambda: iter(())),
+            "use": SimpleNamespace(flush_uses=lambda _: None),
             "operations": SimpleNamespace(due=dict, chores=lambda: iter(())),
             "renew_certificate": lambda: None,
             **other,
@@ -210,3 +217,41 @@ def test_FT_24_whose_time_is_in_doubt_does_not_ask_to_lead() -> None:
     broker.server = SimpleNamespace(set_serving=serving.append)
     round_of(Loop(broker))
     assert (asked, serving) == ([], [False])
+
+
+def test_what_is_overdue_is_said_in_one_line_each_hour_by_the_leader_alone() -> None:
+    time = timedelta()
+    over, soon = Standing(overdue=True), Standing(soon=True)
+    keys = [
+        Late(key=f"k{number}", standing=over, failure="POLICY_DENIED" if not number else "") for number in range(12)
+    ]
+    keys.append(Late(key="next", standing=soon, failure=""))
+    stepped: list[str] = []
+
+    def astray() -> Iterator[tuple[str, Callable[[Call], None]]]:
+        yield "key/astray", lambda _call: stepped.append("astray")
+
+    idle = SimpleNamespace(chores=lambda: iter(()), refresh=lambda: None, flush_reads=lambda _: None)
+    broker = parts(
+        schedules=SimpleNamespace(chores=lambda: iter(()), late=lambda: iter(keys), stepped=astray),
+        secrets=SimpleNamespace(**vars(idle), late=lambda: iter([("app/db", over)])),
+    )
+    loop = Loop(broker, lambda: time)
+    with capture_logs() as said:
+        round_of(loop)
+        time += timedelta(minutes=59)
+        round_of(loop)
+    told = [(one["event"], one["what"], one["count"], one["names"]) for one in said if "what" in one]
+    assert [one[:3] for one in told] == [
+        ("something is overdue", "keys", 12),
+        ("something is due soon", "keys", 1),
+        ("something is overdue", "secrets", 1),
+    ]
+    assert told[0][3].startswith("k0 (POLICY_DENIED), k1, ")
+    assert "k10" not in told[0][3]
+    assert stepped == ["astray"]
+    time += timedelta(hours=2)
+    broker.store.lead = lambda: None
+    with capture_logs() as said:
+        round_of(loop)
+    assert not [one for one in said if "what" in one]

@@ -96,7 +96,14 @@ class House(World):
         services = plain_services(answers)
         if answers is None:
             services["KeyService"] = KeyMethods(
-                self.keys, self.use, self.settling, self.rotations, self.oversight, PageTokens(bytes(32))
+                self.keys,
+                self.use,
+                self.settling,
+                self.rotations,
+                self.schedules,
+                self.inventory,
+                self.oversight,
+                PageTokens(bytes(32)),
             )
         self.methods = {method.rpc: Spoken(method) for method in table.methods(services).values()}
         mtls = Mtls(MtlsConfig(operator_ca_file=folder / "ca.pem"), self.store, self.clock)

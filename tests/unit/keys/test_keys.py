@@ -20,6 +20,7 @@ from broker.core.errors import (
     Unavailable,
     WrongState,
 )
+from broker.core.inventory.lifecycle import Filter
 from broker.core.keys.making import UNDO_AFTER
 from broker.core.kinds import EncryptionAlgorithm, KeyState, KeyType, KeyUsage, VersionState
 from broker.core.model import Key, KeyVersion
@@ -256,7 +257,7 @@ def test_a_rotation_that_died_leaves_the_old_version_in_use(bench: Bench) -> Non
 def test_AZ_01_a_name_outside_the_grammar_is_refused_before_anything_is_looked_up(bench: Bench, name: str) -> None:
     for attempt in (
         lambda: bench.create(name),
-        lambda: bench.keys.get(bench.call("GetKey"), name),
+        lambda: bench.inventory.get(bench.call("GetKey"), name),
         lambda: bench.use.sign(bench.call("Sign"), name, None, [b"x"], prehashed=False),
     ):
         with pytest.raises(InvalidRequest) as caught:
@@ -267,12 +268,12 @@ def test_AZ_01_a_name_outside_the_grammar_is_refused_before_anything_is_looked_u
 
 def test_an_absent_key_is_told_only_to_those_who_may_know(bench: Bench) -> None:
     with pytest.raises(NotFound):
-        bench.keys.get(bench.call("GetKey"), "nothing")
+        bench.inventory.get(bench.call("GetKey"), "nothing")
     bench.create("something")
     refusals = []
     for name in ("nothing", "something"):
         with pytest.raises(PermissionDenied) as caught:
-            bench.keys.get(bench.call("GetKey", groups=(), who="eve"), name)
+            bench.inventory.get(bench.call("GetKey", groups=(), who="eve"), name)
         refusals.append((caught.value.reason, caught.value.message.replace(name, "")))
     assert refusals[0] == refusals[1]
 
@@ -281,12 +282,12 @@ def test_a_list_shows_what_the_caller_may_get_and_goes_on_from_where_it_stopped(
     names = [f"k{number}" for number in range(5)]
     for name in names:
         bench.create(name)
-    page = bench.keys.page(bench.call("ListKeys"), (), 2)
+    page = bench.inventory.page(bench.call("ListKeys"), Filter(), (), 2)
     seen = list(page.items)
     while page.next:
-        page = bench.keys.page(bench.call("ListKeys"), page.next, 2)
+        page = bench.inventory.page(bench.call("ListKeys"), Filter(), page.next, 2)
         seen += page.items
-    assert [key.name for key in seen] == names
+    assert [entry.key.name for entry in seen] == names
 
 
 @pytest.mark.parametrize("use", ["sign", "encrypt", "decrypt"])

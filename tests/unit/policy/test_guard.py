@@ -108,13 +108,14 @@ READS = {
     "GetTrustRule", "ListTrustRules", "TestTrustRule", "GetApproval", "ListApprovals",
 }  # fmt: skip
 SECRETS = {
-    "PutSecret", "PatchSecret", "GetSecret", "ListSecrets", "ListSecretVersions", "DeleteSecretVersions",
-    "UndeleteSecretVersions", "WhoAmI", "ListApprovals",
+    "PutSecret", "PatchSecret", "SetSecretMaxAge", "GetSecret", "ListSecrets", "ListSecretVersions",
+    "DeleteSecretVersions", "UndeleteSecretVersions", "WhoAmI", "ListApprovals",
 }  # fmt: skip
 JOB = {"Login", "RenewSession", "EndSession"}
 WORK = {
-    "CreateKey", "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "Verify", "RotateKey", "GetTarget",
-    "ListTargets", "CheckTarget", "ImportKey", "ProveImport", "ConfirmImport", "ListImports", "GetHsm", "WhoAmI",
+    "CreateKey", "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "Verify", "RotateKey", "SetKeySchedule",
+    "GetTarget", "ListTargets", "CheckTarget", "ImportKey", "ProveImport", "ConfirmImport", "ListImports", "GetHsm",
+    "WhoAmI",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from broker.core import kinds, model
 from broker.core.call import Call
+from broker.core.inventory.lifecycle import Entry
 from broker.rpc.keys import KeyMethods
 from broker.rpc.pages import PageTokens
 
@@ -51,6 +52,8 @@ VERSION = model.KeyVersion(
     created_at=THEN,
 )
 
+ENTRY = Entry(key=KEY, primary=VERSION, schedule=None, used=None, copies=())
+
 
 class Noun:
     """Answers each method with what it was given, and keeps the arguments after the call."""
@@ -70,4 +73,4 @@ class Noun:
 def keys(**answers: Any) -> tuple[Any, KeyMethods]:
     noun: Any = Noun(**answers)
     settling: Any = SimpleNamespace(settle=noun.settle, held=lambda _name="": {"payments": [2]})
-    return noun, KeyMethods(noun, noun, settling, noun, noun, PAGES)
+    return noun, KeyMethods(noun, noun, settling, noun, noun, noun, noun, PAGES)

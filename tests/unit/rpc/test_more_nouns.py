@@ -314,8 +314,9 @@ def test_the_services_are_those_of_the_api_with_the_types_of_the_api() -> None:
     noun: Any = Noun()
     made = answers(
         keys=noun, use=noun, settling=noun, targets=noun, imports=noun, handover=noun, operators=noun,
-        oversight=noun, rotations=noun, policies=noun, heads=noun, secrets=noun, sessions=noun, leases=noun, rules=noun,
-        approvals=noun, hsm=noun, guard=noun, schema="", page_key=bytes(32), trouble=str,
+        oversight=noun, rotations=noun, schedules=noun, inventory=noun, policies=noun, heads=noun, secrets=noun,
+        sessions=noun, leases=noun, rules=noun, approvals=noun, hsm=noun, guard=noun, schema="", page_key=bytes(32),
+        trouble=str,
     )  # fmt: skip
     for path, method in table.methods(made).items():
         hints = get_type_hints(method.noun)

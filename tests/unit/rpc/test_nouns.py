@@ -14,11 +14,12 @@ from google.protobuf.duration_pb2 import Duration
 
 from broker.core import kinds
 from broker.core.errors import InvalidRequest
+from broker.core.inventory.lifecycle import Filter
 from broker.core.keys.use import Encrypted, Signed
 from broker.core.page import Page
 from broker.rpc.codec import der_from_jose
 from tests.fakes.calls import call
-from tests.unit.rpc.parts import KEY, PRIVATE, THEN, VERSION, keys
+from tests.unit.rpc.parts import ENTRY, KEY, PRIVATE, THEN, VERSION, keys
 
 
 def test_create_key() -> None:
@@ -49,11 +50,11 @@ def test_AN_36_a_key_needs_its_type_and_usage(field: str) -> None:
 
 
 def test_lists_continue_where_they_stopped() -> None:
-    noun, rpc = keys(page=Page(items=[KEY], next=("payments",)))
+    noun, rpc = keys(page=Page(items=[ENTRY], next=("payments",)))
     first = rpc.list_keys(call("KeyService/ListKeys"), keys_pb2.ListKeysRequest())
     assert [key.name for key in first.keys] == ["payments"]
     rpc.list_keys(call("KeyService/ListKeys"), keys_pb2.ListKeysRequest(page_size=7, page_token=first.next_page_token))
-    assert noun.asked == [("page", ((), 100), {}), ("page", (("payments",), 7), {})]
+    assert noun.asked == [("page", (Filter(), (), 100), {}), ("page", (Filter(), ("payments",), 7), {})]
 
 
 def test_AZ_04_a_token_of_one_keys_versions_does_not_serve_another() -> None:
@@ -173,7 +174,6 @@ def test_what_is_over_a_limit_never_reaches_the_core(method: str, request_: Any)
         ("disable_key", "disable", keys_pb2.DisableKeyRequest),
         ("cancel_key_destruction", "cancel_destruction", keys_pb2.CancelKeyDestructionRequest),
         ("seal_key", "seal", keys_pb2.SealKeyRequest),
-        ("get_key", "get", keys_pb2.GetKeyRequest),
     ],
 )
 def test_AZ_05_each_method_calls_its_own(method: str, core: str, kind: Any) -> None:
@@ -200,7 +200,7 @@ def test_what_is_to_become_of_a_held_version_must_be_said() -> None:
 
 
 def test_held_versions_are_told_by_get_and_list() -> None:
-    _, rpc = keys(get=KEY, page=Page(items=[KEY], next=()))
+    _, rpc = keys(get=ENTRY, page=Page(items=[ENTRY], next=()))
     assert list(rpc.get_key(call("X/Y"), keys_pb2.GetKeyRequest(name="payments")).key.held_versions) == [2]
     (listed,) = rpc.list_keys(call("X/Y"), keys_pb2.ListKeysRequest()).keys
     assert list(listed.held_versions) == [2]
@@ -211,3 +211,22 @@ def test_schedule_destruction(delay: Duration | None, expected: timedelta | None
     noun, rpc = keys(schedule_destruction=KEY)
     rpc.schedule_key_destruction(call("X/Y"), keys_pb2.ScheduleKeyDestructionRequest(name="payments", delay=delay))
     assert noun.asked == [("schedule_destruction", ("payments", expected), {})]
+
+
+def test_get_key() -> None:
+    noun, rpc = keys(get=ENTRY)
+    assert rpc.get_key(call("KeyService/GetKey"), keys_pb2.GetKeyRequest(name="payments")).key.name == "payments"
+    assert noun.asked == [("get", ("payments",), {})]
+
+
+def test_who_forgets_the_period_of_a_schedule_does_not_end_it() -> None:
+    noun, rpc = keys(set=(KEY, None))
+    for part in ("jitter", "warn", "grace", "blackouts"):
+        value: Any = ["22:00-06:00"] if part == "blackouts" else Duration()
+        asked = keys_pb2.SetKeyScheduleRequest(name="payments", **{part: value})
+        with pytest.raises(InvalidRequest) as refused:
+            rpc.set_key_schedule(call("X/Y"), asked)
+        assert (refused.value.reason, refused.value.metadata) == ("FIELD_MISSING", {"field": "every"})
+    assert noun.asked == []
+    rpc.set_key_schedule(call("X/Y"), keys_pb2.SetKeyScheduleRequest(name="payments"))
+    assert noun.asked == [("set", ("payments", None), {})]

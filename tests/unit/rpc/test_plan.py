@@ -100,6 +100,7 @@ def test_AN_36_the_table_covers_the_enums_of_the_api() -> None:
     assert {field.enum_type.name for _, _, field in ENUMS} == {
         "KeyType",
         "KeyUsage",
+        "KeyState",
         "SignatureAlgorithm",
         "SignatureEncoding",
         "EncryptionAlgorithm",

@@ -8,8 +8,9 @@ from typing import Any
 from uuid import uuid4
 
 from broker.core.call import Call
+from broker.core.identity import Proof
 from broker.core.kinds import LeaseState, MatcherKind, Preset
-from broker.core.model import Lease, Matcher, Principal, Proof, Session, TrustRule
+from broker.core.model import Lease, Matcher, Principal, Session, TrustRule
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.ports import Store
 from broker.core.quota import LeaseQuota

@@ -7,10 +7,20 @@ from datetime import UTC, datetime
 import pytest
 
 from broker.core.approval import Approval, Grant
-from broker.core.kinds import ApprovalState, ImportState, OperationState, OperatorState, Phase, SecretVersionState
+from broker.core.kinds import (
+    ApprovalState,
+    ImportState,
+    OperationState,
+    OperatorState,
+    Phase,
+    ScheduleState,
+    SecretVersionState,
+)
 from broker.core.model import (
     Import,
     KeyMove,
+    KeySchedule,
+    KeyUsed,
     Operation,
     Operator,
     PolicyDocument,
@@ -87,6 +97,14 @@ ROWS: list[Record] = [
         details={}, values_mac=b"\0mac", needed=2, grants=(Grant(by="operator/bob", at=T0, reason="é"),),
         state=ApprovalState.USED, call="c", ended_by="", why="", created_at=T0, expires_at=LAST, due_at=LAST,
     ),
+    KeySchedule(
+        key="a", state=ScheduleState.ACTIVE, every=7776000, jitter=0, blackouts=("Mon-Fri 08:00-18:00 Europe/Berlin",),
+        warn=86400, grace=3600, set_by="operator/alice", version=1, next_at=T0, look_at=T0, failure="", created_at=T0,
+    ),
+    KeyUsed(key="a", principal="operator/alice", used_at=T0),
+    Secret(
+        name="a/d", labels={}, latest=1, created_at=T0, updated_at=T0, max_age=7776000, renew_at=LAST,
+    ),
 ]  # fmt: skip
 
 
@@ -119,6 +137,9 @@ MACS = [
     "a324740fde59558345e9814ad3023ad0",
     "c86c0354882984c50e61c7362e36f6ef",
     "0fd18604e0bfa690d6ac3fbd4f88fd3e",
+    "225c629c119e9595704ad7d35e21ed69",
+    "2d7785ed544e2cd8c1a3b756081b9096",
+    "4838a830f6d606edbd252fb85e865236",
 ]
 
 SUMS = [
@@ -140,6 +161,8 @@ SUMS = [
     "Operation",
     "KeyMove",
     "Approval",
+    "KeySchedule",
+    "KeyUsed",
 ]
 
 

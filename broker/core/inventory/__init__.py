@@ -1,0 +1,1 @@
+"""The inventory: each key with all that is known of it beside its own row."""

@@ -1,0 +1,1 @@
+"""Schedules: keys that are rotated by themselves, and what is overdue."""
