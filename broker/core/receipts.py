@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, WrongState
 from broker.core.model import Operation, Receipt
-from broker.core.ports import Write
+from broker.core.ports import Store, Write
 from broker.core.reasons import Reason
 
 
@@ -23,6 +23,16 @@ def replay(write: Write, call: Call) -> Receipt | None:
     if receipt.digest != call.digest:
         raise reused()
     write.note(replayed=1)
+    if call.clearance is not None:
+        call.clearance.repeated = True
+    return receipt
+
+
+def seen(store: Store, call: Call) -> Receipt | None:
+    """The receipt of the same request, looked for before any write: then what it made is told, or carried on."""
+    receipt = store.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
+    if receipt is None or receipt.digest != call.digest:
+        return None
     if call.clearance is not None:
         call.clearance.repeated = True
     return receipt

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from broker.core import ports
+from broker.core import ports, receipts
 from broker.core.amiss import no_key, no_key_version, no_target
 from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
@@ -197,8 +197,7 @@ class Ledger:
 
     def seen(self, call: Call) -> Receipt | None:
         """The receipt of this very request, if it came before."""
-        receipt = self.store.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
-        return receipt if receipt is not None and receipt.digest == call.digest else None
+        return receipts.seen(self.store, call)
 
     @contextmanager
     def turn(self, asked: Asked) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from broker.core import ports
+from broker.core import ports, receipts
 from broker.core.amiss import no_target
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, WrongState
@@ -222,8 +222,7 @@ class Targets:
 
     def _seen(self, call: Call) -> Receipt | None:
         # A request that is repeated is answered from its receipt, also when the target is away by now.
-        receipt = self._store.get(Receipt, str(call.principal), call.request_id) if call.request_id else None
-        return receipt if receipt is not None and receipt.digest == call.digest else None
+        return receipts.seen(self._store, call)
 
     def _pinned(self, call: Call, target: Target, wanted: str) -> Target:
         port = self._port(target)

@@ -23,6 +23,7 @@ from broker.core.policy import approvers
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard, of_unknown_key, under
 from broker.core.ports import Offer
+from tests.crash.kek_vault import Vault, WayToVault
 from tests.fakes.calls import document, operator
 from tests.fakes.shelf import kek
 from tests.worlds.doorway import Doorway
@@ -140,6 +141,20 @@ def test_an_approval_to_pin_a_target_is_for_the_wrapping_key_that_was_seen() -> 
     assert house.store.page(Target, limit=9) == []
     places.kek = first
     assert house.done("alice", "CreateTarget", **asked).target.kek_thumbprint == first.thumbprint
+
+
+@pytest.mark.parametrize("request_id", ["", "5b1c7c9a-6a53-4f0e-9d8e-2f4d2a7c9b10"])
+def test_no_wrapping_key_is_made_before_that_was_approved(request_id: str) -> None:
+    vault = Vault()
+    house = Doorway({"CreateTarget": 1}, connect=WayToVault(vault, lambda _: None))
+    settings = targets_pb2.AzureKeyVaultSettings(vault_url="https://v.vault.azure.net", kek="mine")
+    asked: dict[str, Any] = {"name": "prod", "azure_key_vault": settings, "create_kek": True, "request_id": request_id}
+    name = house.wanting("alice", "CreateTarget", **asked)
+    assert vault.keks == {}
+    house.done("carol", "Approve", id=name)
+    assert house.done("alice", "CreateTarget", **asked).target.kek_id == "mine/1"
+    if request_id:
+        assert house.done("alice", "CreateTarget", **asked).target.kek_id == "mine/1"
 
 
 def other_kek() -> WrappingKey:
