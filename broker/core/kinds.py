@@ -155,6 +155,21 @@ class ImportState(StrEnum):
     DISABLED = "disabled"
 
 
+class Drift(StrEnum):
+    """How a place differs from the broker's record; ``core.drift.findings`` has the repair of each."""
+
+    DELETED = "deleted"
+    DISABLED = "disabled"
+    REPLACED = "replaced"
+    EXPORTABLE = "exportable"
+    ENABLED = "enabled"
+    RETURNED = "returned"
+    EXTRA_VERSION = "extra-version"
+    KEK_CHANGED = "kek-changed"
+    KEY_MISSING = "key-missing"
+    KEY_DIFFERS = "key-differs"
+
+
 class Sent(StrEnum):
     """What has ever left the HSM for a place: NOTHING, an UPLOAD, or a FILE, which can be carried there at any time."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from broker.core.kinds import (
+    Drift,
     ImportState,
     KeyState,
     KeyType,
@@ -44,6 +45,8 @@ class Key:
     latest: int  # the highest version number ever begun
     created_at: datetime
     destroy_at: datetime | None = None
+    destroyed_at_targets: bool | None = None  # True: its destruction goes to the targets too; None: in the HSM alone
+    sealed_once_at: tuple[str, ...] | None = None  # targets: a version that is proven at all of them is sealed
     revision: int = 1
 
 
@@ -119,6 +122,7 @@ class Import:
     started_at: datetime
     proven_at: datetime | None = None
     sent: Sent | None = None  # None: not known, of an import that was begun before this was written down
+    terms: str | None = None  # what it was asked to be held to there, as ``imports.terms`` writes it; None: to nothing
     revision: int = 1
 
     @property
@@ -320,10 +324,33 @@ class Operation:
     revision: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something at a place that is not as the broker's record has it."""
+
+    key: str  # "" of what is the place's own
+    version: int  # 0 of what is no version's
+    remote_name: str  # "" in the HSM
+    remote_version: str
+    drift: Drift
+    detail: str  # a sentence's part: what it is in this case
+    found_at: datetime  # when it was found first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftReport:
+    """What the last look at a place has found: a target, or the HSM."""
+
+    place: str
+    checked_at: datetime
+    findings: tuple[Finding, ...]
+    revision: int = 1
+
+
 Record = (
     Key | KeyVersion | Target | Import | Operator | PolicyDocument
     | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
-    | RootKey | Session | Lease | UsedToken | Operation | KeyMove
+    | RootKey | Session | Lease | UsedToken | Operation | KeyMove | DriftReport
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from broker.core.model import (
     AuditHead,
+    DriftReport,
     Import,
     Key,
     KeyMove,
@@ -167,6 +168,7 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
             passing=True,
         ),
         KeyMove: Declaration(table="key_moves", key=("key", "version", "number"), never_deleted=True),
+        DriftReport: Declaration(table="drift_reports", key=("place",), told=False),
     }
 )
 """In the order of the sums in the ledger and of what an inspection looks at: a new kind comes last."""

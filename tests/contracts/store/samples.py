@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -183,7 +183,7 @@ def _value(name: str, hint: Any, *, full: bool) -> Any:
         return LAST if full and name not in {"created_at", "started_at"} else T0
     if get_origin(hint) is tuple:
         inner = get_args(hint)[0]
-        return (sample(Matcher, full=True) if inner is Matcher else 'é"',) if full else ()
+        return (sample(inner, full=True) if is_dataclass(inner) else 'é"',) if full else ()
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return list(hint)[-1 if full else 0]
     if name == "revision":

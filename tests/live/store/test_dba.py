@@ -13,7 +13,19 @@ from typing import Any
 import pytest
 
 from broker.core.errors import WrongState
-from broker.core.model import AuditHead, Key, Lease, Operator, Receipt, Record, Secret, SecretRead, TrustRule, UsedToken
+from broker.core.model import (
+    AuditHead,
+    DriftReport,
+    Key,
+    Lease,
+    Operator,
+    Receipt,
+    Record,
+    Secret,
+    SecretRead,
+    TrustRule,
+    UsedToken,
+)
 from broker.core.records import RECORDS, key_of
 from broker.store.config import StoreConfig
 from broker.store.rows import FIELDS, NAMES
@@ -40,7 +52,7 @@ from tests.servers.dba import Dba, Row
 ROWS = list({type(record): record for record in reversed(samples())}.values())
 """One record of each kind."""
 
-UNNAMED = (AuditHead, Lease, Receipt, SecretRead)
+UNNAMED = (AuditHead, DriftReport, Lease, Receipt, SecretRead)
 """Kinds whose older rows open nothing; the journal does not name them, an inspection tells of their table."""
 
 NAMED = [record for record in ROWS if not isinstance(record, UNNAMED)]

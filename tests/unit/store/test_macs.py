@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from broker.core.kinds import ImportState, OperationState, OperatorState, Phase, SecretVersionState
+from broker.core.kinds import Drift, ImportState, OperationState, OperatorState, Phase, SecretVersionState
 from broker.core.model import (
+    DriftReport,
+    Finding,
     Import,
     KeyMove,
     Operation,
@@ -76,6 +78,19 @@ ROWS: list[Record] = [
     KeyMove(
         key="a", version=1, number=1, phase=Phase.ACTIVE, at=T0, actor="operator/alice", reason="created",
     ),
+    DriftReport(
+        place="t", checked_at=T0,
+        findings=(
+            Finding(
+                key="a", version=1, remote_name="r", remote_version="7", drift=Drift.DELETED, detail="gone", found_at=T0
+            ),
+        ),
+    ),
+    key("k3", destroyed_at_targets=True, sealed_once_at=("t", "u")),
+    Import(
+        key="payments", version=1, target="v", remote_name="r", remote_version="", state=ImportState.PENDING,
+        kek_thumbprint="00", blob_sha256="", failure="", started_at=T0, terms="{}",
+    ),
 ]  # fmt: skip
 
 
@@ -106,6 +121,9 @@ MACS = [
     "e91262339f7d659a5a2e437e541c7e77",
     "42244d2e96d511ffc440b702a1d69ec7",
     "a324740fde59558345e9814ad3023ad0",
+    "9a9fc398dadc461f128b9794073479a1",
+    "662eb0d18f99b7774b0fd14662648e0a",
+    "7b665d3b5272b6f535d895fbc7f59a5f",
 ]
 
 SUMS = [
@@ -126,6 +144,7 @@ SUMS = [
     "UsedToken",
     "Operation",
     "KeyMove",
+    "DriftReport",
 ]
 
 
