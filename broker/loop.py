@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -253,7 +254,8 @@ class Loop:
         refusal = self._broker.operations.carry_on(call, row)
         if refusal is None:
             return
-        log.error(self._broker.operations.alarm(row), kind=row.kind, subject=row.subject, reason=refusal.reason)
+        alarm = self._broker.operations.alarm(replace(row, failure=refusal.reason))
+        log.error(alarm, kind=row.kind, subject=row.subject, reason=refusal.reason)
         if isinstance(refusal, Unavailable) or isinstance(refusal.__cause__, Unavailable):
             raise refusal
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from broker.core.findings import Finding
 from broker.core.kinds import (
-    Drift,
     ImportState,
     KeyState,
     KeyType,
@@ -322,19 +322,6 @@ class Operation:
     created_at: datetime
     due_at: datetime  # nobody takes it up before; of one that is over: when it is forgotten
     revision: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """Something at a place that is not as the broker's record has it."""
-
-    key: str  # "" of what is the place's own
-    version: int  # 0 of what is no version's
-    remote_name: str  # "" in the HSM
-    remote_version: str
-    drift: Drift
-    detail: str  # a sentence's part: what it is in this case
-    found_at: datetime  # when it was found first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,8 @@ from broker_cli.words import record
 
 CONNECT_SECONDS = 5
 HEAD_SECONDS = 3600
+ALARMS = {"UNPROVEN", "TARGET_CANNOT_DISABLE"}
+"""Why a copy should not be used that may be usable."""
 RENEW = 'get a fresh one with "broker operator renew", or from an administrator ("broker operator issue").'
 NOT_ACCEPTED = "The broker does not accept your certificate: it is from another broker, or ran out; " + RENEW
 
@@ -250,16 +252,16 @@ def _permitted(wire: Wire) -> Iterator[Check]:
 
 
 def _copies(wire: Wire) -> Check:
-    """Whether a key that could not be proven may still be used at a target."""
+    """Whether a key that could not be proven, or was withdrawn, may still be used at a target."""
     rows = [record(one) for one in wire.pages("imports", "ListImports", "imports")]
-    alarms = [one for one in rows if one["state"] == "disabling" or one["failure"] == "UNPROVEN"]
+    alarms = [one for one in rows if one["state"] == "disabling" or one["failure"] in ALARMS]
     if not alarms:
-        return ok("imports", "no key that could not be proven is known to be enabled at a target")
+        return ok("imports", "no key that could not be proven, or was withdrawn, is known to be enabled at a target")
     named = ", ".join(f"{one['remote_name']} at {one['target']}" for one in alarms[:5])
     return failed(
         "imports",
-        f"{len(alarms)} not proven and, as far as is known, enabled: {named}. Use none of them; see that the target "
-        "answers and lets the broker disable keys, or disable them there.",
+        f"{len(alarms)} not proven or withdrawn and, as far as is known, enabled: {named}. Use none of them; see that "
+        "the target answers and lets the broker disable keys, or disable them there.",
     )
 
 

@@ -256,8 +256,10 @@ class VaultTarget:
         if before:
             raise WrongState(
                 Reason.TARGET_CANNOT_DISABLE,
-                f"The transit engine at {self._settings.host} cannot disable version {version} of {name} without "
-                f"version {before[0]}, which may be in use; disable that one first.",
+                f"The transit engine at {self._settings.host} hides former versions from the oldest on, so it cannot "
+                f"disable version {version} of {name} without version {before[0]}, which may be in use. If that is the "
+                f"broker's, retire it first; if it is not, its owner sets min_decryption_version={int(version) + 1} at "
+                f"{self._settings.mount}/keys/{name}/config once nobody uses either.",
             )
         self._hide_below(name, int(version) + 1)
 

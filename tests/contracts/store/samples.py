@@ -183,7 +183,8 @@ def _value(name: str, hint: Any, *, full: bool) -> Any:
         return LAST if full and name not in {"created_at", "started_at"} else T0
     if get_origin(hint) is tuple:
         inner = get_args(hint)[0]
-        return (sample(inner, full=True) if is_dataclass(inner) else 'é"',) if full else ()
+        nested = isinstance(inner, type) and is_dataclass(inner)
+        return (sample(inner, full=True) if nested else 'é"',) if full else ()
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return list(hint)[-1 if full else 0]
     if name == "revision":

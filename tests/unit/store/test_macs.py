@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from broker.core.findings import Finding
 from broker.core.kinds import Drift, ImportState, OperationState, OperatorState, Phase, SecretVersionState
 from broker.core.model import (
     DriftReport,
-    Finding,
     Import,
     KeyMove,
     Operation,

@@ -1,4 +1,4 @@
-"""What copies were held to, keys that are destroyed and sealed wherever they are, and what a look at a place has found."""
+"""What copies were held to; keys that end, or are sealed, wherever they are; and what a look at a place has found."""
 
 from __future__ import annotations
 
