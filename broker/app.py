@@ -107,10 +107,11 @@ class Broker:
                 slots=config.server.slots,
                 delay=_delay(config),
                 quota=_quota(config),
+                look_every=timedelta(hours=config.drift.every_hours) if config.drift.every_hours else None,
             )
         )
         self.operations, self.keys, self.imports = nouns.operations, nouns.keys, nouns.imports
-        self.secrets, self.sessions = nouns.secrets, nouns.sessions
+        self.secrets, self.sessions, self.drifts = nouns.secrets, nouns.sessions, nouns.drifts
         self.heads, self.policies = nouns.heads, nouns.policies
         if not config.store.sqlite:  # else there is no other process that could set one
             self._guard.watch(self.policies.refresh_when_late)
@@ -123,6 +124,7 @@ class Broker:
             use=nouns.use,
             settling=nouns.settling,
             rotations=nouns.rotations,
+            drifts=nouns.drifts,
             oversight=nouns.oversight,
             targets=nouns.targets,
             imports=nouns.imports,

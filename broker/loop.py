@@ -21,6 +21,7 @@ import structlog
 from broker.core.audit.heads import Heads
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
+from broker.core.drift.lifecycle import Drifts
 from broker.core.errors import BrokerError, Outcome, Unavailable
 from broker.core.imports.importing import Imports
 from broker.core.keys.lifecycle import Keys
@@ -87,6 +88,7 @@ class Parts(Protocol):
     keys: Keys
     operations: Operations
     imports: Imports
+    drifts: Drifts
 
     @property
     def store(self) -> Store:
@@ -130,6 +132,7 @@ class Loop:
             ("sessions", SESSIONS_EVERY, lambda: self._do(broker.sessions.chores)),
             ("keys", CHORES_EVERY, lambda: self._do(broker.keys.chores, sure=True)),
             ("imports", CHORES_EVERY, lambda: self._do(broker.imports.chores, sure=True)),
+            ("drift", CHORES_EVERY, self._watch),
             ("secrets", CHORES_EVERY, lambda: self._do(broker.secrets.chores, sure=True)),
             ("forgetting", FORGET_EVERY, lambda: self._do(broker.operations.chores)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
@@ -258,6 +261,14 @@ class Loop:
         log.error(alarm, kind=row.kind, subject=row.subject, reason=refusal.reason)
         if isinstance(refusal, Unavailable) or isinstance(refusal.__cause__, Unavailable):
             raise refusal
+
+    def _watch(self) -> None:
+        """Have the places looked at that are due, and say what the looks have found, each finding once."""
+        self._do(self._broker.drifts.chores)
+        for place, shown in self._broker.drifts.news() if self._fence is not None else ():
+            one = shown.finding
+            what = {"key": one.key, "version": one.version, "remote_name": one.remote_name}
+            log.error("a place is not as the record says", place=place, drift=one.drift, **what, repair=shown.repair)
 
     def _do(self, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
         """The shared work, in the one process that leads; each piece is written under the leader's number.

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from broker.core import ports
 from broker.core.audit.heads import Heads
+from broker.core.drift.lifecycle import Drifts
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
 from broker.core.keys.confirming import Settling
@@ -50,6 +51,7 @@ class Parts:
     slots: int  # calls that may wait for targets, and keys that one principal may have made, at a time
     delay: DestructionDelay = field(default_factory=DestructionDelay)
     quota: LeaseQuota = field(default_factory=LeaseQuota)
+    look_every: timedelta | None = None  # at each place, for drift; None: on demand alone
 
 
 class Nouns:
@@ -67,6 +69,7 @@ class Nouns:
         self.imports = Imports(store, callers, guard, self.operations, connect, now, slots)
         self.handover = Handover(self.imports.bringing)
         self.rotations = Rotations(store, guard, self.operations, self.keys, self.imports, connect, now)
+        self.drifts = Drifts(store, callers, guard, self.operations, connect, now, slots, parts.look_every)
         self.oversight = Oversight(store, guard, self.operations, parts.ticks)
         self.sealing = Sealing(roots, known_roots(store), now, parts.keep, tenant=parts.trust_domain)
         self.secrets = Secrets(store, roots, self.sealing, guard, self.operations, now)

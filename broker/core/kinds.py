@@ -155,6 +155,23 @@ class ImportState(StrEnum):
     DISABLED = "disabled"
 
 
+class Standing(StrEnum):
+    """What a copy is good for: its state, its version's place among the key's, and what the target can do, in one."""
+
+    CURRENT = "current"
+    AHEAD = "ahead"
+    BEHIND = "behind"
+    STILL_ENABLED = "still-enabled"
+    DISABLED = "disabled"
+    MISSING = "missing"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    GONE = "gone"
+    PENDING = "pending"
+    HELD = "held"
+    UNPROVEN = "unproven"
+
+
 class Drift(StrEnum):
     """How a place differs from the broker's record; ``core.drift.findings`` has the repair of each."""
 

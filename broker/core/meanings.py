@@ -174,6 +174,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         DATABASE_TOO_OLD            mend    PostgreSQL is older than the broker takes.
         DESTRUCTION_DUE             mend    The time to cancel the destruction of the key is over.
         DISK_ALMOST_FULL            mend    There is hardly room left for the audit journal.
+        DRIFT_FOUND                 command In the audit only: a look at a place found it other than the record says.
         EARLIER_TRY_UNDONE          mend    The request was sent before, and that try was undone.
         ENVIRONMENT_REFUSED         mend    An environment variable is set that would leak secrets or load foreign code.
         FILE_DAMAGED                mend    A file of the broker does not hold what it should.

@@ -116,6 +116,16 @@ def matches(found: Any, template: Template) -> bool:
     return all(read.get(attribute) == value for attribute, value in template.items())
 
 
+def differing(secret: Any, recipe: Recipe) -> tuple[str, ...]:
+    """The attributes that a secret half has otherwise than it was made; what a token never knew does not differ."""
+    wanted = {**recipe.secret(), Attribute.LOCAL: True}
+    read = secret.get_attributes(list(wanted))
+    unknown = {Attribute.COPYABLE} - read.keys()
+    return tuple(
+        f"CKA_{name.name}" for name, value in wanted.items() if name not in unknown and read.get(name) != value
+    )
+
+
 def generated(secret: Any) -> bool:
     """Whether the token itself made this key, to the end: SoftHSM writes CKA_LOCAL together with the value, last."""
     return secret.get_attributes([Attribute.LOCAL]).get(Attribute.LOCAL) is True

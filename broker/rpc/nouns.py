@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.core.audit.heads import Heads
+from broker.core.drift.lifecycle import Drifts
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
 from broker.core.keys.confirming import Settling
@@ -22,6 +23,7 @@ from broker.core.sessions.lifecycle import Sessions
 from broker.core.targets.register import Targets
 from broker.core.trust.rules import TrustRules
 from broker.rpc.audit import AuditMethods
+from broker.rpc.drift import DriftMethods
 from broker.rpc.hsm import HsmMethods
 from broker.rpc.imports import ImportMethods
 from broker.rpc.keys import KeyMethods
@@ -42,6 +44,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     use: KeyUse,
     settling: Settling,
     rotations: Rotations,
+    drifts: Drifts,
     targets: Targets,
     imports: Imports,
     handover: Handover,
@@ -68,6 +71,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
         "KeyService": KeyMethods(keys, use, settling, rotations, oversight, pages),
         "TargetService": TargetMethods(targets, pages),
         "ImportService": ImportMethods(imports, handover, pages),
+        "DriftService": DriftMethods(drifts, pages),
         "OperationService": OperationMethods(oversight, pages),
         "OperatorService": OperatorMethods(operators, pages, trouble),
         "PolicyService": PolicyMethods(policies, schema),

@@ -247,6 +247,7 @@ def _permitted(wire: Wire) -> Iterator[Check]:
         )
         yield from _heads(wire.ask("audit", "GetAuditState").heads)
         yield _copies(wire)
+        yield _drift(wire)
     except Refusal as refused:
         yield warning("permission", f"{refused.format_message()} This look is an administrator's or auditor's.")
 
@@ -263,6 +264,21 @@ def _copies(wire: Wire) -> Check:
         f"{len(alarms)} not proven or withdrawn and, as far as is known, enabled: {named}. Use none of them; see that "
         "the target answers and lets the broker disable keys, or disable them there.",
     )
+
+
+def _drift(wire: Wire) -> Check:
+    """What the last looks at the places where keys live have found."""
+    try:
+        reports = [record(one) for one in wire.pages("drift", "ListDrift", "reports")]
+    except Refusal as refused:
+        if refused.reason not in {"METHOD_UNKNOWN", "POLICY_DENIED"}:
+            raise
+        return skipped("drift", 'not asked: "ListDrift" is not permitted to you, or not known to this broker')
+    found = [(report["target"] or "the HSM", one) for report in reports for one in report["findings"]]
+    if not found:
+        return ok("drift", "no place where keys live is known to differ from the record")
+    named = ", ".join(f"{one['drift']} ({one['key'] or 'KEK'}, {place})" for place, one in found[:5])
+    return failed("drift", f'{len(found)} unlike the record: {named}. "broker drift" has the repairs.')
 
 
 def _heads(heads: Any) -> Iterator[Check]:

@@ -12,6 +12,7 @@ from tests.servers.live import Live
 from tests.servers.softhsm import alone
 
 STEPS = {
+    "check-drift": ("look",),
     "confirm-key": ("prove",),
     "confirm-key-on-terms": ("prove", "terms"),
     "contain-key-version": ("withdraw",),

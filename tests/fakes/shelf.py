@@ -46,6 +46,7 @@ class Held:
     version: str
     enabled: bool = True
     terms: Terms = field(default_factory=Terms)
+    exposed: str = ""
 
     @property
     def public_key(self) -> bytes | None:
@@ -121,7 +122,9 @@ class Shelf:
     def versions(self, name: str) -> list[RemoteKey]:
         self._answer("versions")
         return [
-            RemoteKey(name=name, version=str(number), public_key=one.public_key, enabled=one.enabled)
+            RemoteKey(
+                name=name, version=str(number), public_key=one.public_key, enabled=one.enabled, exposed=one.exposed
+            )
             for number, one in enumerate(self.held.get(name, []), 1)
         ]
 

@@ -50,6 +50,8 @@ ALL = [
     ("ProveImport", "key prove pay --target prod"),
     ("ConfirmImport", "key confirm pay --target prod"),
     ("ListImports", "key where pay"),
+    ("CheckDrift", "drift --target prod"),
+    ("ListDrift", "drift --last"),
     ("GetTarget", "target show prod"),
     ("ListTargets", "target list"),
     ("RepinTarget", "target repin prod --thumbprint abcd"),

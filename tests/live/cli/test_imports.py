@@ -228,7 +228,7 @@ def test_K07_where_is_the_brokers_record_and_says_so(broker: Broker, stand_in: S
     stand_in.answers["ListImports"] = copies
     ended = broker("key", "where", "pay")
     assert "2026-05-04T10:42:00Z" in ended.out
-    assert '"broker key prove NAME --target TARGET" asks the target now' in ended.err
+    assert '"--prove" asks the targets now' in ended.err
     stand_in.answers["ListImports"] = lambda _: imports.ListImportsResponse()
     assert broker("key", "where", "pay").err == ""
 

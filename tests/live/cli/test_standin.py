@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import broker_api.v1.audit_pb2 as audit
+import broker_api.v1.drift_pb2 as drift
 import broker_api.v1.hsm_pb2 as hsm
 import broker_api.v1.imports_pb2 as imports
 import broker_api.v1.keys_pb2 as keys
@@ -27,6 +28,7 @@ import grpc
 import pytest
 from broker_api.v1 import (
     audit_pb2_grpc,
+    drift_pb2_grpc,
     hsm_pb2_grpc,
     imports_pb2_grpc,
     keys_pb2_grpc,
@@ -202,6 +204,8 @@ def _key_answers() -> dict[str, Answer]:
         ),
         "ConfirmImport": lambda r: imports.ConfirmImportResponse(extra_versions=(), **{"import": _import(r)}),
         "ListImports": lambda r: imports.ListImportsResponse(imports=[_import(r)]),
+        "CheckDrift": lambda r: drift.CheckDriftResponse(report=drift.DriftReport(target=r.target)),
+        "ListDrift": lambda _: drift.ListDriftResponse(),
     }
 
 
@@ -272,6 +276,7 @@ def _servicer(service: type, stand_in: StandIn) -> Any:
 
 SERVICES = (
     (audit_pb2_grpc.AuditServiceServicer, audit_pb2_grpc.add_AuditServiceServicer_to_server),
+    (drift_pb2_grpc.DriftServiceServicer, drift_pb2_grpc.add_DriftServiceServicer_to_server),
     (hsm_pb2_grpc.HsmServiceServicer, hsm_pb2_grpc.add_HsmServiceServicer_to_server),
     (imports_pb2_grpc.ImportServiceServicer, imports_pb2_grpc.add_ImportServiceServicer_to_server),
     (keys_pb2_grpc.KeyServiceServicer, keys_pb2_grpc.add_KeyServiceServicer_to_server),

@@ -43,6 +43,7 @@ def parts(**other: Any) -> Any:
             "secrets": idle,
             "sessions": idle,
             "imports": idle,
+            "drifts": SimpleNamespace(chores=lambda: iter(()), news=list),
             "operations": SimpleNamespace(due=dict, chores=lambda: iter(())),
             "renew_certificate": lambda: None,
             **other,

@@ -103,6 +103,7 @@ def test_nothing_is_permitted_that_no_policy_permits() -> None:
 
 READS = {
     "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "GetTarget", "ListTargets", "ListImports",
+    "ListDrift",
     "ListOperators", "GetPolicy", "ExplainPolicy", "GetAuditState", "SignAuditHead", "ListAuditHeads", "GetHsm",
     "WhoAmI", "GetSecret", "ListSecrets", "ListSecretVersions", "GetRootKey", "ListSessions", "ListLeases",
     "GetTrustRule", "ListTrustRules", "TestTrustRule",
@@ -115,6 +116,7 @@ JOB = {"Login", "RenewSession", "EndSession"}
 WORK = {
     "CreateKey", "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "Verify", "RotateKey", "GetTarget",
     "ListTargets", "CheckTarget", "ImportKey", "ProveImport", "ConfirmImport", "ListImports", "GetHsm", "WhoAmI",
+    "CheckDrift", "ListDrift",
 }  # fmt: skip
 
 
