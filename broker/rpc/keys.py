@@ -179,7 +179,8 @@ class KeyMethods:
     def schedule_key_destruction(
         self, call: Call, request: wire.ScheduleKeyDestructionRequest
     ) -> wire.ScheduleKeyDestructionResponse:
-        key = self._keys.schedule_destruction(call, request.name, codec.duration(request, "delay"))
+        begin = self._rotations.destroy if request.everywhere else self._keys.schedule_destruction
+        key = begin(call, request.name, codec.duration(request, "delay"))
         return wire.ScheduleKeyDestructionResponse(key=_key(key))
 
     def cancel_key_destruction(
@@ -239,6 +240,8 @@ def _key(key: Key, held: Mapping[str, list[int]] = MappingProxyType({})) -> wire
         destroy_time=codec.timestamp(key.destroy_at),
         revision=key.revision,
         held_versions=held.get(key.name, ()),
+        destroyed_at_targets=bool(key.destroyed_at_targets),
+        sealed_once_at=key.sealed_once_at or (),
     )
 
 

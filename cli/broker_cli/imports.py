@@ -212,19 +212,25 @@ def _warn(one: dict[str, Any]) -> None:
         )
 
 
-def tell_copies(wire: Wire, name: str) -> None:
-    """Say where copies of the key NAME are, or may be, which nothing that is done to it in the broker reaches."""
+def tell_copies(wire: Wire, name: str, *, ends: bool = False) -> None:
+    """Say where copies of the key NAME are, or may be: what becomes of them, or that nothing done here reaches them.
+
+    ``ends``: they are disabled now, and deleted in the end.
+    """
     try:
         rows = [record(one) for one in wire.pages("imports", "ListImports", "imports", name=name)]
     except Refusal as refusal:
         chat(
-            f"Where copies of {name} are could not be found out ({refusal.reason}); those at targets stay as they are."
+            f"Where copies of {name} are could not be found out ({refusal.reason}); those at targets "
+            f"{'are disabled now and deleted in the end' if ends else 'stay as they are'}."
         )
         return
     copies = [one for one in rows if not (one["state"] == "gone" or one["never_sent"])]
+    becomes = "is disabled now, and deleted in the end" if ends else "stays as it is"
     for one in copies:
-        chat(f"Version {one['version']} {_whereabouts(one)}: that copy stays as it is.")
-    if copies:
+        unreached = one["state"] == "unknown"
+        chat(f"Version {one['version']} {_whereabouts(one)}: that copy {'stays as it is' if unreached else becomes}.")
+    if copies and not ends:
         chat("Disable or delete these copies where they are; the broker does not.")
 
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from datetime import timedelta
 
 from broker.core.errors import BrokerError
-from broker.core.kinds import ImportState, KeyType, OperatorState, Phase, VersionState
-from broker.core.model import Import, Key, KeyVersion, Operation, Operator
+from broker.core.kinds import ImportState, KeyState, KeyType, OperatorState, Phase, VersionState
+from broker.core.model import DriftReport, Import, Key, KeyVersion, Operation, Operator
 from tests.crash.harness import Scene, World
 from tests.crash.import_house import REQUEST, House
 
@@ -61,7 +61,7 @@ class Rotating(House):
         publics = {row.number: row.public_key for row in self.rows(KeyVersion)}
         enabled = [one.public_key for one in self.shelf.enabled(self.remote)]
         for row in self.rows(Import):
-            assert row.state in {ImportState.PROVEN, ImportState.DISABLED, ImportState.FAILED}
+            assert row.state in {ImportState.PROVEN, ImportState.DISABLED, ImportState.FAILED, ImportState.GONE}
             assert enabled.count(publics[row.version]) == (row.state is ImportState.PROVEN)
             assert row.state is not ImportState.PROVEN or self.phases()[row.version] is Phase.ACTIVE
         assert Phase.PRE_ACTIVE not in self.phases().values()
@@ -87,6 +87,32 @@ def give_up(world: Rotating) -> None:
     world.on_and_on()
 
 
+def destroy(world: Rotating) -> None:
+    world.rotations.destroy(world.call("KeyService/ScheduleKeyDestruction", REQUEST), "pay", timedelta(days=1))
+    world.on_and_on()
+
+
+def gone_or_there(world: Rotating) -> None:
+    """Once its destruction stands, nothing is left of it at the target, and the record says so."""
+    key = world.store.get(Key, "pay")
+    if key is not None and key.state is not KeyState.ENABLED:
+        assert world.shelf.there(world.remote) == []
+        assert [row.state for row in world.rows(Import)] == [ImportState.GONE]
+
+
+def look(world: Rotating) -> None:
+    """By itself, as every so often."""
+    for resource, act in list(world.drifts.chores()):
+        act(world.own(resource))
+    world.on_and_on()
+
+
+def looked_at(world: Rotating) -> None:
+    """It has a report, once a look was begun."""
+    if world.store.last(Operation, "target/bao/drift") is not None:
+        assert [row.findings for row in world.rows(DriftReport) if row.place == "bao"] == [()]
+
+
 def in_force_somewhere(world: Rotating) -> None:
     """By one version, here and there."""
     assert world.signs()
@@ -105,12 +131,16 @@ def _scene(kinds: set[str], act: Act, check: Act, again: Act | None = None) -> S
 
 
 _ROTATES = {"rotate-key", "send-copy", "withdraw-copy"}
+_DELETES = {"delete-copy", "withdraw-copy"}
 _CONTAINS = {"contain-key-version", "withdraw-copy"}
 
 SCENES = {
     "rotated, and nobody comes back": _scene(_ROTATES, rotate, in_force_somewhere),
     "rotated, and the same request comes back": _scene(_ROTATES, rotate, in_force_somewhere, rotate),
     "a rotation given up": _scene({"rotate-key"}, give_up, in_force_somewhere),
+    "destroyed everywhere, and nobody comes back": _scene(_DELETES, destroy, gone_or_there),
+    "destroyed everywhere, and the same request comes back": _scene(_DELETES, destroy, gone_or_there, destroy),
+    "looked at, and the process dies": _scene({"check-drift"}, look, looked_at),
     "compromised, and nobody comes back": _scene(_CONTAINS, compromise, contained),
     "compromised, and the same request comes back": _scene(_CONTAINS, compromise, contained, compromise),
 }

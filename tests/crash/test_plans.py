@@ -17,6 +17,7 @@ STEPS = {
     "confirm-key-on-terms": ("prove", "terms"),
     "contain-key-version": ("withdraw",),
     "create-kek": ("make",),
+    "delete-copy": ("delete", "gone"),
     "destroy-key": ("destroy",),
     "discard-key-version": ("destroy",),
     "discard-root-key": ("destroy",),

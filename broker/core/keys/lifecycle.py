@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from broker.core import signatures
 from broker.core.amiss import no_key, no_key_version
@@ -144,8 +145,13 @@ class Keys:
         """DESTROY_SCHEDULED, as long as the time has not come, or HELD → DISABLED."""
         return self._move(call, self._permitted(call, name), KeyState.DISABLED, SCHEDULED)
 
-    def schedule_destruction(self, call: Call, name: str, delay: timedelta | None) -> Key:
-        """Stop all use now, and destroy every version in the HSM when ``delay`` is over."""
+    def schedule_destruction(
+        self, call: Call, name: str, delay: timedelta | None, also: Callable[[Write, Key], None] | None = None
+    ) -> Key:
+        """Stop all use now, and destroy every version in the HSM when ``delay`` is over.
+
+        ``also``: what is begun with it at the targets; without, copies there stay as they are.
+        """
         key = self._permitted(call, name)
         wait = self._delay.usual if delay is None else delay
         if not self._delay.least <= wait <= self._delay.most:
@@ -155,7 +161,7 @@ class Keys:
             )
         due = self._now() + wait
         call.note(destroy_at=due.isoformat(timespec="seconds"))
-        return self._move(call, key, KeyState.DESTROY_SCHEDULED, USABLE | {KeyState.HELD}, due)
+        return self._move(call, key, KeyState.DESTROY_SCHEDULED, USABLE | {KeyState.HELD}, due, also)
 
     def seal(self, call: Call, name: str) -> Key:
         """Take the right to be exported away from every version, in the HSM and for good. Repeating it completes it."""
@@ -201,17 +207,27 @@ class Keys:
             raise WrongState(Reason.HSM_MECHANISM_MISSING, sentence.rstrip())
 
     def _move(
-        self, call: Call, key: Key, to: KeyState, allowed: frozenset[KeyState], destroy_at: datetime | None = None
+        self,
+        call: Call,
+        key: Key,
+        to: KeyState,
+        allowed: frozenset[KeyState],
+        destroy_at: datetime | None = None,
+        also: Callable[[Write, Key], None] | None = None,
     ) -> Key:
+        new: dict[str, Any] = {"state": to, "destroy_at": destroy_at, "destroyed_at_targets": True if also else None}
         if call.validate_only:
             self._check_movable(self._store, key, allowed)
-            return replace(key, state=to, destroy_at=destroy_at)
+            return replace(key, **new)
         call.note(state=to.value)
 
         def change(write: Write) -> Key:
             stored = as_decided(write, key)
             self._check_movable(write, stored, allowed)
-            return write.replace(stored, replace(stored, state=to, destroy_at=destroy_at))
+            moved = write.replace(stored, replace(stored, **new))
+            if also is not None:
+                also(write, moved)
+            return moved
 
         return once(self._store, call, key.name, change, lambda write, _: write.get(Key, key.name) or key)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from broker.core import ports
-from broker.core.call import on_behalf
+from broker.core.call import Call, on_behalf
 from broker.core.errors import BrokerError, NotFound, WrongState
 from broker.core.imports.importing import Imports
 from broker.core.imports.places import UNDER_WAY
@@ -147,11 +147,18 @@ class Copies:
 
     def begin(self, write: Write, work: Work, copies: list[Copy], *, off: bool = False) -> None:
         """Have the background see to these copies, for the operation that waits for them."""
-        plan = self._withdrawing if off else self._sending
         memory = {"asked_by": work.operation.principal, "for": f"{work.operation.subject}/{work.operation.number}"}
+        self._begin(write, work.call, copies, memory, off=off)
+
+    def withdraw(self, write: Write, call: Call, copies: list[Copy]) -> None:
+        """Have the background put these out of use; nobody waits for that."""
+        self._begin(write, call, copies, {"asked_by": str(call.principal)}, off=True)
+
+    def _begin(self, write: Write, call: Call, copies: list[Copy], memory: Mapping[str, str], *, off: bool) -> None:
+        plan = self._withdrawing if off else self._sending
         for copy in copies:
             if self._operations.live(write, _subject(copy, off=off)) is None:
-                self._operations.begin(write, work.call, plan, _subject(copy, off=off), memory, abandoned=True)
+                self._operations.begin(write, call, plan, _subject(copy, off=off), memory, abandoned=True)
 
     def left(self, copies: list[Copy], *, off: bool = False) -> list[Operation]:
         """Those that are not over."""
@@ -271,8 +278,9 @@ class Copies:
     # ---- both ----------------------------------------------------------------------------------------------------
 
     def _wake(self, _write: Write, work: Work) -> None:
-        subject, _, number = work.memory["for"].rpartition("/")
-        self._operations.wake(subject, int(number))
+        subject, _, number = work.memory.get("for", "").rpartition("/")
+        if number:
+            self._operations.wake(subject, int(number))
 
     def _row(self, rows: Store | Write, copy: Copy) -> Import | None:
         return rows.get(Import, copy.key, copy.version, copy.target, copy.remote_name)

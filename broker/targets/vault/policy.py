@@ -19,8 +19,8 @@ RIGHTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
 })  # fmt: skip
 """Paths below the mount (``+`` stands for one segment) and what must be allowed there.
 
-There is no right to delete, to export, to back up or to rotate a key, nor to change anything of its configuration but
-what follows.
+There is no right to export, to back up or to rotate a key, nor to change anything of its configuration but what
+follows; and none to delete one, unless it is given (``deleting``).
 """
 
 RETIRING = "keys/+/config"
@@ -39,6 +39,13 @@ def retiring(mount: str) -> str:
     """The rule that lets former versions be put out of use, and nothing else be changed, in HCL."""
     allowed = ", ".join(f'"{one}" = []' for one in OLDEST)
     return f'path "{mount}/{RETIRING}" {{ capabilities = ["update"] allowed_parameters = {{ {allowed} }} }}\n'
+
+
+def deleting(mount: str) -> str:
+    """The rules, in the place of those for these paths above, that let a destroyed key's copies be deleted, in HCL."""
+    allowed = ", ".join(f'"{one}" = []' for one in (*OLDEST, "deletion_allowed"))
+    config = f'path "{mount}/{RETIRING}" {{ capabilities = ["update"] allowed_parameters = {{ {allowed} }} }}'
+    return f"{line(f'{mount}/keys/+', ('read', 'delete')).strip()} {config}"
 
 
 def lines(mount: str, path: str) -> str:

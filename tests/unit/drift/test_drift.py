@@ -164,6 +164,7 @@ def test_each_place_is_looked_at_by_itself_every_so_often_and_what_is_new_is_tol
 
 
 def test_without_a_period_nobody_is_asked(house: House) -> None:
+    house.restart(look_every=None)
     assert list(house.drifts.chores()) == []
 
 
@@ -187,7 +188,7 @@ def test_the_report_of_a_target_that_was_removed_is_dropped(house: House) -> Non
     with house.store.write(house.call("TargetService/DeleteTarget").outcome()) as write:
         write.delete(house.store.get(Target, "prod"))
     house.do_chores(house.drifts)
-    assert house.rows(DriftReport) == []
+    assert "prod" not in {row.place for row in house.rows(DriftReport)}
 
 
 def test_who_may_not_get_a_key_is_not_told_of_it(house: House) -> None:
