@@ -282,9 +282,7 @@ def destroy(
 @remote
 def cancel_destroy(wire: Wire, out: Output, change: Change, name: str) -> None:
     """Save the key NAME from its scheduled destruction; it is disabled afterwards, and so are its copies."""
-    chat(
-        f'Copies that were disabled stay so; once the key is enabled, "broker key import {name}" puts one back to use.'
-    )
+    chat(f'Disabled copies stay so: "broker key import {name} --target TARGET" puts one to use again.')
     _changed(out, change, wire.ask("keys", "CancelKeyDestruction", name=name, **change.fields))
 
 

@@ -24,7 +24,7 @@ from broker.targets.vault import refusals
 from broker.targets.vault.adapter import Adapter
 from broker.targets.vault.files import TransferFiles
 from broker.targets.vault.forms import TYPES, b64, first, upload
-from broker.targets.vault.policy import OLDEST, RIGHTS, deleting, lines, retiring
+from broker.targets.vault.policy import DELETABLE, OLDEST, RIGHTS, deleting, lines, retiring
 from broker.targets.vault.settings import VaultSettings
 
 UNSUPPORTED = MappingProxyType({
@@ -253,7 +253,7 @@ class VaultTarget:
         if self._transit.read_key(name, mount_point=self._settings.mount) is None:
             return
         try:
-            self._adapter.post(self._unknown_to_hvac(f"keys/{name}/config"), json={"deletion_allowed": True})
+            self._adapter.post(self._unknown_to_hvac(f"keys/{name}/config"), json={DELETABLE: True})
             self._adapter.delete(self._unknown_to_hvac(f"keys/{name}"))
         except WrongState as error:
             raise WrongState(
