@@ -288,16 +288,29 @@ def cancel_destroy(wire: Wire, out: Output, change: Change, name: str) -> None:
 
 @key.command()
 @click.argument("name", type=values.Name("key"))
+@click.option(
+    "--once-at",
+    multiple=True,
+    type=values.Name("target"),
+    metavar="TARGET",
+    help="Not now: each version by itself, once it is in force and proven at this target; may be repeated.",
+)
+@click.option("--by-hand-only", is_flag=True, help="Seal nothing, and nothing by itself any more.")
 @ask.yes
 @changing
 @formatted
 @remote
-def seal(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) -> None:
+def seal(
+    wire: Wire, out: Output, change: Change, name: str, once_at: tuple[str, ...], *, by_hand_only: bool, sure: bool
+) -> None:
     """Take the right to leave the HSM away from every version of the key NAME, for good."""
-    ask.by_name(
-        name, "It can never be imported anywhere again; this cannot be undone.", sure=sure, dry_run=change.dry_run
-    )
-    _changed(out, change, wire.ask("keys", "SealKey", name=name, **change.fields))
+    what = {"once_at": once_at, "by_hand_only": by_hand_only}
+    if not by_hand_only:
+        told = "It can never be imported anywhere again; this cannot be undone."
+        if once_at:
+            told = f"Each version that is at {', '.join(once_at)} can then be imported nowhere else; its next one can."
+        ask.by_name(name, told, sure=sure, dry_run=change.dry_run)
+    _changed(out, change, wire.ask("keys", "SealKey", name=name, **what, **change.fields))
 
 
 @key.command()

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from broker.core.errors import BrokerError
-from broker.core.kinds import ImportState, KeyState, KeyType, OperatorState, Phase, VersionState
+from broker.core.kinds import ImportState, KeyState, KeyType, OperatorState, Phase, Purpose, VersionState
 from broker.core.model import DriftReport, Import, Key, KeyVersion, Operation, Operator
 from tests.crash.harness import Scene, World
 from tests.crash.import_house import REQUEST, House
@@ -113,6 +113,20 @@ def looked_at(world: Rotating) -> None:
         assert [row.findings for row in world.rows(DriftReport) if row.place == "bao"] == [()]
 
 
+def seal_once(world: Rotating) -> None:
+    world.keys.seal_once_at(world.call("KeyService/SealKey", REQUEST), "pay", ("bao",))
+    world.on_and_on()
+
+
+def sealed_once(world: Rotating) -> None:
+    """Once that was asked for, its version is at the target and can leave no more, in the record and in the token."""
+    key = world.store.get(Key, "pay")
+    if key is not None and key.sealed_once_at:
+        (version,) = world.rows(KeyVersion)
+        assert version.sealed
+        assert world.ground.keys_of(Purpose.KEY) == {version.hsm_id: False}
+
+
 def in_force_somewhere(world: Rotating) -> None:
     """By one version, here and there."""
     assert world.signs()
@@ -140,6 +154,10 @@ SCENES = {
     "a rotation given up": _scene({"rotate-key"}, give_up, in_force_somewhere),
     "destroyed everywhere, and nobody comes back": _scene(_DELETES, destroy, gone_or_there),
     "destroyed everywhere, and the same request comes back": _scene(_DELETES, destroy, gone_or_there, destroy),
+    "sealed once it is there, and nobody comes back": _scene({"seal-once"}, seal_once, sealed_once),
+    "sealed once it is there, and the same request comes back": _scene(
+        {"seal-once"}, seal_once, sealed_once, seal_once
+    ),
     "looked at, and the process dies": _scene({"check-drift"}, look, looked_at),
     "compromised, and nobody comes back": _scene(_CONTAINS, compromise, contained),
     "compromised, and the same request comes back": _scene(_CONTAINS, compromise, contained, compromise),

@@ -30,6 +30,7 @@ STEPS = {
     "retire-root-key": ("destroy",),
     "rotate-key": ("generate", "arrive", "activate", "retire", "withdraw"),
     "seal-key": ("seal",),
+    "seal-once": ("watch",),
     "send-copy": ("import",),
     "withdraw-copy": ("disable",),
 }

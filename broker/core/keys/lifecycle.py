@@ -18,6 +18,7 @@ from broker.core.keys.destroying import Destroying
 from broker.core.keys.generation import GenerationTurns
 from broker.core.keys.making import Making
 from broker.core.keys.seals import Seals
+from broker.core.keys.self_sealing import SelfSealing
 from broker.core.keys.states import ENABLED, SCHEDULED, USABLE, as_decided, require
 from broker.core.kinds import KeyState, KeyType, KeyUsage
 from broker.core.model import Key, KeyVersion
@@ -61,6 +62,7 @@ class Keys:
         self._delay = delay or DestructionDelay()
         self.making = Making(store, hsm, operations, now, GenerationTurns(generating))
         self._sealing = Seals(store, hsm, operations)
+        self._self_sealing = SelfSealing(store, hsm, guard, operations)
         self._destroying = Destroying(store, hsm, operations, now)
 
     def create(
@@ -170,6 +172,10 @@ class Keys:
             require(key, USABLE)
             return replace(key, exportable=False)
         return self._sealing.seal(call, key)
+
+    def seal_once_at(self, call: Call, name: str, targets: tuple[str, ...]) -> Key:
+        """Seal each version by itself once it is in force and proven at all of these; none: none any more."""
+        return self._self_sealing.watch(call, self._permitted(call, name), targets)
 
     def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
         """What the background loop has to do now: (resource, work); each piece stands alone and may be repeated.

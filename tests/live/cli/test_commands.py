@@ -44,6 +44,8 @@ ALL = [
     ("ScheduleKeyDestruction", "key destroy pay --in-days 3 --yes"),
     ("CancelKeyDestruction", "key cancel-destroy pay"),
     ("SealKey", "key seal pay --yes"),
+    ("SealKey", "key seal pay --once-at bao --once-at prod --yes"),
+    ("SealKey", "key seal pay --by-hand-only"),
     ("SettleKeyVersion", "key settle pay keep --version 2"),
     ("SettleKeyVersion", "key settle pay discard --version 2 --yes"),
     ("ImportKey", "key import pay --target prod"),
