@@ -67,6 +67,15 @@ class Rotating(House):
         assert Phase.PRE_ACTIVE not in self.phases().values()
 
 
+class Watched(Rotating):
+    """One whose versions are sealed by themselves, until that is called off at the end."""
+
+    def later(self) -> None:
+        super().later()
+        self.keys.seal_once_at(self.call("KeyService/SealKey"), "pay", ())
+        super().later()
+
+
 def rotate(world: Rotating) -> None:
     world.rotations.rotate(world.call("KeyService/RotateKey", REQUEST), "pay", GRACE)
     world.on_and_on()
@@ -120,8 +129,7 @@ def seal_once(world: Rotating) -> None:
 
 def sealed_once(world: Rotating) -> None:
     """Once that was asked for, its version is at the target and can leave no more, in the record and in the token."""
-    key = world.store.get(Key, "pay")
-    if key is not None and key.sealed_once_at:
+    if world.store.last(Operation, "key/pay/seal-once") is not None:
         (version,) = world.rows(KeyVersion)
         assert version.sealed
         assert world.ground.keys_of(Purpose.KEY) == {version.hsm_id: False}
@@ -139,9 +147,9 @@ def contained(world: Rotating) -> None:
         assert world.shelf.enabled(world.remote) == []
 
 
-def _scene(kinds: set[str], act: Act, check: Act, again: Act | None = None) -> Scene:
+def _scene(kinds: set[str], act: Act, check: Act, again: Act | None = None, world: type[Rotating] = Rotating) -> Scene:
     prepare: Act = lambda world: world.furnish(KeyType.EC_P256)  # noqa: E731
-    return Scene(kinds=frozenset(kinds), act=act, prepare=prepare, again=again, check=check, world=Rotating)
+    return Scene(kinds=frozenset(kinds), act=act, prepare=prepare, again=again, check=check, world=world)
 
 
 _ROTATES = {"rotate-key", "send-copy", "withdraw-copy"}
@@ -154,9 +162,9 @@ SCENES = {
     "a rotation given up": _scene({"rotate-key"}, give_up, in_force_somewhere),
     "destroyed everywhere, and nobody comes back": _scene(_DELETES, destroy, gone_or_there),
     "destroyed everywhere, and the same request comes back": _scene(_DELETES, destroy, gone_or_there, destroy),
-    "sealed once it is there, and nobody comes back": _scene({"seal-once"}, seal_once, sealed_once),
+    "sealed once it is there, and nobody comes back": _scene({"seal-once"}, seal_once, sealed_once, world=Watched),
     "sealed once it is there, and the same request comes back": _scene(
-        {"seal-once"}, seal_once, sealed_once, seal_once
+        {"seal-once"}, seal_once, sealed_once, seal_once, world=Watched
     ),
     "looked at, and the process dies": _scene({"check-drift"}, look, looked_at),
     "compromised, and nobody comes back": _scene(_CONTAINS, compromise, contained),
