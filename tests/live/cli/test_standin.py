@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import broker_api.v1.audit_pb2 as audit
-import broker_api.v1.drift_pb2 as drift
 import broker_api.v1.hsm_pb2 as hsm
 import broker_api.v1.imports_pb2 as imports
 import broker_api.v1.keys_pb2 as keys
@@ -204,8 +203,6 @@ def _key_answers() -> dict[str, Answer]:
         ),
         "ConfirmImport": lambda r: imports.ConfirmImportResponse(extra_versions=(), **{"import": _import(r)}),
         "ListImports": lambda r: imports.ListImportsResponse(imports=[_import(r)]),
-        "CheckDrift": lambda r: drift.CheckDriftResponse(report=drift.DriftReport(target=r.target)),
-        "ListDrift": lambda _: drift.ListDriftResponse(),
     }
 
 

@@ -103,10 +103,9 @@ def test_nothing_is_permitted_that_no_policy_permits() -> None:
 
 READS = {
     "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "GetTarget", "ListTargets", "ListImports",
-    "ListDrift",
     "ListOperators", "GetPolicy", "ExplainPolicy", "GetAuditState", "SignAuditHead", "ListAuditHeads", "GetHsm",
     "WhoAmI", "GetSecret", "ListSecrets", "ListSecretVersions", "GetRootKey", "ListSessions", "ListLeases",
-    "GetTrustRule", "ListTrustRules", "TestTrustRule",
+    "GetTrustRule", "ListTrustRules", "TestTrustRule", "ListDrift",
 }  # fmt: skip
 SECRETS = {
     "PutSecret", "PatchSecret", "GetSecret", "ListSecrets", "ListSecretVersions", "DeleteSecretVersions",
