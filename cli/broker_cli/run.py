@@ -96,7 +96,7 @@ class Around(NamedTuple):
 def _with_child(
     path: str, command: list[str], asked: Wanted, fetched: dict[str, dict[str, bytes]], around: Around
 ) -> int:
-    from broker_cli.run_child import Child, start  # noqa: PLC0415
+    from broker_cli.run_child import start  # noqa: PLC0415
     from broker_cli.run_files import MemoryFiles  # noqa: PLC0415
 
     with ExitStack() as stack:
@@ -110,7 +110,7 @@ def _with_child(
         around.keeper.tell("values", [value.hex() for value in (*variables.values(), *contents.values())])
         around.keeper.ready()
         around.signals.hold()
-        child = Child(start(path, command, environment, around.outlets, around.keeper), around.outlets, around.keeper)
+        child = start(path, command, environment, around.outlets, around.keeper)
         around.outlets.given()
         around.outlets.release()
         renewal = Renewal(around.job)

@@ -59,9 +59,10 @@ except OSError as fault:
 
 @dataclass(slots=True)
 class Child:
-    """A command that runs with its output passing through the keeper."""
+    """A command whose output passes through the keeper. It begins when it is waited for: at its ``gate``."""
 
     process: subprocess.Popen[bytes]
+    gate: int
     outlets: Outlets
     keeper: Keeper
     _typed: bytearray = field(default_factory=bytearray)
@@ -73,7 +74,8 @@ class Child:
         for descriptor in (signals.wake, self.keeper.answers):
             self._watch.register(descriptor, select.POLLIN)
         try:
-            self._continue()
+            self._continue()  # before it can show anything: a terminal that is not raw yet would change its line ends
+            self._begin()
             signals.follow(self.process, self.keeper, apart=self.outlets.front)
             while not self._ended():
                 self._turn(signals)
@@ -87,6 +89,11 @@ class Child:
         for why in self.keeper.lost:
             chat(f"broker: output of the command was lost: {why}. [OUTPUT_FAILED]")
         return self.process.returncode or bool(self.keeper.lost)
+
+    def _begin(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has been killed already
+            os.write(self.gate, b".")
+        os.close(self.gate)
 
     def _ended(self) -> bool:
         """Whether the child has; who else became our child (we may be process 1) is let go."""
@@ -165,8 +172,8 @@ class Child:
 
 def start(
     path: str, command: list[str], environment: Mapping[str, str | bytes], outlets: Outlets, keeper: Keeper
-) -> subprocess.Popen[bytes]:
-    """Start ``command`` (found at ``path``) with all that it would have without us, once ``keeper`` knows its number.
+) -> Child:
+    """The process of ``command`` (found at ``path``), with all that it would have without us; ``keeper`` knows it.
 
     It is in our process group and session, but for a terminal of its own to be in front of: that needs a session.
     """
@@ -182,14 +189,13 @@ def start(
             pass_fds=(*outlets.inherited, gate),
             start_new_session=outlets.front,
         )
-        keeper.tell("child", process.pid)
-        os.write(opens, b".")
     except OSError as fault:
+        os.close(opens)
         raise Refusal("COMMAND_NOT_STARTED", f"{command[0]} cannot be started: {fault.strerror}.") from None
     finally:
         os.close(gate)
-        os.close(opens)
-    return process
+    keeper.tell("child", process.pid)
+    return Child(process, opens, outlets, keeper)
 
 
 def _is_script(path: str) -> bool:

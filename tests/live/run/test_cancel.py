@@ -109,11 +109,23 @@ def number_of(one: Running, sign: bytes) -> int:
     raise AssertionError(sign)
 
 
+def asleep(one: Running, sign: bytes) -> list[int]:
+    """Everybody, as soon as the process of ``sign`` is there and all wait: dash between its fork and its wait loses a
+    signal, wrapped or not."""
+    number_of(one, sign)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        everybody = one.everybody()
+        if {state(pid) for pid in everybody} == {b"S"}:
+            return everybody
+    raise AssertionError(sign)
+
+
 @EITHER
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_P04_what_a_group_is_sent_ends_all_of_it(job: Job, prefix: list[str], number: int) -> None:
     with running(job, prefix, NESTED) as one:
-        everybody = one.everybody()
+        everybody = asleep(one, b"sleep 997 ")
         one.group(number)
         assert one.end() == (-number, b"")
         assert all_end(everybody)

@@ -165,7 +165,7 @@ def test_a_hanging_request_hangs_until_the_client_or_the_vault_gives_up(tmp_path
         assert ended == []
     waiting.join(60)
     assert len(ended) == 1
-    assert not [each for each in threading.enumerate() if "process_request" in each.name or each is waiting]
+    assert not [each for each in threading.enumerate() if each.name == f"vault {vault.port}" or each is waiting]
 
 
 def test_another_key_than_was_sent_can_be_kept(premium: FakeVault, managed_hsm: FakeVault, raw: Raw) -> None:

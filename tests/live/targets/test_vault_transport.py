@@ -247,7 +247,8 @@ def test_a_connection_is_kept_and_a_restart_of_the_server_is_no_trouble(openbao_
     descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count is all that is wanted
     for _ in range(20):
         assert port.offer().key == kek
-    assert len(os.listdir("/proc/self/fd")) <= descriptors  # noqa: PTH208 - as above
+    # Other tests' servers in this process open some, too; one for each offer would be twenty.
+    assert len(os.listdir("/proc/self/fd")) < descriptors + 10  # noqa: PTH208 - as above
     openbao_own.stop()
     assert told(port).reason == "TARGET_UNREACHABLE"
     openbao_own.start()

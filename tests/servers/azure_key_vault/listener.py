@@ -38,7 +38,7 @@ class Answer:
 
 
 class Listener(ThreadingHTTPServer):
-    """Serves ``answer`` until it is closed; then no thread and no connection of it is left."""
+    """Serves ``answer`` until it is closed; then no thread (they are named "vault PORT") and no connection is left."""
 
     daemon_threads = False
     block_on_close = True
@@ -51,7 +51,8 @@ class Listener(ThreadingHTTPServer):
         self.crashes: list[BaseException] = []
         self._open: set[ssl.SSLSocket] = set()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
+        self._name = f"vault {self.server_address[1]}"
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, name=self._name)
 
     def start(self) -> None:
         """Serve from now on, in threads of its own."""
@@ -69,6 +70,7 @@ class Listener(ThreadingHTTPServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """The handshake is made here, in the connection's thread, so that a slow client keeps nobody waiting."""
+        threading.current_thread().name = self._name
         request.settimeout(30)
         with self.context.wrap_socket(request, server_side=True) as connection:
             with self._lock:

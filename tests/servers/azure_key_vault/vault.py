@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
+from azure.keyvault.keys._shared import HttpChallengeCache
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from .attributes import Attributes
@@ -92,6 +93,8 @@ class FakeVault:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
+        # Azure's client keeps challenges for its whole process, and this port may have been another vault's before.
+        HttpChallengeCache.remove_challenge_for_url(self.url)
         self._listener.start()
         return self
 

@@ -55,7 +55,7 @@ def test_NT_14_the_journals_thread_outlives_every_end(
     def fail(*_: object) -> Any:
         raise kind(SECRET)
 
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     journal = start(tmp_path / "journal")
     for place in ("os.write", "encode", "Chain.mark"):
         journal.append(entry(f"before {place}"))
@@ -74,8 +74,10 @@ def test_NT_14_the_journals_thread_outlives_every_end(
         with pytest.raises((Unavailable, kind)):
             journal.append(entry("lost with its chain"))
     journal.append(entry("in the next chain"))
+    began = [each for each in threading.enumerate() if each not in threads]
     journal.close()
-    assert threading.active_count() == threads
+    assert began
+    assert not [each for each in began if each.is_alive()]
     kept = [call for call in calls(tmp_path / "journal") if not call.startswith("lost")]
     assert sorted(kept) == sorted(
         [f"{when} {place}" for place in ("os.write", "encode", "Chain.mark") for when in ("before", "after")]
