@@ -56,6 +56,9 @@ callers come first, and what is over ends all the same (P15)."""
 ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
 SESSIONS_EVERY = timedelta(seconds=2)
+DRIFT_EVERY = timedelta(minutes=5)
+"""And for the first time so long after the start, when callers and what was left half done have had their turn."""
+
 CERTIFICATE_EVERY = timedelta(hours=6)
 OPERATIONS_EVERY = timedelta(seconds=2)
 FORGET_EVERY = timedelta(minutes=10)
@@ -132,7 +135,7 @@ class Loop:
             ("sessions", SESSIONS_EVERY, lambda: self._do(broker.sessions.chores)),
             ("keys", CHORES_EVERY, lambda: self._do(broker.keys.chores, sure=True)),
             ("imports", CHORES_EVERY, lambda: self._do(broker.imports.chores, sure=True)),
-            ("drift", CHORES_EVERY, self._watch),
+            ("drift", DRIFT_EVERY, self._watch),
             ("secrets", CHORES_EVERY, lambda: self._do(broker.secrets.chores, sure=True)),
             ("forgetting", FORGET_EVERY, lambda: self._do(broker.operations.chores)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
@@ -145,6 +148,7 @@ class Loop:
         self._fence: int | None = None
         self._clocks = (False, False)
         self._due = {name: start for name, _, _ in (*self._beat, *self._beside)}
+        self._due["drift"] += DRIFT_EVERY
 
     def start(self) -> None:
         """Begin; the first round is at once."""
