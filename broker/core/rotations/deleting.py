@@ -29,6 +29,7 @@ from broker.core.rotations.copies import MAX_COPIES, Copies, Copy, copy_in, reac
 from broker.core.rows import refuse_doubt
 
 PATIENCE = timedelta(minutes=2)
+LONGEST_PAUSE = timedelta(minutes=10)
 LOOK_AGAIN = timedelta(days=1)
 """Between two looks for what a target keeps of a deleted key."""
 
@@ -53,6 +54,7 @@ class Deleting:
                 ),
                 patience=PATIENCE,
                 place=target_in,
+                longest_pause=LONGEST_PAUSE,
                 alarm=lambda _: "a key that is destroyed may still be at a target",
             )
         )
@@ -106,12 +108,14 @@ class Deleting:
         ours = {row.remote_version for row in rows}
         publics = {one.public_key for one in versions_of(self._store, copy.key)} - {None}
         for one in port.versions(copy.remote_name):
-            if one.public_key not in publics if one.public_key is not None else one.version not in ours:
+            # A symmetric key cannot be told from another in its place; but ours was put out of use when this began.
+            named = one.version in ours and not one.enabled
+            if not (one.public_key in publics if one.public_key is not None else named):
                 raise WrongState(
                     Reason.REMOTE_KEY_SHARED,
-                    f"Version {one.version} of {copy.remote_name} at {copy.target} is not the broker's, and a target "
-                    "deletes all versions of a key together; once its owner has taken it away, it is done "
-                    "(`broker operation retry` at once). The broker's own versions there stay disabled.",
+                    f"Version {one.version} of {copy.remote_name} at {copy.target} is not known to be the broker's, and "
+                    "a target deletes all versions of a key together. It is done once its owner has taken it away, or "
+                    "has disabled it if it is the broker's (`broker operation retry` then); or delete the key there.",
                 )
 
     def _deleted(self, write: Write, work: Work) -> None:

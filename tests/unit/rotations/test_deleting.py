@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.core.errors import WrongState
 from broker.core.holding import Holding
-from broker.core.kinds import ImportState, KeyState, OperationState, Sent
+from broker.core.kinds import ImportState, KeyState, KeyType, KeyUsage, OperationState, Sent
 from broker.core.model import Import, Operation, Target
 from tests.fakes.refusals import ending
 from tests.fakes.shelf import Held
@@ -120,6 +120,19 @@ def test_what_is_not_the_brokers_under_the_name_is_not_deleted(house: House) -> 
     house.shelves["prod"].held["pay"].pop()
     house.rounds(3, minutes=10)
     assert house.copies()["prod", 1] is ImportState.GONE
+
+
+def test_a_symmetric_key_that_is_in_use_there_is_not_taken_for_the_one_that_was_disabled(house: House) -> None:
+    asked = house.call("KeyService/CreateKey")
+    house.keys.create(asked, "box", KeyType.AES_256, KeyUsage.ENCRYPT, exportable=True, labels={}, owner="")
+    for name in ("bao", "prod"):
+        house.imports.import_key(house.call("ImportService/ImportKey"), "box", 1, name, "")
+    house.rotations.destroy(house.call("KeyService/ScheduleKeyDestruction"), "box", WEEK)
+    house.rounds(3)
+    house.shelves["prod"].held["box"] = [Held(b"x" * 32, "1")]  # somebody else's, in its place
+    pass_by(house, 9)
+    assert ("box" in house.shelves["bao"].held, "box" in house.shelves["prod"].held) == (False, True)
+    assert house.store.last(Operation, "key/box/0/gone/prod/box").failure == "REMOTE_KEY_SHARED"
 
 
 def test_a_target_that_may_not_be_deleted_at_is_an_alarm_and_asked_again(house: House) -> None:
