@@ -113,9 +113,9 @@ class Deleting:
             if not (one.public_key in publics if one.public_key is not None else named):
                 raise WrongState(
                     Reason.REMOTE_KEY_SHARED,
-                    f"Version {one.version} of {copy.remote_name} at {copy.target} is not known to be the broker's, and "
-                    "a target deletes all versions of a key together. It is done once its owner has taken it away, or "
-                    "has disabled it if it is the broker's (`broker operation retry` then); or delete the key there.",
+                    f"Version {one.version} of {copy.remote_name} at {copy.target} is not known to be the broker's, "
+                    "and a target deletes all versions of a key together. It is done once its owner has taken it away, "
+                    "or has disabled it if it is the broker's (`broker operation retry` then). Or delete it there.",
                 )
 
     def _deleted(self, write: Write, work: Work) -> None:
