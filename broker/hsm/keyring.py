@@ -145,7 +145,8 @@ class Keyring:
 
         def read(worker: Worker) -> tuple[str, ...]:
             with self._sessions.objects:
-                return objects.differing(self._finder.secret_half(worker, binding), recipe)
+                _, flags = self._finder.secret(worker, binding, objects.marks(recipe))
+            return objects.differing(flags, recipe)
 
         return self._sessions.run(read)
 

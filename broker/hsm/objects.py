@@ -6,6 +6,7 @@ only when created so. What was asked for is read back after creation, since a to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,14 +117,16 @@ def matches(found: Any, template: Template) -> bool:
     return all(read.get(attribute) == value for attribute, value in template.items())
 
 
-def differing(secret: Any, recipe: Recipe) -> tuple[str, ...]:
-    """The attributes that a secret half has otherwise than it was made; what a token never knew does not differ."""
-    wanted = {**recipe.secret(), Attribute.LOCAL: True}
-    read = secret.get_attributes(list(wanted))
-    unknown = {Attribute.COPYABLE} - read.keys()
-    return tuple(
-        f"CKA_{name.name}" for name, value in wanted.items() if name not in unknown and read.get(name) != value
-    )
+def marks(recipe: Recipe) -> Template:
+    """The flags of a secret half, and that the token made it itself."""
+    return {**recipe.secret(), Attribute.LOCAL: True}
+
+
+def differing(flags: Mapping[int, bytes], recipe: Recipe) -> tuple[str, ...]:
+    """The ``marks`` that a secret half has otherwise than it was made; what a token never knew does not differ."""
+    unknown = {Attribute.COPYABLE} if int(Attribute.COPYABLE) not in flags else set()
+    wanted = {mark: value for mark, value in marks(recipe).items() if mark not in unknown}
+    return tuple(f"CKA_{mark.name}" for mark, value in wanted.items() if flags.get(int(mark)) != bytes([value]))
 
 
 def generated(secret: Any) -> bool:

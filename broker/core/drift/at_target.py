@@ -9,7 +9,9 @@ from datetime import datetime
 from broker.core import ports
 from broker.core.errors import WrongState
 from broker.core.findings import Finding
+from broker.core.imports.places import UNDER_WAY
 from broker.core.imports.proof import UNTRIED, opens
+from broker.core.imports.rules import EXPORTED
 from broker.core.imports.terms import read
 from broker.core.keys.refs import ref
 from broker.core.kinds import Drift, ImportState, KeyState, Sent
@@ -137,12 +139,14 @@ class Look:
             return False
 
     def _extra(self, name: str, copies: list[_Copy], held: list[RemoteKey]) -> Iterator[Finding]:
+        if any(copy.row.state in UNDER_WAY and copy.row.failure != EXPORTED for copy in copies):
+            return  # one may be arriving just now
         known = {copy.row.remote_version for copy in copies}
         for one in held:
             if one.enabled and one.version not in known:
                 copy = next((each for each in copies if each.is_it(one)), None)
-                if copy is not None and copy.row.state is ImportState.FAILED:
-                    continue  # it has returned under another version
+                if copy is not None and copy.row.state not in {ImportState.PROVEN, ImportState.DISABLED}:
+                    continue  # it has returned, or was carried there and is to be confirmed
                 detail = "it holds the same key a second time" if copy else "it is none of the broker's"
                 yield Finding(
                     key=copies[0].row.key, version=copy.row.version if copy else 0, remote_name=name,

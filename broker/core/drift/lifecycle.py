@@ -110,7 +110,8 @@ class Drifts:
         """Look at a target, or with "" at the HSM, now; what is found is kept as its newest report."""
         if not target:
             self._guard.check(call, BROKER)
-            found = list(islice(in_hsm.findings(self._store, self._hsm, self._now()), MOST))
+            with self._slots.hold(call, HSM):
+                found = list(islice(in_hsm.findings(self._store, self._hsm, self._now()), MOST))
             return self._shown(call, self._ended(call, HSM, found))
         check_name(target, "target")
         stored = self._store.get(Target, target)

@@ -17,7 +17,7 @@ from broker.core import ports
 from broker.core.call import Call
 from broker.core.errors import WrongState
 from broker.core.imports.places import UNDER_WAY
-from broker.core.imports.rules import MISSING
+from broker.core.imports.rules import EXPORTED, MISSING
 from broker.core.keys.states import TABLES, versions_of
 from broker.core.kinds import ImportState, KeyState, Sent
 from broker.core.model import Import, Key, Target
@@ -81,7 +81,7 @@ class Deleting:
         if key is None or target is None or not self._is_to_go(key):
             return {"over": "1"}
         rows = self._rows(copy)
-        if any(row.state in UNDER_WAY and row.failure != "EXPORTED" for row in rows):
+        if any(row.state in UNDER_WAY and row.failure != EXPORTED for row in rows):
             raise NotYet
         refuse_doubt(self._store, TABLES_OF_COPIES, copy.key)
         port = self._connect(target.name, target.kind, target.settings)

@@ -109,6 +109,12 @@ def test_versions_that_the_broker_did_not_bring(house: House) -> None:
     assert check(house) == [], "what is disabled does no harm"
 
 
+def test_a_copy_that_is_arriving_or_waits_to_be_confirmed_is_no_extra_version(house: House) -> None:
+    for failure in ("EXPORTED", ""):
+        rewrite(house, state=ImportState.PENDING, failure=failure, remote_version="")
+        assert check(house) == []
+
+
 def test_BY_14_another_kek_than_the_pinned_one(house: House) -> None:
     stored = house.store.get(Target, "prod")
     with house.store.write(house.call("TargetService/RepinTarget").outcome()) as write:
