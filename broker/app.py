@@ -112,10 +112,11 @@ class Broker:
                 slots=config.server.slots,
                 delay=_delay(config),
                 quota=_quota(config),
+                look_every=timedelta(hours=config.drift.every_hours) if config.drift.every_hours else None,
             )
         )
         self.operations, self.keys, self.imports = nouns.operations, nouns.keys, nouns.imports
-        self.secrets, self.sessions = nouns.secrets, nouns.sessions
+        self.secrets, self.sessions, self.drifts = nouns.secrets, nouns.sessions, nouns.drifts
         self.schedules, self.use = nouns.schedules, nouns.use
         self.heads, self.policies, self.approvals = nouns.heads, nouns.policies, nouns.approvals
         if not config.store.sqlite:  # else there is no other process that could set one
@@ -131,6 +132,7 @@ class Broker:
             rotations=nouns.rotations,
             schedules=nouns.schedules,
             inventory=nouns.inventory,
+            drifts=nouns.drifts,
             oversight=nouns.oversight,
             targets=nouns.targets,
             imports=nouns.imports,

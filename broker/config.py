@@ -111,6 +111,12 @@ class KeysConfig(_Part):
         return self
 
 
+class DriftConfig(_Part):
+    """How often targets and HSM are held against the record, in hours; 0: only when somebody asks."""
+
+    every_hours: int = Field(default=24, ge=0, le=24 * 365)
+
+
 class SecretsConfig(_Part):
     """How long an unwrapped data key is kept in memory, in seconds; 0 asks the HSM on every read."""
 
@@ -175,6 +181,7 @@ class Config(_Part):
     server: ServerConfig
     targets: TargetsConfig
     keys: KeysConfig = KeysConfig()
+    drift: DriftConfig = DriftConfig()
     secrets: SecretsConfig = SecretsConfig()
     sessions: SessionsConfig = SessionsConfig()
     oidc: OidcConfig = OidcConfig()

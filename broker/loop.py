@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -21,6 +22,7 @@ from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
+from broker.core.drift.lifecycle import Drifts
 from broker.core.errors import BrokerError, Outcome, Unavailable
 from broker.core.imports.importing import Imports
 from broker.core.keys.lifecycle import Keys
@@ -62,6 +64,9 @@ AGES_EVERY = timedelta(hours=1)
 NAMED = 10
 """Things that a line of the log names; the others are counted."""
 SESSIONS_EVERY = timedelta(seconds=2)
+DRIFT_EVERY = timedelta(minutes=5)
+"""And for the first time so long after the start, when callers and what was left half done have had their turn."""
+
 CERTIFICATE_EVERY = timedelta(hours=6)
 OPERATIONS_EVERY = timedelta(seconds=2)
 FORGET_EVERY = timedelta(minutes=10)
@@ -97,6 +102,7 @@ class Parts(Protocol):
     operations: Operations
     imports: Imports
     approvals: Approvals
+    drifts: Drifts
 
     @property
     def store(self) -> Store:
@@ -143,6 +149,7 @@ class Loop:
             ("schedules", CHORES_EVERY, lambda: self._do(broker.schedules.chores, sure=True)),
             ("ages", AGES_EVERY, self._look_at_ages),
             ("imports", CHORES_EVERY, lambda: self._do(broker.imports.chores, sure=True)),
+            ("drift", DRIFT_EVERY, self._watch),
             ("secrets", CHORES_EVERY, lambda: self._do(broker.secrets.chores, sure=True)),
             ("approvals", CHORES_EVERY, lambda: self._do(broker.approvals.chores)),
             ("forgetting", FORGET_EVERY, lambda: self._do(broker.operations.chores)),
@@ -156,6 +163,7 @@ class Loop:
         self._fence: int | None = None
         self._clocks = (False, False)
         self._due = {name: start for name, _, _ in (*self._beat, *self._beside)}
+        self._due["drift"] += DRIFT_EVERY
 
     def start(self) -> None:
         """Begin; the first round is at once."""
@@ -268,7 +276,8 @@ class Loop:
         refusal = self._broker.operations.carry_on(call, row)
         if refusal is None:
             return
-        log.error(self._broker.operations.alarm(row), kind=row.kind, subject=row.subject, reason=refusal.reason)
+        alarm = self._broker.operations.alarm(replace(row, failure=refusal.reason))
+        log.error(alarm, kind=row.kind, subject=row.subject, reason=refusal.reason)
         if isinstance(refusal, Unavailable) or isinstance(refusal.__cause__, Unavailable):
             raise refusal
 
@@ -280,6 +289,14 @@ class Loop:
         _tell_late("keys", [(one.key, one.standing, one.failure) for one in keys])
         _tell_late("secrets", [(name, standing, "") for name, standing in self._broker.secrets.late()])
         self._do(self._broker.schedules.stepped, sure=True)
+
+    def _watch(self) -> None:
+        """Have the places looked at that are due, and say what the looks have found, each finding once."""
+        self._do(self._broker.drifts.chores)
+        for place, shown in self._broker.drifts.news() if self._fence is not None else ():
+            one = shown.finding
+            what = {"key": one.key, "version": one.version, "remote_name": one.remote_name}
+            log.error("a place is not as the record says", place=place, drift=one.drift, **what, repair=shown.repair)
 
     def _do(self, chores: Callable[[], Iterable[Chore]], *, sure: bool = False) -> None:
         """The shared work, in the one process that leads; each piece is written under the leader's number.

@@ -9,6 +9,7 @@ from datetime import timedelta
 from broker.core import ports
 from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
+from broker.core.drift.lifecycle import Drifts
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
 from broker.core.inventory.lifecycle import Inventory
@@ -55,6 +56,7 @@ class Parts:
     slots: int  # calls that may wait for targets, and keys that one principal may have made, at a time
     delay: DestructionDelay = field(default_factory=DestructionDelay)
     quota: LeaseQuota = field(default_factory=LeaseQuota)
+    look_every: timedelta | None = None  # at each place, for drift; None: on demand alone
 
 
 class Nouns:
@@ -74,6 +76,7 @@ class Nouns:
         self.rotations = Rotations(store, guard, self.operations, self.keys, self.imports, connect, now)
         self.schedules = Schedules(store, guard, self.rotations, parts.zone, now)
         self.inventory = Inventory(store, callers, guard, now)
+        self.drifts = Drifts(store, callers, guard, self.operations, connect, now, slots, parts.look_every)
         self.oversight = Oversight(store, guard, self.operations, parts.ticks)
         self.sealing = Sealing(roots, known_roots(store), now, parts.keep, tenant=parts.trust_domain)
         self.secrets = Secrets(store, roots, self.sealing, guard, self.operations, now)

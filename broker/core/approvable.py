@@ -20,7 +20,7 @@ APPROVABLE: Mapping[str, str] = MappingProxyType({
     "SetKeySchedule": "say when a key is rotated by itself, or that it is not",
     "EnableKey": "enable a key",
     "DisableKey": "disable a key: what uses it stops",
-    "ScheduleKeyDestruction": "destroy a key in the HSM for good, after a waiting period",
+    "ScheduleKeyDestruction": "destroy a key for good, after a waiting period",
     "CancelKeyDestruction": "call off the destruction of a key",
     "SealKey": "seal a key: it can never be brought to a target again",
     "SettleKeyVersion": "keep or discard a version of a key that is held since a restore",

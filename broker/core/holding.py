@@ -28,7 +28,7 @@ from broker.core.records import key_of
 
 Facts = dict[str, str | int]
 
-HARMLESS = frozenset({"seal-key", "contain-key-version", "withdraw-copy"})
+HARMLESS = frozenset({"check-drift", "seal-key", "seal-once", "contain-key-version", "withdraw-copy"})
 """The kinds of operations that go on."""
 
 

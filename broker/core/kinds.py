@@ -162,6 +162,38 @@ class ImportState(StrEnum):
     DISABLED = "disabled"
 
 
+class Standing(StrEnum):
+    """What a copy is good for: its state, its version's place among the key's, and what the target can do, in one."""
+
+    CURRENT = "current"
+    AHEAD = "ahead"
+    BEHIND = "behind"
+    STILL_ENABLED = "still-enabled"
+    DISABLED = "disabled"
+    MISSING = "missing"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    GONE = "gone"
+    PENDING = "pending"
+    HELD = "held"
+    UNPROVEN = "unproven"
+
+
+class Drift(StrEnum):
+    """How a place differs from the broker's record; ``core.drift.findings`` has the repair of each."""
+
+    DELETED = "deleted"
+    DISABLED = "disabled"
+    REPLACED = "replaced"
+    EXPORTABLE = "exportable"
+    ENABLED = "enabled"
+    RETURNED = "returned"
+    EXTRA_VERSION = "extra-version"
+    KEK_CHANGED = "kek-changed"
+    KEY_MISSING = "key-missing"
+    KEY_DIFFERS = "key-differs"
+
+
 class Sent(StrEnum):
     """What has ever left the HSM for a place: NOTHING, an UPLOAD, or a FILE, which can be carried there at any time."""
 

@@ -189,6 +189,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         DATABASE_TOO_OLD            mend    PostgreSQL is older than the broker takes.
         DESTRUCTION_DUE             mend    The time to cancel the destruction of the key is over.
         DISK_ALMOST_FULL            mend    There is hardly room left for the audit journal.
+        DRIFT_FOUND                 command In the audit only: a look at a place found it other than the record says.
         EARLIER_TRY_UNDONE          mend    The request was sent before, and that try was undone.
         ENVIRONMENT_REFUSED         mend    An environment variable is set that would leak secrets or load foreign code.
         FILE_DAMAGED                mend    A file of the broker does not hold what it should.
@@ -256,6 +257,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         REMOTE_KEY_DISABLED         mend    The key is disabled at the target.
         REMOTE_KEY_EXPOSED          mend    The key could leave the target, or be changed there.
         REMOTE_KEY_MISSING          mend    The target does not show the key.
+        REMOTE_KEY_SHARED           mend    Under the key's name at the target are versions that are not the broker's.
         REMOTE_KEY_STILL_ENABLED    mend    What could not be proven is still enabled at the target.
         REMOTE_NAME_DIFFERS         command The key is at the target under another name.
         REQUEST_TOO_OLD             command The certificate that the request once made has ended.
@@ -278,6 +280,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         STORE_NOT_MIGRATED          command The database has not this release's tables.
         STORE_RESTORED              mend    The database is older than this host's journal knows it.
         STORE_TOO_NEW               mend    The database was migrated by a newer release.
+        TARGET_CANNOT_DELETE        mend    The broker may not delete the key at the target, or it is still shown there.
         TARGET_CANNOT_DISABLE       mend    The target cannot disable the version alone, or did not.
         TARGET_CHALLENGE_REFUSED    mend    The vault asks for a token in a way that is not answered.
         TARGET_CREDENTIAL_UNUSABLE  mend    The target's credential cannot be used.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from broker.core.approval import Approval
+from broker.core.findings import Finding
 from broker.core.identity import Proof
 from broker.core.kinds import (
     ImportState,
@@ -47,6 +48,8 @@ class Key:
     latest: int  # the highest version number ever begun
     created_at: datetime
     destroy_at: datetime | None = None
+    destroyed_at_targets: bool | None = None  # True: its destruction goes to the targets too; None: in the HSM alone
+    sealed_once_at: tuple[str, ...] | None = None  # targets: a version that is proven at all of them is sealed
     revision: int = 1
 
 
@@ -122,6 +125,7 @@ class Import:
     started_at: datetime
     proven_at: datetime | None = None
     sent: Sent | None = None  # None: not known, of an import that was begun before this was written down
+    terms: str | None = None  # what it was asked to be held to there, as ``imports.terms`` writes it; None: to nothing
     revision: int = 1
 
     @property
@@ -355,10 +359,21 @@ class KeyUsed:
     revision: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftReport:
+    """What the last look at a place has found: a target, or the HSM."""
+
+    place: str
+    checked_at: datetime
+    findings: tuple[Finding, ...]
+    revision: int = 1
+
+
 Record = (
     Key | KeyVersion | Target | Import | Operator | PolicyDocument
     | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
     | RootKey | Session | Lease | UsedToken | Operation | KeyMove | Approval | KeySchedule | KeyUsed
+    | DriftReport
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from broker.core.approval import Approval
 from broker.core.model import (
     AuditHead,
+    DriftReport,
     Import,
     Key,
     KeyMove,
@@ -188,6 +189,7 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
             indexes={"due": ("state", "look_at")},
         ),
         KeyUsed: Declaration(table="key_uses", key=("key",), told=False),
+        DriftReport: Declaration(table="drift_reports", key=("place",), told=False),
     }
 )
 """In the order of the sums in the ledger and of what an inspection looks at: a new kind comes last."""

@@ -149,6 +149,17 @@ class Keyring:
         """See the port."""
         return self._carrier.wrap(bind(self._purpose, key), kek, oaep_hash, exact=exact)
 
+    def differing(self, key: KeyRef, *, exportable: bool) -> tuple[str, ...]:
+        """See the port."""
+        binding, recipe = bind(self._purpose, key), Recipe(key.type, key.usage, exportable=exportable)
+
+        def read(worker: Worker) -> tuple[str, ...]:
+            with self._sessions.objects:
+                _, flags = self._finder.secret(worker, binding, objects.marks(recipe))
+            return objects.differing(flags, recipe)
+
+        return self._sessions.run(read)
+
     def seal(self, key: KeyRef) -> None:
         """See the port."""
         binding = bind(self._purpose, key)

@@ -6,6 +6,7 @@ only when created so. What was asked for is read back after creation, since a to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -128,6 +129,18 @@ def origin_of(secret: Any) -> Origin:
     }
     read = secret.get_attributes(list(names.values()))
     return Origin(**{name: read.get(attribute) for name, attribute in names.items()})
+
+
+def marks(recipe: Recipe) -> Template:
+    """The flags of a secret half, and that the token made it itself."""
+    return {**recipe.secret(), Attribute.LOCAL: True}
+
+
+def differing(flags: Mapping[int, bytes], recipe: Recipe) -> tuple[str, ...]:
+    """The ``marks`` that a secret half has otherwise than it was made; what a token never knew does not differ."""
+    unknown = {Attribute.COPYABLE} if int(Attribute.COPYABLE) not in flags else set()
+    wanted = {mark: value for mark, value in marks(recipe).items() if mark not in unknown}
+    return tuple(f"CKA_{mark.name}" for mark, value in wanted.items() if flags.get(int(mark)) != bytes([value]))
 
 
 def generated(secret: Any) -> bool:

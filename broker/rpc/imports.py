@@ -12,6 +12,7 @@ from broker.core.call import Call
 from broker.core.imports.arrival import Extra
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
+from broker.core.imports.whereabouts import Whereabouts
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Terms
 from broker.rpc import codec
@@ -60,7 +61,8 @@ class ImportMethods:
         after = self._pages.open(call, query, request.page_token)
         page = self._imports.page(call, request.name, request.target, after, page_size(request.page_size))
         return wire.ListImportsResponse(
-            imports=[row(each) for each in page.items], next_page_token=self._pages.token(call, query, page.next)
+            imports=[_placed(each) for each in self._imports.whereabouts(page.items)],
+            next_page_token=self._pages.token(call, query, page.next),
         )
 
 
@@ -85,6 +87,13 @@ def _extra(found: tuple[Extra, ...]) -> list[wire.ExtraVersion]:
 
 def _import(each: Import) -> dict[str, Any]:
     return {"import": row(each)}  # "import" is a word of Python
+
+
+def _placed(each: Whereabouts) -> wire.Import:
+    found = row(each.row)
+    found.standing = codec.COPY_STANDING.wire(each.standing)
+    found.drifts.extend(codec.DRIFT.wire(one) for one in each.drifts)
+    return found
 
 
 def row(each: Import) -> wire.Import:

@@ -35,6 +35,8 @@ def key(one: Key, held: Mapping[str, list[int]] = NOTHING_HELD) -> wire.Key:
         destroy_time=codec.timestamp(one.destroy_at),
         revision=one.revision,
         held_versions=held.get(one.name, ()),
+        destroyed_at_targets=bool(one.destroyed_at_targets),
+        sealed_once_at=one.sealed_once_at or (),
     )
 
 

@@ -202,7 +202,8 @@ class KeyMethods:
     def schedule_key_destruction(
         self, call: Call, request: wire.ScheduleKeyDestructionRequest
     ) -> wire.ScheduleKeyDestructionResponse:
-        key = self._keys.schedule_destruction(call, request.name, codec.duration(request, "delay"))
+        begin = self._rotations.destroy if request.everywhere else self._keys.schedule_destruction
+        key = begin(call, request.name, codec.duration(request, "delay"))
         return wire.ScheduleKeyDestructionResponse(key=inventory.key(key))
 
     def cancel_key_destruction(
@@ -211,6 +212,14 @@ class KeyMethods:
         return wire.CancelKeyDestructionResponse(key=inventory.key(self._keys.cancel_destruction(call, request.name)))
 
     def seal_key(self, call: Call, request: wire.SealKeyRequest) -> wire.SealKeyResponse:
+        if request.once_at and request.by_hand_only:
+            raise InvalidRequest(
+                Reason.FIELD_INVALID, "A key is sealed once it is at targets, or by hand only; send one of the two."
+            )
+        if request.once_at or request.by_hand_only:
+            return wire.SealKeyResponse(
+                key=inventory.key(self._keys.seal_once_at(call, request.name, tuple(request.once_at)))
+            )
         return wire.SealKeyResponse(key=inventory.key(self._keys.seal(call, request.name)))
 
     def settle_key_version(self, call: Call, request: wire.SettleKeyVersionRequest) -> wire.SettleKeyVersionResponse:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
+from broker.core.drift.lifecycle import Drifts
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
 from broker.core.inventory.lifecycle import Inventory
@@ -26,6 +27,7 @@ from broker.core.targets.register import Targets
 from broker.core.trust.rules import TrustRules
 from broker.rpc.approvals import ApprovalMethods
 from broker.rpc.audit import AuditMethods
+from broker.rpc.drift import DriftMethods
 from broker.rpc.hsm import HsmMethods
 from broker.rpc.imports import ImportMethods
 from broker.rpc.keys import KeyMethods
@@ -48,6 +50,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     rotations: Rotations,
     schedules: Schedules,
     inventory: Inventory,
+    drifts: Drifts,
     targets: Targets,
     imports: Imports,
     handover: Handover,
@@ -75,6 +78,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
         "KeyService": KeyMethods(keys, use, settling, rotations, schedules, inventory, oversight, pages),
         "TargetService": TargetMethods(targets, pages),
         "ImportService": ImportMethods(imports, handover, pages),
+        "DriftService": DriftMethods(drifts, pages),
         "OperationService": OperationMethods(oversight, pages),
         "OperatorService": OperatorMethods(operators, pages, trouble),
         "PolicyService": PolicyMethods(policies, schema),

@@ -20,6 +20,8 @@ from broker_cli.words import record
 
 CONNECT_SECONDS = 5
 HEAD_SECONDS = 3600
+ALARMS = {"UNPROVEN", "TARGET_CANNOT_DISABLE"}
+"""Why a copy should not be used that may be usable."""
 RENEW = 'get a fresh one with "broker operator renew", or from an administrator ("broker operator issue").'
 NOT_ACCEPTED = "The broker does not accept your certificate: it is from another broker, or ran out; " + RENEW
 
@@ -245,6 +247,7 @@ def _permitted(wire: Wire) -> Iterator[Check]:
         )
         yield from _heads(wire.ask("audit", "GetAuditState").heads)
         yield _copies(wire)
+        yield _drift(wire)
         yield overdue("keys", wire.pages("keys", "ListKeys", "keys", overdue=True))
         yield overdue("secrets", wire.pages("secrets", "ListSecrets", "secrets", overdue=True))
     except Refusal as refused:
@@ -252,17 +255,32 @@ def _permitted(wire: Wire) -> Iterator[Check]:
 
 
 def _copies(wire: Wire) -> Check:
-    """Whether a key that could not be proven may still be used at a target."""
+    """Whether a key that could not be proven, or was withdrawn, may still be used at a target."""
     rows = [record(one) for one in wire.pages("imports", "ListImports", "imports")]
-    alarms = [one for one in rows if one["state"] == "disabling" or one["failure"] == "UNPROVEN"]
+    alarms = [one for one in rows if one["state"] == "disabling" or one["failure"] in ALARMS]
     if not alarms:
-        return ok("imports", "no key that could not be proven is known to be enabled at a target")
+        return ok("imports", "no key that could not be proven, or was withdrawn, is known to be enabled at a target")
     named = ", ".join(f"{one['remote_name']} at {one['target']}" for one in alarms[:5])
     return failed(
         "imports",
-        f"{len(alarms)} not proven and, as far as is known, enabled: {named}. Use none of them; see that the target "
-        "answers and lets the broker disable keys, or disable them there.",
+        f"{len(alarms)} not proven or withdrawn and, as far as is known, enabled: {named}. Use none of them; see that "
+        "the target answers and lets the broker disable keys, or disable them there.",
     )
+
+
+def _drift(wire: Wire) -> Check:
+    """What the last looks at the places where keys live have found."""
+    try:
+        reports = [record(one) for one in wire.pages("drift", "ListDrift", "reports")]
+    except Refusal as refused:
+        if refused.reason not in {"METHOD_UNKNOWN", "POLICY_DENIED"}:
+            raise
+        return skipped("drift", 'not asked: "ListDrift" is not permitted to you, or not known to this broker')
+    found = [(report["target"] or "the HSM", one) for report in reports for one in report["findings"]]
+    if not found:
+        return ok("drift", "no place where keys live is known to differ from the record")
+    named = ", ".join(f"{one['drift']} ({one['key'] or 'KEK'}, {place})" for place, one in found[:5])
+    return failed("drift", f'{len(found)} unlike the record: {named}. "broker drift" has the repairs.')
 
 
 def overdue(what: str, late: Iterator[Any]) -> Check:

@@ -16,7 +16,7 @@ from broker_cli.screen import chat
 from broker_cli.wire import Change, Wire, changing, patient, remote
 from broker_cli.words import record
 
-COLUMNS = ("key", "version", "target", "remote_name", "remote_version", "state", "prove_time", "failure")
+COLUMNS = ("key", "version", "target", "remote_name", "remote_version", "standing", "drifts", "prove_time", "failure")
 
 _target = click.option(
     "--target", required=True, type=values.Name("target"), metavar="TARGET", help="The target's name."
@@ -157,42 +157,80 @@ def prove(wire: Wire, out: Output, name: str, **at: Any) -> None:
     _told(out, done)
 
 
-@click.command()
+@click.command(
+    epilog="STANDING: current, behind (of a version before the primary one), ahead, disabled, still-enabled, missing,\n"
+    "failed, gone, unknown (its target was removed), pending, held or unproven. DRIFTS: see broker drift."
+)
 @click.argument("name", default="", type=values.Name("key"))
 @click.option("--target", default="", type=values.Name("target"), metavar="TARGET", help="Only at this target.")
+@click.option("--prove", "asks", is_flag=True, help="Ask each target first, and have each copy prove itself now.")
 @formatted
 @remote
-def where(wire: Wire, out: Output, name: str, target: str) -> None:
-    """List where the key NAME, or every key, lives outside the HSM, by the broker's own record; "prove" asks there."""
+@patient
+def where(wire: Wire, out: Output, name: str, target: str, *, asks: bool) -> int:
+    """List where the key NAME, or every key, lives outside the HSM, by the broker's own record; --prove asks there."""
     found = wire.pages("imports", "ListImports", "imports", name=name, target=target)
-    rows = [record(one) for one in found]
+    rows, unproven = [record(one) for one in found], 0
+    if asks:
+        unproven = sum(not _proves(wire, one) for one in rows if one["standing"] in PROVABLE and not one["never_sent"])
+        rows = [record(one) for one in wire.pages("imports", "ListImports", "imports", name=name, target=target)]
     out.many("import", rows, COLUMNS)
-    if any(one["state"] == "proven" for one in rows):
-        chat(
-            "This is the broker's record, and proven means at PROVE TIME: "
-            '"broker key prove NAME --target TARGET" asks the target now.'
-        )
+    if any(one["state"] == "proven" for one in rows) and not asks:
+        chat('This is the broker\'s record, and proven means at PROVE TIME: "--prove" asks the targets now.')
     for one in rows:
-        if one["state"] == "disabling":
-            chat(
-                f"{one['remote_name']} at {one['target']} could not be proven and is still ENABLED there: it must not "
-                "be used; the broker disables it as soon as the target lets it."
-            )
+        _warn(one)
+    return int(Exit.FINDINGS if unproven else Exit.OK)
 
 
-def tell_copies(wire: Wire, name: str) -> None:
-    """Say where copies of the key NAME are, or may be, which nothing that is done to it in the broker reaches."""
+PROVABLE = {"current", "ahead", "behind", "still-enabled", "missing", "failed"}
+
+
+def _proves(wire: Wire, one: dict[str, Any]) -> bool:
+    """Whether a copy has proven itself just now; says why not."""
+    place = {"name": one["key"], **{field: one[field] for field in ("version", "target", "remote_name")}}
+    try:
+        with ask.waiting(f"proving version {one['version']} of {one['key']} at {one['target']}"):
+            wire.ask("imports", "ProveImport", **place)
+    except Refusal as refusal:
+        what = f"Version {one['version']} of {one['key']} at {one['target']} as {one['remote_name']}"
+        chat(f"{what}: {refusal.reason}. {refusal.message}")
+        return False
+    return True
+
+
+def _warn(one: dict[str, Any]) -> None:
+    place = f"{one['remote_name']} at {one['target']}"
+    if one["standing"] == "unproven":
+        chat(
+            f"{place} could not be proven and is still ENABLED there: it must not be used; the broker disables it as "
+            "soon as the target lets it."
+        )
+    if one["standing"] == "still-enabled":
+        chat(
+            f"Version {one['version']} of {one['key']} as {place} was put out of use, and the target cannot do that: "
+            "disable it there, and tell those who use it not to."
+        )
+
+
+def tell_copies(wire: Wire, name: str, *, ends: bool = False) -> None:
+    """Say where copies of the key NAME are, or may be: what becomes of them, or that nothing done here reaches them.
+
+    ``ends``: they are disabled now, and deleted in the end.
+    """
     try:
         rows = [record(one) for one in wire.pages("imports", "ListImports", "imports", name=name)]
     except Refusal as refusal:
         chat(
-            f"Where copies of {name} are could not be found out ({refusal.reason}); those at targets stay as they are."
+            f"Where copies of {name} are could not be found out ({refusal.reason}); those at targets "
+            f"{'are disabled now and deleted in the end' if ends else 'stay as they are'}."
         )
         return
     copies = [one for one in rows if not (one["state"] == "gone" or one["never_sent"])]
+    becomes = "is disabled now, and deleted in the end" if ends else "stays as it is"
     for one in copies:
-        chat(f"Version {one['version']} {_whereabouts(one)}: that copy stays as it is.")
-    if copies:
+        unreached = one["state"] == "unknown"
+        chat(f"Version {one['version']} {_whereabouts(one)}: that copy {'stays as it is' if unreached else becomes}.")
+    if copies and not ends:
         chat("Disable or delete these copies where they are; the broker does not.")
 
 

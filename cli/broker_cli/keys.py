@@ -266,24 +266,28 @@ def disable(wire: Wire, out: Output, change: Change, name: str) -> None:
     metavar="DAYS",
     help="How long it can still be saved; the broker's default, unless said.",
 )
+@click.option("--here-only", is_flag=True, help="In the HSM alone; copies at targets stay as they are.")
 @ask.yes
 @changing
 @formatted
 @remote
-def destroy(wire: Wire, out: Output, change: Change, name: str, in_days: int | None, *, sure: bool) -> None:
-    """Schedule the destruction of the key NAME in the HSM, in all its versions; copies at targets stay.
+def destroy(
+    wire: Wire, out: Output, change: Change, name: str, in_days: int | None, *, here_only: bool, sure: bool
+) -> None:
+    """Schedule the destruction of the key NAME, in all its versions, in the HSM and at every target.
 
-    They are listed, so that they can be deleted there.
+    Its copies are disabled at once and deleted after the delay; "broker key where" shows them until they are gone.
     """
+    place = "the HSM" if here_only else "the HSM and the targets"
     ask.by_name(
         name,
-        "The key cannot be used any more, and after the delay it is gone from the HSM for good.",
+        f"The key cannot be used any more, and after the delay it is gone from {place} for good.",
         sure=sure,
         dry_run=change.dry_run,
-        told=lambda: tell_copies(wire, name),
+        told=lambda: tell_copies(wire, name, ends=not here_only),
     )
-    delay = span("delay", in_days)
-    _changed(out, change, wire.ask("keys", "ScheduleKeyDestruction", name=name, **delay, **change.fields))
+    what = {**span("delay", in_days), "everywhere": not here_only}
+    _changed(out, change, wire.ask("keys", "ScheduleKeyDestruction", name=name, **what, **change.fields))
 
 
 @key.command("cancel-destroy")
@@ -292,22 +296,36 @@ def destroy(wire: Wire, out: Output, change: Change, name: str, in_days: int | N
 @formatted
 @remote
 def cancel_destroy(wire: Wire, out: Output, change: Change, name: str) -> None:
-    """Save the key NAME from its scheduled destruction; it is disabled afterwards."""
+    """Save the key NAME from its scheduled destruction; it is disabled afterwards, and so are its copies."""
+    chat(f'Disabled copies stay so: "broker key import {name} --target TARGET" puts one to use again.')
     _changed(out, change, wire.ask("keys", "CancelKeyDestruction", name=name, **change.fields))
 
 
 @key.command()
 @click.argument("name", type=values.Name("key"))
+@click.option(
+    "--once-at",
+    multiple=True,
+    type=values.Name("target"),
+    metavar="TARGET",
+    help="Not now: each version by itself, once it is in force and proven at this target; may be repeated.",
+)
+@click.option("--by-hand-only", is_flag=True, help="Seal nothing, and nothing by itself any more.")
 @ask.yes
 @changing
 @formatted
 @remote
-def seal(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) -> None:
+def seal(
+    wire: Wire, out: Output, change: Change, name: str, once_at: tuple[str, ...], *, by_hand_only: bool, sure: bool
+) -> None:
     """Take the right to leave the HSM away from every version of the key NAME, for good."""
-    ask.by_name(
-        name, "It can never be imported anywhere again; this cannot be undone.", sure=sure, dry_run=change.dry_run
-    )
-    _changed(out, change, wire.ask("keys", "SealKey", name=name, **change.fields))
+    what = {"once_at": once_at, "by_hand_only": by_hand_only}
+    if not by_hand_only:
+        told = "It can never be imported anywhere again; this cannot be undone."
+        if once_at:
+            told = f"Each version that is at {', '.join(once_at)} can then be imported nowhere else; its next one can."
+        ask.by_name(name, told, sure=sure, dry_run=change.dry_run)
+    _changed(out, change, wire.ask("keys", "SealKey", name=name, **what, **change.fields))
 
 
 @key.command()

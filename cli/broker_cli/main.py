@@ -23,6 +23,7 @@ COMMANDS = {
     "key": ("keys", "key", "Make, use, rotate, import and destroy keys."),
     "secret": ("secrets", "secret", "Write, find, version and destroy static secrets."),
     "target": ("targets", "target", "Places that keys can be imported to."),
+    "drift": ("drift", "drift", "Where keys live: what is not as the record says, and its repair."),
     "operation": ("operations", "operation", "Watch, retry and abort what reaches outside the broker."),
     "operator": ("operators", "operator", "The people who may call, and their certificates."),
     "policy": ("policies", "policy", "Who may do what."),

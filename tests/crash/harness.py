@@ -220,6 +220,7 @@ class World(worlds.World):
             guard=guard or _guard(),
             connect=Ways(self.ground.makers(fate.place), self.ground.takers(self._arriving)),
             keep=timedelta(0),
+            look_every=timedelta(days=365),
         )
 
     def restarted(self, guard: Guard | None = None) -> Self:

@@ -23,6 +23,7 @@ CHANGES = {
     "apply": "terms are set",
     "disable": "a version is disabled",
     "enable": "a version is enabled",
+    "delete": "a key is deleted",
     "create_wrapping_key": "a KEK is made",
 }
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 from broker.core.errors import BrokerError
-from broker.core.kinds import ImportState, KeyType, OperatorState, Phase, VersionState
-from broker.core.model import Import, Key, KeySchedule, KeyVersion, Operation, Operator
+from broker.core.kinds import ImportState, KeyState, KeyType, OperatorState, Phase, Purpose, VersionState
+from broker.core.model import DriftReport, Import, Key, KeySchedule, KeyVersion, Operation, Operator
 from broker.core.schedules.lifecycle import Wish
 from tests.crash.harness import Scene, World
 from tests.crash.import_house import REQUEST, House
@@ -64,10 +64,19 @@ class Rotating(House):
         publics = {row.number: row.public_key for row in self.rows(KeyVersion)}
         enabled = [one.public_key for one in self.shelf.enabled(self.remote)]
         for row in self.rows(Import):
-            assert row.state in {ImportState.PROVEN, ImportState.DISABLED, ImportState.FAILED}
+            assert row.state in {ImportState.PROVEN, ImportState.DISABLED, ImportState.FAILED, ImportState.GONE}
             assert enabled.count(publics[row.version]) == (row.state is ImportState.PROVEN)
             assert row.state is not ImportState.PROVEN or self.phases()[row.version] is Phase.ACTIVE
         assert Phase.PRE_ACTIVE not in self.phases().values()
+
+
+class Watched(Rotating):
+    """One whose versions are sealed by themselves, until that is called off at the end."""
+
+    def later(self) -> None:
+        super().later()
+        self.keys.seal_once_at(self.call("KeyService/SealKey"), "pay", ())
+        super().later()
 
 
 def rotate(world: Rotating) -> None:
@@ -110,6 +119,45 @@ def give_up(world: Rotating) -> None:
     world.on_and_on()
 
 
+def destroy(world: Rotating) -> None:
+    world.rotations.destroy(world.call("KeyService/ScheduleKeyDestruction", REQUEST), "pay", timedelta(days=1))
+    world.on_and_on()
+
+
+def gone_or_there(world: Rotating) -> None:
+    """Once its destruction stands, nothing is left of it at the target, and the record says so."""
+    key = world.store.get(Key, "pay")
+    if key is not None and key.state is not KeyState.ENABLED:
+        assert world.shelf.there(world.remote) == []
+        assert [row.state for row in world.rows(Import)] == [ImportState.GONE]
+
+
+def look(world: Rotating) -> None:
+    """By itself, as every so often."""
+    for resource, act in list(world.drifts.chores()):
+        act(world.own(resource))
+    world.on_and_on()
+
+
+def looked_at(world: Rotating) -> None:
+    """It has a report, once a look was begun."""
+    if world.store.last(Operation, "target/bao/drift") is not None:
+        assert [row.findings for row in world.rows(DriftReport) if row.place == "bao"] == [()]
+
+
+def seal_once(world: Rotating) -> None:
+    world.keys.seal_once_at(world.call("KeyService/SealKey", REQUEST), "pay", ("bao",))
+    world.on_and_on()
+
+
+def sealed_once(world: Rotating) -> None:
+    """Once that was asked for, its version is at the target and can leave no more, in the record and in the token."""
+    if world.store.last(Operation, "key/pay/seal-once") is not None:
+        (version,) = world.rows(KeyVersion)
+        assert version.sealed
+        assert world.ground.keys_of(Purpose.KEY) == {version.hsm_id: False}
+
+
 def in_force_somewhere(world: Rotating) -> None:
     """By one version, here and there."""
     assert world.signs()
@@ -122,12 +170,13 @@ def contained(world: Rotating) -> None:
         assert world.shelf.enabled(world.remote) == []
 
 
-def _scene(kinds: set[str], act: Act, check: Act, again: Act | None = None) -> Scene:
+def _scene(kinds: set[str], act: Act, check: Act, again: Act | None = None, world: type[Rotating] = Rotating) -> Scene:
     prepare: Act = lambda world: world.furnish(KeyType.EC_P256)  # noqa: E731
-    return Scene(kinds=frozenset(kinds), act=act, prepare=prepare, again=again, check=check, world=Rotating)
+    return Scene(kinds=frozenset(kinds), act=act, prepare=prepare, again=again, check=check, world=world)
 
 
 _ROTATES = {"rotate-key", "send-copy", "withdraw-copy"}
+_DELETES = {"delete-copy", "withdraw-copy"}
 _CONTAINS = {"contain-key-version", "withdraw-copy"}
 
 SCENES = {
@@ -135,6 +184,13 @@ SCENES = {
     "rotated, and the same request comes back": _scene(_ROTATES, rotate, in_force_somewhere, rotate),
     "a rotation given up": _scene({"rotate-key"}, give_up, in_force_somewhere),
     "rotated by its schedule, and nobody comes back": replace(_scene({"rotate-key"}, scheduled, once), prepare=due),
+    "destroyed everywhere, and nobody comes back": _scene(_DELETES, destroy, gone_or_there),
+    "destroyed everywhere, and the same request comes back": _scene(_DELETES, destroy, gone_or_there, destroy),
+    "sealed once it is there, and nobody comes back": _scene({"seal-once"}, seal_once, sealed_once, world=Watched),
+    "sealed once it is there, and the same request comes back": _scene(
+        {"seal-once"}, seal_once, sealed_once, seal_once, world=Watched
+    ),
+    "looked at, and the process dies": _scene({"check-drift"}, look, looked_at),
     "compromised, and nobody comes back": _scene(_CONTAINS, compromise, contained),
     "compromised, and the same request comes back": _scene(_CONTAINS, compromise, contained, compromise),
 }

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from broker.core.errors import PermissionDenied, Unavailable
-from broker.core.imports.road import written
 from broker.core.imports.rules import NO_TERMS, TERMS_UNSETTLED
 from broker.core.imports.steps import PATIENCE
+from broker.core.imports.terms import written
 from broker.core.kinds import ImportState
 from broker.core.model import Operation, Terms
 from broker.core.policy.guard import Guard

@@ -12,10 +12,12 @@ from tests.servers.live import Live
 from tests.servers.softhsm import alone
 
 STEPS = {
+    "check-drift": ("look",),
     "confirm-key": ("prove",),
     "confirm-key-on-terms": ("prove", "terms"),
     "contain-key-version": ("withdraw",),
     "create-kek": ("make",),
+    "delete-copy": ("delete", "gone"),
     "destroy-key": ("destroy",),
     "discard-key-version": ("destroy",),
     "discard-root-key": ("destroy",),
@@ -28,6 +30,7 @@ STEPS = {
     "retire-root-key": ("destroy",),
     "rotate-key": ("generate", "arrive", "activate", "retire", "withdraw"),
     "seal-key": ("seal",),
+    "seal-once": ("watch",),
     "send-copy": ("import",),
     "withdraw-copy": ("disable",),
 }

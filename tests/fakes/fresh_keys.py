@@ -171,6 +171,9 @@ class FreshKeys:
         if found := self._version(name, version):
             found.enabled = True
 
+    def delete(self, name: str) -> None:
+        self._held.pop(name, None)
+
 
 @cache
 def _wrapping_key(bits: int, turn: int) -> rsa.RSAPrivateKey:  # noqa: ARG001

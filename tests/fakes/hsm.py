@@ -194,6 +194,10 @@ class SoftwareKeyring:
         ephemeral = os.urandom(32)
         return target.encrypt(ephemeral, _oaep(oaep_hash[3:])) + aes_key_wrap_with_padding(ephemeral, plaintext)
 
+    def differing(self, key: KeyRef, *, exportable: bool) -> tuple[str, ...]:
+        self._enter("differing")
+        return () if self._held(key).extractable == exportable else ("CKA_EXTRACTABLE",)
+
     def seal(self, key: KeyRef) -> None:
         self._enter("seal")
         self._held(key).extractable = False

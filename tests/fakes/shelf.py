@@ -46,6 +46,7 @@ class Held:
     version: str
     enabled: bool = True
     terms: Terms = field(default_factory=Terms)
+    exposed: str = ""
 
     @property
     def public_key(self) -> bytes | None:
@@ -65,6 +66,7 @@ class Shelf:
     def __init__(self) -> None:
         self.passing: Callable[[str], None] = lambda _: None
         self.held: dict[str, list[Held]] = {}
+        self.kept: dict[str, str] = {}  # what is said of deleted keys that could come back
         self.uploads = 0
         self.swaps = False
         self.refuses: dict[str, list[BrokerError]] = {}
@@ -121,12 +123,14 @@ class Shelf:
     def versions(self, name: str) -> list[RemoteKey]:
         self._answer("versions")
         return [
-            RemoteKey(name=name, version=str(number), public_key=one.public_key, enabled=one.enabled)
+            RemoteKey(
+                name=name, version=str(number), public_key=one.public_key, enabled=one.enabled, exposed=one.exposed
+            )
             for number, one in enumerate(self.held.get(name, []), 1)
         ]
 
-    def remains(self, name: str) -> str:  # noqa: ARG002 (the port's)
-        return ""
+    def remains(self, name: str) -> str:
+        return self.kept.get(name, "")
 
     def apply(self, name: str, version: str, terms: Terms) -> None:
         self.passing("before terms are set")
@@ -163,6 +167,12 @@ class Shelf:
         self._answer("enable")
         self._set(name, version, enabled=True)
         self.passing("after a version is enabled")
+
+    def delete(self, name: str) -> None:
+        self.passing("before a key is deleted")
+        self._answer("delete")
+        self.held.pop(name, None)
+        self.passing("after a key is deleted")
 
     def canonical(self, kind: str, settings: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002 (the way to targets)
         return dict(settings)

@@ -14,7 +14,7 @@ from broker_cli.server import ServerCommand
 
 from broker import config
 from broker.__main__ import parser
-from broker.targets.vault.policy import policy
+from broker.targets.vault.policy import deleting, policy
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,8 +73,9 @@ def test_the_configuration_of_the_readme_is_accepted(tmp_path: Path) -> None:
 
 
 def test_the_vault_policy_of_the_readme_is_the_one_that_the_broker_needs() -> None:
-    (example,) = blocks("hcl")
+    example, deletes = blocks("hcl")
     assert example.split("\n") == policy("transit").split("\n")
+    assert deletes.split() == deleting("transit").split()
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:

@@ -23,6 +23,7 @@ ROOMS = {
     "broker/core": {
         "approvals",
         "audit",
+        "drift",
         "gate",
         "imports",
         "inventory",

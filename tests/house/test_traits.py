@@ -22,6 +22,7 @@ from tests.house.sources import ROOT, modules, nodes, place
 METHODS = {each.name: each for service in table.declared().values() for each in service.methods}
 TRAITS = {name: table.traits(each) for name, each in METHODS.items()}
 WITHOUT_A_REQUEST_ID = {
+    "CheckDrift",
     "EndSession",
     "IssueCertificate",
     "ProveImport",
@@ -93,9 +94,10 @@ def test_a_method_that_takes_a_place_among_those_that_wait_for_targets_says_so()
         for file in (ROOT / "broker/core").rglob("*.py")
         if "_slots.hold(" in file.read_text(encoding="utf-8")
     }
-    assert holders == {"imports/ledger.py", "targets/register.py"}
+    assert holders == {"drift/lifecycle.py", "imports/ledger.py", "targets/register.py"}
     assert waiting == {
         "CreateTarget", "CheckTarget", "RepinTarget", "ImportKey", "ProveImport", "ExportKey", "ConfirmImport",
+        "CheckDrift",
     }  # fmt: skip
 
 

@@ -177,6 +177,10 @@ class KeyringElsewhere:
         blob: bytes = self._ask("wrap", key, kek, oaep_hash, exact=exact)
         return blob
 
+    def differing(self, key: KeyRef, *, exportable: bool) -> tuple[str, ...]:
+        found: tuple[str, ...] = self._ask("differing", key, exportable=exportable)
+        return found
+
     def seal(self, key: KeyRef) -> None:
         self._ask("seal", key)
 

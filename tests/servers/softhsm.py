@@ -113,6 +113,9 @@ class KeysHsm(Pkcs11Hsm):
     def wrap(self, key: KeyRef, kek: WrappingKey, oaep_hash: OaepHash, *, exact: bool) -> bytes:
         return self._keys.wrap(key, kek, oaep_hash, exact=exact)
 
+    def differing(self, key: KeyRef, *, exportable: bool) -> tuple[str, ...]:
+        return self._keys.differing(key, exportable=exportable)
+
     def seal(self, key: KeyRef) -> None:
         self._keys.seal(key)
 

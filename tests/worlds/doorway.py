@@ -103,7 +103,7 @@ class Doorway(World):
             imports=self.imports, handover=self.handover, oversight=self.oversight, operators=self.operators,
             policies=self.policies, heads=self.heads, secrets=self.secrets, sessions=self.sessions, leases=self.leases,
             rules=self.rules, approvals=self.approvals, schedules=self.schedules, inventory=self.inventory,
-            hsm=NOT_THERE, guard=self.guard, schema="", page_key=bytes(32), trouble=str,
+            drifts=self.drifts, hsm=NOT_THERE, guard=self.guard, schema="", page_key=bytes(32), trouble=str,
         )  # fmt: skip
         self.methods = {one.rpc.rpartition("/")[2]: one for one in table.methods(services).values()}
         flood = Flood(1, 9, lambda: 0.0, lambda peer: peer.encode())

@@ -27,6 +27,7 @@ from broker.core.imports.rules import (
     remote_name_of,
     sound_terms,
 )
+from broker.core.imports.whereabouts import Whereabouts, whereabouts
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Key, Terms
 from broker.core.names import check_name
@@ -99,6 +100,10 @@ class Imports:
             items=[row for row in rows if row.key in shown],
             next=place_of(last) if last else (),
         )
+
+    def whereabouts(self, rows: list[Import]) -> list[Whereabouts]:
+        """What each of these copies is good for."""
+        return whereabouts(self._store, rows)
 
     def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
         """What the background has to settle that no operation tells of."""

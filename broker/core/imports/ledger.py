@@ -261,6 +261,7 @@ class Ledger:
             failure="",
             started_at=self.now(),
             sent=sent_before(earlier),
+            terms=earlier.terms if earlier else None,
         )
 
     def mark(self, call: Call, row: Import, why: str, state: ImportState) -> None:

@@ -93,6 +93,8 @@ class Before:
             return ""
         if self.operation is not None:
             return self.memory.get("disabled_for", "")
+        if self.row.state is ImportState.DISABLED:  # its version is still good, or it would not be imported
+            return Reason.REMOTE_KEY_DISABLED
         return self.row.failure if disabled_by_us(self.row) else ""
 
     def await_arrival(self, now: datetime) -> None:

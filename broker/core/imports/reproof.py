@@ -15,6 +15,7 @@ from broker.core.errors import WrongState
 from broker.core.imports.ledger import Asked, Imported, Ledger
 from broker.core.imports.proof import UNTRIED, prove
 from broker.core.imports.rules import MISSING, NO_TERMS, OVER, agree
+from broker.core.imports.terms import written
 from broker.core.kinds import ImportState, KeyState, Sent
 from broker.core.model import Import, RemoteKey, Terms
 from broker.core.reasons import Reason
@@ -54,15 +55,16 @@ def again(ledger: Ledger, asked: Asked, row: Import, terms: Terms, *, goes_on: b
     """
     port = ledger.port(asked.target)
     agree(asked.call, asked.key, port, terms)
-    proven = _tried(ledger, asked, row, terms, goes_on=goes_on)
+    proven, new = _tried(ledger, asked, row, terms, goes_on=goes_on), row
     if terms != NO_TERMS and not asked.call.validate_only and not ledger.seen(asked.call):
         ledger.store.record(asked.call.intent())
         terms_of(port).apply(row.remote_name, row.remote_version, terms)
         proven = proven or _tried(ledger, asked, row, terms, goes_on=goes_on)
+        new = replace(row, terms=written(terms))
     asked.call.note(remote_version=row.remote_version, state=row.state.value)
     if asked.call.validate_only:
         return Imported(row=row)
-    return Imported(row=_kept(ledger, asked.call, row, replace(row, proven_at=ledger.now()) if proven else row))
+    return Imported(row=_kept(ledger, asked.call, row, replace(new, proven_at=ledger.now()) if proven else new))
 
 
 def _tried(ledger: Ledger, asked: Asked, row: Import, terms: Terms, *, goes_on: bool) -> bool:

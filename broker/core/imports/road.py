@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
-from datetime import datetime
 
 from broker.core.errors import Unavailable, WrongState
 from broker.core.imports.arrival import Arrival, Extra, Found
 from broker.core.imports.delivery import Delivery
 from broker.core.imports.places import Before
 from broker.core.imports.rules import MISSING, NO_TERMS
+from broker.core.imports.terms import written
 from broker.core.kinds import Sent
 from broker.core.model import Import, Target, Terms
 from broker.core.operations.plan import Over, Work
@@ -68,19 +67,3 @@ def remembered(before: Before, found: Found | None, terms: Terms) -> dict[str, s
         if disabled_for := before.disabled_for(version):
             memory["disabled_for"] = disabled_for
     return memory
-
-
-def written(terms: Terms) -> str:
-    """Terms as an operation remembers them."""
-    moments = {"not_before": terms.not_before, "expires_at": terms.expires_at}
-    told = {name: moment.isoformat() for name, moment in moments.items() if moment is not None}
-    return json.dumps(
-        {"operations": terms.operations, "tags": dict(terms.tags), "enabled": terms.enabled, **told}, sort_keys=True
-    )
-
-
-def read(told: str) -> Terms:
-    """The terms that were ``written``."""
-    given = json.loads(told)
-    moments = {name: datetime.fromisoformat(given[name]) for name in ("not_before", "expires_at") if name in given}
-    return Terms(operations=tuple(given["operations"]), tags=given["tags"], enabled=given["enabled"], **moments)

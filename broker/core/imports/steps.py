@@ -24,8 +24,9 @@ from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.imports.arrival import Found
 from broker.core.imports.ledger import TURN_SECONDS, Ledger
 from broker.core.imports.places import ARRIVAL_GRACE, EXPORT, UNDER_WAY, look, place_in, target_in
-from broker.core.imports.road import Road, read, sent, uploaded
+from broker.core.imports.road import Road, sent, uploaded
 from broker.core.imports.rules import EARLIER, EXPORTED, MISSING, NO_TERMS, TERMS_UNSETTLED, in_progress, still_enabled
+from broker.core.imports.terms import read
 from broker.core.kinds import ImportState, OperationState, Sent
 from broker.core.model import Import, Operation, Target, Terms
 from broker.core.operations.plan import Over, Plan, Step, Work
@@ -147,7 +148,11 @@ class Steps:
         return {}
 
     def _proven(self, write: Write, work: Work) -> None:
-        self._keep(write, work, state=ImportState.PROVEN, failure="", proven_at=self._ledger.now())
+        """What was sent anew is held to what was asked for this time; what was found, to what it was before too."""
+        proven: dict[str, Any] = {"state": ImportState.PROVEN, "failure": "", "proven_at": self._ledger.now()}
+        if work.memory.keys() & {"terms", "blob_sha256"}:
+            proven["terms"] = work.memory.get("terms")
+        self._keep(write, work, **proven)
 
     def _waits(self, write: Write, work: Work) -> None:
         """A target that went away leaves it PENDING, and the row says why; what is there unproven is an alarm."""

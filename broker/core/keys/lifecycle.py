@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from broker.core import signatures
 from broker.core.amiss import no_key, no_key_version
@@ -17,6 +18,7 @@ from broker.core.keys.destroying import Destroying
 from broker.core.keys.generation import GenerationTurns
 from broker.core.keys.making import Making
 from broker.core.keys.seals import Seals
+from broker.core.keys.self_sealing import SelfSealing
 from broker.core.keys.states import ENABLED, SCHEDULED, USABLE, as_decided, require
 from broker.core.kinds import KeyState, KeyType, KeyUsage
 from broker.core.model import Key, KeyVersion
@@ -60,6 +62,7 @@ class Keys:
         self._delay = delay or DestructionDelay()
         self.making = Making(store, hsm, operations, now, GenerationTurns(generating))
         self._sealing = Seals(store, hsm, operations)
+        self._self_sealing = SelfSealing(store, hsm, guard, operations)
         self._destroying = Destroying(store, hsm, operations, now)
 
     def create(
@@ -133,8 +136,13 @@ class Keys:
         """DESTROY_SCHEDULED, as long as the time has not come, or HELD → DISABLED."""
         return self._move(call, self._permitted(call, name), KeyState.DISABLED, SCHEDULED)
 
-    def schedule_destruction(self, call: Call, name: str, delay: timedelta | None) -> Key:
-        """Stop all use now, and destroy every version in the HSM when ``delay`` is over."""
+    def schedule_destruction(
+        self, call: Call, name: str, delay: timedelta | None, also: Callable[[Write, Key], None] | None = None
+    ) -> Key:
+        """Stop all use now, and destroy every version in the HSM when ``delay`` is over.
+
+        ``also``: what is begun with it at the targets; without, copies there stay as they are.
+        """
         key = self._permitted(call, name)
         wait = self._delay.usual if delay is None else delay
         if not self._delay.least <= wait <= self._delay.most:
@@ -144,7 +152,7 @@ class Keys:
             )
         due = self._now() + wait
         call.note(destroy_at=due.isoformat(timespec="seconds"))
-        return self._move(call, key, KeyState.DESTROY_SCHEDULED, USABLE | {KeyState.HELD}, due)
+        return self._move(call, key, KeyState.DESTROY_SCHEDULED, USABLE | {KeyState.HELD}, due, also)
 
     def seal(self, call: Call, name: str) -> Key:
         """Take the right to be exported away from every version, in the HSM and for good. Repeating it completes it."""
@@ -153,6 +161,10 @@ class Keys:
             require(key, USABLE)
             return replace(key, exportable=False)
         return self._sealing.seal(call, key)
+
+    def seal_once_at(self, call: Call, name: str, targets: tuple[str, ...]) -> Key:
+        """Seal each version by itself once it is in force and proven at all of these; none: none any more."""
+        return self._self_sealing.watch(call, self._permitted(call, name), targets)
 
     def chores(self) -> Iterator[tuple[str, Callable[[Call], None]]]:
         """What the background loop has to do now: (resource, work); each piece stands alone and may be repeated.
@@ -190,17 +202,27 @@ class Keys:
             raise WrongState(Reason.HSM_MECHANISM_MISSING, sentence.rstrip())
 
     def _move(
-        self, call: Call, key: Key, to: KeyState, allowed: frozenset[KeyState], destroy_at: datetime | None = None
+        self,
+        call: Call,
+        key: Key,
+        to: KeyState,
+        allowed: frozenset[KeyState],
+        destroy_at: datetime | None = None,
+        also: Callable[[Write, Key], None] | None = None,
     ) -> Key:
+        new: dict[str, Any] = {"state": to, "destroy_at": destroy_at, "destroyed_at_targets": True if also else None}
         if call.validate_only:
             self._check_movable(self._store, key, allowed)
-            return replace(key, state=to, destroy_at=destroy_at)
+            return replace(key, **new)
         call.note(state=to.value)
 
         def change(write: Write) -> Key:
             stored = as_decided(write, key)
             self._check_movable(write, stored, allowed)
-            return write.replace(stored, replace(stored, state=to, destroy_at=destroy_at))
+            moved = write.replace(stored, replace(stored, **new))
+            if also is not None:
+                also(write, moved)
+            return moved
 
         return once(self._store, call, key.name, change, lambda write, _: write.get(Key, key.name) or key)
 

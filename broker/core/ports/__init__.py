@@ -120,6 +120,12 @@ class Hsm(Protocol):
         not exportable is refused (``KEY_NOT_EXPORTABLE``). The ephemeral is gone afterwards, whatever happened.
         """
 
+    def differing(self, key: KeyRef, *, exportable: bool) -> tuple[str, ...]:
+        """The attributes of the key's secret half that are not as they were made; () when all are.
+
+        ``exportable``: whether it may leave, as far as is known. NotFound when the token has no such key.
+        """
+
     def seal(self, key: KeyRef) -> None:
         """Take EXTRACTABLE away for good. Doing it twice is the same as once."""
 

@@ -2,9 +2,10 @@
 
 Errors of all parts: Unavailable ``TARGET_UNREACHABLE``, ``TARGET_SEALED``, ``TARGET_THROTTLED``; WrongState
 ``TARGET_TLS_UNTRUSTED``, ``TARGET_DENIED``, ``TARGET_MOUNT_MISSING``, ``TARGET_NAME_TAKEN``, ``TARGET_REFUSED`` (it
-understood the request and would not do it), ``TARGET_CANNOT_DISABLE``, ``TARGET_CREDENTIAL_UNUSABLE`` (the file with
-the token is missing, a link, or readable by others); InvalidRequest ``KEY_TYPE_UNSUPPORTED``. No message quotes the
-target's own text beyond its short error strings, and none holds a token.
+understood the request and would not do it), ``TARGET_CANNOT_DISABLE``, ``TARGET_CANNOT_DELETE``,
+``TARGET_CREDENTIAL_UNUSABLE`` (the file with the token is missing, a link, or readable by others); InvalidRequest
+``KEY_TYPE_UNSUPPORTED``. No message quotes the target's own text beyond its short error strings, and none holds a
+token.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Uses(Protocol):
 
 
 class Switches(Protocol):
-    """Out of use and back."""
+    """Out of use and back, and away."""
 
     def disable(self, name: str, version: str) -> None:
         """Make this remote version unusable. Doing it twice, or for a version that is not there, is no error.
@@ -113,6 +114,13 @@ class Switches(Protocol):
 
     def enable(self, name: str, version: str) -> None:
         """Undo ``disable``, before an import that had failed is proven again. Doing it twice is the same as once."""
+
+    def delete(self, name: str) -> None:
+        """Take the key of this name away with all its versions, for good where the broker may do that.
+
+        What it leaves that could come back ``remains`` tells. Doing it twice, or when there is none, is no error.
+        WrongState ``TARGET_CANNOT_DELETE`` when the broker may not, saying what it lacks.
+        """
 
 
 class KeepsTerms(Protocol):

@@ -24,14 +24,14 @@ from broker.core.operations.plan import NotYet, Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
-from broker.core.rotations.copies import Copies, Copy, in_use
+from broker.core.rotations.copies import Copies, Copy, reachable
 
 PATIENCE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contained:
-    """The version as it is now, the operation that goes on (None of a dry run), and where it is still in use."""
+    """The version as it is now, the operation that goes on (None of a dry run), and where it is or may be."""
 
     key: Key
     version: KeyVersion
@@ -59,7 +59,7 @@ class Containing:
     def would(self, key: Key, version: KeyVersion) -> Contained:
         """As ``contain`` would begin; refuses what that does."""
         _refuse_gone(version)
-        there = tuple(in_use(self._store, key.name, version.number))
+        there = tuple(reachable(self._store, key.name, version.number))
         return Contained(key=key, version=version, operation=None, places=there)
 
     def contain(self, call: Call, decided: Key, number: int, why: str) -> Contained:
@@ -76,7 +76,7 @@ class Containing:
         key, version = self._store.get(Key, decided.name), self._store.get(KeyVersion, decided.name, number)
         if key is None or version is None:
             raise key_changed(decided.name)
-        there = tuple(in_use(self._store, key.name, number))
+        there = tuple(reachable(self._store, key.name, number))
         return Contained(key=key, version=version, operation=found, places=there)
 
     def _begun(self, write: Write, call: Call, key: Key, number: int, why: str) -> Operation:
@@ -87,7 +87,7 @@ class Containing:
         phases.move(write, version, Phase.COMPROMISED, self._now(), str(call.principal), why)
         operation = self._operations.begin(write, call, self._plan, _subject(key.name, number))
         work = Work(call=call, operation=operation)
-        self._copies.begin(write, work, in_use(self._store, key.name, number), off=True)
+        self._copies.begin(write, work, reachable(self._store, key.name, number), off=True)
         return operation
 
     def _withdraw(self, work: Work) -> Mapping[str, str]:

@@ -13,15 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from broker.core import ports
 from broker.core.behalf import who_asked
-from broker.core.call import on_behalf
+from broker.core.call import Call, on_behalf
 from broker.core.errors import BrokerError, WrongState
 from broker.core.imports.importing import Imports
 from broker.core.imports.places import UNDER_WAY
 from broker.core.imports.rules import EXPORTED
+from broker.core.imports.terms import repeated
 from broker.core.keys.states import versions_of
 from broker.core.kinds import ImportState, KeyState, Phase
-from broker.core.model import Import, Key, Operation, Principal, Target
+from broker.core.model import Import, Key, KeyVersion, Operation, Principal, RemoteKey, Target
 from broker.core.once import record
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import LIVE, Operations
@@ -79,6 +81,20 @@ def in_use(store: Store, key: str, version: int = 0) -> list[Copy]:
     return [_copy(row) for row in rows]
 
 
+def reachable(store: Store, key: str, version: int) -> list[Copy]:
+    """The copies of a version that are, or may be, at a target that can be asked; what is on its way is not yet.
+
+    What came to nothing is among them, what was put out of use before, and what people were to carry there: any of it
+    may have been brought, or put back to use, by somebody there.
+    """
+    rows = store.page(Import, limit=MAX_COPIES, where={"key": key, "version": version})
+    return [_copy(row) for row in rows if row.may_be_there and _settled(row) and row.state is not ImportState.UNKNOWN]
+
+
+def _settled(row: Import) -> bool:
+    return row.state not in UNDER_WAY or row.failure == EXPORTED
+
+
 def places(store: Store, key: str, version: int) -> list[Copy]:
     """Where a version is to be: wherever the key is in use now, or was until its version there was compromised."""
     found = {(one.target, one.remote_name) for one in in_use(store, key)} | _vacant(store, key)
@@ -116,7 +132,7 @@ class Copies:
                 place=target_in,
                 longest_pause=LONGEST_PAUSE,
                 slow=SENT_ANEW,
-                alarm=lambda _: "a rotation waits for a target",
+                alarm=_stuck,
             )
         )
         self._withdrawing = operations.admit(
@@ -132,11 +148,18 @@ class Copies:
 
     def begin(self, write: Write, work: Work, copies: list[Copy], *, off: bool = False) -> None:
         """Have the background see to these copies, for the operation that waits for them."""
-        plan = self._withdrawing if off else self._sending
         memory = {"asked_by": work.operation.principal, "for": f"{work.operation.subject}/{work.operation.number}"}
+        self._begin(write, work.call, copies, memory, off=off)
+
+    def withdraw(self, write: Write, call: Call, copies: list[Copy]) -> None:
+        """Have the background put these out of use; nobody waits for that."""
+        self._begin(write, call, copies, {"asked_by": str(call.principal)}, off=True)
+
+    def _begin(self, write: Write, call: Call, copies: list[Copy], memory: Mapping[str, str], *, off: bool) -> None:
+        plan = self._withdrawing if off else self._sending
         for copy in copies:
             if self._operations.live(write, _subject(copy, off=off)) is None:
-                self._operations.begin(write, work.call, plan, _subject(copy, off=off), memory, abandoned=True)
+                self._operations.begin(write, call, plan, _subject(copy, off=off), memory, abandoned=True)
 
     def left(self, copies: list[Copy], *, off: bool = False) -> list[Operation]:
         """Those that are not over."""
@@ -145,7 +168,9 @@ class Copies:
 
     def sending(self, key: str, version: int) -> list[Operation]:
         """What still brings a version somewhere, whatever has become of the former ones there."""
-        begins = f"key/{key}/{version}/to/"
+        return self._under_way(f"key/{key}/{version}/to/")
+
+    def _under_way(self, begins: str) -> list[Operation]:
         found: list[Operation] = []
         for state in LIVE:
             found += self._store.page(Operation, limit=MAX_COPIES, where={"state": state.value}, begins=begins)
@@ -165,8 +190,7 @@ class Copies:
         if new := [copy for copy in there if copy not in cannot and not self.left([copy], off=True)]:
             with self._store.write(work.call.intent()) as write:
                 self.begin(write, work, new, off=True)
-        under_way = any(row.state in UNDER_WAY and row.failure != EXPORTED for row in rows)  # a file waits for people
-        return not (under_way or self.left(there, off=True))
+        return all(map(_settled, rows)) and not self._under_way(f"key/{key}/{version}/off/")
 
     # ---- send-copy -----------------------------------------------------------------------------------------------
 
@@ -176,8 +200,10 @@ class Copies:
         if self._store.get(Target, copy.target) is None or key is None or key.state is KeyState.DESTROYED:
             return {}  # it was removed meanwhile: there is nowhere to bring it, or nothing to bring
         call = on_behalf(work.call, IMPORT, self._asked_by(work))
+        rows = self._store.page(Import, limit=MAX_COPIES, where={"key": copy.key, "target": copy.target})
+        terms = repeated(rows, copy.version, copy.remote_name, work.call.now())
         try:
-            self._imports.import_key(call, copy.key, copy.version, copy.target, copy.remote_name)
+            self._imports.import_key(call, copy.key, copy.version, copy.target, copy.remote_name, terms)
         except BrokerError as refusal:
             told = refusal.reason == work.operation.failure  # at an attempt before
             if not (call.closed or told):
@@ -208,41 +234,68 @@ class Copies:
     def _disable(self, work: Work) -> Mapping[str, str]:
         copy = copy_in(work.operation)
         target, row = self._store.get(Target, copy.target), self._row(self._store, copy)
-        if target is None or row is None or row.state is not ImportState.PROVEN:
+        if target is None or row is None or not row.may_be_there:
             return {}
         port = self._connect(target.name, target.kind, target.settings)
         try:
-            port.disable(row.remote_name, row.remote_version)
+            for version in self._enabled(port, row):
+                port.disable(row.remote_name, version)
         except WrongState as error:
             if error.reason != Reason.TARGET_CANNOT_DISABLE:
                 raise
             return {"cannot": "1"}
-        still = [one for one in port.versions(row.remote_name) if one.version == row.remote_version and one.enabled]
-        if still:
+        if still := self._enabled(port, row):
             raise WrongState(
                 Reason.REMOTE_KEY_STILL_ENABLED,
-                f"The target {copy.target} has taken the request to disable version {row.remote_version} of "
+                f"The target {copy.target} has taken the request to disable version {still[0]} of "
                 f"{row.remote_name}, and shows it as enabled still; it is asked again.",
             )
         return {"disabled": "1"}
 
+    def _enabled(self, port: ports.Target, row: Import) -> list[str]:
+        """The remote versions that are this copy, and in use: by its public key or, without one, by the record."""
+        held = self._store.get(KeyVersion, row.key, row.version)
+        public_key = held.public_key if held else None
+        return [one.version for one in port.versions(row.remote_name) if one.enabled and _is_it(row, one, public_key)]
+
     def _disabled(self, write: Write, work: Work) -> None:
         row = self._row(write, copy_in(work.operation))
-        if row is not None and row.state is ImportState.PROVEN:
-            if "disabled" in work.memory:
-                write.replace(row, replace(row, state=ImportState.DISABLED, failure=""))
-            elif "cannot" in work.memory:
-                write.replace(row, replace(row, failure=Reason.TARGET_CANNOT_DISABLE))
+        if row is not None and "cannot" in work.memory:
+            write.replace(row, replace(row, failure=Reason.TARGET_CANNOT_DISABLE))
+        elif row is not None and "disabled" in work.memory and row.state is ImportState.PROVEN:
+            write.replace(row, replace(row, state=ImportState.DISABLED, failure=""))
+        elif row is not None and row.failure == Reason.TARGET_CANNOT_DISABLE:
+            write.replace(row, replace(row, failure=Reason.REMOTE_KEY_DISABLED))
         self._wake(write, work)
 
     # ---- both ----------------------------------------------------------------------------------------------------
 
     def _wake(self, _write: Write, work: Work) -> None:
-        subject, _, number = work.memory["for"].rpartition("/")
-        self._operations.wake(subject, int(number))
+        subject, _, number = work.memory.get("for", "").rpartition("/")
+        if number:
+            self._operations.wake(subject, int(number))
 
     def _row(self, rows: Store | Write, copy: Copy) -> Import | None:
         return rows.get(Import, copy.key, copy.version, copy.target, copy.remote_name)
+
+
+_NOT_PERMITTED = frozenset({Reason.POLICY_DENIED, Reason.OPERATOR_NOT_FOUND})
+_AWAY = frozenset({Reason.TARGET_SEALED, Reason.TARGET_THROTTLED, Reason.TARGET_UNREACHABLE})
+
+
+def _stuck(operation: Operation) -> str:
+    """Why a version does not come to its target, as the log says it."""
+    if operation.failure in _NOT_PERMITTED:
+        return "who asked for a rotation may not bring its key to a target"
+    if operation.failure == Reason.KEY_STATE:
+        return "a key is not enabled, so its rotation brings it nowhere"
+    return "a rotation waits for a target" if operation.failure in _AWAY else "a rotation is refused at a target"
+
+
+def _is_it(row: Import, remote: RemoteKey, public_key: bytes | None) -> bool:
+    if remote.public_key is not None and public_key is not None:
+        return remote.public_key == public_key
+    return bool(row.remote_version) and remote.version == row.remote_version and row.failure != Reason.PROOF_FAILED
 
 
 def _is_beside(row: Import, copy: Copy) -> bool:

@@ -23,6 +23,7 @@ from broker.core.ports import Connect, Now, Store, Write
 from broker.core.reasons import Reason
 from broker.core.rotations.containing import Contained, Containing
 from broker.core.rotations.copies import IMPORT, Copies, Copy, places
+from broker.core.rotations.deleting import Deleting
 from broker.core.rotations.rotating import Rotated, Rotating, activate, refuse_stay, sound_grace
 
 MAX_REASON = 500
@@ -49,6 +50,7 @@ class Rotations:
         copies = Copies(store, operations, imports, connect)
         self._rotating = Rotating(store, operations, keys.making, copies, now)
         self._containing = Containing(store, operations, copies, now)
+        self._deleting = Deleting(store, operations, copies, connect, now)
 
     def rotate(self, call: Call, name: str, grace: timedelta | None) -> Rotated:
         """Make the next version, bring it to every target, put it in force, and retire the former after the grace."""
@@ -130,6 +132,17 @@ class Rotations:
         if call.validate_only:
             return self._containing.would(key, version)
         return self._containing.contain(call, key, number, why.strip())
+
+    def destroy(self, call: Call, name: str, delay: timedelta | None) -> Key:
+        """As ``Keys.schedule_destruction``, and at the targets too: every copy is disabled now, and deleted in the end.
+
+        Who may destroy the key may end its copies: nothing is asked about the targets.
+        """
+
+        def begin(write: Write, key: Key) -> None:
+            self._deleting.begin(write, call, key, self._deleting.places(key))
+
+        return self._keys.schedule_destruction(call, name, delay, begin)
 
     def moves(self, call: Call, name: str, after: tuple[str | int, ...], limit: int) -> Page[KeyMove]:
         """How the versions of a key came into their phases, by version and in the order of the moves."""

@@ -262,15 +262,18 @@ class Targets:
         rows = alarms(self._store, target.name)
         if not rows:
             return Probe(
-                name="copies", passed=True, detail="No key that could not be proven is known to be enabled there."
+                name="copies",
+                passed=True,
+                detail="No key that could not be proven, or was withdrawn, is known to be enabled there.",
             )
         named = ", ".join(f"{row.remote_name} (version {row.version} of {row.key})" for row in rows[:5])
         more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
         return Probe(
             name="copies",
             passed=False,
-            detail=f"Not proven, and enabled there as far as is known: {named}{more}. They must not be used there; the "
-            "broker disables them as soon as the target lets it, or somebody does so there.",
+            detail=f"Not proven or withdrawn, and enabled there as far as is known: {named}{more}. They must not be "
+            "used there; the broker disables what is not proven as soon as the target lets it, and what it cannot "
+            "disable (TARGET_CANNOT_DISABLE in `broker key where`) somebody has to disable there.",
         )
 
     def _wrap_probe(self, port: ports.Offers) -> Probe:

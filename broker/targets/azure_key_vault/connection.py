@@ -141,6 +141,10 @@ class Connection:
             return None
         return refusals.answered(response.status_code, response.content, response.headers)
 
+    def wait(self, seconds: float) -> None:
+        """Within the time that the requests have together."""
+        self._transport.sleep(seconds)
+
     def _broken(self, error: Exception) -> BrokerError:
         said = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in said:

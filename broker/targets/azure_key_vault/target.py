@@ -147,6 +147,10 @@ class AzureKeyVaultTarget:
         """Undo ``disable``."""
         self._switch(name, version, on=True)
 
+    def delete(self, name: str) -> None:
+        """And purged, where the broker may do that and the vault does not protect deleted keys."""
+        self._site.delete(name)
+
     def _switch(self, name: str, version: str, *, on: bool) -> None:
         if not VERSION.fullmatch(version):
             return  # no version of this service's, so it is not there

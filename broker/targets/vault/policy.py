@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+READING = "keys/+"
+DELETABLE = "deletion_allowed"
+
 RIGHTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "wrapping_key": ("read",),  # the KEK
     "keys": ("list",),
-    "keys/+": ("read",),  # reading back
+    READING: ("read",),  # reading back
     "keys/+/import": ("create", "update"),
     "keys/+/import_version": ("create", "update"),
     "keys/+/soft-delete": ("delete",),  # OpenBao only: takes a key that was not proven out of use
@@ -19,8 +22,8 @@ RIGHTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
 })  # fmt: skip
 """Paths below the mount (``+`` stands for one segment) and what must be allowed there.
 
-There is no right to delete, to export, to back up or to rotate a key, nor to change anything of its configuration but
-what follows.
+There is no right to export, to back up or to rotate a key, nor to change anything of its configuration but what
+follows; and none to delete one, unless it is given (``deleting``).
 """
 
 RETIRING = "keys/+/config"
@@ -29,16 +32,25 @@ RETIRING = "keys/+/config"
 OLDEST = ("min_decryption_version", "min_encryption_version")
 
 
-def policy(mount: str) -> str:
-    """The whole policy text for a transit engine mounted at ``mount``, in HCL."""
-    rights = "".join(line(f"{mount}/{path}", rights) for path, rights in RIGHTS.items())
-    return rights + retiring(mount) + SELF
+def policy(mount: str, *, deletes: bool = False) -> str:
+    """The whole policy text for a transit engine mounted at ``mount``, in HCL.
+
+    ``deletes``: with the right to delete the copies of keys that are destroyed everywhere.
+    """
+    rights = {**RIGHTS, **({READING: ("read", "delete")} if deletes else {})}
+    rules = "".join(line(f"{mount}/{path}", allowed) for path, allowed in rights.items())
+    return rules + retiring(mount, deletes=deletes) + SELF
 
 
-def retiring(mount: str) -> str:
+def retiring(mount: str, *, deletes: bool = False) -> str:
     """The rule that lets former versions be put out of use, and nothing else be changed, in HCL."""
-    allowed = ", ".join(f'"{one}" = []' for one in OLDEST)
+    allowed = ", ".join(f'"{one}" = []' for one in (*OLDEST, *((DELETABLE,) if deletes else ())))
     return f'path "{mount}/{RETIRING}" {{ capabilities = ["update"] allowed_parameters = {{ {allowed} }} }}\n'
+
+
+def deleting(mount: str) -> str:
+    """The two rules, in the place of those for these paths, that let a destroyed key's copies be deleted, in HCL."""
+    return f"{line(f'{mount}/{READING}', ('read', 'delete')).strip()} {retiring(mount, deletes=True).strip()}"
 
 
 def lines(mount: str, path: str) -> str:

@@ -24,7 +24,7 @@ from broker.targets.vault import refusals
 from broker.targets.vault.adapter import Adapter
 from broker.targets.vault.files import TransferFiles
 from broker.targets.vault.forms import TYPES, b64, first, upload
-from broker.targets.vault.policy import OLDEST, RIGHTS, lines, retiring
+from broker.targets.vault.policy import DELETABLE, OLDEST, RIGHTS, deleting, lines, retiring
 from broker.targets.vault.settings import VaultSettings
 
 UNSUPPORTED = MappingProxyType({
@@ -226,7 +226,8 @@ class VaultTarget:
 
         Neither server can disable the newest version of a key alone: ``min_encryption_version`` and
         ``min_decryption_version`` reach at most up to it. So that one can be disabled only without predecessors, by
-        soft delete, which OpenBao has (since 2.2) and Vault has not; it takes all versions of a key.
+        soft delete, which OpenBao has (since 2.2) and Vault has not; it takes all versions of a key, but those that are
+        hidden are out of use already.
         """
         found = self.versions(name)
         if version not in {one.version for one in found if one.enabled}:
@@ -234,7 +235,7 @@ class VaultTarget:
         if version != found[-1].version:
             self._retire(name, version, found)
             return
-        if found[-1].version != "1":
+        if len(found) > 1:
             raise WrongState(
                 Reason.TARGET_CANNOT_DISABLE,
                 f"The transit engine at {self._settings.host} cannot disable version {version} of {name} without the "
@@ -247,6 +248,21 @@ class VaultTarget:
         if any(one.version == version and not one.enabled for one in self.versions(name)):
             self._restore(name)
 
+    def delete(self, name: str) -> None:
+        """For good: nothing of a deleted key is left there."""
+        if self._transit.read_key(name, mount_point=self._settings.mount) is None:
+            return
+        try:
+            self._adapter.post(self._unknown_to_hvac(f"keys/{name}/config"), json={DELETABLE: True})
+            self._adapter.delete(self._unknown_to_hvac(f"keys/{name}"))
+        except WrongState as error:
+            raise WrongState(
+                Reason.TARGET_CANNOT_DELETE,
+                f"The broker's token at {self._settings.host} could not delete the key {name} ({error.reason}); its "
+                f"policy needs: {deleting(self._settings.mount)}. Or set deletion_allowed=true at "
+                f"{self._settings.mount}/keys/{name}/config and delete {self._settings.mount}/keys/{name}.",
+            ) from error
+
     def _restore(self, name: str) -> None:
         self._adapter.post(self._unknown_to_hvac(f"keys/{name}/soft-delete-restore"), json={})
 
@@ -256,8 +272,10 @@ class VaultTarget:
         if before:
             raise WrongState(
                 Reason.TARGET_CANNOT_DISABLE,
-                f"The transit engine at {self._settings.host} cannot disable version {version} of {name} without "
-                f"version {before[0]}, which may be in use; disable that one first.",
+                f"The transit engine at {self._settings.host} hides former versions from the oldest on, so it cannot "
+                f"disable version {version} of {name} without version {before[0]}, which may be in use. If that is the "
+                f"broker's, retire it first; if it is not, its owner sets min_decryption_version={int(version) + 1} at "
+                f"{self._settings.mount}/keys/{name}/config once nobody uses either.",
             )
         self._hide_below(name, int(version) + 1)
 

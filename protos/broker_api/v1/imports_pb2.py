@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from broker_api.v1 import drift_pb2 as broker__api_dot_v1_dot_drift__pb2
 from broker_api.v1 import traits_pb2 as broker__api_dot_v1_dot_traits__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62roker_api/v1/imports.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/traits.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc0\x02\n\x06Import\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x13\n\x0bremote_name\x18\x04 \x01(\t\x12\x16\n\x0eremote_version\x18\x05 \x01(\t\x12)\n\x05state\x18\x06 \x01(\x0e\x32\x1a.broker_api.v1.ImportState\x12\x16\n\x0ekek_thumbprint\x18\x07 \x01(\t\x12\x13\n\x0b\x62lob_sha256\x18\x08 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\t \x01(\t\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nprove_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nnever_sent\x18\x0c \x01(\x08\"\x85\x02\n\x0bImportTerms\x12\x12\n\noperations\x18\x01 \x03(\t\x12\x32\n\x04tags\x18\x02 \x03(\x0b\x32$.broker_api.v1.ImportTerms.TagsEntry\x12\x14\n\x07\x65nabled\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12.\n\nnot_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_enabled\"8\n\x0c\x45xtraVersion\x12\x16\n\x0eremote_version\x18\x01 \x01(\t\x12\x10\n\x08\x64isabled\x18\x02 \x01(\x08\"\xac\x01\n\x10ImportKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x13\n\x0bremote_name\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12)\n\x05terms\x18\x07 \x01(\x0b\x32\x1a.broker_api.v1.ImportTerms\"o\n\x11ImportKeyResponse\x12%\n\x06import\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Import\x12\x33\n\x0e\x65xtra_versions\x18\x02 \x03(\x0b\x32\x1b.broker_api.v1.ExtraVersion\"X\n\x12ProveImportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x13\n\x0bremote_name\x18\x04 \x01(\t\"<\n\x13ProveImportResponse\x12%\n\x06import\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Import\"\x92\x01\n\x10\x45xportKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x13\n\x0bremote_name\x18\x04 \x01(\t\x12\x0f\n\x07kek_pem\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\"f\n\x11\x45xportKeyResponse\x12%\n\x06import\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Import\x12\x15\n\rtransfer_file\x18\x02 \x01(\x0c\x12\x13\n\x0b\x62lob_sha256\x18\x03 \x01(\t\"\xb0\x01\n\x14\x43onfirmImportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06target\x18\x03 \x01(\t\x12)\n\x05terms\x18\x04 \x01(\x0b\x32\x1a.broker_api.v1.ImportTerms\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x13\n\x0bremote_name\x18\x07 \x01(\t\"s\n\x15\x43onfirmImportResponse\x12%\n\x06import\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Import\x12\x33\n\x0e\x65xtra_versions\x18\x02 \x03(\x0b\x32\x1b.broker_api.v1.ExtraVersion\"Y\n\x12ListImportsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"V\n\x13ListImportsResponse\x12&\n\x07imports\x18\x01 \x03(\x0b\x32\x15.broker_api.v1.Import\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xf6\x01\n\x0bImportState\x12\x1c\n\x18IMPORT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14IMPORT_STATE_PENDING\x10\x01\x12\x17\n\x13IMPORT_STATE_PROVEN\x10\x02\x12\x17\n\x13IMPORT_STATE_FAILED\x10\x03\x12\x15\n\x11IMPORT_STATE_HELD\x10\x04\x12\x1a\n\x16IMPORT_STATE_DISABLING\x10\x05\x12\x18\n\x14IMPORT_STATE_UNKNOWN\x10\x06\x12\x15\n\x11IMPORT_STATE_GONE\x10\x07\x12\x19\n\x15IMPORT_STATE_DISABLED\x10\x08\x32\xe7\x03\n\rImportService\x12X\n\tImportKey\x12\x1f.broker_api.v1.ImportKeyRequest\x1a .broker_api.v1.ImportKeyResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12^\n\x0bProveImport\x12!.broker_api.v1.ProveImportRequest\x1a\".broker_api.v1.ProveImportResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12X\n\tExportKey\x12\x1f.broker_api.v1.ExportKeyRequest\x1a .broker_api.v1.ExportKeyResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12\x64\n\rConfirmImport\x12#.broker_api.v1.ConfirmImportRequest\x1a$.broker_api.v1.ConfirmImportResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12\\\n\x0bListImports\x12!.broker_api.v1.ListImportsRequest\x1a\".broker_api.v1.ListImportsResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62roker_api/v1/imports.proto\x12\rbroker_api.v1\x1a\x19\x62roker_api/v1/drift.proto\x1a\x1a\x62roker_api/v1/traits.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\x03\n\x06Import\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x13\n\x0bremote_name\x18\x04 \x01(\t\x12\x16\n\x0eremote_version\x18\x05 \x01(\t\x12)\n\x05state\x18\x06 \x01(\x0e\x32\x1a.broker_api.v1.ImportState\x12\x16\n\x0ekek_thumbprint\x18\x07 \x01(\t\x12\x13\n\x0b\x62lob_sha256\x18\x08 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\t \x01(\t\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nprove_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nnever_sent\x18\x0c \x01(\x08\x12-\n\x08standing\x18\r \x01(\x0e\x32\x1b.broker_api.v1.CopyStanding\x12$\n\x06\x64rifts\x18\x0e \x03(\x0e\x32\x14.broker_api.v1.Drift\"\x85\x02\n\x0bImportTerms\x12\x12\n\noperations\x18\x01 \x03(\t\x12\x32\n\x04tags\x18\x02 \x03(\x0b\x32$.broker_api.v1.ImportTerms.TagsEntry\x12\x14\n\x07\x65nabled\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12.\n\nnot_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_enabled\"8\n\x0c\x45xtraVersion\x12\x16\n\x0eremote_version\x18\x01 \x01(\t\x12\x10\n\x08\x64isabled\x18\x02 \x01(\x08\"\xac\x01\n\x10ImportKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x13\n\x0bremote_name\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12)\n\x05terms\x18\x07 \x01(\x0b\x32\x1a.broker_api.v1.ImportTerms\"o\n\x11ImportKeyResponse\x12%\n\x06import\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Import\x12\x33\n\x0e\x65xtra_versions\x18\x02 \x03(\x0b\x32\x1b.broker_api.v1.ExtraVersion\"X\n\x12ProveImportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x13\n\x0bremote_name\x18\x04 \x01(\t\"<\n\x13ProveImportResponse\x12%\n\x06import\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Import\"\x92\x01\n\x10\x45xportKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x13\n\x0bremote_name\x18\x04 \x01(\t\x12\x0f\n\x07kek_pem\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\"f\n\x11\x45xportKeyResponse\x12%\n\x06import\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Import\x12\x15\n\rtransfer_file\x18\x02 \x01(\x0c\x12\x13\n\x0b\x62lob_sha256\x18\x03 \x01(\t\"\xb0\x01\n\x14\x43onfirmImportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06target\x18\x03 \x01(\t\x12)\n\x05terms\x18\x04 \x01(\x0b\x32\x1a.broker_api.v1.ImportTerms\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x13\n\x0bremote_name\x18\x07 \x01(\t\"s\n\x15\x43onfirmImportResponse\x12%\n\x06import\x18\x01 \x01(\x0b\x32\x15.broker_api.v1.Import\x12\x33\n\x0e\x65xtra_versions\x18\x02 \x03(\x0b\x32\x1b.broker_api.v1.ExtraVersion\"Y\n\x12ListImportsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"V\n\x13ListImportsResponse\x12&\n\x07imports\x18\x01 \x03(\x0b\x32\x15.broker_api.v1.Import\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xf6\x01\n\x0bImportState\x12\x1c\n\x18IMPORT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14IMPORT_STATE_PENDING\x10\x01\x12\x17\n\x13IMPORT_STATE_PROVEN\x10\x02\x12\x17\n\x13IMPORT_STATE_FAILED\x10\x03\x12\x15\n\x11IMPORT_STATE_HELD\x10\x04\x12\x1a\n\x16IMPORT_STATE_DISABLING\x10\x05\x12\x18\n\x14IMPORT_STATE_UNKNOWN\x10\x06\x12\x15\n\x11IMPORT_STATE_GONE\x10\x07\x12\x19\n\x15IMPORT_STATE_DISABLED\x10\x08*\xef\x02\n\x0c\x43opyStanding\x12\x1d\n\x19\x43OPY_STANDING_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43OPY_STANDING_CURRENT\x10\x01\x12\x17\n\x13\x43OPY_STANDING_AHEAD\x10\x02\x12\x18\n\x14\x43OPY_STANDING_BEHIND\x10\x03\x12\x1f\n\x1b\x43OPY_STANDING_STILL_ENABLED\x10\x04\x12\x1a\n\x16\x43OPY_STANDING_DISABLED\x10\x05\x12\x19\n\x15\x43OPY_STANDING_MISSING\x10\x06\x12\x18\n\x14\x43OPY_STANDING_FAILED\x10\x07\x12\x19\n\x15\x43OPY_STANDING_UNKNOWN\x10\x08\x12\x16\n\x12\x43OPY_STANDING_GONE\x10\t\x12\x19\n\x15\x43OPY_STANDING_PENDING\x10\n\x12\x16\n\x12\x43OPY_STANDING_HELD\x10\x0b\x12\x1a\n\x16\x43OPY_STANDING_UNPROVEN\x10\x0c\x32\xe7\x03\n\rImportService\x12X\n\tImportKey\x12\x1f.broker_api.v1.ImportKeyRequest\x1a .broker_api.v1.ImportKeyResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12^\n\x0bProveImport\x12!.broker_api.v1.ProveImportRequest\x1a\".broker_api.v1.ProveImportResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12X\n\tExportKey\x12\x1f.broker_api.v1.ExportKeyRequest\x1a .broker_api.v1.ExportKeyResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12\x64\n\rConfirmImport\x12#.broker_api.v1.ConfirmImportRequest\x1a$.broker_api.v1.ConfirmImportResponse\"\x08\xa2\xbb\x18\x04\x08\x03\x18\x01\x12\\\n\x0bListImports\x12!.broker_api.v1.ListImportsRequest\x1a\".broker_api.v1.ListImportsResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,36 +46,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTSERVICE'].methods_by_name['ConfirmImport']._serialized_options = b'\242\273\030\004\010\003\030\001'
   _globals['_IMPORTSERVICE'].methods_by_name['ListImports']._loaded_options = None
   _globals['_IMPORTSERVICE'].methods_by_name['ListImports']._serialized_options = b'\242\273\030\002\010\001'
-  _globals['_IMPORTSTATE']._serialized_start=1921
-  _globals['_IMPORTSTATE']._serialized_end=2167
-  _globals['_IMPORT']._serialized_start=108
-  _globals['_IMPORT']._serialized_end=428
-  _globals['_IMPORTTERMS']._serialized_start=431
-  _globals['_IMPORTTERMS']._serialized_end=692
-  _globals['_IMPORTTERMS_TAGSENTRY']._serialized_start=637
-  _globals['_IMPORTTERMS_TAGSENTRY']._serialized_end=680
-  _globals['_EXTRAVERSION']._serialized_start=694
-  _globals['_EXTRAVERSION']._serialized_end=750
-  _globals['_IMPORTKEYREQUEST']._serialized_start=753
-  _globals['_IMPORTKEYREQUEST']._serialized_end=925
-  _globals['_IMPORTKEYRESPONSE']._serialized_start=927
-  _globals['_IMPORTKEYRESPONSE']._serialized_end=1038
-  _globals['_PROVEIMPORTREQUEST']._serialized_start=1040
-  _globals['_PROVEIMPORTREQUEST']._serialized_end=1128
-  _globals['_PROVEIMPORTRESPONSE']._serialized_start=1130
-  _globals['_PROVEIMPORTRESPONSE']._serialized_end=1190
-  _globals['_EXPORTKEYREQUEST']._serialized_start=1193
-  _globals['_EXPORTKEYREQUEST']._serialized_end=1339
-  _globals['_EXPORTKEYRESPONSE']._serialized_start=1341
-  _globals['_EXPORTKEYRESPONSE']._serialized_end=1443
-  _globals['_CONFIRMIMPORTREQUEST']._serialized_start=1446
-  _globals['_CONFIRMIMPORTREQUEST']._serialized_end=1622
-  _globals['_CONFIRMIMPORTRESPONSE']._serialized_start=1624
-  _globals['_CONFIRMIMPORTRESPONSE']._serialized_end=1739
-  _globals['_LISTIMPORTSREQUEST']._serialized_start=1741
-  _globals['_LISTIMPORTSREQUEST']._serialized_end=1830
-  _globals['_LISTIMPORTSRESPONSE']._serialized_start=1832
-  _globals['_LISTIMPORTSRESPONSE']._serialized_end=1918
-  _globals['_IMPORTSERVICE']._serialized_start=2170
-  _globals['_IMPORTSERVICE']._serialized_end=2657
+  _globals['_IMPORTSTATE']._serialized_start=2033
+  _globals['_IMPORTSTATE']._serialized_end=2279
+  _globals['_COPYSTANDING']._serialized_start=2282
+  _globals['_COPYSTANDING']._serialized_end=2649
+  _globals['_IMPORT']._serialized_start=135
+  _globals['_IMPORT']._serialized_end=540
+  _globals['_IMPORTTERMS']._serialized_start=543
+  _globals['_IMPORTTERMS']._serialized_end=804
+  _globals['_IMPORTTERMS_TAGSENTRY']._serialized_start=749
+  _globals['_IMPORTTERMS_TAGSENTRY']._serialized_end=792
+  _globals['_EXTRAVERSION']._serialized_start=806
+  _globals['_EXTRAVERSION']._serialized_end=862
+  _globals['_IMPORTKEYREQUEST']._serialized_start=865
+  _globals['_IMPORTKEYREQUEST']._serialized_end=1037
+  _globals['_IMPORTKEYRESPONSE']._serialized_start=1039
+  _globals['_IMPORTKEYRESPONSE']._serialized_end=1150
+  _globals['_PROVEIMPORTREQUEST']._serialized_start=1152
+  _globals['_PROVEIMPORTREQUEST']._serialized_end=1240
+  _globals['_PROVEIMPORTRESPONSE']._serialized_start=1242
+  _globals['_PROVEIMPORTRESPONSE']._serialized_end=1302
+  _globals['_EXPORTKEYREQUEST']._serialized_start=1305
+  _globals['_EXPORTKEYREQUEST']._serialized_end=1451
+  _globals['_EXPORTKEYRESPONSE']._serialized_start=1453
+  _globals['_EXPORTKEYRESPONSE']._serialized_end=1555
+  _globals['_CONFIRMIMPORTREQUEST']._serialized_start=1558
+  _globals['_CONFIRMIMPORTREQUEST']._serialized_end=1734
+  _globals['_CONFIRMIMPORTRESPONSE']._serialized_start=1736
+  _globals['_CONFIRMIMPORTRESPONSE']._serialized_end=1851
+  _globals['_LISTIMPORTSREQUEST']._serialized_start=1853
+  _globals['_LISTIMPORTSREQUEST']._serialized_end=1942
+  _globals['_LISTIMPORTSRESPONSE']._serialized_start=1944
+  _globals['_LISTIMPORTSRESPONSE']._serialized_end=2030
+  _globals['_IMPORTSERVICE']._serialized_start=2652
+  _globals['_IMPORTSERVICE']._serialized_end=3139
 # @@protoc_insertion_point(module_scope)

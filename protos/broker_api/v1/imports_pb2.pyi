@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from broker_api.v1 import drift_pb2 as _drift_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -71,6 +72,58 @@ IMPORT_STATE_DISABLED: ImportState.ValueType  # 8
 """It was proven, and has been disabled there since: its version was retired or compromised."""
 Global___ImportState: _TypeAlias = ImportState  # noqa: Y015
 
+class _CopyStanding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CopyStandingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CopyStanding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COPY_STANDING_UNSPECIFIED: _CopyStanding.ValueType  # 0
+    COPY_STANDING_CURRENT: _CopyStanding.ValueType  # 1
+    """Proven, and of the primary version."""
+    COPY_STANDING_AHEAD: _CopyStanding.ValueType  # 2
+    """Proven, and of a version that is not in force yet."""
+    COPY_STANDING_BEHIND: _CopyStanding.ValueType  # 3
+    """Proven, and of a version before the primary one."""
+    COPY_STANDING_STILL_ENABLED: _CopyStanding.ValueType  # 4
+    """To be out of use; the target cannot disable it, so that it may still be used there."""
+    COPY_STANDING_DISABLED: _CopyStanding.ValueType  # 5
+    COPY_STANDING_MISSING: _CopyStanding.ValueType  # 6
+    """Not shown by the target when it was last asked; it may come back."""
+    COPY_STANDING_FAILED: _CopyStanding.ValueType  # 7
+    COPY_STANDING_UNKNOWN: _CopyStanding.ValueType  # 8
+    """Its target was removed, and nobody knows."""
+    COPY_STANDING_GONE: _CopyStanding.ValueType  # 9
+    COPY_STANDING_PENDING: _CopyStanding.ValueType  # 10
+    COPY_STANDING_HELD: _CopyStanding.ValueType  # 11
+    COPY_STANDING_UNPROVEN: _CopyStanding.ValueType  # 12
+    """At the target and not proven; to be disabled."""
+
+class CopyStanding(_CopyStanding, metaclass=_CopyStandingEnumTypeWrapper):
+    """What a copy is good for, by the broker's record and the key's versions as they are now."""
+
+COPY_STANDING_UNSPECIFIED: CopyStanding.ValueType  # 0
+COPY_STANDING_CURRENT: CopyStanding.ValueType  # 1
+"""Proven, and of the primary version."""
+COPY_STANDING_AHEAD: CopyStanding.ValueType  # 2
+"""Proven, and of a version that is not in force yet."""
+COPY_STANDING_BEHIND: CopyStanding.ValueType  # 3
+"""Proven, and of a version before the primary one."""
+COPY_STANDING_STILL_ENABLED: CopyStanding.ValueType  # 4
+"""To be out of use; the target cannot disable it, so that it may still be used there."""
+COPY_STANDING_DISABLED: CopyStanding.ValueType  # 5
+COPY_STANDING_MISSING: CopyStanding.ValueType  # 6
+"""Not shown by the target when it was last asked; it may come back."""
+COPY_STANDING_FAILED: CopyStanding.ValueType  # 7
+COPY_STANDING_UNKNOWN: CopyStanding.ValueType  # 8
+"""Its target was removed, and nobody knows."""
+COPY_STANDING_GONE: CopyStanding.ValueType  # 9
+COPY_STANDING_PENDING: CopyStanding.ValueType  # 10
+COPY_STANDING_HELD: CopyStanding.ValueType  # 11
+COPY_STANDING_UNPROVEN: CopyStanding.ValueType  # 12
+"""At the target and not proven; to be disabled."""
+Global___CopyStanding: _TypeAlias = CopyStanding  # noqa: Y015
+
 @_typing.final
 class Import(_message.Message):
     """One copy: a key may be at one target under several names. All of it is the broker's own record; prove_time says when
@@ -91,6 +144,8 @@ class Import(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     PROVE_TIME_FIELD_NUMBER: _builtins.int
     NEVER_SENT_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
+    DRIFTS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     version: _builtins.int
     target: _builtins.str
@@ -105,10 +160,16 @@ class Import(_message.Message):
     """
     never_sent: _builtins.bool
     """It failed before anything of it had left the HSM for this place, so nothing of it can be there."""
+    standing: Global___CopyStanding.ValueType
+    """In the answer of ListImports only, as what follows."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def prove_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def drifts(self) -> _containers.RepeatedScalarFieldContainer[_drift_pb2.Drift.ValueType]:
+        """What the last look at the target has found of it (see DriftService)."""
+
     def __init__(
         self,
         *,
@@ -124,10 +185,12 @@ class Import(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         prove_time: _timestamp_pb2.Timestamp | None = ...,
         never_sent: _builtins.bool = ...,
+        standing: Global___CopyStanding.ValueType = ...,
+        drifts: _abc.Iterable[_drift_pb2.Drift.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prove_time", b"prove_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_sha256", b"blob_sha256", "failure", b"failure", "kek_thumbprint", b"kek_thumbprint", "key", b"key", "never_sent", b"never_sent", "prove_time", b"prove_time", "remote_name", b"remote_name", "remote_version", b"remote_version", "start_time", b"start_time", "state", b"state", "target", b"target", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_sha256", b"blob_sha256", "drifts", b"drifts", "failure", b"failure", "kek_thumbprint", b"kek_thumbprint", "key", b"key", "never_sent", b"never_sent", "prove_time", b"prove_time", "remote_name", b"remote_name", "remote_version", b"remote_version", "standing", b"standing", "start_time", b"start_time", "state", b"state", "target", b"target", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -312,6 +312,8 @@ class Key(_message.Message):
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    DESTROYED_AT_TARGETS_FIELD_NUMBER: _builtins.int
+    SEALED_ONCE_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     type: Global___KeyType.ValueType
     usage: Global___KeyUsage.ValueType
@@ -328,6 +330,8 @@ class Key(_message.Message):
     """Its warning has begun."""
     last_user: _builtins.str
     """Who used it last, to half a minute; the audit has every use."""
+    destroyed_at_targets: _builtins.bool
+    """Its scheduled destruction goes to the targets too."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -358,6 +362,10 @@ class Key(_message.Message):
     def origin(self) -> Global___KeyOrigin:
         """In the answer of GetKey with ask_token only."""
 
+    @_builtins.property
+    def sealed_once_at(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A version that is in force and proven at all of these targets is sealed by itself; empty: none is."""
+
     def __init__(
         self,
         *,
@@ -381,10 +389,12 @@ class Key(_message.Message):
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
         copies: _abc.Iterable[_imports_pb2.Import] | None = ...,
         origin: Global___KeyOrigin | None = ...,
+        destroyed_at_targets: _builtins.bool = ...,
+        sealed_once_at: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "destroy_time", b"destroy_time", "last_use_time", b"last_use_time", "origin", b"origin", "primary_create_time", b"primary_create_time", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "create_time", b"create_time", "destroy_time", b"destroy_time", "due_soon", b"due_soon", "exportable", b"exportable", "held_versions", b"held_versions", "labels", b"labels", "last_use_time", b"last_use_time", "last_user", b"last_user", "name", b"name", "origin", b"origin", "overdue", b"overdue", "owner", b"owner", "primary_create_time", b"primary_create_time", "primary_version", b"primary_version", "revision", b"revision", "schedule", b"schedule", "state", b"state", "type", b"type", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "create_time", b"create_time", "destroy_time", b"destroy_time", "destroyed_at_targets", b"destroyed_at_targets", "due_soon", b"due_soon", "exportable", b"exportable", "held_versions", b"held_versions", "labels", b"labels", "last_use_time", b"last_use_time", "last_user", b"last_user", "name", b"name", "origin", b"origin", "overdue", b"overdue", "owner", b"owner", "primary_create_time", b"primary_create_time", "primary_version", b"primary_version", "revision", b"revision", "schedule", b"schedule", "sealed_once_at", b"sealed_once_at", "state", b"state", "type", b"type", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1672,9 +1682,14 @@ class ScheduleKeyDestructionRequest(_message.Message):
     DELAY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     request_id: _builtins.str
     validate_only: _builtins.bool
+    everywhere: _builtins.bool
+    """At the targets too: every copy is disabled there now, and deleted when the delay is over. Without it: in the HSM
+    alone.
+    """
     @_builtins.property
     def delay(self) -> _duration_pb2.Duration:
         """How long the key can still be saved. Unset: the broker's default, 7 days. Between 1 and 30 days unless configured."""
@@ -1686,10 +1701,11 @@ class ScheduleKeyDestructionRequest(_message.Message):
         delay: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        everywhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "everywhere", b"everywhere", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1769,19 +1785,31 @@ class SealKeyRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ONCE_AT_FIELD_NUMBER: _builtins.int
+    BY_HAND_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     request_id: _builtins.str
     validate_only: _builtins.bool
+    by_hand_only: _builtins.bool
+    """Seal nothing, and nothing by itself any more."""
+    @_builtins.property
+    def once_at(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Not now: from now on each version is sealed by itself once it is in force and proven at all of these targets. The
+        key stays exportable, so that its next version can be brought to them.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        once_at: _abc.Iterable[_builtins.str] | None = ...,
+        by_hand_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_hand_only", b"by_hand_only", "name", b"name", "once_at", b"once_at", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -348,6 +348,16 @@ def test_a_destroyed_key_is_gone(device: Whole, target: Target, kind: KeyType) -
         assert refusal.value.reason == "KEY_NOT_IN_HSM"
 
 
+def test_what_may_leave_and_what_may_not_is_told_by_the_token(device: Whole) -> None:
+    made = fresh(device, KeyType.EC_P384, exportable=True)
+    assert device.differing(made, exportable=True) == ()
+    assert device.differing(made, exportable=False) == ("CKA_EXTRACTABLE",)
+    device.seal(made)
+    assert device.differing(made, exportable=False) == ()
+    device.destroy(made)
+    refused(lambda: device.differing(made, exportable=False), NotFound, "KEY_NOT_IN_HSM")
+
+
 @pytest.mark.parametrize("length", [1, 32, 1024])
 def test_random_bytes_come_in_the_length_asked_for(device: Whole, length: int) -> None:
     assert len(device.random(length)) == length

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from broker.core.approval import Grant
 from broker.core.audit.heads import signed_by
 from broker.core.entries import AuditEntry, Phase, head_statement
 from broker.core.kinds import (
@@ -184,7 +183,8 @@ def _value(name: str, hint: Any, *, full: bool) -> Any:
         return LAST if full and name not in {"created_at", "started_at"} else T0
     if get_origin(hint) is tuple:
         inner = get_args(hint)[0]
-        return (sample(inner, full=True) if inner in {Matcher, Grant} else 'é"',) if full else ()
+        nested = isinstance(inner, type) and is_dataclass(inner)
+        return (sample(inner, full=True) if nested else 'é"',) if full else ()
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return list(hint)[-1 if full else 0]
     if name == "revision":

@@ -16,6 +16,7 @@ from broker.core.kinds import KeyType, KeyUsage, OaepHash
 from broker.core.model import RemoteKey, WrappingKey
 from broker.core.ports import Cargo, KeyRef, Offer
 from broker.targets import Surroundings, connector
+from broker.targets.vault.policy import policy
 from tests.contracts.hsm.keys import made, shared, unmade
 from tests.fakes.fresh_keys import KIND as FRESH_KEYS
 from tests.fakes.fresh_keys import FreshKeys
@@ -38,6 +39,7 @@ class Place:
 
     port: ports.Target
     hsm: ports.Hsm
+    let_delete: Callable[[], object] = lambda: None  # from then on the credential may delete keys, if it could not
     own_clock: bool = True  # False: two versions may be made in the same second, which is all that is kept there
 
     def generated(self, key_type: KeyType, usage: KeyUsage) -> KeyRef:
@@ -90,7 +92,15 @@ def _vault(request: pytest.FixtureRequest, folder: Path) -> Place:
         "address": server.address, "mount": server.mount, "ca_pem": server.ca_pem, "token_file": "vault-token",
     }  # fmt: skip
     connect = connector(Surroundings(allowed_hosts=frozenset({server.host}), credentials=folder))
-    return Place(connect("vault-token", "vault", settings), request.getfixturevalue("hsm"))
+    port = connect("vault-token", "vault", settings)
+    return Place(
+        port, request.getfixturevalue("hsm"), let_delete=lambda: server.write_token(folder, token=deleter(server))
+    )
+
+
+def deleter(server: OpenBao) -> str:
+    """A token that may delete the copies of destroyed keys too."""
+    return server.token_for(policy(server.mount, deletes=True), "deleter")
 
 
 def _premium(request: pytest.FixtureRequest, folder: Path) -> Place:

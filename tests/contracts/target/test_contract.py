@@ -195,6 +195,23 @@ def test_a_disabled_version_is_unusable_until_it_is_enabled(place: Place) -> Non
     prove(place.hsm, place.port, key, remote)
 
 
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_deleted_key_is_not_shown_any_more_and_what_remains_of_it_is_told(
+    place: Place,
+    disabled: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    remote = place.imported(place.generated(KeyType.EC_P256, KeyUsage.SIGN))
+    place.let_delete()
+    if disabled:
+        place.port.disable(remote.name, remote.version)
+    place.port.delete(remote.name)
+    assert place.port.versions(remote.name) == []
+    assert place.port.remains(remote.name) == "", "it was purged too, or there is no such thing here"
+    place.port.delete(remote.name)
+    with pytest.raises(WrongState):
+        place.port.sign(remote.name, remote.version, SignatureAlgorithm.ES256, b"message")
+
+
 def test_what_is_not_there_is_no_error_to_ask_for_or_to_disable(place: Place) -> None:
     name = fresh()
     assert place.port.versions(name) == []

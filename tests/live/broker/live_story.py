@@ -130,6 +130,8 @@ def _places(bao: OpenBao, key: str) -> Story:
     yield "ImportKey", {"name": key, "target": "bao"}
     yield "ProveImport", {"name": key, "target": "bao"}
     yield "ListImports", {"name": key}
+    yield "CheckDrift", {"target": "bao"}
+    yield "ListDrift", {}
     yield from _carried(bao)
     yield "SealKey", {"name": key}
 

@@ -1,4 +1,4 @@
-"""What the stand-in of ``test_standin`` answers about rotations, operations and approvals."""
+"""What the stand-in of ``test_standin`` answers about rotations, drift, operations and approvals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import broker_api.v1.approvals_pb2 as approvals
+import broker_api.v1.drift_pb2 as drift
 import broker_api.v1.keys_pb2 as keys
 import broker_api.v1.operations_pb2 as operations
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -70,5 +71,7 @@ def rotation_answers(key: Callable[[Any], Any]) -> dict[str, Answer]:
         "CompromiseKeyVersion": lambda r: keys.CompromiseKeyVersionResponse(
             key=key(r), version=2, operation=ROTATION, places=[PLACE]
         ),
+        "CheckDrift": lambda r: drift.CheckDriftResponse(report=drift.DriftReport(target=r.target)),
+        "ListDrift": lambda _: drift.ListDriftResponse(),
         "ListKeyMoves": lambda _: keys.ListKeyMovesResponse(moves=[MOVE]),
     }

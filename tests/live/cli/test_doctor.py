@@ -13,6 +13,8 @@ from typing import Any
 
 import grpc
 import pytest
+from broker_api.v1 import drift_pb2 as drift
+from broker_api.v1 import imports_pb2 as imports
 from broker_cli import doctor_checks, doctor_host
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -101,6 +103,18 @@ def _silent_hsm(_: Path, stand_in: StandIn) -> None:
     stand_in.answers["GetHsm"] = lambda request: type(before(request))(token_label="dev")
 
 
+def _drifted(_: Path, stand_in: StandIn) -> None:
+    found = drift.DriftFinding(drift=drift.DRIFT_DELETED, key="pay")
+    stand_in.answers["ListDrift"] = lambda _: drift.ListDriftResponse(
+        reports=[drift.DriftReport(target="prod", findings=[found])]
+    )
+
+
+def _still_enabled(_: Path, stand_in: StandIn) -> None:
+    row = imports.Import(key="pay", target="prod", remote_name="pay", failure="TARGET_CANNOT_DISABLE")
+    stand_in.answers["ListImports"] = lambda _: imports.ListImportsResponse(imports=[row])
+
+
 @pytest.mark.parametrize(
     ("mistake", "check", "says"),
     [
@@ -111,6 +125,8 @@ def _silent_hsm(_: Path, stand_in: StandIn) -> None:
         (_other_ca, "tls", "wrong CA file"),
         (_refusing(grpc.StatusCode.UNAUTHENTICATED, "OPERATOR_REMOVED", "WhoAmI"), "identity", "OPERATOR_REMOVED"),
         (_silent_hsm, "hsm", "PIN"),
+        (_drifted, "drift", "deleted (pay, prod)"),
+        (_still_enabled, "imports", "pay at prod"),
     ],
 )
 def test_a_callers_mistake_is_found(
@@ -124,6 +140,17 @@ def test_a_callers_mistake_is_found(
 def test_a_missing_permission_is_a_warning(broker: Broker, stand_in: StandIn) -> None:
     _refusing(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", "GetHsm")(Path(), stand_in)
     assert examine(broker)["permission"][0] == "warning"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED"), (grpc.StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN")],
+)
+def test_drift_is_left_out_for_who_may_not_ask_and_by_a_broker_that_does_not_know_it(
+    broker: Broker, stand_in: StandIn, code: grpc.StatusCode, reason: str
+) -> None:
+    _refusing(code, reason, "ListDrift")(Path(), stand_in)
+    assert examine(broker)["drift"][0] == "skipped"
 
 
 def test_the_wrong_port_and_the_wrong_address_are_told_apart(bare: Broker, stand_in: StandIn, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from broker_api.v1 import drift_pb2 as drift
 from broker_api.v1 import imports_pb2 as imports
 
 from tests.live.cli.test_standin import Broker, StandIn, bare, broker, running, stand_in
@@ -206,8 +207,8 @@ def copies(request: Any) -> Any:
 
 
 @pytest.mark.parametrize(("line", "rpc"), [
-    ("key disable pay", "DisableKey"), ("key destroy pay --yes", "ScheduleKeyDestruction"),
-    ("key destroy pay --dry-run", "ScheduleKeyDestruction"),
+    ("key disable pay", "DisableKey"), ("key destroy pay --yes --here-only", "ScheduleKeyDestruction"),
+    ("key destroy pay --dry-run --here-only", "ScheduleKeyDestruction"),
 ])  # fmt: skip
 def test_K06_who_disables_or_destroys_a_key_is_told_where_its_copies_stay_or_may_come_back(
     broker: Broker, stand_in: StandIn, line: str, rpc: str
@@ -224,11 +225,74 @@ def test_K06_who_disables_or_destroys_a_key_is_told_where_its_copies_stay_or_may
     assert "Disable or delete these copies where they are" in ended.err
 
 
+def test_K06_who_destroys_a_key_everywhere_is_told_which_copies_go_and_which_nobody_reaches(
+    broker: Broker, stand_in: StandIn
+) -> None:
+    stand_in.answers["ListImports"] = copies
+    ended = broker("key", "destroy", "pay", "--yes")
+    asked = dict(stand_in.seen)["ScheduleKeyDestruction"]
+    assert asked.everywhere
+    told = {at: line for line in ended.err.splitlines() for at in range(8) if f"n{at}" in line}
+    assert told.keys() == {0, 1, 2, 5, 6, 7}
+    assert all(("deleted in the end" in line) is (at != 7) for at, line in told.items())
+    assert "the broker does not" not in ended.err
+
+
+def placed(request: Any) -> Any:
+    """A copy in force, one that is missing, one that was withdrawn, and one that its target cannot disable."""
+    rows = [
+        imports.Import(key="pay", version=at + 1, target="t", remote_name="pay", state=imports.IMPORT_STATE_PROVEN)
+        for at in range(4)
+    ]
+    for row, word in zip(rows, ("CURRENT", "MISSING", "DISABLED", "STILL_ENABLED"), strict=True):
+        row.standing = imports.CopyStanding.Value(f"COPY_STANDING_{word}")
+    rows[0].drifts.append(drift.DRIFT_DISABLED)
+    del request
+    return imports.ListImportsResponse(imports=rows)
+
+
+def test_K07_where_asks_each_target_when_it_is_told_to_and_ends_so_that_scripts_see_it(
+    broker: Broker, stand_in: StandIn
+) -> None:
+    stand_in.answers["ListImports"] = placed
+    stand_in.failures["ProveImport"] = [(grpc.StatusCode.FAILED_PRECONDITION, "REMOTE_KEY_DISABLED", "It is disabled.")]
+    ended = broker("key", "where", "pay", "--prove")
+    assert [asked.version for name, asked in stand_in.seen if name == "ProveImport"] == [1, 2, 4]
+    assert ended.code == 10
+    assert "Version 1 of pay at t as pay: REMOTE_KEY_DISABLED. It is disabled." in ended.err
+    assert "Version 4 of pay as pay at t was put out of use, and the target cannot do that" in ended.err
+    assert [word in ended.out for word in ("current", "missing", "disabled", "still-enabled")] == [True] * 4
+    assert broker("key", "where", "pay", "--prove").code == 0
+
+
+def test_drift_shows_each_finding_with_its_repair_and_goes_on_where_a_place_is_away(
+    broker: Broker, stand_in: StandIn
+) -> None:
+    def look(request: Any) -> Any:
+        found = drift.DriftFinding(
+            drift=drift.DRIFT_DELETED, key="pay", version=1, remote_name="pay", repair="broker key import pay"
+        )
+        return drift.CheckDriftResponse(report=drift.DriftReport(target=request.target, findings=[found]))
+
+    stand_in.answers["CheckDrift"] = look
+    ended = broker("drift", "--format", "json")
+    assert ended.code == 10
+    assert [(one["place"], one["drift"], one["repair"]) for one in json.loads(ended.out)] == [
+        ("HSM", "deleted", "broker key import pay"), ("prod", "deleted", "broker key import pay"),
+    ]  # fmt: skip
+    stand_in.answers["CheckDrift"] = lambda request: drift.CheckDriftResponse(
+        report=drift.DriftReport(target=request.target)
+    )
+    stand_in.failures["CheckDrift"] = [(grpc.StatusCode.FAILED_PRECONDITION, "TARGET_DENIED", "No.")]
+    ended = broker("drift")
+    assert (ended.code, "HSM could not be looked at: TARGET_DENIED. No." in ended.err) == (5, True)
+
+
 def test_K07_where_is_the_brokers_record_and_says_so(broker: Broker, stand_in: StandIn) -> None:
     stand_in.answers["ListImports"] = copies
     ended = broker("key", "where", "pay")
     assert "2026-05-04T10:42:00Z" in ended.out
-    assert '"broker key prove NAME --target TARGET" asks the target now' in ended.err
+    assert '"--prove" asks the targets now' in ended.err
     stand_in.answers["ListImports"] = lambda _: imports.ListImportsResponse()
     assert broker("key", "where", "pay").err == ""
 

@@ -28,6 +28,7 @@ import pytest
 from broker_api.v1 import (
     approvals_pb2_grpc,
     audit_pb2_grpc,
+    drift_pb2_grpc,
     hsm_pb2_grpc,
     imports_pb2_grpc,
     keys_pb2_grpc,
@@ -274,6 +275,7 @@ def _servicer(service: type, stand_in: StandIn) -> Any:
 SERVICES = (
     (approvals_pb2_grpc.ApprovalServiceServicer, approvals_pb2_grpc.add_ApprovalServiceServicer_to_server),
     (audit_pb2_grpc.AuditServiceServicer, audit_pb2_grpc.add_AuditServiceServicer_to_server),
+    (drift_pb2_grpc.DriftServiceServicer, drift_pb2_grpc.add_DriftServiceServicer_to_server),
     (hsm_pb2_grpc.HsmServiceServicer, hsm_pb2_grpc.add_HsmServiceServicer_to_server),
     (imports_pb2_grpc.ImportServiceServicer, imports_pb2_grpc.add_ImportServiceServicer_to_server),
     (keys_pb2_grpc.KeyServiceServicer, keys_pb2_grpc.add_KeyServiceServicer_to_server),

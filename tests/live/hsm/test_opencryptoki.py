@@ -103,6 +103,8 @@ def prove() -> None:
     cipher = fresh(hsm, KeyType.AES_256)
     assert _missing(hsm.encrypt, cipher, EncryptionAlgorithm.AES_GCM, b"m", b"a") == {"CKM_AES_GCM"}
 
+    exportable = {signer: True, opener: False, cipher: False}
+    assert [hsm.differing(key, exportable=may) for key, may in exportable.items()] == [()] * 3, "they are as made"
     _keep_apart(hsm, signer, opener, cipher)
 
     _refuse_the_rest(hsm, signer)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from pkcs11 import Attribute
 
+from broker.core.errors import BrokerError
 from broker.core.kinds import KeyType, OaepHash, SignatureAlgorithm
 from broker.hsm.sessions import Worker
 from tests.contracts.hsm.keys import Target, fresh, unmade
@@ -362,3 +363,26 @@ def _flipped(folder: Path) -> list[str]:
 def test_FT_18_a_wrong_bit_never_leaves(tmp_path: Path) -> None:
     # Of a ciphertext that does not open SoftHSM says what it says when it is ill, so that one is tried again first.
     assert alone(_flipped, tmp_path / "token") == ["HSM_FAULT", "HSM_UNAVAILABLE", "ok", "ok"]
+
+
+def _pin_changed(folder: Path) -> tuple[list[str], int, str]:
+    """The token loses the session of a running broker, and refuses the PIN that the broker has."""
+    hsm, shim = opened(folder)
+    key = fresh(hsm, KeyType.EC_P256)
+    shim.forget()
+    shim.obey("C_SignInit return 0x101", "C_GetSessionInfo return 0x101 times=4", "C_Login return 0xA0")
+    told = [ending(lambda: hsm.sign(key, ES256, [b"m"])) for _ in range(5)]
+    try:
+        hsm.check()
+    except BrokerError as refusal:
+        told.append(refusal.message)
+    attempts = [call.function for call in shim.calls()].count("C_Login")
+    shim.obey()
+    return told[:5], attempts, told[-1]
+
+
+def test_FT_19_a_pin_that_was_changed_while_it_ran_is_tried_once_and_the_cause_is_told(tmp_path: Path) -> None:
+    told, attempts, sentence = alone(_pin_changed, tmp_path / "token")
+    assert (told, attempts) == (["HSM_UNAVAILABLE"] * 5, 1)
+    assert "PIN_INCORRECT" in sentence.replace(" ", "_").upper()
+    assert "restart the broker" in sentence

@@ -12,6 +12,7 @@ from tests.servers.openbao import OpenBao
 EC_P256, SIGN, SECONDS = 4, 1, 60
 ACTIVE, DEACTIVATED, COMPROMISED = 2, 4, 5
 PROVEN, DISABLED = 2, 8
+CURRENT, DRIFT_DISABLED = 1, 2
 
 
 @pytest.fixture
@@ -95,3 +96,25 @@ def test_the_replacement_of_a_compromised_version_is_in_force_there_too(admin: C
     assert (phases(admin, "swapped"), copies(admin, "swapped")) == ([COMPROMISED, ACTIVE], {1: DISABLED, 2: PROVEN})
     assert there(openbao, "swapped") == ["2"]
     assert admin.ask("Sign", name="swapped", input={"message": b"m"}).version == 2
+
+
+def test_a_destroyed_key_is_disabled_there_at_once_and_what_people_do_there_is_found(
+    admin: Client, openbao: OpenBao
+) -> None:
+    made(admin, "doomed")
+    before = len(admin.ask("CheckDrift", target="bao").report.findings)
+    openbao.request("DELETE", f"{openbao.mount}/keys/doomed/soft-delete")
+    found = [one for one in admin.ask("CheckDrift", target="bao").report.findings if one.key == "doomed"]
+    assert [(one.drift, one.version) for one in found] == [(DRIFT_DISABLED, 1)]
+    assert "key prove doomed --version 1 --target bao" in found[0].repair
+    (shown,) = admin.ask("ListImports", name="doomed").imports
+    assert (shown.standing, list(shown.drifts)) == (CURRENT, [DRIFT_DISABLED])
+    openbao.request("POST", f"{openbao.mount}/keys/doomed/soft-delete-restore", {})
+    assert len(admin.ask("CheckDrift", target="bao").report.findings) == before
+    assert admin.ask("CheckDrift").report.findings == []
+    done = admin.ask("ScheduleKeyDestruction", name="doomed", everywhere=True)
+    assert done.key.destroyed_at_targets
+    within(SECONDS, lambda: copies(admin, "doomed") == {1: DISABLED})
+    waits = admin.ask("ListOperations", subject="key/doomed/0/gone", live=True).operations
+    assert [one.name for one in waits] == ["key/doomed/0/gone/bao/doomed/1"]
+    assert admin.ask("CancelKeyDestruction", name="doomed").key.destroyed_at_targets is False

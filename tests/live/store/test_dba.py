@@ -15,6 +15,7 @@ import pytest
 from broker.core.errors import WrongState
 from broker.core.model import (
     AuditHead,
+    DriftReport,
     Key,
     KeyUsed,
     Lease,
@@ -52,7 +53,7 @@ from tests.servers.dba import Dba, Row
 ROWS = list({type(record): record for record in reversed(samples())}.values())
 """One record of each kind."""
 
-UNNAMED = (AuditHead, KeyUsed, Lease, Receipt, SecretRead)
+UNNAMED = (AuditHead, DriftReport, KeyUsed, Lease, Receipt, SecretRead)
 """Kinds whose older rows open nothing; the journal does not name them, an inspection tells of their table."""
 
 NAMED = [record for record in ROWS if not isinstance(record, UNNAMED)]

@@ -166,6 +166,9 @@ failure TEXT NOT NULL, started_at INTEGER NOT NULL, proven_at INTEGER, revision 
 PRIMARY KEY (key, version, target)) STRICT
 """
 BEFORE_OPERATIONS = (
+    "DROP TABLE drift_reports",
+    "ALTER TABLE keys DROP COLUMN destroyed_at_targets",
+    "ALTER TABLE keys DROP COLUMN sealed_once_at",
     "DROP TABLE key_schedules",
     "DROP TABLE key_uses",
     "ALTER TABLE secrets DROP COLUMN max_age",
@@ -185,7 +188,7 @@ FORMER = {
         *BEFORE_OPERATIONS,
     ),
     "postgresql": (
-        "ALTER TABLE imports DROP COLUMN sent, DROP CONSTRAINT imports_pkey",
+        "ALTER TABLE imports DROP COLUMN sent, DROP COLUMN terms, DROP CONSTRAINT imports_pkey",
         "ALTER TABLE imports ADD CONSTRAINT imports_pkey PRIMARY KEY (key, version, target)",
         *BEFORE_OPERATIONS,
     ),

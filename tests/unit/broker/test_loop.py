@@ -9,16 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from broker import app
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
+from broker.core.drift.lifecycle import Shown
 from broker.core.errors import Unavailable, WrongState
-from broker.core.kinds import SessionState
+from broker.core.findings import Finding
+from broker.core.kinds import Drift, SessionState
 from broker.core.schedules.lifecycle import Late
 from broker.core.schedules.standing import Standing
-from broker.loop import Loop
+from broker.loop import DRIFT_EVERY, Loop
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.sessions.bench import Bench
 
@@ -51,6 +54,7 @@ def parts(**other: Any) -> Any:
             "approvals": idle,
             "schedules": SimpleNamespace(chores=lambda: iter(()), late=lambda: iter(()), stepped=lambda: iter(())),
             "use": SimpleNamespace(flush_uses=lambda _: None),
+            "drifts": SimpleNamespace(chores=lambda: iter(()), news=list),
             "operations": SimpleNamespace(due=dict, chores=lambda: iter(())),
             "renew_certificate": lambda: None,
             **other,
@@ -255,3 +259,26 @@ def test_what_is_overdue_is_said_in_one_line_each_hour_by_the_leader_alone() -> 
     with capture_logs() as said:
         round_of(loop)
     assert not [one for one in said if "what" in one]
+
+
+def test_what_a_look_has_found_is_told_in_the_log_with_its_repair_but_not_right_after_a_start() -> None:
+    time = timedelta()
+    found = Finding(
+        key="pay", version=1, remote_name="pay", remote_version="1", drift=Drift.DISABLED, detail="", found_at=app.now()
+    )
+    looks: list[str] = []
+    drifts = SimpleNamespace(
+        chores=lambda: iter([("target/prod/drift", lambda call: looks.append(call.resource))]),
+        news=lambda: [("prod", Shown(finding=found, repair="enable it"))],
+    )
+    with structlog.testing.capture_logs() as told:
+        loop = Loop(parts(drifts=drifts), lambda: time)
+        round_of(loop)
+        assert looks == []
+        time += DRIFT_EVERY
+        round_of(loop)
+    assert looks == ["target/prod/drift"]
+    (line,) = [one for one in told if one["event"] == "a place is not as the record says"]
+    assert (line["log_level"], line["place"], line["drift"], line["key"], line["repair"]) == (
+        "error", "prod", "disabled", "pay", "enable it",
+    )  # fmt: skip

@@ -105,7 +105,7 @@ READS = {
     "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "GetTarget", "ListTargets", "ListImports",
     "ListOperators", "GetPolicy", "ExplainPolicy", "GetAuditState", "SignAuditHead", "ListAuditHeads", "GetHsm",
     "WhoAmI", "GetSecret", "ListSecrets", "ListSecretVersions", "GetRootKey", "ListSessions", "ListLeases",
-    "GetTrustRule", "ListTrustRules", "TestTrustRule", "GetApproval", "ListApprovals",
+    "GetTrustRule", "ListTrustRules", "TestTrustRule", "GetApproval", "ListApprovals", "ListDrift",
 }  # fmt: skip
 SECRETS = {
     "PutSecret", "PatchSecret", "SetSecretMaxAge", "GetSecret", "ListSecrets", "ListSecretVersions",
@@ -115,7 +115,7 @@ JOB = {"Login", "RenewSession", "EndSession"}
 WORK = {
     "CreateKey", "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "Verify", "RotateKey", "SetKeySchedule",
     "GetTarget", "ListTargets", "CheckTarget", "ImportKey", "ProveImport", "ConfirmImport", "ListImports", "GetHsm",
-    "WhoAmI",
+    "WhoAmI", "CheckDrift", "ListDrift",
 }  # fmt: skip
 
 

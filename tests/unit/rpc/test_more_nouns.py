@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, get_type_hints
 
 import pytest
-from broker_api.v1 import audit_pb2, hsm_pb2, imports_pb2, keys_pb2, operators_pb2, policies_pb2, targets_pb2
+from broker_api.v1 import audit_pb2, drift_pb2, hsm_pb2, imports_pb2, keys_pb2, operators_pb2, policies_pb2, targets_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from broker.core import kinds, model, report
@@ -16,6 +16,7 @@ from broker.core.errors import BrokerError, InvalidRequest, PermissionDenied, Un
 from broker.core.imports.arrival import Extra
 from broker.core.imports.handover import Exported
 from broker.core.imports.ledger import Imported
+from broker.core.imports.whereabouts import Whereabouts
 from broker.core.operators.register import Issued
 from broker.core.page import Page
 from broker.core.policy import guard
@@ -87,7 +88,9 @@ IMPORT = model.Import(
 
 def test_imports() -> None:
     done = Imported(row=IMPORT, extra=(Extra(version="7", disabled=True),))
-    noun: Any = Noun(import_key=done, prove=done, page=Page(items=[IMPORT], next=("payments", 1, "vault-eu")))
+    page = Page(items=[IMPORT], next=("payments", 1, "vault-eu"))
+    placed = Whereabouts(row=IMPORT, standing=kinds.Standing.BEHIND, drifts=(kinds.Drift.DISABLED,))
+    noun: Any = Noun(import_key=done, prove=done, page=page, whereabouts=[placed])
     rpc = ImportMethods(noun, Noun(), PAGES)  # type: ignore[arg-type]
     made = rpc.import_key(call("I/I"), imports_pb2.ImportKeyRequest(name="payments", version=1, target="vault-eu"))
     wire = getattr(made, "import")
@@ -96,13 +99,18 @@ def test_imports() -> None:
     proven = rpc.prove_import(call("I/P"), imports_pb2.ProveImportRequest(name="payments", target="vault-eu"))
     assert getattr(proven, "import") == wire
     listed = rpc.list_imports(call("I/L"), imports_pb2.ListImportsRequest(target="vault-eu"))
+    assert [(one.standing, list(one.drifts)) for one in listed.imports] == [
+        (imports_pb2.COPY_STANDING_BEHIND, [drift_pb2.DRIFT_DISABLED])
+    ]
     again = imports_pb2.ListImportsRequest(target="vault-eu", page_token=listed.next_page_token)
     rpc.list_imports(call("I/L"), again)
     assert noun.asked == [
         ("import_key", ("payments", 1, "vault-eu", "", model.Terms()), {}),
         ("prove", ("payments", 0, "vault-eu", ""), {}),
         ("page", ("", "vault-eu", (), 100), {}),
+        ("whereabouts", (), {}),
         ("page", ("", "vault-eu", ("payments", 1, "vault-eu"), 100), {}),
+        ("whereabouts", (), {}),
     ]
     with pytest.raises(InvalidRequest):
         rpc.list_imports(call("I/L"), imports_pb2.ListImportsRequest(page_token=listed.next_page_token))
@@ -313,7 +321,7 @@ def test_a_symmetric_version_has_no_public_hash() -> None:
 def test_the_services_are_those_of_the_api_with_the_types_of_the_api() -> None:
     noun: Any = Noun()
     made = answers(
-        keys=noun, use=noun, settling=noun, targets=noun, imports=noun, handover=noun, operators=noun,
+        keys=noun, use=noun, settling=noun, targets=noun, imports=noun, drifts=noun, handover=noun, operators=noun,
         oversight=noun, rotations=noun, schedules=noun, inventory=noun, policies=noun, heads=noun, secrets=noun,
         sessions=noun, leases=noun, rules=noun, approvals=noun, hsm=noun, guard=noun, schema="", page_key=bytes(32),
         trouble=str,

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 import pytest
 
 from broker.core.approval import Approval, Grant
+from broker.core.findings import Finding
 from broker.core.kinds import (
     ApprovalState,
+    Drift,
     ImportState,
     OperationState,
     OperatorState,
@@ -17,6 +19,7 @@ from broker.core.kinds import (
     SecretVersionState,
 )
 from broker.core.model import (
+    DriftReport,
     Import,
     KeyMove,
     KeySchedule,
@@ -105,6 +108,19 @@ ROWS: list[Record] = [
     Secret(
         name="a/d", labels={}, latest=1, created_at=T0, updated_at=T0, max_age=7776000, renew_at=LAST,
     ),
+    DriftReport(
+        place="t", checked_at=T0,
+        findings=(
+            Finding(
+                key="a", version=1, remote_name="r", remote_version="7", drift=Drift.DELETED, detail="gone", found_at=T0
+            ),
+        ),
+    ),
+    key("k3", destroyed_at_targets=True, sealed_once_at=("t", "u")),
+    Import(
+        key="payments", version=1, target="v", remote_name="r", remote_version="", state=ImportState.PENDING,
+        kek_thumbprint="00", blob_sha256="", failure="", started_at=T0, terms="{}",
+    ),
 ]  # fmt: skip
 
 
@@ -140,6 +156,9 @@ MACS = [
     "225c629c119e9595704ad7d35e21ed69",
     "2d7785ed544e2cd8c1a3b756081b9096",
     "4838a830f6d606edbd252fb85e865236",
+    "9a9fc398dadc461f128b9794073479a1",
+    "662eb0d18f99b7774b0fd14662648e0a",
+    "7b665d3b5272b6f535d895fbc7f59a5f",
 ]
 
 SUMS = [
@@ -163,6 +182,7 @@ SUMS = [
     "Approval",
     "KeySchedule",
     "KeyUsed",
+    "DriftReport",
 ]
 
 

@@ -1,0 +1,160 @@
+"""The copies of a key that is to be destroyed: disabled at once, deleted when its time has come, looked for until gone.
+
+    delete-copy   waits for the time ─ delete ─▶ not shown any more ─ gone ─▶ GONE, once nothing there could come back
+
+One for each name at a target, since a target deletes a key with all its versions. It only goes forward, until nothing
+is left, or the destruction was called off. What stands there under the same name and is not the broker's is never
+deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import timedelta
+
+from broker.core import ports
+from broker.core.call import Call
+from broker.core.errors import WrongState
+from broker.core.imports.places import UNDER_WAY
+from broker.core.imports.rules import EXPORTED, MISSING
+from broker.core.keys.states import TABLES, versions_of
+from broker.core.kinds import ImportState, KeyState, Sent
+from broker.core.model import Import, Key, Target
+from broker.core.operations.plan import NotYet, Plan, Step, Work
+from broker.core.operations.running import Operations
+from broker.core.ports import Connect, Now, Store, Write
+from broker.core.reasons import Reason
+from broker.core.rotations.copies import MAX_COPIES, Copies, Copy, copy_in, reachable, target_in
+from broker.core.rows import refuse_doubt
+
+PATIENCE = timedelta(minutes=2)
+LONGEST_PAUSE = timedelta(minutes=10)
+LOOK_AGAIN = timedelta(days=1)
+"""Between two looks for what a target keeps of a deleted key."""
+
+TABLES_OF_COPIES = TABLES | {"imports", "targets"}
+
+
+class Deleting:
+    """What deletes the copies of destroyed keys."""
+
+    def __init__(self, store: Store, operations: Operations, copies: Copies, connect: Connect, now: Now) -> None:
+        self._store = store
+        self._operations = operations
+        self._copies = copies
+        self._connect = connect
+        self._now = now
+        self._plan = operations.admit(
+            Plan(
+                kind="delete-copy",
+                steps=(
+                    Step(name="delete", act=self._delete, keep=self._deleted),
+                    Step(name="gone", act=self._look, keep=self._gone),
+                ),
+                patience=PATIENCE,
+                place=target_in,
+                longest_pause=LONGEST_PAUSE,
+                alarm=lambda _: "a key that is destroyed may still be at a target",
+            )
+        )
+
+    def places(self, key: Key) -> list[Copy]:
+        """Where the copies are that are disabled, and deleted in the end."""
+        return [copy for version in versions_of(self._store, key.name) for copy in reachable(
+            self._store, key.name, version.number
+        )]  # fmt: skip
+
+    def begin(self, write: Write, call: Call, key: Key, copies: list[Copy]) -> None:
+        """Have them disabled now, and deleted at the key's ``destroy_at``."""
+        self._copies.withdraw(write, call, copies)
+        for target, name in sorted({(copy.target, copy.remote_name) for copy in copies}):
+            subject = f"key/{key.name}/0/gone/{target}/{name}"
+            if self._operations.live(write, subject) is None:
+                self._operations.begin(write, call, self._plan, subject, abandoned=True)
+
+    # ---- delete --------------------------------------------------------------------------------------------------
+
+    def _delete(self, work: Work) -> Mapping[str, str]:
+        copy = copy_in(work.operation)
+        key, target = self._store.get(Key, copy.key), self._store.get(Target, copy.target)
+        if key is None or target is None or not self._is_to_go(key):
+            return {"over": "1"}
+        rows = self._rows(copy)
+        if any(row.state in UNDER_WAY and row.failure != EXPORTED for row in rows):
+            raise NotYet
+        refuse_doubt(self._store, TABLES_OF_COPIES, copy.key)
+        port = self._connect(target.name, target.kind, target.settings)
+        self._refuse_shared(port, copy, rows)
+        port.delete(copy.remote_name)
+        if port.versions(copy.remote_name):
+            raise WrongState(
+                Reason.TARGET_CANNOT_DELETE,
+                f"The target {copy.target} has taken the request to delete {copy.remote_name}, and shows it still; it "
+                "is asked again.",
+            )
+        return {}
+
+    def _is_to_go(self, key: Key) -> bool:
+        """Whether its destruction stands, and is for the targets too; ``NotYet`` before its time."""
+        if not key.destroyed_at_targets or key.state not in {KeyState.DESTROY_SCHEDULED, KeyState.DESTROYED}:
+            return False
+        if key.destroy_at is not None and self._now() < key.destroy_at:
+            raise NotYet(key.destroy_at)
+        return True
+
+    def _refuse_shared(self, port: ports.Target, copy: Copy, rows: list[Import]) -> None:
+        """Return if all that is there under the name is this key's; what is not has an owner who was not asked."""
+        ours = {row.remote_version for row in rows}
+        publics = {one.public_key for one in versions_of(self._store, copy.key)} - {None}
+        for one in port.versions(copy.remote_name):
+            # A symmetric key cannot be told from another in its place; but ours was put out of use when this began.
+            named = one.version in ours and not one.enabled
+            if not (one.public_key in publics if one.public_key is not None else named):
+                raise WrongState(
+                    Reason.REMOTE_KEY_SHARED,
+                    f"Version {one.version} of {copy.remote_name} at {copy.target} is not known to be the broker's, "
+                    "and a target deletes all versions of a key together. It is done once its owner has taken it away, "
+                    "or has disabled it if it is the broker's (`broker operation retry` then). Or delete it there.",
+                )
+
+    def _deleted(self, write: Write, work: Work) -> None:
+        """Not shown any more; whether it can come back is looked at next."""
+        if "over" in work.memory:
+            return
+        for row in self._rows_in(write, work):
+            write.replace(row, replace(row, state=ImportState.FAILED, failure=MISSING))
+
+    # ---- gone ----------------------------------------------------------------------------------------------------
+
+    def _look(self, work: Work) -> Mapping[str, str]:
+        copy = copy_in(work.operation)
+        target = self._store.get(Target, copy.target)
+        if "over" in work.memory or target is None:
+            return {}
+        port = self._connect(target.name, target.kind, target.settings)
+        if port.versions(copy.remote_name) or port.remains(copy.remote_name):
+            raise NotYet(self._now() + LOOK_AGAIN)
+        return {"gone": "1"}
+
+    def _gone(self, write: Write, work: Work) -> None:
+        if "gone" not in work.memory:
+            return
+        for row in self._rows_in(write, work):
+            if row.state is ImportState.FAILED and (row.sent is not Sent.FILE or row.remote_version):
+                write.replace(row, replace(row, state=ImportState.GONE))
+
+    def _rows(self, copy: Copy) -> list[Import]:
+        where = {"key": copy.key, "target": copy.target}
+        return _those(self._store.page(Import, limit=MAX_COPIES, where=where), copy)
+
+    def _rows_in(self, write: Write, work: Work) -> Iterator[Import]:
+        copy = copy_in(work.operation)
+        for row in self._rows(copy):
+            stored = write.get(Import, row.key, row.version, row.target, row.remote_name)
+            if stored is not None:
+                yield stored
+
+
+def _those(rows: list[Import], copy: Copy) -> list[Import]:
+    return [row for row in rows if row.remote_name == copy.remote_name and row.may_be_there]
