@@ -18,6 +18,7 @@ from typing import Protocol
 import structlog
 
 from broker.core.audit.heads import Heads
+from broker.core.authorities.lifecycle import Authorities
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Outcome, Unavailable
@@ -55,6 +56,9 @@ ROOTS_EVERY = timedelta(seconds=20)
 READS_EVERY = timedelta(seconds=5)
 SESSIONS_EVERY = timedelta(seconds=2)
 CERTIFICATE_EVERY = timedelta(hours=6)
+OWN_KEYS_EVERY = timedelta(seconds=1)
+"""Shorter than ``own_work.LEAD``: everybody takes a new version before it is in force."""
+
 OPERATIONS_EVERY = timedelta(seconds=2)
 FORGET_EVERY = timedelta(minutes=10)
 
@@ -75,6 +79,13 @@ class Serving(Protocol):
         """What the health service says from now on."""
 
 
+class Refreshed(Protocol):
+    """What follows the rows of the broker's own keys."""
+
+    def refresh(self) -> None:
+        """Learn which versions there are, and have this host take them."""
+
+
 class Parts(Protocol):
     """What the loop looks after."""
 
@@ -86,6 +97,11 @@ class Parts(Protocol):
     keys: Keys
     operations: Operations
     imports: Imports
+    authorities: Authorities
+
+    @property
+    def own(self) -> Refreshed:
+        """The keys of the broker's own, as this host has them."""
 
     @property
     def store(self) -> Store:
@@ -132,6 +148,8 @@ class Loop:
             ("secrets", CHORES_EVERY, lambda: self._do(broker.secrets.chores, sure=True)),
             ("forgetting", FORGET_EVERY, lambda: self._do(broker.operations.chores)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
+            ("own keys", OWN_KEYS_EVERY, broker.own.refresh),
+            ("old own keys", CHORES_EVERY, lambda: self._do(broker.authorities.chores, sure=True)),
         ]
         self._chores = Errands(len(self._beside))
         # Each of their own, so that targets that hang leave the chores their threads, and the token its one

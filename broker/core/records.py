@@ -21,6 +21,7 @@ from broker.core.model import (
     Lease,
     Operation,
     Operator,
+    OwnKey,
     PolicyDocument,
     Receipt,
     Record,
@@ -167,6 +168,7 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
             passing=True,
         ),
         KeyMove: Declaration(table="key_moves", key=("key", "version", "number"), never_deleted=True),
+        OwnKey: Declaration(table="own_keys", key=("name", "version"), filters=("state",), deciding=True),
     }
 )
 """In the order of the sums in the ledger and of what an inspection looks at: a new kind comes last."""

@@ -7,7 +7,16 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from broker_api.v1 import imports_pb2, keys_pb2, leases_pb2, operations_pb2, operators_pb2, sessions_pb2, trust_pb2
+from broker_api.v1 import (
+    authorities_pb2,
+    imports_pb2,
+    keys_pb2,
+    leases_pb2,
+    operations_pb2,
+    operators_pb2,
+    sessions_pb2,
+    trust_pb2,
+)
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -67,6 +76,7 @@ ENCRYPTION_ALGORITHM = Names(keys_pb2.EncryptionAlgorithm, kinds.EncryptionAlgor
 PHASE = Names(keys_pb2.KeyVersionPhase, kinds.Phase)
 IMPORT_STATE = Names(imports_pb2.ImportState, kinds.ImportState)
 OPERATION_STATE = Names(operations_pb2.OperationState, kinds.OperationState)
+AUTHORITY_STATE = Names(authorities_pb2.AuthorityState, kinds.OwnKeyState)
 OPERATOR_STATE = Names(operators_pb2.OperatorState, kinds.OperatorState)
 SESSION_STATE = Names(sessions_pb2.SessionState, kinds.SessionState)
 LEASE_STATE = Names(leases_pb2.LeaseState, kinds.LeaseState)

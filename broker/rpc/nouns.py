@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.core.audit.heads import Heads
+from broker.core.authorities.lifecycle import Authorities
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
 from broker.core.keys.confirming import Settling
@@ -22,6 +23,7 @@ from broker.core.sessions.lifecycle import Sessions
 from broker.core.targets.register import Targets
 from broker.core.trust.rules import TrustRules
 from broker.rpc.audit import AuditMethods
+from broker.rpc.authorities import AuthorityMethods
 from broker.rpc.hsm import HsmMethods
 from broker.rpc.imports import ImportMethods
 from broker.rpc.keys import KeyMethods
@@ -49,6 +51,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     operators: Operators,
     policies: Policies,
     heads: Heads,
+    authorities: Authorities,
     secrets: Secrets,
     sessions: Sessions,
     leases: Leases,
@@ -56,14 +59,10 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     hsm: HsmStatus,
     guard: Guard,
     schema: str,
-    page_key: bytes,
+    pages: PageTokens,
     trouble: Callable[[], str],
 ) -> dict[str, object]:
-    """What ``Server`` takes. ``schema``: the Cedar schema as text; ``page_key``: 32 bytes, the same on all replicas.
-
-    ``trouble``: what is wrong with the clocks, if anything.
-    """
-    pages = PageTokens(page_key)
+    """What ``Server`` takes. ``schema``: the Cedar schema as text; ``trouble``: what is wrong with the clocks."""
     return {
         "KeyService": KeyMethods(keys, use, settling, rotations, oversight, pages),
         "TargetService": TargetMethods(targets, pages),
@@ -72,6 +71,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
         "OperatorService": OperatorMethods(operators, pages, trouble),
         "PolicyService": PolicyMethods(policies, schema),
         "AuditService": AuditMethods(heads, pages),
+        "AuthorityService": AuthorityMethods(authorities, oversight),
         "HsmService": HsmMethods(hsm, guard),
         "SecretService": SecretMethods(secrets, pages),
         "SessionService": SessionMethods(sessions, pages),

@@ -30,6 +30,7 @@ MAX_MESSAGE = 4 * 1024 * 1024
 MAX_PAGES = 100_000
 SERVICES = {
     "audit": "AuditService",
+    "authorities": "AuthorityService",
     "hsm": "HsmService",
     "imports": "ImportService",
     "keys": "KeyService",

@@ -43,6 +43,8 @@ def parts(**other: Any) -> Any:
             "secrets": idle,
             "sessions": idle,
             "imports": idle,
+            "authorities": idle,
+            "own": idle,
             "operations": SimpleNamespace(due=dict, chores=lambda: iter(())),
             "renew_certificate": lambda: None,
             **other,

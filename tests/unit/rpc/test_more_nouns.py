@@ -135,7 +135,7 @@ BOB = model.Operator(
 )
 
 
-ISSUED = Issued(pem=b"PEM", ca_pem=b"CA", serial="ab", expires_at=THEN)
+ISSUED = Issued(pem=b"PEM", ca_pem=b"CA", server_ca_pem=b"CAS", serial="ab", expires_at=THEN)
 
 
 def test_operators() -> None:
@@ -315,7 +315,7 @@ def test_the_services_are_those_of_the_api_with_the_types_of_the_api() -> None:
     made = answers(
         keys=noun, use=noun, settling=noun, targets=noun, imports=noun, handover=noun, operators=noun,
         oversight=noun, rotations=noun, policies=noun, heads=noun, secrets=noun, sessions=noun, leases=noun, rules=noun,
-        hsm=noun, guard=noun, schema="", page_key=bytes(32), trouble=str,
+        hsm=noun, guard=noun, schema="", pages=PAGES, authorities=noun, trouble=str,
     )  # fmt: skip
     for path, method in table.methods(made).items():
         hints = get_type_hints(method.noun)

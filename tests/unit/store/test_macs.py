@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from broker.core.kinds import ImportState, OperationState, OperatorState, Phase, SecretVersionState
+from broker.core.kinds import ImportState, OperationState, OperatorState, OwnKeyState, Phase, SecretVersionState
 from broker.core.model import (
     Import,
     KeyMove,
     Operation,
     Operator,
+    OwnKey,
     PolicyDocument,
     Receipt,
     Record,
@@ -76,6 +77,10 @@ ROWS: list[Record] = [
     KeyMove(
         key="a", version=1, number=1, phase=Phase.ACTIVE, at=T0, actor="operator/alice", reason="created",
     ),
+    OwnKey(
+        name="audit", version=2, state=OwnKeyState.ACTIVE, hsm_id=b"broker/123456789", public_key=b"\x30",
+        certificate="", link="", handover={"former_key": "30"}, sealed=None, created_at=T0, since=T0,
+    ),
 ]  # fmt: skip
 
 
@@ -126,6 +131,7 @@ SUMS = [
     "UsedToken",
     "Operation",
     "KeyMove",
+    "OwnKey",
 ]
 
 
