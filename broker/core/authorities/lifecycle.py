@@ -9,20 +9,20 @@ from functools import partial
 
 from cryptography import x509
 
+from broker.core import receipts
 from broker.core.authorities.plans import AuthorityPlans, Ground
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import Own, OwnKeyState
 from broker.core.model import Operation, OwnKey
-from broker.core.once import once
 from broker.core.operations.running import Operations
 from broker.core.policy.guard import BROKER, Guard
-from broker.core.ports import Write
 from broker.core.reasons import Reason
 
 IN_TIME = timedelta(days=365)
 """So long before its end a CA is rotated by the broker itself: clients have a year to follow the server's."""
 
+_GONE = frozenset({OwnKeyState.FORMER, OwnKeyState.DESTROYED})
 _CAS = (Own.OPERATOR_CA, Own.SERVER_CA)
 
 
@@ -77,15 +77,15 @@ class Authorities:
             call.note(validate_only=1)
             _refuse_none(own, former)
             return [replace(one, until=self._now()) for one in former]
-        ended = once(
-            self._store,
-            call,
-            f"own/{own}",
-            lambda write: self._ended(write, own, former),
-            lambda write, _: [one for row in former if (one := write.get(OwnKey, row.name, row.version))],
-        )
+        with self._store.write(call.intent()) as write:
+            receipt = receipts.replay(write, call)
+            if receipt is None:
+                _refuse_none(own, former)
+                former = [self._plans.end(write, call, one) for one in former]
+                receipts.keep(write, call, f"own/{own}", former[0].version)
         self.follow()
-        return ended
+        since = receipt.version if receipt else former[0].version
+        return [one for one in self._own.versions(own) if one.version >= since and one.state in _GONE]
 
     def follow(self) -> None:
         """Have this process and this host take what the rows say."""
@@ -119,11 +119,6 @@ class Authorities:
     def _retire(self, one: OwnKey, call: Call) -> None:
         self._plans.retire(call, one)
         self.follow()
-
-    def _ended(self, write: Write, own: Own, former: list[OwnKey]) -> list[OwnKey]:
-        _refuse_none(own, former)
-        write.note(count=len(former))
-        return [write.replace(one, replace(one, until=self._now())) for one in former]
 
     def _named(self, name: str) -> Own:
         known = [one for one in Own if one == name and self._own.versions(one)]

@@ -49,7 +49,7 @@ that somebody turns; the others so that a process that was held up is not in the
 FOLLOWED = timedelta(minutes=10)
 """After this long no process signs heads with the former audit key, unless something is amiss with it."""
 
-MOST_AT_ONCE = 6
+MOST_AT_ONCE = 8
 """Versions of one key that may be there at a time."""
 
 PATIENCE = timedelta(minutes=1)
@@ -140,6 +140,14 @@ class AuthorityPlans:
             operation = self._operations.begin(write, call, self._retiring, _version_subject(row), memory)
             write.note(version=row.version)
         self._operations.run(call, operation)
+
+    def end(self, write: Write, call: Call, row: OwnKey) -> OwnKey:
+        """End the overlap of a former version now, and have the background destroy it at once."""
+        if self.live(write, row) is None:
+            memory = {"hsm_id": row.hsm_id.hex(), "version": str(row.version)}
+            self._operations.begin(write, call, self._retiring, _version_subject(row), memory, abandoned=True)
+        write.also(replace(call.intent(), resource=subject(Own(row.name)), facts={"version": row.version}))
+        return write.replace(row, replace(row, until=self._now()))
 
     def live(self, rows: Store | Write, row: OwnKey) -> Operation | None:
         """What destroys it already."""

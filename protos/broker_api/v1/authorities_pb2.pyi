@@ -227,7 +227,7 @@ class RetireAuthorityResponse(_message.Message):
     AUTHORITIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def authorities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Authority]:
-        """Those that are destroyed now."""
+        """Those that are destroyed, as they are now."""
 
     def __init__(
         self,

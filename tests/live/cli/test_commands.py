@@ -39,6 +39,10 @@ ALL = [
     ("RetireKeyVersion", "key retire pay --version 1"),
     ("CompromiseKeyVersion", "key compromise pay --reason leaked --no-wait --no-replacement --yes"),
     ("ListKeyMoves", "key history pay"),
+    ("ListAuthorities", "authority list"),
+    ("ListAuthorities", "authority trust"),
+    ("RotateAuthority", "authority rotate server-ca --yes --no-wait"),
+    ("RetireAuthority", "authority retire operator-ca --yes"),
     ("EnableKey", "key enable pay"),
     ("DisableKey", "key disable pay"),
     ("ScheduleKeyDestruction", "key destroy pay --in-days 3 --yes"),
@@ -67,6 +71,7 @@ ALL = [
     ("GetPolicy", "policy show"),
     ("ExplainPolicy", "policy explain alice GetKey key/pay"),
     ("GetAuditState", "audit key"),
+    ("GetAuditState", "audit handovers"),
     ("ListAuditHeads", "audit heads"),
     ("SignAuditHead", "audit sign-head"),
     ("GetHsm", "hsm"),
@@ -75,7 +80,7 @@ ALL = [
 CHANGES = [(method, line) for method, line in ALL if method in {
     "CreateKey", "RotateKey", "EnableKey", "DisableKey", "ScheduleKeyDestruction", "CancelKeyDestruction", "SealKey",
     "SettleKeyVersion", "ImportKey", "ConfirmImport", "RepinTarget", "DeleteTarget", "SetOperatorGroups",
-    "RevokeCertificates", "RemoveOperator",
+    "RevokeCertificates", "RemoveOperator", "RotateAuthority", "RetireAuthority",
 }]  # fmt: skip
 
 
