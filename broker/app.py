@@ -167,8 +167,9 @@ class Broker:
         self.server.drain(CALLS_END)
         self.inspector.stop()
         self._loop.stop()
-        self.store.finish()
         self.heads.sign_due()
+        self.store.finish()
+        self.heads.sign_last()
 
     def renew_certificate(self) -> None:
         """Sign a new server certificate in time; the listeners of all processes take it up without a restart.

@@ -10,7 +10,7 @@ from broker.core import ports
 from broker.core.audit.heads import Heads
 from broker.core.authorities.known import Founding, OwnKeys, ref
 from broker.core.authorities.lifecycle import Authorities
-from broker.core.authorities.plans import Ground
+from broker.core.authorities.plans import Footing
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
 from broker.core.keys.confirming import Settling
@@ -87,7 +87,7 @@ class Nouns:
         )
         self.policies = Policies(store, guard, now, parts.ticks)
         self.heads = Heads(store, audit, lambda: ref(own.active(Own.AUDIT)), guard, now, own.handovers)
-        ground = Ground(
+        ground = Footing(
             store=store,
             device=parts.hsm,
             own=own,

@@ -22,6 +22,7 @@ ROOMS = {
     "broker/auth": {"mtls", "oidc", "session"},
     "broker/core": {
         "audit",
+        "authorities",
         "gate",
         "imports",
         "keys",

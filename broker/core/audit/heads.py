@@ -101,19 +101,24 @@ class Heads:
 
     def sign_due(self) -> list[AuditHead]:
         """Sign every chain that moved since its last head, and return the new heads."""
+        signed = self.sign_last()
+        self._tell()
+        return signed
+
+    def sign_last(self) -> list[AuditHead]:
+        """As ``sign_due``, of chains to which nothing is added any more."""
         with self._signing:  # the loop and a caller must not sign the same head twice
             key = self._key()
-            signed = [self._sign(head, key) for head in self._store.heads()]
-            self._tell()
-            return signed
+            return [self._sign(head, key) for head in self._store.heads()]
 
     def _tell(self) -> None:
         """Put the hand-overs into this process's journal: it has heads of the newest key, and is read by itself."""
-        handovers = self._handovers()
-        for one in handovers[self._told :]:
-            call = background_call("audit/handover", 0, self._now)
-            self._store.record(replace(call.outcome(), facts=dict(one)))
-        self._told = len(handovers)
+        with self._signing:
+            handovers = self._handovers()
+            for one in handovers[self._told :]:
+                call = background_call("audit/handover", 0, self._now)
+                self._store.record(replace(call.outcome(), facts=dict(one)))
+            self._told = len(handovers)
 
     def _sign(self, head: AuditHead, key: KeyRef) -> AuditHead:
         signed_at = self._now()

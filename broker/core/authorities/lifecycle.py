@@ -10,7 +10,7 @@ from functools import partial
 from cryptography import x509
 
 from broker.core import receipts
-from broker.core.authorities.plans import AuthorityPlans, Ground
+from broker.core.authorities.plans import AuthorityPlans, Footing
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import Own, OwnKeyState
@@ -37,7 +37,7 @@ class Rotation:
 class Authorities:
     """The noun behind AuthorityService."""
 
-    def __init__(self, ground: Ground, guard: Guard, operations: Operations) -> None:
+    def __init__(self, ground: Footing, guard: Guard, operations: Operations) -> None:
         self._ground = ground
         self._store, self._own, self._now = ground.store, ground.own, ground.now
         self._guard = guard

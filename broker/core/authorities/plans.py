@@ -63,7 +63,7 @@ Publish = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
+class Footing:
     """What the plans stand on. ``lead``: how long everybody takes a new version before it is put in force."""
 
     store: Store
@@ -78,7 +78,7 @@ class Ground:
 class AuthorityPlans:
     """What makes, puts in force and destroys."""
 
-    def __init__(self, ground: Ground, operations: Operations) -> None:
+    def __init__(self, ground: Footing, operations: Operations) -> None:
         self._ground = ground
         self._store, self._now = ground.store, ground.now
         self._operations = operations
