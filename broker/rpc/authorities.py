@@ -34,7 +34,7 @@ class AuthorityMethods:
 
     def retire_authority(self, call: Call, request: wire.RetireAuthorityRequest) -> wire.RetireAuthorityResponse:
         ended = self._authorities.retire(call, request.name)
-        return wire.RetireAuthorityResponse(authorities=[_authority(one) for one in ended])
+        return wire.RetireAuthorityResponse(versions=[one.version for one in ended])
 
 
 def _authority(one: OwnKey) -> wire.Authority:

@@ -89,9 +89,9 @@ def retire(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) ->
     lost = LOST if name == "operator-ca" else ""
     if not change.dry_run:
         ask.yes_or_no(f"{lost}End the overlap of {name} now?", sure=sure)
-    ended = wire.ask("authorities", "RetireAuthority", name=name, **change.fields).authorities
+    ended = wire.ask("authorities", "RetireAuthority", name=name, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
-    out.many("authority", [record(one) for one in ended], COLUMNS)
+    out.one("authority", {"name": name} | record(ended))
 
 
 @authority.command()

@@ -224,19 +224,19 @@ Global___RetireAuthorityRequest: _TypeAlias = RetireAuthorityRequest  # noqa: Y0
 class RetireAuthorityResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    AUTHORITIES_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def authorities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Authority]:
-        """Those that are destroyed, as they are now."""
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The former versions that are destroyed."""
 
     def __init__(
         self,
         *,
-        authorities: _abc.Iterable[Global___Authority] | None = ...,
+        versions: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

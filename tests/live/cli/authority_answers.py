@@ -25,5 +25,5 @@ def authority_answers() -> dict[str, Answer]:
     return {
         "ListAuthorities": lambda _: authorities.ListAuthoritiesResponse(authorities=found),
         "RotateAuthority": lambda _: authorities.RotateAuthorityResponse(version=2, operation=ROTATION),
-        "RetireAuthority": lambda _: authorities.RetireAuthorityResponse(authorities=[former]),
+        "RetireAuthority": lambda _: authorities.RetireAuthorityResponse(versions=[1]),
     }
