@@ -161,27 +161,36 @@ def follow(config: Config, own: OwnKeys) -> bool:
 
     Nothing is written where nothing was ever rotated, nor by a process that knows less than the files.
     """
-    versions = [one for one in own.all() if one.state is not OwnKeyState.PENDING]
-    untouched = all(one.version == 1 and one.state is OwnKeyState.ACTIVE for one in versions)
-    if untouched and not (config.certificates / FILE).exists():
+    versions = [one for name in Own for one in own.versions(name) if _is_rotated(own, name)]
+    versions = [one for one in versions if one.state is not OwnKeyState.PENDING]
+    if not versions and not (config.certificates / FILE).exists():
         return False
-    wanted = _wanted(versions, own)
-    if all(_content(config.certificates / name) == content for name, content in wanted.items()):
-        return _without_page_file(config, own)
     try:
-        with taking_turns(config.certificates):
-            if behind(versions, mirror(config)):
-                return False
-            for name, content in wanted.items():  # that which the token is known by comes first
-                if _content(config.certificates / name) != content:
-                    write_private(config.certificates / name, content)
-        _without_page_file(config, own)
+        return _brought(config, own, versions)
     except OSError as error:
         raise WrongState(
             Reason.CERTIFICATE_NOT_WRITTEN,
             f"What belongs to a rotated key cannot be written in {config.certificates} ({error.strerror}); make that "
             "folder writable to the broker's user, on each host.",
         ) from error
+
+
+def _is_rotated(own: OwnKeys, name: Own) -> bool:
+    return [(one.version, one.state) for one in own.versions(name)] != [(1, OwnKeyState.ACTIVE)]
+
+
+def _brought(config: Config, own: OwnKeys, versions: list[OwnKey]) -> bool:
+    wanted = _wanted(versions, own)
+    folder = config.certificates
+    if all(_content(folder / name) == content for name, content in wanted.items()):
+        return _without_page_file(config, own)
+    with taking_turns(folder):
+        if behind(versions, mirror(config)):
+            return False
+        for name, content in wanted.items():  # that which the token is known by comes first
+            if _content(folder / name) != content:
+                write_private(folder / name, content)
+    _without_page_file(config, own)
     return True
 
 
