@@ -103,7 +103,7 @@ def test_heads_are_signed_by_the_key_in_force_and_the_hand_over_is_in_every_jour
 @pytest.mark.parametrize(
     "part", ["former_key", "successor_key", "handover_time", "former_signature", "successor_signature"]
 )
-def test_a_hand_over_that_either_key_has_not_signed_leads_nowhere(part: str) -> None:
+def test_A_10_a_hand_over_that_either_key_has_not_signed_leads_nowhere(part: str) -> None:
     world, other = OwnWorld(), OwnWorld()
     other.clock.time += timedelta(seconds=1)
     for one in (world, other):
@@ -169,7 +169,7 @@ def test_one_that_was_given_up_is_taken_back_and_its_key_destroyed() -> None:
     assert len(world.ground.keys_of(Own.SERVER_CA.purpose)) == 1
 
 
-def test_the_overlap_can_be_ended_and_the_former_one_is_refused_at_once() -> None:
+def test_O_11_the_overlap_can_be_ended_and_the_former_one_is_refused_at_once() -> None:
     world = OwnWorld()
     rotate(world, Own.OPERATOR_CA)
     assert world.own_keys.certificates(Own.OPERATOR_CA).count(b"BEGIN") == 2
@@ -246,7 +246,7 @@ def test_after_a_restore_a_rotation_is_closed_and_the_next_one_clears_up_after_i
     assert states(world, Own.SERVER_CA) == ["former", "destroyed", "active"]
 
 
-def test_a_ca_is_rotated_by_the_broker_itself_a_year_before_it_ends_and_clients_follow_its_link() -> None:
+def test_O_13_a_ca_is_rotated_by_the_broker_itself_a_year_before_it_ends_and_clients_follow_its_link() -> None:
     world = OwnWorld()
     assert list(world.authorities.chores()) == []
     world.clock.time += timedelta(days=3652 - 364)
@@ -263,7 +263,7 @@ def test_a_ca_is_rotated_by_the_broker_itself_a_year_before_it_ends_and_clients_
     assert "server-ca alone" in " ".join(ending(world.own_keys.all(), world.clock()))
 
 
-def test_a_ca_that_has_ended_is_replaced_without_a_link_and_without_waiting() -> None:
+def test_O_13_a_ca_that_has_ended_is_replaced_without_a_link_and_without_waiting() -> None:
     world = Patient()
     world.clock.time += timedelta(days=3653)
     background(world)

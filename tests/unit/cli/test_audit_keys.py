@@ -115,13 +115,13 @@ def test_where_the_journals_of_the_change_are_gone_an_export_of_the_hand_overs_d
     ],
     ids=range(9),
 )
-def test_a_forger_without_both_keys_inserts_none(tmp_path: Path, forged: dict[str, Any]) -> None:
+def test_A_10_a_forger_without_both_keys_inserts_none(tmp_path: Path, forged: dict[str, Any]) -> None:
     """What follows is signed by the forger's key, as the broker would sign it."""
     journal = told(Journal().add(3).sign(OLD), forged).add(2).sign(EVIL)
     assert "SIGNATURE_INVALID" in reasons(verified(tmp_path, journal, pins=[OLD]))
 
 
-def test_who_has_the_former_key_alone_hands_it_over_to_nobody_unseen(tmp_path: Path) -> None:
+def test_A_10_who_has_the_former_key_alone_hands_it_over_to_nobody_unseen(tmp_path: Path) -> None:
     evil = told(Journal("evil-1", at=START).add(1).sign(OLD), handover(OLD, EVIL)).add(1).sign(EVIL)
     for pins in ([OLD], [NEW], [OLD, NEW]):
         verdict = verified(tmp_path, rotated(), evil, pins=pins)
@@ -134,7 +134,7 @@ def test_after_a_restore_of_the_token_two_successors_that_are_both_pinned_are_bo
     assert verified(tmp_path, rotated(), again, pins=[NEW, NEWEST]).intact
 
 
-def test_the_former_key_signs_nothing_after_its_successor_or_a_day_later(tmp_path: Path) -> None:
+def test_A_10_the_former_key_signs_nothing_after_its_successor_or_a_day_later(tmp_path: Path) -> None:
     assert reasons(verified(tmp_path, rotated().add(1).sign(OLD), pins=[OLD])) == {"KEY_SUPERSEDED"}
     late = Journal("host-2", at=START + 2 * DAY).add(1).sign(OLD)
     assert "KEY_SUPERSEDED" in reasons(verified(tmp_path, rotated(), late, pins=[OLD]))
