@@ -97,9 +97,9 @@ def _check(one: OwnKey, device: Device, file: str) -> None:
             return
         raise NotFound(
             Reason.KEY_NOT_IN_HSM,
-            f"The token has not got the key that {file} speaks of. It was rotated since that file was written, or the "
-            "token is an older copy: put the newest backups of the token, of the folder `certificates` and of the "
-            "database together.",
+            f"The token has not got the key that {file} speaks of. Was it rotated since that file was written, a start "
+            "takes what the database says of it. Is the database as old, or the token an older copy, put the newest "
+            "backups of token, folder `certificates` and database together.",
         ) from error
     if there != one.public_key:
         raise _not_ours(file)

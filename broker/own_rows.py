@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 
 from broker import first, own_files, own_keys
 from broker.config import Config
 from broker.core.authorities.known import OwnKeys, rows_of
-from broker.core.errors import BrokerError, NotFound
+from broker.core.errors import AlreadyExists, BrokerError, NotFound
 from broker.core.model import OwnKey
 from broker.core.once import last_write
 from broker.core.ports import Device, Now, Store, Write
@@ -49,10 +49,11 @@ def restore(config: Config, store: Store, now: Now) -> int:
     if not own_files.behind(rows_of(store), there):
         return 0
     call = first.call("-/OwnKeys", "own/*", now)
-    with last_write(store, call) as write:
+    with suppress(AlreadyExists), last_write(store, call) as write:  # another process of this host was faster
         count = sum(_put(write, one) for one in there)
         write.note(count=count)
-    return count
+        return count
+    return 0
 
 
 def _put(write: Write, one: OwnKey) -> bool:

@@ -58,9 +58,18 @@ class OwnKeys:
         """Read the rows; whether anything is otherwise than before."""
         with self._reading:
             rows = rows_of(self._store)
-            found = {name: self.of(name, rows) for name in self._founding}
+            found = {name: self._newer(name, self.of(name, rows)) for name in self._founding}
             changed, self._versions = found != self._versions, found
             return changed
+
+    def _newer(self, name: Own, found: tuple[OwnKey, ...]) -> tuple[OwnKey, ...]:
+        """What was read, unless it is less than what is known: then somebody has damaged or removed a row.
+
+        A process that serves goes on with the key that it has; the inspection tells of the row.
+        """
+        known = _active(self._versions.get(name, ()))
+        active = _active(found)
+        return found if known is None or (active and active.version >= known.version) else self._versions[name]
 
     def of(self, name: Own, rows: list[OwnKey]) -> tuple[OwnKey, ...]:
         """The versions of one key, oldest first."""
@@ -77,14 +86,14 @@ class OwnKeys:
 
     def active(self, name: Own) -> OwnKey:
         """The one that makes."""
-        active = [one for one in self.versions(name) if one.state is OwnKeyState.ACTIVE]
-        if not active:
+        active = _active(self.versions(name))
+        if active is None:
             raise WrongState(
                 Reason.OWN_KEY_MISSING,
                 f"No version of the broker's key {name} is in force that its database vouches for; `broker doctor "
                 "--config` on its host lists the rows at fault.",
             )
-        return active[-1]
+        return active
 
     def taken(self, name: Own) -> list[OwnKey]:
         """Those whose work is taken now: the one in force first, then the others, the newest first."""
@@ -118,6 +127,10 @@ def links_of(versions: Iterable[OwnKey]) -> bytes:
     """What leads from earlier versions of a CA to the one in force, PEM, the newest first."""
     made = [one.link for one in versions if one.state is not OwnKeyState.NEXT and one.link]
     return "".join(made[::-1][:LINKS]).encode()
+
+
+def _active(versions: Iterable[OwnKey]) -> OwnKey | None:
+    return next((one for one in reversed(tuple(versions)) if one.state is OwnKeyState.ACTIVE), None)
 
 
 def _taken(one: OwnKey, now: datetime) -> bool:

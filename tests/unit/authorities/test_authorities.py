@@ -224,6 +224,17 @@ def test_the_destruction_is_announced_by_an_intent_that_names_the_version() -> N
     assert intents[-1].facts["version"] == 1
 
 
+def test_a_row_that_somebody_removes_takes_no_key_from_a_process_that_serves() -> None:
+    world = OwnWorld()
+    rotate(world)
+    active = world.own_keys.active(Own.AUDIT)
+    for row in world.rows(OwnKey):
+        with world.store.write(world.own("x").outcome()) as write:
+            write.delete(row)
+    world.own_keys.refresh()
+    assert world.own_keys.active(Own.AUDIT) == active
+
+
 def test_too_many_at_a_time_are_refused() -> None:
     world = OwnWorld()
     for _ in range(MOST_AT_ONCE - 1):
