@@ -18,9 +18,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from broker.config import Config
-from broker.core.authorities.known import Founding, OwnKeys, links_of
+from broker.core.authorities.known import INTERNAL_KEYS, Founding, OwnKeys, links_of
 from broker.core.errors import WrongState
-from broker.core.kinds import Own, OwnKeyState, Purpose
+from broker.core.kinds import Own, OwnKeyState
 from broker.core.model import OwnKey
 from broker.core.reasons import Reason
 from broker.private_files import taking_turns, write_private
@@ -28,14 +28,6 @@ from broker.private_files import taking_turns, write_private
 FILE = "own-keys.json"
 PAGE_FILE = "page.key"
 MAX_FILE = 4 * 1024 * 1024
-
-INTERNAL_KEYS = {
-    Purpose.AUDIT: b"broker/audit/001",
-    Purpose.OPERATOR_CA: b"broker/oper-ca/1",
-    Purpose.SERVER_CA: b"broker/tls-ca/01",
-}
-"""The CKA_IDs of the versions that ``init`` makes: in ``RESERVED_IDS``, so that no row of a caller's key can name them
-(HS-17). The purpose is also the name of the file in the folder of certificates."""
 
 _ORDER = tuple(OwnKeyState)
 

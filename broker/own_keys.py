@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from broker import own_files
 from broker.config import Config
 from broker.core.audit.handover import related
-from broker.core.authorities.known import ref
+from broker.core.authorities.known import INTERNAL_KEYS, ref
 from broker.core.authorities.plans import TITLES
 from broker.core.errors import NotFound, WrongState
 from broker.core.kinds import KeyType, KeyUsage, Own, OwnKeyState, Purpose
@@ -18,7 +18,7 @@ from broker.core.model import OwnKey
 from broker.core.operators.authority import Authority
 from broker.core.ports import Device, KeyRef
 from broker.core.reasons import Reason
-from broker.own_files import INTERNAL_KEYS, certificate, damaged
+from broker.own_files import certificate, damaged
 from broker.private_files import write_private
 from broker.store.genuine import genuine_by
 from broker.store.restored import Genuine

@@ -9,7 +9,7 @@ from typing import Any
 from cryptography import x509
 
 from broker.core.audit.handover import related
-from broker.core.authorities.known import ref
+from broker.core.authorities.known import INTERNAL_KEYS, ref
 from broker.core.authorities.page_keys import WRAPS, PageKeys
 from broker.core.authorities.plans import OVERLAP, TITLES
 from broker.core.errors import BrokerError
@@ -17,7 +17,6 @@ from broker.core.kinds import KeyType, KeyUsage, Own, OwnKeyState, Purpose
 from broker.core.model import OwnKey
 from broker.core.operators.authority import Authority
 from broker.core.ports import KeyRef
-from broker.own_files import INTERNAL_KEYS
 from tests.crash.harness import Scene, World
 from tests.worlds.world import founded
 
@@ -32,16 +31,16 @@ class OwnWorld(World):
     lead = timedelta(0)
 
     def more(self) -> dict[str, Any]:
-        found = self.ground.founding or {name: self._found(name) for name in Own}
-        self.ground.founding = found
+        if self.ground.founding is None:
+            self.ground.founding = {name: self._found(name) for name in Own}
+        found = self.ground.founding
         return {"founding": found, "lead": self.lead}
 
     def _found(self, name: Own) -> OwnKey:
-        """As ``init`` made it; what is destroyed since is not made again."""
+        """As ``init`` made it, once."""
         device = self.ground.hsm
         device.keyring(Purpose.ROWS).generate(WRAPS, exportable=False)
-        row = self.ground.store.get(OwnKey, name, 1)
-        return row or founded(name, *_first(device, name, self.ground.clock()))
+        return founded(name, *_first(device, name, self.ground.clock()))
 
     def pages(self) -> list[bytes]:
         return PageKeys(self.ground.hsm, self.own_keys, self.parts.trust_domain, lambda: FIRST_PAGE_KEY).keys()

@@ -41,7 +41,7 @@ def hosts(postgres: Postgres, tmp_path: Path) -> Iterator[tuple[Host, Host]]:
 
 def in_force(admin: Client, name: str) -> int:
     found = admin.ask("ListAuthorities").authorities
-    return next(one.version for one in found if (one.name, one.state) == (name, ACTIVE))
+    return int(next(one.version for one in found if (one.name, one.state) == (name, ACTIVE)))
 
 
 @pytest.mark.soak

@@ -12,7 +12,7 @@ from threading import Lock
 
 from broker.core import ports
 from broker.core.errors import WrongState
-from broker.core.kinds import KeyType, KeyUsage, Own, OwnKeyState
+from broker.core.kinds import KeyType, KeyUsage, Own, OwnKeyState, Purpose
 from broker.core.model import OwnKey
 from broker.core.operators.authority import Authority
 from broker.core.ports import KeyRef
@@ -20,6 +20,14 @@ from broker.core.reasons import Reason
 
 MOST = 200
 """Versions of one key that there may ever be."""
+
+INTERNAL_KEYS = {
+    Purpose.AUDIT: b"broker/audit/001",
+    Purpose.OPERATOR_CA: b"broker/oper-ca/1",
+    Purpose.SERVER_CA: b"broker/tls-ca/01",
+}
+"""The CKA_IDs of the versions that ``init`` makes: in ``RESERVED_IDS``, so that no row of a caller's key can name them
+(HS-17). The purpose is also the name of the file in the folder of certificates."""
 
 Founding = Mapping[Own, OwnKey]
 """What ``init`` made, by the files that it wrote."""
