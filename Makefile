@@ -33,8 +33,11 @@ demo:  ## the main jobs on real parts: a key generated in SoftHSM, imported into
 	@$(IN_TREE) $(BIN)/python -m tests.demo
 
 .PHONY: test
-test: check  ## everything: check, then all tests on real SoftHSM, OpenBao and PostgreSQL
+test:  ## everything: check, then all tests on real SoftHSM, OpenBao and PostgreSQL
 	$(call prepare,test)
+	@# pytest compiles each file of tests anew for its assertions: once, beside the check, and not in each of its processes.
+	@$(IN_TREE) $(BIN)/python -m pytest --collect-only -qq >/dev/null 2>&1 & \
+		$(MAKE) --no-print-directory check; checked=$$?; wait; exit $$checked
 	$(IN_TREE) $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 .PHONY: check

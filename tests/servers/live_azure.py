@@ -70,9 +70,12 @@ def _lines(settings: dict[str, Any]) -> str:
 
 
 @contextmanager
-def azure_house(folder: Path, *, create_kek: bool = True, **hsm: float) -> Iterator[AzureLive]:
-    """A running one; ``hsm``: further settings of its token. Without ``create_kek`` the vaults have small ones."""
-    broker = Live(folder / "broker")
+def azure_house(folder: Path, *options: str, create_kek: bool = True, **hsm: float) -> Iterator[AzureLive]:
+    """A running one, made with ``options`` of `init`; ``hsm``: further settings of its token.
+
+    Without ``create_kek`` the vaults have small ones.
+    """
+    broker = Live(folder / "broker", *options)
     for name in ("premium", "hsm"):
         (folder / name).mkdir()
     with (

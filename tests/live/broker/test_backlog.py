@@ -95,6 +95,7 @@ def backlog(live: Live, issuer: Issuer) -> float:
     raise AssertionError(f"{1000 * meanwhile:.0f} ms with a backlog, {1000 * alone:.0f} ms alone")
 
 
+@pytest.mark.soak
 def test_P15_FT_37_fifteen_thousand_expired_leases_at_start_hold_up_nothing(ci: Issuer, tmp_path: Path) -> None:
     live = Live(tmp_path / "broker", "--allow-issuer", ci.host)
     try:

@@ -154,6 +154,7 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, stdout=subprocess.DEVNULL, timeout=200)
 
 
+@pytest.mark.soak
 def test_help_starts_in_about_the_time_of_click() -> None:
     """The promise is 2.5 times; the median of alternating runs keeps a busy machine out of it."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from broker.auth.oidc import compact, keys
 from broker.core.errors import Unauthenticated
+from tests.fakes.cost import cost
 from tests.servers.issuer import Signer, b64, number
 
 SIGNERS = {name: Signer(name, name) for name in sorted(compact.ALGORITHMS)}
@@ -157,10 +157,10 @@ BROKEN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("entry", BROKEN.values(), ids=BROKEN.keys())
 def test_AN_19_a_broken_key_is_left_out_and_the_others_serve(entry: dict[str, Any]) -> None:
-    begun = time.process_time()
-    found, left_out = keys.load({"keys": [entry, GOOD.jwk(), entry]})
+    document = {"keys": [entry, GOOD.jwk(), entry]}
+    found, left_out = keys.load(document)
     assert (list(found), left_out) == (["ES256"], 2)
-    assert time.process_time() - begun < 0.5
+    assert cost(lambda: keys.load(document)) < 0.5
 
 
 def test_AN_19_a_kid_that_stands_for_two_keys_stands_for_none() -> None:
@@ -179,9 +179,9 @@ def test_AN_19_a_broken_key_does_not_push_out_a_sound_one_of_its_name() -> None:
 
 def test_AN_19_ten_thousand_keys_cost_no_more_than_a_hundred() -> None:
     entry = SIGNERS["RS256"].jwk()
-    begun = time.process_time()
-    found, left_out = keys.load({"keys": [{**entry, "kid": str(n)} for n in range(10_000)]})
-    assert time.process_time() - begun < 5
+    document = {"keys": [{**entry, "kid": str(n)} for n in range(10_000)]}
+    found, left_out = keys.load(document)
+    assert cost(lambda: keys.load(document)) < 5
     assert (len(found), left_out) == (keys.MAX_KEYS, 10_000 - keys.MAX_KEYS)
 
 
@@ -194,10 +194,9 @@ def test_what_is_no_key_set_is_refused(document: dict[str, Any]) -> None:
 def test_NT_08_the_largest_key_that_is_taken_is_cheap() -> None:
     entry = {"kty": "RSA", "kid": "x", "n": number(rsa_8192()), "e": "AQAB"}
     key = loaded(entry)["x"]
-    begun = time.process_time()
     token = compact.Token(algorithm="RS256", kid="x", signing_input=b"x", signature=b"\1" * 1024, claims={})
     assert not key.verifies(token)
-    assert time.process_time() - begun < 0.5
+    assert cost(lambda: key.verifies(token)) < 0.5
 
 
 def rsa_8192() -> int:

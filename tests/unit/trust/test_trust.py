@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +12,7 @@ from broker.core.kinds import Preset
 from broker.core.model import TrustRule
 from broker.core.trust import matching
 from broker.core.trust.rules import choose, match
+from tests.fakes.cost import cost
 from tests.fakes.refusals import refused
 from tests.fakes.trust_house import verified
 from tests.servers.rules import EXAMPLES, exact, glob, one_of, rule
@@ -60,9 +59,9 @@ def test_a_glob_never_crosses_a_slash(pattern: str, value: str) -> None:
 
 
 def test_NT_16_no_pattern_takes_long() -> None:
-    begun = time.process_time()
-    assert not matching.fits(glob("x", "a*" * 250 + "b"), "a" * 1024)
-    assert time.process_time() - begun < 0.1
+    pattern = glob("x", "a*" * 250 + "b")
+    assert not matching.fits(pattern, "a" * 1024)
+    assert cost(lambda: matching.fits(pattern, "a" * 1024)) < 0.5
 
 
 @pytest.mark.parametrize(
