@@ -55,7 +55,7 @@ def audit() -> None:
 @_places
 @click.option(
     "--public-key",
-    "pins",
+    "public_keys",
     required=True,
     multiple=True,
     metavar="FILE",
@@ -88,7 +88,7 @@ def audit() -> None:
 def verify(
     out: Output,
     places: tuple[Path, ...],
-    pins: tuple[str, ...],
+    public_keys: tuple[str, ...],
     handovers_file: str | None,
     heads_file: str | None,
     known_torn: tuple[str, ...],
@@ -100,7 +100,7 @@ def verify(
     found = journal_files(places)
     told = [*audit_keys.in_journals(found), *(audit_keys.in_file(handovers_file) if handovers_file else [])]
     keys = audit_keys.follow(
-        [audit_keys.spki(certificates.public_key(pin, "public key").encode()) for pin in pins], told
+        [audit_keys.spki(certificates.public_key(pin, "public key").encode()) for pin in public_keys], told
     )
     kept = read_heads(files.take(heads_file, MAX_HEADS, "heads")) if heads_file else []
     limits = TailLimits(records=tail["max_tail_records"], seconds=tail["max_tail_seconds"])

@@ -229,10 +229,12 @@ HEAD = model.AuditHead(chain="c1", sequence=9, hash="ab", signed_at=THEN, signat
 
 
 def test_audit_heads() -> None:
-    noun: Any = Noun(state=(SPKI, [HEAD]), sign=[HEAD], page=Page(items=[HEAD], next=("c1", 9)))
+    handover = {"former_key": "30", "successor_key": "31", "handover_time": "t"}
+    noun: Any = Noun(state=(SPKI, [HEAD], [handover]), sign=[HEAD], page=Page(items=[HEAD], next=("c1", 9)))
     rpc = AuditMethods(noun, PAGES)
     state = rpc.get_audit_state(call("A/G"), audit_pb2.GetAuditStateRequest())
     assert state.public_key_pem.startswith("-----BEGIN PUBLIC KEY-----")
+    assert [one.successor_key for one in state.handovers] == ["31"]
     assert (state.heads[0].chain, state.heads[0].sequence, state.heads[0].signature) == ("c1", 9, b"s")
     assert state.heads[0].sign_time_text == "2026-03-04T05:06:07.000000+00:00"
     assert list(rpc.sign_audit_head(call("A/S"), audit_pb2.SignAuditHeadRequest()).heads) == list(state.heads)
