@@ -15,7 +15,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from broker import own_keys
+from broker import own_keys, own_rows
 from broker.app import now
 from broker.config import Config, load
 from broker.core.audit.heads import Heads
@@ -28,7 +28,6 @@ from broker.core.ports import Device, Now, Store
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.row_key import row_key
 from broker.store.config import StoreConfig
-from broker.store.genuine import genuine_by
 from broker.store.restored import logins
 from broker.store.sql import SqlStore
 
@@ -40,8 +39,8 @@ def run(asked: argparse.Namespace) -> int:
     """Accept, and say what came of it; 0 also when there is nothing to accept."""
     config = load(asked.config)
     with closing(Pkcs11Hsm(config.hsm)) as hsm:
-        own_keys.check_internal_keys(config, hsm)
-        genuine, key = genuine_by(config.certificates / "audit.pem"), row_key(config, hsm)
+        own_rows.check(config, hsm, now)
+        genuine, key = own_keys.genuine(config), row_key(config, hsm)
         with closing(
             SqlStore(place(config), key, now, genuine, accept_restored=True, passing=True, role="accept")
         ) as store:

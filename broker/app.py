@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from broker import own_keys, setup
+from broker import own_files, own_keys, own_rows, setup
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc
 from broker.auth.session import SessionTokens
@@ -34,10 +34,10 @@ from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.inspector import Inspector
 from broker.loop import Loop
 from broker.nouns import Nouns, Parts
+from broker.own_work import LEAD, OwnKeyWork, own_file
 from broker.row_key import row_key
 from broker.rpc.nouns import answers
 from broker.rpc.server import Server
-from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
 from broker.targets import PrivateVault, Surroundings, connector
 from broker.zones import time_zone
@@ -71,29 +71,31 @@ class Broker:
         self.clock = Clock(now, counted)
         self.hsm = Pkcs11Hsm(config.hsm)
         self._parts.callback(self.hsm.close)
-        own_keys.check_internal_keys(config, self.hsm)  # before anything else of the folder is believed
-        genuine = genuine_by(config.certificates / "audit.pem")
+        own_rows.check(config, self.hsm, self.clock.now)  # before anything else of the folder is believed
+        genuine = own_keys.genuine(config)
         # ``serve`` begins its chain
         self.store = SqlStore(config.store, row_key(config, self.hsm), self.clock.now, genuine, passing=True)
         self._parts.callback(self.store.close)
         self.clock.look(self.store.clock)
-        audit_key = own_keys.internal_key(config, Purpose.AUDIT)
         setup.refuse_future_ca(config, self.clock.now())
-        setup.renew_server_certificate(config, self.hsm, self.clock.now(), before=setup.RENEW_AT_LAST)
-        _say_if_refused("the server's certificate cannot be renewed when it is due", setup.check_renewable, config)
         self._guard = Guard(setup.policy_in_force(self.store), config.approvals.counts)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
         oidc = Oidc(config.oidc, self.store, self.clock.now)
-        self._build_nouns(oidc, audit_key)
+        self._build_nouns(oidc)
+        self.own = OwnKeyWork(config, self.hsm, self._nouns.own_keys, self._nouns.authorities, self.clock)
+        self.own.begin()
+        _say_if_refused("the server's certificate cannot be renewed when it is due", setup.check_renewable, config)
         tokens = [Timely(self.clock, each) for each in (SessionTokens(self.sessions), oidc)]
-        authenticators: list[Authenticator] = [Mtls(mtls, self.store, self.clock.now), *tokens]
+        cas = self.own.operator_cas if own_file(config) else None
+        authenticators: list[Authenticator] = [Mtls(mtls, self.store, self.clock.now, cas), *tokens]
         asking = Asking(self.store, self._guard, config.approvals.limits)
         self.server = Server(config.server, self._services(), authenticators, self.store, self.clock.now, asking=asking)
         self.inspector = Inspector(self.store, self.clock.now)
         self._loop = Loop(self)
 
-    def _build_nouns(self, oidc: Oidc, audit_key: KeyRef) -> None:
+    def _build_nouns(self, oidc: Oidc) -> None:
         config = self._config
+        own_rows.restore(config, self.store, self.clock.now)
         _look_at(self.hsm.keyring(Purpose.ROOT), known_roots(self.store))
         self._nouns = nouns = Nouns(
             Parts(
@@ -104,8 +106,9 @@ class Broker:
                 ticks=time.monotonic,
                 connect=connector(_surroundings(config)),
                 verify=oidc.inspect,
-                authority=own_keys.authority(config, self.hsm, Purpose.OPERATOR_CA),
-                audit_key=audit_key,
+                founding=own_files.founding(config),
+                lead=timedelta(0) if config.store.sqlite else LEAD,
+                publish=self._publish,
                 trust_domain=config.trust_domain,
                 zone=time_zone,
                 keep=timedelta(seconds=config.secrets.keep_data_keys_seconds),
@@ -118,9 +121,14 @@ class Broker:
         self.operations, self.keys, self.imports = nouns.operations, nouns.keys, nouns.imports
         self.secrets, self.sessions, self.drifts = nouns.secrets, nouns.sessions, nouns.drifts
         self.schedules, self.use = nouns.schedules, nouns.use
-        self.heads, self.policies, self.approvals = nouns.heads, nouns.policies, nouns.approvals
+        self.heads, self.policies, self.authorities = nouns.heads, nouns.policies, nouns.authorities
+        self.approvals = nouns.approvals
         if not config.store.sqlite:  # else there is no other process that could set one
             self._guard.watch(self.policies.refresh_when_late)
+
+    def _publish(self) -> None:
+        """Have this host take the versions of the broker's own keys that there are."""
+        self.own.follow()
 
     def _services(self) -> dict[str, object]:
         """What answers each service of the wire; the server refuses to start if one is missing."""
@@ -148,7 +156,8 @@ class Broker:
             hsm=self.hsm,
             guard=self._guard,
             schema=policy.SCHEMA,
-            page_key=setup.page_key(self._config),
+            pages=self.own.pages,
+            authorities=nouns.authorities,
             trouble=lambda: self.clock.trouble,
         )
 
@@ -177,8 +186,9 @@ class Broker:
         self.server.drain(CALLS_END)
         self.inspector.stop()
         self._loop.stop()
-        self.store.finish()
         self.heads.sign_due()
+        self.store.finish()
+        self.heads.sign_last()
 
     def renew_certificate(self) -> None:
         """Sign a new server certificate in time; the listeners of all processes take it up without a restart.
@@ -186,9 +196,8 @@ class Broker:
         The leader's work, and the others' only if the leader has not done it: it may have another folder.
         """
         self.clock.check()
-        before = setup.RENEW_BEFORE if self.store.lead() else setup.RENEW_AT_LAST
-        if setup.renew_server_certificate(self._config, self.hsm, self.clock.now(), before=before):
-            log.info("server certificate renewed")
+        self.own.renew(setup.RENEW_BEFORE if self.store.lead() else setup.RENEW_AT_LAST)
+        self.own.warn()
 
     def close(self) -> None:
         """Release everything; twice is the same as once."""

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from cryptography import x509
 
-from broker import belonging, own_keys, secret_files, setup
+from broker import belonging, own_ends, own_files, own_keys, secret_files, setup
 from broker.app import counted, now
 from broker.config import Config, load
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, WrongState
 from broker.core.holding import held_work
-from broker.core.kinds import Purpose
+from broker.core.kinds import Own, Purpose
 from broker.core.model import Operator, PolicyDocument
 from broker.core.policy import approvers
 from broker.core.policy.guard import Guard
@@ -33,7 +33,6 @@ from broker.row_key import row_key
 from broker.rpc import addresses
 from broker.rpc.tls import TlsFiles
 from broker.store.dialects import open_database
-from broker.store.genuine import genuine_by
 from broker.store.inspection import told
 from broker.store.sql import SqlStore
 
@@ -202,8 +201,8 @@ def _certificates(config: Config) -> str:
         if last - now() < LONG:
             raise WrongState(
                 Reason.CA_LAPSES,
-                f"The CA certificate {purpose}.pem ends {_day(last)}, and no command renews a CA: before that day "
-                "make another broker, in a new folder and token, and move to it what this one holds.",
+                f"The CA certificate {purpose}.pem ends {_day(last)}; a running broker rotates it a year before that, "
+                f"so see its log for why it did not, or run `broker authority rotate {purpose}`.",
             )
     if not ours:
         raise _Doubt(
@@ -212,6 +211,14 @@ def _certificates(config: Config) -> str:
         )
     setup.check_renewable(config)
     return f"the server certificate is good until {_day(end)}, and can be renewed"
+
+
+def _own_keys(config: Config) -> str:
+    """How old each key of the broker's own is, and when what it is good for ends."""
+    versions = [one for name in Own for one in own_files.known(config, name)]
+    if found := own_ends.ending(versions, now()):
+        raise _Doubt(" ".join(found))
+    return own_ends.ages(versions, now())
 
 
 def _hsm(config: Config) -> str:
@@ -239,7 +246,7 @@ def _store(config: Config) -> str:
 def _database(config: Config, hsm: Pkcs11Hsm) -> str:
     key = row_key(config, hsm)
     try:
-        genuine = genuine_by(config.certificates / "audit.pem")
+        genuine = own_keys.genuine(config)
         store = SqlStore(config.store, key, now, genuine, role="check", passing=True)  # checks the schema and every row
     except WrongState as error:
         if error.reason == Reason.STORE_IN_USE and _runs(config, config.server.operators_address):
@@ -350,6 +357,7 @@ def _day(moment: datetime) -> str:
 _CHECKS: tuple[tuple[str, Callable[[Config], str]], ...] = (
     ("private files", _private_files),
     ("certificates", _certificates),
+    ("own keys", _own_keys),
     ("hsm", _hsm),
     ("store", _store),
     ("clocks", _clocks),

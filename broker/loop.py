@@ -20,6 +20,7 @@ import structlog
 
 from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
+from broker.core.authorities.lifecycle import Authorities
 from broker.core.call import Call, background_call
 from broker.core.clock import Clock
 from broker.core.drift.lifecycle import Drifts
@@ -68,6 +69,9 @@ DRIFT_EVERY = timedelta(minutes=5)
 """And for the first time so long after the start, when callers and what was left half done have had their turn."""
 
 CERTIFICATE_EVERY = timedelta(hours=6)
+OWN_KEYS_EVERY = timedelta(seconds=1)
+"""Shorter than ``own_work.LEAD``: everybody takes a new version before it is in force."""
+
 OPERATIONS_EVERY = timedelta(seconds=2)
 FORGET_EVERY = timedelta(minutes=10)
 
@@ -88,6 +92,13 @@ class Serving(Protocol):
         """What the health service says from now on."""
 
 
+class Refreshed(Protocol):
+    """What follows the rows of the broker's own keys."""
+
+    def refresh(self) -> None:
+        """Learn which versions there are, and have this host take them."""
+
+
 class Parts(Protocol):
     """What the loop looks after."""
 
@@ -103,6 +114,11 @@ class Parts(Protocol):
     imports: Imports
     approvals: Approvals
     drifts: Drifts
+    authorities: Authorities
+
+    @property
+    def own(self) -> Refreshed:
+        """The keys of the broker's own, as this host has them."""
 
     @property
     def store(self) -> Store:
@@ -154,6 +170,8 @@ class Loop:
             ("approvals", CHORES_EVERY, lambda: self._do(broker.approvals.chores)),
             ("forgetting", FORGET_EVERY, lambda: self._do(broker.operations.chores)),
             ("certificate", CERTIFICATE_EVERY, broker.renew_certificate),
+            ("own keys", OWN_KEYS_EVERY, broker.own.refresh),
+            ("old own keys", CHORES_EVERY, lambda: self._do(broker.authorities.chores, sure=True)),
         ]
         self._chores = Errands(len(self._beside))
         # Each of their own, so that targets that hang leave the chores their threads, and the token its one

@@ -9,6 +9,9 @@ from datetime import timedelta
 from broker.core import ports
 from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
+from broker.core.authorities.known import Founding, OwnKeys, ref
+from broker.core.authorities.lifecycle import Authorities
+from broker.core.authorities.plans import Footing
 from broker.core.drift.lifecycle import Drifts
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
@@ -16,11 +19,10 @@ from broker.core.inventory.lifecycle import Inventory
 from broker.core.keys.confirming import Settling
 from broker.core.keys.lifecycle import DestructionDelay, Keys
 from broker.core.keys.use import KeyUse
-from broker.core.kinds import Purpose
+from broker.core.kinds import Own, Purpose
 from broker.core.leases.lifecycle import Leases
 from broker.core.operations.oversight import Oversight
 from broker.core.operations.running import Operations
-from broker.core.operators.authority import Authority
 from broker.core.operators.register import Operators
 from broker.core.policy.documents import Policies
 from broker.core.policy.guard import Guard
@@ -48,12 +50,13 @@ class Parts:
     ticks: Callable[[], float]  # seconds that nobody can set
     connect: ports.Connect
     verify: Verify
-    authority: Authority
-    audit_key: ports.KeyRef
+    founding: Founding
     trust_domain: str
     zone: Zone  # the time zones that the host knows
     keep: timedelta  # how long a data key stays unwrapped
     slots: int  # calls that may wait for targets, and keys that one principal may have made, at a time
+    lead: timedelta = timedelta(0)  # how long every process takes a new key of the broker's own before it is in force
+    publish: Callable[[], None] = lambda: None
     delay: DestructionDelay = field(default_factory=DestructionDelay)
     quota: LeaseQuota = field(default_factory=LeaseQuota)
     look_every: timedelta | None = None  # at each place, for drift; None: on demand alone
@@ -83,7 +86,25 @@ class Nouns:
         self.sessions = Sessions(store, self.secrets, guard, now, parts.quota)
         self.leases = Leases(store, guard, now)
         self.rules = TrustRules(store, guard, parts.verify, now)
-        self.operators = Operators(store, parts.authority, guard, now, parts.trust_domain)
+        self.own_keys = own = OwnKeys(store, parts.hsm, parts.founding, now)
+        self.operators = Operators(
+            store,
+            lambda: own.authority(Own.OPERATOR_CA),
+            guard,
+            now,
+            parts.trust_domain,
+            lambda: own.certificates(Own.SERVER_CA),
+        )
         self.policies = Policies(store, guard, now, parts.ticks)
         self.approvals = Approvals(store, guard, now)
-        self.heads = Heads(store, audit, parts.audit_key, guard, now)
+        self.heads = Heads(store, audit, lambda: ref(own.active(Own.AUDIT)), guard, now, own.handovers)
+        ground = Footing(
+            store=store,
+            device=parts.hsm,
+            own=own,
+            now=now,
+            trust_domain=parts.trust_domain,
+            lead=parts.lead,
+            publish=parts.publish,
+        )
+        self.authorities = Authorities(ground, guard, self.operations)

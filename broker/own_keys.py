@@ -1,42 +1,40 @@
-"""The broker's own keys in the token: the audit key and two CAs, known by the files that ``init`` wrote."""
+"""The broker's own keys in the token, known by the files of the folder of certificates."""
 
 from __future__ import annotations
 
-import os
-import secrets
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 
-from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from broker import own_files
 from broker.config import Config
+from broker.core.audit.handover import related
+from broker.core.authorities.known import INTERNAL_KEYS, ref
+from broker.core.authorities.plans import TITLES
 from broker.core.errors import NotFound, WrongState
-from broker.core.kinds import KeyType, KeyUsage, Purpose
+from broker.core.kinds import KeyType, KeyUsage, Own, OwnKeyState, Purpose
+from broker.core.model import OwnKey
 from broker.core.operators.authority import Authority
 from broker.core.ports import Device, KeyRef
 from broker.core.reasons import Reason
+from broker.own_files import certificate, damaged
+from broker.private_files import write_private
+from broker.store.genuine import genuine_by
+from broker.store.restored import Genuine
 
-AUDIT_KEY = b"broker/audit/001"
-OPERATOR_CA = b"broker/oper-ca/1"
-SERVER_CA = b"broker/tls-ca/01"
-"""CKA_IDs of the broker's own keys: in ``RESERVED_IDS``, so that no row can name them (HS-17)."""
+__all__ = ["INTERNAL_KEYS", "certificate", "damaged", "write_private"]
 
-INTERNAL_KEYS = {Purpose.AUDIT: AUDIT_KEY, Purpose.OPERATOR_CA: OPERATOR_CA, Purpose.SERVER_CA: SERVER_CA}
-"""Each by its purpose, which is also the name of its file in the folder of certificates."""
-
-_CAS = {Purpose.OPERATOR_CA: "broker operator CA", Purpose.SERVER_CA: "broker server CA"}
+AUDIT_KEY, OPERATOR_CA, SERVER_CA = INTERNAL_KEYS.values()
 
 
 def make(config: Config, device: Device, now: datetime) -> None:
     """Make those that are missing, and the files that speak of them; what is there is kept."""
-    for purpose, title in _CAS.items():
-        if not (file := config.certificates / f"{purpose}.pem").exists():
-            ring, hsm_id = device.keyring(purpose), INTERNAL_KEYS[purpose]
+    for name, title in TITLES.items():
+        if not (file := config.certificates / f"{name}.pem").exists():
+            ring, hsm_id = device.keyring(name.purpose), INTERNAL_KEYS[name.purpose]
             write_private(file, Authority.create(ring, hsm_id, title, now)[1])
-    if not (file := config.certificates / f"{Purpose.AUDIT}.pem").exists():
+    if not (file := config.certificates / f"{Own.AUDIT}.pem").exists():
         spki = device.keyring(Purpose.AUDIT).generate(unmade(Purpose.AUDIT), exportable=False)
         key = serialization.load_der_public_key(spki or b"")
         pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -61,86 +59,74 @@ def refuse_taken(config: Config, device: Device) -> None:
 
 
 def internal_key(config: Config, purpose: Purpose) -> KeyRef:
-    """One of the broker's own keys, by the certificate or public key that ``init`` wrote into the folder.
+    """The version in force of one of the broker's own keys, by the files.
 
     WrongState ``NOT_INITIALISED`` when the file is missing, so that a broker never makes itself a new identity, and
     ``FILE_DAMAGED`` when it is no PEM.
     """
-    file = config.certificates / f"{purpose}.pem"
-    try:
-        pem = file.read_bytes()
-    except OSError as error:
-        raise _unread(file, error) from error
-    try:
-        key = (
-            x509.load_pem_x509_certificate(pem).public_key()
-            if b"BEGIN CERTIFICATE" in pem
-            else serialization.load_pem_public_key(pem)
-        )
-    except ValueError as error:
-        raise damaged(file) from error
-    public = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return replace(unmade(purpose), public_key=public)
+    return ref(own_files.active(config, Own(purpose.value)))
 
 
 def unmade(purpose: Purpose) -> KeyRef:
-    """One of the broker's own keys, of which no file says anything yet."""
+    """One of the keys that ``init`` makes, of which no file says anything yet."""
     return KeyRef(hsm_id=INTERNAL_KEYS[purpose], type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=None, name="")
 
 
 def check_internal_keys(config: Config, device: Device) -> None:
-    """WrongState ``HSM_NOT_OURS`` unless the token holds the very keys that the files of ``init`` speak of.
+    """WrongState ``HSM_NOT_OURS`` unless the token holds the very keys that the files speak of.
 
-    So a CA that somebody else has put into the folder is not trusted.
+    So a CA that somebody else has put into the folder is not trusted. NotFound ``KEY_NOT_IN_HSM`` when the token has
+    not got the one in force by these files: they may be older than a rotation. A former one may be gone.
     """
-    for purpose in INTERNAL_KEYS:
-        key = internal_key(config, purpose)
-        if device.keyring(purpose).public_key(key) != key.public_key:
-            raise WrongState(
-                Reason.HSM_NOT_OURS,
-                f"The token holds another key than {purpose}.pem, which this broker was initialised with, speaks of; "
-                "put the right file or the right token back.",
-            )
+    for name in (Own.AUDIT, Own.OPERATOR_CA, Own.SERVER_CA):
+        versions = own_files.known(config, name)
+        for one in versions:
+            _check(one, device, f"{name}.pem")
+        file = config.certificates / f"{name}.pem"
+        if own_files.first(config, name).public_key not in {one.public_key for one in versions}:
+            raise _not_ours(file.name)
 
 
-def authority(config: Config, device: Device, purpose: Purpose) -> Authority:
-    """A CA that ``init`` made, ready to sign."""
-    certificate = (config.certificates / f"{purpose}.pem").read_bytes()
-    return Authority(device.keyring(purpose), internal_key(config, purpose), certificate)
-
-
-def certificate(file: Path) -> x509.Certificate:
-    """The certificate in a file; WrongState ``NOT_INITIALISED`` or ``FILE_DAMAGED``."""
+def _check(one: OwnKey, device: Device, file: str) -> None:
+    if one.state is OwnKeyState.DESTROYED:
+        return
     try:
-        return x509.load_pem_x509_certificate(file.read_bytes())
-    except OSError as error:
-        raise _unread(file, error) from error
-    except ValueError as error:
-        raise damaged(file) from error
+        there = device.keyring(Own(one.name).purpose).public_key(ref(one))
+    except NotFound as error:
+        if one.state is not OwnKeyState.ACTIVE:
+            return
+        raise NotFound(
+            Reason.KEY_NOT_IN_HSM,
+            f"The token has not got the key that {file} speaks of. Was it rotated since that file was written, a start "
+            "takes what the database says of it. Is the database as old, or the token an older copy, put the newest "
+            "backups of token, folder `certificates` and database together.",
+        ) from error
+    if there != one.public_key:
+        raise _not_ours(file)
 
 
-def _unread(file: Path, error: OSError) -> WrongState:
+def _not_ours(file: str) -> WrongState:
     return WrongState(
-        Reason.NOT_INITIALISED,
-        f"{file} cannot be read ({error.strerror}); put it back, or run `broker init` for a new folder first.",
+        Reason.HSM_NOT_OURS,
+        f"The token holds another key than {file}, which this broker was initialised with, speaks of; "
+        "put the right file or the right token back.",
     )
 
 
-def damaged(file: Path) -> WrongState:
-    """The refusal of a file in which there should be PEM."""
-    return WrongState(Reason.FILE_DAMAGED, f"{file} is not PEM any more; put it back from a backup.")
+def authority(config: Config, device: Device, purpose: Purpose) -> Authority:
+    """A CA in force by the files, ready to sign."""
+    one = own_files.active(config, Own(purpose.value))
+    return Authority(device.keyring(purpose), ref(one), one.certificate.encode())
 
 
-def write_private(file: Path, content: bytes) -> None:
-    """Write a 0600 file whole or not at all, never through a link that somebody put there."""
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        draft.replace(file)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+def genuine(config: Config) -> Genuine:
+    """Tells the heads that the audit key has signed, in whichever version; none where ``init`` has made none yet."""
+    handovers = [one.handover for one in own_files.mirror(config) if one.handover]
+
+    def keys() -> set[bytes]:
+        if not (config.certificates / f"{Own.AUDIT}.pem").exists():
+            return set()
+        public_key = own_files.active(config, Own.AUDIT).public_key
+        return related([public_key] if public_key else [], handovers)
+
+    return genuine_by(keys, config.store.journal)

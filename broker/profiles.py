@@ -11,7 +11,7 @@ from cryptography import x509
 from broker.core.errors import WrongState
 from broker.core.operators.register import operator_uri
 from broker.core.reasons import Reason
-from broker.own_keys import write_private
+from broker.private_files import write_private
 
 FILE = "profile.toml"
 _FILES = {FILE, "key.pem", "cert.pem", "ca.pem"}

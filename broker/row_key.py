@@ -7,14 +7,14 @@ compute no MAC. It is never made anew for a database that has rows under another
 from __future__ import annotations
 
 from broker.config import Config
+from broker.core.authorities.page_keys import WRAPS
 from broker.core.errors import InvalidRequest, NotFound, WrongState
-from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, Purpose
-from broker.core.ports import Device, KeyRef
+from broker.core.kinds import EncryptionAlgorithm, Purpose
+from broker.core.ports import Device
 from broker.core.reasons import Reason
 from broker.rpc.tls import read_key
 from broker.store.authentic import KEY_BYTES
 
-REF = KeyRef(hsm_id=b"broker/row-key/1", type=KeyType.AES_256, usage=KeyUsage.ENCRYPT, public_key=None, name="")
 FILE = "rows.key"
 NEW = "rows.key.new"
 """What `init` calls it until it has vouched for the rows that are there."""
@@ -26,7 +26,7 @@ def row_key(config: Config, device: Device, name: str = "") -> bytes:
     if not file.exists():
         raise WrongState(Reason.NOT_INITIALISED, f"{file} is missing; run `broker init` for this folder first.")
     try:
-        key = device.keyring(Purpose.ROWS).decrypt(REF, EncryptionAlgorithm.AES_GCM, read_key(file), _context(config))
+        key = device.keyring(Purpose.ROWS).decrypt(WRAPS, EncryptionAlgorithm.AES_GCM, read_key(file), _context(config))
     except (InvalidRequest, NotFound) as error:
         raise WrongState(
             Reason.FILE_DAMAGED,
@@ -41,8 +41,8 @@ def row_key(config: Config, device: Device, name: str = "") -> bytes:
 def wrapped(config: Config, device: Device) -> bytes:
     """A new key, as the file is to hold it; the HSM's own key for it is made where it is missing."""
     ring = device.keyring(Purpose.ROWS)
-    ring.generate(REF, exportable=False)
-    return ring.encrypt(REF, EncryptionAlgorithm.AES_GCM, device.random(KEY_BYTES), _context(config))
+    ring.generate(WRAPS, exportable=False)
+    return ring.encrypt(WRAPS, EncryptionAlgorithm.AES_GCM, device.random(KEY_BYTES), _context(config))
 
 
 def _context(config: Config) -> bytes:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,12 +15,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker import belonging, first, own_keys, profiles, row_key
+from broker import belonging, first, own_files, own_keys, profiles, row_key
 from broker.adoption import adopt
 from broker.config import DRAFT, Config, load
 from broker.core.audit.heads import Heads
 from broker.core.errors import InvalidRequest, WrongState
-from broker.core.kinds import Purpose
+from broker.core.kinds import Own, Purpose
 from broker.core.model import PolicyDocument
 from broker.core.names import check_name
 from broker.core.operators.authority import BACKDATED, Authority, check_server_names
@@ -33,10 +32,9 @@ from broker.hsm.features import refuse_unfit
 from broker.hsm.login import serial_number
 from broker.hsm.pkcs11 import Pkcs11Hsm
 from broker.hsm.tokens import create_softhsm_token, find_softhsm, softhsm_environment
-from broker.own_keys import write_private
+from broker.private_files import taking_turns, write_private
 from broker.rpc.tls import read_key
 from broker.store.condition import Condition
-from broker.store.genuine import genuine_by
 from broker.store.sql import SqlStore
 from broker.wishes import Token, Wishes, ignored, planned, reached, refuse_other, server_names
 
@@ -131,7 +129,7 @@ def _lay_out(config: Config, wishes: Wishes) -> None:
 def _make(config: Config, wishes: Wishes, hsm: Pkcs11Hsm, profile: Path, now: Now, tell: Tell, *, anew: bool) -> None:
     SqlStore.migrate(config.store)
     new = new_row_key(config, hsm)
-    key, genuine = row_key.row_key(config, hsm, new), genuine_by(config.certificates / "audit.pem")
+    key, genuine = row_key.row_key(config, hsm, new), own_keys.genuine(config)
     with closing(SqlStore(config.store, key, now, genuine, role="init", passing=True, adopting=bool(new))) as store:
         keep_row_key(config)
         _fill(config, wishes, store, hsm, profile, now, tell, anew=anew)
@@ -144,7 +142,7 @@ def new_row_key(config: Config, hsm: Device) -> str:
     wait for the next run of `init`.
     """
     file, draft = config.certificates / row_key.FILE, config.certificates / row_key.NEW
-    with _taking_turns(config.certificates):
+    with taking_turns(config.certificates):
         if file.exists():
             return ""
         if not draft.exists():
@@ -155,14 +153,14 @@ def new_row_key(config: Config, hsm: Device) -> str:
 def keep_row_key(config: Config) -> None:
     """From now on the new key is the key."""
     draft = config.certificates / row_key.NEW
-    with _taking_turns(config.certificates):
+    with taking_turns(config.certificates):
         if draft.exists():
             draft.replace(config.certificates / row_key.FILE)
 
 
 def page_key(config: Config) -> bytes:
     """The key of the page tokens, which all processes on one database must share; WrongState ``NOT_INITIALISED``."""
-    file = config.certificates / "page.key"
+    file = config.certificates / own_files.PAGE_FILE
     found = read_key(file) if file.exists() else b""
     if len(found) != PAGE_KEY_BYTES:
         raise WrongState(
@@ -176,13 +174,13 @@ def renew_server_certificate(
 ) -> bool:
     """Sign a new server certificate if it is time to; True when one was written.
 
-    That is when there is none, or it lapses within ``before``, is not valid yet (the clock was ahead) or lacks one of
-    ``hosts``. The names are those of the certificate it replaces, and ``hosts``. A certificate that another CA has
-    signed is left alone: the one who put it there renews it. Processes take turns. WrongState
-    ``CERTIFICATE_NOT_WRITTEN`` when the system does not let it.
+    That is when there is none, or it lapses within ``before``, is not valid yet (the clock was ahead), is of a former
+    version of the CA, or lacks one of ``hosts``. The names are those of the certificate it replaces, and ``hosts``. A
+    certificate that another CA has signed is left alone: the one who put it there renews it. Processes take turns.
+    WrongState ``CERTIFICATE_NOT_WRITTEN`` when the system does not let it.
     """
     try:
-        with _taking_turns(config.certificates):
+        with taking_turns(config.certificates):
             return _renew_server_certificate(config, device, now, hosts, before)
     except OSError as error:
         raise WrongState(
@@ -229,17 +227,6 @@ def refuse_future_ca(config: Config, now: datetime) -> None:
             )
 
 
-@contextmanager
-def _taking_turns(folder: Path) -> Iterator[None]:
-    """Alone among all processes with this folder: a key and a certificate of two of them would not fit together."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _renew_server_certificate(
     config: Config, device: Device, now: datetime, hosts: tuple[str, ...], before: timedelta
 ) -> bool:
@@ -249,6 +236,7 @@ def _renew_server_certificate(
         names = _names_in(old)
         further = [name for name in hosts if name not in names]
         sound = old.not_valid_before_utc <= now < old.not_valid_after_utc - before
+        sound &= _issued(old, own_files.active(config, Own.SERVER_CA).certificate)
         if (sound and not further) or not signed_here(old, config):
             return False
         hosts = (*names, *further)
@@ -256,7 +244,7 @@ def _renew_server_certificate(
     key, csr = make_request()
     pem, _ = ca.server(csr, list(hosts), now - BACKDATED, SERVER_LIFE)
     write_private(config.server.key_file, key)
-    write_private(file, pem)
+    write_private(file, pem + own_files.links(config))
     return True
 
 
@@ -266,11 +254,13 @@ def _names_in(certificate: x509.Certificate) -> tuple[str, ...]:
 
 
 def signed_here(certificate: x509.Certificate, config: Config) -> bool:
-    """Whether the broker's own CA has signed it, so that the broker renews it."""
+    """Whether the broker's own CA has signed it, in whichever version, so that the broker renews it."""
+    return any(_issued(certificate, one.certificate) for one in own_files.known(config, Own.SERVER_CA))
+
+
+def _issued(certificate: x509.Certificate, ca: str) -> bool:
     try:
-        certificate.verify_directly_issued_by(
-            x509.load_pem_x509_certificate((config.certificates / "server-ca.pem").read_bytes())
-        )
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(ca.encode()))
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
@@ -351,7 +341,7 @@ def _fill(
         store.record(call.outcome())
     own_keys.make(config, device, now())
     refuse_future_ca(config, now())
-    if not (file := config.certificates / "page.key").exists():
+    if not (file := config.certificates / own_files.PAGE_FILE).exists() and not own_files.rotated(config, Own.PAGE):
         write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))
     _certify(config, wishes, device, now(), tell, anew=anew)
     audit_key = own_keys.internal_key(config, Purpose.AUDIT)

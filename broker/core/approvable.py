@@ -37,6 +37,8 @@ APPROVABLE: Mapping[str, str] = MappingProxyType({
     "IssueCertificate": "issue a certificate in an operator's name, for the key in the request",
     "RevokeCertificates": "refuse every certificate that an operator has",
     "RemoveOperator": "remove an operator for good",
+    "RotateAuthority": "make the next version of a key of the broker's own, and put it in force",
+    "RetireAuthority": "refuse what the former version of a key of the broker's own has signed",
     "SetPolicy": "put another policy in force for everybody",
     "PutSecret": "write a new version of a secret (its values are not shown)",
     "PatchSecret": "write a new version of a secret with some fields changed (the values are not shown)",

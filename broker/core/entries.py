@@ -29,6 +29,7 @@ FACTS = frozenset({
     "former_torn_hash", "groups", "head_sequence", "kek_thumbprint", "key_type", "key_usage",
     "operator", "phase", "policy_version", "public_key_sha256", "remote_name", "remote_version", "replayed", "revision",
     "scheduled_by", "seconds", "state", "target", "validate_only", "version",
+    "former_key", "former_signature", "handover_time", "successor_key", "successor_signature",
     "enabled", "expires_at", "extra_versions", "not_before", "operations",
     "ledger", "rows", "approval", "approval_digest",
     "claim", "claim_expected", "claim_found", "issuer", "lease", "session", "subject", "token_id", "trust_rule",

@@ -4,7 +4,8 @@ The database was restored to a moment when it was still to be done. What has com
 destruction may have been called off, the half-made key completed and in use. So a held row is in a state in which the
 background loop does not look for it and no repeated call goes on with it. ``settling`` and the calls that the states
 name (``kinds``) get it out of there. The operations that were under way are closed; only those go on that take nothing
-away from anybody that the record has not taken already: a sealing, and what puts copies of retired versions out of use.
+away from anybody that the record has not taken already: a sealing, what puts copies of retired versions out of use, and
+the destruction of a key of the broker's own that has a successor in the token.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from broker.core.records import key_of
 
 Facts = dict[str, str | int]
 
-HARMLESS = frozenset({"check-drift", "seal-key", "seal-once", "contain-key-version", "withdraw-copy"})
+HARMLESS = frozenset({"check-drift", "seal-key", "seal-once", "contain-key-version", "withdraw-copy", "retire-own-key"})
 """The kinds of operations that go on."""
 
 

@@ -40,6 +40,30 @@ class Purpose(StrEnum):
     ROWS = "rows"
 
 
+class Own(StrEnum):
+    """The broker's own keys that can be rotated. PAGE is no key of the token: the HSM only wraps it."""
+
+    AUDIT = "audit"
+    OPERATOR_CA = "operator-ca"
+    SERVER_CA = "server-ca"
+    PAGE = "page"
+
+    @property
+    def purpose(self) -> Purpose:
+        """Whose keyring has it, or has wrapped it."""
+        return Purpose.ROWS if self is Own.PAGE else Purpose(self.value)
+
+
+class OwnKeyState(StrEnum):
+    """PENDING (being made) → NEXT (everybody takes what it makes) → ACTIVE (it makes) → FORMER (taken) → DESTROYED."""
+
+    PENDING = "pending"
+    NEXT = "next"
+    ACTIVE = "active"
+    FORMER = "former"
+    DESTROYED = "destroyed"
+
+
 class KeyUsage(StrEnum):
     """The one thing that a key may do (NIST SP 800-57 part 1, 5.2)."""
 

@@ -62,6 +62,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         NAME_INVALID                mend    A name is not valid.
         OPERATION_NAME_INVALID      command The name of an operation is not valid.
         OWNER_INVALID               mend    The owner is no principal.
+        OWN_KEY_UNKNOWN             command The broker has no key of its own of that name.
         PAGE_SIZE_INVALID           mend    The page size is out of range.
         PAGE_TOKEN_INVALID          mend    The page token was not made for this list and this caller.
         PEM_INVALID                 mend    A field is not PEM.
@@ -249,6 +250,9 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         OPERATION_OVER              none    The operation is over; there is nothing to try again or to give up.
         OPERATOR_CA_INVALID         mend    The operator CA's file cannot be used.
         OPERATOR_REMOVED            mend    The operator was removed for good.
+        OWN_KEY_IN_USE              mend    A process still signs with the former audit key.
+        OWN_KEY_MISSING             mend    A key of the broker's own is not on record, or does not open.
+        OWN_KEY_NOT_FORMER          command No former version of a key of the broker's own is there to retire.
         PASSWORD_FILE_INVALID       mend    The database's password file does not hold one.
         POLICY_LOCKS_YOU_OUT        mend    Under the policy its author could not set the next one.
         PORT_TAKEN                  mend    Another program has the port.
@@ -316,6 +320,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         LEASE_QUOTA                 command The pipeline holds as many leases as one may have.
         MESSAGE_TOO_LARGE           mend    The request is larger than the broker takes.
         METADATA_TOO_LARGE          mend    The call's headers are larger than the broker takes.
+        OWN_KEYS_MANY               command There are as many versions of a key of the broker's own as may be at a time.
         ROOT_KEYS_MANY              again   There are as many root keys as may be.
         SESSION_QUOTA               command The pipeline has as many sessions as one may have.
         TARGETS_BUSY                again   As many calls wait for targets as may.
@@ -362,6 +367,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         GIVEN_UP                    none    Of an operation: an operator has given it up.
         KEY_NOT_MADE                none    In the audit only: a key was never made, and was taken back.
         KEY_VERSION_STAYS_HELD      none    In the audit only: a held version was not kept after all, and stays held.
+        OWN_KEY_NOT_MADE            none    In the audit only: the next one of a key of the broker's own was taken back.
         ROTATION_GIVEN_UP           none    In the audit only: a rotation was given up; what it had made is out of use.
         TARGET_NOT_ADDED            none    In the audit only: a KEK was being made for a target, which was given up.
     """,

@@ -22,6 +22,7 @@ from broker.core.kinds import (
     MatcherKind,
     OperationState,
     OperatorState,
+    OwnKeyState,
     Phase,
     Preset,
     RootKeyState,
@@ -268,6 +269,25 @@ class RootKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OwnKey:
+    """A version of one of the broker's own keys; 1 is the one that ``init`` made. What has been stays on record."""
+
+    name: str  # an ``Own``
+    version: int
+    state: OwnKeyState
+    hsm_id: bytes  # b"" for the page key
+    public_key: bytes | None  # SubjectPublicKeyInfo, DER; None for the page key, and until it is made
+    certificate: str  # of a CA: self-signed, PEM
+    link: str  # of a CA: the same key, certified by the version before, PEM
+    handover: Mapping[str, str]  # of the audit key: what the version before and this one have signed
+    sealed: bytes | None  # the page key, wrapped by the HSM
+    created_at: datetime  # when everybody could know of it
+    since: datetime | None = None  # it is in force
+    until: datetime | None = None  # what a FORMER one has made is taken
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """What a login gave. The token is kept as a hash only."""
 
@@ -373,7 +393,7 @@ Record = (
     Key | KeyVersion | Target | Import | Operator | PolicyDocument
     | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
     | RootKey | Session | Lease | UsedToken | Operation | KeyMove | Approval | KeySchedule | KeyUsed
-    | DriftReport
+    | DriftReport | OwnKey
 )  # fmt: skip
 
 

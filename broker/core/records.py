@@ -25,6 +25,7 @@ from broker.core.model import (
     Lease,
     Operation,
     Operator,
+    OwnKey,
     PolicyDocument,
     Receipt,
     Record,
@@ -190,6 +191,7 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
         ),
         KeyUsed: Declaration(table="key_uses", key=("key",), told=False),
         DriftReport: Declaration(table="drift_reports", key=("place",), told=False),
+        OwnKey: Declaration(table="own_keys", key=("name", "version"), filters=("state",), deciding=True),
     }
 )
 """In the order of the sums in the ledger and of what an inspection looks at: a new kind comes last."""

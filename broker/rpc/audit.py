@@ -24,8 +24,12 @@ class AuditMethods:
         self._pages = pages
 
     def get_audit_state(self, call: Call, _request: wire.GetAuditStateRequest) -> wire.GetAuditStateResponse:
-        public_key, heads = self._heads.state(call)
-        return wire.GetAuditStateResponse(public_key_pem=pem(public_key), heads=[_head(head) for head in heads])
+        public_key, heads, handovers = self._heads.state(call)
+        return wire.GetAuditStateResponse(
+            public_key_pem=pem(public_key),
+            heads=[_head(head) for head in heads],
+            handovers=[wire.AuditHandover(**one) for one in handovers],
+        )
 
     def sign_audit_head(self, call: Call, _request: wire.SignAuditHeadRequest) -> wire.SignAuditHeadResponse:
         return wire.SignAuditHeadResponse(heads=[_head(head) for head in self._heads.sign(call)])

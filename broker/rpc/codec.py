@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from broker_api.v1 import (
+    authorities_pb2,
     drift_pb2,
     imports_pb2,
     keys_pb2,
@@ -80,6 +81,7 @@ IMPORT_STATE = Names(imports_pb2.ImportState, kinds.ImportState)
 COPY_STANDING = Names(imports_pb2.CopyStanding, kinds.Standing)
 DRIFT = Names(drift_pb2.Drift, kinds.Drift)
 OPERATION_STATE = Names(operations_pb2.OperationState, kinds.OperationState)
+AUTHORITY_STATE = Names(authorities_pb2.AuthorityState, kinds.OwnKeyState)
 OPERATOR_STATE = Names(operators_pb2.OperatorState, kinds.OperatorState)
 SESSION_STATE = Names(sessions_pb2.SessionState, kinds.SessionState)
 LEASE_STATE = Names(leases_pb2.LeaseState, kinds.LeaseState)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
+from broker.core.authorities.lifecycle import Authorities
 from broker.core.drift.lifecycle import Drifts
 from broker.core.imports.handover import Handover
 from broker.core.imports.importing import Imports
@@ -27,6 +28,7 @@ from broker.core.targets.register import Targets
 from broker.core.trust.rules import TrustRules
 from broker.rpc.approvals import ApprovalMethods
 from broker.rpc.audit import AuditMethods
+from broker.rpc.authorities import AuthorityMethods
 from broker.rpc.drift import DriftMethods
 from broker.rpc.hsm import HsmMethods
 from broker.rpc.imports import ImportMethods
@@ -58,6 +60,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     operators: Operators,
     policies: Policies,
     heads: Heads,
+    authorities: Authorities,
     secrets: Secrets,
     sessions: Sessions,
     leases: Leases,
@@ -66,14 +69,10 @@ def answers(  # noqa: PLR0913 (one argument a noun)
     hsm: HsmStatus,
     guard: Guard,
     schema: str,
-    page_key: bytes,
+    pages: PageTokens,
     trouble: Callable[[], str],
 ) -> dict[str, object]:
-    """What ``Server`` takes. ``schema``: the Cedar schema as text; ``page_key``: 32 bytes, the same on all replicas.
-
-    ``trouble``: what is wrong with the clocks, if anything.
-    """
-    pages = PageTokens(page_key)
+    """What ``Server`` takes. ``schema``: the Cedar schema as text; ``trouble``: what is wrong with the clocks."""
     return {
         "KeyService": KeyMethods(keys, use, settling, rotations, schedules, inventory, oversight, pages),
         "TargetService": TargetMethods(targets, pages),
@@ -83,6 +82,7 @@ def answers(  # noqa: PLR0913 (one argument a noun)
         "OperatorService": OperatorMethods(operators, pages, trouble),
         "PolicyService": PolicyMethods(policies, schema),
         "AuditService": AuditMethods(heads, pages),
+        "AuthorityService": AuthorityMethods(authorities, oversight),
         "HsmService": HsmMethods(hsm, guard),
         "SecretService": SecretMethods(secrets, pages),
         "SessionService": SessionMethods(sessions, pages),

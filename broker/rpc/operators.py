@@ -96,4 +96,5 @@ def _certificate(issued: Issued) -> wire.Certificate:
         ca_pem=issued.ca_pem.decode("ascii"),
         serial=issued.serial,
         expire_time=codec.timestamp(issued.expires_at),
+        server_ca_pem=issued.server_ca_pem.decode("ascii"),
     )

@@ -10,6 +10,8 @@ import base64
 import binascii
 import json
 import secrets
+from collections.abc import Sequence
+from contextlib import suppress
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -37,12 +39,20 @@ def page_size(asked: int) -> int:
 
 
 class PageTokens:
-    """Makes and opens page tokens under ``key`` (32 bytes); replicas with the same key take each other's tokens."""
+    """Makes page tokens under the first of ``keys`` (32 bytes each), and opens those of any of them.
 
-    def __init__(self, key: bytes) -> None:
-        if len(key) != 32:
+    Replicas with the same keys take each other's tokens.
+    """
+
+    def __init__(self, *keys: bytes) -> None:
+        self._ciphers: list[AESGCM] = []
+        self.use(keys)
+
+    def use(self, keys: Sequence[bytes]) -> None:
+        """From now on these are the keys."""
+        if not keys or any(len(key) != 32 for key in keys):
             raise ValueError("a page token key has 32 bytes")
-        self._cipher = AESGCM(key)
+        self._ciphers = [AESGCM(key) for key in keys]
 
     def __repr__(self) -> str:
         return "PageTokens()"
@@ -54,7 +64,7 @@ class PageTokens:
         plain = json.dumps(position).encode("ascii")
         plain += b" " * (-len(plain) % PADDING)
         nonce = secrets.token_bytes(NONCE)
-        encrypted = nonce + self._cipher.encrypt(nonce, plain, _binding(call, query))
+        encrypted = nonce + self._ciphers[0].encrypt(nonce, plain, _binding(call, query))
         return base64.urlsafe_b64encode(encrypted).rstrip(b"=").decode("ascii")
 
     def open(self, call: Call, query: tuple[str, ...], token: str) -> Position:
@@ -64,13 +74,19 @@ class PageTokens:
         try:
             padded = token[:MAX_TOKEN] + "=" * (-len(token[:MAX_TOKEN]) % 4)
             encrypted = base64.b64decode(padded, altchars=b"-_", validate=True)
-            plain = self._cipher.decrypt(encrypted[:NONCE], encrypted[NONCE:], _binding(call, query))
+            plain = self._opened(encrypted, _binding(call, query))
         except (ValueError, binascii.Error, InvalidTag) as error:
             raise InvalidRequest(
                 Reason.PAGE_TOKEN_INVALID,
                 "The page token was not made for this list and this caller; start from the first page.",
             ) from error
         return tuple(json.loads(plain))
+
+    def _opened(self, encrypted: bytes, binding: bytes) -> bytes:
+        for cipher in self._ciphers:
+            with suppress(InvalidTag):
+                return cipher.decrypt(encrypted[:NONCE], encrypted[NONCE:], binding)
+        raise InvalidTag
 
 
 def _binding(call: Call, query: tuple[str, ...]) -> bytes:

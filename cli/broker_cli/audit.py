@@ -34,7 +34,9 @@ from broker_cli.words import record
 
 MAX_HEADS = 64 * 1024 * 1024
 HEAD_COLUMNS = ("chain", "sequence", "sign_time", "hash")
+HANDOVER_COLUMNS = ("handover_time", "former_key", "successor_key")
 ENTRY_COLUMNS = ("time", "phase", "principal", "rpc", "resource", "decision", "outcome", "reason")
+_FORK = "after a restore of the token that is so: then name each key that you know for the broker's with --public-key"
 _ANOTHER_KEY = {"SIGNATURE_INVALID", "NOTHING_SIGNED"}
 _places = click.argument("places", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 
@@ -51,7 +53,18 @@ def audit() -> None:
 
 @audit.command(epilog="Ends with exit code 10 when anything was found. Folders are searched for *.jsonl.")
 @_places
-@click.option("--public-key", required=True, metavar="FILE", help="The audit key, PEM, got from the broker earlier.")
+@click.option(
+    "--public-key",
+    "public_keys",
+    required=True,
+    multiple=True,
+    metavar="FILE",
+    help="The audit key, PEM, got from the broker earlier, or later: hand-overs are followed. May be repeated.",
+)
+@click.option(
+    "--handovers", "handovers_file", metavar="FILE",
+    help="Hand-overs of the audit key, exported as JSON, where the journals that have them are gone.",
+)  # fmt: skip
 @click.option(
     "--heads", "heads_file", metavar="FILE", help="Heads exported earlier as JSON: shows a chain that was cut."
 )
@@ -75,18 +88,27 @@ def audit() -> None:
 def verify(
     out: Output,
     places: tuple[Path, ...],
-    public_key: str,
+    public_keys: tuple[str, ...],
+    handovers_file: str | None,
     heads_file: str | None,
     known_torn: tuple[str, ...],
     **tail: int,
 ) -> int:
     """Verify journals (files and folders) against the audit key: no broker and no network is needed."""
-    signed = signature_check(certificates.public_key(public_key, "public key").encode())
+    from broker_cli import audit_keys  # noqa: PLC0415  json and mmap, for this command alone
+
+    found = journal_files(places)
+    told = [*audit_keys.in_journals(found), *(audit_keys.in_file(handovers_file) if handovers_file else [])]
+    keys = audit_keys.follow(
+        [audit_keys.spki(certificates.public_key(pin, "public key").encode()) for pin in public_keys], told
+    )
     kept = read_heads(files.take(heads_file, MAX_HEADS, "heads")) if heads_file else []
     limits = TailLimits(records=tail["max_tail_records"], seconds=tail["max_tail_seconds"])
     with ask.waiting("verifying") as show:
-        verifier = Verifier(signed, kept, limits, known_torn)
-        verdict = verifier.run(journal_files(places), lambda n: show(f"verifying: {n} records"))
+        verifier = Verifier(keys, kept, limits, known_torn, keys.replaced)
+        verdict = verifier.run(found, lambda n: show(f"verifying: {n} records"))
+    for fork in keys.forks:
+        verdict.find("HANDOVER_FORKED", f"the audit key {fork[-16:]}… was handed over to two others; {_FORK}")
     _tell(out, verdict)
     return int(Exit.OK if verdict.intact else Exit.FINDINGS)
 
@@ -131,6 +153,15 @@ def key(wire: Wire, out: Output) -> None:
 
 
 @audit.command()
+@formatted
+@remote
+def handovers(wire: Wire, out: Output) -> None:
+    """List how the audit key was handed over; as JSON it is what "broker audit verify --handovers" takes."""
+    found = wire.ask("audit", "GetAuditState").handovers
+    out.many("handover", [record(one) for one in found], HANDOVER_COLUMNS)
+
+
+@audit.command()
 @click.option("--chain", default="", help="Only this chain.")
 @click.option("--newest", is_flag=True, help="Only the newest head of each chain.")
 @formatted
@@ -154,25 +185,9 @@ def sign_head(wire: Wire, out: Output) -> None:
 
 def signature_check(pem: bytes) -> Signed:
     """The check for one audit key: ECDSA on P-256 with SHA-256, and nothing else (a key of another kind is refused)."""
-    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  cryptography is slow to load
-    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
+    from broker_cli.audit_keys import follow, spki  # noqa: PLC0415  for those who verify alone
 
-    try:
-        public = serialization.load_pem_public_key(files.text(pem).encode())
-    except ValueError:
-        raise Refusal("PUBLIC_KEY_INVALID", "The public key is not a key in PEM.", Exit.USAGE) from None
-    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
-        raise Refusal("PUBLIC_KEY_INVALID", "The public key is not an EC P-256 key, so not the audit key.", Exit.USAGE)
-
-    def signed(signature: bytes, statement: bytes) -> bool:
-        try:
-            public.verify(signature, statement, ec.ECDSA(hashes.SHA256()))
-        except InvalidSignature:
-            return False
-        return True
-
-    return signed
+    return follow([spki(pem)], [])
 
 
 def read_heads(content: bytes) -> list[Kept]:

@@ -92,3 +92,24 @@ def unbased64(text: str) -> bytes | None:
 
 def _invalid(sentence: str) -> Refusal:
     return Refusal("CA_INVALID", sentence, Exit.USAGE)
+
+
+def followed(known: bytes, offered: str) -> bytes | None:
+    """The CA file of a profile, once its broker has said which CAs it has today; None where nothing is to be changed.
+
+    The broker's are told by their name, which all versions share: those of today take their place, others stay. Where
+    none is the broker's, somebody else has signed its server, and nothing is changed.
+    """
+    from cryptography import x509  # noqa: PLC0415  slow to load
+
+    try:
+        mine, theirs = x509.load_pem_x509_certificates(known), x509.load_pem_x509_certificates(offered.encode())
+    except ValueError:
+        return None
+    names = {one.subject for one in theirs}
+    others = [one for one in mine if one.subject not in names]
+    if set(mine) == {*theirs, *others} or len(others) == len(mine):
+        return None
+    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415  slow to load
+
+    return b"".join(one.public_bytes(Encoding.PEM) for one in (*theirs, *others))

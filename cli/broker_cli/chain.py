@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,9 @@ ENDED = "audit/ended"
 NAMED = re.compile(r"(?P<chain>.+)\.(?P<number>\d{6})\.jsonl", re.ASCII)
 """A file as the broker names it; under any other name it is a copy, and its name says nothing."""
 
+OVERLAP = timedelta(hours=24)
+"""After this long a broker signs nothing with an audit key that has been handed over, and has it destroyed."""
+
 CLOCK_TOLERANCE = timedelta(seconds=5)
 """Calls that run side by side are recorded a little out of order; more than this is a clock that was moved."""
 
@@ -79,8 +82,11 @@ class Verifier:
         kept: Iterable[Kept] = (),
         limits: TailLimits | None = None,
         known_torn: Iterable[str] = (),
+        replaced: Mapping[int, datetime] | None = None,
     ) -> None:
+        """``replaced``: when the key of each number that ``signed`` gives was handed over."""
         self._signed = signed
+        self._replaced = replaced or {}
         self._limits = limits or TailLimits()
         self._kept = list(kept)
         self._wanted = {(head.chain, head.sequence): "" for head in self._kept}
@@ -215,12 +221,25 @@ class Verifier:
     def _head(self, chain: FollowedChain, record: dict[str, Any], line: Line) -> None:
         number, head_hash = record["head_seq"], record["head_hash"]
         said = statement(chain.name, number, head_hash, record["time"])
-        if not self._signed(bytes.fromhex(record["signature"]), said):
+        signer = int(self._signed(bytes.fromhex(record["signature"]), said))
+        if not signer:
             self._find("SIGNATURE_INVALID", "the signature of this head is not the audit key's", chain, line)
+        elif why := self._superseded(chain, signer, moment(record["time"])):
+            self._find("KEY_SUPERSEDED", why, chain, line)
         elif number >= record["seq"] or chain.hashes.get(number) != head_hash:
             self._find("HEAD_MISMATCH", f"the signed head is not the hash of record {number}", chain, line)
         else:
             cover(chain, number, moment(record["time"]))
+
+    def _superseded(self, chain: FollowedChain, signer: int, time: datetime) -> str:
+        """Why a key that has a successor cannot have signed this; "" if it can."""
+        handed_over = self._replaced.get(signer)
+        if signer < chain.signer:
+            return "the former audit key has signed this head, after its successor had signed one of the same chain"
+        chain.signer = signer
+        if handed_over is not None and time > handed_over + OVERLAP:
+            return f"the audit key that has signed this head was handed over at {handed_over.isoformat()}, long before"
+        return ""
 
     def _compare_kept(self) -> None:
         for head in self._kept:

@@ -32,6 +32,7 @@ COMMANDS = {
     "session": ("sessions", "session", "What the logins of CI jobs gave; end it."),
     "lease": ("leases", "lease", "What has been handed out; take it back."),
     "audit": ("audit", "audit", "Verify and read the audit; sign its heads."),
+    "authority": ("authorities", "authority", "The broker's own keys: list, rotate, retire, trust."),
     "hsm": ("hsm", "hsm", "What the HSM is, and what its probe found."),
     "status": ("status", "status", "Does the broker answer, and whom does it take you for?"),
     "doctor": ("doctor", "doctor", "Find set-up mistakes and name the fix of each."),

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from broker_cli import ask, files, profiles
+from broker_cli import ask, ca, files, profiles
 from broker_cli.nouns import Noun
 from broker_cli.output import Output, formatted
 from broker_cli.refusal import Exit, Refusal
@@ -101,6 +101,7 @@ def renew(wire: Wire, out: Output, hours: float | None) -> None:
     request = request_for(files.read_private(place.key, profiles.MAX_PEM, "private key"))
     made = wire.ask("operators", "RenewCertificate", csr_pem=request.decode(), **_ttl(hours)).certificate
     files.replace(place.certificate, made.pem.encode())
+    _follow_server(place.ca, place.certificate.parent, made.server_ca_pem)
     brief = _brief(made)
     chat(f"The certificate in {place.certificate} is fresh.")
     if hours is not None and brief["hours_left"] < round(hours, 1):
@@ -198,7 +199,7 @@ def _hand_over(wire: Wire, out: Output, folder: Path, asked: _Asked) -> None:
 
     if wire.place.ca is None:
         raise Refusal("IDENTITY_INCOMPLETE", "Give --ca-file, --cert and --key together, or a profile.", Exit.USAGE)
-    server_ca = files.read(wire.place.ca, profiles.MAX_PEM, "CA file")
+    known = files.read(wire.place.ca, profiles.MAX_PEM, "CA file")
     with folder_in_the_making(folder) as making:
         waiting = folder.with_name(f"{folder.name}.{asked.name}.waiting")
         key, request = _kept(waiting) or _key_and_request(asked.csr)
@@ -207,7 +208,7 @@ def _hand_over(wire: Wire, out: Output, folder: Path, asked: _Asked) -> None:
         made = _signed(asked, waiting, key, request)
         contents = {
             "cert.pem": made.certificate.pem.encode(),
-            "ca.pem": server_ca,
+            "ca.pem": ca.followed(known, made.certificate.server_ca_pem) or known,
             "operator-ca.pem": made.certificate.ca_pem.encode(),
         }
         profiles.write(making, wire.place.address, contents)
@@ -243,6 +244,16 @@ def _forget(waiting: Path) -> None:
         for name in ("key.pem", "request.pem"):
             (waiting / name).unlink()
         waiting.rmdir()
+
+
+def _follow_server(file: Path | None, folder: Path, offered: str) -> None:
+    """Have a profile trust the CAs of today as the broker's server: it was told by a server that it trusts."""
+    if file is None or file.parent.resolve() != folder.resolve():
+        return  # a file that others use too is for them to change
+    content = ca.followed(files.read(file, profiles.MAX_PEM, "CA file"), offered)
+    if content is not None:
+        files.replace(file, content)
+        chat(f"{file} has the broker's CAs of today.")
 
 
 def _say_next(folder: Path, address: str, *, whole: bool) -> None:

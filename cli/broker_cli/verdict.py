@@ -14,8 +14,8 @@ MAX_TAIL_RECORDS = 2000
 MAX_TAIL_SECONDS = 120
 """Twice what the broker lets pass before it signs a head."""
 
-Signed = Callable[[bytes, bytes], bool]
-"""Says whether a signature (DER) is the audit key's over a statement."""
+Signed = Callable[[bytes, bytes], int]
+"""Says which audit key has signed a statement (the signature in DER): a number, the higher the later; 0: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +76,7 @@ class FollowedChain:
     last_time: datetime | None = None
     head: int = 0  # the highest sequence covered by a good signature
     head_time: datetime | None = None
+    signer: int = 0  # the newest audit key that has signed one of its heads
     former: Former | None = None
     opened: bool = False  # its first record is the broker's own, and so nobody's deed
     followed: bool = False  # a later chain has said how it ended

@@ -31,6 +31,7 @@ MAX_PAGES = 100_000
 SERVICES = {
     "approvals": "ApprovalService",
     "audit": "AuditService",
+    "authorities": "AuthorityService",
     "drift": "DriftService",
     "hsm": "HsmService",
     "imports": "ImportService",

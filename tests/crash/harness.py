@@ -84,8 +84,17 @@ class MortalHsm:
     ``loses``: it makes the next one, and the answer is lost.
     """
 
-    def __init__(self, hsm: Any, fate: Fate, *, announced: Passing = lambda _: None, roots: Any = None) -> None:
+    def __init__(
+        self,
+        hsm: Any,
+        fate: Fate,
+        *,
+        announced: Passing = lambda _: None,
+        roots: Any = None,
+        own_announced: Passing = lambda _: None,
+    ) -> None:
         self._hsm, self._fate, self._announced, self._roots = hsm, fate, announced, roots
+        self._own_announced = own_announced
         self.loses = False
 
     def __getattr__(self, name: str) -> Any:
@@ -94,7 +103,7 @@ class MortalHsm:
     def keyring(self, purpose: Purpose) -> Any:
         """As the device: the keyring of callers' keys is this."""
         own = {Purpose.KEY: self, Purpose.ROOT: self._roots}
-        return own.get(purpose) or self._hsm.keyring(purpose)
+        return own.get(purpose) or MortalHsm(self._hsm.keyring(purpose), self._fate, announced=self._own_announced)
 
     @contextmanager
     def _change(self, what: str, key: KeyRef) -> Iterator[None]:
@@ -134,6 +143,7 @@ class Ground:
     """What outlives a process: a store, a token, targets, and the time. ``remote``: how a key is called at a target."""
 
     remote = "pay"
+    founding: Any = None  # the keys of the broker's own, once a scene has asked for them
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -215,13 +225,24 @@ class World(worlds.World):
         self.roots = MortalHsm(self.ground.hsm.keyring(Purpose.ROOT), fate, announced=self._root_announced)
         super().__init__(
             MortalStore(self.ground.store, fate),
-            MortalHsm(self.ground.hsm, fate, announced=self._key_announced, roots=self.roots),
+            MortalHsm(
+                self.ground.hsm,
+                fate,
+                announced=self._key_announced,
+                roots=self.roots,
+                own_announced=self._own_announced,
+            ),
             self.ground.clock,
             guard=guard or _guard(),
             connect=Ways(self.ground.makers(fate.place), self.ground.takers(self._arriving)),
             keep=timedelta(0),
             look_every=timedelta(days=365),
+            **self.more(),
         )
+
+    def more(self) -> dict[str, Any]:
+        """Parts besides, of a scene's own world."""
+        return {}
 
     def restarted(self, guard: Guard | None = None) -> Self:
         """Another process on the same."""
@@ -240,6 +261,13 @@ class World(worlds.World):
         about = {one.resource for one in intents} | {f"root/{one.facts.get('version')}" for one in intents}
         assert f"root/{name}" in about
 
+    def _own_announced(self, version: str) -> None:
+        """Of a key of the broker's own: the intent names the version."""
+        about = {
+            (one.resource.partition("/")[0], str(one.facts.get("version"))) for one in self.ground.announced_before()
+        }
+        assert ("broker", version or "1") in about or ("own", version or "1") in about, about
+
     def _arriving(self, place: str) -> None:
         assert any("bao" in one.resource for one in self.ground.announced_before())
         self.fate.place(place)
@@ -252,7 +280,8 @@ class World(worlds.World):
 
     def chores(self) -> list[Chore]:
         """What the background does beside the operations."""
-        return [*self.keys.chores(), *self.secrets.chores(), *self.imports.chores(), *self.schedules.chores()]
+        nouns = (self.keys, self.secrets, self.imports, self.schedules, self.authorities)
+        return [one for noun in nouns for one in noun.chores()]
 
     def later(self) -> None:
         """The clock moves on, and the background does what it does."""

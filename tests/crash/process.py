@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -85,6 +86,16 @@ class RealGround(Ground):
         self.shelf: Any = RealShelf(order.vault, order.remote)
         self._order = order
         self._steering = steered(order.vault)
+
+    @property
+    def founding(self) -> Any:
+        """As the files of a broker are there for each of its processes."""
+        kept = self._order.folder / "founding"
+        return pickle.loads(kept.read_bytes()) if kept.exists() else None  # noqa: S301 - this test has written it
+
+    @founding.setter
+    def founding(self, found: Any) -> None:
+        (self._order.folder / "founding").write_bytes(pickle.dumps(found))
 
     def entries(self) -> list[Told]:
         """As the journal on disk has them, which is looked through whole."""

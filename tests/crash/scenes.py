@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.crash import scenes_held, scenes_imports, scenes_keys, scenes_roots, scenes_rotations, scenes_targets
+from tests.crash import (
+    scenes_authorities,
+    scenes_held,
+    scenes_imports,
+    scenes_keys,
+    scenes_roots,
+    scenes_rotations,
+    scenes_targets,
+)
 
 SCENES = {
     **scenes_keys.SCENES,
@@ -11,4 +19,5 @@ SCENES = {
     **scenes_targets.SCENES,
     **scenes_imports.SCENES,
     **scenes_rotations.SCENES,
+    **scenes_authorities.SCENES,
 }

@@ -24,6 +24,7 @@ ROOMS = {
         "approvals",
         "audit",
         "drift",
+        "authorities",
         "gate",
         "imports",
         "inventory",

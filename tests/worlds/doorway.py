@@ -18,6 +18,7 @@ from broker.core.policy.guard import Guard
 from broker.core.traits import Traits
 from broker.rpc import table
 from broker.rpc.nouns import answers
+from broker.rpc.pages import PageTokens
 from tests.fakes.calls import document
 from tests.fakes.calls import operator as caller
 from tests.worlds.world import NOT_THERE, World
@@ -103,7 +104,8 @@ class Doorway(World):
             imports=self.imports, handover=self.handover, oversight=self.oversight, operators=self.operators,
             policies=self.policies, heads=self.heads, secrets=self.secrets, sessions=self.sessions, leases=self.leases,
             rules=self.rules, approvals=self.approvals, schedules=self.schedules, inventory=self.inventory,
-            drifts=self.drifts, hsm=NOT_THERE, guard=self.guard, schema="", page_key=bytes(32), trouble=str,
+            drifts=self.drifts, authorities=self.authorities, hsm=NOT_THERE, guard=self.guard, schema="",
+            pages=PageTokens(bytes(32)), trouble=str,
         )  # fmt: skip
         self.methods = {one.rpc.rpartition("/")[2]: one for one in table.methods(services).values()}
         flood = Flood(1, 9, lambda: 0.0, lambda peer: peer.encode())

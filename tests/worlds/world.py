@@ -11,9 +11,10 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from broker.core.call import Call, background_call
-from broker.core.kinds import Purpose
-from broker.core.model import Principal
+from broker.core.kinds import Own, OwnKeyState, Purpose
+from broker.core.model import OwnKey, Principal
 from broker.core.policy.cedar import FIRST_POLICY
+from broker.core.ports import KeyRef
 from broker.nouns import Nouns, Parts
 from broker.zones import time_zone
 from tests.fakes.background import carry_on
@@ -43,6 +44,22 @@ class HasChores(Protocol):
     def chores(self) -> Iterable[tuple[str, Callable[[Call], None]]]: ...
 
 
+def founded(name: Own, key: KeyRef, certificate: bytes = b"") -> OwnKey:
+    """A key of the broker's own as ``init`` has made it."""
+    return OwnKey(
+        name=name.value,
+        version=1,
+        state=OwnKeyState.ACTIVE,
+        hsm_id=key.hsm_id,
+        public_key=key.public_key,
+        certificate=certificate.decode(),
+        link="",
+        handover={},
+        sealed=None,
+        created_at=Clock()(),
+    )
+
+
 class World(Nouns):
     """A process, and what outlives it: a store, a token, and the time.
 
@@ -69,8 +86,7 @@ class World(Nouns):
             "ticks": lambda: self.clock().timestamp(),
             "connect": NOT_THERE,
             "verify": NOT_THERE,
-            "authority": NOT_THERE,
-            "audit_key": NOT_THERE,
+            "founding": {},
             "trust_domain": "one.example",
             "zone": time_zone,
             "keep": timedelta(minutes=1),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +28,7 @@ MAX_KNOWN = 1024
 
 
 class MtlsConfig(BaseModel):
-    """``operator_ca_file``: PEM with the one certificate that signs operators."""
+    """``operator_ca_file``: PEM with the certificates that sign operators; of another CA than the broker's, but one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,10 +39,17 @@ class MtlsConfig(BaseModel):
 class Mtls:
     """Operators by certificate: ``Principal(kind="operator")`` with the groups of the operator's record."""
 
-    def __init__(self, config: MtlsConfig, store: ports.Store, now: ports.Now) -> None:
+    def __init__(
+        self,
+        config: MtlsConfig,
+        store: ports.Store,
+        now: ports.Now,
+        authorities: Callable[[], Sequence[x509.Certificate]] | None = None,
+    ) -> None:
+        """``authorities``: the CAs that count at this moment; without it, the one in the file."""
         self._trust_domain = config.trust_domain
-        self._authority = _load(config.operator_ca_file)
-        self._authority_valid = self._authority.not_valid_before_utc, self._authority.not_valid_after_utc
+        only = _load(config.operator_ca_file)
+        self._authorities = authorities or (lambda: [only])
         self._store = store
         self._now = now
         self._lock = threading.Lock()
@@ -55,9 +63,10 @@ class Mtls:
             raise Unauthenticated(
                 Reason.CERTIFICATE_UNVERIFIED, "The client certificate was not verified by the connection."
             )
-        identity = self._identity(credentials.certificate)
+        authorities = self._authorities()
+        identity = self._identity(credentials.certificate, authorities)
         operator = self._store.get(Operator, identity.operator)
-        _current(identity, self._authority_valid, operator, self._now())
+        _current(identity, operator, self._now())
         return Principal(
             kind="operator",
             name=identity.operator,
@@ -66,13 +75,13 @@ class Mtls:
             credential=identity.serial,
         )
 
-    def _identity(self, pem: bytes) -> Identity:
+    def _identity(self, pem: bytes, authorities: Sequence[x509.Certificate]) -> Identity:
         with self._lock:
             known = self._known.get(pem)
-            if known is not None:
+            if known is not None and known.authority in authorities:
                 self._known.move_to_end(pem)
                 return known
-        identity = read(pem, self._authority, self._trust_domain)
+        identity = read(pem, authorities, self._trust_domain)
         with self._lock:
             self._known[pem] = identity
             if len(self._known) > MAX_KNOWN:
@@ -92,9 +101,7 @@ def _load(path: Path) -> x509.Certificate:
         ) from error
 
 
-def _current(
-    identity: Identity, authority: tuple[datetime, datetime], operator: Operator | None, now: datetime
-) -> None:
+def _current(identity: Identity, operator: Operator | None, now: datetime) -> None:
     """Return if the certificate counts at this moment."""
     if not identity.not_before <= now <= identity.not_after:
         raise _refused(
@@ -103,7 +110,7 @@ def _current(
             f"The client certificate is not valid now, {now:%Y-%m-%d %H:%M:%S} UTC by the broker's clock; if this "
             f"machine's clock agrees, {ANEW}.",
         )
-    if not authority[0] <= now <= authority[1]:
+    if not identity.authority.not_valid_before_utc <= now <= identity.authority.not_valid_after_utc:
         raise _refused(
             identity,
             Reason.CERTIFICATE_EXPIRED,

@@ -7,6 +7,8 @@ the common name and every other part of the subject mean nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -38,16 +40,17 @@ class Identity:
     serial: str  # lower-case hex
     not_before: datetime
     not_after: datetime
+    authority: x509.Certificate  # which has signed it
 
 
 ANEW: Final = "have an administrator issue one (`broker operator issue NAME`)"
 """How an operator without a good certificate gets one: by somebody else, since it takes a good one to ask for it."""
 
 
-def read(pem: bytes, authority: x509.Certificate, trust_domain: str) -> Identity:
+def read(pem: bytes, authorities: Sequence[x509.Certificate], trust_domain: str) -> Identity:
     """The identity in a PEM certificate; Unauthenticated, with the reason, when it cannot stand for an operator.
 
-    ``authority`` must have signed it directly: neither an intermediate nor a trusted leaf speaks for the CA.
+    One of ``authorities`` must have signed it directly: neither an intermediate nor a trusted leaf speaks for the CA.
     """
     if len(pem) > MAX_PEM:
         raise _bad(
@@ -57,13 +60,14 @@ def read(pem: bytes, authority: x509.Certificate, trust_domain: str) -> Identity
         certificate = x509.load_pem_x509_certificate(pem)
         extensions = certificate.extensions
         _whole_bytes(certificate)
-        _signed_by(certificate, authority)
+        authority = _signer(certificate, authorities)
         _usable(extensions)
         return Identity(
             operator=_operator(extensions, trust_domain),
             serial=f"{certificate.serial_number:x}",
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
+            authority=authority,
         )
     except (ValueError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType) as error:
         raise _bad(Reason.CERTIFICATE_UNREADABLE, f"The client certificate cannot be read; {ANEW}.") from error
@@ -75,15 +79,16 @@ def _whole_bytes(certificate: x509.Certificate) -> None:
         raise ValueError("a signature is a whole number of bytes (RFC 5280 4.1.1.3, RFC 5758 3.2)")
 
 
-def _signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> None:
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise _bad(
-            Reason.CERTIFICATE_ISSUER,
-            "The client certificate was not signed by this broker's operator CA: call the broker that it is for, or "
-            f"{ANEW}.",
-        ) from error
+def _signer(certificate: x509.Certificate, authorities: Sequence[x509.Certificate]) -> x509.Certificate:
+    for authority in authorities:
+        with suppress(ValueError, TypeError, InvalidSignature):
+            certificate.verify_directly_issued_by(authority)
+            return authority
+    raise _bad(
+        Reason.CERTIFICATE_ISSUER,
+        "The client certificate was not signed by this broker's operator CA, or by one that was retired since: call "
+        f"the broker that it is for, or {ANEW}.",
+    )
 
 
 def _usable(extensions: x509.Extensions) -> None:

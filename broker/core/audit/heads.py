@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from threading import Lock
 
 from broker.core import ports
-from broker.core.call import Call
+from broker.core.call import Call, background_call
 from broker.core.entries import head_statement
 from broker.core.errors import InvalidRequest, Unavailable
 from broker.core.kinds import SignatureAlgorithm
@@ -23,14 +23,14 @@ from broker.core.signatures import verify
 MAX_CHAIN_NAME = 128
 
 
-def signed_by(public_key: bytes) -> Callable[[AuditHead], bool]:
-    """Tells the heads that this audit key (SubjectPublicKeyInfo, DER) has signed from all others."""
+def signed_by(*public_keys: bytes) -> Callable[[AuditHead], bool]:
+    """Tells the heads that one of these audit keys (SubjectPublicKeyInfo, DER) has signed from all others."""
 
     def genuine(head: AuditHead) -> bool:
         if not (head.chain + head.hash).isascii():
             return False
         statement = head_statement(head.chain, head.sequence, head.hash, head.signed_at)
-        return verify(public_key, SignatureAlgorithm.ES256, statement, head.signature)
+        return any(verify(key, SignatureAlgorithm.ES256, statement, head.signature) for key in public_keys)
 
     return genuine
 
@@ -38,32 +38,44 @@ def signed_by(public_key: bytes) -> Callable[[AuditHead], bool]:
 class Heads:
     """The noun behind AuditService; the background loop calls ``sign_due``.
 
-    ``key`` is the audit key, EC P-256; no other use of it exists, and no RPC can name it.
+    ``key`` gives the audit key in force, EC P-256; no other use of it exists, and no RPC can name it. ``handovers``:
+    how it came to be that one.
     """
 
-    def __init__(self, store: ports.Store, hsm: ports.Hsm, key: KeyRef, guard: Guard, now: ports.Now) -> None:
+    def __init__(
+        self,
+        store: ports.Store,
+        hsm: ports.Hsm,
+        key: Callable[[], KeyRef],
+        guard: Guard,
+        now: ports.Now,
+        handovers: Callable[[], list[Mapping[str, str]]] = list,
+    ) -> None:
         self._store = store
         self._hsm = hsm
         self._key = key
         self._guard = guard
         self._now = now
+        self._handovers = handovers
+        self._told = 0
         self._signing = Lock()
 
     @classmethod
     def unasked(cls, store: ports.Store, hsm: ports.Hsm, key: KeyRef, now: ports.Now) -> Heads:
         """For a process that signs and answers nobody, so that it needs no policy of the store's."""
         first = PolicyDocument(version=0, text=FIRST_POLICY, author="", created_at=now())
-        return cls(store, hsm, key, Guard(first), now)
+        return cls(store, hsm, lambda: key, Guard(first), now)
 
-    def state(self, call: Call) -> tuple[bytes, list[AuditHead]]:
-        """(the audit key's SubjectPublicKeyInfo DER, the newest head of every chain)."""
+    def state(self, call: Call) -> tuple[bytes, list[AuditHead], list[Mapping[str, str]]]:
+        """(the audit key's SubjectPublicKeyInfo DER, the newest head of every chain, every hand-over)."""
         self._guard.check(call, BROKER)
-        if self._key.public_key is None:
+        public_key = self._key().public_key
+        if public_key is None:
             raise Unavailable(
                 Reason.AUDIT_UNAVAILABLE,
                 "This process has not read the audit key from the HSM; restart the broker, whose log then says why.",
             )
-        return self._key.public_key, list(self._newest())
+        return public_key, list(self._newest()), self._handovers()
 
     def sign(self, call: Call) -> list[AuditHead]:
         """Sign now what has moved; where nothing has, the heads that stand."""
@@ -89,13 +101,29 @@ class Heads:
 
     def sign_due(self) -> list[AuditHead]:
         """Sign every chain that moved since its last head, and return the new heads."""
-        with self._signing:  # the loop and a caller must not sign the same head twice
-            return [self._sign(head) for head in self._store.heads()]
+        signed = self.sign_last()
+        self._tell()
+        return signed
 
-    def _sign(self, head: AuditHead) -> AuditHead:
+    def sign_last(self) -> list[AuditHead]:
+        """As ``sign_due``, of chains to which nothing is added any more."""
+        with self._signing:  # the loop and a caller must not sign the same head twice
+            key = self._key()
+            return [self._sign(head, key) for head in self._store.heads()]
+
+    def _tell(self) -> None:
+        """Put the hand-overs into this process's journal: it has heads of the newest key, and is read by itself."""
+        with self._signing:
+            handovers = self._handovers()
+            for one in handovers[self._told :]:
+                call = background_call("audit/handover", 0, self._now)
+                self._store.record(replace(call.outcome(), facts=dict(one)))
+            self._told = len(handovers)
+
+    def _sign(self, head: AuditHead, key: KeyRef) -> AuditHead:
         signed_at = self._now()
         statement = head_statement(head.chain, head.sequence, head.hash, signed_at)
-        [signature] = self._hsm.sign(self._key, SignatureAlgorithm.ES256, [statement])
+        [signature] = self._hsm.sign(key, SignatureAlgorithm.ES256, [statement])
         signed = replace(head, signed_at=signed_at, signature=signature)
         self._store.save_head(signed)
         return signed

@@ -50,6 +50,11 @@ class Authority:
     def create(hsm: ports.Hsm, hsm_id: bytes, common_name: str, now: datetime) -> tuple[KeyRef, bytes]:
         """Make the key if it is not there, and a self-signed CA certificate (10 years, path length 0), PEM."""
         key = KeyRef(hsm_id=hsm_id, type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=None, name="")
+        return Authority.make(hsm, key, common_name, now)
+
+    @staticmethod
+    def make(hsm: ports.Hsm, key: KeyRef, common_name: str, now: datetime) -> tuple[KeyRef, bytes]:
+        """As ``create``, for a key of any version."""
         spki = hsm.generate(key, exportable=False)
         key = replace(key, public_key=spki)
         public_key = _p256(load_der_public_key(spki or b""))
@@ -64,6 +69,38 @@ class Authority:
         certificate = _sign(hsm, key, draft)
         _verify(certificate, certificate)
         return key, certificate.public_bytes(Encoding.PEM)
+
+    def link(self, successor_pem: bytes) -> bytes:
+        """The successor's key, certified by this CA, PEM: who trusts this CA alone follows to the successor.
+
+        Both have one name, so the link is self-issued and no step of the path (RFC 5280 4.2.1.9, RFC 4210 4.4).
+        """
+        successor = x509.load_pem_x509_certificate(successor_pem)
+        if successor.subject != self._ca.subject:
+            raise WrongState(Reason.CA_CERTIFICATE_INVALID, "A CA's successor has the same name; this one has another.")
+        public_key = _p256(successor.public_key())
+        start = max(successor.not_valid_before_utc, self._ca.not_valid_before_utc)
+        end = min(successor.not_valid_after_utc, self._ca.not_valid_after_utc)
+        self._refuse_over(start, end)
+        draft = (
+            _draft(public_key, successor.subject, self._ca.subject, start, end)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(ca=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(_authority_key_identifier(self._ca), critical=False)
+        )
+        certificate = _sign(self._hsm, self._key, draft)
+        _verify(certificate, self._ca)
+        return certificate.public_bytes(Encoding.PEM)
+
+    def _refuse_over(self, start: datetime, end: datetime) -> None:
+        if end <= start:
+            raise WrongState(
+                Reason.CA_EXPIRED,
+                f"The CA certificate ended {self._ca.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this host's clock, so "
+                "it signs nothing any more. If the clock is right, start the broker, which makes the next CA by "
+                "itself; every caller then needs the new CA file (`broker authority trust`).",
+            )
 
     def client(self, csr_pem: bytes, uri: str, not_before: datetime, ttl: timedelta) -> tuple[bytes, str]:
         """A client-auth leaf for the CSR's public key and one URI SAN; (PEM, serial hex). All else is built here."""
@@ -86,13 +123,7 @@ class Authority:
         public_key = public_key_of(csr_pem)
         start = max(not_before.replace(microsecond=0), self._ca.not_valid_before_utc)
         end = min(start + ttl, self._ca.not_valid_after_utc)
-        if end <= start:
-            raise WrongState(
-                Reason.CA_EXPIRED,
-                f"The CA certificate ended {self._ca.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this host's clock, so "
-                "it signs nothing any more. If the clock is right, make another broker, in a new folder and token "
-                "(`broker init FOLDER`): no command renews a CA.",
-            )
+        self._refuse_over(start, end)
         draft = (
             # With an empty subject the names are critical (RFC 5280 4.2.1.6), and no one can read a CN by mistake.
             _draft(public_key, x509.Name([]), self._ca.subject, start, end)

@@ -33,6 +33,7 @@ class Issued:
 
     pem: bytes
     ca_pem: bytes
+    server_ca_pem: bytes  # whom to trust as the broker's server, from now on
     serial: str  # lower-case hex
     expires_at: datetime
 
@@ -44,13 +45,20 @@ class Operators:
     """
 
     def __init__(
-        self, store: ports.Store, authority: Authority, guard: Guard, now: ports.Now, trust_domain: str
+        self,
+        store: ports.Store,
+        authority: Callable[[], Authority],
+        guard: Guard,
+        now: ports.Now,
+        trust_domain: str,
+        server_cas: Callable[[], bytes],
     ) -> None:
         self._store = store
         self._authority = authority
         self._guard = guard
         self._now = now
         self._trust_domain = trust_domain
+        self._server_cas = server_cas
 
     def add(
         self, call: Call, name: str, groups: list[str], csr_pem: bytes, ttl: timedelta | None
@@ -95,7 +103,11 @@ class Operators:
         call.note(validate_only=1)
         public_key_of(csr_pem)
         return Issued(
-            pem=b"", ca_pem=self._authority.certificate, serial="", expires_at=self._whole_seconds() + _ttl(ttl)
+            pem=b"",
+            ca_pem=self._authority().certificate,
+            server_ca_pem=self._server_cas(),
+            serial="",
+            expires_at=self._whole_seconds() + _ttl(ttl),
         )
 
     def renew(self, call: Call, csr_pem: bytes, ttl: timedelta | None) -> Issued:
@@ -195,9 +207,16 @@ class Operators:
             )
         start = max(now - BACKDATED, operator.not_before)
         uri = operator_uri(self._trust_domain, operator.name)
-        pem, serial = self._authority.client(csr_pem, uri, start, end - start)
+        authority = self._authority()
+        pem, serial = authority.client(csr_pem, uri, start, end - start)
         expires_at = x509.load_pem_x509_certificate(pem).not_valid_after_utc
-        return Issued(pem=pem, ca_pem=self._authority.certificate, serial=serial, expires_at=expires_at)
+        return Issued(
+            pem=pem,
+            ca_pem=authority.certificate,
+            server_ca_pem=self._server_cas(),
+            serial=serial,
+            expires_at=expires_at,
+        )
 
     def _without_certificates(self, operator: Operator) -> Operator:
         # Later than the start of any certificate issued so far, even when this is the second time in one second.

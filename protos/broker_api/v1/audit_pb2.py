@@ -26,7 +26,7 @@ from broker_api.v1 import traits_pb2 as broker__api_dot_v1_dot_traits__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62roker_api/v1/audit.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/traits.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x01\n\tAuditHead\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12-\n\tsign_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x16\n\x0esign_time_text\x18\x06 \x01(\t\"\x16\n\x14GetAuditStateRequest\"X\n\x15GetAuditStateResponse\x12\x16\n\x0epublic_key_pem\x18\x01 \x01(\t\x12\'\n\x05heads\x18\x02 \x03(\x0b\x32\x18.broker_api.v1.AuditHead\"\x16\n\x14SignAuditHeadRequest\"@\n\x15SignAuditHeadResponse\x12\'\n\x05heads\x18\x01 \x03(\x0b\x32\x18.broker_api.v1.AuditHead\"M\n\x15ListAuditHeadsRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x16ListAuditHeadsResponse\x12\'\n\x05heads\x18\x01 \x03(\x0b\x32\x18.broker_api.v1.AuditHead\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xbd\x02\n\x0c\x41uditService\x12\x62\n\rGetAuditState\x12#.broker_api.v1.GetAuditStateRequest\x1a$.broker_api.v1.GetAuditStateResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12\x62\n\rSignAuditHead\x12#.broker_api.v1.SignAuditHeadRequest\x1a$.broker_api.v1.SignAuditHeadResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12\x65\n\x0eListAuditHeads\x12$.broker_api.v1.ListAuditHeadsRequest\x1a%.broker_api.v1.ListAuditHeadsResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62roker_api/v1/audit.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/traits.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x01\n\tAuditHead\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12-\n\tsign_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x16\n\x0esign_time_text\x18\x06 \x01(\t\"\x16\n\x14GetAuditStateRequest\"\x89\x01\n\x15GetAuditStateResponse\x12\x16\n\x0epublic_key_pem\x18\x01 \x01(\t\x12\'\n\x05heads\x18\x02 \x03(\x0b\x32\x18.broker_api.v1.AuditHead\x12/\n\thandovers\x18\x03 \x03(\x0b\x32\x1c.broker_api.v1.AuditHandover\"\x88\x01\n\rAuditHandover\x12\x12\n\nformer_key\x18\x01 \x01(\t\x12\x15\n\rsuccessor_key\x18\x02 \x01(\t\x12\x15\n\rhandover_time\x18\x03 \x01(\t\x12\x18\n\x10\x66ormer_signature\x18\x04 \x01(\t\x12\x1b\n\x13successor_signature\x18\x05 \x01(\t\"\x16\n\x14SignAuditHeadRequest\"@\n\x15SignAuditHeadResponse\x12\'\n\x05heads\x18\x01 \x03(\x0b\x32\x18.broker_api.v1.AuditHead\"M\n\x15ListAuditHeadsRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x16ListAuditHeadsResponse\x12\'\n\x05heads\x18\x01 \x03(\x0b\x32\x18.broker_api.v1.AuditHead\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xbd\x02\n\x0c\x41uditService\x12\x62\n\rGetAuditState\x12#.broker_api.v1.GetAuditStateRequest\x1a$.broker_api.v1.GetAuditStateResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12\x62\n\rSignAuditHead\x12#.broker_api.v1.SignAuditHeadRequest\x1a$.broker_api.v1.SignAuditHeadResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12\x65\n\x0eListAuditHeads\x12$.broker_api.v1.ListAuditHeadsRequest\x1a%.broker_api.v1.ListAuditHeadsResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,16 +43,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITHEAD']._serialized_end=254
   _globals['_GETAUDITSTATEREQUEST']._serialized_start=256
   _globals['_GETAUDITSTATEREQUEST']._serialized_end=278
-  _globals['_GETAUDITSTATERESPONSE']._serialized_start=280
-  _globals['_GETAUDITSTATERESPONSE']._serialized_end=368
-  _globals['_SIGNAUDITHEADREQUEST']._serialized_start=370
-  _globals['_SIGNAUDITHEADREQUEST']._serialized_end=392
-  _globals['_SIGNAUDITHEADRESPONSE']._serialized_start=394
-  _globals['_SIGNAUDITHEADRESPONSE']._serialized_end=458
-  _globals['_LISTAUDITHEADSREQUEST']._serialized_start=460
-  _globals['_LISTAUDITHEADSREQUEST']._serialized_end=537
-  _globals['_LISTAUDITHEADSRESPONSE']._serialized_start=539
-  _globals['_LISTAUDITHEADSRESPONSE']._serialized_end=629
-  _globals['_AUDITSERVICE']._serialized_start=632
-  _globals['_AUDITSERVICE']._serialized_end=949
+  _globals['_GETAUDITSTATERESPONSE']._serialized_start=281
+  _globals['_GETAUDITSTATERESPONSE']._serialized_end=418
+  _globals['_AUDITHANDOVER']._serialized_start=421
+  _globals['_AUDITHANDOVER']._serialized_end=557
+  _globals['_SIGNAUDITHEADREQUEST']._serialized_start=559
+  _globals['_SIGNAUDITHEADREQUEST']._serialized_end=581
+  _globals['_SIGNAUDITHEADRESPONSE']._serialized_start=583
+  _globals['_SIGNAUDITHEADRESPONSE']._serialized_end=647
+  _globals['_LISTAUDITHEADSREQUEST']._serialized_start=649
+  _globals['_LISTAUDITHEADSREQUEST']._serialized_end=726
+  _globals['_LISTAUDITHEADSRESPONSE']._serialized_start=728
+  _globals['_LISTAUDITHEADSRESPONSE']._serialized_end=818
+  _globals['_AUDITSERVICE']._serialized_start=821
+  _globals['_AUDITSERVICE']._serialized_end=1138
 # @@protoc_insertion_point(module_scope)

@@ -78,23 +78,64 @@ class GetAuditStateResponse(_message.Message):
 
     PUBLIC_KEY_PEM_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
+    HANDOVERS_FIELD_NUMBER: _builtins.int
     public_key_pem: _builtins.str
     """SubjectPublicKeyInfo, PEM."""
     @_builtins.property
     def heads(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditHead]: ...
+    @_builtins.property
+    def handovers(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditHandover]:
+        """How the audit key was handed over from each version to the next, oldest first."""
+
     def __init__(
         self,
         *,
         public_key_pem: _builtins.str = ...,
         heads: _abc.Iterable[Global___AuditHead] | None = ...,
+        handovers: _abc.Iterable[Global___AuditHandover] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "public_key_pem", b"public_key_pem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handovers", b"handovers", "heads", b"heads", "public_key_pem", b"public_key_pem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAuditStateResponse: _TypeAlias = GetAuditStateResponse  # noqa: Y015
+
+@_typing.final
+class AuditHandover(_message.Message):
+    """Both keys have signed it, so who knows the one follows to the other (docs/audit-format.md)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMER_KEY_FIELD_NUMBER: _builtins.int
+    SUCCESSOR_KEY_FIELD_NUMBER: _builtins.int
+    HANDOVER_TIME_FIELD_NUMBER: _builtins.int
+    FORMER_SIGNATURE_FIELD_NUMBER: _builtins.int
+    SUCCESSOR_SIGNATURE_FIELD_NUMBER: _builtins.int
+    former_key: _builtins.str
+    """SubjectPublicKeyInfo, DER, in hex."""
+    successor_key: _builtins.str
+    handover_time: _builtins.str
+    former_signature: _builtins.str
+    """ECDSA P-256 with SHA-256, DER, in hex."""
+    successor_signature: _builtins.str
+    def __init__(
+        self,
+        *,
+        former_key: _builtins.str = ...,
+        successor_key: _builtins.str = ...,
+        handover_time: _builtins.str = ...,
+        former_signature: _builtins.str = ...,
+        successor_signature: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["former_key", b"former_key", "former_signature", b"former_signature", "handover_time", b"handover_time", "successor_key", b"successor_key", "successor_signature", b"successor_signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditHandover: _TypeAlias = AuditHandover  # noqa: Y015
 
 @_typing.final
 class SignAuditHeadRequest(_message.Message):

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62roker_api/v1/operators.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/traits.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x01\n\x08Operator\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x03(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.broker_api.v1.OperatorState\x12.\n\nnot_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\"k\n\x0b\x43\x65rtificate\x12\x0b\n\x03pem\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\t\x12\x0e\n\x06serial\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x96\x01\n\x12\x41\x64\x64OperatorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x03(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"q\n\x13\x41\x64\x64OperatorResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.broker_api.v1.Operator\x12/\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x1a.broker_api.v1.Certificate\"R\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x18RenewCertificateResponse\x12/\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x1a.broker_api.v1.Certificate\"`\n\x17IssueCertificateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x18IssueCertificateResponse\x12/\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x1a.broker_api.v1.Certificate\"=\n\x14ListOperatorsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x15ListOperatorsResponse\x12*\n\toperators\x18\x01 \x03(\x0b\x32\x17.broker_api.v1.Operator\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"c\n\x18SetOperatorGroupsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"F\n\x19SetOperatorGroupsResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.broker_api.v1.Operator\"T\n\x19RevokeCertificatesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"G\n\x1aRevokeCertificatesResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.broker_api.v1.Operator\"P\n\x15RemoveOperatorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"C\n\x16RemoveOperatorResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.broker_api.v1.Operator\"\x0f\n\rWhoAmIRequest\"n\n\x0eWhoAmIResponse\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x03(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x12\n\ncredential\x18\x04 \x01(\t\x12\x15\n\rclock_trouble\x18\x05 \x01(\t*g\n\rOperatorState\x12\x1e\n\x1aOPERATOR_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16OPERATOR_STATE_ENABLED\x10\x01\x12\x1a\n\x16OPERATOR_STATE_REMOVED\x10\x02\x32\xc6\x06\n\x0fOperatorService\x12\\\n\x0b\x41\x64\x64Operator\x12!.broker_api.v1.AddOperatorRequest\x1a\".broker_api.v1.AddOperatorResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12k\n\x10RenewCertificate\x12&.broker_api.v1.RenewCertificateRequest\x1a\'.broker_api.v1.RenewCertificateResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12k\n\x10IssueCertificate\x12&.broker_api.v1.IssueCertificateRequest\x1a\'.broker_api.v1.IssueCertificateResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12\x62\n\rListOperators\x12#.broker_api.v1.ListOperatorsRequest\x1a$.broker_api.v1.ListOperatorsResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12n\n\x11SetOperatorGroups\x12\'.broker_api.v1.SetOperatorGroupsRequest\x1a(.broker_api.v1.SetOperatorGroupsResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12q\n\x12RevokeCertificates\x12(.broker_api.v1.RevokeCertificatesRequest\x1a).broker_api.v1.RevokeCertificatesResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12\x65\n\x0eRemoveOperator\x12$.broker_api.v1.RemoveOperatorRequest\x1a%.broker_api.v1.RemoveOperatorResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12M\n\x06WhoAmI\x12\x1c.broker_api.v1.WhoAmIRequest\x1a\x1d.broker_api.v1.WhoAmIResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62roker_api/v1/operators.proto\x12\rbroker_api.v1\x1a\x1a\x62roker_api/v1/traits.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x01\n\x08Operator\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x03(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.broker_api.v1.OperatorState\x12.\n\nnot_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\"\x82\x01\n\x0b\x43\x65rtificate\x12\x0b\n\x03pem\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\t\x12\x0e\n\x06serial\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rserver_ca_pem\x18\x05 \x01(\t\"\x96\x01\n\x12\x41\x64\x64OperatorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x03(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"q\n\x13\x41\x64\x64OperatorResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.broker_api.v1.Operator\x12/\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x1a.broker_api.v1.Certificate\"R\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x18RenewCertificateResponse\x12/\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x1a.broker_api.v1.Certificate\"`\n\x17IssueCertificateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x18IssueCertificateResponse\x12/\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x1a.broker_api.v1.Certificate\"=\n\x14ListOperatorsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x15ListOperatorsResponse\x12*\n\toperators\x18\x01 \x03(\x0b\x32\x17.broker_api.v1.Operator\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"c\n\x18SetOperatorGroupsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"F\n\x19SetOperatorGroupsResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.broker_api.v1.Operator\"T\n\x19RevokeCertificatesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"G\n\x1aRevokeCertificatesResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.broker_api.v1.Operator\"P\n\x15RemoveOperatorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"C\n\x16RemoveOperatorResponse\x12)\n\x08operator\x18\x01 \x01(\x0b\x32\x17.broker_api.v1.Operator\"\x0f\n\rWhoAmIRequest\"n\n\x0eWhoAmIResponse\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x03(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x12\n\ncredential\x18\x04 \x01(\t\x12\x15\n\rclock_trouble\x18\x05 \x01(\t*g\n\rOperatorState\x12\x1e\n\x1aOPERATOR_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16OPERATOR_STATE_ENABLED\x10\x01\x12\x1a\n\x16OPERATOR_STATE_REMOVED\x10\x02\x32\xc6\x06\n\x0fOperatorService\x12\\\n\x0b\x41\x64\x64Operator\x12!.broker_api.v1.AddOperatorRequest\x1a\".broker_api.v1.AddOperatorResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12k\n\x10RenewCertificate\x12&.broker_api.v1.RenewCertificateRequest\x1a\'.broker_api.v1.RenewCertificateResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12k\n\x10IssueCertificate\x12&.broker_api.v1.IssueCertificateRequest\x1a\'.broker_api.v1.IssueCertificateResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12\x62\n\rListOperators\x12#.broker_api.v1.ListOperatorsRequest\x1a$.broker_api.v1.ListOperatorsResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x12n\n\x11SetOperatorGroups\x12\'.broker_api.v1.SetOperatorGroupsRequest\x1a(.broker_api.v1.SetOperatorGroupsResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12q\n\x12RevokeCertificates\x12(.broker_api.v1.RevokeCertificatesRequest\x1a).broker_api.v1.RevokeCertificatesResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12\x65\n\x0eRemoveOperator\x12$.broker_api.v1.RemoveOperatorRequest\x1a%.broker_api.v1.RemoveOperatorResponse\"\x06\xa2\xbb\x18\x02\x08\x03\x12M\n\x06WhoAmI\x12\x1c.broker_api.v1.WhoAmIRequest\x1a\x1d.broker_api.v1.WhoAmIResponse\"\x06\xa2\xbb\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,44 +50,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATORSERVICE'].methods_by_name['RemoveOperator']._serialized_options = b'\242\273\030\002\010\003'
   _globals['_OPERATORSERVICE'].methods_by_name['WhoAmI']._loaded_options = None
   _globals['_OPERATORSERVICE'].methods_by_name['WhoAmI']._serialized_options = b'\242\273\030\002\010\001'
-  _globals['_OPERATORSTATE']._serialized_start=1826
-  _globals['_OPERATORSTATE']._serialized_end=1929
+  _globals['_OPERATORSTATE']._serialized_start=1850
+  _globals['_OPERATORSTATE']._serialized_end=1953
   _globals['_OPERATOR']._serialized_start=142
   _globals['_OPERATOR']._serialized_end=342
-  _globals['_CERTIFICATE']._serialized_start=344
-  _globals['_CERTIFICATE']._serialized_end=451
-  _globals['_ADDOPERATORREQUEST']._serialized_start=454
-  _globals['_ADDOPERATORREQUEST']._serialized_end=604
-  _globals['_ADDOPERATORRESPONSE']._serialized_start=606
-  _globals['_ADDOPERATORRESPONSE']._serialized_end=719
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=721
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=803
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=805
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=880
-  _globals['_ISSUECERTIFICATEREQUEST']._serialized_start=882
-  _globals['_ISSUECERTIFICATEREQUEST']._serialized_end=978
-  _globals['_ISSUECERTIFICATERESPONSE']._serialized_start=980
-  _globals['_ISSUECERTIFICATERESPONSE']._serialized_end=1055
-  _globals['_LISTOPERATORSREQUEST']._serialized_start=1057
-  _globals['_LISTOPERATORSREQUEST']._serialized_end=1118
-  _globals['_LISTOPERATORSRESPONSE']._serialized_start=1120
-  _globals['_LISTOPERATORSRESPONSE']._serialized_end=1212
-  _globals['_SETOPERATORGROUPSREQUEST']._serialized_start=1214
-  _globals['_SETOPERATORGROUPSREQUEST']._serialized_end=1313
-  _globals['_SETOPERATORGROUPSRESPONSE']._serialized_start=1315
-  _globals['_SETOPERATORGROUPSRESPONSE']._serialized_end=1385
-  _globals['_REVOKECERTIFICATESREQUEST']._serialized_start=1387
-  _globals['_REVOKECERTIFICATESREQUEST']._serialized_end=1471
-  _globals['_REVOKECERTIFICATESRESPONSE']._serialized_start=1473
-  _globals['_REVOKECERTIFICATESRESPONSE']._serialized_end=1544
-  _globals['_REMOVEOPERATORREQUEST']._serialized_start=1546
-  _globals['_REMOVEOPERATORREQUEST']._serialized_end=1626
-  _globals['_REMOVEOPERATORRESPONSE']._serialized_start=1628
-  _globals['_REMOVEOPERATORRESPONSE']._serialized_end=1695
-  _globals['_WHOAMIREQUEST']._serialized_start=1697
-  _globals['_WHOAMIREQUEST']._serialized_end=1712
-  _globals['_WHOAMIRESPONSE']._serialized_start=1714
-  _globals['_WHOAMIRESPONSE']._serialized_end=1824
-  _globals['_OPERATORSERVICE']._serialized_start=1932
-  _globals['_OPERATORSERVICE']._serialized_end=2770
+  _globals['_CERTIFICATE']._serialized_start=345
+  _globals['_CERTIFICATE']._serialized_end=475
+  _globals['_ADDOPERATORREQUEST']._serialized_start=478
+  _globals['_ADDOPERATORREQUEST']._serialized_end=628
+  _globals['_ADDOPERATORRESPONSE']._serialized_start=630
+  _globals['_ADDOPERATORRESPONSE']._serialized_end=743
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=745
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=827
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=829
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=904
+  _globals['_ISSUECERTIFICATEREQUEST']._serialized_start=906
+  _globals['_ISSUECERTIFICATEREQUEST']._serialized_end=1002
+  _globals['_ISSUECERTIFICATERESPONSE']._serialized_start=1004
+  _globals['_ISSUECERTIFICATERESPONSE']._serialized_end=1079
+  _globals['_LISTOPERATORSREQUEST']._serialized_start=1081
+  _globals['_LISTOPERATORSREQUEST']._serialized_end=1142
+  _globals['_LISTOPERATORSRESPONSE']._serialized_start=1144
+  _globals['_LISTOPERATORSRESPONSE']._serialized_end=1236
+  _globals['_SETOPERATORGROUPSREQUEST']._serialized_start=1238
+  _globals['_SETOPERATORGROUPSREQUEST']._serialized_end=1337
+  _globals['_SETOPERATORGROUPSRESPONSE']._serialized_start=1339
+  _globals['_SETOPERATORGROUPSRESPONSE']._serialized_end=1409
+  _globals['_REVOKECERTIFICATESREQUEST']._serialized_start=1411
+  _globals['_REVOKECERTIFICATESREQUEST']._serialized_end=1495
+  _globals['_REVOKECERTIFICATESRESPONSE']._serialized_start=1497
+  _globals['_REVOKECERTIFICATESRESPONSE']._serialized_end=1568
+  _globals['_REMOVEOPERATORREQUEST']._serialized_start=1570
+  _globals['_REMOVEOPERATORREQUEST']._serialized_end=1650
+  _globals['_REMOVEOPERATORRESPONSE']._serialized_start=1652
+  _globals['_REMOVEOPERATORRESPONSE']._serialized_end=1719
+  _globals['_WHOAMIREQUEST']._serialized_start=1721
+  _globals['_WHOAMIREQUEST']._serialized_end=1736
+  _globals['_WHOAMIRESPONSE']._serialized_start=1738
+  _globals['_WHOAMIRESPONSE']._serialized_end=1848
+  _globals['_OPERATORSERVICE']._serialized_start=1956
+  _globals['_OPERATORSERVICE']._serialized_end=2794
 # @@protoc_insertion_point(module_scope)

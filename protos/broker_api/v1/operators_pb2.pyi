@@ -85,11 +85,14 @@ class Certificate(_message.Message):
     CA_PEM_FIELD_NUMBER: _builtins.int
     SERIAL_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    SERVER_CA_PEM_FIELD_NUMBER: _builtins.int
     pem: _builtins.str
     """The client certificate, PEM."""
     ca_pem: _builtins.str
     """The CA that signs operators, PEM."""
     serial: _builtins.str
+    server_ca_pem: _builtins.str
+    """The CAs to trust as the broker's server from now on, PEM; the one that signs first."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -99,10 +102,11 @@ class Certificate(_message.Message):
         ca_pem: _builtins.str = ...,
         serial: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        server_ca_pem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "expire_time", b"expire_time", "pem", b"pem", "serial", b"serial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "expire_time", b"expire_time", "pem", b"pem", "serial", b"serial", "server_ca_pem", b"server_ca_pem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -74,6 +74,9 @@ def story(bao: OpenBao, version: int) -> Story:
     yield "GetAuditState", {}
     yield "SignAuditHead", {}
     yield "ListAuditHeads", {"page_size": 5}
+    yield "ListAuthorities", {}
+    yield "RotateAuthority", {"name": "page"}
+    yield "RetireAuthority", {"name": "page"}
 
 
 def _keys(key: str) -> Story:

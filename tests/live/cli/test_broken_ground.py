@@ -96,6 +96,7 @@ def test_a_clock_that_is_set_back_stops_neither_health_nor_heads() -> None:
         keys=idle,
         secrets=idle,
         sessions=idle,
+        own=idle,
         renew_certificate=lambda: None,
     )
     loop = Loop(broker, lambda: running)

@@ -43,6 +43,10 @@ ALL = [
     ("RetireKeyVersion", "key retire pay --version 1"),
     ("CompromiseKeyVersion", "key compromise pay --reason leaked --no-wait --no-replacement --yes"),
     ("ListKeyMoves", "key history pay"),
+    ("ListAuthorities", "authority list"),
+    ("ListAuthorities", "authority trust"),
+    ("RotateAuthority", "authority rotate server-ca --yes --no-wait"),
+    ("RetireAuthority", "authority retire operator-ca --yes"),
     ("EnableKey", "key enable pay"),
     ("DisableKey", "key disable pay"),
     ("ScheduleKeyDestruction", "key destroy pay --in-days 3 --yes"),
@@ -79,6 +83,7 @@ ALL = [
     ("GetPolicy", "policy show"),
     ("ExplainPolicy", "policy explain alice GetKey key/pay"),
     ("GetAuditState", "audit key"),
+    ("GetAuditState", "audit handovers"),
     ("ListAuditHeads", "audit heads"),
     ("SignAuditHead", "audit sign-head"),
     ("GetHsm", "hsm"),
@@ -87,7 +92,8 @@ ALL = [
 CHANGES = [(method, line) for method, line in ALL if method in {
     "CreateKey", "RotateKey", "SetKeySchedule", "EnableKey", "DisableKey", "ScheduleKeyDestruction",
     "CancelKeyDestruction", "SealKey", "SettleKeyVersion", "ImportKey", "ConfirmImport", "RepinTarget", "DeleteTarget",
-    "SetOperatorGroups", "RevokeCertificates", "RemoveOperator", "Approve", "Reject",
+    "SetOperatorGroups", "RevokeCertificates", "RemoveOperator", "Approve", "Reject", "RotateAuthority",
+    "RetireAuthority",
 }]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ import pytest
 from broker_api.v1 import (
     approvals_pb2_grpc,
     audit_pb2_grpc,
+    authorities_pb2_grpc,
     drift_pb2_grpc,
     hsm_pb2_grpc,
     imports_pb2_grpc,
@@ -47,6 +48,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from tests.live.cli.authority_answers import HANDOVER, authority_answers
 from tests.live.cli.rotation_answers import WHEN, approval_answers, operation_answers, rotation_answers
 
 NOW = datetime.now(UTC)
@@ -246,7 +248,7 @@ def _other_answers() -> dict[str, Answer]:
         "GetPolicy": lambda _: policies.GetPolicyResponse(policy=POLICY, schema="entity Key;\n"),
         "SetPolicy": lambda r: policies.SetPolicyResponse(policy=policies.PolicyDocument(version=5, text=r.text)),
         "ExplainPolicy": lambda r: policies.ExplainPolicyResponse(allowed=r.action == "GetKey", explanation="because"),
-        "GetAuditState": lambda _: audit.GetAuditStateResponse(public_key_pem=PEM, heads=[HEAD]),
+        "GetAuditState": lambda _: audit.GetAuditStateResponse(public_key_pem=PEM, heads=[HEAD], handovers=[HANDOVER]),
         "SignAuditHead": lambda _: audit.SignAuditHeadResponse(heads=[HEAD]),
         "ListAuditHeads": lambda _: audit.ListAuditHeadsResponse(heads=[HEAD]),
         "GetHsm": lambda _: token,
@@ -254,7 +256,7 @@ def _other_answers() -> dict[str, Answer]:
 
 
 def _answers(stand_in: StandIn) -> dict[str, Answer]:
-    rotations = rotation_answers(_key) | operation_answers() | approval_answers()
+    rotations = rotation_answers(_key) | operation_answers() | approval_answers() | authority_answers()
     return _key_answers() | rotations | _target_answers() | _operator_answers(stand_in) | _other_answers()
 
 
@@ -276,6 +278,7 @@ SERVICES = (
     (approvals_pb2_grpc.ApprovalServiceServicer, approvals_pb2_grpc.add_ApprovalServiceServicer_to_server),
     (audit_pb2_grpc.AuditServiceServicer, audit_pb2_grpc.add_AuditServiceServicer_to_server),
     (drift_pb2_grpc.DriftServiceServicer, drift_pb2_grpc.add_DriftServiceServicer_to_server),
+    (authorities_pb2_grpc.AuthorityServiceServicer, authorities_pb2_grpc.add_AuthorityServiceServicer_to_server),
     (hsm_pb2_grpc.HsmServiceServicer, hsm_pb2_grpc.add_HsmServiceServicer_to_server),
     (imports_pb2_grpc.ImportServiceServicer, imports_pb2_grpc.add_ImportServiceServicer_to_server),
     (keys_pb2_grpc.KeyServiceServicer, keys_pb2_grpc.add_KeyServiceServicer_to_server),

@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from broker.core.audit.heads import Heads, signed_by
 from broker.core.entries import head_statement
 from broker.core.errors import InvalidRequest, PermissionDenied
-from broker.core.kinds import KeyType, KeyUsage
+from broker.core.kinds import KeyType, KeyUsage, Own
 from broker.core.model import AuditHead
 from broker.core.ports import KeyRef
 from tests.fakes.calls import call, operator
 from tests.fakes.signer import Signer
-from tests.worlds.world import World
+from tests.worlds.world import World, founded
 
 AUDITOR = operator("carol", "auditors")
 
@@ -27,7 +27,7 @@ class House(World):
         self.signer = Signer()
         key = KeyRef(hsm_id=b"audit-key-000001", type=KeyType.EC_P256, usage=KeyUsage.SIGN, public_key=None, name="")
         self.key = replace(key, public_key=self.signer.generate(key, exportable=False))
-        super().__init__(hsm=self.signer, audit_key=self.key)
+        super().__init__(hsm=self.signer, founding={Own.AUDIT: founded(Own.AUDIT, self.key)})
 
     def record(self, count: int = 1) -> None:
         for _ in range(count):
@@ -132,7 +132,7 @@ def test_the_state_is_the_key_and_the_newest_head_of_each_chain(house: House) ->
         ("d", [5, 2**53 - 1]),
     ):
         newest.append([house.keep(chain, sequence) for sequence in sequences][-1])
-    public_key, heads = house.heads.state(call("AuditService/GetAuditState", AUDITOR, house.clock))
+    public_key, heads, _ = house.heads.state(call("AuditService/GetAuditState", AUDITOR, house.clock))
     assert public_key == house.key.public_key
     assert heads == newest
 

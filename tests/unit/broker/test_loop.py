@@ -55,6 +55,8 @@ def parts(**other: Any) -> Any:
             "schedules": SimpleNamespace(chores=lambda: iter(()), late=lambda: iter(()), stepped=lambda: iter(())),
             "use": SimpleNamespace(flush_uses=lambda _: None),
             "drifts": SimpleNamespace(chores=lambda: iter(()), news=list),
+            "authorities": idle,
+            "own": idle,
             "operations": SimpleNamespace(due=dict, chores=lambda: iter(())),
             "renew_certificate": lambda: None,
             **other,

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from broker.core.call import Call
 from broker.core.entries import encode
 from broker.core.errors import BrokerError, NotFound, PermissionDenied, WrongState
-from broker.core.kinds import OperatorState
+from broker.core.kinds import OperatorState, Own
 from broker.core.model import Operator, Principal
 from broker.core.operators.authority import Authority
 from broker.core.operators.register import Issued, operator_uri
@@ -21,7 +21,7 @@ from broker.core.policy.cedar import FIRST_POLICY
 from tests.fakes.calls import ADMIN, Clock, operator
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.signer import Signer
-from tests.worlds.world import World
+from tests.worlds.world import World, founded
 
 REQUEST = "0b7e8f3e-1f5f-4c7e-9d59-0f6a4b3a2c1d"
 CSR = (
@@ -40,8 +40,8 @@ class House(World):
     def __init__(self, text: str = FIRST_POLICY) -> None:
         self.signer, clock = Signer(), Clock()
         key, pem = Authority.create(self.signer.hsm, b"operator-ca-0001", "Operators", clock())
-        own = Authority(self.signer.hsm, key, pem)
-        super().__init__(hsm=self.signer, clock=clock, policy=text, authority=own, trust_domain="broker.example")
+        own = {name: founded(name, key, pem) for name in (Own.OPERATOR_CA, Own.SERVER_CA)}
+        super().__init__(hsm=self.signer, clock=clock, policy=text, founding=own, trust_domain="broker.example")
         now = self.clock().replace(microsecond=0) - timedelta(days=1)
         first = Operator(name="alice", groups=("admins",), state=OperatorState.ENABLED, not_before=now, created_at=now)
         with self.store.write(self.call("-", Principal(kind="", name="")).outcome()) as write:

@@ -143,7 +143,7 @@ BOB = model.Operator(
 )
 
 
-ISSUED = Issued(pem=b"PEM", ca_pem=b"CA", serial="ab", expires_at=THEN)
+ISSUED = Issued(pem=b"PEM", ca_pem=b"CA", server_ca_pem=b"CAS", serial="ab", expires_at=THEN)
 
 
 def test_operators() -> None:
@@ -237,10 +237,12 @@ HEAD = model.AuditHead(chain="c1", sequence=9, hash="ab", signed_at=THEN, signat
 
 
 def test_audit_heads() -> None:
-    noun: Any = Noun(state=(SPKI, [HEAD]), sign=[HEAD], page=Page(items=[HEAD], next=("c1", 9)))
+    handover = {"former_key": "30", "successor_key": "31", "handover_time": "t"}
+    noun: Any = Noun(state=(SPKI, [HEAD], [handover]), sign=[HEAD], page=Page(items=[HEAD], next=("c1", 9)))
     rpc = AuditMethods(noun, PAGES)
     state = rpc.get_audit_state(call("A/G"), audit_pb2.GetAuditStateRequest())
     assert state.public_key_pem.startswith("-----BEGIN PUBLIC KEY-----")
+    assert [one.successor_key for one in state.handovers] == ["31"]
     assert (state.heads[0].chain, state.heads[0].sequence, state.heads[0].signature) == ("c1", 9, b"s")
     assert state.heads[0].sign_time_text == "2026-03-04T05:06:07.000000+00:00"
     assert list(rpc.sign_audit_head(call("A/S"), audit_pb2.SignAuditHeadRequest()).heads) == list(state.heads)
@@ -323,8 +325,8 @@ def test_the_services_are_those_of_the_api_with_the_types_of_the_api() -> None:
     made = answers(
         keys=noun, use=noun, settling=noun, targets=noun, imports=noun, drifts=noun, handover=noun, operators=noun,
         oversight=noun, rotations=noun, schedules=noun, inventory=noun, policies=noun, heads=noun, secrets=noun,
-        sessions=noun, leases=noun, rules=noun, approvals=noun, hsm=noun, guard=noun, schema="", page_key=bytes(32),
-        trouble=str,
+        sessions=noun, leases=noun, rules=noun, approvals=noun, hsm=noun, guard=noun, schema="", pages=PAGES,
+        authorities=noun, trouble=str,
     )  # fmt: skip
     for path, method in table.methods(made).items():
         hints = get_type_hints(method.noun)

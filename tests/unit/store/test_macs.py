@@ -14,6 +14,7 @@ from broker.core.kinds import (
     ImportState,
     OperationState,
     OperatorState,
+    OwnKeyState,
     Phase,
     ScheduleState,
     SecretVersionState,
@@ -26,6 +27,7 @@ from broker.core.model import (
     KeyUsed,
     Operation,
     Operator,
+    OwnKey,
     PolicyDocument,
     Receipt,
     Record,
@@ -121,6 +123,10 @@ ROWS: list[Record] = [
         key="payments", version=1, target="v", remote_name="r", remote_version="", state=ImportState.PENDING,
         kek_thumbprint="00", blob_sha256="", failure="", started_at=T0, terms="{}",
     ),
+    OwnKey(
+        name="audit", version=2, state=OwnKeyState.ACTIVE, hsm_id=b"broker/123456789", public_key=b"\x30",
+        certificate="", link="", handover={"former_key": "30"}, sealed=None, created_at=T0, since=T0,
+    ),
 ]  # fmt: skip
 
 
@@ -159,6 +165,7 @@ MACS = [
     "9a9fc398dadc461f128b9794073479a1",
     "662eb0d18f99b7774b0fd14662648e0a",
     "7b665d3b5272b6f535d895fbc7f59a5f",
+    "8c49c726ea0ae465f3751f731c37d54b",
 ]
 
 SUMS = [
@@ -183,6 +190,7 @@ SUMS = [
     "KeySchedule",
     "KeyUsed",
     "DriftReport",
+    "OwnKey",
 ]
 
 
