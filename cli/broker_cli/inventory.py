@@ -15,6 +15,14 @@ from broker_cli.words import record
 HOUR, DAY = 3600, 86_400
 LONGEST = 3660 * DAY
 COLOURS = {"OVERDUE": "red"}
+SPANS = ("every", "jitter", "warn", "grace")
+
+
+def for_people(out: Output, schedule: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A schedule's record; in a table its spans are 90d and 6h, elsewhere seconds."""
+    if schedule is None or out.format != "table":
+        return schedule
+    return {**schedule, **{name: values.said(int(schedule[name])) for name in SPANS if schedule[name]}}
 
 
 def entry(key: Any) -> dict[str, Any]:
@@ -96,5 +104,5 @@ def _show(out: Output, key: Any) -> None:
     found = record(key)
     if found["schedule"] is None:
         chat(f"The key {found['name']} is not rotated by itself.")
-    shown = found["schedule"] or dict.fromkeys(("every", "next_time"))
+    shown = for_people(out, found["schedule"]) or dict.fromkeys(("every", "next_time"))
     out.one("schedule", {"key": found["name"], **shown, "overdue": found["overdue"]})

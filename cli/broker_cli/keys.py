@@ -68,7 +68,8 @@ def create(
 @remote
 def show(wire: Wire, out: Output, name: str) -> None:
     """Show the key NAME: its schedule, last use and copies, and what the HSM says of its version in force."""
-    out.one("key", inventory.entry(wire.ask("keys", "GetKey", name=name, ask_token=True).key))
+    found = inventory.entry(wire.ask("keys", "GetKey", name=name, ask_token=True).key)
+    out.one("key", {**found, "schedule": inventory.for_people(out, found["schedule"])})
 
 
 @key.command(

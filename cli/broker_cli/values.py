@@ -54,7 +54,7 @@ class Span(click.ParamType[int]):
         """The seconds; a usage error for what is none, or too short or long."""
         seconds = self._seconds(str(value).strip())
         if seconds is None or not self._least <= seconds <= self._most:
-            least, most = (_said(limit) for limit in (self._least, self._most))
+            least, most = (said(limit) for limit in (self._least, self._most))
             self.fail(f"Give a time span from {least} to {most}, such as {least} or {most}.", param, ctx)
         return seconds
 
@@ -67,6 +67,7 @@ class Span(click.ParamType[int]):
         return sum(int(count or 0) * size for count, size in zip(found.groups(), _UNITS.values(), strict=True))
 
 
-def _said(seconds: int) -> str:
+def said(seconds: int) -> str:
+    """A time span as ``Span`` takes it: 90d, 36h."""
     unit = next(unit for unit, size in _UNITS.items() if seconds % size == 0 and unit not in "yw")
     return f"{seconds // _UNITS[unit]}{unit}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import pytest
 from broker_api.v1 import imports_pb2, keys_pb2
@@ -110,7 +111,9 @@ def test_a_schedule_is_set_shown_and_ended(broker: Broker, stand_in: StandIn) ->
     broker("key", "schedule", "pay", "--off")
     assert not stand_in.asked("SetKeySchedule").HasField("every")
     asked_before = len(stand_in.seen)
-    assert "POLICY_DENIED" in broker("key", "schedule", "pay").out
+    told = broker("key", "schedule", "pay").out
+    assert "POLICY_DENIED" in told
+    assert re.search(r"^every +90d$", told, re.MULTILINE)
     assert [name for name, _ in stand_in.seen[asked_before:]] == ["GetKey"]
 
 
