@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from broker.core.gate.asking import ApprovalLimits, Asking
@@ -134,8 +133,3 @@ class Doorway(World):
         end = self.end(who, method, **fields)
         assert end.reason == "APPROVAL_REQUIRED", (end.reason, end.sentence)
         return end.metadata["approval"]
-
-
-def message(noun: str, name: str, **fields: Any) -> Any:
-    """A message of the wire."""
-    return getattr(import_module(f"broker_api.v1.{noun}_pb2"), name)(**fields)

@@ -19,7 +19,7 @@ from broker.core.gate.method import Request
 from broker.core.kinds import ApprovalState
 from broker.core.once import closing
 from broker.core.policy import approvers
-from broker.core.policy.guard import Guard
+from broker.core.policy.guard import Guard, asked_for
 from broker.core.ports import Store, Write
 from broker.core.reasons import Reason
 
@@ -72,7 +72,7 @@ class Asking:
         clearance = call.clearance
         if clearance is None:
             raise TypeError(f"{call.rpc} lacks approvals that nobody asked for")
-        there = self._others(call.action, clearance.requester, clearance.needs)
+        there = self._others(asked_for(call.action, clearance.requester, call.resource), clearance.needs)
         if there < clearance.needs:
             return approvers.missing(f"{call.action} cannot be done now", clearance.needs, there)
         draft = self._draft(call, clearance)

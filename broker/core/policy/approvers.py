@@ -16,11 +16,11 @@ APPROVE = "Approve"
 STEP = 100
 
 
-def count(store: Store, guard: Guard, action: str, requester: str, enough: int) -> int:
-    """How many operators other than the requester may approve the action; not more than ``enough`` are looked for."""
-    resource, found = asked_for(action, requester), 0
+def count(store: Store, guard: Guard, asked: Resource, enough: int) -> int:
+    """How many operators other than the requester may approve what is ``asked``; no more than ``enough`` are sought."""
+    found, requester = 0, str(asked.attributes["requester"])
     for row in _enabled(store) if enough else ():
-        found += _may(guard, row, requester, resource)
+        found += _may(guard, row, requester, asked)
         if found >= enough:
             break
     return found
@@ -32,7 +32,7 @@ def lacking(store: Store, guard: Guard) -> str:
     Whoever approves may ask as well, and then counts for nothing: so it takes one more than are needed.
     """
     for action, needed in sorted(guard.asks().items(), key=lambda one: (-one[1], one[0])):
-        there = count(store, guard, action, "", needed + 1)
+        there = count(store, guard, asked_for(action, "", ""), needed + 1)
         if there <= needed:
             return (
                 f"{action} can need {needed} approval(s) of others, and {there} operator(s) may approve it: permit "

@@ -23,6 +23,7 @@ from broker.core.policy.guard import (
     BROKER,
     Guard,
     Resource,
+    asked_for,
     of_approval,
     of_key,
     of_operator,
@@ -105,7 +106,8 @@ class Policies:
         """WrongState ``APPROVERS_MISSING`` for a text that could never be changed again, for want of approvers."""
         guard = Guard(document)  # what the configuration asks for is not the policy's, and is taken back there
         needed = guard.needed(principal, "SetPolicy", BROKER)
-        if (there := approvers.count(self._store, guard, "SetPolicy", str(principal), needed)) < needed:
+        asked = asked_for("SetPolicy", str(principal), str(BROKER))
+        if (there := approvers.count(self._store, guard, asked, needed)) < needed:
             raise approvers.missing("Under this text you could not set the policy again", needed, there)
 
     def _put(self, call: Call, document: PolicyDocument, expected_version: int) -> PolicyDocument:

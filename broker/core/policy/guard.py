@@ -128,13 +128,15 @@ def of_trust_rule(name: str, rule: TrustRule | None) -> Resource:
 
 def of_approval(name: str, approval: Approval | None) -> Resource:
     """An approval as the policies see it, existing or not."""
-    action = approval.rpc.rpartition("/")[2] if approval else ""
-    return asked_for(action, approval.requester if approval else "", name)
+    if approval is None:
+        return asked_for("", "", "", name)
+    return asked_for(approval.rpc.rpartition("/")[2], approval.requester, approval.resource, name)
 
 
-def asked_for(action: str, requester: str, name: str = "any") -> Resource:
+def asked_for(action: str, requester: str, about: str, name: str = "any") -> Resource:
     """The approval of an action that somebody would ask for."""
-    return Resource(kind="Approval", id=name, attributes={"action": action, "requester": requester})
+    attributes: dict[str, str | bool] = {"action": action, "requester": requester, "about": about}
+    return Resource(kind="Approval", id=name, attributes=attributes)
 
 
 @lru_cache(16)

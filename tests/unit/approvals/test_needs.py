@@ -60,6 +60,19 @@ def test_AZ_17_a_permit_that_asks_for_approvals_is_not_left_out_without_one() ->
     assert house.refused("alice", "SetPolicy", text=fewer, expected_version=3) == "APPROVAL_REQUIRED"
 
 
+def test_who_approves_what_is_for_the_policy() -> None:
+    text = FIRST_POLICY.replace(', Action::"Approve", Action::"Reject"', "") + (
+        '@id("team") permit (principal in Group::"approvers", action == Action::"Approve", resource)'
+        ' when { resource.action == "CreateKey" && resource.about like "key/team-*" };'
+    )
+    house = Doorway({"CreateKey": 1}, policy=text)
+    first, second = (house.wanting("alice", "CreateKey", **KEY | {"name": name}) for name in ("team-a", "other"))
+    house.done("carol", "Approve", id=first)
+    assert house.refused("carol", "Approve", id=second) == "POLICY_DENIED"
+    told = house.done("alice", "ExplainPolicy", operator="carol", action="Approve", approval=second)
+    assert not told.allowed
+
+
 def test_what_the_background_does_for_somebody_needs_none() -> None:
     house = Doorway({"ImportKey": 1})
     call = on_behalf(house.own(), "ImportService/ImportKey", operator("alice", "admins"))
