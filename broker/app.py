@@ -132,32 +132,12 @@ class Broker:
 
     def _services(self) -> dict[str, object]:
         """What answers each service of the wire; the server refuses to start if one is missing."""
-        nouns = self._nouns
         return answers(
-            keys=nouns.keys,
-            use=nouns.use,
-            settling=nouns.settling,
-            rotations=nouns.rotations,
-            schedules=nouns.schedules,
-            inventory=nouns.inventory,
-            drifts=nouns.drifts,
-            oversight=nouns.oversight,
-            targets=nouns.targets,
-            imports=nouns.imports,
-            handover=nouns.handover,
-            operators=nouns.operators,
-            policies=nouns.policies,
-            heads=nouns.heads,
-            secrets=nouns.secrets,
-            sessions=nouns.sessions,
-            leases=nouns.leases,
-            rules=nouns.rules,
-            approvals=nouns.approvals,
+            self._nouns,
             hsm=self.hsm,
             guard=self._guard,
             schema=policy.SCHEMA,
             pages=self.own.pages,
-            authorities=nouns.authorities,
             trouble=lambda: self.clock.trouble,
         )
 

@@ -67,7 +67,7 @@ class Nouns:
 
     def __init__(self, parts: Parts) -> None:
         store, guard, now, connect = parts.store, parts.guard, parts.now, parts.connect
-        callers, roots, audit = (parts.hsm.keyring(one) for one in (Purpose.KEY, Purpose.ROOT, Purpose.AUDIT))
+        callers, roots = parts.hsm.keyring(Purpose.KEY), parts.hsm.keyring(Purpose.ROOT)
         self.slots = slots = Slots(parts.slots)  # of all that wait for targets
         self.operations = Operations(store, now, parts.ticks)
         self.keys = Keys(store, callers, guard, self.operations, now, parts.delay, generating=parts.slots)
@@ -86,6 +86,12 @@ class Nouns:
         self.sessions = Sessions(store, self.secrets, guard, now, parts.quota)
         self.leases = Leases(store, guard, now)
         self.rules = TrustRules(store, guard, parts.verify, now)
+        self.policies = Policies(store, guard, now, parts.ticks)
+        self.approvals = Approvals(store, guard, now)
+        self._stand_on_own_keys(parts)
+
+    def _stand_on_own_keys(self, parts: Parts) -> None:
+        store, guard, now = parts.store, parts.guard, parts.now
         self.own_keys = own = OwnKeys(store, parts.hsm, parts.founding, now)
         self.operators = Operators(
             store,
@@ -95,9 +101,9 @@ class Nouns:
             parts.trust_domain,
             lambda: own.certificates(Own.SERVER_CA),
         )
-        self.policies = Policies(store, guard, now, parts.ticks)
-        self.approvals = Approvals(store, guard, now)
-        self.heads = Heads(store, audit, lambda: ref(own.active(Own.AUDIT)), guard, now, own.handovers)
+        self.heads = Heads(
+            store, parts.hsm.keyring(Purpose.AUDIT), lambda: ref(own.active(Own.AUDIT)), guard, now, own.handovers
+        )
         ground = Footing(
             store=store,
             device=parts.hsm,

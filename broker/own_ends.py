@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from broker.core.authorities.lifecycle import IN_TIME, ends
 from broker.core.kinds import Own, OwnKeyState
-from broker.core.model import OwnKey
+from broker.core.own_key import OwnKey
 
 OLD = timedelta(days=3 * 365)
 """How long a key that ends by nothing else is used at most (NIST SP 800-57 part 1, 5.3.6)."""

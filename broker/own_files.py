@@ -21,7 +21,7 @@ from broker.config import Config
 from broker.core.authorities.known import INTERNAL_KEYS, Founding, OwnKeys, links_of
 from broker.core.errors import WrongState
 from broker.core.kinds import Own, OwnKeyState
-from broker.core.model import OwnKey
+from broker.core.own_key import OwnKey
 from broker.core.reasons import Reason
 from broker.private_files import taking_turns, write_private
 

@@ -14,8 +14,8 @@ from broker.core.authorities.known import INTERNAL_KEYS, ref
 from broker.core.authorities.plans import TITLES
 from broker.core.errors import NotFound, WrongState
 from broker.core.kinds import KeyType, KeyUsage, Own, OwnKeyState, Purpose
-from broker.core.model import OwnKey
 from broker.core.operators.authority import Authority
+from broker.core.own_key import OwnKey
 from broker.core.ports import Device, KeyRef
 from broker.core.reasons import Reason
 from broker.own_files import certificate, damaged

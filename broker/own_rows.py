@@ -9,8 +9,8 @@ from broker import first, own_files, own_keys
 from broker.config import Config
 from broker.core.authorities.known import OwnKeys, rows_of
 from broker.core.errors import AlreadyExists, BrokerError, NotFound
-from broker.core.model import OwnKey
 from broker.core.once import last_write
+from broker.core.own_key import OwnKey
 from broker.core.ports import Device, Now, Store, Write
 from broker.row_key import row_key
 from broker.store.restored import nobody

@@ -19,3 +19,13 @@ class Finding:
     drift: Drift
     detail: str  # a sentence's part: what it is in this case
     found_at: datetime  # when it was found first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftReport:
+    """What the last look at a place has found: a target, or the HSM."""
+
+    place: str
+    checked_at: datetime
+    findings: tuple[Finding, ...]
+    revision: int = 1

@@ -21,11 +21,12 @@ from broker.core.clearance import over
 from broker.core.errors import WrongState
 from broker.core.kinds import ApprovalState, ImportState, KeyState, RootKeyState, ScheduleState, VersionState
 from broker.core.leases.ending import BATCH, entry_of
-from broker.core.model import Import, Key, KeySchedule, KeyVersion, Operation, RootKey
+from broker.core.model import Import, Key, KeyVersion, Operation, RootKey
 from broker.core.operations.running import LIVE, closed
 from broker.core.ports import Store
 from broker.core.reasons import Reason
 from broker.core.records import key_of
+from broker.core.schedule import KeySchedule
 
 Facts = dict[str, str | int]
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from types import MappingProxyType
 
 from broker.core.errors import Outcome
-from broker.core.reasons import Reason
+from broker.core.reasons import Reason, Says
 
 TABLES: Mapping[Outcome, str] = MappingProxyType(
     {
@@ -376,15 +375,6 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
     """,
     }
 )
-
-
-class Says(StrEnum):
-    """What every sentence of a refusal tells besides what is wrong."""
-
-    MEND = "what to send, set or do instead"
-    AGAIN = "that and when trying again can help"
-    COMMAND = "the command that shows or mends it"
-    NONE = "nothing that is promised"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

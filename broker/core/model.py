@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from broker.core.approval import Approval
-from broker.core.findings import Finding
+from broker.core.findings import DriftReport
 from broker.core.identity import Proof
 from broker.core.kinds import (
     ImportState,
@@ -22,16 +22,16 @@ from broker.core.kinds import (
     MatcherKind,
     OperationState,
     OperatorState,
-    OwnKeyState,
     Phase,
     Preset,
     RootKeyState,
-    ScheduleState,
     SecretVersionState,
     Sent,
     SessionState,
     VersionState,
 )  # fmt: skip
+from broker.core.own_key import OwnKey
+from broker.core.schedule import KeySchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,25 +269,6 @@ class RootKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OwnKey:
-    """A version of one of the broker's own keys; 1 is the one that ``init`` made. What has been stays on record."""
-
-    name: str  # an ``Own``
-    version: int
-    state: OwnKeyState
-    hsm_id: bytes  # b"" for the page key
-    public_key: bytes | None  # SubjectPublicKeyInfo, DER; None for the page key, and until it is made
-    certificate: str  # of a CA: self-signed, PEM
-    link: str  # of a CA: the same key, certified by the version before, PEM
-    handover: Mapping[str, str]  # of the audit key: what the version before and this one have signed
-    sealed: bytes | None  # the page key, wrapped by the HSM
-    created_at: datetime  # when everybody could know of it
-    since: datetime | None = None  # it is in force
-    until: datetime | None = None  # what a FORMER one has made is taken
-    revision: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """What a login gave. The token is kept as a hash only."""
 
@@ -350,42 +331,12 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeySchedule:
-    """When a key is rotated by itself (``core.schedules``). All spans are seconds."""
-
-    key: str
-    state: ScheduleState
-    every: int
-    jitter: int
-    blackouts: tuple[str, ...]  # as ``schedules.blackouts`` reads them
-    warn: int  # how long before it is due that is told
-    grace: int  # of the rotation
-    set_by: str  # "operator/alice": in whose name it is rotated
-    version: int  # the primary version that ``next_at`` was reckoned from
-    next_at: datetime
-    look_at: datetime  # when the background looks at it next
-    failure: str  # why the newest attempt was refused, "" if it was not
-    created_at: datetime
-    revision: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyUsed:
     """Who used a key last; kept beside it, so that using does not contend with changing."""
 
     key: str
     principal: str
     used_at: datetime
-    revision: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriftReport:
-    """What the last look at a place has found: a target, or the HSM."""
-
-    place: str
-    checked_at: datetime
-    findings: tuple[Finding, ...]
     revision: int = 1
 
 

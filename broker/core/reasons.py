@@ -341,3 +341,12 @@ class Reason(StrEnum):
     WORKERS_NEED_POSTGRESQL = "WORKERS_NEED_POSTGRESQL"
     WRAP_NOT_EXACT = "WRAP_NOT_EXACT"
     ZONE_UNKNOWN = "ZONE_UNKNOWN"
+
+
+class Says(StrEnum):
+    """What every sentence of a refusal tells besides what is wrong."""
+
+    MEND = "what to send, set or do instead"
+    AGAIN = "that and when trying again can help"
+    COMMAND = "the command that shows or mends it"
+    NONE = "nothing that is promised"

@@ -13,19 +13,17 @@ from types import MappingProxyType
 from typing import Any
 
 from broker.core.approval import Approval
+from broker.core.findings import DriftReport
 from broker.core.model import (
     AuditHead,
-    DriftReport,
     Import,
     Key,
     KeyMove,
-    KeySchedule,
     KeyUsed,
     KeyVersion,
     Lease,
     Operation,
     Operator,
-    OwnKey,
     PolicyDocument,
     Receipt,
     Record,
@@ -38,6 +36,8 @@ from broker.core.model import (
     TrustRule,
     UsedToken,
 )
+from broker.core.own_key import OwnKey
+from broker.core.schedule import KeySchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

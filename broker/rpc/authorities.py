@@ -10,8 +10,8 @@ from broker_api.v1 import authorities_pb2 as wire
 
 from broker.core.authorities.lifecycle import Authorities, ends
 from broker.core.call import Call
-from broker.core.model import OwnKey
 from broker.core.operations.oversight import Oversight
+from broker.core.own_key import OwnKey
 from broker.rpc import codec
 from broker.rpc.jwk import pem
 from broker.rpc.operations import to_wire

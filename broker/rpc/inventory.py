@@ -11,8 +11,9 @@ from google.protobuf.duration_pb2 import Duration
 
 from broker.core.inventory.lifecycle import Entry, Filter
 from broker.core.kinds import ScheduleState
-from broker.core.model import Key, KeySchedule
+from broker.core.model import Key
 from broker.core.report import Origin
+from broker.core.schedule import KeySchedule
 from broker.core.schedules.lifecycle import Wish
 from broker.rpc import codec
 from broker.rpc.imports import row

@@ -18,7 +18,8 @@ from pathlib import Path
 from broker_api.v1 import keys_pb2
 
 from broker.core.kinds import ImportState, ScheduleState
-from broker.core.model import Import, KeySchedule, KeyUsed
+from broker.core.model import Import, KeyUsed
+from broker.core.schedule import KeySchedule
 from broker.rpc.keys import KeyMethods
 from broker.rpc.pages import PageTokens
 from broker.store.config import StoreConfig

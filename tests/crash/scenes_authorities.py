@@ -14,8 +14,8 @@ from broker.core.authorities.page_keys import WRAPS, PageKeys
 from broker.core.authorities.plans import OVERLAP, TITLES
 from broker.core.errors import BrokerError
 from broker.core.kinds import KeyType, KeyUsage, Own, OwnKeyState, Purpose
-from broker.core.model import OwnKey
 from broker.core.operators.authority import Authority
+from broker.core.own_key import OwnKey
 from broker.core.ports import KeyRef
 from tests.crash.harness import Scene, World
 from tests.worlds.world import founded

@@ -8,8 +8,10 @@ from dataclasses import replace
 from datetime import timedelta
 
 from broker.core.errors import BrokerError
+from broker.core.findings import DriftReport
 from broker.core.kinds import ImportState, KeyState, KeyType, OperatorState, Phase, Purpose, VersionState
-from broker.core.model import DriftReport, Import, Key, KeySchedule, KeyVersion, Operation, Operator
+from broker.core.model import Import, Key, KeyVersion, Operation, Operator
+from broker.core.schedule import KeySchedule
 from broker.core.schedules.lifecycle import Wish
 from tests.crash.harness import Scene, World
 from tests.crash.import_house import REQUEST, House

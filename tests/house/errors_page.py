@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 
 from broker.core.errors import Outcome
-from broker.core.meanings import Meaning, Says, meanings
+from broker.core.meanings import Meaning, meanings
+from broker.core.reasons import Says
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 INTRODUCTION = """\

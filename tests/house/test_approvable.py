@@ -17,6 +17,7 @@ NEVER = {
     "EndSession",
     "SignAuditHead",  # it looks, and writes down what it saw
     "ProveImport",
+    "CheckDrift",
 }
 
 

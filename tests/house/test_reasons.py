@@ -10,8 +10,8 @@ from functools import cache
 
 from broker.core import errors
 from broker.core.errors import BrokerError, Outcome
-from broker.core.meanings import Says, meanings
-from broker.core.reasons import Reason
+from broker.core.meanings import meanings
+from broker.core.reasons import Reason, Says
 from tests.house import errors_page
 from tests.house.sources import dotted, modules, nodes, place
 

@@ -98,14 +98,8 @@ class Doorway(World):
         self.open()
 
     def open(self) -> None:
-        services = answers(
-            keys=self.keys, use=self.use, settling=self.settling, rotations=self.rotations, targets=self.targets,
-            imports=self.imports, handover=self.handover, oversight=self.oversight, operators=self.operators,
-            policies=self.policies, heads=self.heads, secrets=self.secrets, sessions=self.sessions, leases=self.leases,
-            rules=self.rules, approvals=self.approvals, schedules=self.schedules, inventory=self.inventory,
-            drifts=self.drifts, authorities=self.authorities, hsm=NOT_THERE, guard=self.guard, schema="",
-            pages=PageTokens(bytes(32)), trouble=str,
-        )  # fmt: skip
+        pages = PageTokens(bytes(32))
+        services = answers(self, hsm=NOT_THERE, guard=self.guard, schema="", pages=pages, trouble=str)
         self.methods = {one.rpc.rpartition("/")[2]: one for one in table.methods(services).values()}
         flood = Flood(1, 9, lambda: 0.0, lambda peer: peer.encode())
         asking = Asking(self.store, self.guard, self.limits)

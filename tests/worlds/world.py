@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from broker.core.call import Call, background_call
 from broker.core.kinds import Own, OwnKeyState, Purpose
-from broker.core.model import OwnKey, Principal
+from broker.core.model import Principal
+from broker.core.own_key import OwnKey
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.ports import KeyRef
 from broker.nouns import Nouns, Parts

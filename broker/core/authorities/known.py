@@ -13,8 +13,8 @@ from threading import Lock
 from broker.core import ports
 from broker.core.errors import WrongState
 from broker.core.kinds import KeyType, KeyUsage, Own, OwnKeyState, Purpose
-from broker.core.model import OwnKey
 from broker.core.operators.authority import Authority
+from broker.core.own_key import OwnKey
 from broker.core.ports import KeyRef
 from broker.core.reasons import Reason
 

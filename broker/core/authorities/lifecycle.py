@@ -14,8 +14,9 @@ from broker.core.authorities.plans import AuthorityPlans, Footing
 from broker.core.call import Call
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import Own, OwnKeyState
-from broker.core.model import Operation, OwnKey
+from broker.core.model import Operation
 from broker.core.operations.running import Operations
+from broker.core.own_key import OwnKey
 from broker.core.policy.guard import BROKER, Guard
 from broker.core.reasons import Reason
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from broker.core.authorities.known import OwnKeys
 from broker.core.errors import BrokerError, WrongState
 from broker.core.kinds import EncryptionAlgorithm, KeyType, KeyUsage, Own, Purpose
-from broker.core.model import OwnKey
+from broker.core.own_key import OwnKey
 from broker.core.ports import Device, KeyRef
 from broker.core.reasons import Reason
 

@@ -27,11 +27,12 @@ from broker.core.authorities.page_keys import sealed
 from broker.core.call import Call
 from broker.core.errors import Exhausted, NotFound, WrongState
 from broker.core.kinds import OperationState, Own, OwnKeyState
-from broker.core.model import AuditHead, Operation, OwnKey, Receipt
+from broker.core.model import AuditHead, Operation, Receipt
 from broker.core.operations.plan import NotYet, Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.operators.authority import Authority
 from broker.core.operators.register import MAX_TTL
+from broker.core.own_key import OwnKey
 from broker.core.ports import RESERVED_IDS, Device, Now, Store, Write
 from broker.core.reasons import Reason
 from broker.core.records import key_of

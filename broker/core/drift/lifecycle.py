@@ -20,9 +20,9 @@ from broker.core.call import Call
 from broker.core.drift import at_target, in_hsm
 from broker.core.drift.repairs import repair
 from broker.core.errors import Outcome
-from broker.core.findings import Finding
+from broker.core.findings import DriftReport, Finding
 from broker.core.kinds import Drift
-from broker.core.model import DriftReport, Key, Operation, Target
+from broker.core.model import Key, Operation, Target
 from broker.core.names import check_name
 from broker.core.once import last_write
 from broker.core.operations.plan import HSM, Plan, Step, Work

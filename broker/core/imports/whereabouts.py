@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from broker.core.findings import DriftReport
 from broker.core.imports.rules import MISSING
 from broker.core.kinds import Drift, ImportState, Standing
-from broker.core.model import DriftReport, Import, Key
+from broker.core.model import Import, Key
 from broker.core.ports import Store
 from broker.core.reasons import Reason
 from broker.core.targets.copies import UNPROVEN

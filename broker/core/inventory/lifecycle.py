@@ -15,13 +15,14 @@ from broker.core.call import Call
 from broker.core.errors import BrokerError
 from broker.core.keys.refs import ref
 from broker.core.kinds import KeyState, VersionState
-from broker.core.model import Import, Key, KeySchedule, KeyUsed, KeyVersion
+from broker.core.model import Import, Key, KeyUsed, KeyVersion
 from broker.core.names import check_labels, check_name, check_owner
 from broker.core.page import Page
 from broker.core.policy.guard import BROKER, Guard, of_key, of_unknown_key
 from broker.core.ports import Hsm, Now, Store
 from broker.core.records import key_of
 from broker.core.report import Origin
+from broker.core.schedule import KeySchedule
 from broker.core.schedules.standing import NO_SCHEDULE, Standing, standing
 
 CHUNK = 500

@@ -21,7 +21,7 @@ from broker.core.call import Call, on_behalf
 from broker.core.errors import BrokerError, InvalidRequest, Unavailable
 from broker.core.keys.states import USABLE, as_decided, require
 from broker.core.kinds import KeyState, ScheduleState
-from broker.core.model import Key, KeySchedule, KeyVersion
+from broker.core.model import Key, KeyVersion
 from broker.core.names import check_name
 from broker.core.once import last_write, once, record
 from broker.core.policy.guard import Guard, of_key, of_unknown_key
@@ -29,6 +29,7 @@ from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
 from broker.core.rotations.lifecycle import Rotations
 from broker.core.rotations.rotating import USUAL_GRACE
+from broker.core.schedule import KeySchedule
 from broker.core.schedules import blackouts
 from broker.core.schedules.blackouts import HORIZON, Zone
 from broker.core.schedules.standing import LONGEST, NO_SCHEDULE, SHORTEST, Standing, due_at, standing, usual_warning

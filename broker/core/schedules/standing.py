@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from broker.core.kinds import KeyState
-from broker.core.model import Key, KeySchedule, KeyVersion, Secret
+from broker.core.model import Key, KeyVersion, Secret
+from broker.core.schedule import KeySchedule
 
 SHORTEST = timedelta(hours=1)
 LONGEST = timedelta(days=3660)

@@ -22,7 +22,6 @@ import broker_api.v1.imports_pb2 as imports
 import broker_api.v1.keys_pb2 as keys
 import broker_api.v1.operators_pb2 as operators
 import broker_api.v1.policies_pb2 as policies
-import broker_api.v1.targets_pb2 as targets
 import grpc
 import pytest
 from broker_api.v1 import (
@@ -50,6 +49,7 @@ from grpc_status import rpc_status
 
 from tests.live.cli.authority_answers import HANDOVER, authority_answers
 from tests.live.cli.rotation_answers import WHEN, approval_answers, operation_answers, rotation_answers
+from tests.live.cli.target_answers import target_answers
 
 NOW = datetime.now(UTC)
 
@@ -159,14 +159,8 @@ HEAD = audit.AuditHead(
     signature=b"\x30\x00",
     sign_time_text="2026-05-28T20:26:40.000000+00:00",
 )
-TARGET = targets.Target(name="prod", create_time=WHEN)
-TARGET.vault.address = "https://vault:8200"
 POLICY = policies.PolicyDocument(version=4, text="permit (principal, action, resource);\n", create_time=WHEN)
 PEM = "-----BEGIN PUBLIC KEY-----\nAA==\n"
-FINDINGS = [
-    targets.TargetFinding(name="reachable", passed=True, detail="yes"),
-    targets.TargetFinding(name="kek", detail="it changed"),
-]
 KEY_CHANGES = (
     "CreateKey", "GetKey", "RotateKey", "EnableKey", "DisableKey", "CancelKeyDestruction", "SealKey",
     "SettleKeyVersion", "SetKeySchedule", "PrepareKeyVersion", "ActivateKeyVersion", "RetireKeyVersion",
@@ -209,17 +203,6 @@ def _key_answers() -> dict[str, Answer]:
     }
 
 
-def _target_answers() -> dict[str, Answer]:
-    return {
-        "CreateTarget": lambda r: targets.CreateTargetResponse(target=targets.Target(name=r.name, vault=r.vault)),
-        "GetTarget": lambda _: targets.GetTargetResponse(target=TARGET),
-        "ListTargets": lambda _: targets.ListTargetsResponse(targets=[TARGET]),
-        "CheckTarget": lambda _: targets.CheckTargetResponse(findings=FINDINGS),
-        "RepinTarget": lambda _: targets.RepinTargetResponse(target=TARGET),
-        "DeleteTarget": lambda _: targets.DeleteTargetResponse(),
-    }
-
-
 def _operator_answers(stand_in: StandIn) -> dict[str, Answer]:
     def certified(name: str) -> Answer:
         return lambda request: getattr(operators, f"{name}Response")(certificate=_certificate(stand_in, request))
@@ -257,7 +240,7 @@ def _other_answers() -> dict[str, Answer]:
 
 def _answers(stand_in: StandIn) -> dict[str, Answer]:
     rotations = rotation_answers(_key) | operation_answers() | approval_answers() | authority_answers()
-    return _key_answers() | rotations | _target_answers() | _operator_answers(stand_in) | _other_answers()
+    return _key_answers() | rotations | target_answers() | _operator_answers(stand_in) | _other_answers()
 
 
 def _servicer(service: type, stand_in: StandIn) -> Any:

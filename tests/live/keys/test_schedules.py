@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from broker.core.kinds import KeyType, KeyUsage, OperatorState
-from broker.core.model import KeySchedule, Operator
+from broker.core.model import Operator
+from broker.core.schedule import KeySchedule
 from broker.core.schedules.lifecycle import Wish
 from broker.store.config import StoreConfig
 from broker.store.sql import SqlStore

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from broker.core.errors import WrongState
+from broker.core.findings import DriftReport
 from broker.core.model import (
     AuditHead,
-    DriftReport,
     Key,
     KeyUsed,
     Lease,

@@ -18,7 +18,8 @@ from broker.core.entries import Phase
 from broker.core.errors import BrokerError, WrongState
 from broker.core.holding import Holding
 from broker.core.kinds import OperationState, Own, OwnKeyState
-from broker.core.model import AuditHead, OwnKey
+from broker.core.model import AuditHead
+from broker.core.own_key import OwnKey
 from broker.own_ends import OLD, ages, ending
 from broker.rpc.pages import PageTokens
 from tests.crash.scenes_authorities import OwnWorld, Patient, whole
@@ -169,7 +170,7 @@ def test_one_that_was_given_up_is_taken_back_and_its_key_destroyed() -> None:
     assert len(world.ground.keys_of(Own.SERVER_CA.purpose)) == 1
 
 
-def test_O_11_the_overlap_can_be_ended_and_the_former_one_is_refused_at_once() -> None:
+def test_O_12_the_overlap_can_be_ended_and_the_former_one_is_refused_at_once() -> None:
     world = OwnWorld()
     rotate(world, Own.OPERATOR_CA)
     assert world.own_keys.certificates(Own.OPERATOR_CA).count(b"BEGIN") == 2
@@ -257,7 +258,7 @@ def test_after_a_restore_a_rotation_is_closed_and_the_next_one_clears_up_after_i
     assert states(world, Own.SERVER_CA) == ["former", "destroyed", "active"]
 
 
-def test_O_13_a_ca_is_rotated_by_the_broker_itself_a_year_before_it_ends_and_clients_follow_its_link() -> None:
+def test_O_14_a_ca_is_rotated_by_the_broker_itself_a_year_before_it_ends_and_clients_follow_its_link() -> None:
     world = OwnWorld()
     assert list(world.authorities.chores()) == []
     world.clock.time += timedelta(days=3652 - 364)
@@ -274,7 +275,7 @@ def test_O_13_a_ca_is_rotated_by_the_broker_itself_a_year_before_it_ends_and_cli
     assert "server-ca alone" in " ".join(ending(world.own_keys.all(), world.clock()))
 
 
-def test_O_13_a_ca_that_has_ended_is_replaced_without_a_link_and_without_waiting() -> None:
+def test_O_14_a_ca_that_has_ended_is_replaced_without_a_link_and_without_waiting() -> None:
     world = Patient()
     world.clock.time += timedelta(days=3653)
     background(world)

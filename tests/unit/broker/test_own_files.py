@@ -17,8 +17,8 @@ from broker.config import Config
 from broker.core.audit.heads import signed_by
 from broker.core.authorities.plans import OVERLAP, TITLES
 from broker.core.kinds import Own, OwnKeyState, Purpose
-from broker.core.model import OwnKey
 from broker.core.operators.authority import Authority
+from broker.core.own_key import OwnKey
 from broker.core.ports import KeyRef
 from broker.store.genuine import genuine_by
 from tests.crash.scenes_authorities import OwnWorld
@@ -145,7 +145,7 @@ def test_a_folder_from_before_the_rotation_is_told_from_a_token_that_lacks_the_k
 
 
 @pytest.mark.parametrize("name", ["operator-ca", "server-ca", "audit"])
-def test_O_12_a_planted_ca_or_key_is_not_trusted_after_a_rotation_either(
+def test_O_13_a_planted_ca_or_key_is_not_trusted_after_a_rotation_either(
     host: Host, rotate: Callable[..., None], name: str
 ) -> None:
     rotate()
@@ -161,7 +161,7 @@ def test_O_12_a_planted_ca_or_key_is_not_trusted_after_a_rotation_either(
     host.check()
 
 
-def test_O_12_a_version_that_the_token_does_not_have_under_its_name_is_not_believed(
+def test_O_13_a_version_that_the_token_does_not_have_under_its_name_is_not_believed(
     host: Host, rotate: Callable[..., None]
 ) -> None:
     rotate(Own.OPERATOR_CA)

@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.core.drift.repairs import repair
 from broker.core.errors import WrongState
+from broker.core.findings import DriftReport
 from broker.core.kinds import Drift, ImportState, KeyType, KeyUsage, Sent, Standing
-from broker.core.model import DriftReport, Import, KeyVersion, Operation, Target, Terms
+from broker.core.model import Import, KeyVersion, Operation, Target, Terms
 from broker.core.operations.plan import HSM
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard

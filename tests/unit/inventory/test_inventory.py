@@ -12,9 +12,10 @@ import pytest
 from broker.core.errors import InvalidRequest, NotFound
 from broker.core.inventory.lifecycle import Entry, Filter
 from broker.core.kinds import ImportState, KeyState, KeyType, KeyUsage
-from broker.core.model import Import, Key, KeySchedule, KeyUsed, KeyVersion
+from broker.core.model import Import, Key, KeyUsed, KeyVersion
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard
+from broker.core.schedule import KeySchedule
 from broker.core.schedules.lifecycle import Wish
 from tests.contracts.store.samples import T0, key, version
 from tests.fakes.calls import document, operator

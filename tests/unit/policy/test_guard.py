@@ -102,9 +102,8 @@ def test_nothing_is_permitted_that_no_policy_permits() -> None:
 
 
 READS = {
-    "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "GetTarget", "ListTargets", "ListImports",
-    "ListOperators", "GetPolicy", "ExplainPolicy", "GetAuditState", "SignAuditHead", "ListAuditHeads", "GetHsm",
-    "ListAuthorities",
+    "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "GetTarget", "ListTargets", "ListImports", "ListOperators",
+    "GetPolicy", "ExplainPolicy", "GetAuditState", "SignAuditHead", "ListAuditHeads", "GetHsm", "ListAuthorities",
     "WhoAmI", "GetSecret", "ListSecrets", "ListSecretVersions", "GetRootKey", "ListSessions", "ListLeases",
     "GetTrustRule", "ListTrustRules", "TestTrustRule", "GetApproval", "ListApprovals", "ListDrift",
 }  # fmt: skip

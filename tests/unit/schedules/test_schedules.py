@@ -13,9 +13,10 @@ from broker.core.call import Call
 from broker.core.errors import BrokerError, InvalidRequest, NotFound, PermissionDenied, WrongState
 from broker.core.holding import Holding, held_work
 from broker.core.kinds import KeyState, KeyType, KeyUsage, OperatorState, Phase, ScheduleState
-from broker.core.model import Key, KeySchedule, Operator
+from broker.core.model import Key, Operator
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard
+from broker.core.schedule import KeySchedule
 from broker.core.schedules.lifecycle import BATCH, Late, Wish
 from broker.zones import time_zone
 from tests.fakes.calls import document, operator

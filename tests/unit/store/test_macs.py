@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from broker.core.approval import Approval, Grant
-from broker.core.findings import Finding
+from broker.core.findings import DriftReport, Finding
 from broker.core.kinds import (
     ApprovalState,
     Drift,
@@ -20,14 +20,11 @@ from broker.core.kinds import (
     SecretVersionState,
 )
 from broker.core.model import (
-    DriftReport,
     Import,
     KeyMove,
-    KeySchedule,
     KeyUsed,
     Operation,
     Operator,
-    OwnKey,
     PolicyDocument,
     Receipt,
     Record,
@@ -38,7 +35,9 @@ from broker.core.model import (
     Target,
     UsedToken,
 )
+from broker.core.own_key import OwnKey
 from broker.core.records import RECORDS
+from broker.core.schedule import KeySchedule
 from broker.store.authentic import Rows
 from broker.store.ledger import SUMMED
 from tests.contracts.store.samples import ROW_KEY, T0, head, key, lease, rule, session, version

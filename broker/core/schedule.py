@@ -1,0 +1,28 @@
+"""When a key is rotated by itself, as it is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from broker.core.kinds import ScheduleState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySchedule:
+    """When a key is rotated by itself (``core.schedules``). All spans are seconds."""
+
+    key: str
+    state: ScheduleState
+    every: int
+    jitter: int
+    blackouts: tuple[str, ...]  # as ``schedules.blackouts`` reads them
+    warn: int  # how long before it is due that is told
+    grace: int  # of the rotation
+    set_by: str  # "operator/alice": in whose name it is rotated
+    version: int  # the primary version that ``next_at`` was reckoned from
+    next_at: datetime
+    look_at: datetime  # when the background looks at it next
+    failure: str  # why the newest attempt was refused, "" if it was not
+    created_at: datetime
+    revision: int = 1
