@@ -35,17 +35,9 @@ from tests.fakes.memory_store import MemoryStore
 
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
 KEY = Key(
-    name="payments",
-    type=KeyType.EC_P256,
-    usage=KeyUsage.SIGN,
-    exportable=True,
-    labels={"team": "a"},
-    owner="operator/alice",
-    state=KeyState.ENABLED,
-    primary=1,
-    latest=1,
-    created_at=NOW,
-)
+    name="payments", type=KeyType.EC_P256, usage=KeyUsage.SIGN, exportable=True, labels={"team": "a"},
+    owner="operator/alice", state=KeyState.ENABLED, primary=1, latest=1, created_at=NOW,
+)  # fmt: skip
 TARGET = Target(name="vault", kind="vault", settings={}, kek_id="k", kek_thumbprint="0", created_at=NOW)
 OPERATOR = Operator(name="bob", groups=("team-a",), state=OperatorState.ENABLED, not_before=NOW, created_at=NOW)
 SECRET = Secret(name="team/app/db", labels={"team": "a"}, latest=1, created_at=NOW, updated_at=NOW)
@@ -102,10 +94,11 @@ def test_nothing_is_permitted_that_no_policy_permits() -> None:
 
 
 READS = {
-    "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "GetTarget", "ListTargets", "ListImports", "ListOperators",
-    "GetPolicy", "ExplainPolicy", "GetAuditState", "SignAuditHead", "ListAuditHeads", "GetHsm", "ListAuthorities",
-    "WhoAmI", "GetSecret", "ListSecrets", "ListSecretVersions", "GetRootKey", "ListSessions", "ListLeases",
-    "GetTrustRule", "ListTrustRules", "TestTrustRule", "GetApproval", "ListApprovals", "ListDrift",
+    "ListKeyMoves", "GetOperation", "WaitOperation", "ListOperations", "GetKey", "ListKeys", "ListKeyVersions",
+    "GetPublicKey", "GetTarget", "ListTargets", "ListImports", "ListOperators", "GetPolicy", "ExplainPolicy",
+    "GetAuditState", "SignAuditHead", "ListAuditHeads", "GetHsm", "ListAuthorities", "WhoAmI", "GetSecret",
+    "ListSecrets", "ListSecretVersions", "GetRootKey", "ListSessions", "ListLeases", "GetTrustRule", "ListTrustRules",
+    "TestTrustRule", "GetApproval", "ListApprovals", "ListDrift",
 }  # fmt: skip
 SECRETS = {
     "PutSecret", "PatchSecret", "SetSecretMaxAge", "GetSecret", "ListSecrets", "ListSecretVersions",
@@ -113,9 +106,10 @@ SECRETS = {
 }  # fmt: skip
 JOB = {"Login", "RenewSession", "EndSession"}
 WORK = {
-    "CreateKey", "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "Verify", "RotateKey", "SetKeySchedule",
-    "GetTarget", "ListTargets", "CheckTarget", "ImportKey", "ProveImport", "ConfirmImport", "ListImports", "GetHsm",
-    "WhoAmI", "CheckDrift", "ListDrift",
+    "ListKeyMoves", "PrepareKeyVersion", "ActivateKeyVersion", "RetireKeyVersion", "GetOperation", "WaitOperation",
+    "ListOperations", "RetryOperation", "CreateKey", "GetKey", "ListKeys", "ListKeyVersions", "GetPublicKey", "Verify",
+    "RotateKey", "SetKeySchedule", "GetTarget", "ListTargets", "CheckTarget", "ImportKey", "ProveImport",
+    "ConfirmImport", "ListImports", "GetHsm", "WhoAmI", "CheckDrift", "ListDrift",
 }  # fmt: skip
 
 
