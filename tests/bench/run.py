@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.bench import commands, generations, inventory, jobs, overhead, peers, stage
+from tests.bench import commands, generations, inventory, jobs, overhead, peers, rotations, stage
 from tests.bench.commands import alternate as alternate_commands
 from tests.bench.load import CONNECTIONS, STREAMS, Door, Figures, Request, drive, hop
 from tests.bench.peers import BATCH, Peer
@@ -51,7 +51,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds of each case (default 5)")
     parser.add_argument("--seconds", type=float, default=3, help="length of one round (default 3)")
-    parser.add_argument("--generations", type=int, default=200, help="keys to create, import and prove (default 200)")
+    parser.add_argument(
+        "--generations", type=int, default=200, help="keys to create, import and prove, and to rotate (default 200)"
+    )
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     return parser.parse_args()
 
@@ -71,6 +73,7 @@ def compare(folder: Path, options: argparse.Namespace, stack: ExitStack) -> list
         overhead.measure(folder / "overhead", bao, options.generations // 4),
         *secrets(ours, theirs, issuer, folder, options, stack),
         inventory.measure(folder / "inventory"),
+        rotations.measure(folder / "rotations", bao, options.generations),
     ]
     memory = [[name, f"{resting[name]:.0f}", f"{megabytes(pid, 'VmHWM'):.0f}"] for name, pid in both.items()]
     found.append("## Memory\n\n" + table(["MiB at rest", "MiB at the most in the whole run"], memory))
