@@ -62,7 +62,9 @@ def _missing(call: object, *arguments: object, reason: str = "HSM_MECHANISM_MISS
 
 
 def _keep_apart(hsm: KeysHsm, signer: KeyRef, opener: KeyRef, cipher: KeyRef) -> None:
-    """No other keyring, and no other row, reaches these keys."""
+    """They are as they were made, and no other keyring, and no other row, reaches them."""
+    exportable = {signer: True, opener: False, cipher: False}
+    assert [hsm.differing(key, exportable=may) for key, may in exportable.items()] == [()] * 3
     for purpose in set(Purpose) - {Purpose.KEY}:
         foreign = hsm.keyring(purpose)
         refused(partial(foreign.sign, signer, ALGORITHMS[KeyType.RSA_2048][0], [b"m"]), reason="KEY_NOT_THIS")
@@ -103,8 +105,6 @@ def prove() -> None:
     cipher = fresh(hsm, KeyType.AES_256)
     assert _missing(hsm.encrypt, cipher, EncryptionAlgorithm.AES_GCM, b"m", b"a") == {"CKM_AES_GCM"}
 
-    exportable = {signer: True, opener: False, cipher: False}
-    assert [hsm.differing(key, exportable=may) for key, may in exportable.items()] == [()] * 3, "they are as made"
     _keep_apart(hsm, signer, opener, cipher)
 
     _refuse_the_rest(hsm, signer)
