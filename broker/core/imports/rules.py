@@ -117,6 +117,13 @@ def provable(row: Import | None) -> Import:
     not_held(row)
     if row.state is ImportState.PROVEN or (row.state in OVER and row.sent is not Sent.NOTHING):
         return row
+    if row.state is ImportState.DISABLED:
+        raise WrongState(
+            Reason.IMPORT_NOT_PROVEN,
+            "This copy was put out of use there, since its version was retired or compromised, or its key was to be "
+            "destroyed; as long as the version may be imported, importing it again puts it back to use. `broker drift` "
+            "tells whether it is still out of use.",
+        )
     way_out = "confirm it once it was carried there" if row.failure == EXPORTED else "import it again, which settles it"
     raise WrongState(Reason.IMPORT_NOT_PROVEN, f"This import is {row.state} and was not proven yet; {way_out}.")
 

@@ -13,6 +13,7 @@ from broker.core.kinds import ImportState, Sent
 from broker.core.model import Import, Operation, Terms
 from broker.core.reasons import Reason
 from broker.core.targets.copies import alarms
+from tests.fakes.refusals import refused
 from tests.unit.rotations.bench import House
 
 
@@ -100,6 +101,13 @@ def test_what_a_copy_was_held_to_is_repeated_for_the_next_version(house: House) 
     house.rotate()
     house.rounds(5)
     assert house.shelves["prod"].held["pay"][2].terms.tags == {"team": "billing"}
+
+
+def test_a_copy_that_was_put_out_of_use_is_not_proven_and_the_refusal_says_what_it_is(house: House) -> None:
+    compromise(house)
+    asked = house.call("ImportService/ProveImport")
+    found = refused(lambda: house.imports.prove(asked, "pay", 1, "prod"), reason="IMPORT_NOT_PROVEN")
+    assert "put out of use there" in found.message
 
 
 def stuck(house: House, why: str) -> str:
