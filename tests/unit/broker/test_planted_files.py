@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 
 from broker import own_files, own_keys, own_rows
-from broker.core.authorities.known import OwnKeys, rows_of
+from broker.core.authorities.known import rows_of
 from broker.core.authorities.plans import OVERLAP
 from broker.core.kinds import Own, OwnKeyState
 from tests.crash.scenes_authorities import OwnWorld
@@ -57,7 +57,7 @@ class Planted(Host):
         store, device = store or self.world.store, self.world.ground.hsm
         self.check()
         own_rows.restore(self.config, device, store, self.world.clock)
-        own = OwnKeys(store, device, own_keys.founding(self.config, device), self.world.clock)
+        own = self.world.elsewhere(store=store, founding=own_keys.founding(self.config, device)).own_keys
         assert own.authority(Own.OPERATOR_CA)
         return x509.load_pem_x509_certificates(own.certificates(Own.OPERATOR_CA))
 
