@@ -364,7 +364,8 @@ def _tell_places(places: Any) -> None:
 
 def _changed(out: Output, change: Change, response: Any) -> None:
     ask.dry_run_note(dry_run=change.dry_run)
-    out.one("key", {**record(response.key), **_operation(response)})
+    known = {name: value for name, value in record(response.key).items() if name not in inventory.ONLY_LOOKED_UP}
+    out.one("key", {**known, **_operation(response)})
 
 
 def _operation(response: Any) -> dict[str, str]:
