@@ -95,6 +95,11 @@ def _settled(row: Import) -> bool:
     return row.state not in UNDER_WAY or row.failure == EXPORTED
 
 
+def is_ending(key: Key) -> bool:
+    """Whether the key is destroyed, or is to be, at the targets too."""
+    return key.destroyed_at_targets and key.state in {KeyState.DESTROY_SCHEDULED, KeyState.DESTROYED}
+
+
 def places(store: Store, key: str, version: int) -> list[Copy]:
     """Where a version is to be: wherever the key is in use now, or was until its version there was compromised."""
     found = {(one.target, one.remote_name) for one in in_use(store, key)} | _vacant(store, key)
@@ -170,6 +175,19 @@ class Copies:
         """What still brings a version somewhere, whatever has become of the former ones there."""
         return self._under_way(f"key/{key}/{version}/to/")
 
+    def everywhere(self, key: str) -> set[tuple[str, str]]:
+        """The targets and names there under which any version is, or may be; also what is only being brought there."""
+        rows = [row for version in versions_of(self._store, key) for row in self._of_version(key, version.number)]
+        there = [row for row in rows if row.may_be_there and row.state is not ImportState.UNKNOWN]
+        coming = map(copy_in, self._coming(key))
+        return {(one.target, one.remote_name) for one in there} | {(one.target, one.remote_name) for one in coming}
+
+    def _of_version(self, key: str, version: int) -> list[Import]:
+        return self._store.page(Import, limit=MAX_COPIES, where={"key": key, "version": version})
+
+    def _coming(self, key: str) -> list[Operation]:
+        return [one for one in self._under_way(f"key/{key}/") if one.kind == self._sending.kind]
+
     def _under_way(self, begins: str) -> list[Operation]:
         found: list[Operation] = []
         for state in LIVE:
@@ -183,14 +201,25 @@ class Copies:
 
     def are_off(self, work: Work, key: str, version: int) -> bool:
         """Whether a version is out of use wherever it had come; sees to what has arrived since that was last asked."""
-        where: dict[str, str | int] = {"key": key, "version": version}
-        rows = self._store.page(Import, limit=MAX_COPIES, where=where)
+        rows = self._of_version(key, version)
+        self._withdraw_arrived(work, rows)
+        return all(map(_settled, rows)) and not self._under_way(f"key/{key}/{version}/off/")
+
+    def have_settled(self, work: Work, place: Copy, rows: list[Import]) -> bool:
+        """Whether nothing arrives any more under one name, of ``rows`` there; sees to what has, as ``are_off`` does."""
+        coming = {(one.target, one.remote_name) for one in map(copy_in, self._coming(place.key))}
+        arrived = self._withdraw_arrived(work, rows)
+        return not arrived and all(map(_settled, rows)) and (place.target, place.remote_name) not in coming
+
+    def _withdraw_arrived(self, work: Work, rows: list[Import]) -> bool:
+        """Have put out of use what is proven and nobody sees to; whether there was any."""
         there = [_copy(row) for row in rows if row.state is ImportState.PROVEN]
         cannot = {_copy(row) for row in rows if row.failure == Reason.TARGET_CANNOT_DISABLE}
-        if new := [copy for copy in there if copy not in cannot and not self.left([copy], off=True)]:
+        new = [copy for copy in there if copy not in cannot and not self.left([copy], off=True)]
+        if new:
             with self._store.write(work.call.intent()) as write:
                 self.begin(write, work, new, off=True)
-        return all(map(_settled, rows)) and not self._under_way(f"key/{key}/{version}/off/")
+        return bool(new)
 
     # ---- send-copy -----------------------------------------------------------------------------------------------
 

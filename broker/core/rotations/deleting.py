@@ -16,22 +16,21 @@ from datetime import timedelta
 from broker.core import ports
 from broker.core.call import Call
 from broker.core.errors import WrongState
-from broker.core.imports.places import UNDER_WAY
-from broker.core.imports.rules import EXPORTED, MISSING
+from broker.core.imports.rules import MISSING
 from broker.core.keys.states import TABLES, versions_of
-from broker.core.kinds import ImportState, KeyState, Sent
+from broker.core.kinds import ImportState, Sent
 from broker.core.model import Import, Key, Target
 from broker.core.operations.plan import NotYet, Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.ports import Connect, Now, Store, Write
 from broker.core.reasons import Reason
-from broker.core.rotations.copies import MAX_COPIES, Copies, Copy, copy_in, reachable, target_in
+from broker.core.rotations.copies import MAX_COPIES, Copies, Copy, copy_in, is_ending, reachable, target_in
 from broker.core.rows import refuse_doubt
 
 PATIENCE = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(minutes=10)
 LOOK_AGAIN = timedelta(days=1)
-"""Between two looks for what a target keeps of a deleted key."""
+"""Between two looks for what a target keeps of a deleted key, or what has arrived there of one that waits."""
 
 TABLES_OF_COPIES = TABLES | {"imports", "targets"}
 
@@ -59,16 +58,11 @@ class Deleting:
             )
         )
 
-    def places(self, key: Key) -> list[Copy]:
-        """Where the copies are that are disabled, and deleted in the end."""
-        return [copy for version in versions_of(self._store, key.name) for copy in reachable(
-            self._store, key.name, version.number
-        )]  # fmt: skip
-
-    def begin(self, write: Write, call: Call, key: Key, copies: list[Copy]) -> None:
-        """Have them disabled now, and deleted at the key's ``destroy_at``."""
-        self._copies.withdraw(write, call, copies)
-        for target, name in sorted({(copy.target, copy.remote_name) for copy in copies}):
+    def begin(self, write: Write, call: Call, key: Key) -> None:
+        """Have all copies disabled, now or once they have arrived, and deleted at the key's ``destroy_at``."""
+        for version in versions_of(self._store, key.name):
+            self._copies.withdraw(write, call, reachable(self._store, key.name, version.number))
+        for target, name in sorted(self._copies.everywhere(key.name)):
             subject = f"key/{key.name}/0/gone/{target}/{name}"
             if self._operations.live(write, subject) is None:
                 self._operations.begin(write, call, self._plan, subject, abandoned=True)
@@ -78,11 +72,14 @@ class Deleting:
     def _delete(self, work: Work) -> Mapping[str, str]:
         copy = copy_in(work.operation)
         key, target = self._store.get(Key, copy.key), self._store.get(Target, copy.target)
-        if key is None or target is None or not self._is_to_go(key):
+        if key is None or target is None or not is_ending(key):
             return {"over": "1"}
         rows = self._rows(copy)
-        if any(row.state in UNDER_WAY and row.failure != EXPORTED for row in rows):
+        if not self._copies.have_settled(work, copy, rows):
             raise NotYet
+        self._await_time(key)
+        if not rows:
+            return {"over": "1"}  # nothing of it has ever come there; what has that name is somebody else's
         refuse_doubt(self._store, TABLES_OF_COPIES, copy.key)
         port = self._connect(target.name, target.kind, target.settings)
         self._refuse_shared(port, copy, rows)
@@ -95,13 +92,11 @@ class Deleting:
             )
         return {}
 
-    def _is_to_go(self, key: Key) -> bool:
-        """Whether its destruction stands, and is for the targets too; ``NotYet`` before its time."""
-        if not key.destroyed_at_targets or key.state not in {KeyState.DESTROY_SCHEDULED, KeyState.DESTROYED}:
-            return False
-        if key.destroy_at is not None and self._now() < key.destroy_at:
-            raise NotYet(key.destroy_at)
-        return True
+    def _await_time(self, key: Key) -> None:
+        """Return when its time has come; until then it is looked each day for what has arrived."""
+        now = self._now()
+        if key.destroy_at is not None and now < key.destroy_at:
+            raise NotYet(min(key.destroy_at, now + LOOK_AGAIN))
 
     def _refuse_shared(self, port: ports.Target, copy: Copy, rows: list[Import]) -> None:
         """Return if all that is there under the name is this key's; what is not has an owner who was not asked."""

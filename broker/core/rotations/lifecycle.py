@@ -140,7 +140,7 @@ class Rotations:
         """
 
         def begin(write: Write, key: Key) -> None:
-            self._deleting.begin(write, call, key, self._deleting.places(key))
+            self._deleting.begin(write, call, key)
 
         return self._keys.schedule_destruction(call, name, delay, begin)
 

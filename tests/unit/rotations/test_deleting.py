@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -190,3 +191,61 @@ def test_a_dry_run_of_a_destruction_changes_nothing(house: House) -> None:
     assert (would.state, would.destroyed_at_targets) == (KeyState.DESTROY_SCHEDULED, True)
     house.rounds(2)
     assert (house.key().state, house.enabled("prod")) == (KeyState.ENABLED, [1])
+
+
+def loses_an_upload(house: House, ask: Callable[[], object]) -> None:
+    """The target takes what is sent next, and is away from then on."""
+    shelf = house.shelves["prod"]
+    shelf.passing = lambda point: house.away("prod") if point == "after an upload" else None
+    ask()
+    shelf.passing = lambda _: None
+    assert house.shelves["prod"].refuses, "it was sent something"
+
+
+@pytest.mark.parametrize("kind", [KeyType.EC_P256, KeyType.AES_256])
+def test_a_copy_that_was_just_arriving_is_disabled_when_it_has_and_deleted(house: House, kind: KeyType) -> None:
+    usage = KeyUsage.ENCRYPT if kind.symmetric else KeyUsage.SIGN
+    house.keys.create(house.call("KeyService/CreateKey"), "new", kind, usage, exportable=True, labels={}, owner="")
+    asked = house.call("ImportService/ImportKey")
+    loses_an_upload(house, lambda: ending(lambda: house.imports.import_key(asked, "new", 1, "prod", "")))
+    house.rotations.destroy(house.call("KeyService/ScheduleKeyDestruction"), "new", WEEK)
+    house.rounds(3)
+    assert house.store.get(Import, "new", 1, "prod", "new").state is ImportState.PENDING
+    house.back("prod")
+    house.rounds(6, minutes=3)
+    assert [one.enabled for one in house.shelves["prod"].held["new"]] == [False]
+    pass_by(house, 9)
+    assert house.store.get(Import, "new", 1, "prod", "new").state is ImportState.GONE
+    assert "new" not in house.shelves["prod"].held
+
+
+def test_what_a_rotation_was_bringing_is_disabled_when_it_has_arrived_and_deleted(house: House) -> None:
+    def rotate() -> None:
+        house.rotate(timedelta(0))
+        house.rounds(4)
+
+    loses_an_upload(house, rotate)
+    destroy(house)
+    house.rounds(3)
+    house.back("prod")
+    house.rounds(6, minutes=3)
+    assert house.enabled("prod") == []
+    pass_by(house, 9)
+    assert (house.key().state, house.shelves["prod"].held) == (KeyState.DESTROYED, {})
+    assert set(house.copies().values()) == {ImportState.GONE}
+
+
+def test_where_a_rotation_never_came_to_send_anything_a_key_of_that_name_is_left_alone(house: House) -> None:
+    house.away("prod")
+    house.rotate()
+    house.rounds(3)
+    assert not house.store.get(Import, "pay", 2, "prod", "pay").may_be_there
+    former = house.store.get(Import, "pay", 1, "prod", "pay")
+    with house.store.write(house.call("ImportService/ProveImport").outcome()) as write:
+        write.replace(former, replace(former, state=ImportState.GONE))
+    house.shelves["prod"].held["pay"] = [Held(ec.generate_private_key(ec.SECP256R1()), "1")]
+    destroy(house)
+    house.back("prod")
+    pass_by(house, 9)
+    assert (house.key().state, house.enabled("prod")) == (KeyState.DESTROYED, [1])
+    assert deletion(house, "prod").state is OperationState.DONE
