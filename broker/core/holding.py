@@ -4,8 +4,9 @@ The database was restored to a moment when it was still to be done. What has com
 destruction may have been called off, the half-made key completed and in use. So a held row is in a state in which the
 background loop does not look for it and no repeated call goes on with it. ``settling`` and the calls that the states
 name (``kinds``) get it out of there. The operations that were under way are closed; only those go on that take nothing
-away from anybody that the record has not taken already: a sealing, what puts copies of retired versions out of use, and
-the destruction of a key of the broker's own that has a successor in the token.
+away from anybody that the record has not taken already: a sealing, what puts copies of retired versions out of use (for
+a destruction that is held it does nothing), and the destruction of a key of the broker's own that has a successor in
+the token.
 """
 
 from __future__ import annotations

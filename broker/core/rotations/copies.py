@@ -1,7 +1,8 @@
 """One copy of a key version at one target: brought there, or put out of use there, each by an operation of its own.
 
     send-copy      ─ import ─▶ DONE          PROVEN there
-    withdraw-copy  ─ disable ─▶ DONE         DISABLED there, or still enabled because the target cannot do that
+    withdraw-copy  ─ disable ─▶ DONE         DISABLED there, or still enabled because the target cannot do that, or
+                                             because it is to stay in use after all
 
 Both only go forward: a target that is away, or refuses, is asked again until it takes it, until an operator mends what
 is in the way, or until the target is removed. None of them holds up another, since each waits for its own target.
@@ -22,7 +23,7 @@ from broker.core.imports.places import UNDER_WAY
 from broker.core.imports.rules import EXPORTED
 from broker.core.imports.terms import repeated
 from broker.core.keys.states import versions_of
-from broker.core.kinds import ImportState, KeyState, Phase
+from broker.core.kinds import ImportState, KeyState, Phase, VersionState
 from broker.core.model import Import, Key, KeyVersion, Operation, Principal, RemoteKey, Target
 from broker.core.once import record
 from broker.core.operations.plan import Plan, Step, Work
@@ -263,7 +264,7 @@ class Copies:
     def _disable(self, work: Work) -> Mapping[str, str]:
         copy = copy_in(work.operation)
         target, row = self._store.get(Target, copy.target), self._row(self._store, copy)
-        if target is None or row is None or not row.may_be_there:
+        if target is None or row is None or not row.may_be_there or not self._is_unwanted(copy):
             return {}
         port = self._connect(target.name, target.kind, target.settings)
         try:
@@ -281,6 +282,11 @@ class Copies:
             )
         return {"disabled": "1"}
 
+    def _is_unwanted(self, copy: Copy) -> bool:
+        """Whether it is still to be put out of use: a destruction may have been called off, or be held, since."""
+        key, version = self._store.get(Key, copy.key), self._store.get(KeyVersion, copy.key, copy.version)
+        return (version is not None and _is_over(version)) or (key is not None and is_ending(key))
+
     def _enabled(self, port: ports.Target, row: Import) -> list[str]:
         """The remote versions that are this copy, and in use: by its public key or, without one, by the record."""
         held = self._store.get(KeyVersion, row.key, row.version)
@@ -293,7 +299,7 @@ class Copies:
             write.replace(row, replace(row, failure=Reason.TARGET_CANNOT_DISABLE))
         elif row is not None and "disabled" in work.memory and row.state is ImportState.PROVEN:
             write.replace(row, replace(row, state=ImportState.DISABLED, failure=""))
-        elif row is not None and row.failure == Reason.TARGET_CANNOT_DISABLE:
+        elif row is not None and "disabled" in work.memory and row.failure == Reason.TARGET_CANNOT_DISABLE:
             write.replace(row, replace(row, failure=Reason.REMOTE_KEY_DISABLED))
         self._wake(write, work)
 
@@ -325,6 +331,12 @@ def _is_it(row: Import, remote: RemoteKey, public_key: bytes | None) -> bool:
     if remote.public_key is not None and public_key is not None:
         return remote.public_key == public_key
     return bool(row.remote_version) and remote.version == row.remote_version and row.failure != Reason.PROOF_FAILED
+
+
+def _is_over(version: KeyVersion) -> bool:
+    """Whether it protects nothing any more; what was destroyed before it was in force never did."""
+    unused = version.state is VersionState.DESTROYED and version.standing is Phase.PRE_ACTIVE
+    return unused or version.standing in {Phase.DEACTIVATED, Phase.COMPROMISED}
 
 
 def _is_beside(row: Import, copy: Copy) -> bool:

@@ -78,6 +78,30 @@ def test_BY_13_one_that_is_called_off_deletes_nothing_and_an_import_puts_its_cop
     assert (house.enabled("prod"), house.copies()["prod", 1]) == ([1], ImportState.PROVEN)
 
 
+def test_one_that_is_called_off_while_a_target_is_away_disables_nothing_there_on_its_return(house: House) -> None:
+    house.away("prod")
+    destroy(house)
+    house.rounds(3)
+    house.keys.cancel_destruction(house.call("KeyService/CancelKeyDestruction"), "pay")
+    house.keys.enable(house.call("KeyService/EnableKey"), "pay")
+    house.back("prod")
+    house.imports.import_key(house.call("ImportService/ImportKey"), "pay", 1, "prod", "")
+    house.rounds(5, minutes=3)
+    assert (house.enabled("prod"), house.copies()["prod", 1]) == ([1], ImportState.PROVEN)
+    assert house.store.last(Operation, "key/pay/1/off/prod/pay").state is OperationState.DONE
+
+
+def test_one_that_is_asked_for_again_disables_what_the_one_before_did_not(house: House) -> None:
+    house.away("prod")
+    destroy(house)
+    house.rounds(3)
+    house.keys.cancel_destruction(house.call("KeyService/CancelKeyDestruction"), "pay")
+    destroy(house)
+    house.back("prod")
+    house.rounds(5, minutes=3)
+    assert (house.enabled("prod"), house.copies()["prod", 1]) == ([], ImportState.DISABLED)
+
+
 def test_one_that_is_called_off_and_then_scheduled_for_the_hsm_alone_leaves_the_targets_alone(house: House) -> None:
     destroy(house)
     house.keys.cancel_destruction(house.call("KeyService/CancelKeyDestruction"), "pay")
@@ -164,6 +188,19 @@ def test_S_09_after_a_restore_nothing_is_deleted_by_itself(house: House) -> None
     destroy(house)
     pass_by(house, 9)
     assert house.copies()["prod", 1] is ImportState.GONE
+
+
+def test_S_09_after_a_restore_nothing_is_disabled_for_a_destruction_that_is_held(house: House) -> None:
+    house.away("prod")
+    destroy(house)
+    house.rounds(3)
+    Holding(house.store, house.own).hold()
+    house.back("prod")
+    house.rounds(5, minutes=3)
+    assert (house.key().state, house.enabled("prod")) == (KeyState.HELD, [1])
+    destroy(house)
+    house.rounds(5, minutes=3)
+    assert house.enabled("prod") == []
 
 
 def test_a_copy_in_a_file_is_not_gone_with_what_was_at_the_target(house: House) -> None:
