@@ -150,6 +150,7 @@ class Shelf:
         return nonce + AESGCM(self._usable(name, version).material).encrypt(nonce, plaintext, b"")
 
     def decrypt(self, name: str, version: str, algorithm: EncryptionAlgorithm, ciphertext: bytes) -> bytes:  # noqa: ARG002
+        self._answer("decrypt")
         material = self._usable(name, version).material
         try:
             return AESGCM(material).decrypt(ciphertext[:NONCE], ciphertext[NONCE:], b"")

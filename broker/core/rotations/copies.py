@@ -2,7 +2,7 @@
 
     send-copy      ─ import ─▶ DONE          PROVEN there
     withdraw-copy  ─ disable ─▶ DONE         DISABLED there, or still enabled because the target cannot do that, or
-                                             because it is to stay in use after all
+                                             because it is to stay in use after all; FAILED if it is another key
 
 Both only go forward: a target that is away, or refuses, is asked again until it takes it, until an operator mends what
 is in the way, or until the target is removed. None of them holds up another, since each waits for its own target.
@@ -11,10 +11,9 @@ is in the way, or until the target is removed. None of them holds up another, si
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
-from broker.core import ports
 from broker.core.behalf import who_asked
 from broker.core.call import Call, on_behalf
 from broker.core.errors import BrokerError, WrongState
@@ -23,13 +22,14 @@ from broker.core.imports.places import UNDER_WAY
 from broker.core.imports.rules import EXPORTED
 from broker.core.imports.terms import repeated
 from broker.core.keys.states import versions_of
-from broker.core.kinds import ImportState, KeyState, Phase, VersionState
-from broker.core.model import Import, Key, KeyVersion, Operation, Principal, RemoteKey, Target
+from broker.core.kinds import ImportState, KeyState, Phase
+from broker.core.model import Import, Key, KeyVersion, Operation, Principal, Target
 from broker.core.once import record
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import LIVE, Operations
 from broker.core.ports import Connect, Store, Write
 from broker.core.reasons import Reason
+from broker.core.rotations.withdrawal import in_use_there, is_anothers, is_unwanted, withdrawn
 
 PATIENCE = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(seconds=30)
@@ -94,11 +94,6 @@ def reachable(store: Store, key: str, version: int) -> list[Copy]:
 
 def _settled(row: Import) -> bool:
     return row.state not in UNDER_WAY or row.failure == EXPORTED
-
-
-def is_ending(key: Key) -> bool:
-    """Whether the key is destroyed, or is to be, at the targets too."""
-    return key.destroyed_at_targets and key.state in {KeyState.DESTROY_SCHEDULED, KeyState.DESTROYED}
 
 
 def places(store: Store, key: str, version: int) -> list[Copy]:
@@ -263,44 +258,37 @@ class Copies:
 
     def _disable(self, work: Work) -> Mapping[str, str]:
         copy = copy_in(work.operation)
-        target, row = self._store.get(Target, copy.target), self._row(self._store, copy)
-        if target is None or row is None or not row.may_be_there or not self._is_unwanted(copy):
+        target, row, held = self._store.get(Target, copy.target), self._row(self._store, copy), self._held(copy)
+        if target is None or row is None or held is None or not row.may_be_there or not is_unwanted(*held):
             return {}
-        port = self._connect(target.name, target.kind, target.settings)
+        port, version = self._connect(target.name, target.kind, target.settings), held[1]
+        there = in_use_there(port, row, version)
+        another = bool(there) and is_anothers(self._imports.ledger.hsm, work, port, *held, there[0])
+        if another and version.phase is not Phase.COMPROMISED:
+            return {}
         try:
-            for version in self._enabled(port, row):
-                port.disable(row.remote_name, version)
+            for one in there:
+                port.disable(row.remote_name, one.version)
         except WrongState as error:
             if error.reason != Reason.TARGET_CANNOT_DISABLE:
                 raise
             return {"cannot": "1"}
-        if still := self._enabled(port, row):
+        if still := in_use_there(port, row, version):
             raise WrongState(
                 Reason.REMOTE_KEY_STILL_ENABLED,
-                f"The target {copy.target} has taken the request to disable version {still[0]} of "
+                f"The target {copy.target} has taken the request to disable version {still[0].version} of "
                 f"{row.remote_name}, and shows it as enabled still; it is asked again.",
             )
         return {"disabled": "1"}
 
-    def _is_unwanted(self, copy: Copy) -> bool:
-        """Whether it is still to be put out of use: a destruction may have been called off, or be held, since."""
+    def _held(self, copy: Copy) -> tuple[Key, KeyVersion] | None:
         key, version = self._store.get(Key, copy.key), self._store.get(KeyVersion, copy.key, copy.version)
-        return (version is not None and _is_over(version)) or (key is not None and is_ending(key))
-
-    def _enabled(self, port: ports.Target, row: Import) -> list[str]:
-        """The remote versions that are this copy, and in use: by its public key or, without one, by the record."""
-        held = self._store.get(KeyVersion, row.key, row.version)
-        public_key = held.public_key if held else None
-        return [one.version for one in port.versions(row.remote_name) if one.enabled and _is_it(row, one, public_key)]
+        return (key, version) if key is not None and version is not None else None
 
     def _disabled(self, write: Write, work: Work) -> None:
         row = self._row(write, copy_in(work.operation))
-        if row is not None and "cannot" in work.memory:
-            write.replace(row, replace(row, failure=Reason.TARGET_CANNOT_DISABLE))
-        elif row is not None and "disabled" in work.memory and row.state is ImportState.PROVEN:
-            write.replace(row, replace(row, state=ImportState.DISABLED, failure=""))
-        elif row is not None and "disabled" in work.memory and row.failure == Reason.TARGET_CANNOT_DISABLE:
-            write.replace(row, replace(row, failure=Reason.REMOTE_KEY_DISABLED))
+        if row is not None and row.state not in UNDER_WAY:
+            write.replace(row, withdrawn(row, work.memory))
         self._wake(write, work)
 
     # ---- both ----------------------------------------------------------------------------------------------------
@@ -325,18 +313,6 @@ def _stuck(operation: Operation) -> str:
     if operation.failure == Reason.KEY_STATE:
         return "a key is not enabled, so its rotation brings it nowhere"
     return "a rotation waits for a target" if operation.failure in _AWAY else "a rotation is refused at a target"
-
-
-def _is_it(row: Import, remote: RemoteKey, public_key: bytes | None) -> bool:
-    if remote.public_key is not None and public_key is not None:
-        return remote.public_key == public_key
-    return bool(row.remote_version) and remote.version == row.remote_version and row.failure != Reason.PROOF_FAILED
-
-
-def _is_over(version: KeyVersion) -> bool:
-    """Whether it protects nothing any more; what was destroyed before it was in force never did."""
-    unused = version.state is VersionState.DESTROYED and version.standing is Phase.PRE_ACTIVE
-    return unused or version.standing in {Phase.DEACTIVATED, Phase.COMPROMISED}
 
 
 def _is_beside(row: Import, copy: Copy) -> bool:

@@ -24,7 +24,8 @@ from broker.core.operations.plan import NotYet, Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.ports import Connect, Now, Store, Write
 from broker.core.reasons import Reason
-from broker.core.rotations.copies import MAX_COPIES, Copies, Copy, copy_in, is_ending, reachable, target_in
+from broker.core.rotations.copies import MAX_COPIES, Copies, Copy, copy_in, reachable, target_in
+from broker.core.rotations.withdrawal import DOUBTFUL, is_ending
 from broker.core.rows import refuse_doubt
 
 PATIENCE = timedelta(minutes=2)
@@ -100,18 +101,21 @@ class Deleting:
 
     def _refuse_shared(self, port: ports.Target, copy: Copy, rows: list[Import]) -> None:
         """Return if all that is there under the name is this key's; what is not has an owner who was not asked."""
-        ours = {row.remote_version for row in rows}
+        recorded = {row.remote_version for row in rows}
+        doubtful = {row.remote_version for row in rows if row.failure in DOUBTFUL}
         publics = {one.public_key for one in versions_of(self._store, copy.key)} - {None}
         for one in port.versions(copy.remote_name):
             # A symmetric key cannot be told from another in its place; but ours was put out of use when this began.
-            named = one.version in ours and not one.enabled
-            if not (one.public_key in publics if one.public_key is not None else named):
-                raise WrongState(
-                    Reason.REMOTE_KEY_SHARED,
-                    f"Version {one.version} of {copy.remote_name} at {copy.target} is not known to be the broker's, "
-                    "and a target deletes all versions of a key together. It is done once its owner has taken it away, "
-                    "or has disabled it if it is the broker's (`broker operation retry` then). Or delete it there.",
-                )
+            named = one.public_key is None and one.version in recorded - doubtful
+            if one.public_key in publics or (named and not one.enabled):
+                continue
+            disabled = ", or has disabled it if it is the broker's (`broker operation retry` then)" if named else ""
+            raise WrongState(
+                Reason.REMOTE_KEY_SHARED,
+                f"Version {one.version} of {copy.remote_name} at {copy.target} is not known to be the broker's, and a "
+                "target deletes all versions of a key together. It is done once its owner has taken it away"
+                f"{disabled}. Or delete it there.",
+            )
 
     def _deleted(self, write: Write, work: Work) -> None:
         """Not shown any more; whether it can come back is looked at next."""
