@@ -101,21 +101,22 @@ class Deleting:
 
     def _refuse_shared(self, port: ports.Target, copy: Copy, rows: list[Import]) -> None:
         """Return if all that is there under the name is this key's; what is not has an owner who was not asked."""
-        recorded = {row.remote_version for row in rows}
-        doubtful = {row.remote_version for row in rows if row.failure in DOUBTFUL}
-        publics = {one.public_key for one in versions_of(self._store, copy.key)} - {None}
-        for one in port.versions(copy.remote_name):
+        there = port.versions(copy.remote_name)
+        held = {one.number: one.public_key for one in versions_of(self._store, copy.key)}
+        publics = set(held.values()) - {None}
+        sure = [row for row in rows if row.failure not in DOUBTFUL]
+        recorded, shown = {row.remote_version for row in sure}, {one.public_key for one in there} - {None}
+        unseen = {row.remote_version for row in sure if held.get(row.version) not in shown}
+        for number in port.hidden(copy.remote_name):
+            if number not in unseen:
+                raise _shared(number, copy, " (it is hidden there)")
+        for one in there:
             # A symmetric key cannot be told from another in its place; but ours was put out of use when this began.
-            named = one.public_key is None and one.version in recorded - doubtful
+            named = one.public_key is None and one.version in recorded
             if one.public_key in publics or (named and not one.enabled):
                 continue
             disabled = ", or has disabled it if it is the broker's (`broker operation retry` then)" if named else ""
-            raise WrongState(
-                Reason.REMOTE_KEY_SHARED,
-                f"Version {one.version} of {copy.remote_name} at {copy.target} is not known to be the broker's, and a "
-                "target deletes all versions of a key together. It is done once its owner has taken it away"
-                f"{disabled}. Or delete it there.",
-            )
+            raise _shared(one.version, copy, way_out=disabled)
 
     def _deleted(self, write: Write, work: Work) -> None:
         """Not shown any more; whether it can come back is looked at next."""
@@ -157,3 +158,12 @@ class Deleting:
 
 def _those(rows: list[Import], copy: Copy) -> list[Import]:
     return [row for row in rows if row.remote_name == copy.remote_name and row.may_be_there]
+
+
+def _shared(version: str, copy: Copy, what: str = "", way_out: str = "") -> WrongState:
+    return WrongState(
+        Reason.REMOTE_KEY_SHARED,
+        f"Version {version} of {copy.remote_name} at {copy.target}{what} is not known to be the broker's, and a target "
+        f"deletes all versions of a key together. It is done once its owner has taken it away{way_out}. Or delete it "
+        "there.",
+    )

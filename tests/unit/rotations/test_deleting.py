@@ -147,6 +147,27 @@ def test_what_is_not_the_brokers_under_the_name_is_not_deleted(house: House) -> 
     assert house.copies()["prod", 1] is ImportState.GONE
 
 
+def test_what_the_target_does_not_show_under_the_name_is_not_deleted_with_the_rest(house: House) -> None:
+    theirs = Held(ec.generate_private_key(ec.SECP256R1()), "2", hidden=True)
+    house.shelves["prod"].held["pay"].append(theirs)
+    destroy(house)
+    pass_by(house, 9)
+    assert deletion(house, "prod").failure == "REMOTE_KEY_SHARED"
+    assert (len(house.shelves["prod"].held["pay"]), theirs.enabled) == (2, True)
+    house.shelves["prod"].held["pay"].pop()
+    house.rounds(3, minutes=10)
+    assert house.copies()["prod", 1] is ImportState.GONE
+
+
+def test_what_the_broker_has_hidden_itself_does_not_keep_its_key(house: House) -> None:
+    house.rotate(timedelta(0))
+    house.rounds(8)
+    house.shelves["prod"].held["pay"][0].hidden = True  # as the transit engine puts a former version out of use
+    destroy(house)
+    pass_by(house, 9)
+    assert house.shelves["prod"].held == {}
+
+
 def box(house: House) -> None:
     """A symmetric key, at both targets."""
     asked = house.call("KeyService/CreateKey")
