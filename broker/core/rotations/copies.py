@@ -19,7 +19,7 @@ from broker.core.call import Call, on_behalf
 from broker.core.errors import BrokerError, WrongState
 from broker.core.imports.importing import Imports
 from broker.core.imports.places import UNDER_WAY
-from broker.core.imports.rules import EXPORTED
+from broker.core.imports.rules import EXPORTED, copies_where
 from broker.core.imports.terms import repeated
 from broker.core.keys.states import versions_of
 from broker.core.kinds import ImportState, KeyState, Phase
@@ -88,7 +88,7 @@ def reachable(store: Store, key: str, version: int) -> list[Copy]:
     What came to nothing is among them, what was put out of use before, and what people were to carry there: any of it
     may have been brought, or put back to use, by somebody there.
     """
-    rows = store.page(Import, limit=MAX_COPIES, where={"key": key, "version": version})
+    rows = copies_where(store, key=key, version=version)
     return [_copy(row) for row in rows if row.may_be_there and _settled(row) and row.state is not ImportState.UNKNOWN]
 
 
@@ -108,7 +108,7 @@ def _vacant(store: Store, key: str) -> set[tuple[str, str]]:
     versions = versions_of(store, key)
     gone: set[tuple[str, str]] = set()
     for version in reversed(versions if any(one.phase is Phase.COMPROMISED for one in versions) else []):
-        for row in store.page(Import, limit=MAX_COPIES, where={"key": key, "version": version.number}):
+        for row in copies_where(store, key=key, version=version.number):
             place = (row.target, row.remote_name)
             if row.state in {ImportState.GONE, ImportState.UNKNOWN}:
                 gone.add(place)
@@ -179,7 +179,7 @@ class Copies:
         return {(one.target, one.remote_name) for one in there} | {(one.target, one.remote_name) for one in coming}
 
     def _of_version(self, key: str, version: int) -> list[Import]:
-        return self._store.page(Import, limit=MAX_COPIES, where={"key": key, "version": version})
+        return copies_where(self._store, key=key, version=version)
 
     def _coming(self, key: str) -> list[Operation]:
         return [one for one in self._under_way(f"key/{key}/") if one.kind == self._sending.kind]
@@ -225,7 +225,7 @@ class Copies:
         if self._store.get(Target, copy.target) is None or key is None or key.state is KeyState.DESTROYED:
             return {}  # it was removed meanwhile: there is nowhere to bring it, or nothing to bring
         call = on_behalf(work.call, IMPORT, self._asked_by(work))
-        rows = self._store.page(Import, limit=MAX_COPIES, where={"key": copy.key, "target": copy.target})
+        rows = copies_where(self._store, key=copy.key, target=copy.target)
         terms = repeated(rows, copy.version, copy.remote_name, work.call.now())
         try:
             self._imports.import_key(call, copy.key, copy.version, copy.target, copy.remote_name, terms)
@@ -239,8 +239,8 @@ class Copies:
 
     def _keep_out_of_use(self, copy: Copy) -> None:
         """A target may have to put a key back to use to take a version of it; a death there leaves others enabled."""
-        where: dict[str, str | int] = {"key": copy.key, "target": copy.target, "state": ImportState.DISABLED.value}
-        rows = [row for row in self._store.page(Import, limit=MAX_COPIES, where=where) if _is_beside(row, copy)]
+        off = copies_where(self._store, key=copy.key, target=copy.target, state=ImportState.DISABLED.value)
+        rows = [row for row in off if _is_beside(row, copy)]
         target = self._store.get(Target, copy.target)
         if not rows or target is None:
             return

@@ -16,7 +16,7 @@ from datetime import timedelta
 from broker.core import ports
 from broker.core.call import Call
 from broker.core.errors import WrongState
-from broker.core.imports.rules import MISSING
+from broker.core.imports.rules import MISSING, copies_where
 from broker.core.keys.states import TABLES, versions_of
 from broker.core.kinds import ImportState, Sent
 from broker.core.model import Import, Key, Target
@@ -24,7 +24,7 @@ from broker.core.operations.plan import NotYet, Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.ports import Connect, Now, Store, Write
 from broker.core.reasons import Reason
-from broker.core.rotations.copies import MAX_COPIES, Copies, Copy, copy_in, reachable, target_in
+from broker.core.rotations.copies import Copies, Copy, copy_in, reachable, target_in
 from broker.core.rotations.withdrawal import DOUBTFUL, is_ending
 from broker.core.rows import refuse_doubt
 
@@ -145,8 +145,7 @@ class Deleting:
                 write.replace(row, replace(row, state=ImportState.GONE))
 
     def _rows(self, copy: Copy) -> list[Import]:
-        where = {"key": copy.key, "target": copy.target}
-        return _those(self._store.page(Import, limit=MAX_COPIES, where=where), copy)
+        return _those(copies_where(self._store, key=copy.key, target=copy.target), copy)
 
     def _rows_in(self, write: Write, work: Work) -> Iterator[Import]:
         copy = copy_in(work.operation)

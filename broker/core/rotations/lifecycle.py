@@ -70,7 +70,7 @@ class Rotations:
         self._keys.check_makeable(key)
         there = places(self._store, key.name, key.latest + 1)
         self._may_import(call, key, there)
-        refuse_stay(key, there)
+        refuse_stay(self._store, key, there)
 
     def is_running(self, name: str) -> bool:
         """Whether a rotation of the key is not over."""
