@@ -4,8 +4,9 @@ The database was restored to a moment when it was still to be done. What has com
 destruction may have been called off, the half-made key completed and in use. So a held row is in a state in which the
 background loop does not look for it and no repeated call goes on with it. ``settling`` and the calls that the states
 name (``kinds``) get it out of there. The operations that were under way are closed; only those go on that take nothing
-away from anybody that the record has not taken already: a sealing, what puts copies of retired versions out of use, and
-the destruction of a key of the broker's own that has a successor in the token.
+away from anybody that the record has not taken already: a sealing, what puts copies of retired versions out of use (for
+a destruction that is held it does nothing), and the destruction of a key of the broker's own that has a successor in
+the token. Of keys that seal themselves the wish ends: it may have been taken back since, and a sealing cannot be.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from broker.core.schedule import KeySchedule
 
 Facts = dict[str, str | int]
 
-HARMLESS = frozenset({"check-drift", "seal-key", "seal-once", "contain-key-version", "withdraw-copy", "retire-own-key"})
+HARMLESS = frozenset({"check-drift", "seal-key", "contain-key-version", "withdraw-copy", "retire-own-key"})
 """The kinds of operations that go on."""
 
 
@@ -50,7 +51,7 @@ _RULES = (
     _Rule(
         kind=Key,
         when=KeyState.DESTROY_SCHEDULED.value,
-        becomes=lambda key, _: replace(key, state=KeyState.HELD, destroy_at=None),
+        becomes=lambda key, _: replace(key, state=KeyState.HELD, destroy_at=None, sealed_once_at=None),
         resource=lambda key: f"key/{key.name}",
         facts=lambda key: {"destroy_at": key.destroy_at.isoformat(timespec="seconds")} if key.destroy_at else {},
     ),
@@ -96,8 +97,21 @@ _OPERATIONS = tuple(
     for state in LIVE
 )
 
+_WISHES = tuple(
+    _Rule(
+        kind=Key,
+        when=state.value,
+        becomes=lambda key, _: replace(key, sealed_once_at=None),
+        resource=lambda key: f"key/{key.name}",
+        facts=lambda key: {"target": " ".join(key.sealed_once_at)},
+        fits=lambda key: bool(key.sealed_once_at),
+    )
+    for state in (KeyState.ENABLED, KeyState.DISABLED)
+)
+
 _CLOSED = (
     *_OPERATIONS,
+    *_WISHES,
     _Rule(
         kind=Approval,
         when=ApprovalState.OPEN.value,  # it may have been used since, or rejected
@@ -149,7 +163,8 @@ class Holding:
             yield rows
             after = key_of(rows[-1])
 
-    def _hold(self, rule: _Rule, rows: list[Any]) -> int:
+    def _hold(self, rule: _Rule, found: list[Any]) -> int:
+        rows = [row for row in found if rule.fits(row)]
         if not rows:
             return 0
         call, count = self._make_call(f"{rule.resource(rows[0]).partition('/')[0]}/*"), 0

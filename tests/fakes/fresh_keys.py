@@ -114,6 +114,9 @@ class FreshKeys:
             for number, one in held
         ]
 
+    def hidden(self, name: str) -> list[str]:  # noqa: ARG002 - all are shown
+        return []
+
     def remains(self, name: str) -> str:  # noqa: ARG002 - what is gone here is gone
         return ""
 

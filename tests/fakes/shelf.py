@@ -47,6 +47,7 @@ class Held:
     enabled: bool = True
     terms: Terms = field(default_factory=Terms)
     exposed: str = ""
+    hidden: bool = False
 
     @property
     def public_key(self) -> bytes | None:
@@ -127,7 +128,12 @@ class Shelf:
                 name=name, version=str(number), public_key=one.public_key, enabled=one.enabled, exposed=one.exposed
             )
             for number, one in enumerate(self.held.get(name, []), 1)
+            if not one.hidden
         ]
+
+    def hidden(self, name: str) -> list[str]:
+        shown = {one.version for one in self.versions(name)}
+        return [str(number) for number, _ in enumerate(self.held.get(name, []), 1) if str(number) not in shown]
 
     def remains(self, name: str) -> str:
         return self.kept.get(name, "")
@@ -150,6 +156,7 @@ class Shelf:
         return nonce + AESGCM(self._usable(name, version).material).encrypt(nonce, plaintext, b"")
 
     def decrypt(self, name: str, version: str, algorithm: EncryptionAlgorithm, ciphertext: bytes) -> bytes:  # noqa: ARG002
+        self._answer("decrypt")
         material = self._usable(name, version).material
         try:
             return AESGCM(material).decrypt(ciphertext[:NONCE], ciphertext[NONCE:], b"")

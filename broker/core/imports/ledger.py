@@ -17,10 +17,10 @@ from broker.core.errors import BrokerError, InvalidRequest, WrongState
 from broker.core.imports.arrival import Arrival, Extra
 from broker.core.imports.delivery import Delivery, Sibling
 from broker.core.imports.rules import (
-    MAX_COPIES,
     NO_TERMS,
     OVER,
     agree,
+    copies_where,
     in_progress,
     latest,
     lost,
@@ -145,12 +145,12 @@ class Ledger:
         return receipt.version if receipt else 0
 
     def _rows(self, key: str, version: int, target: str, remote_name: str) -> tuple[Import | None, list[Import]]:
-        rows = self.store.page(Import, limit=MAX_COPIES, where={"key": key, "target": target})
+        rows = copies_where(self.store, key=key, target=target)
         return next((row for row in rows if (row.version, row.remote_name) == (version, remote_name)), None), rows
 
     def _remote_name(self, key: str, version: int, place: Target | None, target: str, wanted: str | None) -> str:
         """The name that is meant, as an import that has it already writes it."""
-        rows = self.store.page(Import, limit=MAX_COPIES, where={"key": key, "target": target})
+        rows = copies_where(self.store, key=key, target=target)
         if wanted:
             spelled, _ = self._spelled(place, wanted)
             known = (one.remote_name for one in rows if self._spelled(place, one.remote_name)[0] == spelled)

@@ -14,7 +14,7 @@ from broker.core.keys.phases import Use, require_use
 from broker.core.kinds import ImportState, KeyState, Sent, VersionState
 from broker.core.model import Import, Key, KeyVersion, Terms
 from broker.core.reasons import Reason
-from broker.core.targets.copies import UNPROVEN
+from broker.core.targets.copies import UNPROVEN, place_of
 from broker.core.targets.parts import terms_of
 
 NO_TERMS = Terms()
@@ -35,7 +35,7 @@ OVER = frozenset({ImportState.FAILED, ImportState.GONE})
 """Nothing is under way, and nothing there is in use as far as is known: the remote name binds nobody."""
 
 MAX_COPIES = 1000
-"""Copies of one key at one target, of all its versions, that are looked at."""
+"""Copies of one key at one target, of all its versions and names, that may be there."""
 
 
 def importable(key: Key, held: KeyVersion) -> None:
@@ -156,13 +156,32 @@ def disabled_by_us(row: Import) -> bool:
     return row.failure not in {"", EXPORTED, UNPROVEN, Reason.REMOTE_KEY_DISABLED} and not lost(row)
 
 
+def copies_where(store: ports.Store, **where: str | int) -> list[Import]:
+    """Every copy on record of which this is true, those that are gone too."""
+    found: list[Import] = []
+    while len(found) % MAX_COPIES == 0:
+        rows = store.page(Import, after=place_of(found[-1]) if found else (), limit=MAX_COPIES, where=where)
+        if not rows:
+            break
+        found += rows
+    return found
+
+
+def has_room(store: ports.Store, key: str, target: str, more: int = 1) -> bool:
+    """Whether so many copies more are still taken; those that are gone do not count."""
+    where: dict[str, str | int] = {"key": key, "target": target}
+    gone = store.count(Import, {**where, "state": ImportState.GONE.value})
+    return store.count(Import, where) - gone + more <= MAX_COPIES
+
+
 def check_room(store: ports.Store, new: Import) -> None:
-    """Return if one copy more is still looked at; else Exhausted ``IMPORT_QUOTA``."""
-    if store.count(Import, {"key": new.key, "target": new.target}) >= MAX_COPIES:
+    """Return if one copy more is still taken; else Exhausted ``IMPORT_QUOTA``."""
+    if not has_room(store, new.key, new.target):
         raise Exhausted(
             Reason.IMPORT_QUOTA,
-            f"{MAX_COPIES} imports of this key to this target are on record, those that came to nothing too: import "
-            "under a remote name that is among them (`broker key where`), or use another key.",
+            f"{MAX_COPIES} imports of this key to this target are on record, those that came to nothing or were "
+            "disabled too: import a version again under the name that it has there (`broker key where`), or use "
+            "another key.",
         )
 
 

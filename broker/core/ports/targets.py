@@ -86,6 +86,9 @@ class Takes(Protocol):
     def versions(self, name: str) -> list[RemoteKey]:
         """All versions the target holds under ``name``, oldest first; [] when there is none."""
 
+    def hidden(self, name: str) -> list[str]:
+        """The versions under ``name`` that the target holds too, and does not show; ``delete`` takes them as well."""
+
     def remains(self, name: str) -> str:
         """How a version under ``name`` that does not show could come back, for people; "" when it is gone for good."""
 

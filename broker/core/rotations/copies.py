@@ -1,7 +1,8 @@
 """One copy of a key version at one target: brought there, or put out of use there, each by an operation of its own.
 
     send-copy      ─ import ─▶ DONE          PROVEN there
-    withdraw-copy  ─ disable ─▶ DONE         DISABLED there, or still enabled because the target cannot do that
+    withdraw-copy  ─ disable ─▶ DONE         DISABLED there, or still enabled because the target cannot do that, or
+                                             because it is to stay in use after all; FAILED if it is another key
 
 Both only go forward: a target that is away, or refuses, is asked again until it takes it, until an operator mends what
 is in the way, or until the target is removed. None of them holds up another, since each waits for its own target.
@@ -10,25 +11,25 @@ is in the way, or until the target is removed. None of them holds up another, si
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
-from broker.core import ports
 from broker.core.behalf import who_asked
 from broker.core.call import Call, on_behalf
 from broker.core.errors import BrokerError, WrongState
 from broker.core.imports.importing import Imports
 from broker.core.imports.places import UNDER_WAY
-from broker.core.imports.rules import EXPORTED
+from broker.core.imports.rules import EXPORTED, copies_where
 from broker.core.imports.terms import repeated
 from broker.core.keys.states import versions_of
 from broker.core.kinds import ImportState, KeyState, Phase
-from broker.core.model import Import, Key, KeyVersion, Operation, Principal, RemoteKey, Target
+from broker.core.model import Import, Key, KeyVersion, Operation, Principal, Target
 from broker.core.once import record
 from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import LIVE, Operations
 from broker.core.ports import Connect, Store, Write
 from broker.core.reasons import Reason
+from broker.core.rotations.withdrawal import in_use_there, is_anothers, is_unwanted, withdrawn
 
 PATIENCE = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(seconds=30)
@@ -87,7 +88,7 @@ def reachable(store: Store, key: str, version: int) -> list[Copy]:
     What came to nothing is among them, what was put out of use before, and what people were to carry there: any of it
     may have been brought, or put back to use, by somebody there.
     """
-    rows = store.page(Import, limit=MAX_COPIES, where={"key": key, "version": version})
+    rows = copies_where(store, key=key, version=version)
     return [_copy(row) for row in rows if row.may_be_there and _settled(row) and row.state is not ImportState.UNKNOWN]
 
 
@@ -107,7 +108,7 @@ def _vacant(store: Store, key: str) -> set[tuple[str, str]]:
     versions = versions_of(store, key)
     gone: set[tuple[str, str]] = set()
     for version in reversed(versions if any(one.phase is Phase.COMPROMISED for one in versions) else []):
-        for row in store.page(Import, limit=MAX_COPIES, where={"key": key, "version": version.number}):
+        for row in copies_where(store, key=key, version=version.number):
             place = (row.target, row.remote_name)
             if row.state in {ImportState.GONE, ImportState.UNKNOWN}:
                 gone.add(place)
@@ -170,6 +171,19 @@ class Copies:
         """What still brings a version somewhere, whatever has become of the former ones there."""
         return self._under_way(f"key/{key}/{version}/to/")
 
+    def everywhere(self, key: str) -> set[tuple[str, str]]:
+        """The targets and names there under which any version is, or may be; also what is only being brought there."""
+        rows = [row for version in versions_of(self._store, key) for row in self._of_version(key, version.number)]
+        there = [row for row in rows if row.may_be_there and row.state is not ImportState.UNKNOWN]
+        coming = map(copy_in, self._coming(key))
+        return {(one.target, one.remote_name) for one in there} | {(one.target, one.remote_name) for one in coming}
+
+    def _of_version(self, key: str, version: int) -> list[Import]:
+        return copies_where(self._store, key=key, version=version)
+
+    def _coming(self, key: str) -> list[Operation]:
+        return [one for one in self._under_way(f"key/{key}/") if one.kind == self._sending.kind]
+
     def _under_way(self, begins: str) -> list[Operation]:
         found: list[Operation] = []
         for state in LIVE:
@@ -183,14 +197,25 @@ class Copies:
 
     def are_off(self, work: Work, key: str, version: int) -> bool:
         """Whether a version is out of use wherever it had come; sees to what has arrived since that was last asked."""
-        where: dict[str, str | int] = {"key": key, "version": version}
-        rows = self._store.page(Import, limit=MAX_COPIES, where=where)
+        rows = self._of_version(key, version)
+        self._withdraw_arrived(work, rows)
+        return all(map(_settled, rows)) and not self._under_way(f"key/{key}/{version}/off/")
+
+    def have_settled(self, work: Work, place: Copy, rows: list[Import]) -> bool:
+        """Whether nothing arrives any more under one name, of ``rows`` there; sees to what has, as ``are_off`` does."""
+        coming = {(one.target, one.remote_name) for one in map(copy_in, self._coming(place.key))}
+        arrived = self._withdraw_arrived(work, rows)
+        return not arrived and all(map(_settled, rows)) and (place.target, place.remote_name) not in coming
+
+    def _withdraw_arrived(self, work: Work, rows: list[Import]) -> bool:
+        """Have put out of use what is proven and nobody sees to; whether there was any."""
         there = [_copy(row) for row in rows if row.state is ImportState.PROVEN]
         cannot = {_copy(row) for row in rows if row.failure == Reason.TARGET_CANNOT_DISABLE}
-        if new := [copy for copy in there if copy not in cannot and not self.left([copy], off=True)]:
+        new = [copy for copy in there if copy not in cannot and not self.left([copy], off=True)]
+        if new:
             with self._store.write(work.call.intent()) as write:
                 self.begin(write, work, new, off=True)
-        return all(map(_settled, rows)) and not self._under_way(f"key/{key}/{version}/off/")
+        return bool(new)
 
     # ---- send-copy -----------------------------------------------------------------------------------------------
 
@@ -200,7 +225,7 @@ class Copies:
         if self._store.get(Target, copy.target) is None or key is None or key.state is KeyState.DESTROYED:
             return {}  # it was removed meanwhile: there is nowhere to bring it, or nothing to bring
         call = on_behalf(work.call, IMPORT, self._asked_by(work))
-        rows = self._store.page(Import, limit=MAX_COPIES, where={"key": copy.key, "target": copy.target})
+        rows = copies_where(self._store, key=copy.key, target=copy.target)
         terms = repeated(rows, copy.version, copy.remote_name, work.call.now())
         try:
             self._imports.import_key(call, copy.key, copy.version, copy.target, copy.remote_name, terms)
@@ -214,8 +239,8 @@ class Copies:
 
     def _keep_out_of_use(self, copy: Copy) -> None:
         """A target may have to put a key back to use to take a version of it; a death there leaves others enabled."""
-        where: dict[str, str | int] = {"key": copy.key, "target": copy.target, "state": ImportState.DISABLED.value}
-        rows = [row for row in self._store.page(Import, limit=MAX_COPIES, where=where) if _is_beside(row, copy)]
+        off = copies_where(self._store, key=copy.key, target=copy.target, state=ImportState.DISABLED.value)
+        rows = [row for row in off if _is_beside(row, copy)]
         target = self._store.get(Target, copy.target)
         if not rows or target is None:
             return
@@ -233,39 +258,37 @@ class Copies:
 
     def _disable(self, work: Work) -> Mapping[str, str]:
         copy = copy_in(work.operation)
-        target, row = self._store.get(Target, copy.target), self._row(self._store, copy)
-        if target is None or row is None or not row.may_be_there:
+        target, row, held = self._store.get(Target, copy.target), self._row(self._store, copy), self._held(copy)
+        if target is None or row is None or held is None or not row.may_be_there or not is_unwanted(*held):
             return {}
-        port = self._connect(target.name, target.kind, target.settings)
+        port, version = self._connect(target.name, target.kind, target.settings), held[1]
+        there = in_use_there(port, row, version)
+        another = bool(there) and is_anothers(self._imports.ledger.hsm, work, port, *held, there[0])
+        if another and version.phase is not Phase.COMPROMISED:
+            return {}
         try:
-            for version in self._enabled(port, row):
-                port.disable(row.remote_name, version)
+            for one in there:
+                port.disable(row.remote_name, one.version)
         except WrongState as error:
             if error.reason != Reason.TARGET_CANNOT_DISABLE:
                 raise
             return {"cannot": "1"}
-        if still := self._enabled(port, row):
+        if still := in_use_there(port, row, version):
             raise WrongState(
                 Reason.REMOTE_KEY_STILL_ENABLED,
-                f"The target {copy.target} has taken the request to disable version {still[0]} of "
+                f"The target {copy.target} has taken the request to disable version {still[0].version} of "
                 f"{row.remote_name}, and shows it as enabled still; it is asked again.",
             )
         return {"disabled": "1"}
 
-    def _enabled(self, port: ports.Target, row: Import) -> list[str]:
-        """The remote versions that are this copy, and in use: by its public key or, without one, by the record."""
-        held = self._store.get(KeyVersion, row.key, row.version)
-        public_key = held.public_key if held else None
-        return [one.version for one in port.versions(row.remote_name) if one.enabled and _is_it(row, one, public_key)]
+    def _held(self, copy: Copy) -> tuple[Key, KeyVersion] | None:
+        key, version = self._store.get(Key, copy.key), self._store.get(KeyVersion, copy.key, copy.version)
+        return (key, version) if key is not None and version is not None else None
 
     def _disabled(self, write: Write, work: Work) -> None:
         row = self._row(write, copy_in(work.operation))
-        if row is not None and "cannot" in work.memory:
-            write.replace(row, replace(row, failure=Reason.TARGET_CANNOT_DISABLE))
-        elif row is not None and "disabled" in work.memory and row.state is ImportState.PROVEN:
-            write.replace(row, replace(row, state=ImportState.DISABLED, failure=""))
-        elif row is not None and row.failure == Reason.TARGET_CANNOT_DISABLE:
-            write.replace(row, replace(row, failure=Reason.REMOTE_KEY_DISABLED))
+        if row is not None and row.state not in UNDER_WAY:
+            write.replace(row, withdrawn(row, work.memory))
         self._wake(write, work)
 
     # ---- both ----------------------------------------------------------------------------------------------------
@@ -290,12 +313,6 @@ def _stuck(operation: Operation) -> str:
     if operation.failure == Reason.KEY_STATE:
         return "a key is not enabled, so its rotation brings it nowhere"
     return "a rotation waits for a target" if operation.failure in _AWAY else "a rotation is refused at a target"
-
-
-def _is_it(row: Import, remote: RemoteKey, public_key: bytes | None) -> bool:
-    if remote.public_key is not None and public_key is not None:
-        return remote.public_key == public_key
-    return bool(row.remote_version) and remote.version == row.remote_version and row.failure != Reason.PROOF_FAILED
 
 
 def _is_beside(row: Import, copy: Copy) -> bool:

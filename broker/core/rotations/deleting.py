@@ -16,22 +16,22 @@ from datetime import timedelta
 from broker.core import ports
 from broker.core.call import Call
 from broker.core.errors import WrongState
-from broker.core.imports.places import UNDER_WAY
-from broker.core.imports.rules import EXPORTED, MISSING
+from broker.core.imports.rules import MISSING, copies_where
 from broker.core.keys.states import TABLES, versions_of
-from broker.core.kinds import ImportState, KeyState, Sent
+from broker.core.kinds import ImportState, Sent
 from broker.core.model import Import, Key, Target
 from broker.core.operations.plan import NotYet, Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.ports import Connect, Now, Store, Write
 from broker.core.reasons import Reason
-from broker.core.rotations.copies import MAX_COPIES, Copies, Copy, copy_in, reachable, target_in
+from broker.core.rotations.copies import Copies, Copy, copy_in, reachable, target_in
+from broker.core.rotations.withdrawal import DOUBTFUL, is_ending
 from broker.core.rows import refuse_doubt
 
 PATIENCE = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(minutes=10)
 LOOK_AGAIN = timedelta(days=1)
-"""Between two looks for what a target keeps of a deleted key."""
+"""Between two looks for what a target keeps of a deleted key, or what has arrived there of one that waits."""
 
 TABLES_OF_COPIES = TABLES | {"imports", "targets"}
 
@@ -59,16 +59,11 @@ class Deleting:
             )
         )
 
-    def places(self, key: Key) -> list[Copy]:
-        """Where the copies are that are disabled, and deleted in the end."""
-        return [copy for version in versions_of(self._store, key.name) for copy in reachable(
-            self._store, key.name, version.number
-        )]  # fmt: skip
-
-    def begin(self, write: Write, call: Call, key: Key, copies: list[Copy]) -> None:
-        """Have them disabled now, and deleted at the key's ``destroy_at``."""
-        self._copies.withdraw(write, call, copies)
-        for target, name in sorted({(copy.target, copy.remote_name) for copy in copies}):
+    def begin(self, write: Write, call: Call, key: Key) -> None:
+        """Have all copies disabled, now or once they have arrived, and deleted at the key's ``destroy_at``."""
+        for version in versions_of(self._store, key.name):
+            self._copies.withdraw(write, call, reachable(self._store, key.name, version.number))
+        for target, name in sorted(self._copies.everywhere(key.name)):
             subject = f"key/{key.name}/0/gone/{target}/{name}"
             if self._operations.live(write, subject) is None:
                 self._operations.begin(write, call, self._plan, subject, abandoned=True)
@@ -78,11 +73,14 @@ class Deleting:
     def _delete(self, work: Work) -> Mapping[str, str]:
         copy = copy_in(work.operation)
         key, target = self._store.get(Key, copy.key), self._store.get(Target, copy.target)
-        if key is None or target is None or not self._is_to_go(key):
+        if key is None or target is None or not is_ending(key):
             return {"over": "1"}
         rows = self._rows(copy)
-        if any(row.state in UNDER_WAY and row.failure != EXPORTED for row in rows):
+        if not self._copies.have_settled(work, copy, rows):
             raise NotYet
+        self._await_time(key)
+        if not rows:
+            return {"over": "1"}  # nothing of it has ever come there; what has that name is somebody else's
         refuse_doubt(self._store, TABLES_OF_COPIES, copy.key)
         port = self._connect(target.name, target.kind, target.settings)
         self._refuse_shared(port, copy, rows)
@@ -95,28 +93,30 @@ class Deleting:
             )
         return {}
 
-    def _is_to_go(self, key: Key) -> bool:
-        """Whether its destruction stands, and is for the targets too; ``NotYet`` before its time."""
-        if not key.destroyed_at_targets or key.state not in {KeyState.DESTROY_SCHEDULED, KeyState.DESTROYED}:
-            return False
-        if key.destroy_at is not None and self._now() < key.destroy_at:
-            raise NotYet(key.destroy_at)
-        return True
+    def _await_time(self, key: Key) -> None:
+        """Return when its time has come; until then it is looked each day for what has arrived."""
+        now = self._now()
+        if key.destroy_at is not None and now < key.destroy_at:
+            raise NotYet(min(key.destroy_at, now + LOOK_AGAIN))
 
     def _refuse_shared(self, port: ports.Target, copy: Copy, rows: list[Import]) -> None:
         """Return if all that is there under the name is this key's; what is not has an owner who was not asked."""
-        ours = {row.remote_version for row in rows}
-        publics = {one.public_key for one in versions_of(self._store, copy.key)} - {None}
-        for one in port.versions(copy.remote_name):
+        there = port.versions(copy.remote_name)
+        held = {one.number: one.public_key for one in versions_of(self._store, copy.key)}
+        publics = set(held.values()) - {None}
+        sure = [row for row in rows if row.failure not in DOUBTFUL]
+        recorded, shown = {row.remote_version for row in sure}, {one.public_key for one in there} - {None}
+        unseen = {row.remote_version for row in sure if held.get(row.version) not in shown}
+        for number in port.hidden(copy.remote_name):
+            if number not in unseen:
+                raise _shared(number, copy, " (it is hidden there)")
+        for one in there:
             # A symmetric key cannot be told from another in its place; but ours was put out of use when this began.
-            named = one.version in ours and not one.enabled
-            if not (one.public_key in publics if one.public_key is not None else named):
-                raise WrongState(
-                    Reason.REMOTE_KEY_SHARED,
-                    f"Version {one.version} of {copy.remote_name} at {copy.target} is not known to be the broker's, "
-                    "and a target deletes all versions of a key together. It is done once its owner has taken it away, "
-                    "or has disabled it if it is the broker's (`broker operation retry` then). Or delete it there.",
-                )
+            named = one.public_key is None and one.version in recorded
+            if one.public_key in publics or (named and not one.enabled):
+                continue
+            disabled = ", or has disabled it if it is the broker's (`broker operation retry` then)" if named else ""
+            raise _shared(one.version, copy, way_out=disabled)
 
     def _deleted(self, write: Write, work: Work) -> None:
         """Not shown any more; whether it can come back is looked at next."""
@@ -145,8 +145,7 @@ class Deleting:
                 write.replace(row, replace(row, state=ImportState.GONE))
 
     def _rows(self, copy: Copy) -> list[Import]:
-        where = {"key": copy.key, "target": copy.target}
-        return _those(self._store.page(Import, limit=MAX_COPIES, where=where), copy)
+        return _those(copies_where(self._store, key=copy.key, target=copy.target), copy)
 
     def _rows_in(self, write: Write, work: Work) -> Iterator[Import]:
         copy = copy_in(work.operation)
@@ -158,3 +157,12 @@ class Deleting:
 
 def _those(rows: list[Import], copy: Copy) -> list[Import]:
     return [row for row in rows if row.remote_name == copy.remote_name and row.may_be_there]
+
+
+def _shared(version: str, copy: Copy, what: str = "", way_out: str = "") -> WrongState:
+    return WrongState(
+        Reason.REMOTE_KEY_SHARED,
+        f"Version {version} of {copy.remote_name} at {copy.target}{what} is not known to be the broker's, and a target "
+        f"deletes all versions of a key together. It is done once its owner has taken it away{way_out}. Or delete it "
+        "there.",
+    )

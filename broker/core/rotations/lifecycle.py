@@ -70,7 +70,7 @@ class Rotations:
         self._keys.check_makeable(key)
         there = places(self._store, key.name, key.latest + 1)
         self._may_import(call, key, there)
-        refuse_stay(key, there)
+        refuse_stay(self._store, key, there)
 
     def is_running(self, name: str) -> bool:
         """Whether a rotation of the key is not over."""
@@ -140,7 +140,7 @@ class Rotations:
         """
 
         def begin(write: Write, key: Key) -> None:
-            self._deleting.begin(write, call, key, self._deleting.places(key))
+            self._deleting.begin(write, call, key)
 
         return self._keys.schedule_destruction(call, name, delay, begin)
 

@@ -12,6 +12,7 @@ second one only goes forward, and no other rotation waits for it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from datetime import datetime, timedelta
 from broker.core import receipts
 from broker.core.call import Call, background_call
 from broker.core.errors import Exhausted, InvalidRequest, Unavailable, WrongState
+from broker.core.imports.rules import MAX_COPIES, has_room
 from broker.core.keys import phases
 from broker.core.keys.making import Making
 from broker.core.keys.states import USABLE, as_decided, key_named, versions_of
@@ -96,7 +98,7 @@ class Rotating:
             receipt = receipts.replay(write, call)
             if receipt is None:
                 self._refuse_second(write, decided)
-                refuse_stay(decided, there)
+                refuse_stay(self._store, decided, there)
                 key, _ = self._making.begun(write, call, as_decided(write, decided), Phase.PRE_ACTIVE)
                 memory = {"version": str(key.latest), "grace": str(int(grace.total_seconds()))}
                 operation = self._operations.begin(write, call, self._plan, subject_of(key.name), memory)
@@ -119,7 +121,7 @@ class Rotating:
     def would(self, key: Key, there: list[Copy]) -> Rotated:
         """As ``rotate`` would begin."""
         self._refuse_second(self._store, key)
-        refuse_stay(key, there)
+        refuse_stay(self._store, key, there)
         return Rotated(key=replace(key, latest=key.latest + 1), operation=None, places=tuple(there))
 
     def _refuse_second(self, rows: Store | Write, key: Key) -> None:
@@ -248,7 +250,7 @@ def activate(write: Write, name: str, number: int, at: datetime, actor: str, rea
     return write.replace(key, replace(key, primary=max(key.primary, number)))
 
 
-def refuse_stay(key: Key, there: list[Copy]) -> None:
+def refuse_stay(store: Store, key: Key, there: list[Copy]) -> None:
     """Return if the next version can go wherever the key is."""
     if there and not key.exportable:
         raise WrongState(
@@ -256,6 +258,14 @@ def refuse_stay(key: Key, there: list[Copy]) -> None:
             f"The key {key.name} is in use at {there[0].target}, and none of its versions leaves the HSM since it was "
             f"sealed; `broker key rotate {key.name} --here-only` rotates it in the HSM alone.",
         )
+    for target, more in Counter(one.target for one in there).items():
+        if not has_room(store, key.name, target, more):
+            raise Exhausted(
+                Reason.IMPORT_QUOTA,
+                f"{MAX_COPIES} copies of the key {key.name} at the target {target} may be there by the record, those "
+                "that are disabled too, and it takes no further version: create another key in its place. Until that "
+                f"is in use, `broker key rotate {key.name} --here-only` rotates this one in the HSM alone.",
+            )
 
 
 def sound_grace(grace: timedelta | None) -> timedelta:

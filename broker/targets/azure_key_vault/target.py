@@ -112,6 +112,10 @@ class AzureKeyVaultTarget:
             listed.sort(key=lambda one: (one.created_on is not None, one.created_on, one.version == current))
             return [self._remote(name, one) for one in listed]
 
+    def hidden(self, name: str) -> list[str]:  # noqa: ARG002 (of no key)
+        """A vault lists all versions."""
+        return []
+
     def remains(self, name: str) -> str:
         """Whatever is deleted there can be recovered until it is purged, by hand or by its time."""
         return self._site.remains(name)

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import re
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
@@ -44,6 +45,9 @@ EXPOSING = (
     "derived",
 )
 """Flags that must read false or 0, or the key could leave, change or be another one than the HSM's (BY-08)."""
+
+MOST_HIDDEN = 2000
+"""Of one key, that are told; more than there are of the broker's."""
 
 NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?", re.ASCII)
 
@@ -169,8 +173,9 @@ class VaultTarget:
     def versions(self, name: str) -> list[RemoteKey]:
         """Those below the key's ``min_decryption_version`` do not show. A soft-deleted key's are not enabled."""
         answer = self._transit.read_key(name, mount_point=self._settings.mount)
-        if answer is None:
-            return []
+        return self._versions(name, answer) if answer is not None else []
+
+    def _versions(self, name: str, answer: dict[str, Any]) -> list[RemoteKey]:
         keys = answer.get("keys")
         if not isinstance(keys, dict) or not all(str(number).isascii() and str(number).isdigit() for number in keys):
             raise refusals.malformed(self._settings.host, "the versions of the key")
@@ -184,6 +189,17 @@ class VaultTarget:
             )
             for number, entry in sorted(keys.items(), key=lambda item: int(item[0]))
         ]
+
+    def hidden(self, name: str) -> list[str]:
+        """Those below the key's ``min_decryption_version``; what its owner has trimmed away is not there any more."""
+        answer = self._transit.read_key(name, mount_point=self._settings.mount)
+        if answer is None:
+            return []
+        shown = {one.version for one in self._versions(name, answer)}
+        newest = max([int(answer.get("latest_version") or 0), *map(int, shown)])
+        first = max(1, int(answer.get("min_available_version") or 0))
+        missing = (str(number) for number in range(first, newest + 1) if str(number) not in shown)
+        return list(islice(missing, MOST_HIDDEN))
 
     def remains(self, name: str) -> str:
         """Deleted is gone there; what is deleted softly still shows. Of a key that is there, versions can be hidden."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,29 @@ def test_at_openbao_without_the_right_to_delete_the_copy_stays_disabled_and_the_
 def test_at_openbao_the_newest_of_two_versions_is_disabled_once_the_former_one_is(bao: Bench) -> None:
     key = twice(bao)
     port = bao.connect("bao", bao.kind, bao.settings)
+    assert port.hidden(key.name) == []
     port.disable(key.name, "1")
+    assert port.hidden(key.name) == ["1"]
     port.disable(key.name, "2")
     assert bao.mount.key(key.name)["soft_deleted"] is True
     port.enable(key.name, "2")
     assert [one.version for one in port.versions(key.name) if one.enabled] == ["2"], "the hidden one stays hidden"
+
+
+def test_at_openbao_what_is_hidden_and_not_the_brokers_keeps_the_key_until_its_owner_has_trimmed_it(bao: Bench) -> None:
+    bao.mount.give(policy(bao.mount.path, deletes=True))
+    key = twice(bao)
+    path = f"{bao.mount.path}/keys/{key.name}"
+    bao.mount.server.request("POST", f"{path}/config", {"min_decryption_version": 2, "min_encryption_version": 2})
+    first = bao.rows(key)[0]
+    with bao.store.write(bao.call("ProveImport").outcome()) as write:
+        write.replace(first, replace(first, state=GONE))  # as if it were somebody else's
+    destroy(bao, key)
+    assert failure(bao, key) == "REMOTE_KEY_SHARED"
+    bao.mount.server.request("POST", f"{path}/trim", {"min_available_version": 2})
+    days(bao, 1)
+    assert states(bao, key) == [GONE, GONE]
+    assert not bao.arrived(key)
 
 
 def test_at_openbao_what_was_changed_there_is_found(bao: Bench) -> None:

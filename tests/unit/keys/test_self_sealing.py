@@ -99,11 +99,24 @@ def test_by_hand_only_ends_it(house: House) -> None:
     assert house.store.last(Operation, "key/pay/seal-once").state.over
 
 
-def test_it_goes_on_after_a_restore(house: House) -> None:
+def test_S_09_after_a_restore_nothing_is_sealed_before_somebody_asks_for_it_again(house: House) -> None:
     seal_once(house, "bao")
-    Holding(house.store, house.own).hold()
+    assert Holding(house.store, house.own).hold() == 0, "nothing waits to be settled"
+    minutes(house)
+    assert (house.key().sealed_once_at, sealed(house)) == (None, {1: False})
+    assert house.store.last(Operation, "key/pay/seal-once").failure == "RESTORED"
+    seal_once(house, "bao")
     minutes(house)
     assert sealed(house) == {1: True}
+
+
+def test_S_09_a_held_key_that_is_saved_is_not_sealed_by_a_wish_from_before_the_restore(house: House) -> None:
+    register(house)
+    seal_once(house, "bao", "prod")
+    house.keys.schedule_destruction(house.call("KeyService/ScheduleKeyDestruction"), "pay", None)
+    Holding(house.store, house.own).hold()
+    house.keys.cancel_destruction(house.call("KeyService/CancelKeyDestruction"), "pay")
+    assert house.key().sealed_once_at is None
 
 
 def test_a_copy_that_came_to_nothing_does_not_count(house: House) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,7 +15,7 @@ from broker.core.kinds import ImportState, KeyState, KeyType, KeyUsage, Operatio
 from broker.core.model import Import, Operation, Target
 from tests.fakes.refusals import ending
 from tests.fakes.shelf import Held
-from tests.unit.rotations.bench import REQUEST, House
+from tests.unit.rotations.bench import AWAY, REQUEST, House
 
 WEEK = timedelta(days=7)
 
@@ -77,6 +78,30 @@ def test_BY_13_one_that_is_called_off_deletes_nothing_and_an_import_puts_its_cop
     assert (house.enabled("prod"), house.copies()["prod", 1]) == ([1], ImportState.PROVEN)
 
 
+def test_one_that_is_called_off_while_a_target_is_away_disables_nothing_there_on_its_return(house: House) -> None:
+    house.away("prod")
+    destroy(house)
+    house.rounds(3)
+    house.keys.cancel_destruction(house.call("KeyService/CancelKeyDestruction"), "pay")
+    house.keys.enable(house.call("KeyService/EnableKey"), "pay")
+    house.back("prod")
+    house.imports.import_key(house.call("ImportService/ImportKey"), "pay", 1, "prod", "")
+    house.rounds(5, minutes=3)
+    assert (house.enabled("prod"), house.copies()["prod", 1]) == ([1], ImportState.PROVEN)
+    assert house.store.last(Operation, "key/pay/1/off/prod/pay").state is OperationState.DONE
+
+
+def test_one_that_is_asked_for_again_disables_what_the_one_before_did_not(house: House) -> None:
+    house.away("prod")
+    destroy(house)
+    house.rounds(3)
+    house.keys.cancel_destruction(house.call("KeyService/CancelKeyDestruction"), "pay")
+    destroy(house)
+    house.back("prod")
+    house.rounds(5, minutes=3)
+    assert (house.enabled("prod"), house.copies()["prod", 1]) == ([], ImportState.DISABLED)
+
+
 def test_one_that_is_called_off_and_then_scheduled_for_the_hsm_alone_leaves_the_targets_alone(house: House) -> None:
     destroy(house)
     house.keys.cancel_destruction(house.call("KeyService/CancelKeyDestruction"), "pay")
@@ -122,17 +147,120 @@ def test_what_is_not_the_brokers_under_the_name_is_not_deleted(house: House) -> 
     assert house.copies()["prod", 1] is ImportState.GONE
 
 
-def test_a_symmetric_key_that_is_in_use_there_is_not_taken_for_the_one_that_was_disabled(house: House) -> None:
+def test_what_the_target_does_not_show_under_the_name_is_not_deleted_with_the_rest(house: House) -> None:
+    theirs = Held(ec.generate_private_key(ec.SECP256R1()), "2", hidden=True)
+    house.shelves["prod"].held["pay"].append(theirs)
+    destroy(house)
+    pass_by(house, 9)
+    assert deletion(house, "prod").failure == "REMOTE_KEY_SHARED"
+    assert (len(house.shelves["prod"].held["pay"]), theirs.enabled) == (2, True)
+    house.shelves["prod"].held["pay"].pop()
+    house.rounds(3, minutes=10)
+    assert house.copies()["prod", 1] is ImportState.GONE
+
+
+def test_what_the_broker_has_hidden_itself_does_not_keep_its_key(house: House) -> None:
+    house.rotate(timedelta(0))
+    house.rounds(8)
+    house.shelves["prod"].held["pay"][0].hidden = True  # as the transit engine puts a former version out of use
+    destroy(house)
+    pass_by(house, 9)
+    assert house.shelves["prod"].held == {}
+
+
+def box(house: House) -> None:
+    """A symmetric key, at both targets."""
     asked = house.call("KeyService/CreateKey")
     house.keys.create(asked, "box", KeyType.AES_256, KeyUsage.ENCRYPT, exportable=True, labels={}, owner="")
     for name in ("bao", "prod"):
         house.imports.import_key(house.call("ImportService/ImportKey"), "box", 1, name, "")
+
+
+def put_in_its_place(house: House) -> Held:
+    """Somebody else's, under its name and number at one of them."""
+    theirs = Held(b"x" * 32, "1")
+    house.shelves["prod"].held["box"] = [theirs]
+    return theirs
+
+
+def destroy_box(house: House) -> None:
     house.rotations.destroy(house.call("KeyService/ScheduleKeyDestruction"), "box", WEEK)
+
+
+def boxed(house: House) -> tuple[ImportState, str]:
+    row = house.store.get(Import, "box", 1, "prod", "box")
+    return row.state, row.failure
+
+
+def ended(house: House) -> str:
+    """Why the deletion at the target with the other key waits."""
+    found: Operation = house.store.last(Operation, "key/box/0/gone/prod/box")
+    return found.failure
+
+
+def test_a_symmetric_key_that_is_in_use_there_is_not_taken_for_the_one_that_was_disabled(house: House) -> None:
+    box(house)
+    destroy_box(house)
     house.rounds(3)
-    house.shelves["prod"].held["box"] = [Held(b"x" * 32, "1")]  # somebody else's, in its place
+    put_in_its_place(house)
     pass_by(house, 9)
     assert ("box" in house.shelves["bao"].held, "box" in house.shelves["prod"].held) == (False, True)
-    assert house.store.last(Operation, "key/box/0/gone/prod/box").failure == "REMOTE_KEY_SHARED"
+    assert ended(house) == "REMOTE_KEY_SHARED"
+
+
+def test_another_symmetric_key_in_the_place_of_a_destroyed_one_is_neither_disabled_nor_deleted(house: House) -> None:
+    box(house)
+    theirs = put_in_its_place(house)
+    destroy_box(house)
+    house.rounds(3)
+    assert (theirs.enabled, boxed(house)) == (True, (ImportState.FAILED, "PROOF_FAILED"))
+    theirs.enabled = False  # its owner's own decision
+    pass_by(house, 9)
+    assert (house.shelves["prod"].held["box"], ended(house)) == ([theirs], "REMOTE_KEY_SHARED")
+    assert "box" not in house.shelves["bao"].held
+
+
+def test_another_symmetric_key_in_the_place_of_a_compromised_one_is_disabled_at_once_and_never_deleted(
+    house: House,
+) -> None:
+    box(house)
+    theirs = put_in_its_place(house)
+    house.rotations.compromise(house.call("KeyService/CompromiseKeyVersion"), "box", 1, "leaked")
+    house.rounds(3)
+    assert (theirs.enabled, boxed(house)) == (False, (ImportState.FAILED, "PROOF_FAILED"))
+    destroy_box(house)
+    pass_by(house, 9)
+    assert (house.shelves["prod"].held["box"], ended(house)) == ([theirs], "REMOTE_KEY_SHARED")
+
+
+def test_a_compromised_symmetric_key_that_cannot_be_tried_is_disabled_at_once_and_not_deleted_unproven(
+    house: House,
+) -> None:
+    box(house)
+    house.shelves["prod"].refuses["decrypt"] = [WrongState("TARGET_OPERATION_FORBIDDEN", "No.")] * 100
+    house.rotations.compromise(house.call("KeyService/CompromiseKeyVersion"), "box", 1, "leaked")
+    house.rounds(3)
+    assert not house.shelves["prod"].held["box"][0].enabled
+    assert boxed(house) == (ImportState.DISABLED, "UNPROVEN")
+    destroy_box(house)
+    pass_by(house, 9)
+    assert ("box" in house.shelves["prod"].held, ended(house)) == (True, "REMOTE_KEY_SHARED")
+
+
+def test_a_symmetric_key_that_cannot_be_proven_any_more_is_left_until_people_have_disabled_it(house: House) -> None:
+    box(house)
+    house.shelves["prod"].refuses["versions"] = [AWAY] * 10_000
+    destroy_box(house)
+    pass_by(house, 9)
+    house.back("prod")
+    house.rounds(3, minutes=10)
+    [ours] = house.shelves["prod"].held["box"]
+    waits = house.store.last(Operation, "key/box/1/off/prod/box")
+    assert (ours.enabled, waits.failure) == (True, "REMOTE_KEY_SHARED")
+    ours.enabled = False
+    house.rounds(6, minutes=10)
+    assert boxed(house)[0] is ImportState.GONE
+    assert "box" not in house.shelves["prod"].held
 
 
 def test_a_target_that_may_not_be_deleted_at_is_an_alarm_and_asked_again(house: House) -> None:
@@ -165,6 +293,19 @@ def test_S_09_after_a_restore_nothing_is_deleted_by_itself(house: House) -> None
     assert house.copies()["prod", 1] is ImportState.GONE
 
 
+def test_S_09_after_a_restore_nothing_is_disabled_for_a_destruction_that_is_held(house: House) -> None:
+    house.away("prod")
+    destroy(house)
+    house.rounds(3)
+    Holding(house.store, house.own).hold()
+    house.back("prod")
+    house.rounds(5, minutes=3)
+    assert (house.key().state, house.enabled("prod")) == (KeyState.HELD, [1])
+    destroy(house)
+    house.rounds(5, minutes=3)
+    assert house.enabled("prod") == []
+
+
 def test_a_copy_in_a_file_is_not_gone_with_what_was_at_the_target(house: House) -> None:
     old = house.store.get(Import, "pay", 1, "prod", "pay")
     changed = replace(old, state=ImportState.PENDING, failure="EXPORTED", sent=Sent.FILE, remote_version="")
@@ -190,3 +331,61 @@ def test_a_dry_run_of_a_destruction_changes_nothing(house: House) -> None:
     assert (would.state, would.destroyed_at_targets) == (KeyState.DESTROY_SCHEDULED, True)
     house.rounds(2)
     assert (house.key().state, house.enabled("prod")) == (KeyState.ENABLED, [1])
+
+
+def loses_an_upload(house: House, ask: Callable[[], object]) -> None:
+    """The target takes what is sent next, and is away from then on."""
+    shelf = house.shelves["prod"]
+    shelf.passing = lambda point: house.away("prod") if point == "after an upload" else None
+    ask()
+    shelf.passing = lambda _: None
+    assert house.shelves["prod"].refuses, "it was sent something"
+
+
+@pytest.mark.parametrize("kind", [KeyType.EC_P256, KeyType.AES_256])
+def test_a_copy_that_was_just_arriving_is_disabled_when_it_has_and_deleted(house: House, kind: KeyType) -> None:
+    usage = KeyUsage.ENCRYPT if kind.symmetric else KeyUsage.SIGN
+    house.keys.create(house.call("KeyService/CreateKey"), "new", kind, usage, exportable=True, labels={}, owner="")
+    asked = house.call("ImportService/ImportKey")
+    loses_an_upload(house, lambda: ending(lambda: house.imports.import_key(asked, "new", 1, "prod", "")))
+    house.rotations.destroy(house.call("KeyService/ScheduleKeyDestruction"), "new", WEEK)
+    house.rounds(3)
+    assert house.store.get(Import, "new", 1, "prod", "new").state is ImportState.PENDING
+    house.back("prod")
+    house.rounds(6, minutes=3)
+    assert [one.enabled for one in house.shelves["prod"].held["new"]] == [False]
+    pass_by(house, 9)
+    assert house.store.get(Import, "new", 1, "prod", "new").state is ImportState.GONE
+    assert "new" not in house.shelves["prod"].held
+
+
+def test_what_a_rotation_was_bringing_is_disabled_when_it_has_arrived_and_deleted(house: House) -> None:
+    def rotate() -> None:
+        house.rotate(timedelta(0))
+        house.rounds(4)
+
+    loses_an_upload(house, rotate)
+    destroy(house)
+    house.rounds(3)
+    house.back("prod")
+    house.rounds(6, minutes=3)
+    assert house.enabled("prod") == []
+    pass_by(house, 9)
+    assert (house.key().state, house.shelves["prod"].held) == (KeyState.DESTROYED, {})
+    assert set(house.copies().values()) == {ImportState.GONE}
+
+
+def test_where_a_rotation_never_came_to_send_anything_a_key_of_that_name_is_left_alone(house: House) -> None:
+    house.away("prod")
+    house.rotate()
+    house.rounds(3)
+    assert not house.store.get(Import, "pay", 2, "prod", "pay").may_be_there
+    former = house.store.get(Import, "pay", 1, "prod", "pay")
+    with house.store.write(house.call("ImportService/ProveImport").outcome()) as write:
+        write.replace(former, replace(former, state=ImportState.GONE))
+    house.shelves["prod"].held["pay"] = [Held(ec.generate_private_key(ec.SECP256R1()), "1")]
+    destroy(house)
+    house.back("prod")
+    pass_by(house, 9)
+    assert (house.key().state, house.enabled("prod")) == (KeyState.DESTROYED, [1])
+    assert deletion(house, "prod").state is OperationState.DONE

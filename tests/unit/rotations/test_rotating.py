@@ -8,8 +8,9 @@ from datetime import timedelta
 import pytest
 
 from broker.core.errors import PermissionDenied
+from broker.core.imports.rules import MAX_COPIES
 from broker.core.kinds import ImportState, KeyType, KeyUsage, OperationState, OperatorState, Phase
-from broker.core.model import Operation, Operator, Target
+from broker.core.model import Import, Operation, Operator, Target
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard
 from tests.fakes.calls import document, operator
@@ -164,3 +165,32 @@ def test_who_may_not_import_the_key_somewhere_begins_no_rotation(house: House) -
     error = refused(lambda: strict.rotations.rotate(asked, "pay", None), PermissionDenied, "POLICY_DENIED")
     assert error.metadata["action"] == "ImportKey"
     assert house.key().latest == 1
+
+
+def fill(house: House, state: ImportState) -> None:
+    """As many copies on record at a target, under names of their own, as there may be."""
+    one = house.store.get(Import, "pay", 1, "prod", "pay")
+    with house.store.write(house.call("ImportService/ImportKey").outcome()) as write:
+        for number in range(MAX_COPIES - 1):
+            write.add(replace(one, remote_name=f"a{number}", state=state, revision=1))
+
+
+def test_a_rotation_for_which_a_target_has_no_room_is_refused_before_a_version_is_made(house: House) -> None:
+    fill(house, ImportState.DISABLED)
+    assert "--here-only" in refused(house.rotate, reason="IMPORT_QUOTA").message
+    assert house.key().latest == 1
+    asked = house.call("KeyService/RotateKey")
+    assert ending(lambda: house.rotations.check(asked, house.key())) == "IMPORT_QUOTA"
+    assert ending(lambda: house.rotations.rotate(replace(asked, validate_only=True), "pay", None)) == "IMPORT_QUOTA"
+    assert house.keys.rotate(house.call("KeyService/RotateKey"), "pay").primary == 2
+
+
+def test_copies_that_are_gone_take_no_room_and_hide_no_other_one(house: House) -> None:
+    fill(house, ImportState.GONE)
+    house.rotate(timedelta(0))
+    house.rounds(8)
+    house.rotate(timedelta(0))
+    house.rounds(8)
+    assert [house.store.get(Import, "pay", number, "prod", "pay").state for number in (1, 2, 3)] == [
+        ImportState.DISABLED, ImportState.DISABLED, ImportState.PROVEN,
+    ]  # fmt: skip
