@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from broker import own_files, own_keys, own_rows, setup
+from broker import own_keys, own_rows, setup
 from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc
 from broker.auth.session import SessionTokens
@@ -95,7 +95,7 @@ class Broker:
 
     def _build_nouns(self, oidc: Oidc) -> None:
         config = self._config
-        own_rows.restore(config, self.store, self.clock.now)
+        own_rows.restore(config, self.hsm, self.store, self.clock.now)
         _look_at(self.hsm.keyring(Purpose.ROOT), known_roots(self.store))
         self._nouns = nouns = Nouns(
             Parts(
@@ -106,7 +106,7 @@ class Broker:
                 ticks=time.monotonic,
                 connect=connector(_surroundings(config)),
                 verify=oidc.inspect,
-                founding=own_files.founding(config),
+                founding=own_keys.founding(config, self.hsm),
                 lead=timedelta(0) if config.store.sqlite else LEAD,
                 publish=self._publish,
                 trust_domain=config.trust_domain,

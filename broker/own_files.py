@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 
 from broker.config import Config
 from broker.core.authorities.known import INTERNAL_KEYS, Founding, OwnKeys, links_of
+from broker.core.authorities.plans import MOST_AT_ONCE, TITLES
 from broker.core.errors import WrongState
 from broker.core.kinds import Own, OwnKeyState
 from broker.core.own_key import OwnKey
@@ -37,7 +38,7 @@ def mirror(config: Config) -> list[OwnKey]:
     file = config.certificates / FILE
     try:
         with file.open("rb") as opened:
-            return [_read(one) for one in json.loads(opened.read(MAX_FILE))]
+            return _whole([_read(one) for one in json.loads(opened.read(MAX_FILE))])
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -45,9 +46,24 @@ def mirror(config: Config) -> list[OwnKey]:
             Reason.FILE_DAMAGED, f"{file} cannot be read ({error.strerror}); let the broker do so."
         ) from error
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise WrongState(
-            Reason.FILE_DAMAGED, f"{file} is not what the broker has written; put it back from a backup."
-        ) from error
+        raise not_written(file) from error
+
+
+def not_written(file: Path) -> WrongState:
+    """The refusal of a file that says what no broker has written."""
+    return WrongState(Reason.FILE_DAMAGED, f"{file} is not what the broker has written; put it back from a backup.")
+
+
+def _whole(found: list[OwnKey]) -> list[OwnKey]:
+    """ValueError unless each is there once, and of each key one is in force; only few that were given up are newer."""
+    if len({(one.name, one.version) for one in found}) != len(found):
+        raise ValueError("a version is there twice")
+    for name in {one.name for one in found}:
+        versions = [one for one in found if one.name == name]
+        newest = max(one.version for one in versions if one.state is OwnKeyState.ACTIVE)
+        if not all(1 <= one.version <= newest + MOST_AT_ONCE for one in versions):
+            raise ValueError("a version of another number than the broker gives")
+    return found
 
 
 def known(config: Config, name: Own) -> tuple[OwnKey, ...]:
@@ -57,8 +73,7 @@ def known(config: Config, name: Own) -> tuple[OwnKey, ...]:
 
 def active(config: Config, name: Own) -> OwnKey:
     """The one in force as this host knows it."""
-    found = known(config, name)
-    return next((one for one in reversed(found) if one.state is OwnKeyState.ACTIVE), found[-1])
+    return next(one for one in reversed(known(config, name)) if one.state is OwnKeyState.ACTIVE)
 
 
 def rotated(config: Config, name: Own) -> bool:
@@ -77,7 +92,7 @@ def founding(config: Config) -> Founding:
 
 
 def first(config: Config, name: Own) -> OwnKey:
-    """The version that ``init`` made.
+    """The version that ``init`` made; of a CA's file the first certificate alone.
 
     WrongState ``NOT_INITIALISED`` when its file is missing, so that a broker never makes itself a new identity, and
     ``FILE_DAMAGED`` when it is no PEM.
@@ -85,19 +100,18 @@ def first(config: Config, name: Own) -> OwnKey:
     file = config.certificates / (PAGE_FILE if name is Own.PAGE else f"{name}.pem")
     pem = b"" if name is Own.PAGE else _pem(file)
     public_key = None if name is Own.PAGE else public_keys(file, pem)[0]
-    ca = b"BEGIN CERTIFICATE" in pem
-    made_at = x509.load_pem_x509_certificate(pem).not_valid_before_utc if ca else _changed_at(file)
+    ca = certificate(file) if name in TITLES else None
     return OwnKey(
         name=name.value,
         version=1,
         state=OwnKeyState.ACTIVE,
         hsm_id=b"" if name is Own.PAGE else INTERNAL_KEYS[name.purpose],
         public_key=public_key,
-        certificate=pem.decode("ascii", errors="replace") if ca else "",
+        certificate=ca.public_bytes(serialization.Encoding.PEM).decode("ascii") if ca else "",
         link="",
         handover={},
         sealed=None,
-        created_at=made_at,
+        created_at=ca.not_valid_before_utc if ca else _changed_at(file),
     )
 
 
@@ -113,6 +127,12 @@ def public_keys(file: Path, pem: bytes) -> list[bytes]:
         raise damaged(file) from error
     form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     return [key.public_bytes(*form) for key in keys]
+
+
+def shown(config: Config, name: Own) -> list[bytes]:
+    """The public keys in a key's own file; of a CA's all that somebody who takes the file trusts."""
+    file = config.certificates / f"{name}.pem"
+    return public_keys(file, _pem(file))
 
 
 def certificate(file: Path) -> x509.Certificate:
@@ -259,7 +279,14 @@ def _read(one: dict[str, Any]) -> OwnKey:
         link=str(one["link"]),
         handover={str(name): str(value) for name, value in dict(one["handover"]).items()},
         sealed=bytes.fromhex(one["sealed"]) if one["sealed"] is not None else None,
-        created_at=datetime.fromisoformat(one["created_at"]),
-        since=datetime.fromisoformat(one["since"]) if one["since"] else None,
-        until=datetime.fromisoformat(one["until"]) if one["until"] else None,
+        created_at=_moment(one["created_at"]),
+        since=_moment(one["since"]) if one["since"] else None,
+        until=_moment(one["until"]) if one["until"] else None,
     )
+
+
+def _moment(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        raise ValueError("a time of no zone")
+    return found

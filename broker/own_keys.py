@@ -10,8 +10,10 @@ from cryptography.hazmat.primitives import serialization
 from broker import own_files
 from broker.config import Config
 from broker.core.audit.handover import related
-from broker.core.authorities.known import INTERNAL_KEYS, ref
+from broker.core.authorities.known import INTERNAL_KEYS, Founding, ref
+from broker.core.authorities.page_keys import opened
 from broker.core.authorities.plans import TITLES
+from broker.core.authorities.proofs import coherent
 from broker.core.errors import NotFound, WrongState
 from broker.core.kinds import KeyType, KeyUsage, Own, OwnKeyState, Purpose
 from broker.core.operators.authority import Authority
@@ -78,31 +80,69 @@ def check_internal_keys(config: Config, device: Device) -> None:
     So a CA that somebody else has put into the folder is not trusted. NotFound ``KEY_NOT_IN_HSM`` when the token has
     not got the one in force by these files: they may be older than a rotation. A former one may be gone.
     """
-    for name in (Own.AUDIT, Own.OPERATOR_CA, Own.SERVER_CA):
-        versions = own_files.known(config, name)
-        for one in versions:
-            _check(one, device, f"{name}.pem")
-        file = config.certificates / f"{name}.pem"
-        if own_files.first(config, name).public_key not in {one.public_key for one in versions}:
-            raise _not_ours(file.name)
+    for name in INTERNAL_KEYS:
+        _check_files(config, device, Own(name.value))
+    for one in own_files.known(config, Own.PAGE):
+        holds(config, device, one)
 
 
-def _check(one: OwnKey, device: Device, file: str) -> None:
+def _check_files(config: Config, device: Device, name: Own) -> None:
+    versions, shown = own_files.known(config, name), own_files.shown(config, name)
+    for one in versions:
+        holds(config, device, one)
+    if shown[0] not in {one.public_key for one in versions}:
+        raise _not_ours(f"{name}.pem")
+    if len(shown) > 1 and not (config.certificates / own_files.FILE).exists():  # else the file follows the rows
+        raise own_files.not_written(config.certificates / f"{name}.pem")
+
+
+def holds(config: Config, device: Device, one: OwnKey) -> bool:
+    """Whether the token holds a version of which a file speaks; not asked of one that is destroyed.
+
+    WrongState ``HSM_NOT_OURS`` when it holds another, ``FILE_DAMAGED`` when the version is not of one key alone;
+    NotFound ``KEY_NOT_IN_HSM`` when it is to be in force and is not there.
+    """
+    if not coherent(one):
+        raise own_files.not_written(config.certificates / _file_of(config, one))
     if one.state is OwnKeyState.DESTROYED:
-        return
+        return False
+    return _holds_page_key(config, device, one) if one.name == Own.PAGE else _holds(config, device, one)
+
+
+def _file_of(config: Config, one: OwnKey) -> str:
+    return own_files.FILE if own_files.rotated(config, Own(one.name)) else f"{one.name}.pem"
+
+
+def _holds_page_key(config: Config, device: Device, one: OwnKey) -> bool:
+    """The first one is a file of its own, in which whatever is there is the key."""
+    if one.version > 1:
+        opened(device, config.trust_domain, one)
+    return True
+
+
+def _holds(config: Config, device: Device, one: OwnKey) -> bool:
     try:
         there = device.keyring(Own(one.name).purpose).public_key(ref(one))
     except NotFound as error:
         if one.state is not OwnKeyState.ACTIVE:
-            return
+            return False
         raise NotFound(
             Reason.KEY_NOT_IN_HSM,
-            f"The token has not got the key that {file} speaks of. Was it rotated since that file was written, a start "
-            "takes what the database says of it. Is the database as old, or the token an older copy, put the newest "
-            "backups of token, folder `certificates` and database together.",
+            f"The token has not got the key that {_file_of(config, one)} speaks of. Was it rotated since that file was "
+            "written, a start takes what the database says of it. Is the database as old, or the token an older copy, "
+            "put the newest backups of token, folder `certificates` and database together.",
         ) from error
     if there != one.public_key:
-        raise _not_ours(file)
+        raise _not_ours(_file_of(config, one))
+    return True
+
+
+def founding(config: Config, device: Device) -> Founding:
+    """As ``own_files.founding``; each is held against the token as it was read, for the files may change meanwhile."""
+    found = own_files.founding(config)
+    for one in found.values():
+        holds(config, device, one)
+    return found
 
 
 def _not_ours(file: str) -> WrongState:

@@ -37,7 +37,7 @@ class OwnKeyWork:
         self._clock = clock
         self._turn = Lock()
         self._page_keys = PageKeys(device, own, config.trust_domain, lambda: setup.page_key(config))
-        self._trusted: tuple[bytes, list[x509.Certificate]] = (b"", [])
+        self._trusted: tuple[list[str], list[x509.Certificate]] = ([], [])
         self.pages = PageTokens(*self._page_keys.keys())
 
     def begin(self) -> None:
@@ -69,9 +69,9 @@ class OwnKeyWork:
 
     def operator_cas(self) -> Sequence[x509.Certificate]:
         """The CAs whose operators are let in now."""
-        pem = self._own.certificates(Own.OPERATOR_CA)
-        if pem != self._trusted[0]:
-            self._trusted = pem, x509.load_pem_x509_certificates(pem)
+        pems = [one.certificate for one in self._own.taken(Own.OPERATOR_CA)]
+        if pems != self._trusted[0]:
+            self._trusted = pems, [x509.load_pem_x509_certificate(pem.encode()) for pem in pems]
         return self._trusted[1]
 
     def warn(self) -> None:

@@ -340,6 +340,7 @@ def _fill(
         call.note(count=count)
         store.record(call.outcome())
     own_keys.make(config, device, now())
+    own_keys.check_internal_keys(config, device)  # what is there already goes into a profile
     refuse_future_ca(config, now())
     if not (file := config.certificates / own_files.PAGE_FILE).exists() and not own_files.rotated(config, Own.PAGE):
         write_private(file, secrets.token_bytes(PAGE_KEY_BYTES))
@@ -379,6 +380,7 @@ def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, folder
     call.note(certificate_serial=serial)
     store.record(call.outcome())
     address = reached(config.server.operators_address)
-    other = profiles.write(folder, key, pem, (config.certificates / "server-ca.pem").read_bytes(), address)
+    server_ca = own_files.active(config, Own.SERVER_CA).certificate.encode()
+    other = profiles.write(folder, key, pem, server_ca, address)
     if other:
         tell(f"{folder / profiles.FILE} is kept; it calls {other}, and the broker is at {address}")

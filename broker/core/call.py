@@ -79,8 +79,19 @@ BACKGROUND = Principal(kind="broker", name="background")
 
 
 def on_behalf(call: Call, rpc: str, principal: Principal) -> Call:
-    """A call that the background makes for somebody who asked for it earlier; whether they may is decided again."""
-    return Call(id=secrets.token_hex(16), rpc=rpc, principal=principal, peer="", now=call.now, fence=call.fence)
+    """A call that is part of ``call``, or that the background makes for somebody who asked for it earlier.
+
+    Whether they may is decided for it alone; the approvals that it needs are then needed by ``call``.
+    """
+    return Call(
+        id=secrets.token_hex(16),
+        rpc=rpc,
+        principal=principal,
+        peer="",
+        now=call.now,
+        fence=call.fence,
+        clearance=call.clearance,
+    )
 
 
 def background_call(resource: str, fence: int, now: Now, rpc: str = "-/Chore") -> Call:

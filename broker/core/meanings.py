@@ -252,6 +252,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         OWN_KEY_IN_USE              mend    A process still signs with the former audit key.
         OWN_KEY_MISSING             mend    A key of the broker's own is not on record, or does not open.
         OWN_KEY_NOT_FORMER          command No former version of a key of the broker's own is there to retire.
+        OWN_KEY_SPENT               command A key of the broker's own has had as many versions as there may ever be.
         PASSWORD_FILE_INVALID       mend    The database's password file does not hold one.
         POLICY_LOCKS_YOU_OUT        mend    Under the policy its author could not set the next one.
         PORT_TAKEN                  mend    Another program has the port.

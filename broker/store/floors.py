@@ -40,6 +40,7 @@ class Floors:
         self._passing: OrderedDict[int, int] = OrderedDict()  # the oldest first
         self._leaving: Counter[int] = Counter()  # being deleted here, committed or not yet
         self._removed: frozenset[str] = frozenset()  # as the journal calls them
+        self.turns = 0  # how often something was learnt
 
     def admits(self, kind: type[Any], key: tuple[str | int, ...], found: int) -> bool:
         """Whether a row of the rank ``found`` can be the newest of its name."""
@@ -72,6 +73,7 @@ class Floors:
     def raise_to(self, known: Iterable[tuple[type[Any], tuple[str | int, ...], int]]) -> None:
         """Rows have these ranks, or higher ones."""
         with self._lock:
+            self.turns += 1
             for kind, key, found in known:
                 self._note(kind, hash((kind, key)), 2 * found)
 
@@ -94,6 +96,7 @@ class Floors:
         Threads tell of their commits as they come to it: who was later to delete a row may be the first to say so.
         """
         with self._lock:
+            self.turns += 1
             for one in changes:
                 if one.kind in UNTOLD:
                     continue

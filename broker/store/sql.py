@@ -39,6 +39,10 @@ _KEY_CELLS = len(FIELDS[Key]) + 1  # the MAC
 _SECRET_CELLS = len(FIELDS[Secret]) + 1
 
 
+MOST_READS = 20
+"""Of one row that is changed again and again while it is read, its reader coming late to the processor each time."""
+
+
 class SqlStore:
     """Open for the life of the process; every method may be called by any thread.
 
@@ -202,12 +206,14 @@ class SqlStore:
         return record if there else None
 
     def _again_if_forged(self, read: Callable[[], T]) -> T:
-        """Read once more before a row is called too old: one that was changed during the first read is no crime."""
-        try:
-            return read()
-        except WrongState as error:
-            if error.reason != Reason.ROW_FORGED:
-                raise
+        """Read again before a row is called too old, as long as rows are changed meanwhile: that is no crime."""
+        for _ in range(MOST_READS):
+            known = self._floors.turns
+            try:
+                return read()
+            except WrongState as error:
+                if error.reason != Reason.ROW_FORGED or self._floors.turns == known:
+                    raise
         return read()
 
     def _sound(self, kind: type[R], limit: int, query: Callable[[int], Query], wanted: Asked) -> list[R]:

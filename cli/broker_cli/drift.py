@@ -31,6 +31,8 @@ HSM = "HSM"
 @patient
 def drift(wire: Wire, out: Output, target: str | None, *, last: bool) -> int:
     """Look at each place where keys live, and show what is not as the record says, with the repair of each."""
+    if target == "":
+        raise click.BadParameter("it is empty; leave it out to look everywhere.", param_hint="--target")
     refusals: list[str] = []
     reports = _known(wire, target) if last else _looked(wire, target, refusals)
     rows = [{"place": report["target"] or HSM, **found} for report in reports for found in report["findings"]]

@@ -16,6 +16,11 @@ HOUR, DAY = 3600, 86_400
 LONGEST = 3660 * DAY
 COLOURS = {"OVERDUE": "red"}
 SPANS = ("every", "jitter", "warn", "grace")
+ONLY_LOOKED_UP = frozenset({
+    "primary_create_time", "schedule", "overdue", "due_soon", "last_user", "last_use_time", "copies", "origin",
+    "held_versions",
+})  # fmt: skip
+"""What of a key is in the answers of show and list alone: elsewhere it would say that there is none."""
 
 
 def for_people(out: Output, schedule: dict[str, Any] | None) -> dict[str, Any] | None:

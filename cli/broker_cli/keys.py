@@ -218,8 +218,7 @@ def compromise(
         return
     done = wire.ask("keys", "CompromiseKeyVersion", **what, **change.fields)
     if done.version == done.key.primary_version and not rest["no_replacement"]:
-        chat(f"Version {done.version} was the primary one, so the key is rotated.")
-        wire.ask("keys", "RotateKey", name=name, everywhere=True)
+        _replace(wire, done.key)
     if rest["waits"]:
         until(wire, done.operation.name, rest["within"])
     _changed(out, change, done)
@@ -349,14 +348,24 @@ def settle(wire: Wire, out: Output, change: Change, name: str, version: int, set
     _changed(out, change, wire.ask("keys", "SettleKeyVersion", name=name, **what, **change.fields))
 
 
+def _replace(wire: Wire, key: Any) -> None:
+    """Have a key whose primary version is compromised rotated, if it is one that is still to sign or encrypt."""
+    if record(key)["state"] != "enabled":
+        chat(f"The key {key.name} is not enabled, so no replacement is made: nothing signs or encrypts with it.")
+        return
+    wire.ask("keys", "RotateKey", name=key.name, everywhere=True)
+    chat("It was the primary version, so the key is being rotated.")
+
+
 def _tell_places(places: Any) -> None:
     for place in places:
-        chat(f"It is in use at {place.target} as {place.remote_name}, and is disabled there.")
+        chat(f"It is in use at {place.target} as {place.remote_name}, and will be disabled there.")
 
 
 def _changed(out: Output, change: Change, response: Any) -> None:
     ask.dry_run_note(dry_run=change.dry_run)
-    out.one("key", {**record(response.key), **_operation(response)})
+    known = {name: value for name, value in record(response.key).items() if name not in inventory.ONLY_LOOKED_UP}
+    out.one("key", {**known, **_operation(response)})
 
 
 def _operation(response: Any) -> dict[str, str]:

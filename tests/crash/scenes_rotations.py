@@ -177,7 +177,7 @@ def _scene(kinds: set[str], act: Act, check: Act, again: Act | None = None, worl
     return Scene(kinds=frozenset(kinds), act=act, prepare=prepare, again=again, check=check, world=world)
 
 
-_ROTATES = {"rotate-key", "send-copy", "withdraw-copy"}
+_ROTATES = {"rotate-key", "retire-former", "send-copy", "withdraw-copy"}
 _DELETES = {"delete-copy", "withdraw-copy"}
 _CONTAINS = {"contain-key-version", "withdraw-copy"}
 

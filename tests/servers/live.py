@@ -39,6 +39,8 @@ METHODS: dict[str, MethodDescriptor] = {
 
 BACK_SECONDS = 2.0  # after a kill
 START_SECONDS = 400.0
+BEHIND_THE_DOOR = {"background", "schedule"}
+"""How the audit says that a call was made for somebody who had asked before."""
 """Only so that a start that hangs ends before the test does; how fast a start must be is asserted where it matters."""
 OPTIONS = (
     ("grpc.enable_retries", 0),
@@ -288,8 +290,8 @@ class Live:
 
     def since(self, count: int) -> list[dict[str, Any]]:
         """The outcomes of callers' calls after the first ``count`` records."""
-        new = self.records()[count:]
-        return [one for one in new if one.get("phase") == "outcome" and not one["rpc"].startswith("-")]
+        new = [one for one in self.records()[count:] if one.get("phase") == "outcome"]
+        return [one for one in new if not one["rpc"].startswith("-") and one["authn"] not in BEHIND_THE_DOOR]
 
     def torn(self) -> list[str]:
         """Options of ``verify`` for the chains in which a kill has left half a line: those are explained."""

@@ -34,16 +34,7 @@ class PageKeys:
     def _open(self, one: OwnKey) -> bytes:
         sealed = one.sealed or b""
         if sealed not in self._opened:
-            try:
-                ring = self._device.keyring(Purpose.ROWS)
-                key = ring.decrypt(
-                    WRAPS, EncryptionAlgorithm.AES_GCM, sealed, _context(self._trust_domain, one.version)
-                )
-            except BrokerError as error:
-                raise WrongState(
-                    Reason.OWN_KEY_MISSING,
-                    f"Version {one.version} of the page key does not open with this token; put the right token back.",
-                ) from error
+            key = opened(self._device, self._trust_domain, one)
             self._opened = {sealed: key, **dict(list(self._opened.items())[:3])}
         return self._opened[sealed]
 
@@ -52,6 +43,18 @@ def sealed(device: Device, trust_domain: str, version: int) -> bytes:
     """A new key, wrapped."""
     key, ring = device.random(BYTES), device.keyring(Purpose.ROWS)
     return ring.encrypt(WRAPS, EncryptionAlgorithm.AES_GCM, key, _context(trust_domain, version))
+
+
+def opened(device: Device, trust_domain: str, one: OwnKey) -> bytes:
+    """A key that ``sealed`` made for this version; WrongState ``OWN_KEY_MISSING`` for anything else."""
+    try:
+        ring, context = device.keyring(Purpose.ROWS), _context(trust_domain, one.version)
+        return ring.decrypt(WRAPS, EncryptionAlgorithm.AES_GCM, one.sealed or b"", context)
+    except BrokerError as error:
+        raise WrongState(
+            Reason.OWN_KEY_MISSING,
+            f"Version {one.version} of the page key does not open with this token; put the right token back.",
+        ) from error
 
 
 def _context(trust_domain: str, version: int) -> bytes:

@@ -123,7 +123,7 @@ class AuthorityPlans:
         return self._operations.run(call, operation)
 
     def refuse_running(self, rows: Store | Write, name: Own) -> None:
-        """WrongState ``ROTATION_RUNNING`` while the key is being rotated, ``OWN_KEYS_MANY`` when it was too often."""
+        """WrongState ``ROTATION_RUNNING`` while the key is being rotated."""
         if operation := self._operations.live(rows, subject(name)):
             raise WrongState(
                 Reason.ROTATION_RUNNING,
@@ -188,9 +188,19 @@ class AuthorityPlans:
         return draft
 
     def refuse_many(self, name: Own, stored: list[OwnKey] | tuple[OwnKey, ...]) -> None:
-        """Exhausted ``OWN_KEYS_MANY``: each is a key in the token, and a CA that is trusted."""
+        """Exhausted ``OWN_KEYS_MANY``: each is a key in the token, and a CA that is trusted.
+
+        WrongState ``OWN_KEY_SPENT`` when there never may be more: what has been stays on record.
+        """
+        if stored[-1].version >= MOST:
+            raise WrongState(
+                Reason.OWN_KEY_SPENT,
+                f"The broker's key {name} has had {MOST} versions, and there are never more: each stays on record for "
+                "those who still know the broker by it. The version in force goes on; for another key, make a new "
+                "broker (`broker init`) and move to it.",
+            )
         there = [one for one in stored if one.state is not OwnKeyState.DESTROYED]
-        if len(there) >= MOST_AT_ONCE or stored[-1].version >= MOST:
+        if len(there) >= MOST_AT_ONCE:
             raise Exhausted(
                 Reason.OWN_KEYS_MANY,
                 f"{len(there)} versions of the broker's key {name} are still there, and more are not made: `broker "

@@ -115,6 +115,12 @@ def provable(row: Import | None) -> Import:
             "This version was not imported to this target under that name; `broker key where NAME` shows where it is.",
         )
     not_held(row)
+    if row.failure == Reason.TARGET_CANNOT_DISABLE:
+        raise WrongState(
+            Reason.IMPORT_NOT_PROVEN,
+            "Nobody is to use this copy any more, and its target could not disable it: proven again it would look as "
+            "if it were in order. `broker drift` says what somebody has to disable there.",
+        )
     if row.state is ImportState.PROVEN or (row.state in OVER and row.sent is not Sent.NOTHING):
         return row
     if row.state is ImportState.DISABLED:

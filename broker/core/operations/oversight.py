@@ -55,7 +55,7 @@ class Shown:
     def abortable(self) -> bool:
         """Whether it can be given up."""
         running = self.operation.state is OperationState.RUNNING
-        return self.plan is not None and running and self.plan.can_turn(self.operation)
+        return self.plan is not None and running and self.plan.can_turn
 
 
 class Oversight:

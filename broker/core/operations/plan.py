@@ -104,7 +104,6 @@ class Plan:
     steps: tuple[Step, ...]
     patience: timedelta  # longer than all the steps take: nobody takes it up before
     undo: Act | None = None
-    undone_until: int | None = None  # the first step with which there is no way back any more; None: there always is
     undone: Keep = nothing
     undone_reason: str = "UNDONE"  # what the audit says of that; "": what it was undone for is the call's own outcome
     paused: Keep | None = None
@@ -118,6 +117,7 @@ class Plan:
     longest_pause: timedelta = timedelta(seconds=20)  # between two attempts of the background
     slow: frozenset[str] = frozenset()  # refusals of which each attempt leaves something outside: an hour in between
 
-    def can_turn(self, operation: Operation) -> bool:
-        """Whether there is a way back from where the operation is."""
-        return self.undo is not None and (self.undone_until is None or operation.step < self.undone_until)
+    @property
+    def can_turn(self) -> bool:
+        """Whether there is a way back."""
+        return self.undo is not None

@@ -145,7 +145,7 @@ class Operations:
     def aborted(self, operation: Operation) -> Operation:
         """As ``abort`` would leave it; refuses what that does."""
         _must_be_live(operation)
-        if not self._plan(operation).can_turn(operation):
+        if not self._plan(operation).can_turn:
             raise WrongState(
                 Reason.OPERATION_ONLY_FORWARD,
                 f"An operation of the kind {operation.kind} only goes forward: half done it would leave things worse. "
@@ -206,7 +206,7 @@ class Operations:
             refusal = over.refusal
         except BrokerError as error:
             refusal = error
-        told = self._undo_for(refusal, plan, work) if plan.can_turn(operation) else refusal
+        told = self._undo_for(refusal, plan, work) if plan.can_turn else refusal
         raise told from (refusal if told is not refusal else refusal.__cause__)
 
     def _paused(self, away: Unavailable, plan: Plan, work: Work) -> None:

@@ -166,10 +166,10 @@ def _p256(key: object) -> ec.EllipticCurvePublicKey:
 
 def _certificate_of(key: KeyRef, pem: bytes) -> x509.Certificate:
     try:
-        certificate = x509.load_pem_x509_certificate(pem)
+        [certificate] = x509.load_pem_x509_certificates(pem)  # whoever trusts it would trust what follows it too
         own = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == key.public_key
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise WrongState(Reason.CA_CERTIFICATE_INVALID, "The CA certificate is not a certificate in PEM.") from error
+        raise WrongState(Reason.CA_CERTIFICATE_INVALID, "The CA certificate is not one certificate in PEM.") from error
     if not own:
         raise WrongState(
             Reason.CA_KEY_MISMATCH,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from broker.core.approval import Approval
 from broker.core.errors import WrongState
 from broker.core.kinds import OperatorState
-from broker.core.model import Operator, Principal
+from broker.core.model import Operator, PolicyDocument, Principal
 from broker.core.policy.guard import Guard, Resource, asked_for, of_approval
 from broker.core.ports import Store, Write
 from broker.core.reasons import Reason
@@ -45,6 +45,9 @@ def counting(guard: Guard) -> Callable[[Write, Approval], int]:
     """How many of an approval's grants count now: an operator who may not approve any more has not."""
 
     def granted(write: Write, approval: Approval) -> int:
+        newest = write.last(PolicyDocument, lock=False)
+        if newest is not None and newest.version > guard.document.version:  # another process has set it a moment ago
+            guard.load(newest)
         resource = of_approval(approval.id, approval)
         names = {one.by.removeprefix("operator/") for one in approval.grants}
         rows = [write.get(Operator, name) for name in sorted(names)]

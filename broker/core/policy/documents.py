@@ -33,6 +33,7 @@ from broker.core.policy.guard import (
     of_trust_rule,
     of_unknown_key,
     of_unknown_target,
+    permits_more,
     under,
 )
 from broker.core.reasons import Reason
@@ -86,13 +87,14 @@ class Policies:
         version is in force; WrongState ``POLICY_LOCKS_YOU_OUT`` for a text under which the caller could not set the
         policy again.
         """
+        self.refresh()  # what another process has set a moment ago decides too
         self._guard.check(call, BROKER)
         document = PolicyDocument(
             version=expected_version + 1, text=text, author=str(call.principal), created_at=self._now()
         )
         _refuse_lockout(call.principal, document)
         self._refuse_unapproved(call.principal, document)
-        if self._guard.widens(document):
+        if permits_more(document, self._replaced(expected_version)):
             self._guard.case(call, WIDENING_POLICY)
         if call.validate_only:
             call.note(validate_only=1)
@@ -101,6 +103,15 @@ class Policies:
         document = self._put(call, document, expected_version)
         self._guard.load(document)
         return document
+
+    def _replaced(self, version: int) -> PolicyDocument:
+        """What the new one is to stand in for; that it still is the newest one is looked at where that is written."""
+        if version < 1 or version >= 2**31 - 1:
+            raise InvalidRequest(Reason.VERSION_INVALID, "Say which version of the policy the text was made from.")
+        found = self._store.get(PolicyDocument, version)
+        if found is None:
+            raise WrongState(Reason.CHANGED_MEANWHILE, _OUTDATED)
+        return found
 
     def _refuse_unapproved(self, principal: Principal, document: PolicyDocument) -> None:
         """WrongState ``APPROVERS_MISSING`` for a text that could never be changed again, for want of approvers."""
@@ -266,9 +277,7 @@ def _refuse_lockout(principal: Principal, document: PolicyDocument) -> None:
 
 
 def _refuse_outdated(store: ports.Store | ports.Write, expected_version: int) -> None:
-    if expected_version < 1 or expected_version >= 2**31 - 1:
-        raise InvalidRequest(Reason.VERSION_INVALID, "Say which version of the policy the text was made from.")
-    if store.get(PolicyDocument, expected_version + 1) or not store.get(PolicyDocument, expected_version):
+    if store.get(PolicyDocument, expected_version + 1):
         raise WrongState(Reason.CHANGED_MEANWHILE, _OUTDATED)
 
 

@@ -145,6 +145,11 @@ def _parsed(text: str) -> Policy:
     return Policy(text)
 
 
+def permits_more(document: PolicyDocument, than: PolicyDocument) -> bool:
+    """Whether a document may permit what the other one does not, or with fewer approvals."""
+    return widens(_parsed(than.text), _parsed(document.text))
+
+
 class _InForce:
     """One document and what was decided by it. A decision is only ever found under everything it was made from."""
 
@@ -220,10 +225,6 @@ class Guard:
     def case(self, call: Call, case: str) -> None:
         """The call is one of the cases that the configuration may ask approvals for (``approvable.CASES``)."""
         self._ask(call, self.approvals.get(case, 0))
-
-    def widens(self, document: PolicyDocument) -> bool:
-        """Whether that document may permit what the one in force does not."""
-        return widens(self._in_force.policy, _parsed(document.text))
 
     def needed(self, principal: Principal, action: str, resource: Resource, *cases: str) -> int:
         """How many approvals such a call needs, if it is permitted."""

@@ -1,6 +1,7 @@
 """A compromised key version, contained: it protects nothing from now on, and is put out of use everywhere.
 
-    begin        COMPROMISED in the very write of the intent, and its copies are withdrawn, each by itself
+    begin        COMPROMISED in the very write of the intent, and its copies are withdrawn, each by itself; a rotation
+                 that was to put it in force is given up
       └ withdraw   until the last target has disabled it, or has said that it cannot
 
 It only goes forward. How long it took from the command to the last target stands in the audit (``seconds``).
@@ -25,6 +26,7 @@ from broker.core.operations.running import Operations
 from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
 from broker.core.rotations.copies import Copies, Copy, reachable
+from broker.core.rotations.rotating import subject_of
 
 PATIENCE = timedelta(minutes=1)
 
@@ -86,6 +88,9 @@ class Containing:
         _refuse_gone(version)
         phases.move(write, version, Phase.COMPROMISED, self._now(), str(call.principal), why)
         operation = self._operations.begin(write, call, self._plan, _subject(key.name, number))
+        rotation = self._operations.live(write, subject_of(key.name))
+        if rotation is not None and rotation.memory["version"] == str(number):  # it could never come to its end
+            self._operations.abort(write, call, rotation)
         work = Work(call=call, operation=operation)
         self._copies.begin(write, work, reachable(self._store, key.name, number), off=True)
         return operation

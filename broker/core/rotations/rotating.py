@@ -1,13 +1,13 @@
-"""A key rotated everywhere it lives, as one operation.
+"""A key rotated everywhere it lives: one operation until the new version is in force, and one that ends the former one.
 
-    generate   the next version, PRE_ACTIVE in the HSM
-      └ arrive   the copies are brought to every target, each by itself; given up, all is taken back
-          └ activate   the new version is ACTIVE and the primary one
-              └ retire   after the grace the former one is DEACTIVATED
-                  └ withdraw   and disabled at every target, each by itself
+    rotate-key      generate   the next version, PRE_ACTIVE in the HSM
+                      └ arrive   the copies are brought to every target, each by itself; given up, all is taken back
+                          └ activate   the new version is ACTIVE and the primary one
+    retire-former   retire   after the grace the former one is DEACTIVATED
+                      └ withdraw   and disabled at every target, each by itself
 
-Up to ``arrive`` an operator can give it up: the new version is then DEACTIVATED, and disabled wherever it had come.
-From ``activate`` on it only goes forward.
+An operator can give the first one up: the new version is then DEACTIVATED, and disabled wherever it had come. The
+second one only goes forward, and no other rotation waits for it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,6 @@ USUAL_GRACE = timedelta(hours=24)
 LONGEST_GRACE = timedelta(days=366)
 PATIENCE = timedelta(minutes=1)
 LONGEST_PAUSE = timedelta(seconds=30)
-
-ACTIVATE = 2
-"""The step that makes the new version the primary one; after it there is no way back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,17 +66,26 @@ class Rotating:
                     Step(name="generate", act=self._generate, keep=self._send),
                     Step(name="arrive", act=self._arrive),
                     Step(name="activate", act=self._activate, keep=self._activated),
-                    Step(name="retire", act=self._retire, keep=self._retired),
-                    Step(name="withdraw", act=self._withdraw),
                 ),
                 patience=PATIENCE,
                 undo=self._take_back,
-                undone_until=ACTIVATE + 1,
                 turned=self._turned,
                 undone=self._retired_unused,
                 undone_reason=Reason.ROTATION_GIVEN_UP,
                 longest_pause=LONGEST_PAUSE,
                 alarm=lambda _: "a rotation waits",
+            )
+        )
+        self._ending = operations.admit(
+            Plan(
+                kind="retire-former",
+                steps=(
+                    Step(name="retire", act=self._retire, keep=self._retired),
+                    Step(name="withdraw", act=self._withdraw),
+                ),
+                patience=PATIENCE,
+                longest_pause=LONGEST_PAUSE,
+                alarm=lambda _: "a former key version may still be used at a target",
             )
         )
 
@@ -155,8 +161,7 @@ class Rotating:
             raise WrongState(Reason.KEY_STATE, f"The key {name} is {state}, so its new version is not activated.")
         number = _number(work)
         former = [one for one in versions_of(self._store, name) if one.number < number]
-        retire_at = self._now() + timedelta(seconds=int(work.memory["grace"]))
-        return {"former": " ".join(str(one.number) for one in former), "retire_at": retire_at.isoformat()}
+        return {"former": " ".join(str(one.number) for one in former)}
 
     def _activated(self, write: Write, work: Work) -> None:
         name, number = key_named(work.operation), _number(work)
@@ -165,6 +170,15 @@ class Rotating:
         compromised = {one.number for one in former if one.phase is Phase.COMPROMISED}  # no grace for these
         there = [copy for copy in in_use(self._store, name) if copy.version in compromised]
         self._copies.begin(write, work, there, off=True)
+        retire_at = self._now() + timedelta(seconds=int(work.memory["grace"]))
+        memory = {
+            "former": work.memory["former"],
+            "retire_at": retire_at.isoformat(),
+            "asked_by": work.operation.principal,
+        }
+        self._operations.begin(write, work.call, self._ending, f"key/{name}/{number}/former", memory, abandoned=True)
+
+    # ---- the former one's end ------------------------------------------------------------------------------------
 
     def _retire(self, work: Work) -> Mapping[str, str]:
         retire_at = datetime.fromisoformat(work.memory["retire_at"])
@@ -176,7 +190,7 @@ class Rotating:
         """Of all before it, also what was made and never put in force: a restore may have closed its rotation."""
         for version in self._former(write, work):
             if version.state is VersionState.ENABLED and version.standing in {Phase.ACTIVE, Phase.PRE_ACTIVE}:
-                phases.move(write, version, Phase.DEACTIVATED, self._now(), work.operation.principal, "rotated")
+                phases.move(write, version, Phase.DEACTIVATED, self._now(), work.memory["asked_by"], "rotated")
         self._copies.begin(write, work, self._withdrawn(work), off=True)
 
     def _withdraw(self, work: Work) -> Mapping[str, str]:

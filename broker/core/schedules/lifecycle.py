@@ -289,8 +289,9 @@ def _check(wish: Wish) -> None:
         ("warning", wish.warn, wish.every),
     ):
         if span is not None and not timedelta(0) <= span <= most:
-            part = "half the period" if most < wish.every else "the period"
+            half = "half the period: else one rotation would run into the next"
+            part = half if most < wish.every else "the period"
             raise InvalidRequest(
                 Reason.SCHEDULE_INVALID,
-                f"The {what} of a schedule is between 0 and {part}: else one rotation would run into the next.",
+                f"The {what} of a schedule is between 0 and {part}.",
             )

@@ -182,6 +182,15 @@ def test_init_of_what_is_there_says_that_it_changes_nothing(copy: Live) -> None:
     assert copy.config.read_text(encoding="utf-8") == before
 
 
+def test_O_13_init_puts_no_ca_into_a_profile_that_somebody_else_has_planted(copy: Live) -> None:
+    file = copy.folder / "certificates" / "server-ca.pem"
+    shutil.rmtree(copy.folder / "profile")
+    file.write_bytes(file.read_bytes() + (copy.folder / "certificates" / "operator-ca.pem").read_bytes())
+    done = copy.command("init", str(copy.folder))
+    assert (done.returncode, "(FILE_DAMAGED)" in done.stderr) == (1, True), done
+    assert not (copy.folder / "profile").exists()
+
+
 def test_a_token_of_ones_own_is_named_whole(tmp_path: Path, made: Live) -> None:
     done = made.command("init", str(tmp_path / "new"), "--module", "/usr/lib/x.so")
     assert (done.returncode, "(TOKEN_INCOMPLETE)" in done.stderr) == (1, True), done

@@ -20,7 +20,7 @@ ROTATION = operations.Operation(
     kind="rotate-key",
     state=operations.OPERATION_STATE_DONE,
     done=True,
-    steps=["generate", "arrive", "activate", "retire", "withdraw"],
+    steps=["generate", "arrive", "activate"],
     steps_done=5,
 )
 

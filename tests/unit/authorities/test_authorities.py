@@ -12,7 +12,7 @@ from cryptography import x509
 
 from broker.core.audit.handover import FORMER, related
 from broker.core.audit.heads import signed_by
-from broker.core.authorities.known import ref
+from broker.core.authorities.known import MOST, ref
 from broker.core.authorities.plans import MOST_AT_ONCE, OVERLAP
 from broker.core.entries import Phase
 from broker.core.errors import BrokerError, WrongState
@@ -26,6 +26,7 @@ from tests.crash.scenes_authorities import OwnWorld, Patient, whole
 from tests.fakes.background import carry_on
 from tests.fakes.calls import operator
 from tests.fakes.refusals import ending as refusal
+from tests.fakes.refusals import refused
 
 REQUEST = "0d7c2f5e-51c7-4f39-9d36-0b6c7d9c5c0e"
 HSM_OWN = [Own.AUDIT, Own.OPERATOR_CA, Own.SERVER_CA]
@@ -242,6 +243,23 @@ def test_too_many_at_a_time_are_refused() -> None:
         rotate(world, Own.PAGE)
     assert refusal(lambda: rotate(world, Own.PAGE)) == "OWN_KEYS_MANY"
     assert refusal(lambda: rotate(world, Own.PAGE, validate_only=True)) == "OWN_KEYS_MANY"
+
+
+def test_after_the_last_version_that_there_may_be_nothing_is_said_of_waiting() -> None:
+    world = OwnWorld()
+    rotate(world, Own.PAGE)
+    with world.store.write(world.own("x").outcome()) as write:
+        newest = write.get(OwnKey, Own.PAGE, 2)
+        assert newest
+        write.delete(newest)
+        write.add(replace(newest, version=MOST))
+    world.clock.time += OVERLAP[Own.PAGE]
+    background(world)
+    assert states(world, Own.PAGE) == ["destroyed", "active"]
+    assert refusal(lambda: rotate(world, Own.PAGE, validate_only=True)) == "OWN_KEY_SPENT"
+    message = refused(lambda: rotate(world, Own.PAGE), reason="OWN_KEY_SPENT").message
+    assert (str(MOST) in message, "Rotate again" in message) == (True, False)
+    assert states(world, Own.PAGE) == ["destroyed", "active"]
 
 
 def test_after_a_restore_a_rotation_is_closed_and_the_next_one_clears_up_after_it() -> None:

@@ -33,7 +33,7 @@ class Host:
     def __init__(self, folder: Path, world: OwnWorld) -> None:
         folder.mkdir()
         self.world = world
-        self.config: Config = configured(folder)
+        self.config: Config = configured(folder).model_copy(update={"trust_domain": world.parts.trust_domain})
         founding = world.ground.founding
         for name in TITLES:
             self.write(f"{name}.pem", founding[name].certificate.encode())
@@ -174,6 +174,7 @@ def test_O_13_a_version_that_the_token_does_not_have_under_its_name_is_not_belie
     for one in found:
         if (one["name"], one["state"]) == ("operator-ca", "active"):
             one |= {"public_key": (planted[0].public_key or b"").hex(), "certificate": planted[1].decode()}
+            one["link"] = ""
     file.write_text(json.dumps(found))
     assert ending(host.check) == "HSM_NOT_OURS"
 
@@ -210,8 +211,8 @@ def test_a_database_from_before_the_rotation_is_told_what_the_files_and_the_toke
     host.follow()
     host.check()
     older: Any = MemoryStore()
-    assert own_rows.restore(host.config, older, host.world.clock) == 5
-    assert own_rows.restore(host.config, older, host.world.clock) == 0
+    assert own_rows.restore(host.config, host.world.ground.hsm, older, host.world.clock) == 5
+    assert own_rows.restore(host.config, host.world.ground.hsm, older, host.world.clock) == 0
     rows = older.page(OwnKey, limit=100)
     assert [(row.name, row.version, row.state.value) for row in rows] == [
         ("audit", 1, "former"), ("audit", 2, "former"), ("audit", 3, "active"),

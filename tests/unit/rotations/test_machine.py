@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import ClassVar
@@ -32,13 +32,11 @@ graces = st.sampled_from([timedelta(0), timedelta(hours=1), timedelta(hours=24)]
 
 
 @dataclass
-class Turn:
-    """A rotation that goes on: ``retire_at``, which the broker says, once its version is in force."""
+class Ending:
+    """What is retired once its time has come, which the broker says."""
 
-    number: int
-    grace: timedelta
-    former: list[int] = field(default_factory=list)
-    retire_at: datetime | None = None
+    former: list[int]
+    retire_at: datetime
 
 
 class Machine(RuleBasedStateMachine):
@@ -53,7 +51,8 @@ class Machine(RuleBasedStateMachine):
         self.phases = {1: ACTIVE}
         self.primary = 1
         self.enabled = True
-        self.turn: Turn | None = None
+        self.turn = 0  # the version of a rotation that goes on
+        self.endings: list[Ending] = []
         self.away: set[str] = set()
 
     # ---- what people do ------------------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ class Machine(RuleBasedStateMachine):
             assert told == "KEY_STATE"
         else:
             assert told == "ok"
-            self.turn = Turn(self._next(PRE), grace)
+            self.turn = self._next(PRE)
 
     @precondition(lambda self: not self.away)
     @rule(name=st.sampled_from(TARGETS))
@@ -158,31 +157,30 @@ class Machine(RuleBasedStateMachine):
 
     def _turned(self) -> None:
         """What the broker does by itself, in the model."""
-        turn = self.turn
-        if turn is None:
-            return
-        if turn.retire_at is None and not self.away:
-            if self.phases[turn.number] in {OLD, LEAKED}:
-                self.turn = None
-                return
-            self.phases[turn.number] = ACTIVE
-            self.primary = max(self.primary, turn.number)
-            turn.former = [number for number in self.phases if number < turn.number]
-            live = [row for row in self.house.rows(Operation) if row.kind == "rotate-key" and not row.state.over]
-            turn.retire_at = datetime.fromisoformat(live[0].memory["retire_at"]) if live else self.house.clock()
-        if turn.retire_at is not None and turn.retire_at <= self.house.clock():
-            for number in turn.former:
+        if self.turn and not self.away:
+            self._in_force(self.turn)
+            self.turn = 0
+        now = self.house.clock()
+        for over in [one for one in self.endings if one.retire_at <= now]:
+            self.endings.remove(over)
+            for number in over.former:
                 if self.phases[number] in {PRE, ACTIVE}:
                     self.phases[number] = OLD
-            if not self.away:
-                self.turn = None
+
+    def _in_force(self, number: int) -> None:
+        if self.phases[number] in {OLD, LEAKED}:
+            return
+        self.phases[number], self.primary = ACTIVE, max(self.primary, number)
+        row = self.house.store.last(Operation, f"key/pay/{number}/former")
+        retire_at = self.house.clock() if row.state.over else datetime.fromisoformat(row.memory["retire_at"])
+        self.endings.append(Ending([one for one in self.phases if one < number], retire_at))
 
     @invariant()
     def the_same(self) -> None:
         type(self).steps += 1
         self.house.rounds(14, seconds=31)
         self._turned()
-        if not self.turn:  # nothing waits for a time any more: the targets have theirs
+        if not self.turn and not self.endings:  # nothing waits for a time any more: the targets have theirs
             self.house.rounds(6, seconds=31)
         assert self.house.phases() == self.phases
         assert self.house.key().primary == self.primary
@@ -214,7 +212,7 @@ class Machine(RuleBasedStateMachine):
                 assert held[int(row.remote_version) - 1].enabled == (row.state is ImportState.PROVEN)
             if self.phases[row.version] is LEAKED and not self.away:
                 assert row.state is not ImportState.PROVEN, live
-        assert self.turn or self.away or not live
+        assert self.turn or self.endings or self.away or not live
 
 
 def run(examples: int, length: int) -> int:

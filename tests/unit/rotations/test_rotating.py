@@ -10,7 +10,7 @@ import pytest
 from broker.core.errors import PermissionDenied
 from broker.core.imports.rules import MAX_COPIES
 from broker.core.kinds import ImportState, KeyType, KeyUsage, OperationState, OperatorState, Phase
-from broker.core.model import Import, Operator, Target
+from broker.core.model import Import, Operation, Operator, Target
 from broker.core.policy.cedar import FIRST_POLICY
 from broker.core.policy.guard import Guard
 from tests.fakes.calls import document, operator
@@ -105,7 +105,22 @@ def test_given_up_in_time_the_version_is_out_of_use_wherever_it_had_come(house: 
 def test_once_the_new_version_is_in_force_there_is_no_way_back(house: House) -> None:
     house.rotate()
     house.rounds(3)
-    assert ending(lambda: house.operations.aborted(house.rotation())) == "OPERATION_ONLY_FORWARD"
+    assert ending(lambda: house.operations.aborted(house.rotation())) == "OPERATION_OVER"
+    former = house.store.get(Operation, "key/pay/2/former", 1)
+    assert ending(lambda: house.operations.aborted(former)) == "OPERATION_ONLY_FORWARD"
+
+
+def test_during_the_grace_of_a_rotation_the_key_can_be_rotated_and_contained(house: House) -> None:
+    house.rotate()
+    house.rounds(3)
+    house.rotations.compromise(house.call("KeyService/CompromiseKeyVersion"), "pay", 2, "leaked")
+    assert ending(house.signs) == "KEY_VERSION_PHASE"
+    house.rotate(timedelta(0))
+    house.rounds(8)
+    assert (house.signs(), house.enabled("bao"), house.enabled("prod")) == (3, [3], [3])
+    house.rounds(hours=24)
+    house.rounds(4)
+    assert house.phases() == {1: Phase.DEACTIVATED, 2: Phase.COMPROMISED, 3: Phase.ACTIVE}
 
 
 def test_AZ_14_who_asked_and_was_removed_since_brings_nothing_anywhere(house: House) -> None:

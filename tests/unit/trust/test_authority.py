@@ -231,11 +231,15 @@ def test_a_signature_that_does_not_verify_is_withheld() -> None:
         Authority.create(signer.hsm, b"operator-ca-0002", "Operators", NOW)
 
 
-def test_a_ca_certificate_of_another_key_is_refused() -> None:
+def test_O_13_a_ca_certificate_of_another_key_or_more_than_one_is_refused() -> None:
     signer = Signer()
-    _, key, _ = made(signer)
+    authority, key, _ = made(signer)
     _, other = Authority.create(signer.hsm, b"operator-ca-0002", "Operators", NOW)
-    for pem, reason in ((other, "CA_KEY_MISMATCH"), (b"no certificate", "CA_CERTIFICATE_INVALID")):
+    for pem, reason in (
+        (other, "CA_KEY_MISMATCH"),
+        (b"no certificate", "CA_CERTIFICATE_INVALID"),
+        (authority.certificate + other, "CA_CERTIFICATE_INVALID"),
+    ):
         with pytest.raises(BrokerError) as refused:
             Authority(signer.hsm, key, pem)
         assert refused.value.reason == reason
