@@ -170,8 +170,8 @@ def copies_where(store: ports.Store, **where: str | int) -> list[Import]:
 def has_room(store: ports.Store, key: str, target: str, more: int = 1) -> bool:
     """Whether so many copies more are still taken; those that are gone do not count."""
     where: dict[str, str | int] = {"key": key, "target": target}
-    gone = store.count(Import, {**where, "state": ImportState.GONE.value})
-    return store.count(Import, where) - gone + more <= MAX_COPIES
+    over = store.count(Import, where) + more - MAX_COPIES
+    return over <= 0 or store.count(Import, {**where, "state": ImportState.GONE.value}) >= over
 
 
 def check_room(store: ports.Store, new: Import) -> None:
