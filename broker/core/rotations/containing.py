@@ -26,7 +26,7 @@ from broker.core.operations.running import Operations
 from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
 from broker.core.rotations.copies import Copies, Copy, reachable
-from broker.core.rotations.rotating import subject_of
+from broker.core.rotations.rotating import give_up
 
 PATIENCE = timedelta(minutes=1)
 
@@ -88,9 +88,7 @@ class Containing:
         _refuse_gone(version)
         phases.move(write, version, Phase.COMPROMISED, self._now(), str(call.principal), why)
         operation = self._operations.begin(write, call, self._plan, _subject(key.name, number))
-        rotation = self._operations.live(write, subject_of(key.name))
-        if rotation is not None and rotation.memory["version"] == str(number):  # it could never come to its end
-            self._operations.abort(write, call, rotation)
+        give_up(self._operations, write, call, key.name, number)
         work = Work(call=call, operation=operation)
         self._copies.begin(write, work, reachable(self._store, key.name, number), off=True)
         return operation

@@ -24,7 +24,7 @@ from broker.core.reasons import Reason
 from broker.core.rotations.containing import Contained, Containing
 from broker.core.rotations.copies import IMPORT, Copies, Copy, places
 from broker.core.rotations.deleting import Deleting
-from broker.core.rotations.rotating import Rotated, Rotating, activate, refuse_stay, sound_grace
+from broker.core.rotations.rotating import Rotated, Rotating, activate, give_up, refuse_stay, sound_grace
 
 MAX_REASON = 500
 
@@ -43,6 +43,7 @@ class Rotations:
         now: Now,
     ) -> None:
         self._store = store
+        self._operations = operations
         self._guard = guard
         self._now = now
         self._keys = keys
@@ -168,6 +169,7 @@ class Rotations:
             if phase is Phase.ACTIVE:
                 return activate(write, key.name, number, at, actor, "activated")
             phases.move(write, write.get(KeyVersion, key.name, number) or version, phase, at, actor, "retired")
+            give_up(self._operations, write, call, key.name, number)
             return stored
 
         return once(

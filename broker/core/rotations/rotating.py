@@ -279,6 +279,13 @@ def sound_grace(grace: timedelta | None) -> timedelta:
     return grace
 
 
+def give_up(operations: Operations, write: Write, call: Call, name: str, number: int) -> None:
+    """Give up the rotation that brings this version, if there is one: the version is to protect nothing any more."""
+    live = operations.live(write, subject_of(name))
+    if live is not None and live.memory["version"] == str(number):
+        operations.abort(write, call, live)
+
+
 def subject_of(name: str) -> str:
     """What the rotation of a key is about; there is one at a time."""
     return f"key/{name}/rotation"

@@ -50,6 +50,16 @@ def test_a_version_that_is_compromised_before_it_is_in_force_ends_its_rotation(h
     assert house.signs() == 3
 
 
+def test_a_version_that_is_retired_before_it_is_in_force_ends_its_rotation(house: House) -> None:
+    house.away("prod")
+    house.rotate()
+    house.rounds(3)
+    house.rotations.retire(house.call("KeyService/RetireKeyVersion"), "pay", 2)
+    house.back("prod")
+    house.rounds(40, seconds=10)
+    assert (house.rotation().state, house.signs(), live(house)) == (OperationState.UNDONE, 1, [])
+
+
 def test_a_version_that_was_put_in_force_by_hand_stays_so_when_its_rotation_is_given_up(house: House) -> None:
     house.away("prod")
     house.rotate()

@@ -157,7 +157,8 @@ class Machine(RuleBasedStateMachine):
 
     def _turned(self) -> None:
         """What the broker does by itself, in the model."""
-        if self.turn and not self.away:
+        given_up = self.turn > 0 and self.phases[self.turn] in {OLD, LEAKED}
+        if self.turn and not self.away and (self.enabled or given_up):  # else its copies have to wait
             self._in_force(self.turn)
             self.turn = 0
         now = self.house.clock()
