@@ -219,7 +219,10 @@ class Drift(StrEnum):
 
 
 class Sent(StrEnum):
-    """What has ever left the HSM for a place: NOTHING, an UPLOAD, or a FILE, which can be carried there at any time."""
+    """What has ever left the HSM for a place: NOTHING, an UPLOAD, or a FILE, which can be carried there at any time.
+
+    An upload that the target refused for its name, which another key has, counts for nothing.
+    """
 
     NOTHING = "nothing"
     UPLOAD = "upload"

@@ -24,6 +24,9 @@ NOT_SENT = frozenset({
 })  # fmt: skip
 """Refusals of an upload with which nothing can have arrived."""
 
+NAME_REFUSED = frozenset({Reason.TARGET_NAME_DELETED, Reason.TARGET_NAME_TAKEN})
+"""Refusals of an upload for its name, which something else has there: ours was looked for, and nothing made of it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sibling:

@@ -300,7 +300,7 @@ class Ledger:
         """The outcome of what came to nothing, and the end of its ``operation``; what is ``lost`` keeps its proof."""
         call.note(state=state.value)
         new = replace(row, state=state, failure=error.reason)
-        again = row.state in {ImportState.PROVEN, *OVER}
+        again = row.state in {ImportState.PROVEN, ImportState.DISABLED, *OVER}
         with self.store.write(call.outcome(error.outcome, error.reason)) as write:
             stored = write.get(Import, *place_of(row))
             # Only what was looked at is marked; if somebody else has taken it over, the row is theirs.

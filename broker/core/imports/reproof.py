@@ -30,11 +30,14 @@ VERDICTS = frozenset({Reason.PROOF_FAILED, Reason.REMOTE_KEY_EXPOSED, MISSING})
 def prove_again(ledger: Ledger, asked: Asked, row: Import, *, goes_on: bool = False) -> RemoteKey:
     """The remote version, proven just now. A verdict against it is written down, and then raised.
 
-    ``goes_on``: the call does not end with it when the target shows nothing any more.
+    ``goes_on``: the call does not end with it when the target shows nothing any more. Of a copy that was put out of use
+    it is only looked whether it is there still.
     """
     port = ledger.port(asked.target)
     try:
         remote = _shown(ledger, port, asked, row)
+        if row.state is ImportState.DISABLED:
+            raise _out_of_use(asked, remote)
         prove(ledger.hsm, port, asked.ref, remote)
     except WrongState as error:
         if error.reason in VERDICTS and not asked.call.validate_only:
@@ -108,6 +111,18 @@ def _shown(ledger: Ledger, port: ports.Target, asked: Asked, row: Import) -> Rem
             "use, which takes an enabled one",
         )
     return there
+
+
+def _out_of_use(asked: Asked, remote: RemoteKey) -> WrongState:
+    """It is there, and nobody is to use it: proven, it would look as if it were in order."""
+    ours, shown = asked.version.public_key, remote.public_key
+    what = " as another key, which is not the broker's to delete" if ours and shown and ours != shown else ""
+    return WrongState(
+        Reason.IMPORT_NOT_PROVEN,
+        "This copy was put out of use there, since its version was retired or compromised, or its key was to be "
+        f"destroyed. The target shows its version {remote.version} of {remote.name} still{what}. As long as the version "
+        "may be imported, importing it again puts it back to use; `broker drift` tells whether it is still out of use.",
+    )
 
 
 class _Gone(WrongState):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from broker.core.errors import Unavailable, WrongState
+from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.imports.arrival import Arrival, Extra, Found
-from broker.core.imports.delivery import Delivery
+from broker.core.imports.delivery import NAME_REFUSED, Delivery, Parcel
 from broker.core.imports.places import Before
 from broker.core.imports.rules import MISSING, NO_TERMS
 from broker.core.imports.terms import written
@@ -44,11 +44,21 @@ def uploaded(work: Work, road: Road) -> Found:
     digest, kek = hashlib.sha256(parcel.blob).hexdigest(), parcel.offer.key.thumbprint
     work.learn(blob_sha256=digest, kek_thumbprint=kek, sent=sent(road).value)
     work.call.note(blob_sha256=digest, kek_thumbprint=kek)
-    found = delivery.upload(parcel)
+    found = _taken(work, road, delivery, parcel)
     if found is None:
         work.learn(confirmed="1")
         found = delivery.confirmed()
     return found
+
+
+def _taken(work: Work, road: Road, delivery: Delivery, parcel: Parcel) -> Found | None:
+    """What came of the upload; refused for its name, nothing more can be there than before."""
+    try:
+        return delivery.upload(parcel)
+    except BrokerError as error:
+        if error.reason in NAME_REFUSED and road.row is not None and road.row.sent is not None:
+            work.learn(sent=road.row.sent.value)
+        raise
 
 
 def sent(road: Road) -> Sent:

@@ -108,7 +108,7 @@ def siblings(rows: list[Import], remote_name: str, state: ImportState = ImportSt
 
 
 def provable(row: Import | None) -> Import:
-    """The row, if it is of an import that was proven, or of one that came to nothing and may be there all the same."""
+    """The row, if the target can be asked about it: it was proven, or came to nothing and may be there all the same."""
     if row is None:
         raise NotFound(
             Reason.IMPORT_NOT_FOUND,
@@ -121,15 +121,9 @@ def provable(row: Import | None) -> Import:
             "Nobody is to use this copy any more, and its target could not disable it: proven again it would look as "
             "if it were in order. `broker drift` says what somebody has to disable there.",
         )
-    if row.state is ImportState.PROVEN or (row.state in OVER and row.sent is not Sent.NOTHING):
+    asked = row.state in {ImportState.PROVEN, ImportState.DISABLED}
+    if asked or (row.state in OVER and row.sent is not Sent.NOTHING):
         return row
-    if row.state is ImportState.DISABLED:
-        raise WrongState(
-            Reason.IMPORT_NOT_PROVEN,
-            "This copy was put out of use there, since its version was retired or compromised, or its key was to be "
-            "destroyed; as long as the version may be imported, importing it again puts it back to use. `broker drift` "
-            "tells whether it is still out of use.",
-        )
     way_out = "confirm it once it was carried there" if row.failure == EXPORTED else "import it again, which settles it"
     raise WrongState(Reason.IMPORT_NOT_PROVEN, f"This import is {row.state} and was not proven yet; {way_out}.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from broker.core import ports, receipts
@@ -19,20 +18,16 @@ from broker.core.policy import guard
 from broker.core.policy.guard import Guard
 from broker.core.reasons import Reason
 from broker.core.report import Probe
-from broker.core.targets.copies import alarms, place_of
+from broker.core.targets.copies import alarms
 from broker.core.targets.keks import KEK, check_kek, check_pin, standing
+from broker.core.targets.leaving import give_up_copies, refuse_in_use
 from broker.core.targets.new_keks import NewKeks
 from broker.core.targets.parts import kek_fixed
 from broker.core.targets.slots import Slots
 from broker.core.targets.thumbprints import thumbprint
 
-MAX_GIVEN_UP = 500
 UNREACHED = frozenset({Reason.TARGET_TLS_UNTRUSTED, Reason.TARGET_CREDENTIAL_UNUSABLE})
 """Refusals that come before the target has been asked anything."""
-
-
-THERE = (ImportState.PROVEN, ImportState.PENDING, ImportState.HELD, ImportState.DISABLING, ImportState.FAILED)
-"""Imports with which a key can be at the target, or come back there (``Import.may_be_there``)."""
 
 
 class Targets:
@@ -157,15 +152,15 @@ class Targets:
         call.note(target=name)
         if call.validate_only:
             if not copies_unknown:
-                _deletable(self._store, _existing(found, name))
+                refuse_in_use(self._store, _existing(found, name))
             _existing(found, name)
             return
 
         def forget(write: ports.Write) -> None:
             target = _existing(write.get(Target, name), name)
             if copies_unknown:
-                write.note(count=_given_up(write, target))
-            _deletable(write, target)
+                write.note(count=give_up_copies(write, target))
+            refuse_in_use(write, target)
             write.delete(target)
 
         once(self._store, call, name, forget, lambda _write, _receipt: None)
@@ -316,38 +311,6 @@ def _kek_probe(target: Target, kek: WrappingKey | None) -> Probe:
     except WrongState as error:
         return Probe(name="kek", passed=False, detail=error.message)
     return Probe(name="kek", passed=True, detail=f"It is the pinned one, {kek.thumbprint}.")
-
-
-def _deletable(rows: ports.Store | ports.Write, target: Target) -> None:
-    found = next((page[0] for page in _copies(rows, target)), None)
-    if found:
-        name = f"{found.key} (version {found.version}, there {found.remote_name})"
-        raise WrongState(
-            Reason.TARGET_IN_USE,
-            f"Keys of the broker are at this target or may come back there, {name} for one (`broker key where --target "
-            f"{target.name}`); once each is deleted there for good and `broker key prove --remote-name` has found it "
-            "gone, repeat this. If the target is gone for good, remove it with --copies-unknown.",
-        )
-
-
-def _given_up(write: ports.Write, target: Target) -> int:
-    """Mark as UNKNOWN what is, or may be, at a target that nobody can look into any more; how many that are."""
-    count = 0
-    for rows in _copies(write, target):
-        write.replace_all([(row, replace(row, state=ImportState.UNKNOWN)) for row in rows])
-        count += len(rows)
-    return count
-
-
-def _copies(rows: ports.Store | ports.Write, target: Target) -> Iterator[list[Import]]:
-    """What is, or may be, at a target."""
-    for state in THERE:
-        where: dict[str, str | int] = {"target": target.name, "state": state.value}
-        after: tuple[str | int, ...] = ()
-        while page := rows.page(Import, after=after, limit=MAX_GIVEN_UP, where=where):
-            after = place_of(page[-1])
-            if found := [row for row in page if row.may_be_there]:
-                yield found
 
 
 def _existing(target: Target | None, name: str) -> Target:
