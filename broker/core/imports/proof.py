@@ -66,6 +66,18 @@ def opens(hsm: Hsm, target: Uses, key: KeyRef, remote: RemoteKey) -> bool:
     return _returns(target, remote, EncryptionAlgorithm.AES_GCM, ciphertext, challenge)
 
 
+def keepsake(hsm: Hsm, key: KeyRef) -> str:
+    """What tells the symmetric ``key`` at a target once the HSM has it no more; it is no secret, nor opens anything."""
+    challenge = _challenge()
+    return f"{challenge.hex()} {hsm.encrypt(key, EncryptionAlgorithm.AES_GCM, challenge, b'').hex()}"
+
+
+def opens_keepsake(target: Uses, kept: str, remote: RemoteKey) -> bool:
+    """True when the target opens with ``remote`` what its key had encrypted in the HSM."""
+    challenge, ciphertext = map(bytes.fromhex, kept.split())
+    return _returns(target, remote, EncryptionAlgorithm.AES_GCM, ciphertext, challenge)
+
+
 def _returns(
     target: Uses, remote: RemoteKey, algorithm: EncryptionAlgorithm, ciphertext: bytes, challenge: bytes
 ) -> bool:

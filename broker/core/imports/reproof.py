@@ -120,8 +120,9 @@ def _out_of_use(asked: Asked, remote: RemoteKey) -> WrongState:
     return WrongState(
         Reason.IMPORT_NOT_PROVEN,
         "This copy was put out of use there, since its version was retired or compromised, or its key was to be "
-        f"destroyed. The target shows its version {remote.version} of {remote.name} still{what}. As long as the version "
-        "may be imported, importing it again puts it back to use; `broker drift` tells whether it is still out of use.",
+        f"destroyed. The target shows its version {remote.version} of {remote.name} still{what}. As long as the "
+        "version may be imported, importing it again puts it back to use; `broker drift` tells whether it is still out "
+        "of use.",
     )
 
 

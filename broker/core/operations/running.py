@@ -207,16 +207,26 @@ class Operations:
         except BrokerError as error:
             refusal = error
         told = self._undo_for(refusal, plan, work) if plan.can_turn else refusal
+        if not plan.can_turn:
+            self._remember(work)
         raise told from (refusal if told is not refusal else refusal.__cause__)
 
     def _paused(self, away: Unavailable, plan: Plan, work: Work) -> None:
         """Leave it where it is, and say why; the background says it once for each reason."""
-        if plan.paused is None or (not work.attended and work.operation.failure == away.reason and not work.learned):
+        if plan.paused is None:
+            self._remember(work)
+            return
+        if not work.attended and work.operation.failure == away.reason and not work.learned:
             return
         paused = replace(_learned(work), failure=away.reason)
         if plan.urgent(paused):
             paused = replace(paused, due_at=self._now())
         self._moved(work, work.call.outcome(away.outcome, away.reason), paused, plan.paused, over=True)
+
+    def _remember(self, work: Work) -> None:
+        """Write down what a step has learned that is tried again."""
+        if not work.learned.items() <= work.memory.items():
+            self._moved(work, work.call.intent(), _learned(work), nothing)
 
     def _put_by(self, until: datetime | None, work: Work) -> Operation:
         """Leave it where it is for the background, until its time has come; that is no failure."""

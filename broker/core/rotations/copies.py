@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from broker.core import ports
 from broker.core.behalf import who_asked
 from broker.core.call import Call, on_behalf
 from broker.core.errors import BrokerError, WrongState
@@ -29,7 +30,7 @@ from broker.core.operations.plan import Plan, Step, Work
 from broker.core.operations.running import LIVE, Operations
 from broker.core.ports import Connect, Store, Write
 from broker.core.reasons import Reason
-from broker.core.rotations.withdrawal import in_use_there, is_anothers, is_unwanted, withdrawn
+from broker.core.rotations.withdrawal import doubt_of, in_use_there, is_unwanted, provide, withdrawn
 
 PATIENCE = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(seconds=30)
@@ -143,7 +144,7 @@ class Copies:
                 patience=PATIENCE,
                 place=target_in,
                 longest_pause=LONGEST_PAUSE,
-                alarm=lambda _: "a key version that is retired may still be used at a target",
+                alarm=_still_used,
             )
         )
 
@@ -261,25 +262,33 @@ class Copies:
         target, row, held = self._store.get(Target, copy.target), self._row(self._store, copy), self._held(copy)
         if target is None or row is None or held is None or not row.may_be_there or not is_unwanted(*held):
             return {}
-        port, version = self._connect(target.name, target.kind, target.settings), held[1]
-        there = in_use_there(port, row, version)
-        another = bool(there) and is_anothers(self._imports.ledger.hsm, work, port, *held, there[0])
-        if another and version.phase is not Phase.COMPROMISED:
-            return {}
+        try:
+            return self._put_out_of_use(work, self._connect(target.name, target.kind, target.settings), row, held)
+        except BrokerError:
+            provide(self._imports.ledger.hsm, work, *held)
+            raise
+
+    def _put_out_of_use(
+        self, work: Work, port: ports.Target, row: Import, held: tuple[Key, KeyVersion]
+    ) -> Mapping[str, str]:
+        version, there = held[1], in_use_there(port, row, held[1])
+        doubt = doubt_of(self._imports.ledger.hsm, work, port, *held, there[0]) if there else {}
+        if doubt.get("doubt") == Reason.PROOF_FAILED and version.phase is not Phase.COMPROMISED:
+            return doubt
         try:
             for one in there:
                 port.disable(row.remote_name, one.version)
         except WrongState as error:
             if error.reason != Reason.TARGET_CANNOT_DISABLE:
                 raise
-            return {"cannot": "1"}
+            return {**doubt, "cannot": "1"}
         if still := in_use_there(port, row, version):
             raise WrongState(
                 Reason.REMOTE_KEY_STILL_ENABLED,
-                f"The target {copy.target} has taken the request to disable version {still[0].version} of "
+                f"The target {row.target} has taken the request to disable version {still[0].version} of "
                 f"{row.remote_name}, and shows it as enabled still; it is asked again.",
             )
-        return {"disabled": "1"}
+        return {**doubt, "disabled": "1"}
 
     def _held(self, copy: Copy) -> tuple[Key, KeyVersion] | None:
         key, version = self._store.get(Key, copy.key), self._store.get(KeyVersion, copy.key, copy.version)
@@ -304,6 +313,16 @@ class Copies:
 
 _NOT_PERMITTED = frozenset({Reason.POLICY_DENIED, Reason.OPERATOR_NOT_FOUND})
 _AWAY = frozenset({Reason.TARGET_SEALED, Reason.TARGET_THROTTLED, Reason.TARGET_UNREACHABLE})
+
+
+def _still_used(operation: Operation) -> str:
+    """Why a version is not put out of use, as the log says it."""
+    if operation.failure == Reason.REMOTE_KEY_SHARED:
+        return (
+            "whether a symmetric key in use at a target is a destroyed one of the broker's cannot be told any more: "
+            "somebody has to disable it there if it is, and the broker goes on"
+        )
+    return "a key version that is retired may still be used at a target"
 
 
 def _stuck(operation: Operation) -> str:

@@ -19,7 +19,7 @@ from broker.core.errors import WrongState
 from broker.core.imports.rules import MISSING, copies_where
 from broker.core.keys.states import TABLES, versions_of
 from broker.core.kinds import ImportState, Sent
-from broker.core.model import Import, Key, Target
+from broker.core.model import Import, Key, Operation, Target
 from broker.core.operations.plan import NotYet, Plan, Step, Work
 from broker.core.operations.running import Operations
 from broker.core.ports import Connect, Now, Store, Write
@@ -55,7 +55,7 @@ class Deleting:
                 patience=PATIENCE,
                 place=target_in,
                 longest_pause=LONGEST_PAUSE,
-                alarm=lambda _: "a key that is destroyed may still be at a target",
+                alarm=_alarm,
             )
         )
 
@@ -157,6 +157,16 @@ class Deleting:
 
 def _those(rows: list[Import], copy: Copy) -> list[Import]:
     return [row for row in rows if row.remote_name == copy.remote_name and row.may_be_there]
+
+
+def _alarm(operation: Operation) -> str:
+    """Why a key is not deleted, as the log says it."""
+    if operation.failure == Reason.REMOTE_KEY_SHARED:
+        return (
+            "a destroyed key shares its name at a target with another one: somebody has to take that away, or to delete "
+            "the destroyed one there"
+        )
+    return "a key that is destroyed may still be at a target"
 
 
 def _shared(version: str, copy: Copy, what: str = "", way_out: str = "") -> WrongState:

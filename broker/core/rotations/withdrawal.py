@@ -1,6 +1,7 @@
 """What is to be put out of use at a target: whether it still is to be, what of it is there, and if that is ours.
 
-A symmetric key cannot be told from another in its place, so it is tried before it is disabled.
+A symmetric key cannot be told from another in its place, so it is tried before it is disabled: by what the HSM encrypts
+now or, once its key is destroyed, by what it had encrypted for that when the target could not be asked (the keepsake).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 from broker.core import ports
 from broker.core.errors import BrokerError, WrongState
-from broker.core.imports.proof import UNTRIED, opens
+from broker.core.imports.proof import UNTRIED, keepsake, opens, opens_keepsake
 from broker.core.keys.refs import ref
 from broker.core.kinds import ImportState, KeyState, Phase, VersionState
 from broker.core.model import Import, Key, KeyVersion, RemoteKey
@@ -63,33 +64,42 @@ def _is_over(version: KeyVersion) -> bool:
     return unused or version.standing in {Phase.DEACTIVATED, Phase.COMPROMISED}
 
 
-def is_anothers(
+def doubt_of(
     hsm: ports.Hsm, work: Work, port: ports.Target, key: Key, version: KeyVersion, remote: RemoteKey
-) -> bool:
-    """Whether a symmetric key in this place is another one, by its use; what speaks against it is remembered.
+) -> Mapping[str, str]:
+    """What speaks against a symmetric key in this place being this one, by its use ("": nothing); {} of any other key.
 
     One that cannot be tried is not disabled for a destruction, which would then delete it. But a version that is
     compromised is disabled at once if it may be this one at all: whoever it belongs to can enable it again.
     """
     if not key.type.symmetric:
-        return False
+        return {}
     try:
-        doubt = "" if _opens(hsm, port, key, version, remote) else Reason.PROOF_FAILED.value
+        return {"doubt": "" if _opens(hsm, work, port, key, version, remote) else Reason.PROOF_FAILED.value}
     except BrokerError as error:
         retired = not is_ending(key) and error.reason in UNTRIED
         if version.phase is not Phase.COMPROMISED and not retired:
             raise
-        doubt = UNPROVEN
-    work.learn(doubt=doubt)
-    return doubt == Reason.PROOF_FAILED
+        return {"doubt": UNPROVEN}
 
 
-def _opens(hsm: ports.Hsm, port: ports.Target, key: Key, version: KeyVersion, remote: RemoteKey) -> bool:
-    if version.state is VersionState.DESTROYED:
-        raise WrongState(
-            Reason.REMOTE_KEY_SHARED,
-            f"Whether version {remote.version} of {remote.name} at the target is the broker's cannot be proven any "
-            "more, since the key is destroyed in the HSM, so it is left in use. Disable it there if it is the "
-            "broker's; the broker goes on then.",
-        )
-    return opens(hsm, port, ref(key, version), remote)
+def provide(hsm: ports.Hsm, work: Work, key: Key, version: KeyVersion) -> None:
+    """Have the keepsake remembered: by the time that the target answers, the HSM may have the key no more."""
+    if key.type.symmetric and version.state is not VersionState.DESTROYED and _KEEPSAKE not in work.memory:
+        work.learn(**{_KEEPSAKE: keepsake(hsm, ref(key, version))})
+
+
+def _opens(hsm: ports.Hsm, work: Work, port: ports.Target, key: Key, version: KeyVersion, remote: RemoteKey) -> bool:
+    if version.state is not VersionState.DESTROYED:
+        return opens(hsm, port, ref(key, version), remote)
+    if _KEEPSAKE in work.memory:
+        return opens_keepsake(port, work.memory[_KEEPSAKE], remote)
+    raise WrongState(
+        Reason.REMOTE_KEY_SHARED,
+        f"Whether version {remote.version} of {remote.name} at the target is the broker's cannot be proven any "
+        "more, since the key is destroyed in the HSM, so it is left in use. Disable it there if it is the "
+        "broker's; the broker goes on then.",
+    )
+
+
+_KEEPSAKE = "keepsake"

@@ -9,10 +9,10 @@ from datetime import timedelta
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker.core.errors import WrongState
+from broker.core.errors import BrokerError, WrongState
 from broker.core.holding import Holding
 from broker.core.kinds import ImportState, KeyState, KeyType, KeyUsage, OperationState, Sent
-from broker.core.model import Import, Operation, Target
+from broker.core.model import Import, Key, Operation, Target
 from tests.fakes.refusals import ending
 from tests.fakes.shelf import Held
 from tests.unit.rotations.bench import AWAY, REQUEST, House
@@ -247,16 +247,47 @@ def test_a_compromised_symmetric_key_that_cannot_be_tried_is_disabled_at_once_an
     assert ("box" in house.shelves["prod"].held, ended(house)) == (True, "REMOTE_KEY_SHARED")
 
 
-def test_a_symmetric_key_that_cannot_be_proven_any_more_is_left_until_people_have_disabled_it(house: House) -> None:
+def away_until_the_hsm_has_it_no_more(house: House, refusal: BrokerError = AWAY) -> None:
     box(house)
-    house.shelves["prod"].refuses["versions"] = [AWAY] * 10_000
+    house.shelves["prod"].refuses["versions"] = [refusal] * 10_000
     destroy_box(house)
     pass_by(house, 9)
+    assert house.store.get(Key, "box").state is KeyState.DESTROYED
+
+
+@pytest.mark.parametrize("refusal", [AWAY, WrongState("TARGET_DENIED", "No.")])
+def test_FT_31_a_symmetric_key_is_known_again_by_its_use_when_the_hsm_has_it_no_more(
+    house: House, refusal: BrokerError
+) -> None:
+    away_until_the_hsm_has_it_no_more(house, refusal)
+    house.back("prod")
+    house.rounds(8, minutes=10)
+    assert (boxed(house)[0], "box" in house.shelves["prod"].held) == (ImportState.GONE, False)
+    assert [row.subject for row in house.rows(Operation) if not row.state.over] == [], "no alarm is left"
+
+
+def test_another_symmetric_key_that_came_in_its_place_meanwhile_is_left_alone(house: House) -> None:
+    away_until_the_hsm_has_it_no_more(house)
+    theirs = put_in_its_place(house)
+    house.back("prod")
+    house.rounds(8, minutes=10)
+    assert (theirs.enabled, boxed(house)) == (True, (ImportState.FAILED, "PROOF_FAILED"))
+    assert house.shelves["prod"].held["box"] == [theirs]
+    deletes = house.store.last(Operation, "key/box/0/gone/prod/box")
+    assert "somebody has to take that away" in house.operations.alarm(deletes)
+
+
+def test_a_symmetric_key_that_cannot_be_proven_any_more_is_left_until_people_have_disabled_it(house: House) -> None:
+    away_until_the_hsm_has_it_no_more(house)
+    waits = house.store.last(Operation, "key/box/1/off/prod/box")
+    with house.store.write(house.call("Test").outcome()) as write:
+        write.replace(waits, replace(waits, memory={}))  # as one that an older release has begun
     house.back("prod")
     house.rounds(3, minutes=10)
     [ours] = house.shelves["prod"].held["box"]
     waits = house.store.last(Operation, "key/box/1/off/prod/box")
     assert (ours.enabled, waits.failure) == (True, "REMOTE_KEY_SHARED")
+    assert "somebody has to disable it there" in house.operations.alarm(waits)
     ours.enabled = False
     house.rounds(6, minutes=10)
     assert boxed(house)[0] is ImportState.GONE
