@@ -342,6 +342,10 @@ def _tell_late(what: str, found: list[tuple[str, Standing, str]]) -> None:
     """One line for all that is overdue, with the reasons that are known, and one for all that will be soon."""
     for said, some in (
         ("something is overdue", [(name, failure) for name, one, failure in found if one.overdue]),
+        (
+            "keys are not rotated for want of approvals: set their schedules anew",
+            [(name, "") for name, _, failure in found if failure == Reason.APPROVAL_REQUIRED],
+        ),
         ("something is due soon", [(name, failure) for name, one, failure in found if one.soon]),
     ):
         if some:

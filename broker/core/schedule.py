@@ -25,4 +25,5 @@ class KeySchedule:
     look_at: datetime  # when the background looks at it next
     failure: str  # why the newest attempt was refused, "" if it was not
     created_at: datetime
+    approvals: int | None = None  # how many it was set with; None: none, of what was set before this was written down
     revision: int = 1

@@ -290,12 +290,14 @@ def overdue(what: str, late: Iterator[Any]) -> Check:
         return ok(f"{what}-age", f"none of the {what} that you may see is overdue")
     why = [(one["name"], (one.get("schedule") or {}).get("failure")) for one in found]
     named = ", ".join(f"{name} ({failure})" if failure else name for name, failure in why[:5])
+    anew = "; APPROVAL_REQUIRED: `broker key schedule NAME --every TIME` anew, which asks for the approvals"
     cure = (
         "mend the reason that stands there (docs/errors.md), or `broker key rotate NAME`"
         if what == "keys"
         else "put new values (`broker secret put NAME`)"
     )
-    return warning(f"{what}-age", f"{len(found)} of the {what} are overdue: {named}; {cure}.")
+    also = anew if any(failure == "APPROVAL_REQUIRED" for _, failure in why) else ""
+    return warning(f"{what}-age", f"{len(found)} of the {what} are overdue: {named}; {cure}{also}.")
 
 
 def _heads(heads: Any) -> Iterator[Check]:

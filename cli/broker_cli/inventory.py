@@ -43,6 +43,7 @@ def _next(found: dict[str, Any]) -> str:
     if schedule is None:
         return ""
     held = " (held)" if schedule["held"] else ""
+    held = " (needs approvals)" if schedule["failure"] == "APPROVAL_REQUIRED" else held
     return f"OVERDUE{held}" if found["overdue"] else f"{schedule['next_time']}{held}"
 
 

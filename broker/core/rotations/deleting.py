@@ -163,8 +163,8 @@ def _alarm(operation: Operation) -> str:
     """Why a key is not deleted, as the log says it."""
     if operation.failure == Reason.REMOTE_KEY_SHARED:
         return (
-            "a destroyed key shares its name at a target with another one: somebody has to take that away, or to delete "
-            "the destroyed one there"
+            "a destroyed key shares its name at a target with another one: somebody has to take that away, or to "
+            "delete the destroyed one there"
         )
     return "a key that is destroyed may still be at a target"
 

@@ -13,12 +13,12 @@ from broker.core.keys import phases
 from broker.core.keys.lifecycle import Keys
 from broker.core.keys.states import ENABLED, USABLE, as_decided, require
 from broker.core.kinds import Phase, VersionState
-from broker.core.model import Key, KeyMove, KeyVersion
+from broker.core.model import Key, KeyMove, KeyVersion, Principal, Target
 from broker.core.names import check_name
 from broker.core.once import once
 from broker.core.operations.running import Operations
 from broker.core.page import Page
-from broker.core.policy.guard import Guard, of_key, of_unknown_key
+from broker.core.policy.guard import Guard, of_key, of_target, of_unknown_key, of_unknown_target, under
 from broker.core.ports import Connect, Now, Store, Write
 from broker.core.reasons import Reason
 from broker.core.rotations.containing import Contained, Containing
@@ -27,6 +27,8 @@ from broker.core.rotations.deleting import Deleting
 from broker.core.rotations.rotating import Rotated, Rotating, activate, give_up, refuse_stay, sound_grace
 
 MAX_REASON = 500
+ROTATE, IMPORT_KEY = "RotateKey", "ImportKey"
+"""The actions that a rotation takes."""
 
 
 class Rotations:
@@ -72,6 +74,21 @@ class Rotations:
         there = places(self._store, key.name, key.latest + 1)
         self._may_import(call, key, there)
         refuse_stay(self._store, key, there)
+
+    def approvals(self, principal: Principal, key: Key) -> int:
+        """How many approvals a call of theirs to ``rotate`` would need now, for the key and wherever it goes."""
+        found = self._guard.needed(principal, ROTATE, of_key(key))
+        for one in places(self._store, key.name, key.latest + 1):
+            target = self._store.get(Target, one.target)
+            place = of_target(target) if target else of_unknown_target(one.target)
+            spelled = self._imports.ledger.port(target).spelled(one.remote_name) if target else one.remote_name
+            for resource in (of_key(key), place):
+                found = max(found, self._guard.needed(principal, IMPORT_KEY, under(spelled, resource)))
+        return found
+
+    def asks_approvals(self) -> bool:
+        """Whether any rotation may need some."""
+        return not self._guard.asks().keys().isdisjoint({ROTATE, IMPORT_KEY})
 
     def is_running(self, name: str) -> bool:
         """Whether a rotation of the key is not over."""

@@ -18,10 +18,10 @@ from functools import partial
 from broker.core.amiss import no_key
 from broker.core.behalf import who_asked
 from broker.core.call import Call, on_behalf
-from broker.core.errors import BrokerError, InvalidRequest, Unavailable
+from broker.core.errors import BrokerError, InvalidRequest, NotFound, Unavailable, WrongState
 from broker.core.keys.states import USABLE, as_decided, require
 from broker.core.kinds import KeyState, ScheduleState
-from broker.core.model import Key, KeyVersion
+from broker.core.model import Key, KeyVersion, Principal
 from broker.core.names import check_name
 from broker.core.once import last_write, once, record
 from broker.core.policy.guard import Guard, of_key, of_unknown_key
@@ -61,7 +61,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Late:
-    """A key that is overdue or soon due, and why it was not rotated, if that is known."""
+    """A key that is overdue, soon due or held up, and why it was not or will not be rotated, if that is known."""
 
     key: str
     standing: Standing
@@ -138,6 +138,7 @@ class Schedules:
             look_at=now,
             failure="",
             created_at=now,
+            approvals=call.clearance.needs if call.clearance else None,
         )
 
     # ---- carried out by the background ---------------------------------------------------------------------------
@@ -151,11 +152,12 @@ class Schedules:
             before = rows  # the same again: these have failed
 
     def late(self) -> Iterator[Late]:
-        """The keys that are overdue or soon due."""
+        """The keys that are overdue or soon due, and those whose schedule lacks approvals by now."""
         for row in self._all():
-            if row.next_at - timedelta(seconds=row.warn) <= self._now():
+            near, held = row.next_at - timedelta(seconds=row.warn) <= self._now(), _is_held_up(row)
+            if near or held:
                 found = self._standing(row)
-                if found.overdue or found.soon:
+                if found.overdue or found.soon or held:
                     yield Late(key=row.key, standing=found, failure=row.failure)
 
     def _standing(self, row: KeySchedule) -> Standing:
@@ -167,9 +169,13 @@ class Schedules:
         return NO_SCHEDULE
 
     def stepped(self) -> Iterator[Chore]:
-        """The keys whose time lies further ahead than any period: the clock has been set back since it was reckoned."""
+        """What is not as it was when a schedule was reckoned, long before it is due.
+
+        Its time lies further ahead than any period: the clock has been set back. Or a rotation needs more approvals by
+        now than the schedule was set with, or again no more than that.
+        """
         for row in self._all():
-            if row.state is ScheduleState.ACTIVE and self._is_astray(row):
+            if row.state is ScheduleState.ACTIVE and (self._is_astray(row) or self._lacks(row) != _is_held_up(row)):
                 yield f"key/{row.key}", partial(self._see_to, row.key)
 
     def _see_to(self, name: str, call: Call) -> None:
@@ -194,6 +200,8 @@ class Schedules:
             self._keep(call, row, self._planned(row, primary, windows))
         elif row.look_at <= now:
             self._begin(call, row, key, blackouts.opening(windows, max(row.next_at, now)) or now + REFUSED_PAUSE)
+        elif self._lacks(row) != _is_held_up(row):
+            self._keep(call, row, replace(row, failure="" if _is_held_up(row) else Reason.APPROVAL_REQUIRED))
 
     def _begin(self, call: Call, row: KeySchedule, key: Key, opens: datetime) -> None:
         now = self._now()
@@ -213,6 +221,7 @@ class Schedules:
             cure = f"whoever may rotate the key sets its schedule anew (`broker key schedule {key.name}`)"
             asked = on_behalf(call, ROTATE, who_asked(self._store, row.set_by, "schedule", cure))
             asked.note(scheduled_by=row.set_by)
+            self._check_approvals(row, key, asked.principal)
             self._rotations.rotate(asked, key.name, timedelta(seconds=row.grace))
         except BrokerError as refusal:
             told = asked is None or asked.closed or row.failure == refusal.reason  # at an attempt before
@@ -222,6 +231,27 @@ class Schedules:
             return
         now = self._store.get(Key, key.name) or key
         self._keep(call, row, self._after(replace(row, failure=""), now))
+
+    def _check_approvals(self, row: KeySchedule, key: Key, principal: Principal) -> None:
+        """Nobody approves in the background, so what is needed now must have been given when it was set."""
+        needed, had = self._rotations.approvals(principal, key), row.approvals or 0
+        if needed > had:
+            raise WrongState(
+                Reason.APPROVAL_REQUIRED,
+                f"Rotating the key {key.name} needs {needed} approval(s) of other operators by now, and its schedule was "
+                f"set with {had}; set it anew (`broker key schedule {key.name} --every TIME`), which asks for them.",
+            )
+
+    def _lacks(self, row: KeySchedule) -> bool:
+        """Whether the next rotation would be refused for want of approvals; unknown of whoever may not call any more."""
+        key = self._store.get(Key, row.key) if self._rotations.asks_approvals() else None
+        if key is None:
+            return False
+        try:
+            principal = who_asked(self._store, row.set_by, "schedule", "")
+        except NotFound:
+            return False
+        return self._rotations.approvals(principal, key) > (row.approvals or 0)
 
     def _after(self, row: KeySchedule, key: Key) -> KeySchedule:
         """As it is once a rotation has begun: due anew if the next version is in force already."""
@@ -273,6 +303,10 @@ class Schedules:
         if key is None:
             raise no_key(name)
         return key
+
+
+def _is_held_up(row: KeySchedule) -> bool:
+    return row.failure == Reason.APPROVAL_REQUIRED
 
 
 def _check(wish: Wish) -> None:

@@ -418,7 +418,9 @@ class KeySchedule(_message.Message):
     set_by: _builtins.str
     """In whose name it is rotated."""
     failure: _builtins.str
-    """Why the newest attempt was refused."""
+    """Why the newest attempt was refused. APPROVAL_REQUIRED, also before it is due: rotating it needs more approvals by now
+    than the schedule was set with, so it is not rotated until the schedule is set anew.
+    """
     held: _builtins.bool
     """The database was restored: nothing is rotated until the schedule is set again."""
     @_builtins.property

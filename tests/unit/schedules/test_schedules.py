@@ -90,6 +90,19 @@ def test_a_key_that_is_due_is_rotated_everywhere_as_by_hand(home: Home) -> None:
     assert home.signs() == 3
 
 
+def test_a_key_that_may_not_be_imported_without_approvals_by_now_is_held_up() -> None:
+    guard = Guard(document(FIRST_POLICY))
+    home = Home(guard=guard)
+    home.furnish()
+    home.set()
+    guard.approvals = {"ImportKey": 1}
+    assert home.goes_on(days=91) == ["APPROVAL_REQUIRED"]
+    assert home.key().latest == 1
+    guard.approvals = {}
+    assert home.goes_on(hours=2) == ["ok"]
+    assert home.signs() == 2
+
+
 def test_the_audit_says_that_the_schedule_asked_and_who_had_set_it(home: Home) -> None:
     home.set()
     home.goes_on(days=91)

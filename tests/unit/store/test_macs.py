@@ -105,6 +105,10 @@ ROWS: list[Record] = [
         key="a", state=ScheduleState.ACTIVE, every=7776000, jitter=0, blackouts=("Mon-Fri 08:00-18:00 Europe/Berlin",),
         warn=86400, grace=3600, set_by="operator/alice", version=1, next_at=T0, look_at=T0, failure="", created_at=T0,
     ),
+    KeySchedule(
+        key="b", state=ScheduleState.ACTIVE, every=7776000, jitter=0, blackouts=(), warn=86400, grace=3600,
+        set_by="operator/alice", version=1, next_at=T0, look_at=T0, failure="", created_at=T0, approvals=2,
+    ),
     KeyUsed(key="a", principal="operator/alice", used_at=T0),
     Secret(
         name="a/d", labels={}, latest=1, created_at=T0, updated_at=T0, max_age=7776000, renew_at=LAST,
@@ -159,6 +163,7 @@ MACS = [
     "c86c0354882984c50e61c7362e36f6ef",
     "0fd18604e0bfa690d6ac3fbd4f88fd3e",
     "225c629c119e9595704ad7d35e21ed69",
+    "c99d3b0bbdffed9154d38dd63e18e85b",
     "2d7785ed544e2cd8c1a3b756081b9096",
     "4838a830f6d606edbd252fb85e865236",
     "9a9fc398dadc461f128b9794073479a1",
