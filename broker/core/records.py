@@ -175,7 +175,7 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
         Approval: Declaration(
             table="approvals",
             key=("id",),
-            filters=("state", "digest"),
+            filters=("state", "digest", "requester"),
             due="due_at",
             due_in="open",
             indexes={"due": ("state", "due_at"), "digest": ("digest",)},

@@ -2,7 +2,8 @@
 
     OPEN ──(enough grants, and the request again)──▶ USED
      ├──(rejected, or withdrawn)──▶ REJECTED
-     └──(its time is over)──▶ EXPIRED          each is forgotten after ``clearance.KEEP``
+     └──(its time is over)──▶ EXPIRED          each is forgotten after ``clearance.KEEP``,
+                                              or once there are too many (``gate.excess``)
 
 They are made by the gate (``gate.asking``), and used up where the call is recorded (``clearance``).
 """
@@ -18,6 +19,7 @@ from broker.core.approval import Approval, Grant
 from broker.core.call import Call
 from broker.core.clearance import over
 from broker.core.errors import InvalidRequest, NotFound, PermissionDenied, WrongState
+from broker.core.gate.excess import OVER
 from broker.core.kinds import ApprovalState
 from broker.core.names import check_approval_id
 from broker.core.once import last_write, once
@@ -31,7 +33,6 @@ BATCH = 20
 """Rows that one piece of the background's work changes."""
 
 PIECES = 50
-OVER = (ApprovalState.USED, ApprovalState.REJECTED, ApprovalState.EXPIRED)
 
 Chore = tuple[str, Callable[[Call], None]]
 
@@ -174,7 +175,7 @@ def _existing(row: Approval | None, name: str) -> Approval:
         raise NotFound(
             Reason.APPROVAL_NOT_FOUND,
             f"There is no approval {name}; `broker approval list` shows those there are, and what is over is forgotten "
-            "after 7 days.",
+            "after 7 days, or sooner where there is much of it.",
         )
     return row
 

@@ -15,6 +15,7 @@ from broker.core.approval import Approval
 from broker.core.call import Call
 from broker.core.clearance import ApprovalRequired, Clearance, over
 from broker.core.errors import BrokerError, Exhausted, InvalidRequest, Outcome
+from broker.core.gate.excess import excess
 from broker.core.gate.method import Request
 from broker.core.kinds import ApprovalState
 from broker.core.once import closing
@@ -29,12 +30,16 @@ MAX_DETAILS = 128 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApprovalLimits:
-    """How long an approval may be given and used, and how many are open at once. ``suspended``: none is asked for."""
+    """How long an approval may be given and used, and how many are open at once. ``suspended``: none is asked for.
+
+    Of those that are over so many times as many are kept as may be open.
+    """
 
     lifetime: timedelta = timedelta(hours=24)
     per_requester: int = 10
     in_all: int = 100
     suspended: bool = False
+    over_for_each: int = 5
 
 
 NO_LIMITS_OF_ITS_OWN = ApprovalLimits()
@@ -75,10 +80,13 @@ class Asking:
         there = self._others(asked_for(call.action, clearance.requester, call.resource), clearance.needs)
         if there < clearance.needs:
             return approvers.missing(f"{call.action} cannot be done now", clearance.needs, there)
-        draft = self._draft(call, clearance)
+        draft, most = self._draft(call, clearance), self._limits
+        times, now = most.over_for_each, call.now()
+        surplus = excess(self._store, draft.requester, times * most.per_requester, times * most.in_all, now)
         entry = call.outcome(Outcome.FAILED_PRECONDITION, Reason.APPROVAL_REQUIRED)
         with closing(call), self._store.write(entry) as write:
             row = self._open(write, clearance, draft)
+            _forget(write, surplus)
             write.note(approval=row.id, approval_digest=row.digest)
         return _refusal(call, row)
 
@@ -138,6 +146,13 @@ class Asking:
                 f"{len(live)} requests wait for approvals, and no more may; have them settled first (`broker approval "
                 "list`), or wait until they expire.",
             )
+
+
+def _forget(write: Write, rows: list[Approval]) -> None:
+    for row in rows:
+        stored = write.get(Approval, row.id)
+        if stored is not None and stored.state is not ApprovalState.OPEN:
+            write.delete(stored)
 
 
 def _aged(write: Write, row: Approval, now: datetime) -> Approval:

@@ -13,7 +13,7 @@ from broker.core.imports.delivery import Delivery
 from broker.core.imports.ledger import Asked, Imported, Ledger, unchanged
 from broker.core.imports.places import ARRIVAL_GRACE, UNDER_WAY, Before, recalled, subject_of
 from broker.core.imports.road import Road, remembered
-from broker.core.imports.rules import EXPORTED, NO_TERMS, TERMS_UNSETTLED, check_room, in_progress, resumed
+from broker.core.imports.rules import EXPORTED, NO_TERMS, TERMS_UNSETTLED, in_progress, make_room, resumed
 from broker.core.imports.steps import Steps
 from broker.core.kinds import ImportState, OperationState
 from broker.core.model import Import, Operation, Terms
@@ -111,14 +111,13 @@ class Bringing:
         self, asked: Asked, plan: Plan, new: Import, before: Before, memory: Mapping[str, str]
     ) -> tuple[Import, Operation]:
         """Write the intent; the same request carries on what it began, any other one takes the place over."""
-        if before.row is None:
-            check_room(self.ledger.store, new)
+        forgotten = make_room(self.ledger.store, new) if before.row is None else []
         call, operations, live = asked.call, self.ledger.operations, before.operation
         try:
             with self.ledger.store.write(call.intent()) as write:
                 receipt = replay(write, call)
                 unchanged(write, asked, sends=plan not in self._steps.confirmings)
-                row = write.replace(before.row, new) if before.row else _added(write, new)
+                row = write.replace(before.row, new) if before.row else _added(write, new, forgotten)
                 its_own = receipt is not None and live is not None and receipt.operation == live.number
                 if live is not None and its_own and live.kind == plan.kind and "remote_version" in memory:
                     return row, operations.renew(write, live)
@@ -167,6 +166,10 @@ class Bringing:
             )
 
 
-def _added(write: Write, row: Import) -> Import:
+def _added(write: Write, row: Import, forgotten: list[Import]) -> Import:
+    for one in forgotten:
+        stored = write.get(Import, *place_of(one))
+        if stored is not None and stored.state is ImportState.GONE:
+            write.delete(stored)
     write.add(row)
     return row

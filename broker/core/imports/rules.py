@@ -38,6 +38,10 @@ MAX_COPIES = 1000
 """Copies of one key at one target, of all its versions and names, that may be there."""
 
 
+MAX_GONE = 100
+"""Copies of one key at one target that are known to be gone, and are kept on record all the same."""
+
+
 def importable(key: Key, held: KeyVersion) -> None:
     """Return if this version may leave the HSM at all; the HSM has the last word when it is wrapped."""
     if key.state is not KeyState.ENABLED:
@@ -168,15 +172,33 @@ def has_room(store: ports.Store, key: str, target: str, more: int = 1) -> bool:
     return over <= 0 or store.count(Import, {**where, "state": ImportState.GONE.value}) >= over
 
 
-def check_room(store: ports.Store, new: Import) -> None:
-    """Return if one copy more is still taken; else Exhausted ``IMPORT_QUOTA``."""
-    if not has_room(store, new.key, new.target):
+def make_room(store: ports.Store, new: Import) -> list[Import]:
+    """What is to be forgotten when this copy is taken: what is gone long since, of which the audit tells for good.
+
+    Exhausted ``IMPORT_QUOTA`` when so many may be there already.
+    """
+    where: dict[str, str | int] = {"key": new.key, "target": new.target}
+    on_record = store.count(Import, where)
+    gone = store.count(Import, {**where, "state": ImportState.GONE.value}) if on_record > MAX_GONE else 0
+    if on_record - gone >= MAX_COPIES:
         raise Exhausted(
             Reason.IMPORT_QUOTA,
             f"{MAX_COPIES} imports of this key to this target are on record, those that came to nothing or were "
             "disabled too: import a version again under the name that it has there (`broker key where`), or use "
             "another key.",
         )
+    return _long_gone(copies_where(store, **where))[: gone - MAX_GONE] if gone > MAX_GONE else []
+
+
+def _long_gone(rows: list[Import]) -> list[Import]:
+    """The oldest first; but where the last version is gone, that stands against the former ones under its name."""
+    first: dict[str, int] = {}
+    for row in rows:
+        if row.state is not ImportState.GONE:
+            first[row.remote_name] = min(row.version, first.get(row.remote_name, row.version))
+    gone = [row for row in rows if row.state is ImportState.GONE]
+    gone.sort(key=lambda row: (row.version, row.started_at))
+    return [row for row in gone if row.version <= first.get(row.remote_name, row.version)]
 
 
 def still_enabled(second: BrokerError, why: str = EARLIER) -> WrongState:

@@ -238,12 +238,13 @@ class Schedules:
         if needed > had:
             raise WrongState(
                 Reason.APPROVAL_REQUIRED,
-                f"Rotating the key {key.name} needs {needed} approval(s) of other operators by now, and its schedule was "
-                f"set with {had}; set it anew (`broker key schedule {key.name} --every TIME`), which asks for them.",
+                f"Rotating the key {key.name} needs {needed} approval(s) of other operators by now, and its schedule "
+                f"was set with {had}; set it anew (`broker key schedule {key.name} --every TIME`), which asks for "
+                "them.",
             )
 
     def _lacks(self, row: KeySchedule) -> bool:
-        """Whether the next rotation would be refused for want of approvals; unknown of whoever may not call any more."""
+        """Whether the next rotation would be refused for want of approvals; not known of who may not call now."""
         key = self._store.get(Key, row.key) if self._rotations.asks_approvals() else None
         if key is None:
             return False

@@ -218,6 +218,46 @@ def test_so_many_wait_and_no_more() -> None:
     assert house.refused("dave", "CreateKey", **KEY) == "APPROVAL_REQUIRED", "what has expired takes no room"
 
 
+def over(house: Doorway) -> list[str]:
+    return [row.id for row in house.store.page(Approval, limit=99) if row.state is not ApprovalState.OPEN]
+
+
+def withdrawn(house: Doorway, who: str = "alice") -> str:
+    name = house.wanting(who, "CreateKey", **KEY)
+    house.clock.forward(seconds=1)
+    house.done(who, "Reject", id=name)
+    return name
+
+
+def test_of_what_is_over_the_oldest_goes_first_and_nobody_drives_out_what_others_had() -> None:
+    house = Doorway(ONE, limits=ApprovalLimits(per_requester=2, in_all=3, over_for_each=2))
+    theirs = withdrawn(house, "bob")
+    mine = [withdrawn(house) for _ in range(8)]
+    assert set(over(house)) == {theirs, *mine[-4:]}
+    forgotten = house.end("carol", "GetApproval", id=mine[0])
+    assert forgotten.reason == "APPROVAL_NOT_FOUND"
+    assert mine[0] in {entry.facts.get("approval") for entry in house.store.entries}, "the audit has it for good"
+    more = [withdrawn(house, "dave") for _ in range(3)]
+    assert theirs not in over(house), "of all the oldest one"
+    assert set(more) < set(over(house))
+    assert len(over(house)) == 6
+
+
+def test_what_was_used_is_not_forgotten_while_its_call_may_be_at_it() -> None:
+    house = Doorway(ONE, limits=ApprovalLimits(per_requester=1, in_all=3, over_for_each=2))
+    for place in range(2):
+        asked = KEY | {"name": f"k{place}"}
+        house.done("carol", "Approve", id=house.wanting("alice", "CreateKey", **asked))
+        house.done("alice", "CreateKey", **asked)
+    end = house.end("alice", "CreateKey", **KEY)
+    assert (end.reason, end.outcome) == ("APPROVAL_QUOTA", "RESOURCE_EXHAUSTED")
+    assert "try again in an hour" in end.sentence
+    house.wanting("bob", "CreateKey", **KEY)
+    house.clock.forward(hours=1, seconds=1)
+    house.wanting("alice", "CreateKey", **KEY)
+    assert len(over(house)) == 1
+
+
 def test_O_11_an_approver_who_may_not_any_more_does_not_count() -> None:
     house = Doorway(ONE)
     name = house.wanting("alice", "CreateKey", **KEY)
