@@ -30,6 +30,18 @@ def for_people(out: Output, schedule: dict[str, Any] | None) -> dict[str, Any] |
     return {**schedule, **{name: values.said(int(schedule[name])) for name in SPANS if schedule[name]}}
 
 
+def told(out: Output, copies: list[dict[str, Any]]) -> list[Any]:
+    """The records of copies; in a table what a person asks of each."""
+    return [_told(one) for one in copies] if out.format == "table" else copies
+
+
+def _told(copy: dict[str, Any]) -> str:
+    since = f" {copy['prove_time']}" if copy["prove_time"] and copy["state"] == "proven" else ""
+    why = "".join(f", {one}" for one in (copy["failure"], *copy["drifts"]) if one)
+    there = f"version {copy['version']} at {copy['target']} as {copy['remote_name']}"
+    return f"{there}: {copy['standing'] or copy['state']} ({copy['state']}{since}{why})"
+
+
 def entry(key: Any) -> dict[str, Any]:
     """A key's record; ``next_rotation`` and ``at`` say for people what stands in ``schedule`` and ``copies``."""
     found = record(key)

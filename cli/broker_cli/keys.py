@@ -69,7 +69,8 @@ def create(
 def show(wire: Wire, out: Output, name: str) -> None:
     """Show the key NAME: its schedule, last use and copies, and what the HSM says of its version in force."""
     found = inventory.entry(wire.ask("keys", "GetKey", name=name, ask_token=True).key)
-    out.one("key", {**found, "schedule": inventory.for_people(out, found["schedule"])})
+    shown = {"schedule": inventory.for_people(out, found["schedule"]), "copies": inventory.told(out, found["copies"])}
+    out.one("key", {**found, **shown})
 
 
 @key.command(

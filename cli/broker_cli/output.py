@@ -27,6 +27,7 @@ FORMATS = ("table", "json", "yaml", "env", "csv")
 Entry = Mapping[str, Any]
 NO_COLOURS: Mapping[str, str] = MappingProxyType({})
 _PLAIN = frozenset(string.ascii_letters + string.digits + " _-./:=,@+")
+_WORD = re.compile(r"[^\s\"';=\\]+")
 _FORMULA = frozenset("=+-@\t\r")
 _FRACTION = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d+(?:Z|\+00:00)", re.ASCII)
 
@@ -57,7 +58,7 @@ class Output:
     def one(self, kind: str, entry: Entry) -> None:
         """One result. ``kind`` prefixes shell variables, so that none can be taken for another (or for PATH)."""
         if self.format == "table":
-            _table(("field", "value"), [(name, _cell(value)) for name, value in flat(entry).items()])
+            _table(("field", "value"), [row for name, value in flat(entry).items() for row in _rows(name, value)])
         elif self.format == "env":
             _env(kind, entry)
         elif self.format == "csv":
@@ -133,11 +134,30 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(_cell(item) if not isinstance(item, Mapping) else json.dumps(item) for item in value)
+        return ("; " if _is_nested(value) else ", ").join(map(_cell, value))
+    if isinstance(value, Mapping):
+        return _pairs(value, _cell)
     text = str(value)
     if text.startswith("-----BEGIN "):
         return f"PEM of {len(text)} characters"
     return _FRACTION.sub(r"\1Z", text) if _FRACTION.fullmatch(text) else text
+
+
+def _rows(name: str, value: Any) -> list[tuple[str, str]]:
+    """One row of a table, or one for each of several things that have fields of their own."""
+    if not _is_nested(value):
+        return [(name, _cell(value))]
+    return [(f"{name} {number}", _cell(item)) for number, item in enumerate(value, 1)]
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+
+
+def _pairs(item: Mapping[str, Any], text: Callable[[Any], str]) -> str:
+    """``name=value`` of what is set in it, on one line; a value with anything else than one word is in quotes."""
+    told = {name: text(value) for name, value in flat(item).items() if value not in (None, "", [])}
+    return " ".join(f"{name}={one if _WORD.fullmatch(one) else json.dumps(one)}" for name, one in told.items())
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], colours: Mapping[str, str] = NO_COLOURS) -> None:
@@ -175,7 +195,12 @@ def _csv(entries: Sequence[Entry], columns: Sequence[str] = ()) -> None:
     shown = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(shown)
-    writer.writerows([_inert(_text(row.get(name, ""))) for name in shown] for row in rows)
+    writer.writerows([_inert(_csv_text(row.get(name, ""))) for name in shown] for row in rows)
+
+
+def _csv_text(value: Any) -> str:
+    """As for shell variables, but what has fields of its own is no JSON: a spreadsheet is read by people."""
+    return "; ".join(_pairs(item, _csv_text) for item in value) if _is_nested(value) else _text(value)
 
 
 def _inert(text: str) -> str:
@@ -187,8 +212,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value).lower()
     if isinstance(value, list):
-        nested = any(isinstance(item, Mapping) for item in value)
-        return json.dumps(value) if nested else ",".join(str(item) for item in value)
+        return json.dumps(value) if _is_nested(value) else ",".join(str(item) for item in value)
     return str(value)
 
 
