@@ -28,7 +28,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         BLACKOUT_TOTAL              mend    The blackout windows leave no hour of the week free.
         CHAIN_INVALID               command The name of an audit chain is too long.
         CIPHERTEXT_INVALID          mend    The ciphertext does not open, whatever the cause.
-        COMPROMISE_REASON_INVALID   mend    The reason given for a compromise is empty or too long.
+        COMPROMISE_REASON_INVALID   mend    The reason given for a compromise is empty, too long, or several lines.
         CONFIG_INVALID              mend    The configuration is not valid.
         CONFIG_UNREADABLE           mend    The configuration cannot be read.
         CSR_INVALID                 mend    The certificate request was not taken.

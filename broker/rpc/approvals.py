@@ -7,7 +7,7 @@ from __future__ import annotations
 from broker_api.v1 import approvals_pb2 as wire
 
 from broker.core.approval import Approval
-from broker.core.approvals.lifecycle import MAX_REASON, Approvals, in_words
+from broker.core.approvals.lifecycle import Approvals, in_words
 from broker.core.call import Call
 from broker.core.kinds import ApprovalState
 from broker.rpc import codec
@@ -43,12 +43,10 @@ class ApprovalMethods:
 
     def approve(self, call: Call, request: wire.ApproveRequest) -> wire.ApproveResponse:
         codec.at_most(len(request.digest), DIGEST, "digest")
-        codec.at_most(len(request.reason), MAX_REASON, "reason")
         done = self._approvals.approve(call, request.id, request.digest, request.reason)
         return wire.ApproveResponse(approval=_shown(done))
 
     def reject(self, call: Call, request: wire.RejectRequest) -> wire.RejectResponse:
-        codec.at_most(len(request.reason), MAX_REASON, "reason")
         return wire.RejectResponse(approval=_shown(self._approvals.reject(call, request.id, request.reason)))
 
 

@@ -18,8 +18,9 @@ from broker.core.approvable import APPROVABLE
 from broker.core.approval import Approval, Grant
 from broker.core.call import Call
 from broker.core.clearance import over
-from broker.core.errors import InvalidRequest, NotFound, PermissionDenied, WrongState
+from broker.core.errors import NotFound, PermissionDenied, WrongState
 from broker.core.gate.excess import OVER
+from broker.core.given_reason import given_reason
 from broker.core.kinds import ApprovalState
 from broker.core.names import check_approval_id
 from broker.core.once import last_write, once
@@ -28,7 +29,6 @@ from broker.core.policy.guard import BROKER, Guard, of_approval
 from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
 
-MAX_REASON = 500
 BATCH = 20
 """Rows that one piece of the background's work changes."""
 
@@ -63,7 +63,7 @@ class Approvals:
 
         PermissionDenied ``APPROVAL_OWN``; WrongState ``APPROVAL_GIVEN``, ``APPROVAL_DIFFERS``, ``APPROVAL_OVER``.
         """
-        _check_reason(reason)
+        reason = given_reason(reason, Reason.APPROVAL_REASON_INVALID)
         self._permitted(call, name)
 
         def granted(row: Approval) -> Approval:
@@ -75,7 +75,7 @@ class Approvals:
 
     def reject(self, call: Call, name: str, reason: str) -> Approval:
         """Refuse it for good, or withdraw what one has asked for oneself. WrongState ``APPROVAL_OVER``."""
-        _check_reason(reason)
+        reason = given_reason(reason, Reason.APPROVAL_REASON_INVALID)
         self._permitted(call, name)
 
         def rejected(row: Approval) -> Approval:
@@ -178,11 +178,3 @@ def _existing(row: Approval | None, name: str) -> Approval:
             "after 7 days, or sooner where there is much of it.",
         )
     return row
-
-
-def _check_reason(reason: str) -> None:
-    if len(reason) > MAX_REASON or not (reason.isprintable()):
-        raise InvalidRequest(
-            Reason.APPROVAL_REASON_INVALID,
-            f"The reason is longer than {MAX_REASON} characters, or more than one line; shorten it.",
-        )

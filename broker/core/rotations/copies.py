@@ -191,7 +191,7 @@ class Copies:
             found += self._store.page(Operation, limit=MAX_COPIES, where={"state": state.value}, begins=begins)
         return found
 
-    def give_up(self, write: Write, key: str, version: int) -> None:
+    def stop_sending(self, write: Write, key: str, version: int) -> None:
         """Bring no more of them; what has begun at a target ends as an import of its own."""
         for operation in self.sending(key, version):
             self._operations.close(write, operation, Reason.GIVEN_UP)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from broker.core.amiss import key_changed, no_key, no_key_version
 from broker.core.call import Call, on_behalf
 from broker.core.errors import InvalidRequest, WrongState
+from broker.core.given_reason import given_reason
 from broker.core.imports.importing import Imports
 from broker.core.keys import phases
 from broker.core.keys.lifecycle import Keys
@@ -26,7 +27,6 @@ from broker.core.rotations.copies import IMPORT, Copies, Copy, places
 from broker.core.rotations.deleting import Deleting
 from broker.core.rotations.rotating import Rotated, Rotating, activate, give_up, refuse_stay, sound_grace
 
-MAX_REASON = 500
 ROTATE, IMPORT_KEY = "RotateKey", "ImportKey"
 """The actions that a rotation takes."""
 
@@ -137,11 +137,7 @@ class Rotations:
         The primary one is replaced by a rotation, which the caller asks for.
         """
         key = self._permitted(call, name)
-        if not why.strip() or len(why) > MAX_REASON or not why.isprintable():
-            raise InvalidRequest(
-                Reason.COMPROMISE_REASON_INVALID,
-                f"Say why the version is compromised, in one line of at most {MAX_REASON} characters.",
-            )
+        why = given_reason(why, Reason.COMPROMISE_REASON_INVALID, needed=True)
         number = number or key.primary
         version = self._store.get(KeyVersion, name, number)
         if version is None:
@@ -149,7 +145,7 @@ class Rotations:
         call.note(version=number)
         if call.validate_only:
             return self._containing.would(key, version)
-        return self._containing.contain(call, key, number, why.strip())
+        return self._containing.contain(call, key, number, why)
 
     def destroy(self, call: Call, name: str, delay: timedelta | None) -> Key:
         """As ``Keys.schedule_destruction``, and at the targets too: every copy is disabled now, and deleted in the end.

@@ -205,7 +205,7 @@ class Rotating:
 
         Unless people have put it in force meanwhile: then it stays so, and what has come somewhere stays in use there.
         """
-        self._copies.give_up(write, key_named(work.operation), _number(work))
+        self._copies.stop_sending(write, key_named(work.operation), _number(work))
         self._retired_unused(write, work)
 
     def _take_back(self, work: Work) -> None:

@@ -9,7 +9,7 @@ import pytest
 from broker.core.keys.phases import ALLOWED, MOVES, Use
 from broker.core.kinds import ImportState, OperationState, Phase
 from broker.core.model import Operation
-from tests.fakes.refusals import ending
+from tests.fakes.refusals import ending, refused
 from tests.unit.rotations.bench import TARGETS, House
 
 
@@ -91,7 +91,9 @@ def test_the_replacement_of_a_compromised_version_signs_again(house: House) -> N
 @pytest.mark.parametrize("why", ["", "  ", "x" * 501, "two\nlines"])
 def test_a_compromise_says_why_in_one_line(house: House, why: str) -> None:
     asked = house.call("KeyService/CompromiseKeyVersion")
-    assert ending(lambda: house.rotations.compromise(asked, "pay", 1, why)) == "COMPROMISE_REASON_INVALID"
+    error = refused(lambda: house.rotations.compromise(asked, "pay", 1, why), reason="COMPROMISE_REASON_INVALID")
+    assert error.message.endswith(": give one line of at most 500 characters.")
+    assert house.phases() == {1: Phase.ACTIVE}
 
 
 def test_compromise_of_what_is_compromised_or_gone_is_one_sentence(house: House) -> None:
