@@ -161,7 +161,8 @@ class Copies:
         plan = self._withdrawing if off else self._sending
         for copy in copies:
             if self._operations.live(write, _subject(copy, off=off)) is None:
-                self._operations.begin(write, call, plan, _subject(copy, off=off), memory, abandoned=True)
+                bound = {**memory, **_bound(write.get(Target, copy.target))}
+                self._operations.begin(write, call, plan, _subject(copy, off=off), bound, abandoned=True)
 
     def left(self, copies: list[Copy], *, off: bool = False) -> list[Operation]:
         """Those that are not over."""
@@ -223,7 +224,8 @@ class Copies:
     def _import(self, work: Work) -> Mapping[str, str]:
         copy = copy_in(work.operation)
         key = self._store.get(Key, copy.key)
-        if self._store.get(Target, copy.target) is None or key is None or key.state is KeyState.DESTROYED:
+        target = self._store.get(Target, copy.target)
+        if not _is_meant(work, target) or key is None or key.state is KeyState.DESTROYED:
             return {}  # it was removed meanwhile: there is nowhere to bring it, or nothing to bring
         call = on_behalf(work.call, IMPORT, self._asked_by(work))
         rows = copies_where(self._store, key=copy.key, target=copy.target)
@@ -332,6 +334,20 @@ def _stuck(operation: Operation) -> str:
     if operation.failure == Reason.KEY_STATE:
         return "a key is not enabled, so its rotation brings it nowhere"
     return "a rotation waits for a target" if operation.failure in _AWAY else "a rotation is refused at a target"
+
+
+_REGISTERED = "registered"
+
+
+def _bound(target: Target | None) -> dict[str, str]:
+    """What tells this target from one that is registered under its name later."""
+    return {_REGISTERED: target.created_at.isoformat()} if target else {}
+
+
+def _is_meant(work: Work, target: Target | None) -> bool:
+    """Whether it is the target that the version is to be brought to; an older release has not written down which."""
+    now = _bound(target)
+    return bool(now) and work.memory.get(_REGISTERED, now[_REGISTERED]) == now[_REGISTERED]
 
 
 def _is_beside(row: Import, copy: Copy) -> bool:

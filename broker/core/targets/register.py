@@ -8,6 +8,7 @@ from broker.core import ports, receipts
 from broker.core.amiss import no_target
 from broker.core.call import Call
 from broker.core.errors import AlreadyExists, BrokerError, InvalidRequest, WrongState
+from broker.core.findings import DriftReport
 from broker.core.kinds import ImportState
 from broker.core.model import Import, Receipt, Target, WrappingKey
 from broker.core.names import check_name
@@ -161,6 +162,8 @@ class Targets:
             if copies_unknown:
                 write.note(count=give_up_copies(write, target))
             refuse_in_use(write, target)
+            if report := write.get(DriftReport, name):
+                write.delete(report)  # it says nothing of another place that gets the name
             write.delete(target)
 
         once(self._store, call, name, forget, lambda _write, _receipt: None)
