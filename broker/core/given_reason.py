@@ -8,8 +8,8 @@ from broker.core.reasons import Reason
 LONGEST = 500
 
 
-def given_reason(text: str, refusal: Reason, *, needed: bool = False) -> str:
-    """The reason without blanks around it; InvalidRequest ``refusal`` unless it is one line of at most ``LONGEST``."""
+def given_reason(text: str, reason: Reason, *, needed: bool = False) -> str:
+    """The reason without blanks around it; InvalidRequest ``reason`` unless it is one line of at most ``LONGEST``."""
     told = text.strip()
     if needed and not told:
         wrong = "is missing"
@@ -19,4 +19,4 @@ def given_reason(text: str, refusal: Reason, *, needed: bool = False) -> str:
         wrong = "is more than one line, or holds what does not print"
     else:
         return told
-    raise InvalidRequest(refusal, f"The reason {wrong}: give one line of at most {LONGEST} characters.")
+    raise InvalidRequest(reason, f"The reason {wrong}: give one line of at most {LONGEST} characters.")

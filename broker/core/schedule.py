@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from broker.core.kinds import ScheduleState
+from broker.core.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,3 +28,13 @@ class KeySchedule:
     created_at: datetime
     approvals: int | None = None  # how many it was set with; None: none, of what was set before this was written down
     revision: int = 1
+
+    @property
+    def lacks_approvals(self) -> bool:
+        """Whether rotating took more of them, when that was looked at, than it was set with."""
+        return self.failure == Reason.APPROVAL_REQUIRED
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing is rotated until it is set again."""
+        return self.state is ScheduleState.HELD or self.lacks_approvals

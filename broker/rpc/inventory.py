@@ -88,12 +88,13 @@ def asked(request: wire.ListKeysRequest) -> tuple[Filter, tuple[str, ...]]:
     """Which keys are wanted, and the same as texts, which a page's token is bound to."""
     state = codec.KEY_STATE.optional(request.state)
     labels = dict(request.labels)
-    wanted = Filter(labels=labels, state=state, owner=request.owner, target=request.target, overdue=request.overdue)
+    flags = {"overdue": request.overdue, "held": request.held}
+    wanted = Filter(labels=labels, state=state, owner=request.owner, target=request.target, **flags)
     if wanted.wants_all:
         return wanted, ()
     return wanted, (
         *(f"{name}={value}" for name, value in sorted(labels.items())),
-        state or "", request.owner, request.target, str(request.overdue),
+        state or "", request.owner, request.target, str(request.overdue), *(("held",) if request.held else ()),
     )  # fmt: skip
 
 

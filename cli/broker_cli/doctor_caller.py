@@ -249,6 +249,7 @@ def _permitted(wire: Wire) -> Iterator[Check]:
         yield _copies(wire)
         yield _drift(wire)
         yield overdue("keys", wire.pages("keys", "ListKeys", "keys", overdue=True))
+        yield _held(wire)
         yield overdue("secrets", wire.pages("secrets", "ListSecrets", "secrets", overdue=True))
     except Refusal as refused:
         yield warning("permission", f"{refused.format_message()} This look is an administrator's or auditor's.")
@@ -283,6 +284,28 @@ def _drift(wire: Wire) -> Check:
     return failed("drift", f'{len(found)} unlike the record: {named}. "broker drift" has the repairs.')
 
 
+def _held(wire: Wire) -> Check:
+    try:
+        return held(wire.pages("keys", "ListKeys", "keys", held=True))
+    except Refusal as refused:
+        if refused.reason != "FIELD_UNKNOWN":
+            raise
+        return skipped("schedules", "not asked: this broker does not tell which schedules are held")
+
+
+def held(found: Iterator[Any]) -> Check:
+    """Whose schedules rotate nothing until somebody sets them again."""
+    why = [(one.name, "it was restored" if one.schedule.held else one.schedule.failure) for one in found]
+    if not why:
+        return ok("schedules", "no schedule of the keys that you may see is held")
+    named = ", ".join(f"{name} ({reason})" for name, reason in why[:5])
+    return warning(
+        "schedules",
+        f"{len(why)} of the keys are not rotated until their schedule is set again: {named}; `broker key schedule NAME "
+        "--every TIME` does, and asks for the approvals that are needed (`broker key list --held` has them all).",
+    )
+
+
 def overdue(what: str, late: Iterator[Any]) -> Check:
     """What should have been rotated, or written anew, by now, and why it was not, if that is known."""
     found = [record(one) for one in late]
@@ -290,14 +313,12 @@ def overdue(what: str, late: Iterator[Any]) -> Check:
         return ok(f"{what}-age", f"none of the {what} that you may see is overdue")
     why = [(one["name"], (one.get("schedule") or {}).get("failure")) for one in found]
     named = ", ".join(f"{name} ({failure})" if failure else name for name, failure in why[:5])
-    anew = "; APPROVAL_REQUIRED: `broker key schedule NAME --every TIME` anew, which asks for the approvals"
     cure = (
         "mend the reason that stands there (docs/errors.md), or `broker key rotate NAME`"
         if what == "keys"
         else "put new values (`broker secret put NAME`)"
     )
-    also = anew if any(failure == "APPROVAL_REQUIRED" for _, failure in why) else ""
-    return warning(f"{what}-age", f"{len(found)} of the {what} are overdue: {named}; {cure}{also}.")
+    return warning(f"{what}-age", f"{len(found)} of the {what} are overdue: {named}; {cure}.")
 
 
 def _heads(heads: Any) -> Iterator[Check]:

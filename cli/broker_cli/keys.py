@@ -84,6 +84,7 @@ def show(wire: Wire, out: Output, name: str) -> None:
 @click.option("--owner", default="", metavar="PRINCIPAL", help="Only keys of operator/alice, say.")
 @click.option("--target", type=values.Name("target"), default="", help="Only keys with a copy at this target.")
 @click.option("--overdue", is_flag=True, help="Only keys that should have been rotated by now.")
+@click.option("--held", is_flag=True, help="Only keys whose schedule rotates nothing until it is set again.")
 @formatted
 @remote
 def list_(wire: Wire, out: Output, labels: tuple[str, ...], state: str | None, **rest: Any) -> None:

@@ -54,11 +54,12 @@ class Filter:
     owner: str = ""
     target: str = ""
     overdue: bool = False
+    held: bool = False
 
     @property
     def wants_all(self) -> bool:
         """Whether every key is wanted."""
-        return not (self.labels or self.state or self.owner or self.target or self.overdue)
+        return not (self.labels or self.state or self.owner or self.target or self.overdue or self.held)
 
     def by_itself(self, key: Key) -> bool:
         """Whether a key is wanted, as far as its own row tells."""
@@ -148,6 +149,9 @@ class Inventory:
             due = {row.key for row in self._beside(KeySchedule, keys) if row.next_at < now}
             late = self._joined([key for key in keys if key.name in due])
             keys = [entry.key for entry in late if entry.standing.overdue]
+        if wanted.held:
+            held = {row.key for row in self._beside(KeySchedule, keys) if row.is_held}
+            keys = [key for key in keys if key.name in held]
         return [key for key in keys if self._guard.shows(call.principal, "GetKey", of_key(key))]
 
     def _joined(self, keys: list[Key]) -> list[Entry]:

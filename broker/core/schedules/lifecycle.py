@@ -154,7 +154,7 @@ class Schedules:
     def late(self) -> Iterator[Late]:
         """The keys that are overdue or soon due, and those whose schedule lacks approvals by now."""
         for row in self._all():
-            near, held = row.next_at - timedelta(seconds=row.warn) <= self._now(), _is_held_up(row)
+            near, held = row.next_at - timedelta(seconds=row.warn) <= self._now(), row.lacks_approvals
             if near or held:
                 found = self._standing(row)
                 if found.overdue or found.soon or held:
@@ -175,7 +175,7 @@ class Schedules:
         now than the schedule was set with, or again no more than that.
         """
         for row in self._all():
-            if row.state is ScheduleState.ACTIVE and (self._is_astray(row) or self._lacks(row) != _is_held_up(row)):
+            if row.state is ScheduleState.ACTIVE and (self._is_astray(row) or self._lacks(row) != row.lacks_approvals):
                 yield f"key/{row.key}", partial(self._see_to, row.key)
 
     def _see_to(self, name: str, call: Call) -> None:
@@ -200,8 +200,8 @@ class Schedules:
             self._keep(call, row, self._planned(row, primary, windows))
         elif row.look_at <= now:
             self._begin(call, row, key, blackouts.opening(windows, max(row.next_at, now)) or now + REFUSED_PAUSE)
-        elif self._lacks(row) != _is_held_up(row):
-            self._keep(call, row, replace(row, failure="" if _is_held_up(row) else Reason.APPROVAL_REQUIRED))
+        elif self._lacks(row) != row.lacks_approvals:
+            self._keep(call, row, replace(row, failure="" if row.lacks_approvals else Reason.APPROVAL_REQUIRED))
 
     def _begin(self, call: Call, row: KeySchedule, key: Key, opens: datetime) -> None:
         now = self._now()
@@ -304,10 +304,6 @@ class Schedules:
         if key is None:
             raise no_key(name)
         return key
-
-
-def _is_held_up(row: KeySchedule) -> bool:
-    return row.failure == Reason.APPROVAL_REQUIRED
 
 
 def _check(wish: Wish) -> None:

@@ -787,6 +787,7 @@ class ListKeysRequest(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     OVERDUE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """1 to 1000; 0 means 100."""
     page_token: _builtins.str
@@ -798,6 +799,10 @@ class ListKeysRequest(_message.Message):
     """Only keys that have, or may have, a copy at this target."""
     overdue: _builtins.bool
     """Only keys that should have been rotated by now."""
+    held: _builtins.bool
+    """Only keys whose schedule rotates nothing until it is set again: held since a restore, or without the approvals that
+    rotating takes by now.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only keys that have all of these labels."""
@@ -812,10 +817,11 @@ class ListKeysRequest(_message.Message):
         owner: _builtins.str = ...,
         target: _builtins.str = ...,
         overdue: _builtins.bool = ...,
+        held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "overdue", b"overdue", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "labels", b"labels", "overdue", b"overdue", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -127,6 +127,14 @@ def test_what_makes_no_schedule_is_refused_here_already(broker: Broker, stand_in
     assert (ended.code, stand_in.seen) == (2, []), ended.err
 
 
+def test_the_doctor_names_whose_schedule_is_held_and_what_to_do() -> None:
+    schedules = [keys_pb2.KeySchedule(held=True), keys_pb2.KeySchedule(failure="APPROVAL_REQUIRED")]
+    told = doctor_caller.held(iter(keys_pb2.Key(name=f"k{at}", schedule=one) for at, one in enumerate(schedules)))
+    assert "2 of the keys are not rotated" in told.detail
+    assert "k0 (it was restored), k1 (APPROVAL_REQUIRED); `broker key schedule NAME --every TIME`" in told.detail
+    assert doctor_caller.held(iter([])).status == "ok"
+
+
 def test_the_doctor_names_what_is_overdue_and_why() -> None:
     late = [keys_pb2.Key(name=f"k{number}", overdue=True) for number in range(7)]
     late[0].schedule.failure = "POLICY_DENIED"

@@ -47,7 +47,10 @@ class House(Doorway):
         return found.latest
 
     def held(self) -> list[str]:
-        return [one.key for one in self.schedules.late() if one.failure == "APPROVAL_REQUIRED"]
+        """As the log tells of it, and as people list it."""
+        told = [one.key for one in self.schedules.late() if one.failure == "APPROVAL_REQUIRED"]
+        assert [key.name for key in self.done("bob", "ListKeys", held=True).keys] == told
+        return told
 
     def approved(self, *by: str) -> None:
         """Set anew, by alice, with the word of these."""

@@ -127,7 +127,7 @@ def test_what_is_to_be_done_first_fits_what_is_there(house: House, changes: Mapp
     old = house.store.get(Import, "pay", 1, "prod", "pay")
     assert old is not None
     with house.store.write(house.call("ImportService/ImportKey").outcome()) as write:
-        write.replace(old, replace(old, **changes))  # type: ignore[arg-type]
+        write.replace(old, replace(old, **changes))
     told = refused(lambda: forget(house), reason="TARGET_IN_USE").message
     assert remedy in told
     assert "--copies-unknown" in told
