@@ -99,6 +99,21 @@ def test_at_openbao_without_the_right_to_delete_the_copy_stays_disabled_and_the_
     assert states(bao, key) == [GONE]
 
 
+def test_FT_31_at_openbao_a_symmetric_key_is_gone_though_it_could_not_be_asked_about_while_the_hsm_had_the_key(
+    bao: Bench,
+) -> None:
+    key = bao.key(KeyType.AES_256)
+    bao.run(key)
+    bao.mount.give(policy("elsewhere"))
+    destroy(bao, key)
+    assert bao.store.get(Key, key.name).state is KeyState.DESTROYED  # type: ignore[union-attr]
+    assert bao.mount.key(key.name).get("soft_deleted", False) is False
+    bao.mount.give(policy(bao.mount.path, deletes=True))
+    days(bao, 1)
+    assert states(bao, key) == [GONE]
+    assert not bao.arrived(key)
+
+
 def test_at_openbao_the_newest_of_two_versions_is_disabled_once_the_former_one_is(bao: Bench) -> None:
     key = twice(bao)
     port = bao.connect("bao", bao.kind, bao.settings)

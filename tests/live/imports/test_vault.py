@@ -291,7 +291,7 @@ def test_BY_10_somebody_elses_key_is_neither_taken_over_nor_added_to(bench: Benc
     assert bench.mount.key(key.name) == before
     row = bench.row(key)
     assert row is not None
-    assert (row.state, row.failure) == (ImportState.FAILED, "TARGET_NAME_TAKEN")
+    assert (row.state, row.failure, row.may_be_there) == (ImportState.FAILED, "TARGET_NAME_TAKEN", False)
     assert bench.run(key, remote_name="another").state is ImportState.PROVEN
 
 
