@@ -39,6 +39,7 @@ def padding(vault: FakeVault, hsm: KeysHsm, tmp_path: Path) -> Iterator[AzureBen
 # ---- the main road -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("key_type", "usage"), [
     (KeyType.EC_P256, KeyUsage.SIGN), (KeyType.EC_P521, KeyUsage.SIGN), (KeyType.EC_SECP256K1, KeyUsage.SIGN),
     (KeyType.RSA_2048, KeyUsage.SIGN), (KeyType.RSA_2048, KeyUsage.ENCRYPT), (KeyType.AES_256, KeyUsage.ENCRYPT),

@@ -77,6 +77,7 @@ def opened(vault: FakeVault, file: bytes, folder: Path) -> bytes:
     return opened_by_openssl(kek.material, base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), folder)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("key_type", FORMS)
 def test_the_vault_and_openssl_open_the_same_file(ground: BothKinds, tmp_path: Path, key_type: KeyType) -> None:
     key = ground.key(key_type)

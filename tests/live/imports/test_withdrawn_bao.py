@@ -79,6 +79,7 @@ def row_of(bench: Bench, key: Key) -> Import:
     return found
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("fate", [seal, stop, revoke])
 def test_BY_05_it_is_disabled_as_soon_as_the_server_is_back(bench: Bench, fate: Callable[[Bench], None]) -> None:
     key = bench.key()

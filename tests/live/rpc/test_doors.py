@@ -83,6 +83,7 @@ SIEGES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "count", "sources"), SIEGES, ids=[f"{k}-{n}-of-{len(a)}" for k, n, a in SIEGES])
 def test_NT_05_doors_cannot_be_held_shut(edge: Edge, kind: str, count: int, sources: list[str]) -> None:
     """On either port; on the operators' an unauthenticated caller gets to the question for a certificate at most."""

@@ -112,6 +112,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_K01_what_the_driver_says_is_told(debian: Postgres, tmp_path: Path, fault: str) -> None:
     how, sentence, logged = FAULTS[fault]

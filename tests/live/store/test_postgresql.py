@@ -132,6 +132,7 @@ def check_everything_kept(load: Load, store: SqlStore, place: StoreConfig) -> No
     assert load.reasons <= {"STORE_UNAVAILABLE"}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("how", ["fast", "immediate", "killed"])
 def test_FT_04_a_restarted_server_is_used_again_without_a_restart_of_the_broker(
     postgres: Postgres, place: StoreConfig, store: SqlStore, how: str

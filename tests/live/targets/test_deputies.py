@@ -39,11 +39,10 @@ when {{ resource.name like "team-b-*" && context.remote_name like "team-b-*" }};
 class House(Bench):
     """Team A's target ``bao`` at its mount, and team B with a mount and a token of its own at the same server."""
 
-    def __init__(self, server: OpenBao, hsm: KeysHsm, folder: Path) -> None:
+    def __init__(self, server: OpenBao, theirs: str, hsm: KeysHsm, folder: Path) -> None:
         super().__init__(Mount(server, folder, server.mount), hsm, folder)
         self.register()
-        self.theirs = f"team-b-{secrets.token_hex(4)}"
-        server.make_mount(self.theirs)
+        self.theirs = theirs
         token = server.token_for(policy(self.theirs), self.theirs)
         server.write_token(self.mount.credentials, "team-b-prod.token", token)
         self.restart(guard=Guard(document(TEAM_B.format(address=server.address, mount=self.theirs))))
@@ -58,9 +57,17 @@ class House(Bench):
         return self.imports.import_key(asked, key.name, 0, target, remote_name).row.state
 
 
+@pytest.fixture(scope="module")
+def theirs(openbao: OpenBao) -> str:
+    """Team B's mount; each costs the server an RSA-4096 key."""
+    name = f"team-b-{secrets.token_hex(4)}"
+    openbao.make_mount(name)
+    return name
+
+
 @pytest.fixture
-def house(openbao: OpenBao, hsm: KeysHsm, tmp_path: Path) -> Iterator[House]:
-    made = House(openbao, hsm, tmp_path)
+def house(openbao: OpenBao, theirs: str, hsm: KeysHsm, tmp_path: Path) -> Iterator[House]:
+    made = House(openbao, theirs, hsm, tmp_path)
     yield made
     made.close()
 

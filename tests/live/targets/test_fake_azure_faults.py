@@ -65,6 +65,7 @@ def sdk_import(vault: FakeVault, **options: Any) -> Any:
         return client.import_key("k", web_key, hardware_protected=True)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("refused", "expected", "headers"),
     [
@@ -220,6 +221,7 @@ RIGHTS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("right", RIGHTS)
 def test_a_right_that_is_taken_away_is_refused_before_anything_is_looked_up(
     premium: FakeVault, raw: Raw, right: str

@@ -111,6 +111,7 @@ def test_an_imported_EC_key_signs(vault: FakeVault, name: str, algorithm: str) -
     key.public_key().verify(encode_dss_signature(r, s), hashed, ec.ECDSA(Prehashed(digest)))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("bits", ["256", "384", "512"])
 @pytest.mark.parametrize("family", ["RS", "PS"])
 def test_an_imported_RSA_key_signs(vault: FakeVault, name: str, family: str, bits: str) -> None:
