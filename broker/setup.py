@@ -304,7 +304,8 @@ def _check_token(config: Config, hsm: Pkcs11Hsm, *, anew: bool) -> None:
     """Refuse a token that another broker uses, or on which none can be made."""
     if anew:
         refuse_unfit(hsm.report())
-    own_keys.refuse_taken(config, hsm)
+    if own_keys.refuse_taken(config, hsm):
+        hsm.drop_claims(hsm.claims())  # left by a broker whose keys are gone
 
 
 def _own_token(folder: Path) -> Token:

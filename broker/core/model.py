@@ -32,6 +32,7 @@ from broker.core.kinds import (
 )  # fmt: skip
 from broker.core.own_key import OwnKey
 from broker.core.schedule import KeySchedule
+from broker.core.token_claim import TokenClaim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,7 +345,7 @@ Record = (
     Key | KeyVersion | Target | Import | Operator | PolicyDocument
     | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
     | RootKey | Session | Lease | UsedToken | Operation | KeyMove | Approval | KeySchedule | KeyUsed
-    | DriftReport | OwnKey
+    | DriftReport | OwnKey | TokenClaim
 )  # fmt: skip
 
 

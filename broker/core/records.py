@@ -38,6 +38,7 @@ from broker.core.model import (
 )
 from broker.core.own_key import OwnKey
 from broker.core.schedule import KeySchedule
+from broker.core.token_claim import TokenClaim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +193,7 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
         KeyUsed: Declaration(table="key_uses", key=("key",), told=False),
         DriftReport: Declaration(table="drift_reports", key=("place",), told=False),
         OwnKey: Declaration(table="own_keys", key=("name", "version"), filters=("state",), deciding=True),
+        TokenClaim: Declaration(table="token_claims", key=("name",), never_deleted=True),
     }
 )
 """In the order of the sums in the ledger and of what an inspection looks at: a new kind comes last."""

@@ -228,6 +228,8 @@ def _broker(wire: Wire) -> Iterator[Check]:
     yield ok("identity", f"you are {caller.principal}, groups: {', '.join(caller.groups) or 'none'}")
     if caller.clock_trouble:
         yield failed("broker-clock", caller.clock_trouble)
+    if caller.token_trouble:
+        yield failed("token", caller.token_trouble)
     yield from _permitted(wire)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -30,7 +31,10 @@ MAX_REASON = 500
 
 
 class Rotations:
-    """The part of KeyService that is about a key's versions wherever they live. Permission first."""
+    """The part of KeyService that is about a key's versions wherever they live. Permission first.
+
+    ``sole``: asked before a copy is deleted; what it raises ends that.
+    """
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class Rotations:
         imports: Imports,
         connect: Connect,
         now: Now,
+        sole: Callable[[], None],
     ) -> None:
         self._store = store
         self._operations = operations
@@ -51,7 +56,7 @@ class Rotations:
         copies = Copies(store, operations, imports, connect)
         self._rotating = Rotating(store, operations, keys.making, copies, now)
         self._containing = Containing(store, operations, copies, now)
-        self._deleting = Deleting(store, operations, copies, connect, now)
+        self._deleting = Deleting(store, operations, copies, connect, now, sole)
 
     def rotate(self, call: Call, name: str, grace: timedelta | None) -> Rotated:
         """Make the next version, bring it to every target, put it in force, and retire the former after the grace."""
