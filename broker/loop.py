@@ -176,9 +176,8 @@ class Loop:
             ("own keys", OWN_KEYS_EVERY, broker.own.refresh),
             ("old own keys", CHORES_EVERY, lambda: self._do(broker.authorities.chores, sure=True)),
         ]
-        self._chores = Errands(len(self._beside))
         # Each of their own, so that targets that hang leave the chores their threads, and the token its one
-        self._errands, self._token = Errands(), Errands(1)
+        self._chores, self._errands, self._token = Errands(len(self._beside)), Errands(), Errands(1)
         self._sign_at = start
         self._signed: dict[str, int] = {}
         self._fence: int | None = None

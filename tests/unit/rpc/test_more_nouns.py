@@ -176,7 +176,8 @@ def test_operators() -> None:
 
 def test_who_am_i_asks_for_the_record_of_it() -> None:
     noun: Any = Noun(whoami=None)
-    me = OperatorMethods(noun, PAGES, str).who_am_i(call("O/W"), operators_pb2.WhoAmIRequest())
+    trouble = ("an hour ahead", "another's too")
+    me = OperatorMethods(noun, PAGES, lambda: trouble).who_am_i(call("O/W"), operators_pb2.WhoAmIRequest())
     assert (me.principal, list(me.groups), me.method, me.credential) == ("operator/alice", ["admins"], "mtls", "0a1b")
     assert noun.asked == [("whoami", (), {})]
 
