@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from broker_cli import profiles
+from broker_cli import inventory, profiles
 from broker_cli.doctor_checks import Check, environment, failed, lifetime, ok, skipped, warning
 from broker_cli.refusal import Refusal
 from broker_cli.screen import plain
@@ -250,6 +250,7 @@ def _permitted(wire: Wire) -> Iterator[Check]:
         yield from _heads(wire.ask("audit", "GetAuditState").heads)
         yield _copies(wire)
         yield _drift(wire)
+        yield compromised(wire)
         yield overdue("keys", wire.pages("keys", "ListKeys", "keys", overdue=True))
         yield overdue("secrets", wire.pages("secrets", "ListSecrets", "secrets", overdue=True))
     except Refusal as refused:
@@ -283,6 +284,21 @@ def _drift(wire: Wire) -> Check:
         return ok("drift", "no place where keys live is known to differ from the record")
     named = ", ".join(f"{one['drift']} ({one['key'] or 'KEK'}, {place})" for place, one in found[:5])
     return failed("drift", f'{len(found)} unlike the record: {named}. "broker drift" has the repairs.')
+
+
+def compromised(wire: Wire) -> Check:
+    """Keys that protect nothing, since nobody has put another version in the place of one that is compromised."""
+    try:
+        found = [record(one) for one in wire.pages("keys", "ListKeys", "keys", compromised=True)]
+    except Refusal as refused:
+        if refused.reason != "FIELD_UNKNOWN":
+            raise
+        return skipped("keys-compromised", "not asked: this broker does not tell such keys")
+    if not found:
+        return ok(
+            "keys-compromised", "none of the keys that you may see waits for the replacement of a compromised version"
+        )
+    return failed("keys-compromised", inventory.repair(found))
 
 
 def overdue(what: str, late: Iterator[Any]) -> Check:

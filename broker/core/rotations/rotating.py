@@ -98,10 +98,7 @@ class Rotating:
             receipt = receipts.replay(write, call)
             if receipt is None:
                 self._refuse_second(write, decided)
-                refuse_stay(self._store, decided, there)
-                key, _ = self._making.begun(write, call, as_decided(write, decided), Phase.PRE_ACTIVE)
-                memory = {"version": str(key.latest), "grace": str(int(grace.total_seconds()))}
-                operation = self._operations.begin(write, call, self._plan, subject_of(key.name), memory)
+                key, operation = self._begun(write, call, as_decided(write, decided), grace, there)
                 receipts.keep(write, call, key.name, key.latest, operation=operation)
         number = receipt.version if receipt else key.latest
         found = self._operations.of(subject_of(decided.name), receipt.operation) if receipt else operation
@@ -113,6 +110,27 @@ class Rotating:
         if now is None:
             raise receipts.undone()
         return Rotated(key=now, operation=found, places=tuple(replace(one, version=number) for one in there))
+
+    def replace(self, write: Write, call: Call, key: Key, there: list[Copy]) -> Operation:
+        """The rotation that replaces the primary version: one that runs already, or one that begins in this write.
+
+        The background carries it on. WrongState ``KEY_ROTATION_RUNNING`` for one that runs and is given up.
+        """
+        live = self._operations.live(write, subject_of(key.name))
+        if live is None:
+            return self._begun(write, call, key, USUAL_GRACE, there, abandoned=True)[1]
+        if live.memory["version"] == str(key.primary):
+            self._refuse_second(write, key)
+        return live
+
+    def _begun(
+        self, write: Write, call: Call, key: Key, grace: timedelta, there: list[Copy], *, abandoned: bool = False
+    ) -> tuple[Key, Operation]:
+        refuse_stay(self._store, key, there)
+        key, _ = self._making.begun(write, call, key, Phase.PRE_ACTIVE)
+        memory = {"version": str(key.latest), "grace": str(int(grace.total_seconds()))}
+        subject = subject_of(key.name)
+        return key, self._operations.begin(write, call, self._plan, subject, memory, abandoned=abandoned)
 
     def is_running(self, name: str) -> bool:
         """Whether a rotation of the key is not over."""

@@ -27,6 +27,7 @@ ALL = [
     ("CreateKey", "key create pay --type ec-p256 --usage sign --exportable --label team=billing"),
     ("GetKey", "key show pay"),
     ("ListKeys", "key list"),
+    ("ListKeys", "key list --compromised"),
     ("ListKeys", "key list --overdue --label team=pay --state enabled --owner operator/alice --target prod"),
     ("SetKeySchedule", "key schedule pay --every 90d --blackout 22:00-06:00"),
     ("SetKeySchedule", "key schedule pay --off"),
