@@ -19,7 +19,7 @@ from broker.core.amiss import key_changed, no_key_version
 from broker.core.call import Call
 from broker.core.errors import Exhausted, WrongState
 from broker.core.keys import phases
-from broker.core.keys.states import as_decided
+from broker.core.keys.states import as_decided, rotation_of
 from broker.core.kinds import Phase, VersionState
 from broker.core.model import Key, KeyVersion, Operation
 from broker.core.operations.plan import NotYet, Plan, Step, Work
@@ -28,7 +28,6 @@ from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
 from broker.core.rotations.copies import Copies, Copy, reachable
 from broker.core.rotations.rotating import give_up
-from broker.core.rotations.rotating import subject_of as rotation_of
 
 PATIENCE = timedelta(minutes=1)
 
