@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from broker.core.approval import Approval
+from broker.core.certified import Certified
 from broker.core.findings import DriftReport
 from broker.core.identity import Proof
 from broker.core.kinds import (
@@ -345,7 +346,7 @@ Record = (
     Key | KeyVersion | Target | Import | Operator | PolicyDocument
     | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
     | RootKey | Session | Lease | UsedToken | Operation | KeyMove | Approval | KeySchedule | KeyUsed
-    | DriftReport | OwnKey | TokenClaim
+    | DriftReport | OwnKey | TokenClaim | Certified
 )  # fmt: skip
 
 

@@ -48,10 +48,10 @@ def refuse_rotating(live: Operation | None, name: str) -> None:
         version, one = live.memory["version"], f"{live.subject}/{live.number}"
         raise WrongState(
             Reason.KEY_ROTATION_RUNNING,
-            f"The rotation {one} brings version {version} of the key {name} to its targets, and none of them would have "
-            f"a newer one that is made here only. `broker operation show {one}` says whom it waits for; `broker key "
-            f"activate {name} --version {version}` puts that version in force now, `broker operation abort {one}` gives "
-            "it up.",
+            f"The rotation {one} brings version {version} of the key {name} to its targets, and none of them would "
+            f"have a newer one that is made here only. `broker operation show {one}` says whom it waits for; `broker "
+            f"key activate {name} --version {version}` puts that version in force now, `broker operation abort {one}` "
+            "gives it up.",
         )
 
 

@@ -166,6 +166,7 @@ failure TEXT NOT NULL, started_at INTEGER NOT NULL, proven_at INTEGER, revision 
 PRIMARY KEY (key, version, target)) STRICT
 """
 BEFORE_OPERATIONS = (
+    "DROP TABLE operator_certificates",
     "DROP TABLE token_claims",
     "DROP TABLE own_keys",
     "DROP TABLE drift_reports",

@@ -194,7 +194,7 @@ def test_a_version_of_here_only_is_refused_while_another_one_is_on_its_way_to_th
     for asked in (house.call("KeyService/RotateKey"), dry):
         said = refused(partial(house.keys.rotate, asked, "pay"), reason="KEY_ROTATION_RUNNING").message
         assert "key/pay/rotation/1" in said
-        assert "`broker key activate pay --version 2`" in said
+        assert "broker key activate pay --version 2" in said
     assert (house.key().latest, house.signs()) == (2, 1)
     live = house.store.get(Operation, "key/pay/rotation", 1)
     with house.store.write(house.call("OperationService/AbortOperation").outcome()) as write:

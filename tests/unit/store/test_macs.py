@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from broker.core.approval import Approval, Grant
+from broker.core.certified import Certified
 from broker.core.findings import DriftReport, Finding
 from broker.core.kinds import (
     ApprovalState,
@@ -127,6 +128,7 @@ ROWS: list[Record] = [
         name="audit", version=2, state=OwnKeyState.ACTIVE, hsm_id=b"broker/123456789", public_key=b"\x30",
         certificate="", link="", handover={"former_key": "30"}, sealed=None, created_at=T0, since=T0,
     ),
+    Certified(operator="alice", authority="00", until=T0),
     TokenClaim(name="token", numbers=("00" * 16, "11" * 16), quiet_until=T0, unkept=False),
 ]  # fmt: skip
 
@@ -167,6 +169,7 @@ MACS = [
     "662eb0d18f99b7774b0fd14662648e0a",
     "7b665d3b5272b6f535d895fbc7f59a5f",
     "8c49c726ea0ae465f3751f731c37d54b",
+    "352df37d8508aee48219b5cb4cfbab31",
     "54e2cc14e0f67392f0977d7ce4688b28",
 ]
 
@@ -194,6 +197,7 @@ SUMS = [
     "DriftReport",
     "OwnKey",
     "TokenClaim",
+    "Certified",
 ]
 
 

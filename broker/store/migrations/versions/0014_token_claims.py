@@ -1,4 +1,4 @@
-"""What brokers on the database have put into the token to say that it is theirs."""
+"""What says whose the token is, and which operator CA signed each operator's newest certificate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ down_revision = "0013"
 def text(name: str) -> sa.Column[str]:
     """Compared byte by byte."""
     kind = sa.Text().with_variant(TEXT(collation="C"), "postgresql")
-    return sa.Column(name, kind, nullable=False, primary_key=name == "name")
+    return sa.Column(name, kind, nullable=False, primary_key=name in {"name", "operator"})
 
 
 def integer(name: str) -> sa.Column[int]:
@@ -22,13 +22,22 @@ def integer(name: str) -> sa.Column[int]:
 
 
 def upgrade() -> None:
-    """Add the table; without its row the token was never claimed."""
+    """Add the tables; what has no row was never claimed, or signed before this was written down."""
     op.create_table(
         "token_claims",
         text("name"),
         text("numbers"),
         integer("quiet_until"),
         integer("unkept"),
+        integer("revision"),
+        sa.Column("mac", sa.LargeBinary(), nullable=True),
+        sqlite_strict=True,
+    )
+    op.create_table(
+        "operator_certificates",
+        text("operator"),
+        text("authority"),
+        integer("until"),
         integer("revision"),
         sa.Column("mac", sa.LargeBinary(), nullable=True),
         sqlite_strict=True,
