@@ -88,9 +88,11 @@ def retire(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) ->
     """End the overlap of NAME now: nothing that a former version has made is taken any more, and it is destroyed."""
     lost = LOST if name == "operator-ca" else ""
     if not change.dry_run:
-        if lost:
+
+        def told() -> None:
             _tell_locked_out(wire.ask("authorities", "RetireAuthority", name=name, validate_only=True), "would be")
-        ask.yes_or_no(f"{lost}End the overlap of {name} now?", sure=sure)
+
+        ask.yes_or_no(f"{lost}End the overlap of {name} now?", sure=sure, told=None if sure or not lost else told)
     ended = wire.ask("authorities", "RetireAuthority", name=name, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
     _tell_locked_out(ended, "would be" if change.dry_run else "are")
@@ -103,8 +105,8 @@ def _tell_locked_out(ended: Any, are: str) -> None:
         more = ended.locked_out_count - len(ended.locked_out)
         named = ", ".join(ended.locked_out) + (f" and {more} more" if more else "")
         chat(
-            f"{ended.locked_out_count} operators {are} locked out, since no certificate of theirs is known to be of the "
-            f"CA in force: {named}. `broker operator renew` by each of them before, or `broker operator issue` after."
+            f"{ended.locked_out_count} operators {are} locked out, since no certificate of theirs is known to be of "
+            f"the CA in force: {named}. `broker operator renew` by each of them before, or `broker operator issue` after."
         )
 
 

@@ -102,7 +102,8 @@ class Authorities:
     def _locked_out(self, own: Own) -> list[str]:
         """The operators, by name, whose newest certificate is not known to be of the CA in force.
 
-        Whose newest one has run out is let in by none as it is. Of one from before that was written down nothing is known.
+        Whose newest one has run out is let in by none as it is. Of one from before that was written down nothing is
+        known.
         """
         if own is not Own.OPERATOR_CA:
             return []
