@@ -106,7 +106,7 @@ def _tell_locked_out(ended: Any, are: str) -> None:
         named = ", ".join(ended.locked_out) + (f" and {more} more" if more else "")
         chat(
             f"{ended.locked_out_count} operators {are} locked out, since no certificate of theirs is known to be of "
-            f"the CA in force: {named}. `broker operator renew` by each of them before, or `broker operator issue` after."
+            f"the CA in force: {named}. `broker operator renew` by each of them before, or `operator issue` after."
         )
 
 

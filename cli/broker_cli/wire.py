@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from broker_cli.profiles import Identity, Place, load, locate
-from broker_cli.refusal import Exit, Refusal
+from broker_cli.refusal import UNREACHABLE, Exit, Refusal
 from broker_cli.screen import chat
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def remote(command: Callable[..., Any], names: Iterable[str] = CONNECTION) -> Ca
             try:
                 return command(*args, wire=wire, **options)
             except Refusal as refused:
-                if refused.reason != "BROKER_UNREACHABLE":
+                if refused.reason != UNREACHABLE:
                     raise
                 from broker_cli.rejected import explained  # noqa: PLC0415  only when something failed
 

@@ -175,7 +175,7 @@ def test_a_start_that_is_killed_at_any_place_is_followed_by_one_that_goes_throug
 
     store.fence += 1
     with pytest.raises(KeyboardInterrupt):
-        token.look(Claim(store, Dying(), token.clock, "one"), store)  # type: ignore[arg-type]  # as much as is used
+        token.look(Claim(store, Dying(), token.clock, "one"), store)
     again = token.started(store)
     assert len(token.hsm.claims()) == 1
     token.wait()

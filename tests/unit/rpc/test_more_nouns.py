@@ -150,7 +150,7 @@ ISSUED = Issued(pem=b"PEM", ca_pem=b"CA", server_ca_pem=b"CAS", serial="ab", exp
 def test_operators() -> None:
     answers = {"set_groups": BOB, "revoke": BOB, "remove": BOB, "renew": ISSUED, "issue": ISSUED, "whoami": None}
     noun: Any = Noun(add=(BOB, ISSUED), page=Page(items=[BOB], next=()), **answers)
-    rpc = OperatorMethods(noun, PAGES, str)
+    rpc = OperatorMethods(noun, PAGES, lambda: ("", ""))
     hour = Duration(seconds=3600)
     added = rpc.add_operator(
         call("O/A"), operators_pb2.AddOperatorRequest(name="bob", groups=["admins"], csr_pem="CSR", ttl=hour)
@@ -193,7 +193,7 @@ def test_who_am_i_asks_for_the_record_of_it() -> None:
 def test_bad_operator_requests_never_reach_the_core(request_: operators_pb2.AddOperatorRequest) -> None:
     noun: Any = Noun()
     with pytest.raises(InvalidRequest):
-        OperatorMethods(noun, PAGES, str).add_operator(call("O/A"), request_)
+        OperatorMethods(noun, PAGES, lambda: ("", "")).add_operator(call("O/A"), request_)
     assert noun.asked == []
 
 
