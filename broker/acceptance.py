@@ -1,4 +1,4 @@
-"""`accept-restore`: go on knowingly with a database that is older than this host's journal (ST-04).
+"""`accept-restore`: go on knowingly with a database that this host's journal, or the token, does not know (ST-04).
 
 What the database forgot is made good as far as the journal and caution can: all sessions end, the identity tokens of
 the last day are used up again, and all work that was still to be done is held (``core.holding``). What operators did
@@ -15,11 +15,12 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from broker import own_keys, own_rows
+from broker import app, own_keys, own_rows
 from broker.app import now
 from broker.config import Config, load
 from broker.core.audit.heads import Heads
 from broker.core.call import Call
+from broker.core.claiming import Claim
 from broker.core.holding import Holding
 from broker.core.kinds import LeaseState, Purpose
 from broker.core.leases.ending import BATCH, Ending
@@ -44,7 +45,8 @@ def run(asked: argparse.Namespace) -> int:
         with closing(
             SqlStore(place(config), key, now, genuine, accept_restored=True, passing=True, role="accept")
         ) as store:
-            said = accept(store, config.store.journal, now)
+            claim = Claim(store, hsm, now, app.place(config))
+            said = accept(store, config.store.journal, now, claim)
             _sign(config, store, hsm)
     print(f"broker: {said}")
     return 0
@@ -62,10 +64,10 @@ def place(config: Config) -> StoreConfig:
     return config.store.of_worker(1) if config.server.workers > 1 else config.store
 
 
-def accept(store: SqlStore, journal: Path, now: Now) -> str:
-    """Go on with the database, if it is older than the journals in that folder; what came of it."""
-    heads = store.forgotten()
-    if not heads and not store.doubted:
+def accept(store: SqlStore, journal: Path, now: Now, claim: Claim) -> str:
+    """Go on with the database, if journals in that folder or the token know another; what came of it."""
+    heads, taken = store.forgotten(), claim.is_taken()
+    if not heads and not store.doubted and not taken:
         return "the database is not older than this host's journal; nothing was changed"
     ended = _end_sessions(store, now)
     used = _use_up(store, logins(journal, now() - LONGEST_TOKEN), now)
@@ -74,13 +76,18 @@ def accept(store: SqlStore, journal: Path, now: Now) -> str:
     call = _call(now, "database/restored")
     call.note(count=ended)
     store.make_good()
-    with store.write(call.outcome()) as write:  # the last: whatever stops before it, a start is still refused
+    with store.write(call.outcome()) as write:  # whatever stops before it, a start is still refused
         write.add(*heads)
+    if taken:  # the last, since it alone tells that a start is to be refused
+        claim.take_over(_call(now, "token/claim"))
     return (
         f"accepted; {ended} sessions were ended and {used} identity tokens are used up again; {held} things that were "
-        f"still to be done are held until an operator says so{_damaged(unreadable)}; what else the backup has undone, "
-        "`broker audit show` lists"
+        f"still to be done are held until an operator says so{_damaged(unreadable)}{_CLAIMED if taken else ''}; what "
+        "else the backup has undone, `broker audit show` lists"
     )
+
+
+_CLAIMED = "; the token is this database's now, and no broker on the other one starts or destroys anything"
 
 
 def _damaged(count: int) -> str:

@@ -5,6 +5,7 @@ The clock lives here.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from broker.auth.mtls import Mtls, MtlsConfig
 from broker.auth.oidc import Oidc
 from broker.auth.session import SessionTokens
 from broker.config import CALLS_END, Config
+from broker.core.claiming import Claim, claim_call
 from broker.core.clock import Clock, Timely
 from broker.core.errors import BrokerError
 from broker.core.gate.asking import Asking
@@ -77,6 +79,9 @@ class Broker:
         self.store = SqlStore(config.store, row_key(config, self.hsm), self.clock.now, genuine, passing=True)
         self._parts.callback(self.store.close)
         self.clock.look(self.store.clock)
+        self.claim = Claim(self.store, self.hsm, self.clock.now, place(config))
+        self.claim.refuse_taken()
+        self.hsm.guard(self.claim.refuse_doubt)
         setup.refuse_future_ca(config, self.clock.now())
         self._guard = Guard(setup.policy_in_force(self.store), config.approvals.counts)
         mtls = MtlsConfig(trust_domain=config.trust_domain, operator_ca_file=config.server.operator_ca_file)
@@ -109,6 +114,7 @@ class Broker:
                 founding=own_keys.founding(config, self.hsm),
                 lead=timedelta(0) if config.store.sqlite else LEAD,
                 publish=self._publish,
+                sole=self.claim.refuse_doubt,
                 trust_domain=config.trust_domain,
                 zone=time_zone,
                 keep=timedelta(seconds=config.secrets.keep_data_keys_seconds),
@@ -138,7 +144,7 @@ class Broker:
             guard=self._guard,
             schema=policy.SCHEMA,
             pages=self.own.pages,
-            trouble=lambda: self.clock.trouble,
+            trouble=lambda: (self.clock.trouble, self.claim.trouble),
         )
 
     def serve(self) -> None:
@@ -146,6 +152,7 @@ class Broker:
         _tell(self.hsm.report())
         self.heads.begin()
         self._tell_approvals()
+        self._claim_token()
         for doubt in self.store.doubts():
             log.warning("the audit journal is in doubt", sentence=doubt)
         self._parts.callback(self._loop.stop)
@@ -154,6 +161,14 @@ class Broker:
         self._loop.start()
         self._parts.callback(self.inspector.stop)
         self.inspector.start(self.store.findings)
+
+    def _claim_token(self) -> None:
+        """Say in the token whose it is before anybody can have something destroyed; the loop goes on with it."""
+        try:
+            fence = None if self.clock.in_doubt else self.store.lead()
+            self.claim.look(claim_call(fence or 0, self.clock.now))
+        except BrokerError as refusal:
+            log.warning("the token is not claimed yet", reason=refusal.reason, sentence=refusal.message)
 
     def _tell_approvals(self) -> None:
         if self._config.approvals.suspended:
@@ -182,6 +197,11 @@ class Broker:
     def close(self) -> None:
         """Release everything; twice is the same as once."""
         self._parts.close()
+
+
+def place(config: Config) -> str:
+    """Which broker this is, for the people who find its name in a token."""
+    return f"{socket.gethostname()}:{config.store.journal}"
 
 
 def _surroundings(config: Config) -> Surroundings:

@@ -17,8 +17,9 @@ from pathlib import Path
 from cryptography import x509
 
 from broker import belonging, own_ends, own_files, own_keys, secret_files, setup
-from broker.app import counted, now
+from broker.app import counted, now, place
 from broker.config import Config, load
+from broker.core.claiming import Claim
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, WrongState
 from broker.core.holding import held_work
@@ -262,6 +263,13 @@ def _database(config: Config, hsm: Pkcs11Hsm) -> str:
                 "folder.",
             )
         keys = belonging.refuse_absent_keys(store, hsm)
+        claim = Claim(store, hsm, now, place(config))
+        claim.refuse_taken()
+        if not claim.kept():
+            raise _Doubt(
+                "the database answers; the token keeps no data object, so a second broker on it with a copy of the "
+                "database is not noticed: see to it that there is none"
+            )
         if held := held_work(store):
             raise _Doubt(
                 f"the database answers; {held} thing(s) are held since it was restored and wait for an operator: "

@@ -22,6 +22,7 @@ from broker.core.approvals.lifecycle import Approvals
 from broker.core.audit.heads import Heads
 from broker.core.authorities.lifecycle import Authorities
 from broker.core.call import Call, background_call
+from broker.core.claiming import LOOK_EVERY, Claim, claim_call
 from broker.core.clock import Clock
 from broker.core.drift.lifecycle import Drifts
 from broker.core.errors import BrokerError, Outcome, Unavailable
@@ -115,6 +116,7 @@ class Parts(Protocol):
     approvals: Approvals
     drifts: Drifts
     authorities: Authorities
+    claim: Claim
 
     @property
     def own(self) -> Refreshed:
@@ -160,6 +162,7 @@ class Loop:
             ("roots", ROOTS_EVERY, broker.secrets.refresh),
             ("reads", READS_EVERY, lambda: broker.secrets.flush_reads(self._call)),
             ("uses", USES_EVERY, lambda: broker.use.flush_uses(self._call)),
+            ("token", LOOK_EVERY, lambda: broker.claim.look(claim_call(self._fence or 0, broker.clock.now))),
             ("sessions", SESSIONS_EVERY, lambda: self._do(broker.sessions.chores)),
             ("keys", CHORES_EVERY, lambda: self._do(broker.keys.chores, sure=True)),
             ("schedules", CHORES_EVERY, lambda: self._do(broker.schedules.chores, sure=True)),
@@ -173,9 +176,8 @@ class Loop:
             ("own keys", OWN_KEYS_EVERY, broker.own.refresh),
             ("old own keys", CHORES_EVERY, lambda: self._do(broker.authorities.chores, sure=True)),
         ]
-        self._chores = Errands(len(self._beside))
         # Each of their own, so that targets that hang leave the chores their threads, and the token its one
-        self._errands, self._token = Errands(), Errands(1)
+        self._chores, self._errands, self._token = Errands(len(self._beside)), Errands(), Errands(1)
         self._sign_at = start
         self._signed: dict[str, int] = {}
         self._fence: int | None = None

@@ -57,6 +57,7 @@ class Parts:
     slots: int  # calls that may wait for targets, and keys that one principal may have made, at a time
     lead: timedelta = timedelta(0)  # how long every process takes a new key of the broker's own before it is in force
     publish: Callable[[], None] = lambda: None
+    sole: Callable[[], None] = lambda: None  # asked before a copy is deleted at a target, as the HSM does by itself
     delay: DestructionDelay = field(default_factory=DestructionDelay)
     quota: LeaseQuota = field(default_factory=LeaseQuota)
     look_every: timedelta | None = None  # at each place, for drift; None: on demand alone
@@ -76,7 +77,7 @@ class Nouns:
         self.targets = Targets(store, parts.hsm, guard, connect, self.operations, now, slots)
         self.imports = Imports(store, callers, guard, self.operations, connect, now, slots)
         self.handover = Handover(self.imports.bringing)
-        self.rotations = Rotations(store, guard, self.operations, self.keys, self.imports, connect, now)
+        self.rotations = Rotations(store, guard, self.operations, self.keys, self.imports, connect, now, parts.sole)
         self.schedules = Schedules(store, guard, self.rotations, parts.zone, now)
         self.inventory = Inventory(store, callers, guard, now)
         self.drifts = Drifts(store, callers, guard, self.operations, connect, now, slots, parts.look_every)

@@ -43,13 +43,14 @@ def make(config: Config, device: Device, now: datetime) -> None:
         write_private(file, pem)
 
 
-def refuse_taken(config: Config, device: Device) -> None:
+def refuse_taken(config: Config, device: Device) -> bool:
     """WrongState ``HSM_TAKEN`` when the token holds a broker's own keys, and this folder is of no broker yet.
 
-    Two brokers in one token would have the same CAs: an operator of the one would be an operator of the other.
+    Whether neither folder nor token are of a broker. Two brokers in one token would have the same CAs: an operator of
+    the one would be an operator of the other.
     """
     if any(config.certificates.glob("*.pem")) or any(config.certificates.glob("rows.key*")):
-        return  # a broker's, or one that an interrupted `init` has begun: that file comes before the keys
+        return False  # a broker's, or one that an interrupted `init` has begun: that file comes before the keys
     for purpose in INTERNAL_KEYS:
         with suppress(NotFound):
             device.keyring(purpose).public_key(unmade(purpose))
@@ -58,6 +59,7 @@ def refuse_taken(config: Config, device: Device) -> None:
                 "The token holds the keys of another broker, whose CAs and audit key this one would share; make a "
                 "token of its own, or put that broker's folder `certificates` back.",
             )
+    return True
 
 
 def internal_key(config: Config, purpose: Purpose) -> KeyRef:

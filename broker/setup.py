@@ -24,7 +24,7 @@ from broker.core.kinds import Own, Purpose
 from broker.core.model import PolicyDocument
 from broker.core.names import check_name
 from broker.core.operators.authority import BACKDATED, Authority, check_server_names
-from broker.core.operators.register import operator_uri
+from broker.core.operators.register import note_certificate, operator_uri
 from broker.core.ports import Device, Now, Store
 from broker.core.reasons import Reason
 from broker.hsm.config import HsmConfig
@@ -304,7 +304,8 @@ def _check_token(config: Config, hsm: Pkcs11Hsm, *, anew: bool) -> None:
     """Refuse a token that another broker uses, or on which none can be made."""
     if anew:
         refuse_unfit(hsm.report())
-    own_keys.refuse_taken(config, hsm)
+    if own_keys.refuse_taken(config, hsm):
+        hsm.drop_claims(hsm.claims())  # left by a broker whose keys are gone
 
 
 def _own_token(folder: Path) -> Token:
@@ -378,7 +379,9 @@ def _profile(config: Config, wishes: Wishes, store: Store, ca: Authority, folder
     pem, serial = ca.client(csr, uri, first.since(store, wishes.operator, now), ADMIN_LIFE)
     call = first.call("-/FirstCertificate", f"operator/{wishes.operator}", now)
     call.note(certificate_serial=serial)
-    store.record(call.outcome())
+    with store.write(call.outcome()) as write:
+        until = x509.load_pem_x509_certificate(pem).not_valid_after_utc
+        note_certificate(write, wishes.operator, ca.certificate, until)
     address = reached(config.server.operators_address)
     server_ca = own_files.active(config, Own.SERVER_CA).certificate.encode()
     other = profiles.write(folder, key, pem, server_ca, address)

@@ -207,6 +207,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         HSM_NOT_ADOPTED             command The token holds keys as an earlier release has labelled them.
         HSM_NOT_ENFORCING           mend    The token does not enforce what its keys are for.
         HSM_NOT_OURS                mend    The token holds another key than the one this broker was initialised with.
+        HSM_NO_DATA_OBJECTS         mend    The token keeps no data object, so a second broker on it is not noticed.
         HSM_PIN_AT_RISK             mend    One more wrong PIN would lock the token, so none is tried.
         HSM_PIN_FILE                mend    The PIN file holds no PIN.
         HSM_PIN_INCORRECT           mend    The token refused the PIN.
@@ -304,6 +305,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TLS_FILES_DIFFER            mend    The server's certificate was not made for its key.
         TLS_FILE_INVALID            mend    A TLS file is not what it should be.
         TLS_FILE_MISSING            mend    A TLS file cannot be read.
+        TOKEN_CLAIMED               mend    A broker on another database has claimed the token.
         TOKEN_NOT_CREATED           mend    SoftHSM did not make the token.
         TRANSFER_FILES_OFF          mend    The configuration does not let keys be carried there in files.
         TRUST_RULES_OVERLAP         mend    Another trust rule takes the same tokens, and gives another pipeline.
@@ -350,6 +352,7 @@ TABLES: Mapping[Outcome, str] = MappingProxyType(
         TARGET_THROTTLED            again   The target limits the rate of requests.
         TARGET_UNREACHABLE          mend    The target does not answer.
         THREADS_UNAVAILABLE         mend    The system does not give the broker its threads.
+        TOKEN_CLAIM_NEW             again   Nothing is destroyed yet: another broker may still claim the token.
         TOKEN_REVIEW_UNAVAILABLE    again   The identity token's cluster cannot be asked right now.
         TOO_SLOW                    again   Encrypting the secret took too long, or the clock moved.
     """,

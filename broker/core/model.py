@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from broker.core.approval import Approval
+from broker.core.certified import Certified
 from broker.core.findings import DriftReport
 from broker.core.identity import Proof
 from broker.core.kinds import (
@@ -32,6 +33,7 @@ from broker.core.kinds import (
 )  # fmt: skip
 from broker.core.own_key import OwnKey
 from broker.core.schedule import KeySchedule
+from broker.core.token_claim import TokenClaim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,7 +346,7 @@ Record = (
     Key | KeyVersion | Target | Import | Operator | PolicyDocument
     | Receipt | AuditHead | TrustRule | Secret | SecretVersion | SecretRead
     | RootKey | Session | Lease | UsedToken | Operation | KeyMove | Approval | KeySchedule | KeyUsed
-    | DriftReport | OwnKey
+    | DriftReport | OwnKey | TokenClaim | Certified
 )  # fmt: skip
 
 

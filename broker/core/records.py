@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from broker.core.approval import Approval
+from broker.core.certified import Certified
 from broker.core.findings import DriftReport
 from broker.core.model import (
     AuditHead,
@@ -38,6 +39,7 @@ from broker.core.model import (
 )
 from broker.core.own_key import OwnKey
 from broker.core.schedule import KeySchedule
+from broker.core.token_claim import TokenClaim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +194,8 @@ RECORDS: Mapping[type[Any], Declaration] = MappingProxyType(
         KeyUsed: Declaration(table="key_uses", key=("key",), told=False),
         DriftReport: Declaration(table="drift_reports", key=("place",), told=False),
         OwnKey: Declaration(table="own_keys", key=("name", "version"), filters=("state",), deciding=True),
+        TokenClaim: Declaration(table="token_claims", key=("name",), never_deleted=True),
+        Certified: Declaration(table="operator_certificates", key=("operator",), told=False),
     }
 )
 """In the order of the sums in the ledger and of what an inspection looks at: a new kind comes last."""

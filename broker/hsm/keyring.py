@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +25,16 @@ from broker.hsm.sessions import TokenSessions, Worker
 from broker.hsm.wrapping import Carrier
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parts:
-    """What all keyrings of a token share."""
+    """What all keyrings of a token share. ``guard``: asked before any key is destroyed."""
 
     sessions: TokenSessions
     finder: Finder
     generation: Generation
     carrier: Carrier
     report: HsmReport
+    guard: Callable[[], None] = lambda: None
 
 
 class Keyring:
@@ -40,6 +42,7 @@ class Keyring:
 
     def __init__(self, purpose: Purpose, parts: Parts) -> None:
         self._purpose = purpose
+        self._parts = parts
         self._sessions = parts.sessions
         self._finder = parts.finder
         self._generation = parts.generation
@@ -181,6 +184,7 @@ class Keyring:
     def destroy(self, key: KeyRef) -> None:
         """See the port."""
         binding = bind(self._purpose, key)
+        self._parts.guard()
 
         def destroy(worker: Worker) -> None:
             with self._sessions.objects:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -13,7 +13,7 @@ from broker.core.kinds import Purpose
 from broker.core.ports import Hsm, KeyRef
 from broker.core.reasons import Reason
 from broker.core.report import HsmReport
-from broker.hsm import adoption, selftest
+from broker.hsm import adoption, claims, selftest
 from broker.hsm.config import HsmConfig
 from broker.hsm.features import features
 from broker.hsm.findings import Findings
@@ -69,6 +69,37 @@ class Pkcs11Hsm:
                 return adoption.adopt(self._sessions, self._finder, worker, wanted)
 
         return self._sessions.run(adopt)
+
+    def claims(self) -> list[bytes]:
+        """See the port."""
+
+        def read(worker: Worker) -> list[bytes]:
+            with self._sessions.objects:
+                return claims.read(self._sessions, worker)
+
+        return self._sessions.run(read)
+
+    def add_claim(self, value: bytes) -> None:
+        """See the port."""
+
+        def add(worker: Worker) -> None:
+            with self._sessions.objects:
+                claims.add(self._sessions, worker, value)
+
+        self._sessions.run(add)
+
+    def drop_claims(self, values: Collection[bytes]) -> None:
+        """See the port."""
+
+        def drop(worker: Worker) -> None:
+            with self._sessions.objects:
+                claims.drop(self._sessions, worker, values)
+
+        self._sessions.run(drop)
+
+    def guard(self, check: Callable[[], None]) -> None:
+        """See the port."""
+        self._parts.guard = check
 
     def random(self, length: int) -> bytes:
         """See the port."""

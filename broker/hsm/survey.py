@@ -20,6 +20,7 @@ from broker.core.errors import BrokerError
 from broker.core.kinds import Purpose
 from broker.core.ports import RESERVED_IDS
 from broker.core.report import Probe
+from broker.hsm import claims
 from broker.hsm.binding import ROLES, ULONG, conflict, conflicting, purpose_of
 from broker.hsm.codes import told
 from broker.hsm.features import OBJECTS
@@ -77,7 +78,9 @@ def survey(sessions: TokenSessions, worker: Worker) -> Survey:
         one = _named(sessions, worker, thing)
         if one is not None and one.kind in SECRETS:
             beside[one.hsm_id].append(one.label)
-        if one is None or purpose_of(one.label) is None:
+        if one is not None and one.label == claims.LABEL:
+            found.own += 1
+        elif one is None or purpose_of(one.label) is None:
             found.others += 1
         else:
             found.own += 1

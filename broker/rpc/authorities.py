@@ -16,6 +16,9 @@ from broker.rpc import codec
 from broker.rpc.jwk import pem
 from broker.rpc.operations import to_wire
 
+SHOWN = 10
+"""Operators that are named; the others are counted."""
+
 
 class AuthorityMethods:
     """The RPCs of AuthorityService."""
@@ -34,7 +37,11 @@ class AuthorityMethods:
 
     def retire_authority(self, call: Call, request: wire.RetireAuthorityRequest) -> wire.RetireAuthorityResponse:
         ended = self._authorities.retire(call, request.name)
-        return wire.RetireAuthorityResponse(versions=[one.version for one in ended])
+        return wire.RetireAuthorityResponse(
+            versions=[one.version for one in ended.versions],
+            locked_out=ended.locked_out[:SHOWN],
+            locked_out_count=len(ended.locked_out),
+        )
 
 
 def _authority(one: OwnKey) -> wire.Authority:

@@ -51,6 +51,7 @@ def shown(entry: Entry, held: Mapping[str, list[int]] = NOTHING_HELD) -> wire.Ke
         due_soon=standing.soon,
         last_user=used.principal if used else "",
         last_use_time=codec.timestamp(used.used_at if used else None),
+        primary_phase=codec.PHASE.wire(entry.phase) if entry.phase else wire.KEY_VERSION_PHASE_UNSPECIFIED,
         copies=[row(one) for one in entry.copies],
     )
     beside.MergeFrom(key(entry.key, held))
@@ -88,13 +89,14 @@ def asked(request: wire.ListKeysRequest) -> tuple[Filter, tuple[str, ...]]:
     """Which keys are wanted, and the same as texts, which a page's token is bound to."""
     state = codec.KEY_STATE.optional(request.state)
     labels = dict(request.labels)
-    flags = {"overdue": request.overdue, "held": request.held}
+    flags = {"overdue": request.overdue, "held": request.held, "compromised": request.compromised}
     wanted = Filter(labels=labels, state=state, owner=request.owner, target=request.target, **flags)
     if wanted.wants_all:
         return wanted, ()
     return wanted, (
         *(f"{name}={value}" for name, value in sorted(labels.items())),
-        state or "", request.owner, request.target, str(request.overdue), *(("held",) if request.held else ()),
+        state or "", request.owner, request.target, str(request.overdue),
+        *["held"] * request.held, *["compromised"] * request.compromised,
     )  # fmt: skip
 
 

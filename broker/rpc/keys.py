@@ -177,12 +177,15 @@ class KeyMethods:
     def compromise_key_version(
         self, call: Call, request: wire.CompromiseKeyVersionRequest
     ) -> wire.CompromiseKeyVersionResponse:
-        done = self._rotations.compromise(call, request.name, codec.version(request.version), request.reason)
+        number = codec.version(request.version)
+        done = self._rotations.compromise(call, request.name, number, request.reason, successor=request.replace)
         return wire.CompromiseKeyVersionResponse(
             key=inventory.key(done.key),
             version=done.version.number,
             operation=self._operation(done.operation),
             places=_places(done.places),
+            replacement=self._operation(done.replacement),
+            no_replacement=done.no_replacement,
         )
 
     def list_key_moves(self, call: Call, request: wire.ListKeyMovesRequest) -> wire.ListKeyMovesResponse:

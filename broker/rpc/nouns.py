@@ -26,9 +26,15 @@ from broker.rpc.trust import TrustMethods
 
 
 def answers(
-    nouns: Nouns, *, hsm: HsmStatus, guard: Guard, schema: str, pages: PageTokens, trouble: Callable[[], str]
+    nouns: Nouns,
+    *,
+    hsm: HsmStatus,
+    guard: Guard,
+    schema: str,
+    pages: PageTokens,
+    trouble: Callable[[], tuple[str, str]],
 ) -> dict[str, object]:
-    """What ``Server`` takes. ``schema``: the Cedar schema as text; ``trouble``: what is wrong with the clocks."""
+    """What ``Server`` takes. ``schema``: the Cedar schema as text; ``trouble``: of the clocks, and of the token."""
     return {
         "KeyService": KeyMethods(
             nouns.keys,

@@ -19,9 +19,9 @@ MAX_GROUPS = 16
 
 
 class OperatorMethods:
-    """The RPCs of OperatorService. ``trouble``: what is wrong with the clocks, if anything."""
+    """The RPCs of OperatorService. ``trouble``: what is wrong with the clocks, and who else has the token."""
 
-    def __init__(self, operators: Operators, pages: PageTokens, trouble: Callable[[], str]) -> None:
+    def __init__(self, operators: Operators, pages: PageTokens, trouble: Callable[[], tuple[str, str]]) -> None:
         self._operators = operators
         self._pages = pages
         self._trouble = trouble
@@ -63,12 +63,14 @@ class OperatorMethods:
     def who_am_i(self, call: Call, _request: wire.WhoAmIRequest) -> wire.WhoAmIResponse:
         self._operators.whoami(call)
         me = call.principal
+        clock_trouble, token_trouble = self._trouble()
         return wire.WhoAmIResponse(
             principal=str(me),
             groups=me.groups,
             method=me.method,
             credential=me.credential,
-            clock_trouble=self._trouble(),
+            clock_trouble=clock_trouble,
+            token_trouble=token_trouble,
         )
 
 

@@ -45,7 +45,7 @@ from broker.core.records import RECORDS, due_of
 from broker.store.asked import Asked
 from broker.store.rows import FIELDS, microseconds, storable
 
-REVISION = "0014"
+REVISION = "0015"
 """The newest migration; revisions are numbers of four digits, so that newer and older can be told apart."""
 
 Query = tuple[Select[Any], Mapping[str, str | int]]

@@ -88,10 +88,26 @@ def retire(wire: Wire, out: Output, change: Change, name: str, *, sure: bool) ->
     """End the overlap of NAME now: nothing that a former version has made is taken any more, and it is destroyed."""
     lost = LOST if name == "operator-ca" else ""
     if not change.dry_run:
-        ask.yes_or_no(f"{lost}End the overlap of {name} now?", sure=sure)
+
+        def told() -> None:
+            _tell_locked_out(wire.ask("authorities", "RetireAuthority", name=name, validate_only=True), "would be")
+
+        ask.yes_or_no(f"{lost}End the overlap of {name} now?", sure=sure, told=None if sure or not lost else told)
     ended = wire.ask("authorities", "RetireAuthority", name=name, **change.fields)
     ask.dry_run_note(dry_run=change.dry_run)
+    _tell_locked_out(ended, "would be" if change.dry_run else "are")
     out.one("authority", {"name": name} | record(ended))
+
+
+def _tell_locked_out(ended: Any, are: str) -> None:
+    """Say who needs another certificate."""
+    if ended.locked_out_count:
+        more = ended.locked_out_count - len(ended.locked_out)
+        named = ", ".join(ended.locked_out) + (f" and {more} more" if more else "")
+        chat(
+            f"{ended.locked_out_count} operators {are} locked out, since no certificate of theirs is known to be of "
+            f"the CA in force: {named}. `broker operator renew` by each of them before, or `operator issue` after."
+        )
 
 
 @authority.command()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from broker_cli import profiles
+from broker_cli import inventory, profiles
 from broker_cli.doctor_checks import Check, environment, failed, lifetime, ok, skipped, warning
 from broker_cli.refusal import Refusal
 from broker_cli.screen import plain
@@ -228,6 +228,8 @@ def _broker(wire: Wire) -> Iterator[Check]:
     yield ok("identity", f"you are {caller.principal}, groups: {', '.join(caller.groups) or 'none'}")
     if caller.clock_trouble:
         yield failed("broker-clock", caller.clock_trouble)
+    if caller.token_trouble:
+        yield failed("token", caller.token_trouble)
     yield from _permitted(wire)
 
 
@@ -248,6 +250,7 @@ def _permitted(wire: Wire) -> Iterator[Check]:
         yield from _heads(wire.ask("audit", "GetAuditState").heads)
         yield _copies(wire)
         yield _drift(wire)
+        yield compromised(wire)
         yield overdue("keys", wire.pages("keys", "ListKeys", "keys", overdue=True))
         yield _held(wire)
         yield overdue("secrets", wire.pages("secrets", "ListSecrets", "secrets", overdue=True))
@@ -304,6 +307,21 @@ def held(found: Iterator[Any]) -> Check:
         f"{len(why)} of the keys are not rotated until their schedule is set again: {named}; `broker key schedule NAME "
         "--every TIME` does, and asks for the approvals that are needed (`broker key list --held` has them all).",
     )
+
+
+def compromised(wire: Wire) -> Check:
+    """Keys that protect nothing, since nobody has put another version in the place of one that is compromised."""
+    try:
+        found = [record(one) for one in wire.pages("keys", "ListKeys", "keys", compromised=True)]
+    except Refusal as refused:
+        if refused.reason != "FIELD_UNKNOWN":
+            raise
+        return skipped("keys-compromised", "not asked: this broker does not tell such keys")
+    if not found:
+        return ok(
+            "keys-compromised", "none of the keys that you may see waits for the replacement of a compromised version"
+        )
+    return failed("keys-compromised", inventory.repair(found))
 
 
 def overdue(what: str, late: Iterator[Any]) -> Check:

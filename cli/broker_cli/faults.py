@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.rpc import error_details_pb2
 
-from broker_cli.refusal import Exit, Item, Refusal
+from broker_cli.refusal import UNREACHABLE, Exit, Item, Refusal
 
 MAX_SENTENCE = 2000
 
@@ -134,7 +134,7 @@ def _away(text: str, address: str) -> tuple[str, str]:
         )
     if _distrust(text):
         return "HANDSHAKE_FAILED", f"No TLS connection with {address} came about: {_DOCTOR}"
-    return "BROKER_UNREACHABLE", (
+    return UNREACHABLE, (
         f"The broker at {address} does not answer: is it running, and is the address right (operators and pipelines "
         f"have a port each)? {_DOCTOR}"
     )

@@ -14,11 +14,12 @@ from broker_cli.words import record
 
 HOUR, DAY = 3600, 86_400
 LONGEST = 3660 * DAY
-COLOURS = {"OVERDUE": "red"}
+COLOURS = {"OVERDUE": "red", "COMPROMISED": "red"}
+NAMED = 5
 SPANS = ("every", "jitter", "warn", "grace")
 ONLY_LOOKED_UP = frozenset({
     "primary_create_time", "schedule", "overdue", "due_soon", "last_user", "last_use_time", "copies", "origin",
-    "held_versions",
+    "held_versions", "primary_phase",
 })  # fmt: skip
 """What of a key is in the answers of show and list alone: elsewhere it would say that there is none."""
 
@@ -49,8 +50,32 @@ def entry(key: Any) -> dict[str, Any]:
     return {**found, "next_rotation": _next(found), "at": places}
 
 
+def is_compromised(found: dict[str, Any]) -> bool:
+    """Whether the version in force is, so that nothing can be protected with the key until another one is."""
+    return bool(found["state"] == "enabled" and found["primary_phase"] == "compromised")
+
+
+def repair(found: list[dict[str, Any]]) -> str:
+    """What these keys are, and what mends them."""
+    named = ", ".join(one["name"] for one in found[:NAMED])
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    first = found[0]["name"]
+    return (
+        f"The version in force of {named}{more} is compromised and not replaced: `broker key rotate {first}`, or, if "
+        f"its replacement waits, `broker operation list key/{first}` says for what."
+    )
+
+
+def tell_compromised(found: list[dict[str, Any]]) -> None:
+    """Say on stderr which of these keys need another version."""
+    if some := [one for one in found if is_compromised(one)]:
+        chat(repair(some))
+
+
 def _next(found: dict[str, Any]) -> str:
-    """When it is rotated next; OVERDUE stands for a time that has passed."""
+    """When it is rotated next; OVERDUE stands for a time that has passed, COMPROMISED for now."""
+    if is_compromised(found):
+        return "COMPROMISED"
     schedule = found["schedule"]
     if schedule is None:
         return ""

@@ -85,13 +85,15 @@ def show(wire: Wire, out: Output, name: str) -> None:
 @click.option("--target", type=values.Name("target"), default="", help="Only keys with a copy at this target.")
 @click.option("--overdue", is_flag=True, help="Only keys that should have been rotated by now.")
 @click.option("--held", is_flag=True, help="Only keys whose schedule rotates nothing until it is set again.")
+@click.option("--compromised", is_flag=True, help="Only keys whose version in force is compromised and not replaced.")
 @formatted
 @remote
 def list_(wire: Wire, out: Output, labels: tuple[str, ...], state: str | None, **rest: Any) -> None:
     """List the keys that you may see, with age, next rotation, last use and where their copies are."""
     wanted = {"labels": ask.labels(labels), "state": words.wire_name("KEY_STATE", state), **rest}
-    found = wire.pages("keys", "ListKeys", "keys", **wanted)
-    out.many("key", [inventory.entry(one) for one in found], COLUMNS, colours=inventory.COLOURS)
+    found = [inventory.entry(one) for one in wire.pages("keys", "ListKeys", "keys", **wanted)]
+    out.many("key", found, COLUMNS, colours=inventory.COLOURS)
+    inventory.tell_compromised(found)
 
 
 @key.command()
@@ -206,21 +208,23 @@ def compromise(
 
     If it is the primary one, its replacement is made and brought to the targets at once.
     """
-    what = {"name": name, "version": version, "reason": reason}
+    what = {"name": name, "version": version, "reason": reason, "replace": not rest["no_replacement"]}
     would = wire.ask("keys", "CompromiseKeyVersion", validate_only=True, **what)
     ask.by_name(
         name,
         f"Version {would.version} signs and encrypts no more, here and at the targets; this cannot be undone.",
         sure=sure,
         dry_run=change.dry_run,
-        told=lambda: _tell_places(would.places),
+        told=lambda: _tell_contained(would),
     )
     if change.dry_run:
         _changed(out, change, would)
         return
     done = wire.ask("keys", "CompromiseKeyVersion", **what, **change.fields)
-    if done.version == done.key.primary_version and not rest["no_replacement"]:
-        _replace(wire, done.key)
+    if done.HasField("replacement"):
+        chat(f"It was the primary version, so the key is being rotated: broker operation show {done.replacement.name}")
+    elif done.no_replacement:
+        chat(f"It was the primary version, and nothing replaces it yet. {done.no_replacement}")
     if rest["waits"]:
         until(wire, done.operation.name, rest["within"])
     _changed(out, change, done)
@@ -350,18 +354,11 @@ def settle(wire: Wire, out: Output, change: Change, name: str, version: int, set
     _changed(out, change, wire.ask("keys", "SettleKeyVersion", name=name, **what, **change.fields))
 
 
-def _replace(wire: Wire, key: Any) -> None:
-    """Have a key whose primary version is compromised rotated, if it is one that is still to sign or encrypt."""
-    if record(key)["state"] != "enabled":
-        chat(f"The key {key.name} is not enabled, so no replacement is made: nothing signs or encrypts with it.")
-        return
-    wire.ask("keys", "RotateKey", name=key.name, everywhere=True)
-    chat("It was the primary version, so the key is being rotated.")
-
-
-def _tell_places(places: Any) -> None:
-    for place in places:
+def _tell_contained(would: Any) -> None:
+    for place in would.places:
         chat(f"It is in use at {place.target} as {place.remote_name}, and will be disabled there.")
+    if would.no_replacement:
+        chat(f"Nothing will replace it. {would.no_replacement}")
 
 
 def _changed(out: Output, change: Change, response: Any) -> None:

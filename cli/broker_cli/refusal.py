@@ -51,6 +51,10 @@ class Item:
     message: str
 
 
+UNREACHABLE = "BROKER_UNREACHABLE"
+"""The reason when nothing answers at the address."""
+
+
 class Refusal(click.ClickException):
     """One clear sentence (what, why, what to do), a stable UPPER_SNAKE reason and how the process ends."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from broker_cli.profiles import Identity, Place, load, locate
-from broker_cli.refusal import Exit, Refusal
+from broker_cli.refusal import UNREACHABLE, Exit, Refusal
 from broker_cli.screen import chat
 
 if TYPE_CHECKING:
@@ -92,7 +92,14 @@ def remote(command: Callable[..., Any], names: Iterable[str] = CONNECTION) -> Ca
 
     def run(*args: Any, flags: dict[str, str | None], timeout: float, **options: Any) -> Any:
         with Wire(flags=flags, timeout=timeout) as wire:
-            return command(*args, wire=wire, **options)
+            try:
+                return command(*args, wire=wire, **options)
+            except Refusal as refused:
+                if refused.reason != UNREACHABLE:
+                    raise
+                from broker_cli.rejected import explained  # noqa: PLC0415  only when something failed
+
+                raise explained(refused, wire.place) from None
 
     return connection(update_wrapper(run, command), names)
 

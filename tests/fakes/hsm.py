@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -81,6 +82,9 @@ class _Device:
         self.oaep_hashes = oaep_hashes
         self.makes = tuple(KeyType)
         self.refuses = False
+        self.claims: set[bytes] = set()
+        self.keeps_data = True
+        self.guard: Callable[[], None] = lambda: None
 
 
 class SoftwareKeyring:
@@ -205,6 +209,7 @@ class SoftwareKeyring:
     def destroy(self, key: KeyRef) -> None:
         self._enter("destroy")
         self._refuse_reserved(key)
+        self._device.guard()
         if key.hsm_id in self.keys:
             self._held(key)
             del self.keys[key.hsm_id]
@@ -252,7 +257,7 @@ class _Callers:
         self._hsm = hsm
 
     def __getattr__(self, name: str) -> Any:
-        if name in {"keyring", "adopt", "random", "close"}:
+        if name in {"keyring", "adopt", "random", "claims", "add_claim", "drop_claims", "guard", "close"}:
             raise AttributeError(name)
         return getattr(self._hsm, name)
 
@@ -266,6 +271,7 @@ class SoftwareHsm(SoftwareKeyring):
 
     def __init__(self, *, exact_wrap: bool = True, oaep_hashes: tuple[OaepHash, ...] = tuple(OaepHash)) -> None:
         super().__init__(_Device(exact_wrap=exact_wrap, oaep_hashes=oaep_hashes), Purpose.KEY)
+        self.writable = True  # for claims
 
     @property
     def calls(self) -> Counter[str]:
@@ -308,6 +314,33 @@ class SoftwareHsm(SoftwareKeyring):
         if not 1 <= length <= 1024:
             raise InvalidRequest("RANDOM_LENGTH", "1 to 1024 bytes.")
         return os.urandom(length)
+
+    @property
+    def keeps_data(self) -> bool:
+        return self._device.keeps_data
+
+    @keeps_data.setter
+    def keeps_data(self, value: bool) -> None:
+        self._device.keeps_data = value
+
+    def claims(self) -> list[bytes]:
+        self._enter("claims")
+        return sorted(self._device.claims)
+
+    def add_claim(self, value: bytes) -> None:
+        self._enter("add_claim")
+        if not self._device.keeps_data:
+            raise WrongState("HSM_NO_DATA_OBJECTS", "It keeps none.")
+        if not self.writable:
+            raise Unavailable("HSM_FAULT", "It is write-protected.")
+        self._device.claims.add(value)
+
+    def drop_claims(self, values: Collection[bytes]) -> None:
+        self._enter("drop_claims")
+        self._device.claims -= set(values)
+
+    def guard(self, check: Callable[[], None]) -> None:
+        self._device.guard = check
 
     def check(self) -> None:
         self._enter("check")

@@ -34,7 +34,7 @@ WITHOUT_A_REQUEST_ID = {
 
 NAMES_OF_METHODS = re.compile(rf"(?:{'|'.join(table.declared())})/\w+")
 WRITTEN_OUT = {
-    "broker/core/schedules/lifecycle.py",
+    "broker/core/rotations/lifecycle.py",  # under whose name a replacement and a schedule ask whether they may rotate
     "broker/auth/oidc/authenticator.py",  # a sentence of the audit, held to the declarations below
     "broker/core/rotations/copies.py",  # under whose name a rotation asks whether it may bring a copy
     "broker/core/sessions/lifecycle.py",  # the name under which a fetch that opens a session records the login

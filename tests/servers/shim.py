@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,7 @@ class Shim:
 
 
 _hsm: Pkcs11Hsm
-_OF_THE_DEVICE = frozenset({"random", "report", "check", "close"})
+_OF_THE_DEVICE = frozenset({"random", "claims", "add_claim", "drop_claims", "guard", "report", "check", "close"})
 
 
 def _open(config: HsmConfig) -> None:
@@ -204,6 +204,19 @@ class HsmElsewhere(KeyringElsewhere):
     def random(self, length: int) -> bytes:
         drawn: bytes = self._ask("random", length)
         return drawn
+
+    def claims(self) -> list[bytes]:
+        there: list[bytes] = self._ask("claims")
+        return there
+
+    def add_claim(self, value: bytes) -> None:
+        self._ask("add_claim", value)
+
+    def drop_claims(self, values: Collection[bytes]) -> None:
+        self._ask("drop_claims", values)
+
+    def guard(self, check: Callable[[], None]) -> None:
+        self._ask("guard", check)
 
     def check(self) -> None:
         self._ask("check")

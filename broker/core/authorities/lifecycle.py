@@ -12,9 +12,10 @@ from cryptography import x509
 from broker.core import receipts
 from broker.core.authorities.plans import AuthorityPlans, Footing
 from broker.core.call import Call
+from broker.core.certified import Certified, print_of
 from broker.core.errors import InvalidRequest, WrongState
-from broker.core.kinds import Own, OwnKeyState
-from broker.core.model import Operation
+from broker.core.kinds import OperatorState, Own, OwnKeyState
+from broker.core.model import Operation, Operator
 from broker.core.operations.running import Operations
 from broker.core.own_key import OwnKey
 from broker.core.policy.guard import BROKER, Guard
@@ -23,6 +24,7 @@ from broker.core.reasons import Reason
 IN_TIME = timedelta(days=365)
 """So long before its end a CA is rotated by the broker itself: clients have a year to follow the server's."""
 
+STEP = 500
 _GONE = frozenset({OwnKeyState.FORMER, OwnKeyState.DESTROYED})
 _CAS = (Own.OPERATOR_CA, Own.SERVER_CA)
 
@@ -33,6 +35,14 @@ class Rotation:
 
     version: int
     operation: Operation | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The former versions that are destroyed, and the operators, by name, who are not let in any more."""
+
+    versions: list[OwnKey]
+    locked_out: list[str]
 
 
 class Authorities:
@@ -65,7 +75,7 @@ class Authorities:
         newest = self._own.versions(own)[-1]
         return Rotation(version=newest.version, operation=operation)
 
-    def retire(self, call: Call, name: str) -> list[OwnKey]:
+    def retire(self, call: Call, name: str) -> Ended:
         """End the overlap now: what the former versions have made is not taken any more, and they are destroyed.
 
         WrongState ``OWN_KEY_NOT_FORMER`` when there is none.
@@ -77,7 +87,8 @@ class Authorities:
         if call.validate_only:
             call.note(validate_only=1)
             _refuse_none(own, former)
-            return [replace(one, until=self._now()) for one in former]
+            return Ended([replace(one, until=self._now()) for one in former], self._locked_out(own))
+        lost = self._locked_out(own)
         with self._store.write(call.intent()) as write:
             receipt = receipts.replay(write, call)
             if receipt is None:
@@ -86,7 +97,28 @@ class Authorities:
                 receipts.keep(write, call, f"own/{own}", former[0].version)
         self.follow()
         since = receipt.version if receipt else former[0].version
-        return [one for one in self._own.versions(own) if one.version >= since and one.state in _GONE]
+        return Ended([one for one in self._own.versions(own) if one.version >= since and one.state in _GONE], lost)
+
+    def _locked_out(self, own: Own) -> list[str]:
+        """The operators, by name, whose newest certificate is not known to be of the CA in force.
+
+        Whose newest one has run out is let in by none as it is. Of one from before that was written down nothing is
+        known.
+        """
+        if own is not Own.OPERATOR_CA:
+            return []
+        ca, found, after = print_of(self._own.active(own).certificate.encode()), list[str](), ""
+        where = {"state": OperatorState.ENABLED.value}
+        while rows := self._store.page(
+            Operator, after=(after,) if after else (), limit=STEP, where=where, sound_only=True
+        ):
+            after = rows[-1].name
+            found += [row.name for row in rows if self._is_of_another(row.name, ca)]
+        return found
+
+    def _is_of_another(self, operator: str, ca: str) -> bool:
+        newest = self._store.get(Certified, operator)
+        return newest is None or (newest.authority != ca and newest.until > self._now())
 
     def follow(self) -> None:
         """Have this process and this host take what the rows say."""

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from broker.core.amiss import no_key
 from broker.core.call import Call
 from broker.core.errors import BrokerError
+from broker.core.keys.phases import phase_of
 from broker.core.keys.refs import ref
-from broker.core.kinds import KeyState, VersionState
+from broker.core.kinds import KeyState, Phase, VersionState
 from broker.core.model import Import, Key, KeyUsed, KeyVersion
 from broker.core.names import check_labels, check_name, check_owner
 from broker.core.page import Page
@@ -55,11 +56,13 @@ class Filter:
     target: str = ""
     overdue: bool = False
     held: bool = False
+    compromised: bool = False
 
     @property
     def wants_all(self) -> bool:
         """Whether every key is wanted."""
-        return not (self.labels or self.state or self.owner or self.target or self.overdue or self.held)
+        asked = (self.labels, self.state, self.owner, self.target, self.overdue, self.held, self.compromised)
+        return not any(asked)
 
     def by_itself(self, key: Key) -> bool:
         """Whether a key is wanted, as far as its own row tells."""
@@ -76,6 +79,11 @@ class Entry:
     used: KeyUsed | None
     copies: Sequence[Import]
     standing: Standing = NO_SCHEDULE
+
+    @property
+    def phase(self) -> Phase | None:
+        """Of the version in force."""
+        return phase_of(self.key, self.primary) if self.primary else None
 
 
 class Inventory:
@@ -144,6 +152,9 @@ class Inventory:
         if wanted.target:
             there = {row.key for row in self._beside(Import, keys, {"target": wanted.target}) if row.may_be_there}
             keys = [key for key in keys if key.name in there]
+        if wanted.compromised:
+            enabled = [key for key in keys if key.state is KeyState.ENABLED]
+            keys = [entry.key for entry in self._joined(enabled) if entry.phase is Phase.COMPROMISED]
         if wanted.overdue:
             now = self._now()
             due = {row.key for row in self._beside(KeySchedule, keys) if row.next_at < now}

@@ -99,10 +99,14 @@ class Keys:
         return self.making.first(call, key)
 
     def rotate(self, call: Call, name: str) -> Key:
-        """Make a new primary version; the older ones stay for verify and decrypt."""
+        """Make a new primary version; the older ones stay for verify and decrypt.
+
+        WrongState ``KEY_ROTATION_RUNNING`` while another one is on its way to the key's targets.
+        """
         key = self._permitted(call, name)
         self.check_makeable(key)
         if call.validate_only:
+            self.making.check_alone(self._store, name)
             require(key, ENABLED)
             return replace(key, primary=key.latest + 1, latest=key.latest + 1)
         return self.making.next(call, key)

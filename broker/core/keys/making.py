@@ -24,7 +24,7 @@ from broker.core.holding import version_held
 from broker.core.keys import phases
 from broker.core.keys.generation import GenerationTurns
 from broker.core.keys.refs import ref
-from broker.core.keys.states import ENABLED, TABLES, as_decided, require
+from broker.core.keys.states import ENABLED, TABLES, as_decided, refuse_rotating, require, rotation_of
 from broker.core.kinds import KeyState, OperationState, Phase, VersionState
 from broker.core.model import Key, KeyVersion, Operation, Receipt
 from broker.core.operations.plan import Plan, Step, Work
@@ -76,12 +76,18 @@ class Making:
                 receipt = receipts.replay(write, call)
                 if receipt is None:
                     key = as_decided(write, decided)
+                    if phase is Phase.ACTIVE:
+                        self.check_alone(write, key.name)
                     key, operation = self.begun(write, call, key, phase)
                     receipts.keep(write, call, key.name, key.latest, operation=operation)
             if receipt:
                 return self._resume(call, receipt)
             call.note(version=key.latest)
             return self._run(call, key.name, operation, fresh=True)
+
+    def check_alone(self, rows: Store | Write, name: str) -> None:
+        """Return if no version of the key is on its way to its targets, which one that is made here only would pass."""
+        refuse_rotating(self._operations.live(rows, rotation_of(name)), name)
 
     def begun(self, write: Write, call: Call, key: Key, phase: Phase) -> tuple[Key, Operation]:
         """The key with one version more, which is to be in that phase once it is made; ``complete`` makes it."""

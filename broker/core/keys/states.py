@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.core.amiss import key_changed
 from broker.core.errors import WrongState
-from broker.core.kinds import KeyState
+from broker.core.kinds import KeyState, OperationState
 from broker.core.model import Key, KeyVersion, Operation
 from broker.core.policy.guard import of_key
 from broker.core.ports import Store, Write
@@ -31,6 +31,28 @@ def as_decided(write: Write, decided: Key) -> Key:
     if key is None or of_key(key) != of_key(decided):
         raise key_changed(decided.name)
     return key
+
+
+def rotation_of(name: str) -> str:
+    """What the rotation of a key everywhere is about; there is one at a time."""
+    return f"key/{name}/rotation"
+
+
+def refuse_rotating(live: Operation | None, name: str) -> None:
+    """WrongState ``KEY_ROTATION_RUNNING`` while ``live`` brings the key's next version to its targets.
+
+    A newer primary version would stay one when that arrives, and no target would have it. A rotation that is given up
+    puts nothing in force any more.
+    """
+    if live is not None and live.state is OperationState.RUNNING:
+        version, one = live.memory["version"], f"{live.subject}/{live.number}"
+        raise WrongState(
+            Reason.KEY_ROTATION_RUNNING,
+            f"The rotation {one} brings version {version} of the key {name} to its targets, and none of them would "
+            f"have a newer one that is made here only. `broker operation show {one}` says whom it waits for; `broker "
+            f"key activate {name} --version {version}` puts that version in force now, `broker operation abort {one}` "
+            "gives it up.",
+        )
 
 
 def versions_of(store: Store, name: str) -> list[KeyVersion]:

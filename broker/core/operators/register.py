@@ -11,6 +11,7 @@ from cryptography import x509
 from broker.core import ports
 from broker.core.amiss import no_operator
 from broker.core.call import Call
+from broker.core.certified import Certified, print_of
 from broker.core.errors import AlreadyExists, InvalidRequest, WrongState
 from broker.core.kinds import OperatorState
 from broker.core.model import Operator, Principal, Receipt
@@ -88,6 +89,7 @@ class Operators:
             # Signed in here: no certificate leaves for an operator that was not added, and none is added without.
             issued = self._certificate(one, csr_pem, ttl, one.created_at)
             write.note(certificate_serial=issued.serial)
+            note_certificate(write, one.name, self._authority().certificate, issued.expires_at)
             return one, issued
 
         def add(write: ports.Write) -> tuple[Operator, Issued]:
@@ -126,15 +128,13 @@ class Operators:
         operator = self._store.get(Operator, check_name(name, "operator"))
         self._guard.check(call, of_operator(name, operator))
         enabled = _enabled(operator, name)
-        if call.clearance is not None and call.clearance.lacking:
-            call.note(operator=name)
-            with last_write(self._store, call) as write:  # nothing is signed without the approval
+        call.note(operator=name)
+        with last_write(self._store, call) as write:
+            if call.clearance is not None and call.clearance.lacking:  # nothing is signed without the approval
                 call.clearance.spend(write)
-                issued = self._certificate(enabled, csr_pem, ttl, self._now())
-                write.note(certificate_serial=issued.serial)
-            return issued
-        issued = self._certificate(enabled, csr_pem, ttl, self._now())
-        call.note(operator=name, certificate_serial=issued.serial)
+            issued = self._certificate(enabled, csr_pem, ttl, self._now())
+            write.note(certificate_serial=issued.serial)
+            note_certificate(write, name, self._authority().certificate, issued.expires_at)
         return issued
 
     def page(self, call: Call, after: tuple[str | int, ...], limit: int) -> Page[Operator]:
@@ -248,6 +248,15 @@ class Operators:
                 return True
             after = (rows[-1].name,)
         return False
+
+
+def note_certificate(write: ports.Write, name: str, authority: bytes, until: datetime) -> None:
+    """Keep which CA signed the operator's newest certificate."""
+    row, ca = write.get(Certified, name), print_of(authority)
+    if row is None:
+        write.add(Certified(operator=name, authority=ca, until=until))
+    else:
+        write.replace(row, replace(row, authority=ca, until=until))
 
 
 def operator_uri(trust_domain: str, name: str) -> str:

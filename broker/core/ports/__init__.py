@@ -155,6 +155,18 @@ class Device(HsmStatus, Protocol):
     def random(self, length: int) -> bytes:
         """Random bytes from the token, 1 to 1024 of them."""
 
+    def claims(self) -> list[bytes]:
+        """The values by which brokers say that the token is theirs (``core.claiming``)."""
+
+    def add_claim(self, value: bytes) -> None:
+        """Keep one more; twice is the same as once. WrongState ``HSM_NO_DATA_OBJECTS`` if the token cannot."""
+
+    def drop_claims(self, values: Collection[bytes]) -> None:
+        """Keep these no more; twice is the same as once."""
+
+    def guard(self, check: Callable[[], None]) -> None:
+        """Have this asked before any key is destroyed, from every keyring; what it raises ends that."""
+
     def close(self) -> None:
         """Log out and finalise the module."""
 

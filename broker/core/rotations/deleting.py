@@ -9,7 +9,7 @@ deleted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -39,8 +39,11 @@ TABLES_OF_COPIES = TABLES | {"imports", "targets"}
 class Deleting:
     """What deletes the copies of destroyed keys."""
 
-    def __init__(self, store: Store, operations: Operations, copies: Copies, connect: Connect, now: Now) -> None:
+    def __init__(
+        self, store: Store, operations: Operations, copies: Copies, connect: Connect, now: Now, sole: Callable[[], None]
+    ) -> None:
         self._store = store
+        self._sole = sole
         self._operations = operations
         self._copies = copies
         self._connect = connect
@@ -82,6 +85,7 @@ class Deleting:
         if not rows:
             return {"over": "1"}  # nothing of it has ever come there; what has that name is somebody else's
         refuse_doubt(self._store, TABLES_OF_COPIES, copy.key)
+        self._sole()
         port = self._connect(target.name, target.kind, target.settings)
         self._refuse_shared(port, copy, rows)
         port.delete(copy.remote_name)

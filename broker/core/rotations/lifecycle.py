@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
 from broker.core.amiss import key_changed, no_key, no_key_version
 from broker.core.call import Call, on_behalf
-from broker.core.errors import InvalidRequest, WrongState
+from broker.core.errors import Exhausted, InvalidRequest, PermissionDenied, WrongState
 from broker.core.given_reason import given_reason
 from broker.core.imports.importing import Imports
 from broker.core.keys import phases
@@ -22,7 +23,7 @@ from broker.core.page import Page
 from broker.core.policy.guard import Guard, of_key, of_target, of_unknown_key, of_unknown_target, under
 from broker.core.ports import Connect, Now, Store, Write
 from broker.core.reasons import Reason
-from broker.core.rotations.containing import Contained, Containing
+from broker.core.rotations.containing import NOT_ASKED, Contained, Containing, Replacement
 from broker.core.rotations.copies import IMPORT, Copies, Copy, places
 from broker.core.rotations.deleting import Deleting
 from broker.core.rotations.rotating import Rotated, Rotating, activate, give_up, refuse_stay, sound_grace
@@ -32,7 +33,10 @@ ROTATE, IMPORT_KEY = "RotateKey", "ImportKey"
 
 
 class Rotations:
-    """The part of KeyService that is about a key's versions wherever they live. Permission first."""
+    """The part of KeyService that is about a key's versions wherever they live. Permission first.
+
+    ``sole``: asked before a copy is deleted; what it raises ends that.
+    """
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Rotations:
         imports: Imports,
         connect: Connect,
         now: Now,
+        sole: Callable[[], None],
     ) -> None:
         self._store = store
         self._operations = operations
@@ -53,7 +58,7 @@ class Rotations:
         copies = Copies(store, operations, imports, connect)
         self._rotating = Rotating(store, operations, keys.making, copies, now)
         self._containing = Containing(store, operations, copies, now)
-        self._deleting = Deleting(store, operations, copies, connect, now)
+        self._deleting = Deleting(store, operations, copies, connect, now, sole)
 
     def rotate(self, call: Call, name: str, grace: timedelta | None) -> Rotated:
         """Make the next version, bring it to every target, put it in force, and retire the former after the grace."""
@@ -131,10 +136,11 @@ class Rotations:
             )
         return self._move(call, key, version, Phase.DEACTIVATED)
 
-    def compromise(self, call: Call, name: str, number: int, why: str) -> Contained:
+    def compromise(self, call: Call, name: str, number: int, why: str, *, successor: bool = False) -> Contained:
         """Have a version protect nothing from now on, and disabled at every target; ``why`` is kept with the move.
 
-        The primary one is replaced by a rotation, which the caller asks for.
+        ``successor``: if it is the primary one, the rotation that replaces it begins in the same write. It needs the
+        permissions of a rotation, and where they or anything else are lacking the version is contained all the same.
         """
         key = self._permitted(call, name)
         why = given_reason(why, Reason.COMPROMISE_REASON_INVALID, needed=True)
@@ -143,9 +149,27 @@ class Rotations:
         if version is None:
             raise no_key_version(name, number, "could be compromised")
         call.note(version=number)
+        follows = self._replacement(call, key) if successor and number == key.primary else NOT_ASKED
         if call.validate_only:
-            return self._containing.would(key, version)
-        return self._containing.contain(call, key, number, why)
+            return self._containing.would(key, version, follows)
+        return self._containing.contain(call, key, number, why, follows)
+
+    def _replacement(self, call: Call, key: Key) -> Replacement:
+        """How the primary version is replaced, if the caller may rotate the key, and without waiting for anybody."""
+        asked = on_behalf(call, f"KeyService/{ROTATE}", call.principal)
+        asked.clearance = replace(call.clearance, needs=0, spent="") if call.clearance else None
+        try:
+            require(key, ENABLED)
+            self.check(asked, key)
+        except (InvalidRequest, PermissionDenied, WrongState, Exhausted) as refusal:
+            return Replacement(hindered=refusal.message)
+        if asked.clearance and asked.clearance.needs:
+            return Replacement(
+                hindered="A rotation needs approvals, for which a containment does not wait: ask for them with "
+                f"`broker key rotate {key.name}`."
+            )
+        there = places(self._store, key.name, key.latest + 1)
+        return Replacement(begin=lambda write, now: self._rotating.replace(write, call, now, there))
 
     def destroy(self, call: Call, name: str, delay: timedelta | None) -> Key:
         """As ``Keys.schedule_destruction``, and at the targets too: every copy is disabled now, and deleted in the end.

@@ -23,7 +23,7 @@ from broker.core.errors import Exhausted, InvalidRequest, Unavailable, WrongStat
 from broker.core.imports.rules import MAX_COPIES, has_room
 from broker.core.keys import phases
 from broker.core.keys.making import Making
-from broker.core.keys.states import USABLE, as_decided, key_named, versions_of
+from broker.core.keys.states import USABLE, as_decided, key_named, rotation_of, versions_of
 from broker.core.kinds import Phase, VersionState
 from broker.core.model import Key, KeyVersion, Operation
 from broker.core.operations.plan import NotYet, Plan, Step, Work
@@ -98,13 +98,10 @@ class Rotating:
             receipt = receipts.replay(write, call)
             if receipt is None:
                 self._refuse_second(write, decided)
-                refuse_stay(self._store, decided, there)
-                key, _ = self._making.begun(write, call, as_decided(write, decided), Phase.PRE_ACTIVE)
-                memory = {"version": str(key.latest), "grace": str(int(grace.total_seconds()))}
-                operation = self._operations.begin(write, call, self._plan, subject_of(key.name), memory)
+                key, operation = self._begun(write, call, as_decided(write, decided), grace, there)
                 receipts.keep(write, call, key.name, key.latest, operation=operation)
         number = receipt.version if receipt else key.latest
-        found = self._operations.of(subject_of(decided.name), receipt.operation) if receipt else operation
+        found = self._operations.of(rotation_of(decided.name), receipt.operation) if receipt else operation
         if found is not None:
             call.note(version=number)
         if found is not None and not found.state.over:
@@ -114,9 +111,30 @@ class Rotating:
             raise receipts.undone()
         return Rotated(key=now, operation=found, places=tuple(replace(one, version=number) for one in there))
 
+    def replace(self, write: Write, call: Call, key: Key, there: list[Copy]) -> Operation:
+        """The rotation that replaces the primary version: one that runs already, or one that begins in this write.
+
+        The background carries it on. WrongState ``KEY_ROTATION_RUNNING`` for one that runs and is given up.
+        """
+        live = self._operations.live(write, rotation_of(key.name))
+        if live is None:
+            return self._begun(write, call, key, USUAL_GRACE, there, abandoned=True)[1]
+        if live.memory["version"] == str(key.primary):
+            self._refuse_second(write, key)
+        return live
+
+    def _begun(
+        self, write: Write, call: Call, key: Key, grace: timedelta, there: list[Copy], *, abandoned: bool = False
+    ) -> tuple[Key, Operation]:
+        refuse_stay(self._store, key, there)
+        key, _ = self._making.begun(write, call, key, Phase.PRE_ACTIVE)
+        memory = {"version": str(key.latest), "grace": str(int(grace.total_seconds()))}
+        subject = rotation_of(key.name)
+        return key, self._operations.begin(write, call, self._plan, subject, memory, abandoned=abandoned)
+
     def is_running(self, name: str) -> bool:
         """Whether a rotation of the key is not over."""
-        return self._operations.live(self._store, subject_of(name)) is not None
+        return self._operations.live(self._store, rotation_of(name)) is not None
 
     def would(self, key: Key, there: list[Copy]) -> Rotated:
         """As ``rotate`` would begin."""
@@ -125,7 +143,7 @@ class Rotating:
         return Rotated(key=replace(key, latest=key.latest + 1), operation=None, places=tuple(there))
 
     def _refuse_second(self, rows: Store | Write, key: Key) -> None:
-        live = self._operations.live(rows, subject_of(key.name))
+        live = self._operations.live(rows, rotation_of(key.name))
         if live is not None:
             raise WrongState(
                 Reason.KEY_ROTATION_RUNNING,
@@ -281,14 +299,9 @@ def sound_grace(grace: timedelta | None) -> timedelta:
 
 def give_up(operations: Operations, write: Write, call: Call, name: str, number: int) -> None:
     """Give up the rotation that brings this version, if there is one: the version is to protect nothing any more."""
-    live = operations.live(write, subject_of(name))
+    live = operations.live(write, rotation_of(name))
     if live is not None and live.memory["version"] == str(number):
         operations.abort(write, call, live)
-
-
-def subject_of(name: str) -> str:
-    """What the rotation of a key is about; there is one at a time."""
-    return f"key/{name}/rotation"
 
 
 def _number(work: Work) -> int:

@@ -27,7 +27,7 @@ from broker.core.once import last_write, once, record
 from broker.core.policy.guard import Guard, of_key, of_unknown_key
 from broker.core.ports import Now, Store, Write
 from broker.core.reasons import Reason
-from broker.core.rotations.lifecycle import Rotations
+from broker.core.rotations.lifecycle import ROTATE, Rotations
 from broker.core.rotations.rotating import USUAL_GRACE
 from broker.core.schedule import KeySchedule
 from broker.core.schedules import blackouts
@@ -43,7 +43,6 @@ AWAY_PAUSE = timedelta(minutes=1)
 REFUSED_PAUSE = timedelta(hours=1)
 """After any other refusal, and while the key is not enabled: people have to mend it."""
 
-ROTATE = "KeyService/RotateKey"
 
 Chore = tuple[str, Callable[[Call], None]]
 

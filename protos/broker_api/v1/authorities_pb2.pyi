@@ -225,18 +225,30 @@ class RetireAuthorityResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSIONS_FIELD_NUMBER: _builtins.int
+    LOCKED_OUT_FIELD_NUMBER: _builtins.int
+    LOCKED_OUT_COUNT_FIELD_NUMBER: _builtins.int
+    locked_out_count: _builtins.int
+    """How many there are."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The former versions that are destroyed."""
+
+    @_builtins.property
+    def locked_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Operators whose newest certificate is of a former operator CA, so that they are not let in until they are issued
+        another one; the first ones by name.
+        """
 
     def __init__(
         self,
         *,
         versions: _abc.Iterable[_builtins.int] | None = ...,
+        locked_out: _abc.Iterable[_builtins.str] | None = ...,
+        locked_out_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["locked_out", b"locked_out", "locked_out_count", b"locked_out_count", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -314,6 +314,7 @@ class Key(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     DESTROYED_AT_TARGETS_FIELD_NUMBER: _builtins.int
     SEALED_ONCE_AT_FIELD_NUMBER: _builtins.int
+    PRIMARY_PHASE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     type: Global___KeyType.ValueType
     usage: Global___KeyUsage.ValueType
@@ -332,6 +333,10 @@ class Key(_message.Message):
     """Who used it last, to half a minute; the audit has every use."""
     destroyed_at_targets: _builtins.bool
     """Its scheduled destruction goes to the targets too."""
+    primary_phase: Global___KeyVersionPhase.ValueType
+    """Of the primary version, in the answers of GetKey and ListKeys only. While it is compromised, nothing can be
+    protected with the key until it is rotated.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -391,10 +396,11 @@ class Key(_message.Message):
         origin: Global___KeyOrigin | None = ...,
         destroyed_at_targets: _builtins.bool = ...,
         sealed_once_at: _abc.Iterable[_builtins.str] | None = ...,
+        primary_phase: Global___KeyVersionPhase.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "destroy_time", b"destroy_time", "last_use_time", b"last_use_time", "origin", b"origin", "primary_create_time", b"primary_create_time", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "create_time", b"create_time", "destroy_time", b"destroy_time", "destroyed_at_targets", b"destroyed_at_targets", "due_soon", b"due_soon", "exportable", b"exportable", "held_versions", b"held_versions", "labels", b"labels", "last_use_time", b"last_use_time", "last_user", b"last_user", "name", b"name", "origin", b"origin", "overdue", b"overdue", "owner", b"owner", "primary_create_time", b"primary_create_time", "primary_version", b"primary_version", "revision", b"revision", "schedule", b"schedule", "sealed_once_at", b"sealed_once_at", "state", b"state", "type", b"type", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "create_time", b"create_time", "destroy_time", b"destroy_time", "destroyed_at_targets", b"destroyed_at_targets", "due_soon", b"due_soon", "exportable", b"exportable", "held_versions", b"held_versions", "labels", b"labels", "last_use_time", b"last_use_time", "last_user", b"last_user", "name", b"name", "origin", b"origin", "overdue", b"overdue", "owner", b"owner", "primary_create_time", b"primary_create_time", "primary_phase", b"primary_phase", "primary_version", b"primary_version", "revision", b"revision", "schedule", b"schedule", "sealed_once_at", b"sealed_once_at", "state", b"state", "type", b"type", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -788,6 +794,7 @@ class ListKeysRequest(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     OVERDUE_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    COMPROMISED_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """1 to 1000; 0 means 100."""
     page_token: _builtins.str
@@ -803,6 +810,8 @@ class ListKeysRequest(_message.Message):
     """Only keys whose schedule rotates nothing until it is set again: held since a restore, or without the approvals that
     rotating takes by now.
     """
+    compromised: _builtins.bool
+    """Only enabled keys whose primary version is compromised: no other has taken its place yet."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only keys that have all of these labels."""
@@ -818,10 +827,11 @@ class ListKeysRequest(_message.Message):
         target: _builtins.str = ...,
         overdue: _builtins.bool = ...,
         held: _builtins.bool = ...,
+        compromised: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "labels", b"labels", "overdue", b"overdue", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compromised", b"compromised", "held", b"held", "labels", b"labels", "overdue", b"overdue", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1485,6 +1495,7 @@ class CompromiseKeyVersionRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     """0 is the primary one."""
@@ -1492,6 +1503,8 @@ class CompromiseKeyVersionRequest(_message.Message):
     """Why, in one line; kept with the move."""
     request_id: _builtins.str
     validate_only: _builtins.bool
+    replace: _builtins.bool
+    """Begin with it the rotation that replaces the version, if it is the primary one. What hinders that hinders nothing else."""
     def __init__(
         self,
         *,
@@ -1500,10 +1513,11 @@ class CompromiseKeyVersionRequest(_message.Message):
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        replace: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "replace", b"replace", "request_id", b"request_id", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1517,7 +1531,11 @@ class CompromiseKeyVersionResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     PLACES_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    NO_REPLACEMENT_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    no_replacement: _builtins.str
+    """Why the primary version is not replaced though that was asked for, in a sentence."""
     @_builtins.property
     def key(self) -> Global___Key: ...
     @_builtins.property
@@ -1528,6 +1546,12 @@ class CompromiseKeyVersionResponse(_message.Message):
     def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyPlace]:
         """Where the version is still in use."""
 
+    @_builtins.property
+    def replacement(self) -> _operations_pb2.Operation:
+        """The rotation that replaces it, which goes on in the background; unset of a dry run, where there is none,
+        and of the same request once the containment is over.
+        """
+
     def __init__(
         self,
         *,
@@ -1535,10 +1559,12 @@ class CompromiseKeyVersionResponse(_message.Message):
         version: _builtins.int = ...,
         operation: _operations_pb2.Operation | None = ...,
         places: _abc.Iterable[Global___KeyPlace] | None = ...,
+        replacement: _operations_pb2.Operation | None = ...,
+        no_replacement: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operation", b"operation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operation", b"operation", "replacement", b"replacement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operation", b"operation", "places", b"places", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "no_replacement", b"no_replacement", "operation", b"operation", "places", b"places", "replacement", b"replacement", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -474,6 +474,7 @@ class WhoAmIResponse(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     CREDENTIAL_FIELD_NUMBER: _builtins.int
     CLOCK_TROUBLE_FIELD_NUMBER: _builtins.int
+    TOKEN_TROUBLE_FIELD_NUMBER: _builtins.int
     principal: _builtins.str
     """For example "operator/alice"."""
     method: _builtins.str
@@ -481,6 +482,8 @@ class WhoAmIResponse(_message.Message):
     credential: _builtins.str
     clock_trouble: _builtins.str
     """What is wrong with the clocks of the broker's host and its database, in a sentence; empty when they agree."""
+    token_trouble: _builtins.str
+    """Who else has claimed the broker's token, in a sentence; empty when nobody has. Nothing is destroyed meanwhile."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -491,10 +494,11 @@ class WhoAmIResponse(_message.Message):
         method: _builtins.str = ...,
         credential: _builtins.str = ...,
         clock_trouble: _builtins.str = ...,
+        token_trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_trouble", b"clock_trouble", "credential", b"credential", "groups", b"groups", "method", b"method", "principal", b"principal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_trouble", b"clock_trouble", "credential", b"credential", "groups", b"groups", "method", b"method", "principal", b"principal", "token_trouble", b"token_trouble"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

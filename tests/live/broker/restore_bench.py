@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from broker import acceptance
+from broker.core.claiming import Claim
 from broker.core.errors import BrokerError, NotFound, Unavailable
 from broker.core.keys.refs import ref
 from broker.core.kinds import KeyType, KeyUsage, Purpose
@@ -75,7 +76,7 @@ class Broker(World):
     store: SqlStore
 
     def __init__(self, place: StoreConfig, hsm: Pkcs11Hsm, backup: Callable[[], Callable[[], None]]) -> None:
-        self.place, self._backup, clock = place, backup, Clock()
+        self.place, self.device, self._backup, clock = place, hsm, backup, Clock()
         self.roots = LosesAnswers(hsm.keyring(Purpose.ROOT))
         ring = LosesAnswers(hsm.keyring(Purpose.KEY), hsm, self.roots)
         super().__init__(self._opened(clock), ring, clock, keep=timedelta(0))
@@ -112,7 +113,9 @@ class Broker(World):
     def accept(self) -> str:
         store = SqlStore(self.place, ROW_KEY, self.clock, SIGNER.genuine, accept_restored=True, passing=True)
         try:
-            return acceptance.accept(store, self.place.journal, self.clock)
+            return acceptance.accept(
+                store, self.place.journal, self.clock, Claim(store, self.device, self.clock, "bench")
+            )
         finally:
             store.close()
 

@@ -28,6 +28,7 @@ ALL = [
     ("GetKey", "key show pay"),
     ("ListKeys", "key list"),
     ("ListKeys", "key list --overdue --held --label team=pay --state enabled --owner operator/alice --target prod"),
+    ("ListKeys", "key list --compromised"),
     ("SetKeySchedule", "key schedule pay --every 90d --blackout 22:00-06:00"),
     ("SetKeySchedule", "key schedule pay --off"),
     ("GetKey", "key schedule pay"),

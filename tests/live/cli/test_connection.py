@@ -159,6 +159,20 @@ def test_nobody_there_is_unavailable(bare: Broker, stand_in: StandIn, tmp_path: 
     assert (ended.code, "BROKER_UNREACHABLE" in ended.err) == (5, True)
 
 
+def test_a_certificate_that_the_server_refuses_is_named_and_the_broker_is_not_called_away(
+    bare: Broker, stand_in: StandIn, tmp_path: Path
+) -> None:
+    folder = write_profile(tmp_path / "p", Authority("a retired CA"), stand_in.address)
+    trusted = write_profile(tmp_path / "other", stand_in.authority, stand_in.address)
+    (folder / "ca.pem").write_bytes((trusted / "ca.pem").read_bytes())
+    for command in (("key", "list"), ("status",)):
+        ended = bare(*command, "--profile", folder)
+        assert (ended.code, "[CERTIFICATE_REFUSED]" in ended.err) == (4, True), ended.err
+        assert f"{folder}/cert.pem (serial " in ended.err
+        assert "broker operator issue" in ended.err
+    assert stand_in.seen == []
+
+
 def test_a_plaintext_port_is_unavailable(bare: Broker, stand_in: StandIn, tmp_path: Path) -> None:
     with plaintext_server() as address:
         folder = write_profile(tmp_path / "p", stand_in.authority, address)

@@ -143,3 +143,20 @@ def test_the_doctor_names_what_is_overdue_and_why() -> None:
     assert "7 of the keys are overdue: k0 (POLICY_DENIED), k1," in told.detail
     assert "k5" not in told.detail
     assert doctor_caller.overdue("secrets", iter([])).status == "ok"
+
+
+def test_a_key_whose_version_in_force_is_compromised_is_named_with_its_repair(
+    broker: Broker, stand_in: StandIn
+) -> None:
+    bad = keys_pb2.Key(
+        name="pay",
+        state=keys_pb2.KEY_STATE_ENABLED,
+        primary_version=1,
+        primary_phase=keys_pb2.KEY_VERSION_PHASE_COMPROMISED,
+    )
+    stand_in.answers["ListKeys"] = lambda _: keys_pb2.ListKeysResponse(keys=[bad, keys_pb2.Key(name="plain")])
+    told = broker("key", "list", "--compromised")
+    assert stand_in.asked("ListKeys").compromised
+    assert "COMPROMISED" in told.out
+    assert "`broker key rotate pay`" in told.err
+    assert "plain" not in told.err

@@ -91,10 +91,10 @@ def test_a_rotation_that_waits_can_be_given_up(admin: Client, live_own: Live, op
 
 def test_the_replacement_of_a_compromised_version_is_in_force_there_too(admin: Client, openbao: OpenBao) -> None:
     made(admin, "swapped")
-    admin.ask("CompromiseKeyVersion", name="swapped", reason="Found in a paste.")
-    within(SECONDS, lambda: copies(admin, "swapped") == {1: DISABLED})
-    begun = admin.ask("RotateKey", name="swapped", everywhere=True, grace={})
-    within(SECONDS, lambda: over(admin, begun.operation.name))
+    done = admin.ask("CompromiseKeyVersion", name="swapped", reason="Found in a paste.", replace=True)
+    assert done.no_replacement == ""
+    within(SECONDS, lambda: over(admin, done.replacement.name))
+    within(SECONDS, lambda: copies(admin, "swapped") == {1: DISABLED, 2: PROVEN})
     assert (phases(admin, "swapped"), copies(admin, "swapped")) == ([COMPROMISED, ACTIVE], {1: DISABLED, 2: PROVEN})
     within(SECONDS, lambda: there(openbao, "swapped") == ["2"])
     assert admin.ask("Sign", name="swapped", input={"message": b"m"}).version == 2

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from broker.core.certified import Certified
 from broker.core.errors import WrongState
 from broker.core.findings import DriftReport
 from broker.core.model import (
@@ -53,7 +54,7 @@ from tests.servers.dba import Dba, Row
 ROWS = list({type(record): record for record in reversed(samples())}.values())
 """One record of each kind."""
 
-UNNAMED = (AuditHead, DriftReport, KeyUsed, Lease, Receipt, SecretRead)
+UNNAMED = (AuditHead, Certified, DriftReport, KeyUsed, Lease, Receipt, SecretRead)
 """Kinds whose older rows open nothing; the journal does not name them, an inspection tells of their table."""
 
 NAMED = [record for record in ROWS if not isinstance(record, UNNAMED)]

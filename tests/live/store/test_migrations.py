@@ -167,6 +167,8 @@ PRIMARY KEY (key, version, target)) STRICT
 """
 BEFORE_OPERATIONS = (
     "ALTER TABLE key_schedules DROP COLUMN approvals",
+    "DROP TABLE operator_certificates",
+    "DROP TABLE token_claims",
     "DROP TABLE own_keys",
     "DROP TABLE drift_reports",
     "ALTER TABLE keys DROP COLUMN destroyed_at_targets",

@@ -22,6 +22,7 @@ from broker.core.model import AuditHead
 from broker.core.own_key import OwnKey
 from broker.own_ends import OLD, ages, ending
 from broker.rpc.pages import PageTokens
+from broker.setup import make_request
 from tests.crash.scenes_authorities import OwnWorld, Patient, whole
 from tests.fakes.background import carry_on
 from tests.fakes.calls import operator
@@ -175,11 +176,11 @@ def test_O_12_the_overlap_can_be_ended_and_the_former_one_is_refused_at_once() -
     world = OwnWorld()
     rotate(world, Own.OPERATOR_CA)
     assert world.own_keys.certificates(Own.OPERATOR_CA).count(b"BEGIN") == 2
-    assert [one.version for one in retire(world, Own.OPERATOR_CA, request_id=REQUEST)] == [1]
+    assert [one.version for one in retire(world, Own.OPERATOR_CA, request_id=REQUEST).versions] == [1]
     assert world.own_keys.certificates(Own.OPERATOR_CA).count(b"BEGIN") == 1
     background(world)
     assert states(world, Own.OPERATOR_CA) == ["destroyed", "active"]
-    assert [one.version for one in retire(world, Own.OPERATOR_CA, request_id=REQUEST)] == [1]
+    assert [one.version for one in retire(world, Own.OPERATOR_CA, request_id=REQUEST).versions] == [1]
 
 
 def test_the_former_audit_key_stays_while_a_process_signs_with_it() -> None:
@@ -327,3 +328,27 @@ def test_page_tokens_go_on_over_a_rotation_and_end_with_the_overlap() -> None:
     assert refusal(lambda: pages.open(asked, (), token)) == "PAGE_TOKEN_INVALID"
     assert pages.open(asked, (), fresh) == ("b",)
     assert world.own_keys.active(Own.PAGE).state is OwnKeyState.ACTIVE
+
+
+def test_who_is_locked_out_by_the_end_of_a_ca_is_told_before_and_after() -> None:
+    world = OwnWorld()
+    _, csr = make_request()
+    for name in ("erin", "fay", "gus"):
+        world.operators.add(world.asked("OperatorService/AddOperator"), name, [], csr, None)
+    rotate(world, Own.OPERATOR_CA)
+    world.operators.issue(world.asked("OperatorService/IssueCertificate"), "fay", csr, None)
+    world.operators.remove(world.asked("OperatorService/RemoveOperator"), "gus")
+    world.operators.add(world.asked("OperatorService/AddOperator"), "hal", [], csr, None)
+    assert retire(world, Own.OPERATOR_CA, validate_only=True).locked_out == ["erin"]
+    assert retire(world, Own.OPERATOR_CA).locked_out == ["erin"]
+
+
+def test_whose_certificate_has_run_out_is_locked_out_by_no_ca() -> None:
+    world = OwnWorld()
+    _, csr = make_request()
+    world.operators.add(world.asked("OperatorService/AddOperator"), "erin", [], csr, timedelta(hours=1))
+    rotate(world, Own.OPERATOR_CA)
+    world.clock.forward(hours=2)
+    assert retire(world, Own.OPERATOR_CA, validate_only=True).locked_out == []
+    rotate(world, Own.AUDIT)
+    assert retire(world, Own.AUDIT, validate_only=True).locked_out == []

@@ -57,6 +57,7 @@ def parts(**other: Any) -> Any:
             "drifts": SimpleNamespace(chores=lambda: iter(()), news=list),
             "authorities": idle,
             "own": idle,
+            "claim": SimpleNamespace(look=lambda _call: None),
             "operations": SimpleNamespace(due=dict, chores=lambda: iter(())),
             "renew_certificate": lambda: None,
             **other,

@@ -242,6 +242,24 @@ def test_the_token_is_asked_for_what_it_knows_and_its_silence_refuses_nothing() 
     assert world.inventory.origin(world.show("pay")) == (None, "HSM_UNAVAILABLE")
 
 
+def test_keys_whose_version_in_force_is_compromised_are_found_until_another_one_is() -> None:
+    world = Small()
+    for name in ("pay", "sound", "off"):
+        world.make(name)
+        if name != "sound":
+            world.rotations.compromise(world.asked("KeyService/CompromiseKeyVersion"), name, 0, "leaked")
+    world.keys.disable(world.asked("KeyService/DisableKey"), "off")
+
+    def found() -> list[str]:
+        page = world.inventory.page(world.asked("KeyService/ListKeys"), Filter(compromised=True), (), 100)
+        return [entry.key.name for entry in page.items]
+
+    assert found() == ["pay"]
+    assert [world.show(name).phase for name in ("pay", "sound", "off")] == ["compromised", "active", "compromised"]
+    world.rotations.rotate(world.asked("KeyService/RotateKey"), "pay", None)
+    assert (found(), world.show("pay").phase) == ([], "active")
+
+
 def test_a_key_that_is_not_there_is_not_found() -> None:
     refused(lambda: Small().show("none"), NotFound, "KEY_NOT_FOUND")
 

@@ -60,6 +60,9 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def rotate_here(self) -> None:
         made = ending(lambda: self.house.keys.rotate(self.house.call("KeyService/RotateKey"), "pay"))
+        if self.turn and self.phases[self.turn] in {PRE, ACTIVE}:
+            assert made == "KEY_ROTATION_RUNNING"
+            return
         assert made == ("ok" if self.enabled else "KEY_STATE")
         if made == "ok":
             self.primary = self._next(ACTIVE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -183,6 +184,22 @@ def test_a_rotation_for_which_a_target_has_no_room_is_refused_before_a_version_i
     assert ending(lambda: house.rotations.check(asked, house.key())) == "IMPORT_QUOTA"
     assert ending(lambda: house.rotations.rotate(replace(asked, validate_only=True), "pay", None)) == "IMPORT_QUOTA"
     assert house.keys.rotate(house.call("KeyService/RotateKey"), "pay").primary == 2
+
+
+def test_a_version_of_here_only_is_refused_while_another_one_is_on_its_way_to_the_targets(house: House) -> None:
+    house.away("prod")
+    house.rotate()
+    house.rounds(3)
+    dry = replace(house.call("KeyService/RotateKey"), validate_only=True)
+    for asked in (house.call("KeyService/RotateKey"), dry):
+        said = refused(partial(house.keys.rotate, asked, "pay"), reason="KEY_ROTATION_RUNNING").message
+        assert "key/pay/rotation/1" in said
+        assert "broker key activate pay --version 2" in said
+    assert (house.key().latest, house.signs()) == (2, 1)
+    live = house.store.get(Operation, "key/pay/rotation", 1)
+    with house.store.write(house.call("OperationService/AbortOperation").outcome()) as write:
+        house.operations.abort(write, house.call("OperationService/AbortOperation"), live)
+    assert house.keys.rotate(house.call("KeyService/RotateKey"), "pay").primary == 3
 
 
 def test_copies_that_are_gone_take_no_room_and_hide_no_other_one(house: House) -> None:

@@ -150,7 +150,7 @@ ISSUED = Issued(pem=b"PEM", ca_pem=b"CA", server_ca_pem=b"CAS", serial="ab", exp
 def test_operators() -> None:
     answers = {"set_groups": BOB, "revoke": BOB, "remove": BOB, "renew": ISSUED, "issue": ISSUED, "whoami": None}
     noun: Any = Noun(add=(BOB, ISSUED), page=Page(items=[BOB], next=()), **answers)
-    rpc = OperatorMethods(noun, PAGES, str)
+    rpc = OperatorMethods(noun, PAGES, lambda: ("", ""))
     hour = Duration(seconds=3600)
     added = rpc.add_operator(
         call("O/A"), operators_pb2.AddOperatorRequest(name="bob", groups=["admins"], csr_pem="CSR", ttl=hour)
@@ -176,7 +176,8 @@ def test_operators() -> None:
 
 def test_who_am_i_asks_for_the_record_of_it() -> None:
     noun: Any = Noun(whoami=None)
-    me = OperatorMethods(noun, PAGES, str).who_am_i(call("O/W"), operators_pb2.WhoAmIRequest())
+    trouble = ("an hour ahead", "another's too")
+    me = OperatorMethods(noun, PAGES, lambda: trouble).who_am_i(call("O/W"), operators_pb2.WhoAmIRequest())
     assert (me.principal, list(me.groups), me.method, me.credential) == ("operator/alice", ["admins"], "mtls", "0a1b")
     assert noun.asked == [("whoami", (), {})]
 
@@ -192,7 +193,7 @@ def test_who_am_i_asks_for_the_record_of_it() -> None:
 def test_bad_operator_requests_never_reach_the_core(request_: operators_pb2.AddOperatorRequest) -> None:
     noun: Any = Noun()
     with pytest.raises(InvalidRequest):
-        OperatorMethods(noun, PAGES, str).add_operator(call("O/A"), request_)
+        OperatorMethods(noun, PAGES, lambda: ("", "")).add_operator(call("O/A"), request_)
     assert noun.asked == []
 
 
@@ -323,7 +324,7 @@ def test_a_symmetric_version_has_no_public_hash() -> None:
 
 def test_the_services_are_those_of_the_api_with_the_types_of_the_api() -> None:
     noun: Any = Noun()
-    made = answers(World(), hsm=noun, guard=noun, schema="", pages=PAGES, trouble=str)
+    made = answers(World(), hsm=noun, guard=noun, schema="", pages=PAGES, trouble=lambda: ("", ""))
     for path, method in table.methods(made).items():
         hints = get_type_hints(method.noun)
         request = next(hint for name, hint in hints.items() if name.lstrip("_") == "request")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from broker.core.approval import Approval, Grant
+from broker.core.certified import Certified
 from broker.core.findings import DriftReport, Finding
 from broker.core.kinds import (
     ApprovalState,
@@ -38,6 +39,7 @@ from broker.core.model import (
 from broker.core.own_key import OwnKey
 from broker.core.records import RECORDS
 from broker.core.schedule import KeySchedule
+from broker.core.token_claim import TokenClaim
 from broker.store.authentic import Rows
 from broker.store.ledger import SUMMED
 from tests.contracts.store.samples import ROW_KEY, T0, head, key, lease, rule, session, version
@@ -130,6 +132,8 @@ ROWS: list[Record] = [
         name="audit", version=2, state=OwnKeyState.ACTIVE, hsm_id=b"broker/123456789", public_key=b"\x30",
         certificate="", link="", handover={"former_key": "30"}, sealed=None, created_at=T0, since=T0,
     ),
+    Certified(operator="alice", authority="00", until=T0),
+    TokenClaim(name="token", numbers=("00" * 16, "11" * 16), quiet_until=T0, unkept=False),
 ]  # fmt: skip
 
 
@@ -170,6 +174,8 @@ MACS = [
     "662eb0d18f99b7774b0fd14662648e0a",
     "7b665d3b5272b6f535d895fbc7f59a5f",
     "8c49c726ea0ae465f3751f731c37d54b",
+    "352df37d8508aee48219b5cb4cfbab31",
+    "54e2cc14e0f67392f0977d7ce4688b28",
 ]
 
 SUMS = [
@@ -195,6 +201,8 @@ SUMS = [
     "KeyUsed",
     "DriftReport",
     "OwnKey",
+    "TokenClaim",
+    "Certified",
 ]
 
 
