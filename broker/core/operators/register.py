@@ -128,12 +128,14 @@ class Operators:
         operator = self._store.get(Operator, check_name(name, "operator"))
         self._guard.check(call, of_operator(name, operator))
         enabled = _enabled(operator, name)
-        call.note(operator=name)
+        lacking = call.clearance is not None and call.clearance.lacking
+        if lacking:
+            call.note(operator=name)
         with last_write(self._store, call) as write:
-            if call.clearance is not None and call.clearance.lacking:  # nothing is signed without the approval
+            if call.clearance is not None and lacking:  # nothing is signed without the approval
                 call.clearance.spend(write)
             issued = self._certificate(enabled, csr_pem, ttl, self._now())
-            write.note(certificate_serial=issued.serial)
+            write.note(operator=name, certificate_serial=issued.serial)
             note_certificate(write, name, self._authority().certificate, issued.expires_at)
         return issued
 
