@@ -1,4 +1,4 @@
-"""One processor for each process of the broker.
+"""One processor for each process of the broker, and short turns of its threads on it.
 
 Python runs one thread at a time. On several processors its threads still wake each other across them for every step of
 a call, which costs more than the second processor gives: kept to one, a process answers about twice as many calls.
@@ -24,13 +24,16 @@ Python's own figure, for every piece of background work that is being done."""
 log = structlog.get_logger("broker")
 
 
+def short_turns() -> None:
+    """Have a thread that runs Python hand it on soon to one that waits."""
+    sys.setswitchinterval(TURN_SECONDS)
+
+
 def keep_to_one(worker: int = 0) -> None:
     """Keep all threads, and those that are started from now on, to one processor. ``worker``: its number, if it is one.
 
-    A hardened unit or container may forbid that, or hide what it takes; then everything is left to the system. Their
-    turns are made short in any case.
+    A hardened unit or container may forbid that, or hide what it takes; then everything is left to the system.
     """
-    sys.setswitchinterval(TURN_SECONDS)
     try:
         processor = _of_worker(worker) if worker else _current()
         for task in TASKS.iterdir():
