@@ -62,7 +62,7 @@ def _rotated(admin: Client, names: list[str]) -> float:
 
 @contextmanager
 def _signing(house: AzureLive) -> Iterator[list[float]]:
-    """A process that has begun to sign one message after another; its 99th percentile in ms is in the list at the end."""
+    """A process that has begun to sign, time after time; its 99th percentile in ms is in the list in the end."""
     profile = house.profile
     command = [sys.executable, "-m", "tests.bench.rotations", house.broker.address, str(profile)]
     found: list[float] = []
