@@ -74,6 +74,9 @@ OWN_KEYS_EVERY = timedelta(seconds=1)
 """Shorter than ``own_work.LEAD``: everybody takes a new version before it is in force."""
 
 OPERATIONS_EVERY = timedelta(seconds=2)
+LOOK_SHARE, LONGEST_LOOK = 20, timedelta(seconds=10)
+"""How many times as long as a look at all operations that wait took the next one is put off, at least: there may be
+thousands, and what was found at the last look keeps their places busy meanwhile."""
 FORGET_EVERY = timedelta(minutes=10)
 
 ERRANDS_SECONDS = 2.0
@@ -276,7 +279,11 @@ class Loop:
         """Have the operations carried on that nobody came back for, at each place outside in a thread of its own."""
         if self._fence is None:
             return
-        for place, rows in self._broker.operations.due().items():
+        begun = self._ticks()
+        due = self._broker.operations.due()
+        rest = min(LOOK_SHARE * (self._ticks() - begun), LONGEST_LOOK)
+        self._due["operations"] = max(self._due["operations"], self._ticks() + rest)
+        for place, rows in due.items():
             errands = self._token if place == HSM else self._errands
             errands.start(place, partial(self._carry_on_at, rows))
 

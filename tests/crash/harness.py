@@ -81,7 +81,8 @@ class MortalStore:
 class MortalHsm:
     """A keyring whose process dies before and after each change of the token.
 
-    ``loses``: it makes the next one, and the answer is lost.
+    ``loses``: it makes the next one, and the answer is lost. ``fresh``: of each that it made, whether the broker said
+    that it need not be searched for.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class MortalHsm:
         self._hsm, self._fate, self._announced, self._roots = hsm, fate, announced, roots
         self._own_announced = own_announced
         self.loses = False
+        self.fresh: list[bool] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._hsm, name)
@@ -114,6 +116,7 @@ class MortalHsm:
 
     def generate(self, key: KeyRef, *, exportable: bool, fresh: bool = False) -> bytes | None:
         with self._change("made", key):
+            self.fresh.append(fresh)
             made: bytes | None = self._hsm.generate(key, exportable=exportable, fresh=fresh)
         if self.loses:
             self.loses = False

@@ -13,7 +13,7 @@ from broker.core.errors import BrokerError, Unavailable, WrongState
 from broker.core.imports.arrival import Arrival, Found
 from broker.core.imports.proof import UNTRIED, prove
 from broker.core.kinds import OaepHash
-from broker.core.model import WrappingKey
+from broker.core.model import RemoteKey, WrappingKey
 from broker.core.ports import Cargo, KeyRef, Offer
 from broker.core.reasons import Reason
 from broker.core.targets.keks import made_for
@@ -60,15 +60,15 @@ class Delivery:
         """The key's name at the target."""
         return self.there.remote_name
 
-    def is_first(self) -> bool:
-        """True when a new remote key is to be made; False when a further version of ours is.
+    def ours(self) -> tuple[RemoteKey, ...]:
+        """What the target has under the name, once that is known to be ours; () when a new remote key is to be made.
 
         WrongState ``TARGET_NAME_TAKEN`` when what stands under the name is not ours (BY-10).
         """
         port = self.there.port
         held = port.versions(self.remote_name) if self.newest else []
         if not held or self.newest is None:
-            return True
+            return ()
         before = next((one for one in held if one.version == self.newest.remote_version), None)
         if before is None:
             raise self._name_taken()
@@ -80,7 +80,7 @@ class Delivery:
             # A version that was put out of use on purpose, as older ones are, is known by its public key.
             if error.reason not in UNTRIED or before.public_key is None:
                 raise
-        return False
+        return tuple(held)
 
     def must_be_in_order(self, *, asking: bool = True) -> None:
         """Refuse (``NEWER_VERSION_THERE``) what would put an older version before the one in use there (BY-13).
@@ -102,13 +102,14 @@ class Delivery:
         if self.there.find() is not None:
             return
         self.must_be_in_order()
-        if self.is_first() and self.there.port.versions(self.remote_name):
+        if not self.ours() and self.there.port.versions(self.remote_name):
             raise self._name_taken()
 
     def pack(self) -> Parcel:
         """What is to be sent, wrapped for the pinned KEK or for one that the target makes now, for this alone."""
         port, key = self.there.port, self.there.key
-        cargo = Cargo(name=self.remote_name, type=key.type, usage=key.usage, first=self.is_first())
+        held = self.ours()
+        cargo = Cargo(name=self.remote_name, type=key.type, usage=key.usage, first=not held, held=held)
         offer = Offer(key=self.kek) if self.kek else made_for(port, cargo)
         return Parcel(cargo=cargo, offer=offer, blob=self.wrap(offer.key))
 

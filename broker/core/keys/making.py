@@ -96,12 +96,15 @@ class Making:
         write.note(version=key.latest)
         return key, self._begin(write, call, key, key.latest, phase)
 
-    def complete(self, call: Call, name: str, number: int) -> None:
-        """Make what was ``begun``, if it is not made yet; WrongState ``EARLIER_TRY_UNDONE`` when it came to nothing."""
+    def complete(self, call: Call, name: str, number: int, *, fresh: bool = False) -> None:
+        """Make what was ``begun``, if it is not made yet; WrongState ``EARLIER_TRY_UNDONE`` when it came to nothing.
+
+        ``fresh``: it was begun just now by this very call.
+        """
         operation = self._operations.live(self._store, subject_of(name, number))
         if operation is not None:
             with self._turns.enter(str(call.principal)):
-                self._operations.run(call, operation)
+                self._operations.run(call, operation, fresh=fresh)
         version = self._store.get(KeyVersion, name, number)
         if version is None or version.state is not VersionState.ENABLED:
             raise receipts.undone()

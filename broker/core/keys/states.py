@@ -17,6 +17,9 @@ SCHEDULED = frozenset({KeyState.DESTROY_SCHEDULED, KeyState.HELD})
 TABLES = frozenset({"keys", "key_versions"})
 """Where what is destroyed is looked up."""
 
+STEP = 100
+"""Versions that are read at a time."""
+
 
 def require(key: Key, allowed: frozenset[KeyState]) -> None:
     """Return if the key is in one of these states; else WrongState ``KEY_STATE``."""
@@ -58,7 +61,10 @@ def refuse_rotating(live: Operation | None, name: str) -> None:
 def versions_of(store: Store, name: str) -> list[KeyVersion]:
     """Every version of a key, oldest first."""
     found: list[KeyVersion] = []
-    while rows := store.page(KeyVersion, under=(name,), after=key_of(found[-1]) if found else (), limit=100):
+    while len(found) % STEP == 0:
+        rows = store.page(KeyVersion, under=(name,), after=key_of(found[-1]) if found else (), limit=STEP)
+        if not rows:
+            break
         found += rows
     return found
 

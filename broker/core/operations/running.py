@@ -94,10 +94,11 @@ class Operations:
         *,
         undo_for: str = "",
         abandoned: bool = False,
+        until: datetime | None = None,
     ) -> Operation:
         """Write the intent; ``UnderWay`` while another one of the same subject is not over.
 
-        ``abandoned``: this call does not carry it on; the background takes it up at once.
+        ``abandoned``: this call does not carry it on; the background takes it up at once, or at the time ``until``.
 
         ``undo_for``: the reason for which it is to be undone from the start, of what was begun before there were any.
         """
@@ -115,7 +116,7 @@ class Operations:
             failure=undo_for,
             attempts=0,
             created_at=now,
-            due_at=now if undo_for or abandoned else now + plan.patience,
+            due_at=(until or now) if undo_for or abandoned else now + plan.patience,
         )
         write.add(operation)
         return operation

@@ -20,12 +20,16 @@ from broker.core.model import RemoteKey, Terms, WrappingKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cargo:
-    """A key version on its way to a target: its name there, and what it is. ``first``: the name is to be new there."""
+    """A key version on its way to a target: its name there, and what it is. ``first``: the name is to be new there.
+
+    ``held``: else what the target itself has just shown under the name, so that it need not be asked again; () unknown.
+    """
 
     name: str
     type: KeyType
     usage: KeyUsage
     first: bool
+    held: tuple[RemoteKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,9 +27,10 @@ from broker.core.kinds import ImportState, KeyState, Phase
 from broker.core.model import Import, Key, KeyVersion, Operation, Principal, Target
 from broker.core.once import record
 from broker.core.operations.plan import Plan, Step, Work
-from broker.core.operations.running import LIVE, Operations
+from broker.core.operations.running import Operations
 from broker.core.ports import Connect, Store, Write
 from broker.core.reasons import Reason
+from broker.core.records import key_of
 from broker.core.rotations.withdrawal import doubt_of, in_use_there, is_unwanted, provide, withdrawn
 
 PATIENCE = timedelta(minutes=2)
@@ -187,9 +188,14 @@ class Copies:
         return [one for one in self._under_way(f"key/{key}/") if one.kind == self._sending.kind]
 
     def _under_way(self, begins: str) -> list[Operation]:
+        """Looked for by the subject alone: of one key there are few, of one state as many as all keys have."""
         found: list[Operation] = []
-        for state in LIVE:
-            found += self._store.page(Operation, limit=MAX_COPIES, where={"state": state.value}, begins=begins)
+        after: tuple[str | int, ...] = ()
+        while rows := self._store.page(Operation, after=after, limit=MAX_COPIES, begins=begins):
+            found += [row for row in rows if not row.state.over]
+            if len(rows) < MAX_COPIES:
+                break
+            after = key_of(rows[-1])
         return found
 
     def stop_sending(self, write: Write, key: str, version: int) -> None:

@@ -105,7 +105,7 @@ class Rotating:
         if found is not None:
             call.note(version=number)
         if found is not None and not found.state.over:
-            found = self._operations.run(call, found)
+            found = self._operations.run(call, found, fresh=receipt is None)
         now = self._store.get(Key, decided.name)
         if now is None:
             raise receipts.undone()
@@ -157,7 +157,7 @@ class Rotating:
         name, number = key_named(work.operation), _number(work)
         call = background_call(f"key/{name}", work.call.fence, work.call.now, "-/Rotation")
         try:
-            self._making.complete(call, name, number)
+            self._making.complete(call, name, number, fresh=work.fresh)
         except Exhausted as busy:  # others are being made; its turn comes
             raise Unavailable(Reason.HSM_BUSY, "The HSM makes other keys; this is tried again.") from busy
         return {}
@@ -194,7 +194,8 @@ class Rotating:
             "retire_at": retire_at.isoformat(),
             "asked_by": work.operation.principal,
         }
-        self._operations.begin(write, work.call, self._ending, f"key/{name}/{number}/former", memory, abandoned=True)
+        subject = f"key/{name}/{number}/former"
+        self._operations.begin(write, work.call, self._ending, subject, memory, abandoned=True, until=retire_at)
 
     # ---- the former one's end ------------------------------------------------------------------------------------
 

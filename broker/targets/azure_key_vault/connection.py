@@ -113,7 +113,7 @@ class Connection:
                 return None
             raise
 
-    def upload(self, name: str, jwk: dict[str, Any], before: list[KeyProperties]) -> None:
+    def upload(self, name: str, jwk: dict[str, Any], before: set[str]) -> None:
         """Import; what the vault answers is not looked at, since reading back decides (BY-15).
 
         It is sent once. Only when the vault has said that it is too busy, has been waited for as it asked, and then
@@ -126,7 +126,7 @@ class Connection:
             if answer.status != 429 or answer.retry_after is None:
                 raise
             self._transport.sleep(answer.retry_after)
-            if {one.version for one in self.listed(name)} != {one.version for one in before}:
+            if {one.version for one in self.listed(name)} != before:
                 raise
             self._send_key(name, jwk)
 

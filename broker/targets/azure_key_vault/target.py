@@ -24,6 +24,8 @@ from broker.targets.azure_key_vault.site import VERSION, Site
 from broker.targets.azure_key_vault.terms import Keeping
 
 if TYPE_CHECKING:
+    from azure.keyvault.keys import KeyProperties
+
     from broker.targets.azure_key_vault.connection import Connection
 
 MAX_REMEMBERED = 4096
@@ -94,8 +96,7 @@ class AzureKeyVaultTarget:
             jwk["crv"] = forms.CURVES[cargo.type]
         connection, about = self._connection, f"; it was sent a blob of {len(blob)} bytes for {kid}"
         with connection.asking("import", name, about):
-            with connection.asking("list", name):
-                before = connection.listed(name)
+            before = {one.version for one in cargo.held} or self._there(name)
             if cargo.first and before:
                 raise WrongState(
                     Reason.TARGET_NAME_TAKEN,
@@ -108,9 +109,14 @@ class AzureKeyVaultTarget:
         connection = self._connection
         with connection.asking("list", name, seconds=https.LISTING_SECONDS):
             listed = connection.listed(name)
-            current = self._remember(connection.read(name, "")) if listed else ""
+            # Asked for only where it decides: two of the same second
+            current = self._remember(connection.read(name, "")) if _abreast(listed) else ""
             listed.sort(key=lambda one: (one.created_on is not None, one.created_on, one.version == current))
             return [self._remote(name, one) for one in listed]
+
+    def _there(self, name: str) -> set[str]:
+        with self._connection.asking("list", name):
+            return {str(one.version) for one in self._connection.listed(name)}
 
     def hidden(self, name: str) -> list[str]:  # noqa: ARG002 (of no key)
         """A vault lists all versions."""
@@ -216,6 +222,12 @@ class AzureKeyVaultTarget:
     @property
     def _connection(self) -> Connection:
         return self._site.connection
+
+
+def _abreast(listed: list[KeyProperties]) -> bool:
+    """Whether the times at which they were made do not tell which of them is the newest."""
+    times = {one.created_on for one in listed}
+    return len(times) < len(listed) or None in times
 
 
 def _sealed(made: Any) -> bytes:

@@ -151,13 +151,12 @@ class VaultTarget:
         self.supports(cargo.type, cargo.usage)
         body = upload(blob, oaep_hash)
         if not cargo.first:
-            self._import_version(cargo.name, body)
+            self._import_version(cargo.name, body, list(cargo.held) or self.versions(cargo.name))
             return
         self._adapter.post(self._unknown_to_hvac(f"keys/{cargo.name}/import"), json=first(cargo.type) | body)
 
-    def _import_version(self, name: str, body: dict[str, Any]) -> None:
+    def _import_version(self, name: str, body: dict[str, Any], found: list[RemoteKey]) -> None:
         """A key that is deleted softly takes none, so it is restored first; what was out of use with it stays so."""
-        found = self.versions(name)
         path = self._unknown_to_hvac(f"keys/{name}/import_version")
         if not found or any(one.enabled for one in found):
             self._adapter.post(path, json=body)

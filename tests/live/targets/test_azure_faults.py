@@ -127,6 +127,21 @@ def test_an_upload_that_a_busy_vault_put_off_is_sent_again_after_the_wait_and_a_
     assert seen[:4] == ["GET", "PUT", "GET", "PUT"]
 
 
+def test_BY_15_a_further_version_that_was_put_off_goes_again_only_if_there_is_what_was_shown_before(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Patched: the SDK waits there, and a whole second at least.
+    monkeypatch.setattr("azure.core.pipeline.transport.RequestsTransport.sleep", lambda _self, _wait: None)
+    bench.imported("web")
+    further = replace(cargo("web", first=False), held=tuple(bench.port.versions("web")))
+    bench.vault.faults.add(throttled(1), on="^PUT ")
+    bench.port.import_key(further, bench.blob(), SHA1)
+    assert len(bench.vault.versions("web")) == 2
+    bench.vault.faults.add(throttled(1), on="^PUT ")
+    refused(lambda: bench.port.import_key(further, bench.blob(), SHA1), reason="TARGET_THROTTLED")
+    assert len(bench.vault.versions("web")) == 2
+
+
 def test_BY_15_an_upload_that_was_put_off_and_yet_arrived_is_not_sent_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,16 @@ def test_BY_10_somebody_elses_key_gets_no_further_version(bench: Bench) -> None:
     assert len(bench.vault.versions("web")) == 1
 
 
+def test_what_the_vault_has_just_shown_is_not_asked_of_it_again_before_an_upload(bench: Bench) -> None:
+    bench.imported("web")
+    held = tuple(bench.port.versions("web"))
+    asked = len(bench.sent("GET"))
+    further = ports.Cargo(name="web", type=P256, usage=SIGN, first=False, held=held)
+    bench.port.import_key(further, bench.blob(), SHA1)
+    assert len(bench.sent("GET")) == asked
+    assert [one.version for one in bench.port.versions("web")][:1] == [held[0].version]
+
+
 def test_names_come_from_all_pages(bench: Bench) -> None:
     assert bench.port.keks.names() == ["kek"]
     assert sorted([*bench.fill(27), "kek"]) == bench.port.keks.names()

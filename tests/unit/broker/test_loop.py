@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -209,6 +210,25 @@ def test_AU_03_a_chain_that_was_begun_anew_is_signed_in_the_next_round() -> None
     moved[:] = [SimpleNamespace(chain="second", sequence=1)]
     loop.round()
     assert signed == ["first", "second"]
+
+
+def test_operations_of_which_there_are_many_are_looked_through_less_often() -> None:
+    time = timedelta()
+    looked: list[timedelta] = []
+
+    def due() -> dict[str, list[Any]]:
+        nonlocal time
+        looked.append(time)
+        time += timedelta(seconds=0.2)
+        return {}
+
+    loop = Loop(parts(operations=SimpleNamespace(due=due, chores=lambda: iter(()))), lambda: time)
+    while time < timedelta(seconds=10):
+        loop.round()
+        time += timedelta(seconds=0.1)
+    gaps = [later - former for former, later in pairwise(looked)]
+    assert all(timedelta(seconds=4.2) <= gap < timedelta(seconds=4.4) for gap in gaps), gaps
+    assert gaps
 
 
 def test_FT_24_whose_time_is_in_doubt_does_not_ask_to_lead() -> None:

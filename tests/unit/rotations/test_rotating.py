@@ -54,6 +54,20 @@ def test_the_new_version_is_proven_everywhere_before_it_signs_and_the_former_one
     ]
 
 
+def test_what_ends_the_former_version_is_begun_for_the_end_of_its_grace(house: House) -> None:
+    house.rotate(GRACE)
+    house.rounds(3)
+    ending_it = house.store.last(Operation, "key/pay/2/former")
+    assert ending_it is not None
+    assert ending_it.due_at == ending_it.created_at + GRACE
+    assert ending_it.revision == 1, "nobody had to take it up to find that it is too early"
+
+
+def test_a_version_that_is_made_for_a_rotation_is_not_searched_for_in_the_token(house: House) -> None:
+    house.rotate()
+    assert house.hsm.fresh == [True, True]  # the first version, and the next one
+
+
 def test_FT_31_a_target_that_is_away_holds_up_no_other_and_is_waited_for(house: House) -> None:
     house.away("prod")
     house.rotate()
