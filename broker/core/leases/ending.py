@@ -65,7 +65,7 @@ def part(call: Call, rpc: str = "") -> Call:
 
 def entry_of(call: Call, resource: str, **facts: str | int) -> AuditEntry:
     """The entry of one thing that ended by a call, under the call's own decision."""
-    return replace(call.outcome(), resource=resource, facts=facts)
+    return call.outcome_of(resource, facts)
 
 
 def live(session: Session | None, now: datetime) -> bool:

@@ -104,7 +104,8 @@ class Putting:
         )  # fmt: skip
         draft = self._draft(wish, seen)
         self._permit(call, seen or draft)
-        self._permit_again(call, draft)
+        if seen and not _same_to_policies(seen, draft):
+            self._permit_again(call, draft)
         self._check(wish)
         if call.validate_only:
             return self._tried(wish, seen)
@@ -266,7 +267,8 @@ class Putting:
         _expect(wish, stored, version.number)
         check_versions(self._store, wish.name, version.number)
         secret = self._draft(wish, stored)
-        self._permit_again(call, stored or secret)
+        if stored and not _same_to_policies(stored, secret):
+            self._permit_again(call, stored)
         self._permit_again(call, secret)
         before = write.get(SecretVersion, wish.name, stored.latest) if stored else None
         if wish.patched and before is not None and before.state is not ENABLED:  # its values were taken away meanwhile
@@ -286,6 +288,11 @@ class Putting:
         """Decide on the secret with other labels than it had; writes into the call only what denies."""
         if not self._guard.permits(call.principal, call.action, of_secret(secret.name, secret)):
             self._permit(call, secret)
+
+
+def _same_to_policies(one: Secret, other: Secret) -> bool:
+    """Whether a decision on the one is the decision on the other: policies know a secret by name and labels."""
+    return (one.name, one.labels) == (other.name, other.labels)
 
 
 def there(secret: Secret | None, name: str, now: datetime | None = None) -> Secret:
