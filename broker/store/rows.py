@@ -70,12 +70,6 @@ def record_of(kind: type[R], row: Sequence[Cell]) -> R:
         ) from cause
 
 
-def at_revision(record: R, revision: int) -> R:
-    """The same record at another revision; ``dataclasses.replace`` looks at each field on its way."""
-    values, _ = _READERS[type(record)]
-    return type(record)(**{**dict(zip(_MAKERS[type(record)][0], values(record), strict=True)), "revision": revision})
-
-
 def rank(record: Any) -> int:
     """How new a record is among those that have had its name: the younger one, then the higher revision."""
     created = _CREATED[type(record)]

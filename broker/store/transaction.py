@@ -15,7 +15,7 @@ from broker.core.errors import AlreadyExists, BrokerError, WrongState
 from broker.core.kinds import LeaseState
 from broker.core.model import Lease, Record
 from broker.core.reasons import Reason
-from broker.core.records import key_of, kinds
+from broker.core.records import key_of, kinds, renewed
 from broker.store.answers import Answers
 from broker.store.asked import Asked, asked
 from broker.store.authentic import Rows
@@ -24,7 +24,7 @@ from broker.store.floors import Floors
 from broker.store.ledger import Ledger, Slot
 from broker.store.marks import UNTOLD, Changed, tell, weights
 from broker.store.refusals import refusal
-from broker.store.rows import NAMES, PLACES, at_revision, microseconds, rank, rank_of
+from broker.store.rows import NAMES, PLACES, microseconds, rank, rank_of
 from broker.store.tables import (
     BY_KEY,
     DELETE,
@@ -47,7 +47,7 @@ R = TypeVar("R", bound=Record)
 STEP = 1000
 """Leases of one session that are ended at a time."""
 
-_LEASE = PLACES[Lease]
+_ID, _STATE, _ENDS, _REVISION = (PLACES[Lease][name] for name in ("id", "state", "expires_at", "revision"))
 
 LEADER = select(LEADERSHIP.c.fence)
 LEADER_LOCKED = LEADER.with_for_update(read=True)
@@ -166,7 +166,7 @@ class SqlWrite:
 
     def replace_all(self, changes: Sequence[tuple[R, R]]) -> list[R]:
         """See ``Write.replace_all``."""
-        written = [at_revision(new, old.revision + 1) for old, new in changes]
+        written = [renewed(new, revision=old.revision + 1) for old, new in changes]
         if any(type(old) is not type(new) or key_of(old) != key_of(new) for old, new in changes):
             raise ValueError("a record is replaced by one of the same kind and name")
         pairs = [(old, new) for (old, _), new in zip(changes, written, strict=True)]
@@ -218,20 +218,20 @@ class SqlWrite:
             ended += self._ended([row for row in rows if self._rows.known(Lease, row)], state, microseconds(at))
             if len(rows) < STEP:
                 return ended
-            after = rows[-1][_LEASE["id"]]
+            after = rows[-1][_ID]
 
     def _ended(self, rows: Sequence[Sequence[Any]], state: LeaseState, at: int) -> int:
         """End leases cell by cell: a job has many, and taking them apart costs more than all the rest of it."""
         changes, ends = [], []
         for row in rows:
             cells = list(row[:-1])
-            cells[_LEASE["state"]] = state.value
-            cells[_LEASE["expires_at"]] = min(cells[_LEASE["expires_at"]], at)
-            cells[_LEASE["revision"]] += 1
-            key, mac = (cells[_LEASE["id"]],), self._rows.mac_of(Lease, cells)
-            changes.append(Changed(Lease, key, cells[_LEASE["revision"]], rank_of(Lease, cells), row[-1], mac))
-            new = {f"n_{name}": cells[_LEASE[name]] for name in ("state", "expires_at", "revision")}
-            ends.append({"k0": key[0], "read": row[-1], **new, "n_mac": mac})
+            cells[_STATE] = state.value
+            cells[_ENDS] = min(cells[_ENDS], at)
+            cells[_REVISION] += 1
+            key, mac = (cells[_ID],), self._rows.mac_of(Lease, cells)
+            changes.append(Changed(Lease, key, cells[_REVISION], rank_of(Lease, cells), row[-1], mac))
+            new = {"n_state": state.value, "n_expires_at": cells[_ENDS], "n_revision": cells[_REVISION], "n_mac": mac}
+            ends.append({"k0": key[0], "read": row[-1], **new})
         if ends:
             with _Statements(self):
                 changed = self.change(END_LEASE, ends)

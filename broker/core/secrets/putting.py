@@ -7,7 +7,7 @@ may patch learns no value, and changes no other field by what another writer has
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from broker.core import ports, receipts
@@ -20,6 +20,7 @@ from broker.core.once import last_write, once
 from broker.core.policy.guard import Guard, of_secret
 from broker.core.quota import check_versions
 from broker.core.reasons import Reason
+from broker.core.records import renewed
 from broker.core.secrets.references import MAX_NUMBER
 from broker.core.secrets.roots import Roots
 from broker.core.secrets.sealing import Sealing
@@ -188,7 +189,7 @@ class Putting:
             return Secret(
                 name=wish.name, labels=wish.labels, latest=1, created_at=now, updated_at=now, expires_at=wish.expires_at
             )
-        return replace(
+        return renewed(
             stored,
             labels=wish.labels or stored.labels,
             latest=stored.latest + 1,
