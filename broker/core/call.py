@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker.core.clearance import Clearance
@@ -47,13 +48,22 @@ class Call:
 
     def intent(self) -> AuditEntry:
         """The entry to make durable before the outside world is touched."""
-        return self._entry(Phase.INTENT, "", "")
+        return self._entry(Phase.INTENT, "", "", self.resource, self._noted())
 
     def outcome(self, status: str = "ok", reason: str = "") -> AuditEntry:
         """The entry that closes the call; the code that makes it durable sets ``closed``."""
-        return self._entry(Phase.OUTCOME, status, reason)
+        return self._entry(Phase.OUTCOME, status, reason, self.resource, self._noted())
 
-    def _entry(self, phase: Phase, status: str, reason: str) -> AuditEntry:
+    def outcome_of(self, resource: str, facts: Mapping[str, str | int]) -> AuditEntry:
+        """The entry of one of several things that came to their end by this call, with facts of its own only."""
+        return self._entry(Phase.OUTCOME, "ok", "", resource, facts)
+
+    def _noted(self) -> dict[str, str | int]:
+        return {**self.facts, "fence": self.fence} if self.fence else dict(self.facts)
+
+    def _entry(
+        self, phase: Phase, status: str, reason: str, resource: str, facts: Mapping[str, str | int]
+    ) -> AuditEntry:
         return AuditEntry(
             time=self.now(),
             phase=phase,
@@ -64,13 +74,13 @@ class Call:
             authn=self.principal.method,
             credential=self.principal.credential,
             peer=self.peer,
-            resource=self.resource,
+            resource=resource,
             decision=self.decision,
             policies=self.policies,
             policy_version=self.policy_version,
             outcome=status,
             reason=reason,
-            facts={**self.facts, "fence": self.fence} if self.fence else dict(self.facts),
+            facts=facts,
         )
 
 

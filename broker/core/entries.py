@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 
 from broker.core.model import AuditHead
 
@@ -74,9 +75,17 @@ class AuditEntry:
         """The number of the leader whose work it is; 0 for everything that any process may do."""
         return int(self.facts.get("fence", 0))
 
+    def saying(self, facts: Mapping[str, str | int]) -> AuditEntry:
+        """The same entry with these facts besides; ``dataclasses.replace`` takes twice as long."""
+        return AuditEntry(**dict(zip(_SAME, _same(self), strict=True)), facts={**self.facts, **facts})
+
     def __post_init__(self) -> None:
         if not self.facts.keys() <= FACTS:
             raise ValueError(f"not recordable: {sorted(self.facts.keys() - FACTS)}")
+
+
+_SAME = tuple(each.name for each in fields(AuditEntry) if each.name != "facts")
+_same = attrgetter(*_SAME)
 
 
 def encode(entry: AuditEntry, chain: str, sequence: int, previous: str) -> tuple[bytes, str]:

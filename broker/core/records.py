@@ -7,10 +7,10 @@ the store in memory and the samples that the tests have, and docs/records.md.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from broker.core.approval import Approval
 from broker.core.certified import Certified
@@ -40,6 +40,8 @@ from broker.core.model import (
 from broker.core.own_key import OwnKey
 from broker.core.schedule import KeySchedule
 from broker.core.token_claim import TokenClaim
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,11 +211,21 @@ def kinds(trait: str) -> frozenset[type[Any]]:
     return frozenset(kind for kind, one in RECORDS.items() if getattr(one, trait))
 
 
+def renewed(record: R, **changes: Any) -> R:
+    """``dataclasses.replace`` for a record, which a call does often, in a fraction of its time."""
+    names, values = _WHOLE[type(record)]
+    return type(record)(**{**dict(zip(names, values(record), strict=True)), **changes})
+
+
 def key_of(record: Record) -> tuple[Any, ...]:
     """The primary key of a record."""
     single, found = _KEYS[type(record)]
     return (found(record),) if single else found(record)
 
+
+_WHOLE = {
+    kind: (names, attrgetter(*names)) for kind in RECORDS for names in [tuple(each.name for each in fields(kind))]
+}
 
 _KEYS = {kind: (len(one.key) == 1, attrgetter(*one.key)) for kind, one in RECORDS.items()}
 

@@ -87,13 +87,15 @@ class Rows:
 
     def read(self, kind: type[R], row: Sequence[Any]) -> Read[R]:
         """What is in a row whose last cell is its MAC; WrongState ``ROW_FORGED`` or ``ROW_DAMAGED``."""
-        often = kind in READ_OFTEN and _small(kind, row)
+        often = kind in READ_OFTEN and (kind is not SecretVersion or _small(row))
         made: Read[R] = self._remembered(kind, *row) if often else self._checked(kind, *row)
         return made
 
     def committed(self, rows: Iterable[tuple[type[Any], Sequence[Any]]]) -> None:
         """This process has written these rows, and it is certain that they are in the database."""
-        self._committed.add((kind, row) for kind, row in rows if kind in SOON_READ and _small(kind, row))
+        self._committed.add(
+            [one for one in rows if one[0] in SOON_READ and (one[0] is not SecretVersion or _small(one[1]))]
+        )
 
     def genuine(self, kind: type[Any], row: Sequence[Any]) -> bool:
         """Whether a broker with this key has written the row so, under this name."""
@@ -168,8 +170,8 @@ def _parts(kind: type[Any]) -> tuple[Callable[[Sequence[Any]], Any], list[tuple[
     return always, [(field.name, at) for at, field in fields if field.nullable]
 
 
-def _small(kind: type[Any], row: Sequence[Any]) -> bool:
-    return kind is not SecretVersion or (type(row[_SEALED]) is bytes and len(row[_SEALED]) <= MAX_REMEMBERED)
+def _small(version: Sequence[Any]) -> bool:
+    return type(version[_SEALED]) is bytes and len(version[_SEALED]) <= MAX_REMEMBERED
 
 
 _PARTS = {kind: _parts(kind) for kind in FIELDS}

@@ -166,12 +166,14 @@ class Group:
     def _finish(self) -> None:
         if not self._members:
             return
-        fault: Exception | None = unconfirmed()  # of what is no Exception and cuts it off
+        fault: Exception | None = None
         try:
             self._commit()
-            fault = None
         except Exception as error:  # noqa: BLE001 (whatever it is, all of the group are told)
             fault = error
+        except BaseException:
+            fault = unconfirmed()
+            raise
         finally:
             self._settle(fault)
 

@@ -16,6 +16,8 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import methodcaller
 from threading import Lock
 from typing import Any, Protocol
 
@@ -32,7 +34,7 @@ SUMMED = tuple(kind for kind, one in RECORDS.items() if one.summed)
 """Kinds that have a sum, in the order of the sums in a slot."""
 
 MODULUS = 1 << (8 * WEIGHT_BYTES)
-_NOTHING = bytes(WEIGHT_BYTES)
+_wide = methodcaller("to_bytes", WEIGHT_BYTES, "big")
 NONCE_BYTES = 16
 
 _OWNER, _SLOT = LEDGER.c.owner == bindparam("of", type_=Text), LEDGER.c.slot == bindparam("at", type_=BigInteger)
@@ -204,7 +206,7 @@ def genuine(rows: Rows, row: Sequence[Any]) -> bool:
 def pack(sums: Sums, rows: Rows) -> bytes:
     """The sums as a cell, enciphered."""
     nonce = secrets.token_bytes(NONCE_BYTES)
-    shown = b"".join([sums[kind].to_bytes(WEIGHT_BYTES, "big") if kind in sums else _NOTHING for kind in SUMMED])
+    shown = b"".join(map(_wide, map(sums.get, SUMMED, repeat(0))))
     return nonce + rows.hidden(nonce, shown)
 
 

@@ -122,7 +122,7 @@ def tell(
     told[0] = {**noted, **told[0]}
     for place, facts in enumerate(told):
         if facts:
-            room[place] = replace(room[place], facts={**room[place].facts, **facts})
+            room[place] = room[place].saying(facts)
     return tuple(room)
 
 

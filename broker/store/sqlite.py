@@ -58,10 +58,10 @@ class Sqlite:
             event.listen(self._writer, "begin", _begin)
             self.driver = Driver(self._writer)
             self._looked_at = 0.0
-            self._files: list[tuple[Path, tuple[int, int] | None]] = []
+            self._files: list[tuple[str, tuple[int, int] | None]] = []
             self._group = Group(self._writer, self.driver, self._check_ours, config.waits)
             self._connect_writer()
-            self._files = [(file, _identity(file)) for file in (path, path.with_name(path.name + "-wal"))]
+            self._files = [(file, _identity(file)) for file in (str(path), f"{path}-wal")]
         except BaseException:
             os.close(self._process_lock)
             raise
@@ -132,9 +132,9 @@ class Sqlite:
                 )
 
 
-def _identity(file: Path) -> tuple[int, int] | None:
+def _identity(file: str) -> tuple[int, int] | None:
     try:
-        found = file.stat()
+        found = os.stat(file)  # noqa: PTH116 (at each change, and a Path takes as long as the system)
     except OSError:
         return None
     return found.st_dev, found.st_ino

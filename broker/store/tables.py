@@ -110,8 +110,15 @@ KEY_COLUMNS: dict[type[Any], list[Column[Any]]] = {
 """The primary key's columns in the order of the port, which is not always that of the table."""
 
 
+_KEY_TYPES = {
+    kind: [str if isinstance(column.type, Text) else int for column in columns] for kind, columns in KEY_COLUMNS.items()
+}
+
+
 def cells(kind: type[Any], key: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """A whole primary key, checked to be one: of the right length and types."""
+    if [*map(type, key)] == _KEY_TYPES[kind]:
+        return tuple([storable(value) for value in key])
     return tuple(_cell(column, value) for column, value in zip(KEY_COLUMNS[kind], key, strict=True))
 
 
@@ -130,6 +137,10 @@ def key_cells(kind: type[Any], key: tuple[str | int, ...]) -> dict[str, str | in
     return _numbered(cells(kind, key))
 
 
+NEW_CELLS = {kind: tuple(f"n_{column.name}" for column in table.columns) for kind, table in TABLES.items()}
+"""The parameters of ``UPDATE`` for the cells of the new row, in their order; the last one is its MAC."""
+
+
 def _as_read(kind: type[Any]) -> list[ColumnElement[bool]]:
     """The row with the primary key ``k0``, ``k1``, …, if it is still the one with the MAC ``read``."""
     keys = [column == bindparam(f"k{place}", type_=column.type) for place, column in enumerate(KEY_COLUMNS[kind])]
@@ -137,8 +148,8 @@ def _as_read(kind: type[Any]) -> list[ColumnElement[bool]]:
 
 
 def _update(kind: type[Any]) -> Update:
-    columns = TABLES[kind].columns
-    written = {column.name: bindparam(f"n_{column.name}", type_=column.type) for column in columns}
+    columns = zip(TABLES[kind].columns, NEW_CELLS[kind], strict=True)
+    written = {column.name: bindparam(name, type_=column.type) for column, name in columns}
     return TABLES[kind].update().where(*_as_read(kind)).values(written)
 
 

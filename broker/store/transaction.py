@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -17,7 +15,7 @@ from broker.core.errors import AlreadyExists, BrokerError, WrongState
 from broker.core.kinds import LeaseState
 from broker.core.model import Lease, Record
 from broker.core.reasons import Reason
-from broker.core.records import key_of, kinds
+from broker.core.records import key_of, kinds, renewed
 from broker.store.answers import Answers
 from broker.store.asked import Asked, asked
 from broker.store.authentic import Rows
@@ -33,6 +31,7 @@ from broker.store.tables import (
     END_LEASE,
     LEADERSHIP,
     LOCKED_BY_KEY,
+    NEW_CELLS,
     UPDATE,
     Query,
     cells,
@@ -48,7 +47,7 @@ R = TypeVar("R", bound=Record)
 STEP = 1000
 """Leases of one session that are ended at a time."""
 
-_LEASE = PLACES[Lease]
+_ID, _STATE, _ENDS, _REVISION = (PLACES[Lease][name] for name in ("id", "state", "expires_at", "revision"))
 
 LEADER = select(LEADERSHIP.c.fence)
 LEADER_LOCKED = LEADER.with_for_update(read=True)
@@ -90,7 +89,7 @@ class SqlWrite:
 
     def _check_leader(self, fence: int) -> None:
         """WrongState ``LEADERSHIP_LOST`` unless ``fence`` is the newest; the next leader waits for this transaction."""
-        with self._statements():
+        with _Statements(self):
             rows = self.read(LEADER_LOCKED if self._shared else LEADER)
         if not rows or rows[0][0] != fence:
             raise WrongState(
@@ -100,7 +99,7 @@ class SqlWrite:
     def get(self, kind: type[R], *key: str | int) -> R | None:
         """See ``Write.get``."""
         query, named = (LOCKED_BY_KEY if self._shared else BY_KEY)[kind], key_cells(kind, key)
-        with self._statements():
+        with _Statements(self):
             rows = self.read(query, named)
             if not rows and self._shared:
                 self._lock_name(kind, key)
@@ -127,7 +126,7 @@ class SqlWrite:
         return next(iter(self._found(kind, wanted, last(kind, wanted), lock=lock)), None)
 
     def _found(self, kind: type[R], wanted: Asked, query: Query, *, lock: bool) -> list[R]:
-        with self._statements():
+        with _Statements(self):
             if lock and self._shared:
                 self._connection.execute(text(f"LOCK TABLE {NAMES[kind]} IN SHARE ROW EXCLUSIVE MODE"))
             rows = self.read(*query)
@@ -138,7 +137,7 @@ class SqlWrite:
         if not records:
             return
         kind = type(records[0])
-        with self._statements():
+        with _Statements(self):
             if self._shared and kind not in RANDOMLY_NAMED:
                 for record in records:
                     self._lock_name(kind, key_of(record))
@@ -167,7 +166,7 @@ class SqlWrite:
 
     def replace_all(self, changes: Sequence[tuple[R, R]]) -> list[R]:
         """See ``Write.replace_all``."""
-        written = [replace(new, revision=old.revision + 1) for old, new in changes]
+        written = [renewed(new, revision=old.revision + 1) for old, new in changes]
         if any(type(old) is not type(new) or key_of(old) != key_of(new) for old, new in changes):
             raise ValueError("a record is replaced by one of the same kind and name")
         pairs = [(old, new) for (old, _), new in zip(changes, written, strict=True)]
@@ -184,8 +183,8 @@ class SqlWrite:
         for (old, new), mac, row in zip(pairs, macs, made, strict=True):
             kind, key = type(old), key_of(old)
             changes.append(Changed(kind, key, new.revision, rank(new), mac, row["mac"]))
-            rows.append({**_as_read(kind, key, mac), **{f"n_{name}": cell for name, cell in row.items()}})
-        with self._statements():
+            rows.append({**_as_read(kind, key, mac), **dict(zip(NEW_CELLS[kind], row.values(), strict=True))})
+        with _Statements(self):
             changed = self.change(UPDATE[type(pairs[0][0])], rows)
         if changed == len(rows):
             self.changed += changes
@@ -214,27 +213,27 @@ class SqlWrite:
         active = asked(Lease, {"session": session, "state": LeaseState.ACTIVE.value})
         while True:
             query, values = page(Lease, active, (after,) if after else (), STEP)
-            with self._statements():
+            with _Statements(self):
                 rows = self.read(query, values)
             ended += self._ended([row for row in rows if self._rows.known(Lease, row)], state, microseconds(at))
             if len(rows) < STEP:
                 return ended
-            after = rows[-1][_LEASE["id"]]
+            after = rows[-1][_ID]
 
     def _ended(self, rows: Sequence[Sequence[Any]], state: LeaseState, at: int) -> int:
         """End leases cell by cell: a job has many, and taking them apart costs more than all the rest of it."""
         changes, ends = [], []
         for row in rows:
             cells = list(row[:-1])
-            cells[_LEASE["state"]] = state.value
-            cells[_LEASE["expires_at"]] = min(cells[_LEASE["expires_at"]], at)
-            cells[_LEASE["revision"]] += 1
-            key, mac = (cells[_LEASE["id"]],), self._rows.mac_of(Lease, cells)
-            changes.append(Changed(Lease, key, cells[_LEASE["revision"]], rank_of(Lease, cells), row[-1], mac))
-            new = {f"n_{name}": cells[_LEASE[name]] for name in ("state", "expires_at", "revision")}
-            ends.append({"k0": key[0], "read": row[-1], **new, "n_mac": mac})
+            cells[_STATE] = state.value
+            cells[_ENDS] = min(cells[_ENDS], at)
+            cells[_REVISION] += 1
+            key, mac = (cells[_ID],), self._rows.mac_of(Lease, cells)
+            changes.append(Changed(Lease, key, cells[_REVISION], rank_of(Lease, cells), row[-1], mac))
+            new = {"n_state": state.value, "n_expires_at": cells[_ENDS], "n_revision": cells[_REVISION], "n_mac": mac}
+            ends.append({"k0": key[0], "read": row[-1], **new})
         if ends:
-            with self._statements():
+            with _Statements(self):
                 changed = self.change(END_LEASE, ends)
             if changed != len(ends):
                 again = WrongState(Reason.CHANGED_MEANWHILE, "The leases were changed meanwhile; repeat the call.")
@@ -255,7 +254,7 @@ class SqlWrite:
         self.changed.append(Changed(kind, key, record.revision, rank(record), mac, None))
 
     def _deleted(self, kind: type[Any], key: tuple[Any, ...], mac: bytes) -> int:
-        with self._statements():
+        with _Statements(self):
             return self.change(DELETE[kind], [_as_read(kind, key, mac)])
 
     def note(self, **facts: str | int) -> None:
@@ -266,17 +265,11 @@ class SqlWrite:
         """See ``Write.also``."""
         self.further.append(entry)
 
-    @contextmanager
-    def _statements(self) -> Iterator[None]:
-        """Bound the time of what is asked of the database, and remember that it failed."""
+    def ask(self) -> None:
+        """Bound the time of what is asked of the database next; raises what has failed before."""
         if self.fault is not None:
             raise self.fault
         self._database.bound()
-        try:
-            yield
-        except SQLAlchemyError as error:
-            self.fault = refusal(error)
-            raise self.fault from error
 
     def read(self, statement: Executable, values: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
         """The rows of a SELECT, as they are."""
@@ -288,7 +281,7 @@ class SqlWrite:
 
     def enter(self, ledger: Ledger, slot: Slot, changed: Iterable[Changed]) -> str:
         """Add what this and others have changed in this transaction to the sums; nothing is changed in it any more."""
-        with self._statements():
+        with _Statements(self):
             return ledger.enter(slot, weights(self._rows, changed), self)
 
     def told(self, mark: str) -> tuple[AuditEntry, ...]:
@@ -322,6 +315,26 @@ class SqlWrite:
         digest = hashlib.sha256(repr((NAMES[kind], cells(kind, key))).encode()).digest()
         number = int.from_bytes(digest[:8], "big", signed=True)
         self.read(LOCK_NAME, {"number": number})
+
+
+class _Statements:
+    """While something is asked of the database for a write: that it failed is remembered there.
+
+    A class and no generator, which takes longer than all else that is done here, at each statement.
+    """
+
+    __slots__ = ("_write",)
+
+    def __init__(self, write: SqlWrite) -> None:
+        self._write = write
+
+    def __enter__(self) -> None:
+        self._write.ask()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, SQLAlchemyError):
+            self._write.fault = refusal(error)
+            raise self._write.fault from error
 
 
 def _as_read(kind: type[Any], key: tuple[str | int, ...], mac: bytes) -> dict[str, Any]:

@@ -8,7 +8,6 @@ added, and a lease never outlives it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -19,6 +18,7 @@ from broker.core.kinds import LeaseState, SessionState
 from broker.core.model import Lease, Receipt, Record, Session, TrustRule, UsedToken
 from broker.core.once import last_write
 from broker.core.ports import Now, Store, Write
+from broker.core.records import renewed
 from broker.core.rows import readable
 
 R = TypeVar("R", bound=Record)
@@ -65,7 +65,7 @@ def part(call: Call, rpc: str = "") -> Call:
 
 def entry_of(call: Call, resource: str, **facts: str | int) -> AuditEntry:
     """The entry of one thing that ended by a call, under the call's own decision."""
-    return replace(call.outcome(), resource=resource, facts=facts)
+    return call.outcome_of(resource, facts)
 
 
 def live(session: Session | None, now: datetime) -> bool:
@@ -82,13 +82,13 @@ def shown(lease: Lease, session: Session | None, now: datetime) -> Lease:
     """A lease as it stands: it ends with its session if not before, even where no row says so yet (TL-03)."""
     end = min(lease.expires_at, session.expires_at) if session else lease.expires_at
     if lease.state is LeaseState.ACTIVE and (not live(session, now) or end <= now):
-        return replace(lease, state=LeaseState.EXPIRED, expires_at=end)
-    return lease if end == lease.expires_at else replace(lease, expires_at=end)
+        return renewed(lease, state=LeaseState.EXPIRED, expires_at=end)
+    return lease if end == lease.expires_at else renewed(lease, expires_at=end)
 
 
 def ended_lease(lease: Lease, state: LeaseState, now: datetime) -> Lease:
     """A lease that is over, from now on at the latest: ``KEEP`` is counted from its end, however long it could be."""
-    return replace(lease, state=state, expires_at=min(lease.expires_at, now))
+    return renewed(lease, state=state, expires_at=min(lease.expires_at, now))
 
 
 class Ending:
@@ -123,7 +123,7 @@ class Ending:
         """End a session that the caller holds, and all its leases; how many leases those were."""
         now = self._now()
         ended = write.end_leases(session.id, leases, now)
-        write.replace(session, replace(session, state=SessionState.ENDED, expires_at=min(session.expires_at, now)))
+        write.replace(session, renewed(session, state=SessionState.ENDED, expires_at=min(session.expires_at, now)))
         return ended
 
     def sessions(
@@ -149,7 +149,7 @@ class Ending:
         names = {session.rule for session in sessions if live(session, now)}
         rules = {name: readable(lambda name=name: self._store.get(TrustRule, name), None) for name in names}  # type: ignore[misc]
         return [
-            each if live(each, now) and held(each, rules[each.rule]) else replace(each, state=SessionState.ENDED)
+            each if live(each, now) and held(each, rules[each.rule]) else renewed(each, state=SessionState.ENDED)
             for each in sessions
         ]
 

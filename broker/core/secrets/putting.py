@@ -7,7 +7,7 @@ may patch learns no value, and changes no other field by what another writer has
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from broker.core import ports, receipts
@@ -20,6 +20,7 @@ from broker.core.once import last_write, once
 from broker.core.policy.guard import Guard, of_secret
 from broker.core.quota import check_versions
 from broker.core.reasons import Reason
+from broker.core.records import renewed
 from broker.core.secrets.references import MAX_NUMBER
 from broker.core.secrets.roots import Roots
 from broker.core.secrets.sealing import Sealing
@@ -104,7 +105,8 @@ class Putting:
         )  # fmt: skip
         draft = self._draft(wish, seen)
         self._permit(call, seen or draft)
-        self._permit_again(call, draft)
+        if seen and not _same_to_policies(seen, draft):
+            self._permit_again(call, draft)
         self._check(wish)
         if call.validate_only:
             return self._tried(wish, seen)
@@ -187,7 +189,7 @@ class Putting:
             return Secret(
                 name=wish.name, labels=wish.labels, latest=1, created_at=now, updated_at=now, expires_at=wish.expires_at
             )
-        return replace(
+        return renewed(
             stored,
             labels=wish.labels or stored.labels,
             latest=stored.latest + 1,
@@ -266,7 +268,8 @@ class Putting:
         _expect(wish, stored, version.number)
         check_versions(self._store, wish.name, version.number)
         secret = self._draft(wish, stored)
-        self._permit_again(call, stored or secret)
+        if stored and not _same_to_policies(stored, secret):
+            self._permit_again(call, stored)
         self._permit_again(call, secret)
         before = write.get(SecretVersion, wish.name, stored.latest) if stored else None
         if wish.patched and before is not None and before.state is not ENABLED:  # its values were taken away meanwhile
@@ -286,6 +289,11 @@ class Putting:
         """Decide on the secret with other labels than it had; writes into the call only what denies."""
         if not self._guard.permits(call.principal, call.action, of_secret(secret.name, secret)):
             self._permit(call, secret)
+
+
+def _same_to_policies(one: Secret, other: Secret) -> bool:
+    """Whether a decision on the one is the decision on the other: policies know a secret by name and labels."""
+    return (one.name, one.labels) == (other.name, other.labels)
 
 
 def there(secret: Secret | None, name: str, now: datetime | None = None) -> Secret:
