@@ -102,9 +102,9 @@ def _refuse_leftover(wishes: Wishes, there: Path) -> None:
 
 def _tried(config: Config, folder: Path) -> Condition:
     """What the database is; refused when there, or in the folder, nothing could be made."""
-    if folder.exists() and not folder.is_dir():
-        raise InvalidRequest(Reason.FOLDER_INVALID, f"{folder} is a file; name a folder.")
     ancestor = next(one for one in (folder, *folder.parents) if one.exists())
+    if not ancestor.is_dir():
+        raise InvalidRequest(Reason.FOLDER_INVALID, f"{ancestor} is a file; name a folder.")
     if not os.access(ancestor, os.W_OK | os.X_OK, effective_ids=True):
         raise InvalidRequest(
             Reason.FOLDER_INVALID, f"Nothing can be made in {ancestor}: it is read-only for this user."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from broker.core.errors import WrongState
 from broker.core.names import check_name
 from broker.core.operators.authority import check_server_names
 from broker.core.reasons import Reason
-from broker.rpc.addresses import EVERYWHERE
+from broker.rpc.addresses import EVERYWHERE, try_listening
 
 OWN_HOSTS = ("localhost", "127.0.0.1")
 OPERATORS, PIPELINES = "127.0.0.1:7443", "127.0.0.1:7444"
@@ -127,9 +126,7 @@ def _free(address: str) -> str:
     host, _, port = address.rpartition(":")
     if port != "0":
         return address
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"
+    return f"{host}:{try_listening(address)[3][1]}"
 
 
 def _toml(wishes: Wishes, token: Token) -> str:

@@ -30,7 +30,8 @@ KEPT = bytes(code not in DELETED for code in range(256))
 BLANKS = b" \t\n\r\v\f"
 _AS_BLANK = bytes(ord(" ") if code in BLANKS + b"+" else code for code in range(256))
 _STANDARD = bytes.maketrans(b"-_", b"+/")
-_DOUBLED = re.compile(rb"""(['"\\])\1+""")
+_DOUBLED = re.compile(rb"""(['"\\$%])\1+""")
+_SHELL_ESCAPE = re.compile(rb"""`(?=[`"'$#@])|\^(?=[&|<>^()%!"])""")
 _SEPARATORS = BLANKS + b":,-"
 _BETWEEN_WORDS = re.compile(rb"[\W_]+")
 _WORD = re.compile(rb"[A-Z]*|[A-Z]?[a-z]+(?:[A-Z][a-z]+)*")
@@ -60,10 +61,15 @@ class Kind:
 
 
 class _Text(Kind):
-    """Blanks are folded, or are the + of forms; characters of two bytes have zeros; quotes may be doubled or not."""
+    """Blanks are folded, or are the + of forms; characters of two bytes have zeros; signs may be doubled or not.
+
+    Quotes are doubled by SQL and CSV, $ by make and compose, % by printf and ini files; PowerShell and cmd write a
+    backtick or a caret before theirs.
+    """
 
     def plain(self, text: bytes) -> bytes:
-        return _DOUBLED.sub(rb"\1", b" ".join(text.translate(self._table, self.noise).split()))
+        single = _DOUBLED.sub(rb"\1", _SHELL_ESCAPE.sub(b"", text))
+        return b" ".join(single.translate(self._table, self.noise).split())
 
 
 TEXT = _Text(b"\0", _AS_BLANK)
@@ -135,6 +141,7 @@ def _in_other_sets(text: bytes) -> set[bytes]:
         shown = text.decode("utf-8", "replace")
         forms |= {shown.encode(), b"".join(_narrow(one) for one in shown)}
         forms |= {shown.encode("ascii", "replace"), shown.encode("ascii", "ignore")}
+        forms |= {shown.encode(wide).replace(b"\0", b"") for wide in ("utf-16-le", "utf-16-be")}  # zeros are noise
     for _ in range(2):  # a writer of one sort leaves, and this reader takes back, what looks like an escape of another
         forms |= {decode(form) for form in forms} | {part for form in forms for part in decoded_in_part(form)}
     return {form for form in forms if len(form.strip(BLANKS)) >= SHORTEST}

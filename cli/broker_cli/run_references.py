@@ -24,6 +24,8 @@ MAX_SEGMENTS = 8
 SEGMENT = re.compile(r"[a-z0-9](?:[._-]?[a-z0-9]){0,62}", re.ASCII)
 VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 FIELD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_ALMOST = re.compile(r"\s*broker:/", re.IGNORECASE)
+"""What begins so was meant for a reference: the command would get it as it stands instead."""
 _SHOWN = re.compile(r"[A-Za-z0-9._-]{1,63}", re.ASCII)
 
 
@@ -54,7 +56,7 @@ def wanted(env_files: Iterable[str], secrets: Iterable[str], as_files: Iterable[
     lines: dict[str, Line] = {}
     for one in env_files:
         lines |= dotenv.read(Path(one))
-    meant = {name: line for name, line in lines.items() if line.value.startswith(SCHEME)}
+    meant = {name: line for name, line in lines.items() if _ALMOST.match(line.value)}
     plain = {name: line.value for name, line in lines.items() if name not in meant}
     pairs, file_pairs = _options(secrets, "--secret"), _options(as_files, "--file")
     texts = all_of(

@@ -305,25 +305,43 @@ def _fields(given: tuple[str, ...], json_file: str | None) -> dict[str, bytes]:
         if given:
             raise click.UsageError("Give --field or --json-file, not both.")
         return _from_json(files.take(json_file, MAX_JSON, "secret"))
-    fields: dict[str, bytes] = {}
-    for one in given or ("value" if sys.stdin.isatty() else "value=@-",):
-        name, equals, source = one.partition("=")
-        if name in fields:
-            raise click.UsageError("A field is given twice.")
-        if equals and not source.startswith("@"):
-            # What stands in an argument is in the process list and the shell's history already (CL-01).
-            raise Refusal(
-                "VALUE_IN_ARGUMENT",
-                "A value is never an argument, where others can see it: write NAME=@FILE, NAME=@- or NAME alone. "
-                "If this was a real one, replace it.",
-                Exit.USAGE,
-            )
-        fields[name] = files.take(source[1:], MAX_VALUES, "value") if equals else _asked(name)
-    return fields
+    given = given or ("value" if _is_somebody_there() else "value=@-",)
+    sources = dict(one.partition("=")[::2] for one in given)
+    if len(sources) < len(given):
+        raise click.UsageError("A field is given twice.")
+    if any("=" in one and not one.partition("=")[2].startswith("@") for one in given):
+        # What stands in an argument is in the process list and the shell's history already (CL-01).
+        raise Refusal(
+            "VALUE_IN_ARGUMENT",
+            "A value is never an argument, where others can see it: write NAME=@FILE, NAME=@- or NAME alone. "
+            "If this was a real one, replace it.",
+            Exit.USAGE,
+        )
+    if list(sources.values()).count("@-") > 1:
+        raise click.UsageError("Standard input holds the value of one field; take the others from files.")
+    return {name: _taken(name, source[1:]) if source else _asked(name) for name, source in sources.items()}
+
+
+def _taken(name: str, source: str) -> bytes:
+    value = files.take(source, MAX_VALUES, "value")
+    if source == "-" and not value:  # what should have written it has failed, or there was no pipe
+        raise Refusal(
+            "VALUE_EMPTY",
+            f"Nothing came from standard input for the field {plain(name)}, so nothing is written; "
+            f"if an empty value is meant: --field {plain(name)}=@/dev/null.",
+            Exit.USAGE,
+        )
+    if value.endswith(b"\n") and value.count(b"\n") == 1:
+        chat(f"broker: {plain(name)} ends with a line break, which is now part of the value (printf writes none).")
+    return value
+
+
+def _is_somebody_there() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _asked(name: str) -> bytes:
-    if not sys.stdin.isatty():
+    if not _is_somebody_there():
         raise Refusal(
             "VALUE_NEEDED", "There is nobody to ask for a value here: write --field NAME=@FILE or NAME=@-.", Exit.USAGE
         )

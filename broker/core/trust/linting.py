@@ -55,7 +55,7 @@ def _place(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
 
 
 def _forms(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
-    """Conditions that no token can meet, because the claim is a list or is none; nobody would get in."""
+    """Conditions that no token can meet, as the claim is a list, is none, or is not so written; nobody would get in."""
     single = {"sub", "iss", "jti", *profile.trigger, *profile.organisation, *profile.mutable, *profile.flags}
     single |= {claim for group in profile.required for claim in group} | {*profile.started, *profile.refs}
     for matcher in rule.matchers:
@@ -66,6 +66,21 @@ def _forms(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:
             yield "F", f"{matcher.claim} is a list, which no text and no pattern fits; write {{contains: VALUE}}."
         elif matcher.claim in single and listed:
             yield "F", f"{matcher.claim} is one value and no list, so contains fits it never; write the value itself."
+        narrowing = {claim for claims, _ in profile.hardening for claim in claims}
+        yield from _spelling(matcher, single | {*profile.lists} | narrowing)
+
+
+def _spelling(matcher: Matcher, known: set[str]) -> Iterator[Weakness]:
+    """What is written nearly as it has to be: a claim in other letter case, a pattern or blanks in a plain text."""
+    claim = next((one for one in known if one.lower() == matcher.claim.lower()), "")
+    if claim and matcher.claim not in known:
+        yield "F", f"There is no claim {matcher.claim}; it is called {claim}, in these letters."
+    if matcher.claim in known and matcher.kind is not MatcherKind.GLOB:
+        if any("*" in value for value in matcher.values):
+            how = "give it whole" if IDENTITY.search(matcher.claim) else "write {glob: PATTERN} for a pattern"
+            yield "F", f"{matcher.claim} is matched by a text, where * stands for itself; {how}."
+        if any(value != value.strip() for value in matcher.values):
+            yield "F", f"A value for {matcher.claim} begins or ends with a blank, which no token has; leave it out."
 
 
 def _audience(rule: TrustRule, profile: Profile) -> Iterator[Weakness]:

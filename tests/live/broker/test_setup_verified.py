@@ -182,7 +182,8 @@ def test_K01_no_profile_is_overwritten_but_the_operators_own(made: Live, tmp_pat
 
 def test_K01_a_folder_where_nothing_can_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "is a file; name a folder" in init(tmp_path / "file").stderr
+    for wrong in (tmp_path / "file", tmp_path / "file" / "within" / "it"):
+        assert f"{tmp_path}/file is a file; name a folder" in init(wrong).stderr
     done = subprocess.run(
         [sys.executable, "-P", "-m", "broker", "init", os.fsencode(tmp_path) + b"/\xff"],
         capture_output=True, text=True, timeout=200, check=False, env=environment(),

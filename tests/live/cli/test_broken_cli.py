@@ -29,6 +29,9 @@ def shell(line: str, profile: Path, *words: str | bytes) -> tuple[int, str]:
     ("b key list >/dev/full", 1, "The result cannot be written: No space left on device. [OUTPUT_FAILED]"),
     ("b --help >/dev/full", 1, "The result cannot be written: No space left on device. [OUTPUT_FAILED]"),
     ("b key sign pay <&-", 2, "Standard input is closed, and the message was to come from it. [INPUT_CLOSED]"),
+    ("b secret put a <&-", 2, "Standard input is closed, and the value was to come from it. [INPUT_CLOSED]"),
+    ("b secret patch a --field b <&-", 2,
+     "There is nobody to ask for a value here: write --field NAME=@FILE or NAME=@-. [VALUE_NEEDED]"),
     ("b key destroy pay <&-", 2, "This needs a yes, and there is nobody to ask here: add --yes. [CONFIRMATION_NEEDED]"),
 ])  # fmt: skip
 def test_CL_a_stream_that_is_closed_or_full_is_told_in_one_sentence(

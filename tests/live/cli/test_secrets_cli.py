@@ -180,7 +180,10 @@ def test_no_option_or_argument_takes_a_value() -> None:
         ("--json-file -", b"[" * 100_000),
         ("--json-file -", b"\xff"),
         ("--json-file - --field a=@-", b"{}"),
-        ("--field a=@- --field a=@-", b""),
+        ("--field a=@- --field a=@-", b"canary-hunter2"),
+        ("--field a=@- --field b=@-", b"canary-hunter2"),
+        ("--field a=@-", b""),
+        ("", b""),
         ("--field a", b""),
         ("--expires tomorrow", b""),
         ("--expected-version -1", b""),
@@ -194,6 +197,22 @@ def test_bad_input_to_put_is_refused_unsent_and_unquoted(
     assert (ended.code, stand_in.seen) == (2, []), ended.err
     assert CANARY not in ended.out + ended.err
     assert "Traceback" not in ended.err
+
+
+def test_P51_a_pipe_that_brings_nothing_writes_no_version(broker: Broker, stand_in: StandIn) -> None:
+    for verb in ("put", "patch"):
+        ended = broker("secret", verb, "team/db", "--field", "password=@-", stdin=b"")
+        assert (ended.code, stand_in.seen) == (2, [])
+        assert "--field password=@/dev/null. [VALUE_EMPTY]" in ended.err
+    assert broker("secret", "patch", "team/db", "--field", "password=@/dev/null").code == 0
+    assert dict(stand_in.asked("PatchSecret").fields) == {"password": b""}
+
+
+@pytest.mark.parametrize(("value", "told"), [(b"one\n", True), (b"one", False), (b"-----BEGIN\nx\n", False)])
+def test_P51_the_line_break_of_echo_is_told(broker: Broker, stand_in: StandIn, value: bytes, told: bool) -> None:  # noqa: FBT001
+    ended = broker("secret", "put", "team/db", stdin=value)
+    assert dict(stand_in.asked("PutSecret").fields) == {"value": value}
+    assert ("value ends with a line break" in ended.err) is told
 
 
 def test_a_value_that_is_too_long_is_not_sent(broker: Broker, stand_in: StandIn) -> None:

@@ -266,6 +266,14 @@ def test_the_patience_that_init_is_told_is_written_and_later_told_where_it_diffe
     assert list(wishes.ignored(wished("--patience", "2.5"), config)) == list(wishes.ignored(wished(), config)) == []
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
+def test_K01_a_free_port_is_found_for_every_kind_of_address(tmp_path: Path, host: str) -> None:
+    wish = wishes.Wishes(folder=tmp_path, operators_address=f"{host}:0", pipelines_address="127.0.0.1:7444")
+    token = wishes.Token(module="/m.so", label="t", pin_file=tmp_path / "pin")
+    found, _, port = wishes.planned(wish, token, tmp_path / "broker.toml")[1].server.operators_address.rpartition(":")
+    assert (found, int(port) > 0) == (host, True)
+
+
 @pytest.mark.parametrize("patience", ["0", "0.1", "31", "nan", "long", "-1"])
 def test_a_patience_out_of_bounds_is_wrong_usage(patience: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -201,6 +201,65 @@ def test_P16_passwords_inside_other_documents(value: bytes, secret: bytes, publi
     assert masked([value], b"<" + secret + b"> " + public) == b"<***> " + public
 
 
+SECRET = b"Tr0ub4dor+3xQz"
+DOCUMENTS = {
+    "netrc": b"machine api.example.com login bob password %s\n",
+    "pgpass": b"db.example.com:5432:shop:bob:%s\n",
+    "login": b"bob:%s",
+    "Maven": b"<servers>\n <server>\n  <username>bob</username>\n  <password>%s</password>\n </server>\n</servers>",
+    "NuGet": b'<x><add key="Username" value="bob"/><add key="ClearTextPassword" value="%s"/></x>',
+    "YAML flow": b"db: {password: %s, user: bob}",
+    "YAML line": b"password: %s",
+    "Kubernetes": b"env:\n- name: DB_USER\n  value: bob\n- name: DB_PASSWORD\n  value: %s\n",
+    "line": b"export PASSWORD='%s'\n",
+    "header": b"Authorization: Bearer %s",
+    "libpq": b"host=db.example.com user=bob password=%s",
+    "redis": b"requirepass %s\nmaxmemory 1gb\n",
+    "curlrc": b'user = "bob:%s"\n',
+    "JSON5": b"{password: '%s'}",
+    "JSON lines": b'{"user":"bob","password":"%s"}\n{"user":"eve"}\n',
+    "JSON string": b'"%s"',
+    "JSON after a BOM": b'\xef\xbb\xbf{"user":"bob","password":"%s"}',
+    "JSON of siblings": b'[{"name":"DB_PASSWORD","value":"%s"},{"name":"DB_USER","value":"bob"}]',
+    "web hook": b"https://hooks.example.com/services/T0/%s9000",
+}
+
+
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_P16_a_password_alone_out_of_a_document_of_any_kind(kind: str) -> None:
+    secret = SECRET + b"9000" if kind == "web hook" else SECRET
+    public = b" bob at api.example.com, value name password services\n"
+    assert masked([DOCUMENTS[kind] % SECRET], b"<" + secret + b">" + public) == b"<***>" + public
+
+
+def test_P16_what_only_looks_like_a_login_or_a_sentence_of_one_stays() -> None:
+    values = [
+        b"a password is required here\nthe token expires\n",
+        b"db.example.com:54321",
+        b"shop:1.25.3",
+        b"ci:deploy-bot",
+    ]
+    values += [b"https://example.com/deployments/production"]
+    text = b"required expires 54321 1.25.3 deploy-bot /deployments/production\n"
+    assert masked(values, text) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [
+        ("a1$b2$c3", b"a1$$b2$$c3"),  # make, compose
+        ("100%sure%7", b"100%%sure%%7"),  # printf, ini
+        ("x'1\"y`2$z", b"x'1`\"y``2`$z"),  # PowerShell
+        ("a1&b<c2|d", b"a1^&b^<c2^|d"),  # cmd
+        ("päss-\N{KEY}-word1", "päss-\N{KEY}-word1".encode("utf-16-le")),
+        ("päss-\N{KEY}-word1", "päss-\N{KEY}-word1".encode("utf-16-be")),
+    ],
+)
+def test_P12_signs_that_are_doubled_or_escaped_and_wide_characters(value: str, printed: bytes) -> None:
+    shown = masked([value.encode()], b"pw: " + printed + b" end\n")
+    assert shown.replace(b"\0", b"") == b"pw: *** end\n"
+
+
 def certificates() -> bytes:
     chosen = random.Random(5)  # noqa: S311  reproducible
     frame = (b"-----BEGIN CERTIFICATE-----\n", b"-----END CERTIFICATE-----\n")

@@ -45,6 +45,14 @@ def test_options_go_before_lines_and_later_files_before_earlier(tmp_path: Path) 
     assert "other" not in repr(found)
 
 
+@pytest.mark.parametrize("line", ["B=BROKER://x#a", "B=broker:/x#a", 'B=" broker://x#a"'])
+def test_P50_what_is_almost_a_reference_is_not_handed_on_as_it_stands(tmp_path: Path, line: str) -> None:
+    (tmp_path / "env").write_text(f"A=broker://x#a\n{line}\n")
+    with pytest.raises(Refusal, match=r"B .*line 2.* is not a reference") as refused:
+        wanted([str(tmp_path / "env")], [], [])
+    assert refused.value.reason == "REFERENCE_INVALID"
+
+
 def test_names_are_given_once_and_something_is_asked() -> None:
     for secrets, files, reason in [
         (["A=broker://x#a", "A=broker://x#b"], [], "NAME_TWICE"),

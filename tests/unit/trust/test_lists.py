@@ -49,3 +49,18 @@ def test_P27_a_list_makes_no_identity() -> None:
     letter, reasons = grade(rule(matchers=(contains("group_id", "42"),)))
     assert letter == "F"
     assert "no immutable id" in " ".join(reasons)
+
+
+@pytest.mark.parametrize(("matcher", "told"), [
+    (exact("ref", "refs/heads/release-*"), "ref is matched by a text, where * stands for itself; write {glob"),
+    (one_of("event_name", "push", "sched*"), "event_name is matched by a text, where * stands for itself"),
+    (exact("repository_id", "4*"), "where * stands for itself; give it whole"),
+    (exact("repository_id", "42 "), "A value for repository_id begins or ends with a blank"),
+    (exact("Environment", "production"), "There is no claim Environment; it is called environment"),
+])  # fmt: skip
+def test_P27_what_is_written_nearly_right_lets_nobody_in_and_is_refused(matcher: Any, told: str) -> None:
+    good = EXAMPLES[Preset.GITHUB][0]
+    others = [one for one in good.matchers if one.claim != matcher.claim]
+    letter, reasons = grade(rule(preset=Preset.GITHUB, issuer=good.issuer, matchers=(*others, matcher)))
+    assert letter == "F"
+    assert told in " ".join(reasons)

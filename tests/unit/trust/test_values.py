@@ -26,7 +26,7 @@ TRIGGERS = (
     "issues", "issue_comment", "discussion", "discussion_comment", "fork", "watch", "workflow_run", "check_run",
     "check_suite", "status", "gollum", "page_build", "public", "label", "milestone", "merge_group", "member",
     "pull_request", "pull_request_target", "pull_request_review", "pull_request_review_comment", "pull_request_new",
-    "deployment_status", "registry_package", "image_version", "Push", "push ", "not_invented_yet",
+    "deployment_status", "registry_package", "image_version", "Push", "not_invented_yet",
 )  # fmt: skip
 SOURCES = (
     "merge_request_event", "external_pull_request_event", "parent_pipeline", "pipeline", "trigger", "external", "chat",
