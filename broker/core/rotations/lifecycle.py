@@ -28,7 +28,8 @@ from broker.core.rotations.copies import IMPORT, Copies, Copy, places
 from broker.core.rotations.deleting import Deleting
 from broker.core.rotations.rotating import Rotated, Rotating, activate, give_up, refuse_stay, sound_grace
 
-ROTATE, IMPORT_KEY = "RotateKey", "ImportKey"
+ROTATE = "KeyService/RotateKey"
+TAKES = ROTATE_KEY, IMPORT_KEY = "RotateKey", "ImportKey"
 """The actions that a rotation takes."""
 
 
@@ -82,7 +83,7 @@ class Rotations:
 
     def approvals(self, principal: Principal, key: Key) -> int:
         """How many approvals a call of theirs to ``rotate`` would need now, for the key and wherever it goes."""
-        found = self._guard.needed(principal, ROTATE, of_key(key))
+        found = self._guard.needed(principal, ROTATE_KEY, of_key(key))
         for one in places(self._store, key.name, key.latest + 1):
             target = self._store.get(Target, one.target)
             place = of_target(target) if target else of_unknown_target(one.target)
@@ -93,7 +94,7 @@ class Rotations:
 
     def asks_approvals(self) -> bool:
         """Whether any rotation may need some."""
-        return not self._guard.asks().keys().isdisjoint({ROTATE, IMPORT_KEY})
+        return not self._guard.asks().keys().isdisjoint(TAKES)
 
     def is_running(self, name: str) -> bool:
         """Whether a rotation of the key is not over."""
@@ -156,7 +157,7 @@ class Rotations:
 
     def _replacement(self, call: Call, key: Key) -> Replacement:
         """How the primary version is replaced, if the caller may rotate the key, and without waiting for anybody."""
-        asked = on_behalf(call, f"KeyService/{ROTATE}", call.principal)
+        asked = on_behalf(call, ROTATE, call.principal)
         asked.clearance = replace(call.clearance, needs=0, spent="") if call.clearance else None
         try:
             require(key, ENABLED)
