@@ -24,6 +24,7 @@ from broker.hsm.tokens import create_softhsm_token, find_softhsm
 from tests.servers.live import ROOT, Live, environment, free_address
 from tests.servers.patience import PATIENT
 from tests.servers.postgres import Postgres
+from tests.servers.softhsm import alone
 from tests.servers.warm import run
 
 PIN = "canary-pin"
@@ -183,10 +184,7 @@ def test_K01_no_profile_is_overwritten_but_the_operators_own(made: Live, tmp_pat
 def test_K01_a_folder_where_nothing_can_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "is a file; name a folder" in init(tmp_path / "file").stderr
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "broker", "init", os.fsencode(tmp_path) + b"/\xff"],
-        capture_output=True, text=True, timeout=200, check=False, env=environment(),
-    )  # fmt: skip
+    done = run(("init", os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), environment=environment())
     assert "is not UTF-8" in done.stderr
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
@@ -324,26 +322,14 @@ def test_K01_two_copies_of_a_token_on_one_database_are_found_once_they_differ(
     assert check(first) == {}
 
 
-def _born_ahead(broker: Live, program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-c", program, str(broker.folder)],
-        capture_output=True, text=True, timeout=200, check=False, env=environment(),
-    )  # fmt: skip
-
-
-AHEAD = """
-import sys, datetime
-from pathlib import Path
-from broker import app, setup
-ahead = lambda: app.now() + datetime.timedelta(days=365)
-wishes = setup.Wishes(folder=Path(sys.argv[1]), operators_address="127.0.0.1:0", pipelines_address="127.0.0.1:0")
-setup.initialise(wishes, ahead)
-"""
+def _born_ahead(folder: Path) -> None:
+    wishes = setup.Wishes(folder=folder, operators_address="127.0.0.1:0", pipelines_address="127.0.0.1:0")
+    setup.initialise(wishes, lambda: app.now() + timedelta(days=365))
 
 
 def test_K08_a_broker_that_was_made_a_year_ahead_is_found_and_not_served(tmp_path: Path) -> None:
     broker = Live(tmp_path / "broker")
-    assert _born_ahead(broker, AHEAD).returncode == 0
+    alone(_born_ahead, broker.folder)
     assert "starts at" in check(broker)["certificates"]
     served = broker.command("serve", "--config", str(broker.config))
     assert served.returncode == 1
