@@ -182,7 +182,7 @@ def test_TL_18_a_row_that_was_edited_gives_no_more_than_it_had(bench: Bench, pla
         bench.sessions.authenticate(opening.token)
 
 
-@pytest.mark.parametrize("leases", [2_000, pytest.param(15_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("leases", [4_000, pytest.param(15_000, marks=pytest.mark.soak)])
 def test_FT_37_thousands_that_are_over_are_ended_soon(bench: Bench, leases: int) -> None:
     start, now, sessions = bench.clock() - timedelta(hours=1), bench.clock(), 150
     kept = now - timedelta(minutes=1)
