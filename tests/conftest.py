@@ -103,10 +103,11 @@ def _sampled(items: list[pytest.Item]) -> dict[tuple[str, str], list[pytest.Item
     """The cases of each test that is sampled, apart for each value of the parameter that its mark names."""
     found: dict[tuple[str, str], list[pytest.Item]] = {}
     for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
         if (
             isinstance(item, pytest.Function)
-            and item.get_closest_marker("sampled")
-            and not item.get_closest_marker("soak")
+            and hasattr(item, "callspec")
+            and {"sampled"} == marks & {"sampled", "soak"}
         ):
             value = item.callspec.params.get(_mark(item).kwargs.get("each", ""))
             found.setdefault((item.nodeid.partition("[")[0], str(value)), []).append(item)

@@ -23,6 +23,9 @@ from tests.servers.live_load import BROKEN
 from tests.servers.refusals import Refused
 
 JOBS = 3
+PACE = 0.1
+"""How long each rests between two jobs or puts where the load only has to go on; to hit a call with a kill it is dense.
+"""
 REFERENCES = ["team/app/db", "team/app/api"]
 ACTIVE, ENDED = sessions_pb2.SESSION_STATE_ACTIVE, sessions_pb2.SESSION_STATE_ENDED
 LEASED = leases_pb2.LEASE_STATE_ACTIVE
@@ -87,9 +90,13 @@ class FetchLoad:
         job = Job(self._live)
         try:
             while not self._stop.is_set() and (self._job(job) or self._stay):
-                pass
+                self._rest()
         finally:
             job.close()
+
+    def _rest(self) -> None:
+        if self._stay:
+            self._stop.wait(PACE)
 
     def _job(self, job: Job) -> bool:
         """One job's life; whether the broker was there all along."""
@@ -118,6 +125,7 @@ class FetchLoad:
         for number in range(100_000):
             if self._stop.is_set() or not (self._put(client, number) or self._stay):
                 return
+            self._rest()
 
     def _put(self, client: Client, number: int) -> bool:
         put: dict[str, Any] = {"name": f"team/put/n{number % 7}", "request_id": str(uuid.uuid4())}
@@ -137,7 +145,6 @@ class FetchLoad:
             self._told.refusals.append(error)
             if error.code not in BROKEN:
                 raise
-            self._stop.wait(0.02 if self._stay else 0)
             return None
 
 

@@ -54,7 +54,7 @@ class Host(Live):
             worker = int(re.fullmatch(rf"{self.name}-w(\d+)-.*", chain)[1])  # type: ignore[index]
             if worker in found:
                 client.close()
-                pause.wait(0.05)  # the other may be about to start
+                pause.wait(0.1)  # the other may be about to start
             else:
                 found[worker] = client
         return found

@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -367,7 +368,14 @@ def live(tmp_path_factory: pytest.TempPathFactory, openbao: OpenBao) -> Iterator
 @pytest.fixture
 def live_own(tmp_path: Path, openbao: OpenBao) -> Iterator[Live]:
     """A broker of the test's own; the target ``bao`` is registered."""
-    broker = Live(tmp_path / "broker", "--allow-target", openbao.host)
+    with live_in(tmp_path, openbao) as broker:
+        yield broker
+
+
+@contextmanager
+def live_in(folder: Path, openbao: OpenBao) -> Iterator[Live]:
+    """A broker that runs there for a while; the target ``bao`` is registered."""
+    broker = Live(folder / "broker", "--allow-target", openbao.host)
     try:
         broker.start()
         openbao.write_token(broker.folder / "credentials")

@@ -14,7 +14,7 @@ import pytest
 
 from broker.targets.vault.policy import policy
 from tests.live.broker.live_story import everything, fresh
-from tests.servers.live import OPTIONS, Client, Live, vault_settings
+from tests.servers.live import OPTIONS, Client, Live, live_in, vault_settings
 from tests.servers.openbao import OpenBao, self_signed
 from tests.servers.refusals import Refused
 
@@ -251,29 +251,21 @@ def test_BY_01_a_kek_that_changed_since_it_was_pinned_gets_nothing(
     admin.ask("DeleteTarget", name=mount)
 
 
-def test_a_sealed_or_stopped_vault_is_told_and_later_used(
-    live_own: Live, openbao: OpenBao, openbao_own: OpenBao
-) -> None:
-    live_own.terminate()
-    text = live_own.config.read_text()
-    live_own.config.write_text(text.replace(f'"{openbao.host}"', f'"{openbao.host}", "{openbao_own.host}"'))
-    live_own.start()
-    openbao_own.write_token(live_own.folder / "credentials", "own.token")
-    admin = live_own.client()
-    admin.ask("CreateTarget", name="own", vault=vault_settings(openbao_own, token_file="own.token"))
-    admin.ask("CreateKey", name="waits", type=EC_P256, usage=SIGN, exportable=True)
-    openbao_own.seal()
-    assert_away(live_own, admin, "TARGET_SEALED")
-    openbao_own.stop()
-    assert_away(live_own, admin, "TARGET_UNREACHABLE")
-    openbao_own.start()
-    assert getattr(admin.ask("ImportKey", name="waits", target="own"), "import").remote_version == "1"
-    assert_silent(live_own, openbao_own)
+def test_a_sealed_or_stopped_vault_is_told_and_later_used(tmp_path: Path, openbao_own: OpenBao) -> None:
+    with live_in(tmp_path, openbao_own) as broker, broker.client() as admin:
+        admin.ask("CreateKey", name="waits", type=EC_P256, usage=SIGN, exportable=True)
+        openbao_own.seal()
+        assert_away(broker, admin, "TARGET_SEALED")
+        openbao_own.stop()
+        assert_away(broker, admin, "TARGET_UNREACHABLE")
+        openbao_own.start()
+        assert getattr(admin.ask("ImportKey", name="waits", target="bao"), "import").remote_version == "1"
+        assert_silent(broker, openbao_own)
 
 
 def assert_away(live: Live, admin: Client, reason: str) -> None:
     count = len(live.records())
-    error = admin.refusal("ImportKey", name="waits", target="own")
+    error = admin.refusal("ImportKey", name="waits", target="bao")
     assert (error.code, error.reason) == ("UNAVAILABLE", reason)
     assert_clear(error.sentence)
     assert [one["reason"] for one in live.since(count)] == [reason]

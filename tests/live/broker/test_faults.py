@@ -27,7 +27,7 @@ SIGN, ENCRYPT = 1, 2
 
 
 def test_FT_01_killed_at_random_under_load_it_keeps_every_promise(live_own: Live, openbao: OpenBao) -> None:
-    crash_rounds(live_own, openbao, 4, patience=0)
+    crash_rounds(live_own, openbao, 3, patience=0)
 
 
 def test_P25_SIGTERM_under_load_ends_cleanly(live_own: Live, openbao: OpenBao) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from broker import setup
+from tests.servers.live import environment
+from tests.servers.warm import run
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,7 @@ from broker import setup
 )
 def test_CL_03_what_the_system_refuses_is_said_in_a_sentence(arguments: list[str], tmp_path: Path) -> None:
     given = [str(tmp_path / "b") if each == "FOLDER" else each for each in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "broker", *given], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = run(tuple(given), environment=environment())
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "SYSTEM_REFUSED" in done.stderr

@@ -26,6 +26,8 @@ from tests.servers.databases import migrate
 from tests.servers.live import Live, cli
 
 __all__ = ["broker"]  # fixture
+pytestmark = pytest.mark.sampled(1)
+"""Each on one of the databases, as the run's seed chooses; `make soak` has both."""
 
 
 # ---- destructions ----------------------------------------------------------------------------------------------------

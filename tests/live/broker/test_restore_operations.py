@@ -15,6 +15,8 @@ from tests.fakes.refusals import refused
 from tests.live.broker.restore_bench import ONCE, Broker, broker
 
 __all__ = ["broker"]  # fixture
+pytestmark = pytest.mark.sampled(1)
+"""Each on one of the databases, as the run's seed chooses; `make soak` has both."""
 
 
 def exportable(broker: Broker, name: str = "pay") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from broker.core.holding import held_work
 from broker.core.kinds import RootKeyState
 from broker.core.model import RootKey
@@ -9,6 +11,8 @@ from tests.fakes.refusals import refused
 from tests.live.broker.restore_bench import FIELDS, ONCE, Broker, broker
 
 __all__ = ["broker"]  # fixture
+pytestmark = pytest.mark.sampled(1)
+"""Each on one of the databases, as the run's seed chooses; `make soak` has both."""
 
 
 def test_ST_04_a_root_key_that_was_being_made_is_not_used_before_it_is_kept(broker: Broker) -> None:

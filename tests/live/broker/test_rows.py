@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,21 +164,27 @@ def test_AU_14_a_record_tells_how_the_caller_was_known_and_why_it_was_let(live: 
     assert record["peer"].startswith("ipv4:127.0.0.1:")
 
 
-def test_CL_04_CL_07_no_level_of_chatter_and_no_url_of_the_environment_is_written_out(live_own: Live) -> None:
-    live_own.terminate()
-    live_own.start(
-        extra={
-            "PYTHONDEVMODE": "1",
-            "PYTHONASYNCIODEBUG": "1",
-            "PYTHONWARNINGS": "default",
-            "GRPC_VERBOSITY": "DEBUG",
-            "HTTPS_PROXY": f"http://user:{CANARY}@127.0.0.1:1",
-            "DATABASE_URL": f"postgresql://user:{CANARY}@127.0.0.1/x",
-        }
-    )
-    admin = live_own.client()
+def test_CL_04_CL_07_no_level_of_chatter_and_no_url_of_the_environment_is_written_out(tmp_path: Path) -> None:
+    chatter = {
+        "PYTHONDEVMODE": "1",
+        "PYTHONASYNCIODEBUG": "1",
+        "PYTHONWARNINGS": "default",
+        "GRPC_VERBOSITY": "DEBUG",
+        "HTTPS_PROXY": f"http://user:{CANARY}@127.0.0.1:1",
+        "DATABASE_URL": f"postgresql://user:{CANARY}@127.0.0.1/x",
+    }
+    broker = Live(tmp_path / "broker")
+    try:
+        broker.start(extra=chatter)
+        _seal_and_open(broker)
+    finally:
+        broker.close()
+
+
+def _seal_and_open(broker: Live) -> None:
+    admin = broker.client()
     admin.ask("CreateKey", name="sealing", type=AES_256, usage=ENCRYPT)
     sealed = admin.ask("Encrypt", name="sealing", plaintext=CANARY.encode()).ciphertext
     assert admin.ask("Decrypt", name="sealing", ciphertext=sealed).plaintext == CANARY.encode()
     admin.refusal("Decrypt", name="sealing", ciphertext=sealed[:-1] + b"x", aad=CANARY.encode())
-    assert live_own.holding(CANARY.encode(), base64.b64encode(CANARY.encode()), live_own.pin.encode()) == []
+    assert broker.holding(CANARY.encode(), base64.b64encode(CANARY.encode()), broker.pin.encode()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -20,14 +21,17 @@ import pytest
 from pkcs11 import Attribute
 from pkcs11.util.ec import encode_named_curve_parameters
 
+from broker.__main__ import main
 from broker.config import load
 from broker.hsm.config import HsmConfig
 from broker.hsm.tokens import create_softhsm_token
 from tests.servers.live import Live, cli, environment, free_address
 from tests.servers.postgres import Postgres
 from tests.servers.softhsm import alone
+from tests.servers.warm import run
 
 EC_P256, SIGN = 4, 1
+PR_GET_DUMPABLE = 3
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Live:
 @pytest.fixture
 def copy(made: Live, tmp_path: Path) -> Live:
     """The same broker in a folder that this test may break."""
-    broker = Live(tmp_path / "broker", warm=False)
+    broker = Live(tmp_path / "broker")
     shutil.copytree(made.folder, broker.folder)
     for file in broker.folder.rglob("*"):
         if file.suffix in {".toml", ".conf"}:
@@ -208,14 +212,32 @@ def test_ST_08_a_second_broker_on_the_same_folder_is_refused(live: Live) -> None
         assert admin.ask("WhoAmI").principal == "operator/admin"
 
 
-@pytest.mark.parametrize("name", ["SSLKEYLOGFILE", "GRPC_TRACE", "LD_PRELOAD"])
+LEAKING = ["SSLKEYLOGFILE", "GRPC_TRACE", "LD_PRELOAD"]
+
+
+@pytest.mark.parametrize("name", LEAKING)
 def test_SC_08_an_environment_that_would_leak_is_refused(name: str, made: Live, tmp_path: Path) -> None:
-    leak = tmp_path / "leak"
+    assert_refused(made, name, tmp_path / "leak", cold=name == "LD_PRELOAD")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", LEAKING)
+def test_SC_08_an_environment_that_would_leak_is_refused_before_anything_is_loaded(
+    name: str, made: Live, tmp_path: Path
+) -> None:
+    assert_refused(made, name, tmp_path / "leak", cold=True)
+
+
+def assert_refused(made: Live, name: str, leak: Path, *, cold: bool) -> None:
     value = "/lib/x86_64-linux-gnu/libm.so.6" if name == "LD_PRELOAD" else str(leak)
-    done = subprocess.run(
-        ["/usr/bin/env", f"{name}={value}", sys.executable, "-P", "-m", "broker", "serve", "--config", made.config],
-        capture_output=True, text=True, timeout=200, check=False, env=environment(),
-    )  # fmt: skip
+    words = ("serve", "--config", str(made.config))
+    if cold:  # the libraries find it when they are loaded
+        done = subprocess.run(
+            ["/usr/bin/env", f"{name}={value}", sys.executable, "-P", "-m", "broker", *words],
+            capture_output=True, text=True, timeout=200, check=False, env=environment(),
+        )  # fmt: skip
+    else:
+        done = run(words, environment=environment() | {name: value})
     assert done.returncode == 1
     assert_one_sentence(done, made.pin)
     assert "(ENVIRONMENT_REFUSED)" in done.stderr
@@ -285,12 +307,15 @@ def test_CL_06_no_core_is_written(live: Live) -> None:
 
 
 def test_CL_06_its_memory_cannot_be_read_by_other_processes_of_its_user() -> None:
-    script = (
-        "import ctypes, sys; from broker.__main__ import main; main(['check', '--config', '/absent']);"
-        "sys.exit(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"  # PR_GET_DUMPABLE
-    )
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, env=environment(), check=False)
-    assert done.returncode == 0, done.stderr
+    assert alone(dumpable_before_and_after) == (1, 0)
+
+
+def dumpable_before_and_after() -> tuple[int, int]:
+    """Whether this process may be read by others of its user, before it is the broker's program and then."""
+    own = ctypes.CDLL(None)
+    before = own.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
+    main(["check", "--config", "/absent"])
+    return before, own.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
 
 
 def test_the_pin_is_in_no_argument_and_no_environment(live: Live) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.servers.live import Client, Live, within
+from tests.servers.live import Client, Live, live_in, within
 from tests.servers.openbao import OpenBao
 
 EC_P256, SIGN, SECONDS = 4, 1, 60
@@ -15,9 +16,15 @@ PROVEN, DISABLED = 2, 8
 CURRENT, DRIFT_DISABLED = 1, 2
 
 
-@pytest.fixture
-def admin(live_own: Live) -> Client:
-    return live_own.client()
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory, openbao: OpenBao) -> Iterator[Live]:
+    with live_in(tmp_path_factory.mktemp("live"), openbao) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def admin(broker: Live) -> Client:
+    return broker.client()
 
 
 def made(admin: Client, name: str) -> None:
@@ -77,13 +84,16 @@ def test_a_compromised_version_is_out_of_use_here_at_once_and_there_soon(admin: 
     assert answer["data"]["soft_deleted"]
 
 
-def test_a_rotation_that_waits_can_be_given_up(admin: Client, live_own: Live, openbao: OpenBao) -> None:
+def test_a_rotation_that_waits_can_be_given_up(admin: Client, broker: Live, openbao: OpenBao) -> None:
     made(admin, "stuck")
-    openbao.write_token(live_own.folder / "credentials", token="none")
-    begun = admin.ask("RotateKey", name="stuck", everywhere=True)
-    within(SECONDS, lambda: bool(admin.ask("ListOperations", subject="key/stuck/2", live=True).operations))
-    assert admin.ask("AbortOperation", name=begun.operation.name).operation.state == 2
-    within(SECONDS, lambda: over(admin, begun.operation.name))
+    openbao.write_token(broker.folder / "credentials", token="none")
+    try:
+        begun = admin.ask("RotateKey", name="stuck", everywhere=True)
+        within(SECONDS, lambda: bool(admin.ask("ListOperations", subject="key/stuck/2", live=True).operations))
+        assert admin.ask("AbortOperation", name=begun.operation.name).operation.state == 2
+        within(SECONDS, lambda: over(admin, begun.operation.name))
+    finally:
+        openbao.write_token(broker.folder / "credentials")
     assert admin.ask("GetOperation", name=begun.operation.name).operation.failure == "GIVEN_UP"
     assert phases(admin, "stuck") == [ACTIVE, DEACTIVATED]
     assert admin.ask("Sign", name="stuck", input={"message": b"m"}).version == 1

@@ -23,7 +23,7 @@ def test_FT_01_killed_at_random_under_fetches_it_keeps_every_promise(ci: Issuer,
     broker = Live(tmp_path / "broker", "--allow-issuer", ci.host)
     try:
         broker.start()
-        crash_rounds(broker, ci, 4)
+        crash_rounds(broker, ci, 3)
     finally:
         broker.close()
 

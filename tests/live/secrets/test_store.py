@@ -20,13 +20,15 @@ from broker.store.sql import SqlStore
 from tests.contracts.store.samples import ROW_KEY, config
 from tests.fakes.calls import Clock
 from tests.fakes.hsm import SoftwareHsm
+from tests.fakes.refusals import refused
 from tests.fakes.secrets import FIELDS, PIPELINE, SecretsHouse
 from tests.servers.databases import migrate
 from tests.servers.postgres import Postgres
 from tests.servers.softhsm import KeysHsm
 
 WRITERS = 50
-ROUNDS = 20
+ROUNDS, ROTATIONS = 4, 4
+"""`make soak` has two hundred rounds of writers, and forty rotations."""
 
 
 @contextmanager
@@ -58,7 +60,8 @@ def house(url: str, tmp_path: Path) -> Iterator[SecretsHouse]:
         yield SecretsHouse(store, SoftwareHsm(), clock=clock)
 
 
-def test_of_fifty_writers_of_one_version_exactly_one_wins_each_round(house: SecretsHouse) -> None:
+def one_wins(house: SecretsHouse, rounds: int) -> None:
+    """Of fifty writers of one version exactly one does, in each round."""
     gate = threading.Barrier(WRITERS)
 
     def attempt(writer: int, expected: int) -> str:
@@ -74,12 +77,16 @@ def test_of_fifty_writers_of_one_version_exactly_one_wins_each_round(house: Secr
             return f"won {writer}"
 
     with ThreadPoolExecutor(WRITERS) as threads:
-        for expected in range(ROUNDS):
+        for expected in range(rounds):
             ended = Counter(threads.map(attempt, range(WRITERS), [expected] * WRITERS))
             [winner] = [one.removeprefix("won ") for one in ended if one.startswith("won")]
             assert ended == {f"won {winner}": 1, "VERSION_MISMATCH": WRITERS - 1}
             assert house.read().fields == {"by": winner.encode()}
             assert house.read().version == expected + 1
+
+
+def test_of_fifty_writers_of_one_version_exactly_one_wins_each_round(house: SecretsHouse) -> None:
+    one_wins(house, ROUNDS)
 
 
 def test_writers_that_name_no_version_all_get_one_of_their_own(house: SecretsHouse) -> None:
@@ -99,15 +106,14 @@ def test_ST_09_a_destroyed_version_is_gone_from_its_row(house: SecretsHouse) -> 
         house.read()
 
 
-@pytest.mark.parametrize("text", ["%", "_", "'", "' OR 'a'='a", "\\", "a' --", '"', "team_app", "TEAM"])
-def test_ST_06_what_is_looked_for_is_no_pattern_for_the_database(house: SecretsHouse, text: str) -> None:
+def test_ST_06_what_is_looked_for_is_no_pattern_for_the_database(house: SecretsHouse) -> None:
     house.put()
-    assert house.names("", text) == []
+    for text in ("%", "_", "'", "' OR 'a'='a", "\\", "a' --", '"', "team_app", "TEAM"):
+        assert house.names("", text) == [], text
+        if text != "team_app":
+            refused(lambda text=text: house.names(text))  # type: ignore[misc]
+        assert house.names("team", "app/d") == ["team/app/db"], text
     assert house.names("team_app") == []
-    if text != "team_app":
-        with pytest.raises(BrokerError):
-            house.names(text)
-    assert house.names("team", "app/d") == ["team/app/db"]
 
 
 def test_a_folder_is_found_alike_on_both_databases(house: SecretsHouse) -> None:
@@ -132,7 +138,8 @@ def put_patiently(house: SecretsHouse, name: str) -> None:
         put_patiently(house, name)
 
 
-def test_P23_no_read_and_no_write_fails_while_root_keys_are_rotated(house: SecretsHouse) -> None:
+def rotated_under_use(house: SecretsHouse, rotations: int) -> None:
+    """No read and no write fails while root keys are rotated."""
     names = [f"a/n{number}" for number in range(10)]
     for name in names:
         house.put(name)
@@ -149,12 +156,13 @@ def test_P23_no_read_and_no_write_fails_while_root_keys_are_rotated(house: Secre
             except (BrokerError, AssertionError) as error:
                 failed.append((name, error))
             count += 1
+            done.wait(0.002)  # the rate of use
         return count
 
     with ThreadPoolExecutor(4) as threads:
         users = [threads.submit(using, part) for part in range(4)]
         try:
-            for _ in range(8):
+            for _ in range(rotations):
                 house.secrets.rotate_root(house.call("RotateRootKey"))
                 house.work()
                 house.clock.forward(hours=13)
@@ -165,8 +173,12 @@ def test_P23_no_read_and_no_write_fails_while_root_keys_are_rotated(house: Secre
     house.work()
     house.clock.forward(hours=25)
     house.work()
-    assert [root.version for root in house.store.page(RootKey, limit=99)] == [9]
+    assert [root.version for root in house.store.page(RootKey, limit=99)] == [rotations + 1]
     assert all(house.read(name).fields == FIELDS for name in names)
+
+
+def test_P23_no_read_and_no_write_fails_while_root_keys_are_rotated(house: SecretsHouse) -> None:
+    rotated_under_use(house, ROTATIONS)
 
 
 def test_two_replicas_serve_each_others_secrets_through_a_rotation(postgres: Postgres, tmp_path: Path) -> None:

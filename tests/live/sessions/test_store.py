@@ -28,6 +28,7 @@ from tests.servers.dba import Dba
 from tests.servers.postgres import Postgres
 from tests.unit.sessions.bench import Bench, pipeline
 
+ROUNDS = 5  # of each race; `make soak` has two hundred
 WAITED = {"STORE_UNAVAILABLE", "AUDIT_UNAVAILABLE"}
 """What a call may end with that waited too long for the others: nothing was done."""
 
@@ -76,14 +77,19 @@ def together(count: int, act: Callable[[int], object]) -> list[str]:
         return list(pool.map(one, range(count)))
 
 
-def test_AN_15_TL_13_one_of_fifty_opens_the_session(bench: Bench) -> None:
-    for attempt in range(20):
+def one_opens(bench: Bench, rounds: int) -> None:
+    """Of fifty that come with one identity token exactly one opens the session, in each round."""
+    for attempt in range(rounds):
         job = pipeline("other", jti=f"token-{attempt}")
         half: list[Callable[[], object]] = [lambda: bench.login(job), lambda: bench.fetch(job, "other/x")]  # noqa: B023
         reasons = together(50, lambda number: half[number % 2]())  # noqa: B023
         assert reasons.count("") == 1, reasons
         assert set(reasons) <= {"", "TOKEN_REPLAYED"} | WAITED
-    assert bench.store.count(Session, {}) == 20
+    assert bench.store.count(Session, {}) == rounds
+
+
+def test_AN_15_TL_13_one_of_fifty_opens_the_session(bench: Bench) -> None:
+    one_opens(bench, ROUNDS)
 
 
 def test_a_session_has_one_lease_on_each_secret_however_many_fetch_it_at_once(bench: Bench) -> None:
@@ -122,8 +128,9 @@ def test_TL_05_a_lease_that_is_revoked_while_it_is_found_is_not_given_again(
     assert old.id not in {each.lease.id for each in fetched if each.lease}
 
 
-def test_TL_05_renewing_fetching_and_revoking_at_once_ends_revoked(bench: Bench) -> None:
-    for _ in range(20):
+def ends_revoked(bench: Bench, rounds: int) -> None:
+    """A session that is renewed, fetched with, revoked and ended at once is over, and its leases are revoked."""
+    for _ in range(rounds):
         _, opening = bench.fetch(pipeline(), "app/db")
         assert opening is not None
         acts: list[Callable[[], object]] = [
@@ -137,6 +144,10 @@ def test_TL_05_renewing_fetching_and_revoking_at_once_ends_revoked(bench: Bench)
         assert "" in {reasons[2], reasons[3], reasons[6], reasons[7]}
         assert bench.session(opening.session.id).state is SessionState.ENDED
         assert set(bench.states(opening.session.id)) == {LeaseState.REVOKED}
+
+
+def test_TL_05_renewing_fetching_and_revoking_at_once_ends_revoked(bench: Bench) -> None:
+    ends_revoked(bench, ROUNDS)
 
 
 def test_TL_18_a_damaged_lease_or_session_holds_up_nothing(bench: Bench, place: StoreConfig) -> None:

@@ -1,7 +1,8 @@
 """The DBA: every table, every column, altered, copied, put back, removed and put in, at once and before the next start.
 
 Nothing that was so changed is ever read as a record, and each change is named by an inspection (S-01 of the threat
-model). What the broker does with the refusals, and the HSM behind it, is in ``tests.live.broker.test_dba``.
+model). A run attacks some kinds of records on either database, as its seed chooses, and `make soak` all of them. What
+the broker does with the refusals, and the HSM behind it, is in ``tests.live.broker.test_dba``.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def renewed(store: SqlStore, record: Record) -> Record:
         return write.replace(stored, stored)
 
 
+@pytest.mark.sampled(5, each="place")
 @pytest.mark.parametrize("record", ROWS, ids=kind_name)
 def test_S_01_no_altered_cell_is_read_and_each_is_told(place: StoreConfig, record: Record) -> None:
     dba, table = Dba(place), NAMES[type(record)]
@@ -120,6 +122,7 @@ def test_S_01_no_altered_cell_is_read_and_each_is_told(place: StoreConfig, recor
         assert told(store, record) == []
 
 
+@pytest.mark.sampled(5, each="place")
 @pytest.mark.parametrize("record", ROWS, ids=kind_name)
 def test_S_01_a_row_under_another_primary_key_is_not_read(place: StoreConfig, record: Record) -> None:
     dba, table = Dba(place), NAMES[type(record)]
@@ -150,6 +153,7 @@ def test_S_01_a_row_holds_up_no_other(place: StoreConfig) -> None:
         refused(lambda: store.get(Key, "bad"), WrongState, "ROW_FORGED")
 
 
+@pytest.mark.sampled(4, each="place")
 @pytest.mark.parametrize("record", NAMED, ids=kind_name)
 def test_S_01_a_row_that_is_put_back_is_refused_at_once_and_after_a_restart(place: StoreConfig, record: Record) -> None:
     dba, table = Dba(place), NAMES[type(record)]
@@ -172,6 +176,7 @@ def test_S_01_a_row_that_is_put_back_is_refused_at_once_and_after_a_restart(plac
         assert store.findings == []
 
 
+@pytest.mark.sampled(4, each="place")
 @pytest.mark.parametrize("record", NAMED, ids=kind_name)
 def test_S_01_a_row_that_is_removed_is_told_at_once_and_after_a_restart(place: StoreConfig, record: Record) -> None:
     dba, table = Dba(place), NAMES[type(record)]
@@ -188,6 +193,7 @@ def test_S_01_a_row_that_is_removed_is_told_at_once_and_after_a_restart(place: S
         assert told(store, record) == []
 
 
+@pytest.mark.sampled(4, each="place")
 @pytest.mark.parametrize("record", NAMED, ids=kind_name)
 def test_S_01_the_name_of_a_row_that_was_removed_is_not_free(place: StoreConfig, record: Record) -> None:
     """An identity token whose row was removed opens no second session: nobody reads that row before adding it."""
@@ -204,6 +210,7 @@ def test_S_01_the_name_of_a_row_that_was_removed_is_not_free(place: StoreConfig,
         assert told(store, record) == []
 
 
+@pytest.mark.sampled(4, each="place")
 @pytest.mark.parametrize("record", NAMED, ids=kind_name)
 def test_S_01_a_row_that_was_deleted_does_not_come_back(place: StoreConfig, record: Record) -> None:
     dba, table = Dba(place), NAMES[type(record)]
