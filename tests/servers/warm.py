@@ -8,12 +8,14 @@ what the environment does to libraries, what other programs see of the process) 
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import os
 import runpy
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import warnings
 from collections.abc import Mapping
@@ -118,6 +120,7 @@ def _command_line(
     words: tuple[str, ...],
     environment: Mapping[str, str],
     folder: str,
+    login: bool,  # noqa: FBT001 - of a process's arguments
     *ends: Connection,
 ) -> None:
     os.environ.clear()
@@ -126,6 +129,9 @@ def _command_line(
     for number, end in enumerate(ends):
         os.dup2(end.fileno(), number)
         end.close()
+    if login:
+        os.setsid()
+        fcntl.ioctl(2, termios.TIOCSCTTY, 0)
     sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 (for the life of the process)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
     sys.argv = ["broker", *words]
@@ -136,18 +142,25 @@ def _command_line(
 class WarmCommandLine:
     """A running one, with what of ``subprocess.Popen`` its users need.
 
-    Each of ``stdin``, ``stdout`` and ``stderr`` is a file, ``DEVNULL`` or ``PIPE``.
+    Each of ``stdin``, ``stdout`` and ``stderr`` is a file or its descriptor, ``DEVNULL`` or ``PIPE``. With ``login`` it
+    leads a session, and the terminal at ``stderr`` is its own.
     """
 
     def __init__(
-        self, words: tuple[str, ...], *, environment: Mapping[str, str], folder: Path | None, **ends: Any
+        self,
+        words: tuple[str, ...],
+        *,
+        environment: Mapping[str, str],
+        folder: Path | None = None,
+        login: bool = False,
+        **ends: Any,
     ) -> None:
         self.stdin: IO[bytes] | None = None
         self.stdout: IO[bytes] | None = None
         self.stderr: IO[bytes] | None = None
         given = [self._end(name, ends.get(name, subprocess.PIPE)) for name in ("stdin", "stdout", "stderr")]
         self._process: ForkServerProcess = FRESH.Process(
-            target=_command_line, args=(words, dict(environment), str(folder or Path.cwd()), *given)
+            target=_command_line, args=(words, dict(environment), str(folder or Path.cwd()), login, *given)
         )
         self._process.start()
         for end in given:
@@ -163,8 +176,7 @@ class WarmCommandLine:
         elif asked == subprocess.DEVNULL:
             theirs = os.open(os.devnull, os.O_RDWR)
         else:
-            assert not isinstance(asked, int)
-            theirs = os.dup(asked.fileno())
+            theirs = os.dup(asked if isinstance(asked, int) else asked.fileno())
         return Connection(theirs)
 
     @property
