@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.live.run.test_job import assert_nothing_shown
+from tests.live.run.faults import assert_nothing_shown
 from tests.live.run.test_standin import Job, Pipelines, job, pipelines, pipelines_authority
 
 __all__ = ["job", "pipelines", "pipelines_authority"]  # fixtures

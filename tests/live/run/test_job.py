@@ -21,6 +21,7 @@ from broker_cli.run import USUAL_TTL
 from broker_cli.run_files import check_memory
 
 from tests.live.cli.test_standin import Authority
+from tests.live.run.faults import assert_nothing_shown
 from tests.live.run.test_standin import (
     DB,
     PASSWORD,
@@ -351,37 +352,6 @@ def test_usual_life_is_a_minute() -> None:
     assert run_session.LONGEST_PAUSE * 3 < USUAL_TTL / 2
 
 
-FAULTS = """
-import importlib, sys
-from broker_cli.main import run
-places = [
-    ('run_session', 'Job.renew'), ('run_references', 'only_field'), ('run_child', 'start'), ('run_child', 'Child.wait'),
-    ('run_files', 'MemoryFiles.add'), ('run_files', 'Keeper.tell'), ('ci.identity', 'token'), ('run', 'check_values'),
-]
-faults = [
-    OSError, ValueError, KeyError, RuntimeError, TypeError, RecursionError, MemoryError, UnicodeError, AssertionError,
-]
-each, turn = map(int, sys.argv[1:])
-for at, (module, name) in enumerate(places):
-    owner = importlib.import_module('broker_cli.' + module)
-    *outer, name = name.split('.')
-    for one in outer:
-        owner = getattr(owner, one)
-    kept = getattr(owner, name)
-    for number in range(at * each, (at + 1) * each):
-        fault = faults[(turn + number) % len(faults)]
-        def fail(*given, **more):
-            raise fault(f'canary {given} {more}')
-        setattr(owner, name, fail)
-        if name == 'only_field':
-            importlib.import_module('broker_cli.run').only_field = fail
-        run(['run', '--secret', 'DB=broker://team/db#password', '--file', 'KEY=broker://team/tls#key', '--', 'true'])
-    setattr(owner, name, kept)
-    if name == 'only_field':
-        importlib.import_module('broker_cli.run').only_field = kept
-"""
-
-
 def test_CL_03_no_fault_shows_a_value_and_each_ends_the_session(
     job: Job, pipelines: Pipelines, secrets_in_memory: Callable[[], set[str]]
 ) -> None:
@@ -389,18 +359,3 @@ def test_CL_03_no_fault_shows_a_value_and_each_ends_the_session(
     before = secrets_in_memory()
     assert_nothing_shown(job, pipelines, each=3, turn=random.randrange(9))  # noqa: S311 - where to begin
     assert secrets_in_memory() == before
-
-
-def assert_nothing_shown(job: Job, pipelines: Pipelines, each: int, turn: int) -> None:
-    """By ``broker run`` when, at each of eight places, so many of the faults come, from this one on."""
-    environment = job.environment | {"BROKER_DEBUG": "1", "GRPC_TRACE": "all"}
-    done = subprocess.run(
-        [sys.executable, "-c", FAULTS, str(each), str(turn)],
-        env=environment, capture_output=True, timeout=200, check=False,
-    )  # fmt: skip
-    shown = done.stdout + done.stderr
-    assert done.returncode == 0
-    for hidden in (b"canary", PASSWORD, b"AAAAbbbb", b"brs_", jwt().encode(), b"Traceback"):
-        assert hidden not in shown
-    assert shown.count(b"unexpected fault") >= 7 * each
-    assert pipelines.methods.count("EndSession") == pipelines.methods.count("FetchSecrets") >= 6 * each

@@ -45,14 +45,14 @@ def test_SC_08_it_is_made_up_from_no_path_and_field(form: str) -> None:
 
 def assert_not_made_up(path: str, field: str, form: str) -> None:
     asked, made_up = [named(form.format(path=path, field=field, NAME=path.upper()))], f"{path}_{field}".upper()
-    found = refusal(asked, {asked[0][1]: {field: b"canary"}})
+    found = not_collected(asked, {asked[0][1]: {field: b"canary"}})
     assert found, made_up
     assert (found.reason, found.code) == ("NAME_RESERVED", Exit.USAGE), made_up
     assert f"{made_up}=broker://" in found.message  # the way out
     assert "canary" not in found.message
 
 
-def refusal(asked: list[tuple[str, str]], fetched: dict[str, dict[str, bytes]]) -> Refusal | None:
+def not_collected(asked: list[tuple[str, str]], fetched: dict[str, dict[str, bytes]]) -> Refusal | None:
     try:
         collected(asked, fetched)
     except Refusal as found:
