@@ -266,12 +266,21 @@ class SoftwareHsm(SoftwareKeyring):
     """The ``Device`` port; for the ease of tests itself the keyring of callers' keys too.
 
     ``calls`` counts by method; ``away`` makes every call Unavailable; ``exact_wrap`` False adds a zero tail;
-    ``makes`` says which types of keys there are; with ``refuses`` it says so and makes none.
+    ``makes`` says which types of keys there are; with ``refuses`` it says so and makes none. ``of`` is one whose keys
+    this one holds too.
     """
 
-    def __init__(self, *, exact_wrap: bool = True, oaep_hashes: tuple[OaepHash, ...] = tuple(OaepHash)) -> None:
+    def __init__(
+        self,
+        *,
+        exact_wrap: bool = True,
+        oaep_hashes: tuple[OaepHash, ...] = tuple(OaepHash),
+        of: SoftwareHsm | None = None,
+    ) -> None:
         super().__init__(_Device(exact_wrap=exact_wrap, oaep_hashes=oaep_hashes), Purpose.KEY)
         self.writable = True  # for claims
+        if of is not None:
+            self._device.keys = of.keys
 
     @property
     def calls(self) -> Counter[str]:

@@ -17,10 +17,16 @@ from broker.hsm.config import HsmConfig
 from tests.contracts.hsm.keys import der_length
 
 _LEAST = 16  # bytes that are not found by chance
+_LONGEST = 64  # of the forms
+_BLOCK = 1 << 18
+_ZEROS = bytes(_BLOCK + _LONGEST)
 
 
 def image(process: int) -> Iterator[bytes]:
-    """Each readable mapping of the process; PermissionError when it lets nobody look."""
+    """What the process has written in each readable mapping; PermissionError when it lets nobody look.
+
+    It comes in blocks, each with the end of the one before; those that are all zeros (most of a stack) are left out.
+    """
     with (
         Path(f"/proc/{process}/maps").open(encoding="ascii") as maps,
         Path(f"/proc/{process}/mem").open("rb") as memory,
@@ -30,12 +36,17 @@ def image(process: int) -> Iterator[bytes]:
             if "r" not in permissions or "[v" in line:  # the kernel's own pages
                 continue
             start, end = (int(part, 16) for part in addresses.split("-"))
-            memory.seek(start)
-            yield memory.read(end - start)
+            for at in range(start, end, _BLOCK):
+                first = max(start, at - _LONGEST)
+                memory.seek(first)
+                block = memory.read(min(end, at + _BLOCK) - first)
+                if block != _ZEROS[: len(block)]:
+                    yield block
 
 
 def holds(process: int, forms: dict[str, bytes]) -> list[str]:
     """The names of the forms that the process has in memory."""
+    assert max(map(len, forms.values())) <= _LONGEST
     found: set[str] = set()
     for part in image(process):
         found |= {name for name, form in forms.items() if form in part}

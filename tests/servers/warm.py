@@ -8,20 +8,23 @@ what the environment does to libraries, what other programs see of the process) 
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import os
 import runpy
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Self
 
 from broker_cli import main as command_line
 from broker_cli.process import occupy
@@ -114,19 +117,21 @@ def run(words: tuple[str, ...], *, environment: Mapping[str, str]) -> subprocess
 
 
 def _command_line(
-    words: tuple[str, ...], environment: Mapping[str, str], folder: str, given: bytes, out: Connection, said: Connection
+    words: tuple[str, ...],
+    environment: Mapping[str, str],
+    folder: str,
+    login: bool,  # noqa: FBT001 - of a process's arguments
+    *ends: Connection,
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    source, to_source = os.pipe()  # holds what is given, for it is little
-    assert os.write(to_source, given) == len(given)
-    os.close(to_source)
-    for number, end in enumerate((source, out.fileno(), said.fileno())):
-        os.dup2(end, number)
-    os.close(source)
-    out.close()
-    said.close()
+    for number, end in enumerate(ends):
+        os.dup2(end.fileno(), number)
+        end.close()
+    if login:
+        os.setsid()
+        fcntl.ioctl(2, termios.TIOCSCTTY, 0)
     sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 (for the life of the process)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
     sys.argv = ["broker", *words]
@@ -134,32 +139,106 @@ def _command_line(
     command_line.main()
 
 
+class WarmCommandLine:
+    """A running one, with what of ``subprocess.Popen`` its users need.
+
+    Each of ``stdin``, ``stdout`` and ``stderr`` is a file or its descriptor, ``DEVNULL`` or ``PIPE``. With ``login`` it
+    leads a session, and the terminal at ``stderr`` is its own.
+    """
+
+    def __init__(
+        self,
+        words: tuple[str, ...],
+        *,
+        environment: Mapping[str, str],
+        folder: Path | None = None,
+        login: bool = False,
+        **ends: Any,
+    ) -> None:
+        self.stdin: IO[bytes] | None = None
+        self.stdout: IO[bytes] | None = None
+        self.stderr: IO[bytes] | None = None
+        given = [self._end(name, ends.get(name, subprocess.PIPE)) for name in ("stdin", "stdout", "stderr")]
+        self._process: ForkServerProcess = FRESH.Process(
+            target=_command_line, args=(words, dict(environment), str(folder or Path.cwd()), login, *given)
+        )
+        self._process.start()
+        for end in given:
+            end.close()
+
+    def _end(self, name: str, asked: int | IO[bytes]) -> Connection:
+        """What the process gets; of a pipe the other end becomes this one's attribute."""
+        writes = name != "stdin"
+        if asked == subprocess.PIPE:
+            reader, writer = os.pipe()
+            ours, theirs = (reader, writer) if writes else (writer, reader)
+            setattr(self, name, os.fdopen(ours, "rb" if writes else "wb", -1 if writes else 0))
+        elif asked == subprocess.DEVNULL:
+            theirs = os.open(os.devnull, os.O_RDWR)
+        else:
+            theirs = os.dup(asked if isinstance(asked, int) else asked.fileno())
+        return Connection(theirs)
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("broker", timeout or 0)
+        return self._process.exitcode
+
+    def communicate(self, given: bytes | None = None, timeout: float = SECONDS) -> tuple[bytes, bytes]:
+        """All that it still says, when it has got this and no more."""
+        give_up = threading.Timer(timeout, self.kill)
+        give_up.start()
+        with ThreadPoolExecutor(2) as beside:
+            told = [beside.submit(end.read if end else bytes) for end in (self.stdout, self.stderr)]
+            if self.stdin:
+                with suppress(BrokenPipeError), self.stdin as end:
+                    end.write(given or b"")
+            out, said = (one.result() for one in told)
+        self.wait(timeout)
+        give_up.cancel()
+        return out, said
+
+    def send_signal(self, number: int) -> None:
+        if self._process.exitcode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end in (self.stdout, self.stderr, self.stdin):
+            if end:
+                with suppress(BrokenPipeError):
+                    end.close()
+        self.wait(SECONDS)
+
+
 def run_command_line(
     words: tuple[str, ...], *, environment: Mapping[str, str], folder: Path | None = None, given: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """`broker` to its end, with ``given`` (at most a pipe's 64 kB) as its input; its outputs are pipes."""
-    (out, to_out), (said, to_said) = FRESH.Pipe(duplex=False), FRESH.Pipe(duplex=False)
-    place = str(folder or Path.cwd())
-    process = FRESH.Process(target=_command_line, args=(words, dict(environment), place, given, to_out, to_said))
-    process.start()
-    give_up = threading.Timer(SECONDS, process.kill)
-    give_up.start()
-    to_out.close()
-    to_said.close()
-    with out, said, ThreadPoolExecutor(1) as beside:
-        told = beside.submit(_all_of, said)
-        texts = _all_of(out), told.result()
-    process.join()
-    give_up.cancel()
-    assert process.exitcode is not None
-    return subprocess.CompletedProcess(words, process.exitcode, *texts)
+    """`broker` to its end, with ``given`` as its input; its outputs are pipes."""
+    with WarmCommandLine(words, environment=environment, folder=folder) as process:
+        out, said = process.communicate(given)
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(words, process.returncode, out, said)
 
 
 def as_text(done: subprocess.CompletedProcess[bytes]) -> subprocess.CompletedProcess[str]:
     """The same with its outputs decoded."""
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-def _all_of(end: Connection) -> bytes:
-    with os.fdopen(os.dup(end.fileno()), "rb") as file:
-        return file.read()

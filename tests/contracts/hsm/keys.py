@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -19,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from broker.core.kinds import KeyType, KeyUsage, OaepHash, SignatureAlgorithm
 from broker.core.model import WrappingKey
-from broker.core.ports import Hsm, KeyRef
+from broker.core.ports import Device, Hsm, KeyRef
+from tests.fakes.hsm import SoftwareHsm
 
 RSA: Final = (KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096)
 EXPORTABLE: Final = tuple(kind for kind in KeyType if kind is not KeyType.ED25519)
@@ -37,7 +39,13 @@ ALGORITHMS: Final = {
     KeyType.EC_SECP256K1: [SignatureAlgorithm.ES256K],
     KeyType.ED25519: [SignatureAlgorithm.EDDSA],
 }
+SOFTWARE: Final = SoftwareHsm()
+"""The one that tests share, as they share the session's real ones."""
 _made: dict[tuple[int, KeyType, KeyUsage, bool], KeyRef] = {}
+
+
+class Whole(Hsm, Device, Protocol):
+    """A device that is itself the keyring of callers' keys, as those for tests are."""
 
 
 def usage_of(key_type: KeyType) -> KeyUsage:
@@ -65,7 +73,8 @@ def made(hsm: Hsm, key: KeyRef, *, exportable: bool = False, fresh: bool = False
 def shared(hsm: Hsm, key_type: KeyType, usage: KeyUsage | None = None, *, exportable: bool = False) -> KeyRef:
     """A key that tests share and so must leave as it is. RSA keys take a second to make: they are always exportable."""
     exportable = exportable or key_type in RSA
-    name = (id(hsm), key_type, usage or usage_of(key_type), exportable)
+    token = hsm.keys if isinstance(hsm, SoftwareHsm) else hsm
+    name = (id(token), key_type, usage or usage_of(key_type), exportable)
     if name not in _made:
         _made[name] = fresh(hsm, key_type, usage, exportable=exportable)
     return _made[name]
@@ -118,6 +127,7 @@ def der_length(der: bytes) -> int:
     return 2 + octets + int.from_bytes(der[2 : 2 + octets], "big")
 
 
+@functools.cache  # to prove that the parts of a large RSA key are primes takes long, and the shared keys come often
 def spki_of(pkcs8: bytes) -> bytes:
     """The public key of a PKCS#8 private key that is parsed strictly."""
     public = load_der_private_key(pkcs8, None).public_key()

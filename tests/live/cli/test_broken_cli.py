@@ -11,6 +11,7 @@ import pytest
 
 from tests.live.cli.test_standin import StandIn, running, stand_in
 from tests.live.cli.test_terminal import environment, profile
+from tests.servers.warm import as_text, run_command_line
 
 __all__ = ["profile", "running", "stand_in"]  # fixtures
 
@@ -61,6 +62,6 @@ def test_CL_a_word_that_the_wire_cannot_carry_is_wrong_usage(profile: Path, line
 def test_CL_a_profile_file_that_holds_no_pem_is_named(profile: Path, name: str, reason: str, content: bytes) -> None:
     [file] = profile.glob(name)
     file.write_bytes(content)
-    code, said = shell("b operator whoami", profile)
-    assert (code, said.count("\n")) == (1, 1)
-    assert said.endswith(f"[{reason}]\n")
+    done = as_text(run_command_line(("operator", "whoami"), environment=environment(profile)))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.endswith(f"[{reason}]\n")

@@ -1,4 +1,7 @@
-"""`broker` as a process: on a terminal, at the end of a pipe, interrupted, and started for nothing but its help."""
+"""`broker` as a process: on a terminal, at the end of a pipe, interrupted, and started for nothing but its help.
+
+It is one that has loaded its modules already, where its start is not the point.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from broker_cli import files
 from broker_cli.main import COMMANDS, run
 
 from tests.live.cli.test_standin import Broker, StandIn, bare, broker, running, stand_in, write_profile
+from tests.servers.warm import WarmCommandLine
 
 __all__ = ["bare", "broker", "running", "stand_in"]  # fixtures
 
@@ -41,8 +45,8 @@ def on_terminal(profile: Path, *arguments: str, typed: bytes = b"", source: byte
     """(exit code, everything the terminal showed); ``source`` is standard input when it is not the terminal."""
     ours, theirs = pty.openpty()
     reading = theirs if source is None else subprocess.PIPE
-    with subprocess.Popen(
-        [*COMMAND, *arguments], stdin=reading, stdout=theirs, stderr=theirs, env=environment(profile), close_fds=True
+    with WarmCommandLine(
+        arguments, environment=environment(profile), stdin=reading, stdout=theirs, stderr=theirs
     ) as process:
         os.close(theirs)
         if source is not None:
@@ -98,9 +102,8 @@ def test_no_colour_when_not_wanted(profile: Path) -> None:
     with_colour = on_terminal(profile, "key", "list")[1]
     assert b"\x1b[1m" in with_colour
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [*COMMAND, "key", "list"], stdout=theirs, env=environment(profile, NO_COLOR="1", TERM="dumb")
-    ):
+    plain = environment(profile, NO_COLOR="1", TERM="dumb")
+    with WarmCommandLine(("key", "list"), environment=plain, stdout=theirs):
         os.close(theirs)
         assert b"\x1b" not in _read_all(ours)
     os.close(ours)
@@ -130,16 +133,10 @@ def test_an_interrupt_ends_quietly(profile: Path, stand_in: StandIn) -> None:
 def test_a_closed_pipe_ends_quietly(profile: Path, line: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [*COMMAND, *line.split()],
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        env=environment(profile),
-        timeout=200,
-        check=False,
-    )
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (141, b"")
+    with WarmCommandLine(tuple(line.split()), environment=environment(profile), stdout=writing) as process:
+        os.close(writing)
+        assert process.communicate() == (b"", b"")
+    assert process.returncode == 141
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,12 +134,12 @@ def test_HS_16_a_key_destroyed_by_another_process_is_gone_here_too(hsm: KeysHsm,
     assert hsm.reloads() == reloads, "a missing key is no reason to reload the module"
 
 
-def _wrap_for_ever(config: HsmConfig, hsm_id: bytes) -> None:
+def wrap_for_ever(config: HsmConfig, hsm_id: bytes, tell: Connection) -> None:
+    """It says when it has begun."""
     hsm = KeysHsm(config)
     key = made(hsm, unmade(KeyType.EC_P384, hsm_id=hsm_id), exportable=True)
     kek = Target().kek
     for done in count(1):
         hsm.wrap(key, kek, OaepHash.SHA1, exact=True)
         if done == 3:
-            sys.stdout.write("wrapping\n")
-            sys.stdout.flush()
+            tell.send("wrapping")

@@ -58,8 +58,12 @@ def test_a_secret_key_is_as_long_as_it_is(
     assert AESGCM(plaintext).decrypt(ciphertext[:12], ciphertext[12:], b"") == b"from the HSM"
 
 
-def test_twelve_of_twelve_rsa_keys_are_exact(exact_hsm: HsmElsewhere, target: Target) -> None:
-    for _ in range(12):  # their lengths differ by the bytes that their parts begin with
+def test_every_rsa_key_is_exact(exact_hsm: HsmElsewhere, target: Target) -> None:
+    assert_exact_as_often(exact_hsm, target, 3)
+
+
+def assert_exact_as_often(exact_hsm: HsmElsewhere, target: Target, keys: int) -> None:
+    for _ in range(keys):  # their lengths differ by the bytes that their parts begin with
         key = fresh(exact_hsm, KeyType.RSA_2048, exportable=True)
         plaintext = target.open(exact_hsm.wrap(key, target.kek, OaepHash.SHA1, exact=True), OaepHash.SHA1)
         assert spki_of(plaintext) == key.public_key

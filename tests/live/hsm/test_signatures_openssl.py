@@ -14,7 +14,7 @@ from broker.core import signatures
 from broker.core.keys import mismatch
 from broker.core.kinds import KeyType, KeyUsage, SignatureAlgorithm, VersionState
 from broker.core.model import KeyVersion
-from tests.contracts.hsm.keys import made, unmade
+from tests.contracts.hsm.keys import shared
 from tests.contracts.store.samples import T0
 from tests.servers.softhsm import KeysHsm
 
@@ -33,7 +33,7 @@ def test_K19_every_type_that_signs_and_every_algorithm_is_in_the_document() -> N
 def test_K19_openssl_verifies_as_the_document_says(
     hsm: KeysHsm, tmp_path: Path, kind: str, algorithm: str, command: str
 ) -> None:
-    key = made(hsm, unmade(KeyType(kind), KeyUsage.SIGN))
+    key = shared(hsm, KeyType(kind), KeyUsage.SIGN)
     signature = hsm.sign(key, SignatureAlgorithm(algorithm), [MESSAGE])[0]
     public = load_der_public_key(key.public_key or b"")
     (tmp_path / "payments.pem").write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))

@@ -1,6 +1,6 @@
 """A stand-in of the broker's pipelines port behind the tests of `broker run` and `broker fetch`: SessionService over
-real TLS, answers in memory. `broker` itself runs as a process, as it does in a job; where it is only run to its end, as
-one that has loaded its modules already."""
+real TLS, answers in memory. `broker` itself runs as a process, as it does in a job: as one that has loaded its modules
+already, except where its start matters (``COMMAND``)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import pytest
 from broker_api.v1 import sessions_pb2_grpc
 
 from tests.live.cli.test_standin import Authority, fail, server_certificate
-from tests.servers.warm import run_command_line
+from tests.servers.warm import WarmCommandLine, run_command_line
 
 COMMAND = [sys.executable, "-m", "broker_cli"]
 CLOCK_AHEAD = timedelta(hours=5)
@@ -138,10 +138,15 @@ class Job:
     folder: Path
     environment: dict[str, str]
 
-    def start(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, **more: Any) -> WarmCommandLine:
         environment = self.environment | more.pop("env", {})
-        more = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
-        return cast("subprocess.Popen[bytes]", subprocess.Popen([*COMMAND, *arguments], env=environment, **more))
+        ends = {"stdin": subprocess.DEVNULL} | more
+        return WarmCommandLine(arguments, environment=environment, folder=ends.pop("cwd", None), **ends)
+
+    def start_cold(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+        """As a job starts it, with an interpreter of its own."""
+        ends = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
+        return cast("subprocess.Popen[bytes]", subprocess.Popen([*COMMAND, *arguments], env=self.environment, **ends))
 
     def run(
         self, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, **more: Any
@@ -152,6 +157,7 @@ class Job:
             return done.returncode, done.stdout, done.stderr
         with self.start(*arguments, env=env or {}, cwd=cwd, **more) as process:
             out, err = process.communicate(timeout=200)
+        assert process.returncode is not None
         return process.returncode, out, err
 
 

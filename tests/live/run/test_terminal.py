@@ -14,7 +14,7 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -28,6 +28,7 @@ from tests.live.run.test_standin import (
     pipelines,
     pipelines_authority,
 )
+from tests.servers.warm import WarmCommandLine
 
 __all__ = ["job", "pipelines", "pipelines_authority"]  # fixtures
 
@@ -42,7 +43,7 @@ class Screen:
     """A terminal with `broker run` on it."""
 
     terminal: int
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | WarmCommandLine
     shown: bytes = field(default=b"")
 
     def until(self, text: bytes) -> bytes:
@@ -81,12 +82,10 @@ def on_screen(job: Job, *arguments: str, **redirected: Any) -> Iterator[Screen]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs} | redirected
-    with subprocess.Popen(
-        [sys.executable, "-c", SHELL, *COMMAND, *arguments], env=job.environment, start_new_session=True, **ends
-    ) as process:
+    with WarmCommandLine(arguments, environment=job.environment, login=True, **ends) as process:
         os.close(theirs)
         try:
-            yield Screen(ours, cast("subprocess.Popen[bytes]", process))
+            yield Screen(ours, process)
         except BaseException:
             process.kill()
             raise
