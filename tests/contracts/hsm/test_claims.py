@@ -6,8 +6,8 @@ import os
 
 from broker.core.errors import NotFound, WrongState
 from broker.core.kinds import KeyType
-from tests.contracts.hsm.keys import fresh
-from tests.contracts.hsm.test_contract import Whole, device
+from tests.contracts.hsm.keys import Whole, fresh
+from tests.contracts.hsm.test_contract import device
 from tests.fakes.refusals import refused
 
 __all__ = ["device"]
