@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import re
 import signal
 import tempfile
@@ -75,8 +76,41 @@ def pytest_collection() -> Iterator[None]:
 ROW = re.compile(r"(?<=_)[A-Z]{1,2}_?[0-9]{2}(?=_)")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the rows in a test's name be marks as well: ``pytest -m "row(id='HS-01')"``, or ``-m row`` for all."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let the rows in a test's name be marks as well: ``pytest -m "row(id='HS-01')"``, or ``-m row`` for all.
+
+    Of cases that are ``sampled`` a run has some, which its seed chooses alike in all its processes; the soak has all,
+    and so has whoever names the test.
+    """
     for item in items:
         for name in ROW.findall(item.name.partition("[")[0]):
             item.add_marker(pytest.mark.row(id=name.replace("_", "-")))
+    named = {given.rpartition("::")[2].partition("[")[0] for given in config.args if "::" in given}
+    left_out = set[str]()
+    for (name, value), cases in _sampled(items).items():
+        if "soak" in str(config.option.markexpr).replace("not soak", ""):
+            for case in cases:
+                case.add_marker("soak")
+        elif name.rpartition("::")[2] not in named:
+            most = _mark(cases[0]).args[0]
+            chance = random.Random(f"{config.getoption('randomly_seed', 0)} {name} {value}")  # noqa: S311 (no secret)
+            left_out |= set(chance.sample(sorted(case.nodeid for case in cases), max(0, len(cases) - most)))
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+    items[:] = [item for item in items if item.nodeid not in left_out]
+
+
+def _sampled(items: list[pytest.Item]) -> dict[tuple[str, str], list[pytest.Item]]:
+    """The cases of each test that is sampled, apart for each value of the parameter that its mark names."""
+    found: dict[tuple[str, str], list[pytest.Item]] = {}
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if isinstance(item, pytest.Function) and "sampled" in marks and "soak" not in marks:
+            value = item.callspec.params.get(_mark(item).kwargs.get("each", ""))
+            found.setdefault((item.nodeid.partition("[")[0], str(value)), []).append(item)
+    return found
+
+
+def _mark(item: pytest.Item) -> pytest.Mark:
+    mark = item.get_closest_marker("sampled")
+    assert mark is not None
+    return mark
