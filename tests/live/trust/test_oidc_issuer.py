@@ -41,21 +41,25 @@ def test_an_issuer_may_have_a_path(issuer: Issuer, path: str) -> None:
     assert issuer.asked == [f"{path}{DISCOVERY}", f"{path}{KEYS}"]
 
 
-def test_AN_17_ten_thousand_unknown_keys_are_one_fetch(issuer: Issuer) -> None:
+def test_AN_17_a_thousand_unknown_keys_are_one_fetch(issuer: Issuer) -> None:
+    unknown_keys(issuer, 1000)
+
+
+def unknown_keys(issuer: Issuer, count: int) -> None:
     jobs = Jobs(issuer)
     jobs.login()
     good = issuer.token()
     # An attacker needs no key for this: one signature does for all, as the key is looked for first.
-    for number in range(10_000):
+    for number in range(count):
         assert jobs.why_not(issuer.signers[0].token({"iss": issuer.url}, kid=f"k{number}")) == "ISSUER_UNAVAILABLE"
-        if number % 1000 == 0:
+        if number % 100 == 0:
             jobs.login(good)
     assert issuer.fetches == 1
     fetched = 1
     for pause in (*VAIN_PAUSES, VAIN_PAUSES[-1], VAIN_PAUSES[-1]):  # made-up names make the pauses longer
         for moment in (pause - 0.5, 1):
             jobs.ticks.now += moment
-            for number in range(100):
+            for number in range(count // 100):
                 jobs.why_not(issuer.signers[0].token({"iss": issuer.url}, kid=f"{pause}{number}"))
                 jobs.login(good)
             fetched += moment == 1
