@@ -1,8 +1,4 @@
-"""A certificate authority whose key is in the HSM (RFC 5280).
-
-``cryptography`` signs only with keys it holds, so a certificate is first signed with a throw-away key; its
-to-be-signed part is then signed by the HSM, put together again, and verified before it leaves.
-"""
+"""A certificate authority whose key is in the HSM (RFC 5280). Each certificate is verified before it leaves."""
 
 from __future__ import annotations
 
@@ -11,18 +7,17 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 
-from asn1crypto.algos import SignedDigestAlgorithm
-from asn1crypto.x509 import Certificate, TbsCertificate
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from broker.core import ports
 from broker.core.errors import InvalidRequest, Unavailable, WrongState
-from broker.core.kinds import KeyType, KeyUsage, SignatureAlgorithm
+from broker.core.kinds import KeyType, KeyUsage
+from broker.core.operators.hsm_key import HsmKey, p256
 from broker.core.ports import KeyRef
 from broker.core.reasons import Reason
 
@@ -42,9 +37,8 @@ class Authority:
 
     def __init__(self, hsm: ports.Hsm, key: KeyRef, certificate: bytes) -> None:
         self.certificate = certificate
-        self._hsm = hsm
-        self._key = key
         self._ca = _certificate_of(key, certificate)
+        self._key = HsmKey(hsm, key)
 
     @staticmethod
     def create(hsm: ports.Hsm, hsm_id: bytes, common_name: str, now: datetime) -> tuple[KeyRef, bytes]:
@@ -57,7 +51,8 @@ class Authority:
         """As ``create``, for a key of any version."""
         spki = hsm.generate(key, exportable=False)
         key = replace(key, public_key=spki)
-        public_key = _p256(load_der_public_key(spki or b""))
+        signing = HsmKey(hsm, key)
+        public_key = signing.public_key()
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         start = now.replace(microsecond=0) - BACKDATED
         draft = (
@@ -66,7 +61,7 @@ class Authority:
             .add_extension(_key_usage(ca=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         )
-        certificate = _sign(hsm, key, draft)
+        certificate = draft.sign(signing, SHA256())
         _verify(certificate, certificate)
         return key, certificate.public_bytes(Encoding.PEM)
 
@@ -78,7 +73,7 @@ class Authority:
         successor = x509.load_pem_x509_certificate(successor_pem)
         if successor.subject != self._ca.subject:
             raise WrongState(Reason.CA_CERTIFICATE_INVALID, "A CA's successor has the same name; this one has another.")
-        public_key = _p256(successor.public_key())
+        public_key = p256(successor.public_key())
         start = max(successor.not_valid_before_utc, self._ca.not_valid_before_utc)
         end = min(successor.not_valid_after_utc, self._ca.not_valid_after_utc)
         self._refuse_over(start, end)
@@ -89,7 +84,7 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(_authority_key_identifier(self._ca), critical=False)
         )
-        certificate = _sign(self._hsm, self._key, draft)
+        certificate = draft.sign(self._key, SHA256())
         _verify(certificate, self._ca)
         return certificate.public_bytes(Encoding.PEM)
 
@@ -134,7 +129,7 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(_authority_key_identifier(self._ca), critical=False)
         )
-        certificate = _sign(self._hsm, self._key, draft)
+        certificate = draft.sign(self._key, SHA256())
         _verify(certificate, self._ca)
         return certificate.public_bytes(Encoding.PEM), f"{certificate.serial_number:x}"
 
@@ -145,7 +140,7 @@ def public_key_of(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
         raise _csr_invalid(f"it is longer than {MAX_CSR_BYTES // 1024} KiB")
     try:
         request = x509.load_pem_x509_csr(csr_pem)
-        public_key = _p256(request.public_key())
+        public_key = p256(request.public_key())
         signed = request.is_signature_valid
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise _csr_invalid("it is not a PKCS#10 request in PEM for an EC P-256 key") from error
@@ -156,12 +151,6 @@ def public_key_of(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
 
 def _csr_invalid(why: str) -> InvalidRequest:
     return InvalidRequest(Reason.CSR_INVALID, f"The certificate request was not taken: {why}.")
-
-
-def _p256(key: object) -> ec.EllipticCurvePublicKey:
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ValueError("not an EC P-256 key")  # noqa: TRY004 - the value is wrong, whatever its class
-    return key
 
 
 def _certificate_of(key: KeyRef, pem: bytes) -> x509.Certificate:
@@ -231,19 +220,6 @@ def _draft(
         .not_valid_before(start)
         .not_valid_after(end)
     )
-
-
-def _sign(hsm: ports.Hsm, key: KeyRef, draft: x509.CertificateBuilder) -> x509.Certificate:
-    to_be_signed = draft.sign(ec.generate_private_key(ec.SECP256R1()), SHA256()).tbs_certificate_bytes
-    [signature] = hsm.sign(key, SignatureAlgorithm.ES256, [to_be_signed])
-    der = Certificate(
-        {
-            "tbs_certificate": TbsCertificate.load(to_be_signed),
-            "signature_algorithm": SignedDigestAlgorithm({"algorithm": "sha256_ecdsa"}),
-            "signature_value": signature,
-        }
-    ).dump()
-    return x509.load_der_x509_certificate(der)
 
 
 def _verify(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
