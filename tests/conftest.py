@@ -80,21 +80,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Let the rows in a test's name be marks as well: ``pytest -m "row(id='HS-01')"``, or ``-m row`` for all.
 
     Of cases that are ``sampled`` a run has some, which its seed chooses alike in all its processes; the soak has all,
-    and so has whoever names the test.
+    and so has whoever names the test or asks for those that failed.
     """
     for item in items:
         for name in ROW.findall(item.name.partition("[")[0]):
             item.add_marker(pytest.mark.row(id=name.replace("_", "-")))
     named = {given.rpartition("::")[2].partition("[")[0] for given in config.args if "::" in given}
     left_out = set[str]()
-    for (name, value), cases in _sampled(items).items():
+    for (name, _), cases in _sampled(items).items():
         if "soak" in str(config.option.markexpr).replace("not soak", ""):
             for case in cases:
                 case.add_marker("soak")
-        elif name.rpartition("::")[2] not in named:
+        elif name.rpartition("::")[2] not in named and not (
+            config.option.keyword or config.getoption("lf", default=False)
+        ):
             most = _mark(cases[0]).args[0]
-            chance = random.Random(f"{config.getoption('randomly_seed', 0)} {name} {value}")  # noqa: S311 (no secret)
-            left_out |= set(chance.sample(sorted(case.nodeid for case in cases), max(0, len(cases) - most)))
+            ids = sorted(case.nodeid for case in cases)  # what a value looks like as text may differ by process
+            chance = random.Random(f"{config.getoption('randomly_seed', 0)} {ids}")  # noqa: S311 (no secret)
+            left_out |= set(chance.sample(ids, max(0, len(ids) - most)))
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
     items[:] = [item for item in items if item.nodeid not in left_out]
 

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-from tests.house.sources import dotted, modules, place
+from tests.house.sources import dotted, modules, nodes, place
 
 ASKS = {"usefixtures", "getfixturevalue"}
 STARTS_PYTHON = {"tests/unit/policy/test_policy.py"}  # to see the engine of the policies overflow its stack
-
-
-def walked(file: Path) -> list[ast.AST]:
-    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
 
 
 def is_fixture(node: ast.FunctionDef) -> bool:
@@ -21,14 +16,14 @@ def is_fixture(node: ast.FunctionDef) -> bool:
     return "pytest.fixture" in map(dotted, named)
 
 
-def fixtures(nodes: list[ast.AST]) -> set[str]:
+def fixtures(within: Sequence[ast.AST]) -> set[str]:
     """Those that a module defines."""
-    return {node.name for node in nodes if isinstance(node, ast.FunctionDef) and is_fixture(node)}
+    return {node.name for node in within if isinstance(node, ast.FunctionDef) and is_fixture(node)}
 
 
-def asked(nodes: list[ast.AST]) -> Iterator[str]:
+def asked(within: Sequence[ast.AST]) -> Iterator[str]:
     """The fixtures that the tests and fixtures of a module are given, by argument or by name."""
-    for node in nodes:
+    for node in within:
         if isinstance(node, ast.FunctionDef) and (node.name.startswith("test_") or is_fixture(node)):
             yield from (each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
         elif isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in ASKS:
@@ -36,12 +31,11 @@ def asked(nodes: list[ast.AST]) -> Iterator[str]:
 
 
 def test_no_unit_test_asks_for_a_server() -> None:
-    served = {name for file in modules("tests/servers") for name in fixtures(walked(file))}
+    served = {name for file in modules("tests/servers") for name in fixtures(nodes(file))}
     assert served >= {"hsm", "softhsm", "postgres", "openbao", "live", "premium"}
     found = {}
     for file in modules("tests/unit"):
-        nodes = walked(file)
-        found[place(file)] = set(asked(nodes)) & served - fixtures(nodes)
+        found[place(file)] = set(asked(nodes(file))) & served - fixtures(nodes(file))
     assert len(found) > 80
     assert {name: servers for name, servers in found.items() if servers} == {}
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.house.sources import ROOT, definitions, modules, place
+from tests.house.sources import ROOT, definitions, modules, place, tree
 
 ROOMS = ("broker", "cli", "softhsm", "tests")
 VAGUE = {
@@ -26,8 +26,8 @@ def is_servicer(node: ast.ClassDef) -> bool:
     return any(ast.unparse(base).endswith("Servicer") for base in node.bases)
 
 
-def vague_classes(tree: ast.Module) -> Iterator[str]:
-    for node in definitions(tree):
+def vague_classes(module: ast.Module) -> Iterator[str]:
+    for node in definitions(module):
         if isinstance(node, ast.ClassDef) and words(node.name) & VAGUE and not is_servicer(node):
             yield f"line {node.lineno}: class {node.name}"
 
@@ -41,20 +41,19 @@ def code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return length
 
 
-def long_functions(tree: ast.Module) -> Iterator[str]:
-    for node in definitions(tree):
+def long_functions(module: ast.Module) -> Iterator[str]:
+    for node in definitions(module):
         if not isinstance(node, ast.ClassDef) and code_lines(node) > 40:
             yield f"line {node.lineno}: {node.name} has {code_lines(node)} lines"
 
 
 def faults(path: Path) -> Iterator[str]:
-    text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    if len(text.splitlines()) > 400:
-        yield f"{len(text.splitlines())} lines"
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    if lines > 400:
+        yield f"{lines} lines"
     if words(path.stem) & VAGUE:
         yield f"the name {path.stem}"
-    yield from (*long_functions(tree), *vague_classes(tree))
+    yield from (*long_functions(tree(path)), *vague_classes(tree(path)))
 
 
 def test_a_module_is_small_and_says_what_it_is() -> None:

@@ -10,8 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.live.rpc.test_doors import besieged, edge
+from tests.servers.edge import Edge
 from tests.servers.live import Client, Live
 from tests.servers.siege import addresses, siege
+
+__all__ = ["edge"]  # a fixture
 
 SECONDS = 10.0
 FRESH = 10
@@ -69,3 +73,9 @@ def test_NT_05_others_hardly_notice_unauthenticated_callers_at_the_doors(live_ow
             sys.stdout.write(f"{figures[-1]}\n")
     assert "connections ended" in live_own.said
     assert [each for each in figures if each[5] > TIMES * each[4]] == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("sources", [addresses(1), addresses(20), addresses(50, sites=True)], ids=len)
+def test_NT_05_five_thousand_cannot_hold_the_doors_shut(edge: Edge, sources: list[str]) -> None:
+    besieged(edge, "silent", 5000, sources)

@@ -44,7 +44,7 @@ def test_an_open_store_is_well(store: Store) -> None:
     store.check()
 
 
-@pytest.mark.sampled(60)
+@pytest.mark.sampled(1, each="record")
 @pytest.mark.parametrize("record", samples(), ids=lambda record: f"{type(record).__name__}-{key_of(record)[-1]}")
 def test_a_record_comes_back_as_it_was(store: Store, record: Record) -> None:
     put(store, record)
@@ -55,7 +55,7 @@ def test_a_record_comes_back_as_it_was(store: Store, record: Record) -> None:
         assert write.page(type(record), limit=2) == [record]
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(1, each="kind")
 @pytest.mark.parametrize("kind", list(RECORDS), ids=lambda kind: kind.__name__)
 def test_nothing_is_none(store: Store, kind: type[Any]) -> None:
     wanted = {record.__class__: key_of(record) for record in samples()}[kind]

@@ -84,7 +84,7 @@ def test_the_best_hash_that_both_can_do_is_used(place: Place) -> None:
     assert caught.value.reason == "OAEP_HASH_UNSUPPORTED"
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(4, each="place")
 @pytest.mark.parametrize(("key_type", "usage"), KEYS)
 def test_a_key_from_the_hsm_is_imported_read_back_and_does_there_what_it_does_here(
     place: Place, key_type: KeyType, usage: KeyUsage
@@ -140,7 +140,7 @@ def test_what_the_hsm_encrypts_the_target_decrypts_and_the_other_way_round(place
     assert place.port.decrypt(remote.name, remote.version, algorithm, here) == b"from here"
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(2, each="place")
 @pytest.mark.parametrize(("key_type", "usage"), [
     (KeyType.EC_P256, KeyUsage.SIGN), (KeyType.RSA_2048, KeyUsage.SIGN), (KeyType.RSA_2048, KeyUsage.ENCRYPT),
     (KeyType.AES_256, KeyUsage.ENCRYPT),
@@ -233,7 +233,7 @@ def test_key_types_that_cannot_be_imported_are_refused_with_the_reason(place: Pl
     assert not place.takes(KeyType.AES_256, KeyUsage.SIGN)
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(1, each="fault")
 @pytest.mark.parametrize("fault", [
     "cut-short", "cut-empty", "flipped-head", "flipped-tail", "other-hash", "other-kek",
 ])  # fmt: skip

@@ -198,7 +198,7 @@ def test_BY_07_a_vault_that_keeps_another_key_is_found_out_and_that_one_disabled
     assert bench.run(key, remote_name="another").state is ImportState.PROVEN
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1, each="hidden")
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("key_type", EXACT_TYPES)
 def test_what_could_not_be_proven_is_disabled_and_proven_after_a_restart_without_an_upload(

@@ -88,7 +88,7 @@ def test_BY_14_a_kek_that_changes_between_fetch_and_upload_opens_nothing(
 # ---- answers that do not come ------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1, each="fate")
 @pytest.mark.parametrize("key_type", [KeyType.EC_P256, KeyType.AES_256])
 @pytest.mark.parametrize("fate", [LOSE_ANSWER, 503, 429, 500])
 def test_BY_15_an_answer_lost_after_the_upload_is_settled_by_reading_back(

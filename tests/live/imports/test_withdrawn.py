@@ -58,7 +58,7 @@ def row_of(bench: AzureBench, key: Key) -> Import:
     return found
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(1, each="fault")
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 @pytest.mark.parametrize(("failure", "key_type"), PROOF_FAILURES)
 def test_BY_05_no_wrong_key_is_enabled_a_minute_after_the_vault_lets_it_be_disabled(
@@ -82,7 +82,7 @@ def test_BY_05_no_wrong_key_is_enabled_a_minute_after_the_vault_lets_it_be_disab
     assert alarms(bench.store, "") == []
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1, each="fault")
 @pytest.mark.parametrize("fault", [unavailable(), throttled(30), Effect.CUT], ids=str)
 @pytest.mark.parametrize(("failure", "key_type"), PROOF_FAILURES)
 def test_BY_05_nor_when_it_went_away_before_the_proof(
