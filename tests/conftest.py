@@ -108,6 +108,8 @@ def _sampled(items: list[pytest.Item]) -> dict[tuple[str, str], list[pytest.Item
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         if isinstance(item, pytest.Function) and "sampled" in marks and "soak" not in marks:
+            if not hasattr(item, "callspec"):
+                continue  # the mark is its module's
             value = item.callspec.params.get(_mark(item).kwargs.get("each", ""))
             found.setdefault((item.nodeid.partition("[")[0], str(value)), []).append(item)
     return found
