@@ -39,18 +39,13 @@ _HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
     "512": hashes.SHA512(),
 }
 _CURVES: Final[dict[KeyType, ec.EllipticCurve]] = {
-    KeyType.EC_P256: ec.SECP256R1(),
-    KeyType.EC_P384: ec.SECP384R1(),
-    KeyType.EC_P521: ec.SECP521R1(),
+    KeyType.EC_P256: ec.SECP256R1(), KeyType.EC_P384: ec.SECP384R1(), KeyType.EC_P521: ec.SECP521R1(),
     KeyType.EC_SECP256K1: ec.SECP256K1(),
-}
+}  # fmt: skip
 _SIGNS: Final = {
-    KeyType.EC_P256: "ES256",
-    KeyType.EC_P384: "ES384",
-    KeyType.EC_P521: "ES512",
-    KeyType.EC_SECP256K1: "ES256K",
+    KeyType.EC_P256: "ES256", KeyType.EC_P384: "ES384", KeyType.EC_P521: "ES512", KeyType.EC_SECP256K1: "ES256K",
     KeyType.ED25519: "EdDSA",
-}
+}  # fmt: skip
 _NEVER_PADDED: Final = (KeyType.EC_P384, KeyType.EC_SECP256K1, KeyType.AES_128, KeyType.AES_256)  # as in SoftHSM
 _RSA: Final = (KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096)
 
