@@ -179,7 +179,9 @@ def make_room(store: ports.Store, new: Import) -> list[Import]:
     """
     where: dict[str, str | int] = {"key": new.key, "target": new.target}
     on_record = store.count(Import, where)
-    gone = store.count(Import, {**where, "state": ImportState.GONE.value}) if on_record >= min(MAX_GONE, MAX_COPIES) else 0
+    gone = (
+        store.count(Import, {**where, "state": ImportState.GONE.value}) if on_record >= min(MAX_GONE, MAX_COPIES) else 0
+    )
     if on_record - gone >= MAX_COPIES:
         raise Exhausted(
             Reason.IMPORT_QUOTA,
