@@ -161,7 +161,8 @@ class Machine(RuleBasedStateMachine):
     def _turned(self) -> None:
         """What the broker does by itself, in the model."""
         given_up = self.turn > 0 and self.phases[self.turn] in {OLD, LEAKED}
-        if self.turn and not self.away and (self.enabled or given_up):  # else its copies have to wait
+        waits = bool(self.away) and not (given_up and not self._used_there())
+        if self.turn and not waits and (self.enabled or given_up):  # else its copies have to wait
             self._in_force(self.turn)
             self.turn = 0
         now = self.house.clock()
@@ -170,6 +171,11 @@ class Machine(RuleBasedStateMachine):
             for number in over.former:
                 if self.phases[number] in {PRE, ACTIVE}:
                     self.phases[number] = OLD
+
+    def _used_there(self) -> bool:
+        """Whether a target that is away may have a usable copy of what the rotation brings."""
+        rows = [row for row in self.house.rows(Import) if row.version == self.turn and row.target in self.away]
+        return any(row.may_be_there and row.state is not ImportState.DISABLED for row in rows)
 
     def _in_force(self, number: int) -> None:
         if self.phases[number] in {OLD, LEAKED}:
