@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import shutil
@@ -18,17 +19,18 @@ import pytest
 from cryptography import x509
 
 from broker import __main__ as main
-from broker import app, options, setup
+from broker import app, checkup, options, setup
 from broker.config import load
 from broker.core.errors import BrokerError
 from broker.hsm.tokens import create_softhsm_token, find_softhsm
-from tests.servers.live import ROOT, Live, environment, free_address
+from tests.servers.live import Live, environment, free_address
 from tests.servers.patience import PATIENT
 from tests.servers.postgres import Postgres
 from tests.servers.softhsm import alone
-from tests.servers.warm import run
+from tests.servers.warm import begin, run
 
 PIN = "canary-pin"
+CLONE_NEWNS = 0x20000
 
 
 @pytest.fixture(scope="module")
@@ -191,20 +193,21 @@ def test_K01_a_folder_where_nothing_can_be_made_is_named(tmp_path: Path) -> None
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
-def _left(folder: Path, stopped: Callable[[Path], bool], number: int) -> bool:
+def _left(folder: Path, stopped: Callable[[Path], bool], number: signal.Signals) -> bool:
     """Start `init`, and end it as soon as ``stopped`` says so; False when it was done before."""
     addresses = ("--operators-address", "127.0.0.1:0", "--pipelines-address", "127.0.0.1:0")
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "broker", "init", str(folder), "--allow-target", "first:8200", *addresses],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT,
-    )  # fmt: skip
+    words = ("init", str(folder), "--allow-target", "first:8200", *addresses)
+    said = folder.with_name("said")
+    process = begin(words, warm=True, said=said, environment=environment(), umask=0o077)
     pause = threading.Event()
     while process.poll() is None and not stopped(folder):
         pause.wait(0.002)
     process.send_signal(number)
-    _, said = process.communicate(timeout=200)
+    process.wait(200)
+    assert process.stdout is not None
+    process.stdout.close()
     if number == signal.SIGINT and process.returncode == 130 and (folder / "broker.toml.draft").exists():
-        assert "is unfinished. Run the same command again" in said
+        assert "is unfinished. Run the same command again" in said.read_text()
     return process.returncode != 0
 
 
@@ -351,15 +354,21 @@ def test_K08_the_servers_and_the_first_operators_certificates_are_backdated(made
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_K13_certificates_on_a_read_only_mount_are_found_today(made: Live) -> None:
-    folder = made.folder / "certificates"
-    mounted = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} && exec "
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", f"{mounted} {sys.executable} -P -m broker check --config {made.config}"],
-        capture_output=True, text=True, timeout=200, check=False, env=environment(),
-    )  # fmt: skip
-    [failed] = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
-    assert failed.startswith("FAIL  certificates: Nothing can be written in")
+    [failed] = alone(_found_when_mounted_read_only, made.config, made.folder / "certificates")
+    assert failed.startswith("certificates: Nothing can be written in")
     assert "Read-only file system" in failed
+
+
+def _found_when_mounted_read_only(config: Path, folder: Path) -> list[str]:
+    """What `check` finds wrong; the mounts are this process's own."""
+    assert ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0  # ``os`` has it from Python 3.12 on
+    for words in (
+        ["--make-rprivate", "/"],
+        ["--bind", str(folder), str(folder)],
+        ["-o", "remount,bind,ro", str(folder)],
+    ):
+        subprocess.run(["mount", *words], check=True, timeout=60)
+    return [f"{one.name}: {one.detail}" for one in checkup.findings_for(config) if not one.passed]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -114,6 +114,7 @@ FAULTS: dict[str, tuple[Callable[[Live], object], str, str]] = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_set_up_is_refused_at_start_and_found_by_check(fault: str, copy: Live) -> None:
     breaks, reason, finding = FAULTS[fault]

@@ -299,6 +299,7 @@ def test_a_killed_worker_is_started_again_and_calls_go_on(house: House) -> None:
     check_kept(house, load)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("how", ["fast", "immediate", "kill"])
 def test_P22_the_database_comes_back_under_load(house: House, postgres: Postgres, how: str) -> None:
     with Load(house) as load:

@@ -50,6 +50,7 @@ def on_postgresql(ci: Issuer, postgres: Postgres, tmp_path_factory: pytest.TempP
         postgres.drop_database(database)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("how", ["fast", "immediate", "killed"])
 def test_FT_04_postgresql_is_restarted_under_fetches(
     on_postgresql: Live, ci: Issuer, postgres: Postgres, how: str
