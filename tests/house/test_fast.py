@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 
-from tests.house.sources import dotted, modules, nodes, place
+from tests.house.sources import definitions, dotted, modules, parsed, place
 
 ASKS = {"usefixtures", "getfixturevalue"}
 STARTS_PYTHON = {"tests/unit/policy/test_policy.py"}  # to see the engine of the policies overflow its stack
@@ -31,11 +31,15 @@ def asked(within: Sequence[ast.AST]) -> Iterator[str]:
 
 
 def test_no_unit_test_asks_for_a_server() -> None:
-    served = {name for file in modules("tests/servers") for name in fixtures(nodes(file))}
+    servers_own = (file for file in modules("tests/servers") if "fixture" in file.read_text(encoding="utf-8"))
+    served = {name for file in servers_own for name in fixtures(tuple(definitions(parsed(file))))}
     assert served >= {"hsm", "softhsm", "postgres", "openbao", "live", "premium"}
     found = {}
     for file in modules("tests/unit"):
-        found[place(file)] = set(asked(nodes(file))) & served - fixtures(nodes(file))
+        module = parsed(file)
+        by_name = any(asks in file.read_text(encoding="utf-8") for asks in ASKS)
+        within = tuple(ast.walk(module) if by_name else definitions(module))
+        found[place(file)] = set(asked(within)) & served - fixtures(within)
     assert len(found) > 80
     assert {name: servers for name, servers in found.items() if servers} == {}
 

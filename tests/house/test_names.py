@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.house.sources import ROOT, definitions, modules, place, tree
+from tests.house.sources import ROOT, definitions, modules, parsed, place
 
 ROOMS = ("broker", "cli", "softhsm", "tests")
 VAGUE = {
@@ -53,7 +53,8 @@ def faults(path: Path) -> Iterator[str]:
         yield f"{lines} lines"
     if words(path.stem) & VAGUE:
         yield f"the name {path.stem}"
-    yield from (*long_functions(tree(path)), *vague_classes(tree(path)))
+    module = parsed(path)
+    yield from (*long_functions(module), *vague_classes(module))
 
 
 def test_a_module_is_small_and_says_what_it_is() -> None:

@@ -97,11 +97,13 @@ CHANGES = [(method, line) for method, line in ALL if method in {
 }]  # fmt: skip
 
 
+@pytest.mark.sampled(1, each="line")
 @pytest.mark.parametrize(("method", "line"), ALL, ids=[line for _, line in ALL])
 @pytest.mark.parametrize("format_", [None, "json", "yaml", "env"])
 def test_every_command_asks_and_prints(
     broker: Broker, stand_in: StandIn, method: str, line: str, format_: str | None
 ) -> None:
+    """In one form of output each run, another for each command; in every one in ``make soak``."""
     ended = broker(*line.split(), *(["--format", format_] if format_ and method != "DeleteTarget" else []))
     assert (ended.code, stand_in.seen[-1][0]) == (0, method), ended.err
     if method in {"DeleteTarget", "Sign", "Encrypt", "Decrypt"} and format_ is None:

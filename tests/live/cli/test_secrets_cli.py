@@ -91,11 +91,13 @@ ALL = [
 ]
 
 
+@pytest.mark.sampled(1, each="line")
 @pytest.mark.parametrize(("method", "line"), ALL, ids=[line for _, line in ALL])
 @pytest.mark.parametrize("format_", [None, "json", "yaml", "env"])
 def test_every_command_asks_and_prints(
     broker: Broker, stand_in: StandIn, method: str, line: str, format_: str | None
 ) -> None:
+    """In one form of output each run, another for each command; in every one in ``make soak``."""
     ended = broker(*line.split(), *(["--format", format_] if format_ else []))
     assert (ended.code, [name for name, _ in stand_in.seen]) == (0, [method]), ended.err
     assert ended.out.strip()

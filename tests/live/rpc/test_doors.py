@@ -72,13 +72,13 @@ def served(edge: Edge) -> None:
                     raise
 
 
-MANY = pytest.mark.sampled(1)
+MANY = pytest.mark.sampled(1, each="kind")
 SIEGES = [
     ("silent", 1000, addresses(1)),
     pytest.param("silent", 1000, addresses(20), marks=MANY),
     pytest.param("silent", 1000, addresses(50, sites=True), marks=MANY),
-    ("half", 200, addresses(1)),
-    ("half", 200, addresses(8)),
+    pytest.param("half", 200, addresses(1), marks=MANY),
+    pytest.param("half", 200, addresses(8), marks=MANY),
     ("drip", 200, addresses(8)),
 ]
 

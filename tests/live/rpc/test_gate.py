@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,12 @@ def answers_of(outcome: str) -> Callable[[Any, Any], Any]:
     return answer
 
 
-@pytest.mark.parametrize(
+def some() -> list[str]:
+    """A third of the methods, another in each run."""
+    return random.sample(METHODS, len(METHODS) // 3)
+
+
+OUTCOMES = pytest.mark.parametrize(
     ("outcome", "code", "reason"),
     [
         ("allow", "ok", ""),
@@ -70,12 +76,28 @@ def answers_of(outcome: str) -> Callable[[Any, Any], Any]:
         ("bug", "INTERNAL", "INTERNAL"),
     ],
 )
+
+
+@OUTCOMES
 def test_P1_every_method_and_every_outcome_leaves_one_record(
     tmp_path: Path, outcome: str, code: str, reason: str
 ) -> None:
+    """Every method is allowed; a third of them has each other outcome, and every one in ``make soak``."""
+    leaves_one_record(tmp_path, METHODS if outcome == "allow" else some(), outcome, code, reason)
+
+
+@pytest.mark.soak
+@OUTCOMES
+def test_P1_all_methods_and_every_outcome_leave_one_record(
+    tmp_path: Path, outcome: str, code: str, reason: str
+) -> None:
+    leaves_one_record(tmp_path, METHODS, outcome, code, reason)
+
+
+def leaves_one_record(tmp_path: Path, methods: list[str], outcome: str, code: str, reason: str) -> None:
     answers = {} if outcome == "allow" else {path.split(".")[-1]: answers_of(outcome) for path in METHODS}
     with running(tmp_path, plain_services(answers)) as edge, edge.channel() as channel:
-        for path in METHODS:
+        for path in methods:
             recorded = len(edge.journal.entries)
             if outcome == "allow":
                 raw(channel, path, sound(path))
@@ -112,8 +134,18 @@ def test_P1_an_operation_that_recorded_its_outcome_is_not_recorded_again(tmp_pat
 
 
 def test_P1_no_record_no_answer(edge: Edge) -> None:
+    """Of a third of the methods; of every one in ``make soak``."""
+    not_answered(edge, some())
+
+
+@pytest.mark.soak
+def test_P1_no_record_no_answer_of_any_method(edge: Edge) -> None:
+    not_answered(edge, METHODS)
+
+
+def not_answered(edge: Edge, methods: list[str]) -> None:
     with edge.channel() as channel:
-        for path in METHODS:
+        for path in methods:
             edge.journal.broken = True
             found = refused_on_the_wire(partial(raw, channel, path, sound(path), timeout=200))
             assert (found.code, found.reason) == ("UNAVAILABLE", "AUDIT_UNAVAILABLE")

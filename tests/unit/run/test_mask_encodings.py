@@ -285,6 +285,7 @@ def test_P23_cost_grows_with_the_output_and_not_with_the_values() -> None:
 HOSTILE = [b"\\", b"%41", b"\\\\\\u0041", b"'", b"&amp;amp;", b"aaaa", b"kQ9+zR/7pLmN+x2Vb8", b"a" * 62]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("part", HOSTILE)
 def test_P23_hostile_output_takes_linear_time(part: bytes) -> None:
     values = [b"kQ9+zR/7pLmN+x2Vb8T", b"aaaa", b"a" * 63 + b"b"]
