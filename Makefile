@@ -9,7 +9,7 @@ UV_VERSION := 0.13.9
 # What Python compiles is kept, whatever the caller's environment says: each process of a test run would do it again.
 IN_TREE := PYTHONDONTWRITEBYTECODE= PYTHONPATH=.:cli:protos
 # Each has servers of its own. Much of a test is waiting, so there are more than most computers have cores for.
-PROCESSES ?= 4
+PROCESSES ?= 6
 SHIM := .make/pkcs11-shim.so
 
 define prepare
