@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pkcs11
@@ -26,10 +28,12 @@ def image(process: int) -> Iterator[bytes]:
     """What the process has written in each readable mapping; PermissionError when it lets nobody look.
 
     It comes in blocks, each with the end of the one before; those that are all zeros (most of a stack) are left out.
+    The process stands still meanwhile: what it gives back could not be read any more.
     """
     with (
         Path(f"/proc/{process}/maps").open(encoding="ascii") as maps,
         Path(f"/proc/{process}/mem").open("rb") as memory,
+        _stopped(process),
     ):
         for line in maps:
             addresses, permissions, *_ = line.split()
@@ -42,6 +46,15 @@ def image(process: int) -> Iterator[bytes]:
                 block = memory.read(min(end, at + _BLOCK) - first)
                 if block != _ZEROS[: len(block)]:
                     yield block
+
+
+@contextmanager
+def _stopped(process: int) -> Iterator[None]:
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
 
 
 def holds(process: int, forms: dict[str, bytes]) -> list[str]:

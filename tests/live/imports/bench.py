@@ -22,6 +22,7 @@ from broker.targets.vault.policy import policy
 from tests.contracts.store.samples import ROW_KEY
 from tests.fakes.calls import Clock, operator
 from tests.servers.databases import migrate
+from tests.servers.live import within
 from tests.servers.openbao import OpenBao
 from tests.servers.patience import PATIENCE
 from tests.worlds.world import Fronted, World
@@ -45,10 +46,19 @@ class Mount:
     def make(self) -> None:
         self.server.make_mount(self.path)
 
-    def renew(self) -> None:
+    def successor(self) -> str:
+        """A mount with another KEK and without keys, which can take this one's place (``renew``) in no time."""
+        path = f"transit-{secrets.token_hex(6)}"
+        self.server.make_mount(path)
+        return path
+
+    def renew(self, successor: str = "") -> None:
         """The same mount with another KEK, and without its keys."""
+        successor = successor or self.successor()
         self.server.request("DELETE", f"sys/mounts/{self.path}")
-        self.make()
+        moved = self.server.request("POST", "sys/remount", {"from": successor, "to": self.path})["migration_id"]
+        status = f"sys/remount/status/{moved}"
+        within(20, lambda: self.server.request("GET", status)["data"]["migration_info"]["status"] == "success")
 
     def give(self, text: str) -> None:
         """From now on the broker's token may do what this policy says."""

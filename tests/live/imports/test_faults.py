@@ -62,11 +62,11 @@ def test_BY_14_a_kek_that_changes_between_fetch_and_upload_opens_nothing(
     bench = Bench(own_mount, hsm, tmp_path, frozenset({proxy.host}))
     bench.settings = own_mount.settings(proxy.address, proxy.ca_pem)
     bench.register()
-    key = bench.key()
+    key, successor = bench.key(), own_mount.successor()
 
     def change_kek(_method: str, path: str) -> int:
         if path.endswith("/import"):
-            own_mount.renew()
+            own_mount.renew(successor)
         return PASS
 
     proxy.rule = change_kek
