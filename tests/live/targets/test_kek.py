@@ -95,6 +95,14 @@ def test_K11_a_kek_that_was_replaced_is_not_pinned_by_pasting_what_is_offered(be
     assert bench.bring(bench.key()).row.state is ImportState.PROVEN
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RSA-4096 takes its time, and how long the key is counts for nothing here."""
+    # Patched: the length is in nobody's configuration.
+    monkeypatch.setattr(azure, "KEK_BITS", 2048)
+
+
+@pytest.mark.usefixtures("small")
 def test_K11_a_target_that_is_only_being_registered_is_told_of_making_one(bench: AzureBench) -> None:
     wrong = bench.vault.add_kek("wrong", key_ops=("import", "encrypt"))
     settings = {**bench.settings, "kek": wrong}
@@ -114,13 +122,6 @@ def test_K11_a_target_that_is_only_being_registered_is_told_of_making_one(bench:
 
 
 # ---- a KEK whose answer was lost -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RSA-4096 takes its time, and how long the key is counts for nothing here."""
-    # See above: the length is in nobody's configuration.
-    monkeypatch.setattr(azure, "KEK_BITS", 2048)
 
 
 def add(bench: AzureBench, kek: str = "fresh", *, request_id: str = "") -> Target:
