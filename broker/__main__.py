@@ -26,7 +26,7 @@ from broker import acceptance, app, checkup, options, profiles, setup, superviso
 from broker.config import DRAFT, Config, load
 from broker.core.errors import BrokerError, InvalidRequest, WrongState
 from broker.core.reasons import Reason
-from broker.processor import keep_to_one, short_turns
+from broker.processor import keep_to_one
 
 log = structlog.get_logger("broker")
 
@@ -230,7 +230,6 @@ def run(config: Config, profile: Path | None = None, worker: int = 0) -> int:
         signal.signal(number, lambda _number, _frame: ends.put(0))
     if config.server.workers > 1:
         supervisor.end_with_supervisor(lambda: ends.put(0))
-    short_turns()
     if config.server.one_processor:
         keep_to_one(worker)
     broker = app.Broker(config)

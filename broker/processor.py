@@ -1,4 +1,4 @@
-"""One processor for each process of the broker, and short turns of its threads on it.
+"""One processor for each process of the broker.
 
 Python runs one thread at a time. On several processors its threads still wake each other across them for every step of
 a call, which costs more than the second processor gives: kept to one, a process answers about twice as many calls.
@@ -9,7 +9,6 @@ What else runs on it the system moves away, as far as it is free to move.
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,16 +16,7 @@ import structlog
 
 TASKS = Path("/proc/self/task")
 
-TURN_SECONDS = 0.0005
-"""How long a thread goes on while another one waits for Python. A call takes several turns, and each would wait 5 ms,
-Python's own figure, for every piece of background work that is being done."""
-
 log = structlog.get_logger("broker")
-
-
-def short_turns() -> None:
-    """Have a thread that runs Python hand it on soon to one that waits."""
-    sys.setswitchinterval(TURN_SECONDS)
 
 
 def keep_to_one(worker: int = 0) -> None:
