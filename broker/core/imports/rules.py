@@ -177,15 +177,18 @@ def make_room(store: ports.Store, new: Import) -> list[Import]:
 
     Exhausted ``IMPORT_QUOTA`` when so many may be there already.
     """
-    if not has_room(store, new.key, new.target):
+    where: dict[str, str | int] = {"key": new.key, "target": new.target}
+    on_record = store.count(Import, where)
+    gone = (
+        store.count(Import, {**where, "state": ImportState.GONE.value}) if on_record >= min(MAX_GONE, MAX_COPIES) else 0
+    )
+    if on_record - gone >= MAX_COPIES:
         raise Exhausted(
             Reason.IMPORT_QUOTA,
             f"{MAX_COPIES} imports of this key to this target are on record, those that came to nothing or were "
             "disabled too: import a version again under the name that it has there (`broker key where`), or use "
             "another key.",
         )
-    where: dict[str, str | int] = {"key": new.key, "target": new.target}
-    gone = store.count(Import, {**where, "state": ImportState.GONE.value})
     return _long_gone(copies_where(store, **where))[: gone - MAX_GONE] if gone > MAX_GONE else []
 
 
