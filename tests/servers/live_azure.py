@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from broker.targets.azure_key_vault.kek import KEK_BITS
 from tests.servers.azure import put_kek, ticking
 from tests.servers.azure_key_vault import FakeVault
 from tests.servers.live import Client, Live
@@ -89,6 +90,8 @@ def azure_house(folder: Path, *options: str, create_kek: bool = True, **hsm: flo
             broker.start()
             with broker.client() as admin:
                 for name, vault in (("premium", premium), ("hsm", managed)):
+                    if create_kek:
+                        vault.stock(KEK_BITS)
                     settings = settings_of(vault, "kek" if create_kek else put_kek(vault))
                     admin.ask("CreateTarget", name=name, azure_key_vault=settings, create_kek=create_kek)
             yield AzureLive(broker, premium, managed)

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from broker.core.errors import InvalidRequest, WrongState
 from broker.core.kinds import ImportState, KeyType, KeyUsage
 from broker.core.model import Terms
+from broker.targets.azure_key_vault.kek import KEK_BITS
 from tests.fakes.refusals import refused
 from tests.live.imports.bench import same
 from tests.live.targets.azure_bench import AzureBench, bench, vault
@@ -142,6 +143,7 @@ def test_a_key_that_cannot_be_held_to_its_terms_does_not_stay_usable(bench: Azur
 
 def test_a_kek_is_made_for_importing_only_and_pinned_by_its_version(bench: AzureBench) -> None:
     settings = {**bench.settings, "kek": "made"}
+    bench.vault.stock(KEK_BITS)
     target = bench.targets.create(bench.call("CreateTarget"), "second", bench.kind, settings, "", create_kek=True)
     (kek,) = bench.vault.versions("made")
     assert target.kek_id == target.settings["kek"] == f"{bench.vault.url}/keys/made/{kek.version}"

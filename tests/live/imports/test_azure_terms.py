@@ -15,6 +15,7 @@ from broker.core.imports.rules import TERMS_UNSETTLED
 from broker.core.kinds import ImportState, KeyType
 from broker.core.model import Import, Key, Target, Terms
 from broker.targets import connector
+from broker.targets.azure_key_vault.kek import KEK_BITS
 from tests.fakes.refusals import refused
 from tests.live.targets.azure_bench import AzureBench
 from tests.servers.azure import put_kek, surroundings_of, ticking
@@ -239,6 +240,7 @@ def test_a_kek_that_was_made_unheard_is_registered_by_the_same_request(bench: Az
         call = bench.call("CreateTarget", request_id="6f1c1b1e-8f65-4c6e-9a52-0d5c0f2e7a11")
         return bench.targets.create(call, "second", bench.kind, settings, "", create_kek=True)
 
+    bench.vault.stock(KEK_BITS)
     bench.vault.faults.add(Effect.LOSE_ANSWER, on="^POST /keys/made/create")
     refused(create, Unavailable, "TARGET_UNREACHABLE")
     (kek,) = bench.vault.versions("made")

@@ -35,6 +35,7 @@ class Rest:
         self._url, self._shelf, self._now, self._managed_hsm = url, shelf, now, managed_hsm
         self._lock = threading.RLock()
         self.denied: set[str] = set()
+        self.stock: list[rsa.RSAPrivateKey] = []
 
     def answer(self, request: Request, *, other_key: bool = False) -> Answer:
         """``other_key``: an import keeps another key than it was sent."""
@@ -95,7 +96,11 @@ class Rest:
             raise bad_parameter("An RSA key has 2048, 3072 or 4096 bits and the exponent 65537.")
         attributes, tags = self._told(asked)
         self._shelf.check_room(names["name"])
-        material = rsa.generate_private_key(65537, bits)
+        material = next((key for key in self.stock if key.key_size == bits), None)
+        if material:
+            self.stock.remove(material)
+        else:
+            material = rsa.generate_private_key(65537, bits)
         with self._lock:
             made = self._shelf.put(names["name"], "RSA-HSM", material, ["import"], attributes, tags)
         return Answer(200, self._bundle(made))

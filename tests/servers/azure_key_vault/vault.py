@@ -114,6 +114,10 @@ class FakeVault:
         made = self.shelf.put(name, kty, material, list(key_ops), attributes, {})
         return f"{self.url}/keys/{made.name}/{made.version}"
 
+    def stock(self, bits: int) -> None:
+        """Make an RSA key now that it is going to be asked to make: a service has these in milliseconds."""
+        self._rest.stock.append(rsa.generate_private_key(65537, bits))
+
     def swap_kek(self, name: str = "kek") -> None:
         """Another key pair under the same versioned id, as a lookalike would have it."""
         kek = self.shelf.get(name)
